@@ -1,0 +1,15 @@
+"""What a person did wrong, in a sentence they can act on."""
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message is one clear sentence that names the thing, its value and what would do.
+
+    The doors in `workflows/` print it without a traceback and exit with code 2.
+    """
+
+
+class BadInput(Exception):
+    """One photograph, mask or example that can't be used. The message is the reason shown in the `rejects` table.
+
+    It never stops a run by itself: jobs set the input aside and count it.
+    """

@@ -1,0 +1,225 @@
+"""Tables between the stages: one folder of Parquet each, sorted, complete or absent.
+
+A table's parts lie in a folder named by its fingerprint and become the table when `_commit.json` names them: that one small
+object is written last, so a reader never sees half a table, and a rebuilt table replaces the old one in one step.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import storage
+
+SCHEMA_VERSION = 1
+COMMIT = "_commit.json"
+
+BOX = pa.list_(pa.float32(), 4)
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train, dev or val
+        pa.field("width", pa.int32(), nullable=False),  # px, as displayed (EXIF orientation applied)
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the file's bytes
+        pa.field("class_mask", pa.binary()),  # 8-bit PNG of class ids, 255 void
+        pa.field("object_mask", pa.binary()),  # 8- or 16-bit PNG of object ids from 1, 0 background; 255 (8-bit) or 65535 void
+    ]
+)
+PROPOSALS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("boxes", pa.list_(BOX), nullable=False),  # x1, y1, x2, y2, pixel edges, x2/y2 exclusive, best first
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+EXAMPLES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("stage", pa.int8(), nullable=False),
+        pa.field("box", BOX, nullable=False),  # after the 1.2×; may leave the image
+        pa.field("class_id", pa.int16(), nullable=False),  # what it is balanced by
+        pa.field("iou", pa.float32(), nullable=False),
+        pa.field("repeats", pa.int16(), nullable=False),  # times it is seen in an epoch
+        pa.field("image", pa.binary(), nullable=False),  # JPEG
+        pa.field("mask", pa.binary(), nullable=False),  # PNG of class ids, 255 void
+    ]
+)
+REJECTS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that could not be used, and why."""
+
+    image_id: str
+    path: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one Parquet row group, and the sum of their `repeats` (= rows where there is no such column)."""
+
+    rows: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a table: its name below the table's folder and its row groups."""
+
+    name: str
+    row_groups: list[RowGroup]
+    rejects: list[Reject] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(g.rows for g in self.row_groups)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The object that makes a folder of parts a table."""
+
+    fingerprint: str
+    schema_version: int
+    rows: int
+    parts: list[Part]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rejects(self) -> list[Reject]:
+        return [r for p in self.parts for r in p.rejects]
+
+
+def read_commit(table: str) -> Commit | None:
+    """The table's commit, or None where there is no table (or one of another schema version)."""
+    try:
+        raw = storage.read_json(storage.join(table, COMMIT))
+    except FileNotFoundError:
+        return None
+    if raw.get("schema_version") != SCHEMA_VERSION:
+        return None
+    parts = [_part(p) for p in raw["parts"]]
+    return Commit(raw["fingerprint"], raw["schema_version"], raw["rows"], parts, raw["extra"])
+
+
+def require_commit(table: str) -> Commit:
+    """The table's commit. Raises FileNotFoundError where there is none."""
+    if (found := read_commit(table)) is None:
+        raise FileNotFoundError(f"no complete table at {table}")
+    return found
+
+
+def _part(raw: Mapping[str, Any]) -> Part:
+    return Part(raw["name"], [RowGroup(**g) for g in raw["row_groups"]], [Reject(**r) for r in raw["rejects"]])
+
+
+def part_name(fingerprint: str, index: int) -> str:
+    """Name of the part `index` below its table's folder; names sort as the rows do."""
+    return f"{fingerprint[:16]}/part-{index:05d}.parquet"
+
+
+def _summary(table: str, fingerprint: str, index: int) -> str:
+    """Where a part's own summary lies: written after the part, so it says that the part is complete."""
+    return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
+
+
+def part_done(table: str, fingerprint: str, index: int) -> bool:
+    """True if the part stands complete."""
+    return storage.exists(_summary(table, fingerprint, index))
+
+
+def read_part(table: str, fingerprint: str, index: int) -> Part:
+    """A complete part's summary. Raises FileNotFoundError where it isn't."""
+    return _part(storage.read_json(_summary(table, fingerprint, index)))
+
+
+def write_part(
+    table: str,
+    fingerprint: str,
+    index: int,
+    rows: Iterable[Mapping[str, Any] | Reject],
+    schema: pa.Schema,
+    rows_per_group: int = 64,
+) -> Part:
+    """Write one part from `rows` (dicts by `schema`, and `Reject`s, which are kept aside), a row group at a time.
+
+    The file appears whole. A part of this name that is already complete is kept and `rows` is not consumed, so a job that is
+    run again, or a task that is tried again, does not redo it.
+    """
+    name = part_name(fingerprint, index)
+    if part_done(table, fingerprint, index):
+        return read_part(table, fingerprint, index)
+    rejects: list[Reject] = []
+    groups: list[RowGroup] = []
+
+    def good() -> Iterator[Mapping[str, Any]]:
+        for row in rows:
+            if isinstance(row, Reject):
+                rejects.append(row)
+            else:
+                yield row
+
+    # A part is bounded (its job sees to that), so it is composed in memory and stored by one whole write.
+    sink = pa.BufferOutputStream()
+    stream = good()
+    with pq.ParquetWriter(sink, schema, compression="none" if "image" in schema.names else "zstd") as writer:
+        while chunk := list(islice(stream, rows_per_group)):
+            table_chunk = pa.Table.from_pylist([dict(r) for r in chunk], schema=schema)
+            writer.write_table(table_chunk, row_group_size=rows_per_group)
+            groups.append(RowGroup(len(chunk), sum(int(r.get("repeats", 1)) for r in chunk)))
+    storage.write_bytes(storage.join(table, name), sink.getvalue().to_pybytes())
+    part = Part(name, groups, rejects)
+    storage.write_json(_summary(table, fingerprint, index), asdict(part))
+    return part
+
+
+def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[str, Any] | None = None) -> Commit:
+    """Make the parts the table, and delete what an earlier table of this name left behind."""
+    ordered = sorted(parts, key=lambda p: p.name)
+    made = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
+    storage.write_json(storage.join(table, COMMIT), asdict(made))
+    keep = fingerprint[:16] + "/"
+    for name in storage.list_files(table):
+        if name != COMMIT and not name.startswith(keep):
+            storage.remove(storage.join(table, name))
+    return made
+
+
+def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | None = None) -> Iterator[dict[str, Any]]:
+    """The table's rows in order (of one part, or all), a row group in memory at a time."""
+    parts = [part] if part else require_commit(table).parts
+    for each in parts:
+        fs, path = storage.filesystem(storage.join(table, each.name))
+        with pq.ParquetFile(path, filesystem=fs) as file:
+            for group in range(file.num_row_groups):
+                yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One row group of the part named `part_file`."""
+    fs, path = storage.filesystem(storage.join(table, part_file))
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        return file.read_row_group(group, columns=columns)
+
+
+def chunks(count: int, size: int) -> list[range]:
+    """`range(count)` in near-equal consecutive pieces of at most `size`."""
+    pieces = max(1, math.ceil(count / size))
+    return [range(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]

@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests: a real Ray, the shared photographs, small images."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photographs and weights; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("DECONVNET_SHARED", ROOT.parent / "shared"))
+    if not (folder / "voc-sample").is_dir():
+        pytest.skip(f"no shared data at {folder} (set DECONVNET_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A real Ray with two CPUs, started once for the tests that need one."""
+    import ray
+
+    ray.init(num_cpus=2, object_store_memory=256 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same every time."""
+    return np.random.default_rng(0)
