@@ -1,0 +1,17 @@
+"""DeconvNet and FCN-8s: data, networks, training, segmentation."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deconvnet.networks import DeconvNet, FCN8s
+
+__all__ = ["DeconvNet", "FCN8s"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the settings and the data jobs need none of torch's 2 seconds and 250 MB.
+    if name in __all__:
+        from deconvnet import networks
+
+        return getattr(networks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

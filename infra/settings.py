@@ -23,4 +23,4 @@ class TrackingSettings(Section):
     uri: str | None = Field(None, description="tracking server; empty: MLFLOW_TRACKING_URI, else SQLite in the workspace")
     experiment: str = Field("deconvnet", min_length=1, description="experiment the runs are filed under")
     model_name: str = Field("edeconvnet", min_length=1, description="registered model's name")
-    register: bool = Field(True, description="register the ensemble at the end of the pipeline")
+    register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")

@@ -4,6 +4,7 @@ A table's parts lie in a folder named by its fingerprint and become the table wh
 object is written last, so a reader never sees half a table, and a rebuilt table replaces the old one in one step.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -86,6 +87,7 @@ class Part:
     name: str
     row_groups: list[RowGroup]
     rejects: list[Reject] = field(default_factory=list)
+    digest: str = ""  # SHA-256 of the file
 
     @property
     def rows(self) -> int:
@@ -127,7 +129,7 @@ def require_commit(table: str) -> Commit:
 
 
 def _part(raw: Mapping[str, Any]) -> Part:
-    return Part(raw["name"], [RowGroup(**g) for g in raw["row_groups"]], [Reject(**r) for r in raw["rejects"]])
+    return Part(raw["name"], [RowGroup(**g) for g in raw["row_groups"]], [Reject(**r) for r in raw["rejects"]], raw["digest"])
 
 
 def part_name(fingerprint: str, index: int) -> str:
@@ -184,8 +186,9 @@ def write_part(
             table_chunk = pa.Table.from_pylist([dict(r) for r in chunk], schema=schema)
             writer.write_table(table_chunk, row_group_size=rows_per_group)
             groups.append(RowGroup(len(chunk), sum(int(r.get("repeats", 1)) for r in chunk)))
-    storage.write_bytes(storage.join(table, name), sink.getvalue().to_pybytes())
-    part = Part(name, groups, rejects)
+    content = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(table, name), content)
+    part = Part(name, groups, rejects, hashlib.sha256(content).hexdigest())
     storage.write_json(_summary(table, fingerprint, index), asdict(part))
     return part
 

@@ -19,11 +19,12 @@ class ProposalSettings(Section):
     eta: float = Field(1.0, gt=0, le=1, description="adaptation rate of the suppression")
     min_score: float = Field(0.01, ge=0, lt=1, description="lowest objectness kept")
     edge_min_mag: float = Field(0.1, ge=0, lt=1, description="edges weaker than this are dropped")
-    edge_merge_thr: float = Field(0.5, gt=0, description="edge-group merging threshold (radians, summed)")
-    min_box_area: PositiveFloat = Field(1000.0, description="smallest box, px²")
-    max_aspect_ratio: float = Field(3.0, ge=1, description="longest side over shortest")
+    edge_merge_thr: float = Field(0.5, gt=0, description="edges are grouped until their turns add up to this, in units of π")
+    min_box_area: float = Field(1000.0, ge=25, description="smallest box, px²")
+    max_aspect_ratio: float = Field(3.0, ge=1, le=10, description="longest side over shortest")
     gamma: PositiveFloat = Field(2.0, description="affinity sensitivity")
     kappa: PositiveFloat = Field(1.5, description="scale sensitivity")
+    max_side: int = Field(1024, ge=32, le=8192, description="larger photographs are searched at this side, px")
 
 
 class ExampleSettings(Section):

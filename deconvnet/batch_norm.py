@@ -1,0 +1,181 @@
+"""Batch norm over several workers, and its statistics recomputed after training.
+
+torch's SyncBatchNorm refuses CPUs, so there `SyncBatchNorm2d` does its work over gloo. Both have BatchNorm2d's state_dict
+keys. All functions do nothing special outside torch.distributed or in a group of one.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Group = dist.ProcessGroup | None
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics and gradients are those of all workers' examples together, on any device.
+
+    Workers may hold different numbers of examples, none included. Every worker of `process_group` (None: all) must run the
+    same sequence of forwards and backwards.
+    """
+
+    process_group: Group = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape. Raises ValueError where all workers together have one value a channel."""
+        self._check_input_dim(input)
+        if not self.training or _world_size(self.process_group) == 1:
+            return super().forward(input)
+        mean, var, count = _global_moments(input.detach(), self.process_group)
+        if count < 2:
+            raise ValueError(f"batch norm needs more than 1 value a channel over all workers, got {count}")
+        self._track(mean, var * count / (count - 1))
+        return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps, self.process_group))
+
+    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased_var, momentum)
+
+
+def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance (C,) float32 of each channel over all workers, and the number of values in each."""
+    count = x.numel() // x.shape[1]
+    # float64 because E[x²] − E[x]² cancels where a mean is large beside its spread
+    moments = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
+    if count:
+        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        moments[0], moments[1] = mean, var.double() + mean.double() ** 2
+    sums = torch.cat([(moments * count).flatten(), moments.new_tensor([count])])
+    dist.all_reduce(sums, group=group)
+    total = int(sums[-1])
+    mean, square = (sums[:-1] / max(total, 1)).view(2, -1)
+    return mean.float(), (square - mean**2).clamp(min=0).float(), total
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalises with moments over all workers; its gradient passes through those moments too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float, group: Group
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.count, ctx.eps, ctx.group = count, eps, group
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var = ctx.saved_tensors
+        grad, values = grads[0].float(), x.float()
+        inverse = (var + ctx.eps).rsqrt()
+        per_channel = (1, -1, 1, 1)
+        grad_bias = grad.sum((0, 2, 3))
+        grad_weight = ((values - mean.view(per_channel)) * grad).sum((0, 2, 3)) * inverse
+        # weight and bias keep this worker's own gradients: DDP joins them as it does all others
+        sums = torch.cat([grad_bias, grad_weight])
+        dist.all_reduce(sums, group=ctx.group)
+        mean_grad, mean_grad_normalised = (sums / ctx.count).view(2, -1)
+        # γ/σ · (grad − mean(grad) − x̂ · mean(grad·x̂)), gathered into grad·a + x·b + c to read the activations once
+        a = weight * inverse
+        b = -a * mean_grad_normalised * inverse
+        c = -a * mean_grad - b * mean
+        grad_x = torch.addcmul(c.view(per_channel), values, b.view(per_channel)).addcmul_(grad, a.view(per_channel))
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None, None
+
+
+def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
+    """`model` (changed in place) with every BatchNorm2d synchronised over `process_group` (None: all workers).
+
+    Parameters and buffers stay the same objects. Models on GPUs get torch's SyncBatchNorm, others `SyncBatchNorm2d`.
+    """
+    if any(p.is_cuda for p in model.parameters()):
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group))
+
+    def make(norm: _BatchNorm) -> _BatchNorm:
+        sync = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        sync.process_group = process_group
+        return sync
+
+    return _replace(model, lambda m: isinstance(m, nn.BatchNorm2d), make)
+
+
+def convert_plain(model: nn.Module) -> nn.Module:
+    """The inverse of `convert_sync`: `model` (changed in place) with ordinary BatchNorm2d."""
+
+    def make(norm: _BatchNorm) -> _BatchNorm:
+        return nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+
+    return _replace(model, lambda m: isinstance(m, (SyncBatchNorm2d, nn.SyncBatchNorm)), make)
+
+
+def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_group: Group = None) -> int:
+    """Set every batch norm's running mean and variance (in place) to their average over `batches`, weights frozen.
+
+    The released DeconvNet does this over 500 batches of training data before inference: the running averages of training lag
+    behind the weights. batches: prepared inputs of `model`, each counting the same; dropout is off. Over several workers the
+    statistics are the average over all of them; where batch norm is synchronised, they must have equally many batches.
+    Returns the number of batches (over all workers where batch norm is not synchronised). Raises ValueError where there is none.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a cumulative average
+        norm.train()
+    count = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(batch)
+                count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return _average_over_workers(norms, count, process_group)
+
+
+def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> int:
+    """Running statistics of plain batch norms averaged by number of batches; synchronised ones are equal already."""
+    own = [n for n in norms if not isinstance(n, (SyncBatchNorm2d, nn.SyncBatchNorm))]
+    if not own or _world_size(group) == 1:
+        total = count
+    else:
+        stats = [cast(Tensor, s) for n in own for s in (n.running_mean, n.running_var)]
+        sums = torch.cat([s.double() * count for s in stats] + [stats[0].new_tensor([count], dtype=torch.float64)])
+        dist.all_reduce(sums, group=group)
+        total = int(sums[-1])
+        for stat, mean in zip(stats, (sums[:-1] / max(total, 1)).split([len(s) for s in stats]), strict=True):
+            stat.copy_(mean)
+    if not total:
+        raise ValueError("batch-norm statistics need at least one batch")
+    return total
+
+
+def _replace(model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[_BatchNorm], _BatchNorm]) -> nn.Module:
+    """`model` with the batch norms that are `wanted` made anew around the same parameters and buffers."""
+    if wanted(model):
+        old = cast(_BatchNorm, model)
+        new = make(old)
+        new.weight, new.bias = old.weight, old.bias
+        new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
+        new.training = old.training
+        return new
+    for name, child in model.named_children():
+        setattr(model, name, _replace(child, wanted, make))
+    return model
+
+
+def _world_size(group: Group) -> int:
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,145 @@
+"""Fully connected CRF over a photograph's pixels: the mean field of Krähenbühl and Koltun (NIPS 2011).
+
+Pixels pull each other to the same label (Potts) by two Gaussian kernels: one of position, one of position and colour. Kernels
+are normalised symmetrically, as in the authors' code. All of it in float32, on one thread, without the interpreter's lock.
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from deconvnet import permutohedral
+from deconvnet.permutohedral import Floats, Ints, Lattice
+
+SMALLEST_PROBABILITY = 1e-5
+"""Probabilities are raised to this before their logarithm: log p of an impossible class stays finite (-11.5)."""
+_LANES = 8
+"""Classes are padded to a multiple of this many: whole vector registers."""
+
+
+def dense_crf(
+    image: NDArray[np.uint8],
+    probabilities: Floats,
+    *,
+    iterations: int = 10,
+    xy_sigma: float = 3.0,
+    xy_weight: float = 3.0,
+    bilateral_xy_sigma: float = 20.0,
+    bilateral_rgb_sigma: float = 3.0,
+    bilateral_weight: float = 5.0,
+) -> Floats:
+    """Probabilities after mean-field inference: float32 (C, H, W), summing to 1 over the classes.
+
+    image: uint8 (H, W, 3), RGB. probabilities: float (C, H, W), 0–1; its unary is -log p, p at least 1e-5. xy_sigma, xy_weight:
+    the smoothness kernel (px). bilateral_*: the appearance kernel (px; grey levels of 255). The defaults are those released
+    with DeconvNet. Weights of 0 leave a kernel out.
+
+    A class that can't win anywhere (its probability is nowhere above 0.001, see `_alive`) is left out and comes back as 0.
+    Raises ValueError for shapes that don't fit, non-finite probabilities and sigmas that aren't positive.
+    """
+    _check(image, probabilities, iterations, (xy_sigma, bilateral_xy_sigma, bilateral_rgb_sigma), (xy_weight, bilateral_weight))
+    classes, height, width = probabilities.shape
+    out = np.zeros((classes, height, width), np.float32)
+    alive = _alive(probabilities, xy_weight + bilateral_weight)
+    if not out.size or len(alive) == 1:
+        out[alive] = 1
+        return out
+
+    y, x = (axis.astype(np.float32).ravel() for axis in np.mgrid[:height, :width])
+    place = np.stack([x, y], axis=1)
+    colour = image.reshape(-1, 3).astype(np.float32)
+    smoothness = _kernel(place / xy_sigma, xy_weight)
+    appearance = _kernel(np.hstack([place / bilateral_xy_sigma, colour / bilateral_rgb_sigma]), bilateral_weight)
+    log_p = np.full((height * width, -len(alive) % _LANES + len(alive)), -np.inf, np.float32)
+    np.log(np.maximum(probabilities[alive].reshape(len(alive), -1).T, SMALLEST_PROBABILITY), out=log_p[:, : len(alive)])
+    q = _mean_field(log_p, smoothness, appearance, iterations)
+    out[alive] = q[:, : len(alive)].T.reshape(len(alive), height, width)
+    return out
+
+
+def _check(
+    image: NDArray[np.uint8], probabilities: Floats, iterations: int, sigmas: tuple[float, ...], weights: tuple[float, ...]
+) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[:2] or not len(probabilities):
+        raise ValueError(f"probabilities are {probabilities.shape}, the photograph is {image.shape}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities must be finite")
+    if iterations < 1 or min(sigmas) <= 0 or min(weights) < 0:
+        raise ValueError(f"iterations {iterations} and sigmas {sigmas} must be positive, weights {weights} not negative")
+
+
+def _alive(probabilities: Floats, weight: float) -> NDArray[np.intp]:
+    """Classes that may win somewhere.
+
+    Messages aren't negative, so a class of p ≤ t everywhere never exceeds the least x with x = t·exp(w·x), w the kernels' weight.
+    With t = 0.1 / w that is x = 0.112 / w, and t is at most 0.001: x stays far under the 1/C that a winner has at least, and
+    what is left out is too little to turn another class's label.
+    """
+    floor = min(1e-3, 0.1 / max(weight, 1e-9), 0.1 / len(probabilities))
+    peak = probabilities.reshape(len(probabilities), -1).max(axis=1, initial=0)
+    return np.flatnonzero(peak > floor) if (peak > floor).any() else np.arange(len(peak))
+
+
+def _kernel(features: NDArray[np.floating], weight: float) -> tuple[Lattice, Floats]:
+    """The lattice and the weights (N, d+1) for splat and slice both.
+
+    The square roots of the kernel's weight, of the symmetric normalisation 1/sqrt(Σ_j k_ij · Σ_i k_ij) and of the lattice's gain
+    are taken into the barycentric weights.
+    """
+    lattice = permutohedral.build(features.astype(np.float32))
+    norm = permutohedral.smooth(lattice, np.ones((len(features), 1), np.float32))
+    factor = np.sqrt(np.float32(weight / lattice.gain) / (norm + np.float32(1e-20)))
+    return lattice, lattice.weights * factor
+
+
+def _mean_field(log_p: Floats, first: tuple[Lattice, Floats], second: tuple[Lattice, Floats], iterations: int) -> Floats:
+    """Q (N, C) after `iterations` parallel updates Q ∝ p · exp(Σ_kernels K Q), from Q = p."""
+    q = np.exp(log_p)
+    q /= q.sum(axis=1, keepdims=True)
+    kernels = [(*kernel, np.empty((kernel[0].size, q.shape[1]), np.float32)) for kernel in (first, second)]
+    for _ in range(iterations):
+        for lattice, weights, rows in kernels:
+            rows[:] = 0
+            permutohedral.splat(lattice.corners, weights, q, rows)
+            permutohedral.blur(lattice.chains, rows)
+        (a, wa, ra), (b, wb, rb) = kernels
+        _update(log_p, a.corners, wa, ra, b.corners, wb, rb, q)
+    return q
+
+
+@njit(cache=True, nogil=True)
+def _update(
+    log_p: Floats,
+    corners_a: Ints,
+    weights_a: Floats,
+    rows_a: Floats,
+    corners_b: Ints,
+    weights_b: Floats,
+    rows_b: Floats,
+    q: Floats,
+) -> None:
+    """q (N, C) = softmax of log_p and both kernels' messages, read from their lattices' rows."""
+    points, channels = log_p.shape
+    z = np.empty(channels, np.float32)
+    for p in range(points):
+        for c in range(channels):
+            z[c] = log_p[p, c]
+        for k in range(corners_a.shape[1]):
+            row, w = corners_a[p, k], weights_a[p, k]
+            for c in range(channels):
+                z[c] += w * rows_a[row, c]
+        for k in range(corners_b.shape[1]):
+            row, w = corners_b[p, k], weights_b[p, k]
+            for c in range(channels):
+                z[c] += w * rows_b[row, c]
+        top = z[0]
+        for c in range(1, channels):
+            top = max(top, z[c])
+        total = np.float32(0)
+        for c in range(channels):
+            z[c] = np.exp(z[c] - top)
+            total += z[c]
+        for c in range(channels):
+            q[p, c] = z[c] / total

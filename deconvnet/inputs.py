@@ -1,0 +1,32 @@
+"""The two input conventions of VGG-16 weights. A network carries the one its weights expect."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Convention = Literal["caffe", "torchvision"]
+CONVENTIONS: tuple[Convention, ...] = ("caffe", "torchvision")
+
+_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+_TORCHVISION_MEAN_RGB = (0.485, 0.456, 0.406)
+_TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
+
+
+def prepare(images: Tensor, convention: str) -> Tensor:
+    """Photographs as a network takes them.
+
+    images: uint8 (N, 3, H, W), RGB, 0–255, on any device and in any memory format (which is kept).
+    Returns float32 (N, 3, H, W): "caffe" is BGR 0–255 minus the ImageNet mean; "torchvision" is RGB 0–1, minus the
+    ImageNet mean, over its standard deviation. Raises ValueError for other conventions, dtypes or shapes.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    if convention == "caffe":
+        values = images.flip(1).float()
+        return values.sub_(values.new_tensor(_CAFFE_MEAN_BGR).view(3, 1, 1))
+    if convention == "torchvision":
+        values = images.float().div_(255)
+        mean, std = (values.new_tensor(v).view(3, 1, 1) for v in (_TORCHVISION_MEAN_RGB, _TORCHVISION_STD_RGB))
+        return values.sub_(mean).div_(std)
+    raise ValueError(f"unknown input convention {convention!r}: one of {', '.join(CONVENTIONS)}")

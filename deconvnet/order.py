@@ -1,0 +1,116 @@
+"""The order in which an epoch sees its examples: a permutation of (seed, epoch), the same for any number of workers.
+
+Every row of a table comes `weight` times an epoch (its class balance). The order is drawn in two levels so that Parquet is read
+once: row groups are permuted and dealt into windows of some thousands of examples, and a window's examples are permuted among
+themselves. A table that fits in one window is permuted as a whole. A position counts an epoch's examples from 0; the global batch
+b holds positions [b·B, (b+1)·B), and rank r of `world` the r-th of its equal consecutive shares.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infra.errors import UserError
+
+WINDOW_EXAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row group: its file below the table's folder, its index there, and the examples an epoch makes of it."""
+
+    part: str
+    index: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Row groups whose examples are permuted together; the first of them has the position `start` in its epoch."""
+
+    epoch: int
+    index: int
+    start: int
+    examples: int
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How an epoch of `examples` is cut into global batches of `batch`, and those into the shares of `world` workers.
+
+    What is left over at an epoch's end is dropped (another part each epoch); an epoch of less than one batch is repeated from its
+    start until it fills one.
+    """
+
+    examples: int
+    batch: int
+    world: int = 1
+
+    @property
+    def share(self) -> int:
+        """Examples of a global batch that one worker holds."""
+        return self.batch // self.world
+
+    @property
+    def steps(self) -> int:
+        """Global batches an epoch."""
+        return max(1, self.examples // self.batch)
+
+    def positions(self, window: Window, rank: int, first_step: int = 0, stop_step: int | None = None) -> np.ndarray:
+        """The positions (int64, ascending) of `window` that rank `rank` sees in the epoch's global batches [first, stop)."""
+        end = window.start + window.examples
+        if self.examples < self.batch:  # the only window, gone through until the batch is full
+            end = self.batch
+        stop = self.steps if stop_step is None else min(stop_step, self.steps)
+        positions = np.arange(max(window.start, first_step * self.batch), min(end, stop * self.batch), dtype=np.int64)
+        return positions[positions % self.batch // self.share == rank]
+
+
+def check_batching(batch: int, world: int, micro_batch: int | None, *, setting: str) -> None:
+    """Raise UserError where `batch` can't be shared equally by `world` workers in micro-batches; `setting` names the section."""
+    if batch % world:
+        near = [n for n in (batch // world * world, batch // world * world + world) if n]
+        raise UserError(
+            f"{setting}.batch is {batch}, which {world} workers can't share equally: "
+            f"take {' or '.join(map(str, near))}, or another compute.workers"
+        )
+    share = batch // world
+    if micro_batch is not None and (micro_batch > share or share % micro_batch):
+        fits = [n for n in range(1, share + 1) if share % n == 0]
+        raise UserError(
+            f"{setting}.micro_batch is {micro_batch}, which does not divide a worker's {share} examples a batch: "
+            f"take one of {', '.join(map(str, fits))}, or leave it empty"
+        )
+
+
+def window_count(groups: Sequence[Group], window_examples: int = WINDOW_EXAMPLES) -> int:
+    """Windows an epoch is dealt into: of about `window_examples` examples each, the same number every epoch."""
+    total = sum(g.examples for g in groups)
+    return max(1, min(len(groups), -(-total // window_examples)))
+
+
+def windows(groups: Sequence[Group], seed: int, epoch: int, window_examples: int = WINDOW_EXAMPLES) -> list[Window]:
+    """The windows of `epoch`, in the order they are seen."""
+    count = window_count(groups, window_examples)
+    order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups)) if count > 1 else np.arange(len(groups))
+    found: list[Window] = []
+    start = 0
+    for index, chosen in enumerate(np.array_split(order, count)):
+        members = tuple(groups[i] for i in chosen)
+        examples = sum(g.examples for g in members)
+        found.append(Window(epoch, index, start, examples, members))
+        start += examples
+    return found
+
+
+def window_rows(window: Window, seed: int, weights: np.ndarray) -> np.ndarray:
+    """The row (index into the window's rows, in the order of its groups) at each of its positions: int64 (window.examples,).
+
+    `weights` (integers, a row each) says how often each row comes. Raises ValueError where they don't sum to `window.examples`.
+    """
+    rows = np.repeat(np.arange(len(weights), dtype=np.int64), weights)
+    if len(rows) != window.examples:
+        raise ValueError(f"window {window.index} holds {len(rows)} examples, its table promised {window.examples}")
+    return np.random.default_rng([seed, window.epoch, 1, window.index]).permutation(rows)

@@ -1,0 +1,256 @@
+"""Gaussian filtering of many channels at once on the permutohedral lattice (Adams, Baek, Davis 2010), in numba, one thread.
+
+A point in feature space is spread over the d + 1 corners of the simplex it lies in ("splat"), the corners are blurred along the
+lattice's d + 1 axes, and the points read the result back ("slice"). The lattice depends on the features alone, so it is built
+once and serves any number of filterings. Rows of values are contiguous: all channels of a corner lie side by side.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Keys = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The lattice of N points in d dimensions; M corners are in use.
+
+    corners: int32 (N, d+1), the corners of each point's simplex, 0 to M-1.
+    weights: float32 (N, d+1), barycentric coordinates of the point; a row sums to 1.
+    chains: int32, for each axis the lines of two or more neighbouring corners, each ended by -1. A corner without neighbours
+        on an axis is not changed by the blur along it (most aren't: colours are sparse), so it stands in no chain.
+    size: M.
+    """
+
+    corners: Ints
+    weights: Floats
+    chains: Ints
+    size: int
+
+    @property
+    def gain(self) -> float:
+        """What `blur` multiplies by beyond a Gaussian of about unit sum: slices are to be divided by it."""
+        return 1 + 2.0 ** -(self.corners.shape[1] - 1)
+
+
+def build(features: Floats) -> Lattice:
+    """The lattice of `features` float32 (N, d), in units of the Gaussian's standard deviation on each axis."""
+    multipliers = _multipliers(features.shape[1])
+    corners, weights, keys = _embed(np.ascontiguousarray(features, np.float32), multipliers)
+    return Lattice(corners, weights, _chains(keys, multipliers), len(keys))
+
+
+def smooth(lattice: Lattice, values: Floats) -> Floats:
+    """`values` (N, C) filtered: about Σ_j exp(-|f_i - f_j|² / 2) values_j, but for a factor that is the same everywhere."""
+    rows = np.zeros((lattice.size, values.shape[1]), np.float32)
+    splat(lattice.corners, lattice.weights, values, rows)
+    blur(lattice.chains, rows)
+    out = np.empty_like(values)
+    slice_(lattice.corners, lattice.weights / np.float32(lattice.gain), rows, out)
+    return out
+
+
+def _multipliers(dimensions: int) -> Keys:
+    """Odd 64-bit multipliers, one a coordinate (the last coordinate follows from the others).
+
+    A corner's key is the sum of its coordinates times these, modulo 2⁶⁴, so a neighbour's key is one addition away. Two of a
+    million corners share a key with a chance of 3 in 10⁸.
+    """
+    draw = np.random.default_rng(0x5EED).integers(0, 2**64, dimensions, np.uint64, endpoint=False)
+    return draw | np.uint64(1)
+
+
+@njit(cache=True, nogil=True)
+def _slot(table_keys: Keys, table_rows: Ints, key: np.uint64) -> np.uint64:
+    """Where `key` is in the table, or the empty slot where it would go."""
+    mask = np.uint64(table_rows.size - 1)
+    slot = ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & mask
+    while table_rows[slot] >= 0 and table_keys[slot] != key:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@njit(cache=True, nogil=True)
+def _table(keys: Keys, size: int) -> tuple[Keys, Ints]:
+    """Open-addressing table of `size` slots (a power of two) that gives a key's index in `keys`."""
+    table_keys = np.empty(size, np.uint64)
+    table_rows = np.full(size, -1, np.int32)
+    for row in range(keys.size):
+        slot = _slot(table_keys, table_rows, keys[row])
+        table_keys[slot] = keys[row]
+        table_rows[slot] = row
+    return table_keys, table_rows
+
+
+@njit(cache=True, nogil=True)
+def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys]:
+    """Corners (N, d+1), weights (N, d+1) and the corners' keys (M,), numbered as the points meet them."""
+    points, d = features.shape
+    scale = np.empty(d, np.float32)
+    for i in range(d):
+        scale[i] = np.sqrt(2.0 / 3.0) * (d + 1) / np.sqrt((i + 1.0) * (i + 2.0))
+    corners = np.empty((points, d + 1), np.int32)
+    weights = np.empty((points, d + 1), np.float32)
+    total = np.uint64(0)
+    for i in range(d):
+        total += multipliers[i]
+
+    elevated = np.empty(d + 1, np.float32)
+    zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0
+    rank = np.empty(d + 1, np.int64)
+    bary = np.empty(d + 2, np.float32)
+    keys = np.empty(max(1024, points // 8), np.uint64)
+    used = 0
+    size = 1 << 12
+    table_keys, table_rows = _table(keys[:0], size)
+
+    for p in range(points):
+        # Onto the hyperplane Σx = 0.
+        below = np.float32(0)
+        for j in range(d, 0, -1):
+            f = features[p, j - 1] * scale[j - 1]
+            elevated[j] = below - j * f
+            below += f
+        elevated[0] = below
+        # The nearest corner of remainder 0, and the order of the differences to it.
+        excess = np.int64(0)
+        for i in range(d + 1):
+            nearest = np.int64(np.floor(elevated[i] / np.float32(d + 1) + np.float32(0.5)))
+            zero[i] = nearest * (d + 1)
+            excess += nearest
+            rank[i] = 0
+        for i in range(d):
+            for j in range(i + 1, d + 1):
+                if elevated[i] - zero[i] < elevated[j] - zero[j]:
+                    rank[i] += 1
+                else:
+                    rank[j] += 1
+        for i in range(d + 1):
+            rank[i] += excess
+            if rank[i] < 0:
+                rank[i] += d + 1
+                zero[i] += d + 1
+            elif rank[i] > d:
+                rank[i] -= d + 1
+                zero[i] -= d + 1
+        for i in range(d + 2):
+            bary[i] = 0
+        for i in range(d + 1):
+            v = (elevated[i] - zero[i]) / np.float32(d + 1)
+            bary[d - rank[i]] += v
+            bary[d + 1 - rank[i]] -= v
+        bary[0] += 1 + bary[d + 1]
+        # Corner k is the zero corner, plus k everywhere, less d + 1 where the rank is above d - k.
+        base = np.uint64(0)
+        for i in range(d):
+            base += np.uint64(zero[i]) * multipliers[i]
+        for k in range(d + 1):
+            key = base + np.uint64(k) * total
+            for i in range(d):
+                if rank[i] > d - k:
+                    key -= np.uint64(d + 1) * multipliers[i]
+            slot = _slot(table_keys, table_rows, key)
+            if table_rows[slot] < 0:
+                if used == keys.size:
+                    more = np.empty(2 * used, np.uint64)
+                    more[:used] = keys
+                    keys = more
+                table_keys[slot] = key
+                table_rows[slot] = used
+                keys[used] = key
+                corners[p, k] = used
+                used += 1
+                if 2 * used > size:
+                    size *= 4
+                    table_keys, table_rows = _table(keys[:used], size)
+            else:
+                corners[p, k] = table_rows[slot]
+            weights[p, k] = bary[k]
+    return corners, weights, keys[:used].copy()
+
+
+@njit(cache=True, nogil=True)
+def _chains(keys: Keys, multipliers: Keys) -> Ints:
+    """`Lattice.chains` of the corners with these keys."""
+    count, d = keys.size, multipliers.size
+    size = 1 << 12
+    while size < 2 * count:
+        size *= 2
+    table_keys, table_rows = _table(keys, size)
+    total = np.uint64(0)
+    for i in range(d):
+        total += multipliers[i]
+    following = np.empty(count, np.int32)
+    has_previous = np.empty(count, np.bool_)
+    chains = np.empty(count, np.int32)
+    length = 0
+    for axis in range(d + 1):
+        step = -total  # one down on every coordinate, and d up on the axis
+        if axis < d:
+            step += np.uint64(d + 1) * multipliers[axis]
+        has_previous[:] = False
+        for row in range(count):
+            found = table_rows[_slot(table_keys, table_rows, keys[row] + step)]
+            following[row] = found
+            if found >= 0:
+                has_previous[found] = True
+        if length + 2 * count > chains.size:
+            more = np.empty(chains.size + 2 * count, np.int32)
+            more[:length] = chains[:length]
+            chains = more
+        for row in range(count):
+            if not has_previous[row] and following[row] >= 0:
+                member = np.int32(row)
+                while member >= 0:
+                    chains[length] = member
+                    length += 1
+                    member = following[member]
+                chains[length] = -1
+                length += 1
+    return chains[:length].copy()
+
+
+@njit(cache=True, nogil=True)
+def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
+    """Add `values` (N, C) to the corners' `rows` (M, C)."""
+    for p in range(corners.shape[0]):
+        for k in range(corners.shape[1]):
+            row, w = corners[p, k], weights[p, k]
+            for c in range(values.shape[1]):
+                rows[row, c] += w * values[p, c]
+
+
+@njit(cache=True, nogil=True)
+def blur(chains: Ints, rows: Floats) -> None:
+    """Blur `rows` (M, C) in place along every axis: a corner plus half of either neighbour."""
+    channels = rows.shape[1]
+    previous = np.zeros(channels, np.float32)
+    half = np.float32(0.5)
+    for i in range(chains.size - 1):
+        here, after = chains[i], chains[i + 1]
+        if here < 0:
+            previous[:] = 0
+        elif after < 0:
+            for c in range(channels):
+                rows[here, c] += half * previous[c]
+        else:
+            for c in range(channels):
+                old = rows[here, c]
+                rows[here, c] = old + half * (previous[c] + rows[after, c])
+                previous[c] = old
+
+
+@njit(cache=True, nogil=True)
+def slice_(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
+    """Read `out` (N, C) from the corners' `rows` (M, C)."""
+    for p in range(corners.shape[0]):
+        out[p] = 0
+        for k in range(corners.shape[1]):
+            row, w = corners[p, k], weights[p, k]
+            for c in range(rows.shape[1]):
+                out[p, c] += w * rows[row, c]

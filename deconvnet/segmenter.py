@@ -1,0 +1,140 @@
+"""Two trained networks as one thing that labels photographs, in the five ways the paper compares."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from deconvnet.crf import dense_crf
+from deconvnet.ensemble import Ensemble, combine, softmax
+from deconvnet.networks import DeconvNet, FCN8s
+from deconvnet.segment import Aggregation, choose_boxes, segment_instances, whole_image_scores
+from proposals.boxes import Window
+
+if TYPE_CHECKING:
+    from deconvnet.settings import SegmentSettings
+    from proposals.settings import ExampleSettings
+
+Photograph = NDArray[np.uint8]
+Labels = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf")
+"""The rows of the paper's table, in its order."""
+
+
+def segmenter_options(segment: "SegmentSettings", examples: "ExampleSettings") -> dict[str, Any]:
+    """The settings as keywords of `Segmenter`, JSON values all; the window's rule is the training examples'."""
+    return {**segment.model_dump(mode="json"), "context": examples.context, "window": examples.window}
+
+
+class Segmenter:
+    """DeconvNet, FCN-8s, their ensemble, and the CRF after them.
+
+    Photographs are uint8 (H, W, 3) RGB; boxes float32 (N, 4) in their pixels, best first. One whose longer side is over
+    `max_side` is worked at that side (min_side and the CRF's sigmas count its pixels then), and its labels come back at full
+    size.
+
+    proposals: best boxes used. aggregation, batch, min_side, context, window: see `segment_instances`. ensemble: see
+    `combine`. crf: keywords of `dense_crf`.
+    """
+
+    def __init__(
+        self,
+        deconvnet: DeconvNet,
+        fcn8s: FCN8s,
+        *,
+        proposals: int = 50,
+        aggregation: Aggregation = "max",
+        ensemble: Ensemble = "mean",
+        batch: int = 50,
+        min_side: float = 0.0,
+        max_side: int = 1024,
+        context: float = 1.2,
+        window: Window = "square",
+        crf: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raises ValueError where the networks know different numbers of classes."""
+        if deconvnet.num_classes != fcn8s.num_classes:
+            raise ValueError(f"DeconvNet has {deconvnet.num_classes} classes, FCN-8s {fcn8s.num_classes}")
+        self.deconvnet, self.fcn8s = deconvnet.eval(), fcn8s.eval()
+        self.proposals, self.aggregation, self.ensemble = proposals, aggregation, ensemble
+        self.batch, self.min_side, self.max_side = batch, min_side, max_side
+        self.context, self.window, self.crf = context, window, dict(crf or {})
+
+    @classmethod
+    def from_settings(cls, deconvnet: DeconvNet, fcn8s: FCN8s, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:
+        """By the settings; see `segmenter_options`."""
+        return cls(deconvnet, fcn8s, **segmenter_options(segment, examples))
+
+    def probabilities(self, image: Photograph, boxes: Floats, wanted: Collection[str] = RESULTS) -> dict[str, Floats]:
+        """Class probabilities float32 (C, h, w) by result, in the order of RESULTS, at the size the photograph is worked at.
+
+        Only the `wanted` results are computed, and what they rest on. Raises ValueError for unknown names.
+        """
+        if unknown := set(wanted) - set(RESULTS):
+            raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
+        image, boxes = self._working(image, boxes)
+        fcn = deconvnet = None
+        if set(wanted) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
+            fcn = whole_image_scores(self.fcn8s, image)
+        if set(wanted) - {"fcn8s"}:
+            deconvnet = self._instances(image, boxes)
+
+        found: dict[str, Floats] = {}
+        if fcn is not None:
+            found["fcn8s"] = softmax(fcn)
+        if deconvnet is not None:
+            found["deconvnet"] = softmax(deconvnet)
+        if fcn is not None and deconvnet is not None:
+            found["edeconvnet"] = combine(deconvnet, fcn, self.ensemble)
+        for name in ("deconvnet", "edeconvnet"):
+            if f"{name}_crf" in wanted:
+                found[f"{name}_crf"] = dense_crf(image, found[name], **self.crf)
+        return {name: found[name] for name in RESULTS if name in wanted}
+
+    def segment(self, image: Photograph, boxes: Floats, wanted: Collection[str] = RESULTS) -> dict[str, Labels]:
+        """Labels uint8 (H, W) by result, in the order of RESULTS, at the photograph's full size."""
+        size = image.shape[:2]
+        return {name: _resize(_labels(p), size) for name, p in self.probabilities(image, boxes, wanted).items()}
+
+    def best(self, image: Photograph, boxes: Floats) -> Labels:
+        """Labels uint8 (H, W) of the ensemble after the CRF, at the photograph's full size."""
+        return self.segment(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
+
+    def _instances(self, image: Photograph, boxes: Floats) -> Floats:
+        chosen = choose_boxes(boxes, self.proposals, min_side=self.min_side, context=self.context, window=self.window)
+        return segment_instances(
+            self.deconvnet,
+            image,
+            chosen,
+            context=self.context,
+            window=self.window,
+            aggregation=self.aggregation,
+            batch=self.batch,
+        )
+
+    def _working(self, image: Photograph, boxes: Floats) -> tuple[Photograph, Floats]:
+        """The photograph and its boxes at the size they are worked at."""
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        height, width = image.shape[:2]
+        if max(height, width) <= self.max_side:
+            return image, boxes
+        scale = self.max_side / max(height, width)
+        w, h = max(1, round(width * scale)), max(1, round(height * scale))
+        factors = np.array([w / width, h / height] * 2, np.float32)
+        return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), boxes * factors
+
+
+def _labels(probabilities: Floats) -> Labels:
+    """The likeliest class of each pixel; of equals the first, so background before others."""
+    return probabilities.argmax(axis=0).astype(np.uint8)
+
+
+def _resize(labels: Labels, size: tuple[int, ...]) -> Labels:
+    """`labels` (h, w) at `size` (H, W): each pixel takes the nearest."""
+    if labels.shape == size:
+        return labels
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,0 +1,364 @@
+"""A training stage on Ray Train: DDP over N workers (NCCL on GPUs, gloo on CPUs), each fed by its shard of a Ray Data feed.
+
+The driver checks everything, starts the run and waits: it prints what the workers report and, when it is interrupted (Ctrl-C,
+SIGTERM, `ray job stop`), asks them to stop; they leave a checkpoint. A run of the same name and storage goes on from its last one.
+"""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from deconvnet import checkpoints, weights
+from deconvnet.feeding import DevSet, Examples, Feed, open_examples, ray_data_config
+from deconvnet.networks import DeconvNet, FCN8s, Network
+from deconvnet.order import check_batching
+from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training import Diverged, Interrupted, Outcome, State, place, train
+from infra import storage
+from infra.errors import UserError
+
+POLL_SECONDS = 0.2
+"""How often the controller looks at its workers and the driver at the relay; Ray's 2 s would be waited for at every report."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told."""
+
+    architecture: str
+    model: ModelSettings
+    settings: StageSettings
+    compute: ComputeSettings
+    classes: tuple[str, ...]
+    dev: Examples | None
+    seed: int
+    init: str | None
+    out_uri: str
+    name: str
+
+
+def build_network(architecture: str, settings: ModelSettings, num_classes: int) -> Network:
+    """The untrained network ("deconvnet" or "fcn8s") that the settings describe."""
+    if architecture == "deconvnet":
+        return DeconvNet(num_classes, settings.width, settings.input_size, settings.convention)
+    return FCN8s(num_classes, settings.width, settings.fcn_batch_norm, settings.convention)
+
+
+def run_training(
+    *,
+    stage: str,
+    architecture: str,
+    model_settings: ModelSettings,
+    stage_settings: StageSettings,
+    compute: ComputeSettings,
+    examples_uri: str,
+    dev_uri: str | None,
+    classes: Sequence[str],
+    storage_uri: str,
+    run_name: str,
+    out_uri: str,
+    seed: int,
+    init: str | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train one stage to its end and leave the network as a model folder at `out_uri`. Ray must be running.
+
+    stage: "fcn8s", "stage1" or "stage2", which names the settings' section. examples_uri: an `examples` table, or the `images` table
+    for "fcn8s", whose splits `train` and `dev` are used; dev_uri: an `examples` table of dev crops (for "fcn8s" the same `images`
+    table), or None. storage_uri/run_name: where checkpoints lie; a run that stands there is gone on with. init: a model folder to
+    start from. callbacks: Ray Train callbacks, called in the controller; they must not raise.
+
+    Returns {"steps", "epochs", "dev_mean_iou", "best_dev_mean_iou"}. Raises UserError for settings or data that can't be trained
+    with and where the loss diverges, and Interrupted where it was asked to stop (a checkpoint is left then).
+    """
+    check_batching(stage_settings.batch, compute.workers, stage_settings.micro_batch, setting=f"train.{stage}")
+    check_resources(compute, say)
+    whole = architecture == "fcn8s"
+    size = model_settings.fcn_input_size if whole else model_settings.input_size
+    examples = open_examples(examples_uri, size, "train" if whole else None, stage_settings.scale_jitter if whole else 0.0)
+    dev = _open_dev(dev_uri, size, whole)
+    feed = Feed.of(examples, stage_settings.batch, compute.workers, seed)
+    job = Job(
+        architecture, model_settings, stage_settings, compute, tuple(classes), dev, seed, init, storage.absolute(out_uri), stage
+    )
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    relay = ray.remote(Relay).options(num_cpus=0).remote()
+    filesystem, path = storage.filesystem(storage.absolute(storage_uri))
+    trainer = ray.train.torch.TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "relay": relay},
+        # CPU tensors (counts, the stop flag) are summed by gloo in any case, so that they don't wait for the GPU.
+        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if compute.gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.workers,
+            use_gpu=compute.gpu,
+            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=[Telling(relay), *callbacks],
+        ),
+        datasets={"train": feed},
+        dataset_config=ray_data_config(max(1, compute.cpus_per_worker - 1)),
+    )
+    total = min(stage_settings.epochs * feed.steps_per_epoch, stage_settings.max_steps or 2**62)
+    say(
+        f"{stage}: {examples.total:,} examples an epoch, {feed.steps_per_epoch:,} steps of {stage_settings.batch}, at most {total:,} steps"
+    )
+    try:
+        found = _wait(trainer, relay, lambda metrics: say(f"{stage}: {progress(metrics, total)}"), say)
+    finally:
+        ray.kill(relay)
+    if found.get("interrupted"):
+        raise Interrupted(f"{stage} was interrupted and has left a checkpoint: the same command goes on from it")
+    if "diverged" in found:
+        raise Diverged(f"{stage}: {found['diverged']}")
+    return found
+
+
+def check_resources(compute: ComputeSettings, say: Callable[[str], None]) -> None:
+    """Raise UserError where this Ray will never have what the workers reserve; say so where it may still grow."""
+    needed = {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers if compute.gpu else 0}
+    has = ray.cluster_resources()
+    short = {kind: count for kind, count in needed.items() if count > has.get(kind, 0)}
+    if not short:
+        return
+    what = " and ".join(f"{count} {kind}s (Ray has {has.get(kind, 0):g})" for kind, count in short.items())
+    grows = "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+    if not grows and len(ray.nodes()) == 1:
+        raise UserError(
+            f"compute asks for {what}: lower compute.workers or compute.cpus_per_worker"
+            + (", or set compute.gpu to false" if "GPU" in short else "")
+        )
+    say(f"waiting for {what}")
+
+
+def progress(metrics: Mapping[str, Any], total: int) -> str:
+    """One line on what rank 0 reported."""
+    parts = [f"step {metrics['step']:,}/{total:,}", f"epoch {metrics['epoch']:.2f}"]
+    forms = (
+        ("loss", "loss {:.4f}"),
+        ("pixel_accuracy", "pixels right {:.1%}"),
+        ("lr", "lr {:.2g}"),
+        ("samples_per_s", "{:.1f} examples/s"),
+        ("dev_mean_iou", "dev mean IoU {:.4f}"),
+        ("final_dev_mean_iou", "final dev mean IoU {:.4f}"),
+    )
+    return ", ".join(parts + [form.format(metrics[name]) for name, form in forms if name in metrics])
+
+
+class Relay:
+    """An actor between the driver and the run: reports one way, the request to stop the other."""
+
+    def __init__(self) -> None:
+        self._told: list[dict[str, Any]] = []
+        self._stop = False
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Keep a message for the driver."""
+        self._told.append(message)
+
+    def told(self) -> list[dict[str, Any]]:
+        """What was told since the last time."""
+        told, self._told = self._told, []
+        return told
+
+    def stop(self) -> None:
+        """Ask the run to stop."""
+        self._stop = True
+
+    def stopped(self) -> bool:
+        """True if it was asked to stop."""
+        return self._stop
+
+
+class Telling(ray.train.UserCallback):
+    """Sends rank 0's reports and failures to the relay, and never raises: Ray would retry it without end."""
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called in the controller after every `ray.train.report`."""
+        self._relay.tell.remote(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called in the controller when workers failed."""
+        reasons = {
+            rank: str(error).strip().splitlines()[-1][:200] for rank, error in worker_exceptions.items() if str(error).strip()
+        }
+        self._relay.tell.remote({"failed": reasons})
+
+
+def _open_dev(uri: str | None, size: int, whole: bool) -> Examples | None:
+    """The dev examples, or None where there are none (a table may be empty)."""
+    if uri is None:
+        return None
+    try:
+        return open_examples(uri, size, "dev" if whole else None)
+    except UserError:
+        return None
+
+
+def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the trainer in a thread (in the main one it would take Ctrl-C to itself) and return what rank 0 returned."""
+    ended: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            ended["value"] = trainer.fit().return_value
+        except BaseException as error:
+            ended["error"] = error
+
+    def hear() -> None:
+        for message in ray.get(relay.told.remote()):
+            if "failed" in message:
+                why = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
+                say(f"workers failed ({why}); Ray Train starts them again from the last checkpoint, or gives up")
+            else:
+                tell(message)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    with _signals() as caught:
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            if caught and not asked:
+                say("stopping: the workers finish their step and leave a checkpoint (again to stop at once)")
+                relay.stop.remote()
+                asked = True
+            if len(caught) > 1:
+                raise KeyboardInterrupt
+            hear()
+            thread.join(POLL_SECONDS)
+        hear()
+    if "error" in ended:
+        raise _sentence(ended["error"]) from ended["error"]
+    return dict(ended["value"])
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """For the time of a block SIGINT and SIGTERM are only noted in the list that is yielded."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, lambda s, _: caught.append(s)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sentence(error: BaseException) -> BaseException:
+    """The user's mistake that made the workers fail, if that was it; else the error itself."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        while cause is not None:
+            if isinstance(cause, UserError):
+                return UserError(str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does; rank 0 keeps checkpoints and the finished model."""
+    job: Job = config["job"]
+    _quiet()
+    rank, _ = place()
+    torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
+    torch.manual_seed(job.seed)
+    model = build_network(job.architecture, job.model, len(job.classes))
+    checkpoint = ray.train.get_checkpoint()
+    state = None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            state = State(*checkpoints.load_state(folder))
+    elif rank == 0:  # DDP gives rank 0's weights to all
+        _initialise(model, job)
+    stopping = Stopping(config["relay"]) if rank == 0 else lambda: False
+
+    def report(metrics: dict[str, float], state: State | None) -> None:
+        if rank or state is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints.save_state(folder, state.tensors, state.values)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    world = ray.train.get_context().get_world_size()
+    try:
+        outcome: Outcome = train(
+            model,
+            ray.train.get_dataset_shard("train"),
+            job.settings,
+            num_classes=len(job.classes),
+            seed=job.seed,
+            dev=DevSet(job.dev, rank, world) if job.dev else None,
+            device=ray.train.torch.get_device(),
+            bf16=job.compute.gpu and job.compute.bf16,
+            state=state,
+            report=report,
+            should_stop=stopping,
+        )
+    except Interrupted:
+        return {"interrupted": True}
+    except Diverged as error:  # starting again would only repeat it
+        return {"diverged": str(error)}
+    if rank == 0:
+        checkpoints.save_model(model, job.out_uri, job.classes, {"stage": job.name, "seed": job.seed, **asdict(outcome)})
+    return asdict(outcome)
+
+
+def _initialise(model: Network, job: Job) -> None:
+    """Where training starts from: another model, ImageNet's VGG-16, or the network's own initialisation."""
+    if job.init is not None:
+        source, meta = checkpoints.load_model(job.init)
+        weights.initialise_from(model, source.state_dict(), meta["classes"], job.classes, meta["convention"])
+    elif job.model.vgg16 is not None:
+        weights.load_vgg16(model, job.model.vgg16)
+
+
+def _quiet() -> None:
+    """Ray Data's lines about every execution are kept out of the worker's output."""
+    import logging
+
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+class Stopping:
+    """Whether the relay was asked to stop, as of its last answer; asking never waits."""
+
+    def __init__(self, relay: Any) -> None:
+        self._relay = relay
+        self._stopped = False
+        self._answer = relay.stopped.remote()
+
+    def __call__(self) -> bool:
+        ready, _ = ray.wait([self._answer], timeout=0)
+        if ready and not self._stopped:
+            try:
+                self._stopped = bool(ray.get(self._answer))
+            except ray.exceptions.RayError:  # the driver has gone; Ray ends the job
+                return False
+            self._answer = self._relay.stopped.remote()
+        return self._stopped

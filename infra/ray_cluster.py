@@ -1,0 +1,42 @@
+"""Joining a Ray cluster, or starting one for this run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.errors import UserError
+from infra.settings import ClusterSettings
+
+
+@contextmanager
+def connected(settings: ClusterSettings) -> Iterator[None]:
+    """Ray for the block: the cluster of `settings.address` or RAY_ADDRESS (set for submitted jobs), else one started here.
+
+    Raises UserError where the named cluster can't be joined.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; quiets its warning
+    import ray
+    import ray.data
+
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=settings.num_cpus,
+                object_store_memory=settings.object_store_mb * 2**20,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "a Ray on this machine"
+        raise UserError(f"can't join {where}: {str(error).splitlines()[0]}") from error
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()

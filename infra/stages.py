@@ -1,0 +1,120 @@
+"""Stages: a job with a name, inputs, outputs and a fingerprint, so that a pipeline run twice does nothing twice.
+
+A stage's fingerprint is made from its name, its code's version, the settings that matter to it and its inputs' content keys.
+Its record is written last; it stands if the record carries the same fingerprint and its outputs are still there.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from infra import storage
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value, hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished stage left: `key` names its content (the fingerprint, unless the stage knows better)."""
+
+    fingerprint: str
+    key: str
+    seconds: float
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`run(fingerprint)` makes `outputs` and returns a JSON-able summary; a "key" in it becomes the content key."""
+
+    name: str
+    title: str
+    version: int  # raise it when the stage's code makes something else of the same inputs
+    settings: Mapping[str, Any]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    run: Callable[[str], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage as it stands: `fingerprint` is None while an input has yet to be made."""
+
+    stage: Stage
+    fingerprint: str | None
+    record: Record | None
+
+    @property
+    def done(self) -> bool:
+        return self.record is not None
+
+
+class Stages:
+    """The stages of a workspace, in the order they run."""
+
+    def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
+        self.workspace = workspace
+        self.stages = list(stages)
+
+    def _record_uri(self, stage: Stage) -> str:
+        return storage.join(self.workspace, "stages", f"{stage.name}.json")
+
+    def _record(self, stage: Stage, fingerprint: str) -> Record | None:
+        try:
+            record = Record(**storage.read_json(self._record_uri(stage)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        if record.fingerprint != fingerprint or not all(storage.exists(uri) for uri in stage.outputs):
+            return None
+        return record
+
+    def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str | None:
+        if any(name not in keys for name in stage.inputs):
+            return None
+        return digest([stage.name, stage.version, dict(stage.settings), [keys[name] for name in stage.inputs]])
+
+    def plan(self) -> list[Planned]:
+        """How every stage stands; nothing is run."""
+        keys: dict[str, str] = {}
+        planned = []
+        for stage in self.stages:
+            fingerprint = self._fingerprint(stage, keys)
+            record = self._record(stage, fingerprint) if fingerprint else None
+            if record:
+                keys[stage.name] = record.key
+            planned.append(Planned(stage, fingerprint, record))
+        return planned
+
+    def run(
+        self,
+        around: Callable[[Stage, Callable[[], dict[str, Any]]], dict[str, Any]],
+        skipped: Callable[[Stage, Record], None],
+    ) -> dict[str, Record]:
+        """Run what doesn't stand, in order. `around(stage, run)` calls `run` (to log it, say); returns the records by name."""
+        keys: dict[str, str] = {}
+        records: dict[str, Record] = {}
+        for stage in self.stages:
+            fingerprint = self._fingerprint(stage, keys)
+            assert fingerprint is not None, f"{stage.name} stands before its inputs"
+            record = self._record(stage, fingerprint)
+            if record:
+                skipped(stage, record)
+            else:
+                record = self._make(stage, fingerprint, around)
+            keys[stage.name] = record.key
+            records[stage.name] = record
+        return records
+
+    def _make(self, stage: Stage, fingerprint: str, around: Callable[..., dict[str, Any]]) -> Record:
+        started = time.monotonic()
+        summary = dict(around(stage, lambda: stage.run(fingerprint)))
+        key = str(summary.pop("key", fingerprint))
+        record = Record(fingerprint, key, round(time.monotonic() - started, 1), summary)
+        storage.write_json(self._record_uri(stage), asdict(record))
+        return record

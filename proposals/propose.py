@@ -1,0 +1,63 @@
+"""The `proposals` table: EdgeBox over every photograph of the `images` table, by Ray Data."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from infra import tables
+from infra.errors import BadInput
+from infra.images import decode_image
+from infra.table_job import make_parts
+from proposals.edgebox import edge_boxes
+from proposals.edges import load_forest
+
+if TYPE_CHECKING:
+    from proposals.settings import ProposalSettings
+
+
+def make_proposals(images_uri: str, out_uri: str, settings: "ProposalSettings", fingerprint: str) -> tables.Commit:
+    """Write the proposals of all photographs: a part for each part of `images_uri`, in the same order.
+
+    A photograph that EdgeBox can't use becomes a reject. Raises UserError where `settings.edge_model` can't be used.
+    """
+    if settings.edge_model is not None:
+        load_forest(settings.edge_model)  # here, so that a wrong file is one sentence and not a failed task
+    keywords = settings.model_dump()
+
+    def rows(part: tables.Part) -> Iterator[Mapping[str, Any] | tables.Reject]:
+        cv2.setNumThreads(1)  # Ray runs a task for each CPU
+        for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
+            yield propose(row, keywords)
+
+    parts = make_parts(out_uri, fingerprint, tables.PROPOSALS, tables.require_commit(images_uri).parts, rows, title="proposals")
+    return tables.commit(out_uri, fingerprint, parts)
+
+
+def propose(row: Mapping[str, Any], keywords: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
+    """A row of the proposals table from one of the images table."""
+    try:
+        image = decode_image(row["image"])
+        boxes, scores = edge_boxes(image, **keywords)
+    except BadInput as error:
+        return tables.Reject(row["image_id"], "", "proposals", str(error))
+    except cv2.error as error:
+        return tables.Reject(row["image_id"], "", "proposals", f"EdgeBox can't use it: {' '.join(str(error).split())}")
+    height, width = image.shape[:2]
+    return {
+        "image_id": row["image_id"],
+        "width": width,
+        "height": height,
+        "boxes": boxes.tolist(),
+        "scores": scores.tolist(),
+    }
+
+
+def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """One part's photographs in order: image_id, boxes float32 (N,4), scores float32 (N,), best first."""
+    for group in range(len(part.row_groups)):
+        rows = tables.read_row_group(proposals_uri, part.name, group, ["image_id", "boxes", "scores"])
+        for image_id, boxes, scores in zip(*rows.columns, strict=True):
+            flat = boxes.values.flatten().to_numpy(zero_copy_only=False)
+            yield image_id.as_py(), flat.reshape(-1, 4), scores.values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,90 @@
+"""Small tables and networks for the tests of training."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deconvnet.inputs import prepare
+from infra import tables
+from infra.images import encode_jpeg, encode_mask
+
+SIZE = 32
+STORED = 36
+
+
+def example(seed: int, stored: int = STORED) -> tuple[np.ndarray, np.ndarray]:
+    """A blob of class 1 (red) or 2 (green) on grey noise, a void rim: uint8 H×W×3 and H×W."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 130, (stored, stored, 3), np.uint8)
+    mask = np.zeros((stored, stored), np.uint8)
+    label = int(rng.integers(1, 3))
+    y, x = rng.integers(4, stored // 2, 2)
+    image[y : y + 14, x : x + 14, label - 1] = 230
+    mask[y : y + 14, x : x + 14] = label
+    mask[:2] = 255
+    return image, mask
+
+
+def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tuple[int, ...] = (1, 2), seed: int = 0) -> str:
+    """An examples table in two parts; row i comes `repeats[i % len(repeats)]` times."""
+
+    def made(numbers: range) -> Iterator[dict[str, Any]]:
+        for i in numbers:
+            image, mask = example(1000 * seed + i)
+            yield {
+                "image_id": f"{i:06d}",
+                "stage": 1,
+                "box": [0.0, 0.0, 10.0, 10.0],
+                "class_id": 1,
+                "iou": 1.0,
+                "repeats": repeats[i % len(repeats)],
+                "image": encode_jpeg(image),
+                "mask": encode_mask(mask),
+            }
+
+    parts = [
+        tables.write_part(folder, "f" * 16, i, made(n), tables.EXAMPLES, rows_per_group)
+        for i, n in enumerate(tables.chunks(rows, -(-rows // 2)))
+    ]
+    tables.commit(folder, "f" * 16, parts)
+    return folder
+
+
+def images_table(folder: str, rows: int, size: tuple[int, int] = (40, 56)) -> str:
+    """An images table: three of four photographs are in `train`, the fourth in `dev`."""
+
+    def made() -> Iterator[dict[str, Any]]:
+        for i in range(rows):
+            image, mask = example(i, max(size))
+            height, width = size
+            yield {
+                "image_id": f"{i:06d}",
+                "split": "dev" if i % 4 == 3 else "train",
+                "width": width,
+                "height": height,
+                "image": encode_jpeg(image[:height, :width]),
+                "class_mask": encode_mask(mask[:height, :width]),
+                "object_mask": None,
+            }
+
+    tables.commit(folder, "e" * 16, [tables.write_part(folder, "e" * 16, 0, made(), tables.IMAGES, 8)])
+    return folder
+
+
+class Small(nn.Module):
+    """A little network with batch norm (and dropout, if asked): uint8 images by `prepare`, scores of three classes."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Dropout(dropout), nn.Conv2d(8, 3, 3, padding=1))
+        self.num_classes = 3
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return prepare(images, "torchvision")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)

@@ -1,0 +1,63 @@
+"""Stages are run once, again when what matters changed, and not for the sake of an input that came out the same."""
+
+from pathlib import Path
+
+from infra import storage
+from infra.stages import Stage, Stages
+
+
+def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | None = None, version: int = 1) -> list[str]:
+    """Run two stages, b after a, and say which ran."""
+    out = {name: storage.join(str(workspace), f"{name}.txt") for name in "ab"}
+
+    def make(name: str):
+        def work(fingerprint: str) -> dict:
+            log.append(name)
+            storage.write_bytes(out[name], fingerprint.encode())
+            return {"key": key} if name == "a" and key else {}
+
+        return work
+
+    stages = [
+        Stage("a", "A", version, {"x": a}, (), (out["a"],), make("a")),
+        Stage("b", "B", 1, {"x": b}, ("a",), (out["b"],), make("b")),
+    ]
+    before = len(log)
+    Stages(str(workspace), stages).run(lambda stage, work: work(), lambda stage, record: None)
+    return log[before:]
+
+
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
+    log: list[str] = []
+    assert run(tmp_path, log) == ["a", "b"]
+    assert run(tmp_path, log) == []
+
+
+def test_a_changed_setting_reruns_the_stage_and_what_follows(tmp_path: Path) -> None:
+    log: list[str] = []
+    run(tmp_path, log)
+    assert run(tmp_path, log, b=2) == ["b"]
+    assert run(tmp_path, log, a=2, b=2) == ["a", "b"]
+    assert run(tmp_path, log, a=2, b=2, version=2) == ["a", "b"]
+
+
+def test_equal_content_spares_what_follows(tmp_path: Path) -> None:
+    log: list[str] = []
+    run(tmp_path, log, key="same")
+    assert run(tmp_path, log, a=2, key="same") == ["a"]
+
+
+def test_a_lost_output_is_made_again(tmp_path: Path) -> None:
+    log: list[str] = []
+    run(tmp_path, log)
+    (tmp_path / "a.txt").unlink()
+    assert run(tmp_path, log) == ["a"]
+
+
+def test_the_plan_runs_nothing(tmp_path: Path) -> None:
+    stage = Stage("a", "A", 1, {}, (), (), lambda fingerprint: {})
+    after = Stage("b", "B", 1, {}, ("a",), (), lambda fingerprint: {})
+    plan = Stages(str(tmp_path), [stage, after]).plan()
+    assert [p.done for p in plan] == [False, False]
+    assert plan[0].fingerprint and plan[1].fingerprint is None
+    assert not list(tmp_path.iterdir())

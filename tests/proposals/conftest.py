@@ -1,0 +1,110 @@
+"""Small images tables to propose and mine on."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra import tables
+from infra.images import encode_jpeg, encode_mask
+
+Row = dict[str, Any]
+
+
+def scene(image_id: str, seed: int, split: str = "train", height: int = 90, width: int = 120) -> Row:
+    """A noisy ground with a large rectangle of class 1 (object 1), a smaller one of class 2 (object 2), and void round the first."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(8, 16, 2)
+    image = rng.integers(90, 110, (height, width, 3))
+    classes = np.zeros((height, width), np.uint8)
+    objects = np.zeros((height, width), np.uint8)
+    for object_id, (place, colour) in enumerate(
+        [
+            ((slice(y, y + 50), slice(x, x + 44)), (200, 40, 40)),
+            ((slice(y + 20, y + 60), slice(x + 55, x + 90)), (40, 60, 220)),
+        ],
+        start=1,
+    ):
+        image[place] = colour
+        classes[place] = objects[place] = object_id
+    classes[y - 1, x : x + 44] = objects[y - 1, x : x + 44] = 255
+    return row(image_id, image.astype(np.uint8), classes, objects, split)
+
+
+def row(image_id: str, image: np.ndarray, classes: np.ndarray | None, objects: np.ndarray | None, split: str = "train") -> Row:
+    """A row of the images table."""
+    return {
+        "image_id": image_id,
+        "split": split,
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "image": encode_jpeg(image),
+        "class_mask": None if classes is None else encode_mask(classes),
+        "object_mask": None if objects is None else encode_mask(objects),
+    }
+
+
+def write_images(folder: Path, rows: Sequence[Row], parts: int) -> str:
+    """An images table of `rows` in `parts` parts; its URI."""
+    uri = str(folder / f"images-{parts}")
+    made = [
+        tables.write_part(uri, "i" * 16, i, [rows[j] for j in piece], tables.IMAGES, rows_per_group=2)
+        for i, piece in enumerate(tables.chunks(len(rows), -(-len(rows) // parts)))
+    ]
+    tables.commit(uri, "i" * 16, made)
+    return uri
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Callable[[Sequence[Row], int], str]:
+    """Writes an images table of rows in so many parts, and returns its URI."""
+    return lambda rows, parts=1: write_images(tmp_path, rows, parts)
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Row]:
+    """`row`, for tests that need an odd photograph."""
+    return row
+
+
+@pytest.fixture
+def rows() -> list[Row]:
+    """Ten scenes of three splits; a photograph without objects, one all void, one of a pixel, one unlabelled."""
+    grey = np.full((40, 50, 3), 90, np.uint8)
+    empty, void = np.zeros((40, 50), np.uint8), np.full((40, 50), 255, np.uint8)
+    return [
+        *(scene(f"{i:03d}", i, "dev" if i % 4 == 3 else "train") for i in range(8)),
+        row("100-empty", grey, empty, empty),
+        row("101-void", grey, void, void),
+        row("102-dot", grey[:1, :1], empty[:1, :1], empty[:1, :1]),
+        row("103-unlabelled", grey, None, None),
+        scene("104", 104),
+        scene("105", 105, "val"),
+    ]
+
+
+@pytest.fixture
+def photographs(shared: Path) -> list[Row]:
+    """Six real photographs of voc-sample with their masks, as rows of the images table."""
+    voc = shared / "voc-sample"
+    ids = (voc / "ImageSets/Segmentation/train.txt").read_text().split()[:120:20]
+    rows = []
+    for image_id in sorted(ids):
+        data, classes, objects = (
+            (voc / folder / f"{image_id}.{kind}").read_bytes()
+            for folder, kind in [("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("SegmentationObject", "png")]
+        )
+        rows.append(
+            {
+                "image_id": image_id,
+                "split": "train",
+                "width": 1,
+                "height": 1,
+                "image": data,
+                "class_mask": classes,
+                "object_mask": objects,
+            }
+        )
+    return rows

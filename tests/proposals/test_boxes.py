@@ -1,0 +1,117 @@
+"""Boxes: windows, crops, overlap."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from proposals.boxes import MEAN_RGB, crop, extend, iou, window_pixels
+
+coordinate = st.floats(-300, 300, width=32)
+side = st.floats(0.5, 300, width=32)
+box = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+
+
+def test_a_square_window_is_the_longer_side_scaled_about_the_centre():
+    found = extend(np.array([[10, 20, 110, 60]]), 1.2, "square")
+    np.testing.assert_allclose(found, [[0, -20, 120, 100]], atol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_a_stretched_window_scales_each_side():
+    np.testing.assert_allclose(extend(np.array([[10, 20, 110, 60]]), 1.2, "stretched"), [[0, 16, 120, 64]], atol=1e-5)
+
+
+def test_no_boxes_stay_no_boxes():
+    assert extend(np.zeros((0, 4))).shape == (0, 4)
+    assert iou(np.zeros((0, 4)), np.ones((3, 4))).shape == (0, 3)
+
+
+@given(box, st.floats(1, 3), st.sampled_from(["square", "stretched"]))
+def test_a_window_keeps_the_centre_and_holds_the_box(b, scale, window):
+    x1, y1, x2, y2 = extend(np.array([b]), scale, window)[0].astype(float)
+    assert x1 + x2 == pytest.approx(b[0] + b[2], abs=1e-2)
+    assert y1 + y2 == pytest.approx(b[1] + b[3], abs=1e-2)
+    assert x1 <= b[0] + 1e-2 and y1 <= b[1] + 1e-2 and x2 >= b[2] - 1e-2 and y2 >= b[3] - 1e-2
+    longest = max(b[2] - b[0], b[3] - b[1])
+    if window == "square":
+        assert x2 - x1 == pytest.approx(scale * longest, abs=1e-2) == pytest.approx(y2 - y1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("b", "pixels"),
+    [
+        ((0, 0, 10, 5), (0, 0, 10, 5)),
+        ((-2.5, 1.4, 2.5, 6.4), (-2, 1, 3, 6)),  # a square stays one: 5 × 5
+        ((3.2, 3.2, 3.3, 3.3), (3, 3, 4, 4)),  # at least a pixel
+    ],
+)
+def test_window_pixels(b, pixels):
+    assert window_pixels(b) == pixels
+
+
+@given(box)
+def test_a_crop_at_its_own_size_is_the_pixels_themselves(b):
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    x1, y1, _, _ = window_pixels(b)
+    square = (x1, y1, x1 + 40, y1 + 40)
+    padded = np.full((60 + 800, 80 + 800, 3), MEAN_RGB, np.uint8)
+    padded[400:460, 400:480] = image
+    np.testing.assert_array_equal(crop(image, square, 40), padded[y1 + 400 : y1 + 440, x1 + 400 : x1 + 440])
+
+
+@pytest.mark.parametrize("b", [(-50, -50, -10, -10), (100, 0, 140, 40), (0, 90, 5, 95)])
+def test_a_window_wholly_outside_is_all_fill(b):
+    assert (crop(np.zeros((50, 60, 3), np.uint8), b, 8) == MEAN_RGB).all()
+    assert (crop(np.zeros((50, 60), np.uint8), b, 8, 255, cv2.INTER_NEAREST) == 255).all()
+
+
+@given(box, st.integers(1, 64))
+def test_crops_of_any_box_have_the_size_and_type_asked_for(b, size):
+    image = np.zeros((40, 50, 3), np.uint8)
+    assert crop(image, b, size).shape == (size, size, 3)
+    for dtype in (np.uint8, np.uint16):
+        mask = crop(np.zeros((40, 50), dtype), b, size, 7, cv2.INTER_NEAREST)
+        assert mask.shape == (size, size) and mask.dtype == dtype and set(np.unique(mask)) <= {0, 7}
+
+
+def test_the_crop_is_the_callers_own():
+    image = np.zeros((20, 20, 3), np.uint8)
+    crop(image, (0, 0, 20, 20), 20)[:] = 9
+    assert not image.any()
+
+
+@pytest.mark.parametrize("b", [(3.3, 4.7, 41.3, 42.7), (-12, -7, 50, 55), (10, 10, 25, 25), (-40, -40, 150, 150)])
+@pytest.mark.parametrize("size", [24, 50, 111])
+def test_photograph_and_mask_stay_in_register(b, size):
+    """A disc cropped as a mask and as a photograph has the same centre to a small part of a pixel."""
+    y, x = np.mgrid[:60, :70]
+    disc = ((x - 22) ** 2 + (y - 25) ** 2 < 15**2).astype(np.uint8)
+    soft = crop(disc * 255, b, size, 0).astype(float)
+    hard = crop(disc, b, size, 0, cv2.INTER_NEAREST).astype(float)
+    assert abs((soft > 127.5) - hard).mean() < 0.03
+    rows, columns = np.mgrid[:size, :size]
+    for axis in (rows, columns):
+        assert (axis * soft).sum() / soft.sum() == pytest.approx((axis * hard).sum() / hard.sum(), abs=0.25)
+
+
+def test_shrinking_averages_what_it_covers():
+    """Thin stripes become grey: two samples between four pixels would miss every one of them."""
+    stripes = np.tile(np.array([255, 0, 0, 0], np.uint8), (80, 20))
+    assert (np.abs(crop(stripes, (0, 0, 80, 80), 20, 0).astype(int) - 64) <= 1).all()
+    assert (np.abs(crop(stripes, (0, 0, 80, 10), 20, 0)[5:15].astype(int) - 64) <= 1).all()  # shrunk one way, enlarged the other
+    assert (np.abs(crop(stripes.T, (0, 0, 10, 80), 20, 0).astype(int) - 64) <= 1).all()
+
+
+def test_iou_by_hand():
+    found = iou(np.array([[0, 0, 4, 4], [5, 5, 5, 9]]), np.array([[0, 0, 4, 4], [2, 0, 6, 4], [4, 0, 8, 4], [1, 1, 3, 3]]))
+    np.testing.assert_allclose(found, [[1, 8 / 24, 0, 4 / 16], [0, 0, 0, 0]])
+
+
+@given(hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50)), hnp.arrays(np.float64, (2, 4), elements=st.floats(-50, 50)))
+def test_iou_is_symmetric_and_a_share(a, b):
+    found = iou(a, b)
+    assert ((found >= 0) & (found <= 1 + 1e-9)).all()
+    np.testing.assert_allclose(found, iou(b, a).T)

@@ -1,0 +1,94 @@
+"""EdgeBox on drawn and real photographs."""
+
+import cv2
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from infra.images import decode_image, decode_mask
+from proposals import edge_boxes
+from proposals.boxes import iou
+from proposals.examples import find_objects
+from proposals.settings import ProposalSettings
+
+
+def rectangle(height: int = 120, width: int = 160) -> np.ndarray:
+    image = np.full((height, width, 3), 60, np.uint8)
+    image[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = (200, 40, 40)
+    return image
+
+
+def test_the_best_box_is_round_the_object():
+    boxes, scores = edge_boxes(rectangle())
+    assert boxes.dtype == scores.dtype == np.float32
+    np.testing.assert_allclose(boxes[0], [40, 30, 120, 90], atol=6)
+    assert iou(boxes[:1], [[40, 30, 120, 90]])[0, 0] > 0.8
+    assert (np.diff(scores) <= 0).all()
+
+
+def test_boxes_are_pixel_edges_so_their_centres_are_the_objects(rng):
+    """OpenCV's own rectangles lie half a pixel to the lower right."""
+    off = []
+    for x, y, width, height in zip(*rng.integers(15, 60, (2, 24)), *rng.integers(35, 70, (2, 24)), strict=True):
+        image = np.full((140, 150, 3), 60, np.uint8)
+        image[y : y + height, x : x + width] = (200, 40, 40)
+        box = edge_boxes(image, 1)[0][0]
+        off.append((box[:2] + box[2:]) / 2 - [x + width / 2, y + height / 2])
+    assert np.abs(np.mean(off, axis=0)).max() < 0.25
+
+
+def test_large_photographs_are_searched_small_and_boxes_return_at_full_size():
+    small, _ = edge_boxes(rectangle(300, 400), max_boxes=1)
+    large, _ = edge_boxes(rectangle(3000, 4000), max_boxes=1, max_side=400)
+    np.testing.assert_allclose(large, small * 10, atol=60)
+
+
+def test_boxes_lie_inside_the_image_and_number_no_more_than_asked(rng):
+    image = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    for keywords in ({}, {"min_box_area": 25.0, "max_aspect_ratio": 10.0}, {"beta": 0.995}, {"max_side": 61}):
+        boxes, scores = edge_boxes(image, 40, **keywords)
+        assert 0 < len(boxes) == len(scores) <= 40 and np.isfinite(scores).all()
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [90, 70]).all() and (boxes[:, :2] < boxes[:, 2:]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 200), (200, 2), (8, 8), (9, 500), (40, 40)])
+def test_tiny_photographs_do_not_crash(shape, rng):
+    boxes, scores = edge_boxes(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), min_box_area=25.0, max_aspect_ratio=10.0)
+    assert boxes.shape == (len(scores), 4)
+
+
+def test_a_flat_photograph_has_no_boxes():
+    boxes, scores = edge_boxes(np.full((100, 100, 3), 90, np.uint8))
+    assert boxes.shape == (0, 4) and scores.shape == (0,)
+
+
+def test_the_settings_are_its_keywords():
+    image = rectangle()
+    for found, expected in zip(edge_boxes(image, **ProposalSettings().model_dump()), edge_boxes(image), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_without_contrib_opencv_it_says_what_is_missing(monkeypatch):
+    monkeypatch.delattr(cv2, "ximgproc")
+    with pytest.raises(UserError, match="opencv-contrib-python-headless"):
+        edge_boxes(rectangle())
+
+
+def test_real_photographs(photographs):
+    """The objects of six photographs are found, and the boxes are the same with any number of threads."""
+    best = []
+    for row in photographs:
+        image = decode_image(row["image"])
+        boxes, _ = edge_boxes(image)
+        objects = find_objects(decode_mask(row["class_mask"]), decode_mask(row["object_mask"]), min_side=32)
+        best += list(iou(np.array([o.box for o in objects]), boxes).max(axis=1))
+    assert len(best) >= 6
+    assert np.mean(np.array(best) >= 0.5) >= 0.85  # measured: 16 of 18
+    assert np.mean(best) >= 0.7
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(1 if before > 1 else 2)
+        again, _ = edge_boxes(image)
+    finally:
+        cv2.setNumThreads(before)
+    np.testing.assert_array_equal(again, boxes)

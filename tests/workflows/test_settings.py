@@ -1,0 +1,98 @@
+"""Settings: one file, overridable field by field, faults said in a sentence that names field, value and what would do."""
+
+from pathlib import Path
+
+import pytest
+
+from deconvnet.data.generated import GENERATED_CLASSES
+from infra.errors import UserError
+from workflows.settings import CONFIGS, as_dict, from_arguments, leaves, load, parser
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(text: str) -> str:
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_that_ships_is_valid(path: Path) -> None:
+    assert load(str(path)).workspace.startswith("/")
+
+
+def test_every_field_can_be_overridden(config) -> None:
+    options = {f"--{path}" for path, _ in leaves()}
+    assert {"--workspace", "--data.root", "--seed", "--train.stage2.lr", "--segment.crf.xy_sigma", "--init.from"} <= options
+    arguments = parser("x").parse_args(
+        ["--config", config("seed: 1\n"), "--seed", "7", "--train.stage1.lr", "0.5", "--init.from", "models:/m@champion"]
+    )
+    settings = from_arguments(arguments)
+    assert (settings.seed, settings.train.stage1.lr, settings.init.from_) == (7, 0.5, "models:/m@champion")
+    assert settings.train.stage2.lr == 0.01
+
+
+def test_classes_from_the_command_line(config) -> None:
+    settings = load(config("data: {root: /x}"), {"data.classes": "background, cat,dog"})
+    assert settings.data.classes == ("background", "cat", "dog")
+
+
+def test_generated_data_bring_their_own_classes(config) -> None:
+    assert load(config("")).data.classes == GENERATED_CLASSES
+    with pytest.raises(UserError, match=r"data\.classes .* don't fit the generated data"):
+        load(config("data: {classes: [background, cat]}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data: {rot: /x}", r"unknown setting data\.rot .*did you mean data\.root\?"),
+        ("sed: 1", r"unknown setting sed .*did you mean seed\?"),
+        ("seed: -1", r"seed: -1 won't do"),
+        ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' won't do: input should be a valid number"),
+        ("model: {input_size: 100}", r"model\.input_size: 100 won't do: must be a multiple of 32; 96 or 128 would do"),
+        ("compute: {workers: 3}", r"train\.fcn8s\.batch 20 can't be shared equally by compute\.workers 3: 1, 2, 4, 5 workers"),
+        ("train: {stage2: {micro_batch: 48}}", r"train\.stage2\.micro_batch 48 does not divide .* 64: 1, 2, 4, 8, 16, 32, 64 would do"),
+        ("model: {width: 0.5, vgg16: w.npz}", r"model\.width 0\.5 can't start from VGG-16"),
+        ("segment: {proposals: 3000}", r"segment\.proposals 3000 is more than proposals\.max_boxes 2000"),
+        ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
+        ("examples: {window: round}", r"examples\.window: 'round' won't do"),
+        ("- 1\n- 2", "must hold sections and keys"),
+        ("a: [1", "is not YAML"),
+        ("workspace: ${NO_SUCH_VARIABLE_HERE}/x", "NO_SUCH_VARIABLE_HERE"),
+    ],
+)
+def test_faults_are_sentences(config, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load(config(text))
+
+
+def test_a_missing_file_says_where_the_configs_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file; did you mean .*quickstart\.yaml"):
+        load(str(tmp_path / "quickstart.yaml"))
+
+
+def test_variables_are_filled_in(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "data: {root: '${SOME_FOLDER:-/default}/voc'}"
+    assert load(config(text)).data.root == "/default/voc"
+    monkeypatch.setenv("SOME_FOLDER", "/mine")
+    assert load(config(text)).data.root == "/mine/voc"
+
+
+def test_a_submitted_job_must_not_write_into_rays_copy(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"workspace runs/x is relative.*absolute path"):
+        load(config("workspace: runs/x"))
+    assert load(config("workspace: s3://bucket/x")).workspace == "s3://bucket/x"
+
+
+def test_settings_survive_their_own_dump(config, tmp_path: Path) -> None:
+    import yaml
+
+    settings = load(config("init: {from: /m}\nseed: 3"))
+    assert load(config(yaml.safe_dump(as_dict(settings)))) == settings
