@@ -8,13 +8,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from deconvnet import permutohedral
+from deconvnet import lanes, permutohedral
 from deconvnet.permutohedral import Floats, Ints, Lattice
 
 SMALLEST_PROBABILITY = 1e-5
 """Probabilities are raised to this before their logarithm: log p of an impossible class stays finite (-11.5)."""
-_LANES = 8
-"""Classes are padded to a multiple of this many: whole vector registers."""
 
 
 def dense_crf(
@@ -50,8 +48,8 @@ def dense_crf(
     colour = image.reshape(-1, 3).astype(np.float32)
     smoothness = _kernel(place / xy_sigma, xy_weight)
     appearance = _kernel(np.hstack([place / bilateral_xy_sigma, colour / bilateral_rgb_sigma]), bilateral_weight)
-    log_p = np.full((height * width, -len(alive) % _LANES + len(alive)), -np.inf, np.float32)
-    np.log(np.maximum(probabilities[alive].reshape(len(alive), -1).T, SMALLEST_PROBABILITY), out=log_p[:, : len(alive)])
+    p = np.maximum(probabilities[alive].reshape(len(alive), -1).T, SMALLEST_PROBABILITY)
+    log_p = permutohedral.pad(np.log(p), fill=-np.inf)
     q = _mean_field(log_p, smoothness, appearance, iterations)
     out[alive] = q[:, : len(alive)].T.reshape(len(alive), height, width)
     return out
@@ -98,7 +96,7 @@ def _mean_field(log_p: Floats, first: tuple[Lattice, Floats], second: tuple[Latt
     """Q (N, C) after `iterations` parallel updates Q ∝ p · exp(Σ_kernels K Q), from Q = p."""
     q = np.exp(log_p)
     q /= q.sum(axis=1, keepdims=True)
-    kernels = [(*kernel, np.empty((kernel[0].size, q.shape[1]), np.float32)) for kernel in (first, second)]
+    kernels = [(*kernel, np.empty((kernel[0].size + 1, q.shape[1]), np.float32)) for kernel in (first, second)]
     for _ in range(iterations):
         for lattice, weights, rows in kernels:
             rows[:] = 0
@@ -121,25 +119,23 @@ def _update(
     q: Floats,
 ) -> None:
     """q (N, C) = softmax of log_p and both kernels' messages, read from their lattices' rows."""
-    points, channels = log_p.shape
-    z = np.empty(channels, np.float32)
-    for p in range(points):
-        for c in range(channels):
-            z[c] = log_p[p, c]
-        for k in range(corners_a.shape[1]):
-            row, w = corners_a[p, k], weights_a[p, k]
-            for c in range(channels):
-                z[c] += w * rows_a[row, c]
-        for k in range(corners_b.shape[1]):
-            row, w = corners_b[p, k], weights_b[p, k]
-            for c in range(channels):
-                z[c] += w * rows_b[row, c]
-        top = z[0]
-        for c in range(1, channels):
-            top = max(top, z[c])
-        total = np.float32(0)
-        for c in range(channels):
-            z[c] = np.exp(z[c] - top)
-            total += z[c]
-        for c in range(channels):
-            q[p, c] = z[c] / total
+    blocks = log_p.shape[1] // lanes.WIDTH
+    for p in range(log_p.shape[0]):
+        top = lanes.fill(np.float32(-np.inf))
+        for b in range(blocks):
+            z = lanes.load(log_p, p, b)
+            for k in range(corners_a.shape[1]):
+                z = lanes.add(z, lanes.multiply(lanes.fill(weights_a[p, k]), lanes.load(rows_a, corners_a[p, k], b)))
+            for k in range(corners_b.shape[1]):
+                z = lanes.add(z, lanes.multiply(lanes.fill(weights_b[p, k]), lanes.load(rows_b, corners_b[p, k], b)))
+            lanes.store(q, p, b, z)
+            top = lanes.maximum(top, z)
+        top = lanes.fill(lanes.highest(top))
+        sums = lanes.fill(np.float32(0))
+        for b in range(blocks):
+            z = lanes.exp(lanes.subtract(lanes.load(q, p, b), top))
+            lanes.store(q, p, b, z)
+            sums = lanes.add(sums, z)
+        share = lanes.fill(np.float32(1) / lanes.total(sums))
+        for b in range(blocks):
+            lanes.store(q, p, b, lanes.multiply(lanes.load(q, p, b), share))

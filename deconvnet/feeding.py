@@ -22,6 +22,7 @@ from infra.images import decode_image, decode_mask
 
 Batch = tuple[np.ndarray, np.ndarray]
 DEV_LIMIT = 2048
+WINDOWS_A_JOB = 512
 _MiB = 2**20
 
 
@@ -233,23 +234,27 @@ class RayShard:
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
         """The share of the global steps [first, stop), a batch each."""
         todo = self.feed.window_range(first_step, stop_step)
-        if not todo:
-            return
+        jobs = (todo[start : start + WINDOWS_A_JOB] for start in range(0, len(todo), WINDOWS_A_JOB))
+        pieces = (piece for job in jobs for piece in self._pieces(job, first_step, stop_step))
+        return rebatched(pieces, self.feed.batching.share)
+
+    def _pieces(self, numbers: range, first_step: int, stop_step: int) -> Iterator[Batch]:
+        """What this rank sees of the windows `numbers`, by one Ray Data job."""
         import ray
-        from ray.data import ExecutionOptions, ExecutionResources
+        from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
         feed, rank, threads = self.feed, self.rank, self.threads
 
-        def work(row: dict[str, Any]) -> Iterator[dict[str, np.ndarray]]:
+        def work(row: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
             with ThreadPoolExecutor(threads) as pool:
-                for offset in row["id"].tolist():
-                    for images, labels in feed.pieces(todo.start + offset, rank, first_step, stop_step, pool):
+                for number in row["item"].tolist():
+                    for images, labels in feed.pieces(number, rank, first_step, stop_step, pool):
                         yield {"image": images, "label": labels}
 
         share = feed.batching.share
         batch_bytes = 4 * share * feed.examples.size**2
-        # A row is a window, a block of rows one task: so the id of a row is all that a task is given.
-        windows = ray.data.range(len(todo), override_num_blocks=len(todo))
+        # Items are blocks that are there already: reading even a range would reserve a CPU, of which there may be none left.
+        windows = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
         windows.context.enable_progress_bars = False
         windows.context.target_max_block_size = max(_MiB, batch_bytes)
         windows.context.execution_options = ExecutionOptions(
@@ -257,12 +262,12 @@ class RayShard:
         )
         made = windows.map_batches(
             work,
-            batch_size=None,
+            batch_size=None,  # a block, which is one window
             num_cpus=0,
-            concurrency=min(2, feed.windows_per_epoch),  # the next window is read while one is used
+            compute=TaskPoolStrategy(size=min(2, feed.windows_per_epoch)),  # the next window is read while one is used
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
         )
-        for batch in made.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2, drop_last=True):
+        for batch in made.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
             yield batch["image"], batch["label"]
 
 

@@ -11,9 +11,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from deconvnet import lanes
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Keys = NDArray[np.uint64]
+
+_AHEAD = 12  # corners of a chain that are on their way from memory
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Lattice:
 
     corners: int32 (N, d+1), the corners of each point's simplex, 0 to M-1.
     weights: float32 (N, d+1), barycentric coordinates of the point; a row sums to 1.
-    chains: int32, for each axis the lines of two or more neighbouring corners, each ended by -1. A corner without neighbours
+    chains: int32, for each axis the lines of two or more neighbouring corners, each ended by M. A corner without neighbours
         on an axis is not changed by the blur along it (most aren't: colours are sparse), so it stands in no chain.
     size: M.
     """
@@ -47,11 +51,18 @@ def build(features: Floats) -> Lattice:
 
 def smooth(lattice: Lattice, values: Floats) -> Floats:
     """`values` (N, C) filtered: about Σ_j exp(-|f_i - f_j|² / 2) values_j, but for a factor that is the same everywhere."""
-    rows = np.zeros((lattice.size, values.shape[1]), np.float32)
-    splat(lattice.corners, lattice.weights, values, rows)
+    padded = pad(values)
+    rows = np.zeros((lattice.size + 1, padded.shape[1]), np.float32)
+    splat(lattice.corners, lattice.weights, padded, rows)
     blur(lattice.chains, rows)
-    out = np.empty_like(values)
-    slice_(lattice.corners, lattice.weights / np.float32(lattice.gain), rows, out)
+    read(lattice.corners, lattice.weights / np.float32(lattice.gain), rows, padded)
+    return padded[:, : values.shape[1]]
+
+
+def pad(values: Floats, fill: float = 0.0) -> Floats:
+    """A copy of `values` (N, C) with columns of `fill` up to a whole number of vector registers: (N, 8·B)."""
+    out = np.full((len(values), -(-values.shape[1] // lanes.WIDTH) * lanes.WIDTH), fill, np.float32)
+    out[:, : values.shape[1]] = values
     return out
 
 
@@ -210,47 +221,48 @@ def _chains(keys: Keys, multipliers: Keys) -> Ints:
                     chains[length] = member
                     length += 1
                     member = following[member]
-                chains[length] = -1
+                chains[length] = count
                 length += 1
     return chains[:length].copy()
 
 
 @njit(cache=True, nogil=True)
 def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
-    """Add `values` (N, C) to the corners' `rows` (M, C)."""
+    """Add `values` (N, 8·B) to the corners' `rows` (M + 1, 8·B)."""
     for p in range(corners.shape[0]):
         for k in range(corners.shape[1]):
-            row, w = corners[p, k], weights[p, k]
-            for c in range(values.shape[1]):
-                rows[row, c] += w * values[p, c]
+            row, weight = corners[p, k], lanes.fill(weights[p, k])
+            for b in range(rows.shape[1] // lanes.WIDTH):
+                more = lanes.multiply(weight, lanes.load(values, p, b))
+                lanes.store(rows, row, b, lanes.add(lanes.load(rows, row, b), more))
 
 
 @njit(cache=True, nogil=True)
 def blur(chains: Ints, rows: Floats) -> None:
-    """Blur `rows` (M, C) in place along every axis: a corner plus half of either neighbour."""
-    channels = rows.shape[1]
-    previous = np.zeros(channels, np.float32)
-    half = np.float32(0.5)
+    """Blur `rows` (M + 1, 8·B), the last one 0, in place along every axis: a corner plus half of either neighbour."""
+    blocks = rows.shape[1] // lanes.WIDTH
+    end = rows.shape[0] - 1
+    previous = np.zeros((1, rows.shape[1]), np.float32)
     for i in range(chains.size - 1):
+        ahead = chains[min(i + _AHEAD, chains.size - 1)]
+        for b in range(0, blocks, 2):
+            lanes.prefetch(rows, ahead, b)
         here, after = chains[i], chains[i + 1]
-        if here < 0:
-            previous[:] = 0
-        elif after < 0:
-            for c in range(channels):
-                rows[here, c] += half * previous[c]
-        else:
-            for c in range(channels):
-                old = rows[here, c]
-                rows[here, c] = old + half * (previous[c] + rows[after, c])
-                previous[c] = old
+        # The end row is 0 and stays so: no branch that depends on where chains end, which no processor foresees.
+        half = lanes.fill(np.float32(0.5) if here != end else np.float32(0))
+        for b in range(blocks):
+            old = lanes.load(rows, here, b)
+            around = lanes.add(lanes.load(previous, 0, b), lanes.load(rows, after, b))
+            lanes.store(rows, here, b, lanes.add(old, lanes.multiply(half, around)))
+            lanes.store(previous, 0, b, old)
 
 
 @njit(cache=True, nogil=True)
-def slice_(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
-    """Read `out` (N, C) from the corners' `rows` (M, C)."""
+def read(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
+    """Slice: `out` (N, 8·B) from the corners' `rows` (M + 1, 8·B)."""
     for p in range(corners.shape[0]):
-        out[p] = 0
-        for k in range(corners.shape[1]):
-            row, w = corners[p, k], weights[p, k]
-            for c in range(rows.shape[1]):
-                out[p, c] += w * rows[row, c]
+        for b in range(rows.shape[1] // lanes.WIDTH):
+            found = lanes.fill(np.float32(0))
+            for k in range(corners.shape[1]):
+                found = lanes.add(found, lanes.multiply(lanes.fill(weights[p, k]), lanes.load(rows, corners[p, k], b)))
+            lanes.store(out, p, b, found)

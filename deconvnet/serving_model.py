@@ -5,7 +5,9 @@ It is copied into the model beside `code/` (deconvnet, proposals, infra) and nee
 
 import base64
 import binascii
+import importlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ class Ensemble(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Build both networks from the artifact `ensemble` (deconvnet/, fcn8s/, options.json)."""
+        import numba
         import torch
 
+        try:
+            importlib.import_module("deconvnet.crf")
+        except RuntimeError:  # neither this code's folder nor the home is writable, and numba insists on keeping what it compiles
+            self.cache = tempfile.TemporaryDirectory(prefix="numba-")
+            numba.config.CACHE_DIR = self.cache.name
         from deconvnet import DeconvNet, FCN8s
         from deconvnet.checkpoints import load_model
         from deconvnet.segmenter import Segmenter

@@ -4,6 +4,7 @@ The driver checks everything, starts the run and waits: it prints what the worke
 SIGTERM, `ray job stop`), asks them to stop; they leave a checkpoint. A run of the same name and storage goes on from its last one.
 """
 
+import logging
 import os
 import signal
 import tempfile
@@ -18,11 +19,13 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from deconvnet import checkpoints, weights
 from deconvnet.feeding import DevSet, Examples, Feed, open_examples, ray_data_config
 from deconvnet.networks import DeconvNet, FCN8s, Network
 from deconvnet.order import check_batching
+from deconvnet.relay import Relay
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import Diverged, Interrupted, Outcome, State, place, train
 from infra import storage
@@ -94,9 +97,11 @@ def run_training(
         architecture, model_settings, stage_settings, compute, tuple(classes), dev, seed, init, storage.absolute(out_uri), stage
     )
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    if len(ray.nodes()) == 1:  # the driver's own node: nobody would be left to see it go
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     relay = ray.remote(Relay).options(num_cpus=0).remote()
     filesystem, path = storage.filesystem(storage.absolute(storage_uri))
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         _work,
         train_loop_config={"job": job, "relay": relay},
         # CPU tensors (counts, the stop flag) are summed by gloo in any case, so that they don't wait for the GPU.
@@ -164,29 +169,12 @@ def progress(metrics: Mapping[str, Any], total: int) -> str:
     return ", ".join(parts + [form.format(metrics[name]) for name, form in forms if name in metrics])
 
 
-class Relay:
-    """An actor between the driver and the run: reports one way, the request to stop the other."""
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without the detached actor that frees the workers' places after a dead controller: Ray does that when the driver ends, and
+    the actor asks the dashboard every second, which a Ray started for one run doesn't have."""
 
-    def __init__(self) -> None:
-        self._told: list[dict[str, Any]] = []
-        self._stop = False
-
-    def tell(self, message: dict[str, Any]) -> None:
-        """Keep a message for the driver."""
-        self._told.append(message)
-
-    def told(self) -> list[dict[str, Any]]:
-        """What was told since the last time."""
-        told, self._told = self._told, []
-        return told
-
-    def stop(self) -> None:
-        """Ask the run to stop."""
-        self._stop = True
-
-    def stopped(self) -> bool:
-        """True if it was asked to stop."""
-        return self._stop
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 class Telling(ray.train.UserCallback):
@@ -339,10 +327,12 @@ def _initialise(model: Network, job: Job) -> None:
 
 
 def _quiet() -> None:
-    """Ray Data's lines about every execution are kept out of the worker's output."""
-    import logging
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    """Ray's lines about every report and every execution of a data set are kept out of the worker's output."""
+    for library in ("", "ray.train", "ray.data"):  # some of Ray's loggers have no library's name
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(
+        logging.ERROR
+    )  # warns that progress bars are off, as they should be
 
 
 class Stopping:

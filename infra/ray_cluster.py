@@ -16,19 +16,22 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     Raises UserError where the named cluster can't be joined.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; quiets its warning
+    # The driver's C++ log repeats on the terminal what Python raises anyway.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
 
     address = settings.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             ray.init(
                 address="local",
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
+                log_to_driver=False,
                 logging_level=logging.WARNING,
             )
     except (ConnectionError, RuntimeError) as error:
@@ -36,6 +39,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         raise UserError(f"can't join {where}: {str(error).splitlines()[0]}") from error
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
+    context.enable_progress_bars = False  # infra.progress shows it, in a line instead of eight
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:

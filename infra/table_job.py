@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from infra import tables
 from infra.errors import UserError
+from infra.progress import progress
 
 MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject]]
 
@@ -38,7 +39,8 @@ def make_parts(
     if todo:
         dataset = ray.data.from_items([{"index": i, "unit": units[i]} for i in todo], override_num_blocks=len(todo))
         dataset.set_name(title)
-        dataset.map(work, num_cpus=num_cpus).materialize()
+        for _ in progress(dataset.map(work, num_cpus=num_cpus).iter_rows(), len(todo), title, "parts"):
+            pass
     return [tables.read_part(table, fingerprint, i) for i in range(len(units))]
 
 

@@ -102,7 +102,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--config", default=str(QUICKSTART), metavar="FILE", help="YAML file of settings (default: quickstart.yaml)")
+    made.add_argument(
+        "--config", default=str(QUICKSTART), metavar="FILE", help="YAML file of settings (default: quickstart.yaml)"
+    )
     group = made.add_argument_group("settings", "override the file's; empty strings and `null` unset")
     for path, field in leaves():
         help_text = (field.description or path.rsplit(".", 1)[-1].replace("_", " ")).replace("%", "%%")

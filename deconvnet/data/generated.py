@@ -106,9 +106,10 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark colour and a light one in either order, hues at random: float32 (3,), RGB 0–255."""
-    dark = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.3, 1), rng.uniform(0.1, 0.45))
-    light = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.55), rng.uniform(0.75, 1))
+    """A dark and a light shade of one random hue, in either order: float32 (3,), RGB 0–255."""
+    hue = rng.random()
+    dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 1), rng.uniform(0.1, 0.4))
+    light = colorsys.hsv_to_rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.55), rng.uniform(0.8, 1))
     pair = np.array([dark, light] if rng.random() < 0.5 else [light, dark], np.float32) * 255
     return pair[0], pair[1]
 

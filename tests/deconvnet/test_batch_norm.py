@@ -52,7 +52,7 @@ def _worker(rank, folder, share):
     outputs, gradients, parameters = two_steps(net, [images(s)[mine] for s in (1, 2)])
     for p in parameters:
         dist.all_reduce(p)
-    results = {"outputs": outputs, "gradients": gradients, "parameters": parameters, "state": net.state_dict()}
+    results = {"outputs": outputs, "gradients": gradients, "parameters": parameters, "state": copy.deepcopy(net.state_dict())}
 
     plain = small_net().train()
     plain[1].momentum = 0.3

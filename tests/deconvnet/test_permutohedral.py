@@ -61,20 +61,19 @@ def test_a_table_that_has_to_grow_many_times_loses_nothing(rng):
 def test_chains_blur_as_a_blur_by_neighbours_would(rng):
     """One pass over the chains, in place, equals old + (one neighbour + other neighbour) / 2 on each axis."""
     lattice = permutohedral.build(rng.random((400, 2)).astype(np.float32) * 6)
-    rows = rng.random((lattice.size, 9)).astype(np.float32)
+    rows = np.vstack([rng.random((lattice.size, 16)), np.zeros((1, 16))]).astype(np.float32)
+    expected, used = rows.copy(), set()
     before = rows.copy()
     permutohedral.blur(lattice.chains, rows)
-    expected, used = before, set()
-    lines = np.split(lattice.chains, np.flatnonzero(lattice.chains < 0) + 1)
+    lines = np.split(lattice.chains, np.flatnonzero(lattice.chains == lattice.size) + 1)
     for line in (part[:-1] for part in lines if len(part)):
         if used & set(line.tolist()):
             used = set()  # a corner seen again: the next axis
         used |= set(line.tolist())
-        old = np.vstack([np.zeros((1, 9)), expected[line], np.zeros((1, 9))])
-        expected = expected.copy()
+        old = np.vstack([np.zeros((1, 16)), expected[line], np.zeros((1, 16))])
         expected[line] = old[1:-1] + (old[:-2] + old[2:]) / 2
     np.testing.assert_allclose(rows, expected, rtol=1e-5)
-    assert not np.array_equal(rows, before)
+    assert not np.array_equal(rows, before) and not rows[-1].any()
 
 
 def test_no_points():

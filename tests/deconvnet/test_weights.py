@@ -1,5 +1,9 @@
 """VGG-16 files of each kind, foreign files, and scores mapped from class to class."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -227,3 +231,18 @@ def test_weights_of_another_convention_are_refused():
     old, new = DeconvNet(4, 0.125, 32, "torchvision"), DeconvNet(5, 0.125, 32)
     with pytest.raises(UserError, match=r"set model\.convention to torchvision"):
         initialise_from(new, old.state_dict(), OLD, NEW, old.convention)
+
+
+def test_weights_come_by_http(shared):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(shared))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        net = DeconvNet(2, input_size=32)
+        assert len(load_vgg16(net, f"{url}/{NPZ}").loaded) == 13
+        with pytest.raises(UserError, match="can't be fetched"):
+            load_vgg16(net, f"{url}/absent.npz")
+    finally:
+        server.shutdown()
+        server.server_close()

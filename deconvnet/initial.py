@@ -1,0 +1,55 @@
+"""`init.from`: which model folder a training starts from."""
+
+from infra import storage
+from infra.errors import UserError
+
+# Where a network of each architecture lies below what a person may name: a model folder, a workspace, a registered ensemble.
+PLACES = {
+    "deconvnet": ("", "deconvnet", "models/stage2", "stage2", "artifacts/ensemble/deconvnet"),
+    "fcn8s": ("", "fcn8s", "models/fcn8s", "artifacts/ensemble/fcn8s"),
+}
+
+
+def starting_model(source: str, architecture: str, tracking_uri: str, keep: str) -> str | None:
+    """The model folder of `architecture` in `source`: a model folder, a workspace, or a registered model (models:/NAME@ALIAS).
+
+    A registered model is copied to `keep`, where every worker sees it. None where `source` holds only the other architecture.
+    Raises UserError where it holds neither.
+    """
+    folder = _fetched(source, tracking_uri, keep) if source.startswith("models:") else source
+    found = {kind: _find(folder, kind) for kind in PLACES}
+    if not any(found.values()):
+        raise UserError(f"init.from {source} holds no model: name a model folder, a workspace, or models:/NAME@ALIAS")
+    return found[architecture]
+
+
+def _find(folder: str, architecture: str) -> str | None:
+    for place in PLACES[architecture]:
+        candidate = storage.join(folder, place) if place else folder
+        described = storage.join(candidate, "model.json")
+        if storage.exists(described) and storage.read_json(described).get("architecture") == architecture:
+            return candidate
+    return None
+
+
+def _fetched(source: str, tracking_uri: str, keep: str) -> str:
+    from tempfile import TemporaryDirectory
+
+    import mlflow.artifacts
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    name, _, which = source.removeprefix("models:/").replace("@", "/").partition("/")
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        by_alias = "@" in source
+        version = client.get_model_version_by_alias(name, which) if by_alias else client.get_model_version(name, which)
+        target = storage.join(keep, f"{name}-{version.version}")
+        with TemporaryDirectory() as local:
+            made = mlflow.artifacts.download_artifacts(
+                artifact_uri=version.source, dst_path=local, tracking_uri=tracking_uri, registry_uri=tracking_uri
+            )
+            storage.copy_tree(storage.join(made, "artifacts", "ensemble"), target)
+    except MlflowException as error:
+        raise UserError(f"init.from {source} can't be fetched: {str(error).splitlines()[0]}") from None
+    return target

@@ -1,0 +1,60 @@
+"""What every door does: a person's mistake becomes a sentence and an exit code, results become a table."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from infra.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
+
+
+def run(main: Callable[[], int]) -> int:
+    """`main()`, with UserError and interruptions turned into a line on stderr and an exit code."""
+    from deconvnet.training import Interrupted
+
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return main()
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output (head, say) has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The five results as a table for a terminal."""
+    from deconvnet.figures import TITLES
+
+    lines = [f"{results['dataset']}, {results['images']} photographs", f"  {'':<16}{'mean IoU':>9}{'pixels right':>14}"]
+    for name, title in TITLES.items():
+        row = results["rows"][name]
+        lines.append(f"  {title:<16}{_share(row['mean_iou']):>9}{_share(row['pixel_accuracy']):>14}")
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def how_to_see(uri: str) -> str:
+    """How to open MLflow's pages for the store at `uri`."""
+    if uri.startswith("sqlite:"):
+        return f"mlflow ui --backend-store-uri {uri}   (quickstart: make ui), then http://localhost:5000"
+    return uri

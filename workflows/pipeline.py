@@ -1,0 +1,259 @@
+"""The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from deconvnet.data import prepare
+from infra import storage, tables
+from infra.stages import Stage, Stages, digest
+from workflows.settings import Settings, as_dict
+
+EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
+    ("stage1", 1, "train"),
+    ("stage1_dev", 1, "dev"),
+    ("stage2", 2, "train"),
+    ("stage2_dev", 2, "dev"),
+)
+RUN_FILE = "pipeline.json"  # which MLflow run the workspace belongs to
+
+
+class Pipeline:
+    """A workspace and its stages: prepare → proposals → examples → FCN-8s → stage 1 → stage 2 → evaluate → register.
+
+    Batch-norm statistics are recomputed at the end of each training stage. `mlflow_run` is the run that the stage at work logs
+    to; whoever runs the stages sets it.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self.say = say
+        self.mlflow_run: Any = None
+        self.root = settings.data.root or self.place("data")
+        self.stages = Stages(settings.workspace, self._stages())
+
+    def place(self, *parts: str) -> str:
+        """A place in the workspace."""
+        return storage.join(self.settings.workspace, *parts)
+
+    @property
+    def images(self) -> str:
+        return self.place("images")
+
+    @property
+    def proposals(self) -> str:
+        return self.place("proposals")
+
+    def examples(self, table: str) -> str:
+        return self.place("examples", table)
+
+    def model(self, stage: str) -> str:
+        return self.place("models", stage)
+
+    def _stages(self) -> list[Stage]:
+        s = self.settings
+        data = as_dict(s.data)
+        classes, seed = {"classes": data["classes"]}, {"seed": s.seed}
+        folder = {"folder": prepare.data_fingerprint(s.data, self.root)}
+        window = {"context": s.examples.context, "window": s.examples.window}
+        done = tables.COMMIT
+        stages = [
+            Stage(
+                "prepare", "photographs", prepare.PREPARE_VERSION, {**data, **seed, **folder}, (),
+                (storage.join(self.images, done),), self._prepare,
+            ),
+            Stage(
+                "proposals", "EdgeBox proposals", 1, as_dict(s.proposals), ("prepare",),
+                (storage.join(self.proposals, done),), self._proposals,
+            ),
+            Stage(
+                "examples", "training crops", 1, {**as_dict(s.examples), **seed, "input_size": s.model.input_size},
+                ("prepare", "proposals"), tuple(storage.join(self.examples(t), done) for t, _, _ in EXAMPLE_TABLES), self._examples,
+            ),
+            self._training("fcn8s", "FCN-8s on whole photographs", "prepare"),
+            self._training("stage1", "DeconvNet, stage 1: objects", "examples"),
+            self._training("stage2", "DeconvNet, stage 2: proposals", "examples", "stage1"),
+            Stage(
+                "evaluate", "the five results", 1, {**as_dict(s.segment), **window, **classes, "split": "val"},
+                ("prepare", "proposals", "fcn8s", "stage2"), (self.place("report", "results.json"),), self._evaluate,
+            ),
+        ]  # fmt: skip
+        if s.tracking.register_model:
+            name = {"model_name": s.tracking.model_name, "uri": s.tracking.uri}
+            stages.append(Stage("register", "the model registry", 1, name, ("evaluate", "stage2", "fcn8s"), (), self._register))
+        return stages
+
+    def _training(self, stage: str, title: str, *inputs: str) -> Stage:
+        s = self.settings
+        sections: dict[str, Any] = as_dict(s, ("model", "init", "seed"))
+        train = as_dict(getattr(s.train, stage))
+        # How often it is logged and saved changes nothing of what is learned.
+        matters = {key: value for key, value in train.items() if key not in ("checkpoint_every", "log_every")}
+        settings = {**sections, "train": matters, "classes": list(s.data.classes), "bf16": s.compute.gpu and s.compute.bf16}
+
+        def run(fingerprint: str) -> dict[str, Any]:
+            return self._train(stage, fingerprint)
+
+        return Stage(stage, title, 1, settings, inputs, (storage.join(self.model(stage), "model.json"),), run)
+
+    def _prepare(self, fingerprint: str) -> dict[str, Any]:
+        s = self.settings
+        root = s.data.root
+        with ExitStack() as stack:
+            if root is None:
+                root = self._generated(stack)
+            made = prepare.prepare_images(s.data, s.seed, self.images, fingerprint, root)
+        self._write_rejects()
+        self.mlflow_run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
+        counts = ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items())
+        self.say(f"  {counts}; {len(made.rejects):,} set aside")
+        return {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
+
+    def _generated(self, stack: ExitStack) -> str:
+        """The generated data set's folder; it is made locally and, for a workspace on S3, sent there."""
+        s = self.settings
+        if not storage.is_s3(self.root):
+            return prepare.data_folder(s.data, s.seed, self.root)
+        local = prepare.data_folder(s.data, s.seed, str(Path(stack.enter_context(TemporaryDirectory()), "data")))
+        storage.copy_tree(local, self.root)
+        return self.root
+
+    @property
+    def dataset_name(self) -> str:
+        """What reports and MLflow call the data."""
+        return Path(self.settings.data.root).name if self.settings.data.root else "generated"
+
+    def _proposals(self, fingerprint: str) -> dict[str, Any]:
+        from proposals.propose import make_proposals
+
+        made = make_proposals(self.images, self.proposals, self.settings.proposals, fingerprint)
+        self._write_rejects()
+        self.say(f"  of {made.rows:,} photographs")
+        return {"photographs": made.rows, "rejects": len(made.rejects)}
+
+    def _examples(self, fingerprint: str) -> dict[str, Any]:
+        from deconvnet import pictures
+        from proposals.mine import mine_examples
+
+        s = self.settings
+        summary: dict[str, Any] = {}
+        for table, stage, split in EXAMPLE_TABLES:
+            made = mine_examples(
+                stage,
+                self.images,
+                self.proposals if stage == 2 else None,
+                self.examples(table),
+                s.examples,
+                s.model.input_size,
+                split=split,
+                seed=s.seed,
+                fingerprint=fingerprint,
+            )
+            summary[table] = made.rows
+            self.mlflow_run.log_dict(made.extra, f"examples/{table}.json")
+        for table in ("stage1", "stage2"):
+            self.mlflow_run.log_figure(pictures.examples(self.examples(table), s.data.classes), f"examples/{table}.png")
+        self._write_rejects()
+        self.mlflow_run.log_metrics({f"examples.{table}": count for table, count in summary.items()})
+        self.say("  " + ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items()))
+        return summary
+
+    def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.initial import starting_model
+        from deconvnet.train_job import run_training
+
+        s = self.settings
+        whole = stage == "fcn8s"
+        architecture = "fcn8s" if whole else "deconvnet"
+        init: str | None = self.model("stage1") if stage == "stage2" else None
+        if init is None and s.init.from_:
+            init = starting_model(s.init.from_, architecture, self.mlflow_run.tracker.uri, self.place("init"))
+        with ExitStack() as stack:
+            spool = Path(self.place("mlflow", "spool"))
+            if storage.is_s3(s.workspace):
+                spool = Path(stack.enter_context(TemporaryDirectory()))
+            curves = stack.enter_context(self.mlflow_run.curves(spool))
+            return run_training(
+                stage=stage,
+                architecture=architecture,
+                model_settings=s.model,
+                stage_settings=getattr(s.train, stage),
+                compute=s.compute,
+                examples_uri=self.images if whole else self.examples(stage),
+                dev_uri=self.images if whole else self.examples(f"{stage}_dev"),
+                classes=s.data.classes,
+                storage_uri=self.place("train"),
+                run_name=f"{stage}-{fingerprint[:16]}",
+                out_uri=self.model(stage),
+                seed=s.seed,
+                init=init,
+                callbacks=[curves],
+                say=lambda line: self.say(f"  {line.removeprefix(f'{stage}: ')}"),
+            )
+
+    def _evaluate(self, fingerprint: str) -> dict[str, Any]:
+        results = self.evaluate("val", self.place("report"))
+        return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
+
+    def evaluate(self, split: str, report: str) -> dict[str, Any]:
+        """Measure the workspace's models on `split`: results.json (written last), results.md and pictures at `report`."""
+        from deconvnet import evaluation, figures, pictures
+        from deconvnet.checkpoints import load_model
+        from deconvnet.segmenter import Segmenter
+
+        s = self.settings
+        classes = s.data.classes
+        gpu = 1.0 if s.compute.gpu else 0.0
+        found = evaluation.evaluate(
+            self.model("stage2"), self.model("fcn8s"), self.images, self.proposals, split=split, segment=s.segment,
+            examples=s.examples, classes=classes, dataset=f"{self.dataset_name} {split}", gpus_per_actor=gpu,
+        )  # fmt: skip
+        markdown = evaluation.results_markdown(found.results)
+        deconvnet, fcn8s = (load_model(self.model(stage))[0] for stage in ("stage2", "fcn8s"))
+        segmenter = Segmenter.from_settings(deconvnet, fcn8s, s.segment, s.examples)  # type: ignore[arg-type]
+        shown = pictures.choose(found.mean_iou)
+        png = {
+            "comparison.png": pictures.compared(segmenter, self.images, self.proposals, shown, classes, found.mean_iou),
+            "iou_by_class.png": figures.iou_by_class(found.results),
+        }
+        for name, data in png.items():
+            storage.write_bytes(storage.join(report, name), data)
+        storage.write_json(storage.join(report, "mean_iou_by_image.json"), found.mean_iou)
+        storage.write_bytes(storage.join(report, "results.md"), markdown.encode())
+        storage.write_json(storage.join(report, "results.json"), found.results)
+        if run := self.mlflow_run:
+            for name, data in png.items():
+                run.log_figure(data, f"report/{name}")
+            run.log_text(markdown, "report/results.md")
+            run.log_dict(found.results, "report/results.json")
+            run.log_metrics({f"{split}.mean_iou.{name}": row["mean_iou"] for name, row in found.results["rows"].items()})
+        return found.results
+
+    def _register(self, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.registered import register
+        from deconvnet.segmenter import segmenter_options
+
+        s = self.settings
+        version = register(
+            self.mlflow_run, s.tracking.model_name, deconvnet_uri=self.model("stage2"), fcn8s_uri=self.model("fcn8s"),
+            classes=s.data.classes, proposals=as_dict(s.proposals), segment=segmenter_options(s.segment, s.examples),
+            results=storage.read_json(self.place("report", "results.json")), max_pixels=s.data.max_pixels,
+        )  # fmt: skip
+        self.say(f"  {s.tracking.model_name} version {version}, alias challenger")
+        return {"model": s.tracking.model_name, "version": version}
+
+    def _write_rejects(self) -> None:
+        """Gather what the tables made so far set aside into `rejects`."""
+        made = [tables.read_commit(t) for t in (self.images, self.proposals, *(self.examples(t) for t, _, _ in EXAMPLE_TABLES))]
+        found = sorted({(r.image_id, r.path, r.stage, r.reason) for commit in made if commit for r in commit.rejects})
+        rows = [dict(zip(tables.REJECTS.names, row, strict=True)) for row in found]
+        fingerprint = digest(rows)
+        part = tables.write_part(self.place("rejects"), fingerprint, 0, rows, tables.REJECTS)
+        tables.commit(self.place("rejects"), fingerprint, [part])
+
+    def rejects(self) -> int:
+        """How many inputs were set aside."""
+        commit = tables.read_commit(self.place("rejects"))
+        return commit.rows if commit else 0
