@@ -15,6 +15,7 @@ from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
 from infra import tables
 from infra.errors import UserError
 from infra.images import decode_image, decode_mask
+from infra.progress import progress
 from proposals.propose import iter_proposals
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ def evaluate(
             actors = min(actors, int(there.get("GPU", 0) // gpus_per_actor))
     actors = max(1, min(actors, len(units)))
     todo = ray.data.from_items([{"index": i} for i in range(len(units))], override_num_blocks=len(units))
-    todo.set_name(f"evaluation on {split}")
     done = todo.map(
         _Worker,
         fn_constructor_kwargs={
@@ -91,7 +91,7 @@ def evaluate(
     )
     totals = {name: ConfusionMatrix(len(classes)) for name in RESULTS}
     mean_iou: dict[str, dict[str, float | None]] = {}
-    for row in done.iter_rows():
+    for row in progress(done.iter_rows(), len(units), f"evaluating on {split}", "batches of photographs"):
         for name, matrix in zip(RESULTS, row["matrices"], strict=True):
             totals[name].merge(ConfusionMatrix(len(classes), matrix))
         for image_id, figures in zip(units[row["index"]].image_ids, row["mean_iou"], strict=True):

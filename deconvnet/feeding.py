@@ -5,6 +5,7 @@ worker, has a Ray Data job make the same bits outside the worker's process. A ba
 and labels (n, S, S), class ids with 255 = void.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from infra.images import decode_image, decode_mask
 Batch = tuple[np.ndarray, np.ndarray]
 DEV_LIMIT = 2048
 WINDOWS_A_JOB = 512
+PAUSE_SECONDS = 0.03
 _MiB = 2**20
 
 
@@ -242,6 +244,13 @@ class RayShard:
         """What this rank sees of the windows `numbers`, by one Ray Data job."""
         import ray
         from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
+        from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+        class Pause(ExecutionCallback):
+            """The executor, a thread of the worker, never sleeps while it holds tasks back: it took half of the training's speed."""
+
+            def on_execution_step(self, executor: Any) -> None:
+                time.sleep(PAUSE_SECONDS)
 
         feed, rank, threads = self.feed, self.rank, self.threads
 
@@ -256,6 +265,7 @@ class RayShard:
         # Items are blocks that are there already: reading even a range would reserve a CPU, of which there may be none left.
         windows = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
         windows.context.enable_progress_bars = False
+        windows.context.custom_execution_callback_classes = [Pause]
         windows.context.target_max_block_size = max(_MiB, batch_bytes)
         windows.context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(object_store_memory=max(32 * _MiB, 8 * batch_bytes))

@@ -1,6 +1,7 @@
 """Progress of long work: a bar on a terminal, a line now and then in a log."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -8,19 +9,17 @@ Item = TypeVar("Item")
 LOG_SECONDS = 10.0
 
 
-def progress(items: Iterable[Item], total: int, title: str, unit: str = "it") -> Iterator[Item]:
-    """`items`, counted on stderr against `total`."""
-    from tqdm import tqdm
+def progress(items: Iterable[Item], total: int, title: str, unit: str) -> Iterator[Item]:
+    """`items`, counted on stderr against `total` (of `unit`, a plural)."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
 
-    terminal = sys.stderr.isatty()
-    form = "  {desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
-    yield from tqdm(
-        items,
-        total=total,
-        desc=f"  {title}" if terminal else title,
-        unit=unit,
-        leave=False,
-        mininterval=0.2 if terminal else LOG_SECONDS,
-        bar_format=None if terminal else form + "\n",
-        file=sys.stderr,
-    )
+        yield from tqdm(items, total=total, desc=f"  {title}", unit=f" {unit}", leave=False)
+        return
+    started = last = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS:
+            last = now
+            print(f"  {title}: {count:,} of {total:,} {unit}, {now - started:,.0f} s", file=sys.stderr, flush=True)

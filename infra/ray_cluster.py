@@ -24,7 +24,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     address = settings.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
                 address="local",
@@ -32,7 +32,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray on this machine"
@@ -40,7 +40,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
     context.enable_progress_bars = False  # infra.progress shows it, in a line instead of eight
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:

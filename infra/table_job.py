@@ -32,13 +32,12 @@ def make_parts(
     import ray
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
-        tables.write_part(table, fingerprint, row["index"], make_rows(row["unit"]), schema, rows_per_group)
+        tables.write_part(table, fingerprint, row["index"], make_rows(units[row["index"]]), schema, rows_per_group)
         return {"index": row["index"]}
 
     todo = [i for i in range(len(units)) if not tables.part_done(table, fingerprint, i)]
     if todo:
-        dataset = ray.data.from_items([{"index": i, "unit": units[i]} for i in todo], override_num_blocks=len(todo))
-        dataset.set_name(title)
+        dataset = ray.data.from_items([{"index": i} for i in todo], override_num_blocks=len(todo))
         for _ in progress(dataset.map(work, num_cpus=num_cpus).iter_rows(), len(todo), title, "parts"):
             pass
     return [tables.read_part(table, fingerprint, i) for i in range(len(units))]

@@ -13,6 +13,7 @@ import numpy as np
 from infra import tables
 from infra.errors import BadInput, UserError
 from infra.images import decode_image, decode_mask, encode_jpeg, encode_mask
+from infra.progress import progress
 from infra.table_job import make_parts
 from proposals.examples import (
     Choice,
@@ -172,8 +173,9 @@ def _count(miner: _Miner, units: list[Unit]) -> dict[int, int]:
         return {"counts": miner.count(units[row["index"]])}
 
     dataset = ray.data.from_items([{"index": i} for i in range(len(units))], override_num_blocks=max(1, len(units)))
-    dataset.set_name(f"counting examples, stage {miner.stage}, {miner.split}")
-    total = np.sum([row["counts"] for row in dataset.map(work, num_cpus=1).take_all()], axis=0)
+    counted = dataset.map(work, num_cpus=1).iter_rows()
+    title = f"counting examples, stage {miner.stage}, {miner.split}"
+    total = np.sum([row["counts"] for row in progress(counted, len(units), title, "parts")], axis=0)
     return {int(c): int(total[c]) for c in np.flatnonzero(total)}
 
 

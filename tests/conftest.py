@@ -25,7 +25,9 @@ def ray_session() -> Iterator[None]:
     import ray
 
     # Workers import the test modules by the names pytest gives them.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(
+        os.pathsep
+    )
     ray.init(num_cpus=2, object_store_memory=256 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield
     ray.shutdown()

@@ -100,25 +100,13 @@ class Pipeline:
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
         s = self.settings
-        root = s.data.root
-        with ExitStack() as stack:
-            if root is None:
-                root = self._generated(stack)
-            made = prepare.prepare_images(s.data, s.seed, self.images, fingerprint, root)
+        root = prepare.data_folder(s.data, s.seed, self.root)
+        made = prepare.prepare_images(s.data, s.seed, self.images, fingerprint, root)
         self._write_rejects()
         self.mlflow_run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
         counts = ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items())
         self.say(f"  {counts}; {len(made.rejects):,} set aside")
         return {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
-
-    def _generated(self, stack: ExitStack) -> str:
-        """The generated data set's folder; it is made locally and, for a workspace on S3, sent there."""
-        s = self.settings
-        if not storage.is_s3(self.root):
-            return prepare.data_folder(s.data, s.seed, self.root)
-        local = prepare.data_folder(s.data, s.seed, str(Path(stack.enter_context(TemporaryDirectory()), "data")))
-        storage.copy_tree(local, self.root)
-        return self.root
 
     @property
     def dataset_name(self) -> str:

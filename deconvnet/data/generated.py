@@ -1,7 +1,7 @@
 """The generated data set: photographs no camera took, so that the pipeline runs where there is no data.
 
-Each object's class shows in its outline and in its texture, never in its colour: hues are drawn anew for each object and for
-the ground, so a rule that looks at single pixels can't tell the classes apart. Objects come at many scales, overlap, run over
+Each object's class shows in its outline and in its texture, and as in real photographs a little in its hue: objects lean to a hue of
+their class, shades run from dark to light and the ground takes any hue, so a rule that looks at single pixels does badly. Objects come at many scales, overlap, run over
 the photograph's edge, and have thin parts (a disc's stalk, a star's points, a thin ring).
 
 Every photograph is a function of (seed, index, size) alone, whoever makes it and in whatever order.
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from tqdm import tqdm
-
 from deconvnet.data.palette import VOC_PALETTE
 from infra import storage
 from infra.images import encode_jpeg, encode_mask
+from infra.progress import progress
 
 GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 GENERATOR_VERSION = 1  # raise it when the same seed comes to give other photographs
 
 VOID = 255
 VAL_OFFSET = 1_000_000  # index of the first validation photograph: more training photographs don't change it
+_HUE_SPREAD = 0.1  # turns: neighbouring classes, a fifth of a turn apart, overlap
 _FINE = 4  # outlines are filled on a grid this much finer, then averaged: soft edges
 _MIN_VISIBLE = 0.5  # share of an object that must stay in sight of the others
 _TRIES = 12
@@ -105,9 +105,8 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a light shade of one random hue, in either order: float32 (3,), RGB 0–255."""
-    hue = rng.random()
+def _colours(rng: np.random.Generator, hue: float) -> tuple[np.ndarray, np.ndarray]:
+    """A dark and a light shade of one hue (turns), in either order: float32 (3,), RGB 0–255."""
     dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 1), rng.uniform(0.1, 0.4))
     light = colorsys.hsv_to_rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.55), rng.uniform(0.8, 1))
     pair = np.array([dark, light] if rng.random() < 0.5 else [light, dark], np.float32) * 255
@@ -123,7 +122,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A blotchy ground between two colours of middling contrast: float32 H×W×3, RGB 0–255."""
-    first, second = _colours(rng)
+    first, second = _colours(rng, rng.random())
     second = first + (second - first) * rng.uniform(0.25, 0.5)
     cell = rng.uniform(0.12, 0.4) * min(height, width)
     blend = 0.5 + 0.22 * _noise(rng, height, width, cell) + 0.1 * _noise(rng, height, width, max(2.0, cell / 5))
@@ -133,7 +132,8 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _paint(image: np.ndarray, shape: _Shape, cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """`image` (float32 H×W×3) with the object on it: textured, shaded, with a contour of 1–2 px."""
     height, width = cover.shape
-    first, second = _colours(rng)
+    objects = len(GENERATED_CLASSES) - 1
+    first, second = _colours(rng, shape.class_id / objects + rng.normal(0, _HUE_SPREAD))
     u, v = _local(shape, height, width)
     scale = 2 * np.pi / shape.period
     pattern = _TEXTURES[GENERATED_CLASSES[shape.class_id]](u * scale, v * scale)
@@ -214,13 +214,14 @@ def write_dataset(folder: str, seed: int, train: int, val: int, height: int, wid
         "train": [(f"train_{i:05d}", i) for i in range(train)],
         "val": [(f"val_{i:05d}", VAL_OFFSET + i) for i in range(val)],
     }
-    for image_id, index in tqdm([*splits["train"], *splits["val"]], desc="photographs generated", unit="photo"):
+    members = [*splits["train"], *splits["val"]]
+    for image_id, index in progress(members, len(members), "generating", "photographs"):
         image, labels, objects = generate(index, seed, height, width)
         storage.write_bytes(storage.join(folder, "JPEGImages", f"{image_id}.jpg"), encode_jpeg(image))
         for name, mask in (("SegmentationClass", labels), ("SegmentationObject", objects)):
             storage.write_bytes(storage.join(folder, name, f"{image_id}.png"), encode_mask(mask, VOC_PALETTE))
-    for split, members in splits.items():
-        names = "".join(f"{image_id}\n" for image_id, _ in members)
+    for split, drawn in splits.items():
+        names = "".join(f"{image_id}\n" for image_id, _ in drawn)
         storage.write_bytes(storage.join(folder, "ImageSets", "Segmentation", f"{split}.txt"), names.encode())
     storage.write_bytes(storage.join(folder, "classes.txt"), ("\n".join(GENERATED_CLASSES) + "\n").encode())
     storage.write_json(marker, recipe)

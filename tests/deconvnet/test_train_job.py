@@ -28,7 +28,7 @@ MODEL = ModelSettings(width=0.05, input_size=SIZE, fcn_input_size=64, fcn_batch_
 
 
 def stage(**changes: Any) -> StageSettings:
-    values = {"batch": 8, "max_steps": 14, "lr": 0.002, "log_every": 1, "schedule": "constant", "bn_batches": 2}
+    values = {"batch": 16, "max_steps": 8, "lr": 0.001, "log_every": 1, "schedule": "constant", "bn_batches": 2}
     return StageSettings(**{**values, **changes})
 
 
@@ -66,7 +66,7 @@ def test_a_line_of_progress():
 
 
 def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train\.stage1\.batch is 8, which 3 workers can't share"):
+    with pytest.raises(UserError, match=r"train\.stage1\.batch is 16, which 3 workers can't share"):
         job(tmp_path, compute=ComputeSettings(workers=3))
     with pytest.raises(UserError, match=r"train\.stage1\.micro_batch is 3"):
         job(tmp_path, stage_settings=stage(micro_batch=3))
@@ -92,21 +92,21 @@ def test_two_workers_on_ray_have_the_losses_of_the_plain_loop(tmp_path: Path, ra
     plain: list[float] = []
     outcome = train(
         model,
-        PlainShard(Feed.of(examples, 8, 1, 0)),
+        PlainShard(Feed.of(examples, 16, 1, 0)),
         stage(),
         num_classes=3,
         seed=0,
         dev=DevSet(examples),
         report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None,
     )
-    assert list(losses(found["said"])) == list(range(1, 15))
+    assert list(losses(found["said"])) == list(range(1, 9))
     assert list(losses(found["said"]).values()) == pytest.approx(plain, abs=1e-3)
-    assert (found["steps"], outcome.steps) == (14, 14)
+    assert (found["steps"], outcome.steps) == (8, 8)
     kept, meta = checkpoints.load_model(f"{tmp_path}/model")
     assert meta["classes"] == list(CLASSES)
     assert meta["extra"]["stage"] == "stage1"
     for name, value in model.state_dict().items():
-        assert torch.allclose(kept.state_dict()[name].float(), value.float(), atol=0.02), name
+        assert torch.allclose(kept.state_dict()[name].float(), value.float(), rtol=0.01, atol=0.02), name
 
 
 @pytest.mark.ray

@@ -55,7 +55,10 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' won't do: input should be a valid number"),
         ("model: {input_size: 100}", r"model\.input_size: 100 won't do: must be a multiple of 32; 96 or 128 would do"),
         ("compute: {workers: 3}", r"train\.fcn8s\.batch 20 can't be shared equally by compute\.workers 3: 1, 2, 4, 5 workers"),
-        ("train: {stage2: {micro_batch: 48}}", r"train\.stage2\.micro_batch 48 does not divide .* 64: 1, 2, 4, 8, 16, 32, 64 would do"),
+        (
+            "train: {stage2: {micro_batch: 48}}",
+            r"train\.stage2\.micro_batch 48 does not divide .* 64: 1, 2, 4, 8, 16, 32, 64 would do",
+        ),
         ("model: {width: 0.5, vgg16: w.npz}", r"model\.width 0\.5 can't start from VGG-16"),
         ("segment: {proposals: 3000}", r"segment\.proposals 3000 is more than proposals\.max_boxes 2000"),
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
