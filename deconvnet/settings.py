@@ -57,6 +57,7 @@ class ModelSettings(Section):
     vgg16: str | None = Field(
         None, description="ImageNet VGG-16 weights (.pth, .safetensors, .npz; path, https or s3); empty: from scratch"
     )
+    fcn_width: float | None = Field(None, gt=0, le=2, description="channels of FCN-8s relative to the paper's; empty: as width")
     fcn_batch_norm: bool = Field(False, description="batch norm in FCN-8s (needed from scratch)")
     fcn_input_size: int = Field(
         512,

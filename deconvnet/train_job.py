@@ -55,7 +55,7 @@ def build_network(architecture: str, settings: ModelSettings, num_classes: int) 
     """The untrained network ("deconvnet" or "fcn8s") that the settings describe."""
     if architecture == "deconvnet":
         return DeconvNet(num_classes, settings.width, settings.input_size, settings.convention)
-    return FCN8s(num_classes, settings.width, settings.fcn_batch_norm, settings.convention)
+    return FCN8s(num_classes, settings.fcn_width or settings.width, settings.fcn_batch_norm, settings.convention)
 
 
 def run_training(

@@ -136,6 +136,7 @@ def train(
     network = _distributed(model, device) if world > 1 else model
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     meter = Meter()
+    final: float | None = None
 
     def now() -> State:
         return capture(model, optimiser, schedule, seed, step)
@@ -172,6 +173,7 @@ def train(
             if ends and dev is not None:
                 found = evaluate(model, dev, num_classes, device, micro, bf16)
                 schedule.observe(found.mean_iou)
+                final = found.mean_iou
                 metrics |= {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
                 model.train()
             report(metrics, now() if due else None)
@@ -179,7 +181,6 @@ def train(
         if ends and schedule.finished:
             break
 
-    final = None
     if settings.bn_batches and _has_norm(model):
         first = settings.epochs * epoch_steps  # the order of an epoch that training did not come to
         batches = shard.batches(first, first + settings.bn_batches)
@@ -190,8 +191,10 @@ def train(
         )
         with autocast:
             recompute_statistics(model, prepared)
+        final = None
     if dev is not None:
-        final = evaluate(model, dev, num_classes, device, micro, bf16).mean_iou
+        if final is None:
+            final = evaluate(model, dev, num_classes, device, micro, bf16).mean_iou
         report({"step": step, "epoch": step / epoch_steps, "final_dev_mean_iou": final}, None)
     return Outcome(step, step / epoch_steps, final, schedule.best)
 

@@ -51,10 +51,13 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
-        if self.model.vgg16 and self.model.width != 1.0:
+        for name in ("width", "fcn_width"):
+            width = getattr(self.model, name)
+            if not self.model.vgg16 or width in (1.0, None):
+                continue
             raise ValueError(
-                f"model.width {self.model.width} can't start from VGG-16 weights, which are as wide as the paper's: "
-                "set model.width 1.0, or leave model.vgg16 empty"
+                f"model.{name} {width} can't start from VGG-16 weights, which are as wide as the paper's: "
+                f"set model.{name} 1.0, or leave model.vgg16 empty"
             )
         if self.segment.proposals > self.proposals.max_boxes:
             raise ValueError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
 from deconvnet.data.palette import VOC_PALETTE
 from infra import storage
 from infra.images import encode_jpeg, encode_mask
