@@ -125,7 +125,8 @@ def train(
     device = torch.device(device)
     share = settings.batch // world
     micro = settings.micro_batch or share
-    model.to(device)
+    # Convolutions on CPUs (oneDNN) and on tensor cores are faster with channels last; it changes no value's meaning.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if world > 1 and micro < SYNC_BELOW:
         model = convert_sync(model)
     optimiser = make_sgd(model, settings)
@@ -271,7 +272,8 @@ def _tensors(images: np.ndarray, labels: np.ndarray, device: torch.device) -> tu
     x, y = (torch.from_numpy(np.require(a, requirements=("C", "W"))) for a in (images, labels))
     if device.type == "cuda":
         x, y = x.pin_memory(), y.pin_memory()
-    return x.to(device, non_blocking=True), y.to(device, non_blocking=True).long()
+    x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    return x, y.to(device, non_blocking=True).long()
 
 
 def _distributed(model: nn.Module, device: torch.device) -> DistributedDataParallel:

@@ -102,7 +102,7 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "square": lambda u, v: _soft(1.6 * np.sin(u * 0.75) * np.sin(v * 0.75)),  # checks
     "triangle": lambda u, v: _soft(np.sin(u)),  # stripes
     "star": lambda u, v: _soft(np.cos(u * 0.9) + np.cos(v * 0.9) - 0.9),  # dots
-    "ring": lambda u, v: np.zeros_like(u),  # plain
+    "ring": lambda u, v: _soft(np.sin(9 * np.arctan2(v, u))),  # segments
 }
 
 

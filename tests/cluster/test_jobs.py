@@ -1,0 +1,134 @@
+"""`ray job submit`, on a real `ray start --head` with its token: in the project's folder, and with the code sent along."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.workflows.test_train_pipeline import ROOT, TINY
+
+RAY = str(Path(sys.executable).with_name("ray"))
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Head:
+    """A head node and the environment a person has in its terminal."""
+
+    environment: dict[str, str]
+
+    def ray(self, *arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
+        done = subprocess.run(
+            [RAY, *arguments],
+            env=self.environment,
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=500,
+        )
+        assert done.returncode == 0 or not check, done.stdout
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    home = tmp_path_factory.mktemp("home")
+    # Ray's sockets need a short path.
+    temporary = Path(f"/tmp/rayjobs-{os.getpid()}")
+    port, dashboard = free_port(), free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    made = Head(environment)
+    made.ray("get-auth-token", "--generate")
+    node = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}",
+         f"--temp-dir={temporary}", "--disable-usage-stats"],
+        env=environment, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for _ in range(60):
+            if "no submitted jobs" in (listed := made.ray("job", "list", check=False)).lower() or "[]" in listed:
+                break
+            time.sleep(1)
+        else:
+            pytest.fail(f"the head node does not answer: {listed}")
+        yield made
+    finally:
+        os.killpg(node.pid, signal.SIGTERM)
+        try:
+            node.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(node.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_job_runs_in_the_folder_of_ray_start(head: Head, tmp_path: Path) -> None:
+    said = head.ray("job", "submit", "--", "python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY)
+    assert "EDeconvNet+CRF" in said and "succeeded" in said
+    assert (tmp_path / "w" / "report" / "results.json").is_file()
+
+
+def test_a_job_brings_the_code_along(head: Head, tmp_path: Path) -> None:
+    """The cluster has only the dependencies: the code that runs must be the copy that was sent."""
+    copy = tmp_path / "project"
+    for name in ("workflows", "deconvnet", "proposals", "infra"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "infra" / "errors.py").open("a").write(
+        f"\nimport pathlib\npathlib.Path({str(tmp_path / 'seen')!r}).write_text(__file__)\n"
+    )
+    said = head.ray(
+        "job", "submit", "--working-dir", ".", "--", "python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"),
+        *TINY, cwd=copy,
+    )  # fmt: skip
+    assert "EDeconvNet+CRF" in said and "succeeded" in said
+    assert "runtime_resources" in (tmp_path / "seen").read_text()
+
+
+def test_a_relative_workspace_is_refused_where_it_would_be_lost(head: Head, tmp_path: Path) -> None:
+    said = head.ray(
+        "job", "submit", "--working-dir", ".", "--", "python", "workflows/train_pipeline.py", "--workspace", "runs/x", check=False
+    )
+    assert "absolute path" in said and "Traceback" not in said
+
+
+def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(head: Head, tmp_path: Path) -> None:
+    arguments = ["python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY,
+                 "--train.fcn8s.epochs", "300", "--train.fcn8s.log_every", "1"]  # fmt: skip
+    said = head.ray("job", "submit", "--no-wait", "--submission-id", "to-stop", "--", *arguments)
+    assert "to-stop" in said
+    for _ in range(120):
+        if re.search(r"step [5-9]\d*/", head.ray("job", "logs", "to-stop")):
+            break
+        time.sleep(1)
+    head.ray("job", "stop", "to-stop")
+    logs = head.ray("job", "logs", "to-stop")
+    assert "has left a checkpoint" in logs, logs[-3000:]
+    stopped = max(int(n) for n in re.findall(r"step (\d+)/", logs))
+    head.ray("job", "submit", "--no-wait", "--submission-id", "again", "--", *arguments)
+    for _ in range(120):
+        steps = [int(n) for n in re.findall(r"step (\d+)/", head.ray("job", "logs", "again"))]
+        if steps:
+            break
+        time.sleep(1)
+    head.ray("job", "stop", "again")
+    assert steps[0] >= stopped

@@ -1,0 +1,175 @@
+"""The pipeline by its door, as a person runs it: whole, again, and after mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra import tables
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "--data.generated.train", "24", "--data.generated.val", "5", "--data.generated.height", "64", "--data.generated.width", "80",
+    "--model.width", "0.05", "--model.fcn_width", "0.05", "--model.fcn_input_size", "96", "--proposals.max_boxes", "60",
+    "--segment.proposals", "10", "--train.fcn8s.epochs", "1", "--train.stage1.epochs", "1", "--train.stage2.epochs", "1",
+    "--train.fcn8s.bn_batches", "2", "--train.stage1.bn_batches", "2", "--train.stage2.bn_batches", "2",
+    "--train.stage1.batch", "16", "--train.stage2.batch", "16", "--data.dev_fraction", "0.2",
+]  # fmt: skip
+
+
+def command(*arguments: str, door: str = "train_pipeline.py") -> list[str]:
+    return [sys.executable, str(ROOT / "workflows" / door), *arguments]
+
+
+def run(*arguments: str, door: str = "train_pipeline.py", **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
+    return subprocess.run(command(*arguments, door=door), capture_output=True, text=True, timeout=280, env=clean, cwd="/")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A workspace that a tiny pipeline has run in to the end, and what it printed."""
+    folder = tmp_path_factory.mktemp("pipeline") / "w"
+    done = run("--workspace", str(folder), *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+@pytest.mark.ray
+def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
+    folder, done = workspace
+    results = json.loads((folder / "report" / "results.json").read_text())
+    assert list(results["rows"]) == ["fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"]
+    assert results["images"] == 5 and set(results["rows"]["fcn8s"]["iou"]) == set(results["classes"])
+    for name in ("results.md", "comparison.png", "iou_by_class.png"):
+        assert (folder / "report" / name).stat().st_size > 100
+    images = list(tables.iter_rows(str(folder / "images"), ["image_id", "split"]))
+    assert [r["image_id"] for r in images] == sorted(r["image_id"] for r in images)
+    assert {s: sum(r["split"] == s for r in images) for s in ("train", "dev", "val")} == {"train": 19, "dev": 5, "val": 5}
+    assert tables.require_commit(str(folder / "proposals")).rows == len(images)
+    dev = {r["image_id"] for r in images if r["split"] == "dev"}
+    for stage in ("stage1", "stage2"):
+        train = {r["image_id"] for r in tables.iter_rows(str(folder / "examples" / stage), ["image_id"])}
+        held = {r["image_id"] for r in tables.iter_rows(str(folder / "examples" / f"{stage}_dev"), ["image_id"])}
+        assert train and held <= dev and not train & dev
+    assert tables.require_commit(str(folder / "rejects")).rows == 0
+    assert "EDeconvNet+CRF" in done.stdout and "edeconvnet version 1, alias challenger" in done.stdout
+
+
+@pytest.mark.ray
+def test_a_second_run_does_nothing_and_says_so(workspace) -> None:
+    folder, _ = workspace
+    before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
+    started = time.monotonic()
+    again = run("--workspace", str(folder), *TINY)
+    assert again.returncode == 0 and "Nothing to do" in again.stdout and "EDeconvNet+CRF" in again.stdout
+    assert time.monotonic() - started < 40
+    assert sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*")) == before
+
+
+@pytest.mark.ray
+def test_the_plan_shows_what_a_changed_setting_reruns(workspace) -> None:
+    folder, _ = workspace
+    plan = run("--workspace", str(folder), *TINY, "--train.stage2.lr", "0.02", "--dry-run")
+    assert plan.returncode == 0
+    lines = plan.stdout[plan.stdout.index("stages:") :].splitlines()[1:]
+    assert [(line.split()[0], "would run" in line) for line in lines] == [
+        ("prepare", False), ("proposals", False), ("examples", False), ("fcn8s", False), ("stage1", False), ("stage2", True),
+        ("evaluate", True), ("register", True),
+    ]  # fmt: skip
+    more_logging = run("--workspace", str(folder), *TINY, "--train.stage2.log_every", "3", "--dry-run")
+    assert "would run" not in more_logging.stdout
+
+
+@pytest.mark.ray
+def test_the_runs_in_mlflow(workspace) -> None:
+    from mlflow import MlflowClient
+
+    folder, _ = workspace
+    client = MlflowClient(
+        tracking_uri=f"sqlite:///{folder}/mlflow/mlflow.db", registry_uri=f"sqlite:///{folder}/mlflow/mlflow.db"
+    )
+    experiment = client.get_experiment_by_name("deconvnet")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    parent = runs["quickstart"]
+    children = {n for n, r in runs.items() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert children == {"prepare", "proposals", "examples", "fcn8s", "stage1", "stage2", "evaluate", "register"}
+    assert all(r.info.status == "FINISHED" for r in runs.values())
+    assert parent.data.params["train.stage2.lr"] and "val.mean_iou.edeconvnet_crf" in parent.data.metrics
+    assert client.get_metric_history(runs["stage2"].info.run_id, "loss")
+    assert runs["prepare"].inputs.dataset_inputs[0].dataset.digest
+    assert experiment.artifact_location.startswith(f"file://{folder}")
+    assert client.get_model_version_by_alias("edeconvnet", "challenger").version == "1"
+
+
+@pytest.mark.ray
+def test_evaluate_measures_the_trained_models_with_other_settings(workspace) -> None:
+    folder, _ = workspace
+    done = run("--workspace", str(folder), *TINY, "--split", "dev", "--segment.aggregation", "sum", door="evaluate.py")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())
+    assert results["images"] == 5 and results["dataset"] == "generated dev"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--train.stage2.epochs", "12", "--train.stage2.checkpoint_every", "2",
+                 "--train.stage2.log_every", "1"]  # fmt: skip
+    driver = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, cwd="/")
+    assert driver.stdout
+    step = 0
+    for line in driver.stdout:
+        if "stage2:" in line:
+            step = -1
+        if step < 0 and line.strip().startswith("step 9/"):
+            driver.send_signal(signal.SIGKILL)
+            break
+    driver.wait()
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    for stage in ("prepare", "proposals", "examples", "fcn8s", "stage1"):
+        assert f"{stage}: stands, not run again" in again.stdout
+    stage2 = again.stdout[again.stdout.index("stage2:") :]
+    first = next(int(line.split("/")[0].split()[1]) for line in stage2.splitlines() if line.strip().startswith("step "))
+    assert first >= 7, f"went on at step {first}: more than a checkpoint interval (2) was redone"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config", "no.yaml"], "--config no.yaml: there is no such file"),
+        (["--model.input_size", "100"], "96 or 128 would do"),
+        (["--data.root", "/no/such/folder", "--data.classes", "background,cat"], "/no/such/folder"),
+    ],
+)
+def test_a_persons_mistake_is_a_sentence(tmp_path: Path, arguments: list[str], says: str) -> None:
+    done = run("--workspace", str(tmp_path / "w"), *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_evaluate_without_models_says_what_to_run(tmp_path: Path) -> None:
+    done = run("--workspace", str(tmp_path / "w"), door="evaluate.py")
+    assert done.returncode == 2 and "run workflows/train_pipeline.py" in done.stderr
+
+
+def test_an_mlflow_that_is_away_is_refused_at_once(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = run("--workspace", str(tmp_path / "w"), MLFLOW_TRACKING_URI="http://user:secret@127.0.0.1:9")
+    assert done.returncode == 2 and "MLflow" in done.stderr and "secret" not in done.stderr + done.stdout
+    assert time.monotonic() - started < 30
+
+
+def test_dry_run_and_help_read_well(tmp_path: Path) -> None:
+    plan = run("--workspace", str(tmp_path / "w"), "--dry-run")
+    assert plan.returncode == 0 and plan.stdout.count("would run") == 8
+    assert not (tmp_path / "w").exists()
+    page = run("--help")
+    assert page.returncode == 0 and "--train.stage1.lr" in page.stdout and "Exit codes" in page.stdout
