@@ -19,9 +19,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deconvnet.training import Interrupted
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run tells nobody but its own store
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -356,7 +355,7 @@ class Tracker:
     def running(
         self, name: str, run_id: str | None, tags: Mapping[str, Any], kind: Callable[["Tracker", str], AnyRun]
     ) -> Iterator[AnyRun]:
-        """A run for the time of a block: FINISHED at its end, FAILED by an exception, KILLED by an interruption (`training.Interrupted`, Ctrl-C, SystemExit)."""
+        """A run for the time of a block: FINISHED at its end, FAILED by an exception, KILLED by an interruption (`Interrupted`, Ctrl-C, SystemExit)."""
         about = {"code": code_version(), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
         with suppress(OSError, KeyError):  # a container's user need not have a name
             about["mlflow.user"] = getpass.getuser()

@@ -27,9 +27,9 @@ from deconvnet.networks import DeconvNet, FCN8s, Network
 from deconvnet.order import check_batching
 from deconvnet.relay import Relay
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training import Diverged, Interrupted, Outcome, State, place, train
+from deconvnet.training import Diverged, Outcome, State, place, train
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 
 POLL_SECONDS = 0.2
 """How often the controller looks at its workers and the driver at the relay; Ray's 2 s would be waited for at every report."""

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deconvnet.batch_norm import convert_sync, recompute_statistics
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.optimisation import Schedule, make_sgd, set_rate
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
@@ -30,14 +30,8 @@ if TYPE_CHECKING:
 VOID = 255
 SYNC_BELOW = 32
 """Batch norm is synchronised over the workers where one of them normalises fewer examples than this at once."""
-EXIT_INTERRUPTED = 75
-"""Exit code of a door that was interrupted and has left a checkpoint (EX_TEMPFAIL: run the same command again)."""
 
 Batch = tuple[np.ndarray, np.ndarray]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has reported a checkpoint; the doors exit with `EXIT_INTERRUPTED`."""
 
 
 class Diverged(UserError):

@@ -13,3 +13,10 @@ class BadInput(Exception):
 
     It never stops a run by itself: jobs set the input aside and count it.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM, `ray job stop`) and what it has done so far is kept; run it again to go on.
+
+    The doors print the message and exit with code 75.
+    """

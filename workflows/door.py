@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
@@ -14,8 +14,6 @@ INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
 
 def run(main: Callable[[], int]) -> int:
     """`main()`, with UserError and interruptions turned into a line on stderr and an exit code."""
-    from deconvnet.training import Interrupted
-
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return main()

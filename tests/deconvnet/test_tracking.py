@@ -13,8 +13,7 @@ import pytest
 from deconvnet import tracking
 from deconvnet.metric_spool import Delivery, Point, SpoolCallback, append
 from deconvnet.tracking import Tracker, check, flat, tracking_uri, without_secrets
-from deconvnet.training import Interrupted
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from tests.deconvnet.mlflow_server import free_port, server
 
 

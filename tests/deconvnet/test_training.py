@@ -14,8 +14,8 @@ from deconvnet.feeding import DevSet, Examples, Feed, PlainShard, open_examples
 from deconvnet.networks import DeconvNet
 from deconvnet.optimisation import Schedule, make_sgd
 from deconvnet.settings import StageSettings
-from deconvnet.training import Diverged, Interrupted, State, capture, evaluate, restore, train
-from infra.errors import UserError
+from deconvnet.training import Diverged, State, capture, evaluate, restore, train
+from infra.errors import Interrupted, UserError
 from tests.deconvnet.training_tables import SIZE, Small, examples_table
 
 torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import ray
 
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.train_job import run_training
-from deconvnet.training import EXIT_INTERRUPTED, Interrupted
+from infra.errors import Interrupted
 from tests.deconvnet.training_tables import SIZE
 
 if __name__ == "__main__":
@@ -33,4 +33,4 @@ if __name__ == "__main__":
         print(f"finished {found}", flush=True)
     except Interrupted as stopped:
         print(stopped, flush=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(75)
