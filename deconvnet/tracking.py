@@ -59,12 +59,12 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return params
 
 
-def _clean(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     """A JSON-able value without secrets."""
     if isinstance(value, Mapping):
-        return {k: "***" if v is not None and SECRET_KEY.search(str(k)) else _clean(v) for k, v in value.items()}
+        return {k: "***" if v is not None and SECRET_KEY.search(str(k)) else cleaned(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(v) for v in value]
+        return [cleaned(v) for v in value]
     return without_secrets(value) if isinstance(value, str) else value
 
 
@@ -214,7 +214,7 @@ class Run:
     def log_dict(self, value: Any, name: str) -> None:
         """A JSON-able value as the artifact `name` (…json), without secrets."""
         with self.tracker.clear():
-            self._client.log_text(self.run_id, json.dumps(_clean(value), indent=1) + "\n", name)
+            self._client.log_text(self.run_id, json.dumps(cleaned(value), indent=1) + "\n", name)
 
     def log_text(self, text: str, name: str) -> None:
         """Text as the artifact `name`."""

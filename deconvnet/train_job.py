@@ -29,7 +29,7 @@ from deconvnet.relay import Relay
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import Diverged, Outcome, State, place, train
 from infra import storage
-from infra.errors import Interrupted, UserError
+from infra.errors import Interrupted, UserError, users_mistake
 
 POLL_SECONDS = 0.2
 """How often the controller looks at its workers and the driver at the relay; Ray's 2 s would be waited for at every report."""
@@ -260,11 +260,8 @@ def _signals() -> Iterator[list[int]]:
 def _sentence(error: BaseException) -> BaseException:
     """The user's mistake that made the workers fail, if that was it; else the error itself."""
     for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "_base_exc", failure)
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return UserError(str(cause))
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        if mistake := users_mistake(getattr(failure, "_base_exc", failure)):
+            return mistake
     return error
 
 

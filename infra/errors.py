@@ -20,3 +20,13 @@ class Interrupted(Exception):
 
     The doors print the message and exit with code 75.
     """
+
+
+def users_mistake(error: BaseException) -> UserError | None:
+    """The UserError that a remote task failed by, if that was it: Ray wraps what tasks raise."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None

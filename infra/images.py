@@ -4,6 +4,7 @@ Pillow, because it keeps a paletted PNG's indices and reads EXIF, CMYK and 16-bi
 """
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from infra.errors import BadInput
 
+_EXIF_FAULTS = (struct.error, TypeError, OSError, ValueError, SyntaxError)
 Image.MAX_IMAGE_PIXELS = None  # the bound is ours, a setting, and is checked before decoding
 
 
@@ -44,7 +46,10 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """
     image = _open(data, max_pixels)
     _load(image)
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except _EXIF_FAULTS as error:
+        raise BadInput(f"damaged EXIF data: {error}") from None
     if image.mode.startswith(("I", "F")):
         grey = np.asarray(image).astype(np.float64)
         peak = 65535.0 if grey.max(initial=0) > 255 else 255.0
@@ -61,7 +66,11 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
     width, height = image.size
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except (OSError, ValueError, SyntaxError) as error:
+        # Turned or not, what `decode_image` will do must be possible, so it is tried on a small copy.
+        small = Image.new("L", (1, 1))
+        small.info |= image.info
+        ImageOps.exif_transpose(small)
+    except _EXIF_FAULTS as error:
         raise BadInput(f"damaged EXIF data: {error}") from None
     image.draft(None, (max(1, width // 8), max(1, height // 8)))
     _load(image)

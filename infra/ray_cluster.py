@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     import ray.data
 
     address = settings.address or os.environ.get("RAY_ADDRESS")
+    on_main = threading.current_thread() is threading.main_thread()
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -34,9 +38,11 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray on this machine"
         raise UserError(f"can't join {where}: {str(error).splitlines()[0]}") from error
+    if on_main:
+        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in, which exits without a word
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
     context.enable_progress_bars = False  # infra.progress shows it, in a line instead of eight

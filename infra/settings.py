@@ -14,7 +14,7 @@ class ClusterSettings(Section):
 
     address: str | None = Field(None, description="Ray address to join; empty: RAY_ADDRESS, else a Ray started here")
     num_cpus: PositiveInt | None = Field(None, description="CPUs of a Ray started here; empty: all of the machine's")
-    object_store_mb: PositiveInt = Field(512, description="object store of a Ray started here, MB")
+    object_store_mb: int = Field(512, ge=100, description="object store of a Ray started here, MB")
 
 
 class TrackingSettings(Section):

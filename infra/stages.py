@@ -93,10 +93,10 @@ class Stages:
 
     def run(
         self,
-        around: Callable[[Stage, Callable[[], dict[str, Any]]], dict[str, Any]],
+        around: Callable[[Stage, str, Callable[[], dict[str, Any]]], dict[str, Any]],
         skipped: Callable[[Stage, Record], None],
     ) -> dict[str, Record]:
-        """Run what doesn't stand, in order. `around(stage, run)` calls `run` (to log it, say); returns the records by name."""
+        """Run what doesn't stand, in order. `around(stage, fingerprint, run)` calls `run` (to log it, say); returns the records by name."""
         keys: dict[str, str] = {}
         records: dict[str, Record] = {}
         for stage in self.stages:
@@ -112,8 +112,10 @@ class Stages:
         return records
 
     def _make(self, stage: Stage, fingerprint: str, around: Callable[..., dict[str, Any]]) -> Record:
+        # From here on the outputs may be those of neither: an old record must not vouch for them.
+        storage.remove(self._record_uri(stage))
         started = time.monotonic()
-        summary = dict(around(stage, lambda: stage.run(fingerprint)))
+        summary = dict(around(stage, fingerprint, lambda: stage.run(fingerprint)))
         key = str(summary.pop("key", fingerprint))
         record = Record(fingerprint, key, round(time.monotonic() - started, 1), summary)
         storage.write_json(self._record_uri(stage), asdict(record))

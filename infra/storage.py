@@ -27,15 +27,15 @@ def is_s3(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI. Raises ValueError for any other."""
+    """The path of a local URI. Raises UserError for any other."""
     if "://" in uri and not uri.startswith("file://"):
-        raise ValueError(f"{uri} is not local")
+        raise UserError(f"{uri} can't be used here: a local path or an s3:// one is needed")
     return Path(uri.removeprefix("file://")).expanduser()
 
 
 def absolute(uri: str) -> str:
     """Local paths made absolute (workers run in other folders); other URIs as they are."""
-    return uri.rstrip("/") if "://" in uri and not uri.startswith("file://") else str(local_path(uri).resolve())
+    return uri.rstrip("/") if uri.startswith(("s3://", "http://", "https://")) else str(local_path(uri).resolve())
 
 
 def join(uri: str, *parts: str) -> str:
@@ -56,6 +56,22 @@ def _bucket_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+@contextmanager
+def _s3_errors(uri: str) -> Iterator[None]:
+    """S3's refusals, as a sentence; a missing object as FileNotFoundError."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("NoSuchKey", "404"):
+            raise FileNotFoundError(uri) from None
+        raise UserError(f"S3 refuses {uri}: {code or error}") from error
+    except BotoCoreError as error:
+        raise UserError(f"S3 can't be used for {uri}: {str(error).strip()}") from error
+
+
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of `uri`, and its path there."""
     if is_s3(uri):
@@ -70,14 +86,26 @@ def exists(uri: str) -> bool:
     return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def stamp(uri: str) -> str:
+    """What tells a file from what stood there before, without reading it: size and time of change; of http(s) the address alone.
+
+    Raises UserError where there is no such file.
+    """
+    if uri.startswith(("http://", "https://")):
+        return uri
+    fs, path = filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        raise UserError(f"there is no file {uri}")
+    return f"{info.size}@{info.mtime_ns}"
+
+
 def read_bytes(uri: str) -> bytes:
     """The file's content. Raises FileNotFoundError."""
     if is_s3(uri):
         bucket, key = _bucket_key(uri)
-        try:
+        with _s3_errors(uri):
             return bytes(_s3().get_object(Bucket=bucket, Key=key)["Body"].read())
-        except _s3().exceptions.NoSuchKey:
-            raise FileNotFoundError(uri) from None
     return local_path(uri).read_bytes()
 
 
@@ -85,7 +113,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Write a file whole: readers see the old content or the new, never a part."""
     if is_s3(uri):
         bucket, key = _bucket_key(uri)
-        _s3().put_object(Bucket=bucket, Key=key, Body=data)
+        with _s3_errors(uri):
+            _s3().put_object(Bucket=bucket, Key=key, Body=data)
         return
     path = local_path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,12 +50,12 @@ def mine_examples(
 
     `proposals_uri` is needed by stage 2 alone. Examples of the train split carry `repeats` where `settings.balance`; those of dev
     are seen once. The commit's extra tells examples, repeats, and examples seen an epoch, by class id.
-    Raises UserError where not one example can be cut.
+    Raises UserError where not one example of train can be cut; a dev table may be empty.
     """
     units = _units(stage, images_uri, proposals_uri)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
     counts = _count(miner, units)
-    if not counts:
+    if not counts and split == "train":
         raise UserError(_nothing_to_cut(stage, split, settings))
     balanced = settings.balance and split == "train"
     repeats = repeats_by_class(counts, settings.max_repeats if balanced else 1)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from infra.errors import Interrupted, UserError
+from infra.errors import Interrupted, UserError, users_mistake
 
 USER_ERROR = 2
 INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
@@ -18,8 +18,7 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _refused(error)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr)
         return INTERRUPTED
@@ -30,6 +29,18 @@ def run(main: Callable[[], int]) -> int:
         # Whoever read the output (head, say) has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _refused(error)
+    except Exception as error:
+        # A mistake that only a task on some node could see comes back wrapped by Ray; anything else is a fault of ours.
+        if mistake := users_mistake(error):
+            return _refused(mistake)
+        raise
+
+
+def _refused(error: Exception) -> int:
+    print(f"\nerror: {error}", file=sys.stderr)
+    return USER_ERROR
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -13,6 +13,7 @@ import sys
 from infra import storage
 from infra.errors import UserError
 from infra.ray_cluster import connected
+from infra.tables import COMMIT
 from workflows import door
 from workflows.pipeline import Pipeline
 from workflows.settings import from_arguments, parser
@@ -23,10 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--split", choices=("val", "dev"), default="val", help="photographs to measure on (default: val)")
     arguments = options.parse_args(argv)
     pipeline = Pipeline(from_arguments(arguments))
-    missing = [s for s in ("fcn8s", "stage2") if not storage.exists(storage.join(pipeline.model(s), "model.json"))]
+    needed = {
+        "proposals": storage.join(pipeline.proposals, COMMIT),
+        **{name: storage.join(pipeline.model(name), "model.json") for name in ("fcn8s", "stage2")},
+    }
+    missing = [name for name, uri in needed.items() if not storage.exists(uri)]
     if missing:
         raise UserError(
-            f"{pipeline.settings.workspace} has no trained {' and '.join(missing)} yet: "
+            f"{pipeline.settings.workspace} has no {' and no '.join(missing)} yet: "
             f"run workflows/train_pipeline.py --config {arguments.config} first"
         )
     report = pipeline.place("evaluations", arguments.split)

@@ -7,7 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from deconvnet.data import prepare
+from deconvnet.initial import source_key, starting_model
+from deconvnet.tracking import tracking_uri, without_secrets
 from infra import storage, tables
+from infra.errors import UserError
 from infra.stages import Stage, Stages, digest
 from workflows.settings import Settings, as_dict
 
@@ -32,6 +35,7 @@ class Pipeline:
         self.say = say
         self.mlflow_run: Any = None
         self.root = settings.data.root or self.place("data")
+        self.store = tracking_uri(settings.workspace, settings.tracking.uri)
         self.stages = Stages(settings.workspace, self._stages())
 
     def place(self, *parts: str) -> str:
@@ -56,6 +60,7 @@ class Pipeline:
         s = self.settings
         data = as_dict(s.data)
         classes, seed = {"classes": data["classes"]}, {"seed": s.seed}
+        edges = {"edge_file": storage.stamp(s.proposals.edge_model)} if s.proposals.edge_model else {}
         folder = {"folder": prepare.data_fingerprint(s.data, self.root)}
         window = {"context": s.examples.context, "window": s.examples.window}
         done = tables.COMMIT
@@ -65,7 +70,7 @@ class Pipeline:
                 (storage.join(self.images, done),), self._prepare,
             ),
             Stage(
-                "proposals", "EdgeBox proposals", 1, as_dict(s.proposals), ("prepare",),
+                "proposals", "EdgeBox proposals", 1, {**as_dict(s.proposals), **edges}, ("prepare",),
                 (storage.join(self.proposals, done),), self._proposals,
             ),
             Stage(
@@ -81,13 +86,21 @@ class Pipeline:
             ),
         ]  # fmt: skip
         if s.tracking.register_model:
-            name = {"model_name": s.tracking.model_name, "uri": s.tracking.uri}
-            stages.append(Stage("register", "the model registry", 1, name, ("evaluate", "stage2", "fcn8s"), (), self._register))
+            where = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
+            database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
+            stages.append(
+                Stage("register", "the model registry", 1, where, ("evaluate", "stage2", "fcn8s"), database, self._register)
+            )
         return stages
 
     def _training(self, stage: str, title: str, *inputs: str) -> Stage:
         s = self.settings
-        sections: dict[str, Any] = as_dict(s, ("model", "init", "seed"))
+        sections: dict[str, Any] = as_dict(s, ("init", "seed"))
+        sections["model"] = self._model_that_matters(stage)
+        if s.init.from_:
+            sections["init_weights"] = source_key(s.init.from_, self.store)
+        if s.model.vgg16:
+            sections["vgg16_file"] = storage.stamp(s.model.vgg16)
         train = as_dict(getattr(s.train, stage))
         # How often it is logged and saved changes nothing of what is learned.
         matters = {key: value for key, value in train.items() if key not in ("checkpoint_every", "log_every")}
@@ -97,6 +110,14 @@ class Pipeline:
             return self._train(stage, fingerprint)
 
         return Stage(stage, title, 1, settings, inputs, (storage.join(self.model(stage), "model.json"),), run)
+
+    def _model_that_matters(self, stage: str) -> dict[str, Any]:
+        """The settings of the network that a stage trains: those of the other one don't make it run again."""
+        model = as_dict(self.settings.model)
+        if stage != "fcn8s":
+            return {key: value for key, value in model.items() if not key.startswith("fcn_")}
+        model["fcn_width"] = model["fcn_width"] or model["width"]
+        return {key: value for key, value in model.items() if key not in ("width", "input_size")}
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
         s = self.settings
@@ -149,7 +170,6 @@ class Pipeline:
         return summary
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
-        from deconvnet.initial import starting_model
         from deconvnet.train_job import run_training
 
         s = self.settings
@@ -157,7 +177,7 @@ class Pipeline:
         architecture = "fcn8s" if whole else "deconvnet"
         init: str | None = self.model("stage1") if stage == "stage2" else None
         if init is None and s.init.from_:
-            init = starting_model(s.init.from_, architecture, self.mlflow_run.tracker.uri, self.place("init"))
+            init = starting_model(s.init.from_, architecture, self.store, self.place("init"))
         with ExitStack() as stack:
             spool = Path(self.place("mlflow", "spool"))
             if storage.is_s3(s.workspace):
@@ -193,13 +213,18 @@ class Pipeline:
 
         s = self.settings
         classes = s.data.classes
+        (deconvnet, known), (fcn8s, _) = (load_model(self.model(stage)) for stage in ("stage2", "fcn8s"))
+        if tuple(known["classes"]) != classes:
+            raise UserError(
+                f"data.classes {', '.join(classes)} are not those that the models in {s.workspace} were trained with, "
+                f"{', '.join(known['classes'])}: name the --config they were trained by"
+            )
         gpu = 1.0 if s.compute.gpu else 0.0
         found = evaluation.evaluate(
             self.model("stage2"), self.model("fcn8s"), self.images, self.proposals, split=split, segment=s.segment,
             examples=s.examples, classes=classes, dataset=f"{self.dataset_name} {split}", gpus_per_actor=gpu,
         )  # fmt: skip
         markdown = evaluation.results_markdown(found.results)
-        deconvnet, fcn8s = (load_model(self.model(stage))[0] for stage in ("stage2", "fcn8s"))
         segmenter = Segmenter.from_settings(deconvnet, fcn8s, s.segment, s.examples)  # type: ignore[arg-type]
         shown = pictures.choose(found.mean_iou)
         png = {

@@ -236,8 +236,15 @@ def _check_job_folder(settings: Settings) -> None:
     """A job submitted with --working-dir runs in Ray's temporary copy: outputs there would vanish with it."""
     if "runtime_resources" not in Path.cwd().parts:
         return
-    for name, value in (("workspace", settings.workspace), ("data.root", settings.data.root)):
-        if value and "://" not in value and not Path(value).is_absolute():
+    places = {
+        "workspace": settings.workspace,
+        "data.root": settings.data.root,
+        "model.vgg16": settings.model.vgg16,
+        "proposals.edge_model": settings.proposals.edge_model,
+        "init.from": settings.init.from_,
+    }
+    for name, value in places.items():
+        if value and not value.startswith("models:") and "://" not in value and not Path(value).is_absolute():
             raise UserError(
                 f"{name} {value} is relative, and this job runs in Ray's temporary copy of the project: "
                 f"give --{name} an absolute path that every node sees, or an s3:// one"

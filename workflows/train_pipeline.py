@@ -21,7 +21,7 @@ from infra import storage
 from infra.stages import Planned, Record, Stage
 from workflows import door
 from workflows.pipeline import RUN_FILE, Pipeline
-from workflows.settings import Settings, as_dict, from_arguments, parser
+from workflows.settings import as_dict, from_arguments, parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = Pipeline(settings)
     plan = pipeline.stages.plan()
     if arguments.dry_run:
-        print(yaml.safe_dump(as_dict(settings), sort_keys=False, allow_unicode=True))
+        from deconvnet.tracking import cleaned
+
+        print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
         print(_planned(plan))
     elif all(p.done for p in plan):
         print(_planned(plan))
@@ -54,11 +56,12 @@ def _standing(planned: Planned) -> str:
 
 
 def _run(pipeline: Pipeline, config: str) -> None:
-    from deconvnet.tracking import Tracker, tracking_uri
+    from deconvnet.tracking import Tracker
+    from deconvnet.train_job import check_resources
     from infra.ray_cluster import connected
 
     settings = pipeline.settings
-    tracker = Tracker(tracking_uri(settings.workspace, settings.tracking.uri), settings.tracking.experiment)
+    tracker = Tracker(pipeline.store, settings.tracking.experiment)
     run_file = pipeline.place(RUN_FILE)
     known = storage.read_json(run_file).get("mlflow_run_id") if storage.exists(run_file) else None
     stages = pipeline.stages.stages
@@ -68,10 +71,11 @@ def _run(pipeline: Pipeline, config: str) -> None:
         tracker.pipeline(config, as_dict(settings), tags, resume_run_id=known) as parent,
     ):
         storage.write_json(run_file, {"mlflow_run_id": parent.run_id})
+        check_resources(settings.compute, print)  # now, rather than after an hour of mining
 
-        def around(stage: Stage, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             print(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: {stage.title}", flush=True)
-            with parent.stage(stage.name, settings=dict(stage.settings)) as child:
+            with parent.stage(stage.name, fingerprint, dict(stage.settings)) as child:
                 pipeline.mlflow_run = child
                 return run()
 
@@ -84,18 +88,16 @@ def _run(pipeline: Pipeline, config: str) -> None:
 
 
 def _closing(pipeline: Pipeline) -> None:
-    from deconvnet.tracking import tracking_uri, without_secrets
+    from deconvnet.tracking import without_secrets
 
-    settings: Settings = pipeline.settings
     results = storage.read_json(pipeline.place("report", "results.json"))
     print(door.results_table(results))
     rejected = pipeline.rejects()
     if rejected:
         print(f"\n{rejected:,} inputs were set aside; why: {pipeline.place('rejects')}")
-    uri = tracking_uri(settings.workspace, settings.tracking.uri)
     print(f"\nreport   {pipeline.place('report')}: results.md, results.json, comparison.png, iou_by_class.png")
     print(f"models   {pipeline.place('models')}")
-    print(f"MLflow   {door.how_to_see(without_secrets(uri))}")
+    print(f"MLflow   {door.how_to_see(without_secrets(pipeline.store))}")
 
 
 if __name__ == "__main__":

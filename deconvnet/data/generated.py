@@ -21,7 +21,7 @@ from infra.images import encode_jpeg, encode_mask
 from infra.progress import progress
 
 GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
-GENERATOR_VERSION = 1  # raise it when the same seed comes to give other photographs
+GENERATOR_VERSION = 2  # raise it when the same seed comes to give other photographs
 
 VOID = 255
 VAL_OFFSET = 1_000_000  # index of the first validation photograph: more training photographs don't change it

@@ -17,7 +17,7 @@ import pytest
 from tests.workflows.test_train_pipeline import ROOT, TINY
 
 RAY = str(Path(sys.executable).with_name("ray"))
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def free_port() -> int:
@@ -111,6 +111,7 @@ def test_a_relative_workspace_is_refused_where_it_would_be_lost(head: Head, tmp_
     assert "absolute path" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(head: Head, tmp_path: Path) -> None:
     arguments = ["python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY,
                  "--train.fcn8s.epochs", "300", "--train.fcn8s.log_every", "1"]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from infra import storage
 from infra.stages import Stage, Stages
 
@@ -23,7 +25,7 @@ def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | N
         Stage("b", "B", 1, {"x": b}, ("a",), (out["b"],), make("b")),
     ]
     before = len(log)
-    Stages(str(workspace), stages).run(lambda stage, work: work(), lambda stage, record: None)
+    Stages(str(workspace), stages).run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
     return log[before:]
 
 
@@ -61,3 +63,26 @@ def test_the_plan_runs_nothing(tmp_path: Path) -> None:
     assert [p.done for p in plan] == [False, False]
     assert plan[0].fingerprint and plan[1].fingerprint is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_was_broken_off_leaves_no_old_record(tmp_path: Path) -> None:
+    """Its outputs may be half another's: going back to the old settings must make them again."""
+    made: list[str] = []
+
+    def stages(value: int, fails: bool) -> Stages:
+        def work(fingerprint: str) -> dict:
+            made.append(f"{value}")
+            if fails:
+                raise KeyboardInterrupt
+            return {}
+
+        return Stages(str(tmp_path), [Stage("a", "A", 1, {"x": value}, (), (), work)])
+
+    def run(made: Stages) -> None:
+        made.run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
+
+    run(stages(1, fails=False))
+    with pytest.raises(KeyboardInterrupt):
+        run(stages(2, fails=True))
+    run(stages(1, fails=False))
+    assert made == ["1", "2", "1"]

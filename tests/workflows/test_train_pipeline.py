@@ -82,6 +82,8 @@ def test_the_plan_shows_what_a_changed_setting_reruns(workspace) -> None:
         ("prepare", False), ("proposals", False), ("examples", False), ("fcn8s", False), ("stage1", False), ("stage2", True),
         ("evaluate", True), ("register", True),
     ]  # fmt: skip
+    other_network = run("--workspace", str(folder), *TINY, "--model.fcn_batch_norm", "false", "--dry-run").stdout
+    assert [line.split()[0] for line in other_network.splitlines() if "would run" in line] == ["fcn8s", "evaluate", "register"]
     more_logging = run("--workspace", str(folder), *TINY, "--train.stage2.log_every", "3", "--dry-run")
     assert "would run" not in more_logging.stdout
 
@@ -117,7 +119,6 @@ def test_evaluate_measures_the_trained_models_with_other_settings(workspace) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--train.stage2.epochs", "12", "--train.stage2.checkpoint_every", "2",
                  "--train.stage2.log_every", "1"]  # fmt: skip
@@ -145,14 +146,42 @@ def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) 
     [
         (["--config", "no.yaml"], "--config no.yaml: there is no such file"),
         (["--model.input_size", "100"], "96 or 128 would do"),
+        (["--model.vgg16", "/no/vgg.pth", "--model.width", "1", "--model.fcn_width", "1"], "there is no file /no/vgg.pth"),
+        (["--init.from", "/no/run"], "init.from /no/run holds no model"),
+        (["--workspace", "gs://bucket/x"], "gs://bucket/x can't be used here"),
+        (["--config", f"{__file__}/x.yaml"], "Not a directory"),
         (["--data.root", "/no/such/folder", "--data.classes", "background,cat"], "/no/such/folder"),
     ],
 )
 def test_a_persons_mistake_is_a_sentence(tmp_path: Path, arguments: list[str], says: str) -> None:
-    done = run("--workspace", str(tmp_path / "w"), *arguments)
-    assert done.returncode == 2
+    done = run(*([] if "--workspace" in arguments else ["--workspace", str(tmp_path / "w")]), *arguments)
+    assert done.returncode == 2, done.stderr
     assert says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.ray
+def test_evaluate_refuses_other_classes_than_the_models(workspace) -> None:
+    folder, _ = workspace
+    other = ["--data.root", str(folder / "data"), "--data.classes", "background,a,b"]
+    done = run("--workspace", str(folder), *TINY, *other, door="evaluate.py")
+    assert done.returncode == 2 and "not those that the models" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.ray
+def test_sigterm_in_any_stage_is_an_interruption(tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        command("--workspace", str(tmp_path / "w"), *TINY, "--data.generated.train", "3000"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/",
+    )  # fmt: skip
+    assert driver.stdout and driver.stderr
+    for line in driver.stdout:
+        if "prepare" in line:
+            break
+    time.sleep(3)
+    driver.send_signal(signal.SIGTERM)
+    said = driver.stderr.read()
+    assert driver.wait() == 75 and "interrupted" in said and "Traceback" not in said
 
 
 def test_evaluate_without_models_says_what_to_run(tmp_path: Path) -> None:
