@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import BadInput
-from infra.images import decode_image, decode_mask, encode_jpeg, encode_mask
+from infra.images import decode_image, decode_mask, encode_jpeg, encode_mask, image_size
 
 
 def data(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -79,3 +79,23 @@ def test_a_colour_mask_is_refused() -> None:
 
 def test_jpeg_of_a_flat_colour_is_close() -> None:
     assert np.abs(decode_image(encode_jpeg(RED)).astype(int) - RED).max() <= 3
+
+
+def test_damaged_exif_is_a_reason_and_found_when_preparing(rng: np.random.Generator) -> None:
+    picture = Image.fromarray(RED)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    good = data(picture, "JPEG", exif=exif)
+    start = good.index(b"Exif")
+    refused = 0
+    for _ in range(2000):
+        broken = bytearray(good)
+        for place in rng.integers(start + 6, start + 32, size=4):
+            broken[place] = rng.integers(256)
+        try:
+            image_size(bytes(broken))
+        except BadInput:
+            refused += 1
+            continue
+        decode_image(bytes(broken))  # what was found usable must be
+    assert refused

@@ -119,6 +119,22 @@ def test_evaluate_measures_the_trained_models_with_other_settings(workspace) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["workspace", "registry"])
+def test_fine_tuning_with_other_classes(workspace, tmp_path: Path, source: str) -> None:
+    folder, _ = workspace
+    start = ["--init.from", str(folder)]
+    if source == "registry":
+        store = f"sqlite:///{folder}/mlflow/mlflow.db"
+        start = ["--init.from", "models:/edeconvnet@challenger", "--tracking.uri", store, "--tracking.register_model", "false"]
+    classes = ["--data.root", str(folder / "data"), "--data.classes", "background,hoop,square,triangle,star,disc"]
+    tuned = run("--workspace", str(tmp_path / "w"), *TINY, *classes, *start)
+    assert tuned.returncode == 0, tuned.stderr
+    results = json.loads((tmp_path / "w" / "report" / "results.json").read_text())
+    assert set(results["rows"]["deconvnet"]["iou"]) == {"background", "hoop", "square", "triangle", "star", "disc"}
+
+
+@pytest.mark.ray
 def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--train.stage2.epochs", "12", "--train.stage2.checkpoint_every", "2",
                  "--train.stage2.log_every", "1"]  # fmt: skip
