@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from infra.errors import UserError
 from infra.settings import ClusterSettings
@@ -27,17 +29,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     on_main = threading.current_thread() is threading.main_thread()
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=settings.num_cpus,
-                object_store_memory=settings.object_store_mb * 2**20,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        with _silent_stderr():
+            _init(ray, address, settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray on this machine"
         raise UserError(f"can't join {where}: {str(error).splitlines()[0]}") from error
@@ -51,3 +44,31 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        address="local",
+        num_cpus=settings.num_cpus,
+        object_store_memory=settings.object_store_mb * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing on file descriptor 2: Ray's C++ says there how loud it is going to be. What goes wrong is raised."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)

@@ -193,6 +193,11 @@ def write_part(
     return part
 
 
+def discard(table: str, fingerprint: str) -> None:
+    """Delete parts that no commit names: their rows, and the rejects in them, are made anew next time."""
+    storage.remove(storage.join(table, fingerprint[:16]))
+
+
 def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[str, Any] | None = None) -> Commit:
     """Make the parts the table, and delete what an earlier table of this name left behind."""
     ordered = sorted(parts, key=lambda p: p.name)

@@ -79,11 +79,15 @@ def prepare_images(settings: DataSettings, seed: int, out_uri: str, fingerprint:
     units = _units(items)
     make_rows = partial(_rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels)
     parts = table_job.make_parts(out_uri, fingerprint, tables.IMAGES, units, make_rows, title="prepare", rows_per_group=16)
-    table_job.check_rejects(parts, len(items), settings.max_rejects)
     counts = Counter(row["split"] for part in parts for row in tables.iter_rows(out_uri, ["split"], part))
-    for split in ("train", "dev", "val"):
-        if not counts[split]:
-            raise _no_photograph(split, settings, [reject for part in parts for reject in part.rejects])
+    try:
+        table_job.check_rejects(parts, len(items), settings.max_rejects)
+        for split in ("train", "dev", "val"):
+            if not counts[split]:
+                raise _no_photograph(split, settings, [reject for part in parts for reject in part.rejects])
+    except UserError:
+        tables.discard(out_uri, fingerprint)  # a file that is mended need not look newer
+        raise
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
     extra = {"counts": {split: counts[split] for split in ("train", "dev", "val")}, "classes": list(classes), "digest": digest}
     return tables.commit(out_uri, fingerprint, parts, extra)

@@ -73,6 +73,13 @@ def test_a_new_table_replaces_the_old_in_one_step(tmp_path: Path) -> None:
     assert not [f for f in storage.list_files(table) if f.startswith("old")]
 
 
+def test_discarded_parts_are_made_anew(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], tables.PROPOSALS)
+    tables.discard(table, "f")
+    assert tables.write_part(table, "f", 0, [row("a")], tables.PROPOSALS).rows == 1
+
+
 def test_another_schema_version_is_no_table(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     tables.commit(table, "f", [])
