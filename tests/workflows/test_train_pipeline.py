@@ -106,7 +106,7 @@ def test_the_runs_in_mlflow(workspace) -> None:
     assert client.get_metric_history(runs["stage2"].info.run_id, "loss")
     assert runs["prepare"].inputs.dataset_inputs[0].dataset.digest
     assert experiment.artifact_location.startswith(f"file://{folder}")
-    assert client.get_model_version_by_alias("edeconvnet", "challenger").version == "1"
+    assert int(client.get_model_version_by_alias("edeconvnet", "challenger").version) == 1
 
 
 @pytest.mark.ray
