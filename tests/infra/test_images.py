@@ -81,6 +81,7 @@ def test_jpeg_of_a_flat_colour_is_close() -> None:
     assert np.abs(decode_image(encode_jpeg(RED)).astype(int) - RED).max() <= 3
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_exif_is_a_reason_and_found_when_preparing(rng: np.random.Generator) -> None:
     picture = Image.fromarray(RED)
     exif = picture.getexif()
