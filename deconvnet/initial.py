@@ -19,20 +19,23 @@ def starting_model(source: str, architecture: str, tracking_uri: str, keep: str)
     Raises UserError where it holds neither.
     """
     folder = _fetched(source, tracking_uri, keep) if source.startswith("models:") else source
-    found = {kind: _find(folder, kind) for kind in PLACES}
-    if not any(found.values()):
-        raise UserError(f"init.from {source} holds no model: name a model folder, a workspace, or models:/NAME@ALIAS")
-    return found[architecture]
+    return _networks(folder, source).get(architecture)
 
 
 def source_key(source: str, tracking_uri: str) -> str:
     """What tells the weights that `source` holds now from others it held or will hold. Raises UserError where it holds none."""
     if source.startswith("models:"):
         return f"{source} version {_version(source, tracking_uri).version}"
-    found = [folder for kind in PLACES if (folder := _find(source, kind))]
+    folders = _networks(source, source).values()
+    return " ".join(storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in folders)
+
+
+def _networks(folder: str, source: str) -> dict[str, str]:
+    """The model folders below `folder`, by architecture. Raises UserError, naming `source`, where there is none."""
+    found = {kind: place for kind in PLACES if (place := _find(folder, kind))}
     if not found:
         raise UserError(f"init.from {source} holds no model: name a model folder, a workspace, or models:/NAME@ALIAS")
-    return " ".join(storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in found)
+    return found
 
 
 def _find(folder: str, architecture: str) -> str | None:
