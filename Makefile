@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+CLUSTER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint ui bench clean
+.PHONY: help run cluster test test-slow test-cluster lint ui bench clean
 
 help:
-	@echo "make run        the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
-	@echo "make test       lint, types and tests"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make ui         the MLflow pages of runs/quickstart"
-	@echo "make bench      the measurements in tests/benchmarks"
+	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
+	@echo "make cluster       the same on a cluster on this machine: Ray head and two nodes, S3, MLflow on PostgreSQL; stopped at its end"
+	@echo "make test          lint, types and tests"
+	@echo "make test-slow     the tests that take minutes"
+	@echo "make test-cluster  the tests that break such a cluster, minutes each"
+	@echo "make ui            the MLflow pages of runs/quickstart"
+	@echo "make bench         the measurements in tests/benchmarks"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -30,6 +33,11 @@ $(VENV)/.dev: $(VENV)/.run
 run: $(VENV)/.run
 	@$(BIN)/python workflows/train_pipeline.py $(ARGS)
 
+# CLUSTER='--stay' leaves it there for its pages to be looked at, until Ctrl-C.
+cluster: $(VENV)/.dev
+	@$(BIN)/python -m infra.local_cluster $(CLUSTER) -- \
+		python workflows/train_pipeline.py --workspace s3://deconvnet/quickstart --cluster.data_nodes pool=cpu $(ARGS)
+
 ui: $(VENV)/.run
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/quickstart/mlflow/mlflow.db --port 5000
 
@@ -39,10 +47,13 @@ lint: $(VENV)/.dev
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not cluster" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-cluster: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m cluster $(ARGS)
 
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/run.py $(ARGS)

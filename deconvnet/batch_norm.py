@@ -4,7 +4,7 @@ torch's SyncBatchNorm refuses CPUs, so there `SyncBatchNorm2d` does its work ove
 keys. All functions do nothing special outside torch.distributed or in a group of one.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -102,21 +102,7 @@ def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
     if any(p.is_cuda for p in model.parameters()):
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group))
 
-    def make(norm: _BatchNorm) -> _BatchNorm:
-        sync = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        sync.process_group = process_group
-        return sync
-
-    return _replace(model, lambda m: isinstance(m, nn.BatchNorm2d), make)
-
-
-def convert_plain(model: nn.Module) -> nn.Module:
-    """The inverse of `convert_sync`: `model` (changed in place) with ordinary BatchNorm2d."""
-
-    def make(norm: _BatchNorm) -> _BatchNorm:
-        return nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-
-    return _replace(model, lambda m: isinstance(m, (SyncBatchNorm2d, nn.SyncBatchNorm)), make)
+    return _replace(model, process_group)
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_group: Group = None) -> int:
@@ -166,17 +152,21 @@ def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> 
     return total
 
 
-def _replace(model: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[_BatchNorm], _BatchNorm]) -> nn.Module:
-    """`model` with the batch norms that are `wanted` made anew around the same parameters and buffers."""
-    if wanted(model):
-        old = cast(_BatchNorm, model)
-        new = make(old)
-        new.weight, new.bias = old.weight, old.bias
-        new.running_mean, new.running_var, new.num_batches_tracked = old.running_mean, old.running_var, old.num_batches_tracked
-        new.training = old.training
+def _replace(model: nn.Module, group: Group) -> nn.Module:
+    """`model` with its batch norms made anew around the same parameters and buffers."""
+    if isinstance(model, nn.BatchNorm2d):
+        new = SyncBatchNorm2d(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
+        new.process_group = group
+        new.weight, new.bias = model.weight, model.bias
+        new.running_mean, new.running_var, new.num_batches_tracked = (
+            model.running_mean,
+            model.running_var,
+            model.num_batches_tracked,
+        )
+        new.training = model.training
         return new
     for name, child in model.named_children():
-        setattr(model, name, _replace(child, wanted, make))
+        setattr(model, name, _replace(child, group))
     return model
 
 

@@ -6,11 +6,9 @@ and holds the digest, so that tensors of another save are noticed. Save each che
 """
 
 import hashlib
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -66,60 +64,6 @@ def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
 def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and JSON values of `save_state`. Raises UserError for anything else."""
     return _read(uri, "state")
-
-
-def flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's `state_dict()` (SGD, Adam, AdamW, …) as named tensors, and JSON values.
-
-    Tensors are named INDEX.KEY, INDEX the parameter's. `unflatten_optimizer` is the inverse.
-    """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value
-            else:
-                values.setdefault(str(index), {})[key] = value
-    return tensors, {"groups": [dict(group) for group in state["param_groups"]], "values": values}
-
-
-def unflatten_optimizer(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What `load_state_dict` of the same optimiser takes, from `flatten_optimizer`'s two halves (JSON or not)."""
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in meta["values"].items()}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    groups = [
-        # JSON made lists of tuples (Adam's betas)
-        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
-        for group in meta["groups"]
-    ]
-    return {"state": state, "param_groups": groups}
-
-
-def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """This process's global random states (torch, the current GPU, numpy, python), as named tensors and JSON values."""
-    _, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, python, python_gauss = random.getstate()
-    tensors = {
-        "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.asarray(words).astype(np.int64)),
-        "python": torch.tensor(python, dtype=torch.int64),
-    }
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors, {"numpy": [int(position), int(has_gauss), float(gauss)], "python": [version, python_gauss]}
-
-
-def restore_random_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Set the global random states to what `random_state` returned; a GPU's is left alone where there is none."""
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
-    np.random.set_state(("MT19937", tensors["numpy"].numpy().astype(np.uint32), *meta["numpy"]))
-    version, gauss = meta["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
 
 
 def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

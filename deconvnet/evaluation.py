@@ -1,7 +1,7 @@
 """The five results of the paper on a split: a Ray Data job over the photographs, and its tables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from infra import tables
 from infra.errors import UserError
 from infra.images import decode_image, decode_mask
 from infra.progress import progress
+from infra.ray_cluster import room
 from proposals.propose import iter_proposals
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ PHOTOGRAPHS_A_UNIT = 8
 
 @dataclass(frozen=True)
 class Unit:
-    """Photographs that one actor labels at a time: some of one row group of the images' part number `part`."""
+    """Photographs that an actor labels at a time: of the split's rows in one row group of `images`, those numbered `rows`."""
 
-    part: int
+    images: tables.Part
+    proposals: tables.Part
     row_group: int
-    image_ids: list[str]
+    rows: range
 
 
 @dataclass(frozen=True)
@@ -56,31 +58,29 @@ def evaluate(
     cpus_per_actor: int = 1,
     gpus_per_actor: float = 0,
     actors: int | None = None,
+    nodes: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Label every photograph of `split` that has a class mask in all five ways, and measure.
 
     The models (folders of `checkpoints.save_model`) are loaded once an actor; each actor has `cpus_per_actor` torch threads.
-    actors: as many as the cluster's CPUs (and GPUs) hold, where None. Raises UserError where the split has no labelled photograph.
+    actors: as many as the cluster's CPUs (and GPUs) hold, where None. nodes: Ray label selector. Raises UserError where the split has
+    no labelled photograph.
     """
     import ray
+    import ray.cloudpickle as pickle
 
-    units = _units(images_uri, split)
-    if not units:
-        raise UserError(f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on")
-    if actors is None:
-        there = ray.cluster_resources()
-        actors = int(there.get("CPU", 1) // cpus_per_actor)
-        if gpus_per_actor:
-            actors = min(actors, int(there.get("GPU", 0) // gpus_per_actor))
-    actors = max(1, min(actors, len(units)))
-    todo = ray.data.from_items([{"index": i} for i in range(len(units))], override_num_blocks=len(units))
+    nothing = UserError(f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on")
+    if not (units := _units(images_uri, proposals_uri, split)):
+        raise nothing
+    actors = max(1, min(actors or room(nodes or {}, cpus_per_actor, gpus_per_actor), len(units)))
+    todo = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units))
     done = todo.map(
         _Worker,
         fn_constructor_kwargs={
             "models": (deconvnet_uri, fcn8s_uri),
             "options": segmenter_options(segment, examples),
             "tables": (images_uri, proposals_uri),
-            "units": units,
+            "split": split,
             "num_classes": len(classes),
             "threads": cpus_per_actor,
             "gpu": gpus_per_actor > 0,
@@ -88,14 +88,17 @@ def evaluate(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=cpus_per_actor,
         num_gpus=gpus_per_actor or None,
+        **({"label_selector": dict(nodes)} if nodes else {}),
     )
     totals = {name: ConfusionMatrix(len(classes)) for name in RESULTS}
     mean_iou: dict[str, dict[str, float | None]] = {}
     for row in progress(done.iter_rows(), len(units), f"evaluating on {split}", "batches of photographs"):
         for name, matrix in zip(RESULTS, row["matrices"], strict=True):
             totals[name].merge(ConfusionMatrix(len(classes), matrix))
-        for image_id, figures in zip(units[row["index"]].image_ids, row["mean_iou"], strict=True):
+        for image_id, figures in zip(row["image_ids"], row["mean_iou"], strict=True):
             mean_iou[image_id] = {name: _number(x) for name, x in zip(RESULTS, figures, strict=True)}
+    if not mean_iou:
+        raise nothing
     results = {
         "dataset": dataset,
         "images": len(mean_iou),
@@ -113,7 +116,7 @@ class _Worker:
         models: tuple[str, str],
         options: dict[str, Any],
         tables: tuple[str, str],
-        units: list[Unit],
+        split: str,
         num_classes: int,
         threads: int,
         gpu: bool,
@@ -125,12 +128,15 @@ class _Worker:
         deconvnet, fcn8s = (load_model(uri, "cuda" if gpu else "cpu")[0] for uri in models)
         self.segmenter = Segmenter(deconvnet, fcn8s, **options)  # type: ignore[arg-type]
         self.images_uri, self.proposals_uri = tables
-        self.units, self.num_classes = units, num_classes
+        self.split, self.num_classes = split, num_classes
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """For one unit: matrices int64 (5, C, C), summed, and each photograph's five mean IoUs, nan where all is void."""
-        unit = self.units[row["index"]]
+        """For one unit: matrices int64 (5, C, C), summed, and each photograph's id and five mean IoUs, nan where all is void."""
+        import ray.cloudpickle as pickle
+
+        unit: Unit = pickle.loads(row["unit"])
         boxes = self._boxes(unit)
+        image_ids = []
         totals = {name: ConfusionMatrix(self.num_classes) for name in RESULTS}
         figures = []
         for image_id, image, truth in self._photographs(unit):
@@ -138,38 +144,34 @@ class _Worker:
             single = {name: ConfusionMatrix(self.num_classes).update(truth, labels[name]) for name in RESULTS}
             for name in RESULTS:
                 totals[name].merge(single[name])
+            image_ids.append(image_id)
             figures.append([single[name].mean_iou for name in RESULTS])
-        return {"index": row["index"], "matrices": np.stack([totals[n].matrix for n in RESULTS]), "mean_iou": figures}
+        return {"image_ids": image_ids, "matrices": np.stack([totals[n].matrix for n in RESULTS]), "mean_iou": figures}
 
-    def _photographs(self, unit: Unit) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """image_id, photograph and class mask, in the unit's order."""
-        part = tables.require_commit(self.images_uri).parts[unit.part]
-        columns = ["image_id", "image", "class_mask"]
-        rows = tables.read_row_group(self.images_uri, part.name, unit.row_group, columns)
-        wanted = set(unit.image_ids)
-        chosen = [row for row in rows.to_pylist() if row["image_id"] in wanted]
-        return [(row["image_id"], decode_image(row["image"]), decode_mask(row["class_mask"])) for row in chosen]
+    def _photographs(self, unit: Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """image_id, photograph and class mask of the labelled ones, in order."""
+        columns = ["image_id", "split", "image", "class_mask"]
+        rows = tables.read_row_group(self.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
+        chosen = [row for row in rows if row["split"] == self.split]
+        for row in (chosen[i] for i in unit.rows):
+            if row["class_mask"] is not None:
+                yield row["image_id"], decode_image(row["image"]), decode_mask(row["class_mask"])
 
     def _boxes(self, unit: Unit) -> dict[str, np.ndarray]:
-        """Proposals by image_id; a photograph that EdgeBox set aside has none. Their parts go with the images' one by one."""
-        part = tables.require_commit(self.proposals_uri).parts[unit.part]
-        wanted = set(unit.image_ids)
-        return {name: boxes for name, boxes, _ in iter_proposals(self.proposals_uri, part) if name in wanted}
+        """Proposals by image_id; a photograph that EdgeBox set aside has none."""
+        return {name: boxes for name, boxes, _ in iter_proposals(self.proposals_uri, unit.proposals)}
 
 
-def _units(images_uri: str, split: str) -> list[Unit]:
-    """The split's labelled photographs, in order. Of the table only ids and what they are looked up by are read."""
-    units = []
-    for number, part in enumerate(tables.require_commit(images_uri).parts):
-        for group in range(len(part.row_groups)):
-            rows = tables.read_row_group(images_uri, part.name, group, ["image_id", "split", "class_mask"])
-            labelled = rows["class_mask"].is_valid().to_pylist()
-            splits, image_ids = rows["split"].to_pylist(), rows["image_id"].to_pylist()
-            ids = [i for i, s, there in zip(image_ids, splits, labelled, strict=True) if s == split and there]
-            if ids:
-                pieces = tables.chunks(len(ids), PHOTOGRAPHS_A_UNIT)
-                units += [Unit(number, group, [ids[i] for i in piece]) for piece in pieces]
-    return units
+def _units(images_uri: str, proposals_uri: str, split: str) -> list[Unit]:
+    """The split's photographs, in order."""
+    images, proposals = (tables.require_commit(uri).parts for uri in (images_uri, proposals_uri))
+    return [
+        Unit(part, found, group, rows)
+        for part, found in zip(images, proposals, strict=True)
+        for group, about in enumerate(part.row_groups)
+        if about.splits.get(split)
+        for rows in tables.chunks(about.splits[split], PHOTOGRAPHS_A_UNIT)
+    ]
 
 
 def _number(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Batches for a worker: read from a table in the epoch's order, decoded, augmented, in equal shares of every global batch.
+"""Batches for a worker: read from a table in the epoch's order, decoded, augmented, in its share of every global batch.
 
 `plain_batches` makes them with threads and nothing else; `RayShard`, which `ray.train.get_dataset_shard` hands to a training
 worker, has a Ray Data job make the same bits outside the worker's process. A batch is two uint8 arrays: images (n, 3, S, S), RGB,
@@ -8,7 +8,7 @@ and labels (n, S, S), class ids with 255 = void.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,10 @@ class Feed:
         """Global batches of `batch` for `world` workers."""
         return Feed(examples, Batching(examples.total, batch, world), seed, max(window_examples, batch))
 
+    def shared_by(self, world: int) -> "Feed":
+        """The same global batches for another number of workers."""
+        return replace(self, batching=replace(self.batching, world=world))
+
     @property
     def steps_per_epoch(self) -> int:
         """Global batches an epoch."""
@@ -154,7 +158,7 @@ class Feed:
             except BadInput as error:
                 raise UserError(f"{self.examples.table} is damaged (make it again): {error}") from None
 
-        share = self.batching.share
+        share = len(self.batching.share(rank))
         for start in range(0, len(positions), share):
             yield stacked(list(pool.map(view, positions[start : start + share].tolist())))
 
@@ -195,7 +199,7 @@ def plain_batches(feed: Feed, rank: int, first_step: int, stop_step: int, thread
             for number in feed.window_range(first_step, stop_step):
                 yield from feed.pieces(number, rank, first_step, stop_step, pool)
 
-    return ahead(rebatched(pieces(), feed.batching.share))
+    return ahead(rebatched(pieces(), len(feed.batching.share(rank))))
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,7 @@ class RayShard:
         todo = self.feed.window_range(first_step, stop_step)
         jobs = (todo[start : start + WINDOWS_A_JOB] for start in range(0, len(todo), WINDOWS_A_JOB))
         pieces = (piece for job in jobs for piece in self._pieces(job, first_step, stop_step))
-        return rebatched(pieces, self.feed.batching.share)
+        return rebatched(pieces, len(self.feed.batching.share(self.rank)))
 
     def _pieces(self, numbers: range, first_step: int, stop_step: int) -> Iterator[Batch]:
         """What this rank sees of the windows `numbers`, by one Ray Data job."""
@@ -260,7 +264,7 @@ class RayShard:
                     for images, labels in feed.pieces(number, rank, first_step, stop_step, pool):
                         yield {"image": images, "label": labels}
 
-        share = feed.batching.share
+        share = len(feed.batching.share(rank))
         batch_bytes = 4 * share * feed.examples.size**2
         # Items are blocks that are there already: reading even a range would reserve a CPU, of which there may be none left.
         windows = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
@@ -282,12 +286,16 @@ class RayShard:
 
 
 def ray_data_config(threads: int) -> Any:
-    """The `ray.train.DataConfig` under which the dataset of a trainer is a `Feed`, and each worker's shard its `RayShard`."""
+    """The `ray.train.DataConfig` under which the dataset of a trainer is a `Feed`, and each worker's shard its `RayShard`.
+
+    Ray asks it for the shards whenever it starts workers, and says how many they are this time.
+    """
     from ray.train import DataConfig
 
     class Shares(DataConfig):
         def configure(self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any) -> list[dict[str, Any]]:
-            return [{name: RayShard(feed, rank, threads) for name, feed in datasets.items()} for rank in range(world_size)]
+            feeds = {name: feed.shared_by(world_size) for name, feed in datasets.items()}
+            return [{name: RayShard(feed, rank, threads) for name, feed in feeds.items()} for rank in range(world_size)]
 
     return Shares(datasets_to_split=[])
 

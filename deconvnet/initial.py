@@ -1,7 +1,6 @@
 """`init.from`: which model folder a training starts from."""
 
-from typing import Any
-
+from deconvnet.registry import fetch, find
 from infra import storage
 from infra.errors import UserError
 
@@ -25,7 +24,7 @@ def starting_model(source: str, architecture: str, tracking_uri: str, keep: str)
 def source_key(source: str, tracking_uri: str) -> str:
     """What tells the weights that `source` holds now from others it held or will hold. Raises UserError where it holds none."""
     if source.startswith("models:"):
-        return f"{source} version {_version(source, tracking_uri).version}"
+        return f"{source} version {find(source, tracking_uri, 'init.from').number}"
     folders = _networks(source, source).values()
     return " ".join(storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in folders)
 
@@ -47,33 +46,8 @@ def _find(folder: str, architecture: str) -> str | None:
     return None
 
 
-def _version(source: str, tracking_uri: str) -> Any:
-    """The registered version that models:/NAME@ALIAS or models:/NAME/VERSION means now."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    name, _, which = source.removeprefix("models:/").replace("@", "/").partition("/")
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    try:
-        return client.get_model_version_by_alias(name, which) if "@" in source else client.get_model_version(name, which)
-    except MlflowException as error:
-        raise UserError(f"init.from {source} can't be found: {str(error).splitlines()[0]}") from None
-
-
 def _fetched(source: str, tracking_uri: str, keep: str) -> str:
-    from tempfile import TemporaryDirectory
-
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
-    version = _version(source, tracking_uri)
-    target = storage.join(keep, f"{version.name}-{version.version}")
-    try:
-        with TemporaryDirectory() as local:
-            made = mlflow.artifacts.download_artifacts(
-                artifact_uri=version.source, dst_path=local, tracking_uri=tracking_uri, registry_uri=tracking_uri
-            )
-            storage.copy_tree(storage.join(made, "artifacts", "ensemble"), target)
-    except MlflowException as error:
-        raise UserError(f"init.from {source} can't be fetched: {str(error).splitlines()[0]}") from None
+    version = find(source, tracking_uri, "init.from")
+    target = storage.join(keep, f"{version.name}-{version.number}")
+    fetch(version, tracking_uri, target)
     return target

@@ -3,7 +3,7 @@
 Every row of a table comes `weight` times an epoch (its class balance). The order is drawn in two levels so that Parquet is read
 once: row groups are permuted and dealt into windows of some thousands of examples, and a window's examples are permuted among
 themselves. A table that fits in one window is permuted as a whole. A position counts an epoch's examples from 0; the global batch
-b holds positions [b·B, (b+1)·B), and rank r of `world` the r-th of its equal consecutive shares.
+b holds positions [b·B, (b+1)·B), and rank r of `world` the r-th of its consecutive shares, which differ by one example at most.
 """
 
 from collections.abc import Sequence
@@ -48,10 +48,9 @@ class Batching:
     batch: int
     world: int = 1
 
-    @property
-    def share(self) -> int:
-        """Examples of a global batch that one worker holds."""
-        return self.batch // self.world
+    def share(self, rank: int) -> range:
+        """The places in a global batch, from 0, that rank `rank` holds."""
+        return nearly_equal(self.batch, self.world)[rank]
 
     @property
     def steps(self) -> int:
@@ -65,24 +64,37 @@ class Batching:
             end = self.batch
         stop = self.steps if stop_step is None else min(stop_step, self.steps)
         positions = np.arange(max(window.start, first_step * self.batch), min(end, stop * self.batch), dtype=np.int64)
-        return positions[positions % self.batch // self.share == rank]
+        share, places = self.share(rank), positions % self.batch
+        return positions[(places >= share.start) & (places < share.stop)]
 
 
-def check_batching(batch: int, world: int, micro_batch: int | None, *, setting: str) -> None:
-    """Raise UserError where `batch` can't be shared equally by `world` workers in micro-batches; `setting` names the section."""
-    if batch % world:
-        near = [n for n in (batch // world * world, batch // world * world + world) if n]
+def nearly_equal(count: int, parts: int) -> list[range]:
+    """0 … count − 1 cut into `parts` consecutive ranges whose lengths differ by one at most."""
+    return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
+
+
+def micro_batches(batch: int, world: int, micro_batch: int | None) -> int:
+    """Into how many pieces every worker cuts its share of a global batch, so that none holds more than `micro_batch` examples.
+
+    All workers make as many, because synchronised batch norm waits for all of them at each; so none may be empty, and where shares
+    are unequal a `micro_batch` of 1 may have to hold 2.
+    """
+    return min(-(-batch // (world * micro_batch)), batch // world) if micro_batch else 1
+
+
+def check_batching(batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str) -> None:
+    """Raise UserError where `workers` (or any number from `min_workers` on) can't share `batch`; `setting` names the section."""
+    if min_workers is not None and min_workers > workers:
         raise UserError(
-            f"{setting}.batch is {batch}, which {world} workers can't share equally: "
-            f"take {' or '.join(map(str, near))}, or another compute.workers"
+            f"compute.min_workers {min_workers} is more than compute.workers {workers}: lower the first or raise the second"
         )
-    share = batch // world
-    if micro_batch is not None and (micro_batch > share or share % micro_batch):
-        fits = [n for n in range(1, share + 1) if share % n == 0]
+    if batch < workers:
         raise UserError(
-            f"{setting}.micro_batch is {micro_batch}, which does not divide a worker's {share} examples a batch: "
-            f"take one of {', '.join(map(str, fits))}, or leave it empty"
+            f"{setting}.batch {batch} leaves some of {workers} workers without an example: "
+            f"take at least {workers}, or lower compute.workers to {batch}"
         )
+    if micro_batch is not None and micro_batch > batch:
+        raise UserError(f"{setting}.micro_batch {micro_batch} is more than {setting}.batch {batch}: lower it, or leave it empty")
 
 
 def window_count(groups: Sequence[Group], window_examples: int = WINDOW_EXAMPLES) -> int:

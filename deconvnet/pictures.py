@@ -37,6 +37,8 @@ def compared(
     rows: dict[str, dict[str, Any]] = {}
     pairs = zip(tables.require_commit(images_uri).parts, tables.require_commit(proposals_uri).parts, strict=True)
     for images, proposals in pairs:
+        if not any(images.first <= image_id <= images.last for image_id in image_ids):
+            continue
         found = {r["image_id"]: r for r in _chosen(images_uri, images, image_ids)}
         if not found:
             continue
@@ -48,6 +50,15 @@ def compared(
             title = image_id if score is None else f"{image_id}\nmean IoU {100 * score:.0f} %"
             rows[image_id] = {"image": image, "truth": decode_mask(row["class_mask"]), "title": title, **labels}
     return figures.comparison([rows[i] for i in image_ids], classes)
+
+
+def compared_by(models: tuple[str, str], options: Mapping[str, Any], gpu: bool, *arguments: Any) -> bytes:
+    """`compared` by the networks in two model folders (DeconvNet, FCN-8s); options: keywords of Segmenter."""
+    from deconvnet.checkpoints import load_model
+    from deconvnet.segmenter import Segmenter
+
+    deconvnet, fcn8s = (load_model(uri, "cuda" if gpu else "cpu")[0] for uri in models)
+    return compared(Segmenter(deconvnet, fcn8s, **options), *arguments)  # type: ignore[arg-type]
 
 
 def _chosen(images_uri: str, part: tables.Part, image_ids: Sequence[str]) -> list[dict[str, Any]]:

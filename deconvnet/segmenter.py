@@ -102,7 +102,12 @@ class Segmenter:
 
     def best(self, image: Photograph, boxes: Floats) -> Labels:
         """Labels uint8 (H, W) of the ensemble after the CRF, at the photograph's full size."""
-        return self.segment(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
+        return self.best_and_confidence(image, boxes)[0]
+
+    def best_and_confidence(self, image: Photograph, boxes: Floats) -> tuple[Labels, float]:
+        """`best`, and the mean over the pixels, where the photograph is worked at, of the chosen class's probability."""
+        found = self.probabilities(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
+        return _resize(_labels(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
 
     def _instances(self, image: Photograph, boxes: Floats) -> Floats:
         chosen = choose_boxes(boxes, self.proposals, min_side=self.min_side, context=self.context, window=self.window)

@@ -78,6 +78,9 @@ class ComputeSettings(Section):
     """Training workers (Ray Train)."""
 
     workers: PositiveInt = Field(1, description="DDP workers; one GPU each where gpu is true")
+    min_workers: PositiveInt | None = Field(
+        None, description="training goes on with as few workers when nodes are lost, and grows again; empty: always all workers"
+    )
     gpu: bool = Field(False, description="train on GPUs (NCCL); else on CPUs (gloo)")
     cpus_per_worker: PositiveInt = Field(1, description="CPUs Ray reserves for each worker")
     threads: PositiveInt | None = Field(None, description="torch threads a worker; empty: cpus_per_worker")
@@ -158,7 +161,18 @@ class SegmentSettings(Section):
     crf: CrfSettings = CrfSettings()
 
 
+class RetrainSettings(Section):
+    """When a retrained model takes the champion's place, and what is kept of earlier ones."""
+
+    margin: float = Field(0.005, ge=0, lt=1, description="least rise of mean IoU over the champion's that promotes, of 1")
+    max_class_drop: float = Field(0.05, ge=0, le=1, description="largest fall of one class's IoU that is put up with, of 1")
+    keep: PositiveInt = Field(3, description="finished generations kept, beside the one that made the champion")
+    lock_minutes: PositiveInt = Field(
+        15, description="after so long without a sign of life a run's lock on the workspace expires"
+    )
+
+
 __all__ = [
     "VOC_CLASSES", "ComputeSettings", "CrfSettings", "DataSettings", "GeneratedSettings", "InitSettings",
-    "ModelSettings", "SegmentSettings", "StageSettings", "TrainSettings",
+    "ModelSettings", "RetrainSettings", "SegmentSettings", "StageSettings", "TrainSettings",
 ]  # fmt: skip

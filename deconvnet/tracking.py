@@ -24,8 +24,9 @@ from infra.errors import Interrupted, UserError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run tells nobody but its own store
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-for _chatty in ("alembic", "mlflow.store.db.utils", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store"):
+for _chatty in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs by traceback what it raises, too
 
 if TYPE_CHECKING:
     from deconvnet.metric_spool import Point, SpoolCallback
@@ -134,6 +135,8 @@ def _impatient() -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     if cause := re.search(r"Max retries exceeded.*Caused by (\w+)", str(error), re.DOTALL):
         return f"it can't be reached ({cause[1]})"
+    if "disk is full" in str(error):
+        return "its disk is full: make room"
     return without_secrets(next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
 
 

@@ -1,6 +1,7 @@
 """A training stage on Ray Train: DDP over N workers (NCCL on GPUs, gloo on CPUs), each fed by its shard of a Ray Data feed.
 
-The driver checks everything, starts the run and waits: it prints what the workers report and, when it is interrupted (Ctrl-C,
+When a worker or its node dies, Ray Train starts all of them again from the last checkpoint: as many as before or, with
+`compute.min_workers`, as many as there is room for. The driver checks everything, starts the run and waits: it prints what the workers report and, when it is interrupted (Ctrl-C,
 SIGTERM, `ray job stop`), asks them to stop; they leave a checkpoint. A run of the same name and storage goes on from its last one.
 """
 
@@ -22,6 +23,7 @@ import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from deconvnet import checkpoints, weights
+from deconvnet.elastic import Elastic, live_nodes
 from deconvnet.feeding import DevSet, Examples, Feed, open_examples, ray_data_config
 from deconvnet.networks import DeconvNet, FCN8s, Network
 from deconvnet.order import check_batching
@@ -33,6 +35,10 @@ from infra.errors import Interrupted, UserError, users_mistake
 
 POLL_SECONDS = 0.2
 """How often the controller looks at its workers and the driver at the relay; Ray's 2 s would be waited for at every report."""
+PLACE_SECONDS = 20
+"""How long elastic workers wait for the places they were promised, before it is looked how many there are now."""
+COLLECTIVE_SECONDS = 600
+"""How long a worker waits for the others in a collective operation: longer than a checkpoint is written."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ def run_training(
     out_uri: str,
     seed: int,
     init: str | None = None,
+    nodes: Mapping[str, str] | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -81,13 +88,15 @@ def run_training(
     stage: "fcn8s", "stage1" or "stage2", which names the settings' section. examples_uri: an `examples` table, or the `images` table
     for "fcn8s", whose splits `train` and `dev` are used; dev_uri: an `examples` table of dev crops (for "fcn8s" the same `images`
     table), or None. storage_uri/run_name: where checkpoints lie; a run that stands there is gone on with. init: a model folder to
-    start from. callbacks: Ray Train callbacks, called in the controller; they must not raise.
+    start from. nodes: Ray labels of the nodes that workers may run on; None or {} for any. callbacks: Ray Train callbacks, called in the controller; they must not raise.
 
     Returns {"steps", "epochs", "dev_mean_iou", "best_dev_mean_iou"}. Raises UserError for settings or data that can't be trained
     with and where the loss diverges, and Interrupted where it was asked to stop (a checkpoint is left then).
     """
-    check_batching(stage_settings.batch, compute.workers, stage_settings.micro_batch, setting=f"train.{stage}")
-    check_resources(compute, say)
+    check_batching(
+        stage_settings.batch, stage_settings.micro_batch, compute.workers, compute.min_workers, setting=f"train.{stage}"
+    )
+    check_resources(compute, say, nodes)
     whole = architecture == "fcn8s"
     size = model_settings.fcn_input_size if whole else model_settings.input_size
     examples = open_examples(examples_uri, size, "train" if whole else None, stage_settings.scale_jitter if whole else 0.0)
@@ -99,15 +108,22 @@ def run_training(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     if len(ray.nodes()) == 1:  # the driver's own node: nobody would be left to see it go
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    relay = ray.remote(Relay).options(num_cpus=0).remote()
+    if compute.min_workers is not None:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACE_SECONDS))
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # elsewhere it could die with its node
+    relay = ray.remote(Relay).options(num_cpus=0, label_selector=here).remote()
     filesystem, path = storage.filesystem(storage.absolute(storage_uri))
     trainer = _Trainer(
+        relay,
         _work,
         train_loop_config={"job": job, "relay": relay},
         # CPU tensors (counts, the stop flag) are summed by gloo in any case, so that they don't wait for the GPU.
-        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if compute.gpu else "gloo"),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if compute.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS
+        ),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.workers,
+            num_workers=compute.workers if compute.min_workers is None else (compute.min_workers, compute.workers),
+            label_selector=dict(nodes) if nodes else None,
             use_gpu=compute.gpu,
             resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
         ),
@@ -138,16 +154,28 @@ def run_training(
     return found
 
 
-def check_resources(compute: ComputeSettings, say: Callable[[str], None]) -> None:
-    """Raise UserError where this Ray will never have what the workers reserve; say so where it may still grow."""
-    needed = {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers if compute.gpu else 0}
-    has = ray.cluster_resources()
-    short = {kind: count for kind, count in needed.items() if count > has.get(kind, 0)}
+def check_resources(compute: ComputeSettings, say: Callable[[str], None], nodes: Mapping[str, str] | None = None) -> None:
+    """Raise UserError where this Ray will never have what the fewest workers reserve; say so where it may still grow.
+
+    nodes: Ray labels of the nodes that workers may run on; None or {} for any.
+    """
+    workers = compute.min_workers or compute.workers
+    needed = {"CPU": workers * compute.cpus_per_worker, "GPU": workers if compute.gpu else 0}
+    usable = live_nodes(nodes)
+    has = {kind: sum(node["Resources"].get(kind, 0) for node in usable) for kind in needed}
+    short = {kind: count for kind, count in needed.items() if count > has[kind]}
     if not short:
         return
-    what = " and ".join(f"{count} {kind}s (Ray has {has.get(kind, 0):g})" for kind, count in short.items())
+    labels = ", ".join(f"{key}={value}" for key, value in (nodes or {}).items())
+    who = f"nodes labelled {labels} have" if labels else "Ray has"
+    what = " and ".join(f"{count} {kind}s ({who} {has[kind]:g})" for kind, count in short.items())
     grows = "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
-    if not grows and len(ray.nodes()) == 1:
+    if not grows and not usable:
+        raise UserError(
+            f"no living node of this Ray is labelled {labels}, as training workers' nodes must be (cluster.training_nodes): "
+            f"start one with `ray start --labels {labels.replace(' ', '')}`, or leave the setting empty"
+        )
+    if not grows and len(live_nodes()) == 1:
         raise UserError(
             f"compute asks for {what}: lower compute.workers or compute.cpus_per_worker"
             + (", or set compute.gpu to false" if "GPU" in short else "")
@@ -170,8 +198,18 @@ def progress(metrics: Mapping[str, Any], total: int) -> str:
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without the detached actor that frees the workers' places after a dead controller: Ray does that when the driver ends, and
-    the actor asks the dashboard every second, which a Ray started for one run doesn't have."""
+    """With `Elastic` where the number of workers may change, and without the detached actor that frees the workers' places after a
+    dead controller: Ray does that when the driver ends, and the actor asks the dashboard every second, which a Ray started for one
+    run doesn't have."""
+
+    def __init__(self, relay: Any, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._relay = relay
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = Elastic(self.scaling_config, self._relay)
+        return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
@@ -220,6 +258,8 @@ def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say:
             if "failed" in message:
                 why = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
                 say(f"workers failed ({why}); Ray Train starts them again from the last checkpoint, or gives up")
+            elif "workers" in message:
+                say(f"workers: {message['workers'] or 'none yet; waiting for nodes to train on'}")
             else:
                 tell(message)
 

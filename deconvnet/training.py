@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deconvnet.batch_norm import convert_sync, recompute_statistics
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.optimisation import Schedule, make_sgd, set_rate
+from deconvnet.order import micro_batches, nearly_equal
 from infra.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ class Network(Protocol):
 
 
 class Shard(Protocol):
-    """A rank's share of each global batch: uint8 images (n, 3, H, W) RGB and labels (n, H, W), 255 = void."""
+    """A rank's share of each global batch: uint8 images (n, 3, H, W) RGB and labels (n, H, W), 255 = void.
+
+    Ranks' shares may differ by one example.
+    """
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -108,8 +112,8 @@ def train(
 ) -> Outcome:
     """Train `model` (a `Network`) in place, from its first step or from `state`.
 
-    `settings.batch` must divide by the number of ranks, and that share by `settings.micro_batch`. `report(metrics, state)` is called
-    at the same steps on every rank: every `log_every` steps and where a checkpoint is due, with the state to be kept then.
+    `settings.batch` must be at least the number of ranks. `report(metrics, state)` is called at the same steps on every rank: every
+    `log_every` steps and where a checkpoint is due, with the state to be kept then; a state may be gone on from by any number of ranks.
     `should_stop` is asked before each step; if any rank says yes, all report a checkpoint and raise Interrupted. `bf16` computes in
     bfloat16 by autocast. The network of the last step is the result, as in the paper, and not the best epoch's.
 
@@ -117,11 +121,11 @@ def train(
     """
     rank, world = place()
     device = torch.device(device)
-    share = settings.batch // world
-    micro = settings.micro_batch or share
+    pieces = micro_batches(settings.batch, world, settings.micro_batch)
+    smallest, largest = settings.batch // (world * pieces), -(-settings.batch // (world * pieces))  # examples in a piece
     # Convolutions on CPUs (oneDNN) and on tensor cores are faster with channels last; it changes no value's meaning.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world > 1 and micro < SYNC_BELOW:
+    if world > 1 and smallest < SYNC_BELOW:
         model = convert_sync(model)
     optimiser = make_sgd(model, settings)
     epoch_steps = shard.steps_per_epoch
@@ -147,9 +151,9 @@ def train(
         step += 1
         logs, ends = step % settings.log_every == 0, step % epoch_steps == 0 or step == total
         due = ends or step % settings.checkpoint_every == 0
-        for first in range(0, share, micro):
-            x, truth = _tensors(images[first : first + micro], labels[first : first + micro], device)
-            with network.no_sync() if isinstance(network, DistributedDataParallel) and first + micro < share else nullcontext():
+        for piece in (parts := nearly_equal(len(images), pieces)):
+            x, truth = _tensors(images[piece.start : piece.stop], labels[piece.start : piece.stop], device)
+            with network.no_sync() if isinstance(network, DistributedDataParallel) and piece != parts[-1] else nullcontext():
                 with autocast:
                     scores = network(cast(Network, model).prepare(x))
                 loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID, reduction="sum") / max(counted, 1)
@@ -166,7 +170,7 @@ def train(
             if not math.isfinite(metrics["loss"]):
                 raise Diverged(f"the loss is {metrics['loss']} by step {step}: lower lr (now {settings.lr:g}), or set grad_clip")
             if ends and dev is not None:
-                found = evaluate(model, dev, num_classes, device, micro, bf16)
+                found = evaluate(model, dev, num_classes, device, largest, bf16)
                 schedule.observe(found.mean_iou)
                 final = found.mean_iou
                 metrics |= {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
@@ -180,16 +184,16 @@ def train(
         first = settings.epochs * epoch_steps  # the order of an epoch that training did not come to
         batches = shard.batches(first, first + settings.bn_batches)
         prepared = (
-            cast(Network, model).prepare(_tensors(images[i : i + micro], labels[i : i + micro], device)[0])
+            cast(Network, model).prepare(_tensors(images[p.start : p.stop], labels[p.start : p.stop], device)[0])
             for images, labels in batches
-            for i in range(0, share, micro)
+            for p in nearly_equal(len(images), pieces)
         )
         with autocast:
             recompute_statistics(model, prepared)
         final = None
     if dev is not None:
         if final is None:
-            final = evaluate(model, dev, num_classes, device, micro, bf16).mean_iou
+            final = evaluate(model, dev, num_classes, device, largest, bf16).mean_iou
         report({"step": step, "epoch": step / epoch_steps, "final_dev_mean_iou": final}, None)
     return Outcome(step, step / epoch_steps, final, schedule.best)
 

@@ -1,12 +1,14 @@
 """Joining a Ray cluster, or starting one for this run."""
 
 import logging
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from infra.errors import UserError
@@ -72,3 +74,17 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
+
+
+def room(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
+    """How many actors of so many CPUs and GPUs the live nodes with the labels `nodes` ({}: all) hold at once."""
+    import ray
+
+    live = (node for node in ray.nodes() if node["Alive"] and nodes.items() <= node["Labels"].items())
+    there = [node["Resources"] for node in live]
+    return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
+
+
+def may_grow() -> bool:
+    """True where an autoscaler may add nodes: on Kubernetes, or in a cluster of `ray up`."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

@@ -21,9 +21,13 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished stage left: `key` names its content (the fingerprint, unless the stage knows better)."""
+    """What a finished stage left: `key` names its content (the fingerprint, unless the stage knows better).
+
+    `recipe` is what the fingerprint is made of without the inputs: records of two workspaces with one recipe differ by their data.
+    """
 
     fingerprint: str
+    recipe: str
     key: str
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +45,11 @@ class Stage:
     outputs: Sequence[str]
     run: Callable[[str], dict[str, Any]]
 
+    @property
+    def recipe(self) -> str:
+        """What it does, whatever its inputs hold."""
+        return digest([self.name, self.version, dict(self.settings)])
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -55,6 +64,19 @@ class Planned:
         return self.record is not None
 
 
+def record_uri(workspace: str, stage: str) -> str:
+    """Where the record of the stage of this name lies."""
+    return storage.join(workspace, "stages", f"{stage}.json")
+
+
+def recorded(workspace: str, stage: str) -> Record | None:
+    """What the stage of this name left in the workspace when it was last finished; None where it wasn't."""
+    try:
+        return Record(**storage.read_json(record_uri(workspace, stage)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
 class Stages:
     """The stages of a workspace, in the order they run."""
 
@@ -62,22 +84,15 @@ class Stages:
         self.workspace = workspace
         self.stages = list(stages)
 
-    def _record_uri(self, stage: Stage) -> str:
-        return storage.join(self.workspace, "stages", f"{stage.name}.json")
-
     def _record(self, stage: Stage, fingerprint: str) -> Record | None:
-        try:
-            record = Record(**storage.read_json(self._record_uri(stage)))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        if record.fingerprint != fingerprint or not all(storage.exists(uri) for uri in stage.outputs):
-            return None
-        return record
+        record = recorded(self.workspace, stage.name)
+        stands = record and record.fingerprint == fingerprint and all(storage.exists(uri) for uri in stage.outputs)
+        return record if stands else None
 
     def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str | None:
         if any(name not in keys for name in stage.inputs):
             return None
-        return digest([stage.name, stage.version, dict(stage.settings), [keys[name] for name in stage.inputs]])
+        return digest([stage.recipe, [keys[name] for name in stage.inputs]])
 
     def plan(self) -> list[Planned]:
         """How every stage stands; nothing is run."""
@@ -95,8 +110,12 @@ class Stages:
         self,
         around: Callable[[Stage, str, Callable[[], dict[str, Any]]], dict[str, Any]],
         skipped: Callable[[Stage, Record], None],
+        go_on: Callable[[Stage], bool] = lambda stage: True,
     ) -> dict[str, Record]:
-        """Run what doesn't stand, in order. `around(stage, fingerprint, run)` calls `run` (to log it, say); returns the records by name."""
+        """Run what doesn't stand, in order. `around(stage, fingerprint, run)` calls `run` (to log it, say); returns the records by name.
+
+        `go_on(stage)`, asked after each, ends it by False.
+        """
         keys: dict[str, str] = {}
         records: dict[str, Record] = {}
         for stage in self.stages:
@@ -109,14 +128,16 @@ class Stages:
                 record = self._make(stage, fingerprint, around)
             keys[stage.name] = record.key
             records[stage.name] = record
+            if not go_on(stage):
+                break
         return records
 
     def _make(self, stage: Stage, fingerprint: str, around: Callable[..., dict[str, Any]]) -> Record:
         # From here on the outputs may be those of neither: an old record must not vouch for them.
-        storage.remove(self._record_uri(stage))
+        storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
         summary = dict(around(stage, fingerprint, lambda: stage.run(fingerprint)))
         key = str(summary.pop("key", fingerprint))
-        record = Record(fingerprint, key, round(time.monotonic() - started, 1), summary)
-        storage.write_json(self._record_uri(stage), asdict(record))
+        record = Record(fingerprint, stage.recipe, key, round(time.monotonic() - started, 1), summary)
+        storage.write_json(record_uri(self.workspace, stage.name), asdict(record))
         return record

@@ -1,9 +1,12 @@
 """Files by URI: a local path, file:// or s3://. Tables go through `pyarrow.fs`, objects through boto3 for S3.
 
 Everything written appears whole or not at all: locally by a rename, on S3 because an object appears when it is complete.
-S3's endpoint and credentials come from the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …).
+S3's endpoint and credentials come from the standard AWS variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …). Wrong ones, a missing
+bucket, a server that stays away and a full disk are UserErrors; a server that comes back within a minute is waited for.
 """
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,14 +14,21 @@ import tempfile
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
+from infra import s3_client
 from infra.errors import UserError
+from infra.s3_client import PATIENCE_SECONDS as PATIENCE_SECONDS
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def is_s3(uri: str) -> bool:
@@ -43,90 +53,122 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
 
 
-@cache
-def _s3() -> Any:
-    import boto3
-    from botocore.config import Config
+@contextmanager
+def _s3(uri: str) -> Iterator[tuple[str, str]]:
+    """The bucket and key of an s3:// URI; what S3 refuses in the block is told as a sentence."""
+    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+    if not bucket:
+        raise UserError(f"{uri} names no bucket: s3://bucket/folder is needed")
+    with s3_client.sentences(uri):
+        yield bucket, key
 
-    return boto3.client("s3", config=Config(retries={"max_attempts": 8, "mode": "standard"}))
 
-
-def _bucket_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+def disk_mistake(error: OSError, folder: Path | str) -> UserError | None:
+    """What a person can do about an error of writing below `folder`: the disk is full, or not theirs to write on. Else None."""
+    if error.errno in _FULL_DISK:
+        free = ""
+        with suppress(OSError):
+            usage = shutil.disk_usage(folder)
+            free = f" ({usage.free / 2**20:,.0f} MiB free of {usage.total / 2**20:,.0f} MiB)"
+        return UserError(f"the disk of {folder} is full{free}: make room; what was committed before is intact")
+    if error.errno in _NOT_ALLOWED:
+        return UserError(f"{folder} can't be written to: {error.strerror}")
+    if error.errno in _NO_FOLDER:
+        return UserError(f"{folder} can't be a folder: {error.strerror} ({error.filename})")
+    return None
 
 
 @contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    """S3's refusals, as a sentence; a missing object as FileNotFoundError."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
+def _disk(path: Path) -> Iterator[None]:
+    """The disk's refusals to write `path`, as a sentence."""
     try:
         yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in ("NoSuchKey", "404"):
-            raise FileNotFoundError(uri) from None
-        raise UserError(f"S3 refuses {uri}: {code or error}") from error
-    except BotoCoreError as error:
-        raise UserError(f"S3 can't be used for {uri}: {str(error).strip()}") from error
+    except OSError as error:
+        if mistake := disk_mistake(error, path.parent):
+            raise mistake from error
+        raise
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of `uri`, and its path there."""
+    """The pyarrow filesystem of `uri`, and its path there; S3's is as patient as this module."""
     if is_s3(uri):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        return pafs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=False), uri.removeprefix("s3://")
+        with _s3(uri) as (bucket, _):
+            return s3_client.filesystem(bucket), uri.removeprefix("s3://")
     return pafs.LocalFileSystem(), str(local_path(uri))
 
 
 def exists(uri: str) -> bool:
-    """True if a file or folder stands at `uri`."""
-    fs, path = filesystem(uri)
-    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    """True if a file or folder stands at `uri`; on S3 a folder is what the keys below it begin with."""
+    if not is_s3(uri):
+        return local_path(uri).exists()
+    with _s3(uri) as (bucket, key):
+        if key and s3_client.head(bucket, key) is not None:
+            return True
+        below = s3_client.keys(bucket, f"{key}/" if key else "")
+        return next(below, None) is not None or not key
 
 
 def stamp(uri: str) -> str:
-    """What tells a file from what stood there before, without reading it: size and time of change; of http(s) the address alone.
+    """What tells a file from what stood there before, without reading it: its size and time of change, or on S3 its ETag; of
+    http(s) the address alone.
 
     Raises UserError where there is no such file.
     """
     if uri.startswith(("http://", "https://")):
         return uri
-    fs, path = filesystem(uri)
-    info = fs.get_file_info(path)
-    if info.type != pafs.FileType.File:
-        raise UserError(f"there is no file {uri}")
-    return f"{info.size}@{info.mtime_ns}"
+    if is_s3(uri):
+        with _s3(uri) as (bucket, key):
+            if key and (head := s3_client.head(bucket, key)) is not None:
+                return f"{head['ContentLength']}@{head['ETag']}"
+    elif (path := local_path(uri)).is_file():
+        found = path.stat()
+        return f"{found.st_size}@{found.st_mtime_ns}"
+    raise UserError(f"there is no file {uri}")
 
 
 def read_bytes(uri: str) -> bytes:
     """The file's content. Raises FileNotFoundError."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            return bytes(_s3().get_object(Bucket=bucket, Key=key)["Body"].read())
+        with _s3(uri) as (bucket, key):
+            return s3_client.read(bucket, key)[0]
     return local_path(uri).read_bytes()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file whole: readers see the old content or the new, never a part."""
-    if is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        with _s3_errors(uri):
-            _s3().put_object(Bucket=bucket, Key=key, Body=data)
+    if not is_s3(uri):
+        with _aside(local_path(uri)) as path:
+            _write(path, data)
         return
-    path = local_path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _s3(uri) as (bucket, key):
+        if len(data) > s3_client.PART_BYTES:
+            s3_client.client().upload_fileobj(BytesIO(data), bucket, key, Config=s3_client.transfer())
+        else:
+            s3_client.client().put_object(Bucket=bucket, Key=key, Body=data)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place at the end of the block; nothing is left behind if that fails."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def read_json(uri: str) -> Any:
@@ -141,6 +183,11 @@ def write_json(uri: str, value: Any) -> None:
 
 def list_files(uri: str) -> list[str]:
     """Files below the folder `uri`, as sorted paths relative to it; [] where it is absent."""
+    if is_s3(uri):
+        with _s3(uri) as (bucket, key):
+            prefix = f"{key}/" if key else ""
+            # A key that ends in "/" is a folder's marker, which some tools leave.
+            return sorted(found.removeprefix(prefix) for found in s3_client.keys(bucket, prefix) if not found.endswith("/"))
     fs, path = filesystem(uri)
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     root = path.rstrip("/") + "/"
@@ -149,18 +196,135 @@ def list_files(uri: str) -> list[str]:
 
 def remove(uri: str) -> None:
     """Delete a file or a folder with all below it; absent is fine."""
-    fs, path = filesystem(uri)
-    kind = fs.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        fs.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        fs.delete_file(path)
+    if is_s3(uri):
+        with _s3(uri) as (bucket, key):
+            doomed = s3_client.keys(bucket, f"{key}/" if key else "")
+            while page := list(islice(doomed, s3_client.PAGE)):
+                s3_client.delete(bucket, page)
+            if key:
+                s3_client.delete(bucket, [key])
+        return
+    path = local_path(uri)
+    with _disk(path), suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy one file (any mix of local and s3), without holding it. Raises FileNotFoundError."""
+    if is_s3(target):
+        with _s3(target) as (bucket, key):
+            if is_s3(source):
+                with _s3(source) as (from_bucket, from_key):
+                    place = {"Bucket": from_bucket, "Key": from_key}
+                    s3_client.client().copy(place, bucket, key, Config=s3_client.transfer())
+            else:
+                with local_path(source).open("rb") as file:
+                    s3_client.client().upload_fileobj(file, bucket, key, Config=s3_client.transfer())
+    elif is_s3(source):
+        with _aside(local_path(target)) as aside, _s3(source) as (bucket, key), aside.open("wb") as file:
+            s3_client.client().download_fileobj(bucket, key, file, Config=s3_client.transfer())
+            _sync(file)
+    else:
+        with local_path(source).open("rb") as content, _aside(local_path(target)) as aside, aside.open("wb") as file:
+            shutil.copyfileobj(content, file, 2**20)
+            _sync(file)
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy every file below `source` to `target` (any mix of local and s3)."""
+    """Copy every file below `source` to `target` (any mix of local and s3), one at a time."""
     for name in list_files(source):
-        write_bytes(join(target, name), read_bytes(join(source, name)))
+        copy_file(join(source, name), join(target, name))
+
+
+def check_writable(uri: str) -> None:
+    """Raise UserError, within seconds, where a run could not keep its files in the folder `uri`."""
+    name = f".writable-{uuid.uuid4().hex}"
+    if is_s3(uri):
+        with _s3(uri) as (bucket, folder):
+            s3, place = s3_client.client(s3_client.CHECK_SECONDS), {"Bucket": bucket, "Key": f"{folder}/{name}".lstrip("/")}
+            s3.put_object(**place, Body=b"writable")
+            s3.get_object(**place)["Body"].read()
+            s3.list_objects_v2(Bucket=bucket, Prefix=place["Key"], MaxKeys=1)
+            s3.delete_object(**place)
+        return
+    path = local_path(uri) / name
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(path, bytes(4096))
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Write a file that isn't there yet; False where one stands. Of several writers at once one wins.
+
+    `data` should be the writer's own: whoever finds exactly it there after an answer was lost takes it for what they wrote.
+    """
+    return _exchange(uri, None, data)
+
+
+def replace_if_same(uri: str, data: bytes, old: bytes) -> bool:
+    """Write a file in place of one that holds exactly `old`; False where it is absent or holds something else.
+
+    Of several writers at once one wins. `data` should be the writer's own, as for `put_if_absent`.
+    """
+    return _exchange(uri, old, data)
+
+
+def remove_if_same(uri: str, old: bytes) -> bool:
+    """Delete a file that holds exactly `old`; False where it is absent or holds something else."""
+    return _exchange(uri, old, None)
+
+
+def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
+    """Put `new` in the place of `old` (None is no file) in one step, if `old` is what stands there."""
+    if is_s3(uri):
+        with _s3(uri) as (bucket, key):
+            return s3_client.exchange(bucket, key, old, new)
+    path = local_path(uri)
+    if old is not None and not path.parent.is_dir():
+        return False
+    with _disk(path), _guarded(path):
+        found = path.read_bytes() if path.exists() else None
+        if found != old:
+            return False
+        if new is None:
+            path.unlink()
+        else:
+            write_bytes(uri, new)
+        return True
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    """Only one process (of all that share the folder) is in this block for `path`; no file is left behind."""
+    guard = path.with_name(f".{path.name}.guard")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        held = os.open(guard, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not _is_at(held, guard):  # who held it before us has deleted it, and a newcomer would lock another of this name
+                continue
+            try:
+                yield
+            finally:
+                guard.unlink()
+            return
+        finally:
+            os.close(held)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -169,22 +333,29 @@ def local_copy(uri: str) -> Iterator[Path]:
 
     Raises UserError where there is no such file.
     """
-    if is_s3(uri) or uri.startswith(("http://", "https://")):
-        folder = Path(tempfile.mkdtemp(prefix="deconvnet-"))
-        target = folder / Path(uri).name
-        try:
-            if is_s3(uri):
-                target.write_bytes(read_bytes(uri))
-            else:
-                with urllib.request.urlopen(uri, timeout=60) as reply, target.open("wb") as file:
-                    shutil.copyfileobj(reply, file)
-            yield target
-        except (OSError, FileNotFoundError) as error:
-            raise UserError(f"{uri} can't be fetched: {error}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    if not is_s3(uri) and not uri.startswith(("http://", "https://")):
+        path = local_path(uri)
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        yield path
         return
-    path = local_path(uri)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}")
-    yield path
+    folder = Path(tempfile.mkdtemp(prefix="deconvnet-"))
+    target = folder / Path(uri).name
+    try:
+        _fetch(uri, target)
+        yield target
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fetch(uri: str, target: Path) -> None:
+    try:
+        if is_s3(uri):
+            copy_file(uri, str(target))
+        else:
+            with _disk(target), urllib.request.urlopen(uri, timeout=60) as reply, target.open("wb") as file:
+                shutil.copyfileobj(reply, file)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {uri}") from None
+    except OSError as error:
+        raise UserError(f"{uri} can't be fetched: {error}") from error

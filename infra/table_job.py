@@ -1,12 +1,12 @@
-"""The one Ray Data job that makes a table: a part for each unit of work, wherever there is a CPU.
+"""The one Ray Data job that makes a table: a part for each unit of work, wherever there is a CPU (or on the nodes it is told).
 
 The parts are fixed before the job starts, so their content does not depend on the number of workers; a part that a killed run
 finished is not made again. The driver holds names and counts, never rows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from infra import tables
 from infra.errors import UserError
 from infra.progress import progress
 
+Result = TypeVar("Result")
 MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject]]
 
 
@@ -26,21 +27,52 @@ def make_parts(
     *,
     title: str,
     rows_per_group: int = 64,
-    num_cpus: float = 1,
+    nodes: Mapping[str, str] | None = None,
 ) -> list[tables.Part]:
-    """Write a part for each of `units` (picklable) with `make_rows(unit)`; rows must come sorted. Returns the parts in order."""
+    """Write a part for each of `units` (picklable) with `make_rows(unit)`; rows must come sorted. Returns the parts in order.
+
+    nodes: Ray label selector of the nodes that do it; None for any.
+    """
+
+    def work(index: int, unit: Any) -> tables.Part:
+        return tables.write_part(table, fingerprint, index, make_rows(unit), schema, rows_per_group)
+
+    done = tables.parts_done(table, fingerprint)
+    stands = [i for i in range(len(units)) if tables.part_name(fingerprint, i) in done]
+    made = {i: tables.read_part(table, fingerprint, i) for i in stands}
+    made |= dict(for_each({i: unit for i, unit in enumerate(units) if i not in made}, work, title=title, nodes=nodes))
+    return [made[i] for i in range(len(units))]
+
+
+def for_each(
+    units: Mapping[int, Any], work: Callable[[int, Any], Result], *, title: str, nodes: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, Result]]:
+    """`work(index, unit)` of every unit, a Ray Data task and a CPU each, with their indices as they come.
+
+    A UserError that `work` raises is raised here.
+    """
     import ray
+    import ray.cloudpickle as pickle
 
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        tables.write_part(table, fingerprint, row["index"], make_rows(units[row["index"]]), schema, rows_per_group)
-        return {"index": row["index"]}
+    def task(row: dict[str, Any]) -> dict[str, Any]:
+        result: Result | UserError
+        try:
+            result = work(row["index"], pickle.loads(row["unit"]))
+        except UserError as mistake:  # a result, because of what a task raises Ray Data keeps the traceback alone
+            result = mistake
+        return {"index": row["index"], "result": pickle.dumps(result)}
 
-    todo = [i for i in range(len(units)) if not tables.part_done(table, fingerprint, i)]
-    if todo:
-        dataset = ray.data.from_items([{"index": i} for i in todo], override_num_blocks=len(todo))
-        for _ in progress(dataset.map(work, num_cpus=num_cpus).iter_rows(), len(todo), title, "parts"):
-            pass
-    return [tables.read_part(table, fingerprint, i) for i in range(len(units))]
+    if not units:
+        return
+    # A task is sent its own unit; in the closure every worker would get all of them.
+    items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
+    selector = {"label_selector": dict(nodes)} if nodes else {}
+    done = ray.data.from_items(items, override_num_blocks=len(items)).map(task, num_cpus=1, **selector)
+    for row in progress(done.iter_rows(), len(items), title, "parts"):
+        result = pickle.loads(row["result"])
+        if isinstance(result, UserError):
+            raise result
+        yield row["index"], result
 
 
 def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setting: str = "data.max_rejects") -> None:

@@ -6,7 +6,9 @@ object is written last, so a reader never sees half a table, and a rebuilt table
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 COMMIT = "_commit.json"
 
 BOX = pa.list_(pa.float32(), 4)
@@ -74,20 +76,26 @@ class Reject:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of one Parquet row group, and the sum of their `repeats` (= rows where there is no such column)."""
+    """Rows of one Parquet row group, the sum of their `repeats` (= rows where there is no such column), and rows by `split`."""
 
     rows: int
     repeats: int
+    splits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file of a table: its name below the table's folder and its row groups."""
+    """One Parquet file of a table: its name below the table's folder and its row groups.
+
+    These summaries are what the driver of a job holds of a table.
+    """
 
     name: str
     row_groups: list[RowGroup]
     rejects: list[Reject] = field(default_factory=list)
     digest: str = ""  # SHA-256 of the file
+    first: str = ""  # image_id of the first and the last row; "" where there is none
+    last: str = ""
 
     @property
     def rows(self) -> int:
@@ -129,7 +137,14 @@ def require_commit(table: str) -> Commit:
 
 
 def _part(raw: Mapping[str, Any]) -> Part:
-    return Part(raw["name"], [RowGroup(**g) for g in raw["row_groups"]], [Reject(**r) for r in raw["rejects"]], raw["digest"])
+    return Part(
+        raw["name"],
+        [RowGroup(**g) for g in raw["row_groups"]],
+        [Reject(**r) for r in raw["rejects"]],
+        raw["digest"],
+        raw["first"],
+        raw["last"],
+    )
 
 
 def part_name(fingerprint: str, index: int) -> str:
@@ -142,9 +157,11 @@ def _summary(table: str, fingerprint: str, index: int) -> str:
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
 
-def part_done(table: str, fingerprint: str, index: int) -> bool:
-    """True if the part stands complete."""
-    return storage.exists(_summary(table, fingerprint, index))
+def parts_done(table: str, fingerprint: str) -> set[str]:
+    """Names of the parts that stand complete, by one listing."""
+    folder = fingerprint[:16]
+    names = storage.list_files(storage.join(table, folder))
+    return {f"{folder}/{name.removesuffix('.json')}.parquet" for name in names if name.endswith(".json")}
 
 
 def read_part(table: str, fingerprint: str, index: int) -> Part:
@@ -166,10 +183,11 @@ def write_part(
     run again, or a task that is tried again, does not redo it.
     """
     name = part_name(fingerprint, index)
-    if part_done(table, fingerprint, index):
+    with suppress(FileNotFoundError):
         return read_part(table, fingerprint, index)
     rejects: list[Reject] = []
     groups: list[RowGroup] = []
+    first = last = ""
 
     def good() -> Iterator[Mapping[str, Any]]:
         for row in rows:
@@ -185,10 +203,12 @@ def write_part(
         while chunk := list(islice(stream, rows_per_group)):
             table_chunk = pa.Table.from_pylist([dict(r) for r in chunk], schema=schema)
             writer.write_table(table_chunk, row_group_size=rows_per_group)
-            groups.append(RowGroup(len(chunk), sum(int(r.get("repeats", 1)) for r in chunk)))
+            splits = Counter(r["split"] for r in chunk) if "split" in schema.names else {}
+            groups.append(RowGroup(len(chunk), sum(int(r.get("repeats", 1)) for r in chunk), dict(splits)))
+            first, last = first or chunk[0]["image_id"], chunk[-1]["image_id"]
     content = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table, name), content)
-    part = Part(name, groups, rejects, hashlib.sha256(content).hexdigest())
+    part = Part(name, groups, rejects, hashlib.sha256(content).hexdigest(), first, last)
     storage.write_json(_summary(table, fingerprint, index), asdict(part))
     return part
 
@@ -218,6 +238,18 @@ def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | Non
         with pq.ParquetFile(path, filesystem=fs) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def rows_between(
+    table: str, parts: Iterable[Part], first: str, last: str, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows, of `parts` of a sorted table, with first ≤ image_id ≤ last, in order; only parts that may have some are opened.
+
+    `columns` must have image_id.
+    """
+    for part in parts:
+        if part.rows and part.first <= last and part.last >= first:
+            yield from (row for row in iter_rows(table, columns, part) if first <= row["image_id"] <= last)
 
 
 def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:

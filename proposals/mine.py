@@ -4,17 +4,18 @@ The first counts the examples of each class from the masks alone; the counts giv
 cuts. Both choose by the same function, so the counts are exact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
 
 from infra import tables
+from infra.changes import SAME_LABELS, Earlier, Known, known
 from infra.errors import BadInput, UserError
 from infra.images import decode_image, decode_mask, encode_jpeg, encode_mask
-from infra.progress import progress
-from infra.table_job import make_parts
+from infra.table_job import for_each, make_parts
 from proposals.examples import (
     Choice,
     choose_stage1,
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
 
 Stage = Literal[1, 2]
 Split = Literal["train", "dev"]
-Unit = tuple[tables.Part, tables.Part | None]  # a part of the images, and the proposals made from it
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the images, the proposals made from it (stage 2), and what an earlier table knows of it."""
+
+    images: tables.Part
+    proposals: tables.Part | None
+    known: Known | None
 
 
 def mine_examples(
@@ -45,16 +54,19 @@ def mine_examples(
     split: Split = "train",
     seed: int = 0,
     fingerprint: str,
+    earlier: Earlier | None = None,
+    nodes: Mapping[str, str] | None = None,
 ) -> tables.Commit:
     """Write the examples of one stage and split: a part for each part of `images_uri`, rows sorted by (image_id, box).
 
-    `proposals_uri` is needed by stage 2 alone. Examples of the train split carry `repeats` where `settings.balance`; those of dev
+    `proposals_uri` is needed by stage 2 alone. earlier: the same stage's and split's examples by the same settings; those of
+    photographs whose image, masks and split are the same still are taken over. nodes: Ray label selector. Examples of the train split carry `repeats` where `settings.balance`; those of dev
     are seen once. The commit's extra tells examples, repeats, and examples seen an epoch, by class id.
     Raises UserError where not one example of train can be cut; a dev table may be empty.
     """
-    units = _units(stage, images_uri, proposals_uri)
+    units = _units(stage, images_uri, proposals_uri, earlier)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
-    counts = _count(miner, units)
+    counts = _count(miner, units, nodes)
     if not counts and split == "train":
         raise UserError(_nothing_to_cut(stage, split, settings))
     balanced = settings.balance and split == "train"
@@ -64,7 +76,8 @@ def mine_examples(
     def rows(unit: Unit) -> Iterator[Mapping[str, Any] | tables.Reject]:
         return miner.rows(unit, repeats, size)
 
-    parts = make_parts(out_uri, fingerprint, tables.EXAMPLES, units, rows, title=f"examples, stage {stage}, {split}")
+    title = f"examples, stage {stage}, {split}"
+    parts = make_parts(out_uri, fingerprint, tables.EXAMPLES, units, rows, title=title, nodes=nodes)
     extra = {
         "stage": stage,
         "split": split,
@@ -88,7 +101,11 @@ class _Miner:
     def count(self, unit: Unit) -> np.ndarray:
         """Examples of each class id in a unit: int64 (256,). Masks that can't be read count nothing; `rows` sets them aside."""
         counts = np.zeros(256, np.int64)
+        before = unit.known.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.known else {}
         for row, boxes in self._photographs(unit, with_images=False):
+            if row["image_id"] in before:
+                np.add.at(counts, [each["class_id"] for each in before[row["image_id"]]], 1)
+                continue
             try:
                 choices = self._choose(row, *_masks(row), boxes)
             except BadInput:
@@ -99,7 +116,11 @@ class _Miner:
     def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
         """A unit's examples, by schema, and its rejects."""
         cv2.setNumThreads(1)  # Ray runs a task for each CPU
+        before = unit.known.rows(SAME_LABELS) if unit.known else {}
         for row, boxes in self._photographs(unit, with_images=True):
+            if row["image_id"] in before:
+                yield from ({**each, "repeats": repeats[each["class_id"]]} for each in before[row["image_id"]])
+                continue
             try:
                 classes, objects = _masks(row)
                 choices = self._choose(row, classes, objects, boxes)
@@ -126,12 +147,11 @@ class _Miner:
 
     def _photographs(self, unit: Unit, with_images: bool) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """The unit's labelled photographs of the split, with their proposals (none in stage 1)."""
-        images, proposals = unit
         columns = ["image_id", "split", "class_mask", "object_mask", *(["image"] if with_images else [])]
         found: dict[str, np.ndarray] = {}
-        if proposals is not None and self.proposals_uri is not None:
-            found = {image_id: boxes for image_id, boxes, _ in iter_proposals(self.proposals_uri, proposals)}
-        for row in tables.iter_rows(self.images_uri, columns, images):
+        if unit.proposals is not None and self.proposals_uri is not None:
+            found = {image_id: boxes for image_id, boxes, _ in iter_proposals(self.proposals_uri, unit.proposals)}
+        for row in tables.iter_rows(self.images_uri, columns, unit.images):
             if row["split"] == self.split and row["class_mask"] is not None and row["object_mask"] is not None:
                 yield row, found.get(row["image_id"], np.zeros((0, 4), np.float32))
 
@@ -152,30 +172,25 @@ class _Miner:
         )
 
 
-def _units(stage: Stage, images_uri: str, proposals_uri: str | None) -> list[Unit]:
+def _units(stage: Stage, images_uri: str, proposals_uri: str | None, earlier: Earlier | None) -> list[Unit]:
     """The images' parts, in stage 2 each with its part of the proposals."""
-    images = tables.require_commit(images_uri).parts
-    if stage == 1:
-        return [(part, None) for part in images]
-    if proposals_uri is None:
-        raise ValueError("stage 2 needs proposals")
-    proposals = tables.require_commit(proposals_uri).parts
-    if len(proposals) != len(images):
-        raise ValueError(f"the proposals at {proposals_uri} were not made from the images at {images_uri}")
-    return list(zip(images, proposals, strict=True))
+    images = tables.require_commit(images_uri)
+    proposals: Sequence[tables.Part | None] = [None] * len(images.parts)
+    if stage == 2:
+        if proposals_uri is None:
+            raise ValueError("stage 2 needs proposals")
+        proposals = tables.require_commit(proposals_uri).parts
+        if len(proposals) != len(images.parts):
+            raise ValueError(f"the proposals at {proposals_uri} were not made from the images at {images_uri}")
+    return [Unit(*each) for each in zip(images.parts, proposals, known(earlier, images), strict=True)]
 
 
-def _count(miner: _Miner, units: list[Unit]) -> dict[int, int]:
+def _count(miner: _Miner, units: list[Unit], nodes: Mapping[str, str] | None) -> dict[int, int]:
     """Examples by class id over all units; classes without any are left out."""
-    import ray
-
-    def work(row: dict[str, Any]) -> dict[str, Any]:
-        return {"counts": miner.count(units[row["index"]])}
-
-    dataset = ray.data.from_items([{"index": i} for i in range(len(units))], override_num_blocks=max(1, len(units)))
-    counted = dataset.map(work, num_cpus=1).iter_rows()
     title = f"counting examples, stage {miner.stage}, {miner.split}"
-    total = np.sum([row["counts"] for row in progress(counted, len(units), title, "parts")], axis=0)
+    total = np.zeros(256, np.int64)
+    for _, counts in for_each(dict(enumerate(units)), lambda _, unit: miner.count(unit), title=title, nodes=nodes):
+        total += counts
     return {int(c): int(total[c]) for c in np.flatnonzero(total)}
 
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from infra import tables
+from infra.changes import SAME_IMAGE, Earlier, Known, known
 from infra.errors import BadInput
 from infra.images import decode_image
 from infra.table_job import make_parts
@@ -17,21 +18,34 @@ if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
 
 
-def make_proposals(images_uri: str, out_uri: str, settings: "ProposalSettings", fingerprint: str) -> tables.Commit:
+def make_proposals(
+    images_uri: str,
+    out_uri: str,
+    settings: "ProposalSettings",
+    fingerprint: str,
+    *,
+    earlier: Earlier | None = None,
+    nodes: Mapping[str, str] | None = None,
+) -> tables.Commit:
     """Write the proposals of all photographs: a part for each part of `images_uri`, in the same order.
 
-    A photograph that EdgeBox can't use becomes a reject. Raises UserError where `settings.edge_model` can't be used.
+    A photograph that EdgeBox can't use becomes a reject. earlier: proposals by the same settings; those of photographs that are
+    the same still are taken over. nodes: Ray label selector. Raises UserError where `settings.edge_model` can't be used.
     """
     if settings.edge_model is not None:
         load_forest(settings.edge_model)  # here, so that a wrong file is one sentence and not a failed task
     keywords = settings.model_dump()
 
-    def rows(part: tables.Part) -> Iterator[Mapping[str, Any] | tables.Reject]:
+    def rows(unit: tuple[tables.Part, Known | None]) -> Iterator[Mapping[str, Any] | tables.Reject]:
         cv2.setNumThreads(1)  # Ray runs a task for each CPU
+        part, known_part = unit
+        before = known_part.rows(SAME_IMAGE) if known_part else {}
         for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
-            yield propose(row, keywords)
+            yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, keywords)
 
-    parts = make_parts(out_uri, fingerprint, tables.PROPOSALS, tables.require_commit(images_uri).parts, rows, title="proposals")
+    images = tables.require_commit(images_uri)
+    units = list(zip(images.parts, known(earlier, images), strict=True))
+    parts = make_parts(out_uri, fingerprint, tables.PROPOSALS, units, rows, title="proposals", nodes=nodes)
     return tables.commit(out_uri, fingerprint, parts)
 
 

@@ -3,12 +3,15 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra.errors import Interrupted, UserError, users_mistake
+from infra.lock import Locked
+from infra.stages import Planned
 
 USER_ERROR = 2
+LOCKED = 3  # another run is at work on the same workspace
 INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
 
 
@@ -17,6 +20,9 @@ def run(main: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return main()
+    except Locked as error:
+        print(f"\n{error}", file=sys.stderr)
+        return LOCKED
     except UserError as error:
         return _refused(error)
     except Interrupted as error:
@@ -45,6 +51,16 @@ def _refused(error: Exception) -> int:
 
 def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def planned(plan: Sequence[Planned]) -> str:
+    """The stages, and which would run."""
+    lines = [f"  {p.stage.name:<10} {p.stage.title:<36} {_standing(p)}" for p in plan]
+    return "\n".join(["stages:", *lines])
+
+
+def _standing(planned: Planned) -> str:
+    return f"stands ({planned.record.seconds:,.0f} s when it ran)" if planned.record else "would run"
 
 
 def results_table(results: Mapping[str, Any]) -> str:

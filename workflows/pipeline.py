@@ -1,6 +1,6 @@
 """The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,8 +10,9 @@ from deconvnet.data import prepare
 from deconvnet.initial import source_key, starting_model
 from deconvnet.tracking import tracking_uri, without_secrets
 from infra import storage, tables
-from infra.errors import UserError
-from infra.stages import Stage, Stages, digest
+from infra.changes import Earlier, find_changes
+from infra.errors import Interrupted, UserError
+from infra.stages import Record, Stage, Stages, digest, recorded
 from workflows.settings import Settings, as_dict
 
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
@@ -27,15 +28,26 @@ class Pipeline:
     """A workspace and its stages: prepare → proposals → examples → FCN-8s → stage 1 → stage 2 → evaluate → register.
 
     Batch-norm statistics are recomputed at the end of each training stage. `mlflow_run` is the run that the stage at work logs
-    to; whoever runs the stages sets it.
+    to, `mlflow_parent` that of all stages. previous: a finished workspace; what its tables hold of photographs that have not changed is taken over.
     """
 
-    def __init__(self, settings: Settings, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        say: Callable[[str], None] = print,
+        previous: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """stopped: asked before each stage; Interrupted is raised where it says yes."""
         self.settings = settings
+        self.previous = previous
+        self.stopped = stopped
         self.say = say
         self.mlflow_run: Any = None
+        self.mlflow_parent: Any = None
         self.root = settings.data.root or self.place("data")
         self.store = tracking_uri(settings.workspace, settings.tracking.uri)
+        self.data_nodes = settings.cluster.selector("data_nodes")
         self.stages = Stages(settings.workspace, self._stages())
 
     def place(self, *parts: str) -> str:
@@ -63,18 +75,19 @@ class Pipeline:
         edges = {"edge_file": storage.stamp(s.proposals.edge_model)} if s.proposals.edge_model else {}
         folder = {"folder": prepare.data_fingerprint(s.data, self.root)}
         window = {"context": s.examples.context, "window": s.examples.window}
+        schema = {"schema": tables.SCHEMA_VERSION}
         done = tables.COMMIT
         stages = [
             Stage(
-                "prepare", "photographs", prepare.PREPARE_VERSION, {**data, **seed, **folder}, (),
+                "prepare", "photographs", prepare.PREPARE_VERSION, {**data, **seed, **folder, **schema}, (),
                 (storage.join(self.images, done),), self._prepare,
             ),
             Stage(
-                "proposals", "EdgeBox proposals", 1, {**as_dict(s.proposals), **edges}, ("prepare",),
+                "proposals", "EdgeBox proposals", 1, {**as_dict(s.proposals), **edges, **schema}, ("prepare",),
                 (storage.join(self.proposals, done),), self._proposals,
             ),
             Stage(
-                "examples", "training crops", 1, {**as_dict(s.examples), **seed, "input_size": s.model.input_size},
+                "examples", "training crops", 1, {**as_dict(s.examples), **seed, **schema, "input_size": s.model.input_size},
                 ("prepare", "proposals"), tuple(storage.join(self.examples(t), done) for t, _, _ in EXAMPLE_TABLES), self._examples,
             ),
             self._training("fcn8s", "FCN-8s on whole photographs", "prepare"),
@@ -119,15 +132,78 @@ class Pipeline:
         model["fcn_width"] = model["fcn_width"] or model["width"]
         return {key: value for key, value in model.items() if key not in ("width", "input_size")}
 
+    def run(self, config: str, go_on: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
+        """Run the stages that don't stand, as one MLflow run of the workspace, on Ray. Returns their records by name.
+
+        config: what the run is named by. `go_on(stage)`, asked after each stage, ends it by False.
+        """
+        from deconvnet.tracking import Tracker
+        from deconvnet.train_job import check_resources
+        from infra.ray_cluster import connected
+
+        s = self.settings
+        storage.check_writable(s.workspace)
+        tracker = Tracker(self.store, s.tracking.experiment)
+        run_file = self.place(RUN_FILE)
+        known = storage.read_json(run_file).get("mlflow_run_id") if storage.exists(run_file) else None
+        stages = self.stages.stages
+        tags = {"config": config, "workspace": s.workspace}
+        with (
+            connected(s.cluster),
+            tracker.pipeline(config, as_dict(s), tags, resume_run_id=known) as parent,
+        ):
+            self.mlflow_parent = parent
+            storage.write_json(run_file, {"mlflow_run_id": parent.run_id})
+            # Now, rather than after an hour of mining.
+            check_resources(s.compute, self.say, s.cluster.selector("training_nodes"))
+
+            def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                if self.stopped():
+                    raise Interrupted(f"stopped before {stage.name}: the same command goes on from what is finished")
+                self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: {stage.title}")
+                with parent.stage(stage.name, fingerprint, dict(stage.settings)) as child:
+                    self.mlflow_run = child
+                    return run()
+
+            def skipped(stage: Stage, record: Record) -> None:
+                self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: stands, not run again")
+
+            records = self.stages.run(around, skipped, go_on)
+            if "evaluate" in records:
+                figures = records["evaluate"].summary["mean_iou"].items()
+                parent.log_metrics({f"val.mean_iou.{name}": value for name, value in figures})
+            parent.log_metrics({f"seconds.{name}": record.seconds for name, record in records.items()})
+        return records
+
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
         s = self.settings
         root = prepare.data_folder(s.data, s.seed, self.root)
-        made = prepare.prepare_images(s.data, s.seed, self.images, fingerprint, root)
+        made = prepare.prepare_images(s.data, s.seed, self.images, fingerprint, root, self.data_nodes)
         self._write_rejects()
         self.mlflow_run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
         counts = ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items())
         self.say(f"  {counts}; {len(made.rejects):,} set aside")
-        return {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
+        summary = {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
+        if self.previous:
+            changes = find_changes(self.images, storage.join(self.previous, "images"), self.changes, fingerprint, self.data_nodes)
+            summary["changes"] = changes.extra
+            self.say("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
+            self.mlflow_run.log_metrics({f"photographs.{change}": count for change, count in changes.extra.items()})
+        return summary
+
+    @property
+    def changes(self) -> str:
+        return self.place("changes")
+
+    def _earlier(self, table: str, *stages: str) -> Earlier | None:
+        """The previous workspace's table of this name, where the stages that it comes from did what they do now."""
+        if self.previous is None:
+            return None
+        now = {stage.name: stage.recipe for stage in self.stages.stages}
+        before = {name: record.recipe for name in stages if (record := recorded(self.previous, name))}
+        if any(before.get(name) != now[name] for name in stages):
+            return None
+        return Earlier(storage.join(self.previous, table), self.changes)
 
     @property
     def dataset_name(self) -> str:
@@ -137,7 +213,10 @@ class Pipeline:
     def _proposals(self, fingerprint: str) -> dict[str, Any]:
         from proposals.propose import make_proposals
 
-        made = make_proposals(self.images, self.proposals, self.settings.proposals, fingerprint)
+        made = make_proposals(
+            self.images, self.proposals, self.settings.proposals, fingerprint,
+            earlier=self._earlier("proposals", "proposals"), nodes=self.data_nodes,
+        )  # fmt: skip
         self._write_rejects()
         self.say(f"  of {made.rows:,} photographs")
         return {"photographs": made.rows, "rejects": len(made.rejects)}
@@ -159,6 +238,8 @@ class Pipeline:
                 split=split,
                 seed=s.seed,
                 fingerprint=fingerprint,
+                earlier=self._earlier(f"examples/{table}", "proposals", "examples"),
+                nodes=self.data_nodes,
             )
             summary[table] = made.rows
             self.mlflow_run.log_dict(made.extra, f"examples/{table}.json")
@@ -198,6 +279,7 @@ class Pipeline:
                 seed=s.seed,
                 init=init,
                 callbacks=[curves],
+                nodes=s.cluster.selector("training_nodes"),
                 say=lambda line: self.say(f"  {line.removeprefix(f'{stage}: ')}"),
             )
 
@@ -205,32 +287,38 @@ class Pipeline:
         results = self.evaluate("val", self.place("report"))
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 
-    def evaluate(self, split: str, report: str) -> dict[str, Any]:
-        """Measure the workspace's models on `split`: results.json (written last), results.md and pictures at `report`."""
+    def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
+        """Measure models on `split`: results.json (written last), results.md and pictures at `report`.
+
+        models: the folders of a DeconvNet and an FCN-8s; the workspace's where None. Raises UserError where their classes are not
+        the data's.
+        """
+        import ray
+
         from deconvnet import evaluation, figures, pictures
-        from deconvnet.checkpoints import load_model
-        from deconvnet.segmenter import Segmenter
+        from deconvnet.segmenter import segmenter_options
 
         s = self.settings
         classes = s.data.classes
-        (deconvnet, known), (fcn8s, _) = (load_model(self.model(stage)) for stage in ("stage2", "fcn8s"))
-        if tuple(known["classes"]) != classes:
+        models = models or (self.model("stage2"), self.model("fcn8s"))
+        known = storage.read_json(storage.join(models[0], "model.json"))["classes"]
+        if tuple(known) != classes:
             raise UserError(
                 f"data.classes {', '.join(classes)} are not those that the models in {s.workspace} were trained with, "
-                f"{', '.join(known['classes'])}: name the --config they were trained by"
+                f"{', '.join(known)}: name the --config they were trained by"
             )
         gpu = 1.0 if s.compute.gpu else 0.0
+        nodes = {} if s.compute.gpu else self.data_nodes
         found = evaluation.evaluate(
-            self.model("stage2"), self.model("fcn8s"), self.images, self.proposals, split=split, segment=s.segment,
-            examples=s.examples, classes=classes, dataset=f"{self.dataset_name} {split}", gpus_per_actor=gpu,
+            *models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
+            dataset=f"{self.dataset_name} {split}", gpus_per_actor=gpu, nodes=nodes,
         )  # fmt: skip
         markdown = evaluation.results_markdown(found.results)
-        segmenter = Segmenter.from_settings(deconvnet, fcn8s, s.segment, s.examples)  # type: ignore[arg-type]
-        shown = pictures.choose(found.mean_iou)
-        png = {
-            "comparison.png": pictures.compared(segmenter, self.images, self.proposals, shown, classes, found.mean_iou),
-            "iou_by_class.png": figures.iou_by_class(found.results),
-        }
+        drawn = ray.remote(pictures.compared_by).options(num_cpus=1, num_gpus=gpu, label_selector=nodes or None).remote(
+            models, segmenter_options(s.segment, s.examples), s.compute.gpu,
+            self.images, self.proposals, pictures.choose(found.mean_iou), classes, found.mean_iou,
+        )  # fmt: skip
+        png = {"comparison.png": ray.get(drawn), "iou_by_class.png": figures.iou_by_class(found.results)}
         for name, data in png.items():
             storage.write_bytes(storage.join(report, name), data)
         storage.write_json(storage.join(report, "mean_iou_by_image.json"), found.mean_iou)

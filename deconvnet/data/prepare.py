@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,8 +66,10 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
     return digest.hexdigest()
 
 
-def prepare_images(settings: DataSettings, seed: int, out_uri: str, fingerprint: str, root: str) -> tables.Commit:
-    """Write the `images` table of the folder `root` to `out_uri`.
+def prepare_images(
+    settings: DataSettings, seed: int, out_uri: str, fingerprint: str, root: str, nodes: Mapping[str, str] | None = None
+) -> tables.Commit:
+    """Write the `images` table of the folder `root` to `out_uri`. nodes: Ray label selector of the nodes that read it.
 
     The commit's `extra` has `counts` (photographs by split), `classes` and `digest` (of the table's content: the same for the
     same photographs, masks and splits). Raises UserError, with nothing committed: a folder or split that can't be read, more
@@ -78,8 +80,10 @@ def prepare_images(settings: DataSettings, seed: int, out_uri: str, fingerprint:
     items = _items(settings, seed, root)
     units = _units(items)
     make_rows = partial(_rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels)
-    parts = table_job.make_parts(out_uri, fingerprint, tables.IMAGES, units, make_rows, title="prepare", rows_per_group=16)
-    counts = Counter(row["split"] for part in parts for row in tables.iter_rows(out_uri, ["split"], part))
+    parts = table_job.make_parts(
+        out_uri, fingerprint, tables.IMAGES, units, make_rows, title="prepare", rows_per_group=16, nodes=nodes
+    )
+    counts: Counter[str] = sum((Counter(group.splits) for part in parts for group in part.row_groups), Counter())
     try:
         table_job.check_rejects(parts, len(items), settings.max_rejects)
         for split in ("train", "dev", "val"):

@@ -1,25 +1,14 @@
 """Models and training states survive their files, and damaged files are refused in a sentence."""
 
 import json
-import random
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.checkpoints import (
-    flatten_optimizer,
-    load_model,
-    load_state,
-    random_state,
-    restore_random_state,
-    save_model,
-    save_state,
-    unflatten_optimizer,
-)
+from deconvnet.checkpoints import load_model, save_model
 from infra.errors import UserError
 
 CLASSES = ("background", "cat", "dog")
@@ -138,66 +127,3 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match="is not a checkpoint"):
         load_model(str(tmp_path / "x"))
-
-
-def _train(net, optimizer, steps):
-    for step in range(steps):
-        generator = torch.Generator().manual_seed(step)
-        optimizer.zero_grad()
-        net(torch.randn(4, 3, generator=generator)).square().mean().backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
-        lambda p: torch.optim.SGD(p, lr=0.1),
-        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.8, 0.9)),
-        lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
-    ],
-    ids=["sgd momentum", "sgd", "adam", "adamw"],
-)
-def test_training_continues_from_a_saved_optimiser(tmp_path, make):
-    def groups(net):
-        return [{"params": [net.weight], "lr": 0.05}, {"params": [net.bias]}]
-
-    torch.manual_seed(0)
-    net, straight = nn.Linear(3, 3), nn.Linear(3, 3)
-    straight.load_state_dict(net.state_dict())
-    optimizer = make(groups(net))
-    _train(net, optimizer, 3)
-    tensors, meta = flatten_optimizer(optimizer.state_dict())
-    save_state(str(tmp_path), tensors, {"optimizer": meta, "step": 3})
-
-    tensors, meta = load_state(str(tmp_path))
-    assert meta["step"] == 3
-    state = unflatten_optimizer(tensors, meta["optimizer"])
-    expected = optimizer.state_dict()
-    assert state["param_groups"] == expected["param_groups"]
-    torch.testing.assert_close(state["state"], expected["state"], rtol=0, atol=0)
-
-    again = nn.Linear(3, 3)
-    again.load_state_dict(net.state_dict())
-    other = make(groups(again))
-    other.load_state_dict(state)
-    _train(again, other, 2)
-    _train(net, optimizer, 2)
-    assert torch.equal(again.weight, net.weight)
-
-
-def test_random_numbers_continue_from_a_saved_state(tmp_path):
-    def draw():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random(), random.gauss(0, 1)], np.random.randn()
-
-    torch.manual_seed(5)
-    np.random.seed(5)
-    random.seed(5)
-    draw()
-    np.random.randn()  # leaves half a Gaussian pair behind
-    random.gauss(0, 1)
-    save_state(str(tmp_path), *random_state())
-    expected = draw()
-    draw()
-    restore_random_state(*load_state(str(tmp_path)))
-    assert draw() == expected

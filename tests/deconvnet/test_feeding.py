@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from deconvnet.augment import decode_example
-from deconvnet.feeding import DevSet, Examples, Feed, PlainShard, RayShard, open_examples, plain_batches, rebatched
+from deconvnet.feeding import (
+    DevSet,
+    Examples,
+    Feed,
+    PlainShard,
+    RayShard,
+    open_examples,
+    plain_batches,
+    ray_data_config,
+    rebatched,
+)
 from infra.errors import UserError
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
@@ -31,12 +41,16 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
     assert set(np.unique(np.stack([b[1] for b in batches]))) == {0, 1, 2, 255}
 
 
-def test_workers_together_see_what_one_sees(crops):
-    one = list(plain_batches(Feed.of(crops, 8, 1, 3, window_examples=30), 0, 0, 22))
-    two = [list(plain_batches(Feed.of(crops, 8, 2, 3, window_examples=30), rank, 0, 22)) for rank in (0, 1)]
-    joined = [tuple(np.concatenate([x, y]) for x, y in zip(a, b, strict=True)) for a, b in zip(*two, strict=True)]
-    assert len(one) == 22
-    assert same(one, joined)
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_together_see_what_one_sees(crops, world):
+    one = Feed.of(crops, 8, 1, 3, window_examples=30)
+    batches = list(plain_batches(one, 0, 0, 22))
+    shares = [list(plain_batches(one.shared_by(world), rank, 0, 22)) for rank in range(world)]
+    assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3]}[world]
+    joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
+    assert len(batches) == 22
+    assert same(batches, joined)
+    assert one.shared_by(world) == Feed.of(crops, 8, world, 3, window_examples=30)
 
 
 @pytest.mark.parametrize("first", [1, 5, 11, 13])
@@ -92,6 +106,8 @@ def test_a_damaged_example_is_named(crops, monkeypatch):
 def test_dev_sets_share_the_rows_once(crops):
     shares = [DevSet(crops, rank, 2, limit=1000) for rank in (0, 1)]
     assert [len(s) for s in shares] == [30, 30]
+    assert [len(DevSet(crops, rank, 7, limit=16)) for rank in range(7)] == [3, 3, 2, 2, 2, 2, 2]
+    assert list(DevSet(crops, 2, 3, limit=2).batches(8)) == []
     assert len(DevSet(crops, limit=7)) == 7
     one = list(DevSet(crops).batches(60))
     assert same(one, list(DevSet(crops).batches(60)))
@@ -106,6 +122,12 @@ def test_rebatching_keeps_order_and_drops_the_rest():
 
 @pytest.mark.ray
 def test_ray_gives_the_same_bits(crops, ray_session):
-    feed = Feed.of(crops, 8, 2, 3, window_examples=30)
+    feed = Feed.of(crops, 8, 3, 3, window_examples=30)
     for first, stop in ((0, 24), (13, 24)):
         assert same(list(RayShard(feed, 1).batches(first, stop)), list(PlainShard(feed, 1).batches(first, stop)))
+
+
+def test_workers_that_start_again_share_the_batches_by_how_many_they_are_now(crops):
+    shares = ray_data_config(1).configure({"train": Feed.of(crops, 8, 4, 3)}, 3)
+    assert [shard["train"].rank for shard in shares] == [0, 1, 2]
+    assert {shard["train"].feed for shard in shares} == {Feed.of(crops, 8, 3, 3)}

@@ -1,11 +1,11 @@
-"""The order of examples: a permutation of seed and epoch, in windows, cut equally for any number of workers."""
+"""The order of examples: a permutation of seed and epoch, in windows, cut for any number of workers."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deconvnet.order import Batching, Group, check_batching, window_rows, windows
+from deconvnet.order import Batching, Group, check_batching, micro_batches, nearly_equal, window_rows, windows
 from infra.errors import UserError
 
 GROUPS = [Group(f"part-{i // 7}", i % 7, 5 + i % 4) for i in range(40)]
@@ -57,20 +57,22 @@ def test_rows_come_as_often_as_they_weigh():
 
 
 @given(
-    share=st.integers(1, 6),
+    batch=st.integers(4, 24),
     world=st.sampled_from([1, 2, 3, 4]),
     window=st.integers(20, 400),
     first=st.integers(0, 12),
     stop=st.integers(0, 40),
 )
-def test_ranks_share_the_global_batches(share, world, window, first, stop):
-    batching = Batching(TOTAL, share * world, world)
+def test_ranks_share_the_global_batches(batch, world, window, first, stop):
+    batching = Batching(TOTAL, batch, world)
     dealt = windows(GROUPS, 0, 2, window)
     by_rank = [np.concatenate([batching.positions(w, r, first, stop) for w in dealt]) for r in range(world)]
     steps = max(0, min(stop, batching.steps) - first)
-    assert [len(p) for p in by_rank] == [steps * share] * world  # so every rank takes as many steps
+    shares = [len(batching.share(rank)) for rank in range(world)]
+    assert batch // world <= min(shares) and max(shares) <= -(-batch // world)
+    assert [len(p) for p in by_rank] == [steps * share for share in shares]  # so every rank takes as many steps
     for step in range(steps):
-        joined = np.concatenate([p[step * share : (step + 1) * share] for p in by_rank])
+        joined = np.concatenate([p[step * n : (step + 1) * n] for p, n in zip(by_rank, shares, strict=True)])
         assert joined.tolist() == list(range((first + step) * batching.batch, (first + step + 1) * batching.batch))
 
 
@@ -82,14 +84,40 @@ def test_leftovers_are_dropped_and_a_short_epoch_is_gone_through_again():
     assert [short.positions(window, r).tolist() for r in (0, 1)] == [list(range(16)), list(range(16, 32))]
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    check_batching(64, 4, 8, setting="train.stage1")
-    check_batching(64, 1, None, setting="train.stage1")
-    with pytest.raises(UserError, match=r"train\.stage1\.batch is 64.*3 workers.*63 or 66"):
-        check_batching(64, 3, None, setting="train.stage1")
-    with pytest.raises(UserError, match=r"train\.fcn8s\.batch is 2.*take 4, or another"):
-        check_batching(2, 4, None, setting="train.fcn8s")
-    with pytest.raises(UserError, match=r"micro_batch is 7.*10 examples.*1, 2, 5, 10"):
-        check_batching(20, 2, 7, setting="train.fcn8s")
-    with pytest.raises(UserError, match=r"micro_batch is 32.*worker's 16"):
-        check_batching(64, 4, 32, setting="train.stage2")
+def test_shares_of_a_batch_that_divides_are_what_they_always_were():
+    assert nearly_equal(12, 3) == [range(4), range(4, 8), range(8, 12)]
+    assert nearly_equal(8, 3) == [range(2), range(2, 5), range(5, 8)]
+
+
+@given(batch=st.integers(1, 300), world=st.integers(1, 16), micro=st.integers(1, 40))
+def test_every_worker_makes_as_many_micro_batches_and_none_is_empty(batch, world, micro):
+    world = min(world, batch)
+    pieces = micro_batches(batch, world, micro)
+    cuts = [nearly_equal(len(share), pieces) for share in nearly_equal(batch, world)]
+    sizes = [len(piece) for cut in cuts for piece in cut]
+    assert sum(sizes) == batch
+    assert min(sizes) >= 1
+    assert max(sizes) <= max(micro, 2)
+    if batch % (world * micro) == 0:
+        assert set(sizes) == {micro}
+    assert pieces == 1 or micro_batches(batch, world, micro + 1) <= pieces
+
+
+def test_no_micro_batch_is_the_whole_share():
+    assert micro_batches(64, 4, None) == 1
+    assert micro_batches(64, 4, 5) == 4
+    assert micro_batches(64, 4, 32) == 1
+
+
+def test_a_batch_that_can_t_be_shared_is_refused():
+    check_batching(64, 8, 4, setting="train.stage1")
+    check_batching(64, 7, 3, 1, setting="train.stage1")
+    check_batching(4, None, 4, 4, setting="train.stage1")
+    with pytest.raises(
+        UserError, match=r"train\.fcn8s\.batch 2 leaves some of 4 workers .*at least 4, or lower compute\.workers to 2"
+    ):
+        check_batching(2, None, 4, setting="train.fcn8s")
+    with pytest.raises(UserError, match=r"train\.stage2\.micro_batch 65 is more than train\.stage2\.batch 64"):
+        check_batching(64, 65, 4, setting="train.stage2")
+    with pytest.raises(UserError, match=r"compute\.min_workers 3 is more than compute\.workers 2"):
+        check_batching(64, None, 2, 3, setting="train.stage1")

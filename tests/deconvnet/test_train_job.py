@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 
 from deconvnet import checkpoints
 from deconvnet.feeding import DevSet, Feed, PlainShard, open_examples
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.train_job import build_network, progress, run_training
+from deconvnet.train_job import build_network, check_resources, progress, run_training
 from deconvnet.training import train
 from infra.errors import UserError
 from tests.conftest import ROOT
@@ -66,10 +68,12 @@ def test_a_line_of_progress():
 
 
 def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train\.stage1\.batch is 16, which 3 workers can't share"):
-        job(tmp_path, compute=ComputeSettings(workers=3))
-    with pytest.raises(UserError, match=r"train\.stage1\.micro_batch is 3"):
-        job(tmp_path, stage_settings=stage(micro_batch=3))
+    with pytest.raises(UserError, match=r"train\.stage1\.batch 16 leaves some of 17 workers"):
+        job(tmp_path, compute=ComputeSettings(workers=17))
+    with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
+        job(tmp_path, stage_settings=stage(micro_batch=17))
+    with pytest.raises(UserError, match=r"compute\.min_workers 3 is more"):
+        job(tmp_path, compute=ComputeSettings(workers=2, min_workers=3))
 
 
 @pytest.mark.ray
@@ -78,6 +82,14 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
         job(tmp_path, compute=ComputeSettings(workers=8))
     with pytest.raises(UserError, match=r"1 GPUs \(Ray has 0\).*compute.gpu to false"):
         job(tmp_path, compute=ComputeSettings(gpu=True))
+    with pytest.raises(UserError, match=r"3 CPUs \(Ray has 2\)"):
+        check_resources(ComputeSettings(workers=8, min_workers=3), print)
+    with pytest.raises(UserError, match=r"no living node of this Ray is labelled pool=gpu, .*--labels pool=gpu`"):
+        job(tmp_path, nodes={"pool": "gpu"})
+    said: list[str] = []
+    check_resources(ComputeSettings(workers=8, min_workers=2), said.append)
+    check_resources(ComputeSettings(), said.append, {"ray.io/node-id": ray.get_runtime_context().get_node_id()})
+    assert not said
 
 
 @pytest.mark.ray
@@ -124,10 +136,11 @@ def test_fcn8s_trains_on_photographs_and_diverging_is_said_at_once(tmp_path: Pat
 class Driver:
     """`training_driver` in a process of its own."""
 
-    def __init__(self, folder: Path, workers: int = 1, epochs: int = 3) -> None:
+    def __init__(self, folder: Path, workers: int = 1, epochs: int = 3, fewest: int | None = None) -> None:
         self.lines: list[str] = []
+        numbers = [str(number) for number in (workers, epochs, fewest) if number is not None]
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tests.deconvnet.training_driver", str(folder), str(workers), str(epochs)],
+            [sys.executable, "-u", "-m", "tests.deconvnet.training_driver", str(folder), *numbers],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -150,10 +163,17 @@ class Driver:
         self.lines += [line.rstrip() for line in self.process.stdout]
         return self.process.wait(60)
 
+    def below(self, name: str) -> list[psutil.Process]:
+        """The processes below the driver that Ray calls so."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                found += [process] if name in " ".join(process.cmdline()) else []
+        return found
+
     def workers(self) -> list[psutil.Process]:
-        """The training workers below the driver."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+        """The training workers."""
+        return self.below("RayTrainWorker")
 
 
 @pytest.fixture
@@ -212,3 +232,33 @@ def test_a_killed_worker_and_a_killed_driver_go_on_from_the_last_checkpoint(driv
     assert max(steps) == 33
     both = losses(first.lines)
     assert all(steps[s] == pytest.approx(both[s], abs=1e-3) for s in steps.keys() & both.keys())
+
+
+def steps_told(lines: list[str]) -> list[int]:
+    """The step of each line of progress, in the order they came."""
+    return [int(found[1]) for line in lines if (found := re.search(r"step (\d+)/.*loss", line))]
+
+
+@pytest.mark.ray
+def test_training_goes_on_when_a_worker_is_killed(driver):
+    """Elastic workers: at most one checkpoint interval (5 steps) is done again, to the same losses; nothing of the dead is left."""
+    run = driver(workers=2, epochs=2, fewest=1)
+    run.until(r"step 8/")
+    before = run.workers()
+    feeding = run.below("ray::")
+    assert len(before) == 2
+    before[1].kill()
+    since = time.monotonic()
+    run.until(r"workers failed")
+    run.until(r"step (\d+)/.*loss")
+    print("again after", time.monotonic() - since)
+    after = run.workers()
+    assert not {p.pid for p in before} & {p.pid for p in after}
+    print("left", [p.cmdline() for p in feeding if p.is_running() and p not in after])
+    assert run.end() == 0, run.lines
+    told = steps_told(run.lines)
+    turn = next(i for i, (a, b) in enumerate(zip(told, told[1:], strict=False)) if b <= a)
+    print(run.lines)
+    assert told == [*range(1, told[turn] + 1), *range(told[turn + 1], 23)]
+    assert told[turn + 1] in (6, 11)
+    assert told[turn] - told[turn + 1] < 5

@@ -288,3 +288,47 @@ def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
     assert stopped["outcome"] == "interrupted"
     resumed = ranked(2, crops.table, tmp_path / "resumed", resume=True)
     assert stopped["losses"] + resumed["losses"] == pytest.approx(two["losses"], abs=1e-5)
+
+
+CASES = {"whole": (True, None), "in pieces of one": (False, 1), "batch norm in pieces": (True, 2)}
+
+
+def _case(crops: Examples, name: str, rank: int = 0, world: int = 1) -> dict:
+    norm, micro = CASES[name]
+    torch.manual_seed(0)
+    model = Small()
+    if not norm:
+        del model.layers[1]
+    seen = Seen()
+    shard = PlainShard(Feed.of(crops, 8, world, 0, 30), rank, 1)
+    settings = stage(micro_batch=micro, max_steps=12, bn_batches=2)
+    outcome = train(model, shard, settings, num_classes=3, seed=0, dev=DevSet(crops, rank, world, 16), report=seen)
+    return {"losses": seen.losses, "dev": outcome.dev_mean_iou, "state": model.state_dict()}
+
+
+def _unequal(rank: int, world: int, table: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        found = {name: _case(open_examples(table, SIZE), name, rank, world) for name in CASES}
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_unequal_shares_learn_what_one_worker_learns(crops, tmp_path: Path):
+    """Batches of 8 on 3 workers (2, 3 and 3 examples), also in micro-batches; batch norm sees those, so only its workers agree."""
+    mp.spawn(_unequal, (3, crops.table, str(tmp_path)), nprocs=3)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    for name, (norm, micro) in CASES.items():
+        one = _case(crops, name)
+        assert len(ranks[0][name]["losses"]) == 12
+        if not (norm and micro):
+            assert ranks[0][name]["losses"] == pytest.approx(one["losses"], abs=1e-5)
+            assert ranks[0][name]["dev"] == pytest.approx(one["dev"], abs=0.01)
+        for rank in ranks:
+            assert rank[name]["losses"] == ranks[0][name]["losses"]
+            for key, value in rank[name]["state"].items():
+                if not (norm and micro):
+                    assert torch.allclose(value, one["state"][key], atol=1e-4), (name, key)
+                assert torch.allclose(value, ranks[0][name]["state"][key], atol=1e-6), (name, key)

@@ -1,4 +1,4 @@
-"""A driver of one training, for tests that kill it or its workers: FOLDER WORKERS EPOCHS. Exits 75 when it was interrupted."""
+"""A driver of one training, for tests that kill it or its workers: FOLDER WORKERS EPOCHS [MIN_WORKERS]. Exits 75 when it was interrupted."""
 
 import sys
 
@@ -10,7 +10,7 @@ from infra.errors import Interrupted
 from tests.deconvnet.training_tables import SIZE
 
 if __name__ == "__main__":
-    folder, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    folder, (workers, epochs, *fewest) = sys.argv[1], map(int, sys.argv[2:])
     ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="warning")
     try:
         found = run_training(
@@ -20,7 +20,7 @@ if __name__ == "__main__":
             stage_settings=StageSettings(
                 batch=8, epochs=epochs, lr=0.002, log_every=1, checkpoint_every=5, schedule="constant", bn_batches=0
             ),
-            compute=ComputeSettings(workers=workers),
+            compute=ComputeSettings(workers=workers, min_workers=fewest[0] if fewest else None),
             examples_uri=f"{folder}/examples",
             dev_uri=f"{folder}/examples",
             classes=("background", "red", "green"),

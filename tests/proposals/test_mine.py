@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from infra import tables
+from infra import storage, tables
+from infra.changes import Earlier, find_changes
 from infra.errors import UserError
 from infra.images import decode_image, decode_mask
 from proposals import edge_boxes
@@ -146,3 +147,49 @@ def test_real_photographs(ray_session, images, photographs, tmp_path):
     hard = mine_examples(2, uri, found, str(tmp_path / "2"), ExampleSettings(max_per_image=30), 64, fingerprint="e" * 16)
     assert easy.rows >= 6 and hard.rows >= 40
     assert max(max(np.unique(decode_mask(m["mask"]))[:-1], default=0) for m in content(str(tmp_path / "2"))) <= 20
+
+
+def test_what_has_not_changed_is_taken_over_and_the_rest_made(ray_session, images, rows, tmp_path):
+    """The earlier tables are marked, so that what comes from them can be told; without the marks all is as made anew."""
+    settings = ExampleSettings(max_per_image=9)
+    before = [r for r in rows if r["image_id"] != "002"]
+    other = next(r for r in rows if r["image_id"] == "005")
+    before[before.index(next(r for r in before if r["image_id"] == "003"))] = {**other, "image_id": "003", "split": "dev"}
+    relabelled = next(r for r in before if r["image_id"] == "001")
+    before[before.index(relabelled)] = {**relabelled, "class_mask": other["class_mask"], "object_mask": other["object_mask"]}
+    place = {name: str(tmp_path / name) for name in ("old", "oldstage2", "marked", "markedstage2", "changes", "new", "newstage2")}
+    old, now = images(before, 3), images(rows, 4)
+
+    def make(photographs: str, prefix: str, earlier: str | None = None) -> None:
+        def of(table: str) -> Earlier | None:
+            return Earlier(place[earlier + table], place["changes"]) if earlier else None
+
+        make_proposals(photographs, place[prefix], SEARCH, "p" * 16, earlier=of(""))
+        out = place[f"{prefix}stage2"]
+        mine_examples(2, photographs, place[prefix], out, settings, 64, fingerprint="e" * 16, earlier=of("stage2"))
+
+    make(old, "old")
+    find_changes(now, old, place["changes"], "c" * 16)
+    # Marked copies of the earlier tables: one box a photograph, and the stage number 7.
+    for table, schema, mark in (
+        ("", tables.PROPOSALS, {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.75]}),
+        ("stage2", tables.EXAMPLES, {"stage": 7}),
+    ):
+        marked = [{**r, **mark} for r in tables.iter_rows(place[f"old{table}"])]
+        part = tables.write_part(place[f"marked{table}"], "m" * 16, 0, marked, schema)
+        tables.commit(place[f"marked{table}"], "m" * 16, [part])
+    make(now, "new", "marked")
+    fresh = {r["image_id"] for r in tables.iter_rows(place["new"]) if r["scores"] != [0.75]}
+    assert fresh == {"002", "003"}, "new and changed photographs alone get new proposals"
+    recut = {r["image_id"] for r in tables.iter_rows(place["newstage2"]) if r["stage"] == 2}
+    assert "001" not in {r["image_id"] for r in tables.iter_rows(place["newstage2"]) if r["stage"] == 7}
+    assert {"000", "004"}.isdisjoint(recut)
+    # From the true earlier tables: equal, repeats and all, to tables made from nothing.
+    for name in ("new", "newstage2"):
+        storage.remove(place[name])
+    make(now, "new", "old")
+    again = {name: str(tmp_path / f"again{name}") for name in ("", "stage2")}
+    make_proposals(now, again[""], SEARCH, "p" * 16)
+    mine_examples(2, now, again[""], again["stage2"], settings, 64, fingerprint="e" * 16)
+    assert content(place["new"]) == content(again[""])
+    assert content(place["newstage2"]) == content(again["stage2"])

@@ -6,7 +6,8 @@ import pytest
 
 from deconvnet.data.generated import GENERATED_CLASSES
 from infra.errors import UserError
-from workflows.settings import CONFIGS, as_dict, from_arguments, leaves, load, parser
+from workflows.options import CONFIGS, leaves
+from workflows.settings import Settings, as_dict, from_arguments, load, parser
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_every_config_that_ships_is_valid(path: Path) -> None:
 
 
 def test_every_field_can_be_overridden(config) -> None:
-    options = {f"--{path}" for path, _ in leaves()}
+    options = {f"--{path}" for path, _ in leaves(Settings)}
     assert {"--workspace", "--data.root", "--seed", "--train.stage2.lr", "--segment.crf.xy_sigma", "--init.from"} <= options
     arguments = parser("x").parse_args(
         ["--config", config("seed: 1\n"), "--seed", "7", "--train.stage1.lr", "0.5", "--init.from", "models:/m@champion"]
@@ -54,11 +55,10 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("seed: -1", r"seed: -1 won't do"),
         ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' won't do: input should be a valid number"),
         ("model: {input_size: 100}", r"model\.input_size: 100 won't do: must be a multiple of 32; 96 or 128 would do"),
-        ("compute: {workers: 3}", r"train\.fcn8s\.batch 20 can't be shared equally by compute\.workers 3: 1, 2, 4, 5 workers"),
-        (
-            "train: {stage2: {micro_batch: 48}}",
-            r"train\.stage2\.micro_batch 48 does not divide .* 64: 1, 2, 4, 8, 16, 32, 64 would do",
-        ),
+        ("compute: {workers: 21}", r"train\.fcn8s\.batch 20 leaves some of 21 workers .*lower compute\.workers to 20"),
+        ("compute: {workers: 2, min_workers: 3}", r"compute\.min_workers 3 is more than compute\.workers 2"),
+        ("compute: {min_workers: 0}", r"compute\.min_workers: 0 won't do"),
+        ("train: {stage2: {micro_batch: 65}}", r"train\.stage2\.micro_batch 65 is more than train\.stage2\.batch 64"),
         ("model: {width: 0.5, vgg16: w.npz}", r"model\.width 0\.5 can't start from VGG-16"),
         ("segment: {proposals: 3000}", r"segment\.proposals 3000 is more than proposals\.max_boxes 2000"),
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),

@@ -1,0 +1,76 @@
+"""How many workers a training runs with: any number between two, as many as there is room for (Ray Train's elastic training).
+
+Ray's own policy asks a coordinator for room that passes over node labels, hears of a dead node up to 20 s late, and keeps the room
+of a killed driver's run for 3 minutes; this one looks at the nodes. And it grows only where a checkpoint has just been written.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.train.v2._internal.execution.controller.state import ReschedulingState
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+from ray.train.v2._internal.util import time_monotonic
+
+GROW_SECONDS = 60.0
+"""Workers that have just started are left alone for so long, whatever room there is."""
+RETRY_SECONDS = 1.0
+
+
+def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Ray's living nodes that have all of `labels`, as `ray.nodes()` describes them."""
+    wanted = (labels or {}).items()
+    return [node for node in ray.nodes() if node["Alive"] and wanted <= (node["Labels"] or {}).items()]
+
+
+class Elastic(ElasticScalingPolicy):
+    """Starts as many workers as there is room for on living nodes of the wanted labels, and tells `relay` how many."""
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, relay: Any) -> None:
+        super().__init__(scaling_config)
+        self._relay = relay
+        self._waiting = False
+        self._start_failed = False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Called in the controller."""
+        self._start_failed = isinstance(current_state, ReschedulingState)
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        """Start with what the nodes have; where that was too much, others use some of it: with what is free."""
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, ResizeDecision):
+            self._relay.tell.remote({"workers": decision.num_workers})
+            self._waiting = False
+            return decision
+        if not self._waiting:
+            self._relay.tell.remote({"workers": 0})
+            self._waiting = True
+        time.sleep(RETRY_SECONDS)  # Ray asks again at once
+        return decision
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """Grow into what is free, once a checkpoint is written: starting again costs no step then."""
+        self._maybe_send_resource_request()  # so that a cluster that can grow does
+        reports = [status.training_report for status in worker_group_status.worker_statuses.values()]
+        saved = any(report is not None and report.checkpoint is not None for report in reports)
+        now = worker_group_state.num_workers
+        if not saved or now == self.scaling_config.max_workers or time_monotonic() < worker_group_state.start_time + GROW_SECONDS:
+            return NoopDecision()
+        could = min(now + self._count_possible_workers(self._room(free=True)), self.scaling_config.max_workers)
+        if could == now:
+            return NoopDecision()
+        self._relay.tell.remote({"workers": could})
+        return self._get_resize_decision(could)
+
+    def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        """Room for workers, by node. Only a failed start holds nothing any more, so that what is free is all there is."""
+        return self._room(free=self._start_failed)
+
+    def _room(self, free: bool) -> dict[str, dict[str, float]]:
+        nodes = {node["NodeID"]: node["Resources"] for node in live_nodes(self.scaling_config.label_selector)}
+        if not free:
+            return nodes
+        return {node: resources for node, resources in available_resources_per_node().items() if node in nodes}

@@ -1,0 +1,30 @@
+"""A driver on the cluster that makes tables, for tests that kill a node meanwhile: WHAT FOLDER OUT.
+
+WHAT is "proposals" or "mining" (examples of stage 2), from the tables in FOLDER to OUT; "all" makes these too, below OUT.
+"""
+
+import sys
+
+from deconvnet.data.generated import GENERATED_CLASSES
+from deconvnet.data.prepare import data_folder, prepare_images
+from deconvnet.settings import DataSettings, GeneratedSettings
+from infra.ray_cluster import connected
+from infra.settings import ClusterSettings
+from proposals.mine import mine_examples
+from proposals.propose import make_proposals
+from proposals.settings import ExampleSettings, ProposalSettings
+
+FINGERPRINT = "f" * 64
+PROPOSALS = ProposalSettings(max_boxes=200, min_box_area=150)
+EXAMPLES = ExampleSettings(max_per_image=32)
+
+if __name__ == "__main__":
+    what, folder, out = sys.argv[1:]
+    with connected(ClusterSettings()):
+        if what == "all":
+            data = DataSettings(classes=GENERATED_CLASSES, generated=GeneratedSettings(train=180, val=12, height=200, width=260))
+            prepare_images(data, 0, f"{out}/images", FINGERPRINT, data_folder(data, 0, f"{folder}/data"))
+        if what in ("all", "proposals"):
+            make_proposals(f"{folder}/images", f"{out}/proposals", PROPOSALS, FINGERPRINT)
+        if what in ("all", "mining"):
+            mine_examples(2, f"{folder}/images", f"{folder}/proposals", f"{out}/mining", EXAMPLES, 128, fingerprint=FINGERPRINT)

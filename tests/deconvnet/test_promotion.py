@@ -1,0 +1,82 @@
+"""Who becomes the champion, and how the registry shows it."""
+
+import pytest
+from mlflow import MlflowClient
+
+from deconvnet.promotion import CHAMPION, Verdict, aliases, crown, incumbent, judge
+from deconvnet.tracking import Tracker
+from infra.errors import UserError
+
+CLASSES = ["background", "cat", "dog"]
+
+
+def results(mean_iou: float | None, images: int = 9, **iou: float | None) -> dict:
+    row = {"mean_iou": mean_iou, "pixel_accuracy": 0.9, "iou": {"background": 0.9, "cat": 0.5, "dog": 0.5} | iou}
+    return {"classes": CLASSES, "images": images, "rows": {"edeconvnet_crf": row, "fcn8s": row | {"mean_iou": 0.99}}}
+
+
+@pytest.mark.parametrize(
+    ("champion", "challenger", "promoted", "says"),
+    [
+        (results(0.5), results(0.55), True, "55.0 % against the champion's 50.0 %"),
+        (results(0.5), results(0.51), True, "no class falls by more than 0.0 points"),  # a rise of just the margin
+        (results(0.5), results(0.509), False, "at least 1.0 points"),
+        (results(0.5), results(0.4), False, "retrain.margin"),
+        (results(0.5), results(0.6, cat=0.4), True, "no class falls by more than 10.0 points"),
+        (results(0.5), results(0.6, cat=0.39), False, "cat falls by 11.0 points"),
+        (results(0.5, cat=None), results(0.6, cat=0.1), True, ""),  # it has no IoU to fall from
+        (results(None), results(0.1), True, "against the champion's –"),
+    ],
+)
+def test_the_rule(champion, challenger, promoted, says) -> None:
+    verdict = judge(champion, challenger, margin=0.01, max_class_drop=0.1)
+    assert verdict.promoted is promoted and says in verdict.why
+
+
+def test_results_of_other_photographs_are_not_compared() -> None:
+    with pytest.raises(ValueError):
+        judge(results(0.5), results(0.6, images=10), 0, 1)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    tracker.client.create_registered_model("net")
+    for _ in range(2):
+        tracker.client.create_model_version("net", f"file://{tmp_path}/model")
+    return tracker
+
+
+def test_a_promoted_challenger_gets_the_alias_and_the_reason(registry) -> None:
+    client: MlflowClient = registry.client
+    client.set_registered_model_alias("net", "challenger", "1")
+    assert incumbent(registry.uri, "net") == 1
+    client.set_registered_model_alias("net", CHAMPION, "1")
+    client.set_registered_model_alias("net", "challenger", "2")
+    assert incumbent(registry.uri, "net") == 1
+    with registry.pipeline("p", {}) as run:
+        for _ in range(2):  # doing it twice changes nothing
+            assert crown(run, "net", 2, 1, Verdict(True, "because it is better")) == 2
+    assert aliases(registry.uri, "net") == {"champion": 2, "challenger": 2}
+    version = client.get_model_version("net", "2")
+    assert version.tags["verdict"] == "promoted" and version.tags["verdict.against"] == "version 1"
+    assert version.description.count("because it is better") == 1
+    assert client.get_run(run.run_id).data.tags["verdict.why"] == "because it is better"
+
+
+def test_who_stays_champion_otherwise(registry) -> None:
+    with registry.pipeline("p", {}) as run:
+        assert crown(run, "net", 2, 1, Verdict(False, "worse")) == 1
+        assert aliases(registry.uri, "net") == {"champion": 1}
+        assert registry.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
+        assert crown(run, "net", 2, None, Verdict(True, "there was no champion")) == 2
+
+
+def test_a_model_that_is_not_there_has_no_aliases(registry) -> None:
+    assert aliases(registry.uri, "other") == {} and incumbent(registry.uri, "other") is None
+
+
+def test_a_registry_that_is_away_is_a_sentence(monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="registry at http://127.0.0.1:9 can't be asked"):
+        aliases("http://someone:word@127.0.0.1:9", "net")

@@ -1,0 +1,28 @@
+"""Settings and the pure functions that they are handed to have the same defaults (the functions may not import pydantic)."""
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+
+from deconvnet.crf import dense_crf
+from deconvnet.segmenter import Segmenter
+from deconvnet.settings import CrfSettings, SegmentSettings
+from infra.settings import Section
+from proposals import edge_boxes
+from proposals.settings import ExampleSettings, ProposalSettings
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        (edge_boxes, ProposalSettings()),
+        (dense_crf, CrfSettings()),
+        (Segmenter.__init__, SegmentSettings()),
+        (Segmenter.__init__, ExampleSettings()),
+    ],
+)
+def test_defaults_are_told_once(function: Callable[..., object], settings: Section) -> None:
+    defaults = {n: p.default for n, p in inspect.signature(function).parameters.items() if p.default is not inspect.Parameter.empty}
+    shared = defaults.keys() & type(settings).model_fields.keys() - {"crf"}
+    assert shared and {name: defaults[name] for name in shared} == {name: getattr(settings, name) for name in shared}

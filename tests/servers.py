@@ -1,0 +1,280 @@
+"""Real servers for tests: SeaweedFS's S3, and a proxy that makes one unreliable."""
+
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+WEED = Path(sys.executable).with_name("weed")
+ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
+REGION = "us-east-1"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@dataclass
+class S3:
+    """A running S3 server, or a proxy in front of it: same buckets, same keys."""
+
+    url: str
+    pid: int = 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The standard variables by which every client finds it."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def client(self) -> Any:
+        """A boto3 client that does not try again, to look at the server from outside."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name=REGION,
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, s3={"addressing_style": "path"}),
+        )
+
+    def bucket(self, name: str) -> str:
+        """Make the bucket, if it isn't there; its URI."""
+        client = self.client()
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            client.create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[S3]:
+    """`weed server -s3` with its data in `folder`, killed at the end. Buckets must be made; only its own keys are let in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (data := folder / "data").mkdir(exist_ok=True)
+    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+    identity = {"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    names = [f"-{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    url = f"http://127.0.0.1:{ports['-s3.port']}"
+    command = [str(WEED), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+    command += [f"{name}={port}" for name, port in ports.items()]
+    command += [f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=0"]
+    with (folder / "weed.log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    server = S3(url, process.pid)
+    try:
+        _wait_for_bucket(server, process, folder / "weed.log")
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for_bucket(server: S3, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    """Until a bucket can be made and an object put there: the S3 port answers before the volumes are ready."""
+    deadline, error = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            client = server.client()
+            server.bucket("ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+            client.delete_object(Bucket="ready", Key="ready")
+            return
+        except Exception as caught:
+            error = caught
+            time.sleep(0.3)
+    raise AssertionError(f"weed did not get ready: {error}\n{log.read_text()[-3000:]}")
+
+
+SLOW_DOWN = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message>'
+    b"<RequestId>test</RequestId></Error>"
+)
+
+
+class FlakyProxy(S3):
+    """An HTTP/1.1 proxy before the server at `target`: `with FlakyProxy(s3.url) as proxy`, then use `proxy` as the server.
+
+    It answers 503 SlowDown to one request in `fail_one_in` (0: none), drawn by chance, and can be taken away() and brought
+    back() at the same address. Of the next `lose_answers` requests that change something the server's answer is lost: they are
+    carried out, and 503 is said. The next `cut_answers` with a body end in its middle. `requests` and `refused` count.
+    """
+
+    def __init__(self, target: str, fail_one_in: int = 0) -> None:
+        super().__init__(f"http://127.0.0.1:{free_ports(1)[0]}")
+        self.target, self.fail_one_in = target, fail_one_in
+        self.requests = self.refused = self.lose_answers = self.cut_answers = 0
+        self._lock, self._chance = threading.Lock(), random.Random(0)
+        self._listener: _Listener | None = None
+
+    def __enter__(self) -> "FlakyProxy":
+        self.back()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.away()
+
+    def away(self) -> None:
+        """Nobody listens any more, and every connection is cut."""
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
+
+    def back(self) -> None:
+        """Listen (again)."""
+        if self._listener is None:
+            self._listener = _Listener(self)
+            threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True).start()
+
+    def away_for(self, seconds: float) -> threading.Thread:
+        """Go away now and come back by itself; the thread that sees to it."""
+        self.away()
+        timer = threading.Timer(seconds, self.back)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def refuses(self) -> bool:
+        """Count a request; True if it is one to be refused."""
+        with self._lock:
+            self.requests += 1
+            refused = self.fail_one_in > 0 and self._chance.random() < 1 / self.fail_one_in
+            self.refused += refused
+            return refused
+
+    def loses(self, method: str) -> bool:
+        """True if the answer to this request is to be lost."""
+        with self._lock:
+            lost = self.lose_answers > 0 and method in ("PUT", "POST", "DELETE")
+            self.lose_answers -= lost
+            return lost
+
+    def cuts(self, method: str, body: bytes) -> bool:
+        """True if this answer is to end in its middle."""
+        with self._lock:
+            cut = self.cut_answers > 0 and method == "GET" and len(body) > 1
+            self.cut_answers -= cut
+            return cut
+
+
+class _Listener(ThreadingHTTPServer):
+    """One life of the proxy, between back() and away()."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, proxy: FlakyProxy) -> None:
+        self.proxy = proxy
+        self._open: set[socket.socket] = set()
+        self._stopped = False
+        super().__init__(("127.0.0.1", urlsplit(proxy.url).port or 0), _Forward)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Connections are cut here on purpose."""
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Forward(BaseHTTPRequestHandler):
+    """One client's connection. The Host header goes on as it came, so that signatures still hold."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        body = self._body()
+        proxy = self.server.proxy
+        answer = None if proxy.refuses() else self._forward(body)
+        if answer is None or proxy.loses(self.command):
+            answer = 503, [("Content-Type", "application/xml"), ("Content-Length", str(len(SLOW_DOWN)))], SLOW_DOWN
+        status, headers, reply = answer
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        if proxy.cuts(self.command, reply):
+            reply, self.close_connection = reply[: len(reply) // 2], True
+        if self.command != "HEAD":
+            self.wfile.write(reply)
+        self.wfile.flush()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return body
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(urlsplit(self.server.proxy.target).netloc, timeout=120)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            hop = ("connection", "expect", "transfer-encoding", "content-length")
+            for name, value in self.headers.items():
+                if name.lower() not in hop:
+                    connection.putheader(name, value)
+            if body or self.command in ("PUT", "POST"):
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body or None)
+            reply = connection.getresponse()
+            content = reply.read()
+            length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+            kept = [
+                (n, v) for n, v in reply.getheaders() if n.lower() not in ("connection", "transfer-encoding", "content-length")
+            ]
+            if length is not None and reply.status not in (204, 304):
+                kept.append(("Content-Length", length))
+            return reply.status, kept, content
+        finally:
+            connection.close()

@@ -1,0 +1,142 @@
+"""Retraining by its door: the first champion, a quiet night, new photographs, a run beside a run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from deconvnet.data.generated import GENERATED_CLASSES, write_dataset
+from deconvnet.promotion import aliases
+from infra import generations, storage, tables
+from tests.workflows.test_train_pipeline import TINY, command, run
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+DOOR = "retrain.py"
+FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
+
+
+class Night:
+    """A data folder and a workspace, and what retraining says of them."""
+
+    def __init__(self, place: Path) -> None:
+        self.data, self.workspace = place / "data", place / "w"
+        self.more = place / "more"
+        write_dataset(str(self.data), 0, 24, 5, 64, 80)
+        write_dataset(str(self.more), 0, 29, 5, 64, 80)
+        self.store = f"sqlite:///{self.workspace}/mlflow/mlflow.db"
+
+    def arguments(self, *more: str) -> list[str]:
+        return [
+            *TINY, "--data.root", str(self.data), "--data.classes", ",".join(GENERATED_CLASSES), "--workspace", str(self.workspace),
+            *more,
+        ]  # fmt: skip
+
+    def __call__(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return run(*self.arguments(*more), door=DOOR)
+
+    def generations(self) -> list[generations.Generation]:
+        return generations.read_all(str(self.workspace))
+
+    def new_photographs(self) -> None:
+        """Five photographs more to train on, and one old one with another mask."""
+        for folder in FOLDERS:
+            for file in (self.more / folder).iterdir():
+                if not (self.data / folder / file.name).exists():
+                    shutil.copy(file, self.data / folder / file.name)
+        shutil.copy(self.more / "ImageSets/Segmentation/train.txt", self.data / "ImageSets/Segmentation/train.txt")
+        masks = [self.data / "SegmentationClass" / f"{self.trained()[i]}.png" for i in (0, 1)]
+        shutil.copy(masks[0], masks[1])
+
+    def trained(self) -> list[str]:
+        """Photographs of train that stay there when there are more."""
+        found = self.generations()[0]
+        images = storage.join(generations.folder(str(self.workspace), found.name), "images")
+        return [r["image_id"] for r in tables.iter_rows(images, ["image_id", "split"]) if r["split"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """After the first retraining."""
+    made = Night(tmp_path_factory.mktemp("retrain"))
+    done = made()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "version 1 is promoted: there was no champion" in done.stdout
+    return made
+
+
+def test_the_first_run_makes_the_champion(night: Night) -> None:
+    (first,) = night.generations()
+    assert first.finished and first.previous is None and first.outcome and first.outcome["champion"] == 1
+    assert aliases(night.store, "edeconvnet") == {"champion": 1, "challenger": 1}
+    assert not (night.workspace / "generations" / first.name / "train").exists(), (
+        "checkpoints of a finished generation are deleted"
+    )
+    assert not (night.workspace / "retrain.lock").exists()
+
+
+def test_a_quiet_night(night: Night) -> None:
+    started = time.monotonic()
+    done = night()
+    assert done.returncode == 0 and "Nothing new" in done.stdout and time.monotonic() - started < 20
+    for file in (night.data / "JPEGImages").iterdir():
+        os.utime(file)
+    plan = night("--dry-run")
+    assert plan.returncode == 0 and "0 new, 0 gone" in plan.stdout
+    done = night()
+    assert (
+        done.returncode == 0 and "0 new, 0 changed, 0 relabelled, 29 same, 0 gone" in done.stdout and "Nothing new" in done.stdout
+    )
+    assert len(night.generations()) == 1 and aliases(night.store, "edeconvnet") == {"champion": 1, "challenger": 1}
+
+
+def test_new_photographs(night: Night) -> None:
+    """A run is killed on its way; the next goes on with its generation, beats a third that comes meanwhile, and ends."""
+    night.new_photographs()
+    plan = night("--dry-run")
+    assert "5 new, 0 gone" in plan.stdout and "from edeconvnet version 1" in plan.stdout and len(night.generations()) == 1
+    arguments = night.arguments("--retrain.margin", "0", "--retrain.max_class_drop", "1", "--retrain.keep", "1")
+    first = subprocess.Popen(
+        command(*arguments, door=DOOR), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
+    )
+    assert first.stdout
+    said = ""
+    for line in first.stdout:
+        said += line
+        if "fcn8s:" in line:
+            beside = run(*arguments, door=DOOR)
+            assert beside.returncode == 3 and "holds the lock" in beside.stderr and "Traceback" not in beside.stderr
+            first.send_signal(signal.SIGKILL)
+            break
+    first.wait()
+    assert "5 new, 0 changed," in said and " same, 0 gone" in said and "0 relabelled" not in said
+    begun = night.generations()[-1]
+    assert not begun.finished and begun.version == 1
+
+    done = run(*arguments, door=DOOR)  # the dead run's lock is not waited for: it is this machine's
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("prepare", "proposals", "examples"):
+        assert f"{stage}: stands, not run again" in done.stdout
+    assert f"generation {begun.name}: from edeconvnet version 1" in done.stdout
+
+    client = MlflowClient(night.store, night.store)
+    version = client.get_model_version("edeconvnet", "2")
+    outcome = night.generations()[-1].outcome
+    assert outcome and outcome["version"] == 2 and version.tags["verdict.against"] == "version 1"
+    assert version.tags["verdict.why"] == outcome["why"] and outcome["why"] in version.description
+    parent = json.loads((Path(generations.folder(str(night.workspace), begun.name)) / "pipeline.json").read_text())
+    assert client.get_run(parent["mlflow_run_id"]).data.tags["verdict.why"] == outcome["why"]
+    # Version 1's figures on the photographs of today decided, and the registry says what was decided.
+    report = Path(generations.folder(str(night.workspace), begun.name)) / "report"
+    old, new = (json.loads((report / name / "results.json").read_text()) for name in ("champion", ""))
+    better = new["rows"]["edeconvnet_crf"]["mean_iou"] >= old["rows"]["edeconvnet_crf"]["mean_iou"]
+    assert outcome["promoted"] is better and aliases(night.store, "edeconvnet")["champion"] == (2 if better else 1)
+    # Kept are the newest and the one that made the champion.
+    assert len(night.generations()) == (1 if better else 2)
+    if better:
+        assert "deleted: retrain.keep is 1" in done.stdout

@@ -1,0 +1,181 @@
+"""Any door's settings: one YAML file, every field overridable on the command line, checked before anything starts.
+
+What pydantic finds is turned into sentences.
+"""
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from infra import storage
+from infra.errors import UserError
+from infra.settings import Section
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class DoorSettings(Section):
+    """All settings of a door. `PLACES`: dotted names of those that are a path, s3:// prefix or models:/NAME@ALIAS."""
+
+    PLACES: ClassVar[tuple[str, ...]] = ()
+
+
+Kind = TypeVar("Kind", bound=DoorSettings)
+
+
+def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting's dotted name and its pydantic field, in order."""
+    for name, field in section.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from leaves(field.annotation, f"{path}.")
+        else:
+            yield path, field
+
+
+def parser(description: str, kind: type[DoorSettings], config: Path) -> argparse.ArgumentParser:
+    """A door's command line: --config (default: `config`), and an option for every setting of `kind`."""
+    made = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--config", default=str(config), metavar="FILE", help=f"YAML file of settings (default: {config.name})")
+    group = made.add_argument_group("settings", "override the file's; empty strings and `null` unset")
+    for path, field in leaves(kind):
+        help_text = (field.description or path.rsplit(".", 1)[-1].replace("_", " ")).replace("%", "%%")
+        group.add_argument(f"--{path}", metavar="VALUE", dest=f"setting:{path}", help=help_text)
+    return made
+
+
+def from_arguments(arguments: argparse.Namespace, kind: type[Kind]) -> Kind:
+    """The settings that a parsed command line describes. Raises UserError."""
+    overrides = {
+        key.removeprefix("setting:"): value
+        for key, value in vars(arguments).items()
+        if key.startswith("setting:") and value is not None
+    }
+    return load(arguments.config, kind, overrides)
+
+
+def load(config: str, kind: type[Kind], overrides: Mapping[str, str] | None = None) -> Kind:
+    """Settings from a YAML file, with `overrides` (dotted name → text) on top. Raises UserError, one sentence a fault.
+
+    Local paths are made absolute: jobs and MLflow run in other folders than the door.
+    """
+    raw = _read(config)
+    fields = dict(leaves(kind))
+    for path, text in (overrides or {}).items():
+        _put(raw, path, _value(path, text, fields[path]))
+    made = _validated(raw, kind, config)
+    raw = made.model_dump(by_alias=True)
+    for name in kind.PLACES:
+        place = _get(raw, name)
+        if place and not place.startswith("models:"):
+            _check_job_folder(name, place)
+            _put(raw, name, storage.absolute(place))
+    return _validated(raw, kind, config)
+
+
+def _validated(raw: dict[str, Any], kind: type[Kind], config: str) -> Kind:
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentence(fault, kind, config) for fault in error.errors())) from None
+
+
+def _read(config: str) -> dict[str, Any]:
+    try:
+        text = storage.read_bytes(config).decode()
+    except (FileNotFoundError, IsADirectoryError):
+        near = CONFIGS / Path(config).name
+        hint = f"; did you mean {near}?" if near.is_file() else f"; those that come with the project are in {CONFIGS}"
+        raise UserError(f"--config {config}: there is no such file{hint}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--config {config} is not a text file") from None
+    try:
+        raw = yaml.safe_load(_expand(text, config)) or {}
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"--config {config}{line} is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"--config {config} must hold sections and keys, not {type(raw).__name__}")
+    return raw
+
+
+def _expand(text: str, config: str) -> str:
+    """${NAME} and ${NAME:-default}, so that a file can serve several machines."""
+
+    def one(match: re.Match[str]) -> str:
+        value = os.environ.get(match["name"], match["default"])
+        if value is None:
+            raise UserError(f"--config {config} uses ${{{match['name']}}}, and this variable is not set")
+        return value
+
+    return re.sub(r"\$\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", one, text)
+
+
+def _value(path: str, text: str, field: Any) -> Any:
+    if get_origin(field.annotation) is tuple and not text.strip().startswith("["):
+        return [part.strip() for part in text.split(",")]
+    if text == "":
+        return None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _put(raw: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for name in sections:
+        below = raw.get(name)
+        if not isinstance(below, dict):
+            below = {}
+            raw[name] = below
+        raw = below
+    raw[key] = value
+
+
+def _get(raw: Mapping[str, Any], path: str) -> Any:
+    *sections, key = path.split(".")
+    for name in sections:
+        raw = raw[name]
+    return raw[key]
+
+
+def shown(value: Any) -> str:
+    """A value as it is quoted in a message: the start of a long one."""
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _sentence(fault: Any, kind: type[Section], config: str) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{path} is not given: name it by --{path}, or in {config}"
+    if fault["type"] == "extra_forbidden":
+        known = [name for name, _ in leaves(kind)] + list(kind.model_fields)
+        near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; `--help` lists the settings"
+        return f"unknown setting {path} (in {config} or on the command line){hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not path:
+        return message
+    value = repr(shown(fault["input"])) if isinstance(fault["input"], str) else shown(fault["input"])
+    return f"{path}: {value} won't do: {message[0].lower()}{message[1:]}"
+
+
+def _check_job_folder(name: str, place: str) -> None:
+    """A job submitted with --working-dir runs in Ray's temporary copy: outputs there would vanish with it."""
+    if "runtime_resources" in Path.cwd().parts and "://" not in place and not Path(place).is_absolute():
+        raise UserError(
+            f"{name} {place} is relative, and this job runs in Ray's temporary copy of the project: "
+            f"give --{name} an absolute path that every node sees, or an s3:// one"
+        )

@@ -1,0 +1,233 @@
+"""Label photographs with a registered model: a mask each, a table of what was found, and pictures if you like.
+
+  python workflows/predict.py --input DIR --output DIR --workspace RUN        the champion that RUN's own MLflow knows
+  python workflows/predict.py --input s3://… --output s3://… --overlays true  MLflow by MLFLOW_TRACKING_URI or --tracking.uri
+  … --model models:/NAME@ALIAS (or models:/NAME/VERSION)                      another model
+  … --dry-run                                                                 what would be done
+
+In OUTPUT, below the photograph's own path: masks/….png (paletted, class ids) and overlays/….jpg; predictions/ and rejects/ are
+Parquet tables. Run again it does what is new or changed, or was left by a killed run; another version of the model does all anew.
+
+Exit codes: 0 done; 2 a mistake in the settings or the photographs; 3 another run is writing to the same output; 75 interrupted:
+run it again to go on.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import ClassVar
+
+import yaml
+from pydantic import Field, PositiveInt
+
+from deconvnet import predictions, registry
+from deconvnet.photographs import Photograph, list_photographs
+from deconvnet.predictions import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
+from deconvnet.tracking import check, cleaned, tracking_uri
+from infra import storage, tables
+from infra.errors import UserError
+from infra.lock import Locked, held
+from infra.settings import ClusterSettings, Section
+from infra.table_job import check_rejects
+from workflows import door
+from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
+from workflows.settings import as_dict
+
+LOCK = "_lock"
+LOCK_SECONDS = 20.0  # short: a killed run is to be gone on with at once
+MODEL = "_model"  # where the actors find the model, for the time of a run
+_REJECTS_SHOWN = 5
+
+
+class LabellingSettings(Section):
+    """The processes that label."""
+
+    actors: PositiveInt | None = Field(None, description="processes that label, each with the model; empty: as many as fit")
+    cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each")
+    gpu: bool | None = Field(None, description="label on GPUs; empty: where Ray has one")
+    gpus_per_actor: float = Field(1.0, gt=0, le=1, description="share of a GPU that each takes: 0.25 puts four on one")
+
+
+class StoreSettings(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="where the model is registered; empty: MLFLOW_TRACKING_URI, else the workspace's")
+
+
+class PredictSettings(DoorSettings):
+    """A run of predict.py."""
+
+    PLACES: ClassVar[tuple[str, ...]] = ("input", "output", "workspace")
+
+    input: str = Field(min_length=1, description="folder or s3:// prefix of photographs, with all folders below it")
+    output: str = Field(min_length=1, description="folder or s3:// prefix of masks, overlays and tables")
+    model: str = Field("models:/edeconvnet@champion", description=f"registered model: {registry.FORMS}")
+    workspace: str | None = Field(None, description="the pipeline's workspace, whose own MLflow (SQLite) knows the model")
+    overlays: bool = Field(False, description="write the photographs with their labels over them, too")
+    max_rejects: float = Field(0.5, ge=0, le=1, description="share of photographs that may be unusable before the run is refused")
+    max_pixels: PositiveInt | None = Field(
+        None, description="larger photographs are rejected; empty: as the model was registered"
+    )
+    compute: LabellingSettings = LabellingSettings()
+    tracking: StoreSettings = StoreSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__ or "", PredictSettings, CONFIGS / "predict.yaml")
+    options.add_argument("--dry-run", action="store_true", help="print the settings, and what would be done")
+    arguments = options.parse_args(argv)
+    settings = from_arguments(arguments, PredictSettings)
+    _check_places(settings)
+    store = _store(settings)
+    photographs = list_photographs(settings.input, leave_out=settings.output)
+    version = registry.find(settings.model, store, "model")
+    plan = _plan(settings, photographs, version)
+    if arguments.dry_run:
+        print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
+        print(_standing(plan))
+        return 0
+    if plan.done:
+        print(_standing(plan))
+    else:
+        storage.check_writable(settings.output)
+        with _alone(settings.output):
+            plan = _plan(settings, photographs, version)  # as it is now that nobody else writes
+            print(_standing(plan), flush=True)
+            _label(plan, settings, version, store)
+    _closing(settings)
+    return 0
+
+
+def _check_places(settings: PredictSettings) -> None:
+    """The input must not be what is written."""
+    output = settings.output + "/"
+    if settings.input == settings.output or any(f"{settings.input}/".startswith(f"{output}{f}/") for f in (MASKS, OVERLAYS)):
+        raise UserError(f"output {settings.output} would be written among the photographs of the input: name another folder")
+
+
+def _store(settings: PredictSettings) -> str:
+    """The MLflow store that knows the model. Raises UserError within 15 s where it can't be used."""
+    if not (settings.workspace or settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise UserError(
+            "where is the model registered? Name the pipeline's workspace (--workspace runs/quickstart), or MLflow's server "
+            "(MLFLOW_TRACKING_URI or --tracking.uri)"
+        )
+    store = tracking_uri(settings.workspace or "", settings.tracking.uri)
+    if store.startswith("sqlite:///") and not storage.exists(store.removeprefix("sqlite:///")):
+        raise UserError(f"there is no MLflow store {store}: name the workspace of a pipeline that has run, or MLflow's server")
+    check(store)
+    return store
+
+
+def _plan(settings: PredictSettings, photographs: list[Photograph], version: registry.Version) -> Plan:
+    """What there is to do. Raises UserError where the output holds something else than these photographs' predictions."""
+    before = predictions.read_state(settings.output)
+    if before and before.input != settings.input:
+        raise UserError(
+            f"output {settings.output} holds the predictions of {before.input}: name another one for {settings.input}"
+        )
+    made_by = (version.name, version.number, version.id)
+    known = before is not None and (before.model, before.model_version, before.model_id) == made_by
+    generation = before.generation if before and known else predictions.new_generation()
+    state = State(settings.input, *made_by, generation)
+    return predictions.make_plan(photographs, settings.output, state, settings.overlays, settings.max_pixels)
+
+
+def _standing(plan: Plan) -> str:
+    """A line on what there is to do."""
+    by = f"{plan.state.model} version {plan.state.model_version}"
+    if plan.done:
+        return f"nothing to do: all is labelled by {by}"
+    new = sum(not item.part for item in plan.items)
+    drawn = sum(item.draw and bool(item.part) for item in plan.items)
+    what = [f"{new:,} to label by {by}", f"{len(plan.items) - new:,} stand"]
+    return f"{len(plan.items):,} photographs: " + ", ".join(what + ([f"{drawn:,} of these to draw"] if drawn else []))
+
+
+def _label(plan: Plan, settings: PredictSettings, version: registry.Version, store: str) -> None:
+    from deconvnet.predict_job import label_photographs
+    from infra.ray_cluster import connected
+
+    output = settings.output
+    model = storage.join(output, MODEL)
+    with connected(settings.cluster):
+        gpus = _gpus_per_actor(settings)
+        storage.write_json(storage.join(output, STATE), asdict(plan.state))  # before the first mask of its generation
+        try:
+            storage.remove(model)
+            registry.fetch(version, store, model)
+            parts = label_photographs(
+                plan, output, model, max_pixels=settings.max_pixels, actors=settings.compute.actors,
+                cpus_per_actor=settings.compute.cpus_per_actor, gpus_per_actor=gpus,
+                nodes=settings.cluster.selector("training_nodes" if gpus else "data_nodes"),
+            )  # fmt: skip
+        finally:
+            storage.remove(model)
+    if predictions.write_rejects(output, parts):
+        print(_rejects(output, parts), file=sys.stderr)
+    check_rejects(parts, len(plan.items), settings.max_rejects, "max_rejects")
+    predictions.finish(plan, output, parts)
+
+
+@contextmanager
+def _alone(output: str) -> Iterator[None]:
+    """One run at a time writes to an output. A dead run's lock is waited out; raises Locked where the other one lives."""
+    deadline = time.monotonic() + 1.5 * LOCK_SECONDS
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(held(storage.join(output, LOCK), "predict.py", LOCK_SECONDS))
+                break
+            except Locked as lock:
+                if time.monotonic() > deadline:
+                    raise
+                print(f"{lock}\n  (looking again for {deadline - time.monotonic():.0f} s)", file=sys.stderr, flush=True)
+                time.sleep(LOCK_SECONDS / 4)
+        yield
+
+
+def _gpus_per_actor(settings: PredictSettings) -> float:
+    """Raises UserError where GPUs are asked for and Ray has none."""
+    import ray
+
+    from infra.ray_cluster import may_grow
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if settings.compute.gpu and not there and not may_grow():
+        raise UserError("compute.gpu is true, and Ray has no GPU: set it to false, or leave it empty")
+    wanted = bool(there) if settings.compute.gpu is None else settings.compute.gpu
+    return settings.compute.gpus_per_actor if wanted else 0
+
+
+def _rejects(output: str, parts: list[tables.Part]) -> str:
+    """What was set aside, the commonest reasons with an example each."""
+    rejects = [reject for part in parts for reject in part.rejects]
+    reasons = Counter(reject.reason for reject in rejects).most_common(_REJECTS_SHOWN)
+    examples = {reject.reason: reject.image_id for reject in reversed(rejects)}
+    lines = [f"  {count:>6,} × {reason} ({examples[reason]}{', …' if count > 1 else ''})" for reason, count in reasons]
+    return "\n".join([f"{len(rejects):,} set aside:", *lines])
+
+
+def _closing(settings: PredictSettings) -> None:
+    output = settings.output
+    commit = tables.require_commit(storage.join(output, TABLE))
+    found = predictions.classes_found(output)
+    wide = max([len(each.name) for each in found] + [5])
+    print(f"\n  {'class':<{wide}}{'photographs':>13}{'of the pixels':>15}")
+    for each in found:
+        print(f"  {each.name:<{wide}}{each.photographs:>13,}{100 * each.share:>13.1f} %")
+    print(f"\nlabelled     {commit.rows:,} photographs, by {commit.extra['model']}")
+    print(f"masks        {storage.join(output, MASKS)}")
+    if settings.overlays:
+        print(f"overlays     {storage.join(output, OVERLAYS)}")
+    print(f"predictions  {storage.join(output, TABLE)}")
+    print(f"rejects      {storage.join(output, REJECTS)} ({len(commit.rejects):,})")
+
+
+if __name__ == "__main__":
+    sys.exit(door.run(main))

@@ -1,0 +1,114 @@
+"""Train again when photographs or labels have changed, and let the new model take the champion's place if it is better.
+
+What is new or changed is found by content; proposals and crops are made for that alone. Training starts from the registered model's
+`champion`; both are measured on the same val photographs; the alias moves if mean IoU rises by retrain.margin and no class falls by
+more than retrain.max_class_drop. Each run is a generation in WORKSPACE/generations; an interrupted one is gone on with.
+
+  python workflows/retrain.py --config FILE --workspace DIR     the settings are the pipeline's (train_pipeline.py)
+  python workflows/retrain.py --config FILE --dry-run           what would happen
+
+Exit codes: 0 done, or nothing is new; 2 a mistake in the settings or the data; 3 another retraining of this workspace is at work;
+75 interrupted, with a checkpoint left: run it again to go on.
+"""
+
+import os
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+from deconvnet import promotion
+from deconvnet.tracking import check, tracking_uri, without_secrets
+from infra import generations, storage
+from infra.generations import Generation
+from infra.lock import held
+from workflows import door
+from workflows.retraining import Retraining, begin, changed, newcomers, untouched
+from workflows.settings import Settings, from_arguments, parser
+
+say = partial(print, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__ or "")
+    options.add_argument("--dry-run", action="store_true", help="tell what would happen, and change nothing")
+    options.add_argument("--force", action="store_true", help="train even if nothing is new")
+    arguments = options.parse_args(argv)
+    settings = from_arguments(arguments)
+    store = tracking_uri(settings.workspace, settings.tracking.uri)
+    if arguments.dry_run:
+        _plan(settings, store, arguments.force)
+        return 0
+    check(store)
+    storage.check_writable(settings.workspace)
+    lock = storage.join(settings.workspace, "retrain.lock")
+    who = f"{os.environ.get('USER', 'somebody')}'s retrain.py, process {os.getpid()} on {socket.gethostname()}"
+    with held(lock, who, 60 * settings.retrain.lock_minutes) as mine:
+        pipeline = Retraining(settings, begin(settings), say, lambda: mine.lost)
+        _retrain(pipeline, Path(arguments.config).stem, arguments.force)
+    return 0
+
+
+def _retrain(pipeline: Retraining, config: str, force: bool) -> None:
+    generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
+    say(f"generation {generation.name}: {_start(generation, name)}")
+    if not force and untouched(pipeline):
+        _nothing_new(pipeline)
+        return
+    generations.write(base, generation)
+    records = pipeline.run(f"retrain {config}", lambda stage: stage.name != "prepare" or force or changed(pipeline))
+    if "verdict" not in records:
+        generations.remove(base, generation.name)
+        _nothing_new(pipeline)
+        return
+    verdict = records["verdict"].summary
+    generations.finish(base, generation, verdict)
+    for gone in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
+        say(f"generation {gone} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
+    say(door.results_table(storage.read_json(pipeline.place("report", "results.json"))))
+    say(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
+    say(f"champion {name} version {verdict['champion']}")
+    say(f"report   {pipeline.place('report')}")
+    say(f"MLflow   {door.how_to_see(without_secrets(pipeline.store))}")
+
+
+def _nothing_new(pipeline: Retraining) -> None:
+    say(f"Nothing new: the photographs and labels are those of {pipeline.previous}. (--force trains all the same)")
+    name = pipeline.settings.tracking.model_name
+    aliases = promotion.aliases(pipeline.store, name)
+    if promotion.CHAMPION in aliases:
+        say(f"champion {name} version {aliases[promotion.CHAMPION]}")
+    elif pipeline.generation.version is not None:
+        promotion.set_champion(pipeline.store, name, pipeline.generation.version)
+        say(f"champion {name} version {pipeline.generation.version}: there was none")
+
+
+def _plan(settings: Settings, store: str, force: bool) -> None:
+    """What a run would do, as far as can be told without reading photographs."""
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+        generation = Generation(generations.new_name(), None, None)
+    else:
+        check(store)
+        generation = begin(settings)
+    pipeline = Retraining(settings, generation, say)
+    say(f"generation {generation.name}: {_start(generation, settings.tracking.model_name)}")
+    if generation.previous is None:
+        say("every photograph is new")
+    elif not force and untouched(pipeline):
+        say(f"nothing is new since {generation.previous}: a run would stop here (--force trains all the same)")
+        return
+    elif settings.data.root:
+        new, gone = newcomers(pipeline)
+        say(
+            f"since {generation.previous}: {new:,} new, {gone:,} gone; of the others, a run finds those that changed by their content"
+        )
+    say(door.planned(pipeline.stages.plan()))
+
+
+def _start(generation: Generation, name: str) -> str:
+    start = f"from {name} version {generation.version}" if generation.version else "no champion to start from"
+    return f"{start}; compared with {generation.previous}" if generation.previous else start
+
+
+if __name__ == "__main__":
+    sys.exit(door.run(main))
