@@ -1,18 +1,22 @@
-"""How many workers a training runs with: any number between two, as many as there is room for (Ray Train's elastic training).
+"""How many workers a training is started with, and what is done when they don't start (Ray Train's elastic training).
 
 Ray's own policy asks a coordinator for room that passes over node labels, hears of a dead node up to 20 s late, and keeps the room
-of a killed driver's run for 3 minutes; this one looks at the nodes. And it grows only where a checkpoint has just been written.
+of a killed driver's run for 3 minutes; `Elastic` looks at the nodes. And it grows only where a checkpoint has just been written.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.exceptions import RayTaskError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2._internal.util import time_monotonic
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 GROW_SECONDS = 60.0
 """Workers that have just started are left alone for so long, whatever room there is."""
@@ -74,3 +78,27 @@ class Elastic(ElasticScalingPolicy):
         if not free:
             return nodes
         return {node: resources for node, resources in available_resources_per_node().items() if node in nodes}
+
+
+class FreshStart(WorkerGroupCallback):
+    """What Ray omits where a worker dies while all are being started: it neither gives their places back, so that no others would
+    ever find room, nor tries again where the others' word (a lost connection) comes before the dead one's. First of the callbacks."""
+
+    _group: Any = None
+
+    @contextmanager
+    def on_worker_group_start(self) -> Iterator[None]:
+        """Called in the controller around a start."""
+        self._group = None
+        try:
+            yield
+        except Exception as error:
+            if self._group is not None:
+                self._group.shutdown()
+            if isinstance(error, RayTaskError):
+                raise WorkerGroupError("the workers did not start", {0: error}) from error
+            raise
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called in the controller when the processes run, and before they find each other."""
+        self._group = worker_group

@@ -1,5 +1,6 @@
 """Labelling a folder of photographs with a registered model: a Ray Data job of actors that hold it, a part of the table at a time."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -68,15 +69,19 @@ def _dataset(
     import ray.cloudpickle as pickle
 
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
-    return ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _Actor,
-        fn_constructor_args=(maker, fingerprint),
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=maker.cpus,
-        num_gpus=maker.gpus or None,
-        label_selector=dict(nodes) if nodes else None,
-        ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
-    )
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        # Retries have no argument of their own yet, and what is to go in Ray 2.64 is the only way to say how many.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map(
+            _Actor,
+            fn_constructor_args=(maker, fingerprint),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=maker.cpus,
+            num_gpus=maker.gpus or None,
+            label_selector=dict(nodes) if nodes else None,
+            ray_remote_args_fn=lambda: {"max_task_retries": _RETRIES},
+        )
 
 
 def _no_room(nodes: Mapping[str, str], cpus: int, gpus: float) -> str:

@@ -23,7 +23,7 @@ import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from deconvnet import checkpoints, weights
-from deconvnet.elastic import Elastic, live_nodes
+from deconvnet.elastic import Elastic, FreshStart, live_nodes
 from deconvnet.feeding import DevSet, Examples, Feed, open_examples, ray_data_config
 from deconvnet.networks import DeconvNet, FCN8s, Network
 from deconvnet.order import check_batching
@@ -212,7 +212,8 @@ class _Trainer(ray.train.torch.TorchTrainer):
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+        usual = super()._create_default_callbacks()
+        return [FreshStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]
 
 
 class Telling(ray.train.UserCallback):
@@ -246,6 +247,7 @@ def _open_dev(uri: str | None, size: int, whole: bool) -> Examples | None:
 def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> dict[str, Any]:
     """Run the trainer in a thread (in the main one it would take Ctrl-C to itself) and return what rank 0 returned."""
     ended: dict[str, Any] = {}
+    workers: int | None = None
 
     def fit() -> None:
         try:
@@ -254,12 +256,14 @@ def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say:
             ended["error"] = error
 
     def hear() -> None:
+        nonlocal workers
         for message in ray.get(relay.told.remote()):
             if "failed" in message:
                 why = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
                 say(f"workers failed ({why}); Ray Train starts them again from the last checkpoint, or gives up")
             elif "workers" in message:
-                say(f"workers: {message['workers'] or 'none yet; waiting for nodes to train on'}")
+                workers = message["workers"]
+                say(f"workers: {workers or 'none yet; waiting for nodes to train on'}")
             else:
                 tell(message)
 
@@ -272,6 +276,8 @@ def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say:
                 say("stopping: the workers finish their step and leave a checkpoint (again to stop at once)")
                 relay.stop.remote()
                 asked = True
+            if caught and workers == 0:
+                raise Interrupted("interrupted while it waited for nodes: the same command goes on from the last checkpoint")
             if len(caught) > 1:
                 raise KeyboardInterrupt
             hear()

@@ -1,7 +1,7 @@
 """A lock that lies in storage, for runs on any machine: one holder at a time, and a dead one's lock expires.
 
 It is one small JSON object, written only if it is absent or still what was read (S3's conditional put; on disk, under flock). The
-machines' clocks must agree to within a small part of the time to live.
+machines' clocks must agree to within a small part of the time to live, and their names differ (as those of pods do).
 """
 
 import json
@@ -100,11 +100,24 @@ def _taken(uri: str, holder: str, ttl_seconds: float) -> Holder:
         except FileNotFoundError:  # released in between
             continue
         theirs = _holder(uri, standing)
-        if theirs.expires > time.time():
+        if theirs.expires > time.time() and not _died_here(theirs):
             raise Locked(_sentence(uri, theirs))
         if storage.replace_if_same(uri, _bytes(mine), standing):
             break
     return mine
+
+
+def _died_here(theirs: Holder) -> bool:
+    """True for a process of this machine that is no more: its lock need not be waited for."""
+    if theirs.host != socket.gethostname():
+        return False
+    try:
+        os.kill(theirs.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and alive
+        return False
+    return False
 
 
 def _holder(uri: str, data: bytes) -> Holder:

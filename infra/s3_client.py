@@ -22,11 +22,11 @@ from infra.errors import UserError
 PATIENCE_SECONDS = 60.0
 """For how long after its first failure a request is tried again."""
 
-CHECK_SECONDS = 5.0
+CHECK_SECONDS = 4.0
 """The same where somebody waits to hear whether a run can start."""
 
-PART_BYTES = 64 * 2**20
-"""Objects larger than this go and come in parts of this size."""
+PART_BYTES = 16 * 2**20
+"""Objects larger than this go and come in parts of this size; boto3 holds up to ten of them."""
 
 PAGE = 1000
 """Keys that are listed or deleted by one request; S3 allows no more."""
@@ -72,12 +72,9 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], seconds: float) -> 
 
     quick = seconds < PATIENCE_SECONDS
     config = Config(
-        retries={
-            "mode": "standard",
-            "total_max_attempts": 1,
-        },  # botocore's own retries stop too soon; `_Patience` takes their place
-        connect_timeout=CHECK_SECONDS if quick else 10,
-        read_timeout=CHECK_SECONDS if quick else 60,
+        retries={"mode": "standard", "total_max_attempts": 1},  # they stop too soon; `_Patience` takes their place
+        connect_timeout=3 if quick else 10,
+        read_timeout=6 if quick else 60,
         max_pool_connections=32,
     )
     try:

@@ -1,118 +1,27 @@
 """Real servers for tests: SeaweedFS's S3, and a proxy that makes one unreliable."""
 
 import http.client
-import json
-import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-WEED = Path(sys.executable).with_name("weed")
+from infra import local_servers
+from infra.local_servers import S3, free_ports
+
 ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
-REGION = "us-east-1"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-@dataclass
-class S3:
-    """A running S3 server, or a proxy in front of it: same buckets, same keys."""
-
-    url: str
-    pid: int = 0
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The standard variables by which every client finds it."""
-        return {
-            "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_DEFAULT_REGION": REGION,
-        }
-
-    def client(self) -> Any:
-        """A boto3 client that does not try again, to look at the server from outside."""
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.url,
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            region_name=REGION,
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, s3={"addressing_style": "path"}),
-        )
-
-    def bucket(self, name: str) -> str:
-        """Make the bucket, if it isn't there; its URI."""
-        client = self.client()
-        with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-            client.create_bucket(Bucket=name)
-        return f"s3://{name}"
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
-    """`weed server -s3` with its data in `folder`, killed at the end. Buckets must be made; only its own keys are let in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (data := folder / "data").mkdir(exist_ok=True)
-    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-    identity = {"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    names = [f"-{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    url = f"http://127.0.0.1:{ports['-s3.port']}"
-    command = [str(WEED), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-    command += [f"{name}={port}" for name, port in ports.items()]
-    command += [f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=256", "-volume.max=0"]
-    with (folder / "weed.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    server = S3(url, process.pid)
-    try:
-        _wait_for_bucket(server, process, folder / "weed.log")
+    """`weed server -s3` with its data in `folder` for the time of a block. Buckets must be made; only its own keys are let in."""
+    with local_servers.s3_server(folder, ACCESS_KEY, SECRET_KEY) as server:
         yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_for_bucket(server: S3, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
-    """Until a bucket can be made and an object put there: the S3 port answers before the volumes are ready."""
-    deadline, error = time.monotonic() + seconds, None
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            client = server.client()
-            server.bucket("ready")
-            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
-            client.delete_object(Bucket="ready", Key="ready")
-            return
-        except Exception as caught:
-            error = caught
-            time.sleep(0.3)
-    raise AssertionError(f"weed did not get ready: {error}\n{log.read_text()[-3000:]}")
 
 
 SLOW_DOWN = (
@@ -130,7 +39,7 @@ class FlakyProxy(S3):
     """
 
     def __init__(self, target: str, fail_one_in: int = 0) -> None:
-        super().__init__(f"http://127.0.0.1:{free_ports(1)[0]}")
+        super().__init__(f"http://127.0.0.1:{free_ports(1)[0]}", ACCESS_KEY, SECRET_KEY)
         self.target, self.fail_one_in = target, fail_one_in
         self.requests = self.refused = self.lose_answers = self.cut_answers = 0
         self._lock, self._chance = threading.Lock(), random.Random(0)

@@ -1,6 +1,6 @@
 """The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -11,9 +11,9 @@ Exit codes: 0 done, or nothing is new; 2 a mistake in the settings or the data; 
 75 interrupted, with a checkpoint left: run it again to go on.
 """
 
-import os
-import socket
+import getpass
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -42,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     check(store)
     storage.check_writable(settings.workspace)
     lock = storage.join(settings.workspace, "retrain.lock")
-    who = f"{os.environ.get('USER', 'somebody')}'s retrain.py, process {os.getpid()} on {socket.gethostname()}"
-    with held(lock, who, 60 * settings.retrain.lock_minutes) as mine:
+    with held(lock, _user(), 60 * settings.retrain.lock_minutes) as mine:
         pipeline = Retraining(settings, begin(settings), say, lambda: mine.lost)
         _retrain(pipeline, Path(arguments.config).stem, arguments.force)
     return 0
@@ -103,6 +102,12 @@ def _plan(settings: Settings, store: str, force: bool) -> None:
             f"since {generation.previous}: {new:,} new, {gone:,} gone; of the others, a run finds those that changed by their content"
         )
     say(door.planned(pipeline.stages.plan()))
+
+
+def _user() -> str:
+    with suppress(OSError, KeyError):  # a container's user need not have a name
+        return f"retrain.py of {getpass.getuser()}"
+    return "retrain.py"
 
 
 def _start(generation: Generation, name: str) -> str:

@@ -1,12 +1,8 @@
 """`ray job submit`, on a real `ray start --head` with its token: in the project's folder, and with the code sent along."""
 
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,28 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from infra.local_cluster import Cluster, ray_cluster
 from tests.workflows.test_train_pipeline import ROOT, TINY
 
-RAY = str(Path(sys.executable).with_name("ray"))
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
 class Head:
-    """A head node and the environment a person has in its terminal."""
+    """A head node, and the environment a person has in its terminal."""
 
-    environment: dict[str, str]
+    cluster: Cluster
 
     def ray(self, *arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
         done = subprocess.run(
-            [RAY, *arguments],
-            env=self.environment,
+            self.cluster.ray(*arguments),
+            env=self.cluster.environment,
             cwd=cwd,
             text=True,
             stdout=subprocess.PIPE,
@@ -47,41 +37,9 @@ class Head:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    home = tmp_path_factory.mktemp("home")
-    # Ray's sockets need a short path.
-    temporary = Path(f"/tmp/rayjobs-{os.getpid()}")
-    port, dashboard = free_port(), free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_JOB_STOP_WAIT_TIME_S": "120",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }
-    made = Head(environment)
-    made.ray("get-auth-token", "--generate")
-    node = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
-         f"--temp-dir={temporary}", "--disable-usage-stats"],
-        env=environment, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(60):
-            # The dashboard answers before the agent that runs jobs is there.
-            if "succeeded" in (said := made.ray("job", "submit", "--", "true", check=False)):
-                break
-            time.sleep(1)
-        else:
-            pytest.fail(f"the head node takes no job: {said}")
-        yield made
-    finally:
-        os.killpg(node.pid, signal.SIGTERM)
-        try:
-            node.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(node.pid, signal.SIGKILL)
-        shutil.rmtree(temporary, ignore_errors=True)
+def head() -> Iterator[Head]:
+    with ray_cluster((), head_cpus=2) as cluster:
+        yield Head(cluster)
 
 
 def test_a_job_runs_in_the_folder_of_ray_start(head: Head, tmp_path: Path) -> None:

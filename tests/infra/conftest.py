@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import S3, FlakyProxy, s3_server
+from infra.local_servers import S3
+from tests.servers import FlakyProxy, s3_server
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ import pytest
 
 from infra import s3_client, storage, tables
 from infra.errors import UserError
+from infra.local_servers import S3, free_ports
 from tests.infra.conftest import use
-from tests.servers import S3, SECRET_KEY, FlakyProxy, free_ports
+from tests.servers import SECRET_KEY, FlakyProxy
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string()), pa.field("repeats", pa.int16())])
 
@@ -297,6 +298,7 @@ def test_a_missing_bucket_is_a_sentence(s3, bucket, monkeypatch):
 
 
 def test_no_credentials_and_no_server_are_sentences(s3, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3_client, "CHECK_SECONDS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
     assert "does not answer at http://127.0.0.1:" in refused(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # nobody's address: no answer at all

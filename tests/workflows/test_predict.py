@@ -1,0 +1,401 @@
+"""predict.py by its door: a folder of all kinds of photographs, again, with changes, killed, refused, and on a real S3."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.checkpoints import save_model
+from deconvnet.data.palette import VOC_PALETTE
+from deconvnet.registered import register
+from deconvnet.tracking import Tracker
+from infra import tables
+from infra.errors import UserError
+from tests.deconvnet.test_registered import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
+from tests.servers import s3_server
+from workflows import predict
+
+DOOR = Path(predict.__file__)
+GOOD = {"a.jpg", "nested/deep/turned.JPEG", "nested/grey.png", "same.jpg", "thin.bmp"}
+REJECTS = {
+    "nested/cut.jpg": "truncated",
+    "same.png": "its mask would be that of same.jpg",
+    "text.webp": "not an image",
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose MLflow has two versions of a tiny ensemble; @champion is 1, @challenger 2."""
+    folder = tmp_path_factory.mktemp("predict") / "work"
+    tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db", "test")
+    for seed, alias in ((1, "champion"), (5, "challenger")):
+        networks = {
+            "deconvnet": lively(DeconvNet(num_classes=3, width=0.1, input_size=32), seed),
+            "fcn8s": lively(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), seed + 1),
+        }
+        for name, network in networks.items():
+            save_model(network, str(folder / f"{name}-{seed}"), CLASSES)
+        with tracker.pipeline("p", {}) as run:
+            register(
+                run, "edeconvnet", deconvnet_uri=str(folder / f"deconvnet-{seed}"), fcn8s_uri=str(folder / f"fcn8s-{seed}"),
+                classes=CLASSES, proposals=EDGES, segment=SEGMENT, results=RESULTS, alias=alias,
+            )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Good, grey, turned, nested, in several formats; and damaged, hidden, clashing and foreign files among them."""
+    folder = tmp_path / "in"
+    (folder / "nested" / "deep").mkdir(parents=True)
+    Image.fromarray(photograph(0, 60, 80)).save(folder / "a.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photograph(1, 50, 90)).save(folder / "nested/deep/turned.JPEG", exif=exif)
+    Image.fromarray(photograph(2, 64, 64)[..., 0]).save(folder / "nested/grey.png")
+    Image.fromarray(photograph(3, 48, 72)).save(folder / "same.jpg")
+    Image.fromarray(photograph(3, 48, 72)).save(folder / "same.png")
+    Image.fromarray(photograph(4, 130, 40)).save(folder / "thin.bmp")
+    (folder / "nested/cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:900])
+    (folder / "text.webp").write_text("this is text")
+    (folder / "notes.txt").write_text("no photograph")
+    (folder / "nested/._grey.png").write_bytes(b"macOS")
+    return folder
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(
+    workspace: Path,
+    photographs: Path,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """The door, in this process, on the tests' Ray; returns what it printed."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("infra.ray_cluster.connected", lambda settings: nullcontext())
+
+    def call(*more: str) -> str:
+        capsys.readouterr()
+        assert predict.main(arguments(workspace, photographs, tmp_path / "out", *more)) == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+def arguments(workspace: Path, source: Path | str, output: Path | str, *more: str) -> list[str]:
+    return ["--input", str(source), "--output", str(output), "--workspace", str(workspace), *more]
+
+
+def door(*options: str, **environment: str) -> subprocess.Popen[str]:
+    """The door in a process of its own, as a person starts it."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
+    command = [sys.executable, str(DOOR), *options, "--cluster.num_cpus", "2"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean, cwd="/")
+
+
+def rows(output: Path | str) -> dict[str, dict]:
+    return {row["image_id"]: row for row in tables.iter_rows(f"{output}/predictions")}
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Files below `folder`, and when they were written."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np.ndarray]:
+    """The labels that the registered model, loaded by MLflow, gives to the same bytes."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{workspace}/mlflow/mlflow.db")
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/edeconvnet/{number}")
+    finally:
+        mlflow.set_tracking_uri(before)
+    answer = model.predict(pd.DataFrame({"image": list(files.values())}))
+    return {name: np.asarray(Image.open(io.BytesIO(mask))) for name, mask in zip(files, answer["mask"], strict=True)}
+
+
+@pytest.mark.ray
+def test_a_folder_gets_masks_rows_and_rejects_and_again_nothing_is_done(run: Run, workspace, photographs, tmp_path) -> None:
+    out = tmp_path / "out"
+    said = run()
+    assert "8 photographs: 8 to label by edeconvnet version 1, 0 stand" in said
+    found = rows(out)
+    assert set(found) == GOOD and list(found) == sorted(found)
+    expected = serve(workspace, 1, {name: (photographs / name).read_bytes() for name in GOOD})
+    for name, row in found.items():
+        mask = Image.open(out / row["mask"])
+        assert mask.mode == "P" and mask.getpalette()[:9] == VOC_PALETTE[:3].ravel().tolist()
+        labels = np.asarray(mask)
+        np.testing.assert_array_equal(labels, expected[name], err_msg=name)
+        assert (row["height"], row["width"]) == labels.shape
+        ids, counts = np.unique(labels, return_counts=True)
+        assert row["classes"] == [CLASSES[i] for i in ids]
+        np.testing.assert_allclose(row["shares"], counts / labels.size, rtol=1e-6)
+        assert 1 / 3 < row["confidence"] <= 1
+        assert row["path"] == str(photographs / name) and row["overlay"] is None
+        assert (row["model"], row["model_version"]) == ("edeconvnet", "1")
+    assert any(len(row["classes"]) > 1 for row in found.values()), "labels all of one class would prove nothing"
+    assert (found["nested/deep/turned.JPEG"]["height"], found["nested/deep/turned.JPEG"]["width"]) == (90, 50)
+    assert {p.relative_to(out / "masks").as_posix() for p in (out / "masks").rglob("*.png")} == {
+        "a.png", "nested/deep/turned.png", "nested/grey.png", "same.png", "thin.png",
+    }  # fmt: skip
+    rejects = {row["image_id"]: row for row in tables.iter_rows(f"{out}/rejects")}
+    assert set(rejects) == set(REJECTS)
+    assert all(rejects[name]["reason"].startswith(reason) for name, reason in REJECTS.items())
+    assert rejects["text.webp"]["path"] == str(photographs / "text.webp")
+    assert sorted(p.name for p in out.iterdir()) == ["masks", "predict.json", "predictions", "rejects"]
+    share = sum(s for r in found.values() for c, s in zip(r["classes"], r["shares"], strict=True) if c == "circle") / len(found)
+    count = sum("circle" in r["classes"] for r in found.values())
+    assert f"circle{count:>17}{100 * share:>13.1f} %" in said and f"rejects      {out}/rejects (3)" in said
+
+    before = written(out)
+    assert "nothing to do" in run()
+    assert written(out) == before
+
+
+@pytest.mark.ray
+def test_only_what_is_new_changed_or_lost_is_labelled_and_the_removed_go(run: Run, photographs, tmp_path) -> None:
+    out = tmp_path / "out"
+    run()
+    before, old = written(out / "masks"), rows(out)
+    Image.fromarray(photograph(9, 40, 40)).save(photographs / "new.webp")
+    shutil.copy(photographs / "nested/grey.png", photographs / "thin.bmp")  # another picture of the same name
+    (photographs / "a.jpg").unlink()
+    (out / "masks/same.png").unlink()
+    assert "8 photographs: 6 to label by edeconvnet version 1, 2 stand" in run()
+    after, new = written(out / "masks"), rows(out)
+    assert set(after) == {"nested/deep/turned.png", "nested/grey.png", "same.png", "thin.png", "new.png"}
+    assert {name for name in before if after.get(name) == before[name]} == {"nested/deep/turned.png", "nested/grey.png"}
+    assert set(new) == {"nested/deep/turned.JPEG", "nested/grey.png", "same.jpg", "thin.bmp", "new.webp"}
+    assert new["nested/grey.png"] == old["nested/grey.png"] and new["thin.bmp"]["width"] == 64
+    assert "nothing to do" in run()
+
+    # Overlays wanted later are drawn from the masks that stand.
+    said = run("--overlays", "true")
+    assert "5 of these to draw" in said and written(out / "masks") == after
+    assert {row["overlay"] for row in rows(out).values()} == {f"overlays/{n.removesuffix('.png')}.jpg" for n in after}
+    for row in rows(out).values():
+        assert Image.open(out / row["overlay"]).size == (row["width"], row["height"])
+    assert "nothing to do" in run("--overlays", "true")
+
+
+@pytest.mark.ray
+def test_another_version_does_all_anew_also_after_a_switch_that_was_cut_short(run: Run, workspace, photographs, tmp_path) -> None:
+    out = tmp_path / "out"
+    run()
+    files = {name: (photographs / name).read_bytes() for name in GOOD}
+    one, two = serve(workspace, 1, files), serve(workspace, 2, files)
+    assert any((one[name] != two[name]).any() for name in files)
+    said = run("--model", "models:/edeconvnet@challenger")
+    assert "8 to label by edeconvnet version 2, 0 stand" in said
+    for name, row in rows(out).items():
+        assert row["model_version"] == "2"
+        np.testing.assert_array_equal(np.asarray(Image.open(out / row["mask"])), two[name])
+
+    # A run of version 1 that died after a mask: version 2's rows no longer vouch for what lies there.
+    state = json.loads((out / "predict.json").read_text())
+    (out / "predict.json").write_text(json.dumps(state | {"model_version": "1", "generation": "cut short"}))
+    assert "8 to label by edeconvnet version 2, 0 stand" in run("--model", "models:/edeconvnet/2", "--dry-run")
+
+
+@pytest.mark.ray
+def test_too_many_rejects_refuse_the_run_and_what_is_labelled_is_kept(run: Run, photographs, tmp_path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"3 of 8 photographs can't be used \(1× .*max_rejects allows 10%"):
+        run("--max_rejects", "0.1")
+    assert len(list(tables.iter_rows(f"{out}/rejects"))) == 3
+    assert tables.read_commit(f"{out}/predictions") is None
+    before = written(out / "masks")
+    assert len(before) == 5 and "3 to label by edeconvnet version 1, 5 stand" in run("--max_rejects", "0.4")
+    assert written(out / "masks") == before and set(rows(out)) == GOOD
+    with pytest.raises(UserError, match="max_rejects"):
+        run("--max_pixels", "4000", "--max_rejects", "0.5")
+
+
+@pytest.mark.ray
+def test_killed_and_terminated_it_goes_on(workspace, tmp_path) -> None:
+    source, out = tmp_path / "many", tmp_path / "out"
+    source.mkdir()
+    for i in range(40):
+        Image.fromarray(photograph(i, 300, 300)).save(source / f"{i:02}.png")
+    for how, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
+        had = set(parts_of(out))
+        process = door(*arguments(workspace, source, out), "--compute.actors", "1")
+        deadline = time.monotonic() + 100
+        while len(set(parts_of(out)) - had) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(how)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        assert code != 75 or ("interrupted" in said and "Traceback" not in said and not (out / "_model").exists())
+    (out / "_lock").unlink()  # the killed run's, which would have been waited out
+    finished = {
+        row["mask"] for part in parts_of(out) for row in tables.iter_rows(f"{out}/predictions", part=tables.Part(part, []))
+    }
+    assert 4 <= len(finished) < 40 and not (out / "predictions" / tables.COMMIT).exists()
+    before = written(out)
+    process = door(*arguments(workspace, source, out), "--overlays", "true")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert f"40 photographs: {40 - len(finished)} to label by edeconvnet version 1, {len(finished)} stand" in said
+    after = written(out)
+    assert len(rows(out)) == len(list((out / "overlays").iterdir())) == 40
+    assert all(after[mask] == before[mask] for mask in finished)
+    assert not (out / "_model").exists() and not (out / "_lock").exists()
+
+
+def parts_of(output: Path) -> list[str]:
+    """The complete parts below `output`, committed or not."""
+    table = output / "predictions"
+    return [str(p.relative_to(table).with_suffix(".parquet")) for p in table.glob("*/part-*.json")]
+
+
+@pytest.mark.ray
+def test_photographs_and_output_on_s3(workspace, photographs, tmp_path, monkeypatch) -> None:
+    with s3_server(tmp_path / "weed") as server:
+        bucket, client = server.bucket("photographs"), server.client()
+        for path in photographs.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "photographs", f"holiday/{path.relative_to(photographs)}")
+        wanted = arguments(workspace, f"{bucket}/holiday", f"{bucket}/out", "--overlays", "true")
+        said, code = talk(door(*wanted, **server.environment))
+        assert code == 0, said
+        keys = {o["Key"] for o in client.list_objects_v2(Bucket="photographs", Prefix="out/")["Contents"]}
+        stems = {name.rsplit(".", 1)[0] for name in GOOD}
+        assert {f"out/masks/{s}.png" for s in stems} | {f"out/overlays/{s}.jpg" for s in stems} <= keys
+        assert not [key for key in keys if "_model" in key or "_lock" in key]
+        expected = serve(workspace, 1, {"a.jpg": (photographs / "a.jpg").read_bytes()})["a.jpg"]
+        mask = client.get_object(Bucket="photographs", Key="out/masks/a.png")["Body"].read()
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
+        again, code = talk(door(*wanted, **server.environment))
+        assert code == 0 and "nothing to do" in again
+        elsewhere, code = talk(door(*arguments(workspace, "s3://absent/x", f"{bucket}/out"), **server.environment))
+        assert code == 2 and "absent" in elsewhere and "Traceback" not in elsewhere
+
+
+def talk(process: subprocess.Popen[str]) -> tuple[str, int]:
+    said, _ = process.communicate(timeout=200)
+    return said, process.returncode
+
+
+@pytest.fixture
+def refused(workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """What the door says to a mistake; nothing may have been written."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def call(*more: str, source: Path = photographs, output: Path = tmp_path / "out") -> str:
+        before = written(tmp_path)
+        with pytest.raises(UserError) as caught:
+            predict.main(arguments(workspace, source, output, *more))
+        assert written(tmp_path) == before
+        return str(caught.value)
+
+    return call
+
+
+def test_mistakes_are_sentences(refused, workspace, photographs, tmp_path) -> None:
+    assert "input is not given" in str(caught(lambda: predict.main(["--output", "x"])))
+    assert "where is the model registered?" in refused("--workspace", "")
+    assert "there is no MLflow store" in refused("--workspace", str(tmp_path / "nothing"))
+    assert "edeconvnet has challenger (version 2), champion (version 1)" in refused("--model", "models:/edeconvnet@best")
+    assert "names no registered model" in refused("--model", "edeconvnet")
+    assert "which has edeconvnet" in refused("--model", "models:/other@champion")
+    assert "is not there" in refused(source=tmp_path / "absent")
+    assert "is a file" in refused(source=photographs / "a.jpg")
+    assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
+    assert "max_rejects: 2 won't do" in refused("--max_rejects", "2")
+    assert "among the photographs of the input" in refused(output=photographs)
+    (photographs / "masks").mkdir()
+    (tmp_path / "truth" / "masks").mkdir(parents=True)
+    (tmp_path / "truth" / "masks" / "a.png").write_bytes(b"somebody's labels")
+    assert "holds files that this program didn't write" in refused(output=tmp_path / "truth")
+
+
+def caught(call: Callable[[], object]) -> UserError:
+    with pytest.raises(UserError) as error:
+        call()
+    return error.value
+
+
+def config(folder: Path, text: str) -> Path:
+    (folder / "config.yaml").write_text(text)
+    return folder / "config.yaml"
+
+
+def test_a_champion_that_is_not_there_yet_names_the_challenger(tmp_path, monkeypatch, photographs) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "test")
+    tracker.client.create_registered_model("edeconvnet")
+    tracker.client.create_model_version("edeconvnet", str(tmp_path / "nowhere"))
+    tracker.client.set_registered_model_alias("edeconvnet", "challenger", "1")
+    said = str(caught(lambda: predict.main(arguments(tmp_path / "w", photographs, tmp_path / "out"))))
+    assert "models:/edeconvnet@champion is not in" in said and "--model models:/edeconvnet@challenger would do" in said
+
+
+@pytest.mark.ray
+def test_a_model_of_somebody_elses_is_refused_and_never_loaded(run: Run, workspace, tmp_path) -> None:
+    tracker = Tracker(f"sqlite:///{workspace}/mlflow/mlflow.db", "test")
+    foreign = tmp_path / "foreign"
+    (foreign / "artifacts" / "ensemble").mkdir(parents=True)
+    (foreign / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn}}")
+    (foreign / "artifacts" / "ensemble" / "options.json").write_text('{"classes": ["a"]}')
+    tracker.client.create_registered_model("foreign")
+    tracker.client.create_model_version("foreign", foreign.as_uri())
+    with pytest.raises(UserError, match="models:/foreign/1 is not an ensemble that this project registered"):
+        run("--model", "models:/foreign/1")
+    assert not (tmp_path / "out" / "_model").exists() and not (tmp_path / "out" / "_lock").exists()
+
+
+@pytest.mark.ray
+def test_an_output_belongs_to_one_input(run: Run, refused, photographs, tmp_path) -> None:
+    run()
+    other = tmp_path / "other"
+    shutil.copytree(photographs / "nested", other)
+    assert f"holds the predictions of {photographs}" in refused(source=other)
+
+
+def test_a_dry_run_tells_and_writes_nothing(workspace, photographs, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert predict.main(arguments(workspace, photographs, tmp_path / "out", "--dry-run")) == 0
+    said = capsys.readouterr().out
+    assert "8 photographs: 8 to label" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
+
+
+def test_an_output_below_the_input_is_not_taken_for_photographs(workspace, photographs, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (photographs / "out" / "masks").mkdir(parents=True)
+    (photographs / "out" / "predict.json").write_text(
+        json.dumps({"input": str(photographs), "model": "m", "model_version": "1", "model_id": "x", "generation": "g"})
+    )
+    shutil.copy(photographs / "same.png", photographs / "out" / "masks" / "old.png")
+    assert predict.main(arguments(workspace, photographs, photographs / "out", "--dry-run")) == 0
+    assert "8 photographs: 8 to label" in capsys.readouterr().out
+
+
+def test_a_submitted_job_must_not_write_into_rays_copy(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "runtime_resources" / "x"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    said = str(caught(lambda: predict.main(["--input", "s3://b/in", "--output", "out"])))
+    assert "output out is relative" in said
