@@ -82,9 +82,7 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
     groups = []
     for part in commit.parts:
         for index, group in enumerate(part.row_groups):
-            count = group.repeats
-            if split is not None:
-                count = tables.read_row_group(table, part.name, index, ["split"])["split"].to_pylist().count(split)
+            count = group.repeats if split is None else group.splits.get(split, 0)
             if count:
                 groups.append(Group(part.name, index, count))
     if not groups:

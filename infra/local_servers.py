@@ -59,7 +59,7 @@ def program(name: str, package: str) -> str:
 
 @dataclass
 class Server:
-    """A server process that can be killed and started again as it was."""
+    """A server process that can be killed and started again as it was. The thread that starts it must live as long as it shall."""
 
     name: str
     url: str
@@ -76,7 +76,7 @@ class Server:
         """Start it and wait until it answers. Raises UserError, with the end of its log, where it does not."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, env=dict(self.variables), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                [*_with_us(), *self.command], env=dict(self.variables), stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 cwd=self.folder or self.log.parent, start_new_session=True, **as_user(self.user),
             )  # fmt: skip
         deadline = time.monotonic() + START_SECONDS
@@ -103,6 +103,12 @@ class Server:
     def kill(self) -> None:
         """SIGKILL: what a power cut would do."""
         self.stop(signal.SIGKILL)
+
+
+def _with_us() -> list[str]:
+    """What goes before a command that is to be terminated when we die without a word (Linux)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 def as_user(name: str | None) -> dict[str, Any]:
@@ -224,6 +230,7 @@ def mlflow_server(
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what nobody here uses
         # Not on the command line, which every user of the machine can read: a database's URI holds a password.
         "MLFLOW_BACKEND_STORE_URI": store or f"sqlite:///{folder}/server.db",
         "MLFLOW_ARTIFACTS_DESTINATION": artifacts or str(folder / "artifacts"),

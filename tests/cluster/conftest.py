@@ -55,7 +55,10 @@ class Driver:
 
     def end(self, seconds: float = 240) -> int:
         """Wait for its end; the exit code."""
-        code = self.process.wait(seconds)
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"not ended after {seconds:.0f} s:\n{self.said[-6000:]}")
         self._reader.join(10)
         return code
 

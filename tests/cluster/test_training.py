@@ -78,35 +78,30 @@ def redone(before: Sequence[int], after: Sequence[int]) -> int:
 
 
 def test_a_worker_and_then_its_node_die(lab: Lab, base: str, mlflow: Server) -> None:
-    driver = lab.start(*stage2(base, 40), "--compute.workers", "2", "--compute.min_workers", "1", MLFLOW_TRACKING_URI=mlflow.url)
+    driver = lab.start(*stage2(base, 20), "--compute.workers", "2", "--compute.min_workers", "1", MLFLOW_TRACKING_URI=mlflow.url)
     reach(driver, 8)
     training = [node for node in lab.cluster.nodes if node.processes("RayTrainWorker")]
     assert len(training) == 2
-    kills = [lambda: training[0].processes("RayTrainWorker")[0].kill(), training[0].kill]
-    for kill in kills:
+    for kill in (training[0].processes("RayTrainWorker")[0].kill, training[0].kill):
         seen = len(driver.lines)
         kill()
         failed = driver.until("workers failed", after=seen)
         driver.until(r"step \d+/.*loss", after=failed)
-        assert (
-            redone(
-                steps(driver.lines)[: len(steps(driver.lines[:failed]))], steps(driver.lines)[len(steps(driver.lines[:failed])) :]
-            )
-            <= INTERVAL
-        )
-        reach(driver, max(steps(driver.lines)) + INTERVAL + 2)
+        before = steps(driver.lines[:failed])
+        assert redone(before, steps(driver.lines)[len(before) :]) <= INTERVAL
+        reach(driver, max(before) + INTERVAL + 2)
     assert driver.end(400) == 0, driver.said
-    assert delivered(mlflow, 40) == list(range(1, total(driver) + 1))
+    assert delivered(mlflow, 20) == list(range(1, total(driver) + 1))
 
 
 def test_the_driver_dies_and_the_job_is_submitted_again(lab: Lab, base: str, mlflow: Server) -> None:
-    driver = lab.submit(*stage2(base, 41), MLFLOW_TRACKING_URI=mlflow.url)
+    driver = lab.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
     reach(driver, 9)
     for process in lab.cluster.head.processes(PIPELINE):
         if "JobSupervisor" not in " ".join(process.cmdline()):
             process.kill()
     assert driver.end() != 0
-    again = lab.submit(*stage2(base, 41), MLFLOW_TRACKING_URI=mlflow.url)
+    again = lab.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
     assert again.end(400) == 0, again.said
     assert all(f"{stage}: stands, not run again" in again.said for stage in BEFORE)
     assert redone(steps(driver.lines), steps(again.lines)) <= INTERVAL
@@ -115,7 +110,7 @@ def test_the_driver_dies_and_the_job_is_submitted_again(lab: Lab, base: str, mlf
 
 def test_mlflow_dies_in_the_middle_and_returns(lab: Lab, base: str, tmp_path: Path) -> None:
     with mlflow_server(tmp_path) as server:
-        driver = lab.start(*stage2(base, 42), MLFLOW_TRACKING_URI=server.url)
+        driver = lab.start(*stage2(base, 22), MLFLOW_TRACKING_URI=server.url)
         reach(driver, 5)
         server.kill()
         reach(driver, 30)
@@ -123,7 +118,7 @@ def test_mlflow_dies_in_the_middle_and_returns(lab: Lab, base: str, tmp_path: Pa
         assert driver.end(400) == 0, driver.said
         done = steps(driver.lines)
         assert done == list(range(1, total(driver) + 1)), "training was disturbed"
-        assert delivered(server, 42) == done
+        assert delivered(server, 22) == done
 
 
 def test_s3_refuses_one_request_in_five_and_is_away_for_20_seconds(lab: Lab, mlflow: Server) -> None:
