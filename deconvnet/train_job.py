@@ -5,6 +5,7 @@ When a worker or its node dies, Ray Train starts all of them again from the last
 SIGTERM, `ray job stop`), asks them to stop; they leave a checkpoint. A run of the same name and storage goes on from its last one.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -144,7 +145,7 @@ def run_training(
         f"{stage}: {examples.total:,} examples an epoch, {feed.steps_per_epoch:,} steps of {stage_settings.batch}, at most {total:,} steps"
     )
     try:
-        found = _wait(trainer, relay, lambda metrics: say(f"{stage}: {progress(metrics, total)}"), say)
+        found = _wait(trainer, relay, storage_uri, lambda metrics: say(f"{stage}: {progress(metrics, total)}"), say)
     finally:
         ray.kill(relay)
     if found.get("interrupted"):
@@ -244,7 +245,9 @@ def _open_dev(uri: str | None, size: int, whole: bool) -> Examples | None:
         return None
 
 
-def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say: Callable[[str], None]) -> dict[str, Any]:
+def _wait(
+    trainer: Any, relay: Any, storage_uri: str, tell: Callable[[dict[str, Any]], None], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Run the trainer in a thread (in the main one it would take Ctrl-C to itself) and return what rank 0 returned."""
     ended: dict[str, Any] = {}
     workers: int | None = None
@@ -284,7 +287,7 @@ def _wait(trainer: Any, relay: Any, tell: Callable[[dict[str, Any]], None], say:
             thread.join(POLL_SECONDS)
         hear()
     if "error" in ended:
-        raise _sentence(ended["error"]) from ended["error"]
+        raise _sentence(ended["error"], storage_uri) from ended["error"]
     return dict(ended["value"])
 
 
@@ -303,11 +306,16 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _sentence(error: BaseException) -> BaseException:
-    """The user's mistake that made the workers fail, if that was it; else the error itself."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        if mistake := users_mistake(getattr(failure, "_base_exc", failure)):
+def _sentence(error: BaseException, storage_uri: str) -> BaseException:
+    """The user's mistake that made the workers or the controller fail, or the full disk, if that was it; else the error itself."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)]
+    for failure in failures:
+        cause = getattr(failure, "_base_exc", failure)
+        if mistake := users_mistake(cause):
             return mistake
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Ray Train writes checkpoints there; with S3 a disk is only where they are put together.
+            return storage.disk_mistake(cause, tempfile.gettempdir() if storage.is_s3(storage_uri) else storage_uri) or error
     return error
 
 

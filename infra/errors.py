@@ -24,9 +24,12 @@ class Interrupted(Exception):
 
 def users_mistake(error: BaseException) -> UserError | None:
     """The UserError that a remote task failed by, if that was it: Ray wraps what tasks raise."""
-    cause: BaseException | None = error
-    while cause is not None:
+    causes, seen = [error], set()
+    while causes:
+        cause = causes.pop()
         if isinstance(cause, UserError):
             return UserError(str(cause))
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        seen.add(id(cause))  # Ray's chains can be rings
+        further = (getattr(cause, "cause", None), cause.__cause__)
+        causes += [c for c in further if isinstance(c, BaseException) and id(c) not in seen]
     return None

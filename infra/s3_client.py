@@ -56,7 +56,7 @@ def client(seconds: float | None = None) -> Any:
 
 
 def filesystem(bucket: str) -> pafs.FileSystem:
-    """pyarrow's S3 with the client's endpoint and region, as patient as the client. It holds no keys, so it can be pickled."""
+    """pyarrow's S3 with the client's endpoint and region, as patient as the client. It can be pickled: no keys go along, and it stays patient."""
     return _filesystem(os.getpid(), _aws_variables(), bucket)
 
 
@@ -117,13 +117,22 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return ConnectionError, HTTPClientError, IncompleteReadError
 
 
+class _Patient(pafs.S3FileSystem):
+    """What pyarrow pickles of a filesystem lacks its retry strategy, so this one is made anew where it arrives."""
+
+    bucket: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return filesystem, (self.bucket,)
+
+
 @cache
 def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) -> pafs.FileSystem:
     s3 = client()
     host = urlsplit(s3.meta.endpoint_url)
     amazon = (host.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
     region = s3.head_bucket(Bucket=bucket).get("BucketRegion") if amazon else s3.meta.region_name or "us-east-1"
-    return pafs.S3FileSystem(
+    made = _Patient(
         endpoint_override=None if amazon else host.netloc,
         scheme=host.scheme,
         region=region,
@@ -133,6 +142,8 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
         request_timeout=60,
         **({"tls_ca_file_path": bundle} if (bundle := os.environ.get("AWS_CA_BUNDLE")) else {}),
     )
+    made.bucket = bucket
+    return made
 
 
 def read(bucket: str, key: str) -> tuple[bytes, str]:

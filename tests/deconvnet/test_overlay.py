@@ -18,7 +18,7 @@ def test_background_is_left_and_classes_are_half_painted(rng: np.random.Generato
     np.testing.assert_array_equal(found[:, :55], image[:, :55])
     np.testing.assert_array_equal(found[45, 65], (image[45, 65] * 0.5 + VOC_PALETTE[2] * 0.5).astype(np.uint8))
     np.testing.assert_array_equal(found[40, 60], VOC_PALETTE[2])  # the outline
-    assert (found[40:110, 60:150] == 255).all(axis=-1).any(), "the name is written in it"
+    assert found[40:110, 60:150].min(axis=-1).max() > 200, "the name is written in it, white"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (17, 16)])

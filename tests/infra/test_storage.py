@@ -182,11 +182,13 @@ def test_refusals_now_and_then_are_not_seen(proxy, bucket, monkeypatch, tmp_path
 
 
 def away_and_back(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
-    """Writing, reading and listing, by boto3 and by pyarrow, all begun while the server is away."""
+    """Writing, reading and listing, by boto3 and by pyarrow (as it arrives in a worker), all begun while the server is away."""
     storage.write_bytes(f"{bucket}/there", b"content")
     fs, path = storage.filesystem(bucket)
+    fs = pickle.loads(pickle.dumps(fs))
 
     def by_pyarrow() -> bytes:
+        fs.create_dir(f"{path}/folder")
         with fs.open_output_stream(f"{path}/arrow") as stream:
             stream.write(b"arrow")
         with fs.open_input_file(f"{path}/there") as file:

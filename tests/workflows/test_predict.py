@@ -26,6 +26,7 @@ from deconvnet.registered import register
 from deconvnet.tracking import Tracker
 from infra import tables
 from infra.errors import UserError
+from infra.lock import Locked, held
 from tests.deconvnet.test_registered import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
 from tests.servers import s3_server
 from workflows import predict
@@ -419,3 +420,16 @@ def test_the_config_that_ships_is_valid_and_every_field_can_be_given() -> None:
     assert made.model == "models:/edeconvnet@champion" and made.input == "s3://b/in" and made.output == str(Path.cwd() / "out")
     names = {name for name, _ in leaves(predict.PredictSettings)}
     assert {"input", "workspace", "compute.actors", "compute.gpus_per_actor", "tracking.uri", "cluster.data_nodes"} <= names
+
+
+@pytest.mark.usefixtures("here")
+def test_one_run_at_a_time_and_a_dead_ones_lock_is_waited_out(run: Run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "LOCK_SECONDS", 0.6)
+    lock = f"{tmp_path}/out/_lock"
+    with held(lock, "the other"), pytest.raises(Locked, match="the other holds the lock"):
+        run()
+    assert not (tmp_path / "out" / "predict.json").exists()
+    (tmp_path / "out" / "_lock").write_text(
+        json.dumps({"holder": "dead", "host": "h", "pid": 1, "since": 0.0, "expires": time.time() + 0.4, "token": "t"})
+    )
+    assert "8 to label" in run() and not Path(lock).exists()
