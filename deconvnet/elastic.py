@@ -5,7 +5,7 @@ of a killed driver's run for 3 minutes; `Elastic` looks at the nodes. And it gro
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,15 +18,11 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2._internal.util import time_monotonic
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from infra.ray_cluster import live_nodes
+
 GROW_SECONDS = 60.0
 """Workers that have just started are left alone for so long, whatever room there is."""
 RETRY_SECONDS = 1.0
-
-
-def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Ray's living nodes that have all of `labels`, as `ray.nodes()` describes them."""
-    wanted = (labels or {}).items()
-    return [node for node in ray.nodes() if node["Alive"] and wanted <= (node["Labels"] or {}).items()]
 
 
 class Elastic(ElasticScalingPolicy):

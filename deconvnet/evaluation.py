@@ -16,7 +16,7 @@ from infra import tables
 from infra.errors import UserError
 from infra.images import decode_image, decode_mask
 from infra.progress import progress
-from infra.ray_cluster import room
+from infra.ray_cluster import may_grow, room
 from proposals.propose import iter_proposals
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def evaluate(
     nothing = UserError(f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on")
     if not (units := _units(images_uri, proposals_uri, split)):
         raise nothing
-    actors = max(1, min(actors or room(nodes or {}, cpus_per_actor, gpus_per_actor), len(units)))
+    most = len(units) if may_grow() else room(nodes or {}, cpus_per_actor, gpus_per_actor)
+    most = max(1, min(actors or most, len(units)))
     todo = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units))
     done = todo.map(
         _Worker,
@@ -85,7 +86,7 @@ def evaluate(
             "threads": cpus_per_actor,
             "gpu": gpus_per_actor > 0,
         },
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=cpus_per_actor,
         num_gpus=gpus_per_actor or None,
         **({"label_selector": dict(nodes)} if nodes else {}),

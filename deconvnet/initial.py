@@ -11,6 +11,9 @@ PLACES = {
 }
 
 
+WHOLE = "fetched.json"  # written last to what was fetched
+
+
 def starting_model(source: str, architecture: str, tracking_uri: str, keep: str) -> str | None:
     """The model folder of `architecture` in `source`: a model folder, a workspace, or a registered model (models:/NAME@ALIAS).
 
@@ -48,6 +51,9 @@ def _find(folder: str, architecture: str) -> str | None:
 
 def _fetched(source: str, tracking_uri: str, keep: str) -> str:
     version = find(source, tracking_uri, "init.from")
-    target = storage.join(keep, f"{version.name}-{version.number}")
-    fetch(version, tracking_uri, target)
+    target = storage.join(keep, f"{version.name}-{version.number}-{version.id}")
+    whole = storage.join(target, WHOLE)
+    if not storage.exists(whole):
+        fetch(version, tracking_uri, target)
+        storage.write_json(whole, True)
     return target

@@ -49,7 +49,9 @@ def label_photographs(
         if not fits and not may_grow():
             raise UserError(_no_room(nodes or {}, cpus_per_actor, gpus_per_actor))
         maker = _Maker(plan.state, output, model, max_pixels, cpus_per_actor, gpus_per_actor)
-        made = _dataset(todo, maker, fingerprint, min(actors or fits or 1, len(todo)), nodes).iter_rows()
+        made = _dataset(
+            todo, maker, fingerprint, min(actors or (len(todo) if may_grow() else fits), len(todo)), nodes
+        ).iter_rows()
         try:
             for _ in progress(made, len(todo), "labelling", "parts"):
                 pass
@@ -76,7 +78,7 @@ def _dataset(
         return dataset.map(
             _Actor,
             fn_constructor_args=(maker, fingerprint),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=maker.cpus,
             num_gpus=maker.gpus or None,
             label_selector=dict(nodes) if nodes else None,

@@ -1,15 +1,19 @@
 """Whether a challenger becomes the champion, and the registry's aliases that say which is which."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from deconvnet.tracking import Run
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+PROMOTED, REJECTED = "promoted", "not promoted"
 JUDGED_BY = "edeconvnet_crf"
 """The row of the results that decides: what the registered model answers with."""
 
@@ -25,7 +29,7 @@ class Verdict:
 def judge(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: float, max_class_drop: float) -> Verdict:
     """Compare two `results.json` of the same photographs and classes.
 
-    The challenger is promoted if its mean IoU is higher by at least `margin` and no class's IoU is lower by more than
+    The challenger is promoted if its mean IoU is higher, by at least `margin`, and no class's IoU is lower by more than
     `max_class_drop` (all fractions of 1). A class without an IoU in either is passed over. Raises ValueError where the results are
     not of the same photographs and classes.
     """
@@ -41,7 +45,7 @@ def judge(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: fl
     }
     worst = max(falls, key=lambda name: falls[name], default=None)
     # Differences of fractions that were written out: 0.55 - 0.5 must count as 0.05.
-    if rise < margin - 1e-9:
+    if rise < margin - 1e-9 or rise <= 0:
         return Verdict(False, f"{figures}: a rise of at least {_points(margin)} is asked for (retrain.margin)")
     if worst is not None and falls[worst] > max_class_drop + 1e-9:
         return Verdict(
@@ -61,47 +65,66 @@ def _points(fraction: float) -> str:
 
 
 def incumbent(tracking_uri: str, name: str) -> int | None:
-    """The version to beat: the champion, else the challenger of a first pipeline run; None where there is neither.
+    """The version to beat: the champion, else the challenger of a pipeline run that was not judged; None where there is neither.
 
     Raises UserError where the store doesn't answer.
     """
     versions = aliases(tracking_uri, name)
-    return versions.get(CHAMPION, versions.get(CHALLENGER))
+    if CHAMPION in versions or CHALLENGER not in versions:
+        return versions.get(CHAMPION)
+    with _asked(tracking_uri, name) as client:
+        rejected = client.get_model_version(name, str(versions[CHALLENGER])).tags.get("verdict") == REJECTED
+    return None if rejected else versions[CHALLENGER]
 
 
 def aliases(tracking_uri: str, name: str) -> dict[str, int]:
     """The registered model's aliases and their versions; {} where there is no such model. Raises UserError."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from deconvnet.tracking import without_secrets
-
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    try:
-        return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        why = without_secrets(str(error).splitlines()[0])
-        raise UserError(f"MLflow's registry at {without_secrets(tracking_uri)} can't be asked for {name}: {why}") from None
+    with _asked(tracking_uri, name) as client:
+        try:
+            return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
 
 
 def set_champion(tracking_uri: str, name: str, version: int) -> None:
-    """Give the alias to a version."""
-    from mlflow import MlflowClient
+    """Give the alias to a version. Raises UserError."""
+    with _asked(tracking_uri, name) as client:
+        client.set_registered_model_alias(name, CHAMPION, str(version))
 
-    MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri).set_registered_model_alias(name, CHAMPION, str(version))
+
+@contextmanager
+def _asked(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
+    """The registry; what it refuses is told as a sentence."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from deconvnet.tracking import first_line, without_secrets
+
+    try:
+        yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    except MlflowException as error:
+        store = without_secrets(tracking_uri)
+        raise UserError(f"MLflow's registry at {store} can't be asked for {name}: {first_line(error)}") from None
 
 
 def crown(run: "Run", name: str, challenger: int, champion: int | None, verdict: Verdict) -> int:
     """Write the verdict on the run and on the challenger's version, and set the alias champion; returns who holds it then.
 
-    champion: who held the place so far. Where the challenger is not promoted, that version keeps it, or takes it if it had only been
-    the one to beat. Doing it twice changes nothing.
+    champion: who was to be beaten. Where the challenger is not promoted, that version keeps the alias, or takes it if nobody has it.
+    A third version that got the alias meanwhile keeps it: nobody was measured against it. Doing it twice changes nothing.
     """
     client = run.tracker.client
-    holder = challenger if verdict.promoted or champion is None else champion
-    outcome = "promoted" if verdict.promoted else "not promoted"
+    current = aliases(run.tracker.uri, name).get(CHAMPION)
+    if current is not None and current not in (champion, challenger):
+        verdict = Verdict(False, f"{verdict.why}; but version {current} became champion meanwhile, and keeps the place")
+        holder = current
+    else:
+        holder = challenger if verdict.promoted or champion is None else champion
+    outcome = PROMOTED if verdict.promoted else REJECTED
     with run.tracker.clear():
         version = client.get_model_version(name, str(challenger))
         line = f"\n\n**{outcome.capitalize()}**: {verdict.why}."
@@ -112,6 +135,7 @@ def crown(run: "Run", name: str, challenger: int, champion: int | None, verdict:
             tags["verdict.against"] = f"version {champion}"
         for key, value in tags.items():
             client.set_model_version_tag(name, str(challenger), key, value)
-        client.set_registered_model_alias(name, CHAMPION, str(holder))
+        if holder != current:
+            client.set_registered_model_alias(name, CHAMPION, str(holder))
     run.set_tags({**tags, "champion": f"version {holder}"})
     return holder

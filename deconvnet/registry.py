@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.labeller import read_options
-from deconvnet.tracking import without_secrets
+from deconvnet.tracking import first_line, without_secrets
 from infra import storage
 from infra.errors import UserError
 
@@ -42,7 +42,7 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
     except MlflowException as error:
         there = _what_there_is(client, name, setting)
-        why = there or f": {str(error).splitlines()[0]}"
+        why = there or f": {first_line(error)}"
         raise UserError(f"{setting} {source} is not in {without_secrets(tracking_uri)}{why}") from None
     return Version(found.name, str(found.version), str(found.creation_timestamp), found.source)
 
@@ -68,7 +68,7 @@ def fetch(version: Version, tracking_uri: str, target: str) -> None:
                 raise UserError(f"{called} is not an ensemble that this project registered, and no other can be used") from None
             storage.copy_tree(folder, target)
     except (MlflowException, OSError) as error:
-        raise UserError(f"{called} can't be fetched: {without_secrets(str(error).splitlines()[0])}") from error
+        raise UserError(f"{called} can't be fetched: {first_line(error)}") from error
 
 
 def _what_there_is(client: "MlflowClient", name: str, setting: str) -> str:

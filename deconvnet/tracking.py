@@ -132,7 +132,8 @@ def _impatient() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception of MLflow says, in a line without secrets."""
     if cause := re.search(r"Max retries exceeded.*Caused by (\w+)", str(error), re.DOTALL):
         return f"it can't be reached ({cause[1]})"
     if "disk is full" in str(error):
@@ -162,7 +163,7 @@ def check(uri: str) -> None:
         asking.start()
         asking.join(None if database else CHECK_SECONDS)
     if asking.is_alive() or failed:
-        why = _first_line(failed[0]) if failed else f"no answer within {CHECK_SECONDS:.0f} s"
+        why = first_line(failed[0]) if failed else f"no answer within {CHECK_SECONDS:.0f} s"
         raise UserError(
             f"MLflow's store {without_secrets(uri)} can't be used: {why} — start it, or correct MLFLOW_TRACKING_URI (or tracking.uri); "
             "without either, runs are kept in the workspace"
@@ -331,7 +332,7 @@ class Tracker:
         try:
             yield
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow's store {without_secrets(self.uri)} didn't take it: {_first_line(error)}") from error
+            raise UserError(f"MLflow's store {without_secrets(self.uri)} didn't take it: {first_line(error)}") from error
 
     @contextmanager
     def pipeline(
@@ -381,4 +382,4 @@ class Tracker:
                 with nullcontext() if status == "FINISHED" else _impatient():
                     self.client.set_terminated(run_id, status=status)
             except Exception as error:  # the run's own exception says more
-                log.warning("MLflow still shows run %s as running: %s", run_id, _first_line(error))
+                log.warning("MLflow still shows run %s as running: %s", run_id, first_line(error))

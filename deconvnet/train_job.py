@@ -5,7 +5,6 @@ When a worker or its node dies, Ray Train starts all of them again from the last
 SIGTERM, `ray job stop`), asks them to stop; they leave a checkpoint. A run of the same name and storage goes on from its last one.
 """
 
-import errno
 import logging
 import os
 import signal
@@ -14,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +22,7 @@ import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from deconvnet import checkpoints, weights
-from deconvnet.elastic import Elastic, FreshStart, live_nodes
+from deconvnet.elastic import Elastic, FreshStart
 from deconvnet.feeding import DevSet, Examples, Feed, open_examples, ray_data_config
 from deconvnet.networks import DeconvNet, FCN8s, Network
 from deconvnet.order import check_batching
@@ -33,6 +31,7 @@ from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import Diverged, Outcome, State, place, train
 from infra import storage
 from infra.errors import Interrupted, UserError, users_mistake
+from infra.ray_cluster import check_nodes, live_nodes, may_grow, room
 
 POLL_SECONDS = 0.2
 """How often the controller looks at its workers and the driver at the relay; Ray's 2 s would be waited for at every report."""
@@ -40,6 +39,8 @@ PLACE_SECONDS = 20
 """How long elastic workers wait for the places they were promised, before it is looked how many there are now."""
 COLLECTIVE_SECONDS = 600
 """How long a worker waits for the others in a collective operation: longer than a checkpoint is written."""
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,16 @@ def run_training(
     init: str | None = None,
     nodes: Mapping[str, str] | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
-    say: Callable[[str], None] = print,
+    say: Say = print,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train one stage to its end and leave the network as a model folder at `out_uri`. Ray must be running.
 
     stage: "fcn8s", "stage1" or "stage2", which names the settings' section. examples_uri: an `examples` table, or the `images` table
     for "fcn8s", whose splits `train` and `dev` are used; dev_uri: an `examples` table of dev crops (for "fcn8s" the same `images`
     table), or None. storage_uri/run_name: where checkpoints lie; a run that stands there is gone on with. init: a model folder to
-    start from. nodes: Ray labels of the nodes that workers may run on; None or {} for any. callbacks: Ray Train callbacks, called in the controller; they must not raise.
+    start from. nodes: Ray labels of the nodes that workers may run on; None or {} for any. callbacks: Ray Train callbacks, called in
+    the controller; they must not raise. stopped: where it comes to say yes, the run is stopped as by an interruption.
 
     Returns {"steps", "epochs", "dev_mean_iou", "best_dev_mean_iou"}. Raises UserError for settings or data that can't be trained
     with and where the loss diverges, and Interrupted where it was asked to stop (a checkpoint is left then).
@@ -145,7 +148,7 @@ def run_training(
         f"{stage}: {examples.total:,} examples an epoch, {feed.steps_per_epoch:,} steps of {stage_settings.batch}, at most {total:,} steps"
     )
     try:
-        found = _wait(trainer, relay, storage_uri, lambda metrics: say(f"{stage}: {progress(metrics, total)}"), say)
+        found = _wait(trainer, relay, storage_uri, lambda metrics: say(f"{stage}: {progress(metrics, total)}"), say, stopped)
     finally:
         ray.kill(relay)
     if found.get("interrupted"):
@@ -155,31 +158,22 @@ def run_training(
     return found
 
 
-def check_resources(compute: ComputeSettings, say: Callable[[str], None], nodes: Mapping[str, str] | None = None) -> None:
+def check_resources(compute: ComputeSettings, say: Say, nodes: Mapping[str, str] | None = None) -> None:
     """Raise UserError where this Ray will never have what the fewest workers reserve; say so where it may still grow.
 
     nodes: Ray labels of the nodes that workers may run on; None or {} for any.
     """
     workers = compute.min_workers or compute.workers
-    needed = {"CPU": workers * compute.cpus_per_worker, "GPU": workers if compute.gpu else 0}
-    usable = live_nodes(nodes)
-    has = {kind: sum(node["Resources"].get(kind, 0) for node in usable) for kind in needed}
-    short = {kind: count for kind, count in needed.items() if count > has[kind]}
-    if not short:
+    fits = room(nodes or {}, compute.cpus_per_worker, 1 if compute.gpu else 0)
+    if fits >= workers:
         return
-    labels = ", ".join(f"{key}={value}" for key, value in (nodes or {}).items())
-    who = f"nodes labelled {labels} have" if labels else "Ray has"
-    what = " and ".join(f"{count} {kind}s ({who} {has[kind]:g})" for kind, count in short.items())
-    grows = "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
-    if not grows and not usable:
-        raise UserError(
-            f"no living node of this Ray is labelled {labels}, as training workers' nodes must be (cluster.training_nodes): "
-            f"start one with `ray start --labels {labels.replace(' ', '')}`, or leave the setting empty"
-        )
-    if not grows and len(live_nodes()) == 1:
+    check_nodes(nodes or {}, "cluster.training_nodes")
+    each = f"{compute.cpus_per_worker} CPUs" + (" and a GPU" if compute.gpu else "")
+    what = f"room for {workers} training workers of {each} each (Ray has it for {fits})"
+    if not may_grow() and len(live_nodes()) == 1:
         raise UserError(
             f"compute asks for {what}: lower compute.workers or compute.cpus_per_worker"
-            + (", or set compute.gpu to false" if "GPU" in short else "")
+            + (", or set compute.gpu to false" if compute.gpu else "")
         )
     say(f"waiting for {what}")
 
@@ -246,7 +240,7 @@ def _open_dev(uri: str | None, size: int, whole: bool) -> Examples | None:
 
 
 def _wait(
-    trainer: Any, relay: Any, storage_uri: str, tell: Callable[[dict[str, Any]], None], say: Callable[[str], None]
+    trainer: Any, relay: Any, storage_uri: str, tell: Callable[[dict[str, Any]], None], say: Say, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
     """Run the trainer in a thread (in the main one it would take Ctrl-C to itself) and return what rank 0 returned."""
     ended: dict[str, Any] = {}
@@ -275,11 +269,11 @@ def _wait(
         thread.start()
         asked = False
         while thread.is_alive():
-            if caught and not asked:
+            if (caught or stopped()) and not asked:
                 say("stopping: the workers finish their step and leave a checkpoint (again to stop at once)")
                 relay.stop.remote()
                 asked = True
-            if caught and workers == 0:
+            if asked and workers == 0:
                 raise Interrupted("interrupted while it waited for nodes: the same command goes on from the last checkpoint")
             if len(caught) > 1:
                 raise KeyboardInterrupt
@@ -308,13 +302,11 @@ def _signals() -> Iterator[list[int]]:
 
 def _sentence(error: BaseException, storage_uri: str) -> BaseException:
     """The user's mistake that made the workers or the controller fail, or the full disk, if that was it; else the error itself."""
-    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)]
-    for failure in failures:
+    for failure in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)):
         cause = getattr(failure, "_base_exc", failure)
         if mistake := users_mistake(cause):
             return mistake
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            # Ray Train writes checkpoints there; with S3 a disk is only where they are put together.
+        if storage.is_full(cause):  # with S3 the disk is the one on which checkpoints are put together
             return storage.disk_mistake(cause, tempfile.gettempdir() if storage.is_s3(storage_uri) else storage_uri) or error
     return error
 

@@ -4,8 +4,10 @@ The `changes` table has a row for each photograph; its parts go with those of th
 so a task compares one part with the few that overlap it.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,8 +62,8 @@ def known(earlier: Earlier | None, images: tables.Commit) -> list[Known | None]:
         return [None] * len(images.parts)
     changes = tables.require_commit(earlier.changes)
     return [
-        Known(earlier.table, tuple(_overlapping(before.parts, part)), earlier.changes, part) if part.rows else None
-        for part in changes.parts
+        Known(earlier.table, near, earlier.changes, part) if part.rows else None
+        for part, near in zip(changes.parts, _overlapping(before.parts, changes.parts), strict=True)
     ]
 
 
@@ -74,7 +76,7 @@ def find_changes(
     """
     images = tables.require_commit(images_uri)
     before = tables.read_commit(before_uri) if before_uri else None
-    units = [(part, tuple(_overlapping(before.parts, part)) if before else ()) for part in images.parts]
+    units = list(zip(images.parts, _overlapping(before.parts if before else (), images.parts), strict=True))
 
     def rows(unit: tuple[tables.Part, tuple[tables.Part, ...]]) -> Iterator[dict[str, Any]]:
         part, overlapping = unit
@@ -83,7 +85,9 @@ def find_changes(
             yield {"image_id": image_id, "change": change}
 
     parts = make_parts(out_uri, fingerprint, CHANGES, units, rows, title="comparing", nodes=nodes)
-    counts = Counter(row["change"] for part in parts for row in tables.iter_rows(out_uri, ["change"], part))
+    with ThreadPoolExecutor(16) as pool:  # small files, and on S3 each takes a while
+        found = pool.map(lambda part: Counter(row["change"] for row in tables.iter_rows(out_uri, ["change"], part)), parts)
+        counts = sum(found, Counter[str]())
     gone = (before.rows if before else 0) - (images.rows - counts["new"])
     extra = {name: counts[name] for name in ("new", "changed", "relabelled", "same")} | {"gone": gone}
     return tables.commit(out_uri, fingerprint, parts, extra)
@@ -105,5 +109,10 @@ def compare(rows: Iterator[Mapping[str, Any]], before: Iterator[Mapping[str, Any
             yield row["image_id"], "same"
 
 
-def _overlapping(parts: Sequence[tables.Part], part: tables.Part) -> Iterator[tables.Part]:
-    return (each for each in parts if part.rows and each.rows and each.first <= part.last and each.last >= part.first)
+def _overlapping(before: Sequence[tables.Part], parts: Sequence[tables.Part]) -> list[tuple[tables.Part, ...]]:
+    """For each of `parts` those of `before` that may have its photographs. Both are of sorted tables."""
+    filled = [each for each in before if each.rows]
+    firsts, lasts = [each.first for each in filled], [each.last for each in filled]
+    return [
+        tuple(filled[bisect_left(lasts, part.first) : bisect_right(firsts, part.last)]) if part.rows else () for part in parts
+    ]

@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from infra import storage
+from infra.errors import UserError
 
 FILE = "generation.json"
+SEEN = "seen.json"
 CHECKPOINTS = ("train", "init")  # of a finished generation: its networks lie in models/
 
 
@@ -23,6 +25,7 @@ class Generation:
     name: str
     previous: str | None
     version: int | None
+    forced: bool = False  # trains even if nothing is new
     finished: bool = False
     outcome: dict[str, Any] | None = None  # of a finished one
 
@@ -35,6 +38,19 @@ def folder(workspace: str, name: str = "") -> str:
 def new_name(now: datetime | None = None) -> str:
     """A generation's name: the time it is begun, UTC; names sort by age."""
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def seen(workspace: str) -> str | None:
+    """The fingerprint of the data's files (`mark_seen`) that were last found to hold nothing new."""
+    try:
+        return str(storage.read_json(folder(workspace, SEEN)))
+    except FileNotFoundError:
+        return None
+
+
+def mark_seen(workspace: str, fingerprint: str) -> None:
+    """Keep the fingerprint of files that hold nothing new, though their times differ: they need not be read again."""
+    storage.write_json(folder(workspace, SEEN), fingerprint)
 
 
 def write(workspace: str, generation: Generation) -> None:
@@ -55,7 +71,10 @@ def read_all(workspace: str) -> list[Generation]:
     for name in _names(workspace):
         place = storage.join(folder(workspace, name), FILE)
         if storage.exists(place):
-            found.append(Generation(**storage.read_json(place)))
+            try:
+                found.append(Generation(**storage.read_json(place)))
+            except (ValueError, TypeError):
+                raise UserError(f"{place} is not one of this version's: delete its folder, or what it lacks") from None
     return sorted(found, key=lambda generation: generation.name)
 
 

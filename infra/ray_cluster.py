@@ -76,13 +76,28 @@ def _silent_stderr() -> Iterator[None]:
         os.close(null)
 
 
-def room(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
-    """How many actors of so many CPUs and GPUs the live nodes with the labels `nodes` ({}: all) hold at once."""
+def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Ray's living nodes that have all of `labels`, as `ray.nodes()` describes them."""
     import ray
 
-    live = (node for node in ray.nodes() if node["Alive"] and nodes.items() <= node["Labels"].items())
-    there = [node["Resources"] for node in live]
+    wanted = (labels or {}).items()
+    return [node for node in ray.nodes() if node["Alive"] and wanted <= (node["Labels"] or {}).items()]
+
+
+def room(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
+    """How many actors of so many CPUs and GPUs the living nodes with the labels `nodes` ({}: all) hold at once."""
+    there = [node["Resources"] for node in live_nodes(nodes)]
     return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
+
+
+def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
+    """Raise UserError where work for nodes of these labels would wait for ever; `setting` names them."""
+    if nodes and not live_nodes(nodes) and not may_grow():
+        labels = ",".join(f"{key}={value}" for key, value in nodes.items())
+        raise UserError(
+            f"no living node of this Ray is labelled {labels} ({setting}): start one with `ray start --labels {labels}`, "
+            "or leave the setting empty"
+        )
 
 
 def may_grow() -> bool:

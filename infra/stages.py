@@ -28,6 +28,7 @@ class Record:
 
     fingerprint: str
     recipe: str
+    inputs: list[str]
     key: str
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +78,20 @@ def recorded(workspace: str, stage: str) -> Record | None:
         return None
 
 
+def standing(workspace: str, stage: str) -> Record | None:
+    """The record of the stage of this name, if what it was made from is what its inputs hold: None where one was made anew since."""
+    record = recorded(workspace, stage)
+    if record is None:
+        return None
+    inputs = [standing(workspace, name) for name in record.inputs]
+    keys = [each.key for each in inputs if each]
+    return record if len(keys) == len(inputs) and record.fingerprint == _fingerprint(record.recipe, keys) else None
+
+
+def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
+    return digest([recipe, list(keys)])
+
+
 class Stages:
     """The stages of a workspace, in the order they run."""
 
@@ -92,7 +107,7 @@ class Stages:
     def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str | None:
         if any(name not in keys for name in stage.inputs):
             return None
-        return digest([stage.recipe, [keys[name] for name in stage.inputs]])
+        return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
 
     def plan(self) -> list[Planned]:
         """How every stage stands; nothing is run."""
@@ -138,6 +153,6 @@ class Stages:
         started = time.monotonic()
         summary = dict(around(stage, fingerprint, lambda: stage.run(fingerprint)))
         key = str(summary.pop("key", fingerprint))
-        record = Record(fingerprint, stage.recipe, key, round(time.monotonic() - started, 1), summary)
+        record = Record(fingerprint, stage.recipe, list(stage.inputs), key, round(time.monotonic() - started, 1), summary)
         storage.write_json(record_uri(self.workspace, stage.name), asdict(record))
         return record

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import pyarrow.fs as pafs
 
@@ -65,7 +65,7 @@ def _s3(uri: str) -> Iterator[tuple[str, str]]:
 
 def disk_mistake(error: OSError, folder: Path | str) -> UserError | None:
     """What a person can do about an error of writing below `folder`: the disk is full, or not theirs to write on. Else None."""
-    if error.errno in _FULL_DISK:
+    if is_full(error):
         free = ""
         with suppress(OSError):
             usage = shutil.disk_usage(folder)
@@ -76,6 +76,11 @@ def disk_mistake(error: OSError, folder: Path | str) -> UserError | None:
     if error.errno in _NO_FOLDER:
         return UserError(f"{folder} can't be a folder: {error.strerror} ({error.filename})")
     return None
+
+
+def is_full(error: BaseException) -> TypeGuard[OSError]:
+    """True for what a full disk (or quota) raises."""
+    return isinstance(error, OSError) and error.errno in _FULL_DISK
 
 
 @contextmanager

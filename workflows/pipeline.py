@@ -1,7 +1,7 @@
 """The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from deconvnet.tracking import tracking_uri, without_secrets
 from infra import storage, tables
 from infra.changes import Earlier, find_changes
 from infra.errors import Interrupted, UserError
-from infra.stages import Record, Stage, Stages, digest, recorded
+from infra.stages import Record, Stage, Stages, digest, recorded, standing
 from workflows.settings import Settings, as_dict
 
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
@@ -139,7 +139,7 @@ class Pipeline:
         """
         from deconvnet.tracking import Tracker
         from deconvnet.train_job import check_resources
-        from infra.ray_cluster import connected
+        from infra.ray_cluster import check_nodes, connected
 
         s = self.settings
         storage.check_writable(s.workspace)
@@ -156,10 +156,11 @@ class Pipeline:
             storage.write_json(run_file, {"mlflow_run_id": parent.run_id})
             # Now, rather than after an hour of mining.
             check_resources(s.compute, self.say, s.cluster.selector("training_nodes"))
+            check_nodes(self.data_nodes, "cluster.data_nodes")
 
             def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 if self.stopped():
-                    raise Interrupted(f"stopped before {stage.name}: the same command goes on from what is finished")
+                    raise Interrupted(f"stopped before {stage.name}, as another run has taken the lock of this workspace")
                 self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: {stage.title}")
                 with parent.stage(stage.name, fingerprint, dict(stage.settings)) as child:
                     self.mlflow_run = child
@@ -186,7 +187,8 @@ class Pipeline:
         summary = {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
         if self.previous:
             changes = find_changes(self.images, storage.join(self.previous, "images"), self.changes, fingerprint, self.data_nodes)
-            summary["changes"] = changes.extra
+            before = recorded(self.previous, "prepare")
+            summary |= {"changes": changes.extra, "since": before.key if before else None}
             self.say("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
             self.mlflow_run.log_metrics({f"photographs.{change}": count for change, count in changes.extra.items()})
         return summary
@@ -196,12 +198,19 @@ class Pipeline:
         return self.place("changes")
 
     def _earlier(self, table: str, *stages: str) -> Earlier | None:
-        """The previous workspace's table of this name, where the stages that it comes from did what they do now."""
-        if self.previous is None:
+        """The previous workspace's table of this name, where the stages that it comes from did what they do now.
+
+        It must still be the workspace that the photographs were compared with, and whole.
+        """
+        prepared = recorded(self.settings.workspace, "prepare")
+        if self.previous is None or prepared is None:
             return None
         now = {stage.name: stage.recipe for stage in self.stages.stages}
-        before = {name: record.recipe for name in stages if (record := recorded(self.previous, name))}
-        if any(before.get(name) != now[name] for name in stages):
+        before = {name: standing(self.previous, name) for name in ("prepare", *stages)}
+        compared = before["prepare"]
+        if compared is None or compared.key != prepared.summary.get("since"):
+            return None
+        if any((record := before[name]) is None or record.recipe != now[name] for name in stages):
             return None
         return Earlier(storage.join(self.previous, table), self.changes)
 
@@ -260,9 +269,7 @@ class Pipeline:
         if init is None and s.init.from_:
             init = starting_model(s.init.from_, architecture, self.store, self.place("init"))
         with ExitStack() as stack:
-            spool = Path(self.place("mlflow", "spool"))
-            if storage.is_s3(s.workspace):
-                spool = Path(stack.enter_context(TemporaryDirectory()))
+            spool = stack.enter_context(_spool(self.place("mlflow", "spool")))
             curves = stack.enter_context(self.mlflow_run.curves(spool))
             return run_training(
                 stage=stage,
@@ -280,6 +287,7 @@ class Pipeline:
                 init=init,
                 callbacks=[curves],
                 nodes=s.cluster.selector("training_nodes"),
+                stopped=self.stopped,
                 say=lambda line: self.say(f"  {line.removeprefix(f'{stage}: ')}"),
             )
 
@@ -308,7 +316,7 @@ class Pipeline:
                 f"{', '.join(known)}: name the --config they were trained by"
             )
         gpu = 1.0 if s.compute.gpu else 0.0
-        nodes = {} if s.compute.gpu else self.data_nodes
+        nodes = s.cluster.selector("training_nodes") if s.compute.gpu else self.data_nodes
         found = evaluation.evaluate(
             *models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
             dataset=f"{self.dataset_name} {split}", gpus_per_actor=gpu, nodes=nodes,
@@ -358,3 +366,17 @@ class Pipeline:
         """How many inputs were set aside."""
         commit = tables.read_commit(self.place("rejects"))
         return commit.rows if commit else 0
+
+
+@contextmanager
+def _spool(place: str) -> Iterator[Path]:
+    """A local folder for metrics that MLflow has not taken yet; on S3, a copy of `place` that goes back there."""
+    if not storage.is_s3(place):
+        yield Path(place)
+        return
+    with TemporaryDirectory(prefix="deconvnet-spool-") as folder:
+        storage.copy_tree(place, folder)
+        try:
+            yield Path(folder)
+        finally:
+            storage.copy_tree(folder, place)

@@ -14,10 +14,7 @@ run it again to go on.
 
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import ClassVar
 
@@ -29,8 +26,8 @@ from deconvnet.photographs import Photograph, list_photographs
 from deconvnet.predictions import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
 from deconvnet.tracking import check, cleaned, tracking_uri
 from infra import storage, tables
-from infra.errors import UserError
-from infra.lock import Locked, held
+from infra.errors import Interrupted, UserError
+from infra.lock import Lock, held
 from infra.settings import ClusterSettings, Section
 from infra.table_job import check_rejects
 from workflows import door
@@ -38,7 +35,7 @@ from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 from workflows.settings import as_dict
 
 LOCK = "_lock"
-LOCK_SECONDS = 20.0  # short: a killed run is to be gone on with at once
+LOCK_SECONDS = 300.0  # longer than S3 is waited for; one that died on this machine is not waited for
 MODEL = "_model"  # where the actors find the model, for the time of a run
 _REJECTS_SHOWN = 5
 
@@ -95,10 +92,10 @@ def main(argv: list[str] | None = None) -> int:
         print(_standing(plan))
     else:
         storage.check_writable(settings.output)
-        with _alone(settings.output):
+        with held(storage.join(settings.output, LOCK), "predict.py", LOCK_SECONDS) as mine:
             plan = _plan(settings, photographs, version)  # as it is now that nobody else writes
             print(_standing(plan), flush=True)
-            _label(plan, settings, version, store)
+            _label(plan, settings, version, store, mine)
     _closing(settings)
     return 0
 
@@ -149,7 +146,7 @@ def _standing(plan: Plan) -> str:
     return f"{len(plan.items):,} photographs: " + ", ".join(what + ([f"{drawn:,} of these to draw"] if drawn else []))
 
 
-def _label(plan: Plan, settings: PredictSettings, version: registry.Version, store: str) -> None:
+def _label(plan: Plan, settings: PredictSettings, version: registry.Version, store: str, lock: Lock) -> None:
     from deconvnet.predict_job import label_photographs
     from infra.ray_cluster import connected
 
@@ -167,28 +164,14 @@ def _label(plan: Plan, settings: PredictSettings, version: registry.Version, sto
                 nodes=settings.cluster.selector("training_nodes" if gpus else "data_nodes"),
             )  # fmt: skip
         finally:
-            storage.remove(model)
+            if not lock.lost:  # else the model there is another run's
+                storage.remove(model)
+    if lock.lost:
+        raise Interrupted(f"the lock of {output} was lost to another run: what that one does counts")
     if predictions.write_rejects(output, parts):
         print(_rejects(output, parts), file=sys.stderr)
     check_rejects(parts, len(plan.items), settings.max_rejects, "max_rejects")
     predictions.finish(plan, output, parts)
-
-
-@contextmanager
-def _alone(output: str) -> Iterator[None]:
-    """One run at a time writes to an output. A dead run's lock is waited out; raises Locked where the other one lives."""
-    deadline = time.monotonic() + 1.5 * LOCK_SECONDS
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(held(storage.join(output, LOCK), "predict.py", LOCK_SECONDS))
-                break
-            except Locked as lock:
-                if time.monotonic() > deadline:
-                    raise
-                print(f"{lock}\n  (looking again for {deadline - time.monotonic():.0f} s)", file=sys.stderr, flush=True)
-                time.sleep(LOCK_SECONDS / 4)
-        yield
 
 
 def _gpus_per_actor(settings: PredictSettings) -> float:

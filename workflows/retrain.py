@@ -20,10 +20,11 @@ from pathlib import Path
 from deconvnet import promotion
 from deconvnet.tracking import check, tracking_uri, without_secrets
 from infra import generations, storage
+from infra.errors import Interrupted
 from infra.generations import Generation
 from infra.lock import held
 from workflows import door
-from workflows.retraining import Retraining, begin, changed, newcomers, untouched
+from workflows.retraining import Retraining, begin, changed, latest, newcomers, untouched
 from workflows.settings import Settings, from_arguments, parser
 
 say = partial(print, flush=True)
@@ -43,23 +44,26 @@ def main(argv: list[str] | None = None) -> int:
     storage.check_writable(settings.workspace)
     lock = storage.join(settings.workspace, "retrain.lock")
     with held(lock, _user(), 60 * settings.retrain.lock_minutes) as mine:
-        pipeline = Retraining(settings, begin(settings), say, lambda: mine.lost)
-        _retrain(pipeline, Path(arguments.config).stem, arguments.force)
+        pipeline = Retraining(settings, begin(settings, arguments.force), say, lambda: mine.lost)
+        _retrain(pipeline, Path(arguments.config).stem)
     return 0
 
 
-def _retrain(pipeline: Retraining, config: str, force: bool) -> None:
+def _retrain(pipeline: Retraining, config: str) -> None:
     generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
     say(f"generation {generation.name}: {_start(generation, name)}")
-    if not force and untouched(pipeline):
+    if not generation.forced and untouched(pipeline):
         _nothing_new(pipeline)
         return
     generations.write(base, generation)
-    records = pipeline.run(f"retrain {config}", lambda stage: stage.name != "prepare" or force or changed(pipeline))
+    records = pipeline.run(f"retrain {config}", lambda stage: stage.name != "prepare" or generation.forced or changed(pipeline))
     if "verdict" not in records:
         generations.remove(base, generation.name)
+        generations.mark_seen(base, records["prepare"].fingerprint)
         _nothing_new(pipeline)
         return
+    if pipeline.stopped():
+        raise Interrupted(f"the lock of {base} was lost to another run: what that one does counts")
     verdict = records["verdict"].summary
     generations.finish(base, generation, verdict)
     for gone in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
@@ -85,7 +89,7 @@ def _nothing_new(pipeline: Retraining) -> None:
 def _plan(settings: Settings, store: str, force: bool) -> None:
     """What a run would do, as far as can be told without reading photographs."""
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
-        generation = Generation(generations.new_name(), None, None)
+        generation = Generation(generations.new_name(), latest(settings, generations.read_all(settings.workspace)), None)
     else:
         check(store)
         generation = begin(settings)
@@ -93,7 +97,7 @@ def _plan(settings: Settings, store: str, force: bool) -> None:
     say(f"generation {generation.name}: {_start(generation, settings.tracking.model_name)}")
     if generation.previous is None:
         say("every photograph is new")
-    elif not force and untouched(pipeline):
+    elif not (force or generation.forced) and untouched(pipeline):
         say(f"nothing is new since {generation.previous}: a run would stop here (--force trains all the same)")
         return
     elif settings.data.root:

@@ -1,15 +1,16 @@
 """Retraining: a pipeline run over what there is now, from the champion, that takes the champion's place if it is better."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from deconvnet import initial, promotion
-from deconvnet.data import voc
+from deconvnet.data import prepare
 from deconvnet.tracking import tracking_uri
 from infra import generations, storage, tables
 from infra.errors import UserError
 from infra.generations import Generation
-from infra.stages import Stage, recorded
+from infra.stages import Stage, recorded, standing
 from workflows.pipeline import Pipeline
 from workflows.settings import Settings
 
@@ -86,7 +87,10 @@ class Retraining(Pipeline):
         if not champion:
             verdict = promotion.Verdict(True, "there was no champion")
         elif champion["classes"] != challenger["classes"]:
-            verdict = promotion.Verdict(False, "it knows other classes than the champion, so their figures can't be compared")
+            why = (
+                "it knows other classes than the champion, so their figures can't be compared: give it the alias champion by hand"
+            )
+            verdict = promotion.Verdict(False, why)
         else:
             verdict = promotion.judge(champion, challenger, limits.margin, limits.max_class_drop)
         holder = promotion.crown(self.mlflow_parent, self.settings.tracking.model_name, number, self.generation.version, verdict)
@@ -94,13 +98,20 @@ class Retraining(Pipeline):
         return {"version": number, "champion": holder, "promoted": verdict.promoted, "why": verdict.why}
 
 
-def begin(settings: Settings) -> Generation:
-    """The generation that a run goes on with: one that was not finished, else a new one (not yet written)."""
+def begin(settings: Settings, forced: bool = False) -> Generation:
+    """The generation that a run goes on with: one that was not finished, else a new one (not yet written).
+
+    One that was not finished begins again from another champion, if there is one by now that isn't its own challenger.
+    """
     every = generations.read_all(settings.workspace)
-    if every and not every[-1].finished:
-        return every[-1]
     version = promotion.incumbent(tracking_uri(settings.workspace, settings.tracking.uri), settings.tracking.model_name)
-    return Generation(generations.new_name(), latest(settings, every), version)
+    unfinished = [generation for generation in every if not generation.finished]
+    if not unfinished:
+        return Generation(generations.new_name(), latest(settings, every), version, forced)
+    found = unfinished[-1]
+    registered = recorded(generations.folder(settings.workspace, found.name), "register")
+    own = registered.summary.get("version") if registered else None
+    return replace(found, version=found.version if version == own else version, forced=forced or found.forced)
 
 
 def latest(settings: Settings, every: list[Generation]) -> str | None:
@@ -108,13 +119,15 @@ def latest(settings: Settings, every: list[Generation]) -> str | None:
     finished = [generation for generation in every if generation.finished]
     if finished:
         return generations.folder(settings.workspace, finished[-1].name)
-    return settings.workspace if recorded(settings.workspace, "evaluate") else None
+    return settings.workspace if standing(settings.workspace, "evaluate") else None
 
 
 def untouched(pipeline: Retraining) -> bool:
-    """True if no file of the data has another name, size or time than when the previous workspace read it."""
+    """True if no file of the data has another name, size or time than when the previous workspace read it (or when they were last
+    found to hold nothing new)."""
     before = recorded(pipeline.previous, "prepare") if pipeline.previous else None
-    return before is not None and before.fingerprint == pipeline.stages.plan()[0].fingerprint
+    now = pipeline.stages.plan()[0].fingerprint
+    return before is not None and now in (before.fingerprint, generations.seen(pipeline.base))
 
 
 def changed(pipeline: Retraining) -> bool:
@@ -126,10 +139,13 @@ def changed(pipeline: Retraining) -> bool:
 
 def newcomers(pipeline: Retraining) -> tuple[int, int]:
     """How many photographs are listed now and were not used before, and the other way round: by their ids, nothing is read."""
-    data = pipeline.settings.data
-    folder = voc.Folder(pipeline.root)
-    now = {each.image_id for split in (data.train_split, data.val_split) for each in folder.split(split)[0]}
+    s = pipeline.settings
+    now = prepare.listed(s.data, s.seed, pipeline.root)
     before: set[str] = set()
+    rejected: set[str] = set()
     if pipeline.previous:
-        before = {row["image_id"] for row in tables.iter_rows(storage.join(pipeline.previous, "images"), ["image_id"])}
-    return len(now - before), len(before - now)
+        images = storage.join(pipeline.previous, "images")
+        commit = tables.require_commit(images)
+        before = {row["image_id"] for row in tables.iter_rows(images, ["image_id"])}
+        rejected = {reject.image_id for reject in commit.rejects}
+    return len(now - before - rejected), len(before - now)

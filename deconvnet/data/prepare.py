@@ -97,6 +97,11 @@ def prepare_images(
     return tables.commit(out_uri, fingerprint, parts, extra)
 
 
+def listed(settings: DataSettings, seed: int, root: str) -> set[str]:
+    """Ids of the photographs that would be read. Raises UserError as `prepare_images` does of the folder."""
+    return {item.image_id for item in _items(settings, seed, root)}
+
+
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
     """Every line of the two splits, sorted by id: the order of the table, and of its rejects."""
     folder = voc.Folder(root)

@@ -50,10 +50,10 @@ def test_a_full_disk_is_said_and_what_was_committed_stands(disk: Path, when: str
     before = list(tables.iter_rows(str(disk / "w" / table)))
     ballast = fill(disk)
     assert driver.end() == 2, driver.said
-    print(driver.said[-1500:])
     assert "error:" in driver.said and "full" in driver.said.lower() and "Traceback" not in driver.said
     assert list(tables.iter_rows(str(disk / "w" / table))) == before
-    assert not [p for p in (disk / "w").rglob(".*") if p.is_file()], "half-written files were left"
+    left = [p for p in (disk / "w").rglob(".*") if p.is_file() and p.name != ".validate_storage_marker"]  # which is Ray's
+    assert not left, "half-written files were left"
     ballast.unlink()
     again = run(disk / "w")
     assert again.end() == 0, again.said

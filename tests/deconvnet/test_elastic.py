@@ -9,7 +9,8 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
 from deconvnet import elastic
-from deconvnet.elastic import GROW_SECONDS, Elastic, live_nodes
+from deconvnet.elastic import GROW_SECONDS, Elastic
+from infra.ray_cluster import live_nodes
 
 
 def node(name: str, cpus: int, alive: bool = True, **labels: str) -> dict[str, Any]:

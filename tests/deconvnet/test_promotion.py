@@ -3,7 +3,7 @@
 import pytest
 from mlflow import MlflowClient
 
-from deconvnet.promotion import CHAMPION, Verdict, aliases, crown, incumbent, judge
+from deconvnet.promotion import CHAMPION, Verdict, aliases, crown, incumbent, judge, set_champion
 from deconvnet.tracking import Tracker
 from infra.errors import UserError
 
@@ -22,6 +22,7 @@ def results(mean_iou: float | None, images: int = 9, **iou: float | None) -> dic
         (results(0.5), results(0.51), True, "no class falls by more than 0.0 points"),  # a rise of just the margin
         (results(0.5), results(0.509), False, "at least 1.0 points"),
         (results(0.5), results(0.4), False, "retrain.margin"),
+        (results(0.5), results(0.6), True, ""),
         (results(0.5), results(0.6, cat=0.4), True, "no class falls by more than 10.0 points"),
         (results(0.5), results(0.6, cat=0.39), False, "cat falls by 11.0 points"),
         (results(0.5, cat=None), results(0.6, cat=0.1), True, ""),  # it has no IoU to fall from
@@ -69,6 +70,7 @@ def test_who_stays_champion_otherwise(registry) -> None:
         assert crown(run, "net", 2, 1, Verdict(False, "worse")) == 1
         assert aliases(registry.uri, "net") == {"champion": 1}
         assert registry.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
+        registry.client.delete_registered_model_alias("net", CHAMPION)
         assert crown(run, "net", 2, None, Verdict(True, "there was no champion")) == 2
 
 
@@ -78,5 +80,31 @@ def test_a_model_that_is_not_there_has_no_aliases(registry) -> None:
 
 def test_a_registry_that_is_away_is_a_sentence(monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match="registry at http://127.0.0.1:9 can't be asked"):
-        aliases("http://someone:word@127.0.0.1:9", "net")
+    for ask in (lambda uri: aliases(uri, "net"), lambda uri: set_champion(uri, "net", 1)):
+        with pytest.raises(UserError, match=r"registry at http://127.0.0.1:9 can't be asked") as caught:
+            ask("http://someone:word@127.0.0.1:9")
+        assert "word" not in str(caught.value)
+
+
+def test_an_equal_one_is_not_higher_even_without_a_margin() -> None:
+    assert not judge(results(0.5), results(0.5), margin=0, max_class_drop=1).promoted
+    assert judge(results(0.5), results(0.5001), margin=0, max_class_drop=1).promoted
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+def test_who_became_champion_meanwhile_stays_it(registry, promoted) -> None:
+    """Nobody was measured against that version: an operator's choice, or another run's."""
+    registry.client.create_model_version("net", "file:///model")
+    registry.client.set_registered_model_alias("net", CHAMPION, "3")
+    with registry.pipeline("p", {}) as run:
+        assert crown(run, "net", 2, 1, Verdict(promoted, "measured against 1")) == 3
+    assert aliases(registry.uri, "net") == {"champion": 3}
+    version = registry.client.get_model_version("net", "2")
+    assert version.tags["verdict"] == "not promoted" and "version 3 became champion meanwhile" in version.description
+
+
+def test_a_rejected_challenger_is_nobody_to_beat(registry) -> None:
+    registry.client.set_registered_model_alias("net", "challenger", "2")
+    assert incumbent(registry.uri, "net") == 2
+    registry.client.set_model_version_tag("net", "2", "verdict", "not promoted")
+    assert incumbent(registry.uri, "net") is None

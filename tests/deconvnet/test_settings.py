@@ -23,6 +23,8 @@ from proposals.settings import ExampleSettings, ProposalSettings
     ],
 )
 def test_defaults_are_told_once(function: Callable[..., object], settings: Section) -> None:
-    defaults = {n: p.default for n, p in inspect.signature(function).parameters.items() if p.default is not inspect.Parameter.empty}
+    defaults = {
+        n: p.default for n, p in inspect.signature(function).parameters.items() if p.default is not inspect.Parameter.empty
+    }
     shared = defaults.keys() & type(settings).model_fields.keys() - {"crf"}
     assert shared and {name: defaults[name] for name in shared} == {name: getattr(settings, name) for name in shared}

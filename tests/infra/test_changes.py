@@ -11,7 +11,15 @@ Row = dict
 
 
 def row(image_id: str, image: bytes = b"i", mask: bytes | None = b"m", split: str = "train") -> Row:
-    return {"image_id": image_id, "split": split, "width": 1, "height": 1, "image": image, "class_mask": mask, "object_mask": mask}
+    return {
+        "image_id": image_id,
+        "split": split,
+        "width": 1,
+        "height": 1,
+        "image": image,
+        "class_mask": mask,
+        "object_mask": mask,
+    }
 
 
 BEFORE = [row("a"), row("b"), row("c"), row("d"), row("e"), row("g")]

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from infra import generations, storage
+from infra.errors import UserError
 from infra.generations import Generation, finish, folder, kept, new_name, prune, read_all, write
 
 
@@ -54,3 +55,15 @@ def test_what_is_half_deleted_does_not_look_whole(workspace, monkeypatch) -> Non
     monkeypatch.setattr(generations.storage, "remove", removed.append)
     generations.remove(workspace, names(1)[0])
     assert removed == [storage.join(folder(workspace, names(1)[0]), "generation.json"), folder(workspace, names(1)[0])]
+
+
+def test_what_is_no_generation_is_a_sentence(workspace) -> None:
+    storage.write_bytes(storage.join(folder(workspace, names(6)[0]), "generation.json"), b'{"of": "tomorrow"}')
+    with pytest.raises(UserError, match="not one of this version's"):
+        read_all(workspace)
+
+
+def test_files_that_hold_nothing_new_are_remembered(workspace) -> None:
+    assert generations.seen(workspace) is None
+    generations.mark_seen(workspace, "f")
+    assert generations.seen(workspace) == "f" and len(read_all(workspace)) == 6

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from infra.stages import Stage, Stages
+from infra.stages import Stage, Stages, standing
 
 
 def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | None = None, version: int = 1) -> list[str]:
@@ -86,3 +86,26 @@ def test_a_stage_that_was_broken_off_leaves_no_old_record(tmp_path: Path) -> Non
         run(stages(2, fails=True))
     run(stages(1, fails=False))
     assert made == ["1", "2", "1"]
+
+
+def test_what_stands_on_an_input_that_was_made_anew_does_not_stand(tmp_path: Path) -> None:
+    """A run with another setting that was killed after its first stage leaves the second's old record and output."""
+    run(tmp_path, log := [], a=1)
+    stages = [standing(str(tmp_path), name) for name in "ab"]
+    assert all(stages) and log == ["a", "b"]
+    out = storage.join(str(tmp_path), "a.txt")
+    first = Stage("a", "A", 1, {"x": 2}, (), (out,), lambda fingerprint: {})
+    Stages(str(tmp_path), [first]).run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
+    assert standing(str(tmp_path), "a") and standing(str(tmp_path), "b") is None
+    assert standing(str(tmp_path), "c") is None
+
+
+def test_a_run_can_be_ended_after_a_stage(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def stage(name: str, *inputs: str) -> Stage:
+        return Stage(name, name, 1, {}, inputs, (), lambda fingerprint: made.append(name) or {})
+
+    stages = Stages(str(tmp_path), [stage("a"), stage("b", "a"), stage("c", "b")])
+    records = stages.run(lambda stage, fingerprint, work: work(), lambda stage, record: None, lambda stage: stage.name != "b")
+    assert made == ["a", "b"] == list(records)

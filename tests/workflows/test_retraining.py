@@ -1,0 +1,65 @@
+"""Which generation a retraining goes on with, from which champion, and compared with what."""
+
+from dataclasses import asdict
+
+import pytest
+
+from infra import generations, storage
+from infra.generations import Generation
+from infra.stages import Record, digest, record_uri
+from workflows import retraining
+from workflows.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(workspace=str(tmp_path / "w"), data={"classes": retraining.Settings().data.classes})
+
+
+@pytest.fixture
+def champion(monkeypatch) -> dict:
+    """Who is to be beaten, as the registry says."""
+    found: dict = {"version": None}
+    monkeypatch.setattr(retraining.promotion, "incumbent", lambda uri, name: found["version"])
+    return found
+
+
+def record(workspace: str, stage: str, inputs: list[str], keys: list[str], **summary: object) -> None:
+    made = Record(digest([stage, keys]), stage, inputs, f"key of {stage}", 1.0, summary)
+    storage.write_json(record_uri(workspace, stage), asdict(made))
+
+
+def test_a_first_one(settings, champion) -> None:
+    found = retraining.begin(settings)
+    assert (found.previous, found.version, found.finished, found.forced) == (None, None, False, False)
+
+
+def test_what_a_pipeline_left_in_the_workspace_is_the_previous_one_if_it_is_whole(settings, champion) -> None:
+    record(settings.workspace, "prepare", [], [])
+    record(settings.workspace, "evaluate", ["prepare"], ["key of prepare"])
+    assert retraining.begin(settings).previous == settings.workspace
+    made = Record("anew", "prepare", [], "other photographs", 1.0, {})
+    storage.write_json(record_uri(settings.workspace, "prepare"), asdict(made))
+    assert retraining.begin(settings).previous is None, "killed after prepare: its other tables are of other photographs"
+
+
+def test_the_newest_finished_one_is_the_previous_one(settings, champion) -> None:
+    for name in ("20261101-000000", "20261102-000000"):
+        generations.finish(settings.workspace, Generation(name, None, None), {"version": 1})
+    champion["version"] = 1
+    found = retraining.begin(settings, forced=True)
+    assert found.previous == generations.folder(settings.workspace, "20261102-000000")
+    assert found.version == 1 and found.forced and found.name > "20261102-000000"
+
+
+def test_an_unfinished_one_is_gone_on_with(settings, champion) -> None:
+    begun = Generation("20261102-000000", "before", 1, forced=True)
+    generations.write(settings.workspace, begun)
+    generations.finish(settings.workspace, Generation("20261103-000000", None, None), {"version": 1})  # by a clock that ran ahead
+    champion["version"] = 1
+    assert retraining.begin(settings) == begun
+    champion["version"] = 4
+    assert retraining.begin(settings).version == 4, "there is another champion by now"
+    workspace = generations.folder(settings.workspace, begun.name)
+    record(workspace, "register", [], [], version=4)
+    assert retraining.begin(settings) == begun, "it is its own challenger that was promoted"
