@@ -168,7 +168,7 @@ def check_resources(compute: ComputeSettings, say: Say, nodes: Mapping[str, str]
     if fits >= workers:
         return
     check_nodes(nodes or {}, "cluster.training_nodes")
-    each = f"{compute.cpus_per_worker} CPUs" + (" and a GPU" if compute.gpu else "")
+    each = f"{compute.cpus_per_worker} CPU{'s' * (compute.cpus_per_worker > 1)}" + (" and a GPU" if compute.gpu else "")
     what = f"room for {workers} training workers of {each} each (Ray has it for {fits})"
     if not may_grow() and len(live_nodes()) == 1:
         raise UserError(

@@ -174,6 +174,7 @@ def ray_cluster(
     port, dashboard = free_ports(2)
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "TMPDIR": str(temporary),  # what is killed leaves things there
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),

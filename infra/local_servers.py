@@ -266,8 +266,8 @@ def postgres_server() -> Iterator[str]:
     user = _unprivileged()
     password = secrets.token_urlsafe(24)
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="deconvnet-pg-") as made:  # /tmp: that user can't enter our folders
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="deconvnet-pg-") as temporary:  # /tmp: that user can't enter our folders
+        folder = Path(temporary)
         secret = folder / "password"
         secret.touch(mode=0o600)
         secret.write_text(password)
@@ -286,11 +286,10 @@ def postgres_server() -> Iterator[str]:
             "-c", "unix_socket_directories=", "-c", "fsync=off",
         ]  # fmt: skip
         uri = f"postgresql+psycopg2://mlflow:{password}@{HOST}:{port}/postgres"
-        with running(
-            Server(
-                "PostgreSQL", uri, command, environment, folder / "postgres.log", lambda: listening(port), user, folder=Path("/")
-            )
-        ):
+        log = folder / "postgres.log"
+        # Two seconds: it waits for its clients to leave, and what it stores is deleted now.
+        made = Server("PostgreSQL", uri, command, environment, log, lambda: listening(port), user, patience=2, folder=Path("/"))
+        with running(made):
             yield uri
 
 

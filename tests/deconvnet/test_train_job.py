@@ -79,7 +79,7 @@ def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path)
 
 @pytest.mark.ray
 def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
-    with pytest.raises(UserError, match=r"8 CPUs \(Ray has 2\): lower compute.workers"):
+    with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
         job(tmp_path, compute=ComputeSettings(workers=8))
     with pytest.raises(UserError, match=r"1 GPUs \(Ray has 0\).*compute.gpu to false"):
         job(tmp_path, compute=ComputeSettings(gpu=True))

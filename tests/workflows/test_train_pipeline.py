@@ -134,6 +134,7 @@ def test_fine_tuning_with_other_classes(workspace, tmp_path: Path, source: str) 
     assert set(results["rows"]["deconvnet"]["iou"]) == {"background", "hoop", "square", "triangle", "star", "disc"}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--train.stage2.epochs", "12", "--train.stage2.checkpoint_every", "2",

@@ -1,0 +1,59 @@
+"""`make cluster`: it starts everything, runs the job, and leaves nothing behind."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.conftest import Driver, start, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(300)]
+SHOW = (
+    "import os, ray; ray.init(); print(sorted(n['Labels']['pool'] for n in ray.nodes()), os.environ['MLFLOW_TRACKING_URI'][:7])"
+)
+
+
+def run(folder: Path, *job: str) -> Driver:
+    """`python -m infra.local_cluster`, with `folder` for all that it keeps."""
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    return start([sys.executable, "-m", "infra.local_cluster", "--", *job], environment)
+
+
+def below(folder: Path) -> list[psutil.Process]:
+    """The processes that name `folder` in their command line, or work in it."""
+    return [p for p in psutil.process_iter(["cmdline"]) if any(str(folder) in part for part in p.info["cmdline"] or ())]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(f"/tmp/cl{os.getpid()}")  # Ray's sockets need a short path
+    made.mkdir()
+    made.chmod(0o755)  # PostgreSQL runs as another user
+    yield made
+    shutil.rmtree(made)
+
+
+def test_a_job_runs_and_nothing_is_left(folder: Path) -> None:
+    driver = run(folder, "python", "-c", SHOW)
+    assert driver.end() == 0, driver.said
+    assert "['cpu', 'cpu', 'head'] http://" in driver.said
+    assert re.search(r"^MLflow +http://127\.0\.0\.1:\d+$", driver.said, re.MULTILINE)
+    assert not below(folder) and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_what_it_started_when_it_is_stopped(folder: Path, number: int) -> None:
+    driver = run(folder, "python", "-c", "print(6 * 7, flush=True); import time; time.sleep(500)")
+    driver.until("^42$")
+    assert len(below(folder)) > 10
+    driver.process.send_signal(number)
+    assert driver.end(60) == 130, driver.said
+    assert "Traceback" not in driver.said
+    until(lambda: not below(folder), "all processes are gone", 20)
+    assert not list(folder.iterdir())
