@@ -81,11 +81,11 @@ def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path)
 def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
     with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
         job(tmp_path, compute=ComputeSettings(workers=8))
-    with pytest.raises(UserError, match=r"1 GPUs \(Ray has 0\).*compute.gpu to false"):
+    with pytest.raises(UserError, match=r"of 1 CPU and a GPU each \(Ray has it for 0\).*compute.gpu to false"):
         job(tmp_path, compute=ComputeSettings(gpu=True))
-    with pytest.raises(UserError, match=r"3 CPUs \(Ray has 2\)"):
+    with pytest.raises(UserError, match=r"room for 3 training workers"):
         check_resources(ComputeSettings(workers=8, min_workers=3), print)
-    with pytest.raises(UserError, match=r"no living node of this Ray is labelled pool=gpu, .*--labels pool=gpu`"):
+    with pytest.raises(UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"):
         job(tmp_path, nodes={"pool": "gpu"})
     said: list[str] = []
     check_resources(ComputeSettings(workers=8, min_workers=2), said.append)
