@@ -85,7 +85,9 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
         job(tmp_path, compute=ComputeSettings(gpu=True))
     with pytest.raises(UserError, match=r"room for 3 training workers"):
         check_resources(ComputeSettings(workers=8, min_workers=3), print)
-    with pytest.raises(UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"):
+    with pytest.raises(
+        UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
+    ):
         job(tmp_path, nodes={"pool": "gpu"})
     said: list[str] = []
     check_resources(ComputeSettings(workers=8, min_workers=2), said.append)
