@@ -1,5 +1,7 @@
 """A node dies while the cluster makes a table."""
 
+from functools import partial
+
 import pytest
 
 from infra import tables
@@ -11,7 +13,7 @@ DRIVER = "tests/cluster/tables_driver.py"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(started: Lab, tmp_path_factory: pytest.TempPathFactory) -> str:
+def undisturbed(started: Lab) -> str:
     """Images, proposals and examples made while nothing happened."""
     started.whole()
     folder = started.place("undisturbed")
@@ -25,8 +27,9 @@ def test_a_node_that_dies_while_a_table_is_made(lab: Lab, undisturbed: str, what
     place = lab.place(what)
     out = f"{place}/{what}"
     driver = lab.start(DRIVER, what, undisturbed, place)
-    until(lambda: len(tables.parts_done(out, FINGERPRINT)) >= 1, "a part is done")
     victim = lab.cluster.nodes[1]
+    busy = partial(victim.processes, "ray::Map(task)")
+    until(lambda: len(tables.parts_done(out, FINGERPRINT)) >= 1 and busy(), "a part is done, and the node makes another")
     victim.kill()
     done = len(tables.parts_done(out, FINGERPRINT))
     before = tables.require_commit(f"{undisturbed}/{what}")

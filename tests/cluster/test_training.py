@@ -110,7 +110,9 @@ def test_the_driver_dies_and_the_job_is_submitted_again(lab: Lab, base: str, mlf
 
 def test_mlflow_dies_in_the_middle_and_returns(lab: Lab, base: str, tmp_path: Path) -> None:
     with mlflow_server(tmp_path) as server:
-        driver = lab.start(*stage2(base, 22), MLFLOW_TRACKING_URI=server.url)
+        # Else MLflow's client itself would wait for so short an absence.
+        impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+        driver = lab.start(*stage2(base, 22), MLFLOW_TRACKING_URI=server.url, **impatient)
         reach(driver, 5)
         server.kill()
         reach(driver, 30)
