@@ -21,7 +21,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DECONVNET_SHARED", ROOT.parent / "shared"))
-SPEED_PHOTOGRAPHS = 512  # 16 parts: as many for each of two workers
+SPEED_PHOTOGRAPHS = 320  # 10 parts: as many for each of two workers
 MEMORY_PHOTOGRAPHS = 200
 ROUNDS = 2
 
