@@ -248,6 +248,7 @@ def test_too_many_rejects_refuse_the_run_and_what_is_labelled_is_kept(run: Run, 
         run("--max_pixels", "4000", "--max_rejects", "0.5")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_killed_and_terminated_it_goes_on(workspace, tmp_path, here, capsys, monkeypatch) -> None:
     source, out = tmp_path / "many", tmp_path / "out"
