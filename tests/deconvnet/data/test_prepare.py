@@ -20,7 +20,7 @@ def settings_for(layout, **changes) -> DataSettings:
 def here(monkeypatch):
     """The job's parts made in this process: the rules are the same, and many folders can be tried."""
 
-    def make_parts(table, fingerprint, schema, units, make_rows, *, title, rows_per_group):
+    def make_parts(table, fingerprint, schema, units, make_rows, *, title, rows_per_group, nodes):
         return [tables.write_part(table, fingerprint, i, make_rows(u), schema, rows_per_group) for i, u in enumerate(units)]
 
     monkeypatch.setattr(prepare.table_job, "make_parts", make_parts)
