@@ -24,6 +24,9 @@ from infra.errors import Interrupted, UserError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run tells nobody but its own store
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault(
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
+)  # two lines a stage; the door says once where the pages are
 for _chatty in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs by traceback what it raises, too
