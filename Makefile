@@ -6,7 +6,7 @@ ARGS   ?=
 CLUSTER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster lint ui bench clean
+.PHONY: help run cluster test test-slow test-cluster lint ui bench bench-proposals clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"
 	@echo "make ui            the MLflow pages of runs/quickstart"
 	@echo "make bench         the measurements in tests/benchmarks"
+	@echo "make bench-proposals  how good edges and boxes are, on real photographs"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -57,6 +58,9 @@ test-cluster: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+bench-proposals: $(VENV)/.dev
+	@$(BIN)/python tests/benchmarks/bench_proposals.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

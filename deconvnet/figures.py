@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from proposals.recall import Recall
+
 VOID = 255
 TITLES = {
     "fcn8s": "FCN-8s",
@@ -112,6 +114,33 @@ def training_curves(curves: Mapping[str, Mapping[str, tuple[Sequence[int], Seque
         _plain(axes)
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
+    return _png(figure)
+
+
+def recall_curves(recalls: Mapping[str, "Recall"], most: int = 1000) -> bytes:
+    """Recall of proposals, a colour for each name: over the number of boxes at IoU 0.5 and 0.7, and over IoU.
+
+    Over IoU it is that of `most` boxes, or of the largest number measured up to that. Raises ValueError for none.
+    """
+    if not recalls:
+        raise ValueError("no recall to draw")
+    figure = _figure(4.6)
+    by_count, by_iou = figure.subplots(1, 2, sharey=True)
+    for i, (name, recall) in enumerate(recalls.items()):
+        for threshold, style in ((0.5, "-"), (0.7, "--")):
+            by_count.plot(recall.counts, recall.at(threshold), f"C{i}{style}", label=f"{name}, IoU {threshold}", marker=".")
+        row = max(range(len(recall.counts)), key=lambda k: (recall.counts[k] <= most, recall.counts[k]))
+        by_iou.plot(np.linspace(0.5, 1, 51), recall.over_iou()[row, 50:], f"C{i}", label=f"{name}, {recall.counts[row]:,} boxes")
+    by_count.set_xscale("log")
+    by_count.xaxis.set_major_formatter("{x:,.0f}")
+    by_count.set_xlabel("boxes a photograph")
+    by_iou.set_xlabel("intersection over union")
+    by_count.set_ylabel("share of objects found")
+    by_count.set_ylim(0, 1)
+    for axes in (by_count, by_iou):
+        axes.grid(color="0.92")
+        axes.legend(frameon=False, fontsize=9)
+        _plain(axes)
     return _png(figure)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from deconvnet.figures import TITLES
 from infra import storage
 from infra.images import encode_jpeg
+from proposals.edges import forest_used
 
 if TYPE_CHECKING:
     from deconvnet.tracking import Run
@@ -42,7 +43,7 @@ def register(
     """File the ensemble as a new version of the registered model `name`, point `alias` at it, and return the version's number.
 
     deconvnet_uri, fcn8s_uri: model folders of `checkpoints.save_model`, local or s3. proposals: keywords of `edge_boxes`; the file
-    that `edge_model` names goes into the model. segment: keywords of `Segmenter`. results: a `results.json`; its figures become tags of
+    of the forest that they mean goes into the model. segment: keywords of `Segmenter`. results: a `results.json`; its figures become tags of
     the version and of `run`. Raises UserError where the store or a file fails.
     """
     client = run.tracker.client
@@ -124,8 +125,10 @@ def _ensemble(
     storage.copy_tree(deconvnet_uri, str(folder / "deconvnet"))
     storage.copy_tree(fcn8s_uri, str(folder / "fcn8s"))
     edges = dict(proposals)
-    if edges.get("edge_model"):
-        with storage.local_copy(edges["edge_model"]) as file:
+    if forest := forest_used(
+        edges.get("edges", "forest"), edges.get("edge_model")
+    ):  # the shipped one too: another may ship one day
+        with storage.local_copy(forest) as file:
             # OpenCV tells a compressed file by its name.
             edges["edge_model"] = "edges" + "".join(file.suffixes[-2:])
             shutil.copyfile(file, folder / edges["edge_model"])

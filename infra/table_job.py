@@ -45,11 +45,16 @@ def make_parts(
 
 
 def for_each(
-    units: Mapping[int, Any], work: Callable[[int, Any], Result], *, title: str, nodes: Mapping[str, str] | None = None
+    units: Mapping[int, Any],
+    work: Callable[[int, Any], Result],
+    *,
+    title: str,
+    kind: str = "parts",
+    nodes: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """`work(index, unit)` of every unit, a Ray Data task and a CPU each, with their indices as they come.
 
-    A UserError that `work` raises is raised here.
+    title, kind: what progress calls the work and the units. A UserError that `work` raises is raised here.
     """
     import ray
     import ray.cloudpickle as pickle
@@ -68,7 +73,7 @@ def for_each(
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
     selector = {"label_selector": dict(nodes)} if nodes else {}
     done = ray.data.from_items(items, override_num_blocks=len(items)).map(task, num_cpus=1, **selector)
-    for row in progress(done.iter_rows(), len(items), title, "parts"):
+    for row in progress(done.iter_rows(), len(items), title, kind):
         result = pickle.loads(row["result"])
         if isinstance(result, UserError):
             raise result

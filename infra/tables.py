@@ -54,6 +54,13 @@ EXAMPLES = pa.schema(
         pa.field("mask", pa.binary(), nullable=False),  # PNG of class ids, 255 void
     ]
 )
+SEGMENTED = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the file's bytes
+        pa.field("segmentations", pa.list_(pa.binary()), nullable=False),  # 16-bit PNGs of segments' ids from 1, 0 unknown
+    ]
+)
 REJECTS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

@@ -4,8 +4,10 @@ import cv2
 import numpy as np
 
 from infra.errors import UserError
-from proposals.edges import edge_map
+from proposals.edges import EdgeSource, edge_map
+from proposals.ranking import spread
 
+_CANDIDATES = 2000  # boxes that the best are chosen from
 _LEAST_SIDE = 8  # px; EdgeBox looks two pixels round each edge and wants something left
 
 
@@ -13,7 +15,10 @@ def edge_boxes(
     image: np.ndarray,
     max_boxes: int = 2000,
     *,
+    edges: EdgeSource = "forest",
     edge_model: str | None = None,
+    multiscale: bool = False,
+    edge_gain: float = 1.5,
     alpha: float = 0.65,
     beta: float = 0.75,
     eta: float = 1.0,
@@ -22,13 +27,17 @@ def edge_boxes(
     edge_merge_thr: float = 0.5,
     min_box_area: float = 1000.0,
     max_aspect_ratio: float = 3.0,
-    gamma: float = 2.0,
-    kappa: float = 1.5,
+    gamma: float = 4.0,
+    kappa: float = 1.3,
     max_side: int = 1024,
+    spread_strength: float = 0.9,
+    spread_power: float = 5.5,
+    spread_first: int = 200,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best boxes of `image`, uint8 H×W×3, RGB: boxes float32 (N,4), N ≤ `max_boxes`, and scores float32 (N,), best first.
 
-    Boxes lie inside the image. A photograph longer than `max_side` is worked at that side, where `min_box_area` (px²) counts
+    Boxes lie inside the image. Fewer boxes are the first of more (up to 2000): near-duplicates of better ones come later, by
+    `ranking.spread`, which also lowers their scores. A photograph longer than `max_side` is worked at that side, where `min_box_area` (px²) counts
     too. The keywords are those of `ProposalSettings`; the same image gives the same boxes with any number of threads.
     Raises UserError where `edge_model` can't be used, or OpenCV comes without `ximgproc`.
     """
@@ -42,14 +51,15 @@ def edge_boxes(
     rows, columns = image.shape[:2]
     if min(rows, columns) < _LEAST_SIDE:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    edges, orientation = edge_map(image, edge_model)
+    thin, orientation = edge_map(image, edges, edge_model, multiscale)
+    thin = np.minimum(thin * edge_gain, 1).astype(np.float32)
     # A finder keeps what it learnt of its last image, so each image has its own.
     finder = cv2.ximgproc.createEdgeBoxes(
         alpha=alpha,
         beta=beta,
         eta=eta,
         minScore=min_score,
-        maxBoxes=max_boxes,
+        maxBoxes=max(max_boxes, _CANDIDATES) if spread_strength else max_boxes,
         edgeMinMag=edge_min_mag,
         edgeMergeThr=edge_merge_thr,
         maxAspectRatio=max_aspect_ratio,
@@ -57,7 +67,7 @@ def edge_boxes(
         gamma=gamma,
         kappa=kappa,
     )
-    found, score = finder.getBoundingBoxes(edges, orientation)
+    found, score = finder.getBoundingBoxes(thin, orientation)
     corners = np.asarray(found, np.float64).reshape(-1, 4)
     scores = np.asarray(score, np.float32).reshape(-1)
     # OpenCV's port counts pixels from 1, as MATLAB does, and its scores take in the pixel at x + width.
@@ -68,5 +78,9 @@ def edge_boxes(
     good = np.isfinite(scores) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes, scores = boxes[good], scores[good]
     # Ties by place: std::sort leaves their order to the library OpenCV was built with.
-    order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -scores))[:max_boxes]
-    return boxes[order], scores[order]
+    order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -scores))
+    boxes, scores = boxes[order], scores[order]
+    if spread_strength:
+        order, scores = spread(boxes, scores, spread_strength, spread_power, spread_first)
+        boxes = boxes[order]
+    return boxes[:max_boxes], scores[:max_boxes]

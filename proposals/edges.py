@@ -1,20 +1,22 @@
 """Thin edge maps with orientations, what EdgeBox works on.
 
-Two detectors: OpenCV's structured forest (Dollár, Zitnick 2013) from a model file, and a colour gradient that needs none. Both
+Two detectors: OpenCV's structured forest (Dollár, Zitnick 2013), learned, and a colour gradient that needs nothing. Both
 maps go through the same orientation and non-maximum suppression (Dollár's toolbox, written anew with OpenCV's filters): an edge
 map that is not thin makes EdgeBox tens of times slower.
 """
 
 import math
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from infra import storage
-from infra.errors import UserError
+from proposals.forest_file import load_forest
+
+EdgeSource = Literal["forest", "gradient"]
+SHIPPED = Path(__file__).parent / "models" / "edges.yml.gz"
+"""The forest that comes with the package; what it learned from is told beside it."""
 
 _SMOOTHING = 2.0  # px, σ of the blur before the gradient
 _STRONG = 99.0  # percentile of the gradient that becomes 1
@@ -22,17 +24,39 @@ _FLAT = 4.0  # Lab units a pixel; a photograph whose strong gradients are weaker
 _ORIENTATION_RADIUS = 4  # px, triangle filter before the orientation, as in Dollár's edgesDetect
 _NMS_RADIUS = 2  # px, as in Dollár's edgeBoxes
 _PATCH = 32  # px, the forest's patches: smaller photographs are padded to it
+_MARGIN = 16
 
 
-def edge_map(image: np.ndarray, edge_model: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+def edge_map(
+    image: np.ndarray, edges: EdgeSource = "forest", edge_model: str | None = None, multiscale: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Thin edges and their orientations, both float32 H×W, of `image`, uint8 H×W×3, RGB.
 
     Edges are 0–1; an orientation is the angle of the edge's normal in radians, 0–π, from the x axis towards the y axis.
-    Raises UserError where `edge_model` (path, https or s3) is not a forest that OpenCV can read.
+    edge_model: the forest's file (path, https or s3); the shipped one where None. multiscale: edges are the mean of those of the
+    image at half, one and double size. Raises UserError where `edge_model` is not a forest that OpenCV can read.
     """
-    thick = gradient_edges(image) if edge_model is None else forest_edges(image, edge_model)
+    thick = thick_edges(image, edges, edge_model)
+    if multiscale:
+        height, width = image.shape[:2]
+        for factor, how in ((0.5, cv2.INTER_AREA), (2.0, cv2.INTER_LINEAR)):
+            size = max(1, round(width * factor)), max(1, round(height * factor))
+            scaled = thick_edges(cv2.resize(image, size, interpolation=how), edges, edge_model)
+            thick += cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
+        thick /= 3
     orientation = orientations(thick)
     return suppress(thick, orientation), orientation
+
+
+def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = None) -> np.ndarray:
+    """Edges before they are thinned: float32 H×W, 0–1."""
+    forest = forest_used(edges, edge_model)
+    return forest_edges(image, forest) if forest else gradient_edges(image)
+
+
+def forest_used(edges: EdgeSource, edge_model: str | None) -> str | None:
+    """Where the forest's file is that these settings mean; None for the gradient."""
+    return (edge_model or str(SHIPPED)) if edges == "forest" else None
 
 
 def gradient_edges(image: np.ndarray) -> np.ndarray:
@@ -48,10 +72,12 @@ def gradient_edges(image: np.ndarray) -> np.ndarray:
 def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
     """The structured forest's edges: float32 H×W, 0–1, thick."""
     height, width = image.shape[:2]
-    below, right = max(_PATCH - height, 0), max(_PATCH - width, 0)
-    padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    # Reflected over its border, since OpenCV looks at the outermost 16 px through fewer patches than at others, which makes edges
+    # fainter there; and to even sides, which its channels are made for.
+    below, right = max(_MARGIN, _PATCH - height) + height % 2, max(_MARGIN, _PATCH - width) + width % 2
+    padded = cv2.copyMakeBorder(image, _MARGIN, below, _MARGIN, right, cv2.BORDER_REFLECT)
     edges = load_forest(edge_model).detectEdges(padded.astype(np.float32) / 255)
-    return np.clip(np.ascontiguousarray(edges[:height, :width]), 0, 1)
+    return np.clip(edges[_MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width], 0, 1)
 
 
 def orientations(edges: np.ndarray) -> np.ndarray:
@@ -81,31 +107,3 @@ def suppress(edges: np.ndarray, orientation: np.ndarray) -> np.ndarray:
         if step:
             keep &= edges >= cv2.remap(edges, x + step * cos, y + step * sin, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.where(keep, edges, np.float32(0))
-
-
-@lru_cache(maxsize=2)
-def load_forest(uri: str) -> Any:
-    """The forest at `uri`. Checked before OpenCV sees it: a YAML file that is no forest ends the process (a division by zero)."""
-    with storage.local_copy(uri) as path:
-        if (fault := _forest_fault(path)) is not None:
-            raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({fault})")
-        return cv2.ximgproc.createStructuredEdgeDetection(str(path))
-
-
-def _forest_fault(path: Path) -> str | None:
-    """What is wrong with a forest file, or None."""
-    try:
-        file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
-    except (cv2.error, SystemError) as error:
-        return f"OpenCV can't read it: {str(error).splitlines()[0]}"
-    if not file.isOpened():
-        return "OpenCV can't open it"
-    options = file.getNode("options")
-    for name in ("stride", "shrinkNumber", "patchSize", "patchInnerSize", "numberOfTrees", "numberOfTreesToEvaluate"):
-        node = options.getNode(name) if options.isMap() else options
-        if not node.isInt() or node.real() < 1:
-            return f"options.{name} is missing or not positive"
-    for name in ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins"):
-        if not file.getNode(name).isSeq() or file.getNode(name).size() == 0:
-            return f"{name} is missing or empty"
-    return None

@@ -1,18 +1,20 @@
 """The `proposals` table: EdgeBox over every photograph of the `images` table, by Ray Data."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from infra import tables
+from infra import storage, tables
 from infra.changes import SAME_IMAGE, Earlier, Known, known
 from infra.errors import BadInput
 from infra.images import decode_image
 from infra.table_job import make_parts
 from proposals.edgebox import edge_boxes
-from proposals.edges import load_forest
+from proposals.edges import SHIPPED, forest_used
+from proposals.forest_file import load_forest
 
 if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
@@ -32,8 +34,8 @@ def make_proposals(
     A photograph that EdgeBox can't use becomes a reject. earlier: proposals by the same settings; those of photographs that are
     the same still are taken over. nodes: Ray label selector. Raises UserError where `settings.edge_model` can't be used.
     """
-    if settings.edge_model is not None:
-        load_forest(settings.edge_model)  # here, so that a wrong file is one sentence and not a failed task
+    if forest := forest_used(settings.edges, settings.edge_model):
+        load_forest(forest)  # here, so that a wrong file is one sentence and not a failed task
     keywords = settings.model_dump()
 
     def rows(unit: tuple[tables.Part, Known | None]) -> Iterator[Mapping[str, Any] | tables.Reject]:
@@ -47,6 +49,14 @@ def make_proposals(
     units = list(zip(images.parts, known(earlier, images), strict=True))
     parts = make_parts(out_uri, fingerprint, tables.PROPOSALS, units, rows, title="proposals", nodes=nodes)
     return tables.commit(out_uri, fingerprint, parts)
+
+
+def edges_stamp(settings: "ProposalSettings") -> str:
+    """What tells the file that edges are found by from another; "" for the gradient. Raises UserError where there is no such file."""
+    if settings.edges == "gradient":
+        return ""
+    # The shipped one is told by its content: its times are those of its installation.
+    return storage.stamp(settings.edge_model) if settings.edge_model else hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
 
 
 def propose(row: Mapping[str, Any], keywords: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:

@@ -1,17 +1,27 @@
 """Settings of proposals and of the training examples cut from them."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from infra.settings import Section
 
 
 class ProposalSettings(Section):
-    """EdgeBox (Zitnick, Dollár 2014); the defaults are the paper's."""
+    """EdgeBox (Zitnick, Dollár 2014). Where the defaults are not the paper's (`PAPER`) they were chosen by recall on voc-sample's train."""
 
+    edges: Literal["forest", "gradient"] = Field(
+        "forest", description="what finds edges: a structured forest, or colour gradients, which need nothing"
+    )
     edge_model: str | None = Field(
-        None, description="OpenCV structured-forest file (.yml.gz; path, https or s3); empty: colour gradients"
+        None,
+        description="the forest's file, OpenCV's format (.yml.gz; path, https or s3); empty: the one that comes with the package",
+    )
+    multiscale: bool = Field(
+        False, description="edges are the mean of those at half, one and double size; about six times as slow"
+    )
+    edge_gain: float = Field(
+        1.5, gt=0, le=10, description="edges are raised by this (to 1 at most) before EdgeBox's thresholds meet them"
     )
     max_boxes: PositiveInt = Field(2000, le=10_000, description="boxes kept a photograph")
     alpha: float = Field(0.65, gt=0, lt=1, description="step size of the sliding window search")
@@ -22,9 +32,49 @@ class ProposalSettings(Section):
     edge_merge_thr: float = Field(0.5, gt=0, description="edges are grouped until their turns add up to this, in units of π")
     min_box_area: float = Field(1000.0, ge=25, description="smallest box, px²")
     max_aspect_ratio: float = Field(3.0, ge=1, le=10, description="longest side over shortest")
-    gamma: PositiveFloat = Field(2.0, description="affinity sensitivity")
-    kappa: PositiveFloat = Field(1.5, description="scale sensitivity")
+    gamma: PositiveFloat = Field(4.0, description="affinity sensitivity; paper: 2")
+    kappa: PositiveFloat = Field(1.3, description="scale sensitivity, larger for smaller boxes; paper: 1.5")
     max_side: int = Field(1024, ge=32, le=8192, description="larger photographs are searched at this side, px")
+
+    spread_strength: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="how far boxes are put back that overlap better ones, so that the first are a good choice; 0: not",
+    )
+    spread_power: float = Field(
+        5.5, gt=0, description="overlap counts by this power: a high one leaves boxes alone under IoU 0.5 or so"
+    )
+    spread_first: PositiveInt = Field(200, description="the first boxes that others are put back for")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ProposalSettings":
+        if self.edges == "gradient" and self.edge_model:
+            raise ValueError(
+                f"proposals.edge_model {self.edge_model} is not used by proposals.edges gradient: leave one of them out"
+            )
+        return self
+
+
+PAPER: dict[str, Any] = {
+    "edges": "gradient", "edge_model": None, "multiscale": False, "edge_gain": 1.0, "max_boxes": 2000, "alpha": 0.65, "beta": 0.75, "eta": 1.0,
+    "min_score": 0.01, "edge_min_mag": 0.1, "edge_merge_thr": 0.5, "min_box_area": 1000.0, "max_aspect_ratio": 3.0, "gamma": 2.0,
+    "kappa": 1.5, "max_side": 1024, "spread_strength": 0.0, "spread_power": 5.0, "spread_first": 200,
+}  # fmt: skip
+"""EdgeBox as its paper sets it, on edges that need nothing: what proposals are compared with."""
+
+
+class ForestSettings(Section):
+    """Training a structured forest (Dollár, Zitnick 2013)."""
+
+    photographs: PositiveInt = Field(2000, description="about this many photographs with masks are learned from (drawn by seed)")
+    trees: int = Field(8, ge=1, le=64, description="detection asks half of them at each place")
+    patches: int = Field(400_000, ge=1000, le=5_000_000, description="patches a tree sees; 2 kB of memory each")
+    positives: float = Field(0.5, gt=0, lt=1, description="share of the patches with a boundary in their middle")
+    feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that a tree may ask")
+    pairs: int = Field(256, ge=8, le=4096, description="pairs of pixels that labels are compared by in a node")
+    min_child: int = Field(8, ge=1, description="least patches in a node")
+    max_depth: int = Field(64, ge=1, le=64, description="of a tree")
 
 
 class ExampleSettings(Section):

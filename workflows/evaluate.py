@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     report = pipeline.place("evaluations", arguments.split)
     with connected(pipeline.settings.cluster):
+        pipeline.measure_proposals(arguments.split, report)
         results = pipeline.evaluate(arguments.split, report)
     print(door.results_table(results))
     print(f"\nreport   {report}")

@@ -13,6 +13,7 @@ from infra import storage, tables
 from infra.changes import Earlier, find_changes
 from infra.errors import Interrupted, UserError
 from infra.stages import Record, Stage, Stages, digest, recorded, standing
+from proposals.propose import edges_stamp
 from workflows.settings import Settings, as_dict
 
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
@@ -72,7 +73,7 @@ class Pipeline:
         s = self.settings
         data = as_dict(s.data)
         classes, seed = {"classes": data["classes"]}, {"seed": s.seed}
-        edges = {"edge_file": storage.stamp(s.proposals.edge_model)} if s.proposals.edge_model else {}
+        edges = {"edge_file": edges_stamp(s.proposals)}
         folder = {"folder": prepare.data_fingerprint(s.data, self.root)}
         window = {"context": s.examples.context, "window": s.examples.window}
         schema = {"schema": tables.SCHEMA_VERSION}
@@ -228,7 +229,22 @@ class Pipeline:
         )  # fmt: skip
         self._write_rejects()
         self.say(f"  of {made.rows:,} photographs")
+        self.measure_proposals("dev")
         return {"photographs": made.rows, "rejects": len(made.rejects)}
+
+    def measure_proposals(self, split: str, report: str = "") -> None:
+        """Say and log how many objects of `split` the proposals find, and write it at `report`; nothing where it has none."""
+        from deconvnet.proposal_report import measure
+
+        title = f"{self.dataset_name} {split}"
+        if not (found := measure(self.images, self.proposals, split, self.settings.proposals, title, self.data_nodes)):
+            return
+        self.say(f"  {found.recall.sentence()} ({split})")
+        for name, data in found.files.items() if report else ():
+            storage.write_bytes(storage.join(report, name), data)
+        if run := self.mlflow_run:
+            run.log_figure(found.files["proposals.png"], f"proposals/{split}.png")
+            run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples(self, fingerprint: str) -> dict[str, Any]:
         from deconvnet import pictures
@@ -292,6 +308,7 @@ class Pipeline:
             )
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
+        self.measure_proposals("val", self.place("report"))
         results = self.evaluate("val", self.place("report"))
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from deconvnet.data.palette import VOC_PALETTE
-from deconvnet.figures import TITLES, comparison, examples_sheet, iou_by_class, training_curves
+from deconvnet.figures import TITLES, comparison, examples_sheet, iou_by_class, recall_curves, training_curves
+from proposals.recall import Recall
 
 CLASSES = ("background", "circle", "bar")
 
@@ -113,3 +114,23 @@ def test_training_curves_draw_each_line():
     )
     assert one.shape == (340, 1200, 3) and two.shape == (680, 1200, 3)
     assert area(one, (0x1F, 0x77, 0xB4)) > 300
+
+
+def test_recall_curves_are_as_high_as_the_recall():
+    """A flat recall is a flat line; of two names, each has its colour."""
+    counts = (1, 10, 100, 1000)
+
+    def recall(found: float) -> Recall:
+        overlaps = np.repeat([[0.97], [0.0]], [round(100 * found), 100 - round(100 * found)], axis=0)
+        return Recall.of(overlaps.repeat(len(counts), axis=1).astype(np.float32), counts)
+
+    blue, orange = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)
+    both = pixels(recall_curves({"low": recall(0.25), "high": recall(0.75)}))
+    assert both.shape == (460, 1200, 3)
+    left = both[:, 60:600]
+    low, high = (np.median(np.argwhere((left == colour).all(axis=2))[:, 0]) for colour in (blue, orange))
+    axis = 460 - 2 * 30  # px between recall 0 and 1, about
+    assert low - high == pytest.approx(axis / 2, rel=0.1)
+    assert area(pixels(recall_curves({"low": recall(0.25)})), orange) == 0
+    with pytest.raises(ValueError, match="no recall"):
+        recall_curves({})

@@ -10,13 +10,15 @@ from deconvnet.segmenter import Segmenter
 from deconvnet.settings import CrfSettings, SegmentSettings
 from infra.settings import Section
 from proposals import edge_boxes
-from proposals.settings import ExampleSettings, ProposalSettings
+from proposals.edge_forest import ForestOptions
+from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 
 
 @pytest.mark.parametrize(
     ("function", "settings"),
     [
         (edge_boxes, ProposalSettings()),
+        (ForestOptions, ForestSettings()),
         (dense_crf, CrfSettings()),
         (Segmenter.__init__, SegmentSettings()),
         (Segmenter.__init__, ExampleSettings()),

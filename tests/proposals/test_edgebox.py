@@ -9,7 +9,7 @@ from infra.images import decode_image, decode_mask
 from proposals import edge_boxes
 from proposals.boxes import iou
 from proposals.examples import find_objects
-from proposals.settings import ProposalSettings
+from proposals.settings import PAPER, ProposalSettings
 
 
 def rectangle(height: int = 120, width: int = 160) -> np.ndarray:
@@ -19,7 +19,7 @@ def rectangle(height: int = 120, width: int = 160) -> np.ndarray:
 
 
 def test_the_best_box_is_round_the_object():
-    boxes, scores = edge_boxes(rectangle())
+    boxes, scores = edge_boxes(rectangle(), **PAPER)
     assert boxes.dtype == scores.dtype == np.float32
     np.testing.assert_allclose(boxes[0], [40, 30, 120, 90], atol=6)
     assert iou(boxes[:1], [[40, 30, 120, 90]])[0, 0] > 0.8
@@ -32,7 +32,7 @@ def test_boxes_are_pixel_edges_so_their_centres_are_the_objects(rng):
     for x, y, width, height in zip(*rng.integers(15, 60, (2, 24)), *rng.integers(35, 70, (2, 24)), strict=True):
         image = np.full((140, 150, 3), 60, np.uint8)
         image[y : y + height, x : x + width] = (200, 40, 40)
-        box = edge_boxes(image, 1)[0][0]
+        box = edge_boxes(image, **{**PAPER, "max_boxes": 1})[0][0]
         off.append((box[:2] + box[2:]) / 2 - [x + width / 2, y + height / 2])
     assert np.abs(np.mean(off, axis=0)).max() < 0.25
 
@@ -46,7 +46,7 @@ def test_large_photographs_are_searched_small_and_boxes_return_at_full_size():
 def test_boxes_lie_inside_the_image_and_number_no_more_than_asked(rng):
     image = rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)
     for keywords in ({}, {"min_box_area": 25.0, "max_aspect_ratio": 10.0}, {"beta": 0.995}, {"max_side": 61}):
-        boxes, scores = edge_boxes(image, 40, **keywords)
+        boxes, scores = edge_boxes(image, 40, edges="gradient", **keywords)
         assert 0 < len(boxes) == len(scores) <= 40 and np.isfinite(scores).all()
         assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [90, 70]).all() and (boxes[:, :2] < boxes[:, 2:]).all()
 
@@ -60,6 +60,25 @@ def test_tiny_photographs_do_not_crash(shape, rng):
 def test_a_flat_photograph_has_no_boxes():
     boxes, scores = edge_boxes(np.full((100, 100, 3), 90, np.uint8))
     assert boxes.shape == (0, 4) and scores.shape == (0,)
+
+
+def test_fewer_boxes_are_the_first_of_more(photographs):
+    image = decode_image(photographs[0]["image"])
+    boxes, scores = edge_boxes(image, 2000)
+    few, few_scores = edge_boxes(image, 50)
+    np.testing.assert_array_equal(few, boxes[:50])
+    np.testing.assert_array_equal(few_scores, scores[:50])
+    assert iou(few, few)[np.triu_indices(50, 1)].mean() < 0.8 * iou(plain := edge_boxes(image, 50, spread_strength=0.0)[0], plain)[
+        np.triu_indices(50, 1)
+    ].mean()  # fmt: skip
+
+
+def test_edge_sources_differ_and_a_gain_makes_faint_edges_count(photographs):
+    image = decode_image(photographs[0]["image"])
+    forest, gradient = edge_boxes(image, 100)[0], edge_boxes(image, 100, edges="gradient")[0]
+    assert len(forest) == len(gradient) == 100 and not np.array_equal(forest, gradient)
+    faint = edge_boxes(image, 2000, edge_gain=0.2)[1]
+    assert len(faint) < len(edge_boxes(image, 2000)[1])
 
 
 def test_the_settings_are_its_keywords():

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from proposals.edges import edge_map, gradient_edges, load_forest, orientations, suppress
+from proposals.edges import SHIPPED, edge_map, forest_used, gradient_edges, orientations, suppress, thick_edges
+from proposals.forest_file import load_forest
 
 # The smallest forest there is: one tree that looks at the gradient in the middle of its patch, and where that is strong marks
 # the middle of the patch as an edge (column 8 of 16, in all rows).
@@ -53,7 +54,7 @@ def step(height: int = 64, width: int = 96) -> np.ndarray:
 
 
 def test_a_step_gives_one_thin_line_with_its_normal_across():
-    edges, orientation = edge_map(step())
+    edges, orientation = edge_map(step(), "gradient")
     assert edges.dtype == orientation.dtype == np.float32
     columns = np.flatnonzero(edges[32] > 0.1)
     assert set(columns) <= {39, 40} and edges[32].max() == 1
@@ -80,7 +81,7 @@ def test_colour_alone_makes_an_edge():
 
 
 def test_a_flat_photograph_has_no_edges_and_faint_noise_stays_faint(rng):
-    assert not edge_map(np.full((50, 50, 3), 128, np.uint8))[0].any()
+    assert not edge_map(np.full((50, 50, 3), 128, np.uint8), "gradient")[0].any()
     faint = (128 + rng.integers(0, 2, (50, 50, 3))).astype(np.uint8)
     assert gradient_edges(faint).max() < 0.2
 
@@ -96,15 +97,15 @@ def test_suppression_keeps_ridges_alone(rng):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 200), (200, 2), (3, 3)])
 def test_tiny_photographs(shape, rng, forest):
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    for model in (None, str(forest)):
-        edges, orientation = edge_map(image, model)
+    for keywords in ({"edges": "gradient"}, {"edge_model": str(forest)}, {"edge_model": str(forest), "multiscale": True}):
+        edges, orientation = edge_map(image, **keywords)
         assert edges.shape == orientation.shape == shape
         assert np.isfinite(edges).all() and edges.min() >= 0 and edges.max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (65, 97), (33, 47), (70, 99)])
 def test_a_forest_file_is_used(forest, shape):
-    edges, orientation = edge_map(step(*shape), str(forest))
+    edges, orientation = edge_map(step(*shape), edge_model=str(forest))
     assert edges.shape == orientation.shape == shape
     strong = np.flatnonzero(edges[shape[0] // 2] > 0.05)
     assert len(strong) and np.abs(strong - 39.5).max() <= 4
@@ -115,11 +116,11 @@ def test_a_forest_is_fetched_over_http(forest):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_port}/model.yml.gz"
-        fetched = edge_map(step(), uri)[0]
+        fetched = edge_map(step(), edge_model=uri)[0]
         with pytest.raises(UserError, match="can't be fetched"):
             load_forest(uri + "x")
         server.shutdown()
-    np.testing.assert_array_equal(fetched, edge_map(step(), str(forest))[0])
+    np.testing.assert_array_equal(fetched, edge_map(step(), edge_model=str(forest))[0])
 
 
 @pytest.mark.parametrize(
@@ -144,3 +145,24 @@ def test_a_file_that_is_no_forest_is_refused_in_a_sentence(tmp_path, name, conte
 def test_a_missing_forest_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.yml\.gz"):
         load_forest(str(tmp_path / "gone.yml.gz"))
+
+
+def test_the_shipped_forest_is_the_default_and_small_enough_for_the_package():
+    assert forest_used("forest", None) == str(SHIPPED) and forest_used("gradient", None) is None
+    assert forest_used("forest", "mine.yml.gz") == "mine.yml.gz"
+    assert SHIPPED.stat().st_size <= 8_000_000
+    edges = thick_edges(step(96, 128), "forest")
+    assert edges[:, 39:41].mean() > 10 * edges[:, 60:].mean()
+
+
+def test_edges_are_as_strong_at_the_border_as_inside():
+    """OpenCV alone sees the outermost pixels through fewer patches."""
+    edges = thick_edges(np.ascontiguousarray(np.roll(step(128, 96), -30, axis=1)[:, :90]), "forest")
+    assert edges[:, 9:11].max(axis=1).mean() > 0.7 * thick_edges(step(128, 96), "forest")[:, 39:41].max(axis=1).mean()
+
+
+def test_several_scales_are_averaged(forest):
+    image = step()
+    one, three = (edge_map(image, edge_model=str(forest), multiscale=several)[0] for several in (False, True))
+    assert not np.array_equal(one, three)
+    assert np.abs(np.flatnonzero(three[32] > 0.05) - 39.5).max() <= 6

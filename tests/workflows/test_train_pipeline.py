@@ -46,7 +46,7 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
     results = json.loads((folder / "report" / "results.json").read_text())
     assert list(results["rows"]) == ["fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"]
     assert results["images"] == 5 and set(results["rows"]["fcn8s"]["iou"]) == set(results["classes"])
-    for name in ("results.md", "comparison.png", "iou_by_class.png"):
+    for name in ("results.md", "comparison.png", "iou_by_class.png", "proposals.png"):
         assert (folder / "report" / name).stat().st_size > 100
     images = list(tables.iter_rows(str(folder / "images"), ["image_id", "split"]))
     assert [r["image_id"] for r in images] == sorted(r["image_id"] for r in images)
@@ -58,6 +58,12 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
         held = {r["image_id"] for r in tables.iter_rows(str(folder / "examples" / f"{stage}_dev"), ["image_id"])}
         assert train and held <= dev and not train & dev
     assert tables.require_commit(str(folder / "rejects")).rows == 0
+    found = json.loads((folder / "report" / "proposals.json").read_text())
+    assert found["objects"] >= 5 and 0 < found["recall_50_iou70"] <= found["recall_50_iou50"] <= found["recall_60_iou50"] <= 1
+    assert (folder / "report" / "proposals.md").read_text().startswith("# Proposals: generated val")
+    said = [line for line in done.stdout.splitlines() if "50 boxes find" in line]
+    assert [line.split()[-1] for line in said] == ["(dev)", "(val)"]
+    assert f"{found['recall_50_iou50']:.0%} of {found['objects']} objects" in said[1]
     assert "EDeconvNet+CRF" in done.stdout and "edeconvnet version 1, alias challenger" in done.stdout
 
 
@@ -104,6 +110,13 @@ def test_the_runs_in_mlflow(workspace) -> None:
     assert all(r.info.status == "FINISHED" for r in runs.values())
     assert parent.data.params["train.stage2.lr"] and "val.mean_iou.edeconvnet_crf" in parent.data.metrics
     assert client.get_metric_history(runs["stage2"].info.run_id, "loss")
+    for stage, split in (("proposals", "dev"), ("evaluate", "val")):
+        kept = runs[stage].data.metrics
+        assert {f"proposals.{split}.{name}" for name in ("recall_50_iou50", "recall_50_iou70", "average_best_overlap_50")} <= {
+            *kept
+        }
+        assert [a.path for a in client.list_artifacts(runs[stage].info.run_id, "proposals")] == [f"proposals/{split}.png"]
+    assert not any(name.startswith("proposals.val") for name in runs["proposals"].data.metrics), "val is for the final table"
     assert runs["prepare"].inputs.dataset_inputs[0].dataset.digest
     assert experiment.artifact_location.startswith(f"file://{folder}")
     assert int(client.get_model_version_by_alias("edeconvnet", "challenger").version) == 1
@@ -116,6 +129,7 @@ def test_evaluate_measures_the_trained_models_with_other_settings(workspace) -> 
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())
     assert results["images"] == 5 and results["dataset"] == "generated dev"
+    assert "generated dev" in (folder / "evaluations" / "dev" / "proposals.md").read_text()
 
 
 @pytest.mark.ray

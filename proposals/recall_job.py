@@ -1,0 +1,55 @@
+"""How many objects the proposals of a split find: a job over the parts of the tables, reading boxes and object masks alone."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from infra import tables
+from infra.errors import BadInput
+from infra.images import decode_mask
+from infra.table_job import for_each
+from proposals.propose import iter_proposals
+from proposals.recall import COUNTS, MIN_AREA, Recall, add, best_overlaps, object_boxes
+
+Unit = tuple[tables.Part, tables.Part]  # of the images, and of the proposals made from them
+
+
+def measure_recall(
+    images_uri: str,
+    proposals_uri: str,
+    split: str,
+    counts: Sequence[int] = COUNTS,
+    min_area: float = MIN_AREA,
+    nodes: Mapping[str, str] | None = None,
+) -> Recall:
+    """Recall of the first `counts` boxes, on the objects of `split` whose box has `min_area` px² at least; of no object, perhaps.
+
+    A photograph without proposals finds none of its objects; one whose object mask is missing or damaged is left out.
+    nodes: Ray label selector.
+    """
+    images, proposals = (tables.require_commit(uri).parts for uri in (images_uri, proposals_uri))
+    pairs = zip(images, proposals, strict=True)
+    units = [(part, found) for part, found in pairs if any(group.splits.get(split) for group in part.row_groups)]
+
+    def work(_: int, unit: Unit) -> Recall:
+        return part_recall(images_uri, proposals_uri, unit, split, counts, min_area)
+
+    done = for_each(dict(enumerate(units)), work, title=f"recall of proposals, {split}", nodes=nodes)
+    return add((recall for _, recall in done), counts)
+
+
+def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, counts: Sequence[int], min_area: float) -> Recall:
+    """The recall of one part's photographs."""
+    part, found = unit
+    boxes = {image_id: each for image_id, each, _ in iter_proposals(proposals_uri, found)}
+    nothing = np.zeros((0, 4), np.float32)
+    recalls = []
+    for row in tables.iter_rows(images_uri, ["image_id", "split", "object_mask"], part):
+        if row["split"] != split or row["object_mask"] is None:
+            continue
+        try:
+            objects = object_boxes(decode_mask(row["object_mask"]), min_area)
+        except BadInput:
+            continue
+        recalls.append(Recall.of(best_overlaps(boxes.get(row["image_id"], nothing), objects, counts), counts))
+    return add(recalls, counts)

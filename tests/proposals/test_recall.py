@@ -1,0 +1,97 @@
+"""Recall of boxes: by hand, and summed."""
+
+import numpy as np
+import pytest
+
+from infra.images import decode_image, decode_mask
+from proposals import edge_boxes
+from proposals.examples import find_objects
+from proposals.recall import COUNTS, Recall, add, best_overlaps, counts_up_to, object_boxes, table
+
+OBJECT = np.array([[0, 0, 100, 100]], np.float32)
+
+
+def test_objects_are_tight_boxes_of_ids_that_are_large_enough():
+    mask = np.zeros((200, 300), np.uint8)
+    mask[10:60, 20:60] = 1  # 50×40, just enough
+    mask[100:149, 20:60] = 2  # 49×40
+    mask[100:150, 100:160] = 5
+    mask[120:130, 100:110] = 0  # a hole changes no box
+    mask[0, :] = 255
+    assert object_boxes(mask).tolist() == [[20, 10, 60, 60], [100, 100, 160, 150]]
+    assert len(object_boxes(mask, 1960)) == 3 and object_boxes(mask, 1).dtype == np.float32
+    wide = mask.astype(np.uint16)
+    wide[wide == 255] = 65535
+    assert object_boxes(wide).tolist() == object_boxes(mask).tolist()
+    assert object_boxes(np.zeros((5, 5), np.uint8)).shape == (0, 4)
+
+
+def test_the_best_of_the_first_boxes():
+    boxes = np.array([[0, 0, 50, 100], [200, 200, 300, 300], [0, 0, 80, 100], [0, 0, 60, 100]], np.float32)
+    objects = np.vstack([OBJECT, [[200, 200, 300, 250]]]).astype(np.float32)
+    found = best_overlaps(boxes, objects, (1, 2, 3, 50))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0.8, 0.8], [0, 0.5, 0.5, 0.5]])
+    assert best_overlaps(boxes[:0], objects, (1, 2)).tolist() == [[0, 0], [0, 0]]
+    assert best_overlaps(boxes, objects[:0], (1, 2)).shape == (0, 2)
+
+
+def test_figures_by_hand():
+    """Best overlaps 0.5, 0.7, 0.69 and 0 of 50 boxes; at exactly the IoU an object is found."""
+    overlaps = np.array([[0.5, 0.5], [0.7, 0.95], [0.69, 0.69], [0, 1]], np.float32)
+    recall = Recall.of(overlaps, (50, 100))
+    assert recall.objects == 4
+    assert recall.at(0.5).tolist() == [0.75, 1] and recall.at(0.7).tolist() == [0.25, 0.5]
+    np.testing.assert_allclose(recall.average_best_overlap, [1.89 / 4, 3.14 / 4], rtol=1e-6)
+    # 0.5: one threshold of ten; 0.69: four; 0.7: five; 0.95 and 1: ten
+    np.testing.assert_allclose(recall.average_recall, [10 / 40, 25 / 40])
+    assert recall.over_iou().shape == (2, 101) and (recall.over_iou()[:, 0] == 1).all()
+    assert recall.metrics()["recall_50_iou70"] == 0.25 and recall.as_dict()["objects"] == 4
+    assert recall.sentence() == "50 boxes find 75% of 4 objects at IoU 0.5, 25% at 0.7"
+
+
+def test_exact_overlaps_count_as_found():
+    sides = np.arange(1, 101)
+    boxes = np.stack([np.zeros(100), np.zeros(100), sides, np.full(100, 100)], axis=1)
+    for side in sides:
+        recall = Recall.of(best_overlaps(boxes[side - 1 : side], OBJECT, (1,)), (1,))
+        assert recall.at(side / 100) == 1 and (side == 100 or recall.at((side + 1) / 100) == 0)
+
+
+def test_figures_add_up(rng):
+    overlaps = rng.random((30, len(COUNTS))).astype(np.float32)
+    whole, parts = Recall.of(overlaps), add([Recall.of(overlaps[:7]), Recall.of(overlaps[7:7]), Recall.of(overlaps[7:])])
+    np.testing.assert_array_equal(whole.histogram, parts.histogram)
+    assert whole.metrics() == pytest.approx(parts.metrics())
+    nothing = add([])
+    assert nothing.objects == 0 and np.isnan(nothing.at(0.5)).all() and np.isnan(nothing.average_best_overlap).all()
+    with pytest.raises(ValueError, match="add up"):
+        whole + Recall.of(overlaps[:, :2], (50, 100))
+
+
+def test_counts_go_as_far_as_there_are_boxes():
+    assert counts_up_to(60) == (1, 2, 5, 10, 20, 50, 60) and counts_up_to(20) == (1, 2, 5, 10, 20)
+    assert counts_up_to(5000)[-2:] == (2000, 5000)
+    recall = Recall.of(np.full((1, 7), 0.6, np.float32), counts_up_to(60))
+    assert {*recall.metrics()} >= {"recall_50_iou50", "recall_60_iou50"} and "recall_20_iou50" not in recall.metrics()
+
+
+def test_the_table_tells_differences_to_the_first():
+    first, second = (Recall.of(np.array(v, np.float32).reshape(-1, 1), (50,)) for v in ([0.4, 0.8], [0.6, 0.6]))
+    lines = table({"gradient": first, "forest": second}).splitlines()
+    assert lines[2] == "| gradient | 50 | 0.500 | 0.500 | 0.350 | 0.600 |"
+    assert lines[3] == "| forest | 50 | 1.000 (+50.0) | 0.000 (-50.0) | 0.300 (-5.0) | 0.600 (+0.0) |"
+
+
+def test_real_photographs(photographs):
+    """Objects are those that crops are cut of, and EdgeBox finds most."""
+    recalls = []
+    for row in photographs:
+        classes, objects = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
+        tight = [list(o.box) for o in find_objects(classes, objects)]
+        assert object_boxes(objects, 0).tolist() == tight
+        recalls.append(Recall.of(best_overlaps(edge_boxes(decode_image(row["image"]))[0], object_boxes(objects))))
+    total = add(recalls)
+    assert total.objects >= 6 and total.at(0.5)[-1] > 0.8
+    assert (np.diff(total.at(0.5)) >= 0).all() and (np.diff(total.average_best_overlap) >= 0).all()
+    assert (total.at(0.7) <= total.at(0.5)).all()

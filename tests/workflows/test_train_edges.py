@@ -1,0 +1,107 @@
+"""Learning edges by the door, as a person does: on one worker and on two, again, and after mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+from infra.images import encode_jpeg
+from proposals.forest_file import forest_fault
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "--data.generated.train", "24", "--data.generated.val", "2", "--data.dev_fraction", "0.3", "--proposals.min_box_area", "200",
+    "--proposals.max_boxes", "60", "--forest.trees", "2", "--forest.patches", "2000", "--forest.feature_share", "0.05",
+]  # fmt: skip
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    command = [sys.executable, str(ROOT / "workflows/train_edges.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=clean, cwd="/")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A workspace that a run on one CPU has finished, and what it printed."""
+    folder = tmp_path_factory.mktemp("edges") / "one"
+    done = run("--workspace", str(folder), "--cluster.num_cpus", "1", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+@pytest.mark.ray
+def test_a_run_leaves_a_forest_and_what_it_is_worth(workspace):
+    folder, done = workspace
+    assert forest_fault(folder / "edges.yml.gz") is None
+    found = cv2.ximgproc.createStructuredEdgeDetection(str(folder / "edges.yml.gz")).detectEdges(
+        np.zeros((64, 64, 3), np.float32)
+    )
+    assert np.isfinite(found).all()
+    figures = json.loads((folder / "report/edges.json").read_text())
+    assert 0 < figures["dev.recall_50_iou50"] <= 1
+    for name in ("gradient, EdgeBox's defaults", "shipped forest", "this forest"):
+        assert f"| {name} | 50 |" in done.stdout
+    assert (folder / "report/edges.png").stat().st_size > 1000
+    assert not (folder / "trees").exists() or not any((folder / "trees").rglob("*.npz"))
+
+
+@pytest.mark.ray
+def test_two_workers_make_the_same_file_as_one(workspace, tmp_path):
+    done = run("--workspace", str(tmp_path / "two"), "--cluster.num_cpus", "2", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "two/edges.yml.gz").read_bytes() == (workspace[0] / "edges.yml.gz").read_bytes()
+
+
+@pytest.mark.ray
+def test_a_second_run_does_nothing_and_says_what_it_is_worth(workspace):
+    again = run("--workspace", str(workspace[0]), *TINY)
+    assert again.returncode == 0 and "Nothing to do" in again.stdout and "| this forest | 50 |" in again.stdout
+
+
+@pytest.mark.ray
+def test_human_boundaries_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for kind in ("images", "groundTruth"):
+            (tmp_path / "bsds" / kind / split).mkdir(parents=True)
+        for i in range(count):
+            segments = np.ones((80, 100), np.uint16)
+            x, y = rng.integers(10, 40, 2)
+            segments[y : y + 30, x : x + 40] = 2
+            image = np.clip(np.where(segments[..., None] == 1, 60, 180) + rng.normal(0, 8, (80, 100, 3)), 0, 255).astype(np.uint8)
+            (tmp_path / f"bsds/images/{split}/{i}.jpg").write_bytes(encode_jpeg(image))
+            cells = np.empty((1, 2), object)
+            for j in range(2):
+                cells[0, j] = {"Segmentation": segments, "Boundaries": cv2.Canny((segments * 100).astype(np.uint8), 10, 20) > 0}
+            scipy.io.savemat(tmp_path / f"bsds/groundTruth/{split}/{i}.mat", {"groundTruth": cells})
+    done = run("--workspace", str(tmp_path / "w"), "--bsds", str(tmp_path / "bsds"), *TINY[6:])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 photographs to learn from" in done.stdout and "| this forest | 0." in done.stdout
+    assert "bsds.ods" in json.loads((tmp_path / "w/report/edges.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--forest.trees", "0"], "forest.trees"),
+        (["--forest.tree", "3"], "forest.tree"),
+        (["--bsds", "/nowhere"], "is not BSDS500"),
+        (["--data.root", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_mistake_is_a_sentence(arguments, word, tmp_path):
+    done = run("--workspace", str(tmp_path / "w"), *arguments)
+    assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_dry_run_starts_nothing(tmp_path):
+    done = run("--workspace", str(tmp_path / "w"), "--dry-run", *TINY)
+    assert done.returncode == 0 and "forest" in done.stdout and "would run" in done.stdout
+    assert not (tmp_path / "w").exists()

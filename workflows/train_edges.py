@@ -1,0 +1,53 @@
+"""Learn an edge detector, a structured forest, from photographs and their masks, for the proposals to stand on.
+
+  python workflows/train_edges.py --data.root DIR                     your own masks (VOC's layout)
+  python workflows/train_edges.py --bsds DIR                          BSDS500's human boundaries; with --data.root, both
+  python workflows/train_edges.py --config FILE --dry-run             what would run, and with what settings
+  python workflows/train_pipeline.py --proposals.edge_model WORKSPACE/edges.yml.gz …      used from then on
+
+The file is OpenCV's own format. What it is worth is measured on the data's dev photographs and BSDS500's val, beside the forest that
+comes with the package. The same seed gives the same file on any number of workers.
+
+Exit codes: 0 done; 2 a mistake in the settings or the data; 75 interrupted: run it again to go on from the trees that are grown.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from deconvnet.tracking import cleaned, without_secrets
+from infra import storage
+from workflows import door
+from workflows.edge_training import REPORT, EdgeSettings, EdgeTraining
+from workflows.options import CONFIGS, from_arguments, parser
+from workflows.settings import as_dict
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__ or "", EdgeSettings, CONFIGS / "train_edges.yaml")
+    options.add_argument("--dry-run", action="store_true", help="print the settings and the stages, and which would run")
+    arguments = options.parse_args(argv)
+    settings = from_arguments(arguments, EdgeSettings)
+    training = EdgeTraining(settings, partial(print, flush=True))
+    plan = training.stages.plan()
+    if arguments.dry_run:
+        print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
+        print(door.planned(plan))
+        return 0
+    if all(p.done for p in plan):
+        print(door.planned(plan))
+        print("\nNothing to do: every stage stands.\n")
+    else:
+        training.run(Path(arguments.config).stem)
+    print(storage.read_bytes(training.place(REPORT, "edges.md")).decode())
+    print(f"forest   {training.forest}")
+    print(f"report   {training.place(REPORT)}")
+    print(f"MLflow   {door.how_to_see(without_secrets(training.store))}")
+    print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {training.forest}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(door.run(main))
