@@ -16,7 +16,7 @@ from infra.images import decode_image, decode_mask
 from infra.table_job import for_each
 from proposals import edge_boxes
 from proposals.bsds import bsds_files, read_annotated
-from proposals.edge_quality import EdgeQuality, edge_counts, edge_quality
+from proposals.edge_quality import THINNED, EdgeQuality, edge_counts, edge_quality
 from proposals.edges import edge_map
 from proposals.recall import MIN_AREA, Recall, add, best_overlaps, counts_up_to, object_boxes, table
 from proposals.settings import PAPER
@@ -48,7 +48,7 @@ def measure(
     """
     ours = settings.model_dump()
     sources = {
-        "gradient, EdgeBox's defaults": PAPER,
+        "gradient, EdgeBox's defaults": {**PAPER, "max_boxes": settings.max_boxes},
         "shipped forest": {**ours, "edges": "forest", "edge_model": None},
         "this forest": {**ours, "edges": "forest", "edge_model": forest},
     }
@@ -60,6 +60,8 @@ def measure(
         metrics |= {f"dev.{name}": value for name, value in recalls["this forest"].metrics().items()}
         files["edges.png"] = recall_curves(recalls)
         lines += [f"Boxes, on the {recalls['this forest'].objects:,} objects of dev:", "", table(recalls)]
+    elif images_uri:
+        lines += ["dev has no objects to measure boxes on.", ""]
     if bsds:
         qualities = _edges(bsds, sources, nodes)
         metrics |= {"bsds.ods": qualities["this forest"].ods, "bsds.ois": qualities["this forest"].ois}
@@ -73,20 +75,17 @@ def measure(
 def _boxes(images_uri: str, sources: Sources, min_area: float, nodes: Mapping[str, str] | None) -> dict[str, Recall]:
     images = tables.require_commit(images_uri)
     units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
-    counts = {name: counts_up_to(keywords["max_boxes"]) for name, keywords in sources.items()}
+    counts = counts_up_to(max(keywords["max_boxes"] for keywords in sources.values()))
 
     def work(_: int, part: tables.Part) -> list[dict[str, Recall]]:
         cv2.setNumThreads(1)  # Ray runs a task for each CPU
         return [
-            {
-                name: Recall.of(best_overlaps(edge_boxes(image, **k)[0], objects, counts[name]), counts[name])
-                for name, k in sources.items()
-            }
+            {name: Recall.of(best_overlaps(edge_boxes(image, **k)[0], objects, counts), counts) for name, k in sources.items()}
             for image, objects in _dev(images_uri, part, min_area)
         ]
 
     done = [each for _, found in for_each(dict(enumerate(units)), work, title="boxes of dev", nodes=nodes) for each in found]
-    return {name: add((each[name] for each in done), counts[name]) for name in sources}
+    return {name: add((each[name] for each in done), counts) for name in sources}
 
 
 def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -103,7 +102,9 @@ def _edges(bsds: str, sources: Sources, nodes: Mapping[str, str] | None) -> dict
     def work(_: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)
         annotated = read_annotated(files)
-        edges = {n: edge_map(annotated.image, **{key: k[key] for key in _EDGE_KEYWORDS})[0] for n, k in sources.items()}
+        edges = {
+            n: edge_map(annotated.image, **{key: k[key] for key in _EDGE_KEYWORDS}, **THINNED)[0] for n, k in sources.items()
+        }
         return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
 
     units = dict(enumerate(bsds_files(bsds, _BSDS_SPLIT)))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OPTIONS = "options.json"
 NETWORKS = ("deconvnet", "fcn8s")
+# What ensembles were registered by that say nothing of these.
+_BEFORE_FORESTS = {"edges": "gradient", "edge_gain": 1.0, "spread_strength": 0.0}
 _KNOWN = {"classes", "proposals", "segment", "max_pixels"}
 
 
@@ -49,8 +51,10 @@ class Labeller:
         options = read_options(folder)
         self.classes: tuple[str, ...] = tuple(options["classes"])
         self.max_pixels: int = max_pixels or options["max_pixels"]
-        self._edges: dict[str, Any] = dict(options["proposals"])
+        before = {} if "edges" in options["proposals"] else _BEFORE_FORESTS
+        self._edges: dict[str, Any] = {**before, **options["proposals"]}
         if self._edges.get("edge_model"):
+            self._edges["edges"] = "forest"
             self._edges["edge_model"] = storage.join(folder, self._edges["edge_model"])
         self._compiled = _place_to_compile()
         self._segmenter = _segmenter(folder, device, options["segment"])

@@ -5,26 +5,29 @@ Features are OpenCV's own channels, so training sees what detection sees; `propo
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numba import njit
 
 from infra.errors import UserError
+from proposals.forest_file import (
+    CHANNELS,
+    GRADIENT_SMOOTHING,
+    GRID,
+    INNER,
+    NORMALIZATION_RADIUS,
+    ORIENTATIONS,
+    PATCH,
+    REGULAR_SMOOTHING,
+    SHRINK,
+    SIMILARITY_SMOOTHING,
+    STRIDE,
+    EdgeTree,
+    check_contrib,
+)
 from proposals.structured_tree import grow
 
-PATCH = 32  # px, what a tree sees
-INNER = 16  # px, what it tells, in the middle of the patch
-SHRINK = 2
-STRIDE = 2
-ORIENTATIONS = 4
-CHANNELS = 2 * (ORIENTATIONS + 1) + 3
-GRID = 5  # cells a side for the self-similarity features
-NORMALIZATION_RADIUS = 4
-GRADIENT_SMOOTHING = 0
-REGULAR_SMOOTHING = 2
-SIMILARITY_SMOOTHING = 8
 UNKNOWN = 0  # the segment of pixels that nothing is known of
 
 _CELLS = PATCH // SHRINK
@@ -32,6 +35,8 @@ _PAD = (PATCH - INNER) // 2
 _REGULAR_FEATURES = _CELLS * _CELLS * CHANNELS
 FEATURES = _REGULAR_FEATURES + GRID**2 * (GRID**2 - 1) // 2 * CHANNELS
 _EDGES = 255  # thresholds a feature can be split at
+_SETTLE = 16_384  # patches that the thresholds are taken from
+_AT_ONCE = 8_192  # patches whose features are held as numbers
 
 Sample = tuple[np.ndarray, Sequence[np.ndarray]]
 """A photograph, uint8 H×W×3, RGB, and its segmentations, each uint16 H×W: ids of segments, UNKNOWN where there is none."""
@@ -50,26 +55,12 @@ class ForestOptions:
     max_depth: int = 64
 
 
-class EdgeTree(NamedTuple):
-    """A tree as OpenCV evaluates it, n nodes, parents before children.
-
-    child: int32 (n,), 0 for a leaf, else the right child's index; the left one is right before it. feature: int32 (n,), 0 to
-    FEATURES; threshold: float32 (n,), smaller values go left. starts: int64 (n + 1,): node i's boundary pixels are
-    bins[starts[i]:starts[i + 1]], uint8, column · 16 + row in the middle 16×16 pixels.
-    """
-
-    child: np.ndarray
-    feature: np.ndarray
-    threshold: np.ndarray
-    starts: np.ndarray
-    bins: np.ndarray
-
-
 def channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Channels for regular and for self-similarity features: float32 (h, w, 13) each, of `image`, uint8 H×W×3, RGB.
 
     They reach 8 px over the image (reflected), as in detection, and have half its resolution.
     """
+    check_contrib()
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, _PAD, _PAD + height % 2, _PAD, _PAD + width % 2, cv2.BORDER_REFLECT)
     raw = np.empty((padded.shape[0] // SHRINK, padded.shape[1] // SHRINK, CHANNELS), np.float32)
@@ -217,22 +208,24 @@ def grow_tree(samples: Iterable[Sample], count: int, options: ForestOptions, see
         if rng.random() < 0.5:
             image, segmentations = image[:, ::-1], [s[:, ::-1] for s in segmentations]
         regular, similarity = channels(np.ascontiguousarray(image))
-        share = -(-each // max(1, len(segmentations)))
-        positives = round(options.positives * share)
+        share = max(2, -(-each // max(1, len(segmentations))))
+        positives = min(max(1, round(options.positives * share)), share - 1)
         for segmentation in segmentations:
             segmentation = np.ascontiguousarray(segmentation)
-            places = choose_places(segmentation, positives, share - positives, rng)[: options.patches - filled]
-            here = slice(filled, filled + len(places))
-            labels[here] = _labels(segmentation, places)
-            values = _values(regular, similarity, places, table)
-            if thresholds is None:
-                waiting.append(values)
-                waiting_count += len(places)
-                if waiting_count >= _SETTLE:
-                    thresholds = settle()
-            else:
-                _bin(values, thresholds, bins[:, here])
-            filled += len(places)
+            chosen = choose_places(segmentation, positives, share - positives, rng)[: options.patches - filled]
+            for start in range(0, len(chosen), _AT_ONCE):
+                places = chosen[start : start + _AT_ONCE]
+                here = slice(filled, filled + len(places))
+                labels[here] = _labels(segmentation, places)
+                values = _values(regular, similarity, places, table)
+                if thresholds is None:
+                    waiting.append(values)
+                    waiting_count += len(places)
+                    if waiting_count >= _SETTLE:
+                        thresholds = settle()
+                else:
+                    _bin(values, thresholds, bins[:, here])
+                filled += len(places)
     if filled < 2 * options.min_child:
         raise UserError(f"{filled} patches with known segments were found: too few to learn edges from")
     if thresholds is None:
@@ -248,10 +241,9 @@ def grow_tree(samples: Iterable[Sample], count: int, options: ForestOptions, see
     inner = grown.child > 0
     threshold = np.where(inner, thresholds[grown.feature, np.minimum(grown.split, _EDGES - 1)], np.float32(0))
     starts, edge_bins = _leaf_boundaries(labels, grown.example, ~inner)
+    if not len(edge_bins):
+        raise UserError(f"no boundary was found in {filled:,} patches: the masks tell nothing apart")
     return EdgeTree(grown.child, np.where(inner, asked[grown.feature], 0).astype(np.int32), threshold, starts, edge_bins)
-
-
-_SETTLE = 16_384  # patches that the thresholds are taken from
 
 
 def _leaf_boundaries(labels: np.ndarray, example: np.ndarray, leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,16 @@ first. Ours matches as many as can be, beginning with the nearest: the numbers o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numba import njit
 
-THRESHOLDS = tuple(k / 26 for k in range(1, 26))
+THRESHOLDS = tuple((k / 26) ** 2 for k in range(1, 26))
+"""Closer together where edges are faint: a forest's best threshold is about 0.1."""
+THINNED: dict[str, Any] = {"radius": 1, "border": 5}
+"""Keywords of `edge_map`: how edges are thinned to be measured, as Dollár's toolbox does for BSDS500."""
 TOLERANCE = 0.0075
 """Of the image's diagonal."""
 
@@ -63,20 +67,20 @@ def edge_counts(
 def edge_quality(counts: Sequence[np.ndarray], thresholds: Sequence[float] = THRESHOLDS) -> EdgeQuality:
     """ODS, OIS and average precision from the `edge_counts` of all images.
 
-    Thresholds are taken as they are; the standard code also interpolates between them, which can only raise ODS. OIS is the F of
-    the counts summed at each image's best threshold. Raises ValueError for no images.
+    Between thresholds ODS goes along precision and recall interpolated linearly in 100 steps, as in the standard code. OIS is the F
+    of the counts summed at each image's best threshold. Raises ValueError for no images.
     """
     stacked = np.stack(counts)
     precision, recall = _precision_recall(stacked.sum(axis=0))
-    f = _f(precision, recall)
+    fine = np.linspace(0, len(thresholds) - 1, 100 * (len(thresholds) - 1) + 1)
+    t, p, r = (np.interp(fine, np.arange(len(thresholds)), values) for values in (thresholds, precision, recall))
+    f = _f(p, r)
     best = int(f.argmax())
     own = _f(*_precision_recall(stacked)).argmax(axis=1)
     ois = _f(*_precision_recall(stacked[np.arange(len(stacked)), own].sum(axis=0)))
     points, first = np.unique(recall, return_index=True)
     area = np.interp(np.linspace(0, 1, 101), points, precision[first], left=0, right=0).sum() * 0.01
-    return EdgeQuality(
-        float(f[best]), float(thresholds[best]), float(precision[best]), float(recall[best]), float(ois), float(area)
-    )
+    return EdgeQuality(float(f[best]), float(t[best]), float(p[best]), float(r[best]), float(ois), float(area))
 
 
 def thin(mask: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from infra.errors import UserError
 from proposals.edges import EdgeSource, edge_map
+from proposals.forest_file import check_contrib
 from proposals.ranking import spread
 
 _CANDIDATES = 2000  # boxes that the best are chosen from
@@ -41,8 +41,7 @@ def edge_boxes(
     too. The keywords are those of `ProposalSettings`; the same image gives the same boxes with any number of threads.
     Raises UserError where `edge_model` can't be used, or OpenCV comes without `ximgproc`.
     """
-    if not hasattr(cv2, "ximgproc"):
-        raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
+    check_contrib()
     height, width = image.shape[:2]
     scale = min(1.0, max_side / max(height, width))
     if scale < 1:

@@ -22,19 +22,23 @@ _SMOOTHING = 2.0  # px, σ of the blur before the gradient
 _STRONG = 99.0  # percentile of the gradient that becomes 1
 _FLAT = 4.0  # Lab units a pixel; a photograph whose strong gradients are weaker is not stretched further
 _ORIENTATION_RADIUS = 4  # px, triangle filter before the orientation, as in Dollár's edgesDetect
-_NMS_RADIUS = 2  # px, as in Dollár's edgeBoxes
 _PATCH = 32  # px, the forest's patches: smaller photographs are padded to it
 _MARGIN = 16
 
 
 def edge_map(
-    image: np.ndarray, edges: EdgeSource = "forest", edge_model: str | None = None, multiscale: bool = False
+    image: np.ndarray,
+    edges: EdgeSource = "forest",
+    edge_model: str | None = None,
+    multiscale: bool = False,
+    radius: int = 2,
+    border: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Thin edges and their orientations, both float32 H×W, of `image`, uint8 H×W×3, RGB.
 
     Edges are 0–1; an orientation is the angle of the edge's normal in radians, 0–π, from the x axis towards the y axis.
     edge_model: the forest's file (path, https or s3); the shipped one where None. multiscale: edges are the mean of those of the
-    image at half, one and double size. Raises UserError where `edge_model` is not a forest that OpenCV can read.
+    image at half, one and double size. radius, border: see `suppress`. Raises UserError where `edge_model` is not a forest that OpenCV can read.
     """
     thick = thick_edges(image, edges, edge_model)
     if multiscale:
@@ -45,7 +49,7 @@ def edge_map(
             thick += cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
         thick /= 3
     orientation = orientations(thick)
-    return suppress(thick, orientation), orientation
+    return suppress(thick, orientation, radius, border), orientation
 
 
 def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = None) -> np.ndarray:
@@ -74,7 +78,8 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
     height, width = image.shape[:2]
     # Reflected over its border, since OpenCV looks at the outermost 16 px through fewer patches than at others, which makes edges
     # fainter there; and to even sides, which its channels are made for.
-    below, right = max(_MARGIN, _PATCH - height) + height % 2, max(_MARGIN, _PATCH - width) + width % 2
+    below, right = max(_MARGIN, _PATCH - height), max(_MARGIN, _PATCH - width)
+    below, right = below + (height + below) % 2, right + (width + right) % 2
     padded = cv2.copyMakeBorder(image, _MARGIN, below, _MARGIN, right, cv2.BORDER_REFLECT)
     edges = load_forest(edge_model).detectEdges(padded.astype(np.float32) / 255)
     return np.clip(edges[_MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width], 0, 1)
@@ -97,13 +102,21 @@ def orientations(edges: np.ndarray) -> np.ndarray:
     return np.where(angle < 0, angle + np.float32(math.pi), angle).astype(np.float32)
 
 
-def suppress(edges: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    """`edges` float32 H×W with 0 wherever the map is higher one or two pixels along the normal (sampled bilinearly)."""
+def suppress(edges: np.ndarray, orientation: np.ndarray, radius: int = 2, border: int = 0) -> np.ndarray:
+    """`edges` float32 H×W with 0 wherever the map is higher up to `radius` px along the normal (sampled bilinearly).
+
+    Edges fade towards the image's border over `border` px. Dollár's toolbox takes 2 and 0 for boxes, 1 and 5 where edges themselves
+    are measured.
+    """
     height, width = edges.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     cos, sin = np.cos(orientation), np.sin(orientation)
     keep = np.ones(edges.shape, bool)
-    for step in range(-_NMS_RADIUS, _NMS_RADIUS + 1):
+    for step in range(-radius, radius + 1):
         if step:
             keep &= edges >= cv2.remap(edges, x + step * cos, y + step * sin, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.where(keep, edges, np.float32(0))
+    thin = np.where(keep, edges, np.float32(0))
+    if border:
+        down, across = (np.minimum(np.arange(n), np.arange(n)[::-1]) for n in edges.shape)
+        thin *= np.clip(np.minimum.outer(down, across) / border, 0, 1).astype(np.float32)
+    return thin

@@ -11,16 +11,25 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from infra import storage
 from infra.errors import UserError
-from proposals import edge_forest
-from proposals.edge_forest import EdgeTree
 
+PATCH = 32  # px, what a tree sees
+INNER = 16  # px, what it tells, in the middle of the patch
+SHRINK = 2
+STRIDE = 2
+ORIENTATIONS = 4
+CHANNELS = 2 * (ORIENTATIONS + 1) + 3
+GRID = 5  # cells a side for the self-similarity features
+NORMALIZATION_RADIUS = 4
+GRADIENT_SMOOTHING = 0
+REGULAR_SMOOTHING = 2
+SIMILARITY_SMOOTHING = 8
 _A_LINE = 100  # numbers; OpenCV's parser knows lines of a few thousand characters
 _LARGEST = 1 << 29  # bytes, unpacked
 _OPTIONS = (
@@ -37,20 +46,35 @@ _RADII = ("gradientSmoothingRadius", "regFeatureSmoothingRadius", "ssFeatureSmoo
 _SEQUENCES = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
 
 
+class EdgeTree(NamedTuple):
+    """A tree as OpenCV evaluates it, n nodes, parents before children.
+
+    child: int32 (n,), 0 for a leaf, else the right child's index; the left one is right before it. feature: int32 (n,), 0 to
+    `edge_forest.FEATURES`; threshold: float32 (n,), smaller values go left. starts: int64 (n + 1,): node i's boundary pixels are
+    bins[starts[i]:starts[i + 1]], uint8, column · 16 + row in the middle 16×16 pixels.
+    """
+
+    child: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    starts: np.ndarray
+    bins: np.ndarray
+
+
 def forest_bytes(trees: Sequence[EdgeTree]) -> bytes:
     """The file's content. The same trees give the same bytes."""
     nodes = max(len(tree.child) for tree in trees)
     options = {
-        "stride": edge_forest.STRIDE,
-        "shrinkNumber": edge_forest.SHRINK,
-        "patchSize": edge_forest.PATCH,
-        "patchInnerSize": edge_forest.INNER,
-        "numberOfGradientOrientations": edge_forest.ORIENTATIONS,
-        "gradientSmoothingRadius": edge_forest.GRADIENT_SMOOTHING,
-        "regFeatureSmoothingRadius": edge_forest.REGULAR_SMOOTHING,
-        "ssFeatureSmoothingRadius": edge_forest.SIMILARITY_SMOOTHING,
-        "gradientNormalizationRadius": edge_forest.NORMALIZATION_RADIUS,
-        "selfsimilarityGridSize": edge_forest.GRID,
+        "stride": STRIDE,
+        "shrinkNumber": SHRINK,
+        "patchSize": PATCH,
+        "patchInnerSize": INNER,
+        "numberOfGradientOrientations": ORIENTATIONS,
+        "gradientSmoothingRadius": GRADIENT_SMOOTHING,
+        "regFeatureSmoothingRadius": REGULAR_SMOOTHING,
+        "ssFeatureSmoothingRadius": SIMILARITY_SMOOTHING,
+        "gradientNormalizationRadius": NORMALIZATION_RADIUS,
+        "selfsimilarityGridSize": GRID,
         "numberOfTrees": len(trees),
         "numberOfTreesToEvaluate": max(1, len(trees) // 2),
     }
@@ -86,9 +110,16 @@ def _sequence(name: str, trees: Iterable[np.ndarray], number: str = "d") -> list
     return lines
 
 
+def check_contrib() -> None:
+    """Raise UserError where OpenCV comes without `ximgproc`."""
+    if not hasattr(cv2, "ximgproc"):
+        raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
+
+
 @lru_cache(maxsize=2)
 def load_forest(uri: str) -> Any:
     """OpenCV's detector from the file at `uri` (path, https or s3). Raises UserError where it is not a whole structured forest."""
+    check_contrib()
     with storage.local_copy(uri) as path:
         if (fault := forest_fault(path)) is not None:
             raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({fault})")
@@ -106,14 +137,16 @@ def forest_fault(path: Path) -> str | None:
             return "its compressed content is damaged"
         if not unpacker.eof:
             return "it is cut short" if not unpacker.unconsumed_tail else "it is too large"
+        if unpacker.unused_data:
+            return "something follows its end"
     if packed != path.name.endswith(".gz"):  # OpenCV goes by the name
         return "it is compressed, so its name should end in .gz" if packed else "it is not compressed, as its name says"
     if not data.startswith(b"%YAML"):
         return "it is not YAML" if data else "it is empty"
-    sections = {
-        part[1]: part[2]
-        for part in re.finditer(r"^(\w+):(.*?)(?=^\w|\Z)", data.decode("ascii", "replace"), re.MULTILINE | re.DOTALL)
-    }
+    parts = re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", data.decode("ascii", "replace"), re.MULTILINE | re.DOTALL)
+    sections = dict(parts)
+    if len(sections) < len(parts):
+        return "it says something twice"
     options = {key: int(value) for key, value in re.findall(r"(\w+)\s*:\s*(\d+)\s*[,}\n]", sections.get("options", ""))}
     for name in _OPTIONS:
         if options.get(name, 0) < 1:

@@ -5,7 +5,6 @@ few places that segmentation has. Its boxes are therefore ranked anew, so that a
 """
 
 import numpy as np
-from numba import njit
 
 
 def spread(boxes: np.ndarray, scores: np.ndarray, strength: float, power: float, first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,28 +14,18 @@ def spread(boxes: np.ndarray, scores: np.ndarray, strength: float, power: float,
     scores of those left are multiplied by 1 − strength · IoU^power with it; so until `first` are taken, the rest follow by the scores
     they have then. A high power leaves boxes alone that overlap by less than about half. Equal scores: the earlier box first.
     """
-    return _spread(boxes, scores.astype(np.float32), strength, power, first)
-
-
-@njit(cache=True, nogil=True)
-def _spread(boxes: np.ndarray, scores: np.ndarray, strength: float, power: float, first: int) -> tuple[np.ndarray, np.ndarray]:
-    lowered = scores.copy()
-    left = np.arange(len(boxes))  # in the order they came
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    lowered = scores.astype(np.float32)
     order = np.empty(len(boxes), np.int64)
+    waiting = np.ones(len(boxes), bool)
     taken = min(first, len(boxes))
     for k in range(taken):
-        best = np.argmax(lowered[left])
-        a = boxes[left[best]]
-        order[k] = left[best]
-        left[best:-1] = left[best + 1 :]
-        left = left[:-1]
-        for i in left:
-            b = boxes[i]
-            width = min(a[2], b[2]) - max(a[0], b[0])
-            height = min(a[3], b[3]) - max(a[1], b[1])
-            if width > 0 and height > 0:
-                shared = width * height
-                iou = shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-                lowered[i] *= np.float32(1 - strength * iou**power)
-    order[taken:] = left[np.argsort(-lowered[left], kind="mergesort")]
+        best = order[k] = int(np.where(waiting, lowered, -np.inf).argmax())
+        waiting[best] = False
+        sides = np.minimum(boxes[:, 2:], boxes[best, 2:]) - np.maximum(boxes[:, :2], boxes[best, :2])
+        shared = sides.clip(0).prod(axis=1)
+        iou = shared / (areas + areas[best] - shared)
+        lowered[waiting] *= (1 - strength * iou[waiting] ** power).astype(np.float32)
+    left = np.flatnonzero(waiting)
+    order[taken:] = left[np.argsort(-lowered[left], kind="stable")]
     return order, lowered[order]

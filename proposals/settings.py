@@ -69,12 +69,25 @@ class ForestSettings(Section):
 
     photographs: PositiveInt = Field(2000, description="about this many photographs with masks are learned from (drawn by seed)")
     trees: int = Field(8, ge=1, le=64, description="detection asks half of them at each place")
-    patches: int = Field(400_000, ge=1000, le=5_000_000, description="patches a tree sees; 2 kB of memory each")
+    patches: int = Field(
+        400_000,
+        ge=1000,
+        le=5_000_000,
+        description="patches a tree sees, if the photographs have as many; of a quarter of the features each takes 2 kB of memory",
+    )
     positives: float = Field(0.5, gt=0, lt=1, description="share of the patches with a boundary in their middle")
     feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that a tree may ask")
     pairs: int = Field(256, ge=8, le=4096, description="pairs of pixels that labels are compared by in a node")
     min_child: int = Field(8, ge=1, description="least patches in a node")
     max_depth: int = Field(64, ge=1, le=64, description="of a tree")
+
+    @model_validator(mode="after")
+    def _enough(self) -> "ForestSettings":
+        if 2 * self.min_child > self.patches:
+            raise ValueError(
+                f"forest.min_child {self.min_child} is more than half of forest.patches {self.patches}: no tree can grow"
+            )
+        return self
 
 
 class ExampleSettings(Section):

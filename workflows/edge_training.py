@@ -11,6 +11,7 @@ from deconvnet.data.generated import GENERATED_CLASSES
 from deconvnet.settings import DataSettings
 from deconvnet.tracking import tracking_uri
 from infra import storage, tables
+from infra.errors import UserError
 from infra.settings import ClusterSettings, TrackingSettings
 from infra.stages import Record, Stage, Stages
 from proposals.bsds import bsds_files
@@ -76,7 +77,7 @@ class EdgeTraining:
     def _stages(self) -> list[Stage]:
         s = self.settings
         seed, schema = {"seed": s.seed}, {"schema": tables.SCHEMA_VERSION}
-        bsds = {f"bsds_{split}": _stamp(s.bsds, split) for split in ("train", "val")}
+        bsds = {split: {f"bsds_{split}": _stamp(s.bsds, split)} for split in ("train", "val")}
         stages = []
         if self.images:
             folder = {"folder": prepare.data_fingerprint(s.data, self.root)}
@@ -92,12 +93,12 @@ class EdgeTraining:
         return [
             *stages,
             Stage(
-                "segments", "what is told apart in them", 1, {**seed, **schema, **bsds, **photographs}, before,
+                "segments", "what is told apart in them", 1, {**seed, **schema, **bsds["train"], **photographs}, before,
                 (storage.join(self.samples, tables.COMMIT),), self._segments,
             ),
             Stage("forest", "structured forest", 1, {**growth, **seed}, ("segments",), (self.forest,), self._forest),
             Stage(
-                "measure", "what it is worth", 1, {**as_dict(s.proposals), **bsds}, (*before, "forest"),
+                "measure", "what it is worth", 1, {**as_dict(s.proposals), **bsds["val"]}, (*before, "forest"),
                 (self.place(REPORT, "edges.json"),), self._measure,
             ),
         ]  # fmt: skip
@@ -165,6 +166,7 @@ class EdgeTraining:
         )
         trees = self.place("trees", fingerprint[:16])
         made = train_forest(self.samples, self.forest, ForestOptions(**growth), s.seed, trees, nodes=self.nodes)
+        storage.remove(self.place("trees"))  # those of runs that were killed, too
         self.say(f"  {made['nodes']:,} nodes, {made['bytes'] / 1e6:.1f} MB")
         self.mlflow_run.log_metrics({f"forest.{name}": value for name, value in made.items()})
         with storage.local_copy(self.forest) as file:
@@ -186,4 +188,6 @@ class EdgeTraining:
 
 def _stamp(bsds: str | None, split: str) -> list[str]:
     """What tells a split of BSDS500 from what stood there before. Raises UserError where it isn't one."""
+    if bsds and storage.is_s3(bsds):
+        raise UserError(f"bsds {bsds} must be a folder on disk, which all nodes see")
     return [f"{path.stem}@{storage.stamp(str(path))}" for pair in bsds_files(bsds, split) for path in pair] if bsds else []

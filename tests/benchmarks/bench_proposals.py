@@ -40,14 +40,14 @@ def sources(files: Iterable[str], multiscale: bool = False) -> dict[str, Keyword
 
 def edge_source(keywords: Keywords) -> str:
     """What the edges are made by, for a person."""
-    return str(keywords["edge_model"] or keywords["edges"])
+    return str(keywords["edge_model"] or keywords["edges"]) + (" at three scales" if keywords["multiscale"] else "")
 
 
-def thin_edges(image: np.ndarray, keywords: Keywords) -> tuple[np.ndarray, np.ndarray]:
+def thin_edges(image: np.ndarray, keywords: Keywords, **thinned: int) -> tuple[np.ndarray, np.ndarray]:
     """A source's suppressed edges and their orientations."""
     from proposals.edges import edge_map
 
-    return edge_map(image, **{name: keywords[name] for name in signature(edge_map).parameters if name in keywords})
+    return edge_map(image, **{name: keywords[name] for name in signature(edge_map).parameters if name in keywords}, **thinned)
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **keywords: Any) -> tuple[Any, float]:
@@ -83,11 +83,11 @@ def measure_photograph(task: tuple[str, Any, float, Mapping[str, Keywords]]) -> 
 def measure_edges(task: tuple[Any, Mapping[str, Keywords]]) -> dict[str, np.ndarray]:
     """By source: the `edge_counts` of one photograph of BSDS500."""
     from proposals.bsds import read_annotated
-    from proposals.edge_quality import edge_counts
+    from proposals.edge_quality import THINNED, edge_counts
 
     files, compared = task
     annotated = read_annotated(files)
-    return {name: edge_counts(thin_edges(annotated.image, k)[0], annotated.boundaries) for name, k in compared.items()}
+    return {name: edge_counts(thin_edges(annotated.image, k, **THINNED)[0], annotated.boundaries) for name, k in compared.items()}
 
 
 def one_thread() -> None:

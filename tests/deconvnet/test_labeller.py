@@ -1,6 +1,8 @@
 """The ensemble's folder as a thing that labels files; other folders are refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,15 @@ def test_labels_and_confidence_are_the_segmenters(folder: Path, networks) -> Non
     assert labeller.classes == CLASSES
 
 
+def test_an_ensemble_registered_before_there_were_forests_keeps_its_edges(folder: Path, networks) -> None:
+    options = json.loads((folder / "options.json").read_text())
+    del options["proposals"]["edges"]
+    (folder / "options.json").write_text(json.dumps(options))
+    found = Labeller(str(folder)).label(encode_jpeg(photograph(0, 60, 80)))
+    boxes, _ = edge_boxes(found.image, **(EDGES | {"edges": "gradient", "edge_gain": 1.0, "spread_strength": 0.0}))
+    np.testing.assert_array_equal(found.mask, Segmenter(*networks, **SEGMENT).best(found.image, boxes))
+
+
 def test_what_cant_be_labelled_says_why(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"130×90 is larger than 10,000 pixels"):
         Labeller(str(folder)).label(encode_jpeg(photograph(0, 90, 130)))
@@ -63,3 +74,22 @@ def test_networks_that_changed_places_are_refused(folder: Path) -> None:
     (folder / "x").rename(folder / "deconvnet")
     with pytest.raises(UserError, match="are other networks"):
         Labeller(str(folder))
+
+
+def test_labelling_compiles_nothing_before_it_has_a_place_for_it() -> None:
+    """Where neither the code's folder nor the home is writable numba refuses to cache, at import."""
+    code = """
+import numba.core.caching as caching
+for kind in vars(caching).values():
+    if isinstance(kind, type) and hasattr(kind, "_locator_classes"):
+        kind._locator_classes = []
+import deconvnet.labeller
+try:
+    import deconvnet.crf
+except RuntimeError:
+    print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip() == "refused", done.stderr

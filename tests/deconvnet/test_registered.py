@@ -27,7 +27,7 @@ from tests.deconvnet.mlflow_server import free_port, server
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("background", "circle", "bar")
-EDGES = {"max_boxes": 50, "min_box_area": 200.0, "edge_model": None}
+EDGES = {"max_boxes": 50, "min_box_area": 200.0, "edges": "forest", "edge_model": None}
 SEGMENT = {"proposals": 4, "batch": 2, "max_side": 96, "crf": {"iterations": 2}, "context": 1.3}
 RESULTS = {
     "dataset": "generated",

@@ -104,5 +104,18 @@ def test_few_patches_are_all_taken_and_none_is_a_mistake():
         grow_tree([flat], 1, SMALL, [0])
 
 
+def test_masks_without_a_boundary_are_a_mistake():
+    image, (segments,) = shapes(1)
+    with pytest.raises(UserError, match="no boundary"):
+        grow_tree([(image, [np.ones_like(segments)])] * 4, 4, SMALL, [0])
+
+
+def test_few_patches_a_photograph_are_of_both_kinds(tmp_path):
+    """Fewer patches than photographs: each still gives one with a boundary and one without."""
+    options = ForestOptions(trees=1, patches=40, feature_share=0.05, min_child=2)
+    tree = grow_tree(samples(40), 40, options, [0])
+    assert len(tree.child) >= 3 and len(tree.bins) > 0
+
+
 def test_the_tables_own_sizes():
     assert feature_table().shape == (FEATURES, 5) and FEATURES == 7228

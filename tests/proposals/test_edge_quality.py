@@ -26,7 +26,7 @@ def points(*places: tuple[int, int], shape: tuple[int, int] = (12, 12)) -> np.nd
 
 
 def test_thresholds_are_25_between_0_and_1():
-    assert len(THRESHOLDS) == 25 and THRESHOLDS[0] == 1 / 26 and THRESHOLDS[-1] == 25 / 26
+    assert len(THRESHOLDS) == 25 and THRESHOLDS[0] == pytest.approx(26**-2) and THRESHOLDS[-1] == pytest.approx((25 / 26) ** 2)
 
 
 def test_matching_is_one_to_one():
@@ -74,6 +74,13 @@ def test_a_shifted_line_is_found_within_the_tolerance(shift, found):
     assert (low[:, 0] == (low[:, 1] if found else 0)).all() and (low[:, 2] == low[:, 0]).all()
 
 
+def test_between_thresholds_precision_and_recall_are_interpolated():
+    counts = np.array([[60, 100, 90, 100], [80, 80, 40, 100]])
+    quality = edge_quality([counts], [0.2, 0.6])
+    p, r = np.linspace(0.6, 1, 101), np.linspace(0.9, 0.4, 101)
+    assert quality.ods == pytest.approx((2 * p * r / (p + r)).max()) and 0.2 < quality.threshold < 0.6
+
+
 def test_precision_counts_any_annotator_and_recall_all():
     """Two lines detected. One annotator drew the first, one drew both, one a third: both are right, 3 of 4 lines are found."""
     edges = (line(20) | line(60)).astype(np.float32)
@@ -99,9 +106,11 @@ def test_ods_has_one_threshold_and_ois_one_for_each_image():
     first = np.array([[80, 100, 80, 100], [10, 10, 10, 100]])  # F 0.8, 0.18
     second = np.array([[50, 200, 50, 100], [45, 50, 45, 100]])  # F 0.33, 0.6
     quality = edge_quality([first, second], [0.2, 0.6])
-    p, r = 130 / 300, 130 / 200
-    assert quality.ods == pytest.approx(2 * p * r / (p + r)) and quality.threshold == 0.2
-    assert (quality.precision, quality.recall) == (pytest.approx(p), pytest.approx(r))
+    p, r = np.linspace(130 / 300, 55 / 60, 101), np.linspace(130 / 200, 55 / 200, 101)
+    best = (2 * p * r / (p + r)).argmax()
+    assert quality.ods == pytest.approx(2 * p[best] * r[best] / (p[best] + r[best]))
+    assert quality.threshold == pytest.approx(0.2 + 0.004 * best)
+    assert (quality.precision, quality.recall) == (pytest.approx(p[best]), pytest.approx(r[best]))
     p, r = 125 / 150, 125 / 200
     assert quality.ois == pytest.approx(2 * p * r / (p + r))
 

@@ -103,6 +103,21 @@ def test_tiny_photographs(shape, rng, forest):
         assert np.isfinite(edges).all() and edges.min() >= 0 and edges.max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(9, 40), (15, 15), (17, 16), (33, 64), (100, 101)])
+def test_opencv_is_given_even_sides(shape, rng, monkeypatch):
+    """Its channels are made for them."""
+    seen = []
+
+    class Detector:
+        def detectEdges(self, image):
+            seen.append(image.shape)
+            return image[..., 0]
+
+    monkeypatch.setattr("proposals.edges.load_forest", lambda uri: Detector())
+    assert thick_edges(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), "forest").shape == shape
+    assert seen[0][0] % 2 == seen[0][1] % 2 == 0 and min(seen[0][:2]) >= 48
+
+
 @pytest.mark.parametrize("shape", [(64, 96), (65, 97), (33, 47), (70, 99)])
 def test_a_forest_file_is_used(forest, shape):
     edges, orientation = edge_map(step(*shape), edge_model=str(forest))

@@ -99,6 +99,20 @@ def test_a_damaged_file(forest):
     assert forest_fault(forest) is not None
 
 
+def test_nothing_may_follow_the_end_or_be_said_twice(forest):
+    content = forest.read_bytes()
+    forest.write_bytes(content + gzip.compress(b"edgeBins:\n   - [ 9999 ]\n"))
+    assert "follows its end" in str(forest_fault(forest))
+    forest.write_bytes(gzip.compress(gzip.decompress(content) + b"edgeBins:\n   - [ 9 ]\n"))
+    assert "twice" in str(forest_fault(forest))
+
+
+def test_without_contrib_opencv_it_says_what_is_missing(forest, monkeypatch):
+    monkeypatch.delattr(cv2, "ximgproc")
+    with pytest.raises(UserError, match="opencv-contrib-python-headless"):
+        load_forest(str(forest))
+
+
 def test_the_name_must_tell_whether_it_is_compressed(forest):
     assert "should end in .gz" in str(forest_fault(forest.rename(forest.with_name("forest.yml"))))
     plain = forest.with_name("plain.yml.gz")
