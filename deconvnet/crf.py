@@ -32,13 +32,14 @@ def dense_crf(
     the smoothness kernel (px). bilateral_*: the appearance kernel (px; grey levels of 255). The defaults are those released
     with DeconvNet. Weights of 0 leave a kernel out.
 
-    A class that can't win anywhere (its probability is nowhere above 0.001, see `_alive`) is left out and comes back as 0.
-    Raises ValueError for shapes that don't fit, non-finite probabilities and sigmas that aren't positive.
+    A class that can't win anywhere (its probability is nowhere above 0.001 to begin with, see `_floor`, or above 0.02 after an
+    iteration, see `_lost`) is left out from there on and comes back as 0. Raises ValueError for shapes that don't fit, non-finite probabilities and sigmas that aren't positive.
     """
     _check(image, probabilities, iterations, (xy_sigma, bilateral_xy_sigma, bilateral_rgb_sigma), (xy_weight, bilateral_weight))
     classes, height, width = probabilities.shape
     out = np.zeros((classes, height, width), np.float32)
-    alive = _alive(probabilities, xy_weight + bilateral_weight)
+    weight = xy_weight + bilateral_weight
+    alive = _above(probabilities.reshape(classes, -1).max(axis=1, initial=0), _floor(classes, weight))
     if not out.size or len(alive) == 1:
         out[alive] = 1
         return out
@@ -50,8 +51,8 @@ def dense_crf(
     appearance = _kernel(np.hstack([place / bilateral_xy_sigma, colour / bilateral_rgb_sigma]), bilateral_weight)
     p = np.maximum(probabilities[alive].reshape(len(alive), -1).T, SMALLEST_PROBABILITY)
     log_p = permutohedral.pad(np.log(p), fill=-np.inf)
-    q = _mean_field(log_p, smoothness, appearance, iterations)
-    out[alive] = q[:, : len(alive)].T.reshape(len(alive), height, width)
+    q, left = _mean_field(log_p, len(alive), smoothness, appearance, iterations, weight)
+    out[alive[left]] = q[:, : len(left)].T.reshape(len(left), height, width)
     return out
 
 
@@ -68,16 +69,29 @@ def _check(
         raise ValueError(f"iterations {iterations} and sigmas {sigmas} must be positive, weights {weights} not negative")
 
 
-def _alive(probabilities: Floats, weight: float) -> NDArray[np.intp]:
-    """Classes that may win somewhere.
+def _floor(classes: int, weight: float) -> float:
+    """A class whose probability is nowhere above this can't win anywhere.
 
     Messages aren't negative, so a class of p ≤ t everywhere never exceeds the least x with x = t·exp(w·x), w the kernels' weight.
     With t = 0.1 / w that is x = 0.112 / w, and t is at most 0.001: x stays far under the 1/C that a winner has at least, and
     what is left out is too little to turn another class's label.
     """
-    floor = min(1e-3, 0.1 / max(weight, 1e-9), 0.1 / len(probabilities))
-    peak = probabilities.reshape(len(probabilities), -1).max(axis=1, initial=0)
-    return np.flatnonzero(peak > floor) if (peak > floor).any() else np.arange(len(peak))
+    return min(1e-3, 0.1 / max(weight, 1e-9), 0.1 / classes)
+
+
+def _lost(classes: int, weight: float) -> float:
+    """A class whose probability is nowhere above this after an iteration has lost.
+
+    The probability is a·exp(m), m the class's own message, at most `weight` times its highest probability, and a what the others
+    leave it. Where a ≤ 1 / (e·weight), x = a·exp(weight·x) has a solution, and the class can't come to more than the least one,
+    at most 1 / weight, while the others don't give way. And it is under half of what a winner of `classes` has at least.
+    """
+    return min(1 / (np.e * max(weight, 1e-9)), 0.5 / classes)
+
+
+def _above(peaks: Floats, floor: float) -> NDArray[np.intp]:
+    """The classes whose highest probability is above `floor`; all where none is."""
+    return np.flatnonzero(peaks > floor) if (peaks > floor).any() else np.arange(len(peaks))
 
 
 def _kernel(features: NDArray[np.floating], weight: float) -> tuple[Lattice, Floats]:
@@ -92,19 +106,33 @@ def _kernel(features: NDArray[np.floating], weight: float) -> tuple[Lattice, Flo
     return lattice, lattice.weights * factor
 
 
-def _mean_field(log_p: Floats, first: tuple[Lattice, Floats], second: tuple[Lattice, Floats], iterations: int) -> Floats:
-    """Q (N, C) after `iterations` parallel updates Q ∝ p · exp(Σ_kernels K Q), from Q = p."""
+def _mean_field(
+    log_p: Floats, classes: int, first: tuple[Lattice, Floats], second: tuple[Lattice, Floats], iterations: int, weight: float
+) -> tuple[Floats, NDArray[np.intp]]:
+    """Q after `iterations` parallel updates Q ∝ p · exp(Σ_kernels K Q), from Q = p, and the classes that its first columns are of.
+
+    log_p: (N, columns), the first `classes` of them classes; weight: both kernels'. Classes that have lost are dropped where that
+    saves a vector register.
+    """
+    left = np.arange(classes)
     q = np.exp(log_p)
     q /= q.sum(axis=1, keepdims=True)
-    kernels = [(*kernel, np.empty((kernel[0].size + 1, q.shape[1]), np.float32)) for kernel in (first, second)]
-    for _ in range(iterations):
-        for lattice, weights, rows in kernels:
-            rows[:] = 0
-            permutohedral.splat(lattice.corners, weights, q, rows)
-            permutohedral.blur(lattice.chains, rows)
-        (a, wa, ra), (b, wb, rb) = kernels
-        _update(log_p, a.corners, wa, ra, b.corners, wb, rb, q)
-    return q
+    rows: list[Floats] = []
+    for iteration in range(iterations):
+        if iteration and q.shape[1] > lanes.WIDTH:
+            winning = _above(q[:, : len(left)].max(axis=0), _lost(len(left), weight))
+            if -(-len(winning) // lanes.WIDTH) < q.shape[1] // lanes.WIDTH:
+                left = left[winning]
+                q, log_p = permutohedral.pad(q[:, winning]), permutohedral.pad(log_p[:, winning], fill=-np.inf)
+        if not rows or rows[0].shape[1] != q.shape[1]:
+            rows = [permutohedral.empty_rows(lattice.size + 1, q.shape[1]) for lattice, _ in (first, second)]
+        for (lattice, weights), values in zip((first, second), rows, strict=True):
+            values[:] = 0
+            permutohedral.splat(lattice.corners, weights, q, values)
+            permutohedral.blur(lattice.chains, values)
+        (a, wa), (b, wb) = first, second
+        _update(log_p, a.corners, wa, rows[0], b.corners, wb, rows[1], q)
+    return q, left
 
 
 @njit(cache=True, nogil=True)

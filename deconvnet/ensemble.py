@@ -16,16 +16,16 @@ def softmax(scores: Floats) -> Floats:
     return out
 
 
-def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean") -> Floats:
+def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_share: float = 0.5) -> Floats:
     """Class probabilities (C, H, W) of the ensemble from both networks' scores before softmax.
 
-    "mean": the mean of both networks' probabilities (paper). "product": softmax of DeconvNet's scores times FCN's scores, the
+    "mean": the mean of both networks' probabilities, FCN-8s' weighted by `fcn_share` (paper: a half). "product": softmax of DeconvNet's scores times FCN's scores, the
     latter clipped at 0 (released code). Raises ValueError for other names or unequal shapes.
     """
     if deconvnet.shape != fcn.shape:
         raise ValueError(f"scores of unequal shape: {deconvnet.shape} and {fcn.shape}")
     if how == "mean":
-        return (softmax(deconvnet) + softmax(fcn)) * np.float32(0.5)
+        return np.float32(1 - fcn_share) * softmax(deconvnet) + np.float32(fcn_share) * softmax(fcn)
     if how == "product":
         return softmax(deconvnet * np.maximum(fcn, 0))
     raise ValueError(f"ensemble must be mean or product, not {how!r}")

@@ -1,22 +1,22 @@
-"""The five results of the paper on a split: a Ray Data job over the photographs, and its tables."""
+"""The five results of the paper on a split: a Ray Data job over the photographs, or threads of this process, and its tables."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from deconvnet.checkpoints import load_model
 from deconvnet.figures import TITLES
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
 from infra import tables
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from infra.images import decode_image, decode_mask
 from infra.progress import progress
-from infra.ray_cluster import may_grow, room
 from proposals.propose import iter_proposals
 
 if TYPE_CHECKING:
@@ -69,9 +69,10 @@ def evaluate(
     import ray
     import ray.cloudpickle as pickle
 
-    nothing = UserError(f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on")
+    from infra.ray_cluster import may_grow, room
+
     if not (units := _units(images_uri, proposals_uri, split)):
-        raise nothing
+        raise _nothing(split, images_uri)
     most = len(units) if may_grow() else room(nodes or {}, cpus_per_actor, gpus_per_actor)
     most = max(1, min(actors or most, len(units)))
     todo = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units))
@@ -91,9 +92,49 @@ def evaluate(
         num_gpus=gpus_per_actor or None,
         **({"label_selector": dict(nodes)} if nodes else {}),
     )
+    rows = progress(done.iter_rows(), len(units), f"evaluating on {split}", "batches of photographs")
+    return _gathered(rows, classes, dataset, _nothing(split, images_uri))
+
+
+def evaluate_here(
+    segmenter: Segmenter,
+    images_uri: str,
+    proposals_uri: str,
+    *,
+    split: str,
+    classes: Sequence[str],
+    dataset: str,
+    threads: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """`evaluate` by `threads` of this process, without Ray.
+
+    Raises UserError as `evaluate` does, and Interrupted where `should_stop`, asked between photographs' batches, says yes.
+    """
+    units = _units(images_uri, proposals_uri, split)
+    measure = partial(_measured, segmenter, images_uri, proposals_uri, split, len(classes))
+
+    def rows(pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
+        found = pool.map(measure, units)
+        for row in progress(found, len(units), f"evaluating on {split}", "batches of photographs"):
+            yield row
+            if should_stop():
+                pool.shutdown(cancel_futures=True)
+                raise Interrupted(f"stopped while it evaluated on {split}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        return _gathered(rows(pool), classes, dataset, _nothing(split, images_uri))
+
+
+def _nothing(split: str, images_uri: str) -> UserError:
+    return UserError(f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on")
+
+
+def _gathered(rows: Iterable[Mapping[str, Any]], classes: Sequence[str], dataset: str, nothing: UserError) -> Evaluation:
+    """What `_measured` found in all units, in any order. Raises `nothing` where that is no photograph."""
     totals = {name: ConfusionMatrix(len(classes)) for name in RESULTS}
     mean_iou: dict[str, dict[str, float | None]] = {}
-    for row in progress(done.iter_rows(), len(units), f"evaluating on {split}", "batches of photographs"):
+    for row in rows:
         for name, matrix in zip(RESULTS, row["matrices"], strict=True):
             totals[name].merge(ConfusionMatrix(len(classes), matrix))
         for image_id, figures in zip(row["image_ids"], row["mean_iou"], strict=True):
@@ -126,41 +167,43 @@ class _Worker:
 
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        deconvnet, fcn8s = (load_model(uri, "cuda" if gpu else "cpu")[0] for uri in models)
-        self.segmenter = Segmenter(deconvnet, fcn8s, **options)  # type: ignore[arg-type]
-        self.images_uri, self.proposals_uri = tables
-        self.split, self.num_classes = split, num_classes
+        segmenter = Segmenter.load(*models, "cuda" if gpu else "cpu", **options)
+        self._measure = partial(_measured, segmenter, *tables, split, num_classes)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """For one unit: matrices int64 (5, C, C), summed, and each photograph's id and five mean IoUs, nan where all is void."""
+        """`_measured` of one unit."""
         import ray.cloudpickle as pickle
 
-        unit: Unit = pickle.loads(row["unit"])
-        boxes = self._boxes(unit)
-        image_ids = []
-        totals = {name: ConfusionMatrix(self.num_classes) for name in RESULTS}
-        figures = []
-        for image_id, image, truth in self._photographs(unit):
-            labels = self.segmenter.segment(image, boxes.get(image_id, np.zeros((0, 4), np.float32)))
-            single = {name: ConfusionMatrix(self.num_classes).update(truth, labels[name]) for name in RESULTS}
-            for name in RESULTS:
-                totals[name].merge(single[name])
-            image_ids.append(image_id)
-            figures.append([single[name].mean_iou for name in RESULTS])
-        return {"image_ids": image_ids, "matrices": np.stack([totals[n].matrix for n in RESULTS]), "mean_iou": figures}
+        return self._measure(pickle.loads(row["unit"]))
 
-    def _photographs(self, unit: Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """image_id, photograph and class mask of the labelled ones, in order."""
-        columns = ["image_id", "split", "image", "class_mask"]
-        rows = tables.read_row_group(self.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
-        chosen = [row for row in rows if row["split"] == self.split]
-        for row in (chosen[i] for i in unit.rows):
-            if row["class_mask"] is not None:
-                yield row["image_id"], decode_image(row["image"]), decode_mask(row["class_mask"])
 
-    def _boxes(self, unit: Unit) -> dict[str, np.ndarray]:
-        """Proposals by image_id; a photograph that EdgeBox set aside has none."""
-        return {name: boxes for name, boxes, _ in iter_proposals(self.proposals_uri, unit.proposals)}
+def _measured(
+    segmenter: Segmenter, images_uri: str, proposals_uri: str, split: str, num_classes: int, unit: Unit
+) -> dict[str, Any]:
+    """For one unit: matrices int64 (5, C, C), summed, and each photograph's id and five mean IoUs, nan where all is void."""
+    # A photograph that EdgeBox set aside has no boxes.
+    boxes = {name: found for name, found, _ in iter_proposals(proposals_uri, unit.proposals)}
+    image_ids = []
+    totals = {name: ConfusionMatrix(num_classes) for name in RESULTS}
+    figures = []
+    for image_id, image, truth in _photographs(unit, images_uri, split):
+        labels = segmenter.segment(image, boxes.get(image_id, np.zeros((0, 4), np.float32)))
+        single = {name: ConfusionMatrix(num_classes).update(truth, labels[name]) for name in RESULTS}
+        for name in RESULTS:
+            totals[name].merge(single[name])
+        image_ids.append(image_id)
+        figures.append([single[name].mean_iou for name in RESULTS])
+    return {"image_ids": image_ids, "matrices": np.stack([totals[n].matrix for n in RESULTS]), "mean_iou": figures}
+
+
+def _photographs(unit: Unit, images_uri: str, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """image_id, photograph and class mask of the labelled ones of a unit, in order."""
+    columns = ["image_id", "split", "image", "class_mask"]
+    rows = tables.read_row_group(images_uri, unit.images.name, unit.row_group, columns).to_pylist()
+    chosen = [row for row in rows if row["split"] == split]
+    for row in (chosen[i] for i in unit.rows):
+        if row["class_mask"] is not None:
+            yield row["image_id"], decode_image(row["image"]), decode_mask(row["class_mask"])
 
 
 def _units(images_uri: str, proposals_uri: str, split: str) -> list[Unit]:

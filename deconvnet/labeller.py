@@ -82,14 +82,10 @@ def read_options(folder: str) -> dict[str, Any]:
 
 
 def _segmenter(folder: str, device: str, options: Mapping[str, Any]) -> "Segmenter":
-    from deconvnet import DeconvNet, FCN8s
-    from deconvnet.checkpoints import load_model
     from deconvnet.segmenter import Segmenter
 
-    deconvnet, fcn8s = (load_model(storage.join(folder, name), device)[0] for name in NETWORKS)
-    if not (isinstance(deconvnet, DeconvNet) and isinstance(fcn8s, FCN8s)):
-        raise UserError(f"{folder} is not an ensemble of this project's: {' and '.join(NETWORKS)} are other networks")
-    return Segmenter(deconvnet, fcn8s, **options)
+    deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
+    return Segmenter.load(deconvnet, fcn8s, device, **options)
 
 
 def _place_to_compile() -> tempfile.TemporaryDirectory[str] | None:

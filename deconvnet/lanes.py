@@ -81,7 +81,7 @@ def store(typing: Any, array: Any, row: Any, block: Any, lanes: Any) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, array: Any, row: Any, block: Any) -> Any:
-    """Have a block of a row that will be read and written soon brought into the cache."""
+    """Have a block of a row that will be read and written soon brought into the cache (block 0: of an array of any type)."""
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.bitcast(_address(context, builder, signature, args), ir.IntType(8).as_pointer())

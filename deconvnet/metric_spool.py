@@ -10,13 +10,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray.train import UserCallback
+
+from infra import storage
 
 log = logging.getLogger(__name__)
 
@@ -131,3 +135,17 @@ class Delivery:
                     batches.append(([], end))
                 batches[-1] = (batches[-1][0] + points, end)
         return batches
+
+
+@contextmanager
+def spool_folder(place: str) -> Iterator[Path]:
+    """A local folder for metrics that MLflow has not taken yet; on S3, a copy of `place` that goes back there."""
+    if not storage.is_s3(place):
+        yield Path(place)
+        return
+    with TemporaryDirectory(prefix="deconvnet-spool-") as folder:
+        storage.copy_tree(place, folder)
+        try:
+            yield Path(folder)
+        finally:
+            storage.copy_tree(folder, place)

@@ -43,8 +43,8 @@ class Network(nn.Module):
         return {"num_classes": self.num_classes, "width": self.width, "convention": self.convention}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) RGB photographs as this network takes them: float32, its convention's colours and mean."""
-        return prepare(images, self.convention)
+        """uint8 (N, 3, H, W) RGB photographs as this network takes them: in its weights' type, its convention's colours and mean."""
+        return prepare(images, self.convention).to(next(self.parameters()).dtype)
 
 
 class Unpool(nn.Module):
@@ -83,8 +83,20 @@ def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def _deconv3(inputs: int, outputs: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(inputs, outputs, 3, padding=1)
+class _Deconv3(nn.ConvTranspose2d):
+    """A 3×3 deconvolution of stride 1, computed as the convolution with the turned kernel that it is: on CPUs twice as fast."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, inputs, H, W) -> (N, outputs, H, W)."""
+        return F.conv2d(x, turned(self.weight), self.bias, padding=1)
+
+
+def turned(kernel: Tensor) -> Tensor:
+    """A deconvolution's kernel (in, out, k, k) as that of the convolution (out, in, k, k) which does the same at stride 1."""
+    return kernel.transpose(0, 1).flip(2, 3)
 
 
 def _vgg16_blocks(width: float, norm: bool) -> list[nn.Sequential]:
@@ -135,7 +147,7 @@ class DeconvNet(Network):
         for number, layers in _DECONV_LAYERS.items():
             outputs = tuple(channels(c, width) for c in layers)
             self.add_module(f"unpool{number}", Unpool())
-            self.add_module(f"deconv{number}", _block(_deconv3, inputs, outputs))
+            self.add_module(f"deconv{number}", _block(_Deconv3, inputs, outputs))
             inputs = outputs[-1]
         self.score = nn.Conv2d(inputs, num_classes, 1)
         self._initialise()

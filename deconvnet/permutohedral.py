@@ -17,7 +17,9 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Keys = NDArray[np.uint64]
 
-_AHEAD = 12  # corners of a chain that are on their way from memory
+_AHEAD = 12  # corners that are on their way from memory
+_TOGETHER = 32  # points that are looked up together
+_LINE = 64  # bytes of memory that come together
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,15 @@ class Lattice:
 def build(features: Floats) -> Lattice:
     """The lattice of `features` float32 (N, d), in units of the Gaussian's standard deviation on each axis."""
     multipliers = _multipliers(features.shape[1])
-    corners, weights, keys = _embed(np.ascontiguousarray(features, np.float32), multipliers)
-    return Lattice(corners, weights, _chains(keys, multipliers), len(keys))
+    corners, weights, keys, table = _embed(np.ascontiguousarray(features, np.float32), multipliers)
+    return Lattice(corners, weights, _chains(keys, table, multipliers), len(keys))
 
 
 def smooth(lattice: Lattice, values: Floats) -> Floats:
     """`values` (N, C) filtered: about Σ_j exp(-|f_i - f_j|² / 2) values_j, but for a factor that is the same everywhere."""
     padded = pad(values)
-    rows = np.zeros((lattice.size + 1, padded.shape[1]), np.float32)
+    rows = empty_rows(lattice.size + 1, padded.shape[1])
+    rows[:] = 0
     splat(lattice.corners, lattice.weights, padded, rows)
     blur(lattice.chains, rows)
     read(lattice.corners, lattice.weights / np.float32(lattice.gain), rows, padded)
@@ -61,9 +64,17 @@ def smooth(lattice: Lattice, values: Floats) -> Floats:
 
 def pad(values: Floats, fill: float = 0.0) -> Floats:
     """A copy of `values` (N, C) with columns of `fill` up to a whole number of vector registers: (N, 8·B)."""
-    out = np.full((len(values), -(-values.shape[1] // lanes.WIDTH) * lanes.WIDTH), fill, np.float32)
+    out = empty_rows(len(values), -(-values.shape[1] // lanes.WIDTH) * lanes.WIDTH)
     out[:, : values.shape[1]] = values
+    out[:, values.shape[1] :] = fill
     return out
+
+
+def empty_rows(count: int, columns: int) -> Floats:
+    """An uninitialised array (count, columns) that starts with a cache line: a row of 8 never lies in two."""
+    raw = np.empty(4 * count * columns + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + 4 * count * columns].view(np.float32).reshape(count, columns)
 
 
 def _multipliers(dimensions: int) -> Keys:
@@ -77,30 +88,38 @@ def _multipliers(dimensions: int) -> Keys:
 
 
 @njit(cache=True, nogil=True)
-def _slot(table_keys: Keys, table_rows: Ints, key: np.uint64) -> np.uint64:
+def _home(table: Keys, key: np.uint64) -> np.uint64:
+    """The slot where the search for `key` begins, in an open-addressing table of (key, row + 1 or 0 where empty), 2ⁿ slots."""
+    return ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & np.uint64(table.shape[0] - 1)
+
+
+@njit(cache=True, nogil=True)
+def _slot(table: Keys, key: np.uint64) -> np.uint64:
     """Where `key` is in the table, or the empty slot where it would go."""
-    mask = np.uint64(table_rows.size - 1)
-    slot = ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & mask
-    while table_rows[slot] >= 0 and table_keys[slot] != key:
+    mask = np.uint64(table.shape[0] - 1)
+    slot = _home(table, key)
+    while table[slot, 1] != 0 and table[slot, 0] != key:
         slot = (slot + np.uint64(1)) & mask
     return slot
 
 
 @njit(cache=True, nogil=True)
-def _table(keys: Keys, size: int) -> tuple[Keys, Ints]:
-    """Open-addressing table of `size` slots (a power of two) that gives a key's index in `keys`."""
-    table_keys = np.empty(size, np.uint64)
-    table_rows = np.full(size, -1, np.int32)
-    for row in range(keys.size):
-        slot = _slot(table_keys, table_rows, keys[row])
-        table_keys[slot] = keys[row]
-        table_rows[slot] = row
-    return table_keys, table_rows
+def _larger(table: Keys) -> Keys:
+    """The same in a table four times as large."""
+    new = np.zeros((4 * table.shape[0], 2), np.uint64)
+    for old in range(table.shape[0]):
+        if table[old, 1] != 0:
+            slot = _slot(new, table[old, 0])
+            new[slot, 0], new[slot, 1] = table[old, 0], table[old, 1]
+    return new
 
 
 @njit(cache=True, nogil=True)
-def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys]:
-    """Corners (N, d+1), weights (N, d+1) and the corners' keys (M,), numbered as the points meet them."""
+def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Keys]:
+    """Corners (N, d+1), weights (N, d+1), the corners' keys (M,), numbered as the points meet them, and the table of them.
+
+    Some points' keys are worked out first and looked up then: their slots are on the way from memory meanwhile.
+    """
     points, d = features.shape
     scale = np.empty(d, np.float32)
     for i in range(d):
@@ -114,85 +133,86 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys]:
     elevated = np.empty(d + 1, np.float32)
     zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0
     rank = np.empty(d + 1, np.int64)
+    of_rank = np.empty(d + 1, np.int64)
     bary = np.empty(d + 2, np.float32)
+    wanted = np.empty((_TOGETHER, d + 1), np.uint64)
     keys = np.empty(max(1024, points // 8), np.uint64)
     used = 0
-    size = 1 << 12
-    table_keys, table_rows = _table(keys[:0], size)
+    table = np.zeros((1 << 14, 2), np.uint64)
 
-    for p in range(points):
-        # Onto the hyperplane Σx = 0.
-        below = np.float32(0)
-        for j in range(d, 0, -1):
-            f = features[p, j - 1] * scale[j - 1]
-            elevated[j] = below - j * f
-            below += f
-        elevated[0] = below
-        # The nearest corner of remainder 0, and the order of the differences to it.
-        excess = np.int64(0)
-        for i in range(d + 1):
-            nearest = np.int64(np.floor(elevated[i] / np.float32(d + 1) + np.float32(0.5)))
-            zero[i] = nearest * (d + 1)
-            excess += nearest
-            rank[i] = 0
-        for i in range(d):
-            for j in range(i + 1, d + 1):
-                if elevated[i] - zero[i] < elevated[j] - zero[j]:
-                    rank[i] += 1
-                else:
-                    rank[j] += 1
-        for i in range(d + 1):
-            rank[i] += excess
-            if rank[i] < 0:
-                rank[i] += d + 1
-                zero[i] += d + 1
-            elif rank[i] > d:
-                rank[i] -= d + 1
-                zero[i] -= d + 1
-        for i in range(d + 2):
-            bary[i] = 0
-        for i in range(d + 1):
-            v = (elevated[i] - zero[i]) / np.float32(d + 1)
-            bary[d - rank[i]] += v
-            bary[d + 1 - rank[i]] -= v
-        bary[0] += 1 + bary[d + 1]
-        # Corner k is the zero corner, plus k everywhere, less d + 1 where the rank is above d - k.
-        base = np.uint64(0)
-        for i in range(d):
-            base += np.uint64(zero[i]) * multipliers[i]
-        for k in range(d + 1):
-            key = base + np.uint64(k) * total
+    for start in range(0, points, _TOGETHER):
+        stop = min(start + _TOGETHER, points)
+        for p in range(start, stop):
+            # Onto the hyperplane Σx = 0.
+            below = np.float32(0)
+            for j in range(d, 0, -1):
+                f = features[p, j - 1] * scale[j - 1]
+                elevated[j] = below - j * f
+                below += f
+            elevated[0] = below
+            # The nearest corner of remainder 0, and the order of the differences to it.
+            excess = np.int64(0)
+            for i in range(d + 1):
+                nearest = np.int64(np.floor(elevated[i] / np.float32(d + 1) + np.float32(0.5)))
+                zero[i] = nearest * (d + 1)
+                excess += nearest
+                rank[i] = 0
             for i in range(d):
-                if rank[i] > d - k:
-                    key -= np.uint64(d + 1) * multipliers[i]
-            slot = _slot(table_keys, table_rows, key)
-            if table_rows[slot] < 0:
-                if used == keys.size:
-                    more = np.empty(2 * used, np.uint64)
-                    more[:used] = keys
-                    keys = more
-                table_keys[slot] = key
-                table_rows[slot] = used
-                keys[used] = key
-                corners[p, k] = used
-                used += 1
-                if 2 * used > size:
-                    size *= 4
-                    table_keys, table_rows = _table(keys[:used], size)
-            else:
-                corners[p, k] = table_rows[slot]
-            weights[p, k] = bary[k]
-    return corners, weights, keys[:used].copy()
+                for j in range(i + 1, d + 1):
+                    lower = elevated[i] - zero[i] < elevated[j] - zero[j]
+                    rank[i] += lower
+                    rank[j] += not lower
+            for i in range(d + 1):
+                rank[i] += excess
+                if rank[i] < 0:
+                    rank[i] += d + 1
+                    zero[i] += d + 1
+                elif rank[i] > d:
+                    rank[i] -= d + 1
+                    zero[i] -= d + 1
+                of_rank[rank[i]] = i
+            for i in range(d + 2):
+                bary[i] = 0
+            for i in range(d + 1):
+                v = (elevated[i] - zero[i]) / np.float32(d + 1)
+                bary[d - rank[i]] += v
+                bary[d + 1 - rank[i]] -= v
+            bary[0] += 1 + bary[d + 1]
+            # Corner k is corner k - 1, plus 1 everywhere, less d + 1 on the coordinate of rank d + 1 - k.
+            key = np.uint64(0)
+            for i in range(d):
+                key += np.uint64(zero[i]) * multipliers[i]
+            for k in range(d + 1):
+                if k > 0:
+                    key += total
+                    if of_rank[d + 1 - k] < d:
+                        key -= np.uint64(d + 1) * multipliers[of_rank[d + 1 - k]]
+                wanted[p - start, k] = key
+                weights[p, k] = bary[k]
+                lanes.prefetch(table, np.int64(_home(table, key)), 0)
+        for p in range(start, stop):
+            for k in range(d + 1):
+                slot = _slot(table, wanted[p - start, k])
+                if table[slot, 1] == 0:
+                    if used == keys.size:
+                        more = np.empty(2 * used, np.uint64)
+                        more[:used] = keys
+                        keys = more
+                    keys[used] = wanted[p - start, k]
+                    used += 1
+                    table[slot, 0], table[slot, 1] = wanted[p - start, k], used
+                    corners[p, k] = used - 1
+                    if 2 * used > table.shape[0]:
+                        table = _larger(table)
+                else:
+                    corners[p, k] = np.int32(table[slot, 1]) - 1
+    return corners, weights, keys[:used].copy(), table
 
 
 @njit(cache=True, nogil=True)
-def _chains(keys: Keys, multipliers: Keys) -> Ints:
-    """`Lattice.chains` of the corners with these keys."""
+def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
+    """`Lattice.chains` of the corners with these keys, and the table of them."""
     count, d = keys.size, multipliers.size
-    size = 1 << 12
-    while size < 2 * count:
-        size *= 2
-    table_keys, table_rows = _table(keys, size)
     total = np.uint64(0)
     for i in range(d):
         total += multipliers[i]
@@ -206,7 +226,8 @@ def _chains(keys: Keys, multipliers: Keys) -> Ints:
             step += np.uint64(d + 1) * multipliers[axis]
         has_previous[:] = False
         for row in range(count):
-            found = table_rows[_slot(table_keys, table_rows, keys[row] + step)]
+            lanes.prefetch(table, np.int64(_home(table, keys[min(row + _AHEAD, count - 1)] + step)), 0)
+            found = np.int32(table[_slot(table, keys[row] + step), 1]) - 1
             following[row] = found
             if found >= 0:
                 has_previous[found] = True
@@ -240,6 +261,9 @@ def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
 @njit(cache=True, nogil=True)
 def blur(chains: Ints, rows: Floats) -> None:
     """Blur `rows` (M + 1, 8·B), the last one 0, in place along every axis: a corner plus half of either neighbour."""
+    if rows.shape[1] == lanes.WIDTH:
+        _blur_narrow(chains, rows)
+        return
     blocks = rows.shape[1] // lanes.WIDTH
     end = rows.shape[0] - 1
     previous = np.zeros((1, rows.shape[1]), np.float32)
@@ -255,6 +279,21 @@ def blur(chains: Ints, rows: Floats) -> None:
             around = lanes.add(lanes.load(previous, 0, b), lanes.load(rows, after, b))
             lanes.store(rows, here, b, lanes.add(old, lanes.multiply(half, around)))
             lanes.store(previous, 0, b, old)
+
+
+@njit(cache=True, nogil=True)
+def _blur_narrow(chains: Ints, rows: Floats) -> None:
+    """`blur` where a row is one register: the previous one never goes to memory."""
+    end = rows.shape[0] - 1
+    previous = lanes.fill(np.float32(0))
+    for i in range(chains.size - 1):
+        lanes.prefetch(rows, chains[min(i + _AHEAD, chains.size - 1)], 0)
+        here, after = chains[i], chains[i + 1]
+        half = lanes.fill(np.float32(0.5) if here != end else np.float32(0))
+        old = lanes.load(rows, here, 0)
+        around = lanes.add(previous, lanes.load(rows, after, 0))
+        lanes.store(rows, here, 0, lanes.add(old, lanes.multiply(half, around)))
+        previous = old
 
 
 @njit(cache=True, nogil=True)

@@ -54,11 +54,9 @@ def compared(
 
 def compared_by(models: tuple[str, str], options: Mapping[str, Any], gpu: bool, *arguments: Any) -> bytes:
     """`compared` by the networks in two model folders (DeconvNet, FCN-8s); options: keywords of Segmenter."""
-    from deconvnet.checkpoints import load_model
     from deconvnet.segmenter import Segmenter
 
-    deconvnet, fcn8s = (load_model(uri, "cuda" if gpu else "cpu")[0] for uri in models)
-    return compared(Segmenter(deconvnet, fcn8s, **options), *arguments)  # type: ignore[arg-type]
+    return compared(Segmenter.load(*models, "cuda" if gpu else "cpu", **options), *arguments)
 
 
 def _chosen(images_uri: str, part: tables.Part, image_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,10 +7,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from deconvnet.checkpoints import load_model
 from deconvnet.crf import dense_crf
 from deconvnet.ensemble import Ensemble, combine, softmax
+from deconvnet.inference import for_inference
 from deconvnet.networks import DeconvNet, FCN8s
 from deconvnet.segment import Aggregation, choose_boxes, segment_instances, whole_image_scores
+from infra.errors import UserError
 from proposals.boxes import Window
 
 if TYPE_CHECKING:
@@ -37,8 +40,8 @@ class Segmenter:
     `max_side` is worked at that side (min_side and the CRF's sigmas count its pixels then), and its labels come back at full
     size.
 
-    proposals: best boxes used. aggregation, batch, min_side, context, window: see `segment_instances`. ensemble: see
-    `combine`. crf: keywords of `dense_crf`.
+    It works with copies of the networks (`for_inference`, which `bf16` is for). proposals: best boxes used. aggregation, batch,
+    min_side, context, window: see `segment_instances`. ensemble, fcn_share: see `combine`. crf: keywords of `dense_crf`.
     """
 
     def __init__(
@@ -49,25 +52,30 @@ class Segmenter:
         proposals: int = 50,
         aggregation: Aggregation = "max",
         ensemble: Ensemble = "mean",
+        fcn_share: float = 0.5,
         batch: int = 50,
         min_side: float = 0.0,
         max_side: int = 1024,
         context: float = 1.2,
         window: Window = "square",
+        bf16: bool = True,
         crf: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises ValueError where the networks know different numbers of classes."""
         if deconvnet.num_classes != fcn8s.num_classes:
             raise ValueError(f"DeconvNet has {deconvnet.num_classes} classes, FCN-8s {fcn8s.num_classes}")
-        self.deconvnet, self.fcn8s = deconvnet.eval(), fcn8s.eval()
-        self.proposals, self.aggregation, self.ensemble = proposals, aggregation, ensemble
+        self.deconvnet, self.fcn8s = for_inference(deconvnet, bf16=bf16), for_inference(fcn8s, bf16=bf16)
+        self.proposals, self.aggregation, self.ensemble, self.fcn_share = proposals, aggregation, ensemble, fcn_share
         self.batch, self.min_side, self.max_side = batch, min_side, max_side
         self.context, self.window, self.crf = context, window, dict(crf or {})
 
     @classmethod
-    def from_settings(cls, deconvnet: DeconvNet, fcn8s: FCN8s, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:
-        """By the settings; see `segmenter_options`."""
-        return cls(deconvnet, fcn8s, **segmenter_options(segment, examples))
+    def load(cls, deconvnet_uri: str, fcn8s_uri: str, device: str = "cpu", **options: Any) -> Self:
+        """From two model folders. Raises UserError where they hold other networks, or none."""
+        deconvnet, fcn8s = (load_model(uri, device)[0] for uri in (deconvnet_uri, fcn8s_uri))
+        if not (isinstance(deconvnet, DeconvNet) and isinstance(fcn8s, FCN8s)):
+            raise UserError(f"{deconvnet_uri} and {fcn8s_uri} should hold a DeconvNet and an FCN-8s, and hold other networks")
+        return cls(deconvnet, fcn8s, **options)
 
     def probabilities(self, image: Photograph, boxes: Floats, wanted: Collection[str] = RESULTS) -> dict[str, Floats]:
         """Class probabilities float32 (C, h, w) by result, in the order of RESULTS, at the size the photograph is worked at.
@@ -89,7 +97,7 @@ class Segmenter:
         if deconvnet is not None:
             found["deconvnet"] = softmax(deconvnet)
         if fcn is not None and deconvnet is not None:
-            found["edeconvnet"] = combine(deconvnet, fcn, self.ensemble)
+            found["edeconvnet"] = combine(deconvnet, fcn, self.ensemble, self.fcn_share)
         for name in ("deconvnet", "edeconvnet"):
             if f"{name}_crf" in wanted:
                 found[f"{name}_crf"] = dense_crf(image, found[name], **self.crf)

@@ -55,7 +55,9 @@ class ModelSettings(Section):
         "caffe", description="input convention: BGR 0–255 minus mean, or RGB 0–1 mean/std"
     )
     vgg16: str | None = Field(
-        None, description="ImageNet VGG-16 weights (.pth, .safetensors, .npz; path, https or s3); empty: from scratch"
+        None,
+        description="ImageNet VGG-16 weights (.pth, .safetensors, .npz; path, https or s3), made narrower for widths below 1; "
+        "empty: from scratch",
     )
     fcn_width: float | None = Field(None, gt=0, le=2, description="channels of FCN-8s relative to the paper's; empty: as width")
     fcn_batch_norm: bool = Field(False, description="batch norm in FCN-8s (needed from scratch)")
@@ -84,7 +86,7 @@ class ComputeSettings(Section):
     gpu: bool = Field(False, description="train on GPUs (NCCL); else on CPUs (gloo)")
     cpus_per_worker: PositiveInt = Field(1, description="CPUs Ray reserves for each worker")
     threads: PositiveInt | None = Field(None, description="torch threads a worker; empty: cpus_per_worker")
-    bf16: bool = Field(True, description="bf16 autocast on GPUs")
+    bf16: bool = Field(True, description="train in bfloat16 where the device is fast at it: most GPUs, CPUs with AVX-512 BF16")
     max_failures: int = Field(3, ge=0, description="times a failed worker group is restarted from its last checkpoint")
 
 
@@ -156,7 +158,9 @@ class SegmentSettings(Section):
     ensemble: Literal["mean", "product"] = Field(
         "mean", description="mean of probabilities (paper) or product of scores (released code)"
     )
+    fcn_share: float = Field(0.5, ge=0, le=1, description="mean: FCN-8s' weight in it (paper: a half)")
     batch: PositiveInt = Field(50, description="boxes forwarded at once")
+    bf16: bool = Field(True, description="label in bfloat16 where the device is fast at it")
     max_side: int = Field(1024, ge=32, description="larger photographs are worked at this side, px; labels return at full size")
     crf: CrfSettings = CrfSettings()
 

@@ -21,10 +21,12 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from deconvnet import checkpoints, weights
+from deconvnet import checkpoints
+from deconvnet.building import build_network, initialise
+from deconvnet.curves import progress
 from deconvnet.elastic import Elastic, FreshStart
 from deconvnet.feeding import DevSet, Examples, Feed, open_examples, ray_data_config
-from deconvnet.networks import DeconvNet, FCN8s, Network
+from deconvnet.inference import fast_bf16
 from deconvnet.order import check_batching
 from deconvnet.relay import Relay
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
@@ -57,13 +59,6 @@ class Job:
     init: str | None
     out_uri: str
     name: str
-
-
-def build_network(architecture: str, settings: ModelSettings, num_classes: int) -> Network:
-    """The untrained network ("deconvnet" or "fcn8s") that the settings describe."""
-    if architecture == "deconvnet":
-        return DeconvNet(num_classes, settings.width, settings.input_size, settings.convention)
-    return FCN8s(num_classes, settings.fcn_width or settings.width, settings.fcn_batch_norm, settings.convention)
 
 
 def run_training(
@@ -176,20 +171,6 @@ def check_resources(compute: ComputeSettings, say: Say, nodes: Mapping[str, str]
             + (", or set compute.gpu to false" if compute.gpu else "")
         )
     say(f"waiting for {what}")
-
-
-def progress(metrics: Mapping[str, Any], total: int) -> str:
-    """One line on what rank 0 reported."""
-    parts = [f"step {metrics['step']:,}/{total:,}", f"epoch {metrics['epoch']:.2f}"]
-    forms = (
-        ("loss", "loss {:.4f}"),
-        ("pixel_accuracy", "pixels right {:.1%}"),
-        ("lr", "lr {:.2g}"),
-        ("samples_per_s", "{:.1f} examples/s"),
-        ("dev_mean_iou", "dev mean IoU {:.4f}"),
-        ("final_dev_mean_iou", "final dev mean IoU {:.4f}"),
-    )
-    return ", ".join(parts + [form.format(metrics[name]) for name, form in forms if name in metrics])
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
@@ -325,7 +306,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
         with checkpoint.as_directory() as folder:
             state = State(*checkpoints.load_state(folder))
     elif rank == 0:  # DDP gives rank 0's weights to all
-        _initialise(model, job)
+        initialise(model, job.model, job.classes, job.init)
     stopping = Stopping(config["relay"]) if rank == 0 else lambda: False
 
     def report(metrics: dict[str, float], state: State | None) -> None:
@@ -345,8 +326,8 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
             num_classes=len(job.classes),
             seed=job.seed,
             dev=DevSet(job.dev, rank, world) if job.dev else None,
-            device=ray.train.torch.get_device(),
-            bf16=job.compute.gpu and job.compute.bf16,
+            device=(device := ray.train.torch.get_device()),
+            bf16=job.compute.bf16 and fast_bf16(device),
             state=state,
             report=report,
             should_stop=stopping,
@@ -358,15 +339,6 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     if rank == 0:
         checkpoints.save_model(model, job.out_uri, job.classes, {"stage": job.name, "seed": job.seed, **asdict(outcome)})
     return asdict(outcome)
-
-
-def _initialise(model: Network, job: Job) -> None:
-    """Where training starts from: another model, ImageNet's VGG-16, or the network's own initialisation."""
-    if job.init is not None:
-        source, meta = checkpoints.load_model(job.init)
-        weights.initialise_from(model, source.state_dict(), meta["classes"], job.classes, meta["convention"])
-    elif job.model.vgg16 is not None:
-        weights.load_vgg16(model, job.model.vgg16)
 
 
 def _quiet() -> None:

@@ -1,5 +1,6 @@
-"""Weights to start from: VGG-16's of ImageNet, and those of a model trained on other classes."""
+"""Weights to start from: VGG-16's of ImageNet (or what `deconvnet.narrow` made of them), and those of a model of other classes."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from deconvnet.inputs import CONVENTIONS
 from deconvnet.networks import VGG16_LAYERS, Network
 from infra import storage
 from infra.errors import UserError
@@ -51,18 +53,17 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
     """Fill the convolutions of `model` (in place) with VGG-16's, and fc6 and fc7 where the file has them and they fit.
 
     uri: local, https or s3. `.pth` and `.safetensors` with torchvision's names (vgg16 or vgg16_bn; RGB 0–1), or `.npz` with
-    `conv1_1.weight` … (BGR 0–255). Batch norms are filled from a vgg16_bn file; from others they are left as they start.
-    Raises UserError for a file that can't be read or is not VGG-16, of another input convention than the model's, or a model
-    of another width; the model is then untouched.
+    `conv1_1.weight` … (BGR 0–255), or a narrower one of `write_vgg16`. Batch norms are filled from files that have them (vgg16_bn,
+    narrower ones); from others they are left as they start. Raises UserError for a file that can't be read or is not VGG-16, of
+    another input convention than the model's, or of another width; the model is then untouched.
     """
-    if model.width != 1:
-        raise UserError(f"VGG-16's weights need model.width 1, not {model.width:g}: set it to 1, or leave model.vgg16 empty")
-    tensors = _read(uri)
-    convention = "torchvision" if any(name.startswith("features.") for name in tensors) else "caffe"
-    layers = _torchvision_layers(tensors, uri) if convention == "torchvision" else _caffe_layers(tensors, uri)
-    if convention != model.convention:
+    convention, layers = _read_layers(uri)
+    _check_convention(uri, convention, model.convention)
+    top, own = (len(weight) for weight in (layers["conv5_3"].weight, _conv(model, "conv5_3").weight))
+    if top != own:
         raise UserError(
-            f"{uri} expects {convention} input and the model is built for {model.convention}: set model.convention to {convention}"
+            f"{uri} holds VGG-16 at width {top / VGG16_LAYERS[-1][-1]:g} ({top} channels in conv5_3) and the model is of width "
+            f"{model.width:g} ({own}): name weights of its width, or of width 1 to have them made narrower"
         )
 
     left: dict[str, str] = {}
@@ -80,6 +81,30 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
         for name, layer in layers.items():
             _fill(model, name, layer)
     return LoadReport(convention, tuple(layers), left)
+
+
+def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weight (O, I, 3, 3) and bias (O,) of the 13 convolutions at width 1, batch norms folded in. Raises UserError as `load_vgg16`.
+
+    convention: the one that is expected of them.
+    """
+    found, layers = _read_layers(uri)
+    _check_convention(uri, found, convention)
+    inputs = 3
+    for name, outputs in zip(_CONVOLUTIONS, (c for block in VGG16_LAYERS for c in block), strict=True):
+        shape, expected = tuple(layers[name].weight.shape), (outputs, inputs, 3, 3)
+        if shape != expected or layers[name].bias.shape != shape[:1]:
+            raise UserError(f"{uri} is not VGG-16 at width 1: its {name} is {shape}, not {expected}")
+        inputs = outputs
+    return {name: ((layer := layers[name].folded()).weight, layer.bias) for name in _CONVOLUTIONS}
+
+
+def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> None:
+    """Write convolutions (`conv1_1.weight` …) and their batch norms (`conv1_1.norm.weight` …), where given, as an `.npz` file."""
+    sink = io.BytesIO()
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
+    np.savez(sink, **arrays, convention=np.array(CONVENTIONS.index(convention)))
+    storage.write_bytes(uri, sink.getvalue())
 
 
 def map_scores(
@@ -184,11 +209,26 @@ def _read(uri: str) -> dict[str, Tensor]:
             raise UserError(f"{uri} can't be used: it is not a whole {suffix} file of weights") from error
 
 
+def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
+    """The input convention of a file of VGG-16, and its layers by VGG's names."""
+    tensors = _read(uri)
+    if any(name.startswith("features.") for name in tensors):
+        return "torchvision", _torchvision_layers(tensors, uri)
+    number = tensors.get("convention")  # of a file of ours; Caffe's own have no such entry
+    return CONVENTIONS[int(number)] if number is not None else "caffe", _caffe_layers(tensors, uri)
+
+
+def _check_convention(uri: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(f"{uri} expects {found} input and the model is built for {expected}: set model.convention to {found}")
+
+
 def _caffe_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
     layers = {}
     for name in (*_CONVOLUTIONS, *_FULLY_CONNECTED):
         if f"{name}.weight" in tensors and f"{name}.bias" in tensors:
-            layers[name] = _Layer(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+            norm = {entry: tensors[key] for entry in _NORM_ENTRIES if (key := f"{name}.norm.{entry}") in tensors}
+            layers[name] = _Layer(tensors[f"{name}.weight"], tensors[f"{name}.bias"], norm or None)
         elif name in _CONVOLUTIONS:
             raise UserError(f"{uri} is not VGG-16: it has no {name}.weight and {name}.bias")
     return layers

@@ -6,6 +6,7 @@ finished is not made again. The driver holds names and counts, never rows.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from infra.progress import progress
 
 Result = TypeVar("Result")
 MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject]]
+Each = Callable[..., Iterator[tuple[int, Any]]]
+"""What does the work on every unit: `for_each`, or something that is called as it is."""
 
 
 def make_parts(
@@ -28,20 +31,25 @@ def make_parts(
     title: str,
     rows_per_group: int = 64,
     nodes: Mapping[str, str] | None = None,
+    each: Each | None = None,
 ) -> list[tables.Part]:
     """Write a part for each of `units` (picklable) with `make_rows(unit)`; rows must come sorted. Returns the parts in order.
 
-    nodes: Ray label selector of the nodes that do it; None for any.
+    nodes: Ray label selector of the nodes that do it; None for any. each: what does it, `for_each` where None.
     """
-
-    def work(index: int, unit: Any) -> tables.Part:
-        return tables.write_part(table, fingerprint, index, make_rows(unit), schema, rows_per_group)
-
+    work = partial(_write, table, fingerprint, schema, rows_per_group, make_rows)
     done = tables.parts_done(table, fingerprint)
     stands = [i for i in range(len(units)) if tables.part_name(fingerprint, i) in done]
     made = {i: tables.read_part(table, fingerprint, i) for i in stands}
-    made |= dict(for_each({i: unit for i, unit in enumerate(units) if i not in made}, work, title=title, nodes=nodes))
+    todo = {i: unit for i, unit in enumerate(units) if i not in made}
+    made |= dict((each or for_each)(todo, work, title=title, nodes=nodes))
     return [made[i] for i in range(len(units))]
+
+
+def _write(
+    table: str, fingerprint: str, schema: pa.Schema, rows_per_group: int, make_rows: MakeRows, index: int, unit: Any
+) -> tables.Part:
+    return tables.write_part(table, fingerprint, index, make_rows(unit), schema, rows_per_group)
 
 
 def for_each(

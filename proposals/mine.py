@@ -6,6 +6,7 @@ cuts. Both choose by the same function, so the counts are exact.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -15,7 +16,7 @@ from infra import tables
 from infra.changes import SAME_LABELS, Earlier, Known, known
 from infra.errors import BadInput, UserError
 from infra.images import decode_image, decode_mask, encode_jpeg, encode_mask
-from infra.table_job import for_each, make_parts
+from infra.table_job import Each, for_each, make_parts
 from proposals.examples import (
     Choice,
     choose_stage1,
@@ -56,28 +57,27 @@ def mine_examples(
     fingerprint: str,
     earlier: Earlier | None = None,
     nodes: Mapping[str, str] | None = None,
+    each: Each | None = None,
 ) -> tables.Commit:
     """Write the examples of one stage and split: a part for each part of `images_uri`, rows sorted by (image_id, box).
 
     `proposals_uri` is needed by stage 2 alone. earlier: the same stage's and split's examples by the same settings; those of
-    photographs whose image, masks and split are the same still are taken over. nodes: Ray label selector. Examples of the train split carry `repeats` where `settings.balance`; those of dev
+    photographs whose image, masks and split are the same still are taken over. nodes: Ray label selector. each: what does the
+    work on the parts, Ray where None. Examples of the train split carry `repeats` where `settings.balance`; those of dev
     are seen once. The commit's extra tells examples, repeats, and examples seen an epoch, by class id.
     Raises UserError where not one example of train can be cut; a dev table may be empty.
     """
     units = _units(stage, images_uri, proposals_uri, earlier)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
-    counts = _count(miner, units, nodes)
+    counts = _count(miner, units, nodes, each or for_each)
     if not counts and split == "train":
         raise UserError(_nothing_to_cut(stage, split, settings))
     balanced = settings.balance and split == "train"
     repeats = repeats_by_class(counts, settings.max_repeats if balanced else 1)
     size = example_size(input_size)
-
-    def rows(unit: Unit) -> Iterator[Mapping[str, Any] | tables.Reject]:
-        return miner.rows(unit, repeats, size)
-
+    rows = partial(miner.rows, repeats=repeats, size=size)
     title = f"examples, stage {stage}, {split}"
-    parts = make_parts(out_uri, fingerprint, tables.EXAMPLES, units, rows, title=title, nodes=nodes)
+    parts = make_parts(out_uri, fingerprint, tables.EXAMPLES, units, rows, title=title, nodes=nodes, each=each)
     extra = {
         "stage": stage,
         "split": split,
@@ -98,7 +98,7 @@ class _Miner:
         self.stage, self.images_uri, self.proposals_uri = stage, images_uri, proposals_uri
         self.settings, self.split, self.seed = settings, split, seed
 
-    def count(self, unit: Unit) -> np.ndarray:
+    def count(self, _: int, unit: Unit) -> np.ndarray:
         """Examples of each class id in a unit: int64 (256,). Masks that can't be read count nothing; `rows` sets them aside."""
         counts = np.zeros(256, np.int64)
         before = unit.known.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.known else {}
@@ -185,11 +185,11 @@ def _units(stage: Stage, images_uri: str, proposals_uri: str | None, earlier: Ea
     return [Unit(*each) for each in zip(images.parts, proposals, known(earlier, images), strict=True)]
 
 
-def _count(miner: _Miner, units: list[Unit], nodes: Mapping[str, str] | None) -> dict[int, int]:
+def _count(miner: _Miner, units: list[Unit], nodes: Mapping[str, str] | None, each: Each) -> dict[int, int]:
     """Examples by class id over all units; classes without any are left out."""
     title = f"counting examples, stage {miner.stage}, {miner.split}"
     total = np.zeros(256, np.int64)
-    for _, counts in for_each(dict(enumerate(units)), lambda _, unit: miner.count(unit), title=title, nodes=nodes):
+    for _, counts in each(dict(enumerate(units)), miner.count, title=title, nodes=nodes):
         total += counts
     return {int(c): int(total[c]) for c in np.flatnonzero(total)}
 

@@ -1,9 +1,8 @@
 """The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from deconvnet.data import prepare
@@ -15,6 +14,7 @@ from infra.errors import Interrupted, UserError
 from infra.stages import Record, Stage, Stages, digest, recorded, standing
 from proposals.propose import edges_stamp
 from workflows.settings import Settings, as_dict
+from workflows.starts import start_of, start_stages
 
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
     ("stage1", 1, "train"),
@@ -91,7 +91,9 @@ class Pipeline:
                 "examples", "training crops", 1, {**as_dict(s.examples), **seed, **schema, "input_size": s.model.input_size},
                 ("prepare", "proposals"), tuple(storage.join(self.examples(t), done) for t, _, _ in EXAMPLE_TABLES), self._examples,
             ),
+            *start_stages(self, "fcn8s", self.images, "prepare"),
             self._training("fcn8s", "FCN-8s on whole photographs", "prepare"),
+            *start_stages(self, "stage1", self.examples("stage1"), "examples"),
             self._training("stage1", "DeconvNet, stage 1: objects", "examples"),
             self._training("stage2", "DeconvNet, stage 2: proposals", "examples", "stage1"),
             Stage(
@@ -109,6 +111,8 @@ class Pipeline:
 
     def _training(self, stage: str, title: str, *inputs: str) -> Stage:
         s = self.settings
+        if start_of(s, stage):
+            inputs = (*inputs, f"{stage}_start")
         sections: dict[str, Any] = as_dict(s, ("init", "seed"))
         sections["model"] = self._model_that_matters(stage)
         if s.init.from_:
@@ -276,6 +280,7 @@ class Pipeline:
         return summary
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.metric_spool import spool_folder
         from deconvnet.train_job import run_training
 
         s = self.settings
@@ -285,12 +290,12 @@ class Pipeline:
         if init is None and s.init.from_:
             init = starting_model(s.init.from_, architecture, self.store, self.place("init"))
         with ExitStack() as stack:
-            spool = stack.enter_context(_spool(self.place("mlflow", "spool")))
+            spool = stack.enter_context(spool_folder(self.place("mlflow", "spool")))
             curves = stack.enter_context(self.mlflow_run.curves(spool))
             return run_training(
                 stage=stage,
                 architecture=architecture,
-                model_settings=s.model,
+                model_settings=s.model.model_copy(update={"vgg16": start_of(s, stage) or s.model.vgg16}),
                 stage_settings=getattr(s.train, stage),
                 compute=s.compute,
                 examples_uri=self.images if whole else self.examples(stage),
@@ -383,17 +388,3 @@ class Pipeline:
         """How many inputs were set aside."""
         commit = tables.read_commit(self.place("rejects"))
         return commit.rows if commit else 0
-
-
-@contextmanager
-def _spool(place: str) -> Iterator[Path]:
-    """A local folder for metrics that MLflow has not taken yet; on S3, a copy of `place` that goes back there."""
-    if not storage.is_s3(place):
-        yield Path(place)
-        return
-    with TemporaryDirectory(prefix="deconvnet-spool-") as folder:
-        storage.copy_tree(place, folder)
-        try:
-            yield Path(folder)
-        finally:
-            storage.copy_tree(folder, place)

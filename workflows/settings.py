@@ -57,12 +57,11 @@ class Settings(DoorSettings):
     def _across_sections(self) -> "Settings":
         for name in ("width", "fcn_width"):
             width = getattr(self.model, name)
-            if not self.model.vgg16 or width in (1.0, None):
-                continue
-            raise ValueError(
-                f"model.{name} {width} can't start from VGG-16 weights, which are as wide as the paper's: "
-                f"set model.{name} 1.0, or leave model.vgg16 empty"
-            )
+            if self.model.vgg16 and width is not None and width > 1:
+                raise ValueError(
+                    f"model.{name} {width:g} can't start from VGG-16 weights, which are as wide as the paper's: "
+                    f"set model.{name} to 1 or less, or leave model.vgg16 empty"
+                )
         if self.segment.proposals > self.proposals.max_boxes:
             raise ValueError(
                 f"segment.proposals {self.segment.proposals} is more than proposals.max_boxes {self.proposals.max_boxes}: "

@@ -40,9 +40,10 @@ def test_labels_as_the_authors_code_on_photographs(shared, rng):
     for image, mask in photographs(shared, 3):
         probabilities = as_network(mask, rng)
         ours, theirs = dense_crf(image, probabilities), authors(image, probabilities)
-        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.995
+        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.999
         assert (ours.argmax(0) != probabilities.argmax(0)).mean() > 0.002, "the CRF does something"
-        np.testing.assert_allclose(ours, theirs, atol=0.01)
+        assert (np.abs(ours - theirs) > 0.01).mean() < 1e-3
+        assert np.count_nonzero(ours.any(axis=(1, 2))) < CLASSES, "classes that have lost are dropped"
 
 
 def test_labels_as_the_authors_code_where_classes_are_left_out(shared, rng):

@@ -24,6 +24,11 @@ def test_mean_of_probabilities():
     assert found.dtype == np.float32
 
 
+def test_fcn_may_count_for_more():
+    found = combine(pixel(np.log(3), 0), pixel(0, 0), fcn_share=0.8)
+    np.testing.assert_allclose(found.ravel(), [0.2 * 0.75 + 0.8 * 0.5, 0.2 * 0.25 + 0.8 * 0.5], rtol=1e-6)
+
+
 def test_product_of_scores_clips_fcn_at_zero():
     found = combine(pixel(2, 3, 5), pixel(1, 0.5, -4), "product")
     odds = np.exp([2, 1.5, 0])

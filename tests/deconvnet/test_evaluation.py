@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from deconvnet.checkpoints import load_model, save_model
+from deconvnet.checkpoints import save_model
 from deconvnet.evaluation import evaluate, results_markdown
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.networks import DeconvNet, FCN8s
-from deconvnet.segmenter import RESULTS, Segmenter
+from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
 from deconvnet.settings import SegmentSettings
 from infra import tables
 from infra.errors import UserError
@@ -75,7 +75,7 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
     keywords = {"segment": SEGMENT, "examples": ExampleSettings(), "classes": CLASSES, "dataset": "made up"}
     found = evaluate(*models, images, proposals, split="val", **keywords)
 
-    segmenter = Segmenter.from_settings(*(load_model(uri)[0] for uri in models), SEGMENT, ExampleSettings())
+    segmenter = Segmenter.load(*models, **segmenter_options(SEGMENT, ExampleSettings()))
     boxes = {row["image_id"]: row["boxes"] for row in tables.iter_rows(proposals)}
     totals = {name: ConfusionMatrix(4) for name in RESULTS}
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]

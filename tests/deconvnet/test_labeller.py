@@ -72,7 +72,7 @@ def test_networks_that_changed_places_are_refused(folder: Path) -> None:
     (folder / "fcn8s").rename(folder / "x")
     (folder / "deconvnet").rename(folder / "fcn8s")
     (folder / "x").rename(folder / "deconvnet")
-    with pytest.raises(UserError, match="are other networks"):
+    with pytest.raises(UserError, match="should hold a DeconvNet and an FCN-8s"):
         Labeller(str(folder))
 
 

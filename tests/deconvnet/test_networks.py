@@ -58,7 +58,7 @@ def test_deconvnet_has_the_papers_layers(paper):
         if not name.startswith("unpool"):
             kinds = [type(m) for m in paper.get_submodule(name).modules() if not isinstance(m, nn.Sequential)]
             layer = nn.ConvTranspose2d if "deconv" in name else nn.Conv2d
-            assert kinds == ([layer] if name == "score" else [layer, nn.BatchNorm2d, nn.ReLU]), name
+            assert issubclass(kinds[0], layer) and kinds[1:] == ([] if name == "score" else [nn.BatchNorm2d, nn.ReLU]), name
     assert paper.fc6.conv.kernel_size == paper.fc6_deconv.conv.kernel_size == (7, 7)
     assert not any(isinstance(m, nn.Dropout) for m in paper.modules())
 
@@ -75,6 +75,11 @@ def test_initialisation():
 @pytest.mark.parametrize(("paper_width", "width", "expected"), [(64, 1, 64), (64, 0.1, 8), (256, 0.3, 80), (64, 0.01, 8)])
 def test_channels(paper_width, width, expected):
     assert channels(paper_width, width) == expected
+
+
+def test_a_deconvolution_is_what_pytorch_calls_so():
+    layer, x = small().get_submodule("deconv4.2.conv"), torch.randn(2, 64, 7, 5)
+    torch.testing.assert_close(layer(x), F.conv_transpose2d(x, layer.weight, layer.bias, padding=1))
 
 
 @pytest.mark.parametrize("size", [32, 96])

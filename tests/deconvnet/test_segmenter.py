@@ -10,7 +10,7 @@ from deconvnet.crf import dense_crf
 from deconvnet.ensemble import combine, softmax
 from deconvnet.networks import DeconvNet, FCN8s
 from deconvnet.segment import segment_instances, whole_image_scores
-from deconvnet.segmenter import RESULTS, Segmenter
+from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
 from deconvnet.settings import SegmentSettings
 from proposals.settings import ExampleSettings
 
@@ -36,7 +36,7 @@ def photograph(rng):
 def test_each_result_rests_on_the_right_ones(networks, photograph, ensemble):
     image, boxes = photograph
     crf = {"iterations": 3, "bilateral_rgb_sigma": 9.0}
-    found = Segmenter(*networks, proposals=2, ensemble=ensemble, crf=crf).probabilities(image, boxes)
+    found = Segmenter(*networks, proposals=2, ensemble=ensemble, crf=crf, bf16=False).probabilities(image, boxes)
     instances, whole = segment_instances(networks[0], image, boxes[:2]), whole_image_scores(networks[1], image)
     joint = combine(instances, whole, ensemble)
     expected = {
@@ -103,10 +103,10 @@ def test_no_boxes_and_one_pixel(networks):
 
 
 def test_settings_reach_their_places(networks):
-    segment = SegmentSettings(proposals=7, min_side=3, aggregation="sum", ensemble="product", batch=9, max_side=99)
-    made = Segmenter.from_settings(*networks, segment, ExampleSettings(context=1.5, window="stretched"))
+    segment = SegmentSettings(proposals=7, min_side=3, aggregation="sum", ensemble="product", fcn_share=0.3, batch=9, max_side=99)
+    made = Segmenter(*networks, **segmenter_options(segment, ExampleSettings(context=1.5, window="stretched")))
     assert (made.proposals, made.min_side, made.aggregation, made.ensemble) == (7, 3, "sum", "product")
-    assert (made.batch, made.max_side, made.context, made.window) == (9, 99, 1.5, "stretched")
+    assert (made.fcn_share, made.batch, made.max_side, made.context, made.window) == (0.3, 9, 99, 1.5, "stretched")
     assert made.crf == segment.crf.model_dump()
 
 

@@ -18,9 +18,10 @@ import torch
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from deconvnet import checkpoints
+from deconvnet.building import build_network
 from deconvnet.feeding import DevSet, Feed, PlainShard, open_examples
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.train_job import build_network, check_resources, progress, run_training
+from deconvnet.train_job import check_resources, run_training
 from deconvnet.training import train
 from infra.errors import UserError
 from tests.conftest import ROOT
@@ -60,14 +61,6 @@ def losses(lines: list[str]) -> dict[int, float]:
     return {int(m[1]): float(m[2]) for m in found if m}
 
 
-def test_a_line_of_progress():
-    metrics = {"step": 1200, "epoch": 1.5, "loss": 0.51234, "lr": 0.001, "pixel_accuracy": 0.853, "samples_per_s": 61.23}
-    line = progress({**metrics, "dev_mean_iou": 0.4}, 2400)
-    assert line == (
-        "step 1,200/2,400, epoch 1.50, loss 0.5123, pixels right 85.3%, lr 0.001, 61.2 examples/s, dev mean IoU 0.4000"
-    )
-
-
 def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path):
     with pytest.raises(UserError, match=r"train\.stage1\.batch 16 leaves some of 17 workers"):
         job(tmp_path, compute=ComputeSettings(workers=17))
@@ -99,7 +92,7 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
 def test_two_workers_on_ray_have_the_losses_of_the_plain_loop(tmp_path: Path, ray_session):
     """With every CPU reserved by the workers; the finished model is the plain one, and a second run only loads it."""
     table = examples_table(f"{tmp_path}/examples", 60)
-    found = job(tmp_path, compute=ComputeSettings(workers=2))
+    found = job(tmp_path, compute=ComputeSettings(workers=2, bf16=False))
 
     examples = open_examples(table, SIZE)
     torch.manual_seed(0)

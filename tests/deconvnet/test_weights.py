@@ -128,9 +128,9 @@ def test_the_other_convention_is_refused_and_says_which_setting(shared):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_a_narrower_network_is_refused():
-    with pytest.raises(UserError, match=r"model\.width 1, not 0\.5"):
-        load_vgg16(DeconvNet(2, width=0.5, input_size=32), "vgg16.npz")
+def test_a_narrower_network_is_refused(shared):
+    with pytest.raises(UserError, match=r"VGG-16 at width 1 .* the model is of width 0\.5"):
+        load_vgg16(DeconvNet(2, width=0.5, input_size=32), str(shared / NPZ))
 
 
 def _npz(path, **arrays):

@@ -61,7 +61,7 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("compute: {workers: 2, min_workers: 3}", r"compute\.min_workers 3 is more than compute\.workers 2"),
         ("compute: {min_workers: 0}", r"compute\.min_workers: 0 won't do"),
         ("train: {stage2: {micro_batch: 65}}", r"train\.stage2\.micro_batch 65 is more than train\.stage2\.batch 64"),
-        ("model: {width: 0.5, vgg16: w.npz}", r"model\.width 0\.5 can't start from VGG-16"),
+        ("model: {width: 1.5, vgg16: w.npz}", r"model\.width 1\.5 can't start from VGG-16"),
         ("segment: {proposals: 3000}", r"segment\.proposals 3000 is more than proposals\.max_boxes 2000"),
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
         ("examples: {window: round}", r"examples\.window: 'round' won't do"),

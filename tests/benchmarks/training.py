@@ -1,0 +1,215 @@
+"""Training: the loop against the plainest one, Ray's feeding against memory, and the input side alone."""
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from deconvnet.feeding import Examples, Feed, PlainShard, open_examples
+from deconvnet.order import Group
+from infra import tables
+from tests.benchmarks.common import Row, paired, peak_flops, photographs, seconds
+
+BATCH = 64
+CLASSES = 21
+
+
+def loop() -> list[Row]:
+    """Our loop against the plainest correct one, fed from memory by nobody: the same batch again and again."""
+    import torch
+
+    if torch.cuda.is_available():
+        return _loops("full size, 224 px", 1.0, 224, "cuda", steps=20)
+    return _loops("voc_sample_cpu's DeconvNet", *_cpu_network(), "cpu", steps=3)
+
+
+def _cpu_network() -> tuple[float, int]:
+    from workflows.options import CONFIGS
+    from workflows.settings import load
+
+    model = load(str(CONFIGS / "voc_sample_cpu.yaml")).model
+    return model.width, model.input_size
+
+
+def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[Row]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from deconvnet import DeconvNet
+    from deconvnet.inference import fast_bf16
+    from deconvnet.settings import StageSettings
+    from deconvnet.training import train
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, 3, size, size)).astype(np.uint8)
+    labels = rng.integers(0, CLASSES, (BATCH, size, size)).astype(np.uint8)
+    bf16 = fast_bf16(device)
+
+    @dataclass(frozen=True)
+    class Same:
+        steps_per_epoch: int = 10**6
+
+        def batches(self, first_step: int, stop_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for _ in range(first_step, stop_step):
+                yield images, labels
+
+    settings = StageSettings(batch=BATCH, max_steps=steps, bn_batches=0, schedule="constant", log_every=10**6)
+    ours_model, plain_model = DeconvNet(CLASSES, width, size), DeconvNet(CLASSES, width, size).to(device)
+
+    def ours() -> None:
+        train(ours_model, Same(), settings, num_classes=CLASSES, seed=0, device=device, bf16=bf16)
+
+    optimiser = torch.optim.SGD(plain_model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def plain() -> None:
+        for _ in range(steps):
+            x = plain_model.prepare(torch.from_numpy(images).to(device))
+            loss = torch.nn.functional.cross_entropy(plain_model(x), torch.from_numpy(labels).long().to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()
+
+    with FlopCounterMode(display=False) as counter:
+        x = plain_model.prepare(torch.from_numpy(images[:2]).to(device))
+        plain_model(x).sum().backward()
+    flops = counter.get_total_flops() / 2
+    mine, theirs = (BATCH * steps / each for each in paired([ours, plain]))
+    kind = "bfloat16" if bf16 else "float32"
+    share = 100 * mine * flops / peak_flops(bf16, device)
+    return [
+        (f"training, {name}, batch {BATCH}", f"{mine:.1f} crops/s"),
+        ("  against the plainest loop (float32, contiguous)", f"{mine / theirs:.2f}× as fast"),
+        (
+            f"  share of the machine's {kind} peak ({peak_flops(bf16, device) / 1e9:,.0f} GFLOP/s by a matrix product)",
+            f"{share:.0f} %",
+        ),
+    ]
+
+
+def feeding() -> list[Row]:
+    """The same loop under Ray Train, fed by Ray Data from Parquet, and fed encoded crops from memory: pairs, the median."""
+    import ray
+    import torch
+
+    from deconvnet import DeconvNet
+    from deconvnet.inference import fast_bf16
+    from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+    from deconvnet.train_job import run_training
+    from deconvnet.training import train
+
+    width, size = _cpu_network()
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
+    model = ModelSettings(width=width, input_size=size)
+    settings = StageSettings(batch=BATCH, epochs=100, max_steps=60, bn_batches=0, schedule="constant", log_every=10)
+    classes = tuple(str(c) for c in range(CLASSES))
+    ratios, speeds = [], []
+    threads = 2
+    ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder:
+        table = _examples(f"{folder}/examples", size)
+        for turn in range(3):
+            said: list[dict[str, float]] = []
+
+            def keep(metrics: dict[str, float], state: Any, said: list[dict[str, float]] = said) -> None:
+                said.append(metrics)
+
+            torch.set_num_threads(threads)
+            examples = InMemory(*_fields(open_examples(table, size)))
+            network = DeconvNet(CLASSES, width, size)
+            shard = PlainShard(Feed.of(examples, BATCH, 1, 0), threads=1)
+            train(network, shard, settings, num_classes=CLASSES, seed=0, device=device, bf16=fast_bf16(device), report=keep)
+            memory = _steady(said)
+            heard: list[str] = []
+            run_training(
+                stage="stage1", architecture="deconvnet", model_settings=model, stage_settings=settings,
+                compute=ComputeSettings(threads=threads, gpu=gpu), examples_uri=table, dev_uri=None, classes=classes,
+                storage_uri=f"{folder}/train", run_name=f"run{turn}", out_uri=f"{folder}/model{turn}", seed=0, say=heard.append,
+            )  # fmt: skip
+            fed = _steady(
+                [{"samples_per_s": float(line.split(" examples/s")[0].split()[-1])} for line in heard if "examples/s" in line]
+            )
+            ratios.append(fed / memory)
+            speeds.append(fed)
+    ray.shutdown()
+    return [
+        ("training under Ray Train, fed by Ray Data from Parquet, one worker", f"{statistics.median(speeds):.1f} crops/s"),
+        (
+            "  against the same loop fed encoded crops from memory",
+            f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})",
+        ),
+    ]
+
+
+def _steady(reports: list[dict[str, float]]) -> float:
+    """Crops/s of the reports after the first two, in which things start."""
+    return statistics.median(r["samples_per_s"] for r in reports[2:] if "samples_per_s" in r)
+
+
+def _fields(examples: Examples) -> tuple[Any, ...]:
+    return examples.table, examples.size, examples.groups, examples.split, examples.jitter
+
+
+@dataclass(frozen=True)
+class InMemory(Examples):
+    """Examples whose encoded crops were all read beforehand."""
+
+    kept: dict[Group, pa.Table] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.kept.update({group: Examples.read(self, group) for group in self.groups})
+
+    def read(self, group: Group) -> pa.Table:
+        return self.kept[group]
+
+
+def _examples(uri: str, size: int, count: int = 1024) -> str:
+    """An `examples` table of crops from photographs, labelled by their brightness."""
+    from infra.images import encode_jpeg, encode_mask
+    from proposals.boxes import crop
+    from proposals.examples import example_size
+
+    rng = np.random.default_rng(0)
+    stored, pictures = example_size(size), photographs(32)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number in range(count):
+            picture = pictures[number % len(pictures)]
+            x, y = rng.uniform(0, 250), rng.uniform(0, 150)
+            side = float(rng.uniform(60, 250))
+            cut = crop(picture, (x, y, x + side, y + side), stored)
+            yield {
+                "image_id": f"{number:06}", "stage": 1, "box": [x, y, x + side, y + side], "class_id": 1, "iou": 1.0, "repeats": 1,
+                "image": encode_jpeg(cut, 95), "mask": encode_mask((cut.mean(axis=2) // 13).astype(np.uint8)),
+            }  # fmt: skip
+
+    part = tables.write_part(uri, "benchmark", 0, rows(), tables.EXAMPLES)
+    tables.commit(uri, "benchmark", [part])
+    return uri
+
+
+def inputs() -> list[Row]:
+    """Decoding and augmenting stored crops, one core."""
+    rows: list[Row] = []
+    for size in (_cpu_network()[1], 224):
+        with tempfile.TemporaryDirectory() as folder:
+            examples = open_examples(_examples(f"{folder}/examples", size, 256), size)
+            stored = [(r["image"], r["mask"]) for g in examples.groups for r in examples.read(g).to_pylist()]
+
+            def work(stored: list[tuple[bytes, bytes]] = stored, examples: Examples = examples) -> None:
+                for number, (image, mask) in enumerate(stored):
+                    examples.train_view(image, mask, np.random.default_rng([0, number]))
+
+            work()
+            rows.append(
+                (
+                    f"decoded, augmented crops of {size} px, one core",
+                    f"{len(stored) / min(seconds(work) for _ in range(3)):,.0f} /s",
+                )
+            )
+    return rows
