@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from deconvnet.building import width_of
 from deconvnet.feeding import Feed, PlainShard, open_examples
 from deconvnet.inference import fast_bf16
 from deconvnet.inputs import prepare
@@ -61,7 +62,7 @@ def make_narrow(
     """What `narrow_start` has Ray do, here: yields each layer's name, its R² and a line on it; the file is written after the last."""
     torch.set_num_threads(threads)
     whole = architecture == "fcn8s"
-    width = (model.fcn_width or model.width) if whole else model.width
+    width = width_of(architecture, model)
     size = model.fcn_input_size if whole else model.input_size
     if model.vgg16 is None or width >= 1:
         raise ValueError("only VGG-16's weights can be made narrower, for a network narrower than it")

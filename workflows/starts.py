@@ -15,8 +15,7 @@ NARROW_VERSION = 1
 def start_of(settings: Settings, stage: str) -> str | None:
     """Where VGG-16 as narrow as the network of a training stage lies in the workspace; None where it starts from anything else."""
     model = settings.model
-    width = (model.fcn_width or model.width) if stage == "fcn8s" else model.width
-    made = model.vgg16 and width < 1 and stage != "stage2" and not settings.init.from_
+    made = model.vgg16 and _width(settings, stage) < 1 and stage != "stage2" and not settings.init.from_
     return storage.join(settings.workspace, "start", f"{stage}.npz") if made else None
 
 
@@ -28,7 +27,7 @@ def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str)
         return []
     whole = stage == "fcn8s"
     model = as_dict(s.model, ("convention", "fcn_input_size" if whole else "input_size"))
-    model["width"] = (s.model.fcn_width or s.model.width) if whole else s.model.width
+    model["width"] = _width(s, stage)
 
     def run(fingerprint: str) -> dict[str, Any]:
         from deconvnet.narrow_job import narrow_start
@@ -40,3 +39,7 @@ def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str)
 
     settings = {**model, "vgg16_file": storage.stamp(s.model.vgg16), "seed": s.seed}
     return [Stage(f"{stage}_start", "VGG-16 made narrower", NARROW_VERSION, settings, (table_stage,), (out,), run)]
+
+
+def _width(settings: Settings, stage: str) -> float:
+    return (settings.model.fcn_width or settings.model.width) if stage == "fcn8s" else settings.model.width
