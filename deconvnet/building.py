@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deconvnet import checkpoints, weights
+from deconvnet import checkpoints, decoder_start, weights
 from deconvnet.networks import DeconvNet, FCN8s, Network
 
 if TYPE_CHECKING:
@@ -24,9 +24,15 @@ def build_network(architecture: str, settings: "ModelSettings", num_classes: int
 
 
 def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str], init: str | None) -> None:
-    """Fill `model` with what its training starts from: the model folder `init`, else ImageNet's VGG-16, else as it was built."""
+    """Fill `model` with what its training starts from: the model folder `init`, else ImageNet's VGG-16, else as it was built.
+
+    Without `init` the decoder of a DeconvNet starts as `settings.deconv_start` says.
+    """
     if init is not None:
         source, meta = checkpoints.load_model(init)
         weights.initialise_from(model, source.state_dict(), meta["classes"], classes, meta["convention"])
-    elif settings.vgg16 is not None:
+        return
+    if settings.deconv_start == "interpolation" and isinstance(model, DeconvNet):
+        decoder_start.interpolate(model)
+    if settings.vgg16 is not None:
         weights.load_vgg16(model, settings.vgg16)

@@ -17,8 +17,8 @@ class GeneratedSettings(Section):
 
     train: PositiveInt = Field(300, description="photographs to train on")
     val: PositiveInt = Field(60, description="photographs of the final table")
-    height: int = Field(120, ge=32, le=1024, description="px")
-    width: int = Field(160, ge=32, le=1024, description="px")
+    height: int = Field(120, ge=32, le=1024, description="their height, px")
+    width: int = Field(160, ge=32, le=1024, description="their width, px")
 
 
 class DataSettings(Section):
@@ -58,6 +58,10 @@ class ModelSettings(Section):
         None,
         description="ImageNet VGG-16 weights (.pth, .safetensors, .npz; path, https or s3), made narrower for widths below 1; "
         "empty: from scratch",
+    )
+    deconv_start: Literal["gaussian", "interpolation"] = Field(
+        "gaussian",
+        description="DeconvNet's decoder starts as the paper's (σ 0.01), or as interpolation, which learns within hundreds of steps",
     )
     fcn_width: float | None = Field(None, gt=0, le=2, description="channels of FCN-8s relative to the paper's; empty: as width")
     fcn_batch_norm: bool = Field(False, description="batch norm in FCN-8s (needed from scratch)")
@@ -100,13 +104,15 @@ class StageSettings(Section):
         None, description="examples a worker holds at once; empty: its whole share of the batch"
     )
     lr: PositiveFloat = Field(0.01, description="learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: NonNegativeFloat = Field(0.0005)
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay; batch norms don't decay")
     bias_lr_factor: PositiveFloat = Field(
         1.0, description="learning-rate factor of biases; with 2 as released, biases don't decay"
     )
     schedule: Literal["plateau", "step", "poly", "constant"] = Field(
-        "plateau", description="plateau: lr ÷10 when dev mean IoU stops rising"
+        "plateau",
+        description="plateau: lr × lr_factor when dev mean IoU stops rising; step: every step_every steps; poly: falls to 0 with the 0.9th "
+        "power of the steps left; constant",
     )
     step_every: PositiveInt = Field(9000, description="step schedule: steps between divisions")
     lr_factor: float = Field(0.1, gt=0, lt=1, description="plateau and step: what lr is multiplied by")
@@ -139,12 +145,12 @@ class TrainSettings(Section):
 class CrfSettings(Section):
     """Dense CRF (Krähenbühl, Koltun 2011); the defaults are the released DeconvNet's."""
 
-    iterations: PositiveInt = 10
+    iterations: PositiveInt = Field(10, description="rounds of mean field inference")
     xy_sigma: PositiveFloat = Field(3.0, description="smoothness kernel, px")
-    xy_weight: NonNegativeFloat = 3.0
+    xy_weight: NonNegativeFloat = Field(3.0, description="smoothness kernel's weight")
     bilateral_xy_sigma: PositiveFloat = Field(20.0, description="appearance kernel, px")
     bilateral_rgb_sigma: PositiveFloat = Field(3.0, description="appearance kernel, grey levels of 255")
-    bilateral_weight: NonNegativeFloat = 5.0
+    bilateral_weight: NonNegativeFloat = Field(5.0, description="appearance kernel's weight")
 
 
 class SegmentSettings(Section):
