@@ -6,7 +6,7 @@ ARGS   ?=
 CLUSTER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster lint ui bench bench-proposals clean
+.PHONY: help run cluster test test-slow test-cluster lint docs ui bench bench-proposals clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test          lint, types and tests"
 	@echo "make test-slow     the tests that take minutes"
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"
+	@echo "make docs          docs/settings.md, from the types of the settings"
 	@echo "make ui            the MLflow pages of runs/quickstart"
 	@echo "make bench         the measurements in tests/benchmarks"
 	@echo "make bench-proposals  how good edges and boxes are, on real photographs"
@@ -38,6 +39,9 @@ run: $(VENV)/.run
 cluster: $(VENV)/.dev
 	@$(BIN)/python -m infra.local_cluster $(CLUSTER) -- \
 		python workflows/train_pipeline.py --workspace s3://deconvnet/quickstart --cluster.data_nodes pool=cpu $(ARGS)
+
+docs: $(VENV)/.run
+	@$(BIN)/python -m workflows.reference
 
 ui: $(VENV)/.run
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/quickstart/mlflow/mlflow.db --port 5000

@@ -14,15 +14,19 @@ from typing import Any, Literal
 import cv2
 import torch
 
-from deconvnet import checkpoints, pictures
+from deconvnet import checkpoints, pictures, training_history
 from deconvnet.bare_settings import changed, section
 from deconvnet.building import build_network, initialise, width_of
+from deconvnet.code_version import code_version
 from deconvnet.curves import Curve, progress
-from deconvnet.evaluation import evaluate_here, results_markdown
+from deconvnet.evaluation import evaluate_here
+from deconvnet.evaluation_report import report_files
 from deconvnet.feeding import DevSet, Feed, PlainShard, open_examples
 from deconvnet.inference import fast_bf16
 from deconvnet.narrow_job import make_narrow
 from deconvnet.packed import SETTINGS, unpack
+from deconvnet.report_facts import gather
+from deconvnet.report_page import PAGE, page
 from deconvnet.segmenter import Segmenter, segmenter_options
 from deconvnet.training import State, train
 from infra import storage, tables
@@ -206,15 +210,18 @@ class Run:
                 segmenter, self.images, self.proposals, split=split, classes=s.classes, dataset=f"{s.dataset} {split}",
                 threads=self.cores if self.device.type == "cuda" else 1, should_stop=self.should_stop,
             )  # fmt: skip
-            shown = pictures.choose(found.mean_iou)
-            compared = pictures.compared(segmenter, self.images, self.proposals, shown, s.classes, found.mean_iou)
-            storage.write_bytes(str(report / "comparison.png"), compared)
-            storage.write_bytes(str(report / "results.md"), results_markdown(found.results).encode())
-            storage.write_json(str(report / "mean_iou_by_image.json"), found.mean_iou)
-            storage.write_json(str(report / "results.json"), found.results)
+            drawn = pictures.gallery(segmenter, self.images, self.proposals, s.classes, found.mean_iou)
+            for file, data in report_files(found, drawn, options).items():
+                storage.write_bytes(str(report / file), data)
             means[split] = {name: row["mean_iou"] for name, row in found.results["rows"].items()}
             told = ", ".join(f"{name} {value:.3f}" for name, value in means[split].items() if value is not None)
             print(f"  {split}: mean IoU {told}", flush=True)
+        for file, data in training_history.drawn(training_history.of_folder(str(self.out / "curves"))).items():
+            storage.write_bytes(str(self.out / "report" / file), data)
+        known = gather(
+            str(self.out), title=f"{s.dataset} · {self.out.name}", settings=self.values, code=code_version(), images=self.images
+        )
+        storage.write_bytes(str(self.out / "report" / PAGE), page(known).encode())
         return means
 
 

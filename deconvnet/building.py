@@ -20,7 +20,7 @@ def build_network(architecture: str, settings: "ModelSettings", num_classes: int
     width = width_of(architecture, settings)
     if architecture == "deconvnet":
         return DeconvNet(num_classes, width, settings.input_size, settings.convention)
-    return FCN8s(num_classes, width, settings.fcn_batch_norm, settings.convention)
+    return FCN8s(num_classes, width, settings.fcn_batch_norm, settings.convention, settings.fcn_input_size)
 
 
 def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str], init: str | None) -> None:

@@ -4,6 +4,8 @@ From the paper's Gaussian (§4.3) class information fades on its way through fou
 the pattern of switches outweighs the values, and thousands of steps pass before much but background is learned.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -23,14 +25,14 @@ def interpolate(model: DeconvNet) -> None:
     initialisation. Draws from torch's random numbers.
     """
     with torch.no_grad():
-        projection = model.fc6_deconv.conv.weight
+        projection = cast(nn.ConvTranspose2d, model.fc6_deconv.conv).weight
         nn.init.normal_(projection, std=(_NORM / projection.shape[0]) ** 0.5)  # stride 1 from 1×1: each pixel sees one product
         for number in (5, 4, 3, 2, 1):
-            for unit in model.get_submodule(f"deconv{number}"):
-                weight = unit.conv.weight
+            for unit in cast(nn.Sequential, model.get_submodule(f"deconv{number}")):
+                weight = cast(nn.ConvTranspose2d, unit.conv).weight
                 nn.init.normal_(weight, std=(_NORM * (1 - SHARE) / (weight.shape[0] * weight[0, 0].numel())) ** 0.5)
                 weight += SHARE**0.5 * _boxes(weight)
-                nn.init.constant_(unit.norm.bias, SHIFT)
+                nn.init.constant_(cast(nn.BatchNorm2d, unit.norm).bias, SHIFT)
 
 
 def _boxes(like: Tensor) -> Tensor:

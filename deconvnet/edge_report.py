@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from deconvnet.figures import recall_curves
+from deconvnet.charts import recall_curves
 from infra import tables
 from infra.errors import BadInput
 from infra.images import decode_image, decode_mask

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from deconvnet.figures import TITLES
+from deconvnet.analysis import Analysis
+from deconvnet.data.objects import label_objects
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
 from infra import tables
@@ -18,6 +19,7 @@ from infra.errors import Interrupted, UserError
 from infra.images import decode_image, decode_mask
 from infra.progress import progress
 from proposals.propose import iter_proposals
+from proposals.recall import counts_up_to
 
 if TYPE_CHECKING:
     from deconvnet.settings import SegmentSettings
@@ -38,10 +40,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """results: `results.json`. mean_iou: for each image_id, by result, of that photograph alone (None where it is all void)."""
+    """results: `results.json`. mean_iou: for each image_id, by result, of that photograph alone (None where it is all void).
+
+    analysis: what the charts are drawn from, `Analysis.as_dict`.
+    """
 
     results: dict[str, Any]
     mean_iou: dict[str, dict[str, float | None]]
+    analysis: dict[str, Any]
 
 
 def evaluate(
@@ -93,7 +99,8 @@ def evaluate(
         **({"label_selector": dict(nodes)} if nodes else {}),
     )
     rows = progress(done.iter_rows(), len(units), f"evaluating on {split}", "batches of photographs")
-    return _gathered(rows, classes, dataset, _nothing(split, images_uri))
+    counts = counts_up_to(segment.proposals)
+    return _gathered(rows, classes, dataset, counts, _nothing(split, images_uri))
 
 
 def evaluate_here(
@@ -123,31 +130,35 @@ def evaluate_here(
                 raise Interrupted(f"stopped while it evaluated on {split}")
 
     with ThreadPoolExecutor(threads) as pool:
-        return _gathered(rows(pool), classes, dataset, _nothing(split, images_uri))
+        return _gathered(rows(pool), classes, dataset, counts_up_to(segmenter.proposals), _nothing(split, images_uri))
 
 
 def _nothing(split: str, images_uri: str) -> UserError:
-    return UserError(f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on")
+    return UserError(
+        f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on: list some that have masks, or take another split"
+    )
 
 
-def _gathered(rows: Iterable[Mapping[str, Any]], classes: Sequence[str], dataset: str, nothing: UserError) -> Evaluation:
+def _gathered(
+    rows: Iterable[Mapping[str, Any]], classes: Sequence[str], dataset: str, counts: Sequence[int], nothing: UserError
+) -> Evaluation:
     """What `_measured` found in all units, in any order. Raises `nothing` where that is no photograph."""
-    totals = {name: ConfusionMatrix(len(classes)) for name in RESULTS}
+    total = Analysis.empty(RESULTS, counts, len(classes))
     mean_iou: dict[str, dict[str, float | None]] = {}
     for row in rows:
-        for name, matrix in zip(RESULTS, row["matrices"], strict=True):
-            totals[name].merge(ConfusionMatrix(len(classes), matrix))
+        total.merge(row)
         for image_id, figures in zip(row["image_ids"], row["mean_iou"], strict=True):
             mean_iou[image_id] = {name: _number(x) for name, x in zip(RESULTS, figures, strict=True)}
     if not mean_iou:
         raise nothing
+    matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
     results = {
         "dataset": dataset,
         "images": len(mean_iou),
         "classes": list(classes),
-        "rows": {name: _row(total, classes) for name, total in totals.items()},
+        "rows": {name: _row(matrix, classes) for name, matrix in zip(RESULTS, matrices, strict=True)},
     }
-    return Evaluation(results, dict(sorted(mean_iou.items())))
+    return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict())
 
 
 class _Worker:
@@ -180,30 +191,30 @@ class _Worker:
 def _measured(
     segmenter: Segmenter, images_uri: str, proposals_uri: str, split: str, num_classes: int, unit: Unit
 ) -> dict[str, Any]:
-    """For one unit: matrices int64 (5, C, C), summed, and each photograph's id and five mean IoUs, nan where all is void."""
+    """For one unit: `Analysis.arrays`, and each photograph's id and five mean IoUs, nan where all is void."""
     # A photograph that EdgeBox set aside has no boxes.
     boxes = {name: found for name, found, _ in iter_proposals(proposals_uri, unit.proposals)}
-    image_ids = []
-    totals = {name: ConfusionMatrix(num_classes) for name in RESULTS}
-    figures = []
-    for image_id, image, truth in _photographs(unit, images_uri, split):
-        labels = segmenter.segment(image, boxes.get(image_id, np.zeros((0, 4), np.float32)))
-        single = {name: ConfusionMatrix(num_classes).update(truth, labels[name]) for name in RESULTS}
-        for name in RESULTS:
-            totals[name].merge(single[name])
+    counts = counts_up_to(segmenter.proposals)
+    found = Analysis.empty(RESULTS, counts, num_classes)
+    image_ids, mean_iou = [], []
+    for image_id, image, truth, objects in _photographs(unit, images_uri, split):
+        nothing = np.zeros((0, 4), np.float32)
+        labels, after = segmenter.segment_stepwise(image, boxes.get(image_id, nothing), counts)
         image_ids.append(image_id)
-        figures.append([single[name].mean_iou for name in RESULTS])
-    return {"image_ids": image_ids, "matrices": np.stack([totals[n].matrix for n in RESULTS]), "mean_iou": figures}
+        mean_iou.append(found.add(truth, objects, labels, after))
+    return {"image_ids": image_ids, "mean_iou": mean_iou, **found.arrays()}
 
 
-def _photographs(unit: Unit, images_uri: str, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """image_id, photograph and class mask of the labelled ones of a unit, in order."""
-    columns = ["image_id", "split", "image", "class_mask"]
+def _photographs(unit: Unit, images_uri: str, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """image_id, photograph, class mask and object mask of the labelled ones of a unit, in order."""
+    columns = ["image_id", "split", "image", "class_mask", "object_mask"]
     rows = tables.read_row_group(images_uri, unit.images.name, unit.row_group, columns).to_pylist()
     chosen = [row for row in rows if row["split"] == split]
     for row in (chosen[i] for i in unit.rows):
         if row["class_mask"] is not None:
-            yield row["image_id"], decode_image(row["image"]), decode_mask(row["class_mask"])
+            truth = decode_mask(row["class_mask"])
+            objects = decode_mask(row["object_mask"]) if row["object_mask"] else label_objects(truth)
+            yield row["image_id"], decode_image(row["image"]), truth, objects
 
 
 def _units(images_uri: str, proposals_uri: str, split: str) -> list[Unit]:
@@ -229,26 +240,3 @@ def _row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
         "pixel_accuracy": _number(matrix.pixel_accuracy),
         "iou": {name: _number(iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)},
     }
-
-
-def results_markdown(results: dict[str, Any]) -> str:
-    """`results.md`: the five rows in the paper's order, then IoU by class; percentages, – where a class does not occur."""
-    rows = results["rows"]
-    lines = [
-        f"# {results['dataset']}: {results['images']} photographs",
-        "",
-        "| | mean IoU | pixel accuracy |",
-        "|---|---:|---:|",
-        *(f"| {TITLES[n]} | {_percent(rows[n]['mean_iou'])} | {_percent(rows[n]['pixel_accuracy'])} |" for n in RESULTS),
-        "",
-        f"| IoU | {' | '.join(TITLES[n] for n in RESULTS)} |",
-        f"|---|{'---:|' * len(RESULTS)}",
-        *(f"| {c} | {' | '.join(_percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
-        "",
-        "Per cent. A class that is in neither the truth nor the labels has no IoU (–) and is left out of the mean.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"

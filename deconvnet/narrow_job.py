@@ -81,7 +81,9 @@ def _sample(table: str, size: int, whole: bool, first_channels: int, seed: int, 
     examples = open_examples(table, size, "train" if whole else None)
     count = min(MOST_INPUTS, MOST_BYTES // (4 * size * size * first_channels), examples.total)
     if count < 2:
-        raise UserError(f"{table} holds too little to make VGG-16 narrower by: it takes 2 examples or more")
+        raise UserError(
+            f"{table} holds too little to make VGG-16 narrower by: add photographs (2 at least), or leave model.vgg16 empty"
+        )
     batch = min(_BATCH, count)
     batches = PlainShard(Feed.of(examples, batch, 1, seed)).batches(0, count // batch)
     return prepare(torch.from_numpy(np.concatenate([images for images, _ in batches])), convention)

@@ -27,6 +27,7 @@ class Network(nn.Module):
     """A segmentation network that knows how to be built again (`architecture`, `config()`) and what input it takes."""
 
     architecture: str
+    input_size: int | None = None
 
     def __init__(self, num_classes: int, width: float, convention: str) -> None:
         super().__init__()
@@ -130,6 +131,7 @@ class DeconvNet(Network):
     """
 
     architecture = "deconvnet"
+    input_size: int
 
     def __init__(self, num_classes: int = 21, width: float = 1.0, input_size: int = 224, convention: str = "caffe") -> None:
         super().__init__(num_classes, width, convention)
@@ -202,14 +204,23 @@ class FCN8s(Network):
     multiple of 32, and the scores are cropped; the released code's 100-pixel border is not needed, as fc6 is padded by 3.
     Score layers start from 0, upsampling from bilinear interpolation, the rest from He's initialisation.
 
-    num_classes, width, convention: as for DeconvNet. batch_norm: after each convolution (needed without VGG's weights).
+    num_classes, width, convention: as for DeconvNet. batch_norm: after each convolution (needed without VGG's weights). input_size:
+    the longest side of what it is trained on, px; who uses it scales larger photographs down to that, so that things are as large as
+    those it has learned. None: as they are.
     """
 
     architecture = "fcn8s"
 
-    def __init__(self, num_classes: int = 21, width: float = 1.0, batch_norm: bool = False, convention: str = "caffe") -> None:
+    def __init__(
+        self,
+        num_classes: int = 21,
+        width: float = 1.0,
+        batch_norm: bool = False,
+        convention: str = "caffe",
+        input_size: int | None = None,
+    ) -> None:
         super().__init__(num_classes, width, convention)
-        self.batch_norm = batch_norm
+        self.batch_norm, self.input_size = batch_norm, input_size
         top, fc = channels(512, width), channels(_FC, width)
 
         self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = _vgg16_blocks(width, norm=batch_norm)
@@ -229,7 +240,7 @@ class FCN8s(Network):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON values."""
-        return {**super().config(), "batch_norm": self.batch_norm}
+        return {**super().config(), "batch_norm": self.batch_norm, "input_size": self.input_size}
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) prepared images of any size -> (N, num_classes, H, W) scores before softmax."""

@@ -3,8 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from deconvnet import model_page
+from deconvnet.run_pages import fitted
+from deconvnet.tracking import first_line, without_secrets
 from infra.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,6 +98,7 @@ def set_champion(tracking_uri: str, name: str, version: int) -> None:
     """Give the alias to a version. Raises UserError."""
     with _asked(tracking_uri, name) as client:
         client.set_registered_model_alias(name, CHAMPION, str(version))
+        model_page.refresh(client, name, without_secrets(tracking_uri))
 
 
 @contextmanager
@@ -101,8 +106,6 @@ def _asked(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
     """The registry; what it refuses is told as a sentence."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
-
-    from deconvnet.tracking import first_line, without_secrets
 
     try:
         yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
@@ -129,13 +132,15 @@ def crown(run: "Run", name: str, challenger: int, champion: int | None, verdict:
         version = client.get_model_version(name, str(challenger))
         line = f"\n\n**{outcome.capitalize()}**: {verdict.why}."
         if line not in (version.description or ""):
-            client.update_model_version(name, str(challenger), description=(version.description or "") + line)
-        tags = {"verdict": outcome, "verdict.why": verdict.why}
+            client.update_model_version(name, str(challenger), description=fitted((version.description or "") + line))
+        judged = version.tags.get("verdict.on") if version.tags.get("verdict") == outcome else None
+        tags = {"verdict": outcome, "verdict.why": verdict.why, "verdict.on": judged or f"{datetime.now(UTC):%Y-%m-%d}"}
         if champion is not None:
             tags["verdict.against"] = f"version {champion}"
         for key, value in tags.items():
             client.set_model_version_tag(name, str(challenger), key, value)
         if holder != current:
             client.set_registered_model_alias(name, CHAMPION, str(holder))
+        model_page.refresh(client, name, without_secrets(run.tracker.uri))
     run.set_tags({**tags, "champion": f"version {holder}"})
     return holder

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deconvnet.figures import recall_curves
+from deconvnet.charts import recall_curves
 from proposals.recall import MIN_AREA, Recall, counts_up_to, table
 from proposals.recall_job import measure_recall
 

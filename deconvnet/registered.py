@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deconvnet.figures import TITLES
+from deconvnet import model_page
+from deconvnet.canvas import TITLES
+from deconvnet.report_facts import percent
+from deconvnet.run_pages import escaped, fitted
 from infra import storage
 from infra.images import encode_jpeg
 from proposals.edges import forest_used
@@ -25,6 +28,7 @@ DISTRIBUTIONS = (
     "mlflow", "numba", "numpy", "opencv-contrib-python-headless", "pillow", "pyarrow", "safetensors", "scipy", "torch",
 )  # fmt: skip
 DEFAULT_MAX_PIXELS = 100_000_000
+_MOST = 4000  # characters of a version's description: its verdict is still to come
 
 
 def register(
@@ -46,6 +50,8 @@ def register(
     of the forest that they mean goes into the model. segment: keywords of `Segmenter`. results: a `results.json`; its figures become tags of
     the version and of `run`. Raises UserError where the store or a file fails.
     """
+    from deconvnet.tracking import without_secrets
+
     client = run.tracker.client
     tags = {f"{measure}.{row}": f"{value:.4f}" for row, measure, value in _figures(results)}
     with tempfile.TemporaryDirectory(prefix="deconvnet-model-") as made, run.tracker.clear():
@@ -69,6 +75,7 @@ def register(
             model_id=model.model_id,
         )
         client.set_registered_model_alias(name, alias, version.version)
+        model_page.refresh(client, name, without_secrets(run.tracker.uri))
     run.set_tags({**tags, "model.version": version.version, "model.name": name})
     return int(version.version)
 
@@ -78,15 +85,15 @@ def description(results: Mapping[str, Any]) -> str:
     lines = [
         "EDeconvNet+CRF: an encoded photograph in (`image`), a PNG of class ids out (`mask`), or why not (`error`).",
         "",
-        f"Measured on {results.get('images', '?')} photographs of {results.get('dataset', '?')}:",
+        f"Measured on {results.get('images', '?')} photographs of {escaped(str(results.get('dataset', '?')))}:",
         "",
         "| | mean IoU | pixel accuracy |",
         "|---|---|---|",
     ]
     for row, title in TITLES.items():
         if figures := results["rows"].get(row):
-            lines.append(f"| {title} | {_percent(figures['mean_iou'])} | {_percent(figures['pixel_accuracy'])} |")
-    return "\n".join([*lines, "", f"Classes, by id from 0: {', '.join(results['classes'])}."])
+            lines.append(f"| {title} | {percent(figures['mean_iou'])} | {percent(figures['pixel_accuracy'])} |")
+    return fitted("\n".join([*lines, "", f"Classes, by id from 0: {escaped(', '.join(results['classes']))}."]), _MOST)
 
 
 def requirements() -> list[str]:
@@ -106,10 +113,6 @@ def _figures(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         for measure in ("mean_iou", "pixel_accuracy")
         if figures[measure] is not None
     ]
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _ensemble(
@@ -174,7 +177,7 @@ def _make_sure_of(client: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, description="DeconvNet + FCN-8s with a dense CRF: semantic segmentation")
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

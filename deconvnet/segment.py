@@ -1,8 +1,8 @@
 """Scores of a photograph: instance-wise by DeconvNet over proposals (§3.3, §4.4), or at once by FCN-8s."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import log
+from math import inf, log
 from typing import Literal, cast
 
 import cv2
@@ -42,6 +42,7 @@ def segment_instances(
     aggregation: Aggregation = "max",
     batch: int = 50,
     min_side: float = 0.0,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> Floats:
     """Scores before softmax, float32 (C, H, W), of `image` uint8 (H, W, 3) RGB from what `model` sees in each of `boxes` (N, 4).
 
@@ -52,6 +53,8 @@ def segment_instances(
 
     Where no box reaches, no object was proposed: every score is 0, but background's is log(C - 1), so that its probability is
     a half. Thus background wins there, while an FCN-8s that is sure, or the CRF, may still say otherwise.
+
+    watch: told after each box how many have met in the canvas, and the canvas (C, H, W) itself, 0 where none has reached yet.
     """
     if aggregation not in ("max", "sum"):
         raise ValueError(f"aggregation must be max or sum, not {aggregation!r}")
@@ -73,19 +76,32 @@ def segment_instances(
                 into[:] = crop(image, box, side)
             images = torch.from_numpy(crops[: len(some)]).to(device).permute(0, 3, 1, 2)
             scores = model(model.prepare(images)).float().contiguous()
-            for one, (_, pixels) in zip(scores, some, strict=True):
+            for number, (one, (_, pixels)) in enumerate(zip(scores, some, strict=True), start + 1):
                 covered[cast(Place, _inside(pixels, height, width))] = True
                 _place(one, pixels, canvas, aggregation, workspace)
+                if watch:
+                    watch(number, canvas)
     out = canvas.cpu().numpy()
     out[0][~covered] = log(max(model.num_classes - 1, 1))
     return out
 
 
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
-    """Scores before softmax, float32 (C, H, W), of `image` uint8 (H, W, 3) RGB by a network that takes any size."""
+    """Scores before softmax, float32 (C, H, W), of `image` uint8 (H, W, 3) RGB by a network that takes any size.
+
+    An image larger than the network was trained on (`input_size`) is seen scaled down to that; its scores are scaled back (bilinear).
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, (fcn.input_size or inf) / max(height, width))
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = cast(NDArray[np.uint8], cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     with _evaluating(fcn):
         images = torch.from_numpy(np.ascontiguousarray(image)).to(_device(fcn)).permute(2, 0, 1)[None]
-        return fcn(fcn.prepare(images))[0].float().cpu().numpy()
+        scores = fcn(fcn.prepare(images)).float()
+        if scale < 1:
+            scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
+        return scores[0].cpu().numpy()
 
 
 def _device(model: torch.nn.Module) -> torch.device:

@@ -1,11 +1,12 @@
 """Two trained networks as one thing that labels photographs, in the five ways the paper compares."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deconvnet.checkpoints import load_model
 from deconvnet.crf import dense_crf
@@ -77,10 +78,17 @@ class Segmenter:
             raise UserError(f"{deconvnet_uri} and {fcn8s_uri} should hold a DeconvNet and an FCN-8s, and hold other networks")
         return cls(deconvnet, fcn8s, **options)
 
-    def probabilities(self, image: Photograph, boxes: Floats, wanted: Collection[str] = RESULTS) -> dict[str, Floats]:
+    def probabilities(
+        self,
+        image: Photograph,
+        boxes: Floats,
+        wanted: Collection[str] = RESULTS,
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> dict[str, Floats]:
         """Class probabilities float32 (C, h, w) by result, in the order of RESULTS, at the size the photograph is worked at.
 
-        Only the `wanted` results are computed, and what they rest on. Raises ValueError for unknown names.
+        Only the `wanted` results are computed, and what they rest on. watch: see `segment_instances`. Raises ValueError for unknown
+        names.
         """
         if unknown := set(wanted) - set(RESULTS):
             raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
@@ -89,7 +97,7 @@ class Segmenter:
         if set(wanted) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
             fcn = whole_image_scores(self.fcn8s, image)
         if set(wanted) - {"fcn8s"}:
-            deconvnet = self._instances(image, boxes)
+            deconvnet = self._instances(image, boxes, watch)
 
         found: dict[str, Floats] = {}
         if fcn is not None:
@@ -108,6 +116,24 @@ class Segmenter:
         size = image.shape[:2]
         return {name: _resize(_labels(p), size) for name, p in self.probabilities(image, boxes, wanted).items()}
 
+    def segment_stepwise(
+        self, image: Photograph, boxes: Floats, counts: Collection[int], wanted: Collection[str] = RESULTS
+    ) -> tuple[dict[str, Labels], dict[int, Labels]]:
+        """`segment`, and DeconvNet's labels uint8 (H, W) after the first k boxes, for each k of `counts`.
+
+        `wanted` must name deconvnet. Where there are fewer than k boxes it is the labels after all of them.
+        """
+        size = image.shape[:2]
+        after: dict[int, Labels] = {}
+
+        def watch(number: int, canvas: Tensor) -> None:
+            if number in counts:  # `max` is four times as fast as `argmax` here, and of equals takes the first, too
+                after[number] = _resize(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
+
+        found = self.probabilities(image, boxes, wanted, watch)
+        labels = {name: _resize(_labels(p), size) for name, p in found.items()}
+        return labels, {k: after.get(k, labels["deconvnet"]) for k in sorted(counts)}
+
     def best(self, image: Photograph, boxes: Floats) -> Labels:
         """Labels uint8 (H, W) of the ensemble after the CRF, at the photograph's full size."""
         return self.best_and_confidence(image, boxes)[0]
@@ -117,7 +143,7 @@ class Segmenter:
         found = self.probabilities(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
         return _resize(_labels(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
 
-    def _instances(self, image: Photograph, boxes: Floats) -> Floats:
+    def _instances(self, image: Photograph, boxes: Floats, watch: Callable[[int, Tensor], None] | None) -> Floats:
         chosen = choose_boxes(boxes, self.proposals, min_side=self.min_side, context=self.context, window=self.window)
         return segment_instances(
             self.deconvnet,
@@ -127,6 +153,7 @@ class Segmenter:
             window=self.window,
             aggregation=self.aggregation,
             batch=self.batch,
+            watch=watch,
         )
 
     def _working(self, image: Photograph, boxes: Floats) -> tuple[Photograph, Floats]:

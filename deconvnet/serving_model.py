@@ -27,17 +27,18 @@ class Ensemble(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row for each photograph of the column `image` (file's bytes, or base64 text): `mask`, `error`.
 
-        `mask` is an 8-bit PNG of class ids at the photograph's size as displayed; `error` says why there is none.
+        `mask` is a paletted PNG of class ids (VOC's colours) at the photograph's size as displayed; `error` says why there is none.
         """
         answers = [self._answer(value) for value in model_input["image"]]
         return pd.DataFrame(answers, columns=["mask", "error"], index=model_input.index, dtype=object)
 
     def _answer(self, value: Any) -> tuple[bytes | None, str | None]:
+        from deconvnet.data.palette import VOC_PALETTE
         from infra.errors import BadInput
         from infra.images import encode_mask
 
         try:
-            return encode_mask(self.labeller.label(_encoded(value)).mask), None
+            return encode_mask(self.labeller.label(_encoded(value)).mask, VOC_PALETTE), None
         except BadInput as error:
             return None, str(error)
 

@@ -5,12 +5,10 @@ and queries of URIs never reach the store or a message.
 """
 
 import getpass
-import importlib.metadata
 import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +17,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from deconvnet.code_version import code_tags, code_version
+from deconvnet.run_pages import EXPERIMENT_TAGS, NOTE
 from infra import storage
 from infra.errors import Interrupted, UserError
 
@@ -96,22 +96,6 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
 
 def _sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def code_version() -> str:
-    """The git commit of this code (`+` where files differ from it), else the package's version."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-
-    with suppress(OSError, subprocess.SubprocessError):
-        if git("ls-files", __file__):  # a repository that merely contains the installed package says nothing about it
-            return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("deconvnet")
-    return "unknown"
 
 
 @contextmanager
@@ -202,6 +186,10 @@ class Run:
             for i in range(0, len(made), 100):
                 self._client.log_batch(self.run_id, tags=made[i : i + 100])
 
+    def describe(self, text: str) -> None:
+        """The run's description on MLflow's pages, Markdown."""
+        self.set_tags({NOTE: text})
+
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
         """Numbers at `step`; None (a class without an IoU) is left out."""
         from deconvnet.metric_spool import Point
@@ -287,16 +275,23 @@ class PipelineRun(Run):
     """The parent run."""
 
     @contextmanager
-    def stage(self, name: str, fingerprint: str = "", settings: Mapping[str, Any] | None = None) -> Iterator[Run]:
-        """A child run for a stage. One of this name and fingerprint that was begun before is gone on with."""
+    def stage(
+        self,
+        name: str,
+        fingerprint: str = "",
+        settings: Mapping[str, Any] | None = None,
+        title: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> Iterator[Run]:
+        """A child run for a stage, called `title` (or its name). One of this name and fingerprint that was begun before is gone on with."""
         with self.tracker.clear():
             found = self._client.search_runs(
                 [self.tracker.experiment_id],
                 f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'",
                 max_results=1,
             )
-        tags = {"mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
-        with self.tracker.running(name, found[0].info.run_id if found else None, tags, Run) as run:
+        tags = {**(tags or {}), "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
+        with self.tracker.running(title or name, found[0].info.run_id if found else None, tags, Run) as run:
             run.log_params(settings or {})
             yield run
 
@@ -319,12 +314,14 @@ class Tracker:
             database = _sqlite_file(self.uri)
             # A server says where artifacts go. Beside SQLite MLflow's own default is the current directory.
             where = (database.parent / "artifacts").as_uri() if database else None
-            return str(self.client.create_experiment(name, artifact_location=where))
+            return str(self.client.create_experiment(name, artifact_location=where, tags=EXPERIMENT_TAGS))
         if found.lifecycle_stage != "active":
             raise UserError(
                 f"MLflow's experiment {name} was deleted: choose another tracking.experiment, or bring it back by "
                 f"`mlflow experiments restore -x {found.experiment_id}`"
             )
+        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # what a person wrote stays
+            self.client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[key])
         return str(found.experiment_id)
 
     @contextmanager
@@ -363,7 +360,7 @@ class Tracker:
         self, name: str, run_id: str | None, tags: Mapping[str, Any], kind: Callable[["Tracker", str], AnyRun]
     ) -> Iterator[AnyRun]:
         """A run for the time of a block: FINISHED at its end, FAILED by an exception, KILLED by an interruption (`Interrupted`, Ctrl-C, SystemExit)."""
-        about = {"code": code_version(), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
+        about = {**code_tags(code_version()), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
         with suppress(OSError, KeyError):  # a container's user need not have a name
             about["mlflow.user"] = getpass.getuser()
         with self.clear():

@@ -34,8 +34,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         with _silent_stderr():
             _init(ray, address, settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {address}" if address else "a Ray on this machine"
-        raise UserError(f"can't join {where}: {str(error).splitlines()[0]}") from error
+        what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
     if on_main:
         signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in, which exits without a word
     context = ray.data.DataContext.get_current()

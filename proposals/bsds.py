@@ -65,7 +65,7 @@ def read_annotated(files: tuple[Path, Path]) -> Annotated:
         raise UserError(f"{annotations} is not a BSDS500 annotation that can be read ({reason})") from None
     shapes = {each.shape for each in (*boundaries, *segmentations)}
     if shapes != {image.shape[:2]}:
-        raise UserError(f"{annotations} does not fit its photograph: {sorted(shapes)} for {image.shape[:2]}")
+        raise UserError(f"{annotations} does not fit its photograph: {sorted(shapes)} for {image.shape[:2]}; fetch BSDS500 again")
     return Annotated(photograph.stem, image, boundaries, segmentations)
 
 

@@ -227,7 +227,9 @@ def grow_tree(samples: Iterable[Sample], count: int, options: ForestOptions, see
                     _bin(values, thresholds, bins[:, here])
                 filled += len(places)
     if filled < 2 * options.min_child:
-        raise UserError(f"{filled} patches with known segments were found: too few to learn edges from")
+        raise UserError(
+            f"{filled} patches with known segments were found: too few to learn edges from; add photographs with masks"
+        )
     if thresholds is None:
         thresholds = settle()
     grown = grow(

@@ -55,7 +55,7 @@ def _terminated(number: int, frame: Any) -> None:
 
 def planned(plan: Sequence[Planned]) -> str:
     """The stages, and which would run."""
-    lines = [f"  {p.stage.name:<10} {p.stage.title:<36} {_standing(p)}" for p in plan]
+    lines = [f"  {p.stage.name:<12} {p.stage.title:<36} {_standing(p)}" for p in plan]
     return "\n".join(["stages:", *lines])
 
 
@@ -65,7 +65,7 @@ def _standing(planned: Planned) -> str:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The five results as a table for a terminal."""
-    from deconvnet.figures import TITLES
+    from deconvnet.canvas import TITLES
 
     lines = [f"{results['dataset']}, {results['images']} photographs", f"  {'':<16}{'mean IoU':>9}{'pixels right':>14}"]
     for name, title in TITLES.items():

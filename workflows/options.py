@@ -17,8 +17,19 @@ from pydantic import ValidationError
 from infra import storage
 from infra.errors import UserError
 from infra.settings import Section
+from workflows.describing import meaning, placeholder
 
 CONFIGS = Path(__file__).parent / "configs"
+_WORDS = {
+    "model_type": "it is a section, and has settings below it",
+    "string_type": "text is needed; a number that is meant as text goes in quotes (on the command line: \"'2024'\")",
+    "tuple_type": "a list is needed: [a, b] in YAML, a,b on the command line",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_parsing": "a number is needed",
+    "bool_parsing": "true or false is needed",
+}
+"""What pydantic's faults of type are called here."""
 
 
 class DoorSettings(Section):
@@ -43,13 +54,25 @@ def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]
 def parser(description: str, kind: type[DoorSettings], config: Path) -> argparse.ArgumentParser:
     """A door's command line: --config (default: `config`), and an option for every setting of `kind`."""
     made = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        usage="%(prog)s [--config FILE] [--SETTING VALUE …] [options]", description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     made.add_argument("--config", default=str(config), metavar="FILE", help=f"YAML file of settings (default: {config.name})")
-    group = made.add_argument_group("settings", "override the file's; empty strings and `null` unset")
+    group = made.add_argument_group(
+        "settings", 'These override the file\'s. An empty value ("") unsets. Defaults: docs/settings.md.'
+    )
+    groups = {
+        name: made.add_argument_group(name, (field.annotation.__doc__ or "").partition("\n")[0].replace("%", "%%"))
+        for name, field in kind.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
     for path, field in leaves(kind):
-        help_text = (field.description or path.rsplit(".", 1)[-1].replace("_", " ")).replace("%", "%%")
-        group.add_argument(f"--{path}", metavar="VALUE", dest=f"setting:{path}", help=help_text)
+        groups.get(path.partition(".")[0], group).add_argument(
+            f"--{path}",
+            metavar="PLACE" if path in kind.PLACES else placeholder(field),
+            dest=f"setting:{path}",
+            help=meaning(path, field).replace("%", "%%"),
+        )
     return made
 
 
@@ -77,7 +100,7 @@ def load(config: str, kind: type[Kind], overrides: Mapping[str, str] | None = No
     for name in kind.PLACES:
         place = _get(raw, name)
         if place and not place.startswith("models:"):
-            _check_job_folder(name, place)
+            check_job_folder(name, place)
             _put(raw, name, storage.absolute(place))
     return _validated(raw, kind, config)
 
@@ -165,14 +188,14 @@ def _sentence(fault: Any, kind: type[Section], config: str) -> str:
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; `--help` lists the settings"
         return f"unknown setting {path} (in {config} or on the command line){hint}"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = _WORDS.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     if not path:
         return message
     value = repr(shown(fault["input"])) if isinstance(fault["input"], str) else shown(fault["input"])
     return f"{path}: {value} won't do: {message[0].lower()}{message[1:]}"
 
 
-def _check_job_folder(name: str, place: str) -> None:
+def check_job_folder(name: str, place: str) -> None:
     """A job submitted with --working-dir runs in Ray's temporary copy: outputs there would vanish with it."""
     if "runtime_resources" in Path.cwd().parts and "://" not in place and not Path(place).is_absolute():
         raise UserError(

@@ -1,7 +1,7 @@
 """The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from infra.changes import Earlier, find_changes
 from infra.errors import Interrupted, UserError
 from infra.stages import Record, Stage, Stages, digest, recorded, standing
 from proposals.propose import edges_stamp
+from workflows import pages
+from workflows.pages import RUN_FILE
 from workflows.settings import Settings, as_dict
 from workflows.starts import start_of, start_stages
 
@@ -22,7 +24,6 @@ EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] =
     ("stage2", 2, "train"),
     ("stage2_dev", 2, "dev"),
 )
-RUN_FILE = "pipeline.json"  # which MLflow run the workspace belongs to
 
 
 class Pipeline:
@@ -97,7 +98,7 @@ class Pipeline:
             self._training("stage1", "DeconvNet, stage 1: objects", "examples"),
             self._training("stage2", "DeconvNet, stage 2: proposals", "examples", "stage1"),
             Stage(
-                "evaluate", "the five results", 1, {**as_dict(s.segment), **window, **classes, "split": "val"},
+                "evaluate", "the five results", 2, {**as_dict(s.segment), **window, **classes, "split": "val"},
                 ("prepare", "proposals", "fcn8s", "stage2"), (self.place("report", "results.json"),), self._evaluate,
             ),
         ]  # fmt: skip
@@ -135,13 +136,14 @@ class Pipeline:
         if stage != "fcn8s":
             return {key: value for key, value in model.items() if not key.startswith("fcn_")}
         model["fcn_width"] = model["fcn_width"] or model["width"]
-        return {key: value for key, value in model.items() if key not in ("width", "input_size")}
+        return {key: value for key, value in model.items() if key not in ("width", "input_size", "deconv_start")}
 
     def run(self, config: str, go_on: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
         """Run the stages that don't stand, as one MLflow run of the workspace, on Ray. Returns their records by name.
 
         config: what the run is named by. `go_on(stage)`, asked after each stage, ends it by False.
         """
+        from deconvnet.system_metrics import watched
         from deconvnet.tracking import Tracker
         from deconvnet.train_job import check_resources
         from infra.ray_cluster import check_nodes, connected
@@ -152,13 +154,14 @@ class Pipeline:
         run_file = self.place(RUN_FILE)
         known = storage.read_json(run_file).get("mlflow_run_id") if storage.exists(run_file) else None
         stages = self.stages.stages
-        tags = {"config": config, "workspace": s.workspace}
         with (
             connected(s.cluster),
-            tracker.pipeline(config, as_dict(s), tags, resume_run_id=known) as parent,
+            tracker.pipeline(pages.name(config, s), as_dict(s), pages.tags(config, s), resume_run_id=known) as parent,
+            watched(parent) if s.tracking.system_metrics else nullcontext(),
         ):
             self.mlflow_parent = parent
-            storage.write_json(run_file, {"mlflow_run_id": parent.run_id})
+            storage.write_json(run_file, pages.run_file(parent.run_id, config, s, [stage.name for stage in stages]))
+            parent.describe(pages.under_way(config))
             # Now, rather than after an hour of mining.
             check_resources(s.compute, self.say, s.cluster.selector("training_nodes"))
             check_nodes(self.data_nodes, "cluster.data_nodes")
@@ -166,19 +169,21 @@ class Pipeline:
             def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 if self.stopped():
                     raise Interrupted(f"stopped before {stage.name}, as another run has taken the lock of this workspace")
-                self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: {stage.title}")
-                with parent.stage(stage.name, fingerprint, dict(stage.settings)) as child:
+                number = stages.index(stage) + 1
+                self.say(f"[{number}/{len(stages)}] {stage.name}: {stage.title}")
+                title, about = f"{number} {stage.name}", pages.tags(config, s)
+                with parent.stage(stage.name, fingerprint, dict(stage.settings), title, about) as child:
                     self.mlflow_run = child
-                    return run()
+                    child.describe(pages.stage_note(stage.name))
+                    summary = run()
+                    pages.tell_stage(child, stage.name, summary, s.workspace)
+                    return summary
 
             def skipped(stage: Stage, record: Record) -> None:
                 self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: stands, not run again")
 
             records = self.stages.run(around, skipped, go_on)
-            if "evaluate" in records:
-                figures = records["evaluate"].summary["mean_iou"].items()
-                parent.log_metrics({f"val.mean_iou.{name}": value for name, value in figures})
-            parent.log_metrics({f"seconds.{name}": record.seconds for name, record in records.items()})
+            pages.tell_run(parent, config, s, records)
         return records
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
@@ -273,13 +278,16 @@ class Pipeline:
             summary[table] = made.rows
             self.mlflow_run.log_dict(made.extra, f"examples/{table}.json")
         for table in ("stage1", "stage2"):
-            self.mlflow_run.log_figure(pictures.examples(self.examples(table), s.data.classes), f"examples/{table}.png")
+            drawn = pictures.examples(self.examples(table), s.data.classes)
+            storage.write_bytes(self.place("report", f"examples_{table}.png"), drawn)
+            self.mlflow_run.log_figure(drawn, f"examples/{table}.png")
         self._write_rejects()
         self.mlflow_run.log_metrics({f"examples.{table}": count for table, count in summary.items()})
         self.say("  " + ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items()))
         return summary
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        from deconvnet import training_history
         from deconvnet.metric_spool import spool_folder
         from deconvnet.train_job import run_training
 
@@ -292,7 +300,7 @@ class Pipeline:
         with ExitStack() as stack:
             spool = stack.enter_context(spool_folder(self.place("mlflow", "spool")))
             curves = stack.enter_context(self.mlflow_run.curves(spool))
-            return run_training(
+            outcome = run_training(
                 stage=stage,
                 architecture=architecture,
                 model_settings=s.model.model_copy(update={"vgg16": start_of(s, stage) or s.model.vgg16}),
@@ -311,22 +319,26 @@ class Pipeline:
                 stopped=self.stopped,
                 say=lambda line: self.say(f"  {line.removeprefix(f'{stage}: ')}"),
             )
+        self._keep(training_history.drawn({stage: training_history.of_run(self.mlflow_run)}))
+        return outcome
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
-        self.measure_proposals("val", self.place("report"))
-        results = self.evaluate("val", self.place("report"))
+        from deconvnet import training_history
+
+        report = self.place("report")
+        self.measure_proposals("val", report)
+        self._keep(training_history.drawn(training_history.of_pipeline(self.mlflow_parent)), report)
+        results = self.evaluate("val", report)
+        self._keep(pages.report(self.settings.workspace), report)
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
-        """Measure models on `split`: results.json (written last), results.md and pictures at `report`.
+        """Measure models on `split`: results.json (written last), results.md, analysis.json and pictures at `report`.
 
         models: the folders of a DeconvNet and an FCN-8s; the workspace's where None. Raises UserError where their classes are not
         the data's.
         """
-        import ray
-
-        from deconvnet import evaluation, figures, pictures
-        from deconvnet.segmenter import segmenter_options
+        from deconvnet.evaluation_report import measure
 
         s = self.settings
         classes = s.data.classes
@@ -337,30 +349,23 @@ class Pipeline:
                 f"data.classes {', '.join(classes)} are not those that the models in {s.workspace} were trained with, "
                 f"{', '.join(known)}: name the --config they were trained by"
             )
-        gpu = 1.0 if s.compute.gpu else 0.0
-        nodes = s.cluster.selector("training_nodes") if s.compute.gpu else self.data_nodes
-        found = evaluation.evaluate(
-            *models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
-            dataset=f"{self.dataset_name} {split}", gpus_per_actor=gpu, nodes=nodes,
+        results, files = measure(
+            models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
+            dataset=f"{self.dataset_name} {split}", gpu=s.compute.gpu,
+            nodes=s.cluster.selector("training_nodes") if s.compute.gpu else self.data_nodes,
         )  # fmt: skip
-        markdown = evaluation.results_markdown(found.results)
-        drawn = ray.remote(pictures.compared_by).options(num_cpus=1, num_gpus=gpu, label_selector=nodes or None).remote(
-            models, segmenter_options(s.segment, s.examples), s.compute.gpu,
-            self.images, self.proposals, pictures.choose(found.mean_iou), classes, found.mean_iou,
-        )  # fmt: skip
-        png = {"comparison.png": ray.get(drawn), "iou_by_class.png": figures.iou_by_class(found.results)}
-        for name, data in png.items():
-            storage.write_bytes(storage.join(report, name), data)
-        storage.write_json(storage.join(report, "mean_iou_by_image.json"), found.mean_iou)
-        storage.write_bytes(storage.join(report, "results.md"), markdown.encode())
-        storage.write_json(storage.join(report, "results.json"), found.results)
+        self._keep(files, report)
         if run := self.mlflow_run:
-            for name, data in png.items():
-                run.log_figure(data, f"report/{name}")
-            run.log_text(markdown, "report/results.md")
-            run.log_dict(found.results, "report/results.json")
-            run.log_metrics({f"{split}.mean_iou.{name}": row["mean_iou"] for name, row in found.results["rows"].items()})
-        return found.results
+            run.log_metrics(pages.result_metrics(split, results))
+        return results
+
+    def _keep(self, files: Mapping[str, bytes], report: str = "") -> None:
+        """Write files at `report`, if one is named, in this order, and log them to MLflow's `report/`, if a run is at work."""
+        for name, data in files.items():
+            if report:
+                storage.write_bytes(storage.join(report, name), data)
+            if self.mlflow_run:
+                self.mlflow_run.log_figure(data, f"report/{name}")
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
         from deconvnet.registered import register

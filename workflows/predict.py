@@ -12,7 +12,6 @@ Exit codes: 0 done; 2 a mistake in the settings or the photographs; 3 another ru
 run it again to go on.
 """
 
-import os
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from pydantic import Field, PositiveInt
 from deconvnet import predictions, registry
 from deconvnet.photographs import Photograph, list_photographs
 from deconvnet.predictions import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
-from deconvnet.tracking import check, cleaned, tracking_uri
+from deconvnet.tracking import cleaned
 from infra import storage, tables
 from infra.errors import Interrupted, UserError
 from infra.lock import Lock, held
@@ -32,6 +31,7 @@ from infra.settings import ClusterSettings, Section
 from infra.table_job import check_rejects
 from workflows import door
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
+from workflows.registered_model import StoreSettings, model_store
 from workflows.settings import as_dict
 
 LOCK = "_lock"
@@ -47,12 +47,6 @@ class LabellingSettings(Section):
     cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each")
     gpu: bool | None = Field(None, description="label on GPUs; empty: where Ray has one")
     gpus_per_actor: float = Field(1.0, gt=0, le=1, description="share of a GPU that each takes: 0.25 puts four on one")
-
-
-class StoreSettings(Section):
-    """MLflow."""
-
-    uri: str | None = Field(None, description="where the model is registered; empty: MLFLOW_TRACKING_URI, else the workspace's")
 
 
 class PredictSettings(DoorSettings):
@@ -80,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = options.parse_args(argv)
     settings = from_arguments(arguments, PredictSettings)
     _check_places(settings)
-    store = _store(settings)
+    store = model_store(settings.workspace, settings.tracking.uri)
     photographs = list_photographs(settings.input, leave_out=settings.output)
     version = registry.find(settings.model, store, "model")
     plan = _plan(settings, photographs, version)
@@ -105,20 +99,6 @@ def _check_places(settings: PredictSettings) -> None:
     output = settings.output + "/"
     if settings.input == settings.output or any(f"{settings.input}/".startswith(f"{output}{f}/") for f in (MASKS, OVERLAYS)):
         raise UserError(f"output {settings.output} would be written among the photographs of the input: name another folder")
-
-
-def _store(settings: PredictSettings) -> str:
-    """The MLflow store that knows the model. Raises UserError within 15 s where it can't be used."""
-    if not (settings.workspace or settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        raise UserError(
-            "where is the model registered? Name the pipeline's workspace (--workspace runs/quickstart), or MLflow's server "
-            "(MLFLOW_TRACKING_URI or --tracking.uri)"
-        )
-    store = tracking_uri(settings.workspace or "", settings.tracking.uri)
-    if store.startswith("sqlite:///") and not storage.exists(store.removeprefix("sqlite:///")):
-        raise UserError(f"there is no MLflow store {store}: name the workspace of a pipeline that has run, or MLflow's server")
-    check(store)
-    return store
 
 
 def _plan(settings: PredictSettings, photographs: list[Photograph], version: registry.Version) -> Plan:

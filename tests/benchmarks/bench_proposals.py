@@ -105,8 +105,8 @@ def over(pool: ProcessPoolExecutor, work: Callable[[Any], Any], tasks: list[Any]
 
 def boxes(pool: ProcessPoolExecutor, a: argparse.Namespace, compared: Mapping[str, Keywords]) -> Iterator[str]:
     """Markdown of recall and seconds; writes the curves."""
+    from deconvnet.charts import recall_curves
     from deconvnet.data.voc import Folder
-    from deconvnet.figures import recall_curves
     from proposals.recall import add, table
 
     folder = Folder(a.voc)

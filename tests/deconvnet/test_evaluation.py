@@ -1,4 +1,4 @@
-"""The evaluation job against the same work done in a loop, and its tables."""
+"""The evaluation job against the same work done in a loop."""
 
 import json
 
@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from deconvnet.analysis import object_overlaps
 from deconvnet.checkpoints import save_model
-from deconvnet.evaluation import evaluate, results_markdown
+from deconvnet.data.objects import label_objects
+from deconvnet.evaluation import evaluate, evaluate_here
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.networks import DeconvNet, FCN8s
 from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
@@ -78,10 +80,14 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
     segmenter = Segmenter.load(*models, **segmenter_options(SEGMENT, ExampleSettings()))
     boxes = {row["image_id"]: row["boxes"] for row in tables.iter_rows(proposals)}
     totals = {name: ConfusionMatrix(4) for name in RESULTS}
+    first_box, overlaps = ConfusionMatrix(4), []
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
         labels = segmenter.segment(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
+        own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
+        first_box.update(truth, segmenter.segment(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
+        overlaps.append(object_overlaps(truth, label_objects(truth), {"a": labels["edeconvnet"]})[1][0])
         for name in RESULTS:
             single = ConfusionMatrix(4).update(truth, labels[name])
             totals[name].merge(single)
@@ -96,25 +102,20 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
         assert row["mean_iou"] == pytest.approx(totals[name].mean_iou)
         assert row["pixel_accuracy"] == pytest.approx(totals[name].pixel_accuracy)
         np.testing.assert_allclose([np.nan if v is None else v for v in row["iou"].values()], totals[name].iou)
+        assert found.analysis["confusion"][name] == totals[name].matrix.tolist()
     assert json.loads(json.dumps(found.results, allow_nan=False)) == found.results
+    steps = found.analysis["proposals"]
+    assert steps["counts"] == [1, 2]
+    assert steps["mean_iou"] == pytest.approx([first_box.mean_iou, totals["deconvnet"].mean_iou])
+    sizes = found.analysis["sizes"]
+    assert sum(sizes["objects"]) == sum(map(len, overlaps)) > 5
+    summed = sum(n * value for n, value in zip(sizes["objects"], sizes["mean_iou"]["edeconvnet"], strict=True) if n)
+    assert summed == pytest.approx(np.concatenate(overlaps).sum())
+
+    here = evaluate_here(segmenter, images, proposals, split="val", classes=CLASSES, dataset="made up", threads=2)
+    assert here.results == found.results and here.mean_iou == found.mean_iou
+    assert here.analysis["confusion"] == found.analysis["confusion"]
+    assert here.analysis["proposals"] == found.analysis["proposals"]
 
     with pytest.raises(UserError, match=r"split 'test' of .* has no labelled photograph"):
         evaluate(*models, images, proposals, split="test", **keywords)
-
-
-def test_the_table_has_the_five_rows_in_order_and_a_dash_for_an_empty_class():
-    figures = {"mean_iou": 0.5, "pixel_accuracy": 0.875, "iou": {"background": 0.9, "cat": 0.1, "unicorn": None}}
-    rows = {name: {**figures, "mean_iou": 0.1 * i} for i, name in enumerate(RESULTS)}
-    rows["fcn8s"]["mean_iou"] = None
-    results = {"dataset": "made up", "images": 3, "classes": ["background", "cat", "unicorn"], "rows": rows}
-    lines = results_markdown(results).splitlines()
-    assert lines[0] == "# made up: 3 photographs"
-    assert lines[4:9] == [
-        "| FCN-8s | – | 87.5 |",
-        "| DeconvNet | 10.0 | 87.5 |",
-        "| DeconvNet+CRF | 20.0 | 87.5 |",
-        "| EDeconvNet | 30.0 | 87.5 |",
-        "| EDeconvNet+CRF | 40.0 | 87.5 |",
-    ]
-    assert "| unicorn | – | – | – | – | – |" in lines
-    assert "| cat | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 |" in lines

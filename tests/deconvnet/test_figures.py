@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.data.palette import VOC_PALETTE
-from deconvnet.figures import TITLES, comparison, examples_sheet, iou_by_class, recall_curves, training_curves
-from proposals.recall import Recall
+from deconvnet.figures import COMPARED, comparison, examples_sheet, instances, unpooling
 
 CLASSES = ("background", "circle", "bar")
 
@@ -30,25 +29,25 @@ def mask(height: int, width: int, class_id: int) -> np.ndarray:
 
 def row(height: int = 120, width: int = 160, **changes):
     made = {"image": np.full((height, width, 3), (200, 30, 90), np.uint8), "title": "img_1"}
-    made |= {name: mask(height, width, 1) for name in ("truth", "fcn8s", "deconvnet", "edeconvnet_crf")}
+    made |= {name: mask(height, width, 1) for name in ("truth", *COMPARED)}
     return made | changes
 
 
 def test_comparison_shows_photograph_and_masks():
     picture = pixels(comparison([row(), row(fcn8s=mask(120, 160, 2))], CLASSES))
     assert picture.shape[1] == 1200
-    cell = 235 * 176  # px of a 4:3 photograph in a fifth of the page
+    cell = 195 * 146  # px of a 4:3 photograph in a sixth of the page
     assert area(picture, (200, 30, 90)) == pytest.approx(2 * cell, rel=0.05)
-    assert area(picture, VOC_PALETTE[1]) == pytest.approx(7 * cell / 16, rel=0.1)
+    assert area(picture, VOC_PALETTE[1]) == pytest.approx(9 * cell / 16, rel=0.1)
     assert area(picture, VOC_PALETTE[2]) == pytest.approx(cell / 16, rel=0.4)  # and its legend
 
 
 def test_comparison_columns_stand_in_the_named_order():
-    masks = {name: mask(120, 160, i + 1) for i, name in enumerate(("truth", "fcn8s", "deconvnet", "edeconvnet_crf"))}
-    picture = pixels(comparison([row(**masks)], ("background", "a", "b", "c", "d")))
+    masks = {name: mask(120, 160, i + 1) for i, name in enumerate(("truth", *COMPARED))}
+    picture = pixels(comparison([row(**masks)], ("background", *"abcde")))
     body = picture[:200]  # above the legend
-    centres = [np.flatnonzero((body == VOC_PALETTE[i]).all(axis=2).any(axis=0)).mean() for i in (1, 2, 3, 4)]
-    assert [int(c // 240) for c in centres] == [1, 2, 3, 4]
+    centres = [np.flatnonzero((body == VOC_PALETTE[i]).all(axis=2).any(axis=0)).mean() for i in (1, 2, 3, 4, 5)]
+    assert [int(c // 200) for c in centres] == [1, 2, 3, 4, 5]
 
 
 def test_legend_names_present_classes_only():
@@ -68,8 +67,6 @@ def test_no_rows_are_refused():
         comparison([], CLASSES)
     with pytest.raises(ValueError, match="no pictures"):
         examples_sheet([], CLASSES)
-    with pytest.raises(ValueError, match="no curves"):
-        training_curves({})
 
 
 def test_examples_sheet_shows_every_crop():
@@ -83,54 +80,40 @@ def test_examples_sheet_shows_every_crop():
         assert area(picture, (10 * i + 50, 7, 9)) > 15_000
 
 
-def results(iou):
-    return {
-        "dataset": "x",
-        "images": 3,
-        "classes": list(CLASSES),
-        "rows": {name: {"mean_iou": 0.5, "pixel_accuracy": 0.9, "iou": iou} for name in TITLES},
-    }
+def test_scores_stand_above_their_masks():
+    """Ink above the mask of a result that has a score, and above no other."""
+    named = pixels(comparison([row(title="", mean_iou={"deconvnet": 0.5, "edeconvnet": None})], CLASSES))
+    above = (named[34:50] < 128).all(axis=2).any(axis=0)
+    assert above[600:800].any() and not above[:600].any() and not above[800:].any()
 
 
-def test_iou_bars_are_as_long_as_the_figures():
-    colour = (0xD9, 0x48, 0x01)  # EDeconvNet+CRF
-    full = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
-    half = pixels(iou_by_class(results({"background": 0.5, "circle": 0.5, "bar": 0.5})))
-    assert full.shape[1] == 1200
-    assert area(half, colour) == pytest.approx(area(full, colour) / 2, rel=0.1)
+@pytest.mark.parametrize(("height", "width", "high"), [(90, 120, 4), (120, 90, 2)])
+def test_instances_show_each_step_and_its_new_boxes(height, width, high):
+    image = np.full((height, width, 3), (9, 8, 7), np.uint8)
+    boxes = np.array([[0, 0, 100, 80], [10, 10, 60, 60], [20, 20, 50, 50]], np.float32)
+    steps = {1: mask(height, width, 1), 3: mask(height, width, 2)}
+    drawn = pixels(instances(image, mask(height, width, 3), boxes, steps, ("background", *"abc"), "name"))
+    columns = 3 if high == 4 else 6
+    side = 1200 // columns
+    assert drawn.shape[1] == 1200 and drawn.shape[0] == pytest.approx(2 * side * height / width, rel=0.3)
+    body = drawn[: int(2 * side * height / width)]
+    for place, class_id in enumerate((1, 2, 3)):
+        seen = np.flatnonzero((body == VOC_PALETTE[class_id]).all(axis=2).any(axis=0))
+        assert place * side <= seen.min() <= seen.max() < (place + 1) * side
+    orange = (np.abs(body.astype(int) - (255, 176, 0)) < 40).all(axis=2).sum(axis=0)
+    first, second, truth = (orange[i * side : (i + 1) * side].sum() for i in range(3))
+    assert first > 0 and second > 0 and truth == 0
+    whole = pixels(instances(image, None, boxes, {3: steps[3]}, CLASSES))
+    assert (np.abs(whole.astype(int) - (255, 176, 0)) < 40).all(axis=2).sum() > second  # all three are new there
 
 
-def test_a_class_without_iou_is_left_empty():
-    colour = (0xD9, 0x48, 0x01)
-    two = pixels(iou_by_class(results({"background": 1.0, "circle": None, "bar": 1.0})))
-    three = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
-    assert area(two, colour) == pytest.approx(area(three, colour) * 2 / 3, rel=0.1)
-
-
-def test_training_curves_draw_each_line():
-    one = pixels(training_curves({"loss": {"stage1": (range(50), np.linspace(1, 0, 50))}}))
-    two = pixels(
-        training_curves({"loss": {"stage1": ([1, 2], [1.0, 0.5])}, "iou": {"a": ([1], [0.1])}, "lr": {"a": ([1], [0.1])}})
-    )
-    assert one.shape == (340, 1200, 3) and two.shape == (680, 1200, 3)
-    assert area(one, (0x1F, 0x77, 0xB4)) > 300
-
-
-def test_recall_curves_are_as_high_as_the_recall():
-    """A flat recall is a flat line; of two names, each has its colour."""
-    counts = (1, 10, 100, 1000)
-
-    def recall(found: float) -> Recall:
-        overlaps = np.repeat([[0.97], [0.0]], [round(100 * found), 100 - round(100 * found)], axis=0)
-        return Recall.of(overlaps.repeat(len(counts), axis=1).astype(np.float32), counts)
-
-    blue, orange = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)
-    both = pixels(recall_curves({"low": recall(0.25), "high": recall(0.75)}))
-    assert both.shape == (460, 1200, 3)
-    left = both[:, 60:600]
-    low, high = (np.median(np.argwhere((left == colour).all(axis=2))[:, 0]) for colour in (blue, orange))
-    axis = 460 - 2 * 30  # px between recall 0 and 1, about
-    assert low - high == pytest.approx(axis / 2, rel=0.1)
-    assert area(pixels(recall_curves({"low": recall(0.25)})), orange) == 0
-    with pytest.raises(ValueError, match="no recall"):
-        recall_curves({})
+def test_unpooling_shows_the_maps_as_bright_as_they_are_active():
+    crop = np.full((32, 32, 3), (200, 30, 90), np.uint8)
+    maps = {"unpool1": np.eye(4, dtype=np.float32), "deconv1": np.zeros((8, 8), np.float32)}
+    drawn = pixels(unpooling(crop, maps, mask(32, 32, 1), CLASSES))
+    cell = 295 * 295
+    assert drawn.shape[1] == 1200
+    assert area(drawn, (200, 30, 90)) == pytest.approx(cell, rel=0.05)
+    assert area(drawn, (252, 254, 164)) == pytest.approx(cell / 4, rel=0.05)  # inferno's brightest: the diagonal
+    assert area(drawn, (0, 0, 3)) + area(drawn, (0, 0, 4)) == pytest.approx(1.75 * cell, rel=0.05)
+    assert area(drawn, VOC_PALETTE[1]) == pytest.approx(cell / 16, rel=0.3)

@@ -65,6 +65,34 @@ def test_a_promoted_challenger_gets_the_alias_and_the_reason(registry) -> None:
     assert client.get_run(run.run_id).data.tags["verdict.why"] == "because it is better"
 
 
+def test_the_models_page_tells_who_was_champion(registry) -> None:
+    client: MlflowClient = registry.client
+    client.update_registered_model("net", "Ours since May.")
+    with registry.pipeline("p", {}) as run:
+        crown(run, "net", 1, None, Verdict(True, "there was no champion"))
+        first = client.get_model_version("net", "1").tags["verdict.on"]
+        crown(run, "net", 2, 1, Verdict(False, "cat | falls"))
+    page = client.get_registered_model("net").description
+    assert page.startswith("Ours since May.\n\n### What this model is") and page.count("### What this model is") == 1
+    rows = [line for line in page.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
+    assert f"| not promoted {first} against version 1: cat \\| falls |  |" in rows[0]
+    assert f"| promoted {first}: there was no champion | champion |" in rows[1]
+    assert "models:/net@champion" in page
+    set_champion(registry.uri, "net", 2)
+    rows = [line for line in client.get_registered_model("net").description.splitlines() if line.startswith("| 2 |")]
+    assert rows[0].endswith("| champion |")
+
+
+def test_a_verdict_keeps_its_day(registry) -> None:
+    registry.client.set_model_version_tag("net", "2", "verdict", "promoted")
+    registry.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
+    with registry.pipeline("p", {}) as run:
+        crown(run, "net", 2, None, Verdict(True, "x"))
+        assert registry.client.get_model_version("net", "2").tags["verdict.on"] == "2026-01-02"
+        crown(run, "net", 2, None, Verdict(False, "x"))
+        assert registry.client.get_model_version("net", "2").tags["verdict.on"] != "2026-01-02"
+
+
 def test_who_stays_champion_otherwise(registry) -> None:
     with registry.pipeline("p", {}) as run:
         assert crown(run, "net", 2, 1, Verdict(False, "worse")) == 1

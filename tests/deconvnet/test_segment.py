@@ -1,5 +1,6 @@
 """Instance-wise segmentation against a box at a time, written out; its canvas; its edges."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -144,3 +145,15 @@ def test_whole_image_scores_are_the_networks(rng):
 def test_options_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError):
         segment_instances(Constant([1.0]), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4)), **wrong)
+
+
+def test_a_photograph_larger_than_fcn_was_trained_on_is_seen_as_large_as_that(rng):
+    torch.manual_seed(0)
+    fcn = FCN8s(num_classes=5, width=0.0625, batch_norm=True, input_size=64)
+    torch.nn.init.normal_(fcn.score_pool3.weight)
+    image = rng.integers(0, 256, (96, 128, 3), np.uint8)
+    small = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA)
+    seen = torch.from_numpy(whole_image_scores(fcn, small))
+    assert seen.shape == (5, 48, 64) and seen.std() > 0
+    expected = F.interpolate(seen[None], (96, 128), mode="bilinear", align_corners=False)[0]
+    np.testing.assert_allclose(whole_image_scores(fcn, image), expected, atol=1e-5)

@@ -113,3 +113,18 @@ def test_settings_reach_their_places(networks):
 def test_networks_of_other_classes_are_refused(networks):
     with pytest.raises(ValueError, match="4 classes, FCN-8s 3"):
         Segmenter(networks[0], FCN8s(num_classes=3, width=0.0625))
+
+
+@pytest.mark.parametrize("batch", [1, 50])
+def test_labels_after_some_of_the_boxes_are_those_of_these_boxes_alone(networks, photograph, batch):
+    image, boxes = photograph
+    small = Segmenter(*networks, proposals=3, batch=batch, bf16=False, max_side=48, crf={"iterations": 1})
+    labels, after = small.segment_stepwise(image, boxes, (5, 1, 2))
+    assert list(after) == [1, 2, 5]
+    for count, found in after.items():
+        np.testing.assert_array_equal(found, small.segment(image, boxes[:count], ("deconvnet",))["deconvnet"])
+    assert (after[1] != after[2]).any() and (after[2] != after[5]).any()
+    for name, expected in small.segment(image, boxes).items():
+        np.testing.assert_array_equal(labels[name], expected)
+    _, none = small.segment_stepwise(image, boxes[:0], (1,), ("deconvnet",))
+    assert not none[1].any()

@@ -176,6 +176,27 @@ def test_runs_nest_and_carry_their_tags(tracker):
     assert top.data.tags["config"] == "quickstart" and top.data.params == {"seed": "3"}
 
 
+def test_a_stage_can_have_a_title_and_tags_and_runs_a_description(tracker):
+    with tracker.pipeline("p", {}) as parent:
+        parent.describe("**bold**")
+        with parent.stage("train", "f", title="3 train", tags={"config": "c", "stage": "not this"}) as child:
+            pass
+        with parent.stage("train", "f", title="3 train") as again:
+            assert again.run_id == child.run_id
+    read = tracker.client.get_run(child.run_id)
+    assert read.info.run_name == "3 train" and read.data.tags["config"] == "c" and read.data.tags["stage"] == "train"
+    assert tracker.client.get_run(parent.run_id).data.tags["mlflow.note.content"] == "**bold**"
+
+
+def test_the_experiment_is_described_and_a_persons_words_stay(tracker):
+    made = tracker.client.get_experiment(tracker.experiment_id).tags
+    assert "val.mean_iou" in made["mlflow.note.content"] and made["mlflow.experimentKind"] == "custom_model_development"
+    theirs = tracker.client.create_experiment("theirs", tags={"mlflow.note.content": "Anna's"})
+    assert Tracker(tracker.uri, "theirs").experiment_id == theirs
+    tags = tracker.client.get_experiment(theirs).tags
+    assert tags["mlflow.note.content"] == "Anna's" and tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_continued_pipeline_goes_on_in_the_same_runs(tracker):
     with pytest.raises(KeyboardInterrupt), tracker.pipeline("p", {"seed": 1}) as parent, parent.stage("s", "f"):
         raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deconvnet.code_version import code_tags, code_version
 from infra import tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def command(*arguments: str, door: str = "train_pipeline.py") -> list[str]:
 
 def run(*arguments: str, door: str = "train_pipeline.py", **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
-    return subprocess.run(command(*arguments, door=door), capture_output=True, text=True, timeout=280, env=clean, cwd="/")
+    return subprocess.run(command(*arguments, door=door), capture_output=True, text=True, timeout=500, env=clean, cwd="/")
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +105,11 @@ def test_the_runs_in_mlflow(workspace) -> None:
     )
     experiment = client.get_experiment_by_name("deconvnet")
     runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
-    parent = runs["quickstart"]
+    parent = next(r for name, r in runs.items() if name.startswith("quickstart · w · 2"))
     children = {n for n, r in runs.items() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
-    assert children == {"prepare", "proposals", "examples", "fcn8s", "stage1", "stage2", "evaluate", "register"}
+    stages = ("prepare", "proposals", "examples", "fcn8s", "stage1", "stage2", "evaluate", "register")
+    assert children == {f"{number} {stage}" for number, stage in enumerate(stages, 1)}
+    runs = {r.data.tags.get("stage"): r for r in runs.values()}
     assert all(r.info.status == "FINISHED" for r in runs.values())
     assert parent.data.params["train.stage2.lr"] and "val.mean_iou.edeconvnet_crf" in parent.data.metrics
     assert client.get_metric_history(runs["stage2"].info.run_id, "loss")
@@ -120,6 +123,37 @@ def test_the_runs_in_mlflow(workspace) -> None:
     assert runs["prepare"].inputs.dataset_inputs[0].dataset.digest
     assert experiment.artifact_location.startswith(f"file://{folder}")
     assert int(client.get_model_version_by_alias("edeconvnet", "challenger").version) == 1
+
+
+@pytest.mark.ray
+def test_what_mlflow_and_the_report_tell(workspace) -> None:
+    from mlflow import MlflowClient
+
+    folder, _ = workspace
+    uri = f"sqlite:///{folder}/mlflow/mlflow.db"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    experiment = client.get_experiment_by_name("deconvnet")
+    assert "val.mean_iou.edeconvnet_crf" in experiment.tags["mlflow.note.content"]
+    runs = {r.data.tags.get("stage"): r for r in client.search_runs([experiment.experiment_id])}
+    parent, digest = runs[None], runs["prepare"].inputs.dataset_inputs[0].dataset.digest
+    results = json.loads((folder / "report" / "results.json").read_text())
+    best = f"{100 * results['rows']['edeconvnet_crf']['mean_iou']:.1f}"
+    row = f"| EDeconvNet+CRF | {best} | "
+    notes = {stage: run.data.tags["mlflow.note.content"] for stage, run in runs.items()}
+    assert row in notes[None] and row in notes["evaluate"] and "19 train, 5 dev, 5 val" in notes[None]
+    assert "19 train, 5 dev, 5 val" in notes["prepare"] and "version 1" in notes["register"] and "step" in notes["stage2"]
+    assert f"path=report%2Fcomparison.png&run_uuid={parent.info.run_id}" in notes[None]
+    for stage, run in runs.items():
+        assert run.data.tags["config"] == "quickstart" and code_tags(code_version()).items() <= run.data.tags.items()
+        assert stage == "prepare" or run.data.tags["data.digest"].startswith(digest)
+    assert f"val.iou.{results['classes'][1]}" in runs["evaluate"].data.metrics
+    page = (folder / "report" / "index.html").read_text()
+    assert f'<td class="number">{best}</td>' in page and page.count('src="data:image/png') >= 10
+    assert all(f'<th scope="row">{stage}</th>' in page for stage in ("prepare", "evaluate", "register"))
+    kept = Path(client.download_artifacts(parent.info.run_id, "report/index.html", str(folder.parent)))
+    assert kept.read_text() == page
+    described = client.get_registered_model("edeconvnet").description
+    assert row.rpartition("|")[0].rpartition("|")[0] in described and "models:/edeconvnet@challenger" in described
 
 
 @pytest.mark.ray

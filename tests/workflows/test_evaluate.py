@@ -1,0 +1,152 @@
+"""evaluate.py by its door, as far as submissions go: the archive, whole or not at all, and each mistake a sentence.
+
+That it measures is tested with the pipeline (test_train_pipeline.py).
+"""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet import DeconvNet, FCN8s, submission_job
+from deconvnet.checkpoints import save_model
+from deconvnet.settings import VOC_CLASSES
+from deconvnet.submission import check_submission
+from deconvnet.submission_job import Listed, Recipe
+from infra.errors import UserError
+from tests.deconvnet.test_registered import lively, photograph
+from workflows import evaluate
+
+TEST, VAL = ("2008_000006", "2008_000011"), ("2007_000033",)
+FEW = ["--segment.proposals", "3", "--proposals.max_boxes", "20", "--segment.crf.iterations", "1"]
+
+
+def networks(folder: Path, classes: tuple[str, ...]) -> None:
+    count = len(classes)
+    save_model(lively(DeconvNet(count, 0.05, 32), 1), str(folder / "models/stage2"), classes)
+    save_model(lively(FCN8s(count, 0.05, batch_norm=True), 2), str(folder / "models/fcn8s"), classes)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "work"
+    networks(folder, VOC_CLASSES)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "VOC2012"
+    (made / "JPEGImages").mkdir(parents=True)
+    (made / "ImageSets/Segmentation").mkdir(parents=True)
+    for i, name in enumerate((*TEST, *VAL)):
+        Image.fromarray(photograph(i, 40 + i, 60)).save(made / f"JPEGImages/{name}.jpg")
+    for split, ids in (("test", TEST), ("val", VAL)):
+        (made / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(ids))
+    return made
+
+
+def submit(workspace: Path, root: Path, out: Path | str, *more: str) -> int:
+    return evaluate.main(["--workspace", str(workspace), "--data.root", str(root), "--submission", str(out), *FEW, *more])
+
+
+def names(archive: Path) -> list[str]:
+    with tarfile.open(archive) as tar:
+        return tar.getnames()
+
+
+def label_here(photographs: Sequence[Listed], recipe: Recipe, place: str, **_: object) -> dict[str, bytes]:
+    """`label_list` without Ray, which its own test has: the same masks, made in this process."""
+    actor = submission_job._Actor(recipe, place, gpu=False)
+    assert actor({"unit": pickle.dumps(list(photographs))}) == {"fault": ""}
+    return {each.image_id: Path(place, f"{each.image_id}.png").read_bytes() for each in photographs}
+
+
+def test_an_archive_of_the_test_list_again_and_of_others(
+    workspace: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluate, "connected", lambda settings: nullcontext())
+    monkeypatch.setattr(submission_job, "label_list", label_here)
+    out = tmp_path / "made/voc.tar.gz"
+    assert submit(workspace, root, out) == 0
+    said = capsys.readouterr().out
+    assert "2 masks by edeconvnet_crf for test, checked" in said and str(out) in said
+    folder = "results/VOC2012/Segmentation/comp6_test_cls"
+    sizes = {name: (60, 40 + i) for i, name in enumerate(TEST)}
+    assert check_submission(out.read_bytes(), folder, sizes) == [] and names(out) == [f"{folder}/{name}.png" for name in TEST]
+    with tarfile.open(out) as tar:
+        content = tar.extractfile(f"{folder}/{TEST[0]}.png")
+        assert content and len(np.unique(np.asarray(Image.open(io.BytesIO(content.read()))))) > 1, (
+            "labels of one class prove little"
+        )
+    assert not list((workspace / "submissions").iterdir()), "masks are not kept beside the archive"
+
+    first = out.read_bytes()
+    assert submit(workspace, root, out, "--result", "deconvnet") == 0 and out.read_bytes() != first
+    assert submit(workspace, root, out) == 0 and out.read_bytes() == first, "the same masks, the same bytes"
+    assert submit(workspace, root, out, "--split", "val", "--competition", "comp5") == 0
+    assert names(out) == [f"results/VOC2012/Segmentation/comp5_val_cls/{VAL[0]}.png"]
+    (root / "ImageSets/Segmentation/test.txt").unlink()
+    assert submit(workspace, root, out) == 0
+    assert names(out) == [f"results/VOC2012/Segmentation/comp6_val_cls/{VAL[0]}.png"]
+
+
+def test_masks_that_break_a_rule_are_not_written(
+    workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "connected", lambda settings: nullcontext())
+    monkeypatch.setattr(submission_job, "label_list", lambda photographs, *a, **k: {TEST[0]: b"damaged on the disk"})
+    with pytest.raises(UserError, match=r"(?s)break the server's rules.*not a PNG.*2008_000006.*without a mask: 2008_000011"):
+        submit(workspace, root, tmp_path / "out.tar.gz")
+    assert not (tmp_path / "out.tar.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--submission", "out.zip"), r"--submission out\.zip won't do: the server takes \.tar\.gz or \.tgz"),
+        (("--split", "dev"), "dev is this project's own part of train"),
+        (("--data.root", ""), "name their folder, in VOC's layout, by --data.root"),
+        (("--workspace", "nowhere"), "nowhere has no fcn8s and no stage2 yet"),
+        (("--data.max_pixels", "100"), "is larger than 100 pixels"),
+    ],
+)
+def test_a_mistake_is_a_sentence_before_anything_is_done(
+    workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "connected", lambda settings: pytest.fail("it went as far as Ray"))
+    with pytest.raises(UserError, match=said):
+        submit(workspace, root, tmp_path / "out.tar.gz", *more)
+    assert not (tmp_path / "out.tar.gz").exists()
+
+
+def test_models_of_other_classes_are_refused(root: Path, tmp_path: Path) -> None:
+    networks(tmp_path / "other", ("background", "cat"))
+    with pytest.raises(UserError, match=r"scores VOC's 21 classes in their order, and the models in .* know background, cat"):
+        submit(tmp_path / "other", root, tmp_path / "out.tar.gz")
+
+
+def test_test_cant_be_measured(workspace: Path, root: Path) -> None:
+    with pytest.raises(UserError, match="--split test has no masks to measure against"):
+        evaluate.main(["--workspace", str(workspace), "--data.root", str(root), "--split", "test"])
+
+
+def test_a_relative_archive_of_a_submitted_job_is_refused(
+    workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtime_resources/x"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(UserError, match=r"submission out\.tar\.gz is relative"):
+        submit(workspace, root, "out.tar.gz")

@@ -1,0 +1,156 @@
+"""figures.py by its door: every figure of a finished workspace, of photographs one names, and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deconvnet.checkpoints import save_model
+from deconvnet.evaluation import evaluate_here
+from deconvnet.evaluation_report import report_files
+from deconvnet.networks import DeconvNet, FCN8s
+from deconvnet.segmenter import Segmenter
+from deconvnet.tracking import Tracker
+from infra import storage, tables
+from infra.images import encode_jpeg, encode_mask
+from proposals.mine import mine_examples
+from proposals.settings import ExampleSettings
+from tests.deconvnet.test_plain import made_up_tables, one_by_one
+from workflows import door
+from workflows.album import FIGURES
+from workflows.figures import main
+from workflows.pipeline import RUN_FILE
+
+CLASSES = ("background", "red", "green")
+OPTIONS = {"proposals": 6, "bf16": False, "crf": {"iterations": 1}}
+FILES = {"examples_stage1", "examples_stage2", *FIGURES} - {"examples"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace as the pipeline leaves it, its networks not trained."""
+    folder = tmp_path_factory.mktemp("figures")
+    images, proposals = made_up_tables(folder)
+    for stage in (1, 2):
+        mine_examples(
+            stage, images, proposals if stage == 2 else None, str(folder / "examples" / f"stage{stage}"),
+            ExampleSettings(max_per_image=2), 32, split="train", seed=0, fingerprint="b" * 16, each=one_by_one,
+        )  # fmt: skip
+    torch.manual_seed(1)
+    for stage, network in (
+        ("stage2", DeconvNet(num_classes=3, width=0.0625, input_size=32)),
+        ("fcn8s", FCN8s(num_classes=3, width=0.0625, batch_norm=True)),
+    ):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        save_model(network, str(folder / "models" / stage), CLASSES)
+    segmenter = Segmenter.load(str(folder / "models/stage2"), str(folder / "models/fcn8s"), **OPTIONS)
+    found = evaluate_here(segmenter, images, proposals, split="val", classes=CLASSES, dataset="made up val")
+    for name, data in report_files(found, {}, OPTIONS).items():
+        storage.write_bytes(str(folder / "report" / name), data)
+    storage.write_json(str(folder / "report" / "proposals.json"), {"min_area": 100})
+    tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db", "t")
+    with tracker.pipeline("p", {}) as parent, parent.stage("stage1", "x") as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        run.log_metrics({"loss": 0.5}, 2)
+    storage.write_json(str(folder / RUN_FILE), {"mlflow_run_id": parent.run_id})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def call(*arguments: str) -> int:
+    return door.run(lambda: main(list(arguments)))
+
+
+def test_all_of_a_finished_workspace(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(finished.rglob("*"))
+    assert call("all", "--workspace", str(finished), "--out", str(tmp_path)) == 0
+    said = capsys.readouterr()
+    assert {path.stem for path in tmp_path.iterdir()} == FILES and not said.err.strip(), said.err
+    assert sorted(said.out.split()) == sorted(str(path) for path in tmp_path.iterdir())
+    for path in tmp_path.iterdir():
+        assert Image.open(path).width == 1200, path
+    assert sorted(finished.rglob("*")) == before
+    for name in ("iou_by_class", "iou_by_proposals", "iou_by_size", "confusion"):
+        assert (tmp_path / f"{name}.png").read_bytes() == (finished / "report" / f"{name}.png").read_bytes()
+
+
+def test_named_photographs(finished: Path, tmp_path: Path) -> None:
+    for name in ("instances", "comparison"):
+        assert call(name, "--workspace", str(finished), "--out", str(tmp_path), "--image", "005", "--image", "011") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"instances_005.png", "instances_011.png", "comparison.png"}
+    with Image.open(tmp_path / "comparison.png") as two:
+        assert call("comparison", "--workspace", str(finished), "--out", str(tmp_path / "one"), "--image", "005") == 0
+        assert Image.open(tmp_path / "one" / "comparison.png").height < two.height - 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["confussion"], "there is no figure confussion: did you mean confusion? There are unpooling, "),
+        (["instances", "--image", "5"], "--image 5: {workspace} has no such photograph; its ids are as 0"),
+        (["wins", "--image", "005"], "wins is not of single photographs: --image goes with unpooling, instances, comparison"),
+    ],
+)
+def test_mistakes_are_told(finished: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*arguments, "--workspace", str(finished)) == 2
+    said = capsys.readouterr().err
+    assert says.format(workspace=finished) in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("gone", "needs", "stage"),
+    [
+        ("images", set(FIGURES) - {"confusion", "examples", "iou_by_class", "iou_by_proposals", "iou_by_size", "training_curves"}, "prepare"),
+        ("models/stage2", {"unpooling", "instances", "comparison", "wins"}, "stage2"),
+        ("report", {"comparison", "wins", "iou_by_class", "iou_by_proposals", "iou_by_size", "confusion"}, "evaluate"),
+        ("examples/stage2", {"examples"}, "examples"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_is_not_finished(
+    finished: Path, tmp_path: Path, gone: str, needs: set[str], stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What needs it is refused; all makes the rest, and says what it left out."""
+    workspace = shutil.copytree(finished, tmp_path / "w")
+    shutil.rmtree(workspace / gone)
+    for name in sorted(needs):
+        assert call(name, "--workspace", str(workspace)) == 2
+        assert f"{workspace} has no {gone}" in (said := capsys.readouterr().err) and f"which the stage {stage} leaves" in said
+    assert call("all", "--workspace", str(workspace)) == 0
+    left_out = capsys.readouterr().err
+    assert {line.split(":")[0].strip() for line in left_out.splitlines() if f"stage {stage} leaves" in line} == needs
+    needs = needs | ({"recall"} if gone == "report" else set())  # its objects are small, which the report knows
+    made = {path.stem for path in (workspace / "figures").iterdir()}
+    assert made == {file for file in FILES if file not in needs and not ("examples" in needs and file.startswith("examples_"))}
+
+
+def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("all", "--workspace", str(tmp_path)) == 2
+    assert call("training_curves", "--workspace", str(tmp_path)) == 2
+    assert f"{tmp_path} has no finished training yet" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_photograph_that_only_background_covers_and_tiny_tables(finished: Path, tmp_path: Path) -> None:
+    """A workspace before its evaluation: the first photographs are shown, by the settings' defaults."""
+    workspace = tmp_path / "w"
+    shutil.copytree(finished / "models", workspace / "models")
+    row = {
+        "image_id": "nested/one", "split": "val", "width": 40, "height": 30,
+        "image": encode_jpeg(np.zeros((30, 40, 3), np.uint8)), "class_mask": encode_mask(np.zeros((30, 40), np.uint8)),
+        "object_mask": None,
+    }  # fmt: skip
+    boxes = {"image_id": "nested/one", "width": 40, "height": 30, "boxes": [[0.0, 0.0, 20.0, 20.0]], "scores": [1.0]}
+    for uri, schema, each in (("images", tables.IMAGES, row), ("proposals", tables.PROPOSALS, boxes)):
+        place = str(workspace / uri)
+        tables.commit(place, "f", [tables.write_part(place, "f", 0, [each], schema)])
+    assert call("unpooling", "--workspace", str(workspace)) == 0
+    assert call("instances", "--workspace", str(workspace), "--image", "nested/one") == 0
+    assert {path.name for path in (workspace / "figures").iterdir()} == {"unpooling.png", "instances_nested_one.png"}

@@ -1,0 +1,128 @@
+"""import_data.py by its door: imported, checked, refused, and taken by the pipeline."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deconvnet.data import voc
+from deconvnet.data.generated import write_dataset
+from infra.errors import UserError
+from infra.images import decode_mask, encode_mask
+from workflows import import_data, train_pipeline
+
+CLASSES = "background,disc,square,triangle,star,ring"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten generated photographs, with their masks as a folder beside them."""
+    folder = tmp_path_factory.mktemp("import") / "data"
+    write_dataset(str(folder), 0, 8, 2, 60, 80)
+    return folder
+
+
+def arguments(data: Path, to: Path, *more: str) -> list[str]:
+    images, masks = str(data / "JPEGImages"), str(data / "SegmentationClass")
+    return ["--from", "masks", "--images", images, "--annotations", masks, "--to", str(to), *more]
+
+
+def test_a_folder_of_masks_becomes_a_data_set_that_the_pipeline_takes(data, tmp_path, capsys):
+    to = tmp_path / "my data"
+    assert import_data.main(arguments(data, to, "--classes", CLASSES)) == 0
+    said = capsys.readouterr().out
+    for photograph in (data / "JPEGImages").iterdir():
+        assert (to / "JPEGImages" / photograph.name).read_bytes() == photograph.read_bytes()
+        name = f"SegmentationClass/{photograph.stem}.png"
+        assert np.array_equal(decode_mask((to / name).read_bytes()), decode_mask((data / name).read_bytes()))
+    assert len(voc.read_split(str(to), "trainval")) == 10
+    assert (to / "check.md").read_text() in said and (to / "contact_sheet.png").stat().st_size > 10_000
+    assert str(to / "check.md") in said and ".importing" not in said and ".importing" not in (to / "check.md").read_text()
+    command = shlex.split(said.strip().splitlines()[-1])
+    assert command[:2] == ["python", "workflows/train_pipeline.py"] and command[command.index("--data.classes") + 1] == CLASSES
+    assert train_pipeline.main([*command[4:], "--workspace", str(tmp_path / "work"), "--model.vgg16", "", "--dry-run"]) == 0
+    assert "would run" in capsys.readouterr().out
+
+
+def test_names_with_commas_reach_the_pipeline_whole():
+    classes = ("background", "lamp, lit", "it's")
+    command = shlex.split(import_data.train_command(Path("/d"), classes))
+    settings = train_pipeline.from_arguments(train_pipeline.parser("").parse_args([*command[4:], "--model.vgg16", ""]))
+    assert settings.data.classes == classes
+
+
+def test_a_dry_run_and_a_failed_import_write_nothing(data, tmp_path, capsys):
+    to = tmp_path / "new"
+    assert import_data.main(arguments(data, to, "--dry-run")) == 0
+    assert "10 labelled photographs" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"10 of 10 photographs can't be used .* max_rejects allows 5%"):
+        import_data.main(arguments(data, to, "--classes", "background,disc"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_left_alone(data, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there and not empty"):
+        import_data.main(arguments(data, tmp_path, "--classes", CLASSES))
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_split_that_is_given(data, tmp_path):
+    """Two COCO files over one folder of photographs."""
+    for split in ("train", "val"):
+        ids = voc.read_split(str(data), split)
+        square = [[5, 5, 40, 5, 40, 40, 5, 40]]
+        content = {
+            "images": [{"id": n, "file_name": f"{each}.jpg", "width": 80, "height": 60} for n, each in enumerate(ids)],
+            "annotations": [{"id": n, "image_id": n, "category_id": 8, "segmentation": square} for n in range(len(ids))],
+            "categories": [{"id": 8, "name": "thing"}],
+        }
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    to = tmp_path / "to"
+    given = ["--annotations", str(tmp_path / "train.json"), "--val_annotations", str(tmp_path / "val.json")]
+    assert import_data.main(["--from", "coco", "--images", str(data / "JPEGImages"), *given, "--to", str(to)]) == 0
+    for split in ("train", "val"):
+        assert voc.read_split(str(to), split) == sorted(voc.read_split(str(data), split))
+    assert (to / "classes.txt").read_text() == "background\nthing\n" and len(list((to / "SegmentationObject").iterdir())) == 10
+
+
+def test_the_check_alone_writes_beside_the_data_or_elsewhere(data, tmp_path, capsys):
+    before = sorted(data.rglob("*"))
+    assert import_data.main(["--check", str(data), "--report", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr().out
+    assert "| star" in said and sorted(data.rglob("*")) == before
+    assert {each.name for each in (tmp_path / "report").iterdir()} == {"check.md", "contact_sheet.png"}
+
+
+def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
+    write_dataset(str(tmp_path), 0, 4, 2, 60, 80)
+    (tmp_path / "SegmentationClass/train_00001.png").write_bytes(encode_mask(np.full((60, 80), 9, np.uint8)))
+    assert import_data.main(["--check", str(tmp_path)]) == 0
+    assert "**unusable**, 1 photograph (training would set these aside): train_00001: class id 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "what is to be imported"),
+        (["--from", "coco"], "to is not given"),
+        (["--from", "coco", "--to", "x"], "name COCO's JSON file by --annotations"),
+        (["--from", "coco", "--to", "x", "--annotations", "y"], "name the folder of photographs by --images"),
+        (["--from", "yolo", "--to", "x"], "from: 'yolo' won't do"),
+        (["--check", "x", "--to", "y"], "check looks at a folder that is there"),
+        (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
+        (["--from", "labelme", "--annotations", "/nowhere", "--to", "x"], "/nowhere holds no .json file"),
+        (["--from", "labelme", "--annotations", "x", "--to", "y", "--table", "t"], "table is for masks"),
+        (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere", "--to", "x"], "/nowhere is not there"),
+        (
+            ["--from", "coco", "--images", "x", "--annotations", "/no.json", "--to", "x"],
+            "/no.json is no COCO JSON: there is no file",
+        ),
+    ],
+)
+def test_what_cant_be_done_is_said_in_a_sentence(given, words):
+    with pytest.raises(UserError) as caught:
+        import_data.main(given)
+    assert words in str(caught.value)

@@ -1,0 +1,235 @@
+"""Both servers by their commands, as the README has them: Ray Serve behind serve.py, and `mlflow models serve`; and the door's mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet import DeconvNet, FCN8s, registry
+from deconvnet.checkpoints import save_model
+from deconvnet.labeller import Labeller
+from deconvnet.serving_app import Served, serving_at
+from deconvnet.tracking import Tracker, tracking_uri
+from infra.errors import UserError
+from infra.images import encode_jpeg
+from infra.local_servers import free_port
+from tests.conftest import ROOT
+from tests.deconvnet.test_registered import CLASSES, filed, lively, photograph
+from workflows import serve
+
+PHOTO = encode_jpeg(photograph(0, 90, 120))
+START_SECONDS = 200
+
+# Each line stands in the README.
+CURLS = [
+    "curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png",
+    "curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg -D -",
+]
+SERVE_MLFLOW = "mlflow models serve -m models:/edeconvnet@challenger --env-manager local --port 5000"
+ASK_MLFLOW = """\
+(printf '{"dataframe_split": {"columns": ["image"], "data": [["'; base64 < photo.jpg | tr -d '\\n'; printf '"]]}}') |
+  curl -s -w '%{stderr}%{time_total} s\\n' -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5000/invocations |
+  python3 -c 'import base64, json, sys; open("mask.png", "wb").write(base64.b64decode(json.load(sys.stdin)["predictions"][0]["mask"]))'
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose MLflow has a tiny ensemble, shapes@challenger."""
+    folder = tmp_path_factory.mktemp("serve")
+    save_model(lively(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
+    save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        filed(Tracker(tracking_uri(str(folder / "work")), "test"), folder)
+    return folder / "work"
+
+
+@pytest.fixture
+def expected(workspace: Path, tmp_path: Path) -> np.ndarray:
+    """The labels of PHOTO by the registered ensemble."""
+    store = f"sqlite:///{workspace}/mlflow/mlflow.db"
+    registry.fetch(registry.find("models:/shapes@challenger", store, "model"), store, str(tmp_path / "ensemble"))
+    mask = Labeller(str(tmp_path / "ensemble")).label(PHOTO).mask
+    assert len(np.unique(mask)) > 1, "labels all of one class would prove little"
+    return mask
+
+
+@contextmanager
+def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in a session of its own, with what it says in `log`; killed with its session at the end."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=clean, cwd=log.parent, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], log: Path, url: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=10).read()
+            return
+        except OSError:
+            time.sleep(0.3)
+
+
+def shell(text: str, folder: Path) -> str:
+    done = subprocess.run(["bash", "-e", "-c", text], cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def labels(file: Path) -> np.ndarray:
+    image = Image.open(file)
+    assert image.format == "PNG" and image.mode == "P"
+    return np.asarray(image)
+
+
+def refused(url: str, data: bytes) -> tuple[int, str]:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url, data, timeout=60)
+    return caught.value.code, json.loads(caught.value.read())["error"]
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_ray_serve_answers_the_readmes_curls_and_stops_at_ctrl_c(workspace: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
+    port, log = free_port(), tmp_path / "log"
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    command = [
+        sys.executable, serve.__file__, "--workspace", str(workspace), "--model", "models:/shapes@challenger",
+        "--port", str(port), "--max_megabytes", "1", "--cluster.num_cpus", "2",
+    ]  # fmt: skip
+    with started(log, *command) as server:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(server, log, f"{url}/healthz")
+        plain, drawn = (line.replace("http://127.0.0.1:8000", url) for line in CURLS)
+        shell(plain, tmp_path)
+        np.testing.assert_array_equal(labels(tmp_path / "mask.png"), expected)
+        headers = shell(drawn, tmp_path).lower()
+        assert (
+            "x-classes: background" in headers
+            and "server-timing: wait;dur=" in headers
+            and "x-model: shapes version 1" in headers
+        )
+        assert Image.open(tmp_path / "overlay.jpg").format == "JPEG"
+        assert refused(url, b"text") == (400, "not a photograph that can be labelled: not an image")
+        assert refused(url, bytes(2**20 + 1)) == (413, "the body is larger than 1 MiB: send a smaller photograph")
+        page = urllib.request.urlopen(url, timeout=60).read().decode()
+        assert "shapes version 1" in page and "circle" in page
+        with pytest.raises(ConnectionRefusedError):  # it listens at 127.0.0.1 alone
+            socket.create_connection(("127.0.0.2", port), 5).close()
+        deadline = time.monotonic() + 60
+        while "Ctrl-C stops it" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(100) == 0
+    said = log.read_text()
+    assert "one photograph of 500×375 px takes" in said and said.rstrip().endswith("stopped"), said
+    assert "Traceback" not in said and "INFO" not in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_mlflow_models_serve_answers_the_readmes_curl(workspace: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    environment = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{workspace}/mlflow/mlflow.db",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # what `. .venv/bin/activate` does
+    }
+    command = SERVE_MLFLOW.replace("edeconvnet", "shapes").replace("5000", str(port)).split()
+    with started(log, *command, **environment) as server:
+        wait_for(server, log, f"http://127.0.0.1:{port}/ping")
+        shell(ASK_MLFLOW.replace("5000", str(port)), tmp_path)
+        np.testing.assert_array_equal(labels(tmp_path / "mask.png"), expected)
+        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [["bm8gcGhvdG8="]]}}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+        answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
+        assert answer == {"predictions": [{"mask": None, "error": "not an image"}]}
+
+
+def test_the_readme_has_the_commands_that_are_tested_here() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in (*CURLS, SERVE_MLFLOW, ASK_MLFLOW):
+        assert command in readme
+
+
+@pytest.mark.ray
+def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> None:
+    served = Served(registry.Version("shapes", "1", "id", "nowhere"), "store", replicas=2, cpus=2)
+    with pytest.raises(UserError, match="replicas 2 is more than this Ray has room for, 1 of 2 CPUs"):
+        serve._check_room(served, {})
+    serve._check_room(Served(served.version, "store", replicas=2, cpus=1), {})
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_model_whose_files_are_gone_is_a_sentence_and_nothing_is_left_serving(ray_session: None, tmp_path: Path) -> None:
+    ray_serve = pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
+    gone = registry.Version("shapes", "7", "id", str(tmp_path / "gone"))
+    port = free_port()
+    said = r"shapes version 7 can't be served: models:/shapes/7 can't be fetched"
+    with pytest.raises(UserError, match=said), serving_at(Served(gone, f"sqlite:///{tmp_path}/m.db"), "127.0.0.1", port):
+        pytest.fail("it started")
+    assert not ray_serve.status().applications and not ray_serve.status().proxies
+    serve.check_free("127.0.0.1", port)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that another server has, in the way in which Ray Serve would share it."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def test_a_port_or_host_that_is_not_free_is_a_sentence(taken: int) -> None:
+    with pytest.raises(UserError, match=f"can't listen at 127.0.0.1:{taken}: .*another --port"):
+        serve.main(["--workspace", "nowhere", "--port", str(taken)])
+    with pytest.raises(UserError, match=r"can't listen at 203\.0\.113\.9"):
+        serve.main(["--workspace", "nowhere", "--host", "203.0.113.9"])
+    with pytest.raises(UserError, match=r"no\.such\.host\.invalid is not an address"):
+        serve.main(["--workspace", "nowhere", "--host", "no.such.host.invalid"])
+    serve.check_free("127.0.0.1", free_port())
+
+
+def test_a_model_that_is_not_there_is_a_sentence(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    port = ["--port", str(free_port())]
+    with pytest.raises(UserError, match="where is the model registered"):
+        serve.main(port)
+    with pytest.raises(UserError, match="there is no MLflow store"):
+        serve.main([*port, "--workspace", str(tmp_path)])
+    with pytest.raises(UserError, match=r"model models:/edeconvnet@champion is not in .*, which has shapes"):
+        serve.main([*port, "--workspace", str(workspace)])
+
+
+def test_what_is_shown_can_be_opened() -> None:
+    assert [serve._shown(host) for host in ("127.0.0.1", "0.0.0.0", "::", "box")] == ["127.0.0.1", "127.0.0.1", "[::1]", "box"]

@@ -1,0 +1,231 @@
+"""Bring your own data: from COCO JSON, LabelMe or a folder of masks to the layout that training takes, with a check of it.
+
+  python workflows/import_data.py --from coco    --images DIR --annotations instances.json --to my-data
+  python workflows/import_data.py --from labelme --annotations DIR_OF_JSON_FILES --to my-data
+  python workflows/import_data.py --from masks   --images DIR --annotations DIR_OF_MASKS --to my-data [--table colours.txt]
+  … --val_annotations WHAT [--val_images DIR]       a split that is given (else --train_list, --val_list; else a fifth is drawn)
+  … --dry-run                                       what would be imported
+  python workflows/import_data.py --check my-data   the check alone, of any folder in VOC's layout
+
+The folder appears whole or not at all. In it: JPEGImages (files as they were), SegmentationClass, SegmentationObject (where objects are
+known), ImageSets/Segmentation, classes.txt, rejects.csv (what was set aside, and why), and the check: check.md and contact_sheet.png.
+It ends with the command that trains on it.
+
+Exit codes: 0 done; 2 a mistake in the settings or the data; 75 interrupted: nothing was written.
+"""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from deconvnet.data import voc
+from deconvnet.data.check_folder import REPORT_FILE, SHEET_FILE, check_folder
+from deconvnet.data.checks import Search
+from deconvnet.data.coco import read_coco
+from deconvnet.data.importing import CLASSES_FILE, IMPORT_FILE, REJECTS_FILE, assign, split_list, whole, write_layout
+from deconvnet.data.labelme import read_labelme
+from deconvnet.data.mask_folder import read_masks
+from deconvnet.data.sources import Part, Rules, Source
+from deconvnet.settings import VOC_CLASSES
+from infra import storage
+from infra.errors import UserError
+from proposals.settings import ProposalSettings
+from workflows import door
+from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
+
+FETCH = "python workflows/download.py vgg16 --to data"
+TABLE_FILE = "values.txt"  # what the masks' values were taken for
+_WHAT = {"coco": "COCO's JSON file", "labelme": "the folder of LabelMe's .json files", "masks": "the folder of masks"}
+
+
+class ImportSettings(DoorSettings):
+    """A run of import_data.py."""
+
+    PLACES: ClassVar[tuple[str, ...]] = (
+        "images", "annotations", "val_images", "val_annotations", "table", "train_list", "val_list", "to", "check", "report"
+    )  # fmt: skip
+
+    from_: Literal["coco", "labelme", "masks"] | None = Field(
+        None, alias="from", description="what there is: coco, labelme or masks"
+    )
+    images: str | None = Field(None, description="folder or s3:// prefix of photographs; labelme, empty: as annotations")
+    annotations: str | None = Field(None, description="COCO's JSON file, LabelMe's folder of JSON files, or the folder of masks")
+    to: str | None = Field(None, description="new local folder, in VOC's layout")
+    val_images: str | None = Field(None, description="photographs of val; empty: as images")
+    val_annotations: str | None = Field(None, description="annotations of val, where it is given; empty: val is drawn")
+    train_list: str | None = Field(
+        None, description="text file of train's photographs, a name a line; empty: all not in val_list"
+    )
+    val_list: str | None = Field(None, description="text file of val's photographs; empty: all not in train_list")
+    val_share: float = Field(0.2, gt=0, lt=1, description="share drawn for val, by name and seed, where no split is given")
+    seed: NonNegativeInt = Field(0, description="of that draw")
+    classes: tuple[str, ...] = Field(
+        (),
+        description="classes to take, in this order, commas between; masks: names by id from 0 on; check: the folder's; empty: all",
+    )
+    others: Literal["background", "void"] = Field("background", description="coco, labelme: what classes not taken become")
+    overlap: Literal["small", "order"] = Field(
+        "small", description="coco, labelme: which of overlapping objects is on top: the smaller, or the later in the file"
+    )
+    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become")
+    table: str | None = Field(
+        None,
+        description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
+    )
+    mask_suffix: str = Field("", description="masks: what masks' names have after the photograph's: _mask for a_mask.png")
+    strange: Literal["reject", "void"] = Field(
+        "reject", description="masks: a value without a class sets the photograph aside, or its pixels are void"
+    )
+    max_rejects: float = Field(
+        0.05, ge=0, le=1, description="share of photographs that may be unusable before nothing is imported"
+    )
+    max_pixels: PositiveInt = Field(100_000_000, description="larger photographs are rejected")
+    threads: PositiveInt | None = Field(None, description="threads at work; empty: one a CPU")
+    check: str | None = Field(None, description="no import: check this folder in VOC's layout")
+    report: str | None = Field(None, description="folder of check.md and contact_sheet.png; empty: the data's")
+    train_split: str = Field("train", description="check: the list that is trained on")
+    val_split: str = Field("val", description="check: the list that is validated on")
+
+    @model_validator(mode="after")
+    def _one_job(self) -> "ImportSettings":
+        if self.check:
+            if self.from_ or self.to:
+                raise ValueError("check looks at a folder that is there: leave out from and to (an import is checked by itself)")
+            return self
+        if self.from_ is None:
+            raise ValueError("what is to be imported? Give --from coco, labelme or masks (or --check DIR to look at a folder)")
+        if not self.to:
+            raise ValueError("to is not given: name a new folder by --to")
+        if not self.annotations:
+            raise ValueError(f"annotations is not given: name {_WHAT[self.from_]} by --annotations")
+        if not self.images and self.from_ != "labelme":
+            raise ValueError("images is not given: name the folder of photographs by --images")
+        if self.table and (self.from_ != "masks" or self.classes):
+            raise ValueError("table is for masks, and names their classes itself: leave out classes, or table")
+        if self.val_annotations and (self.train_list or self.val_list):
+            raise ValueError("val_annotations gives the split already: leave out train_list and val_list")
+        return self
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
+    options.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")
+    arguments = options.parse_args(argv)
+    settings = from_arguments(arguments, ImportSettings)
+    if settings.check:
+        _check_alone(settings, settings.check)
+    else:
+        _import(settings, _local(settings.to or "", "to"), arguments.dry_run)
+    return 0
+
+
+def _import(settings: ImportSettings, folder: Path, dry_run: bool) -> None:
+    source, table = _source(settings)
+    lists = [split_list(uri, name) if (uri := getattr(settings, name)) else None for name in ("train_list", "val_list")]
+    splits, rejects, notes = assign(source, lists[0], lists[1], settings.val_share, settings.seed)
+    source.rejects += rejects
+    source.notes += notes
+    counts = {split: sum(each == split for each in splits.values()) for split in ("train", "val")}
+    print(
+        f"{len(splits):,} labelled photographs ({counts['train']:,} train, {counts['val']:,} val), {len(source.rejects):,} unusable"
+    )
+    print(f"classes: {', '.join(source.classes)}")
+    print("\n".join([*(f"note: {note}" for note in source.notes), *([f"\n{table}"] if table and not settings.table else [])]))
+    if dry_run:
+        return
+    with whole(folder) as aside:
+        told = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
+        made = write_layout(source, splits, aside, settings.max_rejects, _threads(settings), told)
+        if table:
+            (aside / TABLE_FILE).write_text(table, "utf-8")
+        _check(settings, str(aside), source.classes, ("train", "val"), str(aside), folder.name)
+    if made.rejects or made.passed_over:
+        print(
+            f"set aside: {len(made.rejects):,} photographs, {len(made.passed_over):,} annotations passed over; see {REJECTS_FILE}"
+        )
+    print(f"data       {folder}\ncheck      {folder / REPORT_FILE}\npictures   {folder / SHEET_FILE}")
+    print(f"\nto train on it (the first line once, for VGG-16's weights):\n{FETCH}\n{train_command(folder, source.classes)}")
+
+
+def _source(settings: ImportSettings) -> tuple[Source, str]:
+    """What there is to import, and the table of masks' values, "" of other kinds."""
+    annotations = settings.annotations or ""
+    images = settings.images or annotations
+    given = settings.val_annotations
+    parts = [Part(images, annotations, "train" if given else None)]
+    if given:
+        parts.append(Part(settings.val_images or settings.images or given, given, "val"))
+    rules = Rules(
+        small_over_large=settings.overlap == "small", crowd_void=settings.crowd == "void", others_void=settings.others == "void",
+        strange_void=settings.strange == "void", max_pixels=settings.max_pixels,
+    )  # fmt: skip
+    if settings.from_ == "coco":
+        return read_coco(parts, settings.classes, rules), ""
+    if settings.from_ == "labelme":
+        return read_labelme(parts, settings.classes, rules), ""
+    source, labels = read_masks(parts, settings.classes, rules, settings.table, settings.mask_suffix, VOC_CLASSES)
+    return source, labels.table()
+
+
+def _check_alone(settings: ImportSettings, root: str) -> None:
+    voc.Folder(root)  # refused before anything is written
+    classes = settings.classes or _classes_of(root)
+    _check(settings, root, classes, (settings.train_split, settings.val_split), settings.report or root, Path(root).name)
+    print(f"check      {storage.join(settings.report or root, REPORT_FILE)}")
+    print(f"pictures   {storage.join(settings.report or root, SHEET_FILE)}")
+
+
+def _classes_of(root: str) -> tuple[str, ...]:
+    """The classes that the folder's classes.txt names, else VOC's."""
+    try:
+        names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        print(f"{root} has no {CLASSES_FILE}: VOC's classes are taken (or give --classes)")
+        return VOC_CLASSES
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str) -> None:
+    """Print the check of `root`, and write it and its pictures below `to`."""
+    found = ProposalSettings()
+    place = storage.join(root, IMPORT_FILE)
+    imported: dict[str, Any] | None = storage.read_json(place) if storage.exists(place) else None
+    if to != root or settings.check:
+        storage.check_writable(to)
+    report, sheet = check_folder(
+        root, classes, Search(found.min_box_area, found.max_side), title=title, splits=splits,
+        max_pixels=settings.max_pixels, threads=_threads(settings), imported=imported,
+    )  # fmt: skip
+    print(f"\n{report.text}", flush=True)
+    storage.write_bytes(storage.join(to, REPORT_FILE), report.text.encode())
+    if sheet:
+        storage.write_bytes(storage.join(to, SHEET_FILE), sheet)
+
+
+def train_command(folder: Path, classes: tuple[str, ...]) -> str:
+    """What trains on `folder`, ready for a shell."""
+    plain = all("," not in name and name == name.strip() for name in classes) and not classes[0].startswith("[")
+    names = ",".join(classes) if plain else json.dumps(classes, ensure_ascii=False)
+    command = ["python", "workflows/train_pipeline.py", "--config", "workflows/configs/own_data.yaml"]
+    command += ["--data.root", str(folder), "--data.classes", names, "--workspace", f"runs/{folder.name}"]
+    return shlex.join(command)
+
+
+def _threads(settings: ImportSettings) -> int:
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _local(place: str, setting: str) -> Path:
+    """A folder on this machine. Raises UserError for other places."""
+    if storage.is_s3(place):
+        raise UserError(f"--{setting} {place} is in a bucket: import to a folder on this machine, and copy it there")
+    return storage.local_path(place)
+
+
+if __name__ == "__main__":
+    sys.exit(door.run(main))
