@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deconvnet import registry, serving
 from deconvnet.serving import HOW_TO_SEND, Reply
@@ -171,7 +171,7 @@ def serving_at(
         try:
             serve.run(deployment.bind(served), name=APP, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
-            raise UserError(f"{served.title} can't be served: {_reason(error)}") from error
+            raise UserError(f"{served.title} can't be served: {_reason(_told() or str(error))}") from error
         yield
     finally:
         serve.delete(APP)
@@ -209,8 +209,16 @@ def seconds_to_label(url: str) -> float | None:
     return time.perf_counter() - started
 
 
-def _reason(error: Any) -> str:
+def _told() -> str:
+    """What Ray Serve knows of the replicas; its exception says at times no more than that they failed."""
+    from ray import serve
+
+    app = serve.status().applications.get(APP)
+    return "\n".join(each.message for each in app.deployments.values()) if app else ""
+
+
+def _reason(report: str) -> str:
     """The line of Ray Serve's report that says what a replica failed by: the last of a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
     told = [line for line in lines if "Error" in line and not line.startswith(("File ", "ray::", "raise "))]
     return (told or lines)[-1].removeprefix("infra.errors.UserError: ")

@@ -13,6 +13,9 @@ from infra.stages import Planned
 USER_ERROR = 2
 LOCKED = 3  # another run is at work on the same workspace
 INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
+TRAINING_PAGES = (
+    "/#/experiments?workflowType=machine_learning"  # without it MLflow opens its pages of agents, without the model registry
+)
 
 
 def run(main: Callable[[], int]) -> int:
@@ -81,5 +84,5 @@ def _share(value: float | None) -> str:
 def how_to_see(uri: str) -> str:
     """How to open MLflow's pages for the store at `uri`."""
     if uri.startswith("sqlite:"):
-        return f"mlflow ui --backend-store-uri {uri}   (quickstart: make ui), then http://localhost:5000"
+        return f"mlflow ui --backend-store-uri {uri}   (quickstart: make ui), then http://localhost:5000{TRAINING_PAGES}"
     return uri

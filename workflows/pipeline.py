@@ -191,7 +191,8 @@ class Pipeline:
         root = prepare.data_folder(s.data, s.seed, self.root)
         made = prepare.prepare_images(s.data, s.seed, self.images, fingerprint, root, self.data_nodes)
         self._write_rejects()
-        self.mlflow_run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
+        for run in (self.mlflow_parent, self.mlflow_run):
+            run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
         counts = ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items())
         self.say(f"  {counts}; {len(made.rejects):,} set aside")
         summary = {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}

@@ -159,6 +159,8 @@ def test_a_bare_machine_trains_what_the_pipeline_would_and_goes_on_where_it_was_
         assert results["images"] == 3 and all(row["mean_iou"] is not None for row in results["rows"].values())
         assert "| EDeconvNet+CRF | " in (report / "results.md").read_text()
         assert (report / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report" / "index.html").read_text()
+    assert "made up val" in page and '<th scope="row">stage2</th>' in page and '<th scope="row">train.stage2.lr</th>' in page
 
     for number in (1, 2):
         table = tmp_path / f"stage{number}"

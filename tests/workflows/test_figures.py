@@ -131,6 +131,17 @@ def test_a_stage_that_is_not_finished(
     assert made == {file for file in FILES if file not in needs and not ("examples" in needs and file.startswith("examples_"))}
 
 
+def test_the_report_anew(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = shutil.copytree(finished, tmp_path / "w")
+    assert call("report", "--workspace", str(workspace)) == 0
+    assert capsys.readouterr().out.split() == [str(workspace / "report" / "index.html")]
+    page = (workspace / "report" / "index.html").read_text()
+    assert "<h1>w</h1>" in page and page.count("data:image/png") == 4 and "EDeconvNet+CRF" in page
+    (workspace / "report" / "results.json").unlink()
+    assert call("report", "--workspace", str(workspace)) == 2
+    assert f"{workspace} has no report/results.json, which the stage evaluate leaves" in capsys.readouterr().err
+
+
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("all", "--workspace", str(tmp_path)) == 2
     assert call("training_curves", "--workspace", str(tmp_path)) == 2
