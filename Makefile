@@ -44,6 +44,7 @@ docs: $(VENV)/.run
 	@$(BIN)/python -m workflows.reference
 
 ui: $(VENV)/.run
+	@echo 'Open http://localhost:5000/#/experiments?workflowType=machine_learning'
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/quickstart/mlflow/mlflow.db --port 5000
 
 lint: $(VENV)/.dev

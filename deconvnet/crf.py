@@ -13,6 +13,8 @@ from deconvnet.permutohedral import Floats, Ints, Lattice
 
 SMALLEST_PROBABILITY = 1e-5
 """Probabilities are raised to this before their logarithm: log p of an impossible class stays finite (-11.5)."""
+FAINT = 0.15
+"""A class that leads nowhere wins nowhere if its probability stays under this: so in all but a few pixels of ten thousand (RESULTS.md)."""
 
 
 def dense_crf(
@@ -32,14 +34,14 @@ def dense_crf(
     the smoothness kernel (px). bilateral_*: the appearance kernel (px; grey levels of 255). The defaults are those released
     with DeconvNet. Weights of 0 leave a kernel out.
 
-    A class that can't win anywhere (its probability is nowhere above 0.001 to begin with, see `_floor`, or above 0.02 after an
-    iteration, see `_lost`) is left out from there on and comes back as 0. Raises ValueError for shapes that don't fit, non-finite probabilities and sigmas that aren't positive.
+    A class that can't well win anywhere (it leads in no pixel to begin with and nowhere reaches FAINT, or has lost after an iteration,
+    see `_lost`) is left out from there on and comes back as 0. Raises ValueError for shapes that don't fit, non-finite probabilities and sigmas that aren't positive.
     """
     _check(image, probabilities, iterations, (xy_sigma, bilateral_xy_sigma, bilateral_rgb_sigma), (xy_weight, bilateral_weight))
     classes, height, width = probabilities.shape
     out = np.zeros((classes, height, width), np.float32)
     weight = xy_weight + bilateral_weight
-    alive = _above(probabilities.reshape(classes, -1).max(axis=1, initial=0), _floor(classes, weight))
+    alive = _begins(probabilities)
     if not out.size or len(alive) == 1:
         out[alive] = 1
         return out
@@ -69,14 +71,26 @@ def _check(
         raise ValueError(f"iterations {iterations} and sigmas {sigmas} must be positive, weights {weights} not negative")
 
 
-def _floor(classes: int, weight: float) -> float:
-    """A class whose probability is nowhere above this can't win anywhere.
+def _begins(probabilities: Floats) -> NDArray[np.intp]:
+    """The classes that may win somewhere: those that lead in a pixel to begin with, or reach FAINT in one."""
+    peaks = probabilities.reshape(len(probabilities), -1).max(axis=1, initial=0)
+    return np.flatnonzero(_leaders(probabilities) | (peaks > FAINT))
 
-    Messages aren't negative, so a class of p ≤ t everywhere never exceeds the least x with x = t·exp(w·x), w the kernels' weight.
-    With t = 0.1 / w that is x = 0.112 / w, and t is at most 0.001: x stays far under the 1/C that a winner has at least, and
-    what is left out is too little to turn another class's label.
-    """
-    return min(1e-3, 0.1 / max(weight, 1e-9), 0.1 / classes)
+
+@njit(cache=True, nogil=True)
+def _leaders(probabilities: Floats) -> NDArray[np.bool_]:
+    """Whether each class of (C, H, W) has the highest probability of a pixel; of equals the first has."""
+    classes, height, width = probabilities.shape
+    found = np.zeros(classes, np.bool_)
+    for y in range(height):
+        best, leader = probabilities[0, y].copy(), np.zeros(width, np.int32)
+        for c in range(1, classes):  # row by row, as they lie in memory
+            for x in range(width):
+                if probabilities[c, y, x] > best[x]:
+                    best[x], leader[x] = probabilities[c, y, x], c
+        for x in range(width):
+            found[leader[x]] = True
+    return found
 
 
 def _lost(classes: int, weight: float) -> float:

@@ -52,7 +52,7 @@ def _closing(pipeline: Pipeline) -> None:
     rejected = pipeline.rejects()
     if rejected:
         print(f"\n{rejected:,} inputs were set aside; why: {pipeline.place('rejects')}")
-    print(f"\nreport   {pipeline.place('report')}: results.md, results.json, comparison.png, iou_by_class.png")
+    print(f"\nreport   {pipeline.place('report', 'index.html')}")
     print(f"models   {pipeline.place('models')}")
     print(f"MLflow   {door.how_to_see(without_secrets(pipeline.store))}")
 

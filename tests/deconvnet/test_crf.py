@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from deconvnet import crf
 from deconvnet.crf import dense_crf
 from infra.images import decode_image, decode_mask
 
@@ -145,3 +146,16 @@ def test_what_does_not_fit_is_refused(image, shape, keywords):
 def test_probabilities_that_are_not_numbers_are_refused():
     with pytest.raises(ValueError, match="finite"):
         dense_crf(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 2), np.nan, np.float32))
+
+
+def test_a_faint_class_is_left_out_unless_it_leads_somewhere():
+    image = np.full((24, 32, 3), 120, np.uint8)
+    probabilities = np.full((12, 24, 32), 0.02, np.float32)
+    probabilities[0] = 1 - probabilities[1:].sum(0)
+    probabilities[1] = 0.1  # nowhere near the lead
+    probabilities[2:, 4, 5] = 0.1 - 1e-4
+    probabilities[:2, 4, 5] = 0
+    probabilities[7, 4, 5] = 0.1  # faint, and the most likely there
+    assert set(np.flatnonzero(crf._leaders(probabilities))) == {0, 7}
+    assert list(crf._begins(probabilities)) == [0, 7]
+    assert not dense_crf(image, probabilities)[1].any()
