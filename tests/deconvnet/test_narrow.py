@@ -208,7 +208,7 @@ def test_a_file_is_made_of_a_table_and_trains(tmp_path, vgg16, architecture):
 def test_a_table_of_one_example_is_refused(tmp_path, vgg16):
     table = examples_table(str(tmp_path / "t"), 1, repeats=(1,))
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
-    with pytest.raises(UserError, match="it takes 2 examples or more"):
+    with pytest.raises(UserError, match="holds too little to make VGG-16 narrower by: add photographs"):
         list(make_narrow("deconvnet", settings, 1, table, str(tmp_path / "start.npz"), 0))
 
 

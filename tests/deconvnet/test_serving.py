@@ -174,8 +174,8 @@ Traceback (most recent call last):
   File "/x/registry.py", line 71, in fetch
     raise UserError("models:/shapes/2 can't be fetched: no such file") from error
 infra.errors.UserError: models:/shapes/2 can't be fetched: no such file"""
-    assert _reason(RuntimeError(report)) == "models:/shapes/2 can't be fetched: no such file"
-    assert _reason(RuntimeError("no room")) == "no room"
+    assert _reason(report) == "models:/shapes/2 can't be fetched: no such file"
+    assert _reason("no room") == "no room"
 
 
 def test_the_model_of_mlflow_answers_in_the_same_colours(labeller: Labeller) -> None:
