@@ -193,8 +193,10 @@ class _Upsample(nn.ConvTranspose2d):
             self.weight[range(classes), range(classes)] = torch.outer(ramp, ramp)
 
     def forward(self, scores: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C, factor·H, factor·W)."""
-        return super().forward(F.pad(scores, (1, 1, 1, 1), mode="replicate"), output_size)
+        """(N, C, H, W) -> (N, C, factor·H, factor·W), computed in the weights' type: in bfloat16 training learns far less."""
+        with torch.autocast(scores.device.type, enabled=False):
+            scores = F.pad(scores.to(self.weight.dtype), (1, 1, 1, 1), mode="replicate")
+            return super().forward(scores, output_size)
 
 
 class FCN8s(Network):
