@@ -9,6 +9,7 @@ import numpy as np
 from deconvnet import charts, pictures
 from deconvnet.canvas import TITLES
 from deconvnet.evaluation import Evaluation, evaluate
+from deconvnet.report_facts import percent
 from deconvnet.segmenter import RESULTS, segmenter_options
 
 if TYPE_CHECKING:
@@ -85,16 +86,12 @@ def results_markdown(results: dict[str, Any]) -> str:
         "",
         "| | mean IoU | pixel accuracy |",
         "|---|---:|---:|",
-        *(f"| {TITLES[n]} | {_percent(rows[n]['mean_iou'])} | {_percent(rows[n]['pixel_accuracy'])} |" for n in RESULTS),
+        *(f"| {TITLES[n]} | {percent(rows[n]['mean_iou'])} | {percent(rows[n]['pixel_accuracy'])} |" for n in RESULTS),
         "",
         f"| IoU | {' | '.join(TITLES[n] for n in RESULTS)} |",
         f"|---|{'---:|' * len(RESULTS)}",
-        *(f"| {c} | {' | '.join(_percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
+        *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",
         "Per cent. A class that is in neither the truth nor the labels has no IoU (–) and is left out of the mean.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f}"

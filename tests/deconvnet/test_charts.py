@@ -1,25 +1,14 @@
 """Charts: sizes, that what they are given is to be seen in them, and what they refuse."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from deconvnet.canvas import TITLES
 from deconvnet.charts import confusion, iou_by_class, iou_by_proposals, iou_by_size, recall_curves, training_curves
 from proposals.recall import Recall
+from tests.deconvnet.drawings import area, pixels
 
 CLASSES = ("background", "circle", "bar")
-
-
-def pixels(png: bytes) -> np.ndarray:
-    assert png.startswith(b"\x89PNG")
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-def area(picture: np.ndarray, colour) -> int:
-    return int((picture == np.asarray(colour)).all(axis=2).sum())
 
 
 def results(iou):

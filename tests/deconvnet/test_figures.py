@@ -1,24 +1,13 @@
 """Figures: sizes, that what they are given is to be seen in them, and what they refuse."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from deconvnet.data.palette import VOC_PALETTE
 from deconvnet.figures import COMPARED, comparison, examples_sheet, instances, unpooling
+from tests.deconvnet.drawings import area, pixels
 
 CLASSES = ("background", "circle", "bar")
-
-
-def pixels(png: bytes) -> np.ndarray:
-    assert png.startswith(b"\x89PNG")
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-def area(picture: np.ndarray, colour) -> int:
-    return int((picture == np.asarray(colour)).all(axis=2).sum())
 
 
 def mask(height: int, width: int, class_id: int) -> np.ndarray:
