@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deconvnet import augment
-from deconvnet.order import WINDOW_EXAMPLES, Batching, Group, Window, window_count, window_rows, windows
+from deconvnet.order import WINDOW_BYTES, Batching, Group, Window, window_count, window_rows, windows
 from infra import tables
 from infra.errors import BadInput, UserError
 from infra.images import decode_image, decode_mask
@@ -24,7 +24,7 @@ from infra.images import decode_image, decode_mask
 Batch = tuple[np.ndarray, np.ndarray]
 DEV_LIMIT = 2048
 WINDOWS_A_JOB = 512
-PAUSE_SECONDS = 0.03
+PAUSE_SECONDS = 0.1
 _MiB = 2**20
 
 
@@ -84,7 +84,7 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
         for index, group in enumerate(part.row_groups):
             count = group.repeats if split is None else group.splits.get(split, 0)
             if count:
-                groups.append(Group(part.name, index, count))
+                groups.append(Group(part.name, index, count, group.nbytes))
     if not groups:
         raise UserError(f"{table} holds no example{f' of the split {split}' if split else ''}: there is nothing to train on")
     return Examples(table, size, tuple(groups), split, jitter)
@@ -92,17 +92,21 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
 
 @dataclass(frozen=True)
 class Feed:
-    """A training's batches, by global step: the epoch `step // steps_per_epoch`, its global batch `step % steps_per_epoch`."""
+    """A training's batches, by global step: the epoch `step // steps_per_epoch`, its global batch `step % steps_per_epoch`.
+
+    An epoch is dealt into `windows_per_epoch` windows.
+    """
 
     examples: Examples
     batching: Batching
     seed: int
-    window_examples: int = WINDOW_EXAMPLES
+    windows_per_epoch: int = 1
 
     @staticmethod
-    def of(examples: Examples, batch: int, world: int, seed: int, window_examples: int = WINDOW_EXAMPLES) -> "Feed":
+    def of(examples: Examples, batch: int, world: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "Feed":
         """Global batches of `batch` for `world` workers."""
-        return Feed(examples, Batching(examples.total, batch, world), seed, max(window_examples, batch))
+        count = window_count(examples.groups, window_bytes) if examples.total >= batch else 1
+        return Feed(examples, Batching(examples.total, batch, world), seed, count)
 
     def shared_by(self, world: int) -> "Feed":
         """The same global batches for another number of workers."""
@@ -113,14 +117,9 @@ class Feed:
         """Global batches an epoch."""
         return self.batching.steps
 
-    @property
-    def windows_per_epoch(self) -> int:
-        """Windows an epoch is dealt into."""
-        return window_count(self.examples.groups, self.window_examples)
-
     def windows(self, epoch: int) -> list[Window]:
         """The windows of an epoch."""
-        return windows(self.examples.groups, self.seed, epoch, self.window_examples)
+        return windows(self.examples.groups, self.seed, epoch, self.windows_per_epoch)
 
     def window_range(self, first_step: int, stop_step: int) -> range:
         """The windows, counted from the first epoch's first, that the global steps [first, stop) need."""

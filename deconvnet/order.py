@@ -1,8 +1,9 @@
 """The order in which an epoch sees its examples: a permutation of (seed, epoch), the same for any number of workers.
 
 Every row of a table comes `weight` times an epoch (its class balance). The order is drawn in two levels so that Parquet is read
-once: row groups are permuted and dealt into windows of some thousands of examples, and a window's examples are permuted among
-themselves. A table that fits in one window is permuted as a whole. A position counts an epoch's examples from 0; the global batch
+once: row groups are permuted and dealt into windows of so many bytes as a worker may hold, and a window's examples are permuted
+among themselves. A table that fits in one window is permuted as a whole, which is best: a row's repeats, and a photograph's crops,
+are then spread over the epoch. A position counts an epoch's examples from 0; the global batch
 b holds positions [b·B, (b+1)·B), and rank r of `world` the r-th of its consecutive shares, which differ by one example at most.
 """
 
@@ -13,16 +14,17 @@ import numpy as np
 
 from infra.errors import UserError
 
-WINDOW_EXAMPLES = 4096
+WINDOW_BYTES = 256 * 2**20  # a worker holds two: the next is read while one is used
 
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: its file below the table's folder, its index there, and the examples an epoch makes of it."""
+    """A row group: its file below the table's folder, its index there, the examples an epoch makes of it, and its bytes."""
 
     part: str
     index: int
     examples: int
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,14 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
         raise UserError(f"{setting}.micro_batch {micro_batch} is more than {setting}.batch {batch}: lower it, or leave it empty")
 
 
-def window_count(groups: Sequence[Group], window_examples: int = WINDOW_EXAMPLES) -> int:
-    """Windows an epoch is dealt into: of about `window_examples` examples each, the same number every epoch."""
-    total = sum(g.examples for g in groups)
-    return max(1, min(len(groups), -(-total // window_examples)))
+def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> int:
+    """Windows an epoch is dealt into: of about `window_bytes` each, the same number every epoch."""
+    total = sum(g.nbytes for g in groups)
+    return max(1, min(len(groups), -(-total // window_bytes)))
 
 
-def windows(groups: Sequence[Group], seed: int, epoch: int, window_examples: int = WINDOW_EXAMPLES) -> list[Window]:
-    """The windows of `epoch`, in the order they are seen."""
-    count = window_count(groups, window_examples)
+def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[Window]:
+    """The `count` windows of `epoch`, of about as many groups each, in the order they are seen."""
     order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups)) if count > 1 else np.arange(len(groups))
     found: list[Window] = []
     start = 0

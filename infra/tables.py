@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COMMIT = "_commit.json"
 
 BOX = pa.list_(pa.float32(), 4)
@@ -83,10 +83,12 @@ class Reject:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of one Parquet row group, the sum of their `repeats` (= rows where there is no such column), and rows by `split`."""
+    """Rows of one Parquet row group, the sum of their `repeats` (= rows where there is no such column), the bytes of their
+    pictures (`binary` columns), and rows by `split`."""
 
     rows: int
     repeats: int
+    nbytes: int
     splits: dict[str, int] = field(default_factory=dict)
 
 
@@ -211,7 +213,9 @@ def write_part(
             table_chunk = pa.Table.from_pylist([dict(r) for r in chunk], schema=schema)
             writer.write_table(table_chunk, row_group_size=rows_per_group)
             splits = Counter(r["split"] for r in chunk) if "split" in schema.names else {}
-            groups.append(RowGroup(len(chunk), sum(int(r.get("repeats", 1)) for r in chunk), dict(splits)))
+            repeats = sum(int(r.get("repeats", 1)) for r in chunk)
+            nbytes = sum(len(value) for r in chunk for value in r.values() if isinstance(value, bytes))
+            groups.append(RowGroup(len(chunk), repeats, nbytes, dict(splits)))
             first, last = first or chunk[0]["image_id"], chunk[-1]["image_id"]
     content = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table, name), content)

@@ -26,13 +26,18 @@ def crops(tmp_path_factory) -> Examples:
     return open_examples(examples_table(str(tmp_path_factory.mktemp("examples")), 60), SIZE)
 
 
+def third(crops: Examples) -> int:
+    """The bytes of a window of which three make an epoch."""
+    return -(-sum(g.nbytes for g in crops.groups) // 3)
+
+
 def same(a, b) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
 def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
     # The crops differ by augmentation, so rows are told apart by what the order asks for.
-    feed = Feed.of(crops, 10, 1, seed=0, window_examples=30)
+    feed = Feed.of(crops, 10, 1, seed=0, window_bytes=third(crops))
     assert crops.total == 90
     assert feed.steps_per_epoch == 9
     batches = list(plain_batches(feed, 0, 0, 9))
@@ -43,26 +48,26 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_together_see_what_one_sees(crops, world):
-    one = Feed.of(crops, 8, 1, 3, window_examples=30)
+    one = Feed.of(crops, 8, 1, 3, window_bytes=third(crops))
     batches = list(plain_batches(one, 0, 0, 22))
     shares = [list(plain_batches(one.shared_by(world), rank, 0, 22)) for rank in range(world)]
     assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3]}[world]
     joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
     assert len(batches) == 22
     assert same(batches, joined)
-    assert one.shared_by(world) == Feed.of(crops, 8, world, 3, window_examples=30)
+    assert one.shared_by(world) == Feed.of(crops, 8, world, 3, window_bytes=third(crops))
 
 
 @pytest.mark.parametrize("first", [1, 5, 11, 13])
 def test_a_feed_can_start_at_any_step(crops, first):
-    feed = Feed.of(crops, 8, 1, 3, window_examples=30)
+    feed = Feed.of(crops, 8, 1, 3, window_bytes=third(crops))
     whole = list(plain_batches(feed, 0, 0, 24))
     assert same(list(plain_batches(feed, 0, first, 24)), whole[first:])
     assert same(list(plain_batches(feed, 0, first, first + 3)), whole[first : first + 3])
 
 
 def test_starting_late_reads_only_the_windows_needed(crops):
-    feed = Feed.of(crops, 8, 1, 3, window_examples=30)
+    feed = Feed.of(crops, 8, 1, 3, window_bytes=third(crops))
     assert feed.windows_per_epoch == 3
     assert feed.window_range(0, 11) == range(3)
     assert feed.window_range(9, 11) == range(2, 3)
@@ -80,7 +85,7 @@ def test_epochs_and_seeds_differ(crops):
 
 def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):
     examples = open_examples(examples_table(str(tmp_path / "t"), 6), SIZE)
-    feed = Feed.of(examples, 32, 2, 0, window_examples=4)
+    feed = Feed.of(examples, 32, 2, 0, window_bytes=1)
     assert feed.steps_per_epoch == 1
     assert [len(b[0]) for b in plain_batches(feed, 1, 0, 3)] == [16, 16, 16]
 
@@ -122,7 +127,7 @@ def test_rebatching_keeps_order_and_drops_the_rest():
 
 @pytest.mark.ray
 def test_ray_gives_the_same_bits(crops, ray_session):
-    feed = Feed.of(crops, 8, 3, 3, window_examples=30)
+    feed = Feed.of(crops, 8, 3, 3, window_bytes=third(crops))
     for first, stop in ((0, 24), (13, 24)):
         assert same(list(RayShard(feed, 1).batches(first, stop)), list(PlainShard(feed, 1).batches(first, stop)))
 

@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deconvnet.order import Batching, Group, check_batching, micro_batches, nearly_equal, window_rows, windows
+from deconvnet.order import Batching, Group, check_batching, micro_batches, nearly_equal, window_count, window_rows, windows
 from infra.errors import UserError
 
-GROUPS = [Group(f"part-{i // 7}", i % 7, 5 + i % 4) for i in range(40)]
+GROUPS = [Group(f"part-{i // 7}", i % 7, 5 + i % 4, 10 * (5 + i % 4)) for i in range(40)]
 TOTAL = sum(g.examples for g in GROUPS)
 
 
-def epoch_order(seed: int, epoch: int, window_examples: int = 64) -> list[tuple[str, int, int]]:
+def epoch_order(seed: int, epoch: int, count: int = 5) -> list[tuple[str, int, int]]:
     """(part, group, row) at every position; every row once."""
     found = []
-    for window in windows(GROUPS, seed, epoch, window_examples):
+    for window in windows(GROUPS, seed, epoch, count):
         assert window.start == len(found)
         rows = [(g.part, g.index, row) for g in window.groups for row in range(g.examples)]
         found += [rows[i] for i in window_rows(window, seed, np.ones(len(rows), np.int64))]
@@ -34,22 +34,29 @@ def test_an_epoch_is_a_permutation_of_seed_and_epoch():
 
 def test_a_window_holds_whole_groups_and_every_epoch_has_as_many():
     for epoch in range(5):
-        dealt = windows(GROUPS, 3, epoch, 64)
-        assert len(dealt) == -(-TOTAL // 64)
+        dealt = windows(GROUPS, 3, epoch, 5)
+        assert len(dealt) == 5
         assert sorted((g.part, g.index) for w in dealt for g in w.groups) == sorted((g.part, g.index) for g in GROUPS)
         assert max(w.examples for w in dealt) < 100
-    assert [g.groups for g in windows(GROUPS, 0, 0, 64)] != [g.groups for g in windows(GROUPS, 0, 1, 64)]
+    assert [g.groups for g in windows(GROUPS, 0, 0, 5)] != [g.groups for g in windows(GROUPS, 0, 1, 5)]
+
+
+def test_as_many_windows_as_a_worker_s_bytes_ask_for():
+    assert window_count(GROUPS, 10 * TOTAL) == 1
+    assert window_count(GROUPS, 10 * TOTAL - 1) == 2
+    assert window_count(GROUPS, TOTAL) == 10
+    assert window_count(GROUPS, 1) == len(GROUPS)
+    assert window_count(GROUPS) == 1  # some hundred MB: every small table
 
 
 def test_a_small_table_is_permuted_as_a_whole():
-    assert len(windows(GROUPS, 0, 0, TOTAL)) == 1
     # Rows of the first group are spread over the epoch.
-    places = [i for i, row in enumerate(epoch_order(0, 0, TOTAL)) if row[:2] == ("part-0", 0)]
+    places = [i for i, row in enumerate(epoch_order(0, 0, 1)) if row[:2] == ("part-0", 0)]
     assert max(places) - min(places) > TOTAL / 4
 
 
 def test_rows_come_as_often_as_they_weigh():
-    (window,) = windows([Group("a", 0, 7)], 0, 0)
+    (window,) = windows([Group("a", 0, 7)], 0, 0, 1)
     rows = window_rows(window, 0, np.array([1, 0, 4, 2]))
     assert np.bincount(rows, minlength=4).tolist() == [1, 0, 4, 2]
     with pytest.raises(ValueError, match="promised 7"):
@@ -59,7 +66,7 @@ def test_rows_come_as_often_as_they_weigh():
 @given(
     batch=st.integers(4, 24),
     world=st.sampled_from([1, 2, 3, 4]),
-    window=st.integers(20, 400),
+    window=st.integers(1, 13),
     first=st.integers(0, 12),
     stop=st.integers(0, 40),
 )
@@ -79,7 +86,7 @@ def test_ranks_share_the_global_batches(batch, world, window, first, stop):
 def test_leftovers_are_dropped_and_a_short_epoch_is_gone_through_again():
     assert Batching(100, 32).steps == 3
     short = Batching(10, 32, 2)
-    (window,) = windows([Group("a", 0, 10)], 0, 0)
+    (window,) = windows([Group("a", 0, 10)], 0, 0, 1)
     assert short.steps == 1
     assert [short.positions(window, r).tolist() for r in (0, 1)] == [list(range(16)), list(range(16, 32))]
 

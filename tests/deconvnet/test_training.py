@@ -58,7 +58,7 @@ def run(crops: Examples, seen: Seen, dropout: float = 0.0, state: State | None =
     settings = stage(**changes)
     torch.manual_seed(0)
     model = Small(dropout)
-    shard = PlainShard(Feed.of(crops, settings.batch, 1, 0, window_examples=30))
+    shard = PlainShard(Feed.of(crops, settings.batch, 1, 0, window_bytes=51_000))
     outcome = train(
         model,
         shard,

@@ -94,7 +94,7 @@ def test_repeats_are_summed_by_row_group(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = [{**example, "repeats": n} for n in (1, 3, 2)]
     part = tables.write_part(str(tmp_path / "t"), "f", 0, rows, tables.EXAMPLES, rows_per_group=2)
-    assert part.row_groups == [tables.RowGroup(2, 4), tables.RowGroup(1, 2)]
+    assert part.row_groups == [tables.RowGroup(2, 4, 4), tables.RowGroup(1, 2, 2)]
 
 
 def test_chunks_cover_everything_once() -> None:
