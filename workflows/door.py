@@ -18,8 +18,11 @@ TRAINING_PAGES = (
 )
 
 
-def run(main: Callable[[], int]) -> int:
-    """`main()`, with UserError and interruptions turned into a line on stderr and an exit code."""
+def run(main: Callable[[], int], interrupted: str = "the same command goes on from what is finished") -> int:
+    """`main()`, with UserError and interruptions turned into a line on stderr and an exit code.
+
+    `interrupted` says what stands after Ctrl-C.
+    """
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return main()
@@ -32,7 +35,7 @@ def run(main: Callable[[], int]) -> int:
         print(f"\n{error}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from what is finished", file=sys.stderr)
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output (head, say) has gone; Python would complain once more when it flushes at exit.

@@ -228,4 +228,4 @@ def _local(place: str, setting: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(door.run(main, interrupted="nothing was written"))

@@ -22,7 +22,7 @@ from workflows.describing import meaning, placeholder
 CONFIGS = Path(__file__).parent / "configs"
 _WORDS = {
     "model_type": "it is a section, and has settings below it",
-    "string_type": "text is needed; a number that is meant as text goes in quotes (on the command line: \"'2024'\")",
+    "string_type": "text is needed; a number that is meant as text goes in quotes: '2024'",
     "tuple_type": "a list is needed: [a, b] in YAML, a,b on the command line",
     "int_parsing": "a whole number is needed",
     "int_from_float": "a whole number is needed",
@@ -51,9 +51,21 @@ def leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]
             yield path, field
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's, which says what an unknown option may have been meant to be."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            self.error(f"unknown: {' '.join(unknown)}; " + (f"did you mean {near[0]}?" if near else "--help lists what there is"))
+        return found
+
+
 def parser(description: str, kind: type[DoorSettings], config: Path) -> argparse.ArgumentParser:
     """A door's command line: --config (default: `config`), and an option for every setting of `kind`."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         usage="%(prog)s [--config FILE] [--SETTING VALUE …] [options]", description=description, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -149,6 +161,8 @@ def _value(path: str, text: str, field: Any) -> Any:
         return [part.strip() for part in text.split(",")]
     if text == "":
         return None
+    if field.annotation in (str, str | None):
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -16,7 +16,7 @@ from proposals.propose import edges_stamp
 from workflows import pages
 from workflows.pages import RUN_FILE
 from workflows.settings import Settings, as_dict
-from workflows.starts import start_of, start_stages
+from workflows.starts import start_of, start_stages, weights_stamp
 
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
     ("stage1", 1, "train"),
@@ -119,11 +119,11 @@ class Pipeline:
         if s.init.from_:
             sections["init_weights"] = source_key(s.init.from_, self.store)
         if s.model.vgg16:
-            sections["vgg16_file"] = storage.stamp(s.model.vgg16)
+            sections["vgg16_file"] = weights_stamp(s.model.vgg16)
         train = as_dict(getattr(s.train, stage))
         # How often it is logged and saved changes nothing of what is learned.
         matters = {key: value for key, value in train.items() if key not in ("checkpoint_every", "log_every")}
-        settings = {**sections, "train": matters, "classes": list(s.data.classes), "bf16": s.compute.gpu and s.compute.bf16}
+        settings = {**sections, "train": matters, "classes": list(s.data.classes), "bf16": s.compute.bf16}
 
         def run(fingerprint: str) -> dict[str, Any]:
             return self._train(stage, fingerprint)

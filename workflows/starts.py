@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from infra import storage
+from infra.errors import UserError
 from infra.stages import Stage
 from workflows.settings import Settings, as_dict
 
@@ -17,6 +18,17 @@ def start_of(settings: Settings, stage: str) -> str | None:
     model = settings.model
     made = model.vgg16 and _width(settings, stage) < 1 and stage != "stage2" and not settings.init.from_
     return storage.join(settings.workspace, "start", f"{stage}.npz") if made else None
+
+
+def weights_stamp(uri: str) -> str:
+    """What tells the file of VGG-16's weights from another. Raises UserError where there is none."""
+    try:
+        return storage.stamp(uri)
+    except UserError as error:
+        raise UserError(
+            f"model.vgg16: {error}; `python workflows/download.py vgg16 --to data` fetches it, and an empty value "
+            '(--model.vgg16 "") trains from scratch'
+        ) from None
 
 
 def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str) -> list[Stage]:
@@ -37,7 +49,7 @@ def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str)
         pipeline.mlflow_run.log_metrics({f"fit.{name}": value for name, value in fit.items()})
         return {"fit": fit}
 
-    settings = {**model, "vgg16_file": storage.stamp(s.model.vgg16), "seed": s.seed}
+    settings = {**model, "vgg16_file": weights_stamp(s.model.vgg16), "seed": s.seed}
     return [Stage(f"{stage}_start", "VGG-16 made narrower", NARROW_VERSION, settings, (table_stage,), (out,), run)]
 
 

@@ -47,6 +47,12 @@ def test_every_field_can_be_overridden(config) -> None:
     assert settings.train.stage2.lr == 0.01
 
 
+@pytest.mark.parametrize("name", ["2024", "1e3", "yes", "[a", "null"])
+def test_text_on_the_command_line_is_text_whatever_yaml_makes_of_it(config, name: str) -> None:
+    assert load(config(""), {"workspace": name}).workspace == str(Path.cwd() / name)
+    assert load(config(""), {"model.vgg16": ""}).model.vgg16 is None
+
+
 def test_classes_from_the_command_line(config) -> None:
     settings = load(config("data: {root: /x}"), {"data.classes": "background, cat,dog"})
     assert settings.data.classes == ("background", "cat", "dog")

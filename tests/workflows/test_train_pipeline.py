@@ -211,7 +211,11 @@ def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) 
     [
         (["--config", "no.yaml"], "--config no.yaml: there is no such file"),
         (["--model.input_size", "100"], "96 or 128 would do"),
-        (["--model.vgg16", "/no/vgg.pth", "--model.width", "1", "--model.fcn_width", "1"], "there is no file /no/vgg.pth"),
+        (
+            ["--model.vgg16", "/no/vgg.pth", "--model.width", "1", "--model.fcn_width", "1"],
+            "model.vgg16: there is no file /no/vgg.pth; `python",
+        ),
+        (["--train.stag1.lr", "1"], "unknown: --train.stag1.lr 1; did you mean --train.stage1.lr?"),
         (["--init.from", "/no/run"], "init.from /no/run holds no model"),
         (["--workspace", "gs://bucket/x"], "gs://bucket/x can't be used here"),
         (["--config", f"{__file__}/x.yaml"], "Not a directory"),
