@@ -15,6 +15,7 @@ from deconvnet.data.objects import label_objects
 from deconvnet.metrics import ConfusionMatrix
 from deconvnet.segmenter import RESULTS, Segmenter, segmenter_options
 from infra import tables
+from infra.actor_job import Actors, Work, for_each
 from infra.errors import Interrupted, UserError
 from infra.images import decode_image, decode_mask
 from infra.progress import progress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from proposals.settings import ExampleSettings
 
 PHOTOGRAPHS_A_UNIT = 8
+ANYWHERE = Actors()
 
 
 @dataclass(frozen=True)
@@ -61,46 +63,23 @@ def evaluate(
     examples: "ExampleSettings",
     classes: Sequence[str],
     dataset: str,
-    cpus_per_actor: int = 1,
-    gpus_per_actor: float = 0,
-    actors: int | None = None,
-    nodes: Mapping[str, str] | None = None,
+    actors: Actors = ANYWHERE,
 ) -> Evaluation:
     """Label every photograph of `split` that has a class mask in all five ways, and measure.
 
-    The models (folders of `checkpoints.save_model`) are loaded once an actor; each actor has `cpus_per_actor` torch threads.
-    actors: as many as the cluster's CPUs (and GPUs) hold, where None. nodes: Ray label selector. Raises UserError where the split has
-    no labelled photograph.
+    The models (folders of `checkpoints.save_model`) are loaded once an actor; each has as many torch threads as CPUs. Raises
+    UserError where the split has no labelled photograph, or Ray no room.
     """
-    import ray
-    import ray.cloudpickle as pickle
-
-    from infra.ray_cluster import may_grow, room
-
     if not (units := _units(images_uri, proposals_uri, split)):
         raise _nothing(split, images_uri)
-    most = len(units) if may_grow() else room(nodes or {}, cpus_per_actor, gpus_per_actor)
-    most = max(1, min(actors or most, len(units)))
-    todo = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units))
-    done = todo.map(
-        _Worker,
-        fn_constructor_kwargs={
-            "models": (deconvnet_uri, fcn8s_uri),
-            "options": segmenter_options(segment, examples),
-            "tables": (images_uri, proposals_uri),
-            "split": split,
-            "num_classes": len(classes),
-            "threads": cpus_per_actor,
-            "gpu": gpus_per_actor > 0,
-        },
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
-        num_cpus=cpus_per_actor,
-        num_gpus=gpus_per_actor or None,
-        **({"label_selector": dict(nodes)} if nodes else {}),
-    )
-    rows = progress(done.iter_rows(), len(units), f"evaluating on {split}", "batches of photographs")
+    options = segmenter_options(segment, examples)
+    make = partial(_worker, (deconvnet_uri, fcn8s_uri), options, (images_uri, proposals_uri), split, len(classes), actors)
+    done = for_each(
+        dict(enumerate(units)), make, actors, title=f"evaluating on {split}", kind="batches of photographs",
+        remedy="use nodes with more memory, or lower segment.max_side",
+    )  # fmt: skip
     counts = counts_up_to(segment.proposals)
-    return _gathered(rows, classes, dataset, counts, _nothing(split, images_uri))
+    return _gathered((found for _, found in done), classes, dataset, counts, _nothing(split, images_uri))
 
 
 def evaluate_here(
@@ -161,31 +140,16 @@ def _gathered(
     return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict())
 
 
-class _Worker:
-    """An actor that holds both networks."""
+def _worker(
+    models: tuple[str, str], options: dict[str, Any], tables: tuple[str, str], split: str, num_classes: int, actors: Actors
+) -> Work[dict[str, Any]]:
+    """What an actor does with a unit: `_measured`, by networks that it holds."""
+    import torch
 
-    def __init__(
-        self,
-        models: tuple[str, str],
-        options: dict[str, Any],
-        tables: tuple[str, str],
-        split: str,
-        num_classes: int,
-        threads: int,
-        gpu: bool,
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        cv2.setNumThreads(1)
-        segmenter = Segmenter.load(*models, "cuda" if gpu else "cpu", **options)
-        self._measure = partial(_measured, segmenter, *tables, split, num_classes)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`_measured` of one unit."""
-        import ray.cloudpickle as pickle
-
-        return self._measure(pickle.loads(row["unit"]))
+    torch.set_num_threads(actors.cpus)
+    cv2.setNumThreads(1)
+    segmenter = Segmenter.load(*models, "cuda" if actors.gpus else "cpu", **options)
+    return lambda index, unit: _measured(segmenter, *tables, split, num_classes, unit)
 
 
 def _measured(

@@ -11,6 +11,7 @@ from deconvnet.canvas import TITLES
 from deconvnet.evaluation import Evaluation, evaluate
 from deconvnet.report_facts import percent
 from deconvnet.segmenter import RESULTS, segmenter_options
+from infra.actor_job import Actors
 
 if TYPE_CHECKING:
     from deconvnet.settings import SegmentSettings
@@ -38,7 +39,7 @@ def measure(
     share = 1.0 if gpu else 0.0
     found = evaluate(
         *models, images_uri, proposals_uri, split=split, segment=segment, examples=examples, classes=classes,
-        dataset=dataset, gpus_per_actor=share, nodes=nodes,
+        dataset=dataset, actors=Actors(gpus=share, nodes=nodes),
     )  # fmt: skip
     options = segmenter_options(segment, examples)
     drawn = ray.remote(pictures.gallery_by).options(num_cpus=1, num_gpus=share, label_selector=dict(nodes or {}) or None).remote(

@@ -1,9 +1,10 @@
 """Labelling a list of photographs for VOC's test server: a Ray Data job of actors, one mask a photograph, none left out."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,6 +13,7 @@ import cv2
 from deconvnet.data import voc
 from deconvnet.data.palette import VOC_PALETTE
 from infra import storage, tables
+from infra.actor_job import Actors, Work, for_each
 from infra.errors import BadInput, UserError
 from infra.images import decode_image, encode_mask, image_size
 from infra.progress import progress
@@ -81,71 +83,46 @@ def list_split(root: str, split: str, max_pixels: int) -> list[Listed]:
         return list(progress(pool.map(look, ids), len(ids), f"looking at {split}", "photographs"))
 
 
-def label_list(
-    photographs: Sequence[Listed],
-    recipe: Recipe,
-    place: str,
-    *,
-    gpus_per_actor: float = 0,
-    nodes: Mapping[str, str] | None = None,
-) -> dict[str, bytes]:
+def label_list(photographs: Sequence[Listed], recipe: Recipe, place: str, actors: Actors) -> dict[str, bytes]:
     """A paletted PNG of class ids for each photograph, by image_id. They are kept in the folder `place`; what lies there is not made again.
 
-    Raises UserError where a photograph can't be labelled.
+    Raises UserError where a photograph can't be labelled, or Ray has no room.
     """
-    import ray
-    import ray.cloudpickle as pickle
-
-    from infra.ray_cluster import may_grow, room
-
     there = set(storage.list_files(place))
     todo = [each for each in photographs if f"{each.image_id}.png" not in there]
-    units = [[todo[i] for i in piece] for piece in tables.chunks(len(todo), _A_UNIT)] if todo else []
-    if units:
-        actors = len(units) if may_grow() else min(len(units), max(1, room(nodes or {}, 1, gpus_per_actor)))
-        job = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units)).map(
-            _Actor,
-            fn_constructor_args=(recipe, place, gpus_per_actor > 0),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
-            num_cpus=1,
-            num_gpus=gpus_per_actor or None,
-            label_selector=dict(nodes) if nodes else None,
-        )
-        for row in progress(job.iter_rows(), len(units), "labelling", "batches of photographs"):
-            if row["fault"]:
-                raise UserError(row["fault"])
+    units = dict(enumerate([todo[i] for i in piece] for piece in tables.chunks(len(todo), _A_UNIT))) if todo else {}
+    make = partial(labels_by, recipe, place, actors)
+    for _ in for_each(
+        units, make, actors, title="labelling", kind="batches of photographs",
+        remedy="use nodes with more memory; what is labelled is kept",
+    ):  # fmt: skip
+        pass
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         masks = pool.map(lambda each: storage.read_bytes(storage.join(place, f"{each.image_id}.png")), photographs)
         return {each.image_id: mask for each, mask in zip(photographs, masks, strict=True)}
 
 
-class _Actor:
-    """An actor that holds both networks."""
+def labels_by(recipe: Recipe, place: str, actors: Actors) -> Work[None]:
+    """What an actor does with a unit, a list of photographs: writes their masks at `place`, by networks that it holds."""
+    import torch
 
-    def __init__(self, recipe: Recipe, place: str, gpu: bool) -> None:
-        import torch
+    from deconvnet.segmenter import Segmenter
 
-        from deconvnet.segmenter import Segmenter
+    torch.set_num_threads(actors.cpus)
+    cv2.setNumThreads(1)
+    segmenter = Segmenter.load(recipe.deconvnet, recipe.fcn8s, "cuda" if actors.gpus else "cpu", **recipe.segment)
 
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        self.recipe, self.place = recipe, place
-        self.segmenter = Segmenter.load(recipe.deconvnet, recipe.fcn8s, "cuda" if gpu else "cpu", **recipe.segment)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Writes the masks of one unit; `fault` says why not, or is empty. (Raised, it would come back in Ray Data's wrappings.)"""
-        import ray.cloudpickle as pickle
-
-        unit: list[Listed] = pickle.loads(row["unit"])
+    def work(index: int, unit: Sequence[Listed]) -> None:
         for each in unit:
             try:
                 image = decode_image(storage.read_bytes(each.uri))
-                boxes, _ = edge_boxes(image, **self.recipe.edges)
-                mask = self.segmenter.segment(image, boxes, (self.recipe.result,))[self.recipe.result]
+                boxes, _ = edge_boxes(image, **recipe.edges)
+                mask = segmenter.segment(image, boxes, (recipe.result,))[recipe.result]
             except (BadInput, OSError, cv2.error) as error:
-                return {"fault": str(_unusable(each.uri, error))}
-            storage.write_bytes(storage.join(self.place, f"{each.image_id}.png"), encode_mask(mask, VOC_PALETTE))
-        return {"fault": ""}
+                raise _unusable(each.uri, error) from None
+            storage.write_bytes(storage.join(place, f"{each.image_id}.png"), encode_mask(mask, VOC_PALETTE))
+
+    return work
 
 
 def _unusable(uri: str, error: Exception) -> UserError:

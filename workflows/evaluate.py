@@ -21,6 +21,7 @@ from deconvnet.segmenter import RESULTS, segmenter_options
 from deconvnet.settings import VOC_CLASSES
 from deconvnet.submission import COMPETITIONS, SUFFIXES, check_submission, masks_folder, pack
 from infra import storage
+from infra.actor_job import Actors
 from infra.errors import UserError
 from infra.ray_cluster import connected
 from infra.tables import COMMIT
@@ -96,7 +97,7 @@ def _submit(s: Settings, arguments: argparse.Namespace) -> int:
     place = storage.join(s.workspace, "submissions", recipe.key(photographs)[:16])
     nodes = s.cluster.selector("training_nodes" if s.compute.gpu else "data_nodes")
     with connected(s.cluster):
-        masks = label_list(photographs, recipe, place, gpus_per_actor=1.0 if s.compute.gpu else 0.0, nodes=nodes)
+        masks = label_list(photographs, recipe, place, Actors(gpus=1.0 if s.compute.gpu else 0.0, nodes=nodes))
     folder = masks_folder(arguments.competition, split)
     archive = pack(masks, folder)
     if faults := check_submission(archive, folder, {each.image_id: (each.width, each.height) for each in photographs}):

@@ -128,6 +128,7 @@ def _standing(plan: Plan) -> str:
 
 def _label(plan: Plan, settings: PredictSettings, version: registry.Version, store: str, lock: Lock) -> None:
     from deconvnet.predict_job import label_photographs
+    from infra.actor_job import Actors
     from infra.ray_cluster import connected
 
     output = settings.output
@@ -138,11 +139,9 @@ def _label(plan: Plan, settings: PredictSettings, version: registry.Version, sto
         try:
             storage.remove(model)
             registry.fetch(version, store, model)
-            parts = label_photographs(
-                plan, output, model, max_pixels=settings.max_pixels, actors=settings.compute.actors,
-                cpus_per_actor=settings.compute.cpus_per_actor, gpus_per_actor=gpus,
-                nodes=settings.cluster.selector("training_nodes" if gpus else "data_nodes"),
-            )  # fmt: skip
+            nodes = settings.cluster.selector("training_nodes" if gpus else "data_nodes")
+            actors = Actors(settings.compute.actors, settings.compute.cpus_per_actor, gpus, nodes)
+            parts = label_photographs(plan, output, model, actors, max_pixels=settings.max_pixels)
         finally:
             if not lock.lost:  # else the model there is another run's
                 storage.remove(model)

@@ -11,6 +11,7 @@ from deconvnet import DeconvNet, FCN8s
 from deconvnet.checkpoints import save_model
 from deconvnet.segmenter import Segmenter
 from deconvnet.submission_job import Listed, Recipe, label_list, list_split
+from infra.actor_job import Actors
 from infra.errors import UserError
 from infra.images import decode_image
 from proposals import edge_boxes
@@ -81,7 +82,7 @@ def test_masks_are_the_segmenters_and_what_stands_is_not_made_again(
     place = tmp_path / "masks"
     place.mkdir()
     (place / f"{IDS[1]}.png").write_bytes(b"stands")
-    masks = label_list(photographs, recipe, str(place))
+    masks = label_list(photographs, recipe, str(place), Actors())
     assert list(masks) == IDS and masks[IDS[1]] == b"stands"
     segmenter = Segmenter.load(recipe.deconvnet, recipe.fcn8s, **SEGMENT)
     for each in (photographs[0], photographs[3]):
@@ -99,7 +100,7 @@ def test_a_photograph_that_goes_bad_meanwhile_stops_it_with_a_sentence(
     photographs = list_split(str(root), "test", 10_000)
     (root / "JPEGImages/2008_000005.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"2008_000005\.jpg can't be labelled: not an image"):
-        label_list(photographs, recipe, str(tmp_path / "masks"))
+        label_list(photographs, recipe, str(tmp_path / "masks"), Actors())
 
 
 def test_the_key_follows_what_the_masks_depend_on(root: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ That it measures is tested with the pipeline (test_train_pipeline.py).
 """
 
 import io
-import pickle
 import tarfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from deconvnet.checkpoints import save_model
 from deconvnet.settings import VOC_CLASSES
 from deconvnet.submission import check_submission
 from deconvnet.submission_job import Listed, Recipe
+from infra.actor_job import Actors
 from infra.errors import UserError
 from tests.deconvnet.test_registered import lively, photograph
 from workflows import evaluate
@@ -61,10 +61,9 @@ def names(archive: Path) -> list[str]:
         return tar.getnames()
 
 
-def label_here(photographs: Sequence[Listed], recipe: Recipe, place: str, **_: object) -> dict[str, bytes]:
+def label_here(photographs: Sequence[Listed], recipe: Recipe, place: str, actors: Actors) -> dict[str, bytes]:
     """`label_list` without Ray, which its own test has: the same masks, made in this process."""
-    actor = submission_job._Actor(recipe, place, gpu=False)
-    assert actor({"unit": pickle.dumps(list(photographs))}) == {"fault": ""}
+    submission_job.labels_by(recipe, place, actors)(0, photographs)
     return {each.image_id: Path(place, f"{each.image_id}.png").read_bytes() for each in photographs}
 
 

@@ -25,6 +25,7 @@ from deconvnet.predictions import PREDICTIONS, Plan
 from deconvnet.registered import register
 from deconvnet.tracking import Tracker
 from infra import tables
+from infra.actor_job import Actors
 from infra.errors import UserError
 from infra.lock import Locked, held
 from tests.deconvnet.test_registered import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
@@ -84,9 +85,9 @@ def photographs(tmp_path: Path) -> Path:
 Run = Callable[..., str]
 
 
-def label_here(plan: Plan, output: str, model: str, *, max_pixels: int | None = None, **_: object) -> list[tables.Part]:
+def label_here(plan: Plan, output: str, model: str, actors: Actors, *, max_pixels: int | None = None) -> list[tables.Part]:
     """`label_photographs` without Ray: the same rows, made in this process, for tests of what is done rather than where."""
-    maker = predict_job._Maker(plan.state, output, model, max_pixels, 1, 0)
+    maker = predict_job._Maker(plan.state, output, model, max_pixels, actors.cpus, actors.gpus)
     return [
         tables.write_part(maker.table, plan.fingerprint, i, maker.rows(items), PREDICTIONS) for i, items in enumerate(plan.units)
     ]
