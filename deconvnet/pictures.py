@@ -161,9 +161,8 @@ def likely(mean_iou: MeanIou) -> list[str]:
 
 
 def with_object(candidates: Iterable[Photograph]) -> Photograph:
-    """The first with an annotated object, else the first; there must be one."""
-    seen = list(candidates)
-    return next((each for each in seen if _largest_object(each) is not None), seen[0])
+    """The first with several annotated objects, which show more, else with one, else the first; there must be one."""
+    return max(candidates, key=lambda each: min(len(_objects(each)), 2))
 
 
 def instances(segmenter: "Segmenter", shown: Photograph, classes: Sequence[str]) -> bytes:
@@ -196,11 +195,11 @@ def unpooling(segmenter: "Segmenter", shown: Photograph, classes: Sequence[str])
 
 def _largest_object(shown: Photograph) -> Object | None:
     """The annotated object with the largest box."""
-    if shown.truth is None or shown.objects is None:
-        return None
-    return max(
-        find_objects(shown.truth, shown.objects), key=lambda each: np.ptp(np.reshape(each.box, (2, 2)), 0).prod(), default=None
-    )
+    return max(_objects(shown), key=lambda each: np.ptp(np.reshape(each.box, (2, 2)), 0).prod(), default=None)
+
+
+def _objects(shown: Photograph) -> list[Object]:
+    return [] if shown.truth is None or shown.objects is None else find_objects(shown.truth, shown.objects)
 
 
 def examples(examples_uri: str, classes: Sequence[str], count: int = 16) -> bytes:

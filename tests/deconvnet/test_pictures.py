@@ -1,6 +1,7 @@
 """Which photographs are shown, and that the pictures hold them."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,13 @@ def test_the_gallery(segmenter: Segmenter, places: tuple[str, str]) -> None:
     assert pictures.gallery(segmenter, *places, CLASSES, void) == {}
 
 
-def test_the_one_at_work_has_an_object(places: tuple[str, str]) -> None:
+def test_the_one_at_work_has_objects(places: tuple[str, str]) -> None:
     found = pictures.photographs(*places, "abcdef")
     assert pictures.with_object(found[name] for name in "abdc").image_id == "d"
     assert pictures.with_object(found[name] for name in "fa").image_id == "f"
+    one = replace(found["d"], objects=np.where(found["d"].objects == 1, found["d"].objects, 0))
+    assert pictures.with_object([found["a"], one, found["e"]]).image_id == "e", "two objects show more than one"
+    assert pictures.with_object([found["a"], one]).image_id == "d"
 
 
 def test_instances_go_from_the_largest_of_the_best_boxes_to_the_smallest(
