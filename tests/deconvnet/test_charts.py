@@ -35,6 +35,13 @@ def test_a_class_without_iou_is_left_empty():
     assert area(two, colour) == pytest.approx(area(three, colour) * 2 / 3, rel=0.1)
 
 
+def test_each_result_has_its_colour():
+    drawn = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
+    colours = [tuple(bytes.fromhex(colour)) for colour in ("8a8f98", "9ecae1", "2171b5", "fdae6b", "d94801")]
+    areas = [area(drawn, colour) for colour in colours]
+    assert min(areas) > 0.9 * max(areas) > 3_000, "five bars a class, as long as each other, and their legend"
+
+
 def test_training_curves_draw_each_line():
     one = pixels(training_curves({"loss": {"stage1": (range(50), np.linspace(1, 0, 50))}}))
     two = pixels(
@@ -60,6 +67,10 @@ def test_recall_curves_are_as_high_as_the_recall():
     axis = 460 - 2 * 30  # px between recall 0 and 1, about
     assert low - high == pytest.approx(axis / 2, rel=0.1)
     assert area(pixels(recall_curves({"low": recall(0.25)})), orange) == 0
+    # Over IoU stands the recall of the most boxes, not of the first.
+    found_late = Recall.of(np.array([[0.0, 0.0, 0.0, 0.97]] * 4, np.float32), counts)
+    right = pixels(recall_curves({"late": found_late}))[:, 640:1000]
+    assert np.median(np.argwhere((right == blue).all(axis=2))[:, 0]) < 40, "at the top"
     with pytest.raises(ValueError, match="no recall"):
         recall_curves({})
 

@@ -159,3 +159,18 @@ def test_a_faint_class_is_left_out_unless_it_leads_somewhere():
     assert set(np.flatnonzero(crf._leaders(probabilities))) == {0, 7}
     assert list(crf._begins(probabilities)) == [0, 7]
     assert not dense_crf(image, probabilities)[1].any()
+
+
+def test_a_class_that_leads_nowhere_may_still_win_unless_it_is_faint():
+    """Two classes take turns, pixel by pixel; a third is close behind everywhere, and smoothing makes it the winner."""
+    image = np.full((24, 24, 3), 128, np.uint8)
+    turns = np.indices((24, 24)).sum(0) % 2
+    behind, faint = np.full((24, 24), 0.4, np.float32), np.full((24, 24), 0.05, np.float32)
+    strong = 0.55 * turns, 0.55 * (1 - turns)
+    found = dense_crf(image, np.stack([*strong, behind, faint]).astype(np.float32))
+    assert (found.argmax(0) == 2).all()
+    assert not found[3].any(), "left out from the start"
+
+
+def test_of_equal_classes_the_first_leads():
+    assert crf._leaders(np.full((3, 2, 2), 0.1, np.float32)).tolist() == [True, False, False]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deconvnet.canvas import legend, page, picture
 from deconvnet.data.palette import VOC_PALETTE
 from deconvnet.figures import COMPARED, comparison, examples_sheet, instances, unpooling
 from tests.deconvnet.drawings import area, pixels
@@ -106,3 +107,18 @@ def test_unpooling_shows_the_maps_as_bright_as_they_are_active():
     assert area(drawn, (252, 254, 164)) == pytest.approx(cell / 4, rel=0.05)  # inferno's brightest: the diagonal
     assert area(drawn, (0, 0, 3)) + area(drawn, (0, 0, 4)) == pytest.approx(1.75 * cell, rel=0.05)
     assert area(drawn, VOC_PALETTE[1]) == pytest.approx(cell / 16, rel=0.3)
+
+
+def test_the_legend_names_classes_void_and_ids_without_a_name():
+    figure = page(1)
+    legend(figure, [0, 2, 9, 255], CLASSES)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["background", "bar", "id 9", "void"]
+    faces = [patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()]
+    np.testing.assert_allclose(faces, VOC_PALETTE[[0, 2, 9, 255]] / 255)
+
+
+def test_a_large_mask_is_drawn_smaller_in_its_own_colours_alone():
+    large = np.triu(np.full((900, 1200), 2, np.uint8))
+    drawn = picture(large)
+    assert drawn is not None and drawn.shape == (360, 480, 3)
+    assert {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()} == {tuple(VOC_PALETTE[i].tolist()) for i in (0, 2)}

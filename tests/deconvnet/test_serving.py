@@ -16,7 +16,7 @@ from starlette.responses import Response
 from deconvnet import DeconvNet, FCN8s, registry, serving
 from deconvnet.checkpoints import save_model
 from deconvnet.data.palette import VOC_PALETTE
-from deconvnet.labeller import Labeller
+from deconvnet.labeller import Labelled, Labeller
 from deconvnet.overlay import overlay
 from deconvnet.serving_app import Replica, Served, _reason, check_installed
 from infra.errors import UserError
@@ -39,6 +39,19 @@ def labeller(tmp_path_factory: pytest.TempPathFactory) -> Labeller:
 
 def timings(text: str) -> dict[str, float]:
     return {part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in text.split(", ")}
+
+
+def test_headers_name_the_classes_that_were_seen_alone() -> None:
+    class Two:
+        classes = CLASSES
+
+        def label(self, data: bytes) -> Labelled:
+            mask = np.zeros((4, 6), np.uint8)
+            mask[1, 2] = 2
+            return Labelled(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
+
+    headers = serving.answer(Two(), b"", time.perf_counter()).headers  # type: ignore[arg-type]
+    assert headers["X-Classes"] == "background,%3Cbar%3E" and headers["X-Size"] == "6x4" and headers["X-Confidence"] == "0.750"
 
 
 def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(labeller: Labeller) -> None:
