@@ -15,8 +15,6 @@ from scipy import ndimage
 
 from proposals.boxes import MEAN_RGB, VOID, Window, crop, extend, iou
 
-NEGATIVE_RANKS = 50
-
 
 @dataclass(frozen=True)
 class Object:
@@ -76,28 +74,23 @@ def choose_stage2(
     context: float = 1.2,
     window: Window = "square",
     max_per_image: int | None = None,
-    negatives: float = 0.0,
     seed: int = 0,
     image_id: str = "",
 ) -> list[Choice]:
-    """The proposals (N,4), best first, with IoU ≥ `min_iou` with an object's tight box, then extended; sorted by box.
+    """The proposals (N,4) with IoU ≥ `min_iou` with an object's tight box, then extended; sorted by box.
 
     A choice belongs to the object it overlaps best. Of more than `max_per_image`, the best of each object are kept and the rest
-    drawn by `seed` and `image_id`. negatives: a share (0–1) of the choices is drawn so from proposals of less IoU among the best
-    NEGATIVE_RANKS, which are what a photograph is labelled by. The paper has none.
+    drawn by `seed` and `image_id`.
     """
     if not objects or not len(proposals):
         return []
     overlap = iou(proposals, np.array([o.box for o in objects], np.float64))
     owner, best = overlap.argmax(axis=1), overlap.max(axis=1)
     kept = np.flatnonzero(best >= min_iou)
-    draw = np.random.default_rng([seed, zlib.crc32(image_id.encode())])
-    most = len(kept) if max_per_image is None else max(1, max_per_image - round(negatives * max_per_image))
-    if len(kept) > most:
+    if max_per_image is not None and len(kept) > max_per_image:
         first_of_owner = {int(owner[i]): int(i) for i in sorted(kept, key=lambda i: best[i])}
-        kept = np.array(sorted(draw.permutation(kept), key=lambda i: first_of_owner[int(owner[i])] != i)[:most])
-    beside = draw.permutation(np.flatnonzero(best[:NEGATIVE_RANKS] < min_iou))
-    kept = np.concatenate([kept, beside[: round(len(kept) * negatives / (1 - negatives))]])
+        draw = np.random.default_rng([seed, zlib.crc32(image_id.encode())]).permutation(kept)
+        kept = np.array(sorted(draw, key=lambda i: first_of_owner[int(owner[i])] != i)[:max_per_image])
     return _choices(extend(proposals[kept], context, window), [objects[o] for o in owner[kept]], best[kept])
 
 

@@ -167,7 +167,6 @@ class _Miner:
             context=s.context,
             window=s.window,
             max_per_image=s.max_per_image,
-            negatives=s.negatives,
             seed=self.seed,
             image_id=row["image_id"],
         )

@@ -102,12 +102,6 @@ class ExampleSettings(Section):
     max_per_image: PositiveInt | None = Field(
         None, description="stage 2: most crops a photograph, best IoU spread by seed; empty: all"
     )
-    negatives: float = Field(
-        0.0,
-        ge=0,
-        le=0.9,
-        description="stage 2: share of the crops that fit no object (IoU below min_iou), of the 50 best proposals; the paper has none",
-    )
     balance: bool = Field(True, description="repeat examples of rare classes")
     max_repeats: PositiveInt = Field(10, description="most times one example is repeated in an epoch")
     jpeg_quality: int = Field(95, ge=50, le=100, description="JPEG quality of the stored crops")

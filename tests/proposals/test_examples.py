@@ -140,32 +140,6 @@ def test_the_limit_keeps_the_best_of_each_object_and_is_drawn_by_seed(masks):
     assert len(choose_stage2(objects, proposals, max_per_image=1)) == 1
 
 
-def test_a_share_of_what_fits_no_object_is_drawn_from_the_best_proposals(masks):
-    rng = np.random.default_rng(0)
-    corners = rng.integers(0, 50, (200, 2))
-    elsewhere = np.hstack([corners, corners + 30]).astype(np.float64)
-    fitting = np.array([20, 30, 40, 40]) + rng.uniform(-1, 1, (12, 4))
-    proposals = np.vstack([elsewhere[:45], fitting, elsewhere[45:]])
-    objects = find_objects(*masks)
-
-    def chosen(**changes) -> list:
-        return choose_stage2(objects, proposals, context=1, window="stretched", **{"seed": 0, "image_id": "a", **changes})
-
-    def negative(choices: list) -> set:
-        return {c.box for c in choices if c.iou < 0.5}
-
-    assert negative(chosen()) == set() and len(chosen()) == 12
-    quarter = chosen(negatives=0.25)
-    assert len(quarter) == 16 and len(negative(quarter)) == 4 and quarter == sorted(quarter, key=lambda c: c.box)
-    assert {c.box for c in chosen()} < {c.box for c in quarter}
-    assert negative(chosen(negatives=0.9)) == {tuple(box) for box in elsewhere[:45].tolist()}  # not those ranked behind 50
-    assert negative(quarter) != negative(chosen(negatives=0.25, seed=1)) != negative(chosen(negatives=0.25, image_id="b"))
-    few = chosen(negatives=0.25, max_per_image=8)
-    assert len(few) == 8 and len(negative(few)) == 2
-    assert len(chosen(negatives=0.9, max_per_image=1)) == 10  # an object always has one
-    assert choose_stage2(objects, elsewhere, min_iou=1, negatives=0.5) == []  # nothing fits: nothing beside it
-
-
 def test_example_size():
     assert [example_size(s) for s in (224, 64, 96, 32)] == [250, 71, 107, 36]
 
