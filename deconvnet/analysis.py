@@ -16,18 +16,20 @@ from proposals.examples import find_objects
 
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of a photograph between which objects count as of one size; the upper edge belongs to it."""
+SMALLEST_SIDE = 4
+"""Objects whose box is shorter (px) are crumbs, where class and object masks disagree, and no object of a person's; nor are they learned from."""
 
 
 def object_overlaps(
     class_mask: np.ndarray, object_mask: np.ndarray, labels: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each annotated object its share of the photograph's pixels (M,), and its IoU by each of `labels` (len(labels), M), float64.
+    """For each annotated object of SMALLEST_SIDE or more its share of the photograph's pixels (M,), and its IoU by each of `labels` (len(labels), M), float64.
 
     class_mask, labels: uint8 H×W class ids (255 void in the mask); object_mask: as in `proposals.examples`. Labels don't tell objects
     apart: an object's prediction is the 8-connected pieces of its class that touch it, less what lies on other objects of the class
     and on void.
     """
-    objects = find_objects(class_mask, object_mask)
+    objects = find_objects(class_mask, object_mask, SMALLEST_SIDE)
     shares, overlaps = np.zeros(len(objects)), np.zeros((len(labels), len(objects)))
     own = [(class_mask[place] == o.class_id) & (object_mask[place] == o.object_id) for o in objects for place in (_place(o.box),)]
     areas = np.array([mask.sum() for mask in own], np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 
 from deconvnet import figures
 from deconvnet.activations import decoder_maps
+from deconvnet.analysis import SMALLEST_SIDE
 from deconvnet.data.objects import label_objects
 from deconvnet.segment import choose_boxes
 from infra import tables
@@ -199,7 +200,7 @@ def _largest_object(shown: Photograph) -> Object | None:
 
 
 def _objects(shown: Photograph) -> list[Object]:
-    return [] if shown.truth is None or shown.objects is None else find_objects(shown.truth, shown.objects)
+    return [] if shown.truth is None or shown.objects is None else find_objects(shown.truth, shown.objects, SMALLEST_SIDE)
 
 
 def examples(examples_uri: str, classes: Sequence[str], count: int = 16) -> bytes:

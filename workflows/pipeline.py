@@ -98,7 +98,7 @@ class Pipeline:
             self._training("stage1", "DeconvNet, stage 1: objects", "examples"),
             self._training("stage2", "DeconvNet, stage 2: proposals", "examples", "stage1"),
             Stage(
-                "evaluate", "the five results", 2, {**as_dict(s.segment), **window, **classes, "split": "val"},
+                "evaluate", "the five results", 3, {**as_dict(s.segment), **window, **classes, "split": "val"},
                 ("prepare", "proposals", "fcn8s", "stage2"), (self.place("report", "results.json"),), self._evaluate,
             ),
         ]  # fmt: skip

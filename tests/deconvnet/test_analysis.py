@@ -24,6 +24,14 @@ def scene():
     return truth, objects
 
 
+def test_crumbs_of_a_mask_are_no_objects(scene):
+    truth, objects = scene
+    truth[0, 30], objects[0, 30] = CAT, 4
+    truth[16:20, 20:40], objects[16:20, 20:40] = CAT, 5  # four px high
+    shares, _ = object_overlaps(truth, objects, {"a": truth})
+    assert shares.tolist() == [100 / 800, 100 / 800, 16 / 800, 80 / 800]
+
+
 def test_an_object_is_measured_by_the_pieces_of_its_class_that_touch_it(scene):
     truth, objects = scene
     given = np.zeros_like(truth)
@@ -103,8 +111,8 @@ def test_objects_stand_in_the_size_they_belong_to(scene):
 
 
 def test_the_upper_edge_belongs_to_a_size():
-    truth = np.zeros((10, 10), np.uint8)
-    truth[0, 0] = CAT  # 1 %, to the digit
+    truth = np.zeros((40, 40), np.uint8)
+    truth[:4, :4] = CAT  # 1 %, to the digit
     found = Analysis.empty(("a",), (), 3)
     found.add(truth, truth, {"a": truth}, {})
     assert found.objects.tolist() == [1, 0, 0, 0, 0]
