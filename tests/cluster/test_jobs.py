@@ -48,6 +48,7 @@ def test_a_job_runs_in_the_folder_of_ray_start(head: Head, tmp_path: Path) -> No
     assert (tmp_path / "w" / "report" / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_job_brings_the_code_along(head: Head, tmp_path: Path) -> None:
     """The cluster has only the dependencies: the code that runs must be the copy that was sent."""
     copy = tmp_path / "project"

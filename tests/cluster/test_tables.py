@@ -22,7 +22,7 @@ def undisturbed(started: Lab) -> str:
     return folder
 
 
-@pytest.mark.parametrize("what", ["proposals", "mining"])
+@pytest.mark.parametrize("what", ["proposals", pytest.param("mining", marks=pytest.mark.slow)])
 def test_a_node_that_dies_while_a_table_is_made(lab: Lab, undisturbed: str, what: str) -> None:
     place = lab.place(what)
     out = f"{place}/{what}"

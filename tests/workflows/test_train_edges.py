@@ -65,6 +65,7 @@ def test_a_second_run_does_nothing_and_says_what_it_is_worth(workspace):
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "| this forest | 50 |" in again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_human_boundaries_alone(tmp_path):
     rng = np.random.default_rng(0)
