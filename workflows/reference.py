@@ -55,7 +55,7 @@ train:
   stage1: {{lr: 0.1, schedule: poly}}
 ```
 
-An empty value (`--data.limit ""`) or `null` unsets one whose default is –. Lists take commas: `--data.classes background,cat,dog`; names that
+An empty value (`--data.limit ""`) unsets one whose default is –. Lists take commas: `--data.classes background,cat,dog`; names that
 have commas themselves are written as JSON: `'["background", "lamp, lit"]'`. A file may name variables of the environment, `${{NAME}}` or
 `${{NAME:-otherwise}}`. A *place* is a path, or an `s3://bucket/folder`; relative paths count from the folder that the command is given in.
 Whatever is unknown or out of range is refused before anything starts, in a sentence with what would do.
