@@ -17,15 +17,15 @@ from proposals.examples import find_objects
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of a photograph between which objects count as of one size; the upper edge belongs to it."""
 SMALLEST_SIDE = 4
-"""Objects whose box is shorter (px) are crumbs, where class and object masks disagree, and no object of a person's; nor are they learned from."""
+"""Objects whose box is shorter (px) are crumbs, left where class and object masks disagree; by default they are not learned from either."""
 
 
 def object_overlaps(
     class_mask: np.ndarray, object_mask: np.ndarray, labels: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each annotated object of SMALLEST_SIDE or more its share of the photograph's pixels (M,), and its IoU by each of `labels` (len(labels), M), float64.
+    """The share of the photograph's pixels (M,), and the IoU by each of `labels` (len(labels), M), of its annotated objects; float64.
 
-    class_mask, labels: uint8 H×W class ids (255 void in the mask); object_mask: as in `proposals.examples`. Labels don't tell objects
+    Objects are those of SMALLEST_SIDE or more. class_mask, labels: uint8 H×W class ids (255 void in the mask); object_mask: as in `proposals.examples`. Labels don't tell objects
     apart: an object's prediction is the 8-connected pieces of its class that touch it, less what lies on other objects of the class
     and on void.
     """
