@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from infra.errors import UserError
 from infra.progress import progress
+from infra.table_job import answered, answers, dataset_of
 
 Result = TypeVar("Result")
 Work = Callable[[int, Any], Result]
@@ -36,7 +37,6 @@ def for_each(
     UserError where `work` raises it, no node has room for an actor, or actors die over a unit again and again.
     """
     import ray
-    import ray.cloudpickle as pickle
     import ray.exceptions
 
     from infra.ray_cluster import may_grow, room
@@ -46,11 +46,10 @@ def for_each(
     fits = len(units) if may_grow() else room(actors.nodes or {}, actors.cpus, actors.gpus)
     if not fits:
         raise UserError(_no_room(actors))
-    items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
     with warnings.catch_warnings():
         # Retries have no argument of their own yet, and what is to go in Ray 2.64 is the only way to say how many.
         warnings.simplefilter("ignore", DeprecationWarning)
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        done = dataset_of(units).map(
             _Actor,
             fn_constructor_args=(make,),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors.most or fits, len(units))),
@@ -60,11 +59,7 @@ def for_each(
             ray_remote_args_fn=lambda: {"max_task_retries": actors.retries},
         )
     try:
-        for row in progress(done.iter_rows(), len(items), title, kind):
-            result = pickle.loads(row["result"])
-            if isinstance(result, UserError):
-                raise result
-            yield row["index"], result
+        yield from answers(progress(done.iter_rows(), len(units), title, kind))
     except ray.exceptions.RayActorError as error:
         raise UserError(
             f"{title}: its processes died, {actors.retries + 1} times over one of the {kind} (of too little memory?): {remedy}"
@@ -78,13 +73,7 @@ class _Actor:
         self.work = make()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        import ray.cloudpickle as pickle
-
-        try:
-            result = self.work(row["index"], pickle.loads(row["unit"]))
-        except UserError as mistake:  # a result, because of what an actor raises Ray Data keeps the traceback alone
-            result = mistake
-        return {"index": row["index"], "result": pickle.dumps(result)}
+        return answered(self.work, row)
 
 
 def _no_room(actors: Actors) -> str:

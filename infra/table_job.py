@@ -64,24 +64,41 @@ def for_each(
 
     title, kind: what progress calls the work and the units. A UserError that `work` raises is raised here.
     """
+    if not units:
+        return
+    selector = {"label_selector": dict(nodes)} if nodes else {}
+    done = dataset_of(units).map(partial(answered, work), num_cpus=1, **selector)
+    yield from answers(progress(done.iter_rows(), len(units), title, kind))
+
+
+def dataset_of(units: Mapping[int, Any]) -> Any:
+    """The Ray dataset of `units` (picklable), a block each.
+
+    So a task is sent its own unit; in its closure every worker would get all of them.
+    """
     import ray
     import ray.cloudpickle as pickle
 
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        result: Result | UserError
-        try:
-            result = work(row["index"], pickle.loads(row["unit"]))
-        except UserError as mistake:  # a result, because of what a task raises Ray Data keeps the traceback alone
-            result = mistake
-        return {"index": row["index"], "result": pickle.dumps(result)}
-
-    if not units:
-        return
-    # A task is sent its own unit; in the closure every worker would get all of them.
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
-    selector = {"label_selector": dict(nodes)} if nodes else {}
-    done = ray.data.from_items(items, override_num_blocks=len(items)).map(task, num_cpus=1, **selector)
-    for row in progress(done.iter_rows(), len(items), title, kind):
+    return ray.data.from_items(items, override_num_blocks=len(items))
+
+
+def answered(work: Callable[[int, Any], Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of `answers` for a row of `dataset_of`: what `work` returns, or the UserError that it raises."""
+    import ray.cloudpickle as pickle
+
+    try:
+        result = work(row["index"], pickle.loads(row["unit"]))
+    except UserError as mistake:  # a result, because of what a task raises Ray Data keeps the traceback alone
+        result = mistake
+    return {"index": row["index"], "result": pickle.dumps(result)}
+
+
+def answers(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, Any]]:
+    """Index and result of every row that `answered` made. Raises the UserError that one holds."""
+    import ray.cloudpickle as pickle
+
+    for row in rows:
         result = pickle.loads(row["result"])
         if isinstance(result, UserError):
             raise result
