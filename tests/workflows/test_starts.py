@@ -53,3 +53,15 @@ def test_a_start_is_made_again_for_what_changes_it_alone(settings):
     assert before["fcn8s_start"] != seeded["fcn8s_start"]
     trained = recipes("model: {width: 0.25, fcn_width: 0.125, vgg16: VGG}\ntrain: {stage1: {lr: 0.5}}")
     assert before["stage1_start"] == trained["stage1_start"]
+
+
+@pytest.mark.parametrize("gpu", ["true", "false"])
+def test_trainings_are_run_again_for_other_arithmetic(settings, gpu):
+    """On CPUs as well: they train in bfloat16 where they are fast at it."""
+
+    def recipes(bf16: str) -> dict[str, str]:
+        made = Pipeline(settings(f"compute: {{gpu: {gpu}, bf16: {bf16}}}")).stages.stages
+        return {stage.name: stage.recipe for stage in made}
+
+    one, other = recipes("true"), recipes("false")
+    assert [name for name in one if one[name] != other[name]] == ["fcn8s", "stage1", "stage2"]
