@@ -28,7 +28,7 @@ def test_a_node_that_dies_while_a_table_is_made(lab: Lab, undisturbed: str, what
     out = f"{place}/{what}"
     driver = lab.start(DRIVER, what, undisturbed, place)
     victim = lab.cluster.nodes[1]
-    busy = partial(victim.processes, "ray::Map(task)")
+    busy = partial(victim.processes, "ray::Map(")
     until(lambda: len(tables.parts_done(out, FINGERPRINT)) >= 1 and busy(), "a part is done, and the node makes another")
     victim.kill()
     done = len(tables.parts_done(out, FINGERPRINT))
