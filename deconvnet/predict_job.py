@@ -28,7 +28,7 @@ def label_photographs(plan: Plan, output: str, model: str, actors: Actors, *, ma
     table, fingerprint, units = storage.join(output, TABLE), plan.fingerprint, plan.units
     done = tables.parts_done(table, fingerprint)
     todo = {i: unit for i, unit in enumerate(units) if tables.part_name(fingerprint, i) not in done}
-    maker = _Maker(plan.state, output, model, max_pixels, actors.cpus, actors.gpus)
+    maker = _Maker(plan.state, output, model, max_pixels, actors)
     for _ in for_each(
         todo, partial(_parts_by, maker, fingerprint), actors, title="labelling", kind="parts",
         remedy="lower compute.actors or max_pixels, or use larger nodes; what is labelled is kept",
@@ -49,18 +49,17 @@ def _parts_by(maker: "_Maker", fingerprint: str) -> Work[None]:
 class _Maker:
     """What makes the rows of a part. The model is loaded when the first photograph needs it, and then held."""
 
-    def __init__(self, state: State, output: str, model: str, max_pixels: int | None, cpus: int, gpus: float) -> None:
-        self.state, self.output, self.model, self.max_pixels = state, output, model, max_pixels
-        self.cpus, self.gpus = cpus, gpus
+    def __init__(self, state: State, output: str, model: str, max_pixels: int | None, actors: Actors) -> None:
+        self.state, self.output, self.model, self.max_pixels, self.actors = state, output, model, max_pixels, actors
         self.table = storage.join(output, TABLE)
 
     @cached_property
     def labeller(self) -> Labeller:
         import torch
 
-        torch.set_num_threads(self.cpus)
+        torch.set_num_threads(self.actors.cpus)
         cv2.setNumThreads(1)
-        return Labeller(self.model, "cuda" if self.gpus else "cpu", self.max_pixels)
+        return Labeller(self.model, "cuda" if self.actors.gpus else "cpu", self.max_pixels)
 
     @cached_property
     def classes(self) -> Sequence[str]:

@@ -89,4 +89,4 @@ def _check(name: str, image_ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(door.run(main, interrupted="what is named above is written"))

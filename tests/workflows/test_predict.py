@@ -87,7 +87,7 @@ Run = Callable[..., str]
 
 def label_here(plan: Plan, output: str, model: str, actors: Actors, *, max_pixels: int | None = None) -> list[tables.Part]:
     """`label_photographs` without Ray: the same rows, made in this process, for tests of what is done rather than where."""
-    maker = predict_job._Maker(plan.state, output, model, max_pixels, actors.cpus, actors.gpus)
+    maker = predict_job._Maker(plan.state, output, model, max_pixels, actors)
     return [
         tables.write_part(maker.table, plan.fingerprint, i, maker.rows(items), PREDICTIONS) for i, items in enumerate(plan.units)
     ]
