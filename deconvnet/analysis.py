@@ -25,9 +25,9 @@ def object_overlaps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The share of the photograph's pixels (M,), and the IoU by each of `labels` (len(labels), M), of its annotated objects; float64.
 
-    Objects are those of SMALLEST_SIDE or more. class_mask, labels: uint8 H×W class ids (255 void in the mask); object_mask: as in `proposals.examples`. Labels don't tell objects
-    apart: an object's prediction is the 8-connected pieces of its class that touch it, less what lies on other objects of the class
-    and on void.
+    Objects are those of SMALLEST_SIDE or more. class_mask, labels: uint8 H×W class ids (255 void in the mask); object_mask: as in
+    `proposals.examples`. Labels don't tell objects apart: an object's prediction is the 8-connected pieces of its class that touch
+    it, less what lies on other objects of the class and on void.
     """
     objects = find_objects(class_mask, object_mask, SMALLEST_SIDE)
     shares, overlaps = np.zeros(len(objects)), np.zeros((len(labels), len(objects)))
