@@ -134,10 +134,21 @@ class InitSettings(Section):
     )
 
 
+class FcnStageSettings(StageSettings):
+    """The training of FCN-8s. The defaults are those of Long, Shelhamer and Darrell (CVPR 2015)."""
+
+    batch: PositiveInt = Field(20, description="global batch, over all workers")
+    lr: PositiveFloat = Field(1e-4, description="learning rate")
+    bias_lr_factor: PositiveFloat = Field(
+        2.0, description="learning-rate factor of biases; with 2 as released, biases don't decay"
+    )
+    bn_batches: int = Field(0, ge=0, description="batches the batch-norm statistics are recomputed over at the end; 0: not")
+
+
 class TrainSettings(Section):
     """The three trainings."""
 
-    fcn8s: StageSettings = StageSettings(batch=20, lr=1e-4, bias_lr_factor=2.0, bn_batches=0)
+    fcn8s: FcnStageSettings = FcnStageSettings()
     stage1: StageSettings = StageSettings()
     stage2: StageSettings = StageSettings()
 
@@ -183,6 +194,6 @@ class RetrainSettings(Section):
 
 
 __all__ = [
-    "VOC_CLASSES", "ComputeSettings", "CrfSettings", "DataSettings", "GeneratedSettings", "InitSettings",
+    "VOC_CLASSES", "ComputeSettings", "CrfSettings", "DataSettings", "FcnStageSettings", "GeneratedSettings", "InitSettings",
     "ModelSettings", "RetrainSettings", "SegmentSettings", "StageSettings", "TrainSettings",
 ]  # fmt: skip

@@ -23,6 +23,12 @@ FOREST = "edges.yml.gz"
 REPORT = "report"
 
 
+class EdgeTrackingSettings(TrackingSettings):
+    """MLflow. Edge trainings are filed under an experiment of their own."""
+
+    experiment: str = Field("edges", min_length=1, description="experiment the runs are filed under")
+
+
 class EdgeSettings(DoorSettings):
     """A run of train_edges.py."""
 
@@ -37,7 +43,7 @@ class EdgeSettings(DoorSettings):
     )
     forest: ForestSettings = ForestSettings()
     proposals: ProposalSettings = Field(ProposalSettings(), description="EdgeBox's settings in the comparison")
-    tracking: TrackingSettings = TrackingSettings(experiment="edges")
+    tracking: EdgeTrackingSettings = EdgeTrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="before")

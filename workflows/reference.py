@@ -84,7 +84,7 @@ def _door(door: Door, seen: dict[Any, str]) -> Iterator[str]:
 
 def _part(title: str, parts: Sequence[tuple[str, type[Section], Any]], door: Door, seen: dict[Any, str]) -> Iterator[str]:
     """A table of sections of one type, by dotted name, with their defaults; one that stands on the page already is referred to."""
-    _, kind, _ = parts[0]
+    _, kind, _ = parts[-1]
     key = (kind, title, tuple(default.model_dump_json() for _, _, default in parts))
     heading = f"### {title}" if door is DOORS[0] else f"### {title} ({door.scripts[0]}.py)"
     if key in seen:
@@ -102,10 +102,12 @@ def _part(title: str, parts: Sequence[tuple[str, type[Section], Any]], door: Doo
         rows.append(_row(f"{prefix}.{field.alias or name}", field, ", ".join([*others, common]), door.kind))
     if rows:
         yield _table(rows)
-    below: dict[type[Section], list[tuple[str, type[Section], Any]]] = {}
+    below: dict[tuple[str, ...], list[tuple[str, type[Section], Any]]] = {}
     for name, field in kind.model_fields.items():
         if section := _section(field):
-            below.setdefault(section, []).append((f"{parts[0][0]}.{name}", section, getattr(parts[0][2], name)))
+            below.setdefault(tuple(section.model_fields), []).append(
+                (f"{parts[0][0]}.{name}", section, getattr(parts[0][2], name))
+            )
     for same in below.values():
         yield from _part(", ".join(name for name, _, _ in same), same, door, seen)
 

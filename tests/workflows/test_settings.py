@@ -1,13 +1,21 @@
 """Settings: one file, overridable field by field, faults said in a sentence that names field, value and what would do."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from deconvnet.data.generated import GENERATED_CLASSES
 from infra.errors import UserError
+from infra.settings import Section
+from workflows import options
+from workflows.edge_training import EdgeSettings
 from workflows.options import CONFIGS, leaves
-from workflows.reference import DOORS
+from workflows.reference import DOORS, Door
 from workflows.settings import Settings, as_dict, from_arguments, load, parser
 
 
@@ -117,7 +125,72 @@ def test_a_submitted_job_must_not_write_into_rays_copy(config, tmp_path: Path, m
 
 
 def test_settings_survive_their_own_dump(config, tmp_path: Path) -> None:
-    import yaml
-
     settings = load(config("init: {from: /m}\nseed: 3"))
     assert load(config(yaml.safe_dump(as_dict(settings)))) == settings
+
+
+def _another(value: Any) -> Any:
+    """A value of the same type as `value` that is not `value`."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 2 or 1
+    return ("background", "other") if isinstance(value, tuple) else f"{value}x"
+
+
+def _sections(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every section below `kind`, with its pydantic field."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield f"{prefix}{name}", field
+            yield from _sections(field.annotation, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.config)
+def test_no_section_has_other_defaults_than_its_class(door: Door) -> None:
+    """One that had, lost them as soon as a file or the command line set any one of its fields."""
+    for path, field in _sections(door.kind):
+        assert field.get_default() == field.annotation(), path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_overriding_one_field_leaves_all_others_as_they_were(path: Path) -> None:
+    """Of every config: with each field written out in turn at another value, its siblings keep theirs."""
+    kind = next((door.kind for door in DOORS if door.config == path.stem), Settings)
+    raw = yaml.safe_load(path.read_text()) or {}
+    missing = {name: "x" for name, field in kind.model_fields.items() if field.is_required() and name not in raw}
+    if path.stem == "import_data":
+        missing = {"check": "x"}  # it must be given something to do
+    before = kind.model_validate({**raw, **missing}).model_dump(by_alias=True)
+    tried = 0
+    for name, _ in leaves(kind):
+        if name == "data.root":  # a folder in place of the generated data set has other classes
+            continue
+        *sections, key = name.split(".")
+        changed = copy.deepcopy({**raw, **missing})
+        target, value = changed, before
+        for section in sections:
+            target, value = target.setdefault(section, {}), value[section]
+        target[key] = _another(value[key])
+        try:
+            after = kind.model_validate(changed).model_dump(by_alias=True)
+        except ValidationError:  # that value alone is not allowed
+            continue
+        for section in sections:
+            after = after[section]
+        assert {**after, key: None} == {**value, key: None}, name
+        tried += 1
+    assert tried > len(list(leaves(kind))) / 3
+
+
+def test_fcn8s_keeps_its_defaults_beside_one_that_is_set(config) -> None:
+    """The paper's recipe sets `epochs` and had DeconvNet's rate for it."""
+    fcn8s = load(str(CONFIGS / "voc2012.yaml")).train.fcn8s
+    assert (fcn8s.bias_lr_factor, fcn8s.bn_batches) == (2.0, 0)
+    for override in ({"train.fcn8s.epochs": "3"}, {"train.fcn8s.momentum": "0.5"}):
+        fcn8s = load(config(""), override).train.fcn8s
+        assert (fcn8s.batch, fcn8s.lr, fcn8s.bias_lr_factor, fcn8s.bn_batches) == (20, 1e-4, 2.0, 0)
+
+
+def test_edge_trainings_keep_their_experiment_beside_a_tracking_server(config) -> None:
+    assert options.load(config(""), EdgeSettings, {"tracking.uri": "http://x"}).tracking.experiment == "edges"
