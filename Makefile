@@ -37,7 +37,7 @@ run: $(VENV)/.run
 
 # CLUSTER='--stay' leaves it there for its pages to be looked at, until Ctrl-C.
 cluster: $(VENV)/.dev
-	@$(BIN)/python -m infra.local_cluster $(CLUSTER) -- \
+	@$(BIN)/python -m infra.deploy.local.cluster $(CLUSTER) -- \
 		python workflows/train_pipeline.py --workspace s3://deconvnet/quickstart --cluster.data_nodes pool=cpu $(ARGS)
 
 docs: $(VENV)/.run

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deconvnet.networks import DeconvNet, FCN8s
+    from deconvnet.models.deconvnet import DeconvNet
+    from deconvnet.models.fcn8s import FCN8s
 
 __all__ = ["DeconvNet", "FCN8s"]
 
@@ -11,7 +12,7 @@ __all__ = ["DeconvNet", "FCN8s"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: the settings and the data jobs need none of torch's 2 seconds and 250 MB.
     if name in __all__:
-        from deconvnet import networks
+        from deconvnet.models import architectures
 
-        return getattr(networks, name)
+        return getattr(architectures, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

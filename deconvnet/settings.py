@@ -59,7 +59,7 @@ class ModelSettings(Section):
         description="ImageNet VGG-16 weights (.pth, .safetensors, .npz; path, https or s3), made narrower for widths below 1; "
         "empty: from scratch",
     )
-    deconv_start: Literal["gaussian", "interpolation"] = Field(
+    decoder_init: Literal["gaussian", "interpolation"] = Field(
         "gaussian",
         description="DeconvNet's decoder starts as the paper's (σ 0.01), or as interpolation, which learns within hundreds of steps",
     )
@@ -111,13 +111,15 @@ class StageSettings(Section):
     )
     schedule: Literal["plateau", "step", "poly", "constant"] = Field(
         "plateau",
-        description="plateau: lr × lr_factor when dev mean IoU stops rising; step: every step_every steps; poly: falls to 0 with the 0.9th "
+        description="plateau: lr × gamma when dev mean IoU stops rising; step: every step_every steps; poly: falls to 0 with the 0.9th "
         "power of the steps left; constant",
     )
     step_every: PositiveInt = Field(9000, description="step schedule: steps between divisions")
-    lr_factor: float = Field(0.1, gt=0, lt=1, description="plateau and step: what lr is multiplied by")
+    gamma: float = Field(0.1, gt=0, lt=1, description="plateau and step: what lr is multiplied by")
     patience: PositiveInt = Field(2, description="plateau: epochs without a rise before lr falls")
-    stop_after: PositiveInt | None = Field(None, description="epochs without a rise before training stops; empty: never")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="epochs without a rise before training stops; empty: never"
+    )
     min_lr: NonNegativeFloat = Field(1e-5, description="plateau: training stops when lr falls under this")
     grad_clip: PositiveFloat | None = Field(None, description="largest gradient norm; empty: not clipped")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints; each epoch ends with one too")
@@ -175,7 +177,7 @@ class SegmentSettings(Section):
     ensemble: Literal["mean", "product"] = Field(
         "mean", description="mean of probabilities (paper) or product of scores (released code)"
     )
-    fcn_share: float = Field(0.5, ge=0, le=1, description="mean: FCN-8s' weight in it (paper: a half)")
+    fcn_weight: float = Field(0.5, ge=0, le=1, description="mean: FCN-8s' weight in it (paper: a half)")
     batch: PositiveInt = Field(50, description="boxes forwarded at once")
     bf16: bool = Field(True, description="label in bfloat16 where the device is fast at it")
     max_side: int = Field(1024, ge=32, description="larger photographs are worked at this side, px; labels return at full size")

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-from proposals.edges import EdgeSource, edge_map
-from proposals.forest_file import check_contrib
-from proposals.ranking import spread
+from proposals.edges.detector import EdgeSource, edge_map
+from proposals.edges.forest_file import check_contrib
+from proposals.soft_nms import spread
 
 _CANDIDATES = 2000  # boxes that the best are chosen from
 _LEAST_SIDE = 8  # px; EdgeBox looks two pixels round each edge and wants something left
@@ -30,9 +30,9 @@ def edge_boxes(
     gamma: float = 4.0,
     kappa: float = 1.3,
     max_side: int = 1024,
-    spread_strength: float = 0.9,
-    spread_power: float = 5.5,
-    spread_first: int = 200,
+    soft_nms_strength: float = 0.9,
+    soft_nms_power: float = 5.5,
+    soft_nms_first: int = 200,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best boxes of `image`, uint8 H×W×3, RGB: boxes float32 (N,4), N ≤ `max_boxes`, and scores float32 (N,), best first.
 
@@ -58,7 +58,7 @@ def edge_boxes(
         beta=beta,
         eta=eta,
         minScore=min_score,
-        maxBoxes=max(max_boxes, _CANDIDATES) if spread_strength else max_boxes,
+        maxBoxes=max(max_boxes, _CANDIDATES) if soft_nms_strength else max_boxes,
         edgeMinMag=edge_min_mag,
         edgeMergeThr=edge_merge_thr,
         maxAspectRatio=max_aspect_ratio,
@@ -79,7 +79,7 @@ def edge_boxes(
     # Ties by place: std::sort leaves their order to the library OpenCV was built with.
     order = np.lexsort((boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0], -scores))
     boxes, scores = boxes[order], scores[order]
-    if spread_strength:
-        order, scores = spread(boxes, scores, spread_strength, spread_power, spread_first)
+    if soft_nms_strength:
+        order, scores = spread(boxes, scores, soft_nms_strength, soft_nms_power, soft_nms_first)
         boxes = boxes[order]
     return boxes[:max_boxes], scores[:max_boxes]

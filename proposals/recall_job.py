@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from infra import tables
 from infra.errors import BadInput
-from infra.images import decode_mask
-from infra.table_job import for_each
-from proposals.propose import iter_proposals
+from infra.runtime.tasks import for_each
+from infra.storage import tables
+from proposals.image_codec import decode_mask
+from proposals.job import iter_proposals
 from proposals.recall import COUNTS, MIN_AREA, Recall, add, best_overlaps, object_boxes
 
 Unit = tuple[tables.Part, tables.Part]  # of the images, and of the proposals made from them

@@ -36,16 +36,16 @@ class ProposalSettings(Section):
     kappa: PositiveFloat = Field(1.3, description="scale sensitivity, larger for smaller boxes; paper: 1.5")
     max_side: int = Field(1024, ge=32, le=8192, description="larger photographs are searched at this side, px")
 
-    spread_strength: float = Field(
+    soft_nms_strength: float = Field(
         0.9,
         ge=0,
         le=1,
         description="how far boxes are put back that overlap better ones, so that the first are a good choice; 0: not",
     )
-    spread_power: float = Field(
+    soft_nms_power: float = Field(
         5.5, gt=0, description="overlap counts by this power: a high one leaves boxes alone under IoU 0.5 or so"
     )
-    spread_first: PositiveInt = Field(200, description="the first boxes that others are put back for")
+    soft_nms_first: PositiveInt = Field(200, description="the first boxes that others are put back for")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ProposalSettings":
@@ -59,7 +59,7 @@ class ProposalSettings(Section):
 PAPER: dict[str, Any] = {
     "edges": "gradient", "edge_model": None, "multiscale": False, "edge_gain": 1.0, "max_boxes": 2000, "alpha": 0.65, "beta": 0.75, "eta": 1.0,
     "min_score": 0.01, "edge_min_mag": 0.1, "edge_merge_thr": 0.5, "min_box_area": 1000.0, "max_aspect_ratio": 3.0, "gamma": 2.0,
-    "kappa": 1.5, "max_side": 1024, "spread_strength": 0.0, "spread_power": 5.0, "spread_first": 200,
+    "kappa": 1.5, "max_side": 1024, "soft_nms_strength": 0.0, "soft_nms_power": 5.0, "soft_nms_first": 200,
 }  # fmt: skip
 """EdgeBox as its paper sets it, on edges that need nothing: what proposals are compared with."""
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from infra import local_servers
-from infra.local_servers import S3, free_ports
+from infra.deploy.local import servers
+from infra.deploy.local.servers import S3, free_ports
 
 ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
 
@@ -20,7 +20,7 @@ ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
     """`weed server -s3` with its data in `folder` for the time of a block. Buckets must be made; only its own keys are let in."""
-    with local_servers.s3_server(folder, ACCESS_KEY, SECRET_KEY) as server:
+    with servers.s3_server(folder, ACCESS_KEY, SECRET_KEY) as server:
         yield server
 
 

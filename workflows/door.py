@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra.errors import Interrupted, UserError, users_mistake
-from infra.lock import Locked
-from infra.stages import Planned
+from infra.runtime.stages import Planned
+from infra.storage.lock import Locked
 
 USER_ERROR = 2
 LOCKED = 3  # another run is at work on the same workspace
@@ -71,7 +71,7 @@ def _standing(planned: Planned) -> str:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The five results as a table for a terminal."""
-    from deconvnet.canvas import TITLES
+    from deconvnet.reporting.figure import TITLES
 
     lines = [f"{results['dataset']}, {results['images']} photographs", f"  {'':<16}{'mean IoU':>9}{'pixels right':>14}"]
     for name, title in TITLES.items():

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from deconvnet.data.fetch import fetch, unpack
-from deconvnet.data.sbd import join_sbd
+from deconvnet.datasets.fetch import fetch, unpack
+from deconvnet.datasets.sbd import join_sbd
 from infra.errors import UserError
 
 

@@ -16,18 +16,18 @@ Exit codes: 0 done; 2 a mistake in the settings or the photographs, or the model
 import argparse
 import sys
 
-from deconvnet.data import voc
-from deconvnet.segmenter import RESULTS, segmenter_options
+from deconvnet.datasets import voc
+from deconvnet.evaluation.voc_submission import COMPETITIONS, SUFFIXES, check_submission, masks_folder, pack
+from deconvnet.inference.predictor import RESULTS, segmenter_options
 from deconvnet.settings import VOC_CLASSES
-from deconvnet.submission import COMPETITIONS, SUFFIXES, check_submission, masks_folder, pack
 from infra import storage
-from infra.actor_job import Actors
 from infra.errors import UserError
-from infra.ray_cluster import connected
-from infra.tables import COMMIT
+from infra.runtime.actors import Actors
+from infra.runtime.cluster import connected
+from infra.storage.tables import COMMIT
 from workflows import door
 from workflows.options import check_job_folder
-from workflows.pipeline import Pipeline
+from workflows.pipelines.training import Pipeline
 from workflows.settings import Settings, as_dict, from_arguments, parser
 
 
@@ -81,7 +81,7 @@ def _model(settings: Settings, stage: str) -> str:
 
 def _submit(s: Settings, arguments: argparse.Namespace) -> int:
     """Only the workspace's models are looked at: a folder of VOC's test photographs has no masks that a pipeline could be made of."""
-    from deconvnet.submission_job import Recipe, label_list, list_split
+    from deconvnet.evaluation.voc_submission_job import Recipe, label_list, list_split
 
     target = _target(arguments.submission)
     root, split = _split(s.data.root, arguments.split)

@@ -18,12 +18,12 @@ import difflib
 import sys
 from collections.abc import Mapping
 
-from deconvnet.tracking import tracking_uri
+from deconvnet.tracking.mlflow_runs import tracking_uri
 from infra import storage
 from infra.errors import UserError
 from workflows import door
-from workflows.album import ALL, FIGURES, OF_IMAGES, Album
-from workflows.pages import RUN_FILE, report
+from workflows.pipelines.figures import ALL, FIGURES, OF_IMAGES, Album
+from workflows.pipelines.notes import RUN_FILE, report
 
 REPORT = "report"
 

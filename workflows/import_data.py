@@ -23,14 +23,22 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from deconvnet.data import voc
-from deconvnet.data.check_folder import REPORT_FILE, SHEET_FILE, check_folder
-from deconvnet.data.checks import Search
-from deconvnet.data.coco import read_coco
-from deconvnet.data.importing import CLASSES_FILE, IMPORT_FILE, REJECTS_FILE, assign, split_list, whole, write_layout
-from deconvnet.data.labelme import read_labelme
-from deconvnet.data.mask_folder import read_masks
-from deconvnet.data.sources import Part, Rules, Source
+from deconvnet.datasets import voc
+from deconvnet.datasets.formats.coco import read_coco
+from deconvnet.datasets.formats.labelme import read_labelme
+from deconvnet.datasets.formats.mask_folder import read_masks
+from deconvnet.datasets.importing.source import Part, Rules, Source
+from deconvnet.datasets.importing.voc_writer import (
+    CLASSES_FILE,
+    IMPORT_FILE,
+    REJECTS_FILE,
+    assign,
+    split_list,
+    whole,
+    write_layout,
+)
+from deconvnet.datasets.validation.folder import REPORT_FILE, SHEET_FILE, check_folder
+from deconvnet.datasets.validation.measure import Search
 from deconvnet.settings import VOC_CLASSES
 from infra import storage
 from infra.errors import UserError

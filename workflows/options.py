@@ -30,6 +30,16 @@ _WORDS = {
     "bool_parsing": "true or false is needed",
 }
 """What pydantic's faults of type are called here."""
+_RENAMED = {
+    "deconv_start": "decoder_init",
+    "lr_factor": "gamma",
+    "stop_after": "early_stopping_patience",
+    "fcn_share": "fcn_weight",
+    "spread_strength": "soft_nms_strength",
+    "spread_power": "soft_nms_power",
+    "spread_first": "soft_nms_first",
+}
+"""Settings by the names they had before."""
 
 
 class DoorSettings(Section):
@@ -198,6 +208,9 @@ def _sentence(fault: Any, kind: type[Section], config: str) -> str:
     if fault["type"] == "missing":
         return f"{path} is not given: name it by --{path}, or in {config}"
     if fault["type"] == "extra_forbidden":
+        section, _, name = path.rpartition(".")
+        if name in _RENAMED:
+            return f"{path} (in {config}) is called {section}.{_RENAMED[name]} now: rename it"
         known = [name for name, _ in leaves(kind)] + list(kind.model_fields)
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; `--help` lists the settings"

@@ -20,15 +20,17 @@ from typing import ClassVar
 import yaml
 from pydantic import Field, PositiveInt
 
-from deconvnet import predictions, registry
-from deconvnet.photographs import Photograph, list_photographs
-from deconvnet.predictions import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
-from deconvnet.tracking import cleaned
-from infra import storage, tables
+from deconvnet.datasets.image_folder import Photograph, list_photographs
+from deconvnet.inference import predictions_table
+from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
+from deconvnet.tracking import registry
+from deconvnet.tracking.mlflow_runs import cleaned
+from infra import storage
 from infra.errors import Interrupted, UserError
-from infra.lock import Lock, held
+from infra.runtime.tasks import check_rejects
 from infra.settings import ClusterSettings, Section
-from infra.table_job import check_rejects
+from infra.storage import tables
+from infra.storage.lock import Lock, held
 from workflows import door
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 from workflows.registered_model import StoreSettings, model_store
@@ -103,16 +105,16 @@ def _check_places(settings: PredictSettings) -> None:
 
 def _plan(settings: PredictSettings, photographs: list[Photograph], version: registry.Version) -> Plan:
     """What there is to do. Raises UserError where the output holds something else than these photographs' predictions."""
-    before = predictions.read_state(settings.output)
+    before = predictions_table.read_state(settings.output)
     if before and before.input != settings.input:
         raise UserError(
             f"output {settings.output} holds the predictions of {before.input}: name another one for {settings.input}"
         )
     made_by = (version.name, version.number, version.id)
     known = before is not None and (before.model, before.model_version, before.model_id) == made_by
-    generation = before.generation if before and known else predictions.new_generation()
+    generation = before.generation if before and known else predictions_table.new_generation()
     state = State(settings.input, *made_by, generation)
-    return predictions.make_plan(photographs, settings.output, state, settings.overlays, settings.max_pixels)
+    return predictions_table.make_plan(photographs, settings.output, state, settings.overlays, settings.max_pixels)
 
 
 def _standing(plan: Plan) -> str:
@@ -127,9 +129,9 @@ def _standing(plan: Plan) -> str:
 
 
 def _label(plan: Plan, settings: PredictSettings, version: registry.Version, store: str, lock: Lock) -> None:
-    from deconvnet.predict_job import label_photographs
-    from infra.actor_job import Actors
-    from infra.ray_cluster import connected
+    from deconvnet.inference.batch import label_photographs
+    from infra.runtime.actors import Actors
+    from infra.runtime.cluster import connected
 
     output = settings.output
     model = storage.join(output, MODEL)
@@ -147,17 +149,17 @@ def _label(plan: Plan, settings: PredictSettings, version: registry.Version, sto
                 storage.remove(model)
     if lock.lost:
         raise Interrupted(f"the lock of {output} was lost to another run: what that one does counts")
-    if predictions.write_rejects(output, parts):
+    if predictions_table.write_rejects(output, parts):
         print(_rejects(output, parts), file=sys.stderr)
     check_rejects(parts, len(plan.items), settings.max_rejects, "max_rejects")
-    predictions.finish(plan, output, parts)
+    predictions_table.finish(plan, output, parts)
 
 
 def _gpus_per_actor(settings: PredictSettings) -> float:
     """Raises UserError where GPUs are asked for and Ray has none."""
     import ray
 
-    from infra.ray_cluster import may_grow
+    from infra.runtime.cluster import may_grow
 
     there = ray.cluster_resources().get("GPU", 0)
     if settings.compute.gpu and not there and not may_grow():
@@ -178,7 +180,7 @@ def _rejects(output: str, parts: list[tables.Part]) -> str:
 def _closing(settings: PredictSettings) -> None:
     output = settings.output
     commit = tables.require_commit(storage.join(output, TABLE))
-    found = predictions.classes_found(output)
+    found = predictions_table.classes_found(output)
     wide = max([len(each.name) for each in found] + [5])
     print(f"\n  {'class':<{wide}}{'photographs':>13}{'of the pixels':>15}")
     for each in found:

@@ -15,9 +15,9 @@ from typing import Any
 
 from infra.settings import Section
 from workflows.describing import allowed, meaning, shown, type_of
-from workflows.edge_training import EdgeSettings
 from workflows.import_data import ImportSettings
 from workflows.options import DoorSettings
+from workflows.pipelines.edges import EdgeSettings
 from workflows.predict import PredictSettings
 from workflows.serve import ServeSettings
 from workflows.settings import Settings
@@ -36,7 +36,7 @@ class Door:
 
 
 DOORS = (
-    Door(("train_pipeline", "retrain", "evaluate", "pack"), Settings, "quickstart"),
+    Door(("train_pipeline", "retrain", "evaluate"), Settings, "quickstart"),
     Door(("import_data",), ImportSettings, "import_data"),
     Door(("predict",), PredictSettings, "predict"),
     Door(("serve",), ServeSettings, "serve"),

@@ -4,7 +4,7 @@ import os
 
 from pydantic import Field
 
-from deconvnet.tracking import check, tracking_uri
+from deconvnet.tracking.mlflow_runs import check, tracking_uri
 from infra import storage
 from infra.errors import UserError
 from infra.settings import Section

@@ -17,14 +17,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from deconvnet import promotion
-from deconvnet.tracking import check, tracking_uri, without_secrets
-from infra import generations, storage
+from deconvnet.tracking import promotion
+from deconvnet.tracking.mlflow_runs import check, tracking_uri, without_secrets
+from infra import storage
 from infra.errors import Interrupted
-from infra.generations import Generation
-from infra.lock import held
+from infra.storage.lock import held
 from workflows import door
-from workflows.retraining import Retraining, begin, changed, latest, newcomers, untouched
+from workflows.pipelines import generations
+from workflows.pipelines.generations import Generation
+from workflows.pipelines.retraining import Retraining, begin, changed, latest, newcomers, untouched
 from workflows.settings import Settings, from_arguments, parser
 
 say = partial(print, flush=True)

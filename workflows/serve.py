@@ -21,10 +21,10 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
-from deconvnet import registry
-from deconvnet.serving_app import WARM_SIZE, Served, check_installed, seconds_to_label, serving_at, still_served
+from deconvnet.serving.ray_serve import WARM_SIZE, Served, check_installed, seconds_to_label, serving_at, still_served
+from deconvnet.tracking import registry
 from infra.errors import UserError
-from infra.ray_cluster import connected, may_grow, room
+from infra.runtime.cluster import connected, may_grow, room
 from infra.settings import ClusterSettings
 from workflows import door
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from deconvnet.data.generated import GENERATED_CLASSES
-from deconvnet.order import check_batching
+from deconvnet.datasets.synthetic import GENERATED_CLASSES
 from deconvnet.settings import (
     ComputeSettings,
     DataSettings,
@@ -17,6 +16,7 @@ from deconvnet.settings import (
     SegmentSettings,
     TrainSettings,
 )
+from deconvnet.training.sampler import check_batching
 from infra.settings import ClusterSettings, Section, TrackingSettings
 from proposals.settings import ExampleSettings, ProposalSettings
 from workflows import options

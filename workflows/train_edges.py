@@ -17,11 +17,11 @@ from pathlib import Path
 
 import yaml
 
-from deconvnet.tracking import cleaned, without_secrets
+from deconvnet.tracking.mlflow_runs import cleaned, without_secrets
 from infra import storage
 from workflows import door
-from workflows.edge_training import REPORT, EdgeSettings, EdgeTraining
 from workflows.options import CONFIGS, from_arguments, parser
+from workflows.pipelines.edges import REPORT, EdgeSettings, EdgeTraining
 from workflows.settings import as_dict
 
 

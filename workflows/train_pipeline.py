@@ -18,7 +18,7 @@ import yaml
 
 from infra import storage
 from workflows import door
-from workflows.pipeline import Pipeline
+from workflows.pipelines.training import Pipeline
 from workflows.settings import as_dict, from_arguments, parser
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = Pipeline(settings, partial(print, flush=True))
     plan = pipeline.stages.plan()
     if arguments.dry_run:
-        from deconvnet.tracking import cleaned
+        from deconvnet.tracking.mlflow_runs import cleaned
 
         print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
         print(door.planned(plan))
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _closing(pipeline: Pipeline) -> None:
-    from deconvnet.tracking import without_secrets
+    from deconvnet.tracking.mlflow_runs import without_secrets
 
     results = storage.read_json(pipeline.place("report", "results.json"))
     print(door.results_table(results))

@@ -45,7 +45,7 @@ def edge_source(keywords: Keywords) -> str:
 
 def thin_edges(image: np.ndarray, keywords: Keywords, **thinned: int) -> tuple[np.ndarray, np.ndarray]:
     """A source's suppressed edges and their orientations."""
-    from proposals.edges import edge_map
+    from proposals.edges.detector import edge_map
 
     return edge_map(image, **{name: keywords[name] for name in signature(edge_map).parameters if name in keywords}, **thinned)
 
@@ -58,11 +58,11 @@ def timed(work: Callable[..., Any], *arguments: Any, **keywords: Any) -> tuple[A
 
 def measure_photograph(task: tuple[str, Any, float, Mapping[str, Keywords]]) -> dict[str, tuple[Any, np.ndarray]] | str:
     """By source: recall on one photograph's objects, and seconds of PARTS, float64 (3,). A string is why it can't be used."""
-    from deconvnet.data.voc import read_row
-    from infra.images import decode_image, decode_mask
-    from infra.tables import Reject
+    from deconvnet.datasets.voc import read_row
+    from infra.storage.tables import Reject
     from proposals import edge_boxes
-    from proposals.edges import orientations, suppress
+    from proposals.edges.detector import orientations, suppress
+    from proposals.image_codec import decode_image, decode_mask
     from proposals.recall import CURVE_COUNTS, Recall, best_overlaps, object_boxes
 
     root, photograph, min_area, compared = task
@@ -82,8 +82,8 @@ def measure_photograph(task: tuple[str, Any, float, Mapping[str, Keywords]]) -> 
 
 def measure_edges(task: tuple[Any, Mapping[str, Keywords]]) -> dict[str, np.ndarray]:
     """By source: the `edge_counts` of one photograph of BSDS500."""
-    from proposals.bsds import read_annotated
-    from proposals.edge_quality import THINNED, edge_counts
+    from proposals.edges.boundary_metrics import THINNED, edge_counts
+    from proposals.edges.bsds import read_annotated
 
     files, compared = task
     annotated = read_annotated(files)
@@ -98,15 +98,15 @@ def one_thread() -> None:
 
 
 def over(pool: ProcessPoolExecutor, work: Callable[[Any], Any], tasks: list[Any], title: str) -> Iterator[Any]:
-    from infra.progress import progress
+    from infra.runtime.progress import progress
 
     return progress(pool.map(work, tasks), len(tasks), title, "photographs")
 
 
 def boxes(pool: ProcessPoolExecutor, a: argparse.Namespace, compared: Mapping[str, Keywords]) -> Iterator[str]:
     """Markdown of recall and seconds; writes the curves."""
-    from deconvnet.charts import recall_curves
-    from deconvnet.data.voc import Folder
+    from deconvnet.datasets.voc import Folder
+    from deconvnet.reporting.plots import recall_curves
     from proposals.recall import add, table
 
     folder = Folder(a.voc)
@@ -139,8 +139,8 @@ def boxes(pool: ProcessPoolExecutor, a: argparse.Namespace, compared: Mapping[st
 
 def edges(pool: ProcessPoolExecutor, a: argparse.Namespace, compared: Mapping[str, Keywords]) -> Iterator[str]:
     """Markdown of the F-measure on BSDS500."""
-    from proposals.bsds import bsds_files
-    from proposals.edge_quality import edge_quality
+    from proposals.edges.boundary_metrics import edge_quality
+    from proposals.edges.bsds import bsds_files
 
     yield f"## Edges: BSDS500 {a.bsds_split}"
     if not Path(a.bsds).is_dir():

@@ -33,14 +33,14 @@ def paired(works: Sequence[Callable[[], object]], times: int = 3, warm: bool = T
 
 def photographs(count: int) -> list[np.ndarray]:
     """Real photographs of val where there are any, else generated ones of the same size."""
-    from infra.images import decode_image
+    from proposals.image_codec import decode_image
 
     folder = SHARED / "voc-sample"
     if folder.is_dir():
         names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
         chosen = names[:: max(1, len(names) // count)][:count]
         return [decode_image((folder / "JPEGImages" / f"{name}.jpg").read_bytes()) for name in chosen]
-    from deconvnet.data.generated import generate
+    from deconvnet.datasets.synthetic import generate
 
     return [generate(i, 0, 375, 500)[0] for i in range(count)]
 

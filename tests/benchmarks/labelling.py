@@ -20,8 +20,9 @@ def segmentation() -> list[Row]:
     import torch
 
     from deconvnet import DeconvNet
-    from deconvnet.inference import fast_bf16, for_inference
-    from deconvnet.segment import segment_instances
+    from deconvnet.inference.instances import segment_instances
+    from deconvnet.models.fusion import for_inference
+    from infra.runtime.device import fast_bf16
     from proposals import edge_boxes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +49,7 @@ def crf() -> list[Row]:
 
     DECONVNET_MODELS: a folder with trained networks (the `models` of a workspace); without it there are no trained ones.
     """
-    from deconvnet.segmenter import Segmenter
+    from deconvnet.inference.predictor import Segmenter
     from proposals import edge_boxes
 
     pictures = photographs(20)

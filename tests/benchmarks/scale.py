@@ -47,7 +47,7 @@ def folder(place: Path, photographs: int, times: int = 1) -> Path:
 
 @contextmanager
 def ray_of(cpus: int) -> Iterator[None]:
-    from infra.ray_cluster import connected
+    from infra.runtime.cluster import connected
     from infra.settings import ClusterSettings
 
     with connected(ClusterSettings(num_cpus=cpus)):
@@ -56,10 +56,10 @@ def ray_of(cpus: int) -> Iterator[None]:
 
 def speed(place: Path) -> list[tuple[str, str]]:
     """Photographs a second; start-up excluded on both sides: a first, small job has started the workers."""
-    from deconvnet.data.prepare import prepare_images
+    from deconvnet.datasets.images_table import prepare_images
     from deconvnet.settings import DataSettings
-    from infra import tables
-    from proposals.propose import make_proposals
+    from infra.storage import tables
+    from proposals.job import make_proposals
     from proposals.settings import ProposalSettings
 
     uris = {}
@@ -104,7 +104,7 @@ def _one_thread() -> None:
 
 
 def _propose(row: dict, keywords: dict) -> object:
-    from proposals.propose import propose
+    from proposals.job import propose
 
     return propose(row, keywords)
 
@@ -115,7 +115,7 @@ def memory(place: Path) -> list[tuple[str, str]]:
     for times in (1, 10):
         root = folder(place / f"data-{times}", MEMORY_PHOTOGRAPHS, times)
         code = (
-            "from workflows.pipeline import Pipeline; from workflows.settings import load; import sys;"
+            "from workflows.pipelines.training import Pipeline; from workflows.settings import load; import sys;"
             "Pipeline(load('workflows/configs/voc_sample.yaml', dict(zip(sys.argv[1::2], sys.argv[2::2])))).run('scale', lambda stage: stage.name != 'examples')"
         )
         options = ["data.root", str(root), "workspace", str(place / f"w-{times}"), "compute.gpu", "false", "compute.cpus_per_worker", "1",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deconvnet.feeding import Examples, Feed, PlainShard, open_examples
-from deconvnet.order import Group
-from infra import tables
+from deconvnet.training.dataloader import Examples, Feed, PlainShard, open_examples
+from deconvnet.training.sampler import Group
+from infra.storage import tables
 from tests.benchmarks.common import Row, paired, peak_flops, photographs, seconds
 
 BATCH = 64
@@ -40,9 +40,9 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
     from torch.utils.flop_counter import FlopCounterMode
 
     from deconvnet import DeconvNet
-    from deconvnet.inference import fast_bf16
     from deconvnet.settings import StageSettings
-    from deconvnet.training import train
+    from deconvnet.training.trainer import train
+    from infra.runtime.device import fast_bf16
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, 3, size, size)).astype(np.uint8)
@@ -97,10 +97,10 @@ def feeding() -> list[Row]:
     import torch
 
     from deconvnet import DeconvNet
-    from deconvnet.inference import fast_bf16
     from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-    from deconvnet.train_job import run_training
-    from deconvnet.training import train
+    from deconvnet.training.ray_trainer import run_training
+    from deconvnet.training.trainer import train
+    from infra.runtime.device import fast_bf16
 
     width, size = _cpu_network()
     gpu = torch.cuda.is_available()
@@ -170,9 +170,9 @@ class InMemory(Examples):
 
 def _examples(uri: str, size: int, count: int = 1024) -> str:
     """An `examples` table of crops from photographs, labelled by their brightness."""
-    from infra.images import encode_jpeg, encode_mask
     from proposals.boxes import crop
-    from proposals.examples import example_size
+    from proposals.image_codec import encode_jpeg, encode_mask
+    from proposals.mining.rules import example_size
 
     rng = np.random.default_rng(0)
     stored, pictures = example_size(size), photographs(32)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from infra import storage
-from infra.local_cluster import Cluster, ray_cluster
-from infra.local_servers import S3, Server, mlflow_server
+from infra.deploy.local.cluster import Cluster, ray_cluster
+from infra.deploy.local.servers import S3, Server, mlflow_server
 from tests.conftest import ROOT
 from tests.servers import s3_server
 

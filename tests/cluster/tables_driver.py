@@ -5,13 +5,13 @@ WHAT is "proposals" or "mining" (examples of stage 2), from the tables in FOLDER
 
 import sys
 
-from deconvnet.data.generated import GENERATED_CLASSES
-from deconvnet.data.prepare import data_folder, prepare_images
+from deconvnet.datasets.images_table import data_folder, prepare_images
+from deconvnet.datasets.synthetic import GENERATED_CLASSES
 from deconvnet.settings import DataSettings, GeneratedSettings
-from infra.ray_cluster import connected
+from infra.runtime.cluster import connected
 from infra.settings import ClusterSettings
-from proposals.mine import mine_examples
-from proposals.propose import make_proposals
+from proposals.job import make_proposals
+from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings, ProposalSettings
 
 FINGERPRINT = "f" * 64

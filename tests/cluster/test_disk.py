@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import tables
+from infra.storage import tables
 from tests.cluster.conftest import Driver, start
 from tests.workflows.test_train_pipeline import TINY, command
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local_cluster import Cluster, ray_cluster
+from infra.deploy.local.cluster import Cluster, ray_cluster
 from tests.workflows.test_train_pipeline import ROOT, TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

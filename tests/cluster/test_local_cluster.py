@@ -20,9 +20,9 @@ SHOW = (
 
 
 def run(folder: Path, *job: str) -> Driver:
-    """`python -m infra.local_cluster`, with `folder` for all that it keeps."""
+    """`python -m infra.deploy.local.cluster`, with `folder` for all that it keeps."""
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
-    return start([sys.executable, "-m", "infra.local_cluster", "--", *job], environment)
+    return start([sys.executable, "-m", "infra.deploy.local.cluster", "--", *job], environment)
 
 
 def below(folder: Path) -> list[psutil.Process]:

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from infra import tables
+from infra.storage import tables
 from tests.cluster.conftest import Lab, until
 from tests.cluster.tables_driver import FINGERPRINT
 

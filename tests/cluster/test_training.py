@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from infra.local_servers import Server, mlflow_server
+from infra.deploy.local.servers import Server, mlflow_server
 from tests.cluster.conftest import Driver, Lab
 from tests.servers import FlakyProxy
 from tests.workflows.test_train_pipeline import TINY

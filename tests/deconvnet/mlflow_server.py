@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.local_servers import free_port, mlflow_server
+from infra.deploy.local.servers import free_port, mlflow_server
 
 __all__ = ["free_port", "server"]
 

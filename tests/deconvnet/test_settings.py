@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from deconvnet.crf import dense_crf
-from deconvnet.segmenter import Segmenter
+from deconvnet.inference.predictor import Segmenter
 from deconvnet.settings import CrfSettings, SegmentSettings
 from infra.settings import Section
 from proposals import edge_boxes
-from proposals.edge_forest import ForestOptions
+from proposals.edges.training.forest import ForestOptions
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 
 

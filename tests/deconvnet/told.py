@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deconvnet.report_facts import Facts, Rejects
+from deconvnet.reporting.run_summary import Facts, Rejects
 
 EVIL = '<script>document.title="harmed"</script>'
 CLASSES = ["background", "cat", EVIL, "a|b *c* [d](e)"]

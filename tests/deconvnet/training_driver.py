@@ -5,7 +5,7 @@ import sys
 import ray
 
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.train_job import run_training
+from deconvnet.training.ray_trainer import run_training
 from infra.errors import Interrupted
 from tests.deconvnet.training_tables import SIZE
 

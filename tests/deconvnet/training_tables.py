@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from deconvnet.inputs import prepare
-from infra import tables
-from infra.images import encode_jpeg, encode_mask
+from deconvnet.models.preprocessing import prepare
+from infra.storage import tables
+from proposals.image_codec import encode_jpeg, encode_mask
 
 SIZE = 32
 STORED = 36

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local_servers import S3
+from infra.deploy.local.servers import S3
 from tests.servers import FlakyProxy, s3_server
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra import tables
-from infra.images import encode_jpeg, encode_mask
+from infra.storage import tables
+from proposals.image_codec import encode_jpeg, encode_mask
 
 Row = dict[str, Any]
 

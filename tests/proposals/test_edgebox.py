@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.images import decode_image, decode_mask
 from proposals import edge_boxes
 from proposals.boxes import iou
-from proposals.examples import find_objects
+from proposals.image_codec import decode_image, decode_mask
+from proposals.mining.rules import find_objects
 from proposals.settings import PAPER, ProposalSettings
 
 
@@ -68,7 +68,7 @@ def test_fewer_boxes_are_the_first_of_more(photographs):
     few, few_scores = edge_boxes(image, 50)
     np.testing.assert_array_equal(few, boxes[:50])
     np.testing.assert_array_equal(few_scores, scores[:50])
-    assert iou(few, few)[np.triu_indices(50, 1)].mean() < 0.8 * iou(plain := edge_boxes(image, 50, spread_strength=0.0)[0], plain)[
+    assert iou(few, few)[np.triu_indices(50, 1)].mean() < 0.8 * iou(plain := edge_boxes(image, 50, soft_nms_strength=0.0)[0], plain)[
         np.triu_indices(50, 1)
     ].mean()  # fmt: skip
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from infra.images import decode_image, decode_mask
 from proposals import edge_boxes
-from proposals.examples import find_objects
+from proposals.image_codec import decode_image, decode_mask
+from proposals.mining.rules import find_objects
 from proposals.recall import COUNTS, Recall, add, best_overlaps, counts_up_to, object_boxes, table
 
 OBJECT = np.array([[0, 0, 100, 100]], np.float32)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from infra.images import decode_mask
-from proposals.propose import iter_proposals, make_proposals
+from proposals.image_codec import decode_mask
+from proposals.job import iter_proposals, make_proposals
 from proposals.recall import Recall, add, best_overlaps, object_boxes
 from proposals.recall_job import measure_recall
 from proposals.settings import ProposalSettings

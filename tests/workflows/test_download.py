@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from deconvnet.data.voc import Folder, read_split
-from infra.images import encode_mask
+from deconvnet.datasets.voc import Folder, read_split
+from proposals.image_codec import encode_mask
 from workflows import download
 
 ROOT = Path(__file__).resolve().parents[2]

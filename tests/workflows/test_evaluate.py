@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s, submission_job
-from deconvnet.checkpoints import save_model
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.evaluation import voc_submission_job
+from deconvnet.evaluation.voc_submission import check_submission
+from deconvnet.evaluation.voc_submission_job import Listed, Recipe
+from deconvnet.models.checkpoint import save_model
 from deconvnet.settings import VOC_CLASSES
-from deconvnet.submission import check_submission
-from deconvnet.submission_job import Listed, Recipe
-from infra.actor_job import Actors
 from infra.errors import UserError
-from tests.deconvnet.test_registered import lively, photograph
+from infra.runtime.actors import Actors
+from tests.deconvnet.tracking.test_register import lively, photograph
 from workflows import evaluate
 
 TEST, VAL = ("2008_000006", "2008_000011"), ("2007_000033",)
@@ -63,7 +64,7 @@ def names(archive: Path) -> list[str]:
 
 def label_here(photographs: Sequence[Listed], recipe: Recipe, place: str, actors: Actors) -> dict[str, bytes]:
     """`label_list` without Ray, which its own test has: the same masks, made in this process."""
-    submission_job.labels_by(recipe, place, actors)(0, photographs)
+    voc_submission_job.labels_by(recipe, place, actors)(0, photographs)
     return {each.image_id: Path(place, f"{each.image_id}.png").read_bytes() for each in photographs}
 
 
@@ -75,7 +76,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(evaluate, "connected", lambda settings: nullcontext())
-    monkeypatch.setattr(submission_job, "label_list", label_here)
+    monkeypatch.setattr(voc_submission_job, "label_list", label_here)
     out = tmp_path / "made/voc.tar.gz"
     assert submit(workspace, root, out) == 0
     said = capsys.readouterr().out
@@ -104,7 +105,7 @@ def test_masks_that_break_a_rule_are_not_written(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "connected", lambda settings: nullcontext())
-    monkeypatch.setattr(submission_job, "label_list", lambda photographs, *a, **k: {TEST[0]: b"damaged on the disk"})
+    monkeypatch.setattr(voc_submission_job, "label_list", lambda photographs, *a, **k: {TEST[0]: b"damaged on the disk"})
     with pytest.raises(UserError, match=r"(?s)break the server's rules.*not a PNG.*2008_000006.*without a mask: 2008_000011"):
         submit(workspace, root, tmp_path / "out.tar.gz")
     assert not (tmp_path / "out.tar.gz").exists()

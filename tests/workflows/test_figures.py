@@ -8,21 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvnet.checkpoints import save_model
-from deconvnet.evaluation import evaluate_here
-from deconvnet.evaluation_report import report_files
-from deconvnet.networks import DeconvNet, FCN8s
-from deconvnet.segmenter import Segmenter
-from deconvnet.tracking import Tracker
-from infra import storage, tables
-from infra.images import encode_jpeg, encode_mask
-from proposals.mine import mine_examples
+from deconvnet.evaluation.evaluator import evaluate_here
+from deconvnet.inference.predictor import Segmenter
+from deconvnet.models.checkpoint import save_model
+from deconvnet.models.deconvnet import DeconvNet
+from deconvnet.models.fcn8s import FCN8s
+from deconvnet.reporting.evaluation_report import report_files
+from deconvnet.tracking.mlflow_runs import Tracker
+from infra import storage
+from infra.storage import tables
+from proposals.image_codec import encode_jpeg, encode_mask
+from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
-from tests.deconvnet.test_plain import made_up_tables, one_by_one
+from tests.deconvnet.workspaces import made_up_tables, one_by_one
 from workflows import door
-from workflows.album import FIGURES
 from workflows.figures import main
-from workflows.pipeline import RUN_FILE
+from workflows.pipelines.figures import FIGURES
+from workflows.pipelines.training import RUN_FILE
 
 CLASSES = ("background", "red", "green")
 OPTIONS = {"proposals": 6, "bf16": False, "crf": {"iterations": 1}}

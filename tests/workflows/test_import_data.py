@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconvnet.data import voc
-from deconvnet.data.generated import write_dataset
+from deconvnet.datasets import voc
+from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
-from infra.images import decode_mask, encode_mask
+from proposals.image_codec import decode_mask, encode_mask
 from workflows import import_data, train_pipeline
 
 CLASSES = "background,disc,square,triangle,star,ring"

@@ -18,17 +18,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s, predict_job
-from deconvnet.checkpoints import save_model
-from deconvnet.data.palette import VOC_PALETTE
-from deconvnet.predictions import PREDICTIONS, Plan
-from deconvnet.registered import register
-from deconvnet.tracking import Tracker
-from infra import tables
-from infra.actor_job import Actors
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.inference import batch
+from deconvnet.inference.predictions_table import PREDICTIONS, Plan
+from deconvnet.models.checkpoint import save_model
+from deconvnet.tracking.mlflow_runs import Tracker
+from deconvnet.tracking.register import register
 from infra.errors import UserError
-from infra.lock import Locked, held
-from tests.deconvnet.test_registered import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
+from infra.runtime.actors import Actors
+from infra.storage import tables
+from infra.storage.lock import Locked, held
+from tests.deconvnet.tracking.test_register import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
 from tests.servers import s3_server
 from workflows import predict
 from workflows.options import CONFIGS, leaves, load
@@ -87,7 +88,7 @@ Run = Callable[..., str]
 
 def label_here(plan: Plan, output: str, model: str, actors: Actors, *, max_pixels: int | None = None) -> list[tables.Part]:
     """`label_photographs` without Ray: the same rows, made in this process, for tests of what is done rather than where."""
-    maker = predict_job._Maker(plan.state, output, model, max_pixels, actors)
+    maker = batch._Maker(plan.state, output, model, max_pixels, actors)
     return [
         tables.write_part(maker.table, plan.fingerprint, i, maker.rows(items), PREDICTIONS) for i, items in enumerate(plan.units)
     ]
@@ -96,9 +97,9 @@ def label_here(plan: Plan, output: str, model: str, actors: Actors, *, max_pixel
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The door's work done in this process, without Ray."""
-    monkeypatch.setattr("infra.ray_cluster.connected", lambda settings: nullcontext())
+    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())
     monkeypatch.setattr("workflows.predict._gpus_per_actor", lambda settings: 0)
-    monkeypatch.setattr("deconvnet.predict_job.label_photographs", label_here)
+    monkeypatch.setattr("deconvnet.inference.batch.label_photographs", label_here)
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np
 def test_a_folder_gets_masks_rows_and_rejects_and_again_nothing_is_done(
     run: Run, workspace, photographs, tmp_path, ray_session, monkeypatch
 ) -> None:
-    monkeypatch.setattr("infra.ray_cluster.connected", lambda settings: nullcontext())  # the tests' own Ray
+    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the tests' own Ray
     out = tmp_path / "out"
     said = run()
     assert "8 photographs: 8 to label by edeconvnet version 1, 0 stand" in said

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from deconvnet.data.generated import GENERATED_CLASSES, write_dataset
-from deconvnet.promotion import aliases
-from infra import generations, storage, tables
+from deconvnet.datasets.synthetic import GENERATED_CLASSES, write_dataset
+from deconvnet.tracking.promotion import aliases
+from infra import storage
+from infra.storage import tables
 from tests.workflows.test_train_pipeline import TINY, command, run
+from workflows.pipelines import generations
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 DOOR = "retrain.py"

@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 import pytest
 
-from infra import generations, storage
-from infra.generations import Generation
-from infra.stages import Record, digest, record_uri
-from workflows import retraining
+from infra import storage
+from infra.runtime.stages import Record, digest, record_uri
+from workflows.pipelines import generations, retraining
+from workflows.pipelines.generations import Generation
 from workflows.settings import Settings
 
 

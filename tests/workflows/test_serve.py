@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s, registry
-from deconvnet.checkpoints import save_model
-from deconvnet.labeller import Labeller
-from deconvnet.serving_app import Served, serving_at
-from deconvnet.tracking import Tracker, tracking_uri
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.inference.saved_ensemble import Labeller
+from deconvnet.models.checkpoint import save_model
+from deconvnet.serving.ray_serve import Served, serving_at
+from deconvnet.tracking import registry
+from deconvnet.tracking.mlflow_runs import Tracker, tracking_uri
+from infra.deploy.local.servers import free_port
 from infra.errors import UserError
-from infra.images import encode_jpeg
-from infra.local_servers import free_port
+from proposals.image_codec import encode_jpeg
 from tests.conftest import ROOT
-from tests.deconvnet.test_registered import CLASSES, filed, lively, photograph
+from tests.deconvnet.tracking.test_register import CLASSES, filed, lively, photograph
 from workflows import serve
 
 PHOTO = encode_jpeg(photograph(0, 90, 120))

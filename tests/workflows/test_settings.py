@@ -9,12 +9,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deconvnet.data.generated import GENERATED_CLASSES
+from deconvnet.datasets.synthetic import GENERATED_CLASSES
 from infra.errors import UserError
 from infra.settings import Section
 from workflows import options
-from workflows.edge_training import EdgeSettings
 from workflows.options import CONFIGS, leaves
+from workflows.pipelines.edges import EdgeSettings
 from workflows.reference import DOORS, Door
 from workflows.settings import Settings, as_dict, from_arguments, load, parser
 
@@ -77,6 +77,9 @@ def test_generated_data_bring_their_own_classes(config) -> None:
     [
         ("data: {rot: /x}", r"unknown setting data\.rot .*did you mean data\.root\?"),
         ("sed: 1", r"unknown setting sed .*did you mean seed\?"),
+        ("model: {deconv_start: interpolation}", r"model\.deconv_start .* is called model\.decoder_init now"),
+        ("train: {stage1: {lr_factor: 0.5}}", r"train\.stage1\.lr_factor .* is called train\.stage1\.gamma now"),
+        ("proposals: {spread_first: 5}", r"proposals\.spread_first .* is called proposals\.soft_nms_first now"),
         ("seed: -1", r"seed: -1 won't do"),
         ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' won't do: a number is needed"),
         ("train: {stage1: {epochs: 2.5}}", r"train\.stage1\.epochs: 2\.5 won't do: a whole number is needed"),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from infra.images import encode_jpeg
-from proposals.forest_file import forest_fault
+from proposals.edges.forest_file import forest_fault
+from proposals.image_codec import encode_jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.code_version import code_tags, code_version
-from infra import tables
+from deconvnet.tracking.code_version import code_tags, code_version
+from infra.storage import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

@@ -1,0 +1,1 @@
+"""DeconvNet, FCN-8s, and the weights they start from."""

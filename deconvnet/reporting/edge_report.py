@@ -1,0 +1,112 @@
+"""What an edge detector is worth: its boxes on a data set's dev photographs, its edges on BSDS500's val, beside the others we have."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from deconvnet.reporting.plots import recall_curves
+from infra.errors import BadInput
+from infra.runtime.tasks import for_each
+from infra.storage import tables
+from proposals import edge_boxes
+from proposals.edges.boundary_metrics import THINNED, EdgeQuality, edge_counts, edge_quality
+from proposals.edges.bsds import bsds_files, read_annotated
+from proposals.edges.detector import edge_map
+from proposals.image_codec import decode_image, decode_mask
+from proposals.recall import MIN_AREA, Recall, add, best_overlaps, counts_up_to, object_boxes, table
+from proposals.settings import PAPER
+
+if TYPE_CHECKING:
+    from proposals.settings import ProposalSettings
+
+Sources = Mapping[str, Mapping[str, Any]]  # keywords of `edge_boxes`, by name
+_BSDS_SPLIT = "val"
+_EDGE_KEYWORDS = ("edges", "edge_model", "multiscale")
+
+
+@dataclass(frozen=True)
+class EdgeReport:
+    """Figures by MLflow name, and the files that tell of them."""
+
+    metrics: dict[str, float]
+    markdown: str
+    files: dict[str, bytes]
+
+
+def measure(
+    images_uri: str | None, bsds: str | None, forest: str, settings: "ProposalSettings", nodes: Mapping[str, str] | None = None
+) -> EdgeReport:
+    """Compare the forest file at `forest` with the gradient and with the shipped forest.
+
+    images_uri: an `images` table, on whose dev photographs boxes are measured; bsds: BSDS500's folder, on whose val photographs
+    edges are; either may be missing. nodes: Ray label selector.
+    """
+    ours = settings.model_dump()
+    sources = {
+        "gradient, EdgeBox's defaults": {**PAPER, "max_boxes": settings.max_boxes},
+        "shipped forest": {**ours, "edges": "forest", "edge_model": None},
+        "this forest": {**ours, "edges": "forest", "edge_model": forest},
+    }
+    metrics: dict[str, float] = {}
+    files: dict[str, bytes] = {}
+    lines = ["# Edges", ""]
+    recalls = _boxes(images_uri, sources, min(MIN_AREA, 2 * settings.min_box_area), nodes) if images_uri else {}
+    if recalls and recalls["this forest"].objects:
+        metrics |= {f"dev.{name}": value for name, value in recalls["this forest"].metrics().items()}
+        files["edges.png"] = recall_curves(recalls)
+        lines += [f"Boxes, on the {recalls['this forest'].objects:,} objects of dev:", "", table(recalls)]
+    elif images_uri:
+        lines += ["dev has no objects to measure boxes on.", ""]
+    if bsds:
+        qualities = _edges(bsds, sources, nodes)
+        metrics |= {"bsds.ods": qualities["this forest"].ods, "bsds.ois": qualities["this forest"].ois}
+        lines += [f"Edges, on BSDS500 {_BSDS_SPLIT}:", "", "| | ODS | OIS |", "|---|---:|---:|"]
+        lines += [f"| {name.split(',')[0]} | {q.ods:.3f} | {q.ois:.3f} |" for name, q in qualities.items()]
+    markdown = "\n".join([*lines, ""])
+    files |= {"edges.json": (json.dumps(metrics, indent=1) + "\n").encode(), "edges.md": markdown.encode()}
+    return EdgeReport(metrics, markdown, files)
+
+
+def _boxes(images_uri: str, sources: Sources, min_area: float, nodes: Mapping[str, str] | None) -> dict[str, Recall]:
+    images = tables.require_commit(images_uri)
+    units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
+    counts = counts_up_to(max(keywords["max_boxes"] for keywords in sources.values()))
+
+    def work(_: int, part: tables.Part) -> list[dict[str, Recall]]:
+        cv2.setNumThreads(1)  # Ray runs a task for each CPU
+        return [
+            {name: Recall.of(best_overlaps(edge_boxes(image, **k)[0], objects, counts), counts) for name, k in sources.items()}
+            for image, objects in _dev(images_uri, part, min_area)
+        ]
+
+    done = [each for _, found in for_each(dict(enumerate(units)), work, title="boxes of dev", nodes=nodes) for each in found]
+    return {name: add((each[name] for each in done), counts) for name in sources}
+
+
+def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The dev photographs of a part and the boxes of their objects; those that can't be read were set aside before."""
+    for row in tables.iter_rows(images_uri, ["split", "image", "object_mask"], part):
+        if row["split"] == "dev" and row["object_mask"] is not None:
+            try:
+                yield decode_image(row["image"]), object_boxes(decode_mask(row["object_mask"]), min_area)
+            except BadInput:
+                continue
+
+
+def _edges(bsds: str, sources: Sources, nodes: Mapping[str, str] | None) -> dict[str, EdgeQuality]:
+    def work(_: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
+        cv2.setNumThreads(1)
+        annotated = read_annotated(files)
+        edges = {
+            n: edge_map(annotated.image, **{key: k[key] for key in _EDGE_KEYWORDS}, **THINNED)[0] for n, k in sources.items()
+        }
+        return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
+
+    units = dict(enumerate(bsds_files(bsds, _BSDS_SPLIT)))
+    done = [found for _, found in for_each(units, work, title="edges of BSDS500", kind="photographs", nodes=nodes)]
+    return {name: edge_quality([each[name] for each in done]) for name in sources}

@@ -1,0 +1,49 @@
+"""What is reported of a split's proposals, so that a user sees whether they or the network are to blame."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deconvnet.reporting.plots import recall_curves
+from proposals.recall import MIN_AREA, Recall, counts_up_to, table
+from proposals.recall_job import measure_recall
+
+if TYPE_CHECKING:
+    from proposals.settings import ProposalSettings
+
+
+@dataclass(frozen=True)
+class ProposalReport:
+    """The figures, and the files that tell of them: proposals.json, proposals.md and proposals.png."""
+
+    recall: Recall
+    files: dict[str, bytes]
+
+
+def measure(
+    images_uri: str,
+    proposals_uri: str,
+    split: str,
+    settings: "ProposalSettings",
+    name: str,
+    nodes: Mapping[str, str] | None = None,
+) -> ProposalReport | None:
+    """The report on the proposals of `split`, made by `settings`, under the heading `name`; None where it has no objects.
+
+    Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` where that is less: where smaller
+    boxes are sought, as in small photographs, smaller objects are to be found. nodes: Ray label selector.
+    """
+    area = min(MIN_AREA, 2 * settings.min_box_area)
+    recall = measure_recall(images_uri, proposals_uri, split, counts_up_to(settings.max_boxes), area, nodes)
+    if not recall.objects:
+        return None
+    about = f"{recall.objects:,} objects whose box has {area:,.0f} px² or more, and the best of each photograph's first boxes."
+    markdown = f"# Proposals: {name}\n\n{table({split: recall})}\n{about}\n"
+    figures = json.dumps({"min_area": area, **recall.as_dict()}, indent=1) + "\n"
+    files = {
+        "proposals.json": figures.encode(),
+        "proposals.md": markdown.encode(),
+        "proposals.png": recall_curves({split: recall}),
+    }
+    return ProposalReport(recall, files)

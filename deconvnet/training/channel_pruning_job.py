@@ -1,0 +1,89 @@
+"""Weights that a narrow network starts from, made of VGG-16's and the photographs it will train on: a task of Ray, and a file."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from deconvnet.models.factory import width_of
+from deconvnet.models.init_weights.channel_pruning import narrow_vgg16
+from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
+from deconvnet.models.layers import channels
+from deconvnet.models.preprocessing import prepare
+from deconvnet.training.dataloader import Feed, PlainShard, open_examples
+from infra.errors import UserError, users_mistake
+from infra.runtime.device import fast_bf16
+
+if TYPE_CHECKING:
+    from deconvnet.settings import ComputeSettings, ModelSettings
+
+MOST_INPUTS = 1000
+MOST_BYTES = 2**28
+"""Of the narrow network's first maps, which decide how much memory it takes: some six times this, 1 GB in all at least."""
+_BATCH = 50
+
+
+def narrow_start(
+    architecture: str,
+    model: "ModelSettings",
+    compute: "ComputeSettings",
+    examples_uri: str,
+    out_uri: str,
+    seed: int,
+    nodes: Mapping[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Write at `out_uri` (.npz) what `deconvnet.models.init_weights.vgg16.load_vgg16` starts the narrow network of `model` from, by a task of Ray.
+
+    architecture: "deconvnet" or "fcn8s". examples_uri: what it will train on: an `examples` table, or for "fcn8s" the `images`.
+    nodes: Ray label selector. `say` hears of each layer. Returns each layer's R² (`deconvnet.models.init_weights.channel_pruning`). Raises UserError where
+    model.vgg16 can't be used.
+    """
+    import ray
+
+    options = {"num_cpus": compute.cpus_per_worker, "label_selector": dict(nodes or {}) or None, "num_returns": "streaming"}
+    task = ray.remote(make_narrow).options(**options)
+    fit = {}
+    try:
+        for reference in task.remote(
+            architecture, model, compute.threads or compute.cpus_per_worker, examples_uri, out_uri, seed
+        ):
+            name, fit[name], line = ray.get(reference)
+            say(line)
+    except ray.exceptions.RayTaskError as error:  # one of a UserError is a UserError too, with a traceback for its sentence
+        raise users_mistake(error.cause) or error from error
+    return fit
+
+
+def make_narrow(
+    architecture: str, model: "ModelSettings", threads: int, examples_uri: str, out_uri: str, seed: int
+) -> Iterator[tuple[str, float, str]]:
+    """What `narrow_start` has Ray do, here: yields each layer's name, its R² and a line on it; the file is written after the last."""
+    torch.set_num_threads(threads)
+    whole = architecture == "fcn8s"
+    width = width_of(architecture, model)
+    size = model.fcn_input_size if whole else model.input_size
+    if model.vgg16 is None or width >= 1:
+        raise ValueError("only VGG-16's weights can be made narrower, for a network narrower than it")
+    full = read_vgg16(model.vgg16, model.convention)
+    inputs = _sample(examples_uri, size, whole, channels(64, width), seed, model.convention)
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in narrow_vgg16(full, inputs, width, seed, torch.bfloat16 if fast_bf16("cpu") else torch.float32):
+        tensors |= layer.tensors()
+        of = len(full[layer.name][1])
+        yield layer.name, layer.fit, f"{layer.name}: {len(layer.kept)} of {of} channels, R² {layer.fit:.2f} on inputs held out"
+    write_vgg16(out_uri, tensors, model.convention)
+
+
+def _sample(table: str, size: int, whole: bool, first_channels: int, seed: int, convention: str) -> torch.Tensor:
+    """Inputs as the first epoch of training has them, prepared; as many as memory allows: (N, 3, S, S)."""
+    examples = open_examples(table, size, "train" if whole else None)
+    count = min(MOST_INPUTS, MOST_BYTES // (4 * size * size * first_channels), examples.total)
+    if count < 2:
+        raise UserError(
+            f"{table} holds too little to make VGG-16 narrower by: add photographs (2 at least), or leave model.vgg16 empty"
+        )
+    batch = min(_BATCH, count)
+    batches = PlainShard(Feed.of(examples, batch, 1, seed)).batches(0, count // batch)
+    return prepare(torch.from_numpy(np.concatenate([images for images, _ in batches])), convention)

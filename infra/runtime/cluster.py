@@ -1,0 +1,105 @@
+"""Joining a Ray cluster, or starting one for this run."""
+
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from infra.errors import UserError
+from infra.settings import ClusterSettings
+
+
+@contextmanager
+def connected(settings: ClusterSettings) -> Iterator[None]:
+    """Ray for the block: the cluster of `settings.address` or RAY_ADDRESS (set for submitted jobs), else one started here.
+
+    Raises UserError where the named cluster can't be joined.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; quiets its warning
+    # The driver's C++ log repeats on the terminal what Python raises anyway.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    on_main = threading.current_thread() is threading.main_thread()
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        with _silent_stderr():
+            _init(ray, address, settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
+    if on_main:
+        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in, which exits without a word
+    context = ray.data.DataContext.get_current()
+    context.print_on_execution_start = False
+    context.enable_progress_bars = False  # infra.runtime.progress shows it, in a line instead of eight
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    ray.init(
+        address="local",
+        num_cpus=settings.num_cpus,
+        object_store_memory=settings.object_store_mb * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing on file descriptor 2: Ray's C++ says there how loud it is going to be. What goes wrong is raised."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Ray's living nodes that have all of `labels`, as `ray.nodes()` describes them."""
+    import ray
+
+    wanted = (labels or {}).items()
+    return [node for node in ray.nodes() if node["Alive"] and wanted <= (node["Labels"] or {}).items()]
+
+
+def room(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
+    """How many actors of so many CPUs and GPUs the living nodes with the labels `nodes` ({}: all) hold at once."""
+    there = [node["Resources"] for node in live_nodes(nodes)]
+    return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
+
+
+def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
+    """Raise UserError where work for nodes of these labels would wait for ever; `setting` names them."""
+    if nodes and not live_nodes(nodes) and not may_grow():
+        labels = ",".join(f"{key}={value}" for key, value in nodes.items())
+        raise UserError(
+            f"no living node of this Ray is labelled {labels} ({setting}): start one with `ray start --labels {labels}`, "
+            "or leave the setting empty"
+        )
+
+
+def may_grow() -> bool:
+    """True where an autoscaler may add nodes: on Kubernetes, or in a cluster of `ray up`."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

@@ -1,0 +1,88 @@
+"""The `proposals` table: EdgeBox over every photograph of the `images` table, by Ray Data."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from infra import storage
+from infra.errors import BadInput
+from infra.runtime.tasks import make_parts
+from infra.storage import tables
+from proposals.changes import SAME_IMAGE, Earlier, Known, known
+from proposals.edgebox import edge_boxes
+from proposals.edges.detector import SHIPPED, forest_used
+from proposals.edges.forest_file import load_forest
+from proposals.image_codec import decode_image
+
+if TYPE_CHECKING:
+    from proposals.settings import ProposalSettings
+
+
+def make_proposals(
+    images_uri: str,
+    out_uri: str,
+    settings: "ProposalSettings",
+    fingerprint: str,
+    *,
+    earlier: Earlier | None = None,
+    nodes: Mapping[str, str] | None = None,
+) -> tables.Commit:
+    """Write the proposals of all photographs: a part for each part of `images_uri`, in the same order.
+
+    A photograph that EdgeBox can't use becomes a reject. earlier: proposals by the same settings; those of photographs that are
+    the same still are taken over. nodes: Ray label selector. Raises UserError where `settings.edge_model` can't be used.
+    """
+    if forest := forest_used(settings.edges, settings.edge_model):
+        load_forest(forest)  # here, so that a wrong file is one sentence and not a failed task
+    keywords = settings.model_dump()
+
+    def rows(unit: tuple[tables.Part, Known | None]) -> Iterator[Mapping[str, Any] | tables.Reject]:
+        cv2.setNumThreads(1)  # Ray runs a task for each CPU
+        part, known_part = unit
+        before = known_part.rows(SAME_IMAGE) if known_part else {}
+        for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
+            yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, keywords)
+
+    images = tables.require_commit(images_uri)
+    units = list(zip(images.parts, known(earlier, images), strict=True))
+    parts = make_parts(out_uri, fingerprint, tables.PROPOSALS, units, rows, title="proposals", nodes=nodes)
+    return tables.commit(out_uri, fingerprint, parts)
+
+
+def edges_stamp(settings: "ProposalSettings") -> str:
+    """What tells the file that edges are found by from another; "" for the gradient. Raises UserError where there is no such file."""
+    if settings.edges == "gradient":
+        return ""
+    # The shipped one is told by its content: its times are those of its installation.
+    return storage.stamp(settings.edge_model) if settings.edge_model else hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+
+
+def propose(row: Mapping[str, Any], keywords: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
+    """A row of the proposals table from one of the images table."""
+    try:
+        image = decode_image(row["image"])
+        boxes, scores = edge_boxes(image, **keywords)
+    except BadInput as error:
+        return tables.Reject(row["image_id"], "", "proposals", str(error))
+    except cv2.error as error:
+        return tables.Reject(row["image_id"], "", "proposals", f"EdgeBox can't use it: {' '.join(str(error).split())}")
+    height, width = image.shape[:2]
+    return {
+        "image_id": row["image_id"],
+        "width": width,
+        "height": height,
+        "boxes": boxes.tolist(),
+        "scores": scores.tolist(),
+    }
+
+
+def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """One part's photographs in order: image_id, boxes float32 (N,4), scores float32 (N,), best first."""
+    for group in range(len(part.row_groups)):
+        rows = tables.read_row_group(proposals_uri, part.name, group, ["image_id", "boxes", "scores"])
+        for image_id, boxes, scores in zip(*rows.columns, strict=True):
+            flat = boxes.values.flatten().to_numpy(zero_copy_only=False)
+            yield image_id.as_py(), flat.reshape(-1, 4), scores.values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,205 @@
+"""Downloads against a real HTTP server on this machine: resumed, broken, wrong, unsafe."""
+
+import hashlib
+import io
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from deconvnet.datasets import fetch as module
+from deconvnet.datasets.fetch import fetch, unpack
+from infra.errors import UserError
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+SUM = "md5:" + hashlib.md5(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT at every address; `breaks` connections stop halfway, `ranges` says whether it can resume."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.breaks = 0
+        self.ranges = True
+        self.status = 200
+        self.asked: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/file.bin"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
+        if server.status != 200:
+            self.send_error(server.status)
+            return
+        if start >= len(CONTENT):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        body = CONTENT[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if server.breaks:
+            server.breaks -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as made:
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
+
+
+def test_fetched_checked_and_kept(server, tmp_path):
+    target = tmp_path / "new" / "file.bin"
+    assert fetch(server.url, target, SUM) == target
+    assert target.read_bytes() == CONTENT
+    fetch(server.url, target, SUM)
+    assert len(server.asked) == 1 and [p.name for p in target.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_sha256_prefix_is_enough(server, tmp_path):
+    fetch(server.url, tmp_path / "f", "sha256:" + hashlib.sha256(CONTENT).hexdigest()[:8])
+
+
+def test_broken_connections_are_resumed(server, tmp_path):
+    server.breaks = 2
+    fetch(server.url, tmp_path / "f", SUM, pause=0.01)
+    half = len(CONTENT) // 2
+    assert server.asked == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_a_connection_that_keeps_breaking_keeps_what_came_and_goes_on_another_time(server, tmp_path):
+    server.breaks = 99
+    with pytest.raises(UserError, match=r"broke off.*goes on from there"):
+        fetch(server.url, tmp_path / "f", SUM, pause=0.001)
+    assert not (tmp_path / "f").exists()
+    server.breaks = 0
+    fetch(server.url, tmp_path / "f", SUM)
+    assert server.asked[-1] is not None and (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_a_server_that_can_not_resume_starts_over(server, tmp_path):
+    server.ranges, server.breaks = False, 1
+    fetch(server.url, tmp_path / "f", SUM, pause=0.01)
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_a_complete_part_is_only_checked_and_one_too_long_fetched_again(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(CONTENT)
+    fetch(server.url, tmp_path / "f", SUM)
+    (tmp_path / "g.part").write_bytes(CONTENT + b"more")
+    fetch(server.url, tmp_path / "g", SUM, pause=0.01)
+    assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+    with pytest.raises(UserError, match="not the file expected"):
+        fetch(server.url, tmp_path / "f", "md5:" + "0" * 32)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_and_wrong_is_not_touched(server, tmp_path):
+    (tmp_path / "f").write_bytes(b"mine")
+    with pytest.raises(UserError, match="is there already"):
+        fetch(server.url, tmp_path / "f", SUM)
+    assert (tmp_path / "f").read_bytes() == b"mine"
+
+
+def test_refusals_say_why(server, tmp_path, monkeypatch):
+    server.status = 404
+    with pytest.raises(UserError, match="404"):
+        fetch(server.url, tmp_path / "f")
+    assert len(server.asked) == 1  # not tried again
+    server.status = 503
+    with pytest.raises(UserError, match=r"503|Service"):
+        fetch(server.url, tmp_path / "f", pause=0.001)
+    with pytest.raises(UserError, match="http"):
+        fetch("file:///etc/passwd", tmp_path / "f")
+    with pytest.raises(UserError, match="can't be downloaded"):
+        fetch("http://127.0.0.1:9/f", tmp_path / "f", pause=0.001)
+    with pytest.raises(UserError, match="must be written"):
+        server.status = 200
+        fetch(server.url, tmp_path / "f", "crc:12345678")
+
+
+def test_a_full_disk_is_seen_before_the_download(server, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match="make room"):
+        fetch(server.url, tmp_path / "f")
+    assert not list(tmp_path.glob("f*"))
+
+
+def archive(path, members, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.SYMTYPE, data
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_an_archive_is_unpacked_whole(tmp_path):
+    made = archive(tmp_path / "a.tgz", {"top/in/x.txt": b"x", "top/y.jpg": b"y", "other/z": b"z"})
+    unpack(made, "top", tmp_path / "deep" / "out", wanted=lambda name: not name.endswith(".jpg"))
+    assert sorted(p.relative_to(tmp_path / "deep").as_posix() for p in (tmp_path / "deep").rglob("*")) == [
+        "out", "out/in", "out/in/x.txt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"top/a": b"a", "../evil": b"e"}, {"top/a": b"a", "top/../../evil": b"e"}, {"top/a": b"a", "top/link": "/etc/passwd"}],
+)
+def test_members_that_would_land_outside_are_refused_and_nothing_is_kept(tmp_path, members):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    made = archive(tmp_path / "a.tgz", members)
+    with pytest.raises(UserError, match="not safe"):
+        unpack(made, "top", folder / "out")
+    assert not list(folder.iterdir()) and not (tmp_path / "evil").exists()
+
+
+def test_archives_that_are_damaged_or_others(tmp_path):
+    made = archive(tmp_path / "a.tgz", {"top/a": CONTENT[:5000], "top/b": hashlib.sha512(b"").digest() * 500})
+    data = made.read_bytes()
+    for content in (data[: len(data) // 2], b"words", b""):
+        made.write_bytes(content)
+        with pytest.raises(UserError, match="can't be unpacked"):
+            unpack(made, "top", tmp_path / "out")
+    made.write_bytes(data)
+    with pytest.raises(UserError, match="no folder elsewhere"):
+        unpack(made, "elsewhere", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]

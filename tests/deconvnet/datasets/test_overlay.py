@@ -1,0 +1,28 @@
+"""Labels painted over a photograph."""
+
+import numpy as np
+import pytest
+
+from deconvnet.datasets.overlay import overlay
+from deconvnet.datasets.palette import VOC_PALETTE
+
+CLASSES = ("background", "cat", "dog")
+
+
+def test_background_is_left_and_classes_are_half_painted(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 255, (120, 160, 3)).astype(np.uint8)
+    mask = np.zeros((120, 160), np.uint8)
+    mask[40:110, 60:150] = 2
+    found = overlay(image, mask, CLASSES)
+    assert found.dtype == np.uint8 and found.shape == image.shape
+    np.testing.assert_array_equal(found[:, :55], image[:, :55])
+    np.testing.assert_array_equal(found[45, 65], (image[45, 65] * 0.5 + VOC_PALETTE[2] * 0.5).astype(np.uint8))
+    np.testing.assert_array_equal(found[40, 60], VOC_PALETTE[2])  # the outline
+    assert found[40:110, 60:150].min(axis=-1).max() > 200, "the name is written in it, white"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (17, 16)])
+def test_any_size_and_any_class(shape: tuple[int, int]) -> None:
+    image, mask = np.zeros((*shape, 3), np.uint8), np.full(shape, 7, np.uint8)
+    assert overlay(image, mask, CLASSES).shape == image.shape
+    np.testing.assert_array_equal(overlay(image, mask * 0, CLASSES), image)

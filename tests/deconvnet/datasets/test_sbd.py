@@ -1,0 +1,113 @@
+import io
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from deconvnet.datasets import sbd as module
+from deconvnet.datasets.sbd import join_sbd, masks_of, read_mat
+from deconvnet.datasets.voc import Folder, read_split
+from infra.errors import BadInput, UserError
+from proposals.image_codec import decode_mask
+
+CLASSES = np.zeros((40, 60), np.uint8)
+CLASSES[5:20, 5:20], CLASSES[5:20, 20:40] = 3, 15
+INSTANCES = (CLASSES == 3) * np.uint8(1) + (CLASSES == 15) * np.uint8(2)
+
+
+def mat(name, segmentation, categories=None):
+    struct = {"Segmentation": segmentation}
+    if categories is not None:
+        struct["Categories"] = np.array(categories, np.uint8).reshape(-1, 1)
+    sink = io.BytesIO()
+    savemat(sink, {name: struct}, do_compression=True)
+    return sink.getvalue()
+
+
+def put(folder, image_id, cls=None, inst=None):
+    (folder / "cls").mkdir(parents=True, exist_ok=True)
+    (folder / "inst").mkdir(exist_ok=True)
+    (folder / f"cls/{image_id}.mat").write_bytes(mat("GTcls", CLASSES) if cls is None else cls)
+    (folder / f"inst/{image_id}.mat").write_bytes(mat("GTinst", INSTANCES, [3, 15]) if inst is None else inst)
+
+
+@pytest.fixture
+def sbd(layout, tmp_path):
+    """SBD labels VOC's train (a, b), its val (v) and three more photographs (s, t, u)."""
+    folder = tmp_path / "sbd"
+    for image_id in ("a", "b", "v", "s", "t", "u"):
+        put(folder, image_id)
+    for image_id in ("s", "t", "u"):
+        layout.image(image_id)
+    (folder / "train.txt").write_text("a\ns\nt\n")
+    (folder / "val.txt").write_text("b\nv\nu\n")
+    return folder
+
+
+def test_masks_of_a_photograph():
+    classes, objects = masks_of(mat("GTcls", CLASSES), mat("GTinst", INSTANCES, [3, 15]))
+    assert np.array_equal(classes, CLASSES) and np.array_equal(objects, INSTANCES)
+    assert read_mat(mat("GTinst", INSTANCES > 0, [7]), "GTinst")[1] == (7,)
+
+
+def test_bad_mat_files_have_a_reason():
+    good = mat("GTcls", CLASSES)
+    for data, word in [
+        (b"", "empty"),
+        (b"words " * 99, "MATLAB"),
+        (good[: len(good) // 2], "MATLAB"),
+        (mat("X", CLASSES), "no GTcls"),
+    ]:
+        with pytest.raises(BadInput, match=word):
+            read_mat(data, "GTcls")
+    with pytest.raises(BadInput, match="Categories names 1"):
+        masks_of(good, mat("GTinst", INSTANCES, [3]))
+    with pytest.raises(BadInput, match="GTinst is 60×20"):
+        masks_of(good, mat("GTinst", INSTANCES[:20], [3, 15]))
+
+
+def test_train_aug_is_sbd_and_vocs_train_without_vocs_val(layout, sbd):
+    vocs_own = (layout.root / "SegmentationClass/a.png").read_bytes()
+    count, rejects = join_sbd(str(sbd), str(layout.root))
+    assert (count, rejects) == (7, [])
+    assert read_split(str(layout.root), "train_aug") == ["a", "b", "c", "d", "s", "t", "u"]
+    assert (layout.root / "SegmentationClass/a.png").read_bytes() == vocs_own
+    assert not (layout.root / "SegmentationObject/v.png").exists()
+    assert np.array_equal(decode_mask((layout.root / "SegmentationClass/s.png").read_bytes()), CLASSES)
+    assert np.array_equal(decode_mask((layout.root / "SegmentationObject/s.png").read_bytes()), INSTANCES)
+    assert not Folder(str(layout.root)).split("train_aug")[1]
+
+
+def test_what_can_not_be_converted_is_left_out(layout, sbd):
+    put(sbd, "s", cls=b"words")
+    (sbd / "inst/t.mat").unlink()
+    (sbd / "train.txt").write_text("a\ns\nt\n../v\nnophoto\n")
+    count, rejects = join_sbd(str(sbd), str(layout.root))
+    assert count == 5 and read_split(str(layout.root), "train_aug") == ["a", "b", "c", "d", "u"]
+    words = {"../v": "plain file name", "nophoto": "no photograph", "s": "MATLAB", "t": "there is no file"}
+    assert [r.image_id for r in rejects] == sorted(words)
+    assert all(words[r.image_id] in r.reason for r in rejects)
+
+
+def test_a_stopped_run_leaves_no_list_and_goes_on(layout, sbd, monkeypatch):
+    convert, done = module._convert, []
+
+    def stop_at_the_second(sbd, voc_root, image_id):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(image_id)
+        convert(sbd, voc_root, image_id)
+
+    monkeypatch.setattr(module, "_convert", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        join_sbd(str(sbd), str(layout.root))
+    assert done == ["s"] and not (layout.root / "ImageSets/Segmentation/train_aug.txt").exists()
+    again = []
+    monkeypatch.setattr(module, "_convert", lambda *a: (again.append(a[2]), convert(*a)))
+    assert join_sbd(str(sbd), str(layout.root))[0] == 7
+    assert again == ["t", "u"]
+
+
+def test_another_folder_is_refused(layout, tmp_path):
+    with pytest.raises(UserError, match=r"train\.txt.*dataset"):
+        join_sbd(str(tmp_path), str(layout.root))

@@ -1,0 +1,197 @@
+"""Bad input, one photograph at a time: used, set aside with a reason, or the folder refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.voc import Folder, read_row, read_split
+from infra.errors import UserError
+from infra.storage.tables import Reject
+from proposals.image_codec import decode_image, decode_mask, encode_mask
+
+LIMIT = 10_000_000
+
+
+def row_of(layout, image_id="a", num_classes=3, max_pixels=LIMIT):
+    found = Folder(str(layout.root)).find(image_id)
+    return found if isinstance(found, Reject) else read_row(str(layout.root), found, "train", num_classes, max_pixels)
+
+
+def reason_of(layout, *args, **kwargs):
+    row = row_of(layout, *args, **kwargs)
+    assert isinstance(row, Reject) and row.stage == "prepare" and row.path.startswith(str(layout.root))
+    return row.reason
+
+
+def test_a_good_photograph_becomes_a_row_with_the_files_bytes(layout):
+    row = row_of(layout)
+    assert (row["image_id"], row["split"], row["width"], row["height"]) == ("a", "train", 60, 40)
+    assert row["image"] == (layout.root / "JPEGImages/a.jpg").read_bytes()
+    classes, ids = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
+    assert classes.sum() == 600 and np.array_equal(classes, ids)
+
+
+def test_the_object_mask_is_used_where_there_is_one(layout):
+    ids = np.zeros((40, 60), np.uint8)
+    ids[10:30, 15:30], ids[10:30, 30:45] = 5, 6
+    layout.mask("a", ids, "SegmentationObject")
+    assert np.array_equal(decode_mask(row_of(layout)["object_mask"]), ids)
+
+
+def test_a_mask_of_background_alone_is_fine(layout):
+    layout.mask("a", np.zeros((40, 60), np.uint8))
+    assert not decode_mask(row_of(layout)["object_mask"]).any()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".Jpeg", ".png", ".PNG"])
+def test_suffixes_in_any_case(layout, suffix):
+    layout.image("e", suffix=suffix)
+    layout.mask("e")
+    assert row_of(layout, "e")["width"] == 60
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16"])
+def test_photographs_of_other_modes_are_used(layout, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27)
+    else:
+        image = Image.fromarray(np.full((40, 60, 3), 120, np.uint8)).convert(mode)
+    (layout.root / "JPEGImages/a.jpg").unlink()
+    layout.image("a", image, ".jpg" if mode == "CMYK" else ".png")
+    row = row_of(layout)
+    assert decode_image(row["image"]).shape == (row["height"], row["width"], 3)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_an_exif_turned_photograph_has_the_size_and_mask_it_is_shown_with(layout, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = orientation in (6, 8)
+    layout.image("a", np.zeros((60, 40, 3) if turned else (40, 60, 3), np.uint8), exif=exif)
+    row = row_of(layout)
+    assert (row["width"], row["height"]) == (60, 40)
+    assert decode_image(row["image"]).shape[:2] == (40, 60)
+    if turned:
+        layout.mask("a", np.zeros((60, 40), np.uint8))  # as stored, not as shown
+        assert "the mask is 40×60, the photograph 60×40 as displayed" in reason_of(layout)
+
+
+def test_files_that_are_no_photographs(layout):
+    good = (layout.root / "JPEGImages/a.jpg").read_bytes()
+    for content, word in [(b"", "empty"), (b"these are words\n" * 50, "not an image"), (good[: len(good) // 2], "truncated")]:
+        layout.image("a", content)
+        assert word in reason_of(layout)
+    png = encode_mask(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8))
+    layout.image("a", png[: len(png) // 2])
+    assert "truncated" in reason_of(layout)
+
+
+def test_photographs_too_small_or_too_large(layout):
+    layout.image("a", np.zeros((1, 1, 3), np.uint8))
+    layout.mask("a", np.zeros((1, 1), np.uint8))
+    assert "1×1 is too small" in reason_of(layout)
+    assert "larger than 2,000 pixels" in reason_of(layout, "b", max_pixels=2000)
+
+
+def test_masks_that_can_not_be_used(layout):
+    layout.mask("a", np.zeros((30, 60), np.uint8))
+    assert reason_of(layout) == "the mask is 60×30, the photograph 60×40 as displayed"
+    layout.mask("a", np.full((40, 60), 7, np.uint8))
+    assert "class id 7 in the mask, and the list has 3 classes" in reason_of(layout)
+    layout.mask("a", np.full((40, 60), 300, np.uint16))
+    assert "class id 300" in reason_of(layout)
+    layout.mask("a", b"")
+    assert reason_of(layout) == "the file is empty"
+    layout.mask("a", (layout.root / "JPEGImages/a.jpg").read_bytes())
+    assert "paletted or grey" in reason_of(layout)
+    (layout.root / "SegmentationClass/a.png").unlink()
+    assert "no mask in SegmentationClass" in reason_of(layout)
+    layout.mask("b", np.zeros((40, 50), np.uint8), "SegmentationObject")
+    bad = row_of(layout, "b")
+    assert bad.path.endswith("SegmentationObject/b.png") and "60×40" in bad.reason
+
+
+def test_void_and_the_last_class_are_inside_the_list(layout):
+    mask = np.full((40, 60), 255, np.uint8)
+    mask[:5] = 2
+    layout.mask("a", mask)
+    assert np.array_equal(decode_mask(row_of(layout)["class_mask"]), mask)
+
+
+def test_lines_that_give_no_photograph(layout):
+    secret = layout.root.parent / "secret.jpg"
+    secret.write_bytes((layout.root / "JPEGImages/a.jpg").read_bytes())
+    layout.split("train", ["a", "../../secret", "/etc/passwd", "b\\c", "..", "a", "gone", "v", "\x07", "b"])
+    photographs, rejects = Folder(str(layout.root)).split("train", {"v": "val"})
+    assert [each.image_id for each in photographs] == ["a", "b"]
+    words = {
+        "../../secret": "plain file name",
+        "/etc/passwd": "plain file name",
+        "b\\c": "plain file name",
+        "..": "plain file name",
+        "a": "more than once",
+        "gone": "no file of this id",
+        "v": "in the split val too",
+        "\x07": "unprintable",
+    }
+    assert {r.image_id: True for r in rejects} == dict.fromkeys(words, True)
+    for reject in rejects:
+        assert words[reject.image_id] in reject.reason
+
+
+def test_one_id_with_several_files_takes_the_jpeg(layout):
+    layout.image("a", suffix=".png")
+    assert Folder(str(layout.root)).find("a").image.name == "JPEGImages/a.jpg"
+
+
+def test_split_files_with_blanks_windows_ends_and_a_byte_order_mark(layout):
+    (layout.root / "ImageSets/Segmentation/odd.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\n  b \r\n")
+    assert read_split(str(layout.root), "odd") == ["a", "b"]
+
+
+def test_folders_and_splits_that_are_refused(layout, tmp_path):
+    with pytest.raises(UserError, match=r"no data folder .*nowhere"):
+        Folder(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"JPEGImages is missing or empty"):
+        Folder(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"no split file .*test\.txt"):
+        read_split(str(layout.root), "test")
+    layout.split("none", [])
+    with pytest.raises(UserError, match="lists no id"):
+        read_split(str(layout.root), "none")
+    (layout.root / "ImageSets/Segmentation/bin.txt").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match="not text"):
+        read_split(str(layout.root), "bin")
+
+
+LARGE = """
+import re, sys
+from pathlib import Path
+from deconvnet.datasets.voc import Folder, read_row
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+folder = Folder(sys.argv[1])
+before = peak()
+row = read_row(sys.argv[1], folder.find("large"), "train", 3, 100_000_000)
+print(row["width"], row["height"], peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_photograph_of_8000_by_6000_is_used_in_bounded_memory(layout):
+    layout.image("large", np.full((6000, 8000, 3), 90, np.uint8))
+    mask = np.zeros((6000, 8000), np.uint8)
+    mask[100:5000, 100:7000] = 1
+    mask[5500:, 7500:] = 2
+    layout.mask("large", mask)
+    layout.mask("large", mask, "SegmentationObject")
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(layout.root)], capture_output=True, text=True, timeout=120, check=True
+    )
+    width, height, megabytes = map(int, done.stdout.split())
+    assert (width, height) == (8000, 6000)
+    assert megabytes < 900

@@ -1,0 +1,95 @@
+"""The ensemble's folder as a thing that labels files; other folders are refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.inference.predictor import Segmenter
+from deconvnet.inference.saved_ensemble import Labeller
+from deconvnet.models.checkpoint import save_model
+from infra.errors import BadInput, UserError
+from proposals import edge_boxes
+from proposals.image_codec import encode_jpeg
+from tests.deconvnet.tracking.test_register import CLASSES, EDGES, SEGMENT, lively, photograph
+
+
+@pytest.fixture
+def networks() -> tuple:
+    return lively(DeconvNet(3, 0.1, 32), 1), lively(FCN8s(3, 0.1, batch_norm=True), 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, networks) -> Path:
+    for name, network in zip(("deconvnet", "fcn8s"), networks, strict=True):
+        save_model(network, str(tmp_path / name), CLASSES)
+    options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    return tmp_path
+
+
+def test_labels_and_confidence_are_the_segmenters(folder: Path, networks) -> None:
+    labeller = Labeller(str(folder))
+    found = labeller.label(encode_jpeg(photograph(0, 60, 80)))
+    boxes, _ = edge_boxes(found.image, **EDGES)
+    segmenter = Segmenter(*networks, **SEGMENT)
+    np.testing.assert_array_equal(found.mask, segmenter.best(found.image, boxes))
+    probabilities = segmenter.probabilities(found.image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
+    chosen = np.take_along_axis(probabilities, found.mask[None].astype(int), axis=0)
+    assert found.confidence == pytest.approx(chosen.mean(dtype=float))
+    assert labeller.classes == CLASSES
+
+
+def test_an_ensemble_registered_before_there_were_forests_keeps_its_edges(folder: Path, networks) -> None:
+    options = json.loads((folder / "options.json").read_text())
+    del options["proposals"]["edges"]
+    (folder / "options.json").write_text(json.dumps(options))
+    found = Labeller(str(folder)).label(encode_jpeg(photograph(0, 60, 80)))
+    boxes, _ = edge_boxes(found.image, **(EDGES | {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}))
+    np.testing.assert_array_equal(found.mask, Segmenter(*networks, **SEGMENT).best(found.image, boxes))
+
+
+def test_what_cant_be_labelled_says_why(folder: Path) -> None:
+    with pytest.raises(BadInput, match=r"130×90 is larger than 10,000 pixels"):
+        Labeller(str(folder)).label(encode_jpeg(photograph(0, 90, 130)))
+    assert Labeller(str(folder), max_pixels=20_000).label(encode_jpeg(photograph(0, 90, 130))).mask.shape == (90, 130)
+    with pytest.raises(BadInput, match="not an image"):
+        Labeller(str(folder)).label(b"text")
+
+
+@pytest.mark.parametrize("spoil", ["options.json", "fcn8s/model.json"])
+def test_another_folder_is_refused(folder: Path, spoil: str) -> None:
+    (folder / spoil).unlink()
+    with pytest.raises(UserError, match="is not an ensemble of this project's"):
+        Labeller(str(folder))
+
+
+def test_networks_that_changed_places_are_refused(folder: Path) -> None:
+    (folder / "fcn8s").rename(folder / "x")
+    (folder / "deconvnet").rename(folder / "fcn8s")
+    (folder / "x").rename(folder / "deconvnet")
+    with pytest.raises(UserError, match="should hold a DeconvNet and an FCN-8s"):
+        Labeller(str(folder))
+
+
+def test_labelling_compiles_nothing_before_it_has_a_place_for_it() -> None:
+    """Where neither the code's folder nor the home is writable numba refuses to cache, at import."""
+    code = """
+import numba.core.caching as caching
+for kind in vars(caching).values():
+    if isinstance(kind, type) and hasattr(kind, "_locator_classes"):
+        kind._locator_classes = []
+import deconvnet.inference.saved_ensemble
+try:
+    import deconvnet.crf
+except RuntimeError:
+    print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3]
+    )
+    assert done.stdout.strip() == "refused", done.stderr

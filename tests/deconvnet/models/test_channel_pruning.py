@@ -1,0 +1,227 @@
+"""VGG-16 made narrower: what a redundant network loses, which channels are kept, the file, and who refuses what."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.init_weights import channel_pruning
+from deconvnet.models.init_weights.channel_pruning import choose, explained, narrow_vgg16, regress
+from deconvnet.models.init_weights.vgg16 import load_vgg16, read_vgg16, write_vgg16
+from deconvnet.models.layers import VGG16_LAYERS
+from deconvnet.settings import ComputeSettings, ModelSettings
+from deconvnet.training.channel_pruning_job import make_narrow, narrow_start
+from infra.errors import UserError
+from tests.deconvnet.training_tables import examples_table, images_table
+
+NAMES = [f"conv{b}_{i}" for b, layers in enumerate(VGG16_LAYERS, 1) for i in range(1, len(layers) + 1)]
+COPIES = 8  # of each channel: an eighth of them says it all
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_samples():
+    """A tenth of them; and one thread, as those of many small operations wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(channel_pruning, "SAMPLES", 2000)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def redundant():
+    """A network as wide as the paper's in which channel c says what channel c // 8 of one of an eighth of the width says."""
+    generator = torch.Generator().manual_seed(0)
+    layers, inputs = {}, 3
+    for name, outputs in zip(NAMES, (c for block in VGG16_LAYERS for c in block), strict=True):
+        distinct = inputs if inputs == 3 else inputs // COPIES
+        weight = torch.randn(outputs // COPIES, distinct, 3, 3, generator=generator) * (2 / (9 * distinct)) ** 0.5
+        if inputs != 3:
+            weight = weight.repeat_interleave(COPIES, 1) / COPIES
+        bias = 0.1 * torch.randn(outputs // COPIES, generator=generator)
+        layers[name] = weight.repeat_interleave(COPIES, 0), bias.repeat_interleave(COPIES)
+        inputs = outputs
+    return layers
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    """A network of random weights, no channel of which is another's copy."""
+    generator = torch.Generator().manual_seed(4)
+    layers, inputs = {}, 3
+    for name, outputs in zip(NAMES, (c for block in VGG16_LAYERS for c in block), strict=True):
+        weight = torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5
+        layers[name], inputs = (weight, torch.zeros(outputs)), outputs
+    return layers
+
+
+@pytest.fixture(scope="module")
+def narrowed(redundant, inputs):
+    return list(narrow_vgg16(redundant, inputs, 1 / COPIES, seed=3))
+
+
+def run(layers, x):
+    """Responses of the last layer; layers: (weight, bias) by name."""
+    for name in NAMES:
+        x = F.conv2d(F.max_pool2d(x, 2) if name.endswith("_1") and name != "conv1_1" else x, *layers[name], padding=1).relu()
+    return x
+
+
+def test_a_redundant_network_is_made_narrow_without_loss(redundant, inputs, narrowed):
+    assert [layer.name for layer in narrowed] == NAMES
+    assert min(layer.fit for layer in narrowed) > 0.95
+    for layer in narrowed:  # one of each set of copies; a channel or two never speak up
+        assert len({k // COPIES for k in layer.kept}) > 0.9 * len(layer.kept)
+    fresh = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    found = run({layer.name: (layer.weight, layer.bias) for layer in narrowed}, fresh)
+    wanted = run(redundant, fresh)[:, list(narrowed[-1].kept)]
+    # a number a layer lies between them
+    assert np.corrcoef(found.flatten(), wanted.flatten())[0, 1] > 0.97
+
+
+def test_errors_of_earlier_layers_are_made_good(unlike, inputs):
+    """Weights that are only cut out of the full network's lose more than those that were regressed."""
+    layers = list(narrow_vgg16(unlike, inputs[:12], 0.25))
+    cut, before = {}, slice(None)
+    for layer in layers:
+        weight, bias = unlike[layer.name]
+        cut[layer.name] = weight[list(layer.kept)][:, before], bias[list(layer.kept)]
+        before = list(layer.kept)
+    wanted = run(unlike, inputs[-4:])[:, list(layers[-1].kept)]
+
+    def alike(found):
+        return np.corrcoef(found.flatten(), wanted.flatten())[0, 1]
+
+    regressed = alike(run({layer.name: (layer.weight, layer.bias) for layer in layers}, inputs[-4:]))
+    assert regressed > alike(run(cut, inputs[-4:])) + 0.1
+
+
+def test_responses_have_one_scale(inputs, narrowed):
+    x = inputs
+    for layer in narrowed:
+        x = F.max_pool2d(x, 2) if layer.name.endswith("_1") and layer.name != "conv1_1" else x
+        x = F.conv2d(x, layer.weight, layer.bias, padding=1)
+        torch.testing.assert_close(x.mean((0, 2, 3)), layer.mean, rtol=1e-3, atol=1e-3)
+        x = x.relu()
+        assert 0.7 < x.square().mean().sqrt() < 1.4
+
+
+def test_it_is_drawn_by_the_seed_alone(redundant, inputs):
+    one, again, other = (next(narrow_vgg16(redundant, inputs[:3], 1 / COPIES, seed)).weight for seed in (3, 3, 4))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_columns_are_those_a_pivoted_qr_takes():
+    from scipy.linalg import qr
+
+    x = torch.randn(500, 12) @ torch.randn(12, 30) + 0.1 * torch.randn(500, 30)
+    expected = qr((x - x.mean(0)).double().numpy(), mode="r", pivoting=True)[1]
+    assert choose(x, 9) == sorted(expected[:9].tolist())
+    assert choose(torch.zeros(5, 3), 2) == sorted(set(choose(torch.zeros(5, 3), 2)))
+
+
+def test_regression_is_through_relu():
+    """Where the wish is negative, anything negative will do: a plain regression spends itself on how negative."""
+    x = torch.randn(4000, 6)
+    y = x[:, :1] + x[:, 1:2]
+    y = torch.where(y > 0, y, 5 * x[:, 2:3].square() * y)
+    after = [explained((x @ w.T + b).relu(), y.relu()) for w, b in (regress(x, y, rounds) for rounds in (1, 3, 30))]
+    assert after[0] < after[1] < after[2]
+    assert after[2] > 0.98
+    weight, bias = regress(x, x @ torch.ones(6, 2) + 5)
+    torch.testing.assert_close(weight, torch.ones(2, 6), rtol=0.05, atol=0.05)
+    assert bias[0] == pytest.approx(5, abs=0.1)
+
+
+def tensors_of(layers):
+    return {name: value for layer in layers for name, value in layer.tensors().items()}
+
+
+@pytest.mark.parametrize("convention", ["caffe", "torchvision"])
+def test_the_file_starts_networks_of_its_width(tmp_path, inputs, narrowed, convention):
+    path = str(tmp_path / "narrow.npz")
+    write_vgg16(path, tensors_of(narrowed), convention)
+    net = DeconvNet(3, 1 / COPIES, 32, convention)
+    assert len(load_vgg16(net, path).loaded) == 13
+    for training in (False, True):
+        x = inputs  # batch norm leaves each response as it is, by the statistics in the file and by those of the batch
+        for layer in narrowed[:4]:
+            unit = net.train(training).get_submodule(layer.name.replace("_", "."))
+            x = F.max_pool2d(x, 2) if layer.name == "conv2_1" else x
+            expected = F.conv2d(x, layer.weight, layer.bias, padding=1).relu()
+            torch.testing.assert_close(unit(x), expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(unit.conv.weight.square().sum((1, 2, 3)), torch.full((len(expected[0]),), 2.0))
+            x = expected
+    plain = FCN8s(3, 1 / COPIES, batch_norm=False, convention=convention)
+    load_vgg16(plain, path)
+    torch.testing.assert_close(plain.conv5.get_submodule("3.conv").weight, narrowed[-1].weight, rtol=1e-3, atol=1e-4)
+    other = "caffe" if convention == "torchvision" else "torchvision"
+    with pytest.raises(UserError, match=rf"set model\.convention to {convention}"):
+        load_vgg16(DeconvNet(3, 1 / COPIES, 32, other), path)
+
+
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_the_file_of_another_width_is_refused_in_a_sentence(tmp_path, narrowed, width):
+    path = str(tmp_path / "narrow.npz")
+    write_vgg16(path, tensors_of(narrowed), "caffe")
+    with torch.device("meta"):
+        net = DeconvNet(3, width, 32)
+    with pytest.raises(UserError, match=rf"at width 0\.125 \(64 channels in conv5_3\) and the model is of width {width:g} "):
+        load_vgg16(net, path)
+    with pytest.raises(UserError, match="is not VGG-16 at width 1: its conv1_1"):
+        read_vgg16(path, "caffe")
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory, unlike):
+    path = str(tmp_path_factory.mktemp("vgg") / "vgg16.npz")
+    named = {
+        f"{name}.{part}": value for name, both in unlike.items() for part, value in zip(("weight", "bias"), both, strict=True)
+    }
+    write_vgg16(path, named, "caffe")
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["deconvnet", "fcn8s"])
+def test_a_file_is_made_of_a_table_and_trains(tmp_path, vgg16, architecture):
+    table = examples_table(str(tmp_path / "t"), 8) if architecture == "deconvnet" else images_table(str(tmp_path / "t"), 12)
+    settings = ModelSettings(width=0.125, fcn_width=0.25, input_size=32, fcn_input_size=64, vgg16=vgg16)
+    out = str(tmp_path / "start.npz")
+    told = list(make_narrow(architecture, settings, 1, table, out, 0))
+    assert [name for name, _, _ in told] == NAMES
+    assert told[1][2].startswith(f"conv1_2: {8 if architecture == 'deconvnet' else 16} of 64 channels, R² ")
+    net = DeconvNet(3, 0.125, 32) if architecture == "deconvnet" else FCN8s(3, 0.25, batch_norm=True)
+    assert len(load_vgg16(net, out).loaded) == 13
+    again = str(tmp_path / "again.npz")
+    list(make_narrow(architecture, settings, 1, table, again, 0))
+    with np.load(out) as one, np.load(again) as two:
+        assert all(np.array_equal(one[name], two[name]) for name in one.files)
+
+
+def test_a_table_of_one_example_is_refused(tmp_path, vgg16):
+    table = examples_table(str(tmp_path / "t"), 1, repeats=(1,))
+    settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
+    with pytest.raises(UserError, match="holds too little to make VGG-16 narrower by: add photographs"):
+        list(make_narrow("deconvnet", settings, 1, table, str(tmp_path / "start.npz"), 0))
+
+
+def test_ray_does_the_same_and_tells_as_it_goes(tmp_path, vgg16, ray_session):
+    table = examples_table(str(tmp_path / "t"), 8)
+    settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
+    said: list[str] = []
+    fit = narrow_start("deconvnet", settings, ComputeSettings(), table, str(tmp_path / "ray.npz"), 0, say=said.append)
+    assert list(fit) == NAMES
+    assert [line.split(":")[0] for line in said] == NAMES
+    assert len(load_vgg16(DeconvNet(3, 0.125, 32), str(tmp_path / "ray.npz")).loaded) == 13
+    absent = settings.model_copy(update={"vgg16": "/nowhere/vgg16.npz"})
+    with pytest.raises(UserError) as error:
+        narrow_start("deconvnet", absent, ComputeSettings(), table, str(tmp_path / "none.npz"), 0)
+    assert str(error.value) == "there is no file /nowhere/vgg16.npz"

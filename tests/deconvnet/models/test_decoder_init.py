@@ -1,0 +1,78 @@
+"""The interpolating start: what it makes of each kernel, and what it is for."""
+
+import pytest
+import torch
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.checkpoint import save_model
+from deconvnet.models.factory import build_network, initialise
+from deconvnet.models.init_weights.decoder import SHARE, SHIFT, interpolate
+from deconvnet.settings import ModelSettings
+
+CLASSES = ("background", "a", "b", "c", "d")
+
+
+def started(width: float = 0.25) -> DeconvNet:
+    torch.manual_seed(0)
+    model = DeconvNet(5, width, 64)
+    interpolate(model)
+    return model
+
+
+def deconvolutions(model: DeconvNet):
+    return [unit for number in (5, 4, 3, 2, 1) for unit in model.get_submodule(f"deconv{number}")]
+
+
+def test_every_output_has_hes_norm_and_the_shift():
+    for unit in deconvolutions(started()):
+        squared = unit.conv.weight.square().sum((0, 2, 3))
+        assert squared.mean().item() == pytest.approx(2, rel=0.1)
+        assert (unit.norm.bias == SHIFT).all() and (unit.conv.bias == 0).all()
+
+
+def test_a_channel_is_spread_over_its_neighbours_more_than_any_other():
+    for unit in deconvolutions(started()):
+        weight = unit.conv.weight
+        inputs, outputs = weight.shape[:2]
+        sums = weight.sum((2, 3))  # a box adds up, noise doesn't
+        own = torch.stack([sums[channel, channel % outputs] for channel in range(inputs)])
+        box = 9 * (SHARE * 2 / (9 * inputs / outputs)) ** 0.5
+        assert own.mean().item() == pytest.approx(box, rel=0.1)
+        assert sums.abs().argmax(1).eq(torch.arange(inputs) % outputs).float().mean() > 0.9
+
+
+def test_it_is_the_same_for_a_seed():
+    first, second = started().state_dict(), started().state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def share_of_codes(model: DeconvNet) -> float:
+    """Of the variance of what the score sees, the share that codes (what fc7 says) explain, over eight codes with eight photographs' switches."""
+    generator = torch.Generator().manual_seed(1)
+    seen: dict[str, torch.Tensor] = {}
+    model.fc7.register_forward_hook(
+        lambda module, inputs, out: torch.randn(8, *out.shape[1:], generator=generator).repeat(8, 1, 1, 1)
+    )
+    model.score.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
+    with torch.no_grad():
+        model(60 * torch.randn(8, 3, 64, 64, generator=generator).repeat_interleave(8, 0))
+    x = seen["x"].unflatten(0, (8, 8))  # photographs, codes
+    return (x.mean(0).var(0).mean() / x.flatten(0, 1).var(0).mean()).item()
+
+
+def test_what_fc7_says_reaches_the_score():
+    torch.manual_seed(0)
+    assert share_of_codes(started()) > 3 * share_of_codes(DeconvNet(5, 0.25, 64))
+
+
+def test_only_an_untrained_deconvnet_is_started_so(tmp_path):
+    settings = ModelSettings(width=0.0625, fcn_width=0.0625, input_size=64, decoder_init="interpolation")
+    fcn = build_network("fcn8s", settings, 5)
+    before = {name: value.clone() for name, value in fcn.state_dict().items()}
+    initialise(fcn, settings, CLASSES, None)
+    assert isinstance(fcn, FCN8s) and all(torch.equal(value, before[name]) for name, value in fcn.state_dict().items())
+    trained = DeconvNet(5, 0.0625, 64)
+    save_model(trained, str(tmp_path / "model"), CLASSES)
+    model = build_network("deconvnet", settings, 5)
+    initialise(model, settings, CLASSES, str(tmp_path / "model"))
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())

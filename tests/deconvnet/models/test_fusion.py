@@ -1,0 +1,79 @@
+"""Networks made ready for labelling give the scores of those they were made from."""
+
+import pytest
+import torch
+from torch import nn
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.fusion import for_inference
+from deconvnet.models.layers import turned
+from deconvnet.models.sync_batchnorm import recompute_statistics
+from infra.runtime.device import fast_bf16
+
+KINDS = [lambda: DeconvNet(5, 0.125, 64), lambda: FCN8s(5, 0.125, batch_norm=True), lambda: FCN8s(5, 0.125)]
+
+
+@pytest.fixture
+def images():
+    coarse = torch.rand(8, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    return (nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+
+
+@pytest.fixture(params=KINDS, ids=["deconvnet", "fcn8s with batch norm", "fcn8s"])
+def network(request, images):
+    """With weights and statistics that a training could have left."""
+    torch.manual_seed(3)
+    made = request.param()
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+    recompute_statistics(made, [made.prepare(images)])
+    return made
+
+
+def scores(network, images):
+    with torch.inference_mode():
+        return network(network.prepare(images)).float()
+
+
+def outputs(network, part, images):
+    seen = []
+    network.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output.float()))
+    scores(network, images)
+    return seen[0]
+
+
+def test_the_same_scores_without_batch_norm(network, images):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    ready = for_inference(network, bf16=False)
+    assert network.training and not ready.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())  # the original is left alone
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
+    expected = scores(network.eval(), images)
+    torch.testing.assert_close(scores(ready, images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.skipif(not fast_bf16("cpu"), reason="this CPU has no AVX-512 BF16, where nothing is computed in bfloat16")
+def test_bfloat16_is_close(network, images):
+    """Of an untrained DeconvNet only the convolutions are: a few switches in a hundred differ, and nothing yet evens that out."""
+    ready = for_inference(network)
+    assert next(ready.parameters()).dtype == torch.bfloat16
+    part = "conv5" if isinstance(network, DeconvNet) else "up_pool3"
+    found = [outputs(each, part, images) for each in (network.eval(), ready)]
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
+
+
+def test_a_device_that_is_not_fast_at_it_keeps_float32(network, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert next(for_inference(network).parameters()).dtype == torch.float32
+
+
+def test_a_turned_kernel_is_the_deconvolution():
+    layer = nn.ConvTranspose2d(3, 4, 3, padding=1)
+    x = torch.randn(2, 3, 7, 5)
+    torch.testing.assert_close(nn.functional.conv2d(x, turned(layer.weight), layer.bias, padding=1), layer(x))

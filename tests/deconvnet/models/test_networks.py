@@ -1,0 +1,206 @@
+"""The networks against the papers' tables, and unpooling against its definition."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from torch import nn
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.layers import Unpool, channels
+
+# The recipe's table: (module, channels, side) after each part of DeconvNet() on 224×224.
+TABLE = [
+    ("conv1.1", 64, 224), ("conv1.2", 64, 224),
+    ("conv2.1", 128, 112), ("conv2.2", 128, 112),
+    ("conv3.1", 256, 56), ("conv3.2", 256, 56), ("conv3.3", 256, 56),
+    ("conv4.1", 512, 28), ("conv4.2", 512, 28), ("conv4.3", 512, 28),
+    ("conv5.1", 512, 14), ("conv5.2", 512, 14), ("conv5.3", 512, 14),
+    ("fc6", 4096, 1), ("fc7", 4096, 1), ("fc6_deconv", 512, 7),
+    ("unpool5", 512, 14), ("deconv5.1", 512, 14), ("deconv5.2", 512, 14), ("deconv5.3", 512, 14),
+    ("unpool4", 512, 28), ("deconv4.1", 512, 28), ("deconv4.2", 512, 28), ("deconv4.3", 256, 28),
+    ("unpool3", 256, 56), ("deconv3.1", 256, 56), ("deconv3.2", 256, 56), ("deconv3.3", 128, 56),
+    ("unpool2", 128, 112), ("deconv2.1", 128, 112), ("deconv2.2", 64, 112),
+    ("unpool1", 64, 224), ("deconv1.1", 64, 224), ("deconv1.2", 64, 224),
+    ("score", 21, 224),
+]  # fmt: skip
+
+
+def small(**options):
+    torch.manual_seed(0)
+    return DeconvNet(**{"num_classes": 5, "width": 0.125, "input_size": 64, **options})
+
+
+@pytest.fixture(scope="module")
+def paper():
+    with torch.device("meta"):
+        return DeconvNet()
+
+
+def test_deconvnet_has_the_papers_parameters(paper):
+    assert round(sum(p.numel() for p in paper.parameters()) / 1e6, 1) == 251.8
+
+
+def test_deconvnet_has_the_papers_layers(paper):
+    seen = []
+    names = {name for name, _, _ in TABLE}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: seen.append((name, out.shape[1], out.shape[2])))
+        for name, module in paper.named_modules()
+        if name in names
+    ]
+    paper(torch.empty(2, 3, 224, 224, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    assert seen == TABLE
+    for name, _, _ in TABLE:
+        if not name.startswith("unpool"):
+            kinds = [type(m) for m in paper.get_submodule(name).modules() if not isinstance(m, nn.Sequential)]
+            layer = nn.ConvTranspose2d if "deconv" in name else nn.Conv2d
+            assert issubclass(kinds[0], layer) and kinds[1:] == ([] if name == "score" else [nn.BatchNorm2d, nn.ReLU]), name
+    assert paper.fc6.conv.kernel_size == paper.fc6_deconv.conv.kernel_size == (7, 7)
+    assert not any(isinstance(m, nn.Dropout) for m in paper.modules())
+
+
+def test_initialisation():
+    net = small(width=0.5)
+    for conv in (net.deconv5.get_submodule("1.conv"), net.fc6_deconv.conv, net.score):
+        assert conv.weight.std().item() == pytest.approx(0.01, rel=0.15)
+        assert conv.bias.count_nonzero() == 0
+    conv = net.conv4.get_submodule("2.conv")
+    assert conv.weight.std().item() == pytest.approx((2 / (conv.in_channels * 9)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("paper_width", "width", "expected"), [(64, 1, 64), (64, 0.1, 8), (256, 0.3, 80), (64, 0.01, 8)])
+def test_channels(paper_width, width, expected):
+    assert channels(paper_width, width) == expected
+
+
+def test_a_deconvolution_is_what_pytorch_calls_so():
+    layer, x = small().get_submodule("deconv4.2.conv"), torch.randn(2, 64, 7, 5)
+    torch.testing.assert_close(layer(x), F.conv_transpose2d(x, layer.weight, layer.bias, padding=1))
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_deconvnet_at_other_sizes(size):
+    net = small(input_size=size, num_classes=2)
+    assert net.fc6.conv.kernel_size == (size // 32, size // 32)
+    assert net(torch.randn(2, 3, size, size)).shape == (2, 2, size, size)
+
+
+@pytest.mark.parametrize(
+    "options", [{"input_size": 225}, {"input_size": 0}, {"num_classes": 0}, {"width": 0}, {"convention": "keras"}]
+)
+def test_bad_arguments_are_refused(options):
+    with pytest.raises(ValueError, match=str(next(iter(options.values())))):
+        small(**options)
+
+
+def test_deconvnet_refuses_another_size():
+    with pytest.raises(ValueError, match="input size 64"):
+        small()(torch.zeros(1, 3, 96, 96))
+
+
+def test_channels_last_gives_the_same_and_stays_channels_last():
+    net = small().eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = net(images)
+    net = net.to(memory_format=torch.channels_last)
+    kept = []
+    net.deconv1.register_forward_hook(lambda _m, _i, out: kept.append(out.is_contiguous(memory_format=torch.channels_last)))
+    torch.testing.assert_close(net(images.contiguous(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
+    assert kept == [True]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)),
+    seed=st.integers(0, 2**31),
+    values=st.sampled_from([2, 5, 10_000]),  # few values: many ties
+    last=st.booleans(),
+)
+def test_unpooling_restores_every_maximum_to_its_place(shape, seed, values, last):
+    n, c, h, w = shape
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(1, values + 1, (n, c, 2 * h, 2 * w), generator=generator).float()
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    pooled, switches = nn.MaxPool2d(2, 2, return_indices=True)(x)
+    out = Unpool()(pooled.contiguous(), switches)
+    assert out.shape == x.shape
+    windows = F.unfold(out.reshape(-1, 1, 2 * h, 2 * w), 2, stride=2)
+    originals = F.unfold(x.reshape(-1, 1, 2 * h, 2 * w), 2, stride=2)
+    assert ((windows != 0).sum(1) == 1).all()  # one place in each window of 2×2
+    kept = windows != 0
+    assert torch.equal(windows[kept], originals[kept])  # which holds what stood there
+    assert torch.equal(windows.amax(1), originals.amax(1))  # and that was the maximum
+
+
+def test_unpooling_passes_gradients_back_from_the_switches_places():
+    x = torch.randn(1, 2, 4, 4)
+    pooled, switches = F.max_pool2d(x, 2, return_indices=True)
+    pooled.requires_grad_()
+    weights = torch.randn(1, 2, 4, 4)
+    (Unpool()(pooled, switches) * weights).sum().backward()
+    assert torch.equal(pooled.grad, weights.flatten(2).gather(2, switches.flatten(2)).view_as(pooled))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (31, 33), (64, 96), (50, 37)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_fcn_takes_any_size(size, batch_norm):
+    net = FCN8s(4, width=0.125, batch_norm=batch_norm).eval()
+    assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
+
+
+def test_fcn_starts_from_zero_scores_and_bilinear_upsampling():
+    net = FCN8s(3, width=0.125)
+    assert net(torch.randn(1, 3, 40, 40)).count_nonzero() == 0
+    scores = torch.randn(1, 3, 5, 7)
+    for layer, factor in ((net.up_score, 2), (net.up_pool4, 2), (net.up_pool3, 8)):
+        assert layer.weight.requires_grad
+        expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(layer(scores), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fcn_joins_the_scores_of_pool3_and_pool4():
+    net = FCN8s(3, width=0.125).eval()
+    images = torch.randn(1, 3, 64, 64)
+    outputs = []
+    for layer in (net.score, net.score_pool4, net.score_pool3):
+        for each in (net.score, net.score_pool4, net.score_pool3):
+            nn.init.zeros_(each.weight)
+        nn.init.normal_(layer.weight)
+        outputs.append(net(images))
+    assert all(out.abs().sum() > 0 for out in outputs)
+    for layer in (net.score, net.score_pool4, net.score_pool3):
+        nn.init.zeros_(layer.weight)
+        layer.bias.data.fill_(1.0)
+    torch.testing.assert_close(net(images), torch.full((1, 3, 64, 64), 3.0))
+
+
+def test_fcn_padding_is_the_mean_colour_at_bottom_and_right():
+    net = FCN8s(3, width=0.125).eval()
+    nn.init.normal_(net.score_pool3.weight)
+    images = torch.randn(1, 3, 40, 50)
+    padded = torch.zeros(1, 3, 64, 64)
+    padded[..., :40, :50] = images
+    torch.testing.assert_close(net(images), net(padded)[..., :40, :50])
+
+
+def test_fcn_dropout_is_on_in_training_alone():
+    net = FCN8s(3, width=0.125)
+    nn.init.normal_(net.score.weight)
+    images = torch.randn(1, 3, 32, 32)
+    assert not torch.equal(net(images), net(images))
+    net.eval()
+    assert torch.equal(net(images), net(images))
+
+
+@pytest.mark.parametrize("net", [small(convention="torchvision"), FCN8s(3, 0.25, True, "torchvision")])
+def test_config_builds_the_network_again(net):
+    again = type(net)(**net.config())
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert again.config() == net.config()
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    assert again.prepare(images).abs().max() < 3  # torchvision's convention, not 0–255

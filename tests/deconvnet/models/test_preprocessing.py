@@ -1,0 +1,37 @@
+"""The input conventions, against values worked by hand."""
+
+import pytest
+import torch
+
+from deconvnet.models.preprocessing import prepare
+
+ORANGE = torch.tensor([255, 128, 0], dtype=torch.uint8).view(1, 3, 1, 1)  # RGB
+
+
+def test_caffe_is_bgr_minus_mean():
+    assert prepare(ORANGE, "caffe").flatten().tolist() == pytest.approx([0 - 103.939, 128 - 116.779, 255 - 123.68], abs=1e-4)
+
+
+def test_torchvision_is_rgb_normalised():
+    expected = [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (0 - 0.406) / 0.225]
+    assert prepare(ORANGE, "torchvision").flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("convention", ["caffe", "torchvision"])
+def test_memory_format_is_kept_and_input_untouched(convention):
+    images = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    out = prepare(images, convention)
+    assert out.dtype == torch.float32
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+    assert torch.equal(out, prepare(images.contiguous(), convention))
+
+
+@pytest.mark.parametrize(
+    ("images", "convention"),
+    [(ORANGE.float(), "caffe"), (ORANGE[0], "caffe"), (ORANGE[:, :2], "caffe"), (ORANGE, "keras")],
+)
+def test_other_input_is_refused(images, convention):
+    with pytest.raises(ValueError, match=r"expected uint8|unknown input convention"):
+        prepare(images, convention)

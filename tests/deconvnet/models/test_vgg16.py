@@ -1,0 +1,248 @@
+"""VGG-16 files of each kind, foreign files, and scores mapped from class to class."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.init_weights.vgg16 import initialise_from, load_vgg16, map_scores
+from deconvnet.models.layers import VGG16_LAYERS
+from infra.errors import UserError
+
+NPZ = "vgg16-imagenet-conv-bgr.npz"
+
+
+@pytest.fixture(scope="module")
+def fcn():
+    with torch.device("meta"):
+        net = FCN8s(3, convention="torchvision")
+    return net.to_empty(device="cpu")
+
+
+def torchvision_file(norm=False, classifier=False):
+    """A state dict with the names and shapes of torchvision's vgg16 or vgg16_bn; values are a ramp a layer."""
+    tensors, index, inputs = {}, 0, 3
+    for layers in VGG16_LAYERS:
+        for outputs in layers:
+            tensors[f"features.{index}.weight"] = torch.full((outputs, inputs, 3, 3), 0.001 * (index + 1))
+            tensors[f"features.{index}.bias"] = torch.arange(outputs).float()
+            if norm:
+                for entry, value in (("weight", 2.0), ("bias", 0.5), ("running_mean", 3.0), ("running_var", 4.0)):
+                    tensors[f"features.{index + 1}.{entry}"] = torch.full((outputs,), value)
+                tensors[f"features.{index + 1}.num_batches_tracked"] = torch.tensor(7)
+            inputs, index = outputs, index + 2 + norm
+        index += 1
+    if classifier:
+        # one value a row, stored once: the file would be half a gigabyte
+        tensors["classifier.0.weight"] = torch.arange(25088).half().repeat(4096, 1)
+        tensors["classifier.0.bias"] = torch.arange(4096).float()
+        tensors["classifier.3.weight"] = torch.zeros(4096, 4096).half()
+        tensors["classifier.3.bias"] = torch.ones(4096)
+    return tensors
+
+
+def test_the_real_file_fills_deconvnets_convolutions(shared):
+    net = DeconvNet(2, input_size=32)
+    before = net.fc6.conv.weight.clone()
+    report = load_vgg16(net, str(shared / NPZ))
+    assert len(report.loaded) == 13
+    assert report.left.keys() == {"fc6", "fc7"}
+    with np.load(shared / NPZ) as file:
+        for name in ("conv1_1", "conv3_2", "conv5_3"):
+            conv = net.get_submodule(name.replace("_", ".")).conv
+            assert np.array_equal(conv.weight.detach().numpy(), file[f"{name}.weight"].astype(np.float32))
+            assert np.array_equal(conv.bias.detach().numpy(), file[f"{name}.bias"].astype(np.float32))
+    norm = net.conv1.get_submodule("1.norm")
+    assert (norm.weight == 1).all()
+    assert (norm.running_var == 1).all()
+    assert torch.equal(net.fc6.conv.weight, before)
+
+
+def test_the_real_weights_see_in_their_own_colours(shared):
+    """The right convention and channel order give VGG's known scale: activations neither die nor explode at conv5_3."""
+    from proposals.image_codec import decode_image
+
+    net = FCN8s(2).eval()
+    load_vgg16(net, str(shared / NPZ))
+    path = sorted((shared / "voc-sample" / "JPEGImages").glob("*.jpg"))[0]
+    image = torch.from_numpy(np.ascontiguousarray(decode_image(path.read_bytes())[:96, :96])).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        x = net.prepare(image)
+        for block in (net.conv1, net.conv2, net.conv3, net.conv4, net.conv5):
+            x = block(x)
+            assert 0.05 < (x > 0).float().mean() < 0.95
+            x = net.pool(x)
+    assert 0.1 < x.mean() < 20
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_torchvision_names_are_read(tmp_path, fcn, suffix):
+    path = tmp_path / f"vgg16{suffix}"
+    tensors = torchvision_file()
+    torch.save(tensors, path) if suffix == ".pth" else safetensors.torch.save_file(tensors, path)
+    report = load_vgg16(fcn, str(path))
+    assert report.convention == "torchvision"
+    assert torch.equal(fcn.conv1.get_submodule("1.conv").weight, tensors["features.0.weight"])
+    assert torch.equal(fcn.conv3.get_submodule("2.conv").weight, tensors["features.12.weight"])  # torchvision's conv3_2
+    assert torch.equal(fcn.conv5.get_submodule("3.conv").bias, tensors["features.28.bias"])
+
+
+def test_fully_connected_layers_become_convolutions(tmp_path, fcn):
+    path = tmp_path / "vgg16.safetensors"
+    safetensors.torch.save_file(torchvision_file(classifier=True), path)
+    report = load_vgg16(fcn, str(path))
+    assert set(report.loaded) >= {"fc6", "fc7"}
+    assert not report.left
+    # classifier.0 takes pool5 flattened channel by channel
+    half = torch.arange(25088).half().float()
+    assert torch.equal(fcn.fc6.conv.weight[5], half.view(512, 7, 7))
+    small = DeconvNet(2, input_size=32, convention="torchvision")
+    report = load_vgg16(small, str(path))
+    assert "another size" in report.left["fc6"]
+    assert (small.fc7.conv.bias == 1).all()
+
+
+def test_vgg16_bn_fills_batch_norm_or_is_folded(tmp_path, fcn):
+    path = tmp_path / "vgg16_bn.pth"
+    tensors = torchvision_file(norm=True)
+    torch.save(tensors, path)
+    net = DeconvNet(2, input_size=32, convention="torchvision").eval()
+    load_vgg16(net, str(path))
+    load_vgg16(fcn, str(path))
+    assert (net.conv4.get_submodule("1.norm").running_mean == 3).all()
+    x = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(fcn.conv1(x), net.conv1(x), rtol=1e-4, atol=1e-3)
+
+
+def test_the_other_convention_is_refused_and_says_which_setting(shared):
+    net = DeconvNet(2, input_size=32, convention="torchvision")
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"set model\.convention to caffe"):
+        load_vgg16(net, str(shared / NPZ))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_narrower_network_is_refused(shared):
+    with pytest.raises(UserError, match=r"VGG-16 at width 1 .* the model is of width 0\.5"):
+        load_vgg16(DeconvNet(2, width=0.5, input_size=32), str(shared / NPZ))
+
+
+def _npz(path, **arrays):
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+FOREIGN = {
+    "absent.pth": None,
+    "text.pth": lambda p: p.write_text("not weights"),
+    "text.npz": lambda p: p.write_text("not weights"),
+    "text.safetensors": lambda p: p.write_text("not weights"),
+    "empty.pth": lambda p: p.touch(),
+    "empty.npz": lambda p: p.touch(),
+    "empty.safetensors": lambda p: p.touch(),
+    "list.pth": lambda p: torch.save([1, 2], p),
+    "other.pth": lambda p: torch.save({"layer1.0.conv1.weight": torch.zeros(2)}, p),
+    "other.npz": lambda p: _npz(p, a=np.zeros(3)),
+    "objects.npz": lambda p: _npz(p, a=np.array([{}], dtype=object)),
+    "module.pth": lambda p: torch.save(nn.Linear(2, 2), p),
+    "vgg11.pth": lambda p: torch.save({f"features.{i}.weight": torch.zeros(2, 2, 3, 3) for i in range(8)}, p),
+    "nobias.pth": lambda p: torch.save({k: v for k, v in torchvision_file().items() if k != "features.0.bias"}, p),
+    "shape.pth": lambda p: torch.save(torchvision_file() | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, p),
+    "weights.h5": lambda p: p.write_text("x"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_are_refused_in_a_sentence(tmp_path, fcn, name):
+    path = tmp_path / name
+    if make := FOREIGN[name]:
+        make(path)
+    with pytest.raises(UserError) as error:
+        load_vgg16(fcn, str(path))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz", ".safetensors"])
+def test_truncated_files_are_refused(tmp_path, fcn, shared, suffix):
+    path = tmp_path / f"vgg16{suffix}"
+    if suffix == ".npz":
+        path.write_bytes((shared / NPZ).read_bytes()[:1_000_000])
+    else:
+        tensors = torchvision_file()
+        torch.save(tensors, path) if suffix == ".pth" else safetensors.torch.save_file(tensors, path)
+        path.write_bytes(path.read_bytes()[:1_000_000])
+    with pytest.raises(UserError, match="not a whole"):
+        load_vgg16(fcn, str(path))
+
+
+OLD, NEW = ("background", "cat", "dog", "cow"), ("background", "horse", "dog", "cat", "sheep")
+
+
+@pytest.mark.parametrize("kind", [DeconvNet, FCN8s])
+def test_scores_are_mapped_by_class_name(kind):
+    options = {"width": 0.125} | ({"input_size": 32} if kind is DeconvNet else {})
+    torch.manual_seed(1)
+    old, new = kind(len(OLD), **options), kind(len(NEW), **options)
+    for p in old.parameters():
+        nn.init.normal_(p)
+    fresh = {k: v.clone() for k, v in new.state_dict().items()}
+    kept = initialise_from(new, old.state_dict(), OLD, NEW, old.convention)
+    assert kept == ("background", "dog", "cat")
+    for layer in ("score",) if kind is DeconvNet else ("score", "score_pool4", "score_pool3"):
+        for j, name in enumerate(NEW):
+            expected = getattr(old, layer).weight[OLD.index(name)] if name in OLD else fresh[f"{layer}.weight"][j]
+            assert torch.equal(getattr(new, layer).weight[j], expected), (layer, name)
+    if kind is FCN8s:
+        assert torch.equal(new.up_pool3.weight[3, 2], old.up_pool3.weight[1, 2])  # cat from dog
+        assert torch.equal(new.up_pool3.weight[1], fresh["up_pool3.weight"][1])  # horse is new
+    assert torch.equal(new.conv1.get_submodule("1.conv").weight, old.conv1.get_submodule("1.conv").weight)
+
+
+def test_the_same_classes_give_the_same_network():
+    old, new = (DeconvNet(4, width=0.125, input_size=32).eval() for _ in range(2))
+    initialise_from(new, old.state_dict(), OLD, OLD, "caffe")
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(old(x), new(x))
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (FCN8s(4, width=0.125), "another architecture"),
+        (DeconvNet(4, width=0.25, input_size=32), "don't fit"),
+        (DeconvNet(4, width=0.125, input_size=64), "don't fit"),
+        (DeconvNet(3, width=0.125, input_size=32), "don't fit"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(other, reason):
+    net = DeconvNet(5, width=0.125, input_size=32)
+    with pytest.raises(UserError, match=reason):
+        map_scores(net, other.state_dict(), OLD, NEW)
+
+
+def test_weights_of_another_convention_are_refused():
+    old, new = DeconvNet(4, 0.125, 32, "torchvision"), DeconvNet(5, 0.125, 32)
+    with pytest.raises(UserError, match=r"set model\.convention to torchvision"):
+        initialise_from(new, old.state_dict(), OLD, NEW, old.convention)
+
+
+def test_weights_come_by_http(shared):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(shared))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        net = DeconvNet(2, input_size=32)
+        assert len(load_vgg16(net, f"{url}/{NPZ}").loaded) == 13
+        with pytest.raises(UserError, match="can't be fetched"):
+            load_vgg16(net, f"{url}/absent.npz")
+    finally:
+        server.shutdown()
+        server.server_close()

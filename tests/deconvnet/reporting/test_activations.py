@@ -1,0 +1,78 @@
+"""The decoder's maps: their sizes, that they are the most active ones, and that the network is left as it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from deconvnet.models.deconvnet import DeconvNet
+from deconvnet.models.fusion import for_inference
+from deconvnet.reporting.activations import LAYERS, decoder_maps
+
+
+@pytest.fixture
+def network() -> DeconvNet:
+    torch.manual_seed(3)
+    made = DeconvNet(num_classes=4, width=0.0625, input_size=64)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made
+
+
+@pytest.fixture
+def crop(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+
+
+def outputs(network: DeconvNet, crop: np.ndarray) -> dict[str, torch.Tensor]:
+    """What each layer gives, by running the decoder by hand."""
+    with torch.inference_mode():
+        x = network.eval().prepare(torch.from_numpy(crop).permute(2, 0, 1)[None])
+        switches, found = {}, {}
+        for number in (1, 2, 3, 4, 5):
+            x, switches[number] = network.pool(network.get_submodule(f"conv{number}")(x))
+        x = network.fc6_deconv(network.fc7(network.fc6(x)))
+        for number in (5, 4, 3, 2, 1):
+            x = found[f"unpool{number}"] = network.get_submodule(f"unpool{number}")(x, switches[number])
+            x = found[f"deconv{number}"] = network.get_submodule(f"deconv{number}")(x).clone()
+        found["labels"] = network.score(x)[0].argmax(0)
+    return found
+
+
+def test_each_layers_map_is_the_one_that_sums_to_most(network: DeconvNet, crop: np.ndarray) -> None:
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    maps, labels = decoder_maps(network, crop)
+    assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+    expected = outputs(network, crop)
+    assert tuple(maps) == LAYERS
+    assert [each.shape[0] for each in maps.values()] == [4, 4, 8, 8, 16, 16, 32, 32, 64, 64]
+    for name, found in maps.items():
+        sums = expected[name][0].sum(dim=(1, 2))
+        assert found.sum() == pytest.approx(float(sums.max()), rel=1e-4) and found.min() >= 0
+        np.testing.assert_allclose(found, expected[name][0, int(sums.argmax())].numpy(), rtol=1e-4, atol=1e-4)
+    assert labels.dtype == np.uint8 and (labels == expected["labels"].numpy()).all()
+    assert sum((each > 0).sum() for each in maps.values()) > 100, "dead maps would say nothing"
+
+
+def test_only_the_pixels_that_count_decide(network: DeconvNet, crop: np.ndarray) -> None:
+    where = np.zeros((64, 64), bool)
+    where[:16, 48:] = True
+    maps, _ = decoder_maps(network, crop, where)
+    expected = outputs(network, crop)
+    for name in ("unpool1", "deconv1", "deconv2"):
+        values = expected[name][0]
+        side = values.shape[-1] // 4
+        chosen = int(values[:, :side, -side:].sum(dim=(1, 2)).argmax())
+        np.testing.assert_allclose(maps[name], values[chosen].numpy(), rtol=1e-4, atol=1e-4)
+    everywhere, _ = decoder_maps(network, crop, np.zeros((64, 64), bool))
+    anywhere, _ = decoder_maps(network, crop)
+    assert all((everywhere[name] == anywhere[name]).all() for name in LAYERS), "no pixel that counts: all do"
+    assert any((maps[name] != anywhere[name]).any() for name in LAYERS)
+
+
+def test_a_network_made_ready_for_inference_has_the_same_maps(network: DeconvNet, crop: np.ndarray) -> None:
+    ready, _ = decoder_maps(for_inference(network, bf16=False), crop)
+    plain, _ = decoder_maps(network, crop)
+    for name in LAYERS:
+        np.testing.assert_allclose(ready[name], plain[name], rtol=1e-3, atol=1e-3)

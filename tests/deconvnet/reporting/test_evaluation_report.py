@@ -1,0 +1,50 @@
+"""The files of an evaluation: which there are, in what order, and the table."""
+
+import json
+
+import numpy as np
+
+from deconvnet.evaluation.breakdowns import Analysis
+from deconvnet.evaluation.evaluator import Evaluation
+from deconvnet.inference.predictor import RESULTS
+from deconvnet.reporting.evaluation_report import report_files, results_markdown
+
+
+def test_the_report_ends_with_the_results() -> None:
+    classes = ["background", "cat", "dog"]
+    counted = Analysis.empty(RESULTS, (1, 5), 3)
+    truth = np.zeros((20, 30), np.uint8)
+    truth[5:15, 5:15] = 1
+    means = counted.add(truth, truth, dict.fromkeys(RESULTS, truth), {1: truth * 0, 5: truth})
+    iou = {"background": 1.0, "cat": 1.0, "dog": None}
+    rows = {name: {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": iou} for name in RESULTS}
+    results = {"dataset": "made up", "images": 1, "classes": classes, "rows": rows}
+    found = Evaluation(results, {"a": dict(zip(RESULTS, means, strict=True))}, counted.as_dict())
+    files = report_files(found, {"comparison": b"png"}, {"proposals": 5, "crf": {"iterations": 3}})
+    charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png")
+    texts = ("mean_iou_by_image.json", "analysis.json", "results.md", "results.json")
+    assert set(files) == {"comparison.png", *charts, *texts} and list(files)[-1] == "results.json"
+    assert all(files[name].startswith(b"\x89PNG") for name in charts) and files["comparison.png"] == b"png"
+    assert json.loads(files["results.json"]) == results
+    kept = json.loads(files["analysis.json"])
+    assert kept.pop("segmenter") == {"proposals": 5, "crf": {"iterations": 3}}
+    assert kept == found.analysis and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
+    assert json.loads(files["mean_iou_by_image.json"])["a"]["fcn8s"] == 1.0
+
+
+def test_the_table_has_the_five_rows_in_order_and_a_dash_for_an_empty_class():
+    figures = {"mean_iou": 0.5, "pixel_accuracy": 0.875, "iou": {"background": 0.9, "cat": 0.1, "unicorn": None}}
+    rows = {name: {**figures, "mean_iou": 0.1 * i} for i, name in enumerate(RESULTS)}
+    rows["fcn8s"]["mean_iou"] = None
+    results = {"dataset": "made up", "images": 3, "classes": ["background", "cat", "unicorn"], "rows": rows}
+    lines = results_markdown(results).splitlines()
+    assert lines[0] == "# made up: 3 photographs"
+    assert lines[4:9] == [
+        "| FCN-8s | – | 87.5 |",
+        "| DeconvNet | 10.0 | 87.5 |",
+        "| DeconvNet+CRF | 20.0 | 87.5 |",
+        "| EDeconvNet | 30.0 | 87.5 |",
+        "| EDeconvNet+CRF | 40.0 | 87.5 |",
+    ]
+    assert "| unicorn | – | – | – | – | – |" in lines
+    assert "| cat | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 |" in lines

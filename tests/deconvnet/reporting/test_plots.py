@@ -1,0 +1,124 @@
+"""Charts: sizes, that what they are given is to be seen in them, and what they refuse."""
+
+import numpy as np
+import pytest
+
+from deconvnet.reporting.figure import TITLES
+from deconvnet.reporting.plots import confusion, iou_by_class, iou_by_proposals, iou_by_size, recall_curves, training_curves
+from proposals.recall import Recall
+from tests.deconvnet.drawings import area, pixels
+
+CLASSES = ("background", "circle", "bar")
+
+
+def results(iou):
+    return {
+        "dataset": "x",
+        "images": 3,
+        "classes": list(CLASSES),
+        "rows": {name: {"mean_iou": 0.5, "pixel_accuracy": 0.9, "iou": iou} for name in TITLES},
+    }
+
+
+def test_iou_bars_are_as_long_as_the_figures():
+    colour = (0xD9, 0x48, 0x01)  # EDeconvNet+CRF
+    full = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
+    half = pixels(iou_by_class(results({"background": 0.5, "circle": 0.5, "bar": 0.5})))
+    assert full.shape[1] == 1200
+    assert area(half, colour) == pytest.approx(area(full, colour) / 2, rel=0.1)
+
+
+def test_a_class_without_iou_is_left_empty():
+    colour = (0xD9, 0x48, 0x01)
+    two = pixels(iou_by_class(results({"background": 1.0, "circle": None, "bar": 1.0})))
+    three = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
+    assert area(two, colour) == pytest.approx(area(three, colour) * 2 / 3, rel=0.1)
+
+
+def test_each_result_has_its_colour():
+    drawn = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
+    colours = [tuple(bytes.fromhex(colour)) for colour in ("8a8f98", "9ecae1", "2171b5", "fdae6b", "d94801")]
+    areas = [area(drawn, colour) for colour in colours]
+    assert min(areas) > 0.9 * max(areas) > 3_000, "five bars a class, as long as each other, and their legend"
+
+
+def test_training_curves_draw_each_line():
+    one = pixels(training_curves({"loss": {"stage1": (range(50), np.linspace(1, 0, 50))}}))
+    two = pixels(
+        training_curves({"loss": {"stage1": ([1, 2], [1.0, 0.5])}, "iou": {"a": ([1], [0.1])}, "lr": {"a": ([1], [0.1])}})
+    )
+    assert one.shape == (340, 1200, 3) and two.shape == (680, 1200, 3)
+    assert area(one, (0x00, 0x72, 0xB2)) > 300
+
+
+def test_recall_curves_are_as_high_as_the_recall():
+    """A flat recall is a flat line; of two names, each has its colour."""
+    counts = (1, 10, 100, 1000)
+
+    def recall(found: float) -> Recall:
+        overlaps = np.repeat([[0.97], [0.0]], [round(100 * found), 100 - round(100 * found)], axis=0)
+        return Recall.of(overlaps.repeat(len(counts), axis=1).astype(np.float32), counts)
+
+    blue, orange = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+    both = pixels(recall_curves({"low": recall(0.25), "high": recall(0.75)}))
+    assert both.shape == (460, 1200, 3)
+    left = both[:, 60:600]
+    low, high = (np.median(np.argwhere((left == colour).all(axis=2))[:, 0]) for colour in (blue, orange))
+    axis = 460 - 2 * 30  # px between recall 0 and 1, about
+    assert low - high == pytest.approx(axis / 2, rel=0.1)
+    assert area(pixels(recall_curves({"low": recall(0.25)})), orange) == 0
+    # Over IoU stands the recall of the most boxes, not of the first.
+    found_late = Recall.of(np.array([[0.0, 0.0, 0.0, 0.97]] * 4, np.float32), counts)
+    right = pixels(recall_curves({"late": found_late}))[:, 640:1000]
+    assert np.median(np.argwhere((right == blue).all(axis=2))[:, 0]) < 40, "at the top"
+    with pytest.raises(ValueError, match="no recall"):
+        recall_curves({})
+
+
+def analysis(steps=(0.1, 0.2, 0.4), by_size=(0.2, 0.4, None)):
+    return {
+        "proposals": {"counts": [1, 10, 50], "mean_iou": list(steps)},
+        "sizes": {"edges": [0, 0.1, 0.5, 1], "objects": [3, 1, 0], "mean_iou": {name: list(by_size) for name in TITLES}},
+    }
+
+
+def test_the_curve_over_proposals_rises_with_the_figures():
+    blue = (0x21, 0x71, 0xB5)
+    drawn = pixels(iou_by_proposals(results({}), analysis()))
+    assert drawn.shape == (420, 1200, 3)
+    line = (drawn[:, 60:900] == blue).all(axis=2)  # the legend stands right
+    heights = [np.argwhere(line[:, columns])[:, 0].mean() for columns in (slice(0, 200), slice(300, 500), slice(650, 840))]
+    assert heights[0] > heights[1] > heights[2]
+    assert pixels(iou_by_proposals(results({}), analysis((None, None, None)))).shape == (420, 1200, 3)
+
+
+def test_bars_by_size_are_as_high_as_the_figures_and_empty_where_there_is_no_object():
+    colour = (0xD9, 0x48, 0x01)
+    drawn = pixels(iou_by_size(analysis()))
+    body = (drawn[60:] == colour).all(axis=2)  # below the legend
+    thirds = [body[:, left : left + 370].sum() for left in (80, 450, 830)]
+    assert thirds[1] == pytest.approx(2 * thirds[0], rel=0.1) and thirds[2] == 0
+
+
+def test_confusion_is_dark_where_a_class_is_taken_for_another():
+    """A row's shares count, not its pixels: a class of ten pixels is as dark as one of a million."""
+    counts = np.array([[10**6, 0, 0], [0, 0, 10], [0, 0, 0]])
+    drawn = pixels(confusion(counts, CLASSES, "x"))
+    dark = (8, 48, 107)  # of Blues, for 100 %
+    places = np.argwhere((drawn[:, :1090] == dark).all(axis=2))  # the colour bar stands right
+    middle = (places[:, 0].min() + places[:, 0].max()) / 2
+    upper, lower = places[places[:, 0] < middle], places[places[:, 0] > middle]
+    assert len(upper) == pytest.approx(len(lower), rel=0.1)
+    assert upper[:, 1].max() < lower[:, 1].min() - 30, "background on the diagonal, circle in bar's column"
+    with pytest.raises(ValueError, match="3 classes, and counts of"):
+        confusion(counts[:2, :2], CLASSES, "x")
+
+
+def test_confusion_of_many_classes():
+    drawn = pixels(confusion(np.eye(40), [f"class {i}" for i in range(40)], "x"))
+    assert drawn.shape[1] == 1200 and drawn.shape[0] <= 1200
+
+
+def test_no_curves_are_refused():
+    with pytest.raises(ValueError, match="no curves"):
+        training_curves({})

@@ -1,0 +1,203 @@
+"""What a server answers, without one: masks, overlays, headers, refusals, the page; and a replica's routes and bounds."""
+
+import asyncio
+import io
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.datasets.overlay import overlay
+from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.inference.saved_ensemble import Labelled, Labeller
+from deconvnet.models.checkpoint import save_model
+from deconvnet.serving import http
+from deconvnet.serving.ray_serve import Replica, Served, _reason, check_installed
+from deconvnet.tracking import registry
+from infra.errors import UserError
+from proposals.image_codec import encode_jpeg
+from tests.deconvnet.tracking.test_register import EDGES, SEGMENT, lively, photograph
+
+CLASSES = ("background", "dîner, table", "<bar>")
+PHOTO = encode_jpeg(photograph(0, 60, 80))
+
+
+@pytest.fixture(scope="module")
+def labeller(tmp_path_factory: pytest.TempPathFactory) -> Labeller:
+    folder = tmp_path_factory.mktemp("ensemble")
+    save_model(lively(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
+    save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
+    options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
+    (folder / "options.json").write_text(json.dumps(options))
+    return Labeller(str(folder))
+
+
+def timings(text: str) -> dict[str, float]:
+    return {part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in text.split(", ")}
+
+
+def test_headers_name_the_classes_that_were_seen_alone() -> None:
+    class Two:
+        classes = CLASSES
+
+        def label(self, data: bytes) -> Labelled:
+            mask = np.zeros((4, 6), np.uint8)
+            mask[1, 2] = 2
+            return Labelled(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
+
+    headers = http.answer(Two(), b"", time.perf_counter()).headers  # type: ignore[arg-type]
+    assert headers["X-Classes"] == "background,%3Cbar%3E" and headers["X-Size"] == "6x4" and headers["X-Confidence"] == "0.750"
+
+
+def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(labeller: Labeller) -> None:
+    reply = http.answer(labeller, PHOTO, time.perf_counter() - 2)
+    expected = labeller.label(PHOTO)
+    image = Image.open(io.BytesIO(reply.body))
+    assert (reply.status, reply.media_type, image.format, image.mode) == (200, "image/png", "PNG", "P")
+    np.testing.assert_array_equal(np.asarray(image), expected.mask)
+    ids = np.unique(expected.mask).tolist()
+    assert len(ids) > 1, "labels all of one class would prove little"
+    np.testing.assert_array_equal(np.array(image.getpalette()).reshape(-1, 3)[ids], VOC_PALETTE[ids])
+    encoded = ("background", "d%C3%AEner%2C table", "%3Cbar%3E")
+    assert reply.headers["X-Classes"].split(",") == [encoded[i] for i in ids]
+    assert reply.headers["X-Size"] == "80x60" and float(reply.headers["X-Confidence"]) == pytest.approx(
+        expected.confidence, abs=1e-3
+    )
+    spent = timings(reply.headers["Server-Timing"])
+    assert list(spent) == ["wait", "label", "picture"] and 2000 <= spent["wait"] < 3000 and spent["label"] > spent["picture"] >= 0
+    for value in reply.headers.values():
+        value.encode("latin-1")  # what a header may hold
+
+
+def test_an_overlay_is_a_picture_of_the_photograph_with_the_labels(labeller: Labeller) -> None:
+    reply = http.answer(labeller, PHOTO, time.perf_counter(), draw=True)
+    image = Image.open(io.BytesIO(reply.body))
+    assert (reply.media_type, image.format, image.size, image.mode) == ("image/jpeg", "JPEG", (80, 60), "RGB")
+    seen = labeller.label(PHOTO)
+    drawn = overlay(seen.image, seen.mask, CLASSES).astype(int)
+    assert np.abs(np.asarray(image) - drawn).mean() < 6 < np.abs(seen.image - drawn).mean()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"text", "not an image"), (PHOTO[:900], "truncated"), (encode_jpeg(photograph(0, 120, 100)), "larger than 10,000 pixels")],
+)
+def test_what_is_no_usable_photograph_is_a_sentence(labeller: Labeller, data: bytes, reason: str) -> None:
+    reply = http.answer(labeller, data, time.perf_counter())
+    assert (reply.status, reply.media_type) == (400, "application/json")
+    told = json.loads(reply.body)
+    assert list(told) == ["error"] and reason in told["error"] and "\n" not in told["error"]
+
+
+def test_the_page_names_model_and_classes_and_no_class_can_write_on_it() -> None:
+    text = http.page("shapes version 2", CLASSES).body.decode()
+    assert "shapes version 2" in text and "dîner, table" in text
+    assert "&lt;bar&gt;" in text and "<bar>" not in text
+    assert "rgb(128 0 0)" in text, "VOC's colour of class 1"
+    assert "http" not in text.replace("</html>", ""), "works offline"
+
+
+@pytest.mark.parametrize(("value", "meant"), [("1", True), ("true", True), ("YES", True), ("", False), ("0", False)])
+def test_overlay_is_yes_or_no(value: str, meant: bool) -> None:
+    assert http.wants_overlay(value) is meant
+
+
+# A replica as Ray Serve calls it, with requests as Ray Serve makes them.
+
+
+@pytest.fixture
+def replica(labeller: Labeller) -> Replica:
+    made = object.__new__(Replica)  # its model is here already
+    made.served = Served(registry.Version("shapes", "2", "id", "nowhere"), "store", max_bytes=20_000)
+    made.labeller = labeller
+    made.worker = ThreadPoolExecutor(1)
+    return made
+
+
+def ask(
+    replica: Replica, method: str = "POST", path: str = "/", query: str = "", body: list[bytes] | None = None, **headers: str
+) -> Response:
+    chunks = list(body or [b""])
+    read = []
+
+    async def receive() -> dict:
+        read.append(chunks.pop(0))
+        return {"type": "http.request", "body": read[-1], "more_body": bool(chunks)}
+
+    scope = {
+        "type": "http", "method": method, "path": path, "query_string": query.encode(), "root_path": "", "scheme": "http",
+        "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()], "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    reply = asyncio.run(replica(Request(scope, receive)))
+    reply.chunks_read = len(read)
+    return reply
+
+
+def test_a_replica_answers_with_masks_overlays_health_and_page(replica: Replica) -> None:
+    mask = ask(replica, body=[PHOTO[:1000], PHOTO[1000:]])
+    assert (
+        mask.status_code == 200 and mask.headers["content-type"] == "image/png" and mask.headers["x-model"] == "shapes version 2"
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask.body))), replica.labeller.label(PHOTO).mask)
+    assert ask(replica, query="overlay=1", body=[PHOTO]).headers["content-type"] == "image/jpeg"
+    health = ask(replica, "GET", "/healthz")
+    assert json.loads(health.body) == {"status": "ok", "model": "shapes version 2", "classes": list(CLASSES)}
+    assert ask(replica, "GET", "/").headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "sentence"),
+    [
+        ({"path": "/other"}, 404, "nothing at /other"),
+        ({"method": "PUT"}, 405, "PUT is not understood"),
+        ({"path": "/healthz"}, 405, "POST is not understood"),
+        ({"query": "overlay=perhaps"}, 400, "overlay=perhaps is neither"),
+        ({"content_type": "multipart/form-data; boundary=x", "body": [b"--x"]}, 415, "the body is a form"),
+        ({"body": [b""]}, 400, "the body is empty"),
+        ({"body": [b"text"]}, 400, "not an image"),
+    ],
+)
+def test_a_replica_refuses_with_a_status_and_a_sentence(replica: Replica, call: dict, status: int, sentence: str) -> None:
+    reply = ask(replica, **call)
+    assert reply.status_code == status and sentence in json.loads(reply.body)["error"]
+
+
+def test_a_body_that_is_too_large_is_not_read_to_its_end(replica: Replica) -> None:
+    told = ask(replica, content_length="20001", body=[b"x" * 10_000] * 4)
+    assert told.status_code == 413 and told.chunks_read == 0
+    untold = ask(replica, body=[b"x" * 10_000] * 9)
+    assert untold.status_code == 413 and untold.chunks_read == 3
+    assert ask(replica, content_length="20000", body=[b"x" * 10_000] * 2).status_code == 400
+
+
+def test_a_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray.serve", None)
+    with pytest.raises(UserError, match=r"Ray Serve is not installed: pip install -c constraints\.txt -e '\.\[serve\]'"):
+        check_installed()
+
+
+def test_the_reason_of_a_replicas_death_is_its_last_line() -> None:
+    report = """Deploying application deconvnet failed: Failed to update the deployments ['replica'].
+Traceback (most recent call last):
+  File "/x/registry.py", line 71, in fetch
+    raise UserError("models:/shapes/2 can't be fetched: no such file") from error
+infra.errors.UserError: models:/shapes/2 can't be fetched: no such file"""
+    assert _reason(report) == "models:/shapes/2 can't be fetched: no such file"
+    assert _reason("no room") == "no room"
+
+
+def test_the_model_of_mlflow_answers_in_the_same_colours(labeller: Labeller) -> None:
+    from deconvnet.tracking.pyfunc_model import Ensemble
+
+    model = Ensemble()
+    model.labeller = labeller
+    answer = model.predict(None, pd.DataFrame({"image": [PHOTO, b"text"]}))
+    assert answer["mask"][0] == http.answer(labeller, PHOTO, 0.0).body
+    assert answer["mask"][1] is None and answer["error"].tolist() == [None, "not an image"]

@@ -1,0 +1,40 @@
+"""How runs are marked with the code that made them."""
+
+import subprocess
+
+import pytest
+
+from deconvnet.tracking import code_version as module
+from deconvnet.tracking.code_version import code_tags, code_version
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("version", "tags"),
+    [
+        (COMMIT, {"code": COMMIT, "mlflow.source.git.commit": COMMIT, "mlflow.source.git.dirty": "false"}),
+        (f"{COMMIT}+", {"code": f"{COMMIT}+", "mlflow.source.git.commit": COMMIT, "mlflow.source.git.dirty": "true"}),
+        ("0.1.0", {"code": "0.1.0"}),
+    ],
+)
+def test_tags(version, tags) -> None:
+    assert code_tags(version) == tags
+
+
+def test_of_a_repository_and_of_one_that_merely_holds_it(tmp_path, monkeypatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@t")
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    file = tmp_path / "code_version.py"
+    file.write_text("")
+    monkeypatch.setattr(module, "__file__", str(file))
+    git("init")
+    assert "." in code_version() or code_version() == "unknown"
+    git("add", "."), git("commit", "-m", "x")
+    assert code_version() == git("rev-parse", "HEAD")
+    file.write_text("changed")
+    assert code_version() == git("rev-parse", "HEAD") + "+"

@@ -1,0 +1,110 @@
+"""MLflow's pages as a reader sees them: a real server on the store that our code writes, in a real browser."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deconvnet.reporting.report import page
+from deconvnet.tracking import model_card
+from deconvnet.tracking.mlflow_runs import Tracker
+from deconvnet.tracking.promotion import Verdict, crown
+from deconvnet.tracking.run_notes import pipeline_note, run_name, stage_note
+from infra.deploy.local.servers import mlflow_server
+from tests.browser import Browser, browser, missing
+from tests.deconvnet.told import facts, png
+from workflows.door import TRAINING_PAGES
+
+TABLE = "return [...document.querySelectorAll('tr')].map(r => r.innerText.split(/[\\t\\n]+/).map(t => t.trim()).join(' | '))"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A server's address, the window, and what is in the store."""
+
+    url: str
+    window: Browser
+    experiment: str
+    run: str
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    if why := missing():
+        pytest.skip(why)
+    folder: Path = tmp_path_factory.mktemp("ui")
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "deconvnet")
+    with tracker.pipeline(run_name("voc", "/runs/mine", "2026-11-23"), {"seed": 1}, {"config": "voc"}) as parent:
+        with parent.stage("evaluate", "f", title="7 evaluate") as child:
+            child.describe(stage_note("evaluate", {}))
+            child.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123})
+        parent.describe(pipeline_note(facts(), parent.run_id))
+        parent.log_figure(png(), "report/comparison.png")
+        parent.log_figure(page(facts()).encode(), "report/index.html")
+        parent.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123, "system/cpu_utilization_percentage": 50.0})
+        tracker.client.create_registered_model("net")
+        for figure in ("0.5", "0.6"):
+            tracker.client.create_model_version("net", f"file://{folder}/model", tags={"mean_iou.edeconvnet_crf": figure})
+        tracker.client.set_registered_model_alias("net", "challenger", "2")
+        model_card.refresh(tracker.client, "net", "http://mlflow:5000")
+        crown(parent, "net", 2, 1, Verdict(True, "it is better"))
+    with mlflow_server(folder / "server", store=tracker.uri) as server, browser(1400, 1000) as window:
+        yield Seen(server.url, window, tracker.experiment_id, parent.run_id)
+
+
+OF_MLFLOW = (
+    "users/current - Failed to load resource: the server responded with a status of 404",
+    "ResizeObserver loop completed",
+)
+"""Faults of MLflow 3.17's own pages: it asks for users that a server without login does not have, and its charts resize in a loop."""
+
+
+def no_faults(window: Browser) -> None:
+    """Nothing was said to the console but what MLflow's pages say of themselves."""
+    assert [line for line in window.console() if not any(known in line for known in OF_MLFLOW)] == []
+
+
+def go(seen: Seen, place: str) -> None:
+    """Open a place of MLflow's pages, in the mode that the doors name."""
+    seen.window.open(f"{seen.url}{TRAINING_PAGES}".replace("experiments", place, 1))
+
+
+def test_from_the_address_that_the_doors_name_one_gets_to_the_runs_and_the_models(seen: Seen) -> None:
+    seen.window.open(f"{seen.url}{TRAINING_PAGES}")
+    seen.window.wait("return document.body.innerText.includes('deconvnet')")
+    assert "Model registry" in seen.window.text()
+    go(seen, f"experiments/{seen.experiment}/runs")
+    seen.window.wait("return document.body.innerText.includes('voc · mine')")
+    assert "semantic segmentation, trained and retrained" in seen.window.text()
+    no_faults(seen.window)
+
+
+def test_a_runs_page_shows_the_table_and_the_picture(seen: Seen) -> None:
+    go(seen, f"experiments/{seen.experiment}/runs/{seen.run}")
+    seen.window.wait("return document.body.innerText.includes('the paper')")
+    rows = seen.window.run(TABLE)
+    assert "EDeconvNet+CRF | 61.2 | 87.5 | 72.5" in rows and "FCN-8s | 50.1 | 87.5 | 62.2" in rows
+    picture = "const i = [...document.images].find(i => i.src.includes('get-artifact')); return i && i.complete && i.naturalWidth"
+    assert seen.window.wait(picture) == 1200
+    assert "voc · mine · 2026-11-23" in seen.window.text() and "cats & dogs val" in seen.window.text()
+    no_faults(seen.window)
+
+
+def test_the_artifacts_show_the_picture_and_the_report(seen: Seen) -> None:
+    go(seen, f"experiments/{seen.experiment}/runs/{seen.run}/artifacts/report/comparison.png")
+    wide = "return [...document.images].some(i => i.complete && i.naturalWidth == 1200)"
+    assert seen.window.wait(wide)
+    go(seen, f"experiments/{seen.experiment}/runs/{seen.run}/artifacts/report/index.html")
+    assert seen.window.wait("return document.querySelector('iframe') !== null")
+    no_faults(seen.window)
+
+
+def test_the_models_page_shows_what_it_is_and_its_history(seen: Seen) -> None:
+    go(seen, "models/net")
+    seen.window.wait("return document.body.innerText.includes('Champions and challengers')")
+    rows = seen.window.run(TABLE)
+    assert any(row.startswith("EDeconvNet+CRF | 60.0") for row in rows)
+    assert any(row.startswith("2 | ") and "promoted" in row and "it is better" in row and "champion" in row for row in rows)
+    assert "models:/net@champion" in seen.window.text()
+    no_faults(seen.window)

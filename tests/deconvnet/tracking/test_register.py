@@ -1,0 +1,270 @@
+"""The registered ensemble: what it holds, and that another process in another folder gets the pipeline's labels from it."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow.artifacts
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.inference.predictor import Segmenter
+from deconvnet.models.checkpoint import save_model
+from deconvnet.tracking.mlflow_runs import Tracker, tracking_uri
+from deconvnet.tracking.register import description, register, requirements
+from infra.errors import UserError
+from proposals import edge_boxes
+from proposals.image_codec import decode_image, encode_jpeg
+from tests.deconvnet.mlflow_server import free_port, server
+
+ROOT = Path(__file__).resolve().parents[3]
+CLASSES = ("background", "circle", "bar")
+EDGES = {"max_boxes": 50, "min_box_area": 200.0, "edges": "forest", "edge_model": None}
+SEGMENT = {"proposals": 4, "batch": 2, "max_side": 96, "crf": {"iterations": 2}, "context": 1.3}
+RESULTS = {
+    "dataset": "generated",
+    "images": 60,
+    "classes": list(CLASSES),
+    "rows": {
+        "fcn8s": {"mean_iou": 0.6221, "pixel_accuracy": 0.9, "iou": {"background": 0.9, "circle": None, "bar": 0.3}},
+        "edeconvnet_crf": {"mean_iou": 0.725, "pixel_accuracy": None, "iou": {"background": 0.9, "circle": None, "bar": 0.5}},
+    },
+}
+
+# What a stranger does: this project is on no path, Ray can't be imported, the folder is another.
+STRANGER = """
+import base64, json, pathlib, sys
+root, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+sys.path[:] = [p for p in sys.path if p and pathlib.Path(p).resolve() != root]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.modules["ray"] = None
+try:
+    import deconvnet
+    raise SystemExit("the project is still importable")
+except ModuleNotFoundError:
+    pass
+import mlflow.pyfunc, pandas, torch
+torch.set_num_threads(1)
+from mlflow.pyfunc.scoring_server import invocations
+model = mlflow.pyfunc.load_model("models:/shapes@challenger")
+data = sorted(out.glob("input*"))
+frame = pandas.DataFrame({"image": [p.read_bytes() for p in data]}, index=[p.name for p in data])
+answer = model.predict(frame)
+for name, mask in answer["mask"].items():
+    if mask is not None:
+        (out / f"mask-{name}.png").write_bytes(mask)
+text = [base64.b64encode(p.read_bytes()).decode() for p in data]
+as_text = model.predict(pandas.DataFrame({"image": text}))
+rest = invocations(json.dumps({"dataframe_split": {"columns": ["image"], "data": [[t] for t in text]}}), "application/json", model,
+                   model.metadata.get_input_schema())
+import deconvnet.inference.predictor
+(out / "answer.json").write_text(json.dumps({
+    "index": list(answer.index), "errors": list(answer["error"]),
+    "same_as_text": [a == b for a, b in zip(answer["mask"], as_text["mask"])],
+    "not_base64": model.predict(pandas.DataFrame({"image": ["a photo!"]}))["error"][0],
+    "nothing": model.predict({"image": [b""]})["error"][0],
+    "rest": rest.status, "rest_body": json.loads(rest.response),
+    "code": deconvnet.inference.predictor.__file__, "settings": [m for m in sys.modules if m.endswith("settings") and m.split(".")[0] == "deconvnet"],
+    "classes": model.metadata.metadata["classes"],
+}))
+"""
+
+
+def photograph(seed: int, height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    image = np.kron(rng.integers(0, 255, (4, 5, 3)), np.ones((height // 4 + 1, width // 5 + 1, 1)))[:height, :width]
+    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+
+def lively(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Random weights that give every class some pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        fan = parameter[0].numel() if parameter.ndim > 1 else 1
+        with torch.no_grad():
+            if parameter.ndim > 1:
+                parameter.normal_(0, (2 / fan) ** 0.5, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("registered")
+
+
+@pytest.fixture(scope="module")
+def networks(folder):
+    made = (
+        lively(DeconvNet(num_classes=3, width=0.1, input_size=32), 1),
+        lively(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), 2),
+    )
+    for network, name in zip(made, ("deconvnet", "fcn8s"), strict=True):
+        save_model(network, str(folder / name), CLASSES, None)
+    return made
+
+
+def filed(tracker: Tracker, folder: Path, **changes) -> tuple[str, int]:
+    options = {
+        "deconvnet_uri": str(folder / "deconvnet"),
+        "fcn8s_uri": str(folder / "fcn8s"),
+        "classes": CLASSES,
+        "proposals": EDGES,
+        "segment": SEGMENT,
+        "results": RESULTS,
+    }
+    with tracker.pipeline("p", {}) as parent, parent.stage("register") as run:
+        return run.run_id, register(run, "shapes", **(options | changes))
+
+
+@pytest.fixture(scope="module")
+def tracker(folder, networks) -> Tracker:
+    before = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    try:
+        return Tracker(tracking_uri(str(folder / "work")), "test")
+    finally:
+        if before:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture(scope="module")
+def registered(tracker, folder) -> tuple[str, int]:
+    return filed(tracker, folder)
+
+
+def test_version_carries_results_and_alias(tracker, registered):
+    run_id, number = registered
+    version = tracker.client.get_model_version_by_alias("shapes", "challenger")
+    assert int(version.version) == number and version.run_id == run_id
+    assert version.tags == {"mean_iou.fcn8s": "0.6221", "pixel_accuracy.fcn8s": "0.9000", "mean_iou.edeconvnet_crf": "0.7250"}
+    assert "| FCN-8s | 62.2 | 90.0 |" in version.description and "| EDeconvNet+CRF | 72.5 | – |" in version.description
+    tags = tracker.client.get_run(run_id).data.tags
+    assert tags["mean_iou.edeconvnet_crf"] == "0.7250" and tags["model.version"] == str(number)
+
+
+def test_model_holds_no_pickle_and_all_it_needs(tracker, registered, folder):
+    version = tracker.client.get_model_version_by_alias("shapes", "challenger")
+    inside = Path(version.source.removeprefix("file://"))
+    files = {str(p.relative_to(inside)) for p in inside.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert not [f for f in files if f.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+    assert {
+        "MLmodel",
+        "pyfunc_model.py",
+        "requirements.txt",
+        "code/deconvnet/inference/predictor.py",
+        "code/proposals/edgebox.py",
+    } <= files
+    assert {f"artifacts/ensemble/{n}/model.{e}" for n in ("deconvnet", "fcn8s") for e in ("safetensors", "json")} <= files
+    assert not [f for f in files if f.startswith("code/") and not f.endswith(".py")]
+    assert "torch==2.13.*" in (inside / "requirements.txt").read_text()
+    assert "ray" not in (inside / "requirements.txt").read_text()
+    assert not (folder / "mlruns").exists()
+
+
+def test_another_process_elsewhere_gets_the_pipelines_labels(tracker, registered, networks, tmp_path):
+    photographs = {"input0.jpg": photograph(0, 60, 80), "input1.jpg": photograph(1, 130, 90)}
+    for name, image in photographs.items():
+        (tmp_path / name).write_bytes(encode_jpeg(image))
+    (tmp_path / "input2.jpg").write_text("this is text")
+    (tmp_path / "input3.jpg").write_bytes((tmp_path / "input0.jpg").read_bytes()[:900])
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": tracker.uri}
+    command = [sys.executable, "-c", STRANGER, str(ROOT), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "answer.json").read_text())
+
+    segmenter = Segmenter(*networks, **SEGMENT)
+    seen = set()
+    for name in photographs:
+        image = decode_image((tmp_path / name).read_bytes())
+        expected = segmenter.best(image, edge_boxes(image, **EDGES)[0])
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"mask-{name}.png")), expected)
+        seen |= set(np.unique(expected).tolist())
+    assert len(seen) > 1, "labels all of one class would prove nothing"
+
+    assert answer["index"] == ["input0.jpg", "input1.jpg", "input2.jpg", "input3.jpg"]
+    assert answer["errors"][:2] == [None, None]
+    assert answer["errors"][2] == "not an image" and answer["errors"][3].startswith("truncated")
+    assert all(answer["same_as_text"])
+    assert "base64" in answer["not_base64"] and answer["nothing"] == "the file is empty"
+    assert not answer["code"].startswith(str(ROOT)) and answer["code"].endswith("code/deconvnet/inference/predictor.py")
+    assert answer["settings"] == [], "the settings types (pydantic) are not the model's business"
+    assert answer["classes"] == list(CLASSES)
+    assert answer["rest"] == 200
+    first, _, bad, _ = answer["rest_body"]["predictions"]
+    served = np.asarray(Image.open(io.BytesIO(base64.decodebytes(first["mask"].encode()))))
+    np.testing.assert_array_equal(served, np.asarray(Image.open(tmp_path / "mask-input0.jpg.png")))
+    assert bad == {"mask": None, "error": "not an image"}
+
+
+def test_a_second_version_takes_the_alias_and_an_edge_model_comes_along(tracker, registered, folder, tmp_path):
+    forest = tmp_path / "forest.yml.gz"
+    forest.write_bytes(b"trees")
+    _, number = filed(tracker, folder, proposals=EDGES | {"edge_model": str(forest)})
+    version = tracker.client.get_model_version_by_alias("shapes", "challenger")
+    assert int(version.version) == number == registered[1] + 1
+    inside = Path(version.source.removeprefix("file://"))
+    options = json.loads((inside / "artifacts/ensemble/options.json").read_text())
+    assert (inside / "artifacts/ensemble" / options["proposals"]["edge_model"]).read_bytes() == b"trees"
+    tracker.client.set_registered_model_alias("shapes", "challenger", str(registered[1]))
+
+
+def test_a_missing_edge_model_is_named_and_nothing_registered(tracker, registered, folder):
+    before = len(tracker.client.search_model_versions("name = 'shapes'"))
+    with pytest.raises(UserError, match=r"absent\.yml"):
+        filed(tracker, folder, proposals=EDGES | {"edge_model": str(folder / "absent.yml")})
+    assert len(tracker.client.search_model_versions("name = 'shapes'")) == before
+
+
+def test_a_name_that_mlflow_refuses_is_a_sentence(tracker, folder, networks):
+    with tracker.pipeline("p", {}) as run, pytest.raises(UserError, match="didn't take it"):
+        register(
+            run,
+            "a/b:c",
+            deconvnet_uri=str(folder / "deconvnet"),
+            fcn8s_uri=str(folder / "fcn8s"),
+            classes=CLASSES,
+            proposals=EDGES,
+            segment=SEGMENT,
+            results=RESULTS,
+        )
+
+
+def test_a_tracking_server_takes_it_too(folder, networks, tmp_path, monkeypatch):
+    shutil.copy(folder / "work/mlflow/mlflow.db", tmp_path / "server.db")
+    with server(tmp_path, free_port()) as uri:
+        over_http = Tracker(uri, "over http")
+        _, number = filed(over_http, folder)
+        assert int(over_http.client.get_model_version_by_alias("shapes", "challenger").version) == number
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        found = Path(mlflow.artifacts.download_artifacts("models:/shapes@challenger", dst_path=str(tmp_path)))
+        assert (found / "artifacts/ensemble/deconvnet/model.safetensors").is_file()
+
+
+def test_requirements_are_ranges_without_ray():
+    wanted = requirements()
+    assert any(w.startswith("torch==2.13") for w in wanted) and any(w.startswith("mlflow") and ">=3" in w for w in wanted)
+    assert not any(w.startswith("ray") for w in wanted)
+
+
+def test_requirements_where_the_project_is_not_installed(monkeypatch):
+    import importlib.metadata
+
+    installed = requirements()
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", absent)
+    assert [w.split(",")[0][:5] for w in requirements()] == [w.split(",")[0][:5] for w in installed]
+
+
+def test_description_leaves_out_rows_not_measured():
+    assert "DeconvNet+CRF |" in description(RESULTS) and "| DeconvNet |" not in description(RESULTS)

@@ -1,0 +1,62 @@
+"""System metrics on a run: there, by seconds, and no hindrance where psutil or MLflow is missing."""
+
+import sys
+import time
+
+import pytest
+
+from deconvnet.tracking.mlflow_runs import Tracker
+from deconvnet.tracking.system_metrics import watched
+from tests.deconvnet.mlflow_server import free_port, server
+
+
+@pytest.fixture
+def tracker(tmp_path) -> Tracker:
+    return Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+
+
+def names(tracker: Tracker, run_id: str) -> set[str]:
+    return {name for name in tracker.client.get_run(run_id).data.metrics if name.startswith("system/")}
+
+
+def test_a_run_tells_how_busy_the_machine_was(tracker) -> None:
+    with tracker.pipeline("p", {}) as run:
+        with watched(run, 0.5):
+            end = time.monotonic() + 60
+            while len(tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+        assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names(tracker, run.run_id)
+        history = tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")
+        began = tracker.client.get_run(run.run_id).info.start_time
+        assert all(abs(point.step - (point.timestamp - began) / 1000) <= 2 for point in history)
+        time.sleep(0.8)
+        assert len(tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) <= len(history) + 1
+    assert tracker.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    with tracker.pipeline("p", {}) as run, watched(run, 0.1):
+        time.sleep(0.5)
+    assert not names(tracker, run.run_id)
+
+
+@pytest.mark.slow
+def test_an_mlflow_that_goes_away_does_not_hold_the_run_up(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    with server(tmp_path, free_port()) as url:
+        run = Tracker(url, "e").pipeline("p", {}).__enter__()
+        watching = watched(run, 0.1)
+        watching.__enter__()
+    time.sleep(1)
+    started = time.monotonic()
+    watching.__exit__(None, None, None)
+    assert time.monotonic() - started < 5
+
+
+def test_the_block_s_own_exception_comes_through(tracker) -> None:
+    with pytest.raises(KeyError), tracker.pipeline("p", {}) as run, watched(run, 0.1):
+        raise KeyError("x")

@@ -1,0 +1,104 @@
+"""How many workers are started: what the living, labelled nodes have room for, and more only where a checkpoint was just written."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision
+
+from deconvnet.training import elastic
+from deconvnet.training.elastic import GROW_SECONDS, Elastic
+from infra.runtime.cluster import live_nodes
+
+
+def node(name: str, cpus: int, alive: bool = True, **labels: str) -> dict[str, Any]:
+    return {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus}, "Labels": labels}
+
+
+class Relay:
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.tell = SimpleNamespace(remote=lambda message: self.told.append(message["workers"]))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Three nodes, of which two are for training, and a clock; tests change them."""
+    state = SimpleNamespace(
+        nodes=[node("head", 8, pool="head"), node("a", 2, pool="gpu", zone="x"), node("b", 2, pool="gpu")], free={}, now=1000.0
+    )
+    monkeypatch.setattr(elastic.ray, "nodes", lambda: state.nodes)
+    monkeypatch.setattr(elastic, "available_resources_per_node", lambda: state.free)
+    monkeypatch.setattr(elastic, "time_monotonic", lambda: state.now)
+    monkeypatch.setattr(elastic.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Elastic, "_maybe_send_resource_request", lambda self: None)
+    return state
+
+
+def policy(fewest: int = 1, most: int = 4, **labels: str) -> Elastic:
+    config = ScalingConfig(num_workers=(fewest, most), resources_per_worker={"CPU": 1}, label_selector=labels or None)
+    return Elastic(config, Relay())
+
+
+def started(decision: Any) -> int:
+    return 0 if isinstance(decision, NoopDecision) else decision.num_workers
+
+
+def test_nodes_are_those_that_live_and_have_all_labels(cluster):
+    cluster.nodes.append(node("c", 2, alive=False, pool="gpu"))
+    assert [n["NodeID"] for n in live_nodes()] == ["head", "a", "b"]
+    assert [n["NodeID"] for n in live_nodes({"pool": "gpu"})] == ["a", "b"]
+    assert [n["NodeID"] for n in live_nodes({"pool": "gpu", "zone": "x"})] == ["a"]
+    assert live_nodes({"pool": "tpu"}) == []
+
+
+def test_it_starts_what_the_labelled_nodes_have_room_for(cluster):
+    chosen = policy(1, 6, pool="gpu")
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 4
+    cluster.nodes[2]["Alive"] = False
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 2
+    assert started(policy(1, 3).make_decision_for_non_running_worker_group()) == 3
+    assert chosen._relay.told == [4, 2]
+
+
+def test_it_waits_where_fewer_than_the_fewest_fit_and_says_so_once(cluster):
+    chosen = policy(5, 6, pool="gpu")
+    assert [started(chosen.make_decision_for_non_running_worker_group()) for _ in range(3)] == [0, 0, 0]
+    cluster.nodes.append(node("c", 2, pool="gpu"))
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 6
+    assert chosen._relay.told == [0, 6]
+
+
+def test_what_did_not_start_is_tried_again_with_what_is_free(cluster):
+    """But not after a failure in training: the workers still hold their places when it is decided."""
+    chosen = policy(1, 4, pool="gpu")
+    cluster.free = {"head": {"CPU": 8}, "a": {"CPU": 1}, "b": {}, "gone": {"CPU": 9}}
+    chosen.after_controller_state_update(None, RestartingState(None))
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 4
+    chosen.after_controller_state_update(None, ReschedulingState(None))
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 1
+
+
+def test_it_grows_where_a_checkpoint_was_written_and_not_at_once(cluster):
+    chosen = policy(1, 4, pool="gpu")
+    cluster.free = {"head": {"CPU": 8}, "b": {"CPU": 2}}
+    workers = SimpleNamespace(num_workers=1, start_time=cluster.now)
+    plain = SimpleNamespace(training_report=SimpleNamespace(checkpoint=None))
+    silent, saved = SimpleNamespace(training_report=None), SimpleNamespace(training_report=SimpleNamespace(checkpoint="x"))
+
+    def asked(*statuses: Any) -> int:
+        status = SimpleNamespace(worker_statuses=dict(enumerate(statuses)))
+        return started(chosen.make_decision_for_running_worker_group(workers, status))
+
+    cluster.now += GROW_SECONDS - 1
+    assert asked(saved) == 0
+    cluster.now += 2
+    assert (asked(plain), asked(silent), asked(silent, saved)) == (0, 0, 3)
+    cluster.free = {"b": {"CPU": 0}}
+    assert asked(saved) == 0
+    cluster.free, workers.num_workers = {"b": {"CPU": 2}}, 3
+    assert asked(saved) == 4
+    workers.num_workers = 4
+    assert asked(saved) == 0

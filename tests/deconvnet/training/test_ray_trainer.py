@@ -1,0 +1,282 @@
+"""A stage on Ray Train: the same losses as the plain loop, and runs that are refused, interrupted and broken."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from deconvnet.models import checkpoint
+from deconvnet.models.factory import build_network
+from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training.dataloader import DevSet, Feed, PlainShard, open_examples
+from deconvnet.training.ray_trainer import check_resources, run_training
+from deconvnet.training.trainer import train
+from infra.errors import UserError
+from tests.conftest import ROOT
+from tests.deconvnet.training_tables import SIZE, examples_table, images_table
+
+CLASSES = ("background", "red", "green")
+MODEL = ModelSettings(width=0.05, input_size=SIZE, fcn_input_size=64, fcn_batch_norm=True)
+
+
+def stage(**changes: Any) -> StageSettings:
+    values = {"batch": 16, "max_steps": 8, "lr": 0.001, "log_every": 1, "schedule": "constant", "bn_batches": 2}
+    return StageSettings(**{**values, **changes})
+
+
+def job(folder: Path, **changes: Any) -> dict[str, Any]:
+    said: list[str] = []
+    options: dict[str, Any] = {
+        "stage": "stage1",
+        "architecture": "deconvnet",
+        "model_settings": MODEL,
+        "stage_settings": stage(),
+        "compute": ComputeSettings(),
+        "examples_uri": f"{folder}/examples",
+        "dev_uri": f"{folder}/examples",
+        "classes": CLASSES,
+        "storage_uri": f"{folder}/runs",
+        "run_name": "run",
+        "out_uri": f"{folder}/model",
+        "seed": 0,
+        "say": said.append,
+    }
+    return {"said": said, **run_training(**{**options, **changes})}
+
+
+def losses(lines: list[str]) -> dict[int, float]:
+    found = (re.search(r"step (\d+)/.*loss ([\d.]+)", line) for line in lines)
+    return {int(m[1]): float(m[2]) for m in found if m}
+
+
+def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path):
+    with pytest.raises(UserError, match=r"train\.stage1\.batch 16 leaves some of 17 workers"):
+        job(tmp_path, compute=ComputeSettings(workers=17))
+    with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
+        job(tmp_path, stage_settings=stage(micro_batch=17))
+    with pytest.raises(UserError, match=r"compute\.min_workers 3 is more"):
+        job(tmp_path, compute=ComputeSettings(workers=2, min_workers=3))
+
+
+@pytest.mark.ray
+def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
+    with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
+        job(tmp_path, compute=ComputeSettings(workers=8))
+    with pytest.raises(UserError, match=r"of 1 CPU and a GPU each \(Ray has it for 0\).*compute.gpu to false"):
+        job(tmp_path, compute=ComputeSettings(gpu=True))
+    with pytest.raises(UserError, match=r"room for 3 training workers"):
+        check_resources(ComputeSettings(workers=8, min_workers=3), print)
+    with pytest.raises(
+        UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
+    ):
+        job(tmp_path, nodes={"pool": "gpu"})
+    said: list[str] = []
+    check_resources(ComputeSettings(workers=8, min_workers=2), said.append)
+    check_resources(ComputeSettings(), said.append, {"ray.io/node-id": ray.get_runtime_context().get_node_id()})
+    assert not said
+
+
+@pytest.mark.ray
+def test_two_workers_on_ray_have_the_losses_of_the_plain_loop(tmp_path: Path, ray_session):
+    """With every CPU reserved by the workers; the finished model is the plain one, and a second run only loads it."""
+    table = examples_table(f"{tmp_path}/examples", 60)
+    found = job(tmp_path, compute=ComputeSettings(workers=2, bf16=False))
+
+    examples = open_examples(table, SIZE)
+    torch.manual_seed(0)
+    model = build_network("deconvnet", MODEL, 3)
+    plain: list[float] = []
+    outcome = train(
+        model,
+        PlainShard(Feed.of(examples, 16, 1, 0)),
+        stage(),
+        num_classes=3,
+        seed=0,
+        dev=DevSet(examples),
+        report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None,
+    )
+    assert list(losses(found["said"])) == list(range(1, 9))
+    assert list(losses(found["said"]).values()) == pytest.approx(plain, abs=1e-3)
+    assert (found["steps"], outcome.steps) == (8, 8)
+    kept, meta = checkpoint.load_model(f"{tmp_path}/model")
+    assert meta["classes"] == list(CLASSES)
+    assert meta["extra"]["stage"] == "stage1"
+    for name, value in model.state_dict().items():
+        assert torch.allclose(kept.state_dict()[name].float(), value.float(), rtol=0.01, atol=0.02), name
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_fcn8s_trains_on_photographs_and_diverging_is_said_at_once(tmp_path: Path, ray_session):
+    table = images_table(f"{tmp_path}/images", 12)
+    options = {"stage": "fcn8s", "architecture": "fcn8s", "examples_uri": table, "dev_uri": table}
+    found = job(tmp_path, **options, stage_settings=stage(batch=4, max_steps=3, bn_batches=0))
+    assert found["steps"] == 3
+    assert checkpoint.load_model(f"{tmp_path}/model")[0].architecture == "fcn8s"
+    with pytest.raises(UserError, match=r"fcn8s: the loss is .*lower lr"):
+        job(tmp_path, **options, run_name="wild", stage_settings=stage(batch=4, lr=1e30))
+
+
+class Driver:
+    """`training_driver` in a process of its own."""
+
+    def __init__(self, folder: Path, workers: int = 1, epochs: int = 3, fewest: int | None = None) -> None:
+        self.lines: list[str] = []
+        numbers = [str(number) for number in (workers, epochs, fewest) if number is not None]
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "tests.deconvnet.training_driver", str(folder), *numbers],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def until(self, pattern: str) -> str:
+        """Read on to a line that matches."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if re.search(pattern, line):
+                return line
+        raise AssertionError("\n".join(self.lines))
+
+    def end(self) -> int:
+        """Read to the end; the exit code."""
+        assert self.process.stdout is not None
+        self.lines += [line.rstrip() for line in self.process.stdout]
+        return self.process.wait(60)
+
+    def below(self, name: str) -> list[psutil.Process]:
+        """The processes below the driver that Ray calls so."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                found += [process] if name in " ".join(process.cmdline()) else []
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers."""
+        return self.below("RayTrainWorker")
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Any]:
+    examples_table(f"{tmp_path}/examples", 60)
+    started: list[Driver] = []
+
+    def start(**options: int) -> Driver:
+        started.append(Driver(tmp_path, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_driver_leaves_a_checkpoint_and_its_exit_code(driver, number, tmp_path: Path):
+    first = driver()
+    first.until(r"step 7/")
+    first.process.send_signal(number)
+    assert first.end() == 75, first.lines
+    last = max(losses(first.lines))
+    assert 7 <= last < 30
+    assert any("the same command goes on" in line for line in first.lines)
+    second = driver()
+    assert second.end() == 0, second.lines
+    assert min(losses(second.lines)) == last + 1
+    assert max(losses(second.lines)) == 33
+    assert (tmp_path / "model" / "model.json").is_file()
+    assert not any("Traceback" in line for line in first.lines + second.lines)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_driver_go_on_from_the_last_checkpoint(driver):
+    first = driver(workers=2)
+    first.until(r"step 7/")
+    (worker, *_) = first.workers()
+    worker.kill()
+    first.until(r"workers failed")
+    again = first.until(r"step (\d+)/.*loss")
+    assert 2 <= int(re.search(r"step (\d+)/", again)[1]) <= 11  # the step after a checkpoint, every fifth
+    first.until(r"step 16/")
+    first.process.kill()
+    first.process.wait()
+    time.sleep(3)  # what Ray left behind notices
+    second = driver(workers=2)
+    assert second.end() == 0, second.lines
+    steps = losses(second.lines)
+    assert min(steps) in (12, 16, 17)
+    assert max(steps) == 33
+    both = losses(first.lines)
+    assert all(steps[s] == pytest.approx(both[s], abs=1e-3) for s in steps.keys() & both.keys())
+
+
+def steps_told(lines: list[str]) -> list[int]:
+    """The step of each line of progress, in the order they came."""
+    return [int(found[1]) for line in lines if (found := re.search(r"step (\d+)/.*loss", line))]
+
+
+@pytest.mark.ray
+def test_training_goes_on_when_a_worker_is_killed(driver):
+    """Less than a checkpoint interval (5 steps) is done again, to the same losses, and nothing of the dead worker is left."""
+    run = driver(workers=2, epochs=2, fewest=1)
+    run.until(r"step 8/")
+    before, feeding = run.workers(), run.below("MapBatches")
+    assert len(before) == 2
+    before[1].kill()
+    run.until(r"workers failed")
+    killed = len(run.lines)
+    run.until(r"step \d+/.*loss")
+    assert not {p.pid for p in before} & {p.pid for p in run.workers()}
+    assert not any(p.is_running() for p in feeding)
+    assert run.end() == 0, run.lines
+    first, again = steps_told(run.lines[:killed]), steps_told(run.lines[killed:])
+    assert first == list(range(1, first[-1] + 1))
+    assert again == list(range(again[0], 23))
+    assert again[0] in (6, 11)  # the step after a checkpoint
+    assert 0 <= first[-1] - (again[0] - 1) < 5
+    both, after = losses(run.lines[:killed]), losses(run.lines[killed:])
+    assert all(after[step] == pytest.approx(both[step], abs=1e-3) for step in after.keys() & both.keys())
+
+
+class DiesAtStart(WorkerGroupCallback):
+    """Kills a worker of the first group before the workers have found each other; `silent`: the others are heard of first."""
+
+    def __init__(self, silent: bool) -> None:
+        self.silent = silent
+        self.starts = 0
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self.starts += 1
+        if self.starts == 1:
+            ray.kill(worker_group.get_workers()[1].actor)
+            worker_group.execute_single(0, os.listdir, "/lost connection") if self.silent else worker_group.execute(os.getpid)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("compute", [ComputeSettings(workers=2), ComputeSettings(workers=2, min_workers=2)])
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_worker_that_dies_at_the_start_does_not_keep_its_place(tmp_path: Path, ray_session, compute, silent):
+    examples_table(f"{tmp_path}/examples", 60)
+    found = job(tmp_path, compute=compute, callbacks=[DiesAtStart(silent)])
+    assert list(losses(found["said"])) == list(range(1, 9))

@@ -1,0 +1,342 @@
+"""The training loop: losses don't depend on the number of workers, a resumed run equals an undisturbed one, and it learns."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from deconvnet.models import checkpoint
+from deconvnet.models.deconvnet import DeconvNet
+from deconvnet.settings import StageSettings
+from deconvnet.training.dataloader import DevSet, Examples, Feed, PlainShard, open_examples
+from deconvnet.training.optimizer import Schedule, make_sgd
+from deconvnet.training.trainer import Diverged, State, capture, evaluate, restore, train
+from infra.errors import Interrupted, UserError
+from tests.deconvnet.training_tables import SIZE, Small, examples_table
+
+torch.set_num_threads(1)
+THREE_WINDOWS = 51_000  # bytes of a window of which three make an epoch of `crops`
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory) -> Examples:
+    return open_examples(examples_table(str(tmp_path_factory.mktemp("examples")), 60), SIZE)
+
+
+def stage(**changes) -> StageSettings:
+    values = {"batch": 8, "epochs": 2, "lr": 0.05, "schedule": "constant", "log_every": 1, "bn_batches": 0, "checkpoint_every": 5}
+    return StageSettings(**{**values, **changes})
+
+
+class Seen:
+    """What a training reported: metrics, and copies of states."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.metrics: list[dict] = []
+        self.states: list[State] = []
+        self.stop_at = stop_at
+
+    def __call__(self, metrics, state) -> None:
+        self.metrics.append(metrics)
+        if state is not None:
+            self.states.append(
+                State({n: t.detach().clone() for n, t in state.tensors.items()}, json.loads(json.dumps(state.values)))
+            )
+
+    def stopping(self) -> bool:
+        return self.stop_at is not None and bool(self.metrics) and self.metrics[-1]["step"] >= self.stop_at
+
+    @property
+    def losses(self) -> list[float]:
+        return [m["loss"] for m in self.metrics if "loss" in m]
+
+
+def run(crops: Examples, seen: Seen, dropout: float = 0.0, state: State | None = None, seed: int = 0, **changes):
+    settings = stage(**changes)
+    torch.manual_seed(0)
+    model = Small(dropout)
+    shard = PlainShard(Feed.of(crops, settings.batch, 1, 0, window_bytes=THREE_WINDOWS))
+    outcome = train(
+        model,
+        shard,
+        settings,
+        num_classes=3,
+        seed=seed,
+        dev=DevSet(crops, limit=16),
+        state=state,
+        report=seen,
+        should_stop=seen.stopping,
+    )
+    return model, outcome
+
+
+def test_it_learns(crops):
+    seen = Seen()
+    _, outcome = run(crops, seen, epochs=6, schedule="plateau")
+    assert outcome.steps == 66
+    assert outcome.epochs == 6
+    assert seen.losses[-1] < 0.4 * seen.losses[0]
+    assert outcome.dev_mean_iou > 0.6
+    assert outcome.best_dev_mean_iou == max(m["dev_mean_iou"] for m in seen.metrics if "dev_mean_iou" in m)
+    assert all(m["samples_per_s"] > 0 and 0 <= m["pixel_accuracy"] <= 1 for m in seen.metrics if "loss" in m)
+
+
+def test_the_loss_is_the_mean_over_the_batch_s_pixels_that_are_not_void(crops):
+    seen = Seen()
+    run(crops, seen, max_steps=1)
+    torch.manual_seed(0)
+    model = Small()
+    images, labels = (torch.from_numpy(a) for a in next(PlainShard(Feed.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(0, 1)))
+    expected = F.cross_entropy(model(model.prepare(images)), labels.long(), ignore_index=255)
+    assert (labels == 255).any()
+    assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_micro_batches_add_up_to_the_batch(crops):
+    """Batch norm aside (it sees a micro-batch), so the network is in a mode that does not use the batch's statistics."""
+    losses = []
+    for micro in (None, 4, 1):
+        torch.manual_seed(0)
+        model = Small()
+        del model.layers[1]
+        seen = Seen()
+        train(
+            model,
+            PlainShard(Feed.of(crops, 8, 1, 0, THREE_WINDOWS)),
+            stage(micro_batch=micro),
+            num_classes=3,
+            seed=0,
+            report=seen,
+        )
+        losses.append(seen.losses)
+    assert len(losses[0]) == 22
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 11, 16])
+def test_a_resumed_run_equals_an_undisturbed_one(crops, stop_at, tmp_path: Path):
+    """In mid-epoch, through files, dropout and momentum and the schedule included."""
+    options = {"dropout": 0.3, "schedule": "plateau", "patience": 1, "checkpoint_every": 1000, "bn_batches": 3}
+    whole, first, second = Seen(), Seen(stop_at), Seen()
+    expected, _ = run(crops, whole, **options)
+    with pytest.raises(Interrupted):
+        run(crops, first, **options)
+    assert first.metrics[-1]["step"] == stop_at
+    checkpoint.save_state(str(tmp_path), first.states[-1].tensors, first.states[-1].values)
+    found, outcome = run(crops, second, state=State(*checkpoint.load_state(str(tmp_path))), **options)
+    assert first.losses + second.losses == pytest.approx(whole.losses, abs=1e-6)
+    assert len(second.losses) == 22 - stop_at
+    assert second.metrics[-1] == pytest.approx(whole.metrics[-1])
+    assert outcome.steps == 22
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(found.state_dict()[name], value, atol=1e-6), name
+
+
+def test_a_finished_training_is_not_done_again(crops):
+    seen, again = Seen(), Seen()
+    model, outcome = run(crops, seen)
+    found, same = run(crops, again, state=seen.states[-1])
+    assert again.losses == []
+    assert same == outcome
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), found.state_dict().values(), strict=True))
+
+
+def test_checkpoints_come_where_they_are_due(crops):
+    seen = Seen()
+    run(crops, seen, log_every=4, checkpoint_every=7, epochs=2)
+    assert [s.values["step"] for s in seen.states] == [7, 11, 14, 21, 22]
+    assert [m["step"] for m in seen.metrics] == [4, 7, 8, 11, 12, 14, 16, 20, 21, 22, 22]
+    assert [m["step"] for m in seen.metrics if "dev_mean_iou" in m] == [11, 22]
+
+
+def test_max_steps_ends_in_mid_epoch_with_an_evaluation(crops):
+    seen = Seen()
+    _, outcome = run(crops, seen, max_steps=4)
+    assert outcome.steps == 4
+    assert "dev_mean_iou" in seen.metrics[3]
+    assert seen.states[-1].values["step"] == 4
+
+
+def test_training_stops_when_dev_does_not_rise(crops):
+    _, outcome = run(crops, Seen(), epochs=9, lr=1e-12, early_stopping_patience=2)
+    assert outcome.epochs == 3
+
+
+def test_a_loss_that_is_no_number_is_said_in_a_sentence(crops):
+    seen = Seen()
+    with pytest.raises(Diverged, match=r"the loss is (nan|inf).*lower lr \(now 1e\+30\)"):
+        run(crops, seen, lr=1e30, log_every=3)
+    assert not seen.states  # no checkpoint of a broken network
+    assert len(seen.losses) == 0
+
+
+def test_gradients_are_clipped(crops):
+    free, clipped = Seen(), Seen()
+    torch.manual_seed(0)
+    before = {n: t.clone() for n, t in Small().state_dict().items()}
+    run(crops, free, max_steps=1, weight_decay=0.0)
+    run(crops, clipped, max_steps=1, weight_decay=0.0, grad_clip=1e-3)
+    moved = [
+        sum(
+            (s.states[0].tensors[f"model.{n}"] - before[n]).square().sum() for n in before if n.endswith(("weight", "bias"))
+        ).sqrt()
+        for s in (free, clipped)
+    ]
+    assert moved[0] > 10 * moved[1]
+    assert moved[1] <= 0.05 * 1.001e-3  # lr × the largest norm
+
+
+def test_a_batch_of_void_is_harmless():
+    class Void:
+        steps_per_epoch = 2
+
+        def batches(self, first, stop):
+            for _ in range(first, stop):
+                yield np.zeros((8, 3, 32, 32), np.uint8), np.full((8, 32, 32), 255, np.uint8)
+
+    seen = Seen()
+    train(Small(), Void(), stage(), num_classes=3, seed=0, report=seen)
+    assert seen.losses == [0.0] * 4
+
+
+def test_statistics_of_batch_norm_are_recomputed_at_the_end(crops):
+    (stale, _), (fresh, outcome) = (
+        run(crops, Seen(), max_steps=3, lr=1e-6),
+        run(crops, Seen(), max_steps=3, lr=1e-6, bn_batches=4),
+    )
+    images = [batch[0] for batch in PlainShard(Feed.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(22, 26)]
+    outputs = [fresh.layers[0](fresh.prepare(torch.from_numpy(x))) for x in images]
+    expected = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
+    assert torch.allclose(fresh.layers[1].running_mean, expected, atol=1e-4)
+    assert not torch.allclose(stale.layers[1].running_mean, expected, atol=1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(stale.parameters(), fresh.parameters(), strict=True))
+    assert outcome.dev_mean_iou == evaluate(fresh, DevSet(crops, limit=16), 3).mean_iou
+
+
+def test_another_training_s_checkpoint_is_refused(crops):
+    seen = Seen()
+    run(crops, seen, max_steps=1)
+    settings = stage()
+    model = DeconvNet(3, 0.05, 32)
+    with pytest.raises(UserError, match="another network or seed"):
+        restore(seen.states[0], model, make_sgd(model, settings), Schedule.of(settings, 1), 0)
+    with pytest.raises(UserError, match="another network or seed"):
+        run(crops, Seen(), state=seen.states[0], seed=5)
+
+
+def test_a_state_names_what_it_holds():
+    model, settings = Small(), stage()
+    optimiser = make_sgd(model, settings)
+    model(model.prepare(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))).sum().backward()
+    optimiser.step()
+    state = capture(model, optimiser, Schedule.of(settings, 1), 7, 3)
+    assert {n for n in state.tensors if n.startswith("momentum.")} == {f"momentum.{n}" for n, _ in model.named_parameters()}
+    assert (state.values["seed"], state.values["step"]) == (7, 3)
+
+
+def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None, resume: bool) -> None:
+    """One rank of a run of 20 steps; rank 0 writes its losses and final state."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        settings = stage(batch=16, max_steps=20, epochs=9, lr=0.002, schedule="plateau", bn_batches=2)
+        crops = open_examples(table, SIZE)
+        torch.manual_seed(rank if world > 1 and rank else 0)  # DDP must give rank 0's weights to all
+        model = DeconvNet(3, 0.1, SIZE)
+        seen = Seen(stop_at if rank == 1 else None)
+        state = State(*checkpoint.load_state(f"{folder}/../state")) if resume else None
+        try:
+            outcome = train(
+                model,
+                PlainShard(Feed.of(crops, 16, world, 0), rank, 1),
+                settings,
+                num_classes=3,
+                seed=0,
+                dev=DevSet(crops, rank, world, 20),
+                state=state,
+                report=seen,
+                should_stop=seen.stopping,
+            ).dev_mean_iou
+        except Interrupted:
+            outcome = "interrupted"
+            if rank == 0:
+                checkpoint.save_state(f"{folder}/../state", seen.states[-1].tensors, seen.states[-1].values)
+        if rank == 0:
+            dev = [m["dev_mean_iou"] for m in seen.metrics if "dev_mean_iou" in m]
+            Path(folder, "found.json").write_text(json.dumps({"losses": seen.losses, "dev": dev, "outcome": outcome}))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def ranked(world: int, table: str, folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
+    folder.mkdir()
+    mp.spawn(_ranked, (world, table, str(folder), stop_at, resume), nprocs=world)
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
+    """20 global batches, batch norm synchronised; two workers that one of them stops at step 7 go on as if it had not.
+
+    The learning rate is low because so small a network on 16 examples is chaotic at a higher one: a change of its weights by one
+    part in 10⁷ is then found again in the third digit of the loss ten steps later.
+    """
+    one = ranked(1, crops.table, tmp_path / "one")
+    two = ranked(2, crops.table, tmp_path / "two")
+    assert len(one["losses"]) == len(two["losses"]) == 20
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert two["dev"] == pytest.approx(one["dev"], abs=0.02)
+    assert two["outcome"] == pytest.approx(one["outcome"], abs=0.02)
+    assert one["losses"][-1] < one["losses"][0]
+    stopped = ranked(2, crops.table, tmp_path / "stopped", stop_at=7)
+    assert stopped["outcome"] == "interrupted"
+    resumed = ranked(2, crops.table, tmp_path / "resumed", resume=True)
+    assert stopped["losses"] + resumed["losses"] == pytest.approx(two["losses"], abs=1e-5)
+
+
+CASES = {"whole": (True, None), "in pieces of one": (False, 1), "batch norm in pieces": (True, 2)}
+
+
+def _case(crops: Examples, name: str, rank: int = 0, world: int = 1) -> dict:
+    norm, micro = CASES[name]
+    torch.manual_seed(0)
+    model = Small()
+    if not norm:
+        del model.layers[1]
+    seen = Seen()
+    shard = PlainShard(Feed.of(crops, 8, world, 0, THREE_WINDOWS), rank, 1)
+    settings = stage(micro_batch=micro, max_steps=12, bn_batches=2)
+    outcome = train(model, shard, settings, num_classes=3, seed=0, dev=DevSet(crops, rank, world, 16), report=seen)
+    return {"losses": seen.losses, "dev": outcome.dev_mean_iou, "state": model.state_dict()}
+
+
+def _unequal(rank: int, world: int, table: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    try:
+        found = {name: _case(open_examples(table, SIZE), name, rank, world) for name in CASES}
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_unequal_shares_learn_what_one_worker_learns(crops, tmp_path: Path):
+    """Batches of 8 on 3 workers (2, 3 and 3 examples), also in micro-batches; batch norm sees those, so only its workers agree."""
+    mp.spawn(_unequal, (3, crops.table, str(tmp_path)), nprocs=3)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    for name, (norm, micro) in CASES.items():
+        one = _case(crops, name)
+        assert len(ranks[0][name]["losses"]) == 12
+        if not (norm and micro):
+            assert ranks[0][name]["losses"] == pytest.approx(one["losses"], abs=1e-5)
+            assert ranks[0][name]["dev"] == pytest.approx(one["dev"], abs=0.01)
+        for rank in ranks:
+            assert rank[name]["losses"] == ranks[0][name]["losses"]
+            for key, value in rank[name]["state"].items():
+                if not (norm and micro):
+                    assert torch.allclose(value, one["state"][key], atol=1e-4), (name, key)
+                assert torch.allclose(value, ranks[0][name]["state"][key], atol=1e-6), (name, key)

@@ -1,0 +1,43 @@
+"""Tables of a finished workspace, made up, and a stand-in for Ray that does one unit after another."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.storage import tables
+from proposals.image_codec import encode_jpeg, encode_mask
+
+
+def made_up_tables(folder: Path) -> tuple[str, str]:
+    """Photographs of two rectangles in two parts, every third of val and of dev; 300 boxes each, most of them far from either."""
+    rng = np.random.default_rng(0)
+    rows, boxes = [], []
+    for i in range(18):
+        image = rng.integers(90, 130, (64, 80, 3), np.uint8)
+        masks = np.zeros((2, 64, 80), np.uint8)
+        near = []
+        for number, x in enumerate(rng.integers(2, 12, 2).tolist(), 1):
+            left, right, top, bottom = (number - 1) * 40 + x, number * 40 - 4, 10 + x, 50
+            image[top:bottom, left:right, number - 1] = 230
+            masks[:, top:bottom, left:right] = number
+            near.append(np.array([left, top, right, bottom]) + rng.integers(-4, 5, (5, 4)))
+        corner = rng.integers(0, 40, (290, 2))
+        found = np.concatenate([np.hstack([corner, corner + rng.integers(4, 24, (290, 2))]), *near]).astype(np.float32)
+        common = {"image_id": f"{i:03}", "height": 64, "width": 80}
+        split = ("train", "train", "train", "train", "dev", "val")[i % 6]
+        class_mask, object_mask = (encode_mask(mask) for mask in masks)
+        rows.append({**common, "split": split, "image": encode_jpeg(image), "class_mask": class_mask, "object_mask": object_mask})
+        boxes.append({**common, "boxes": found.tolist(), "scores": np.linspace(1, 0, 300).tolist()})
+    for name, schema, every in (("images", tables.IMAGES, rows), ("proposals", tables.PROPOSALS, boxes)):
+        uri = str(folder / name)
+        halves = (every[:10], every[10:])
+        parts = [tables.write_part(uri, "a" * 16, k, half, schema, rows_per_group=4) for k, half in enumerate(halves)]
+        tables.commit(uri, "a" * 16, parts)
+    return str(folder / "images"), str(folder / "proposals")
+
+
+def one_by_one(units: Mapping[int, Any], work: Callable[[int, Any], Any], **_: Any) -> Iterator[tuple[int, Any]]:
+    for index, unit in units.items():
+        yield index, work(index, unit)

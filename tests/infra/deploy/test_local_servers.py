@@ -1,0 +1,77 @@
+"""The servers of the local cluster: they start, come back after a kill, and die with who started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.deploy.local import servers
+from infra.deploy.local.servers import Server, free_port, free_ports, postgres_programs, postgres_server, program, running
+from infra.errors import UserError
+from tests.conftest import ROOT
+
+
+def web_server(folder: Path) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    return Server("the page", f"http://127.0.0.1:{port}", command, os.environ, folder / "log", lambda: servers.listening(port))
+
+
+def test_ports_are_free_and_differ():
+    found = free_ports(20)
+    assert len(set(found)) == 20 and not any(servers.listening(port) for port in found)
+
+
+def test_a_server_comes_back_after_a_kill(tmp_path: Path):
+    with running(web_server(tmp_path)) as server:
+        assert server.process
+        first = server.process.pid
+        server.kill()
+        assert not server.ready()
+        server.start()
+        assert server.ready() and server.process and server.process.pid != first
+    assert not server.ready()
+
+
+def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path):
+    server = web_server(tmp_path)
+    server.command = [sys.executable, "-c", "raise SystemExit('no disk, no server')"]
+    with pytest.raises(UserError, match=r"(?s)the page does not start.*no disk, no server"), running(server):
+        pass
+
+
+def test_a_program_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="no-such-program is not installed: pip install it"):
+        program("no-such-program", "it")
+
+
+def test_a_server_dies_with_who_started_it(tmp_path: Path):
+    source = (
+        "import os, pathlib, signal; from tests.infra.deploy.test_local_servers import web_server; "
+        f"s = web_server(pathlib.Path({str(tmp_path)!r})); s.start(); print(s.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    process = Path(f"/proc/{int(done.stdout)}")
+    deadline = time.monotonic() + 20
+    while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.1)
+
+
+def test_postgres_lets_in_only_who_has_the_password():
+    psycopg2 = pytest.importorskip("psycopg2")
+    if postgres_programs() is None:
+        pytest.skip("PostgreSQL is not installed here")
+    with postgres_server() as uri:
+        address = uri.replace("+psycopg2", "")
+        with psycopg2.connect(address) as connection, connection.cursor() as cursor:
+            cursor.execute("select 1 + 1")
+            assert cursor.fetchone() == (2,)
+        secret = address.split(":")[2].split("@")[0]
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            psycopg2.connect(address.replace(secret, "guess"))

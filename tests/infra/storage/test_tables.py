@@ -1,0 +1,121 @@
+"""Tables are whole or absent, and parts are not made twice."""
+
+from pathlib import Path
+
+import pytest
+
+from infra import storage
+from infra.errors import UserError
+from infra.runtime.tasks import check_rejects, make_parts
+from infra.storage import tables
+
+
+def row(name: str) -> dict:
+    return {"image_id": name, "width": 2, "height": 1, "boxes": [[0.0, 0.0, 1.0, 1.0]], "scores": [0.5]}
+
+
+def test_no_commit_no_table(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    tables.write_part(table, "f", 0, [row("a")], tables.PROPOSALS)
+    assert tables.read_commit(table) is None
+    with pytest.raises(FileNotFoundError):
+        tables.require_commit(table)
+
+
+def test_rows_come_back_in_order_with_rejects_aside(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    reject = tables.Reject("b", "b.jpg", "proposals", "broken")
+    parts = [
+        tables.write_part(table, "f", 1, [row("c"), row("d")], tables.PROPOSALS, rows_per_group=1),
+        tables.write_part(table, "f", 0, [row("a"), reject], tables.PROPOSALS),
+    ]
+    tables.commit(table, "f", parts, {"note": 1})
+    made = tables.require_commit(table)
+    assert [r["image_id"] for r in tables.iter_rows(table)] == ["a", "c", "d"]
+    assert next(tables.iter_rows(table)) == row("a")
+    assert made.rows == 3 and made.rejects == [reject] and made.extra == {"note": 1}
+    assert [len(p.row_groups) for p in made.parts] == [1, 2]
+
+
+def test_a_complete_part_is_not_made_again(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+
+    def rows():
+        yield row("a")
+
+    first = tables.write_part(table, "f", 0, rows(), tables.PROPOSALS)
+
+    def never():
+        raise AssertionError("made twice")
+        yield
+
+    assert tables.write_part(table, "f", 0, never(), tables.PROPOSALS) == first
+
+
+def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+
+    def broken():
+        yield row("a")
+        raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError):
+        tables.write_part(table, "f", 0, broken(), tables.PROPOSALS, rows_per_group=1)
+    assert storage.list_files(table) == []
+
+
+def test_a_new_table_replaces_the_old_in_one_step(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    tables.commit(table, "old", [tables.write_part(table, "old", 0, [row("a")], tables.PROPOSALS)])
+    part = tables.write_part(table, "new", 0, [row("b")], tables.PROPOSALS)
+    assert [r["image_id"] for r in tables.iter_rows(table)] == ["a"]
+    tables.commit(table, "new", [part])
+    assert [r["image_id"] for r in tables.iter_rows(table)] == ["b"]
+    assert not [f for f in storage.list_files(table) if f.startswith("old")]
+
+
+def test_discarded_parts_are_made_anew(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], tables.PROPOSALS)
+    tables.discard(table, "f")
+    assert tables.write_part(table, "f", 0, [row("a")], tables.PROPOSALS).rows == 1
+
+
+def test_another_schema_version_is_no_table(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    tables.commit(table, "f", [])
+    raw = storage.read_json(storage.join(table, tables.COMMIT))
+    storage.write_json(storage.join(table, tables.COMMIT), {**raw, "schema_version": 0})
+    assert tables.read_commit(table) is None
+
+
+def test_repeats_are_summed_by_row_group(tmp_path: Path) -> None:
+    example = {
+        "image_id": "a", "stage": 1, "box": [0.0, 0.0, 1.0, 1.0], "class_id": 1, "iou": 1.0, "image": b"i", "mask": b"m",
+    }  # fmt: skip
+    rows = [{**example, "repeats": n} for n in (1, 3, 2)]
+    part = tables.write_part(str(tmp_path / "t"), "f", 0, rows, tables.EXAMPLES, rows_per_group=2)
+    assert part.row_groups == [tables.RowGroup(2, 4, 4), tables.RowGroup(1, 2, 2)]
+
+
+def test_chunks_cover_everything_once() -> None:
+    pieces = tables.chunks(103, 25)
+    assert [i for p in pieces for i in p] == list(range(103))
+    assert max(map(len, pieces)) <= 25 and len(pieces) == 5
+    assert list(tables.chunks(0, 25)[0]) == []
+
+
+def test_too_many_rejects_stop_with_the_reasons() -> None:
+    part = tables.Part("p", [], [tables.Reject(str(i), "", "prepare", "the file is empty") for i in range(3)])
+    check_rejects([part], 30, 0.1)
+    with pytest.raises(UserError, match=r"3 of 20 photographs.*3× the file is empty.*raise data\.max_rejects"):
+        check_rejects([part], 20, 0.1)
+
+
+@pytest.mark.ray
+def test_the_job_makes_every_part_and_only_what_is_missing(tmp_path: Path, ray_session: None) -> None:
+    table = str(tmp_path / "t")
+    tables.write_part(table, "f", 1, [row("kept")], tables.PROPOSALS)
+    parts = make_parts(table, "f", tables.PROPOSALS, ["a", "b", "c"], lambda name: [row(name)], title="test")
+    tables.commit(table, "f", parts)
+    assert [r["image_id"] for r in tables.iter_rows(table)] == ["a", "kept", "c"]

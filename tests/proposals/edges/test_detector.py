@@ -1,0 +1,183 @@
+"""Edge maps, orientations, suppression, and model files."""
+
+import functools
+import gzip
+import http.server
+import math
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from proposals.edges.detector import SHIPPED, edge_map, forest_used, gradient_edges, orientations, suppress, thick_edges
+from proposals.edges.forest_file import load_forest
+
+# The smallest forest there is: one tree that looks at the gradient in the middle of its patch, and where that is strong marks
+# the middle of the patch as an edge (column 8 of 16, in all rows).
+FOREST = f"""%YAML:1.0
+---
+options:
+   stride: 2
+   shrinkNumber: 2
+   patchSize: 32
+   patchInnerSize: 16
+   numberOfGradientOrientations: 4
+   gradientSmoothingRadius: 0
+   regFeatureSmoothingRadius: 2
+   ssFeatureSmoothingRadius: 8
+   gradientNormalizationRadius: 4
+   selfsimilarityGridSize: 5
+   numberOfTrees: 1
+   numberOfTreesToEvaluate: 1
+childs: [ [ 2, 0, 0 ] ]
+featureIds: [ [ {3 * 256 + 8 * 16 + 8}, 0, 0 ] ]
+thresholds: [ [ 0.3, 0., 0. ] ]
+edgeBoundaries: [ [ 0, 0, 0, 16 ] ]
+edgeBins: [ [ {", ".join(str(8 * 16 + i) for i in range(16))} ] ]
+"""
+
+
+@pytest.fixture
+def forest(tmp_path: Path) -> Path:
+    path = tmp_path / "model.yml.gz"
+    path.write_bytes(gzip.compress(FOREST.encode()))
+    return path
+
+
+def step(height: int = 64, width: int = 96) -> np.ndarray:
+    """Dark left of column 40, bright from it on."""
+    image = np.full((height, width, 3), 30, np.uint8)
+    image[:, 40:] = 200
+    return image
+
+
+def test_a_step_gives_one_thin_line_with_its_normal_across():
+    edges, orientation = edge_map(step(), "gradient")
+    assert edges.dtype == orientation.dtype == np.float32
+    columns = np.flatnonzero(edges[32] > 0.1)
+    assert set(columns) <= {39, 40} and edges[32].max() == 1
+    across = orientation[32, columns]
+    assert np.minimum(across, math.pi - across).max() < 0.05
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 110, 135, 160])
+def test_orientation_is_the_angle_of_the_normal(degrees):
+    angle = math.radians(degrees)
+    y, x = np.mgrid[:81, :81] - 40.0
+    ridge = np.exp(-((x * math.cos(angle) + y * math.sin(angle)) ** 2) / 8).astype(np.float32)
+    found = orientations(ridge)[36:45, 36:45]
+    wrong = np.abs(np.remainder(found - angle + math.pi / 2, math.pi) - math.pi / 2)
+    assert wrong[ridge[36:45, 36:45] > 0.9].max() < math.radians(4)
+    assert (found >= 0).all() and (found <= np.float32(math.pi)).all()
+
+
+def test_colour_alone_makes_an_edge():
+    """Two colours of the same lightness."""
+    image = np.full((40, 40, 3), (150, 100, 60), np.uint8)
+    image[:, 20:] = (60, 118, 150)
+    assert gradient_edges(image)[20, 19:21].min() > 0.5
+
+
+def test_a_flat_photograph_has_no_edges_and_faint_noise_stays_faint(rng):
+    assert not edge_map(np.full((50, 50, 3), 128, np.uint8), "gradient")[0].any()
+    faint = (128 + rng.integers(0, 2, (50, 50, 3))).astype(np.uint8)
+    assert gradient_edges(faint).max() < 0.2
+
+
+def test_suppression_keeps_ridges_alone(rng):
+    thick = gradient_edges(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    thin = suppress(thick, orientations(thick))
+    kept = thin > 0
+    np.testing.assert_array_equal(thin[kept], thick[kept])
+    assert 0.02 < kept.mean() < 0.35
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 200), (200, 2), (3, 3)])
+def test_tiny_photographs(shape, rng, forest):
+    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for keywords in ({"edges": "gradient"}, {"edge_model": str(forest)}, {"edge_model": str(forest), "multiscale": True}):
+        edges, orientation = edge_map(image, **keywords)
+        assert edges.shape == orientation.shape == shape
+        assert np.isfinite(edges).all() and edges.min() >= 0 and edges.max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(9, 40), (15, 15), (17, 16), (33, 64), (100, 101)])
+def test_opencv_is_given_even_sides(shape, rng, monkeypatch):
+    """Its channels are made for them."""
+    seen = []
+
+    class Detector:
+        def detectEdges(self, image):
+            seen.append(image.shape)
+            return image[..., 0]
+
+    monkeypatch.setattr("proposals.edges.detector.load_forest", lambda uri: Detector())
+    assert thick_edges(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), "forest").shape == shape
+    assert seen[0][0] % 2 == seen[0][1] % 2 == 0 and min(seen[0][:2]) >= 48
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (65, 97), (33, 47), (70, 99)])
+def test_a_forest_file_is_used(forest, shape):
+    edges, orientation = edge_map(step(*shape), edge_model=str(forest))
+    assert edges.shape == orientation.shape == shape
+    strong = np.flatnonzero(edges[shape[0] // 2] > 0.05)
+    assert len(strong) and np.abs(strong - 39.5).max() <= 4
+
+
+def test_a_forest_is_fetched_over_http(forest):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(forest.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/model.yml.gz"
+        fetched = edge_map(step(), edge_model=uri)[0]
+        with pytest.raises(UserError, match="can't be fetched"):
+            load_forest(uri + "x")
+        server.shutdown()
+    np.testing.assert_array_equal(fetched, edge_map(step(), edge_model=str(forest))[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.yml", b""),
+        ("text.yml", b"this is no model"),
+        ("text.yml.gz", b"this is no model"),
+        ("cut.yml.gz", gzip.compress(FOREST.encode())[:200]),
+        ("other.yml", b"%YAML:1.0\n---\na: 1\n"),
+        ("no-trees.yml", FOREST.replace("numberOfTrees: 1", "numberOfTrees: 0").encode()),
+        ("no-nodes.yml", FOREST.split("childs")[0].encode()),
+    ],
+)
+def test_a_file_that_is_no_forest_is_refused_in_a_sentence(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        load_forest(str(path))
+
+
+def test_a_missing_forest_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.yml\.gz"):
+        load_forest(str(tmp_path / "gone.yml.gz"))
+
+
+def test_the_shipped_forest_is_the_default_and_small_enough_for_the_package():
+    assert forest_used("forest", None) == str(SHIPPED) and forest_used("gradient", None) is None
+    assert forest_used("forest", "mine.yml.gz") == "mine.yml.gz"
+    assert SHIPPED.stat().st_size <= 8_000_000
+    edges = thick_edges(step(96, 128), "forest")
+    assert edges[:, 39:41].mean() > 10 * edges[:, 60:].mean()
+
+
+def test_edges_are_as_strong_at_the_border_as_inside():
+    """OpenCV alone sees the outermost pixels through fewer patches."""
+    edges = thick_edges(np.ascontiguousarray(np.roll(step(128, 96), -30, axis=1)[:, :90]), "forest")
+    assert edges[:, 9:11].max(axis=1).mean() > 0.7 * thick_edges(step(128, 96), "forest")[:, 39:41].max(axis=1).mean()
+
+
+def test_several_scales_are_averaged(forest):
+    image = step()
+    one, three = (edge_map(image, edge_model=str(forest), multiscale=several)[0] for several in (False, True))
+    assert not np.array_equal(one, three)
+    assert np.abs(np.flatnonzero(three[32] > 0.05) - 39.5).max() <= 6

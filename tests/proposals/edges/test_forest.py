@@ -1,0 +1,121 @@
+"""Training a structured forest: that it sees what OpenCV's detector sees, and finds the edges it was shown."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from proposals.edges.forest_file import forest_bytes
+from proposals.edges.training import forest
+from proposals.edges.training.forest import FEATURES, EdgeTree, ForestOptions, Sample, choose_places, feature_table, grow_tree
+
+SMALL = ForestOptions(trees=2, patches=3000, feature_share=0.1)
+
+
+def shapes(seed: int) -> Sample:
+    """A noisy picture of a rectangle and a disc, and its segmentation."""
+    rng = np.random.default_rng(seed)
+    segments = np.ones((96, 120), np.uint16)
+    x, y = rng.integers(10, 40, 2)
+    segments[y : y + 40, x : x + 45] = 2
+    cv2.circle(segments, (int(rng.integers(60, 100)), int(rng.integers(30, 70))), 20, 3, -1)
+    colours = rng.permutation([[40, 60, 90], [200, 80, 60], [90, 190, 120]])
+    image = colours[segments - 1] + rng.normal(0, 12, (96, 120, 3))
+    return np.clip(image, 0, 255).astype(np.uint8), [segments]
+
+
+def samples(count: int = 8) -> Iterator[Sample]:
+    return (shapes(seed) for seed in range(count))
+
+
+def detector(trees: Sequence[EdgeTree], folder: Path) -> "cv2.ximgproc.StructuredEdgeDetection":
+    path = folder / "forest.yml.gz"
+    path.write_bytes(forest_bytes(trees))
+    return cv2.ximgproc.createStructuredEdgeDetection(str(path))
+
+
+@pytest.mark.parametrize("feature", [0, 17, 255, 256 * 4 + 100, 256 * 13 - 1, 256 * 13, 256 * 13 + 311, FEATURES - 1])
+@pytest.mark.parametrize("shape", [(96, 120), (95, 121)])
+def test_training_sees_what_detection_sees(feature, shape, tmp_path):
+    """A tree of one question, whose right leaf marks the first pixel of its patch: OpenCV marks those that we would."""
+    image = np.ascontiguousarray(cv2.resize(shapes(1)[0], shape[::-1]))
+    rows, columns = (np.arange(0, side - side % 2 - 16, 2) for side in shape)
+    places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    values = forest._values(*forest.channels(image), places, feature_table()[[feature]])[0]
+    threshold = np.float32(f"{np.median(values):.4g}")
+    tree = EdgeTree(
+        child=np.array([2, 0, 0], np.int32),
+        feature=np.array([feature, 0, 0], np.int32),
+        threshold=np.array([threshold, 0, 0], np.float32),
+        starts=np.array([0, 0, 0, 1]),
+        bins=np.array([0], np.uint8),
+    )
+    even = cv2.copyMakeBorder(image, 0, shape[0] % 2, 0, shape[1] % 2, cv2.BORDER_REFLECT)
+    found = detector([tree], tmp_path).detectEdges(even.astype(np.float32) / 255)
+    right = found[places[:, 0], places[:, 1]] > 0
+    clear = (
+        np.abs(values - threshold) > 1e-4 * np.abs(values).max()
+    )  # the border beyond an odd side is reflected twice there, once here
+    clear &= (places < np.array(shape) - 34).all(axis=1)
+    assert clear.mean() > 0.4 and 0.2 < right[clear].mean() < 0.8
+    np.testing.assert_array_equal(right[clear], (values >= threshold)[clear])
+
+
+@pytest.fixture(scope="module")
+def trees() -> list[EdgeTree]:
+    return [grow_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
+
+
+def test_a_forest_finds_the_edges_it_was_taught(trees, tmp_path):
+    image, (segments,) = shapes(100)
+    found = detector(trees, tmp_path).detectEdges(image.astype(np.float32) / 255)
+    inside = np.s_[16:-16, 16:-16]  # OpenCV looks at the outermost pixels through fewer patches
+    boundary = forest.boundary_map(segments)[inside]
+    far = cv2.distanceTransform((~boundary).astype(np.uint8), cv2.DIST_L2, 5) > 5
+    assert found[inside][boundary].mean() > 8 * found[inside][far].mean()
+
+
+def test_the_same_seed_gives_the_same_file(trees):
+    again = [grow_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
+    assert forest_bytes(trees) == forest_bytes(again)
+    assert forest_bytes(trees) != forest_bytes([grow_tree(samples(), 8, SMALL, [1, index]) for index in range(2)])
+
+
+def test_places_have_a_boundary_in_their_middle_or_none(rng):
+    segments = np.ones((60, 80), np.uint16)
+    segments[:, 40:] = 2
+    segments[50:, :10] = forest.UNKNOWN
+    places = choose_places(segments, 50, 30, rng)
+    assert len(places) == 80 and (places % 2 == 0).all() and (places >= 0).all() and (places <= [44, 64]).all()
+    near = np.abs(places[:, 1] + 8 - 40) <= 9
+    assert near[:50].all() and not near[50:].any()
+    assert not ((places[:, 0] > 34) & (places[:, 1] < 10)).any()
+    assert len(choose_places(segments[:10], 50, 30, rng)) == 0
+
+
+def test_few_patches_are_all_taken_and_none_is_a_mistake():
+    tree = grow_tree(samples(1), 1, ForestOptions(patches=100_000, feature_share=0.02), [0])
+    assert len(tree.child) > 10
+    flat = np.zeros((10, 10, 3), np.uint8), [np.ones((10, 10), np.uint16)]
+    with pytest.raises(UserError, match="too few"):
+        grow_tree([flat], 1, SMALL, [0])
+
+
+def test_masks_without_a_boundary_are_a_mistake():
+    image, (segments,) = shapes(1)
+    with pytest.raises(UserError, match="no boundary"):
+        grow_tree([(image, [np.ones_like(segments)])] * 4, 4, SMALL, [0])
+
+
+def test_few_patches_a_photograph_are_of_both_kinds(tmp_path):
+    """Fewer patches than photographs: each still gives one with a boundary and one without."""
+    options = ForestOptions(trees=1, patches=40, feature_share=0.05, min_child=2)
+    tree = grow_tree(samples(40), 40, options, [0])
+    assert len(tree.child) >= 3 and len(tree.bins) > 0
+
+
+def test_the_tables_own_sizes():
+    assert feature_table().shape == (FEATURES, 5) and FEATURES == 7228

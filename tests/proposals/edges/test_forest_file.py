@@ -1,0 +1,120 @@
+"""The forest's file: what OpenCV reads of it, and what is refused before OpenCV sees it."""
+
+import gzip
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from infra.errors import UserError
+from proposals.edges.forest_file import forest_bytes, forest_fault, load_forest
+from proposals.edges.training.forest import FEATURES, EdgeTree
+
+
+def tree(nodes: int, rng: np.random.Generator) -> EdgeTree:
+    """A chain of `nodes` questions: each left child is a leaf with a boundary of three pixels."""
+    child, feature = np.zeros(nodes, np.int32), np.zeros(nodes, np.int32)
+    child[np.arange(0, nodes - 2, 2)] = np.arange(0, nodes - 2, 2) + 2
+    inner = child > 0
+    feature[inner] = rng.integers(0, FEATURES, inner.sum())
+    leaves = (~inner).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(3 * leaves)])
+    return EdgeTree(
+        child, feature, rng.normal(size=nodes).astype(np.float32), starts, rng.integers(0, 256, starts[-1]).astype(np.uint8)
+    )
+
+
+@pytest.fixture
+def forest(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Two trees of unequal size, long enough for several lines."""
+    path = tmp_path / "forest.yml.gz"
+    path.write_bytes(forest_bytes([tree(701, rng), tree(401, rng)]))
+    return path
+
+
+def test_opencv_reads_it(forest):
+    assert forest_fault(forest) is None
+    file = cv2.FileStorage(str(forest), cv2.FILE_STORAGE_READ)
+    assert file.getNode("options").getNode("numberOfTrees").real() == 2
+    assert [file.getNode("childs").at(i).size() for i in range(2)] == [701, 701]
+    found = load_forest(str(forest)).detectEdges(np.zeros((64, 64, 3), np.float32))
+    assert found.shape == (64, 64) and np.isfinite(found).all() and found.max() > 0
+
+
+def test_it_is_the_same_bytes_at_any_time(rng):
+    made = tree(51, rng)
+    assert forest_bytes([made]) == forest_bytes([made])
+
+
+def spoilt(forest: Path, pattern: str, by: str) -> Path:
+    text = gzip.decompress(forest.read_bytes()).decode()
+    other, count = re.subn(pattern, by, text, count=1, flags=re.DOTALL)
+    assert count == 1
+    path = forest.with_name("spoilt.yml.gz")
+    path.write_bytes(gzip.compress(other.encode()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "by", "reason"),
+    [
+        ("numberOfTrees: 2", "numberOfTrees: 3", "don't make 3 trees"),
+        ("numberOfTrees: 2", "numberOfTrees: 0", "options.numberOfTrees"),
+        ("numberOfTreesToEvaluate: 1", "numberOfTreesToEvaluate: 4", "more than numberOfTrees"),
+        ("stride: 2", "stride: 0", "options.stride"),
+        ("stride: 2", "stride: 3", "don't go together"),
+        ("   gradientSmoothingRadius: 0\n", "", "gradientSmoothingRadius"),
+        (r"childs:\n   - \[ 2,", "childs:\n   - [ 900,", "point outside"),
+        (r"childs:\n   - \[ 2,0,4", "childs:\n   - [ 2,0,2", "or back"),
+        (r"childs:\n   - \[ 2,", "childs:\n   - [ two,", "childs is missing"),
+        (r"childs:\n   - \[ 2,", "childs:\n   - [ ", "don't make 2 trees"),
+        (r"featureIds:\n   - \[ \d+", "featureIds:\n   - [ 7228", "0 to 7227"),
+        (r"thresholds:\n   - \[ [^,]+", "thresholds:\n   - [ nan", "thresholds"),
+        (r"edgeBoundaries:\n   - \[ 0", "edgeBoundaries:\n   - [ 9", "edgeBoundaries"),
+        (r"edgeBins:\n   - \[ \d+,", "edgeBins:\n   - [ ", "edgeBoundaries"),
+        (r"edgeBins:\n   - \[ \d+", "edgeBins:\n   - [ 4000", "outside the patch"),
+        ("thresholds:.*edgeBoundaries", "edgeBoundaries", "thresholds is missing"),
+        ("%YAML:1.0\n", "", "not YAML"),
+    ],
+)
+def test_what_opencv_would_believe_is_checked(forest, pattern, by, reason):
+    path = spoilt(forest, pattern, by)
+    with pytest.raises(UserError, match=reason):
+        load_forest(str(path))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_truncated_file(forest, share):
+    content = forest.read_bytes()
+    forest.write_bytes(content[: int(share * len(content))])
+    assert "cut short" in str(forest_fault(forest))
+
+
+def test_a_damaged_file(forest):
+    content = bytearray(forest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    forest.write_bytes(content)
+    assert forest_fault(forest) is not None
+
+
+def test_nothing_may_follow_the_end_or_be_said_twice(forest):
+    content = forest.read_bytes()
+    forest.write_bytes(content + gzip.compress(b"edgeBins:\n   - [ 9999 ]\n"))
+    assert "follows its end" in str(forest_fault(forest))
+    forest.write_bytes(gzip.compress(gzip.decompress(content) + b"edgeBins:\n   - [ 9 ]\n"))
+    assert "twice" in str(forest_fault(forest))
+
+
+def test_without_contrib_opencv_it_says_what_is_missing(forest, monkeypatch):
+    monkeypatch.delattr(cv2, "ximgproc")
+    with pytest.raises(UserError, match="opencv-contrib-python-headless"):
+        load_forest(str(forest))
+
+
+def test_the_name_must_tell_whether_it_is_compressed(forest):
+    assert "should end in .gz" in str(forest_fault(forest.rename(forest.with_name("forest.yml"))))
+    plain = forest.with_name("plain.yml.gz")
+    plain.write_bytes(b"%YAML:1.0\n---\n")
+    assert "not compressed" in str(forest_fault(plain))

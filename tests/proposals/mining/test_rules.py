@@ -1,0 +1,159 @@
+"""The rules of stage 1 and stage 2, on masks small enough to count by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proposals.boxes import MEAN_RGB
+from proposals.mining.rules import choose_stage1, choose_stage2, cut, example_size, find_objects, repeats_by_class
+
+
+@pytest.fixture
+def masks() -> tuple[np.ndarray, np.ndarray]:
+    """Object 1: 10×20 px of class 5 at (20, 30), three void pixels; object 2: 8×8 of class 7 at (40, 30)."""
+    classes, objects = np.zeros((80, 100), np.uint8), np.zeros((80, 100), np.uint8)
+    classes[30:40, 20:40], objects[30:40, 20:40] = 5, 1
+    classes[30:38, 40:48], objects[30:38, 40:48] = 7, 2
+    classes[30, 20:23] = 255
+    return classes, objects
+
+
+def test_objects_have_tight_boxes_and_the_class_of_most_pixels(masks):
+    classes, objects = masks
+    classes[38:40, 20:40] = 9  # a fifth of object 1
+    assert [(o.object_id, o.class_id, o.box) for o in find_objects(classes, objects)] == [
+        (1, 5, (20, 30, 40, 40)),
+        (2, 7, (40, 30, 48, 38)),
+    ]
+
+
+def test_void_does_not_vote(masks):
+    classes, objects = masks
+    classes[30:40, 20:40] = 255
+    classes[35, 30] = 3
+    assert find_objects(classes, objects)[0].class_id == 3
+
+
+def test_objects_that_are_small_or_all_void_or_background_are_left_out(masks):
+    classes, objects = masks
+    assert [o.object_id for o in find_objects(classes, objects, min_side=9)] == [1]
+    assert [o.object_id for o in find_objects(classes, objects, min_side=10)] == [1]
+    assert find_objects(classes, objects, min_side=11) == []
+    assert find_objects(np.full_like(classes, 255), objects) == []
+    assert find_objects(np.zeros_like(classes), objects) == []
+    assert find_objects(classes, np.full_like(objects, 255)) == []
+
+
+def test_ids_of_16_bits_reach_past_255_and_void_is_65535(masks):
+    classes, objects = masks
+    wide = objects.astype(np.uint16)
+    wide[wide == 1] = 255
+    wide[wide == 2] = 3000
+    wide[0] = 65535
+    assert [o.object_id for o in find_objects(classes, wide)] == [255, 3000]
+
+
+def test_no_object_gives_no_example():
+    nothing = np.zeros((5, 5), np.uint8)
+    assert find_objects(nothing, nothing) == []
+    assert choose_stage1([]) == []
+    assert choose_stage2([], np.array([[0, 0, 4, 4]])) == []
+
+
+def test_stage_1_is_the_extended_tight_box(masks):
+    choices = choose_stage1(find_objects(*masks), 1.2, "square")
+    assert [c.class_id for c in choices] == [5, 7]
+    np.testing.assert_allclose(choices[0].box, (18, 23, 42, 47), atol=1e-4)  # 1.2 × 20 about (30, 35)
+    assert [c.iou for c in choices] == [1, 1]
+    np.testing.assert_allclose(choose_stage1(find_objects(*masks), 1.2, "stretched")[0].box, (18, 29, 42, 41), atol=1e-4)
+
+
+def test_stage_1_labels_the_objects_own_pixels_alone(masks):
+    choice = choose_stage1(find_objects(*masks), 1.2, "square")[0]
+    image, label = cut(np.zeros((80, 100, 3), np.uint8), *masks, choice, 1, 24)
+    expected = np.zeros((24, 24), np.uint8)
+    expected[7:17, 2:22] = 5
+    expected[7, 2:5] = 255  # and object 2, from column 22 on, is background here
+    np.testing.assert_array_equal(label, expected)
+    assert image.shape == (24, 24, 3)
+
+
+def test_stage_2_labels_every_class(masks):
+    choice = choose_stage2(find_objects(*masks), np.array([[20.0, 30, 40, 40]]))[0]
+    _, label = cut(np.zeros((80, 100, 3), np.uint8), *masks, choice, 2, 24)
+    expected = np.zeros((24, 24), np.uint8)
+    expected[7:17, 2:22] = 5
+    expected[7, 2:5] = 255
+    expected[7:15, 22:24] = 7
+    np.testing.assert_array_equal(label, expected)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_outside_the_photograph_is_mean_colour_and_void(stage):
+    classes = np.ones((20, 20), np.uint8)
+    choice = choose_stage1(find_objects(classes, classes), 2, "square")[0]  # -10…30: half of it outside
+    image, label = cut(np.zeros((20, 20, 3), np.uint8), classes, classes, choice, stage, 40)
+    inside = np.zeros((40, 40), bool)
+    inside[10:30, 10:30] = True
+    assert (image[~inside] == MEAN_RGB).all() and (image[inside] == 0).all()
+    assert (label[~inside] == 255).all() and (label[inside] == 1).all()
+
+
+def test_void_of_the_object_mask_is_void_in_stage_1(masks):
+    masks[1][45, 30] = 255
+    _, label = cut(np.zeros((80, 100, 3), np.uint8), *masks, choose_stage1(find_objects(*masks))[0], 1, 24)
+    assert label[22, 12] == 255 and (label == 255).sum() == 4
+
+
+def test_stage_2_takes_proposals_by_iou_before_extension(masks):
+    proposals = np.array(
+        [
+            [20, 30, 40, 50],  # 200 of 400: exactly 0.5 with object 1
+            [20, 30, 40, 50.1],  # just under
+            [40, 30, 48, 38],  # object 2
+            [26, 30, 48, 40],  # 140 of 280 with object 1; 64 of 220 with object 2
+            [60, 60, 90, 79],
+        ]
+    )
+    choices = choose_stage2(find_objects(*masks), proposals, min_iou=0.5)
+    assert sorted((c.class_id, round(c.iou, 4)) for c in choices) == [(5, 0.5), (5, 0.5), (7, 1.0)]
+    assert choices == sorted(choices, key=lambda c: c.box)
+    np.testing.assert_allclose(choices[0].box, (18, 28, 42, 52), atol=1e-4)
+    assert len(choose_stage2(find_objects(*masks), proposals, min_iou=0.51)) == 1
+
+
+def test_the_limit_keeps_the_best_of_each_object_and_is_drawn_by_seed(masks):
+    rng = np.random.default_rng(0)
+    proposals = np.array([20, 30, 40, 40]) + rng.uniform(-1, 1, (30, 4))
+    proposals = np.vstack([proposals, [[20, 30, 40, 40], [40, 30, 48, 38]]])
+    objects = find_objects(*masks)
+
+    def chosen(seed: int, image_id: str) -> list:
+        return choose_stage2(objects, proposals, max_per_image=6, seed=seed, image_id=image_id)
+
+    first = chosen(0, "a")
+    assert len(first) == 6 and first == chosen(0, "a")
+    assert [c.iou for c in first].count(1) == 2 and {c.class_id for c in first} == {5, 7}
+    assert first != chosen(1, "a") and first != chosen(0, "b")
+    assert len(choose_stage2(objects, proposals, max_per_image=50)) == 32
+    assert len(choose_stage2(objects, proposals, max_per_image=1)) == 1
+
+
+def test_example_size():
+    assert [example_size(s) for s in (224, 64, 96, 32)] == [250, 71, 107, 36]
+
+
+def test_repeats_by_hand():
+    assert repeats_by_class({1: 100, 2: 50, 3: 40, 4: 1, 5: 0, 6: 70}, 10) == {1: 1, 2: 2, 3: 3, 4: 10, 6: 1}
+    assert repeats_by_class({}, 10) == {}
+
+
+@given(st.dictionaries(st.integers(1, 20), st.integers(0, 10_000), max_size=20), st.integers(1, 50))
+def test_repeats_never_make_a_class_rarer_or_overshoot(counts, limit):
+    repeats = repeats_by_class(counts, limit)
+    most = max(counts.values(), default=0)
+    assert repeats.keys() == {c for c, n in counts.items() if n}
+    for c, times in repeats.items():
+        assert 1 <= times <= limit
+        assert counts[c] * times <= max(most + counts[c] / 2, counts[c])

@@ -1,0 +1,67 @@
+"""When VGG-16 is made narrower, and what uses it."""
+
+import pytest
+
+from infra import storage
+from workflows.pipelines.channel_pruning import start_of
+from workflows.pipelines.training import Pipeline
+from workflows.settings import load
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "vgg.npz").touch()
+
+    def made(text: str):
+        config = tmp_path / "c.yaml"
+        config.write_text(f"workspace: {tmp_path}/w\n" + text.replace("VGG", str(tmp_path / "vgg.npz")))
+        return load(str(config))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("model: {width: 0.25, fcn_width: 0.125, vgg16: VGG}", ["fcn8s", "stage1"]),
+        ("model: {width: 0.25, vgg16: VGG}", ["fcn8s", "stage1"]),
+        ("model: {width: 0.25, fcn_width: 1, vgg16: VGG}", ["stage1"]),
+        ("model: {width: 1, vgg16: VGG}", []),
+        ("model: {width: 0.25}", []),
+    ],
+)
+def test_only_narrow_networks_with_weights_have_a_start_made(settings, text, made):
+    s = settings(text)
+    assert [stage for stage in ("fcn8s", "stage1", "stage2") if start_of(s, stage)] == made
+    stages = {stage.name: stage for stage in Pipeline(s).stages.stages}
+    assert [name for name in stages if name.endswith("_start")] == [f"{stage}_start" for stage in made]
+    for name in ("fcn8s", "stage1", "stage2"):
+        assert (f"{name}_start" in stages[name].inputs) == (name in made)
+    for name in made:
+        assert stages[f"{name}_start"].outputs == (storage.join(s.workspace, "start", f"{name}.npz"),)
+
+
+def test_a_start_is_made_again_for_what_changes_it_alone(settings):
+    def recipes(text: str) -> dict[str, str]:
+        return {stage.name: stage.recipe for stage in Pipeline(settings(text)).stages.stages}
+
+    before = recipes("model: {width: 0.25, fcn_width: 0.125, vgg16: VGG}")
+    wider = recipes("model: {width: 0.5, fcn_width: 0.125, vgg16: VGG}")
+    assert before["fcn8s_start"] == wider["fcn8s_start"]
+    assert before["stage1_start"] != wider["stage1_start"]
+    seeded = recipes("seed: 1\nmodel: {width: 0.25, fcn_width: 0.125, vgg16: VGG}")
+    assert before["fcn8s_start"] != seeded["fcn8s_start"]
+    trained = recipes("model: {width: 0.25, fcn_width: 0.125, vgg16: VGG}\ntrain: {stage1: {lr: 0.5}}")
+    assert before["stage1_start"] == trained["stage1_start"]
+
+
+@pytest.mark.parametrize("gpu", ["true", "false"])
+def test_trainings_are_run_again_for_other_arithmetic(settings, gpu):
+    """On CPUs as well: they train in bfloat16 where they are fast at it."""
+
+    def recipes(bf16: str) -> dict[str, str]:
+        made = Pipeline(settings(f"compute: {{gpu: {gpu}, bf16: {bf16}}}")).stages.stages
+        return {stage.name: stage.recipe for stage in made}
+
+    one, other = recipes("true"), recipes("false")
+    assert [name for name in one if one[name] != other[name]] == ["fcn8s", "stage1", "stage2"]

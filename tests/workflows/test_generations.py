@@ -1,0 +1,70 @@
+"""Generations of retraining: which is gone on with, which are kept."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from infra import storage
+from infra.errors import UserError
+from workflows.pipelines import generations
+from workflows.pipelines.generations import Generation, finish, folder, kept, new_name, prune, read_all, write
+
+
+@pytest.fixture
+def workspace(tmp_path) -> str:
+    """Five finished generations, whose challengers were versions 1 to 5, and one that was begun."""
+    base = str(tmp_path / "w")
+    for n in range(1, 6):
+        generation = Generation(f"2026110{n}-000000", None, n - 1 or None)
+        write(base, generation)
+        for part in ("models/stage2/model.json", "train/run/checkpoint", "images/_commit.json"):
+            storage.write_bytes(storage.join(folder(base, generation.name), part), b"x")
+        finish(base, generation, {"version": n})
+    write(base, Generation("20261106-000000", None, 5))
+    storage.write_bytes(storage.join(folder(base, "20261106-000000"), "train/run/checkpoint"), b"x")
+    return base
+
+
+def names(*days: int) -> list[str]:
+    return [f"2026110{n}-000000" for n in days]
+
+
+def test_names_sort_by_age() -> None:
+    assert new_name(datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)) == "20261123-040506"
+
+
+def test_all_are_read_oldest_first(workspace) -> None:
+    found = read_all(workspace)
+    assert [g.name for g in found] == names(1, 2, 3, 4, 5, 6)
+    assert [g.finished for g in found] == [True] * 5 + [False] and found[2].outcome == {"version": 3}
+    assert read_all(workspace + "-none") == []
+
+
+def test_the_newest_the_champions_and_the_unfinished_are_kept(workspace) -> None:
+    assert kept(read_all(workspace), champion=2, keep=2) == set(names(2, 4, 5, 6))
+    assert kept(read_all(workspace), champion=None, keep=1) == set(names(5, 6))
+    storage.write_bytes(storage.join(folder(workspace, "20261105-120000"), "images/part"), b"left by an interrupted pruning")
+    assert prune(workspace, 2, 2) == [*names(1, 3), "20261105-120000"]
+    assert [g.name for g in read_all(workspace)] == names(2, 4, 5, 6)
+    files = storage.list_files(folder(workspace))
+    assert [f for f in files if "/train/" in f] == ["20261106-000000/train/run/checkpoint"]  # of the unfinished one
+    assert f"{names(2)[0]}/models/stage2/model.json" in files and not [f for f in files if f.startswith("20261105-12")]
+
+
+def test_what_is_half_deleted_does_not_look_whole(workspace, monkeypatch) -> None:
+    removed: list[str] = []
+    monkeypatch.setattr(generations.storage, "remove", removed.append)
+    generations.remove(workspace, names(1)[0])
+    assert removed == [storage.join(folder(workspace, names(1)[0]), "generation.json"), folder(workspace, names(1)[0])]
+
+
+def test_what_is_no_generation_is_a_sentence(workspace) -> None:
+    storage.write_bytes(storage.join(folder(workspace, names(6)[0]), "generation.json"), b'{"of": "tomorrow"}')
+    with pytest.raises(UserError, match="not one of this version's"):
+        read_all(workspace)
+
+
+def test_files_that_hold_nothing_new_are_remembered(workspace) -> None:
+    assert generations.seen(workspace) is None
+    generations.mark_seen(workspace, "f")
+    assert generations.seen(workspace) == "f" and len(read_all(workspace)) == 6

@@ -1,0 +1,200 @@
+"""The stages that learn an edge detector: photographs, their segments, the forest, and what it is worth."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from deconvnet.datasets import images_table
+from deconvnet.datasets.synthetic import GENERATED_CLASSES
+from deconvnet.settings import DataSettings
+from deconvnet.tracking.mlflow_runs import tracking_uri
+from infra import storage
+from infra.errors import UserError
+from infra.runtime.stages import Record, Stage, Stages
+from infra.settings import ClusterSettings, TrackingSettings
+from infra.storage import tables
+from proposals.edges.bsds import bsds_files
+from proposals.settings import ForestSettings, ProposalSettings
+from workflows.options import DoorSettings
+from workflows.settings import as_dict
+
+FOREST = "edges.yml.gz"
+REPORT = "report"
+
+
+class EdgeTrackingSettings(TrackingSettings):
+    """MLflow. Edge trainings are filed under an experiment of their own."""
+
+    experiment: str = Field("edges", min_length=1, description="experiment the runs are filed under")
+
+
+class EdgeSettings(DoorSettings):
+    """A run of train_edges.py."""
+
+    PLACES: ClassVar[tuple[str, ...]] = ("workspace", "data.root", "bsds", "proposals.edge_model")
+
+    workspace: str = Field("runs/edges", min_length=1, description="folder or s3:// prefix of all that the run makes")
+    seed: NonNegativeInt = Field(0, description="of the photographs drawn, and of the trees")
+    data: DataSettings = DataSettings()
+    bsds: str | None = Field(
+        None,
+        description="BSDS500's folder: its train split is learned from too, its val split measured on; where data.root is empty, alone",
+    )
+    forest: ForestSettings = ForestSettings()
+    proposals: ProposalSettings = Field(ProposalSettings(), description="EdgeBox's settings in the comparison")
+    tracking: EdgeTrackingSettings = EdgeTrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generated_classes(cls, raw: Any) -> Any:
+        """The generated data set has classes of its own."""
+        data = raw.get("data", {}) if isinstance(raw, dict) else None
+        if not isinstance(data, dict) or data.get("root"):
+            return raw
+        return {**raw, "data": {"classes": GENERATED_CLASSES, **data}}
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks are learned from."""
+        return self.data.root is not None or self.bsds is None
+
+
+class EdgeTraining:
+    """A workspace and its stages: prepare (where there are masks) → segments → forest → measure."""
+
+    def __init__(self, settings: EdgeSettings, say: Callable[[str], None] = print) -> None:
+        self.settings = settings
+        self.say = say
+        self.mlflow_run: Any = None
+        self.root = settings.data.root or self.place("data")
+        self.images = self.place("images") if settings.masks else None
+        self.samples = self.place("segments")
+        self.forest = self.place(FOREST)
+        self.store = tracking_uri(settings.workspace, settings.tracking.uri)
+        self.nodes = settings.cluster.selector("data_nodes")
+        self.stages = Stages(settings.workspace, self._stages())
+
+    def place(self, *parts: str) -> str:
+        """A place in the workspace."""
+        return storage.join(self.settings.workspace, *parts)
+
+    def _stages(self) -> list[Stage]:
+        s = self.settings
+        seed, schema = {"seed": s.seed}, {"schema": tables.SCHEMA_VERSION}
+        bsds = {split: {f"bsds_{split}": _stamp(s.bsds, split)} for split in ("train", "val")}
+        stages = []
+        if self.images:
+            folder = {"folder": images_table.data_fingerprint(s.data, self.root)}
+            stages.append(
+                Stage(
+                    "prepare", "photographs", images_table.PREPARE_VERSION, {**as_dict(s.data), **seed, **folder, **schema}, (),
+                    (storage.join(self.images, tables.COMMIT),), self._prepare,
+                )
+            )  # fmt: skip
+        before = ("prepare",) if self.images else ()
+        photographs = {"photographs": s.forest.photographs}
+        growth = {key: value for key, value in as_dict(s.forest).items() if key not in photographs}
+        return [
+            *stages,
+            Stage(
+                "segments", "what is told apart in them", 1, {**seed, **schema, **bsds["train"], **photographs}, before,
+                (storage.join(self.samples, tables.COMMIT),), self._segments,
+            ),
+            Stage("forest", "structured forest", 1, {**growth, **seed}, ("segments",), (self.forest,), self._forest),
+            Stage(
+                "measure", "what it is worth", 1, {**as_dict(s.proposals), **bsds["val"]}, (*before, "forest"),
+                (self.place(REPORT, "edges.json"),), self._measure,
+            ),
+        ]  # fmt: skip
+
+    def run(self, config: str) -> dict[str, Record]:
+        """Run the stages that don't stand, as one MLflow run, on Ray. Returns their records by name."""
+        from deconvnet.tracking.mlflow_runs import Tracker
+        from infra.runtime.cluster import check_nodes, connected
+
+        s = self.settings
+        storage.check_writable(s.workspace)
+        tracker = Tracker(self.store, s.tracking.experiment)
+        stages = self.stages.stages
+        with (
+            connected(s.cluster),
+            tracker.pipeline(config, as_dict(s), {"config": config, "workspace": s.workspace}) as parent,
+        ):
+            check_nodes(self.nodes, "cluster.data_nodes")
+
+            def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: {stage.title}")
+                with parent.stage(stage.name, fingerprint, dict(stage.settings)) as child:
+                    self.mlflow_run = child
+                    return run()
+
+            def skipped(stage: Stage, record: Record) -> None:
+                self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: stands, not run again")
+
+            records = self.stages.run(around, skipped)
+            parent.log_metrics({f"seconds.{name}": record.seconds for name, record in records.items()})
+            parent.log_metrics(records["measure"].summary)
+        return records
+
+    def _prepare(self, fingerprint: str) -> dict[str, Any]:
+        s = self.settings
+        root = images_table.data_folder(s.data, s.seed, self.root)
+        made = images_table.prepare_images(s.data, s.seed, str(self.images), fingerprint, root, self.nodes)
+        self.say("  " + ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items()) + self._aside(made))
+        return {"key": made.extra["digest"], "rejects": len(made.rejects)}
+
+    def _segments(self, fingerprint: str) -> dict[str, Any]:
+        from proposals.edges.training.job import collect_samples
+
+        s = self.settings
+        made = collect_samples(
+            self.images, s.bsds, self.samples, fingerprint,
+            photographs=s.forest.photographs, seed=s.seed, nodes=self.nodes,
+        )  # fmt: skip
+        self.say(f"  {made.rows:,} photographs to learn from{self._aside(made)}")
+        return {"photographs": made.rows, "rejects": len(made.rejects)}
+
+    def _aside(self, made: tables.Commit) -> str:
+        for reject in made.rejects[:5]:
+            self.say(f"  set aside: {reject.image_id}: {reject.reason}")
+        return f"; {len(made.rejects):,} set aside"
+
+    def _forest(self, fingerprint: str) -> dict[str, Any]:
+        from proposals.edges.training.forest import ForestOptions
+        from proposals.edges.training.job import train_forest
+
+        s = self.settings
+        growth = s.forest.model_dump(exclude={"photographs"})
+        self.say(
+            f"  {s.forest.trees} trees of {s.forest.patches:,} patches; a tree takes minutes, and one at a time runs on each CPU"
+        )
+        trees = self.place("trees", fingerprint[:16])
+        made = train_forest(self.samples, self.forest, ForestOptions(**growth), s.seed, trees, nodes=self.nodes)
+        storage.remove(self.place("trees"))  # those of runs that were killed, too
+        self.say(f"  {made['nodes']:,} nodes, {made['bytes'] / 1e6:.1f} MB")
+        self.mlflow_run.log_metrics({f"forest.{name}": value for name, value in made.items()})
+        with storage.local_copy(self.forest) as file:
+            self.mlflow_run.log_artifact(Path(file))
+        return made
+
+    def _measure(self, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.reporting.edge_report import measure
+
+        s = self.settings
+        found = measure(self.images, s.bsds, self.forest, s.proposals, self.nodes)
+        for name, data in found.files.items():
+            storage.write_bytes(self.place(REPORT, name), data)
+        if picture := found.files.get("edges.png"):
+            self.mlflow_run.log_figure(picture, "edges.png")
+        self.mlflow_run.log_text(found.markdown, "edges.md")
+        return found.metrics
+
+
+def _stamp(bsds: str | None, split: str) -> list[str]:
+    """What tells a split of BSDS500 from what stood there before. Raises UserError where it isn't one."""
+    if bsds and storage.is_s3(bsds):
+        raise UserError(f"bsds {bsds} must be a folder on disk, which all nodes see")
+    return [f"{path.stem}@{storage.stamp(str(path))}" for pair in bsds_files(bsds, split) for path in pair] if bsds else []

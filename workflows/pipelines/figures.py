@@ -1,0 +1,201 @@
+"""The figures of a finished workspace, made from its tables, models and report; nothing in it is changed."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from deconvnet.reporting import gallery, plots, training_curves
+from deconvnet.reporting.evaluation_report import result_charts
+from infra import storage
+from infra.errors import UserError
+from infra.storage import tables
+
+if TYPE_CHECKING:
+    from deconvnet.inference.predictor import Segmenter
+
+ALL = "all"
+FIGURES = {
+    "unpooling": "the most active map after each unpooling and deconvolution, for a photograph's largest object",
+    "instances": "the segmentation after 1, 5, 10, 20, 50 proposals, from the largest to the smallest",
+    "comparison": "photograph, truth and labels side by side: the best, the median and the worst",
+    "wins": "the same where DeconvNet, FCN-8s or the ensemble is furthest ahead",
+    "iou_by_class": "IoU of each class, for the five results",
+    "iou_by_proposals": "DeconvNet's mean IoU against the number of proposals",
+    "iou_by_size": "IoU of objects by their size",
+    "confusion": "which classes are taken for which",
+    "recall": "how many objects the proposals find",
+    "training_curves": "loss and accuracy of the trainings, step by step",
+    "examples": "crops of stage 1 and stage 2, with their labels",
+}
+OF_IMAGES = ("unpooling", "instances", "comparison")
+"""Those that show the photographs one names."""
+
+_STAGES = {
+    "images": "prepare",
+    "proposals": "proposals",
+    "examples/stage1": "examples",
+    "examples/stage2": "examples",
+    "models/fcn8s": "fcn8s",
+    "models/stage2": "stage2",
+    "report/results.json": "evaluate",
+    "report/analysis.json": "evaluate",
+    "report/mean_iou_by_image.json": "evaluate",
+}  # which stage leaves what
+_FIRST_LOOKED_AT = 10  # photographs tried before one without an object is shown
+
+
+class Album:
+    """Figures of the workspace `workspace`, of its split `val`. Its methods raise UserError where a stage that they need isn't finished."""
+
+    def __init__(self, workspace: str, run_file: str, store: Callable[[], str]) -> None:
+        """run_file: the workspace's record of its MLflow run; store: finds the address of its MLflow."""
+        self.workspace = workspace
+        self._run_file, self._store = run_file, store
+
+    def make(self, name: str, image_ids: Sequence[str] = ()) -> dict[str, bytes]:
+        """The files of the figure `name` (of FIGURES), PNGs by file name; of photographs `image_ids`, for those of OF_IMAGES."""
+        if name in OF_IMAGES:
+            return self._of_images(name, image_ids)
+        if name == "wins":
+            chosen = gallery.winners(self._mean_iou)
+            if not chosen:
+                raise UserError(
+                    f"in {self.workspace} no network is ahead of another on any photograph: there are no wins to show"
+                )
+            return self._side_by_side(name, chosen)
+        if name == "examples":
+            return {
+                f"examples_{stage}.png": gallery.examples(self._need(f"examples/{stage}"), self._classes)
+                for stage in ("stage1", "stage2")
+            }
+        if name == "recall":
+            return {"recall.png": self._recall()}
+        if name == "training_curves":
+            return self._training_curves()
+        results = self._json("report/results.json")
+        if name == "iou_by_class":
+            return {"iou_by_class.png": plots.iou_by_class(results)}
+        return {f"{name}.png": result_charts(results, self._json("report/analysis.json"))[name]}
+
+    def check_images(self, image_ids: Sequence[str]) -> None:
+        """Raises UserError where the workspace has no photograph of one of these ids."""
+        known = {row["image_id"] for row in tables.iter_rows(self._need("images"), ["image_id"])} if image_ids else set()
+        for image_id in image_ids:
+            if image_id not in known:
+                near = difflib.get_close_matches(image_id, known, n=1) or sorted(known)[:1]
+                raise UserError(f"--image {image_id}: {self.workspace} has no such photograph; its ids are as {near[0]}")
+
+    def _of_images(self, name: str, image_ids: Sequence[str]) -> dict[str, bytes]:
+        if name == "comparison" and not image_ids:
+            return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
+        segmenter = self._segmenter
+        if image_ids:
+            known = gallery.photographs(self._need("images"), self._need("proposals"), image_ids)
+            shown = [known[image_id] for image_id in image_ids]
+        else:
+            shown = [self._one()]
+        if name == "comparison":
+            scores = self._mean_iou if self._has("report/mean_iou_by_image.json") else {}
+            return {"comparison.png": gallery.compared(segmenter, [("", each) for each in shown], self._classes, scores)}
+        draw = gallery.instances if name == "instances" else gallery.unpooling
+        files = {each.image_id: draw(segmenter, each, self._classes) for each in shown}
+        if not image_ids:
+            return {f"{name}.png": data for data in files.values()}
+        return {f"{name}_{image_id.replace('/', '_')}.png": data for image_id, data in files.items()}
+
+    def _side_by_side(self, name: str, chosen: Sequence[tuple[str, str]]) -> dict[str, bytes]:
+        known = gallery.photographs(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
+        rows = [(word, known[image_id]) for word, image_id in chosen]
+        return {f"{name}.png": gallery.compared(self._segmenter, rows, self._classes, self._mean_iou)}
+
+    def _one(self) -> gallery.Photograph:
+        """A photograph with an object: of those that DeconvNet labels best, or, where nothing is measured yet, of the first."""
+        images = self._need("images")
+        if self._has("report/mean_iou_by_image.json"):
+            ids = gallery.likely(self._mean_iou)
+        else:
+            ids = [
+                row["image_id"] for row, _ in zip(tables.iter_rows(images, ["image_id"]), range(_FIRST_LOOKED_AT), strict=False)
+            ]
+        known = gallery.photographs(images, self._need("proposals"), ids)
+        return gallery.with_object(known[image_id] for image_id in ids)
+
+    def _recall(self) -> bytes:
+        from proposals.job import iter_proposals
+        from proposals.recall import MIN_AREA, add, counts_up_to
+        from proposals.recall_job import part_recall
+
+        images, proposals = self._need("images"), self._need("proposals")
+        pairs = list(zip(tables.require_commit(images).parts, tables.require_commit(proposals).parts, strict=True))
+        counts = counts_up_to(
+            max((len(boxes) for _, part in pairs for _, boxes, _ in iter_proposals(proposals, part)), default=1)
+        )
+        area = self._json("report/proposals.json")["min_area"] if self._has("report/proposals.json") else MIN_AREA
+        units = [pair for pair in pairs if any(group.splits.get("val") for group in pair[0].row_groups)]
+        found = add((part_recall(images, proposals, unit, "val", counts, area) for unit in units), counts)
+        if not found.objects:
+            raise UserError(f"the val photographs of {self.workspace} have no objects of {area:,.0f} px² or more to find")
+        return plots.recall_curves({"val": found})
+
+    def _training_curves(self) -> dict[str, bytes]:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        from deconvnet.tracking.mlflow_runs import check, first_line
+
+        if storage.exists(self._run_file):
+            store = self._store()
+            check(store)
+            try:
+                run_id = storage.read_json(self._run_file)["mlflow_run_id"]
+                history = training_curves.of_children(MlflowClient(tracking_uri=store), run_id)
+            except MlflowException as error:
+                raise UserError(f"MLflow does not tell the curves of {self.workspace}: {first_line(error)}") from None
+        else:
+            history = training_curves.of_folder(storage.join(self.workspace, "curves"))
+        if not (files := training_curves.drawn(history)):
+            raise UserError(f"{self.workspace} has no finished training yet: run workflows/train_pipeline.py on it first")
+        return files
+
+    @cached_property
+    def _mean_iou(self) -> gallery.MeanIou:
+        return self._json("report/mean_iou_by_image.json")
+
+    @cached_property
+    def _classes(self) -> list[str]:
+        for stage in ("stage2", "fcn8s"):
+            if self._has(f"models/{stage}/model.json"):
+                return list(self._json(f"models/{stage}/model.json")["classes"])
+        self._need("models/fcn8s")
+        raise AssertionError
+
+    @cached_property
+    def _segmenter(self) -> "Segmenter":
+        """As it labelled for the report; by the settings' defaults where there is none."""
+        import torch
+
+        from deconvnet.inference.predictor import Segmenter, segmenter_options
+        from deconvnet.settings import SegmentSettings
+        from proposals.settings import ExampleSettings
+
+        models = [self._need(f"models/{stage}") for stage in ("stage2", "fcn8s")]
+        kept = self._json("report/analysis.json")["segmenter"] if self._has("report/analysis.json") else None
+        options = kept or segmenter_options(SegmentSettings(), ExampleSettings())
+        return Segmenter.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", **options)
+
+    def _json(self, name: str) -> Any:
+        return storage.read_json(self._need(name) if name in _STAGES else storage.join(self.workspace, name))
+
+    def _has(self, name: str) -> bool:
+        return storage.exists(storage.join(self.workspace, name))
+
+    def _need(self, name: str) -> str:
+        """Where `name` (of _STAGES) lies."""
+        proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
+        if not self._has(proof):
+            raise UserError(
+                f"{self.workspace} has no {name}, which the stage {_STAGES[name]} leaves: "
+                "run workflows/train_pipeline.py on this workspace first"
+            )
+        return storage.join(self.workspace, name)

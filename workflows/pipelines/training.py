@@ -1,0 +1,397 @@
+"""The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from deconvnet.datasets import images_table
+from deconvnet.tracking.mlflow_runs import tracking_uri, without_secrets
+from deconvnet.tracking.starting_model import source_key, starting_model
+from infra import storage
+from infra.errors import Interrupted, UserError
+from infra.runtime.stages import Record, Stage, Stages, digest, recorded, standing
+from infra.storage import tables
+from proposals.changes import Earlier, find_changes
+from proposals.job import edges_stamp
+from workflows.pipelines import notes
+from workflows.pipelines.channel_pruning import start_of, start_stages, weights_stamp
+from workflows.pipelines.notes import RUN_FILE
+from workflows.settings import Settings, as_dict
+
+EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
+    ("stage1", 1, "train"),
+    ("stage1_dev", 1, "dev"),
+    ("stage2", 2, "train"),
+    ("stage2_dev", 2, "dev"),
+)
+
+
+class Pipeline:
+    """A workspace and its stages: prepare → proposals → examples → FCN-8s → stage 1 → stage 2 → evaluate → register.
+
+    Batch-norm statistics are recomputed at the end of each training stage. `mlflow_run` is the run that the stage at work logs
+    to, `mlflow_parent` that of all stages. previous: a finished workspace; what its tables hold of photographs that have not changed is taken over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        say: Callable[[str], None] = print,
+        previous: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """stopped: asked before each stage; Interrupted is raised where it says yes."""
+        self.settings = settings
+        self.previous = previous
+        self.stopped = stopped
+        self.say = say
+        self.mlflow_run: Any = None
+        self.mlflow_parent: Any = None
+        self.root = settings.data.root or self.place("data")
+        self.store = tracking_uri(settings.workspace, settings.tracking.uri)
+        self.data_nodes = settings.cluster.selector("data_nodes")
+        self.stages = Stages(settings.workspace, self._stages())
+
+    def place(self, *parts: str) -> str:
+        """A place in the workspace."""
+        return storage.join(self.settings.workspace, *parts)
+
+    @property
+    def images(self) -> str:
+        return self.place("images")
+
+    @property
+    def proposals(self) -> str:
+        return self.place("proposals")
+
+    def examples(self, table: str) -> str:
+        return self.place("examples", table)
+
+    def model(self, stage: str) -> str:
+        return self.place("models", stage)
+
+    def _stages(self) -> list[Stage]:
+        s = self.settings
+        data = as_dict(s.data)
+        classes, seed = {"classes": data["classes"]}, {"seed": s.seed}
+        edges = {"edge_file": edges_stamp(s.proposals)}
+        folder = {"folder": images_table.data_fingerprint(s.data, self.root)}
+        window = {"context": s.examples.context, "window": s.examples.window}
+        schema = {"schema": tables.SCHEMA_VERSION}
+        done = tables.COMMIT
+        stages = [
+            Stage(
+                "prepare", "photographs", images_table.PREPARE_VERSION, {**data, **seed, **folder, **schema}, (),
+                (storage.join(self.images, done),), self._prepare,
+            ),
+            Stage(
+                "proposals", "EdgeBox proposals", 1, {**as_dict(s.proposals), **edges, **schema}, ("prepare",),
+                (storage.join(self.proposals, done),), self._proposals,
+            ),
+            Stage(
+                "examples", "training crops", 1, {**as_dict(s.examples), **seed, **schema, "input_size": s.model.input_size},
+                ("prepare", "proposals"), tuple(storage.join(self.examples(t), done) for t, _, _ in EXAMPLE_TABLES), self._examples,
+            ),
+            *start_stages(self, "fcn8s", self.images, "prepare"),
+            self._training("fcn8s", "FCN-8s on whole photographs", "prepare"),
+            *start_stages(self, "stage1", self.examples("stage1"), "examples"),
+            self._training("stage1", "DeconvNet, stage 1: objects", "examples"),
+            self._training("stage2", "DeconvNet, stage 2: proposals", "examples", "stage1"),
+            Stage(
+                "evaluate", "the five results", 3, {**as_dict(s.segment), **window, **classes, "split": "val"},
+                ("prepare", "proposals", "fcn8s", "stage2"), (self.place("report", "results.json"),), self._evaluate,
+            ),
+        ]  # fmt: skip
+        if s.tracking.register_model:
+            where = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
+            database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
+            stages.append(
+                Stage("register", "the model registry", 1, where, ("evaluate", "stage2", "fcn8s"), database, self._register)
+            )
+        return stages
+
+    def _training(self, stage: str, title: str, *inputs: str) -> Stage:
+        s = self.settings
+        if start_of(s, stage):
+            inputs = (*inputs, f"{stage}_start")
+        sections: dict[str, Any] = as_dict(s, ("init", "seed"))
+        sections["model"] = self._model_that_matters(stage)
+        if s.init.from_:
+            sections["init_weights"] = source_key(s.init.from_, self.store)
+        if s.model.vgg16:
+            sections["vgg16_file"] = weights_stamp(s.model.vgg16)
+        train = as_dict(getattr(s.train, stage))
+        # How often it is logged and saved changes nothing of what is learned.
+        matters = {key: value for key, value in train.items() if key not in ("checkpoint_every", "log_every")}
+        settings = {**sections, "train": matters, "classes": list(s.data.classes), "bf16": s.compute.bf16}
+
+        def run(fingerprint: str) -> dict[str, Any]:
+            return self._train(stage, fingerprint)
+
+        return Stage(stage, title, 1, settings, inputs, (storage.join(self.model(stage), "model.json"),), run)
+
+    def _model_that_matters(self, stage: str) -> dict[str, Any]:
+        """The settings of the network that a stage trains: those of the other one don't make it run again."""
+        model = as_dict(self.settings.model)
+        if stage != "fcn8s":
+            return {key: value for key, value in model.items() if not key.startswith("fcn_")}
+        model["fcn_width"] = model["fcn_width"] or model["width"]
+        return {key: value for key, value in model.items() if key not in ("width", "input_size", "decoder_init")}
+
+    def run(self, config: str, go_on: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
+        """Run the stages that don't stand, as one MLflow run of the workspace, on Ray. Returns their records by name.
+
+        config: what the run is named by. `go_on(stage)`, asked after each stage, ends it by False.
+        """
+        from deconvnet.tracking.mlflow_runs import Tracker
+        from deconvnet.tracking.system_metrics import watched
+        from deconvnet.training.ray_trainer import check_resources
+        from infra.runtime.cluster import check_nodes, connected
+
+        s = self.settings
+        storage.check_writable(s.workspace)
+        tracker = Tracker(self.store, s.tracking.experiment)
+        run_file = self.place(RUN_FILE)
+        known = storage.read_json(run_file).get("mlflow_run_id") if storage.exists(run_file) else None
+        stages = self.stages.stages
+        with (
+            connected(s.cluster),
+            tracker.pipeline(notes.name(config, s), as_dict(s), notes.tags(config, s), resume_run_id=known) as parent,
+            watched(parent) if s.tracking.system_metrics else nullcontext(),
+        ):
+            self.mlflow_parent = parent
+            storage.write_json(run_file, notes.run_file(parent.run_id, config, s, [stage.name for stage in stages]))
+            parent.describe(notes.under_way(config))
+            # Now, rather than after an hour of mining.
+            check_resources(s.compute, self.say, s.cluster.selector("training_nodes"))
+            check_nodes(self.data_nodes, "cluster.data_nodes")
+
+            def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                if self.stopped():
+                    raise Interrupted(f"stopped before {stage.name}, as another run has taken the lock of this workspace")
+                number = stages.index(stage) + 1
+                self.say(f"[{number}/{len(stages)}] {stage.name}: {stage.title}")
+                title, about = f"{number} {stage.name}", notes.tags(config, s)
+                with parent.stage(stage.name, fingerprint, dict(stage.settings), title, about) as child:
+                    self.mlflow_run = child
+                    child.describe(notes.stage_note(stage.name))
+                    summary = run()
+                    notes.tell_stage(child, stage.name, summary, s.workspace)
+                    return summary
+
+            def skipped(stage: Stage, record: Record) -> None:
+                self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: stands, not run again")
+
+            records = self.stages.run(around, skipped, go_on)
+            notes.tell_run(parent, config, s, records)
+        return records
+
+    def _prepare(self, fingerprint: str) -> dict[str, Any]:
+        s = self.settings
+        root = images_table.data_folder(s.data, s.seed, self.root)
+        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, root, self.data_nodes)
+        self._write_rejects()
+        for run in (self.mlflow_parent, self.mlflow_run):
+            run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
+        counts = ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items())
+        self.say(f"  {counts}; {len(made.rejects):,} set aside")
+        summary = {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
+        if self.previous:
+            changes = find_changes(self.images, storage.join(self.previous, "images"), self.changes, fingerprint, self.data_nodes)
+            before = recorded(self.previous, "prepare")
+            summary |= {"changes": changes.extra, "since": before.key if before else None}
+            self.say("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
+            self.mlflow_run.log_metrics({f"photographs.{change}": count for change, count in changes.extra.items()})
+        return summary
+
+    @property
+    def changes(self) -> str:
+        return self.place("changes")
+
+    def _earlier(self, table: str, *stages: str) -> Earlier | None:
+        """The previous workspace's table of this name, where the stages that it comes from did what they do now.
+
+        It must still be the workspace that the photographs were compared with, and whole.
+        """
+        prepared = recorded(self.settings.workspace, "prepare")
+        if self.previous is None or prepared is None:
+            return None
+        now = {stage.name: stage.recipe for stage in self.stages.stages}
+        before = {name: standing(self.previous, name) for name in ("prepare", *stages)}
+        compared = before["prepare"]
+        if compared is None or compared.key != prepared.summary.get("since"):
+            return None
+        if any((record := before[name]) is None or record.recipe != now[name] for name in stages):
+            return None
+        return Earlier(storage.join(self.previous, table), self.changes)
+
+    @property
+    def dataset_name(self) -> str:
+        """What reports and MLflow call the data."""
+        return Path(self.settings.data.root).name if self.settings.data.root else "generated"
+
+    def _proposals(self, fingerprint: str) -> dict[str, Any]:
+        from proposals.job import make_proposals
+
+        made = make_proposals(
+            self.images, self.proposals, self.settings.proposals, fingerprint,
+            earlier=self._earlier("proposals", "proposals"), nodes=self.data_nodes,
+        )  # fmt: skip
+        self._write_rejects()
+        self.say(f"  of {made.rows:,} photographs")
+        self.measure_proposals("dev")
+        return {"photographs": made.rows, "rejects": len(made.rejects)}
+
+    def measure_proposals(self, split: str, report: str = "") -> None:
+        """Say and log how many objects of `split` the proposals find, and write it at `report`; nothing where it has none."""
+        from deconvnet.reporting.proposal_report import measure
+
+        title = f"{self.dataset_name} {split}"
+        if not (found := measure(self.images, self.proposals, split, self.settings.proposals, title, self.data_nodes)):
+            return
+        self.say(f"  {found.recall.sentence()} ({split})")
+        for name, data in found.files.items() if report else ():
+            storage.write_bytes(storage.join(report, name), data)
+        if run := self.mlflow_run:
+            run.log_figure(found.files["proposals.png"], f"proposals/{split}.png")
+            run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
+
+    def _examples(self, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.reporting import gallery
+        from proposals.mining.job import mine_examples
+
+        s = self.settings
+        summary: dict[str, Any] = {}
+        for table, stage, split in EXAMPLE_TABLES:
+            made = mine_examples(
+                stage,
+                self.images,
+                self.proposals if stage == 2 else None,
+                self.examples(table),
+                s.examples,
+                s.model.input_size,
+                split=split,
+                seed=s.seed,
+                fingerprint=fingerprint,
+                earlier=self._earlier(f"examples/{table}", "proposals", "examples"),
+                nodes=self.data_nodes,
+            )
+            summary[table] = made.rows
+            self.mlflow_run.log_dict(made.extra, f"examples/{table}.json")
+        for table in ("stage1", "stage2"):
+            drawn = gallery.examples(self.examples(table), s.data.classes)
+            storage.write_bytes(self.place("report", f"examples_{table}.png"), drawn)
+            self.mlflow_run.log_figure(drawn, f"examples/{table}.png")
+        self._write_rejects()
+        self.mlflow_run.log_metrics({f"examples.{table}": count for table, count in summary.items()})
+        self.say("  " + ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items()))
+        return summary
+
+    def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.reporting import training_curves
+        from deconvnet.tracking.metric_spool import spool_folder
+        from deconvnet.training.ray_trainer import run_training
+
+        s = self.settings
+        whole = stage == "fcn8s"
+        architecture = "fcn8s" if whole else "deconvnet"
+        init: str | None = self.model("stage1") if stage == "stage2" else None
+        if init is None and s.init.from_:
+            init = starting_model(s.init.from_, architecture, self.store, self.place("init"))
+        with ExitStack() as stack:
+            spool = stack.enter_context(spool_folder(self.place("mlflow", "spool")))
+            curves = stack.enter_context(self.mlflow_run.curves(spool))
+            outcome = run_training(
+                stage=stage,
+                architecture=architecture,
+                model_settings=s.model.model_copy(update={"vgg16": start_of(s, stage) or s.model.vgg16}),
+                stage_settings=getattr(s.train, stage),
+                compute=s.compute,
+                examples_uri=self.images if whole else self.examples(stage),
+                dev_uri=self.images if whole else self.examples(f"{stage}_dev"),
+                classes=s.data.classes,
+                storage_uri=self.place("train"),
+                run_name=f"{stage}-{fingerprint[:16]}",
+                out_uri=self.model(stage),
+                seed=s.seed,
+                init=init,
+                callbacks=[curves],
+                nodes=s.cluster.selector("training_nodes"),
+                stopped=self.stopped,
+                say=lambda line: self.say(f"  {line.removeprefix(f'{stage}: ')}"),
+            )
+        self._keep(training_curves.drawn({stage: training_curves.of_run(self.mlflow_run)}))
+        return outcome
+
+    def _evaluate(self, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.reporting import training_curves
+
+        report = self.place("report")
+        self.measure_proposals("val", report)
+        self._keep(training_curves.drawn(training_curves.of_pipeline(self.mlflow_parent)), report)
+        results = self.evaluate("val", report)
+        self._keep(notes.report(self.settings.workspace), report)
+        return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
+
+    def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
+        """Measure models on `split`: results.json (written last), results.md, analysis.json and pictures at `report`.
+
+        models: the folders of a DeconvNet and an FCN-8s; the workspace's where None. Raises UserError where their classes are not
+        the data's.
+        """
+        from deconvnet.reporting.evaluation_report import measure
+
+        s = self.settings
+        classes = s.data.classes
+        models = models or (self.model("stage2"), self.model("fcn8s"))
+        known = storage.read_json(storage.join(models[0], "model.json"))["classes"]
+        if tuple(known) != classes:
+            raise UserError(
+                f"data.classes {', '.join(classes)} are not those that the models in {s.workspace} were trained with, "
+                f"{', '.join(known)}: name the --config they were trained by"
+            )
+        results, files = measure(
+            models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
+            dataset=f"{self.dataset_name} {split}", gpu=s.compute.gpu,
+            nodes=s.cluster.selector("training_nodes") if s.compute.gpu else self.data_nodes,
+        )  # fmt: skip
+        self._keep(files, report)
+        if run := self.mlflow_run:
+            run.log_metrics(notes.result_metrics(split, results))
+        return results
+
+    def _keep(self, files: Mapping[str, bytes], report: str = "") -> None:
+        """Write files at `report`, if one is named, in this order, and log them to MLflow's `report/`, if a run is at work."""
+        for name, data in files.items():
+            if report:
+                storage.write_bytes(storage.join(report, name), data)
+            if self.mlflow_run:
+                self.mlflow_run.log_figure(data, f"report/{name}")
+
+    def _register(self, fingerprint: str) -> dict[str, Any]:
+        from deconvnet.inference.predictor import segmenter_options
+        from deconvnet.tracking.register import register
+
+        s = self.settings
+        version = register(
+            self.mlflow_run, s.tracking.model_name, deconvnet_uri=self.model("stage2"), fcn8s_uri=self.model("fcn8s"),
+            classes=s.data.classes, proposals=as_dict(s.proposals), segment=segmenter_options(s.segment, s.examples),
+            results=storage.read_json(self.place("report", "results.json")), max_pixels=s.data.max_pixels,
+        )  # fmt: skip
+        self.say(f"  {s.tracking.model_name} version {version}, alias challenger")
+        return {"model": s.tracking.model_name, "version": version}
+
+    def _write_rejects(self) -> None:
+        """Gather what the tables made so far set aside into `rejects`."""
+        made = [tables.read_commit(t) for t in (self.images, self.proposals, *(self.examples(t) for t, _, _ in EXAMPLE_TABLES))]
+        found = sorted({(r.image_id, r.path, r.stage, r.reason) for commit in made if commit for r in commit.rejects})
+        rows = [dict(zip(tables.REJECTS.names, row, strict=True)) for row in found]
+        fingerprint = digest(rows)
+        part = tables.write_part(self.place("rejects"), fingerprint, 0, rows, tables.REJECTS)
+        tables.commit(self.place("rejects"), fingerprint, [part])
+
+    def rejects(self) -> int:
+        """How many inputs were set aside."""
+        commit = tables.read_commit(self.place("rejects"))
+        return commit.rows if commit else 0
