@@ -25,7 +25,7 @@ from infra.errors import UserError
 from infra.runtime.actors import Actors
 from infra.runtime.cluster import connected
 from infra.storage.tables import COMMIT
-from workflows import door
+from workflows import cli
 from workflows.options import check_job_folder
 from workflows.pipelines.training import Pipeline
 from workflows.settings import Settings, as_dict, from_arguments, parser
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     with connected(settings.cluster):
         pipeline.measure_proposals(split, report)
         results = pipeline.evaluate(split, report)
-    print(door.results_table(results))
+    print(cli.results_table(results))
     print(f"\nreport   {report}")
     return 0
 
@@ -129,4 +129,4 @@ def _split(root: str | None, asked: str | None) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

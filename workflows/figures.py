@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from deconvnet.tracking.mlflow_runs import tracking_uri
 from infra import storage
 from infra.errors import UserError
-from workflows import door
+from workflows import cli
 from workflows.pipelines.figures import ALL, FIGURES, OF_IMAGES, Album
 from workflows.pipelines.notes import RUN_FILE, report
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         _write(out, files)
     if missing:
         print("\nleft out:", *missing, sep="\n  ", file=sys.stderr)
-    return door.USER_ERROR if len(missing) == len(FIGURES) else 0
+    return cli.USER_ERROR if len(missing) == len(FIGURES) else 0
 
 
 def _folder(name: str) -> str:
@@ -89,4 +89,4 @@ def _check(name: str, image_ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main, interrupted="what is named above is written"))
+    sys.exit(cli.run(main, interrupted="what is named above is written"))

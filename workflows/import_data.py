@@ -43,7 +43,7 @@ from deconvnet.settings import VOC_CLASSES
 from infra import storage
 from infra.errors import UserError
 from proposals.settings import ProposalSettings
-from workflows import door
+from workflows import cli
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 
 FETCH = "python workflows/download.py vgg16 --to data"
@@ -236,4 +236,4 @@ def _local(place: str, setting: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main, interrupted="nothing was written"))
+    sys.exit(cli.run(main, interrupted="nothing was written"))

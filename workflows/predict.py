@@ -31,7 +31,7 @@ from infra.runtime.tasks import check_rejects
 from infra.settings import ClusterSettings, Section
 from infra.storage import tables
 from infra.storage.lock import Lock, held
-from workflows import door
+from workflows import cli
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 from workflows.registered_model import StoreSettings, model_store
 from workflows.settings import as_dict
@@ -194,4 +194,4 @@ def _closing(settings: PredictSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -22,7 +22,7 @@ from deconvnet.tracking.mlflow_runs import check, tracking_uri, without_secrets
 from infra import storage
 from infra.errors import Interrupted
 from infra.storage.lock import held
-from workflows import door
+from workflows import cli
 from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import Retraining, begin, changed, latest, newcomers, untouched
@@ -69,11 +69,11 @@ def _retrain(pipeline: Retraining, config: str) -> None:
     generations.finish(base, generation, verdict)
     for gone in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
         say(f"generation {gone} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
-    say(door.results_table(storage.read_json(pipeline.place("report", "results.json"))))
+    say(cli.results_table(storage.read_json(pipeline.place("report", "results.json"))))
     say(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
     say(f"champion {name} version {verdict['champion']}")
     say(f"report   {pipeline.place('report')}")
-    say(f"MLflow   {door.how_to_see(without_secrets(pipeline.store))}")
+    say(f"MLflow   {cli.how_to_see(without_secrets(pipeline.store))}")
 
 
 def _nothing_new(pipeline: Retraining) -> None:
@@ -106,7 +106,7 @@ def _plan(settings: Settings, store: str, force: bool) -> None:
         say(
             f"since {generation.previous}: {new:,} new, {gone:,} gone; of the others, a run finds those that changed by their content"
         )
-    say(door.planned(pipeline.stages.plan()))
+    say(cli.planned(pipeline.stages.plan()))
 
 
 def _user() -> str:
@@ -121,4 +121,4 @@ def _start(generation: Generation, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -26,7 +26,7 @@ from deconvnet.tracking import registry
 from infra.errors import UserError
 from infra.runtime.cluster import connected, may_grow, room
 from infra.settings import ClusterSettings
-from workflows import door
+from workflows import cli
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 from workflows.registered_model import StoreSettings, model_store
 
@@ -126,4 +126,4 @@ def _shown(host: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

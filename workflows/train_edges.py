@@ -19,7 +19,7 @@ import yaml
 
 from deconvnet.tracking.mlflow_runs import cleaned, without_secrets
 from infra import storage
-from workflows import door
+from workflows import cli
 from workflows.options import CONFIGS, from_arguments, parser
 from workflows.pipelines.edges import REPORT, EdgeSettings, EdgeTraining
 from workflows.settings import as_dict
@@ -34,20 +34,20 @@ def main(argv: list[str] | None = None) -> int:
     plan = training.stages.plan()
     if arguments.dry_run:
         print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
-        print(door.planned(plan))
+        print(cli.planned(plan))
         return 0
     if all(p.done for p in plan):
-        print(door.planned(plan))
+        print(cli.planned(plan))
         print("\nNothing to do: every stage stands.\n")
     else:
         training.run(Path(arguments.config).stem)
     print(storage.read_bytes(training.place(REPORT, "edges.md")).decode())
     print(f"forest   {training.forest}")
     print(f"report   {training.place(REPORT)}")
-    print(f"MLflow   {door.how_to_see(without_secrets(training.store))}")
+    print(f"MLflow   {cli.how_to_see(without_secrets(training.store))}")
     print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {training.forest}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from infra import storage
-from workflows import door
+from workflows import cli
 from workflows.pipelines.training import Pipeline
 from workflows.settings import as_dict, from_arguments, parser
 
@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         from deconvnet.tracking.mlflow_runs import cleaned
 
         print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
-        print(door.planned(plan))
+        print(cli.planned(plan))
     elif all(p.done for p in plan):
-        print(door.planned(plan))
+        print(cli.planned(plan))
         print("\nNothing to do: every stage stands.\n")
         _closing(pipeline)
     else:
@@ -48,14 +48,14 @@ def _closing(pipeline: Pipeline) -> None:
     from deconvnet.tracking.mlflow_runs import without_secrets
 
     results = storage.read_json(pipeline.place("report", "results.json"))
-    print(door.results_table(results))
+    print(cli.results_table(results))
     rejected = pipeline.rejects()
     if rejected:
         print(f"\n{rejected:,} inputs were set aside; why: {pipeline.place('rejects')}")
     print(f"\nreport   {pipeline.place('report', 'index.html')}")
     print(f"models   {pipeline.place('models')}")
-    print(f"MLflow   {door.how_to_see(without_secrets(pipeline.store))}")
+    print(f"MLflow   {cli.how_to_see(without_secrets(pipeline.store))}")
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -189,6 +189,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from workflows import door
+    from workflows import cli
 
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -21,7 +21,7 @@ from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
 from tests.deconvnet.workspaces import made_up_tables, one_by_one
-from workflows import door
+from workflows import cli
 from workflows.figures import main
 from workflows.pipelines.figures import FIGURES
 from workflows.pipelines.training import RUN_FILE
@@ -68,7 +68,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(*arguments: str) -> int:
-    return door.run(lambda: main(list(arguments)))
+    return cli.run(lambda: main(list(arguments)))
 
 
 def test_all_of_a_finished_workspace(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

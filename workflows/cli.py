@@ -1,10 +1,11 @@
-"""What every door does: a person's mistake becomes a sentence and an exit code, results become a table."""
+"""What all commands share: exit codes, logging, and user errors printed as sentences."""
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from infra.errors import Interrupted, UserError, users_mistake
 from infra.runtime.stages import Planned
@@ -13,16 +14,57 @@ from infra.storage.lock import Locked
 USER_ERROR = 2
 LOCKED = 3  # another run is at work on the same workspace
 INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
+LOGGERS = ("deconvnet", "proposals", "infra", "workflows")
+"""The packages whose messages a command prints."""
 TRAINING_PAGES = (
     "/#/experiments?workflowType=machine_learning"  # without it MLflow opens its pages of agents, without the model registry
 )
 
 
-def run(main: Callable[[], int], interrupted: str = "the same command goes on from what is finished") -> int:
-    """`main()`, with UserError and interruptions turned into a line on stderr and an exit code.
+class _StdoutHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stdout` is when a message is logged, so that redirects made later are followed."""
 
-    `interrupted` says what stands after Ctrl-C.
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        """The current `sys.stdout`."""
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Ignored: the stream is always `sys.stdout`."""
+
+
+def configure_logging() -> None:
+    """Print the messages of our packages (level INFO and above) to stdout, as they are.
+
+    Calling it again changes nothing.
     """
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _StdoutHandler) for handler in logger.handlers):
+            handler = _StdoutHandler()
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            logger.addHandler(handler)
+
+
+def run(main: Callable[[], int], interrupted: str = "the same command resumes from what is complete") -> int:
+    """Run a command: configure logging, and turn errors into a line on stderr and an exit code.
+
+    Args:
+        main: the command; returns its exit code.
+        interrupted: printed after Ctrl-C or SIGTERM; says what is left and how to resume.
+
+    Returns:
+        The exit code: that of `main`, 2 after a user error, 3 where another run holds the lock, 75 after an interruption.
+
+    Raises:
+        Exception: any other error of `main`, which is a bug.
+    """
+    configure_logging()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return main()
