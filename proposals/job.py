@@ -11,6 +11,7 @@ from infra import storage
 from infra.errors import BadInput
 from infra.runtime.tasks import make_parts
 from infra.storage import tables
+from proposals import schemas
 from proposals.changes import SAME_IMAGE, Earlier, Known, known
 from proposals.edgebox import edge_boxes
 from proposals.edges.detector import SHIPPED, forest_used
@@ -48,7 +49,7 @@ def make_proposals(
 
     images = tables.require_commit(images_uri)
     units = list(zip(images.parts, known(earlier, images), strict=True))
-    parts = make_parts(out_uri, fingerprint, tables.PROPOSALS, units, rows, title="proposals", nodes=nodes)
+    parts = make_parts(out_uri, fingerprint, schemas.PROPOSALS, units, rows, title="proposals", nodes=nodes)
     return tables.commit(out_uri, fingerprint, parts)
 
 

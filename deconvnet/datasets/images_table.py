@@ -15,6 +15,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime import tasks
 from infra.storage import tables
+from proposals import schemas
 
 PREPARE_VERSION = 1  # raise it when the same input comes to give another table
 _PER_PART = 32
@@ -83,7 +84,7 @@ def prepare_images(
     units = _units(items)
     make_rows = partial(_rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels)
     parts = tasks.make_parts(
-        out_uri, fingerprint, tables.IMAGES, units, make_rows, title="prepare", rows_per_group=16, nodes=nodes
+        out_uri, fingerprint, schemas.IMAGES, units, make_rows, title="prepare", rows_per_group=16, nodes=nodes
     )
     counts: Counter[str] = sum((Counter(group.splits) for part in parts for group in part.row_groups), Counter())
     try:

@@ -141,7 +141,7 @@ def unfit_id(image_id: str) -> str | None:
 
 
 def read_row(root: str, photograph: Photograph, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:
-    """A row of the `images` table (infra.storage.tables.IMAGES), or why this photograph can't be used.
+    """A row of the `images` table (proposals.schemas.IMAGES), or why this photograph can't be used.
 
     The image is the file as it is; width and height are as displayed (EXIF orientation applied), and the masks must have that
     size. The class mask is 8-bit; the object mask is tidied or derived by `label_objects`.

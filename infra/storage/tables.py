@@ -21,46 +21,6 @@ from infra import storage
 SCHEMA_VERSION = 3
 COMMIT = "_commit.json"
 
-BOX = pa.list_(pa.float32(), 4)
-IMAGES = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),  # train, dev or val
-        pa.field("width", pa.int32(), nullable=False),  # px, as displayed (EXIF orientation applied)
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # the file's bytes
-        pa.field("class_mask", pa.binary()),  # 8-bit PNG of class ids, 255 void
-        pa.field("object_mask", pa.binary()),  # 8- or 16-bit PNG of object ids from 1, 0 background; 255 (8-bit) or 65535 void
-    ]
-)
-PROPOSALS = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("boxes", pa.list_(BOX), nullable=False),  # x1, y1, x2, y2, pixel edges, x2/y2 exclusive, best first
-        pa.field("scores", pa.list_(pa.float32()), nullable=False),
-    ]
-)
-EXAMPLES = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("stage", pa.int8(), nullable=False),
-        pa.field("box", BOX, nullable=False),  # after the 1.2×; may leave the image
-        pa.field("class_id", pa.int16(), nullable=False),  # what it is balanced by
-        pa.field("iou", pa.float32(), nullable=False),
-        pa.field("repeats", pa.int16(), nullable=False),  # times it is seen in an epoch
-        pa.field("image", pa.binary(), nullable=False),  # JPEG
-        pa.field("mask", pa.binary(), nullable=False),  # PNG of class ids, 255 void
-    ]
-)
-SEGMENTED = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),  # the file's bytes
-        pa.field("segmentations", pa.list_(pa.binary()), nullable=False),  # 16-bit PNGs of segments' ids from 1, 0 unknown
-    ]
-)
 REJECTS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

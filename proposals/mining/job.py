@@ -15,6 +15,7 @@ import numpy as np
 from infra.errors import BadInput, UserError
 from infra.runtime.tasks import Each, for_each, make_parts
 from infra.storage import tables
+from proposals import schemas
 from proposals.changes import SAME_LABELS, Earlier, Known, known
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 from proposals.job import iter_proposals
@@ -69,7 +70,7 @@ def mine_examples(
     size = example_size(input_size)
     rows = partial(miner.rows, repeats=repeats, size=size)
     title = f"examples, stage {stage}, {split}"
-    parts = make_parts(out_uri, fingerprint, tables.EXAMPLES, units, rows, title=title, nodes=nodes, each=each)
+    parts = make_parts(out_uri, fingerprint, schemas.EXAMPLES, units, rows, title=title, nodes=nodes, each=each)
     extra = {
         "stage": stage,
         "split": split,

@@ -12,6 +12,7 @@ import pyarrow as pa
 from deconvnet.training.dataloader import Examples, Feed, PlainShard, open_examples
 from deconvnet.training.sampler import Group
 from infra.storage import tables
+from proposals import schemas
 from tests.benchmarks.common import Row, paired, peak_flops, photographs, seconds
 
 BATCH = 64
@@ -188,7 +189,7 @@ def _examples(uri: str, size: int, count: int = 1024) -> str:
                 "image": encode_jpeg(cut, 95), "mask": encode_mask((cut.mean(axis=2) // 13).astype(np.uint8)),
             }  # fmt: skip
 
-    part = tables.write_part(uri, "benchmark", 0, rows(), tables.EXAMPLES)
+    part = tables.write_part(uri, "benchmark", 0, rows(), schemas.EXAMPLES)
     tables.commit(uri, "benchmark", [part])
     return uri
 

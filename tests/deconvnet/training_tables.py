@@ -9,6 +9,7 @@ from torch import nn
 
 from deconvnet.models.preprocessing import prepare
 from infra.storage import tables
+from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
 
 SIZE = 32
@@ -46,7 +47,7 @@ def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tup
             }
 
     parts = [
-        tables.write_part(folder, "f" * 16, i, made(n), tables.EXAMPLES, rows_per_group)
+        tables.write_part(folder, "f" * 16, i, made(n), schemas.EXAMPLES, rows_per_group)
         for i, n in enumerate(tables.chunks(rows, -(-rows // 2)))
     ]
     tables.commit(folder, "f" * 16, parts)
@@ -70,7 +71,7 @@ def images_table(folder: str, rows: int, size: tuple[int, int] = (40, 56)) -> st
                 "object_mask": None,
             }
 
-    tables.commit(folder, "e" * 16, [tables.write_part(folder, "e" * 16, 0, made(), tables.IMAGES, 8)])
+    tables.commit(folder, "e" * 16, [tables.write_part(folder, "e" * 16, 0, made(), schemas.IMAGES, 8)])
     return folder
 
 

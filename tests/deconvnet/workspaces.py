@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from infra.storage import tables
+from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
 
 
@@ -30,7 +31,7 @@ def made_up_tables(folder: Path) -> tuple[str, str]:
         class_mask, object_mask = (encode_mask(mask) for mask in masks)
         rows.append({**common, "split": split, "image": encode_jpeg(image), "class_mask": class_mask, "object_mask": object_mask})
         boxes.append({**common, "boxes": found.tolist(), "scores": np.linspace(1, 0, 300).tolist()})
-    for name, schema, every in (("images", tables.IMAGES, rows), ("proposals", tables.PROPOSALS, boxes)):
+    for name, schema, every in (("images", schemas.IMAGES, rows), ("proposals", schemas.PROPOSALS, boxes)):
         uri = str(folder / name)
         halves = (every[:10], every[10:])
         parts = [tables.write_part(uri, "a" * 16, k, half, schema, rows_per_group=4) for k, half in enumerate(halves)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from infra.storage import tables
+from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
 
 Row = dict[str, Any]
@@ -50,7 +51,7 @@ def write_images(folder: Path, rows: Sequence[Row], parts: int) -> str:
     """An images table of `rows` in `parts` parts; its URI."""
     uri = str(folder / f"images-{parts}")
     made = [
-        tables.write_part(uri, "i" * 16, i, [rows[j] for j in piece], tables.IMAGES, rows_per_group=2)
+        tables.write_part(uri, "i" * 16, i, [rows[j] for j in piece], schemas.IMAGES, rows_per_group=2)
         for i, piece in enumerate(tables.chunks(len(rows), -(-len(rows) // parts)))
     ]
     tables.commit(uri, "i" * 16, made)

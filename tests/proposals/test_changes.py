@@ -6,6 +6,7 @@ import pytest
 
 from infra import storage
 from infra.storage import tables
+from proposals import schemas
 from proposals.changes import SAME_IMAGE, SAME_LABELS, Earlier, compare, find_changes, known
 
 Row = dict
@@ -33,7 +34,7 @@ def write(tmp_path) -> Callable[[str, list[Row], int], str]:
     def made(name: str, rows: list[Row], parts: int) -> str:
         uri = str(tmp_path / name)
         pieces = tables.chunks(len(rows), -(-len(rows) // parts))
-        found = [tables.write_part(uri, name * 16, i, [rows[j] for j in piece], tables.IMAGES) for i, piece in enumerate(pieces)]
+        found = [tables.write_part(uri, name * 16, i, [rows[j] for j in piece], schemas.IMAGES) for i, piece in enumerate(pieces)]
         tables.commit(uri, name * 16, found)
         return uri
 

@@ -17,6 +17,7 @@ from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.tracking.mlflow_runs import Tracker
 from infra import storage
 from infra.storage import tables
+from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
@@ -161,7 +162,7 @@ def test_a_photograph_that_only_background_covers_and_tiny_tables(finished: Path
         "object_mask": None,
     }  # fmt: skip
     boxes = {"image_id": "nested/one", "width": 40, "height": 30, "boxes": [[0.0, 0.0, 20.0, 20.0]], "scores": [1.0]}
-    for uri, schema, each in (("images", tables.IMAGES, row), ("proposals", tables.PROPOSALS, boxes)):
+    for uri, schema, each in (("images", schemas.IMAGES, row), ("proposals", schemas.PROPOSALS, boxes)):
         place = str(workspace / uri)
         tables.commit(place, "f", [tables.write_part(place, "f", 0, [each], schema)])
     assert call("unpooling", "--workspace", str(workspace)) == 0

@@ -18,7 +18,7 @@ from infra.storage import tables
 from proposals.edges.bsds import bsds_files, read_annotated
 from proposals.edges.forest_file import forest_bytes
 from proposals.edges.training.forest import EdgeTree, ForestOptions, Sample, grow_tree
-from proposals.edges.training.segmentations import segments_of
+from proposals.edges.training.segmentations import SEGMENTATIONS, segments_of
 from proposals.image_codec import decode_image, decode_mask, encode_mask
 
 _PER_PART = 32
@@ -57,7 +57,7 @@ def collect_samples(
                 segmentations = read_annotated((photograph, annotations)).segmentations
                 yield _row(f"bsds/{photograph.stem}", photograph.read_bytes(), segmentations)
 
-    parts = make_parts(out_uri, fingerprint, tables.SEGMENTED, units, rows, title="segments", rows_per_group=8, nodes=nodes)
+    parts = make_parts(out_uri, fingerprint, SEGMENTATIONS, units, rows, title="segments", rows_per_group=8, nodes=nodes)
     if not any(part.rows for part in parts):
         tables.discard(out_uri, fingerprint)
         raise UserError(

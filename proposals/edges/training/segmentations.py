@@ -2,9 +2,20 @@
 
 import cv2
 import numpy as np
+import pyarrow as pa
 
 from proposals.boxes import VOID
 from proposals.edges.training.forest import UNKNOWN
+
+SEGMENTATIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # the encoded file (JPEG, PNG, …), unchanged
+        # one 16-bit PNG per annotator, of segment ids from 1; 0 where the segment is unknown
+        pa.field("segmentations", pa.list_(pa.binary()), nullable=False),
+    ]
+)
+"""Columns of the table that edge forests are trained on: one row per image with its segmentations."""
 
 _REACH = 6.0  # px; the void lines that VOC draws round objects are about 5 px wide
 

@@ -18,6 +18,7 @@ from deconvnet.models.fcn8s import FCN8s
 from deconvnet.settings import SegmentSettings
 from infra.errors import UserError
 from infra.storage import tables
+from proposals import schemas
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
 from proposals.settings import ExampleSettings
 
@@ -65,7 +66,7 @@ def photographs(tmp_path, rng):
             found = [[0, 0, 20, 20], [10, 5, 40, 30], [0, 0, 40, 30]]
             boxes.append({"image_id": name, "width": width, "height": height, "boxes": found, "scores": [3, 2, 1]})
     images, proposals = str(tmp_path / "images"), str(tmp_path / "proposals")
-    for uri, schema, content in ((images, tables.IMAGES, rows), (proposals, tables.PROPOSALS, boxes)):
+    for uri, schema, content in ((images, schemas.IMAGES, rows), (proposals, schemas.PROPOSALS, boxes)):
         halves = [[row for row in content if (row["image_id"] < "p12") == first] for first in (True, False)]
         parts = [tables.write_part(uri, "f" * 16, i, half, schema, rows_per_group=5) for i, half in enumerate(halves)]
         tables.commit(uri, "f" * 16, parts)

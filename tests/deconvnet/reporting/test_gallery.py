@@ -15,6 +15,7 @@ from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting import gallery
 from infra.storage import tables
+from proposals import schemas
 from proposals.boxes import crop, extend
 from proposals.image_codec import encode_jpeg, encode_mask
 
@@ -84,7 +85,7 @@ def places(tmp_path: Path, rng: np.random.Generator) -> tuple[str, str]:
             found = [[0.0, 0.0, 9.0 + 3 * k, 9.0 + 2 * k] for k in range(9)]
             boxes.append({"image_id": name, "width": 60, "height": 40, "boxes": found, "scores": [1.0] * 9})
     images, proposals = str(tmp_path / "images"), str(tmp_path / "proposals")
-    for uri, schema, content in ((images, tables.IMAGES, rows), (proposals, tables.PROPOSALS, boxes)):
+    for uri, schema, content in ((images, schemas.IMAGES, rows), (proposals, schemas.PROPOSALS, boxes)):
         halves = [[each for each in content if (each["image_id"] < "d") == first] for first in (True, False)]
         parts = [tables.write_part(uri, "f", i, half, schema, rows_per_group=2) for i, half in enumerate(halves)]
         tables.commit(uri, "f", parts)
@@ -164,6 +165,6 @@ def test_the_sheet_of_examples(tmp_path: Path) -> None:
         }
         for n in range(5)
     ]  # fmt: skip
-    tables.commit(table, "f", [tables.write_part(table, "f", 0, rows, tables.EXAMPLES, rows_per_group=2)])
+    tables.commit(table, "f", [tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=2)])
     picture = Image.open(io.BytesIO(gallery.examples(table, ["background", "thing"], count=4)))
     assert picture.width == 1200 and picture.height > 100

@@ -8,6 +8,7 @@ import pytest
 from deconvnet.reporting.run_summary import duration, gather, percent, result_rows
 from infra import storage
 from infra.storage import tables
+from proposals import schemas
 from proposals.image_codec import encode_jpeg
 from tests.deconvnet.told import png, results
 
@@ -28,7 +29,7 @@ def test_a_finished_workspace(tmp_path, rng) -> None:
         {"image_id": f"{i}", "split": split, "width": 8, "height": 8, "image": image, "class_mask": image, "object_mask": None}
         for i, split in enumerate(["val", "train", "dev", "train"])
     ]
-    part = tables.write_part(str(place / "images"), "f", 0, rows, tables.IMAGES)
+    part = tables.write_part(str(place / "images"), "f", 0, rows, schemas.IMAGES)
     tables.commit(str(place / "images"), "f", [part], {"digest": "abc"})
     rejects = [
         {"image_id": f"{i}", "path": f"{i}.jpg", "stage": "prepare", "reason": "empty" if i < 5 else "text"} for i in range(6)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from infra import storage
@@ -9,14 +10,16 @@ from infra.errors import UserError
 from infra.runtime.tasks import check_rejects, make_parts
 from infra.storage import tables
 
+SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False), pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)))])
+
 
 def row(name: str) -> dict:
-    return {"image_id": name, "width": 2, "height": 1, "boxes": [[0.0, 0.0, 1.0, 1.0]], "scores": [0.5]}
+    return {"image_id": name, "boxes": [[0.0, 0.0, 1.0, 1.0]]}
 
 
 def test_no_commit_no_table(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
-    tables.write_part(table, "f", 0, [row("a")], tables.PROPOSALS)
+    tables.write_part(table, "f", 0, [row("a")], SCHEMA)
     assert tables.read_commit(table) is None
     with pytest.raises(FileNotFoundError):
         tables.require_commit(table)
@@ -26,8 +29,8 @@ def test_rows_come_back_in_order_with_rejects_aside(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     reject = tables.Reject("b", "b.jpg", "proposals", "broken")
     parts = [
-        tables.write_part(table, "f", 1, [row("c"), row("d")], tables.PROPOSALS, rows_per_group=1),
-        tables.write_part(table, "f", 0, [row("a"), reject], tables.PROPOSALS),
+        tables.write_part(table, "f", 1, [row("c"), row("d")], SCHEMA, rows_per_group=1),
+        tables.write_part(table, "f", 0, [row("a"), reject], SCHEMA),
     ]
     tables.commit(table, "f", parts, {"note": 1})
     made = tables.require_commit(table)
@@ -43,13 +46,13 @@ def test_a_complete_part_is_not_made_again(tmp_path: Path) -> None:
     def rows():
         yield row("a")
 
-    first = tables.write_part(table, "f", 0, rows(), tables.PROPOSALS)
+    first = tables.write_part(table, "f", 0, rows(), SCHEMA)
 
     def never():
         raise AssertionError("made twice")
         yield
 
-    assert tables.write_part(table, "f", 0, never(), tables.PROPOSALS) == first
+    assert tables.write_part(table, "f", 0, never(), SCHEMA) == first
 
 
 def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -60,14 +63,14 @@ def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("midway")
 
     with pytest.raises(RuntimeError):
-        tables.write_part(table, "f", 0, broken(), tables.PROPOSALS, rows_per_group=1)
+        tables.write_part(table, "f", 0, broken(), SCHEMA, rows_per_group=1)
     assert storage.list_files(table) == []
 
 
 def test_a_new_table_replaces_the_old_in_one_step(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
-    tables.commit(table, "old", [tables.write_part(table, "old", 0, [row("a")], tables.PROPOSALS)])
-    part = tables.write_part(table, "new", 0, [row("b")], tables.PROPOSALS)
+    tables.commit(table, "old", [tables.write_part(table, "old", 0, [row("a")], SCHEMA)])
+    part = tables.write_part(table, "new", 0, [row("b")], SCHEMA)
     assert [r["image_id"] for r in tables.iter_rows(table)] == ["a"]
     tables.commit(table, "new", [part])
     assert [r["image_id"] for r in tables.iter_rows(table)] == ["b"]
@@ -76,9 +79,9 @@ def test_a_new_table_replaces_the_old_in_one_step(tmp_path: Path) -> None:
 
 def test_discarded_parts_are_made_anew(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
-    tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], tables.PROPOSALS)
+    tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], SCHEMA)
     tables.discard(table, "f")
-    assert tables.write_part(table, "f", 0, [row("a")], tables.PROPOSALS).rows == 1
+    assert tables.write_part(table, "f", 0, [row("a")], SCHEMA).rows == 1
 
 
 def test_another_schema_version_is_no_table(tmp_path: Path) -> None:
@@ -89,12 +92,10 @@ def test_another_schema_version_is_no_table(tmp_path: Path) -> None:
     assert tables.read_commit(table) is None
 
 
-def test_repeats_are_summed_by_row_group(tmp_path: Path) -> None:
-    example = {
-        "image_id": "a", "stage": 1, "box": [0.0, 0.0, 1.0, 1.0], "class_id": 1, "iou": 1.0, "image": b"i", "mask": b"m",
-    }  # fmt: skip
-    rows = [{**example, "repeats": n} for n in (1, 3, 2)]
-    part = tables.write_part(str(tmp_path / "t"), "f", 0, rows, tables.EXAMPLES, rows_per_group=2)
+def test_a_row_group_sums_repeats_and_the_bytes_of_binary_columns(tmp_path: Path) -> None:
+    schema = pa.schema([("image_id", pa.string()), ("repeats", pa.int16()), ("image", pa.binary()), ("mask", pa.binary())])
+    rows = [{"image_id": "a", "repeats": n, "image": b"i", "mask": b"m"} for n in (1, 3, 2)]
+    part = tables.write_part(str(tmp_path / "t"), "f", 0, rows, schema, rows_per_group=2)
     assert part.row_groups == [tables.RowGroup(2, 4, 4), tables.RowGroup(1, 2, 2)]
 
 
@@ -115,7 +116,7 @@ def test_too_many_rejects_stop_with_the_reasons() -> None:
 @pytest.mark.ray
 def test_the_job_makes_every_part_and_only_what_is_missing(tmp_path: Path, ray_session: None) -> None:
     table = str(tmp_path / "t")
-    tables.write_part(table, "f", 1, [row("kept")], tables.PROPOSALS)
-    parts = make_parts(table, "f", tables.PROPOSALS, ["a", "b", "c"], lambda name: [row(name)], title="test")
+    tables.write_part(table, "f", 1, [row("kept")], SCHEMA)
+    parts = make_parts(table, "f", SCHEMA, ["a", "b", "c"], lambda name: [row(name)], title="test")
     tables.commit(table, "f", parts)
     assert [r["image_id"] for r in tables.iter_rows(table)] == ["a", "kept", "c"]

@@ -7,7 +7,7 @@ import pytest
 from infra import storage
 from infra.errors import UserError
 from infra.storage import tables
-from proposals import edge_boxes
+from proposals import edge_boxes, schemas
 from proposals.changes import Earlier, find_changes
 from proposals.image_codec import decode_image, decode_mask
 from proposals.job import iter_proposals, make_proposals
@@ -173,8 +173,8 @@ def test_what_has_not_changed_is_taken_over_and_the_rest_made(ray_session, image
     find_changes(now, old, place["changes"], "c" * 16)
     # Marked copies of the earlier tables: one box a photograph, and the stage number 7.
     for table, schema, mark in (
-        ("", tables.PROPOSALS, {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.75]}),
-        ("stage2", tables.EXAMPLES, {"stage": 7}),
+        ("", schemas.PROPOSALS, {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.75]}),
+        ("stage2", schemas.EXAMPLES, {"stage": 7}),
     ):
         marked = [{**r, **mark} for r in tables.iter_rows(place[f"old{table}"])]
         part = tables.write_part(place[f"marked{table}"], "m" * 16, 0, marked, schema)

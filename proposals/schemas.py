@@ -1,0 +1,54 @@
+"""Columns of the tables that are read and written between images and training crops.
+
+Boxes are (x1, y1, x2, y2) in pixels of the displayed image (EXIF orientation applied); the coordinates are pixel edges, so x2 and
+y2 are exclusive. Rows of every table are sorted by image_id.
+"""
+
+import pyarrow as pa
+
+_BOX = pa.list_(pa.float32(), 4)
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    """A column that is never null."""
+    return pa.field(name, kind, nullable=False)
+
+
+IMAGES = pa.schema(
+    [
+        _required("image_id", pa.string()),  # unique
+        _required("split", pa.string()),  # train, dev or val
+        _required("width", pa.int32()),  # pixels, as displayed
+        _required("height", pa.int32()),
+        _required("image", pa.binary()),  # the encoded file (JPEG, PNG, …), unchanged
+        pa.field("class_mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; null without annotation
+        # PNG of object ids from 1, 0 background, void 255 (8-bit) or 65535 (16-bit); null without annotation
+        pa.field("object_mask", pa.binary()),
+    ]
+)
+"""One row per image: the encoded file and its annotation."""
+
+PROPOSALS = pa.schema(
+    [
+        _required("image_id", pa.string()),  # unique, as in IMAGES
+        _required("width", pa.int32()),  # pixels, as displayed
+        _required("height", pa.int32()),
+        _required("boxes", pa.list_(_BOX)),  # best first
+        _required("scores", pa.list_(pa.float32())),  # EdgeBox's objectness, one per box
+    ]
+)
+"""One row per image: its region proposals. Its parts match those of the images table one to one."""
+
+EXAMPLES = pa.schema(
+    [
+        _required("image_id", pa.string()),  # the image that the crop was cut from; one image may give many rows
+        _required("stage", pa.int8()),  # 1: crops of annotated objects; 2: crops of proposals
+        _required("box", _BOX),  # the crop, enlarged by `examples.context` (1.2×); may reach beyond the image
+        _required("class_id", pa.int16()),  # class of the object in the crop, by which classes are balanced
+        _required("iou", pa.float32()),  # of the box before enlarging with that object's box; 1 in stage 1
+        _required("repeats", pa.int16()),  # times the crop is seen per epoch, from class balancing
+        _required("image", pa.binary()),  # JPEG, square
+        _required("mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; same size as the JPEG
+    ]
+)
+"""One row per training crop."""
