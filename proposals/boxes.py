@@ -14,8 +14,6 @@ Window = Literal["square", "stretched"]
 
 MEAN_RGB = (124, 117, 104)
 """What lies outside the photograph in a crop (uint8, RGB): ImageNet's mean, so zero after normalisation, to rounding."""
-VOID = 255
-"""What lies outside the photograph in a label."""
 
 
 def extend(boxes: np.ndarray, scale: float = 1.2, window: Window = "square") -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from proposals.boxes import iou
+from proposals.masks import void_id
 
 COUNTS = (50, 100, 500, 1000, 2000)
 """Numbers of boxes that tables tell of."""
@@ -26,7 +27,7 @@ def object_boxes(object_mask: np.ndarray, min_area: float = MIN_AREA) -> np.ndar
 
     object_mask: uint8 or uint16 H×W, 0 background, the type's largest value void.
     """
-    ids = np.where(object_mask == np.iinfo(object_mask.dtype).max, 0, object_mask).astype(np.int32)
+    ids = np.where(object_mask == void_id(object_mask), 0, object_mask).astype(np.int32)
     places = [place for place in ndimage.find_objects(ids) if place is not None]
     boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in places], np.float32).reshape(-1, 4)
     return boxes[(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) >= min_area]

@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 
 from infra.errors import BadInput
+from proposals.masks import VOID_ID, VOID_ID_16BIT, void_id
 
-VOID = 255
-VOID_16 = 65535
 _STRIP = 4_000_000  # px looked at together: a large photograph's masks are never copied whole as 64-bit numbers
 
 
@@ -26,10 +25,10 @@ def label_objects(class_mask: np.ndarray, object_mask: np.ndarray | None = None)
     Raises BadInput where there are more objects than a 16-bit PNG can name.
     """
     labels = np.zeros(class_mask.shape, np.int32)
-    void = class_mask == VOID
+    void = class_mask == VOID_ID
     if object_mask is not None:
         labels[:] = object_mask
-        unknown = object_mask == (VOID_16 if object_mask.dtype == np.uint16 else VOID)
+        unknown = object_mask == void_id(object_mask)
         void |= unknown
         labels[void | (class_mask == 0)] = 0
         _split_by_class(class_mask, labels)
@@ -37,11 +36,11 @@ def label_objects(class_mask: np.ndarray, object_mask: np.ndarray | None = None)
     last = int(labels.max(initial=0))
     for class_id in np.flatnonzero(np.bincount(class_mask[rest], minlength=1)):
         last = _add_components(labels, rest & (class_mask == class_id), last)
-    if last >= VOID_16:
-        raise BadInput(f"the masks hold more than {VOID_16 - 1:,} objects")
-    narrow = last < VOID
+    if last >= VOID_ID_16BIT:
+        raise BadInput(f"the masks hold more than {VOID_ID_16BIT - 1:,} objects")
+    narrow = last < VOID_ID
     ids = labels.astype(np.uint8 if narrow else np.uint16)
-    ids[void] = VOID if narrow else VOID_16
+    ids[void] = VOID_ID if narrow else VOID_ID_16BIT
     return ids
 
 

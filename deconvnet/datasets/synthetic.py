@@ -19,11 +19,11 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from infra import storage
 from infra.runtime.progress import progress
 from proposals.image_codec import encode_jpeg, encode_mask
+from proposals.masks import VOID_ID
 
 GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 GENERATOR_VERSION = 2  # raise it when the same seed comes to give other photographs
 
-VOID = 255
 VAL_OFFSET = 1_000_000  # index of the first validation photograph: more training photographs don't change it
 _HUE_SPREAD = 0.1  # turns: neighbouring classes, a fifth of a turn apart, overlap
 _FINE = 4  # outlines are filled on a grid this much finer, then averaged: soft edges
@@ -193,8 +193,8 @@ def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray
     labels = np.array(classes, np.uint8)[objects]
     square = np.ones((3, 3), np.uint8)
     border = cv2.dilate(objects, square) != cv2.erode(objects, square)
-    labels[border] = VOID
-    objects[border] = VOID
+    labels[border] = VOID_ID
+    objects[border] = VOID_ID
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), labels, objects
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from deconvnet.datasets.objects import VOID, label_objects
+from deconvnet.datasets.objects import label_objects
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_mask, encode_mask, image_size
+from proposals.masks import VOID_ID
 
 IMAGES, CLASSES, OBJECTS = "JPEGImages", "SegmentationClass", "SegmentationObject"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # in order of preference, should one id have several files
@@ -187,7 +188,7 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
 
 def _check_classes(mask: np.ndarray, num_classes: int) -> None:
     """Raise BadInput if a pixel's class is neither in the list nor void."""
-    strange = mask[(mask >= num_classes) & (mask != VOID)]
+    strange = mask[(mask >= num_classes) & (mask != VOID_ID)]
     if strange.size:
         raise BadInput(
             f"class id {int(strange.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is void)"

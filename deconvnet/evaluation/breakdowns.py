@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from deconvnet.evaluation.metrics import ConfusionMatrix
+from proposals.masks import VOID_ID
 from proposals.mining.rules import find_objects
 
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -37,7 +38,7 @@ def object_overlaps(
     for row, given in enumerate(labels.values()):
         for class_id in {o.class_id for o in objects}:
             count, pieces = cv2.connectedComponents((given == class_id).astype(np.uint8), connectivity=8)
-            wrong = (class_mask != class_id) & (class_mask != 255)
+            wrong = (class_mask != class_id) & (class_mask != VOID_ID)
             beside = np.bincount(pieces[wrong], minlength=count)  # each piece's pixels that are no object's of this class
             for i, each in enumerate(objects):
                 if each.class_id == class_id:

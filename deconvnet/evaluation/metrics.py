@@ -5,7 +5,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-VOID = 255
+from proposals.masks import VOID_ID
 
 
 class ConfusionMatrix:
@@ -16,8 +16,8 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, matrix: ArrayLike | None = None) -> None:
         """Empty, or with the counts `matrix` (C, C). Raises ValueError where its shape is another or it counts below zero."""
-        if not 1 <= num_classes <= VOID:
-            raise ValueError(f"num_classes must be between 1 and {VOID}, not {num_classes}")
+        if not 1 <= num_classes <= VOID_ID:
+            raise ValueError(f"num_classes must be between 1 and {VOID_ID}, not {num_classes}")
         self.num_classes = num_classes
         self.matrix: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
         if matrix is not None:
@@ -36,10 +36,10 @@ class ConfusionMatrix:
         n = self.num_classes
         if prediction.size and not 0 <= prediction.min() <= prediction.max() < n:
             raise ValueError(f"prediction has ids {prediction.min()}–{prediction.max()}, the classes are 0–{n - 1}")
-        counted = truth != VOID
+        counted = truth != VOID_ID
         rows = truth[counted].astype(np.int64)
         if rows.size and not 0 <= rows.min() <= rows.max() < n:
-            raise ValueError(f"truth has ids {rows.min()}–{rows.max()}, the classes are 0–{n - 1} and {VOID} (void)")
+            raise ValueError(f"truth has ids {rows.min()}–{rows.max()}, the classes are 0–{n - 1} and {VOID_ID} (void)")
         self.matrix += np.bincount(rows * n + prediction[counted], minlength=n * n).reshape(n, n)
         return self
 

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from deconvnet.datasets.palette import VOC_PALETTE, colourise
+from proposals.masks import VOID_ID
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VOID = 255
 TITLES = {
     "fcn8s": "FCN-8s",
     "deconvnet": "DeconvNet",
@@ -109,6 +109,6 @@ def legend(figure: "Figure", present: Sequence[int], classes: Sequence[str]) -> 
     """The names and colours of the ids `present`, at the page's foot."""
     from matplotlib.patches import Patch
 
-    names = {i: "void" if i == VOID else classes[i] if i < len(classes) else f"id {i}" for i in present}
+    names = {i: "void" if i == VOID_ID else classes[i] if i < len(classes) else f"id {i}" for i in present}
     patches = [Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", linewidth=0.5, label=names[i]) for i in present]
     figure.legend(handles=patches, loc="lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9, borderaxespad=0.2)

@@ -24,11 +24,11 @@ from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
 from deconvnet.training.optimizer import Schedule, make_sgd, set_rate
 from deconvnet.training.sampler import micro_batches, nearly_equal
 from infra.errors import Interrupted, UserError
+from proposals.masks import VOID_ID
 
 if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
 
-VOID = 255
 SYNC_BELOW = 32
 """Batch norm is synchronised over the workers where one of them normalises fewer examples than this at once."""
 
@@ -142,7 +142,7 @@ def train(
 
     model.train()
     for images, labels in shard.batches(step, total) if step < total and not schedule.finished else ():
-        counted, stop = summed(torch.tensor([np.count_nonzero(labels != VOID), should_stop()], dtype=torch.int64)).tolist()
+        counted, stop = summed(torch.tensor([np.count_nonzero(labels != VOID_ID), should_stop()], dtype=torch.int64)).tolist()
         if stop:
             report({"step": step, "epoch": step / epoch_steps}, now())
             raise Interrupted(f"stopped after step {step}")
@@ -156,7 +156,7 @@ def train(
             with network.no_sync() if isinstance(network, DistributedDataParallel) and piece != parts[-1] else nullcontext():
                 with autocast:
                     scores = network(cast(Network, model).prepare(x))
-                loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID, reduction="sum") / max(counted, 1)
+                loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(counted, 1)
                 (loss * world).backward()  # DDP averages gradients over the ranks; the loss is already a share of the mean
             meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if logs or due else None)
         if settings.grad_clip is not None:

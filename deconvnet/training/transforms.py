@@ -11,11 +11,11 @@ import numpy as np
 
 from infra.errors import BadInput
 from proposals.boxes import MEAN_RGB
+from proposals.masks import VOID_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VOID = 255
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -81,7 +81,7 @@ def _placed(image: np.ndarray, label: np.ndarray, size: int, offset: "Callable[[
     """Image and label on a canvas of size×size: `offset` says where in the room (px, negative: how much to cut) of each axis."""
     canvas = np.empty((size, size, 3), np.uint8)
     canvas[:] = MEAN_RGB
-    void = np.full((size, size), VOID, np.uint8)
+    void = np.full((size, size), VOID_ID, np.uint8)
     source, target = [], []
     for side in label.shape:
         at = offset(abs(size - side))

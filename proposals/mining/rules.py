@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from proposals.boxes import MEAN_RGB, VOID, Window, crop, extend, iou
+from proposals.boxes import MEAN_RGB, Window, crop, extend, iou
+from proposals.masks import VOID_ID, void_id
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int 
 
     Left out: objects whose box is shorter than `min_side` px, all void, or mostly background.
     """
-    ids = np.where(object_mask == _void_id(object_mask), 0, object_mask).astype(np.int32)
+    ids = np.where(object_mask == void_id(object_mask), 0, object_mask).astype(np.int32)
     objects = []
     for object_id, place in enumerate(ndimage.find_objects(ids), start=1):
         if place is None:
@@ -54,7 +55,7 @@ def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int 
         if min(rows.stop - rows.start, columns.stop - columns.start) < min_side:
             continue
         classes = class_mask[place][ids[place] == object_id]
-        votes = np.bincount(classes[classes != VOID], minlength=1)
+        votes = np.bincount(classes[classes != VOID_ID], minlength=1)
         if (class_id := int(votes.argmax())) > 0:
             objects.append(Object(object_id, class_id, (columns.start, rows.start, columns.stop, rows.stop)))
     return objects
@@ -102,11 +103,11 @@ def cut(
     Stage 1 labels the object's own pixels with its class and all others background; stage 2 every class in the crop. Void
     stays void.
     """
-    label = crop(class_mask, choice.box, size, VOID, cv2.INTER_NEAREST)
+    label = crop(class_mask, choice.box, size, VOID_ID, cv2.INTER_NEAREST)
     if stage == 1:
         ids = crop(object_mask, choice.box, size, 0, cv2.INTER_NEAREST)
         own = np.where(ids == choice.object_id, choice.class_id, 0)
-        label = np.where((label == VOID) | (ids == _void_id(object_mask)), VOID, own).astype(np.uint8)
+        label = np.where((label == VOID_ID) | (ids == void_id(object_mask)), VOID_ID, own).astype(np.uint8)
     return crop(image, choice.box, size, MEAN_RGB, cv2.INTER_LINEAR), label
 
 
@@ -126,8 +127,3 @@ def _choices(boxes: np.ndarray, owners: Sequence[Object], overlaps: np.ndarray) 
         for b, o, v in zip(boxes.tolist(), owners, overlaps, strict=True)
     ]
     return sorted(made, key=lambda c: (c.box, -c.iou, c.object_id))
-
-
-def _void_id(object_mask: np.ndarray) -> int:
-    """The object mask's value for void."""
-    return int(np.iinfo(object_mask.dtype).max)

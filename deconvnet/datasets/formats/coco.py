@@ -23,9 +23,9 @@ from deconvnet.datasets.importing.source import (
     read_input,
     read_json,
 )
-from deconvnet.datasets.objects import VOID
 from infra import storage
 from infra.errors import BadInput, UserError
+from proposals.masks import VOID_ID
 
 
 def read_coco(parts: Sequence[Part], wanted: Sequence[str], rules: Rules) -> Source:
@@ -124,14 +124,14 @@ def _regions(
             raise BadInput(f"{name} has the category {category}, which the file does not name")
         crowd = bool(annotation.get("iscrowd")) and rules.crowd_void
         try:
-            region = _region(annotation, VOID if crowd else ids[category], height, width)
+            region = _region(annotation, VOID_ID if crowd else ids[category], height, width)
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from None
         if region is None:
             passed_over.append(f"{name} has neither outline nor box")
         elif not region.area:
             passed_over.append(f"{name} covers no pixel")
-        elif ids[category] != 0 or region.class_id == VOID:
+        elif ids[category] != 0 or region.class_id == VOID_ID:
             made.append(region)
     return made, passed_over
 
@@ -146,7 +146,7 @@ def _region(annotation: Mapping[str, Any], class_id: int, height: int, width: in
         if len(corners) != 4:
             raise BadInput("its box has not four numbers")
         (x, y), (w, h) = points(corners, "its box")
-        return box(VOID, x, y, x + w, y + h, height, width)
+        return box(VOID_ID, x, y, x + w, y + h, height, width)
     if isinstance(outline, dict):
         if (size := outline.get("size")) != [height, width]:
             raise BadInput(f"its run lengths are for {size}, the photograph is [{height}, {width}]")

@@ -29,11 +29,11 @@ from deconvnet.datasets.importing.source import (
     read_input,
     read_json,
 )
-from deconvnet.datasets.objects import VOID
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
 from proposals.image_codec import decode_mask
+from proposals.masks import VOID_ID
 
 IGNORE, BACKGROUND = "__ignore__", "_background_"
 _NO_AREA = ("point", "points", "line", "linestrip")
@@ -67,7 +67,7 @@ def read_labelme(parts: Sequence[Part], wanted: Sequence[str], rules: Rules) -> 
         source.notes.append(f"no shape has the label {', '.join(absent)}")
     for reject in rejects:
         source.reject(*reject)
-    ids = {**class_ids(source.classes, labels, rules), IGNORE: VOID, BACKGROUND: 0}
+    ids = {**class_ids(source.classes, labels, rules), IGNORE: VOID_ID, BACKGROUND: 0}
     photographs = {part.images: _photographs(part.images) for part in parts}
     for part, name, image in files:
         uri = storage.join(part.annotations, name)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deconvnet.datasets.importing.source import BACKGROUND
-from deconvnet.datasets.objects import VOID
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.validation.measure import soft_ids
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_image, decode_mask
+from proposals.masks import VOID_ID
 
 _VOIDS = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
 _COLOUR = r"\#[0-9a-fA-F]{6}|\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3}"
@@ -57,7 +57,7 @@ class Labels:
                 f"{100 * share:.2g} % of the mask has no class: {self.shown(most)}{more}"
                 f"{' (has it been resized, or saved as JPEG?)' if len(values) > 3 else ''}"
             )
-        return np.where(known, self.ids[place], VOID).astype(np.uint8)
+        return np.where(known, self.ids[place], VOID_ID).astype(np.uint8)
 
     def shown(self, value: int) -> str:
         """A value as a person writes it."""
@@ -65,7 +65,7 @@ class Labels:
 
     def table(self) -> str:
         """The table as a file that `read_table` takes."""
-        names = {**dict(enumerate(self.classes)), VOID: "void"}
+        names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
         order = sorted(range(len(self.values)), key=lambda i: (self.ids[i], self.values[i]))
         return "".join(f"{names[int(self.ids[i])]}, {self.shown(int(self.values[i])).removeprefix('id ')}\n" for i in order)
 
@@ -95,11 +95,11 @@ def read_table(text: str, name: str) -> Labels:
     if len(kinds) != 1 or len(classes) < 2:
         what = "mixes ids and colours" if len(kinds) > 1 else "names no class beside background and void"
         raise UserError(f"{name} {what}: each line is a class and its id, or each a class and its colour")
-    if len(classes) > VOID:
-        raise UserError(f"{name} names {len(classes)} classes, at most {VOID} are possible")
+    if len(classes) > VOID_ID:
+        raise UserError(f"{name} names {len(classes)} classes, at most {VOID_ID} are possible")
     colours = kinds.pop()
     if not colours:
-        meaning.setdefault(VOID, VOID)
+        meaning.setdefault(VOID_ID, VOID_ID)
         meaning.setdefault(0, 0)
     return Labels.of(classes, meaning, colours)
 
@@ -117,7 +117,7 @@ def _value(text: str) -> tuple[int, bool] | None:
 def _id(name: str, classes: list[str]) -> int:
     """The id of a class, which is added to `classes` where it is new."""
     if name.lower() in _VOIDS:
-        return VOID
+        return VOID_ID
     if name.lower() == BACKGROUND:
         return 0
     if name not in classes:
@@ -157,7 +157,7 @@ def values_of(data: bytes, max_pixels: int) -> Found:
         raw = _ids(data, max_pixels)
     except BadInput:
         return Found(True, np.unique(_colours(data, max_pixels)), False)
-    return Found(False, np.unique(raw), bool(soft_ids(raw.astype(np.uint16 if raw.max(initial=0) > VOID else np.uint8))))
+    return Found(False, np.unique(raw), bool(soft_ids(raw.astype(np.uint16 if raw.max(initial=0) > VOID_ID else np.uint8))))
 
 
 def infer(found: Sequence[Found], names: Sequence[str], voc_names: Sequence[str]) -> Labels:
@@ -170,7 +170,7 @@ def infer(found: Sequence[Found], names: Sequence[str], voc_names: Sequence[str]
     if names:
         if colours:
             raise UserError("the masks are colour images: say which colour is which class by --table (`road, 128 64 128`)")
-        return Labels.of(names, {**{i: i for i in range(len(names))}, VOID: VOID}, False)
+        return Labels.of(names, {**{i: i for i in range(len(names))}, VOID_ID: VOID_ID}, False)
     if len(values) > 255 or 2 * sum(each.soft for each in found) > len(found):
         raise UserError(
             f"the masks have {len(values):,} {'colours' if colours else 'ids'}, too many for classes or such as blending along edges "
@@ -179,8 +179,8 @@ def infer(found: Sequence[Found], names: Sequence[str], voc_names: Sequence[str]
     if not colours:
         return _infer_ids(values)
     palette = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in enumerate(VOC_PALETTE.tolist())}
-    if set(values) <= {c for c, i in palette.items() if i < _VOC_COLOURS or i == VOID}:
-        known = {c: i for c, i in palette.items() if i < _VOC_COLOURS or i == VOID}
+    if set(values) <= {c for c, i in palette.items() if i < _VOC_COLOURS or i == VOID_ID}:
+        known = {c: i for c, i in palette.items() if i < _VOC_COLOURS or i == VOID_ID}
         return Labels.of(voc_names, known, True, "the colours are PASCAL VOC's, and so are the classes' names")
     painted = [v for v in values if v]
     classes = [BACKGROUND, *(f"colour_{v:06x}" for v in painted)]
@@ -189,10 +189,10 @@ def infer(found: Sequence[Found], names: Sequence[str], voc_names: Sequence[str]
 
 
 def _infer_ids(values: Sequence[int]) -> Labels:
-    if set(values) <= {0, VOID}:
+    if set(values) <= {0, VOID_ID}:
         words = "the masks have 0 and 255 alone: 255 was taken for the one class, not for void"
-        return Labels.of([BACKGROUND, "object"], {0: 0, VOID: 1}, False, words)
-    painted = [v for v in values if v not in (0, VOID)]
+        return Labels.of([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, words)
+    painted = [v for v in values if v not in (0, VOID_ID)]
     classes = [BACKGROUND, *(f"id_{v}" for v in painted)]
-    meaning = {0: 0, VOID: VOID, **{v: i for i, v in enumerate(painted, start=1)}}
+    meaning = {0: 0, VOID_ID: VOID_ID, **{v: i for i, v in enumerate(painted, start=1)}}
     return Labels.of(classes, meaning, False, "the ids found were taken for a class each, 0 for background, 255 for void")

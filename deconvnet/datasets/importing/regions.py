@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.objects import VOID, VOID_16
 from infra.errors import BadInput
+from proposals.masks import VOID_ID, VOID_ID_16BIT
 
 _MOST_CROSSINGS = 50_000_000  # of a polygon's edges with rows of pixels: 1 GB while it is filled
 
@@ -183,8 +183,8 @@ class Painted:
 
 def _from_the_ground_up(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
     """Void first, so that it never hides an object; then the objects with their ids."""
-    yield from ((0, each) for each in regions if each.class_id == VOID)
-    objects = list(enumerate((each for each in regions if each.class_id != VOID), start=1))
+    yield from ((0, each) for each in regions if each.class_id == VOID_ID)
+    objects = list(enumerate((each for each in regions if each.class_id != VOID_ID), start=1))
     yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
 
 
@@ -198,16 +198,16 @@ def paint(regions: Sequence[Region], height: int, width: int, small_over_large: 
     ids = np.zeros((height, width), np.int32)
     void = np.zeros((height, width), bool)
     for number, region in _from_the_ground_up(regions, small_over_large):
-        if number >= VOID_16:
-            raise BadInput(f"more than {VOID_16 - 1:,} objects")
+        if number >= VOID_ID_16BIT:
+            raise BadInput(f"more than {VOID_ID_16BIT - 1:,} objects")
         classes[region.window][region.pixels] = region.class_id
         ids[region.window][region.pixels] = number if region.class_id else 0
-        void[region.window][region.pixels] = region.class_id == VOID
-        claims[region.window] += region.pixels & (region.class_id != VOID)
-    objects = sum(1 for each in regions if each.class_id != VOID)
+        void[region.window][region.pixels] = region.class_id == VOID_ID
+        claims[region.window] += region.pixels & (region.class_id != VOID_ID)
+    objects = sum(1 for each in regions if each.class_id != VOID_ID)
     shown = {number for number in np.unique(ids).tolist() if number}
-    wanted = {n for n, r in _from_the_ground_up(regions, False) if r.class_id not in (0, VOID)}
-    narrow = objects < VOID
+    wanted = {n for n, r in _from_the_ground_up(regions, False) if r.class_id not in (0, VOID_ID)}
+    narrow = objects < VOID_ID
     made = ids.astype(np.uint8 if narrow else np.uint16)
-    made[void] = VOID if narrow else VOID_16
+    made[void] = VOID_ID if narrow else VOID_ID_16BIT
     return Painted(classes, made, int((claims > 1).sum()), len(wanted - shown))

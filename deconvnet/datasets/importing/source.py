@@ -12,12 +12,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from deconvnet.datasets.image_folder import list_photographs
 from deconvnet.datasets.importing.regions import Painted, Region, paint
-from deconvnet.datasets.objects import VOID
 from deconvnet.datasets.voc import MIN_SIDE, unfit_id
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, encode_mask, image_size
+from proposals.masks import VOID_ID
 
 STAGE = "import"
 BACKGROUND = "background"
@@ -170,7 +170,7 @@ def chosen_classes(found: Sequence[str], wanted: Sequence[str], must_exist: bool
 
 def class_ids(classes: Sequence[str], found: Sequence[str], rules: Rules) -> Mapping[str, int]:
     """The id that each name of `found` is painted with; those not chosen are background or void."""
-    other = VOID if rules.others_void else 0
+    other = VOID_ID if rules.others_void else 0
     ids = {name: index for index, name in enumerate(classes)}
     return {name: 0 if name.lower() == BACKGROUND else ids.get(name, other) for name in found}
 

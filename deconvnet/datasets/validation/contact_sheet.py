@@ -9,10 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from deconvnet.datasets.objects import VOID
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.validation.measure import Measured
+from proposals.masks import VOID_ID
 
 COLUMNS = 4
 _DPI = 100
@@ -45,7 +45,7 @@ def choose(photographs: Sequence[Measured], marked: Mapping[str, Mapping[str, st
     classes: dict[int, list[Measured]] = {}
     for each in usable:
         for class_id in each.pixels:
-            if class_id not in (0, VOID):
+            if class_id not in (0, VOID_ID):
                 classes.setdefault(class_id, []).append(each)
     for class_id in sorted(classes, key=lambda i: len(classes[i])):
         if len(chosen) < most and not any(each.image_id in chosen for each in classes[class_id]):
@@ -107,13 +107,13 @@ def _small(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _painted(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """The photograph with its classes named over it; void pale and without a name, as it lies round every object."""
-    void = mask == VOID
-    pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID] * 0.6, image).astype(np.uint8)
+    void = mask == VOID_ID
+    pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
     return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes)
 
 
 def _named(class_id: int, classes: Sequence[str]) -> str:
-    return "void" if class_id == VOID else _cut(classes[class_id], 18)
+    return "void" if class_id == VOID_ID else _cut(classes[class_id], 18)
 
 
 def _cut(text: str, most: int = _CALLED) -> str:

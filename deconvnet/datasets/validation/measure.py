@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.objects import VOID, VOID_16
 from infra import storage
 from infra.errors import BadInput
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_mask
+from proposals.masks import VOID_ID, void_id
 
 SPECKLE = 10  # px: objects under this are slips of the brush more often than objects
 MUCH_VOID = 0.3  # share of a photograph's pixels
@@ -96,8 +96,8 @@ def _of_reject(root: str, photograph: voc.Photograph, reason: str, max_pixels: i
 def _of_pixels(pixels: Mapping[int, int], objects: np.ndarray) -> dict[str, str]:
     found = {}
     total = sum(pixels.values())
-    void = pixels.get(VOID, 0)
-    seen = {i: n for i, n in pixels.items() if i != VOID}
+    void = pixels.get(VOID_ID, 0)
+    seen = {i: n for i, n in pixels.items() if i != VOID_ID}
     if void > MUCH_VOID * total:
         found["void"] = f"{100 * void / total:.0f} % of the pixels are void"
     if not any(seen):
@@ -121,7 +121,7 @@ def soft_ids(classes: np.ndarray, least: int = 20) -> list[int]:
     That is what resizing with interpolation, antialiasing and JPEG leave along edges: nowhere 3 px wide, and most of the id's
     pixels have a lower and a higher id beside them. Void and ids of fewer than `least` px are not judged.
     """
-    void = VOID_16 if classes.dtype == np.uint16 else VOID
+    void = void_id(classes)
     square = np.ones((3, 3), np.uint8)
     lowest = cv2.erode(classes, square)  # void, the highest id, never counts
     highest = cv2.dilate(np.where(classes == void, 0, classes).astype(classes.dtype), square)
@@ -135,7 +135,7 @@ def soft_ids(classes: np.ndarray, least: int = 20) -> list[int]:
 
 def boxes_of(classes: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Objects as in `Measured.objects` from the two masks of the `images` table (each object has one class)."""
-    void = VOID_16 if ids.dtype == np.uint16 else VOID
+    void = void_id(ids)
     y, x = np.nonzero((ids > 0) & (ids != void))
     numbers, member = np.unique(ids[y, x], return_inverse=True)
     made = np.zeros((len(numbers), 6), np.int64)

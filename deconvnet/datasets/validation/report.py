@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.objects import VOID
 from deconvnet.datasets.validation.measure import (
     LARGE,
     MUCH_VOID,
@@ -20,6 +19,7 @@ from deconvnet.datasets.validation.measure import (
     look_alikes,
     overlapping,
 )
+from proposals.masks import VOID_ID
 
 SPLITS = ("train", "val")
 FEW = 5  # training photographs of a class
@@ -97,9 +97,11 @@ def _classes(usable: Sequence[Measured], classes: Sequence[str], search: Search)
     split_of = np.repeat([SPLITS.index(each.split) for each in usable], [len(each.objects) for each in usable])
     total = max(sum(pixels.values()), 1)
     rows = []
-    for class_id, name in [*enumerate(classes), (VOID, "(void)")]:
+    for class_id, name in [*enumerate(classes), (VOID_ID, "(void)")]:
         mine = everything[:, 0] == class_id
-        by_split = [f"{int((mine & (split_of == i)).sum()):,}" for i in range(len(SPLITS))] if 0 < class_id < VOID else ["", ""]
+        by_split = (
+            [f"{int((mine & (split_of == i)).sum()):,}" for i in range(len(SPLITS))] if 0 < class_id < VOID_ID else ["", ""]
+        )
         photographs = [f"{seen[split][class_id]:,}" for split in SPLITS]
         rows.append([name, *photographs, *by_split, _percent(pixels[class_id] / total), *_shares(everything[mine], class_id)])
     rows.append(["all objects", *(f"{sum(each.split == s for each in usable):,}" for s in SPLITS),
@@ -118,7 +120,7 @@ def _sizes(each: Measured, search: Search) -> np.ndarray:
 
 
 def _shares(objects: np.ndarray, class_id: int) -> list[str]:
-    if not len(objects) or class_id in (0, VOID):
+    if not len(objects) or class_id in (0, VOID_ID):
         return [""] * 4
     share = objects[:, 1]
     parts = [share < SMALL, (share >= SMALL) & (share <= LARGE), share > LARGE, objects[:, 2] > 0]

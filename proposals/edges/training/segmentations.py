@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from proposals.boxes import VOID
 from proposals.edges.training.forest import UNKNOWN
+from proposals.masks import VOID_ID, void_id
 
 SEGMENTATIONS = pa.schema(
     [
@@ -26,10 +26,10 @@ def segments_of(class_mask: np.ndarray, object_mask: np.ndarray | None) -> np.nd
     class_mask: uint8 H×W, 255 void; object_mask: uint8 or uint16 H×W, the type's largest value void. Void within 6 px of something
     known belongs to what is nearest, so that the boundary runs in the middle of a void line.
     """
-    ids, void = class_mask.astype(np.int64), class_mask == VOID
+    ids, void = class_mask.astype(np.int64), class_mask == VOID_ID
     if object_mask is not None:
         ids = (ids << 16) | object_mask
-        void |= object_mask == np.iinfo(object_mask.dtype).max
+        void |= object_mask == void_id(object_mask)
     if void.all():
         return np.full(ids.shape, UNKNOWN, np.uint16)
     segments = (np.unique(ids, return_inverse=True)[1].reshape(ids.shape) + 1).astype(np.uint16)
