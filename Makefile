@@ -6,7 +6,7 @@ ARGS   ?=
 CLUSTER ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster lint docs ui bench bench-proposals clean
+.PHONY: help run cluster test test-slow test-cluster coverage lint docs site ui bench bench-proposals clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -14,7 +14,9 @@ help:
 	@echo "make test          lint, types and tests"
 	@echo "make test-slow     the tests that take minutes"
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"
+	@echo "make coverage      which lines the tests run: build/coverage/index.html"
 	@echo "make docs          docs/settings.md, from the types of the settings"
+	@echo "make site          the documentation site: build/site/index.html"
 	@echo "make ui            the MLflow pages of runs/quickstart"
 	@echo "make bench         the measurements in tests/benchmarks"
 	@echo "make bench-proposals  how good edges and boxes are, on real photographs"
@@ -60,6 +62,14 @@ test-slow: $(VENV)/.dev
 
 test-cluster: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m cluster $(ARGS)
+
+coverage: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m "not slow and not cluster" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+
+site: $(VENV)/.dev
+	@rm -rf build/site-source && mkdir -p build/site-source
+	@cp -r --parents *.md LICENSE docs proposals/edges/pretrained/README.md proposals/edges/pretrained/recall.png build/site-source
+	@$(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/run.py $(ARGS)

@@ -95,6 +95,6 @@ def test_the_readme_begins_with_the_two_commands_and_is_read_in_minutes() -> Non
     text = (ROOT / "README.md").read_text("utf-8")
     first = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make run", "make test"]
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 120
     for page in sorted((ROOT / "docs").glob("*.md")):
         assert f"docs/{page.name}" in text
