@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deconvnet.datasets.fetch import fetch, unpack
-from deconvnet.datasets.sbd import join_sbd
+from deconvnet.datasets.sbd import add_sbd_to_voc
 from infra.errors import UserError
 
 
@@ -65,7 +65,7 @@ def get_sbd(source: Source, to: Path) -> Path:
             archive = fetch(source.url, to / "benchmark.tgz", source.checksum)
             unpack(archive, "benchmark_RELEASE", benchmark, wanted=lambda name: not name.endswith(".jpg"))  # VOC has them
             archive.unlink()
-        count, rejects = join_sbd(str(benchmark / "dataset"), str(root))
+        count, rejects = add_sbd_to_voc(str(benchmark / "dataset"), str(root))
         print(f"train_aug: {count:,} photographs")
         for reason, n in Counter(reject.reason for reject in rejects).most_common(5):
             print(f"left out: {n}× {reason}")

@@ -181,7 +181,7 @@ def _source(settings: ImportSettings) -> tuple[Source, str]:
 
 
 def _check_alone(settings: ImportSettings, root: str) -> None:
-    voc.Folder(root)  # refused before anything is written
+    voc.VocDataset(root)  # refused before anything is written
     classes = settings.classes or _classes_of(root)
     _check(settings, root, classes, (settings.train_split, settings.val_split), settings.report or root, Path(root).name)
     print(f"check      {storage.join(settings.report or root, REPORT_FILE)}")

@@ -20,7 +20,7 @@ from typing import ClassVar
 import yaml
 from pydantic import Field, PositiveInt
 
-from deconvnet.datasets.image_folder import Photograph, list_photographs
+from deconvnet.datasets.image_folder import ImageFile, list_image_files
 from deconvnet.inference import predictions_table
 from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
 from deconvnet.tracking import registry
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = from_arguments(arguments, PredictSettings)
     _check_places(settings)
     store = model_store(settings.workspace, settings.tracking.uri)
-    photographs = list_photographs(settings.input, leave_out=settings.output)
+    photographs = list_image_files(settings.input, leave_out=settings.output)
     version = registry.find(settings.model, store, "model")
     plan = _plan(settings, photographs, version)
     if arguments.dry_run:
@@ -103,7 +103,7 @@ def _check_places(settings: PredictSettings) -> None:
         raise UserError(f"output {settings.output} would be written among the photographs of the input: name another folder")
 
 
-def _plan(settings: PredictSettings, photographs: list[Photograph], version: registry.Version) -> Plan:
+def _plan(settings: PredictSettings, photographs: list[ImageFile], version: registry.Version) -> Plan:
     """What there is to do. Raises UserError where the output holds something else than these photographs' predictions."""
     before = predictions_table.read_state(settings.output)
     if before and before.input != settings.input:

@@ -13,7 +13,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
-class Photograph:
+class ImageFile:
     """A file below the folder. stamp: its size and time of change. refused: why it can't be used, known from its name alone."""
 
     name: str
@@ -26,7 +26,7 @@ class Photograph:
         return self.name[: -len(PurePosixPath(self.name).suffix)]
 
 
-def list_photographs(folder: str, leave_out: str = "") -> list[Photograph]:
+def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
     """The photographs below `folder`, sorted by name; hidden files, and those below the folder `leave_out`, are passed over.
 
     Raises UserError where there is no such folder, or no photograph in it.
@@ -56,15 +56,15 @@ def _is_photograph(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _without_clashes(found: dict[str, str]) -> list[Photograph]:
+def _without_clashes(found: dict[str, str]) -> list[ImageFile]:
     """Photographs by name and stamp; of those whose mask would be one file, all but the first are refused."""
-    photographs = [Photograph(name, stamp) for name, stamp in sorted(found.items())]
+    photographs = [ImageFile(name, stamp) for name, stamp in sorted(found.items())]
     first: dict[str, str] = {}
     for each in sorted(photographs, key=lambda p: (SUFFIXES.index(PurePosixPath(p.name).suffix.lower()), p.name)):
         first.setdefault(each.stem, each.name)
     return [
         each
         if first[each.stem] == each.name
-        else Photograph(each.name, each.stamp, f"its mask would be that of {first[each.stem]}: rename one of them")
+        else ImageFile(each.name, each.stamp, f"its mask would be that of {first[each.stem]}: rename one of them")
         for each in photographs
     ]

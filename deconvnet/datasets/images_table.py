@@ -28,11 +28,11 @@ class _Item:
 
     image_id: str
     split: str
-    found: voc.Photograph | tables.Reject
+    found: voc.VocImageFiles | tables.Reject
 
     @property
     def size(self) -> int:
-        return self.found.image.size if isinstance(self.found, voc.Photograph) else 0
+        return self.found.image.size if isinstance(self.found, voc.VocImageFiles) else 0
 
 
 def class_names(settings: DataSettings) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
     if not settings.root:
         made: Any = [synthetic.GENERATOR_VERSION, settings.generated.model_dump()]
         return hashlib.sha256(json.dumps(made).encode()).hexdigest()
-    folder = voc.Folder(root)
+    folder = voc.VocDataset(root)
     digest = hashlib.sha256()
     for split in (settings.train_split, settings.val_split):
         photographs, rejects = folder.split(split)
@@ -107,7 +107,7 @@ def listed(settings: DataSettings, seed: int, root: str) -> set[str]:
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
     """Every line of the two splits, sorted by id: the order of the table, and of its rejects."""
-    folder = voc.Folder(root)
+    folder = voc.VocDataset(root)
     val, val_rejects = folder.split(settings.val_split)
     taken = dict.fromkeys((each.image_id for each in val), settings.val_split)
     train, train_rejects = folder.split(settings.train_split, taken)

@@ -11,7 +11,7 @@ from proposals.masks import VOID_ID, VOID_ID_16BIT, void_id
 _STRIP = 4_000_000  # px looked at together: a large photograph's masks are never copied whole as 64-bit numbers
 
 
-def label_objects(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
+def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
     """Every pixel's object: uint8 H×W (ids from 1, 0 background, 255 void), or uint16 (65535 void) for more than 254 objects.
 
     `class_mask` is uint8 H×W, 255 void; `object_mask` uint8 or uint16 of the same size, void 255 or 65535, and its ids are kept.

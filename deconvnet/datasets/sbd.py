@@ -59,7 +59,7 @@ def masks_of(cls_mat: bytes, inst_mat: bytes) -> tuple[np.ndarray, np.ndarray]:
     return classes, objects
 
 
-def join_sbd(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
+def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
     """Convert SBD's masks into `voc_root` and write its split `train_aug`. Returns its length and what was left out.
 
     `sbd` is the unpacked `dataset` folder (cls, inst, train.txt, val.txt). Masks that `voc_root` has stay as they are, so VOC's own
@@ -70,15 +70,15 @@ def join_sbd(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
     train = voc.read_split(voc_root, "train")
     lists = [storage.join(sbd, f"{split}.txt") for split in ("train", "val")]
     candidates = sorted({each for path in lists for each in _ids(path)} - val - set(train))
-    done = _stems(voc_root, voc.CLASSES) & _stems(voc_root, voc.OBJECTS)
-    photographs = _stems(voc_root, voc.IMAGES)
+    done = _stems(voc_root, voc.CLASS_MASKS_DIR) & _stems(voc_root, voc.OBJECT_MASKS_DIR)
+    photographs = _stems(voc_root, voc.IMAGES_DIR)
     rejects: list[Reject] = []
     for image_id in tqdm([each for each in candidates if each not in done], desc="SBD masks", unit="mask"):
         try:
-            if voc.unfit_id(image_id):
+            if voc.invalid_id_reason(image_id):
                 raise BadInput("an id must be a plain file name, without a path")
             if image_id not in photographs:
-                raise BadInput(f"{voc.IMAGES} has no photograph of this id")
+                raise BadInput(f"{voc.IMAGES_DIR} has no photograph of this id")
             _convert(sbd, voc_root, image_id)
         except BadInput as error:
             rejects.append(Reject(image_id, storage.join(sbd, "cls", f"{image_id}.mat"), STAGE, str(error)))
@@ -105,5 +105,5 @@ def _convert(sbd: str, voc_root: str, image_id: str) -> None:
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {error.filename or error}") from None
     classes, objects = masks_of(cls_mat, inst_mat)
-    for folder, mask in ((voc.CLASSES, classes), (voc.OBJECTS, objects)):
+    for folder, mask in ((voc.CLASS_MASKS_DIR, classes), (voc.OBJECT_MASKS_DIR, objects)):
         storage.write_bytes(storage.join(voc_root, folder, f"{image_id}.png"), encode_mask(mask, VOC_PALETTE))

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from deconvnet.datasets.objects import label_objects
+from deconvnet.datasets.objects import make_object_mask
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_mask, encode_mask, image_size
 from proposals.masks import VOID_ID
 
-IMAGES, CLASSES, OBJECTS = "JPEGImages", "SegmentationClass", "SegmentationObject"
+IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR = "JPEGImages", "SegmentationClass", "SegmentationObject"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # in order of preference, should one id have several files
 MIN_SIDE = 16  # px: under this VGG's five poolings leave less than one cell, and there is no crop worth resizing
 STAGE = "prepare"
 
 
 @dataclass(frozen=True)
-class File:
+class VocFile:
     """A file below the folder: its relative name, size in bytes and time of change in ns."""
 
     name: str
@@ -36,13 +36,13 @@ class File:
 
 
 @dataclass(frozen=True)
-class Photograph:
+class VocImageFiles:
     """One labelled photograph's files."""
 
     image_id: str
-    image: File
-    class_mask: File
-    object_mask: File | None
+    image: VocFile
+    class_mask: VocFile
+    object_mask: VocFile | None
 
 
 def split_path(root: str, split: str) -> str:
@@ -64,23 +64,23 @@ def read_split(root: str, split: str) -> list[str]:
     return ids
 
 
-def _files(root: str, folder: str) -> dict[str, list[File]]:
+def _files(root: str, folder: str) -> dict[str, list[VocFile]]:
     """The files directly in `folder` below `root`, by their names without suffix; {} where it is absent."""
     fs, path = storage.filesystem(storage.join(root, folder))
-    found: dict[str, list[File]] = {}
+    found: dict[str, list[VocFile]] = {}
     for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
         if info.type == pafs.FileType.File:
-            file = File(f"{folder}/{info.base_name}", info.size, info.mtime_ns or 0)
+            file = VocFile(f"{folder}/{info.base_name}", info.size, info.mtime_ns or 0)
             found.setdefault(PurePosixPath(info.base_name).stem, []).append(file)
     return found
 
 
-def _best(files: Iterable[File], suffixes: Sequence[str]) -> File | None:
+def _best(files: Iterable[VocFile], suffixes: Sequence[str]) -> VocFile | None:
     ranked = [(suffixes.index(s), f.name, f) for f in files if (s := PurePosixPath(f.name).suffix.lower()) in suffixes]
     return min(ranked, key=lambda each: each[:2])[2] if ranked else None
 
 
-class Folder:
+class VocDataset:
     """A folder in VOC's layout, listed once.
 
     Raises UserError where `root` or a folder that it must have is missing.
@@ -90,34 +90,38 @@ class Folder:
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
-        self._images, self._classes, self._objects = (_files(self.root, f) for f in (IMAGES, CLASSES, OBJECTS))
-        for folder, files in ((IMAGES, self._images), (CLASSES, self._classes)):
+        self._images, self._classes, self._objects = (
+            _files(self.root, f) for f in (IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR)
+        )
+        for folder, files in ((IMAGES_DIR, self._images), (CLASS_MASKS_DIR, self._classes)):
             if not files:
                 raise UserError(f"{storage.join(self.root, folder)} is missing or empty: data.root must have VOC's layout")
 
-    def find(self, image_id: str) -> Photograph | Reject:
+    def find(self, image_id: str) -> VocImageFiles | Reject:
         """The files of `image_id`, or why there are none."""
         image = _best(self._images.get(image_id, ()), _IMAGE_SUFFIXES)
         if image is None:
-            reason = f"no file of this id in {IMAGES} ({', '.join(_IMAGE_SUFFIXES)})"
-            return Reject(image_id, storage.join(self.root, IMAGES, f"{image_id}.jpg"), STAGE, reason)
+            reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_IMAGE_SUFFIXES)})"
+            return Reject(image_id, storage.join(self.root, IMAGES_DIR, f"{image_id}.jpg"), STAGE, reason)
         mask = _best(self._classes.get(image_id, ()), (".png",))
         if mask is None:
-            return Reject(image_id, storage.join(self.root, CLASSES, f"{image_id}.png"), STAGE, f"no mask in {CLASSES}")
-        return Photograph(image_id, image, mask, _best(self._objects.get(image_id, ()), (".png",)))
+            return Reject(
+                image_id, storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png"), STAGE, f"no mask in {CLASS_MASKS_DIR}"
+            )
+        return VocImageFiles(image_id, image, mask, _best(self._objects.get(image_id, ()), (".png",)))
 
-    def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[Photograph], list[Reject]]:
+    def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
         """The photographs of the split `name`, and the lines of its file that give none.
 
         `taken` maps ids that another split has to its name: they are rejected here.
         """
         path = split_path(self.root, name)
-        photographs: list[Photograph] = []
+        photographs: list[VocImageFiles] = []
         rejects: list[Reject] = []
         seen: set[str] = set()
         for image_id in read_split(self.root, name):
-            if reason := unfit_id(image_id):
-                found: Photograph | Reject = Reject(image_id, path, STAGE, reason)
+            if reason := invalid_id_reason(image_id):
+                found: VocImageFiles | Reject = Reject(image_id, path, STAGE, reason)
             elif image_id in seen:
                 found = Reject(image_id, path, STAGE, "the id is in the split more than once; its first line counts")
             elif taken and image_id in taken:
@@ -132,7 +136,7 @@ class Folder:
         return photographs, rejects
 
 
-def unfit_id(image_id: str) -> str | None:
+def invalid_id_reason(image_id: str) -> str | None:
     """Why `image_id` can't be a file's name, or None."""
     if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
         return "an id must be a plain file name, without a path"
@@ -141,11 +145,11 @@ def unfit_id(image_id: str) -> str | None:
     return None
 
 
-def read_row(root: str, photograph: Photograph, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:
+def read_row(root: str, photograph: VocImageFiles, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:
     """A row of the `images` table (proposals.schemas.IMAGES), or why this photograph can't be used.
 
     The image is the file as it is; width and height are as displayed (EXIF orientation applied), and the masks must have that
-    size. The class mask is 8-bit; the object mask is tidied or derived by `label_objects`.
+    size. The class mask is 8-bit; the object mask is tidied or derived by `make_object_mask`.
     """
     file = photograph.image
     try:
@@ -161,7 +165,7 @@ def read_row(root: str, photograph: Photograph, split: str, num_classes: int, ma
         if photograph.object_mask:
             file = photograph.object_mask
             objects = _read_mask(storage.join(root, file.name), width, height, max_pixels)
-        ids = label_objects(classes, objects)
+        ids = make_object_mask(classes, objects)
     except BadInput as error:
         return Reject(photograph.image_id, storage.join(root, file.name), STAGE, str(error))
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from deconvnet.datasets.objects import label_objects
+from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import Analysis
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Segmenter, segmenter_options
@@ -177,7 +177,7 @@ def _photographs(unit: Unit, images_uri: str, split: str) -> Iterator[tuple[str,
     for row in (chosen[i] for i in unit.rows):
         if row["class_mask"] is not None:
             truth = decode_mask(row["class_mask"])
-            objects = decode_mask(row["object_mask"]) if row["object_mask"] else label_objects(truth)
+            objects = decode_mask(row["object_mask"]) if row["object_mask"] else make_object_mask(truth)
             yield row["image_id"], decode_image(row["image"]), truth, objects
 
 

@@ -63,13 +63,13 @@ def list_split(root: str, split: str, max_pixels: int) -> list[Listed]:
     Raises UserError where one of the list is absent or can't be used: the server refuses a submission with a hole.
     """
     found: dict[str, str] = {}
-    for name in sorted(storage.list_files(storage.join(root, voc.IMAGES)), key=_preference):
-        found.setdefault(PurePosixPath(name).stem, storage.join(root, voc.IMAGES, name))
+    for name in sorted(storage.list_files(storage.join(root, voc.IMAGES_DIR)), key=_preference):
+        found.setdefault(PurePosixPath(name).stem, storage.join(root, voc.IMAGES_DIR, name))
     ids = sorted(set(voc.read_split(root, split)))
     for image_id in ids:
-        if image_id not in found or voc.unfit_id(image_id):
+        if image_id not in found or voc.invalid_id_reason(image_id):
             raise UserError(
-                f"{voc.split_path(root, split)} lists {image_id!r}, and {storage.join(root, voc.IMAGES)} has no photograph of it: "
+                f"{voc.split_path(root, split)} lists {image_id!r}, and {storage.join(root, voc.IMAGES_DIR)} has no photograph of it: "
                 "the server wants a mask for each of the list"
             )
 

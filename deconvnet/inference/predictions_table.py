@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deconvnet.datasets.image_folder import Photograph
+from deconvnet.datasets.image_folder import ImageFile
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import digest
@@ -51,7 +51,7 @@ class Item:
     part: the part that holds its row; "" where it is to be labelled. overlay: its row names one. draw: it is to be drawn.
     """
 
-    photograph: Photograph
+    photograph: ImageFile
     part: str
     overlay: bool
     draw: bool
@@ -123,7 +123,7 @@ def read_state(output: str) -> State | None:
     return None
 
 
-def make_plan(photographs: Sequence[Photograph], output: str, state: State, overlays: bool, max_pixels: int | None) -> Plan:
+def make_plan(photographs: Sequence[ImageFile], output: str, state: State, overlays: bool, max_pixels: int | None) -> Plan:
     """What is left to do of `photographs` at `output`. Names, stamps and sizes are read, no photograph."""
     table = storage.join(output, TABLE)
     there = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from deconvnet.datasets.objects import label_objects
+from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import SMALLEST_SIDE
 from deconvnet.inference.instances import choose_boxes
 from deconvnet.reporting import panels
@@ -32,7 +32,7 @@ _LOOKED_AT = 10  # photographs that are tried before one without an object is sh
 
 @dataclass(frozen=True)
 class Photograph:
-    """A row of the tables: image uint8 H×W×3 RGB; truth uint8 H×W and objects (`label_objects`), or None; boxes (N, 4), best first."""
+    """A row of the tables: image uint8 H×W×3 RGB; truth uint8 H×W and objects (`make_object_mask`), or None; boxes (N, 4), best first."""
 
     image_id: str
     image: np.ndarray
@@ -97,7 +97,7 @@ def photographs(images_uri: str, proposals_uri: str | None, image_ids: Iterable[
             truth = decode_mask(row["class_mask"]) if row["class_mask"] else None
             objects = decode_mask(row["object_mask"]) if row["object_mask"] else None
             if truth is not None and objects is None:
-                objects = label_objects(truth)
+                objects = make_object_mask(truth)
             own = boxes.get(row["image_id"], np.zeros((0, 4), np.float32))
             found[row["image_id"]] = Photograph(row["image_id"], decode_image(row["image"]), truth, objects, own)
     return found

@@ -105,11 +105,11 @@ def over(pool: ProcessPoolExecutor, work: Callable[[Any], Any], tasks: list[Any]
 
 def boxes(pool: ProcessPoolExecutor, a: argparse.Namespace, compared: Mapping[str, Keywords]) -> Iterator[str]:
     """Markdown of recall and seconds; writes the curves."""
-    from deconvnet.datasets.voc import Folder
+    from deconvnet.datasets.voc import VocDataset
     from deconvnet.reporting.plots import recall_curves
     from proposals.recall import add, table
 
-    folder = Folder(a.voc)
+    folder = VocDataset(a.voc)
     photographs, rejects = folder.split(a.split)
     tasks = [(folder.root, photograph, a.min_area, compared) for photograph in photographs[:: a.every]]
     done = list(over(pool, measure_photograph, tasks, "boxes"))

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from deconvnet.datasets.voc import Folder, read_split
+from deconvnet.datasets.voc import VocDataset, read_split
 from proposals.image_codec import encode_mask
 from workflows import download
 
@@ -85,7 +85,7 @@ def test_all_is_fetched_joined_and_left_alone_the_second_time(mirror, tmp_path, 
     root = to / "VOCdevkit/VOC2012"
     assert str(root) in capsys.readouterr().out
     assert read_split(str(root), "train_aug") == ["a", "b", "s"]
-    photographs, rejects = Folder(str(root)).split("train_aug")
+    photographs, rejects = VocDataset(str(root)).split("train_aug")
     assert len(photographs) == 3 and not rejects
     assert sorted(p.name for p in to.iterdir()) == ["VOCdevkit", "benchmark_RELEASE", "vgg16-397923af.pth"]
     for file in served.iterdir():

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from deconvnet.datasets.image_folder import list_photographs
+from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.importing.regions import Painted, Region, paint
-from deconvnet.datasets.voc import MIN_SIDE, unfit_id
+from deconvnet.datasets.voc import MIN_SIDE, invalid_id_reason
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
@@ -80,7 +80,9 @@ class Source:
     def add(self, name: str, file: str, split: str | None, label: Callable[[], Labelled]) -> None:
         """Take in the photograph that the source calls `name`, or reject it where it can't have a name of its own here."""
         image_id = image_id_of(name)
-        if reason := unfit_id(image_id) or ("its name begins or ends with a blank" if image_id != image_id.strip() else None):
+        if reason := invalid_id_reason(image_id) or (
+            "its name begins or ends with a blank" if image_id != image_id.strip() else None
+        ):
             self.rejects.append(Reject(image_id, file, STAGE, reason))
         elif image_id in self.names:
             self.rejects.append(Reject(image_id, file, STAGE, f"it would be called {image_id} as {self.names[image_id]} is"))
@@ -112,7 +114,7 @@ class Photographs:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.names = [each.name for each in list_photographs(folder)]
+        self.names = [each.name for each in list_image_files(folder)]
         self._whole = set(self.names)
         self._base: dict[str, list[str]] = {}
         for name in self.names:

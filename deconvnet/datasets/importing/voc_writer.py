@@ -135,7 +135,7 @@ def write_layout(
 
     Raises UserError where more than `max_rejects` (a share) can't be used, or a split is left with too few.
     """
-    for name in (voc.IMAGES, voc.CLASSES):
+    for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()
     entries = [entry for entry in source.entries if entry.image_id in splits]
     made = Imported({"train": [], "val": []}, list(source.rejects))
@@ -176,12 +176,12 @@ class _Done:
 
 
 def _write(image_id: str, labelled: Labelled, folder: Path) -> None:
-    (folder / voc.IMAGES / f"{image_id}{labelled.suffix}").write_bytes(labelled.image)
-    (folder / voc.CLASSES / f"{image_id}.png").write_bytes(encode_mask(labelled.classes, VOC_PALETTE))
+    (folder / voc.IMAGES_DIR / f"{image_id}{labelled.suffix}").write_bytes(labelled.image)
+    (folder / voc.CLASS_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(labelled.classes, VOC_PALETTE))
     if labelled.objects is not None:
-        (folder / voc.OBJECTS).mkdir(exist_ok=True)
+        (folder / voc.OBJECT_MASKS_DIR).mkdir(exist_ok=True)
         palette = VOC_PALETTE if labelled.objects.itemsize == 1 else None
-        (folder / voc.OBJECTS / f"{image_id}.png").write_bytes(encode_mask(labelled.objects, palette))
+        (folder / voc.OBJECT_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(labelled.objects, palette))
 
 
 def _check(made: Imported, inputs: int, max_rejects: float) -> None:

@@ -33,14 +33,14 @@ def check_folder(
     splits: the names of the lists trained on and validated on; imported: import.json's content. Raises UserError for a folder
     or list that can't be read.
     """
-    folder = voc.Folder(root)
+    folder = voc.VocDataset(root)
     val, val_rejects = folder.split(splits[1])
     train, train_rejects = folder.split(splits[0], dict.fromkeys((each.image_id for each in val), splits[1]))
-    work: list[tuple[str, voc.Photograph | Reject]] = []
+    work: list[tuple[str, voc.VocImageFiles | Reject]] = []
     for split, found, rejects in (("train", train, train_rejects), ("val", val, val_rejects)):
         work += [*((split, each) for each in found), *((split, each) for each in rejects)]
 
-    def one(item: tuple[str, voc.Photograph | Reject]) -> Measured:
+    def one(item: tuple[str, voc.VocImageFiles | Reject]) -> Measured:
         return measure(folder.root, item[1], item[0], len(classes), max_pixels)
 
     measured = list(progress(in_order(one, work, threads), len(work), "checking", "photographs"))
@@ -52,7 +52,9 @@ def check_folder(
     return report, contact_sheet(cells, classes, heading) if cells else None
 
 
-def _cell(root: str, files: voc.Photograph, marked: Mapping[str, Mapping[str, str]], max_pixels: int) -> dict[str, object] | None:
+def _cell(
+    root: str, files: voc.VocImageFiles, marked: Mapping[str, Mapping[str, str]], max_pixels: int
+) -> dict[str, object] | None:
     """A photograph for the sheet; None where it has gone since it was measured."""
     try:
         image = decode_image(read_bytes(join(root, files.image.name)), max_pixels)

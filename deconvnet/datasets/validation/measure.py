@@ -66,7 +66,7 @@ class Measured:
         return (x1 - x0) * (y1 - y0) * scale**2 < search.min_box_area
 
 
-def measure(root: str, photograph: voc.Photograph | Reject, split: str, num_classes: int, max_pixels: int) -> Measured:
+def measure(root: str, photograph: voc.VocImageFiles | Reject, split: str, num_classes: int, max_pixels: int) -> Measured:
     """What there is to say of one photograph of the folder `root`, read just as the pipeline reads it."""
     if isinstance(photograph, Reject):
         return Measured(photograph.image_id, split, suspicions={"unusable": photograph.reason})
@@ -84,7 +84,7 @@ def measure(root: str, photograph: voc.Photograph | Reject, split: str, num_clas
     )  # fmt: skip
 
 
-def _of_reject(root: str, photograph: voc.Photograph, reason: str, max_pixels: int) -> dict[str, str]:
+def _of_reject(root: str, photograph: voc.VocImageFiles, reason: str, max_pixels: int) -> dict[str, str]:
     """An unusable photograph; ids that are no classes may well be those of softened edges."""
     found = {"unusable": reason}
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.datasets.image_folder import list_photographs
+from deconvnet.datasets.image_folder import list_image_files
 from infra.errors import UserError
 
 
@@ -16,7 +16,7 @@ def make(folder: Path, *names: str) -> None:
 
 def test_photographs_are_found_below_by_any_suffix_in_any_case(tmp_path: Path) -> None:
     make(tmp_path, "z.jpg", "b/c/d.TIFF", "b/e.WebP", "b/a.b.png", "x.txt", ".h.jpg", ".cache/y.jpg", "b/._e.webp", "out/m.png")
-    found = list_photographs(str(tmp_path), leave_out=str(tmp_path / "out"))
+    found = list_image_files(str(tmp_path), leave_out=str(tmp_path / "out"))
     assert [p.name for p in found] == ["b/a.b.png", "b/c/d.TIFF", "b/e.WebP", "z.jpg"]
     assert [p.stem for p in found] == ["b/a.b", "b/c/d", "b/e", "z"]
     assert not any(p.refused for p in found)
@@ -24,15 +24,15 @@ def test_photographs_are_found_below_by_any_suffix_in_any_case(tmp_path: Path) -
 
 def test_a_stamp_tells_a_changed_file(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
-    before = {p.name: p.stamp for p in list_photographs(str(tmp_path))}
+    before = {p.name: p.stamp for p in list_image_files(str(tmp_path))}
     (tmp_path / "a.jpg").write_bytes(b"xy")
-    after = {p.name: p.stamp for p in list_photographs(str(tmp_path))}
+    after = {p.name: p.stamp for p in list_image_files(str(tmp_path))}
     assert after["a.jpg"] != before["a.jpg"] and after["b.jpg"] == before["b.jpg"]
 
 
 def test_of_those_that_share_a_mask_one_is_taken_by_suffix_then_name(tmp_path: Path) -> None:
     make(tmp_path, "a.bmp", "a.JPG", "a.png", "b/a.png", "c.jpg", "c.JPG")
-    found = {p.name: p.refused for p in list_photographs(str(tmp_path))}
+    found = {p.name: p.refused for p in list_image_files(str(tmp_path))}
     assert [name for name, refused in found.items() if not refused] == ["a.JPG", "b/a.png", "c.JPG"]
     assert found["a.bmp"] == found["a.png"] == "its mask would be that of a.JPG: rename one of them"
 
@@ -40,6 +40,6 @@ def test_of_those_that_share_a_mask_one_is_taken_by_suffix_then_name(tmp_path: P
 def test_nothing_there_is_a_sentence(tmp_path: Path) -> None:
     make(tmp_path, "notes.txt")
     with pytest.raises(UserError, match="holds no photograph"):
-        list_photographs(str(tmp_path))
+        list_image_files(str(tmp_path))
     with pytest.raises(UserError, match="is not there"):
-        list_photographs(str(tmp_path / "absent"))
+        list_image_files(str(tmp_path / "absent"))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from deconvnet.datasets import objects
-from deconvnet.datasets.objects import label_objects
+from deconvnet.datasets.objects import make_object_mask
 from infra.errors import BadInput
 
 
@@ -15,39 +15,39 @@ def grid(text: str) -> np.ndarray:
 
 def test_components_of_each_class_where_there_is_no_object_mask():
     classes = grid("1100x 110x2 00022 1x022")
-    assert label_objects(classes).tolist() == grid("1100x 110x3 00033 2x033").tolist()
+    assert make_object_mask(classes).tolist() == grid("1100x 110x3 00033 2x033").tolist()
 
 
 def test_diagonal_neighbours_are_one_object_and_classes_that_touch_are_two():
-    assert label_objects(grid("100 010 220")).tolist() == [[1, 0, 0], [0, 1, 0], [2, 2, 0]]
+    assert make_object_mask(grid("100 010 220")).tolist() == [[1, 0, 0], [0, 1, 0], [2, 2, 0]]
 
 
 def test_a_consistent_object_mask_is_kept_as_it_is():
     classes, ids = grid("11022 1xx22 00011"), grid("77033 7xx33 00099")
-    assert np.array_equal(label_objects(classes, ids), ids)
+    assert np.array_equal(make_object_mask(classes, ids), ids)
 
 
 def test_an_id_over_two_classes_is_split_and_the_larger_keeps_it():
     classes, ids = grid("11122 11122 00000 33300"), grid("44444 44444 00000 55500")
-    assert label_objects(classes, ids).tolist() == grid("44466 44466 00000 55500").tolist()
+    assert make_object_mask(classes, ids).tolist() == grid("44466 44466 00000 55500").tolist()
 
 
 def test_labelled_pixels_without_an_object_become_objects():
-    assert label_objects(grid("11022"), grid("11000")).tolist() == [[1, 1, 0, 2, 2]]
+    assert make_object_mask(grid("11022"), grid("11000")).tolist() == [[1, 1, 0, 2, 2]]
 
 
 def test_void_of_either_mask_is_void_and_background_has_no_object():
-    assert label_objects(grid("1x0001"), grid("11x011")).tolist() == [[1, 255, 255, 0, 0, 1]]
+    assert make_object_mask(grid("1x0001"), grid("11x011")).tolist() == [[1, 255, 255, 0, 0, 1]]
 
 
 def test_more_than_254_objects_need_sixteen_bits():
     classes = np.zeros((40, 60), np.uint8)
     classes[::2, ::2] = 1
     classes[1, 1] = 255
-    ids = label_objects(classes)
+    ids = make_object_mask(classes)
     assert ids.dtype == np.uint16 and ids[1, 1] == 65535
     assert len(np.unique(ids)) == 600 + 2
-    again = label_objects(classes, ids)
+    again = make_object_mask(classes, ids)
     assert np.array_equal(again, ids)
 
 
@@ -55,14 +55,14 @@ def test_too_many_objects_are_refused():
     classes = np.zeros((600, 600), np.uint8)
     classes[::2, ::2] = 1
     with pytest.raises(BadInput, match="objects"):
-        label_objects(classes)
+        make_object_mask(classes)
 
 
 def test_the_strips_of_a_large_mask_give_the_same(monkeypatch, rng):
     classes, ids = rng.integers(0, 4, (50, 30), dtype=np.uint8), rng.integers(0, 9, (50, 30), dtype=np.uint8)
-    whole = label_objects(classes, ids)
+    whole = make_object_mask(classes, ids)
     monkeypatch.setattr(objects, "_STRIP", 90)
-    assert np.array_equal(label_objects(classes, ids), whole)
+    assert np.array_equal(make_object_mask(classes, ids), whole)
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,7 +71,7 @@ def test_the_strips_of_a_large_mask_give_the_same(monkeypatch, rng):
     st.none() | arrays(np.uint8, (9, 11), elements=st.sampled_from([0, 1, 2, 9, 255])),
 )
 def test_every_object_has_one_class_and_every_labelled_pixel_an_object(classes, given_ids):
-    ids = label_objects(classes, given_ids)
+    ids = make_object_mask(classes, given_ids)
     void = classes == 255 if given_ids is None else (classes == 255) | (given_ids == 255)
     assert np.array_equal(ids == 255, void)
     assert np.array_equal((ids > 0) & ~void, (classes > 0) & ~void)

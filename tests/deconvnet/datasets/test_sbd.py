@@ -5,8 +5,8 @@ import pytest
 from scipy.io import savemat
 
 from deconvnet.datasets import sbd as module
-from deconvnet.datasets.sbd import join_sbd, masks_of, read_mat
-from deconvnet.datasets.voc import Folder, read_split
+from deconvnet.datasets.sbd import add_sbd_to_voc, masks_of, read_mat
+from deconvnet.datasets.voc import VocDataset, read_split
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_mask
 
@@ -68,21 +68,21 @@ def test_bad_mat_files_have_a_reason():
 
 def test_train_aug_is_sbd_and_vocs_train_without_vocs_val(layout, sbd):
     vocs_own = (layout.root / "SegmentationClass/a.png").read_bytes()
-    count, rejects = join_sbd(str(sbd), str(layout.root))
+    count, rejects = add_sbd_to_voc(str(sbd), str(layout.root))
     assert (count, rejects) == (7, [])
     assert read_split(str(layout.root), "train_aug") == ["a", "b", "c", "d", "s", "t", "u"]
     assert (layout.root / "SegmentationClass/a.png").read_bytes() == vocs_own
     assert not (layout.root / "SegmentationObject/v.png").exists()
     assert np.array_equal(decode_mask((layout.root / "SegmentationClass/s.png").read_bytes()), CLASSES)
     assert np.array_equal(decode_mask((layout.root / "SegmentationObject/s.png").read_bytes()), INSTANCES)
-    assert not Folder(str(layout.root)).split("train_aug")[1]
+    assert not VocDataset(str(layout.root)).split("train_aug")[1]
 
 
 def test_what_can_not_be_converted_is_left_out(layout, sbd):
     put(sbd, "s", cls=b"words")
     (sbd / "inst/t.mat").unlink()
     (sbd / "train.txt").write_text("a\ns\nt\n../v\nnophoto\n")
-    count, rejects = join_sbd(str(sbd), str(layout.root))
+    count, rejects = add_sbd_to_voc(str(sbd), str(layout.root))
     assert count == 5 and read_split(str(layout.root), "train_aug") == ["a", "b", "c", "d", "u"]
     words = {"../v": "plain file name", "nophoto": "no photograph", "s": "MATLAB", "t": "there is no file"}
     assert [r.image_id for r in rejects] == sorted(words)
@@ -100,14 +100,14 @@ def test_a_stopped_run_leaves_no_list_and_goes_on(layout, sbd, monkeypatch):
 
     monkeypatch.setattr(module, "_convert", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        join_sbd(str(sbd), str(layout.root))
+        add_sbd_to_voc(str(sbd), str(layout.root))
     assert done == ["s"] and not (layout.root / "ImageSets/Segmentation/train_aug.txt").exists()
     again = []
     monkeypatch.setattr(module, "_convert", lambda *a: (again.append(a[2]), convert(*a)))
-    assert join_sbd(str(sbd), str(layout.root))[0] == 7
+    assert add_sbd_to_voc(str(sbd), str(layout.root))[0] == 7
     assert again == ["t", "u"]
 
 
 def test_another_folder_is_refused(layout, tmp_path):
     with pytest.raises(UserError, match=r"train\.txt.*dataset"):
-        join_sbd(str(tmp_path), str(layout.root))
+        add_sbd_to_voc(str(tmp_path), str(layout.root))

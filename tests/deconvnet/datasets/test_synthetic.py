@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets import synthetic
-from deconvnet.datasets.objects import label_objects
+from deconvnet.datasets.objects import make_object_mask
 from deconvnet.datasets.synthetic import GENERATED_CLASSES, VAL_OFFSET, generate, write_dataset
-from deconvnet.datasets.voc import Folder
+from deconvnet.datasets.voc import VocDataset
 from proposals.image_codec import decode_image, decode_mask
 
 
@@ -26,7 +26,7 @@ def test_shapes_types_and_ids(photographs):
     for image, classes, ids in photographs:
         assert image.shape == (120, 160, 3) and image.dtype == classes.dtype == ids.dtype == np.uint8
         assert set(np.unique(classes)) <= {*range(len(GENERATED_CLASSES)), 255}
-        assert np.array_equal(label_objects(classes, ids), ids)  # every object one class, void the same
+        assert np.array_equal(make_object_mask(classes, ids), ids)  # every object one class, void the same
 
 
 def test_all_classes_many_scales_overlaps_and_void_borders(photographs):
@@ -70,7 +70,7 @@ def test_any_size(height, width):
 def test_written_as_a_voc_folder_once_and_made_again_for_other_settings(tmp_path, monkeypatch):
     root = tmp_path / "data"
     write_dataset(str(root), seed=0, train=3, val=2, height=48, width=64)
-    train, rejects = Folder(str(root)).split("train")
+    train, rejects = VocDataset(str(root)).split("train")
     assert [each.image_id for each in train] == ["train_00000", "train_00001", "train_00002"] and not rejects
     assert (root / "classes.txt").read_text().split() == list(GENERATED_CLASSES)
     image, classes, ids = generate(VAL_OFFSET + 1, 0, 48, 64)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet.datasets.voc import Folder, read_row, read_split
+from deconvnet.datasets.voc import VocDataset, read_row, read_split
 from infra.errors import UserError
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, decode_mask, encode_mask
@@ -17,7 +17,7 @@ LIMIT = 10_000_000
 
 
 def row_of(layout, image_id="a", num_classes=3, max_pixels=LIMIT):
-    found = Folder(str(layout.root)).find(image_id)
+    found = VocDataset(str(layout.root)).find(image_id)
     return found if isinstance(found, Reject) else read_row(str(layout.root), found, "train", num_classes, max_pixels)
 
 
@@ -126,7 +126,7 @@ def test_lines_that_give_no_photograph(layout):
     secret = layout.root.parent / "secret.jpg"
     secret.write_bytes((layout.root / "JPEGImages/a.jpg").read_bytes())
     layout.split("train", ["a", "../../secret", "/etc/passwd", "b\\c", "..", "a", "gone", "v", "\x07", "b"])
-    photographs, rejects = Folder(str(layout.root)).split("train", {"v": "val"})
+    photographs, rejects = VocDataset(str(layout.root)).split("train", {"v": "val"})
     assert [each.image_id for each in photographs] == ["a", "b"]
     words = {
         "../../secret": "plain file name",
@@ -145,7 +145,7 @@ def test_lines_that_give_no_photograph(layout):
 
 def test_one_id_with_several_files_takes_the_jpeg(layout):
     layout.image("a", suffix=".png")
-    assert Folder(str(layout.root)).find("a").image.name == "JPEGImages/a.jpg"
+    assert VocDataset(str(layout.root)).find("a").image.name == "JPEGImages/a.jpg"
 
 
 def test_split_files_with_blanks_windows_ends_and_a_byte_order_mark(layout):
@@ -155,10 +155,10 @@ def test_split_files_with_blanks_windows_ends_and_a_byte_order_mark(layout):
 
 def test_folders_and_splits_that_are_refused(layout, tmp_path):
     with pytest.raises(UserError, match=r"no data folder .*nowhere"):
-        Folder(str(tmp_path / "nowhere"))
+        VocDataset(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"JPEGImages is missing or empty"):
-        Folder(str(tmp_path / "empty"))
+        VocDataset(str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"no split file .*test\.txt"):
         read_split(str(layout.root), "test")
     layout.split("none", [])
@@ -172,9 +172,9 @@ def test_folders_and_splits_that_are_refused(layout, tmp_path):
 LARGE = """
 import re, sys
 from pathlib import Path
-from deconvnet.datasets.voc import Folder, read_row
+from deconvnet.datasets.voc import VocDataset, read_row
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-folder = Folder(sys.argv[1])
+folder = VocDataset(sys.argv[1])
 before = peak()
 row = read_row(sys.argv[1], folder.find("large"), "train", 3, 100_000_000)
 print(row["width"], row["height"], peak() - before)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deconvnet.datasets.objects import label_objects
+from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import object_overlaps
 from deconvnet.evaluation.evaluator import evaluate, evaluate_here
 from deconvnet.evaluation.metrics import ConfusionMatrix
@@ -89,7 +89,7 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
         labels = segmenter.segment(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
         own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
         first_box.update(truth, segmenter.segment(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
-        overlaps.append(object_overlaps(truth, label_objects(truth), {"a": labels["edeconvnet"]})[1][0])
+        overlaps.append(object_overlaps(truth, make_object_mask(truth), {"a": labels["edeconvnet"]})[1][0])
         for name in RESULTS:
             single = ConfusionMatrix(4).update(truth, labels[name])
             totals[name].merge(single)
