@@ -299,10 +299,10 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
     torch.manual_seed(job.seed)
     model = build_network(job.architecture, job.model, len(job.classes))
-    checkpoint = ray.train.get_checkpoint()
+    latest = ray.train.get_checkpoint()
     state = None
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
+    if latest is not None:
+        with latest.as_directory() as folder:
             state = State(*checkpoint.load_state(folder))
     elif rank == 0:  # DDP gives rank 0's weights to all
         initialise(model, job.model, job.classes, job.init)
