@@ -58,7 +58,7 @@ def edges_stamp(settings: "ProposalSettings") -> str:
     if settings.edges == "gradient":
         return ""
     # The shipped one is told by its content: its times are those of its installation.
-    return storage.stamp(settings.edge_model) if settings.edge_model else hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    return storage.version_token(settings.edge_model) if settings.edge_model else hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
 
 
 def propose(row: Mapping[str, Any], keywords: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:

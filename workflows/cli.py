@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from infra.errors import Interrupted, UserError, users_mistake
+from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime.stages import Planned
 from infra.storage.lock import Locked
 
@@ -87,8 +87,8 @@ def run(main: Callable[[], int], interrupted: str = "the same command resumes fr
         return _refused(error)
     except Exception as error:
         # A mistake that only a task on some node could see comes back wrapped by Ray; anything else is a fault of ours.
-        if mistake := users_mistake(error):
-            return _refused(mistake)
+        if user_error := find_user_error(error):
+            return _refused(user_error)
         raise
 
 

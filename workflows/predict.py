@@ -30,7 +30,7 @@ from infra.errors import Interrupted, UserError
 from infra.runtime.tasks import check_rejects
 from infra.settings import ClusterSettings, Section
 from infra.storage import tables
-from infra.storage.lock import Lock, held
+from infra.storage.lock import Lock, hold_lock
 from workflows import cli
 from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 from workflows.registered_model import StoreSettings, model_store
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_standing(plan))
     else:
         storage.check_writable(settings.output)
-        with held(storage.join(settings.output, LOCK), "predict.py", LOCK_SECONDS) as mine:
+        with hold_lock(storage.join(settings.output, LOCK), "predict.py", LOCK_SECONDS) as mine:
             plan = _plan(settings, photographs, version)  # as it is now that nobody else writes
             print(_standing(plan), flush=True)
             _label(plan, settings, version, store, mine)

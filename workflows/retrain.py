@@ -21,7 +21,7 @@ from deconvnet.tracking import promotion
 from deconvnet.tracking.mlflow_runs import check, tracking_uri, without_secrets
 from infra import storage
 from infra.errors import Interrupted
-from infra.storage.lock import held
+from infra.storage.lock import hold_lock
 from workflows import cli
 from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     check(store)
     storage.check_writable(settings.workspace)
     lock = storage.join(settings.workspace, "retrain.lock")
-    with held(lock, _user(), 60 * settings.retrain.lock_minutes) as mine:
+    with hold_lock(lock, _user(), 60 * settings.retrain.lock_minutes) as mine:
         pipeline = Retraining(settings, begin(settings, arguments.force), say, lambda: mine.lost)
         _retrain(pipeline, Path(arguments.config).stem)
     return 0

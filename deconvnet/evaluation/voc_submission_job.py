@@ -54,7 +54,7 @@ class Recipe:
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         files += [forest] if (forest := forest_used(self.edges["edges"], self.edges["edge_model"])) else []
         known = [(each.image_id, each.content) for each in photographs]
-        return digest([VERSION, asdict(self), [storage.stamp(file) for file in files], known])
+        return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], known])
 
 
 def list_split(root: str, split: str, max_pixels: int) -> list[Listed]:

@@ -12,7 +12,7 @@ from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
 from deconvnet.models.layers import channels
 from deconvnet.models.preprocessing import prepare
 from deconvnet.training.dataloader import Feed, PlainShard, open_examples
-from infra.errors import UserError, users_mistake
+from infra.errors import UserError, find_user_error
 from infra.runtime.device import fast_bf16
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def narrow_start(
             name, fit[name], line = ray.get(reference)
             say(line)
     except ray.exceptions.RayTaskError as error:  # one of a UserError is a UserError too, with a traceback for its sentence
-        raise users_mistake(error.cause) or error from error
+        raise find_user_error(error.cause) or error from error
     return fit
 
 

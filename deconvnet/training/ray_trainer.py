@@ -30,7 +30,7 @@ from deconvnet.training.report_queue import Relay
 from deconvnet.training.sampler import check_batching
 from deconvnet.training.trainer import Diverged, Outcome, State, place, train
 from infra import storage
-from infra.errors import Interrupted, UserError, users_mistake
+from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime.cluster import check_nodes, live_nodes, may_grow, room
 from infra.runtime.device import fast_bf16
 
@@ -284,10 +284,10 @@ def _sentence(error: BaseException, storage_uri: str) -> BaseException:
     """The user's mistake that made the workers or the controller fail, or the full disk, if that was it; else the error itself."""
     for failure in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)):
         cause = getattr(failure, "_base_exc", failure)
-        if mistake := users_mistake(cause):
-            return mistake
+        if user_error := find_user_error(cause):
+            return user_error
         if storage.is_full(cause):  # with S3 the disk is the one on which checkpoints are put together
-            return storage.disk_mistake(cause, tempfile.gettempdir() if storage.is_s3(storage_uri) else storage_uri) or error
+            return storage.disk_user_error(cause, tempfile.gettempdir() if storage.is_s3(storage_uri) else storage_uri) or error
     return error
 
 

@@ -1,41 +1,33 @@
-"""Files, locks and Parquet tables, on disk or S3.
+"""Files, locks and Parquet tables, on a local disk or S3.
 
 `from infra import storage` gives the functions on files: `storage.read_json(uri)`.
 """
 
+from infra.storage.conditional import put_if_absent, remove_if_same, replace_if_same
+from infra.storage.disk import disk_user_error, is_full
 from infra.storage.files import (
-    absolute,
     check_writable,
     copy_file,
     copy_tree,
-    disk_mistake,
     exists,
     filesystem,
-    is_full,
-    is_s3,
-    join,
     list_files,
     local_copy,
-    local_path,
-    put_if_absent,
     read_bytes,
     read_json,
     remove,
-    remove_if_same,
-    replace_if_same,
-    stamp,
+    version_token,
     write_bytes,
     write_json,
 )
-from infra.storage.s3 import PATIENCE_SECONDS
+from infra.storage.uri import absolute, is_s3, join, local_path
 
 __all__ = [
-    "PATIENCE_SECONDS",
     "absolute",
     "check_writable",
     "copy_file",
     "copy_tree",
-    "disk_mistake",
+    "disk_user_error",
     "exists",
     "filesystem",
     "is_full",
@@ -50,7 +42,7 @@ __all__ = [
     "remove",
     "remove_if_same",
     "replace_if_same",
-    "stamp",
+    "version_token",
     "write_bytes",
     "write_json",
 ]

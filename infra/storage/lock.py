@@ -1,7 +1,8 @@
-"""A lock that lies in storage, for runs on any machine: one holder at a time, and a dead one's lock expires.
+"""A lock in storage, for runs on any machine: one run holds it at a time, and the lock of a run that died expires.
 
-It is one small JSON object, written only if it is absent or still what was read (S3's conditional put; on disk, under flock). The
-machines' clocks must agree to within a small part of the time to live, and their names differ (as those of pods do).
+The lock is a small JSON file that is written only if it is absent or unchanged (`conditional.py`). Its holder renews the time of
+expiry while it runs. Clocks of the machines must agree to within a small part of the time to live, and their host names must
+differ (those of Kubernetes pods do).
 """
 
 import json
@@ -20,118 +21,152 @@ from infra.errors import UserError
 
 
 class Locked(Exception):
-    """Somebody else holds the lock; the message says who, since when and where. The doors exit with code 3."""
+    """Another run holds the lock; the message names it, its start and its machine. The commands exit with code 3."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lock: what it is called, where it runs, and, as Unix times, since when and until when if it does not renew."""
+class LockRecord:
+    """Content of a lock file.
+
+    Attributes:
+        holder: name of the run that holds the lock, for messages.
+        host: its machine.
+        pid: its process id there.
+        since: when it took the lock, as a Unix time.
+        expires: when the lock expires unless it is renewed, as a Unix time.
+        token: random text that tells apart holders of the same name.
+    """
 
     holder: str
     host: str
     pid: int
     since: float
     expires: float
-    token: str  # tells two holders of the same name apart
+    token: str
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
 class Lock:
-    """A lock that is held, and kept by a thread until `release`."""
+    """A lock that this process holds; a thread renews it until `release`."""
 
-    def __init__(self, uri: str, mine: Holder, ttl_seconds: float) -> None:
+    def __init__(self, uri: str, record: LockRecord, ttl_seconds: float) -> None:
+        """Start renewing.
+
+        Args:
+            uri: the lock file.
+            record: its content, already written.
+            ttl_seconds: time to live: a third of it passes between renewals.
+        """
         self.uri = uri
-        self._mine, self._ttl = mine, ttl_seconds
-        self._lost, self._ended = threading.Event(), threading.Event()
+        self._record, self._ttl = record, ttl_seconds
+        self._lost, self._released = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
 
     @property
     def lost(self) -> bool:
-        """True once somebody else may hold it: it was taken over, or it could not be renewed before it expired."""
-        return self._lost.is_set() or time.time() >= self._mine.expires
+        """True once another run may hold the lock: it was taken over, or it expired because it could not be renewed."""
+        return self._lost.is_set() or time.time() >= self._record.expires
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._ttl / 3):
+        """Postpone the time of expiry again and again, until the lock is released or lost."""
+        while not self._released.wait(self._ttl / 3):
             try:
-                renewed = replace(self._mine, expires=time.time() + self._ttl)
-                if storage.replace_if_same(self.uri, _bytes(renewed), self._standing()):
-                    self._mine = renewed
+                renewed = replace(self._record, expires=time.time() + self._ttl)
+                if storage.replace_if_same(self.uri, renewed.to_bytes(), self._own_content()):
+                    self._record = renewed
                 else:
                     self._lost.set()
                     return
             except (UserError, OSError):
-                continue  # storage is away for longer than it is waited for; until the lock expires it may come back
+                continue  # storage is away for longer than its retries last; it may come back before the lock expires
 
-    def _standing(self) -> bytes:
-        """What lies there, if it is of ours: a renewal may have been written though its answer was lost; else what should."""
+    def _own_content(self) -> bytes:
+        """What the lock file holds if it is still ours.
+
+        Usually that is the last record. If the answer to a renewal was lost, it is a newer record with the same token, which is
+        read from the file.
+        """
         with suppress(FileNotFoundError):
-            found = storage.read_bytes(self.uri)
-            if _holder(self.uri, found).token == self._mine.token:
-                return found
-        return _bytes(self._mine)
+            content = storage.read_bytes(self.uri)
+            if _parse(self.uri, content).token == self._record.token:
+                return content
+        return self._record.to_bytes()
 
     def release(self) -> None:
-        """Give it up, if it is still ours. Never raises: a lock that can't be deleted expires."""
-        self._ended.set()
+        """Stop renewing, and delete the lock file if it is still ours. Never raises: a file that can't be deleted expires."""
+        self._released.set()
         self._thread.join()
         with suppress(UserError, OSError):
-            storage.remove_if_same(self.uri, self._standing())
+            storage.remove_if_same(self.uri, self._own_content())
 
 
 @contextmanager
-def held(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]:
-    """Hold the lock at `uri` (a file's, local or s3://) as `holder` for the time of the block, or raise Locked at once.
+def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]:
+    """Hold a lock while the block runs. A lock that another run holds is not waited for.
 
-    It is renewed every third of `ttl_seconds`; one that nobody has renewed for that long is taken over.
+    Args:
+        uri: the lock file, local or s3://.
+        holder: name of this run, for the message that others get.
+        ttl_seconds: time to live: the lock is renewed every third of it, and others may take it over once it has expired.
+
+    Yields:
+        The lock; check `lost` before writing what only its holder may write.
+
+    Raises:
+        Locked: if another run holds the lock.
+        UserError: if the file at `uri` is not a lock, or storage can't be used.
     """
-    lock = Lock(uri, _taken(uri, holder, ttl_seconds), ttl_seconds)
+    lock = Lock(uri, _acquire(uri, holder, ttl_seconds), ttl_seconds)
     try:
         yield lock
     finally:
         lock.release()
 
 
-def _taken(uri: str, holder: str, ttl_seconds: float) -> Holder:
+def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
+    """Write our record to the lock file, in place of none or of an expired one. Raises Locked."""
     now = time.time()
-    mine = Holder(holder, socket.gethostname(), os.getpid(), now, now + ttl_seconds, uuid.uuid4().hex)
-    while not storage.put_if_absent(uri, _bytes(mine)):
+    ours = LockRecord(holder, socket.gethostname(), os.getpid(), now, now + ttl_seconds, uuid.uuid4().hex)
+    while not storage.put_if_absent(uri, ours.to_bytes()):
         try:
-            standing = storage.read_bytes(uri)
-        except FileNotFoundError:  # released in between
+            content = storage.read_bytes(uri)
+        except FileNotFoundError:  # released since the last line
             continue
-        theirs = _holder(uri, standing)
-        if theirs.expires > time.time() and not _died_here(theirs):
-            raise Locked(_sentence(uri, theirs))
-        if storage.replace_if_same(uri, _bytes(mine), standing):
+        theirs = _parse(uri, content)
+        if theirs.expires > time.time() and not _process_is_gone(theirs):
+            raise Locked(_locked_message(uri, theirs))
+        if storage.replace_if_same(uri, ours.to_bytes(), content):
             break
-    return mine
+    return ours
 
 
-def _died_here(theirs: Holder) -> bool:
-    """True for a process of this machine that is no more: its lock need not be waited for."""
-    if theirs.host != socket.gethostname():
+def _process_is_gone(record: LockRecord) -> bool:
+    """True if the holder was a process of this machine that has ended, so that its lock can be taken over before it expires."""
+    if record.host != socket.gethostname():
         return False
     try:
-        os.kill(theirs.pid, 0)
+        os.kill(record.pid, 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return True
-    except PermissionError:  # somebody else's, and alive
+    except PermissionError:  # it exists and belongs to another user
         return False
     return False
 
 
-def _holder(uri: str, data: bytes) -> Holder:
+def _parse(uri: str, content: bytes) -> LockRecord:
+    """Read a lock file's content. Raises UserError if it is something else."""
     try:
-        return Holder(**json.loads(data))
+        return LockRecord(**json.loads(content))
     except (ValueError, TypeError):
-        raise UserError(f"{uri} is not a lock of ours: delete it if nobody needs it") from None
+        raise UserError(f"{uri} is not a lock file of this program: delete it if nobody needs it") from None
 
 
-def _bytes(value: Holder) -> bytes:
-    return (json.dumps(asdict(value), indent=1) + "\n").encode()
-
-
-def _sentence(uri: str, theirs: Holder) -> str:
+def _locked_message(uri: str, theirs: LockRecord) -> str:
+    """Who holds the lock, and when it expires."""
     since, until = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") for t in (theirs.since, theirs.expires))
     return (
         f"{theirs.holder} holds the lock {uri} since {since} (process {theirs.pid} on {theirs.host}); "

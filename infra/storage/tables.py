@@ -1,7 +1,10 @@
-"""Tables between the stages: one folder of Parquet each, sorted, complete or absent.
+"""Tables that stages hand to each other: sorted Parquet files in a folder, either complete or absent.
 
-A table's parts lie in a folder named by its fingerprint and become the table when `_commit.json` names them: that one small
-object is written last, so a reader never sees half a table, and a rebuilt table replaces the old one in one step.
+A table has one folder with Parquet files, its parts. The parts lie in a subfolder named by the table's fingerprint, and become the
+table when the file `_commit.json` names them. That file is written last and in one step, so a reader never sees half a table, and a
+new version of a table replaces the old one at once.
+
+Rows are sorted by the column `image_id`, which every table has.
 """
 
 import hashlib
@@ -19,21 +22,25 @@ import pyarrow.parquet as pq
 from infra import storage
 
 SCHEMA_VERSION = 3
+"""Raised when the tables' columns change: tables of other versions count as absent."""
+
 COMMIT = "_commit.json"
+"""Name of the file that makes a folder a table."""
 
 REJECTS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),  # "" where the input is a row of a table
+        pa.field("stage", pa.string(), nullable=False),  # the stage that could not use the input
+        pa.field("reason", pa.string(), nullable=False),  # one sentence
     ]
 )
+"""One row per input that could not be used."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """An input that could not be used, and why."""
+    """An input that could not be used, and why: a row of REJECTS."""
 
     image_id: str
     path: str
@@ -43,8 +50,14 @@ class Reject:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of one Parquet row group, the sum of their `repeats` (= rows where there is no such column), the bytes of their
-    pictures (`binary` columns), and rows by `split`."""
+    """Summary of one row group of a Parquet file.
+
+    Attributes:
+        rows: number of rows.
+        repeats: sum of the column `repeats`, or the number of rows if there is no such column.
+        nbytes: bytes in the binary columns (encoded images and masks).
+        splits: number of rows by the value of the column `split`; empty if there is no such column.
+    """
 
     rows: int
     repeats: int
@@ -54,26 +67,41 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file of a table: its name below the table's folder and its row groups.
+    """Summary of one Parquet file of a table: all that the driver of a job keeps of it in memory.
 
-    These summaries are what the driver of a job holds of a table.
+    Attributes:
+        name: the file's path below the table's folder.
+        row_groups: summaries of its row groups, in order.
+        rejects: the inputs of this part that could not be used.
+        digest: SHA-256 of the file, in hexadecimal.
+        first: image_id of the first row, "" if there are no rows.
+        last: image_id of the last row, "" if there are no rows.
     """
 
     name: str
     row_groups: list[RowGroup]
     rejects: list[Reject] = field(default_factory=list)
-    digest: str = ""  # SHA-256 of the file
-    first: str = ""  # image_id of the first and the last row; "" where there is none
+    digest: str = ""
+    first: str = ""
     last: str = ""
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(g.rows for g in self.row_groups)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The object that makes a folder of parts a table."""
+    """Content of `_commit.json`, which makes a folder of parts a table.
+
+    Attributes:
+        fingerprint: identifies what the table was made from: code version, settings and inputs.
+        schema_version: SCHEMA_VERSION at the time of writing.
+        rows: number of rows.
+        parts: the parts, in the order of their rows.
+        extra: facts about the table from the job that made it, as JSON values.
+    """
 
     fingerprint: str
     schema_version: int
@@ -83,59 +111,66 @@ class Commit:
 
     @property
     def rejects(self) -> list[Reject]:
+        """The inputs that could not be used, of all parts."""
         return [r for p in self.parts for r in p.rejects]
 
 
 def read_commit(table: str) -> Commit | None:
-    """The table's commit, or None where there is no table (or one of another schema version)."""
+    """A table's commit, or None if there is no table or it has another schema version.
+
+    Args:
+        table: URI of the table's folder, here and in all functions of this module.
+    """
     try:
         raw = storage.read_json(storage.join(table, COMMIT))
     except FileNotFoundError:
         return None
     if raw.get("schema_version") != SCHEMA_VERSION:
         return None
-    parts = [_part(p) for p in raw["parts"]]
-    return Commit(raw["fingerprint"], raw["schema_version"], raw["rows"], parts, raw["extra"])
+    return Commit(**{**raw, "parts": [_parse_part(part) for part in raw["parts"]]})
 
 
 def require_commit(table: str) -> Commit:
-    """The table's commit. Raises FileNotFoundError where there is none."""
+    """A table's commit.
+
+    Raises:
+        FileNotFoundError: if there is no complete table.
+    """
     if (found := read_commit(table)) is None:
         raise FileNotFoundError(f"no complete table at {table}")
     return found
 
 
-def _part(raw: Mapping[str, Any]) -> Part:
-    return Part(
-        raw["name"],
-        [RowGroup(**g) for g in raw["row_groups"]],
-        [Reject(**r) for r in raw["rejects"]],
-        raw["digest"],
-        raw["first"],
-        raw["last"],
-    )
+def _parse_part(raw: Mapping[str, Any]) -> Part:
+    """A Part of its JSON value."""
+    groups = [RowGroup(**group) for group in raw["row_groups"]]
+    return Part(**{**raw, "row_groups": groups, "rejects": [Reject(**reject) for reject in raw["rejects"]]})
 
 
 def part_name(fingerprint: str, index: int) -> str:
-    """Name of the part `index` below its table's folder; names sort as the rows do."""
+    """Path of a part below its table's folder; the paths sort as the rows do."""
     return f"{fingerprint[:16]}/part-{index:05d}.parquet"
 
 
-def _summary(table: str, fingerprint: str, index: int) -> str:
-    """Where a part's own summary lies: written after the part, so it says that the part is complete."""
+def _summary_uri(table: str, fingerprint: str, index: int) -> str:
+    """URI of a part's summary. It is written after the part, so its presence shows that the part is complete."""
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
 
 def parts_done(table: str, fingerprint: str) -> set[str]:
-    """Names of the parts that stand complete, by one listing."""
+    """Names of the complete parts of this fingerprint, committed or not, found by listing the folder once."""
     folder = fingerprint[:16]
     names = storage.list_files(storage.join(table, folder))
     return {f"{folder}/{name.removesuffix('.json')}.parquet" for name in names if name.endswith(".json")}
 
 
 def read_part(table: str, fingerprint: str, index: int) -> Part:
-    """A complete part's summary. Raises FileNotFoundError where it isn't."""
-    return _part(storage.read_json(_summary(table, fingerprint, index)))
+    """The summary of a complete part.
+
+    Raises:
+        FileNotFoundError: if the part is not complete.
+    """
+    return _parse_part(storage.read_json(_summary_uri(table, fingerprint, index)))
 
 
 def write_part(
@@ -146,10 +181,20 @@ def write_part(
     schema: pa.Schema,
     rows_per_group: int = 64,
 ) -> Part:
-    """Write one part from `rows` (dicts by `schema`, and `Reject`s, which are kept aside), a row group at a time.
+    """Write one part of a table in one step, unless it is already complete.
 
-    The file appears whole. A part of this name that is already complete is kept and `rows` is not consumed, so a job that is
-    run again, or a task that is tried again, does not redo it.
+    A complete part is kept and `rows` is not consumed, so a task that is retried, or a job that is resumed, does no work twice.
+
+    Args:
+        table: URI of the table's folder.
+        fingerprint: the table's fingerprint.
+        index: position of the part in the table.
+        rows: rows as dicts, sorted by image_id, and `Reject`s, which go to the part's summary.
+        schema: the rows' columns.
+        rows_per_group: rows of a Parquet row group, the unit in which rows are read.
+
+    Returns:
+        The part's summary.
     """
     name = part_name(fingerprint, index)
     with suppress(FileNotFoundError):
@@ -158,51 +203,77 @@ def write_part(
     groups: list[RowGroup] = []
     first = last = ""
 
-    def good() -> Iterator[Mapping[str, Any]]:
+    def accepted() -> Iterator[Mapping[str, Any]]:
         for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)
             else:
                 yield row
 
-    # A part is bounded (its job sees to that), so it is composed in memory and stored by one whole write.
+    # Jobs keep parts small, so a part is encoded in memory and stored by one write.
     sink = pa.BufferOutputStream()
-    stream = good()
+    stream = accepted()
     with pq.ParquetWriter(sink, schema, compression="none" if "image" in schema.names else "zstd") as writer:
         while chunk := list(islice(stream, rows_per_group)):
-            table_chunk = pa.Table.from_pylist([dict(r) for r in chunk], schema=schema)
-            writer.write_table(table_chunk, row_group_size=rows_per_group)
-            splits = Counter(r["split"] for r in chunk) if "split" in schema.names else {}
-            repeats = sum(int(r.get("repeats", 1)) for r in chunk)
-            nbytes = sum(len(value) for r in chunk for value in r.values() if isinstance(value, bytes))
-            groups.append(RowGroup(len(chunk), repeats, nbytes, dict(splits)))
+            writer.write_table(pa.Table.from_pylist([dict(r) for r in chunk], schema=schema), row_group_size=rows_per_group)
+            groups.append(_summarize(chunk, schema))
             first, last = first or chunk[0]["image_id"], chunk[-1]["image_id"]
     content = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table, name), content)
     part = Part(name, groups, rejects, hashlib.sha256(content).hexdigest(), first, last)
-    storage.write_json(_summary(table, fingerprint, index), asdict(part))
+    storage.write_json(_summary_uri(table, fingerprint, index), asdict(part))
     return part
 
 
+def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
+    """Summary of the row group of these rows."""
+    splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
+    repeats = sum(int(row.get("repeats", 1)) for row in rows)
+    nbytes = sum(len(value) for row in rows for value in row.values() if isinstance(value, bytes))
+    return RowGroup(len(rows), repeats, nbytes, dict(splits))
+
+
 def discard(table: str, fingerprint: str) -> None:
-    """Delete parts that no commit names: their rows, and the rejects in them, are made anew next time."""
+    """Delete the parts of a fingerprint that are not committed, so that they are made again next time."""
     storage.remove(storage.join(table, fingerprint[:16]))
 
 
 def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[str, Any] | None = None) -> Commit:
-    """Make the parts the table, and delete what an earlier table of this name left behind."""
+    """Make parts the table, in place of an earlier one, and delete the files of other fingerprints.
+
+    Args:
+        table: URI of the table's folder.
+        fingerprint: the table's fingerprint.
+        parts: summaries of all its parts, in any order.
+        extra: JSON values to keep in the commit.
+
+    Returns:
+        What was written.
+    """
     ordered = sorted(parts, key=lambda p: p.name)
-    made = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
-    storage.write_json(storage.join(table, COMMIT), asdict(made))
+    written = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
+    storage.write_json(storage.join(table, COMMIT), asdict(written))
     keep = fingerprint[:16] + "/"
     for name in storage.list_files(table):
         if name != COMMIT and not name.startswith(keep):
             storage.remove(storage.join(table, name))
-    return made
+    return written
 
 
 def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | None = None) -> Iterator[dict[str, Any]]:
-    """The table's rows in order (of one part, or all), a row group in memory at a time."""
+    """Iterate over rows in order, with one row group in memory at a time.
+
+    Args:
+        table: URI of the table's folder.
+        columns: the columns to read; None for all.
+        part: the part to read; None for all parts of the committed table.
+
+    Yields:
+        Rows as dicts.
+
+    Raises:
+        FileNotFoundError: if `part` is None and there is no complete table.
+    """
     parts = [part] if part else require_commit(table).parts
     for each in parts:
         fs, path = storage.filesystem(storage.join(table, each.name))
@@ -214,9 +285,14 @@ def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | Non
 def rows_between(
     table: str, parts: Iterable[Part], first: str, last: str, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows, of `parts` of a sorted table, with first ≤ image_id ≤ last, in order; only parts that may have some are opened.
+    """Iterate over the rows with first ≤ image_id ≤ last, in order. Parts without such rows are not opened.
 
-    `columns` must have image_id.
+    Args:
+        table: URI of the table's folder.
+        parts: parts of the table, in order.
+        first: the lowest image_id.
+        last: the highest image_id.
+        columns: the columns to read, with image_id among them; None for all.
     """
     for part in parts:
         if part.rows and part.first <= last and part.last >= first:
@@ -224,13 +300,20 @@ def rows_between(
 
 
 def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One row group of the part named `part_file`."""
+    """Read one row group.
+
+    Args:
+        table: URI of the table's folder.
+        part_file: name of the part (`Part.name`).
+        group: index of the row group in the part.
+        columns: the columns to read; None for all.
+    """
     fs, path = storage.filesystem(storage.join(table, part_file))
     with pq.ParquetFile(path, filesystem=fs) as file:
         return file.read_row_group(group, columns=columns)
 
 
 def chunks(count: int, size: int) -> list[range]:
-    """`range(count)` in near-equal consecutive pieces of at most `size`."""
+    """Cut `range(count)` into consecutive ranges of at most `size`, as equal as possible; one empty range if `count` is 0."""
     pieces = max(1, math.ceil(count / size))
     return [range(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]

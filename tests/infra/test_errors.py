@@ -1,29 +1,29 @@
-"""A user's mistake is found in what Ray wraps it by."""
+"""find_user_error finds a UserError behind other errors."""
 
-from infra.errors import UserError, users_mistake
+from infra.errors import UserError, find_user_error
 
 
 def wrapped(cause: BaseException, by: str) -> RuntimeError:
-    """An error that `cause` lies behind, as Ray's (attribute `cause`) or Python's (`__cause__`)."""
+    """An error with a cause, in the attribute `by`: "cause" as Ray sets it, "__cause__" as Python does."""
     error = RuntimeError("wrapped")
     setattr(error, by, cause)
     return error
 
 
-def test_a_mistake_behind_other_errors_is_found():
-    mistake = UserError("there is no such file")
-    found = users_mistake(wrapped(wrapped(mistake, "cause"), "__cause__"))
+def test_a_user_error_behind_other_errors_is_found():
+    user_error = UserError("there is no such file")
+    found = find_user_error(wrapped(wrapped(user_error, "cause"), "__cause__"))
     assert isinstance(found, UserError) and str(found) == "there is no such file"
-    assert users_mistake(wrapped(ValueError("ours"), "cause")) is None
+    assert find_user_error(wrapped(ValueError("ours"), "cause")) is None
 
 
-def test_an_error_that_is_its_own_cause_ends():
+def test_circular_causes_end_the_search():
     ring = RuntimeError("ring")
     ring.__cause__ = wrapped(ring, "cause")
-    assert users_mistake(ring) is None
+    assert find_user_error(ring) is None
 
 
-def test_both_causes_are_looked_at():
+def test_both_kinds_of_cause_are_followed():
     error = wrapped(ValueError("the wrong one"), "cause")
     error.__cause__ = UserError("the right one")
-    assert str(users_mistake(error)) == "the right one"
+    assert str(find_user_error(error)) == "the right one"

@@ -28,7 +28,7 @@ from deconvnet.tracking.register import register
 from infra.errors import UserError
 from infra.runtime.actors import Actors
 from infra.storage import tables
-from infra.storage.lock import Locked, held
+from infra.storage.lock import Locked, hold_lock
 from tests.deconvnet.tracking.test_register import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
 from tests.servers import s3_server
 from workflows import predict
@@ -428,7 +428,7 @@ def test_the_config_that_ships_is_valid_and_every_field_can_be_given() -> None:
 @pytest.mark.usefixtures("here")
 def test_one_run_at_a_time_and_a_dead_ones_lock_expires(run: Run, tmp_path) -> None:
     lock = f"{tmp_path}/out/_lock"
-    with held(lock, "the other"), pytest.raises(Locked, match="the other holds the lock"):
+    with hold_lock(lock, "the other"), pytest.raises(Locked, match="the other holds the lock"):
         run()
     assert not (tmp_path / "out" / "predict.json").exists()
     (tmp_path / "out" / "_lock").write_text(

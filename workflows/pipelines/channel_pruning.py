@@ -23,7 +23,7 @@ def start_of(settings: Settings, stage: str) -> str | None:
 def weights_stamp(uri: str) -> str:
     """What tells the file of VGG-16's weights from another. Raises UserError where there is none."""
     try:
-        return storage.stamp(uri)
+        return storage.version_token(uri)
     except UserError as error:
         raise UserError(
             f"model.vgg16: {error}; `python workflows/download.py vgg16 --to data` fetches it, and an empty value "

@@ -197,4 +197,6 @@ def _stamp(bsds: str | None, split: str) -> list[str]:
     """What tells a split of BSDS500 from what stood there before. Raises UserError where it isn't one."""
     if bsds and storage.is_s3(bsds):
         raise UserError(f"bsds {bsds} must be a folder on disk, which all nodes see")
-    return [f"{path.stem}@{storage.stamp(str(path))}" for pair in bsds_files(bsds, split) for path in pair] if bsds else []
+    return (
+        [f"{path.stem}@{storage.version_token(str(path))}" for pair in bsds_files(bsds, split) for path in pair] if bsds else []
+    )

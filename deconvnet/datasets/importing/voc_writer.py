@@ -121,8 +121,8 @@ def whole(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         aside.rename(folder)
     except OSError as error:
-        if mistake := storage.disk_mistake(error, folder.parent):
-            raise mistake from error
+        if user_error := storage.disk_user_error(error, folder.parent):
+            raise user_error from error
         raise
     finally:
         storage.remove(str(aside))

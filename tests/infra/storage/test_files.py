@@ -1,4 +1,4 @@
-"""Files on disk and on a real S3 server, which refuses, goes away and comes back."""
+"""Files on disk and on a real S3 server, with failing requests and outages."""
 
 import os
 import pickle
@@ -17,8 +17,8 @@ from infra import storage
 from infra.deploy.local.servers import S3, free_ports
 from infra.errors import UserError
 from infra.storage import s3 as s3_module
-from infra.storage import tables
-from tests.infra.conftest import use
+from infra.storage import s3_client, tables
+from tests.infra.conftest import use_s3
 from tests.servers import SECRET_KEY, FlakyProxy
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string()), pa.field("repeats", pa.int16())])
@@ -31,52 +31,54 @@ def make_table(uri: str) -> list[str]:
     return [row["image_id"] for row in tables.iter_rows(uri)]
 
 
-# What holds on both
+# On disk and on S3
 
 
-def test_a_file_is_written_whole_and_read(place):
-    uri = storage.join(place, "a", "b.bin")
+def test_a_written_file_is_read_back_and_leaves_no_other_files(folder):
+    uri = storage.join(folder, "a", "b.bin")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(uri)
     for content in (b"first", b"", b"second"):
         storage.write_bytes(uri, content)
         assert storage.read_bytes(uri) == content
-    storage.write_json(storage.join(place, "c.json"), {"é": [1]})
-    assert storage.read_json(storage.join(place, "c.json")) == {"é": [1]}
-    assert storage.list_files(place) == ["a/b.bin", "c.json"]  # and nothing beside them
+    storage.write_json(storage.join(folder, "c.json"), {"é": [1]})
+    assert storage.read_json(storage.join(folder, "c.json")) == {"é": [1]}
+    assert storage.list_files(folder) == ["a/b.bin", "c.json"]
 
 
-def test_a_folder_is_there_when_something_is_below_it(place):
-    assert not storage.exists(place) and storage.list_files(place) == []
-    storage.write_bytes(storage.join(place, "ab", "c"), b"1")
-    assert storage.exists(place) and storage.exists(storage.join(place, "ab")) and storage.exists(storage.join(place, "ab", "c"))
-    assert not storage.exists(storage.join(place, "a")) and storage.list_files(storage.join(place, "a")) == []
+def test_a_folder_exists_when_a_file_is_below_it(folder):
+    assert not storage.exists(folder) and storage.list_files(folder) == []
+    storage.write_bytes(storage.join(folder, "ab", "c"), b"1")
+    assert (
+        storage.exists(folder) and storage.exists(storage.join(folder, "ab")) and storage.exists(storage.join(folder, "ab", "c"))
+    )
+    assert not storage.exists(storage.join(folder, "a")) and storage.list_files(storage.join(folder, "a")) == []
 
 
-def test_removing_takes_what_is_below_and_nothing_else(place):
+def test_remove_deletes_a_folder_with_its_files_and_nothing_else(folder):
     for name in ("a/1", "a/b/2", "ab/3", "a.txt"):
-        storage.write_bytes(storage.join(place, name), b"x")
-    storage.remove(storage.join(place, "a"))
-    assert storage.list_files(place) == ["a.txt", "ab/3"] and not storage.exists(storage.join(place, "a"))
-    storage.remove(storage.join(place, "a.txt"))
-    storage.remove(storage.join(place, "never"))
-    assert storage.list_files(place) == ["ab/3"]
+        storage.write_bytes(storage.join(folder, name), b"x")
+    storage.remove(storage.join(folder, "a"))
+    assert storage.list_files(folder) == ["a.txt", "ab/3"] and not storage.exists(storage.join(folder, "a"))
+    storage.remove(storage.join(folder, "a.txt"))
+    storage.remove(storage.join(folder, "never"))
+    assert storage.list_files(folder) == ["ab/3"]
 
 
-def test_a_stamp_changes_with_the_file(place):
-    uri = storage.join(place, "weights")
+def test_the_version_token_changes_with_the_file(folder):
+    uri = storage.join(folder, "weights")
     storage.write_bytes(uri, b"one")
-    first = storage.stamp(uri)
-    assert storage.stamp(uri) == first
+    first = storage.version_token(uri)
+    assert storage.version_token(uri) == first
     storage.write_bytes(uri, b"two")
-    assert storage.stamp(uri) != first
-    for wrong in (storage.join(place, "none"), place):
+    assert storage.version_token(uri) != first
+    for wrong in (storage.join(folder, "none"), folder):
         with pytest.raises(UserError, match="there is no file"):
-            storage.stamp(wrong)
+            storage.version_token(wrong)
 
 
 @pytest.mark.parametrize("kinds", ["disk disk", "disk s3", "s3 disk", "s3 s3"])
-def test_a_tree_is_copied_large_files_in_parts(kinds, tmp_path, bucket, monkeypatch):
+def test_copy_tree_copies_every_file_and_large_ones_in_parts(kinds, tmp_path, bucket, monkeypatch):
     monkeypatch.setattr(s3_module, "PART_BYTES", 5 * 2**20)
     source, target = (f"{bucket}/{i}" if kind == "s3" else str(tmp_path / str(i)) for i, kind in enumerate(kinds.split()))
     content = {"small": b"1", "deep/large": os.urandom(12 * 2**20)}
@@ -90,45 +92,45 @@ def test_a_tree_is_copied_large_files_in_parts(kinds, tmp_path, bucket, monkeypa
     assert storage.list_files(target) == sorted(content)
 
 
-def test_a_local_copy_is_there_for_the_block(place):
-    uri = storage.join(place, "weights.pt")
+def test_a_local_copy_exists_within_the_block(folder):
+    uri = storage.join(folder, "weights.pt")
     storage.write_bytes(uri, b"w")
     with storage.local_copy(uri) as path:
         assert path.read_bytes() == b"w" and path.name == "weights.pt"
     assert path.exists() == (not storage.is_s3(uri))
-    with pytest.raises(UserError, match="there is no file"), storage.local_copy(storage.join(place, "none")):
+    with pytest.raises(UserError, match="there is no file"), storage.local_copy(storage.join(folder, "none")):
         pass
 
 
-def test_a_table_is_written_committed_and_read(place):
-    assert make_table(place) == [f"{i:03d}" for i in range(200)]
-    assert tables.require_commit(place).rows == 200
+def test_a_committed_table_is_read_back(folder):
+    assert make_table(folder) == [f"{i:03d}" for i in range(200)]
+    assert tables.require_commit(folder).rows == 200
 
 
-def test_a_run_can_be_kept_there(place):
-    storage.check_writable(place)
-    assert storage.list_files(place) == []
+def test_check_writable_leaves_no_file(folder):
+    storage.check_writable(folder)
+    assert storage.list_files(folder) == []
 
 
-def test_writing_under_a_condition(place):
-    uri = storage.join(place, "lock")
+def test_conditional_writes_happen_only_if_the_condition_holds(folder):
+    uri = storage.join(folder, "lock")
     assert not storage.replace_if_same(uri, b"1", b"0") and not storage.remove_if_same(uri, b"0")
     assert storage.put_if_absent(uri, b"1") and not storage.put_if_absent(uri, b"2") and storage.read_bytes(uri) == b"1"
     assert not storage.replace_if_same(uri, b"3", b"2") and storage.read_bytes(uri) == b"1"
     assert storage.replace_if_same(uri, b"3", b"1") and storage.read_bytes(uri) == b"3"
     assert not storage.remove_if_same(uri, b"1") and storage.read_bytes(uri) == b"3"
-    assert storage.remove_if_same(uri, b"3") and storage.list_files(place) == []
+    assert storage.remove_if_same(uri, b"3") and storage.list_files(folder) == []
 
 
 @pytest.mark.parametrize("kind", ["put", "replace", "remove"])
-def test_of_many_writers_one_wins(place, kind):
-    uri = storage.join(place, "lock")
+def test_one_of_several_conditional_writers_succeeds(folder, kind):
+    uri = storage.join(folder, "lock")
     act = {
         "put": lambda mine: storage.put_if_absent(uri, mine),
         "replace": lambda mine: storage.replace_if_same(uri, mine, b"old"),
         "remove": lambda mine: storage.remove_if_same(uri, b"old"),
     }[kind]
-    for _ in range(2 if storage.is_s3(place) else 20):
+    for _ in range(2 if storage.is_s3(folder) else 20):
         storage.remove(uri) if kind == "put" else storage.write_bytes(uri, b"old")
         start = threading.Barrier(6)
 
@@ -143,10 +145,10 @@ def test_of_many_writers_one_wins(place, kind):
             assert storage.read_bytes(uri) == b"%d" % won.index(True)
 
 
-# S3 alone
+# On S3 only
 
 
-def test_listing_and_removing_go_on_after_a_page(bucket, monkeypatch):
+def test_listing_and_removing_work_beyond_one_page(bucket, monkeypatch):
     monkeypatch.setattr(s3_module, "PAGE", 20)
     for i in range(50):
         storage.write_bytes(f"{bucket}/many/{i:02d}", b"")
@@ -155,7 +157,7 @@ def test_listing_and_removing_go_on_after_a_page(bucket, monkeypatch):
     assert storage.list_files(bucket) == [] and not storage.exists(bucket)
 
 
-def test_markers_of_folders_are_no_files(bucket):
+def test_folder_markers_are_not_listed_as_files(bucket):
     fs, path = storage.filesystem(bucket)
     fs.create_dir(f"{path}/empty", recursive=True)
     assert storage.exists(f"{bucket}/empty") and storage.list_files(bucket) == []
@@ -163,11 +165,11 @@ def test_markers_of_folders_are_no_files(bucket):
     assert not storage.exists(bucket)
 
 
-def test_refusals_now_and_then_are_not_seen(proxy, bucket, monkeypatch, tmp_path):
-    use(monkeypatch, proxy)
+def test_occasional_failures_are_retried(proxy, bucket, monkeypatch, tmp_path):
+    use_s3(monkeypatch, proxy)
     proxy.fail_one_in = 5
     assert make_table(bucket) == [f"{i:03d}" for i in range(200)]
-    # As Ray Train keeps and fetches checkpoints.
+    # As Ray Train uploads and downloads checkpoints.
     fs, path = storage.filesystem(bucket)
     (tmp_path / "up").mkdir()
     for i in range(10):
@@ -183,8 +185,8 @@ def test_refusals_now_and_then_are_not_seen(proxy, bucket, monkeypatch, tmp_path
     assert proxy.refused > 5
 
 
-def away_and_back(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
-    """Writing, reading and listing, by boto3 and by pyarrow (as it arrives in a worker), all begun while the server is away."""
+def use_during_outage(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
+    """Write, read and list by boto3 and by a pickled pyarrow filesystem, starting while the server is away."""
     storage.write_bytes(f"{bucket}/there", b"content")
     fs, path = storage.filesystem(bucket)
     fs = pickle.loads(pickle.dumps(fs))
@@ -196,7 +198,7 @@ def away_and_back(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
         with fs.open_input_file(f"{path}/there") as file:
             return file.read()
 
-    begun = time.monotonic()
+    started = time.monotonic()
     proxy.away_for(seconds)
     with ThreadPoolExecutor(4) as pool:
         done = [
@@ -206,36 +208,36 @@ def away_and_back(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
             pool.submit(by_pyarrow),
         ]
         assert [each.result() for each in done] == [None, b"content", [], b"content"]
-    assert time.monotonic() - begun >= seconds
+    assert time.monotonic() - started >= seconds
     assert storage.read_bytes(f"{bucket}/new") == b"new" and storage.read_bytes(f"{bucket}/arrow") == b"arrow"
 
 
-def test_a_server_that_comes_back_is_waited_for(proxy, bucket, monkeypatch):
-    use(monkeypatch, proxy)
-    away_and_back(proxy, bucket, 5)
+def test_an_outage_of_5_seconds_is_waited_for(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    use_during_outage(proxy, bucket, 5)
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_for_20_seconds_is_waited_for(proxy, bucket, monkeypatch):
-    use(monkeypatch, proxy)
-    away_and_back(proxy, bucket, 20)
+def test_an_outage_of_20_seconds_is_waited_for(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    use_during_outage(proxy, bucket, 20)
 
 
 @pytest.mark.slow
-def test_refusals_for_a_long_time_are_not_seen(proxy, bucket, monkeypatch):
-    use(monkeypatch, proxy)
+def test_retries_do_not_run_out_over_many_failing_requests(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
     storage.write_bytes(f"{bucket}/x", b"x")
     fs, path = storage.filesystem(bucket)
     proxy.fail_one_in = 3
-    for _ in range(400):  # clients that have a quota of retries have used it up by then
+    for _ in range(400):  # enough to exhaust a client with a quota of retries
         assert fs.get_file_info(f"{path}/x").size == 1
-        assert storage.stamp(f"{bucket}/x")
+        assert storage.version_token(f"{bucket}/x")
     assert proxy.refused > 200
 
 
-def test_patience_ends(proxy, bucket, monkeypatch):
-    use(monkeypatch, proxy)
-    monkeypatch.setattr(s3_module, "PATIENCE_SECONDS", 1)
+def test_retries_end_after_retry_seconds(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 1)
     proxy.away()
     with pytest.raises(UserError, match=f"does not answer at {proxy.url}"):
         storage.read_bytes(f"{bucket}/x")
@@ -245,16 +247,16 @@ def test_patience_ends(proxy, bucket, monkeypatch):
         storage.read_bytes(f"{bucket}/x")
 
 
-def test_a_body_cut_in_the_middle_is_fetched_again(proxy, bucket, monkeypatch):
+def test_a_truncated_answer_is_read_again(proxy, bucket, monkeypatch):
     content = os.urandom(2**20)
     storage.write_bytes(f"{bucket}/x", content)
-    use(monkeypatch, proxy)
+    use_s3(monkeypatch, proxy)
     proxy.cut_answers = 2
     assert storage.read_bytes(f"{bucket}/x") == content and proxy.cut_answers == 0
 
 
-def test_an_answer_that_was_lost_does_not_lose_the_win(proxy, bucket, monkeypatch):
-    use(monkeypatch, proxy)
+def test_a_conditional_write_succeeds_though_its_answer_is_lost(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
     for act in (
         lambda: storage.put_if_absent(f"{bucket}/lock", b"1"),
         lambda: storage.replace_if_same(f"{bucket}/lock", b"2", b"1"),
@@ -262,87 +264,91 @@ def test_an_answer_that_was_lost_does_not_lose_the_win(proxy, bucket, monkeypatc
     ):
         proxy.lose_answers = 1
         assert act() and proxy.lose_answers == 0
-    # Somebody else's stays theirs.
+    # Another writer's content is not mistaken for ours.
     storage.write_bytes(f"{bucket}/lock", b"theirs")
     proxy.fail_one_in = 2
     assert not any(storage.put_if_absent(f"{bucket}/lock", b"%d" % i) for i in range(10))
 
 
-def refused(uri: str) -> str:
-    """What is said of `uri` at the start of a run; within 15 s, and without keys."""
-    begun = time.monotonic()
+def message_of_check(uri: str) -> str:
+    """The UserError of check_writable: raised within 15 s, on one line, without keys."""
+    started = time.monotonic()
     with pytest.raises(UserError) as caught:
         storage.check_writable(uri)
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - started < 15
     message = str(caught.value)
     assert SECRET_KEY not in message and "\n" not in message
     return message
 
 
-def test_wrong_credentials_are_a_sentence(s3, bucket, monkeypatch):
+def test_wrong_credentials_give_a_message(s3, bucket, monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
         monkeypatch.setenv(name, "wrong-and-secret")
-        for said in (refused(bucket), _said(lambda: storage.exists(bucket)), _said(lambda: storage.list_files(bucket))):
-            assert s3.url in said and "credentials" in said and "wrong-and-secret" not in said
-        use(monkeypatch, s3)
+        for message in (
+            message_of_check(bucket),
+            message_of(lambda: storage.exists(bucket)),
+            message_of(lambda: storage.list_files(bucket)),
+        ):
+            assert s3.url in message and "credentials" in message and "wrong-and-secret" not in message
+        use_s3(monkeypatch, s3)
 
 
-def _said(act) -> str:
+def message_of(act) -> str:
     with pytest.raises(UserError) as caught:
         act()
     return str(caught.value)
 
 
-def test_a_missing_bucket_is_a_sentence(s3, bucket, monkeypatch):
+def test_a_missing_bucket_gives_a_message(s3, bucket, monkeypatch):
     uri = "s3://no-such-bucket/runs"
-    assert refused(uri).startswith(f"there is no bucket no-such-bucket at {s3.url}")
+    assert message_of_check(uri).startswith(f"there is no bucket no-such-bucket at {s3.url}")
     for act in (storage.read_bytes, storage.exists, storage.list_files, storage.remove, lambda u: storage.write_bytes(u, b"")):
-        assert "there is no bucket no-such-bucket" in _said(lambda act=act: act(uri))
-    assert "names no bucket" in refused("s3://")
+        assert "there is no bucket no-such-bucket" in message_of(lambda act=act: act(uri))
+    assert "names no bucket" in message_of_check("s3://")
 
 
-def test_no_credentials_and_no_server_are_sentences(s3, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(s3_module, "CHECK_SECONDS", 1)
+def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3_client, "CHECK_SECONDS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
-    assert "does not answer at http://127.0.0.1:" in refused(bucket)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # nobody's address: no answer at all
-    assert "does not answer at http://192.0.2.255:9" in refused(bucket)
+    assert "does not answer at http://127.0.0.1:" in message_of_check(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
+    assert "does not answer at http://192.0.2.255:9" in message_of_check(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "seaweed:8333")
-    assert "AWS_ENDPOINT_URL" in refused(bucket)
-    use(monkeypatch, s3)
+    assert "AWS_ENDPOINT_URL" in message_of_check(bucket)
+    use_s3(monkeypatch, s3)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "credentials" in refused(bucket)
+    assert "credentials" in message_of_check(bucket)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "set AWS_ACCESS_KEY_ID" in refused(bucket)
+    assert "set AWS_ACCESS_KEY_ID" in message_of_check(bucket)
 
 
-def test_the_filesystem_that_goes_to_workers_holds_no_key(bucket):
+def test_a_pickled_filesystem_contains_no_key(bucket):
     fs, _ = storage.filesystem(bucket)
     sent = pickle.dumps(fs)
     assert SECRET_KEY.encode() not in sent
     assert pickle.loads(sent).get_file_info("bucket").type == pafs.FileType.Directory
 
 
-def test_the_filesystem_has_the_clients_endpoint_and_region(s3, bucket, monkeypatch):
-    monkeypatch.delenv("AWS_DEFAULT_REGION")  # custom servers need none
+def test_the_filesystem_uses_the_clients_endpoint_and_region(s3, bucket, monkeypatch):
+    monkeypatch.delenv("AWS_DEFAULT_REGION")  # servers other than Amazon's need none
     make_table(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # the one for S3 goes before
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # AWS_ENDPOINT_URL_S3 takes precedence
     make_table(bucket + "2")
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     from botocore.stub import Stubber
 
-    with Stubber(s3_module.client()) as amazon:
+    with Stubber(s3_client.client()) as amazon:
         amazon.add_response("head_bucket", {"BucketRegion": "eu-west-1"}, {"Bucket": "elsewhere"})
         fs, _ = storage.filesystem("s3://elsewhere/x")
     assert fs.region == "eu-west-1"
 
 
-# The disk alone
+# On disk only
 
 
 @pytest.fixture
@@ -355,7 +361,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_no_halves(small_disk, bucket, tmp_path):
+def test_a_full_disk_gives_a_message_and_leaves_no_partial_file(small_disk, bucket, tmp_path):
     uri = str(small_disk)
     storage.write_bytes(f"{uri}/kept", b"kept" * 1000)
     large = bytes(2 * 2**20)
@@ -368,26 +374,26 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_halves(small_disk, bucket, tmp_
         lambda: storage.copy_file(f"{bucket}/large", f"{uri}/large"),
         lambda: storage.copy_file(str(tmp_path / "large"), f"{uri}/large"),
     ):
-        said = _said(act)
-        assert f"the disk of {uri} is full" in said and "of 1 MiB" in said
+        message = message_of(act)
+        assert f"the disk of {uri} is full" in message and "of 1 MiB" in message
         assert storage.list_files(uri) == ["kept"] and storage.read_bytes(f"{uri}/kept") == b"kept" * 1000
     storage.check_writable(uri)
     with (small_disk / "filler").open("wb") as file, pytest.raises(OSError):
         while True:
             os.write(file.fileno(), bytes(4096))
-    assert f"the disk of {uri} is full" in refused(uri)
+    assert f"the disk of {uri} is full" in message_of_check(uri)
     assert storage.list_files(uri) == ["filler", "kept"]
     subprocess.run(["mount", "-o", "remount,ro", uri], check=True)
-    assert f"{uri} can't be written to" in refused(uri)
+    assert f"{uri} can't be written to" in message_of_check(uri)
 
 
-def test_a_place_that_is_no_folder_is_a_sentence(tmp_path):
+def test_a_path_that_cannot_be_a_folder_gives_a_message(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    assert str(tmp_path / "file") in refused(str(tmp_path / "file"))
-    assert str(tmp_path / "file") in refused(str(tmp_path / "file" / "below"))
+    assert str(tmp_path / "file") in message_of_check(str(tmp_path / "file"))
+    assert str(tmp_path / "file") in message_of_check(str(tmp_path / "file" / "below"))
 
 
-def test_s3_from_many_threads(s3: S3, bucket):
+def test_many_threads_can_use_s3(s3: S3, bucket):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda i: storage.write_json(f"{bucket}/{i}", i), range(64)))
         assert list(pool.map(lambda i: storage.read_json(f"{bucket}/{i}"), range(64))) == list(range(64))

@@ -1,0 +1,95 @@
+"""S3 errors as messages for the user. Messages name the server and the URI, never a key or password."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from infra.errors import UserError
+from infra.storage.s3_client import endpoint, network_errors, without_password
+
+_NOT_FOUND = ("NoSuchKey", "404", "NotFound")
+_WRONG_CREDENTIALS = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "InvalidClientTokenId",
+    "AuthorizationHeaderMalformed",
+)
+_FORBIDDEN = ("AccessDenied", "403", "Forbidden", "AllAccessDisabled")
+_SERVER_FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage", "507")
+_CONDITION_FAILED = ("PreconditionFailed", "412")
+
+
+def is_not_found(error: Any) -> bool:
+    """True for a botocore ClientError that says that the object does not exist."""
+    return _code(error) in _NOT_FOUND
+
+
+def is_condition_failed(error: Any) -> bool:
+    """True for a botocore ClientError that says that a conditional request's condition was not met."""
+    return _code(error) in _CONDITION_FAILED
+
+
+@contextmanager
+def s3_errors_for_user(uri: str) -> Iterator[None]:
+    """Turn S3 errors within the block into messages for the user.
+
+    Args:
+        uri: what the block works on, for the message.
+
+    Raises:
+        UserError: for S3 errors.
+        FileNotFoundError: for an object that does not exist.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        if is_not_found(error) and error.operation_name != "HeadBucket":
+            raise FileNotFoundError(uri) from None
+        raise UserError(_refused_message(uri, error)) from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise UserError(_failed_message(uri, error)) from error
+
+
+def _code(error: Any) -> str:
+    """The S3 error code of a botocore ClientError, "" if it has none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _refused_message(uri: str, error: Any) -> str:
+    """The message for a request that the server answered with an error."""
+    code, bucket = _code(error), urlsplit(uri).netloc
+    if code in ("NoSuchBucket", *_NOT_FOUND):
+        return f"there is no bucket {bucket} at {endpoint()}: create it, or correct {uri}"
+    if code in _WRONG_CREDENTIALS:
+        return f"S3 at {endpoint()} refuses the credentials ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION"
+    if code in _FORBIDDEN:
+        return (
+            f"S3 at {endpoint()} forbids {error.operation_name} on {uri} ({code}): check the credentials, and that they are allowed "
+            "to read, write, list and delete there"
+        )
+    if code in _SERVER_FULL:
+        return f"S3 at {endpoint()} has no room left for {uri} ({code}): make room; what was committed before is intact"
+    if code == "RequestTimeTooSkewed":
+        return f"S3 at {endpoint()} rejects this machine's clock (RequestTimeTooSkewed): set the time"
+    return f"S3 at {endpoint()} refuses {error.operation_name} on {uri}: {code or 'no reason given'}"
+
+
+def _failed_message(uri: str, error: Exception) -> str:
+    """The message for a request that got no answer or was never sent."""
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return f"there are no credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, network_errors()):
+        where = " (Amazon's, since AWS_ENDPOINT_URL is not set)" if "amazonaws.com" in endpoint() else ""
+        return (
+            f"S3 does not answer at {endpoint()}{where}: {type(error).__name__}; {uri} can't be used: "
+            "check the address, and that the server is running"
+        )
+    return f"S3 can't be used for {uri}: {without_password(' '.join(str(error).split()))}"
