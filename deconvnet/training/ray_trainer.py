@@ -21,6 +21,7 @@ import ray.train.torch
 import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from deconvnet.models import checkpoint
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.curves import progress
