@@ -18,7 +18,7 @@ import sys
 
 from deconvnet.datasets import voc
 from deconvnet.evaluation.voc_submission import COMPETITIONS, SUFFIXES, check_submission, masks_folder, pack
-from deconvnet.inference.predictor import RESULTS, segmenter_options
+from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.settings import VOC_CLASSES
 from infra import storage
 from infra.errors import UserError
@@ -93,7 +93,7 @@ def _submit(s: Settings, arguments: argparse.Namespace) -> int:
             f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {s.workspace} know {', '.join(known)}"
         )
     photographs = list_split(root, split, s.data.max_pixels)
-    recipe = Recipe(*models, segmenter_options(s.segment, s.examples), as_dict(s.proposals), arguments.result)
+    recipe = Recipe(*models, PredictorOptions.from_settings(s.segment, s.examples), as_dict(s.proposals), arguments.result)
     place = storage.join(s.workspace, "submissions", recipe.key(photographs)[:16])
     nodes = s.cluster.selector("training_nodes" if s.compute.gpu else "data_nodes")
     with connected(s.cluster):

@@ -13,7 +13,7 @@ import numpy as np
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import Analysis
 from deconvnet.evaluation.metrics import ConfusionMatrix
-from deconvnet.inference.predictor import RESULTS, Segmenter, segmenter_options
+from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import Interrupted, UserError
 from infra.runtime.actors import Actors, Work, for_each
 from infra.runtime.progress import progress
@@ -72,7 +72,7 @@ def evaluate(
     """
     if not (units := _units(images_uri, proposals_uri, split)):
         raise _nothing(split, images_uri)
-    options = segmenter_options(segment, examples)
+    options = PredictorOptions.from_settings(segment, examples)
     make = partial(_worker, (deconvnet_uri, fcn8s_uri), options, (images_uri, proposals_uri), split, len(classes), actors)
     done = for_each(
         dict(enumerate(units)), make, actors, title=f"evaluating on {split}", kind="batches of photographs",
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def evaluate_here(
-    segmenter: Segmenter,
+    predictor: Predictor,
     images_uri: str,
     proposals_uri: str,
     *,
@@ -98,7 +98,7 @@ def evaluate_here(
     Raises UserError as `evaluate` does, and Interrupted where `should_stop`, asked between photographs' batches, says yes.
     """
     units = _units(images_uri, proposals_uri, split)
-    measure = partial(_measured, segmenter, images_uri, proposals_uri, split, len(classes))
+    measure = partial(_measured, predictor, images_uri, proposals_uri, split, len(classes))
 
     def rows(pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
         found = pool.map(measure, units)
@@ -109,7 +109,7 @@ def evaluate_here(
                 raise Interrupted(f"stopped while it evaluated on {split}")
 
     with ThreadPoolExecutor(threads) as pool:
-        return _gathered(rows(pool), classes, dataset, counts_up_to(segmenter.proposals), _nothing(split, images_uri))
+        return _gathered(rows(pool), classes, dataset, counts_up_to(predictor.options.proposals), _nothing(split, images_uri))
 
 
 def _nothing(split: str, images_uri: str) -> UserError:
@@ -141,29 +141,29 @@ def _gathered(
 
 
 def _worker(
-    models: tuple[str, str], options: dict[str, Any], tables: tuple[str, str], split: str, num_classes: int, actors: Actors
+    models: tuple[str, str], options: PredictorOptions, tables: tuple[str, str], split: str, num_classes: int, actors: Actors
 ) -> Work[dict[str, Any]]:
     """What an actor does with a unit: `_measured`, by networks that it holds."""
     import torch
 
     torch.set_num_threads(actors.cpus)
     cv2.setNumThreads(1)
-    segmenter = Segmenter.load(*models, "cuda" if actors.gpus else "cpu", **options)
-    return lambda index, unit: _measured(segmenter, *tables, split, num_classes, unit)
+    predictor = Predictor.load(*models, "cuda" if actors.gpus else "cpu", options)
+    return lambda index, unit: _measured(predictor, *tables, split, num_classes, unit)
 
 
 def _measured(
-    segmenter: Segmenter, images_uri: str, proposals_uri: str, split: str, num_classes: int, unit: Unit
+    predictor: Predictor, images_uri: str, proposals_uri: str, split: str, num_classes: int, unit: Unit
 ) -> dict[str, Any]:
     """For one unit: `Analysis.arrays`, and each photograph's id and five mean IoUs, nan where all is void."""
     # A photograph that EdgeBox set aside has no boxes.
     boxes = {name: found for name, found, _ in iter_proposals(proposals_uri, unit.proposals)}
-    counts = counts_up_to(segmenter.proposals)
+    counts = counts_up_to(predictor.options.proposals)
     found = Analysis.empty(RESULTS, counts, num_classes)
     image_ids, mean_iou = [], []
     for image_id, image, truth, objects in _photographs(unit, images_uri, split):
         nothing = np.zeros((0, 4), np.float32)
-        labels, after = segmenter.segment_stepwise(image, boxes.get(image_id, nothing), counts)
+        labels, after = predictor.masks_by_box_count(image, boxes.get(image_id, nothing), counts)
         image_ids.append(image_id)
         mean_iou.append(found.add(truth, objects, labels, after))
     return {"image_ids": image_ids, "mean_iou": mean_iou, **found.arrays()}

@@ -12,6 +12,7 @@ import cv2
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.inference.predictor import Predictor, PredictorOptions
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.actors import Actors, Work, for_each
@@ -41,11 +42,11 @@ class Listed:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What masks are made by: folders of a DeconvNet and an FCN-8s, keywords of `Segmenter` and of `edge_boxes`, one of RESULTS."""
+    """What masks are made by: folders of a DeconvNet and an FCN-8s, the options of `Predictor`, keywords of `edge_boxes`, one of RESULTS."""
 
     deconvnet: str
     fcn8s: str
-    segment: dict[str, Any]
+    segment: PredictorOptions
     edges: dict[str, Any]
     result: str
 
@@ -107,18 +108,16 @@ def labels_by(recipe: Recipe, place: str, actors: Actors) -> Work[None]:
     """What an actor does with a unit, a list of photographs: writes their masks at `place`, by networks that it holds."""
     import torch
 
-    from deconvnet.inference.predictor import Segmenter
-
     torch.set_num_threads(actors.cpus)
     cv2.setNumThreads(1)
-    segmenter = Segmenter.load(recipe.deconvnet, recipe.fcn8s, "cuda" if actors.gpus else "cpu", **recipe.segment)
+    predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, "cuda" if actors.gpus else "cpu", recipe.segment)
 
     def work(index: int, unit: Sequence[Listed]) -> None:
         for each in unit:
             try:
                 image = decode_image(storage.read_bytes(each.uri))
                 boxes, _ = edge_boxes(image, **recipe.edges)
-                mask = segmenter.segment(image, boxes, (recipe.result,))[recipe.result]
+                mask = predictor.masks(image, boxes, (recipe.result,))[recipe.result]
             except (BadInput, OSError, cv2.error) as error:
                 raise _unusable(each.uri, error) from None
             storage.write_bytes(storage.join(place, f"{each.image_id}.png"), encode_mask(mask, VOC_PALETTE))

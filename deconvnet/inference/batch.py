@@ -10,7 +10,7 @@ import numpy as np
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, Item, Plan, State
-from deconvnet.inference.saved_ensemble import Labeller, read_options
+from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
 from infra import storage
 from infra.errors import BadInput
 from infra.runtime.actors import Actors, Work, for_each
@@ -55,12 +55,12 @@ class _Maker:
         self.table = storage.join(output, TABLE)
 
     @cached_property
-    def labeller(self) -> Labeller:
+    def ensemble(self) -> SavedEnsemble:
         import torch
 
         torch.set_num_threads(self.actors.cpus)
         cv2.setNumThreads(1)
-        return Labeller(self.model, "cuda" if self.actors.gpus else "cpu", self.max_pixels)
+        return SavedEnsemble(self.model, "cuda" if self.actors.gpus else "cpu", self.max_pixels)
 
     @cached_property
     def classes(self) -> Sequence[str]:
@@ -90,7 +90,7 @@ class _Maker:
         return {(row["image_id"], part): row for part, rows in found for row in rows}
 
     def _label(self, item: Item) -> dict[str, Any]:
-        labelled = self.labeller.label(self._read(item))
+        labelled = self.ensemble.predict(self._read(item))
         mask = labelled.mask
         storage.write_bytes(storage.join(self.output, item.mask), encode_mask(mask, VOC_PALETTE))
         if item.draw:

@@ -1,4 +1,8 @@
-"""Joining DeconvNet's and FCN-8s' opinions of a photograph (§4.4)."""
+"""Combine the scores of DeconvNet and FCN-8s into one prediction.
+
+Source: Noh, Hong, Han (ICCV 2015), "Ensemble with FCN". DeconvNet is good at details and FCN at overall shape, so the mean of
+their class probabilities is better than either.
+"""
 
 from typing import Literal
 
@@ -10,17 +14,34 @@ Floats = NDArray[np.float32]
 
 
 def softmax(scores: Floats) -> Floats:
-    """Probabilities of `scores` (C, H, W) over the classes: float32, the same shape."""
+    """Turn scores into probabilities over the classes.
+
+    Args:
+        scores: float array (C, H, W).
+
+    Returns:
+        float32 array (C, H, W) that sums to 1 over the first axis.
+    """
     out = np.exp(scores - scores.max(axis=0, keepdims=True), dtype=np.float32)
     out /= out.sum(axis=0, keepdims=True)
     return out
 
 
 def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_weight: float = 0.5) -> Floats:
-    """Class probabilities (C, H, W) of the ensemble from both networks' scores before softmax.
+    """Compute the class probabilities of the ensemble EDeconvNet.
 
-    "mean": the mean of both networks' probabilities, FCN-8s' weighted by `fcn_weight` (paper: a half). "product": softmax of DeconvNet's scores times FCN's scores, the
-    latter clipped at 0 (released code). Raises ValueError for other names or unequal shapes.
+    Args:
+        deconvnet: DeconvNet's scores before softmax, (C, H, W).
+        fcn: FCN-8s' scores before softmax, (C, H, W).
+        how: "mean" (the paper): (1 - w) * softmax(deconvnet) + w * softmax(fcn).
+            "product" (the authors' released code): softmax(deconvnet * max(fcn, 0)).
+        fcn_weight: w of "mean", 0 to 1; the paper's is 0.5. Ignored by "product".
+
+    Returns:
+        Class probabilities, float32 (C, H, W).
+
+    Raises:
+        ValueError: if `how` is unknown or the shapes differ.
     """
     if deconvnet.shape != fcn.shape:
         raise ValueError(f"scores of unequal shape: {deconvnet.shape} and {fcn.shape}")

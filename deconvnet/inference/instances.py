@@ -1,4 +1,13 @@
-"""Scores of a photograph: instance-wise by DeconvNet over proposals (§3.3, §4.4), or at once by FCN-8s."""
+"""Class scores of an image: by DeconvNet from its proposals, or by FCN-8s from the whole image.
+
+Source: Noh, Hong, Han (ICCV 2015), "Aggregating Instance-wise Segmentation Maps". With G_i(x, y, c) the score map of proposal i,
+resized to the proposal's window and 0 outside of it, the score of class c at pixel (x, y) is
+
+    P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
+    P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)
+
+A softmax over the classes turns P into probabilities.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +27,25 @@ from proposals.boxes import Window, crop, extend, window_pixels
 
 Aggregation = Literal["max", "sum"]
 Floats = NDArray[np.float32]
-Place = tuple[slice, slice]
+Slices = tuple[slice, slice]
+OnBox = Callable[[int, Tensor], None]
+"""Called after each box with the number merged so far and the score canvas (C, H, W), which is 0 where no box has reached yet."""
 
 
 def choose_boxes(
     boxes: Floats, n: int | None = None, *, min_side: float = 0.0, context: float = 1.2, window: Window = "square"
 ) -> Floats:
-    """The first `n` boxes (all, where None) of (N, 4), best first.
+    """Select the best boxes that are large enough.
 
-    Boxes whose extended window has a shorter side under `min_side` px are passed over and don't count towards `n`.
+    Args:
+        boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, best first.
+        n: number of boxes to return; None for all. Boxes that are too small do not count.
+        min_side: boxes whose extended window has a shorter side below this (px) are skipped.
+        context: factor by which a box is extended, see `proposals.boxes.extend`.
+        window: shape of the extended window, see `proposals.boxes.extend`.
+
+    Returns:
+        float32 (M, 4), the selected boxes, not extended, in their order.
     """
     extended = extend(boxes, context, window)
     sides = (extended[:, 2:] - extended[:, :2]).min(axis=1, initial=np.inf)
@@ -42,55 +61,74 @@ def segment_instances(
     window: Window = "square",
     aggregation: Aggregation = "max",
     batch: int = 50,
-    min_side: float = 0.0,
-    watch: Callable[[int, Tensor], None] | None = None,
+    on_box: OnBox | None = None,
 ) -> Floats:
-    """Scores before softmax, float32 (C, H, W), of `image` uint8 (H, W, 3) RGB from what `model` sees in each of `boxes` (N, 4).
+    """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
 
-    Each box is extended, cropped by the rule of training (`proposals.boxes`) and forwarded, `batch` at once, on the model's
-    device and in evaluation mode. Its score map is resized (bilinear) to its window, and the maps meet in a canvas that starts
-    at 0, by maximum (so no score is under 0, as in the released code) or sum. Boxes may leave the image; those whose extended
-    window has a side under `min_side` px are left out.
+    Each box is extended, cropped by the rule that cuts training examples (`proposals.boxes.crop`) and forwarded. Its score map is
+    resized (bilinear) to its window and merged into a canvas that starts at 0, so "max" never gives a negative score, as in the
+    authors' released code.
 
-    Where no box reaches, no object was proposed: every score is 0, but background's is log(C - 1), so that its probability is
-    a half. Thus background wins there, while an FCN-8s that is sure, or the CRF, may still say otherwise.
+    In pixels that no box covers, no object was proposed. There every score is 0 except background's, which is log(C - 1): its
+    probability is one half. So background is the arg max there, while a confident FCN-8s or the CRF can still overrule it.
 
-    watch: told after each box how many have met in the canvas, and the canvas (C, H, W) itself, 0 where none has reached yet.
+    Args:
+        model: the network; it is run on its own device, in evaluation mode.
+        image: uint8 (H, W, 3), RGB.
+        boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
+        context: factor by which boxes are extended, see `proposals.boxes.extend`.
+        window: shape of the extended window, see `proposals.boxes.extend`.
+        aggregation: how score maps are merged, "max" or "sum" (see the module's docstring).
+        batch: boxes forwarded at once.
+        on_box: called after each box with the number merged so far and the score canvas (C, H, W).
+
+    Returns:
+        Scores before softmax, float32 (C, H, W).
+
+    Raises:
+        ValueError: if `aggregation` is unknown or `batch` is below 1.
     """
     if aggregation not in ("max", "sum"):
         raise ValueError(f"aggregation must be max or sum, not {aggregation!r}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     height, width = image.shape[:2]
-    chosen = extend(choose_boxes(boxes, min_side=min_side, context=context, window=window), context, window)
-    seen = [(box, pixels) for box in chosen if _inside(pixels := window_pixels(box), height, width)]
+    windows = [(box, pixels) for box in extend(boxes, context, window) if _visible(pixels := window_pixels(box), height, width)]
     device = _device(model)
     canvas = torch.zeros(model.num_classes, height, width, device=device)
     covered = np.zeros((height, width), bool)
     side = model.input_size
-    crops = np.empty((min(batch, len(seen)), side, side, 3), np.uint8)
-    workspace = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in seen), default=0), np.float32)
+    crops = np.empty((min(batch, len(windows)), side, side, 3), np.uint8)
+    buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in windows), default=0), np.float32)
     with _evaluating(model):
-        for start in range(0, len(seen), batch):
-            some = seen[start : start + batch]
-            for into, (box, _) in zip(crops, some, strict=False):
+        for start in range(0, len(windows), batch):
+            chunk = windows[start : start + batch]
+            for into, (box, _) in zip(crops, chunk, strict=False):
                 into[:] = crop(image, box, side)
-            images = torch.from_numpy(crops[: len(some)]).to(device).permute(0, 3, 1, 2)
+            images = torch.from_numpy(crops[: len(chunk)]).to(device).permute(0, 3, 1, 2)
             scores = model(model.prepare(images)).float().contiguous()
-            for number, (one, (_, pixels)) in enumerate(zip(scores, some, strict=True), start + 1):
-                covered[cast(Place, _inside(pixels, height, width))] = True
-                _place(one, pixels, canvas, aggregation, workspace)
-                if watch:
-                    watch(number, canvas)
+            for number, (score_map, (_, pixels)) in enumerate(zip(scores, chunk, strict=True), start + 1):
+                covered[cast(Slices, _visible(pixels, height, width))] = True
+                _merge(score_map, pixels, canvas, aggregation, buffer)
+                if on_box:
+                    on_box(number, canvas)
     out = canvas.cpu().numpy()
     out[0][~covered] = log(max(model.num_classes - 1, 1))
     return out
 
 
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
-    """Scores before softmax, float32 (C, H, W), of `image` uint8 (H, W, 3) RGB by a network that takes any size.
+    """Compute the class scores of an image by a fully convolutional network.
 
-    An image larger than the network was trained on (`input_size`) is seen scaled down to that; its scores are scaled back (bilinear).
+    An image larger than those the network was trained on (`fcn.input_size`, None for no limit) is scaled down for it, and the
+    scores are scaled back (bilinear).
+
+    Args:
+        fcn: a network that accepts any input size; it is run on its own device, in evaluation mode.
+        image: uint8 (H, W, 3), RGB.
+
+    Returns:
+        Scores before softmax, float32 (C, H, W).
     """
     height, width = image.shape[:2]
     scale = min(1.0, (fcn.input_size or inf) / max(height, width))
@@ -106,12 +144,13 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
 
 
 def _device(model: torch.nn.Module) -> torch.device:
+    """The device of the model's parameters."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode; the mode is restored."""
+    """Put the model in evaluation mode without gradients, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -121,22 +160,25 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _inside(pixels: tuple[int, int, int, int], height: int, width: int) -> Place | None:
-    """Rows and columns of the image that a window covers; None where it lies outside."""
+def _visible(pixels: tuple[int, int, int, int], height: int, width: int) -> Slices | None:
+    """The rows and columns of the image that a window covers, or None if it lies outside the image."""
     x1, y1, x2, y2 = pixels
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
 
 
-def _place(
-    scores: Tensor, pixels: tuple[int, int, int, int], canvas: Tensor, aggregation: Aggregation, workspace: Floats
-) -> None:
-    """Resize `scores` (C, S, S) to the window and join them with the part of `canvas` (C, H, W) it covers, in place.
+def _merge(scores: Tensor, pixels: tuple[int, int, int, int], canvas: Tensor, aggregation: Aggregation, buffer: Floats) -> None:
+    """Resize a score map to its window and merge it into the canvas, in place.
 
-    `workspace` (flat) has room for a window.
+    Args:
+        scores: score map of one box, (C, S, S).
+        pixels: window of the box x1, y1, x2, y2; part of it must lie in the image.
+        canvas: merged scores so far, (C, H, W); changed.
+        aggregation: "max" or "sum".
+        buffer: flat scratch memory with at least as many values as the window has pixels; used on CPUs.
     """
     x1, y1, x2, y2 = pixels
-    rows, columns = cast(Place, _inside(pixels, *canvas.shape[-2:]))
+    rows, columns = cast(Slices, _visible(pixels, *canvas.shape[-2:]))
     source = slice(rows.start - y1, rows.stop - y1), slice(columns.start - x1, columns.stop - x1)
     part = canvas[:, rows, columns]
     if scores.device.type != "cpu":
@@ -144,9 +186,9 @@ def _place(
         resized = whole[0][:, *source]
         torch.maximum(part, resized, out=part) if aggregation == "max" else part.add_(resized)
         return
-    # OpenCV resizes a plane two to four times faster than torch on CPUs, and into the same buffer.
-    buffer = workspace[: (y2 - y1) * (x2 - x1)].reshape(y2 - y1, x2 - x1)
-    join = np.maximum if aggregation == "max" else np.add
+    # On CPUs OpenCV resizes a plane two to four times faster than torch, and into one buffer.
+    plane_buffer = buffer[: (y2 - y1) * (x2 - x1)].reshape(y2 - y1, x2 - x1)
+    merge = np.maximum if aggregation == "max" else np.add
     for plane, target in zip(scores.numpy(), part.numpy(), strict=True):
-        cv2.resize(plane, (x2 - x1, y2 - y1), dst=buffer, interpolation=cv2.INTER_LINEAR)
-        join(target, buffer[source], out=target)
+        cv2.resize(plane, (x2 - x1, y2 - y1), dst=plane_buffer, interpolation=cv2.INTER_LINEAR)
+        merge(target, plane_buffer[source], out=target)

@@ -1,6 +1,17 @@
-"""Two trained networks as one thing that labels photographs, in the five ways the paper compares."""
+"""The five results of the paper for one image: FCN-8s, DeconvNet, their ensemble, and the dense CRF after them.
 
-from collections.abc import Callable, Collection, Mapping
+    fcn8s           softmax of FCN-8s' scores of the whole image
+    deconvnet       softmax of DeconvNet's scores, merged over the proposals (`instances`)
+    deconvnet_crf   dense CRF on `deconvnet`
+    edeconvnet      ensemble of `deconvnet` and `fcn8s` (`ensemble`)
+    edeconvnet_crf  dense CRF on `edeconvnet`; the final result
+
+Source: Noh, Hong, Han (ICCV 2015), "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
+unary potential -log p (`deconvnet.crf`).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import cv2
@@ -10,7 +21,7 @@ from torch import Tensor
 
 from deconvnet.crf import dense_crf
 from deconvnet.inference.ensemble import Ensemble, combine, softmax
-from deconvnet.inference.instances import Aggregation, choose_boxes, segment_instances, whole_image_scores
+from deconvnet.inference.instances import Aggregation, OnBox, choose_boxes, segment_instances, whole_image_scores
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
@@ -22,160 +33,225 @@ if TYPE_CHECKING:
     from deconvnet.settings import SegmentSettings
     from proposals.settings import ExampleSettings
 
-Photograph = NDArray[np.uint8]
-Labels = NDArray[np.uint8]
+Image = NDArray[np.uint8]
+Mask = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf")
-"""The rows of the paper's table, in its order."""
+"""Names of the five results, in the order of the paper's table."""
 
 
-def segmenter_options(segment: "SegmentSettings", examples: "ExampleSettings") -> dict[str, Any]:
-    """The settings as keywords of `Segmenter`, JSON values all; the window's rule is the training examples'."""
-    return {**segment.model_dump(mode="json"), "context": examples.context, "window": examples.window}
+@dataclass(frozen=True)
+class PredictorOptions:
+    """How the networks' scores become the five results; `dataclasses.asdict` gives values for JSON.
 
-
-class Segmenter:
-    """DeconvNet, FCN-8s, their ensemble, and the CRF after them.
-
-    Photographs are uint8 (H, W, 3) RGB; boxes float32 (N, 4) in their pixels, best first. One whose longer side is over
-    `max_side` is worked at that side (min_side and the CRF's sigmas count its pixels then), and its labels come back at full
-    size.
-
-    It works with copies of the networks (`for_inference`, which `bf16` is for). proposals: best boxes used. aggregation, batch,
-    min_side, context, window: see `segment_instances`. ensemble, fcn_weight: see `combine`. crf: keywords of `dense_crf`.
+    Attributes:
+        proposals: number of boxes DeconvNet is run on, the best ones.
+        min_side: boxes whose extended window has a shorter side below this (px) are skipped and do not count.
+        aggregation: how the boxes' score maps are merged, see `instances`.
+        ensemble: how the two networks are combined, see `ensemble.combine`.
+        fcn_weight: FCN-8s' weight in the ensemble "mean", 0 to 1.
+        batch: boxes forwarded at once.
+        bf16: compute in bfloat16 on devices that are fast at it.
+        max_side: an image whose longer side exceeds this (px) is scaled down to it; its masks are scaled back. `min_side` and the
+            CRF's sigmas then count pixels of the smaller image.
+        crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
+        context: factor by which boxes are extended, as for training examples.
+        window: shape of the extended window, as for training examples; see `proposals.boxes.extend`.
     """
 
-    def __init__(
-        self,
-        deconvnet: DeconvNet,
-        fcn8s: FCN8s,
-        *,
-        proposals: int = 50,
-        aggregation: Aggregation = "max",
-        ensemble: Ensemble = "mean",
-        fcn_weight: float = 0.5,
-        batch: int = 50,
-        min_side: float = 0.0,
-        max_side: int = 1024,
-        context: float = 1.2,
-        window: Window = "square",
-        bf16: bool = True,
-        crf: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Raises ValueError where the networks know different numbers of classes."""
-        if deconvnet.num_classes != fcn8s.num_classes:
-            raise ValueError(f"DeconvNet has {deconvnet.num_classes} classes, FCN-8s {fcn8s.num_classes}")
-        self.deconvnet, self.fcn8s = for_inference(deconvnet, bf16=bf16), for_inference(fcn8s, bf16=bf16)
-        self.proposals, self.aggregation, self.ensemble, self.fcn_weight = proposals, aggregation, ensemble, fcn_weight
-        self.batch, self.min_side, self.max_side = batch, min_side, max_side
-        self.context, self.window, self.crf = context, window, dict(crf or {})
+    proposals: int = 50
+    min_side: float = 0.0
+    aggregation: Aggregation = "max"
+    ensemble: Ensemble = "mean"
+    fcn_weight: float = 0.5
+    batch: int = 50
+    bf16: bool = True
+    max_side: int = 1024
+    crf: Mapping[str, Any] = field(default_factory=dict)
+    context: float = 1.2
+    window: Window = "square"
 
     @classmethod
-    def load(cls, deconvnet_uri: str, fcn8s_uri: str, device: str = "cpu", **options: Any) -> Self:
-        """From two model folders. Raises UserError where they hold other networks, or none."""
+    def from_settings(cls, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:
+        """The options that the sections `segment` and `examples` of the settings describe."""
+        return cls(**segment.model_dump(mode="json"), context=examples.context, window=examples.window)
+
+
+class Predictor:
+    """Predicts the classes of an image's pixels with DeconvNet and FCN-8s.
+
+    Attributes:
+        deconvnet: DeconvNet, converted for inference (`deconvnet.models.fusion`).
+        fcn8s: FCN-8s, converted for inference.
+        options: see `PredictorOptions`.
+    """
+
+    def __init__(self, deconvnet: DeconvNet, fcn8s: FCN8s, options: PredictorOptions | None = None) -> None:
+        """Convert copies of the networks for inference; the networks themselves are not changed.
+
+        Args:
+            deconvnet: a trained DeconvNet.
+            fcn8s: a trained FCN-8s on the same device.
+            options: None for the defaults.
+
+        Raises:
+            ValueError: if the networks have different numbers of classes.
+        """
+        if deconvnet.num_classes != fcn8s.num_classes:
+            raise ValueError(f"DeconvNet has {deconvnet.num_classes} classes, FCN-8s {fcn8s.num_classes}")
+        self.options = options or PredictorOptions()
+        self.deconvnet = for_inference(deconvnet, bf16=self.options.bf16)
+        self.fcn8s = for_inference(fcn8s, bf16=self.options.bf16)
+
+    @classmethod
+    def load(cls, deconvnet_uri: str, fcn8s_uri: str, device: str = "cpu", options: PredictorOptions | None = None) -> Self:
+        """Load both networks from model folders.
+
+        Args:
+            deconvnet_uri: folder of a DeconvNet written by `deconvnet.models.checkpoint.save_model`, local or s3.
+            fcn8s_uri: likewise of an FCN-8s.
+            device: torch device to predict on.
+            options: None for the defaults.
+
+        Raises:
+            UserError: if a folder holds no model, or another kind of network.
+        """
         deconvnet, fcn8s = (load_model(uri, device)[0] for uri in (deconvnet_uri, fcn8s_uri))
         if not (isinstance(deconvnet, DeconvNet) and isinstance(fcn8s, FCN8s)):
             raise UserError(f"{deconvnet_uri} and {fcn8s_uri} should hold a DeconvNet and an FCN-8s, and hold other networks")
-        return cls(deconvnet, fcn8s, **options)
+        return cls(deconvnet, fcn8s, options)
 
     def probabilities(
-        self,
-        image: Photograph,
-        boxes: Floats,
-        wanted: Collection[str] = RESULTS,
-        watch: Callable[[int, Tensor], None] | None = None,
+        self, image: Image, boxes: Floats, results: Collection[str] = RESULTS, on_box: OnBox | None = None
     ) -> dict[str, Floats]:
-        """Class probabilities float32 (C, h, w) by result, in the order of RESULTS, at the size the photograph is worked at.
+        """Compute class probabilities.
 
-        Only the `wanted` results are computed, and what they rest on. watch: see `segment_instances`. Raises ValueError for unknown
-        names.
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            boxes: float32 (N, 4), proposals x1, y1, x2, y2 in pixels, best first.
+            results: names from `RESULTS`; only these and what they depend on are computed.
+            on_box: called after each box with the number merged so far and DeconvNet's score canvas (C, h, w).
+
+        Returns:
+            By result, in the order of `RESULTS`: float32 (C, h, w). h, w are the image's size, or its size scaled down to
+            `options.max_side`.
+
+        Raises:
+            ValueError: if a name is not in `RESULTS`.
         """
-        if unknown := set(wanted) - set(RESULTS):
+        if unknown := set(results) - set(RESULTS):
             raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
-        image, boxes = self._working(image, boxes)
+        image, boxes = self._scaled(image, boxes)
         fcn = deconvnet = None
-        if set(wanted) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
+        if set(results) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
             fcn = whole_image_scores(self.fcn8s, image)
-        if set(wanted) - {"fcn8s"}:
-            deconvnet = self._instances(image, boxes, watch)
+        if set(results) - {"fcn8s"}:
+            deconvnet = self._deconvnet_scores(image, boxes, on_box)
 
-        found: dict[str, Floats] = {}
+        computed: dict[str, Floats] = {}
         if fcn is not None:
-            found["fcn8s"] = softmax(fcn)
+            computed["fcn8s"] = softmax(fcn)
         if deconvnet is not None:
-            found["deconvnet"] = softmax(deconvnet)
+            computed["deconvnet"] = softmax(deconvnet)
         if fcn is not None and deconvnet is not None:
-            found["edeconvnet"] = combine(deconvnet, fcn, self.ensemble, self.fcn_weight)
+            computed["edeconvnet"] = combine(deconvnet, fcn, self.options.ensemble, self.options.fcn_weight)
         for name in ("deconvnet", "edeconvnet"):
-            if f"{name}_crf" in wanted:
-                found[f"{name}_crf"] = dense_crf(image, found[name], **self.crf)
-        return {name: found[name] for name in RESULTS if name in wanted}
+            if f"{name}_crf" in results:
+                computed[f"{name}_crf"] = dense_crf(image, computed[name], **self.options.crf)
+        return {name: computed[name] for name in RESULTS if name in results}
 
-    def segment(self, image: Photograph, boxes: Floats, wanted: Collection[str] = RESULTS) -> dict[str, Labels]:
-        """Labels uint8 (H, W) by result, in the order of RESULTS, at the photograph's full size."""
-        size = image.shape[:2]
-        return {name: _resize(_labels(p), size) for name, p in self.probabilities(image, boxes, wanted).items()}
+    def masks(self, image: Image, boxes: Floats, results: Collection[str] = RESULTS) -> dict[str, Mask]:
+        """Predict the class of every pixel.
 
-    def segment_stepwise(
-        self, image: Photograph, boxes: Floats, counts: Collection[int], wanted: Collection[str] = RESULTS
-    ) -> tuple[dict[str, Labels], dict[int, Labels]]:
-        """`segment`, and DeconvNet's labels uint8 (H, W) after the first k boxes, for each k of `counts`.
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            boxes: float32 (N, 4), proposals in pixels, best first.
+            results: names from `RESULTS`.
 
-        `wanted` must name deconvnet. Where there are fewer than k boxes it is the labels after all of them.
+        Returns:
+            By result, in the order of `RESULTS`: class ids, uint8 (H, W).
         """
         size = image.shape[:2]
-        after: dict[int, Labels] = {}
+        return {name: _resize(_arg_max(p), size) for name, p in self.probabilities(image, boxes, results).items()}
 
-        def watch(number: int, canvas: Tensor) -> None:
-            if number in counts:  # `max` is four times as fast as `argmax` here, and of equals takes the first, too
+    def masks_by_box_count(
+        self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
+    ) -> tuple[dict[str, Mask], dict[int, Mask]]:
+        """Predict the class of every pixel, and what DeconvNet predicts from the first k boxes alone.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            boxes: float32 (N, 4), proposals in pixels, best first.
+            counts: numbers of boxes k.
+            results: names from `RESULTS`; "deconvnet" must be one of them.
+
+        Returns:
+            The masks that `masks` returns, and DeconvNet's mask by k, rising. Where there are fewer than k boxes it is the mask
+            from all of them.
+        """
+        size = image.shape[:2]
+        after: dict[int, Mask] = {}
+
+        def keep(number: int, canvas: Tensor) -> None:
+            if number in counts:  # torch's `max` is four times as fast as `argmax` here and resolves ties the same way
                 after[number] = _resize(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
 
-        found = self.probabilities(image, boxes, wanted, watch)
-        labels = {name: _resize(_labels(p), size) for name, p in found.items()}
-        return labels, {k: after.get(k, labels["deconvnet"]) for k in sorted(counts)}
+        found = self.probabilities(image, boxes, results, keep)
+        masks = {name: _resize(_arg_max(p), size) for name, p in found.items()}
+        return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}
 
-    def best(self, image: Photograph, boxes: Floats) -> Labels:
-        """Labels uint8 (H, W) of the ensemble after the CRF, at the photograph's full size."""
-        return self.best_and_confidence(image, boxes)[0]
+    def mask_and_confidence(self, image: Image, boxes: Floats) -> tuple[Mask, float]:
+        """Predict the final result, EDeconvNet+CRF.
 
-    def best_and_confidence(self, image: Photograph, boxes: Floats) -> tuple[Labels, float]:
-        """`best`, and the mean over the pixels, where the photograph is worked at, of the chosen class's probability."""
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            boxes: float32 (N, 4), proposals in pixels, best first.
+
+        Returns:
+            Class ids, uint8 (H, W), and the confidence: the mean over the pixels of the predicted class's probability, 0 to 1.
+        """
         found = self.probabilities(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
-        return _resize(_labels(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
+        return _resize(_arg_max(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
 
-    def _instances(self, image: Photograph, boxes: Floats, watch: Callable[[int, Tensor], None] | None) -> Floats:
-        chosen = choose_boxes(boxes, self.proposals, min_side=self.min_side, context=self.context, window=self.window)
+    def best_boxes(self, boxes: Floats) -> Floats:
+        """The boxes, out of (N, 4) in order of preference, that DeconvNet is run on."""
+        o = self.options
+        return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
+
+    def _deconvnet_scores(self, image: Image, boxes: Floats, on_box: OnBox | None) -> Floats:
+        """DeconvNet's scores from its best boxes."""
+        o = self.options
         return segment_instances(
             self.deconvnet,
             image,
-            chosen,
-            context=self.context,
-            window=self.window,
-            aggregation=self.aggregation,
-            batch=self.batch,
-            watch=watch,
+            self.best_boxes(boxes),
+            context=o.context,
+            window=o.window,
+            aggregation=o.aggregation,
+            batch=o.batch,
+            on_box=on_box,
         )
 
-    def _working(self, image: Photograph, boxes: Floats) -> tuple[Photograph, Floats]:
-        """The photograph and its boxes at the size they are worked at."""
+    def _scaled(self, image: Image, boxes: Floats) -> tuple[Image, Floats]:
+        """The image and its boxes, scaled down if the image is larger than `options.max_side`."""
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         height, width = image.shape[:2]
-        if max(height, width) <= self.max_side:
+        if max(height, width) <= self.options.max_side:
             return image, boxes
-        scale = self.max_side / max(height, width)
+        scale = self.options.max_side / max(height, width)
         w, h = max(1, round(width * scale)), max(1, round(height * scale))
         factors = np.array([w / width, h / height] * 2, np.float32)
         return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA), boxes * factors
 
 
-def _labels(probabilities: Floats) -> Labels:
-    """The likeliest class of each pixel; of equals the first, so background before others."""
+def _arg_max(probabilities: Floats) -> Mask:
+    """The most probable class of each pixel. Ties go to the lowest class id, so background wins."""
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
-def _resize(labels: Labels, size: tuple[int, ...]) -> Labels:
-    """`labels` (h, w) at `size` (H, W): each pixel takes the nearest."""
-    if labels.shape == size:
-        return labels
-    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+def _resize(mask: Mask, size: tuple[int, ...]) -> Mask:
+    """A mask (h, w) resized to `size` (H, W) by nearest neighbour."""
+    if mask.shape == size:
+        return mask
+    return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,11 +1,11 @@
-"""What turns an encoded photograph into labels: decoding, proposals, both networks, CRF. The ensemble of a registered model, loaded.
+"""A saved ensemble: takes an encoded image and returns its mask, doing proposals, both networks and the CRF.
 
-The registered model and `workflows/predict.py` both label with it, so they can't differ. Neither Ray nor pydantic is needed.
+The registered MLflow model, `workflows/predict.py` and the server all predict with `SavedEnsemble`, so their results are the same.
+It needs neither Ray nor pydantic.
 """
 
 import importlib
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +18,23 @@ from proposals import edge_boxes
 from proposals.image_codec import decode_image
 
 if TYPE_CHECKING:
-    from deconvnet.inference.predictor import Segmenter
+    from deconvnet.inference.predictor import Predictor
 
 OPTIONS = "options.json"
 NETWORKS = ("deconvnet", "fcn8s")
-# What ensembles were registered by that say nothing of these.
 _BEFORE_FORESTS = {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}
-_KNOWN = {"classes", "proposals", "segment", "max_pixels"}
+"""Options of `edge_boxes` for ensembles that were registered before these options existed."""
+_REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A photograph and what was seen in it.
+class Prediction:
+    """An image and its predicted mask.
 
-    image: uint8 (H, W, 3), RGB, as displayed. mask: uint8 (H, W), class ids. confidence: the mean over the pixels of the
-    probability of the class chosen, 0–1.
+    Attributes:
+        image: uint8 (H, W, 3), RGB, with the file's EXIF orientation applied.
+        mask: class ids, uint8 (H, W).
+        confidence: mean over the pixels of the predicted class's probability, 0 to 1.
     """
 
     image: np.ndarray
@@ -40,62 +42,94 @@ class Labelled:
     confidence: float
 
 
-class Labeller:
-    """EDeconvNet+CRF, loaded from the folder of an ensemble (local or s3): deconvnet/, fcn8s/, options.json.
+class SavedEnsemble:
+    """EDeconvNet+CRF loaded from a folder that holds `deconvnet/`, `fcn8s/` and `options.json`.
 
-    max_pixels: larger photographs are refused; None: the ensemble's own bound. `classes` are its names by id.
+    Attributes:
+        classes: class names by id.
+        max_pixels: images with more pixels are refused.
     """
 
     def __init__(self, folder: str, device: str = "cpu", max_pixels: int | None = None) -> None:
-        """Raises UserError where the folder holds no such ensemble. Nothing in it is unpickled or run."""
+        """Load the ensemble. Nothing in the folder is unpickled or executed.
+
+        Args:
+            folder: the ensemble's folder, local or s3.
+            device: torch device to predict on.
+            max_pixels: largest image accepted; None for the limit stored with the ensemble.
+
+        Raises:
+            UserError: if the folder holds no such ensemble.
+        """
         options = read_options(folder)
         self.classes: tuple[str, ...] = tuple(options["classes"])
         self.max_pixels: int = max_pixels or options["max_pixels"]
-        before = {} if "edges" in options["proposals"] else _BEFORE_FORESTS
-        self._edges: dict[str, Any] = {**before, **options["proposals"]}
-        if self._edges.get("edge_model"):
-            self._edges["edges"] = "forest"
-            self._edges["edge_model"] = storage.join(folder, self._edges["edge_model"])
-        self._compiled = _place_to_compile()
-        self._segmenter = _segmenter(folder, device, options["segment"])
+        defaults = {} if "edges" in options["proposals"] else _BEFORE_FORESTS
+        self._edge_boxes: dict[str, Any] = {**defaults, **options["proposals"]}
+        if self._edge_boxes.get("edge_model"):
+            self._edge_boxes["edges"] = "forest"
+            self._edge_boxes["edge_model"] = storage.join(folder, self._edge_boxes["edge_model"])
+        self._numba_cache = _numba_cache()
+        self._predictor = _load_predictor(folder, device, options["segment"])
 
-    def label(self, data: bytes) -> Labelled:
-        """The labels of a photograph's file. Raises BadInput, with the reason, where it can't be used."""
+    def predict(self, data: bytes) -> Prediction:
+        """Predict the mask of an image file.
+
+        Args:
+            data: the file's bytes, in any format that `proposals.image_codec.decode_image` reads.
+
+        Raises:
+            BadInput: if the image cannot be used; its message says why.
+        """
         image = decode_image(data, self.max_pixels)
         try:
-            boxes, _ = edge_boxes(image, **self._edges)
-            return Labelled(image, *self._segmenter.best_and_confidence(image, boxes))
+            boxes, _ = edge_boxes(image, **self._edge_boxes)
+            return Prediction(image, *self._predictor.mask_and_confidence(image, boxes))
         except cv2.error as error:
-            raise BadInput(f"can't be labelled: {' '.join(str(error).split())}") from error
+            raise BadInput(f"can't be segmented: {' '.join(str(error).split())}") from error
 
 
 def read_options(folder: str) -> dict[str, Any]:
-    """The ensemble's options: `classes`, `proposals`, `segment`, `max_pixels`. Raises UserError where `folder` holds no ensemble."""
+    """Read the options of a saved ensemble.
+
+    Args:
+        folder: the ensemble's folder, local or s3.
+
+    Returns:
+        `classes` (names by id), `proposals` (keywords of `edge_boxes`), `segment` (fields of `PredictorOptions`), `max_pixels`.
+
+    Raises:
+        UserError: if the folder holds no ensemble.
+    """
     try:
         options = storage.read_json(storage.join(folder, OPTIONS))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         options = None
-    whole = all(storage.exists(storage.join(folder, name, "model.json")) for name in NETWORKS)
-    if not whole or not isinstance(options, dict) or not options.keys() >= _KNOWN:
-        raise UserError(f"{folder} is not an ensemble of this project's: it needs {OPTIONS}, {' and '.join(NETWORKS)}")
+    complete = all(storage.exists(storage.join(folder, name, "model.json")) for name in NETWORKS)
+    if not complete or not isinstance(options, dict) or not options.keys() >= _REQUIRED:
+        raise UserError(f"{folder} is not an ensemble of this project: it needs {OPTIONS}, {' and '.join(NETWORKS)}")
     return options
 
 
-def _segmenter(folder: str, device: str, options: Mapping[str, Any]) -> "Segmenter":
-    from deconvnet.inference.predictor import Segmenter
+def _load_predictor(folder: str, device: str, options: dict[str, Any]) -> "Predictor":
+    """The predictor of an ensemble's folder, with the fields of `PredictorOptions` as stored."""
+    from deconvnet.inference.predictor import Predictor, PredictorOptions
 
     deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
-    return Segmenter.load(deconvnet, fcn8s, device, **options)
+    return Predictor.load(deconvnet, fcn8s, device, PredictorOptions(**options))
 
 
-def _place_to_compile() -> tempfile.TemporaryDirectory[str] | None:
-    """Where numba keeps what it compiles, if neither this code's folder nor the home is writable: it insists on a place."""
+def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:
+    """A temporary folder for numba's cache if neither the code's folder nor the home is writable, else None.
+
+    Numba refuses to compile cached functions, at import, if it has nowhere to write.
+    """
     import numba
 
     try:
         importlib.import_module("deconvnet.crf")
     except RuntimeError:
-        made = tempfile.TemporaryDirectory(prefix="numba-")
-        numba.config.CACHE_DIR = made.name
-        return made
+        folder = tempfile.TemporaryDirectory(prefix="numba-")
+        numba.config.CACHE_DIR = folder.name
+        return folder
     return None

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deconvnet.evaluation.evaluator import Evaluation, evaluate
-from deconvnet.inference.predictor import RESULTS, segmenter_options
+from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import TITLES
 from deconvnet.reporting.run_summary import percent
@@ -41,24 +42,24 @@ def measure(
         *models, images_uri, proposals_uri, split=split, segment=segment, examples=examples, classes=classes,
         dataset=dataset, actors=Actors(gpus=share, nodes=nodes),
     )  # fmt: skip
-    options = segmenter_options(segment, examples)
+    options = PredictorOptions.from_settings(segment, examples)
     drawn = ray.remote(gallery.gallery_by).options(num_cpus=1, num_gpus=share, label_selector=dict(nodes or {}) or None).remote(
         models, options, gpu, images_uri, proposals_uri, classes, found.mean_iou,
     )  # fmt: skip
     return found.results, report_files(found, ray.get(drawn), options)
 
 
-def report_files(found: Evaluation, drawn: Mapping[str, bytes], options: Mapping[str, Any]) -> dict[str, bytes]:
+def report_files(found: Evaluation, drawn: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:
     """Every file of the report by name, results.json last: when it is there, all is.
 
-    drawn: PNGs by name, without suffix. options: keywords of the Segmenter that labelled; analysis.json keeps them, so that its
+    drawn: PNGs by name, without suffix. options: those of the Predictor that labelled; analysis.json keeps them, so that its
     pictures can be made again.
     """
     png = {**drawn, **result_charts(found.results, found.analysis)}
     return {
         **{f"{name}.png": data for name, data in png.items()},
         "mean_iou_by_image.json": _json(found.mean_iou),
-        "analysis.json": _json({"segmenter": dict(options), **found.analysis}),
+        "analysis.json": _json({"segmenter": asdict(options), **found.analysis}),
         "results.md": results_markdown(found.results).encode(),
         "results.json": _json(found.results),
     }

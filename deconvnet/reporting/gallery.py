@@ -9,7 +9,6 @@ import numpy as np
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import SMALLEST_SIDE
-from deconvnet.inference.instances import choose_boxes
 from deconvnet.reporting import panels
 from deconvnet.reporting.activations import decoder_maps
 from infra.storage import tables
@@ -19,7 +18,7 @@ from proposals.job import iter_proposals
 from proposals.mining.rules import Object, find_objects
 
 if TYPE_CHECKING:
-    from deconvnet.inference.predictor import Segmenter
+    from deconvnet.inference.predictor import Predictor, PredictorOptions
 
 MeanIou = Mapping[str, Mapping[str, float | None]]
 """By image_id and result, as in `Evaluation.mean_iou`."""
@@ -116,7 +115,7 @@ def _chosen(images_uri: str, part: tables.Part, image_ids: Iterable[str]) -> lis
 
 
 def gallery(
-    segmenter: "Segmenter", images_uri: str, proposals_uri: str, classes: Sequence[str], mean_iou: MeanIou
+    predictor: "Predictor", images_uri: str, proposals_uri: str, classes: Sequence[str], mean_iou: MeanIou
 ) -> dict[str, bytes]:
     """PNGs by name: comparison, wins (where any network wins), instances and unpooling, of photographs chosen by `mean_iou`."""
     chosen = {"comparison": best_median_worst(mean_iou), "wins": winners(mean_iou)}
@@ -124,24 +123,24 @@ def gallery(
     ids = {image_id for pairs in chosen.values() for _, image_id in pairs}
     known = photographs(images_uri, proposals_uri, ids | set(some))
     drawn = {
-        name: compared(segmenter, [(word, known[image_id]) for word, image_id in pairs], classes, mean_iou)
+        name: compared(predictor, [(word, known[image_id]) for word, image_id in pairs], classes, mean_iou)
         for name, pairs in chosen.items()
         if pairs
     }
     if some:
         shown = with_object(known[image_id] for image_id in some)
-        drawn |= {"instances": instances(segmenter, shown, classes), "unpooling": unpooling(segmenter, shown, classes)}
+        drawn |= {"instances": instances(predictor, shown, classes), "unpooling": unpooling(predictor, shown, classes)}
     return drawn
 
 
-def gallery_by(models: tuple[str, str], options: Mapping[str, Any], gpu: bool, *arguments: Any) -> dict[str, bytes]:
-    """`gallery` by the networks in two model folders (DeconvNet, FCN-8s); options: keywords of Segmenter."""
-    from deconvnet.inference.predictor import Segmenter
+def gallery_by(models: tuple[str, str], options: "PredictorOptions", gpu: bool, *arguments: Any) -> dict[str, bytes]:
+    """`gallery` by the networks in two model folders (DeconvNet, FCN-8s); options: of Predictor."""
+    from deconvnet.inference.predictor import Predictor
 
-    return gallery(Segmenter.load(*models, "cuda" if gpu else "cpu", **options), *arguments)
+    return gallery(Predictor.load(*models, "cuda" if gpu else "cpu", options), *arguments)
 
 
-def compared(segmenter: "Segmenter", shown: Iterable[tuple[str, Photograph]], classes: Sequence[str], mean_iou: MeanIou) -> bytes:
+def compared(predictor: "Predictor", shown: Iterable[tuple[str, Photograph]], classes: Sequence[str], mean_iou: MeanIou) -> bytes:
     """PNG of photographs, each with a word on why it is shown (or ""), side by side with their truth and labels, in this order."""
     rows = [
         {
@@ -149,7 +148,7 @@ def compared(segmenter: "Segmenter", shown: Iterable[tuple[str, Photograph]], cl
             "truth": each.truth,
             "title": f"{word}: {each.image_id}" if word else each.image_id,
             "mean_iou": mean_iou.get(each.image_id, {}),
-            **segmenter.segment(each.image, each.boxes, panels.COMPARED),
+            **predictor.masks(each.image, each.boxes, panels.COMPARED),
         }
         for word, each in shown
     ]
@@ -166,32 +165,32 @@ def with_object(candidates: Iterable[Photograph]) -> Photograph:
     return max(candidates, key=lambda each: min(len(_objects(each)), 2))
 
 
-def instances(segmenter: "Segmenter", shown: Photograph, classes: Sequence[str]) -> bytes:
+def instances(predictor: "Predictor", shown: Photograph, classes: Sequence[str]) -> bytes:
     """PNG of DeconvNet's labels as they grow with the photograph's proposals, from the largest box to the smallest (Figure 6)."""
-    chosen = choose_boxes(
-        shown.boxes, segmenter.proposals, min_side=segmenter.min_side, context=segmenter.context, window=segmenter.window
-    )
+    chosen = predictor.best_boxes(shown.boxes)
     sides = chosen[:, 2:] - chosen[:, :2]
     chosen = chosen[np.argsort(-sides.prod(axis=1), kind="stable")]
     counts = sorted({k for k in STEPS if k < len(chosen)} | {len(chosen)})
-    _, steps = segmenter.segment_stepwise(shown.image, chosen, counts, ("deconvnet",))
+    _, steps = predictor.masks_by_box_count(shown.image, chosen, counts, ("deconvnet",))
     return panels.instances(shown.image, shown.truth, chosen, steps, classes, shown.image_id)
 
 
-def unpooling(segmenter: "Segmenter", shown: Photograph, classes: Sequence[str]) -> bytes:
+def unpooling(predictor: "Predictor", shown: Photograph, classes: Sequence[str]) -> bytes:
     """PNG of the decoder's maps of the photograph's largest object, cut as for training (Figure 4).
 
     The maps are those most active on the object; of all the photograph where it has none.
     """
     height, width = shown.image.shape[:2]
     largest = _largest_object(shown)
-    window = extend(np.array([largest.box if largest else (0, 0, width, height)]), segmenter.context, segmenter.window)[0]
-    side = segmenter.deconvnet.input_size
+    window = extend(
+        np.array([largest.box if largest else (0, 0, width, height)]), predictor.options.context, predictor.options.window
+    )[0]
+    side = predictor.deconvnet.input_size
     seen, where = crop(shown.image, window, side), None
     if largest and shown.objects is not None:
         where = crop(shown.objects, window, side, 0, cv2.INTER_NEAREST) == largest.object_id
     title = f"{shown.image_id}, {classes[largest.class_id]}" if largest else shown.image_id
-    return panels.unpooling(seen, *decoder_maps(segmenter.deconvnet, seen, where), classes, title)
+    return panels.unpooling(seen, *decoder_maps(predictor.deconvnet, seen, where), classes, title)
 
 
 def _largest_object(shown: Photograph) -> Object | None:

@@ -19,7 +19,7 @@ from infra.errors import BadInput
 from proposals.image_codec import encode_jpeg, encode_mask
 
 if TYPE_CHECKING:
-    from deconvnet.inference.saved_ensemble import Labeller
+    from deconvnet.inference.saved_ensemble import SavedEnsemble
 
 HOW_TO_SEND = "send a photograph's bytes as the body: curl --data-binary @photo.jpg"
 _OVERLAY_QUALITY = 90
@@ -36,7 +36,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def answer(labeller: "Labeller", data: bytes, arrived: float, *, draw: bool = False) -> Reply:
+def answer(ensemble: "SavedEnsemble", data: bytes, arrived: float, *, draw: bool = False) -> Reply:
     """The labels of a photograph's file: a paletted PNG of class ids, or (draw) a JPEG of the photograph with them over it.
 
     Headers: X-Size (WIDTHxHEIGHT, px, as displayed), X-Classes (those found, by id, percent-encoded, with commas between),
@@ -45,18 +45,18 @@ def answer(labeller: "Labeller", data: bytes, arrived: float, *, draw: bool = Fa
     """
     begun = time.perf_counter()
     try:
-        seen = labeller.label(data)
+        seen = ensemble.predict(data)
     except BadInput as error:
         return refusal(400, f"not a photograph that can be labelled: {error}")
     labelled = time.perf_counter()
     if draw:
-        media_type, body = "image/jpeg", encode_jpeg(overlay(seen.image, seen.mask, labeller.classes), _OVERLAY_QUALITY)
+        media_type, body = "image/jpeg", encode_jpeg(overlay(seen.image, seen.mask, ensemble.classes), _OVERLAY_QUALITY)
     else:
         media_type, body = "image/png", encode_mask(seen.mask, VOC_PALETTE)
     spent = {"wait": begun - arrived, "label": labelled - begun, "picture": time.perf_counter() - labelled}
     headers = {
         "X-Size": f"{seen.mask.shape[1]}x{seen.mask.shape[0]}",
-        "X-Classes": ",".join(quote(labeller.classes[i], safe=" /") for i in np.unique(seen.mask)),
+        "X-Classes": ",".join(quote(ensemble.classes[i], safe=" /") for i in np.unique(seen.mask)),
         "X-Confidence": f"{seen.confidence:.3f}",
         "Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in spent.items()),
     }

@@ -62,16 +62,16 @@ class Replica:
         import cv2
         import torch
 
-        from deconvnet.inference.saved_ensemble import Labeller
+        from deconvnet.inference.saved_ensemble import SavedEnsemble
 
         torch.set_num_threads(served.cpus)
         cv2.setNumThreads(1)
         self.served = served
         self.folder = TemporaryDirectory(prefix="deconvnet-served-")  # the forest of edges is read from it as it is needed
         registry.fetch(served.version, served.store, self.folder.name)
-        self.labeller = Labeller(self.folder.name, "cuda" if served.gpus else "cpu", served.max_pixels)
+        self.ensemble = SavedEnsemble(self.folder.name, "cuda" if served.gpus else "cpu", served.max_pixels)
         with suppress(BadInput):  # max_pixels may be less
-            self.labeller.label(warm_photograph())  # what is compiled or set up once is no visitor's business
+            self.ensemble.predict(warm_photograph())  # what is compiled or set up once is no visitor's business
         self.worker = ThreadPoolExecutor(1)
 
     async def __call__(self, request: "Request") -> "Response":
@@ -84,9 +84,9 @@ class Replica:
     async def _reply(self, request: "Request") -> Reply:
         match request.method, request.url.path:
             case "GET" | "HEAD", "/":
-                return http.page(self.served.title, self.labeller.classes)
+                return http.page(self.served.title, self.ensemble.classes)
             case "GET" | "HEAD", "/healthz":
-                return http.health(self.served.title, self.labeller.classes)
+                return http.health(self.served.title, self.ensemble.classes)
             case "POST", "/":
                 return await self._label(request)
             case _, "/" | "/healthz":
@@ -106,7 +106,7 @@ class Replica:
             return http.refusal(413, f"the body is larger than {self.served.max_bytes / 2**20:g} MiB: send a smaller photograph")
         if not data:
             return http.refusal(400, f"the body is empty: {HOW_TO_SEND}")
-        work = partial(http.answer, self.labeller, data, arrived, draw=draw)
+        work = partial(http.answer, self.ensemble, data, arrived, draw=draw)
         return await asyncio.get_running_loop().run_in_executor(self.worker, work)
 
     async def _body(self, request: "Request") -> bytes | None:

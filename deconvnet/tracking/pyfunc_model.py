@@ -19,10 +19,10 @@ class Ensemble(PythonModel):
         """Build both networks from the artifact `ensemble` (deconvnet/, fcn8s/, options.json)."""
         import torch
 
-        from deconvnet.inference.saved_ensemble import Labeller
+        from deconvnet.inference.saved_ensemble import SavedEnsemble
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.labeller = Labeller(context.artifacts["ensemble"], device)
+        self.ensemble = SavedEnsemble(context.artifacts["ensemble"], device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row for each photograph of the column `image` (file's bytes, or base64 text): `mask`, `error`.
@@ -38,7 +38,7 @@ class Ensemble(PythonModel):
         from proposals.image_codec import encode_mask
 
         try:
-            return encode_mask(self.labeller.label(_encoded(value)).mask, VOC_PALETTE), None
+            return encode_mask(self.ensemble.predict(_encoded(value)).mask, VOC_PALETTE), None
         except BadInput as error:
             return None, str(error)
 

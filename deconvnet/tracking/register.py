@@ -47,7 +47,7 @@ def register(
     """File the ensemble as a new version of the registered model `name`, point `alias` at it, and return the version's number.
 
     deconvnet_uri, fcn8s_uri: model folders of `checkpoints.save_model`, local or s3. proposals: keywords of `edge_boxes`; the file
-    of the forest that they mean goes into the model. segment: keywords of `Segmenter`. results: a `results.json`; its figures become tags of
+    of the forest that they mean goes into the model. segment: fields of `PredictorOptions`. results: a `results.json`; its figures become tags of
     the version and of `run`. Raises UserError where the store or a file fails.
     """
     from deconvnet.tracking.mlflow_runs import without_secrets

@@ -49,14 +49,14 @@ def crf() -> list[Row]:
 
     DECONVNET_MODELS: a folder with trained networks (the `models` of a workspace); without it there are no trained ones.
     """
-    from deconvnet.inference.predictor import Segmenter
+    from deconvnet.inference.predictor import Predictor
     from proposals import edge_boxes
 
     pictures = photographs(20)
     rows = _crf_rows("every class alive everywhere", [(image, _alive(image, n)) for n, image in enumerate(pictures)])
     if folder := os.environ.get("DECONVNET_MODELS"):
-        segmenter = Segmenter.load(f"{folder}/stage2", f"{folder}/fcn8s")
-        made = [segmenter.probabilities(image, edge_boxes(image)[0], ("edeconvnet",))["edeconvnet"] for image in pictures]
+        predictor = Predictor.load(f"{folder}/stage2", f"{folder}/fcn8s")
+        made = [predictor.probabilities(image, edge_boxes(image)[0], ("edeconvnet",))["edeconvnet"] for image in pictures]
         rows += _crf_rows(f"EDeconvNet's of {folder}", list(zip(pictures, made, strict=True)))
     return rows
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from deconvnet.crf import dense_crf
-from deconvnet.inference.predictor import Segmenter
+from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.settings import CrfSettings, SegmentSettings
 from infra.settings import Section
 from proposals import edge_boxes
@@ -20,8 +20,8 @@ from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
         (edge_boxes, ProposalSettings()),
         (ForestOptions, ForestSettings()),
         (dense_crf, CrfSettings()),
-        (Segmenter.__init__, SegmentSettings()),
-        (Segmenter.__init__, ExampleSettings()),
+        (PredictorOptions, SegmentSettings()),
+        (PredictorOptions, ExampleSettings()),
     ],
 )
 def test_defaults_are_told_once(function: Callable[..., object], settings: Section) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from deconvnet.evaluation.evaluator import evaluate_here
-from deconvnet.inference.predictor import Segmenter
+from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
@@ -50,9 +50,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         save_model(network, str(folder / "models" / stage), CLASSES)
-    segmenter = Segmenter.load(str(folder / "models/stage2"), str(folder / "models/fcn8s"), **OPTIONS)
-    found = evaluate_here(segmenter, images, proposals, split="val", classes=CLASSES, dataset="made up val")
-    for name, data in report_files(found, {}, OPTIONS).items():
+    predictor = Predictor.load(str(folder / "models/stage2"), str(folder / "models/fcn8s"), options=PredictorOptions(**OPTIONS))
+    found = evaluate_here(predictor, images, proposals, split="val", classes=CLASSES, dataset="made up val")
+    for name, data in report_files(found, {}, PredictorOptions(**OPTIONS)).items():
         storage.write_bytes(str(folder / "report" / name), data)
     storage.write_json(str(folder / "report" / "proposals.json"), {"min_area": 100})
     tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db", "t")

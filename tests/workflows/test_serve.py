@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.inference.saved_ensemble import Labeller
+from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
 from deconvnet.serving.ray_serve import Served, serving_at
 from deconvnet.tracking import registry
@@ -64,7 +64,7 @@ def expected(workspace: Path, tmp_path: Path) -> np.ndarray:
     """The labels of PHOTO by the registered ensemble."""
     store = f"sqlite:///{workspace}/mlflow/mlflow.db"
     registry.fetch(registry.find("models:/shapes@challenger", store, "model"), store, str(tmp_path / "ensemble"))
-    mask = Labeller(str(tmp_path / "ensemble")).label(PHOTO).mask
+    mask = SavedEnsemble(str(tmp_path / "ensemble")).predict(PHOTO).mask
     assert len(np.unique(mask)) > 1, "labels all of one class would prove little"
     return mask
 

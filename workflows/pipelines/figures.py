@@ -12,7 +12,7 @@ from infra.errors import UserError
 from infra.storage import tables
 
 if TYPE_CHECKING:
-    from deconvnet.inference.predictor import Segmenter
+    from deconvnet.inference.predictor import Predictor
 
 ALL = "all"
 FIGURES = {
@@ -89,7 +89,7 @@ class Album:
     def _of_images(self, name: str, image_ids: Sequence[str]) -> dict[str, bytes]:
         if name == "comparison" and not image_ids:
             return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
-        segmenter = self._segmenter
+        predictor = self._predictor
         if image_ids:
             known = gallery.photographs(self._need("images"), self._need("proposals"), image_ids)
             shown = [known[image_id] for image_id in image_ids]
@@ -97,9 +97,9 @@ class Album:
             shown = [self._one()]
         if name == "comparison":
             scores = self._mean_iou if self._has("report/mean_iou_by_image.json") else {}
-            return {"comparison.png": gallery.compared(segmenter, [("", each) for each in shown], self._classes, scores)}
+            return {"comparison.png": gallery.compared(predictor, [("", each) for each in shown], self._classes, scores)}
         draw = gallery.instances if name == "instances" else gallery.unpooling
-        files = {each.image_id: draw(segmenter, each, self._classes) for each in shown}
+        files = {each.image_id: draw(predictor, each, self._classes) for each in shown}
         if not image_ids:
             return {f"{name}.png": data for data in files.values()}
         return {f"{name}_{image_id.replace('/', '_')}.png": data for image_id, data in files.items()}
@@ -107,7 +107,7 @@ class Album:
     def _side_by_side(self, name: str, chosen: Sequence[tuple[str, str]]) -> dict[str, bytes]:
         known = gallery.photographs(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
         rows = [(word, known[image_id]) for word, image_id in chosen]
-        return {f"{name}.png": gallery.compared(self._segmenter, rows, self._classes, self._mean_iou)}
+        return {f"{name}.png": gallery.compared(self._predictor, rows, self._classes, self._mean_iou)}
 
     def _one(self) -> gallery.Photograph:
         """A photograph with an object: of those that DeconvNet labels best, or, where nothing is measured yet, of the first."""
@@ -171,18 +171,18 @@ class Album:
         raise AssertionError
 
     @cached_property
-    def _segmenter(self) -> "Segmenter":
+    def _predictor(self) -> "Predictor":
         """As it labelled for the report; by the settings' defaults where there is none."""
         import torch
 
-        from deconvnet.inference.predictor import Segmenter, segmenter_options
+        from deconvnet.inference.predictor import Predictor, PredictorOptions
         from deconvnet.settings import SegmentSettings
         from proposals.settings import ExampleSettings
 
         models = [self._need(f"models/{stage}") for stage in ("stage2", "fcn8s")]
         kept = self._json("report/analysis.json")["segmenter"] if self._has("report/analysis.json") else None
-        options = kept or segmenter_options(SegmentSettings(), ExampleSettings())
-        return Segmenter.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", **options)
+        options = PredictorOptions(**kept) if kept else PredictorOptions.from_settings(SegmentSettings(), ExampleSettings())
+        return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:
         return storage.read_json(self._need(name) if name in _STAGES else storage.join(self.workspace, name))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -370,13 +371,13 @@ class Pipeline:
                 self.mlflow_run.log_figure(data, f"report/{name}")
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
-        from deconvnet.inference.predictor import segmenter_options
+        from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import register
 
         s = self.settings
         version = register(
             self.mlflow_run, s.tracking.model_name, deconvnet_uri=self.model("stage2"), fcn8s_uri=self.model("fcn8s"),
-            classes=s.data.classes, proposals=as_dict(s.proposals), segment=segmenter_options(s.segment, s.examples),
+            classes=s.data.classes, proposals=as_dict(s.proposals), segment=asdict(PredictorOptions.from_settings(s.segment, s.examples)),
             results=storage.read_json(self.place("report", "results.json")), max_pixels=s.data.max_pixels,
         )  # fmt: skip
         self.say(f"  {s.tracking.model_name} version {version}, alias challenger")

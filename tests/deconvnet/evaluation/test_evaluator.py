@@ -11,7 +11,7 @@ from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import object_overlaps
 from deconvnet.evaluation.evaluator import evaluate, evaluate_here
 from deconvnet.evaluation.metrics import ConfusionMatrix
-from deconvnet.inference.predictor import RESULTS, Segmenter, segmenter_options
+from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
@@ -79,16 +79,16 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
     keywords = {"segment": SEGMENT, "examples": ExampleSettings(), "classes": CLASSES, "dataset": "made up"}
     found = evaluate(*models, images, proposals, split="val", **keywords)
 
-    segmenter = Segmenter.load(*models, **segmenter_options(SEGMENT, ExampleSettings()))
+    predictor = Predictor.load(*models, options=PredictorOptions.from_settings(SEGMENT, ExampleSettings()))
     boxes = {row["image_id"]: row["boxes"] for row in tables.iter_rows(proposals)}
     totals = {name: ConfusionMatrix(4) for name in RESULTS}
     first_box, overlaps = ConfusionMatrix(4), []
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
-        labels = segmenter.segment(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
+        labels = predictor.masks(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
         own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
-        first_box.update(truth, segmenter.segment(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
+        first_box.update(truth, predictor.masks(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
         overlaps.append(object_overlaps(truth, make_object_mask(truth), {"a": labels["edeconvnet"]})[1][0])
         for name in RESULTS:
             single = ConfusionMatrix(4).update(truth, labels[name])
@@ -114,7 +114,7 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
     summed = sum(n * value for n, value in zip(sizes["objects"], sizes["mean_iou"]["edeconvnet"], strict=True) if n)
     assert summed == pytest.approx(np.concatenate(overlaps).sum())
 
-    here = evaluate_here(segmenter, images, proposals, split="val", classes=CLASSES, dataset="made up", threads=2)
+    here = evaluate_here(predictor, images, proposals, split="val", classes=CLASSES, dataset="made up", threads=2)
     assert here.results == found.results and here.mean_iou == found.mean_iou
     assert here.analysis["confusion"] == found.analysis["confusion"]
     assert here.analysis["proposals"] == found.analysis["proposals"]

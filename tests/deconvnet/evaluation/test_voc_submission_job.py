@@ -1,6 +1,7 @@
 """Labelling a list for VOC's test server: every photograph of it or none, and what stands is not made again."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.evaluation.voc_submission_job import Listed, Recipe, label_list, list_split
-from deconvnet.inference.predictor import Segmenter
+from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from infra.errors import UserError
 from infra.runtime.actors import Actors
@@ -39,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 def recipe(tmp_path: Path) -> Recipe:
     save_model(lively(DeconvNet(3, 0.1, 32), 1), str(tmp_path / "deconvnet"), CLASSES)
     save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(tmp_path / "fcn8s"), CLASSES)
-    return Recipe(str(tmp_path / "deconvnet"), str(tmp_path / "fcn8s"), SEGMENT, EDGES, "edeconvnet_crf")
+    return Recipe(str(tmp_path / "deconvnet"), str(tmp_path / "fcn8s"), PredictorOptions(**SEGMENT), EDGES, "edeconvnet_crf")
 
 
 def test_a_list_is_sorted_once_each_with_sizes_as_displayed(root: Path) -> None:
@@ -84,10 +85,10 @@ def test_masks_are_the_segmenters_and_what_stands_is_not_made_again(
     (place / f"{IDS[1]}.png").write_bytes(b"stands")
     masks = label_list(photographs, recipe, str(place), Actors())
     assert list(masks) == IDS and masks[IDS[1]] == b"stands"
-    segmenter = Segmenter.load(recipe.deconvnet, recipe.fcn8s, **SEGMENT)
+    predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, options=PredictorOptions(**SEGMENT))
     for each in (photographs[0], photographs[3]):
         image = decode_image(Path(each.uri).read_bytes())
-        expected = segmenter.segment(image, edge_boxes(image, **EDGES)[0], (result,))[result]
+        expected = predictor.masks(image, edge_boxes(image, **EDGES)[0], (result,))[result]
         labels = np.asarray(Image.open(place / f"{each.image_id}.png"))
         np.testing.assert_array_equal(labels, expected)
         assert labels.shape == (each.height, each.width)
@@ -109,7 +110,9 @@ def test_the_key_follows_what_the_masks_depend_on(root: Path, recipe: Recipe, tm
     assert recipe.key(photographs) == key
     others = [
         Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment, recipe.edges, "fcn8s").key(photographs),
-        Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment | {"proposals": 3}, recipe.edges, recipe.result).key(photographs),
+        Recipe(recipe.deconvnet, recipe.fcn8s, replace(recipe.segment, proposals=3), recipe.edges, recipe.result).key(
+            photographs
+        ),
         Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment, recipe.edges | {"max_boxes": 9}, recipe.result).key(photographs),
         recipe.key(photographs[1:]),
         recipe.key([Listed(**{**vars(photographs[0]), "content": "other"}), *photographs[1:]]),

@@ -1,4 +1,4 @@
-"""Joining two networks' scores, by hand."""
+"""The ensemble of two networks against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -18,24 +18,24 @@ def test_softmax_of_large_scores_is_finite(rng):
     assert softmax(scores).dtype == np.float32
 
 
-def test_mean_of_probabilities():
+def test_mean_is_the_mean_of_both_probabilities():
     found = combine(pixel(np.log(3), 0), pixel(0, 0), "mean")
     np.testing.assert_allclose(found.ravel(), [(0.75 + 0.5) / 2, (0.25 + 0.5) / 2], rtol=1e-6)
     assert found.dtype == np.float32
 
 
-def test_fcn_may_count_for_more():
+def test_mean_weights_fcn_by_fcn_weight():
     found = combine(pixel(np.log(3), 0), pixel(0, 0), fcn_weight=0.8)
     np.testing.assert_allclose(found.ravel(), [0.2 * 0.75 + 0.8 * 0.5, 0.2 * 0.25 + 0.8 * 0.5], rtol=1e-6)
 
 
-def test_product_of_scores_clips_fcn_at_zero():
+def test_product_clips_fcn_scores_at_zero():
     found = combine(pixel(2, 3, 5), pixel(1, 0.5, -4), "product")
     odds = np.exp([2, 1.5, 0])
     np.testing.assert_allclose(found.ravel(), odds / odds.sum(), rtol=1e-6)
 
 
-def test_other_names_and_shapes_are_refused():
+def test_unknown_names_and_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match="mean or product"):
         combine(pixel(1), pixel(1), "median")
     with pytest.raises(ValueError, match="shape"):

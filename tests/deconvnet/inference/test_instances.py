@@ -1,4 +1,4 @@
-"""Instance-wise segmentation against a box at a time, written out; its canvas; its edges."""
+"""`segment_instances` against a straightforward loop over the boxes, and `whole_image_scores`."""
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from proposals.boxes import crop, extend, window_pixels
 
 
 class Constant(torch.nn.Module):
-    """Scores that tell the mean red of the crop: class c scores `scores[c]` × red / 100."""
+    """A network whose score of class c is `scores[c]` × the crop's mean red / 100, in every pixel."""
 
     input_size = 8
 
@@ -42,8 +42,8 @@ def network(seed=0, classes=5):
     return model
 
 
-def one_by_one(model, image, boxes, context, window, aggregation):
-    """The recipe in its plainest form."""
+def scores_by_loop(model, image, boxes, context, window, aggregation):
+    """What `segment_instances` should return, computed box by box and pixel by pixel."""
     height, width = image.shape[:2]
     maps, covered = [np.zeros((model.num_classes, height, width), np.float32)], np.zeros((height, width), bool)
     for box in extend(boxes, context, window):
@@ -65,13 +65,13 @@ def one_by_one(model, image, boxes, context, window, aggregation):
 
 @pytest.mark.parametrize("aggregation", ["max", "sum"])
 @pytest.mark.parametrize("window", ["square", "stretched"])
-def test_equals_a_box_at_a_time(rng, aggregation, window):
+def test_scores_equal_those_of_a_loop_over_the_boxes(rng, aggregation, window):
     model = network()
     image = rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)
     corners = rng.random((11, 2)) * (60, 40)
     boxes = np.hstack([corners, corners + 3 + rng.random((11, 2)) * 35]).astype(np.float32)
     boxes[3] = [-20, -30, 15, 8]
-    expected = one_by_one(model, image, boxes, 1.2, window, aggregation)
+    expected = scores_by_loop(model, image, boxes, 1.2, window, aggregation)
     assert np.abs(expected).max() > 0.1
     for batch in (1, 4, 50):
         found = segment_instances(model, image, boxes, window=window, aggregation=aggregation, batch=batch)
@@ -79,7 +79,7 @@ def test_equals_a_box_at_a_time(rng, aggregation, window):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_maps_meet_by_maximum_or_sum_and_never_fall_under_zero_by_maximum():
+def test_overlapping_score_maps_are_merged_by_maximum_from_zero_or_by_sum():
     image = np.full((10, 20, 3), 100, np.uint8)
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10]], np.float32)
     maximum = segment_instances(Constant([1.0, 2, -3]), image, boxes, context=1)
@@ -89,7 +89,7 @@ def test_maps_meet_by_maximum_or_sum_and_never_fall_under_zero_by_maximum():
     assert summed[:, 5, 7] == pytest.approx([2, 4, -6])
 
 
-def test_where_no_box_reaches_background_has_half_the_probability():
+def test_background_has_probability_one_half_where_no_box_reaches():
     image = np.full((10, 20, 3), 100, np.uint8)
     found = segment_instances(Constant([1.0, 2, 0, 5, 1]), image, np.array([[0, 0, 10, 10]], np.float32), context=1)
     assert found[:, 0, 12] == pytest.approx([np.log(4), 0, 0, 0, 0])
@@ -105,7 +105,7 @@ def test_boxes_outside_the_image_are_not_forwarded():
     assert model.batches == [1]
 
 
-def test_batches_and_the_mode_are_kept():
+def test_boxes_are_forwarded_in_batches_and_the_training_mode_is_restored():
     model, image = Constant([1.0, 2]).train(), np.zeros((10, 20, 3), np.uint8)
     segment_instances(model, image, np.tile(np.array([[0, 0, 5, 5]], np.float32), (7, 1)), batch=3)
     assert model.batches == [3, 3, 1]
@@ -119,18 +119,18 @@ def test_an_image_of_one_pixel():
     assert whole_image_scores(FCN8s(num_classes=5, width=0.0625, batch_norm=True), image).shape == (5, 1, 1)
 
 
-def test_small_boxes_are_passed_over_and_do_not_count():
+def test_small_boxes_are_skipped_and_do_not_count():
     boxes = np.array([[0, 0, 5, 5], [0, 0, 50, 20], [0, 0, 4, 40], [0, 0, 60, 60]], np.float32)
     assert choose_boxes(boxes, 2).tolist() == boxes[:2].tolist()
     assert choose_boxes(boxes, 2, min_side=24, context=1.2).tolist() == boxes[[1, 2]].tolist()
     assert choose_boxes(boxes, 2, min_side=24, context=1.2, window="stretched").tolist() == boxes[[1, 3]].tolist()
     assert choose_boxes(np.zeros((0, 4)), 2, min_side=3).shape == (0, 4)
     model = Constant([1.0, 2])
-    segment_instances(model, np.zeros((10, 10, 3), np.uint8), boxes, min_side=24)
+    segment_instances(model, np.zeros((10, 10, 3), np.uint8), choose_boxes(boxes, min_side=24))
     assert model.batches == [3]
 
 
-def test_whole_image_scores_are_the_networks(rng):
+def test_whole_image_scores_are_those_of_the_network(rng):
     fcn = FCN8s(num_classes=4, width=0.0625, batch_norm=True).eval()
     for parameter in fcn.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -148,7 +148,7 @@ def test_options_out_of_range_are_refused(wrong):
         segment_instances(Constant([1.0]), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4)), **wrong)
 
 
-def test_a_photograph_larger_than_fcn_was_trained_on_is_seen_as_large_as_that(rng):
+def test_an_image_larger_than_the_training_images_is_scaled_down_for_fcn8s(rng):
     torch.manual_seed(0)
     fcn = FCN8s(num_classes=5, width=0.0625, batch_norm=True, input_size=64)
     torch.nn.init.normal_(fcn.score_pool3.weight)

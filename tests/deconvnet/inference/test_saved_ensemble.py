@@ -1,4 +1,4 @@
-"""The ensemble's folder as a thing that labels files; other folders are refused."""
+"""`SavedEnsemble`: it predicts as `Predictor` does, and refuses other folders."""
 
 import json
 import subprocess
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.inference.predictor import Segmenter
-from deconvnet.inference.saved_ensemble import Labeller
+from deconvnet.inference.predictor import Predictor, PredictorOptions
+from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
 from infra.errors import BadInput, UserError
 from proposals import edge_boxes
@@ -32,52 +32,54 @@ def folder(tmp_path: Path, networks) -> Path:
     return tmp_path
 
 
-def test_labels_and_confidence_are_the_segmenters(folder: Path, networks) -> None:
-    labeller = Labeller(str(folder))
-    found = labeller.label(encode_jpeg(photograph(0, 60, 80)))
+def test_mask_and_confidence_equal_those_of_the_predictor(folder: Path, networks) -> None:
+    ensemble = SavedEnsemble(str(folder))
+    found = ensemble.predict(encode_jpeg(photograph(0, 60, 80)))
     boxes, _ = edge_boxes(found.image, **EDGES)
-    segmenter = Segmenter(*networks, **SEGMENT)
-    np.testing.assert_array_equal(found.mask, segmenter.best(found.image, boxes))
-    probabilities = segmenter.probabilities(found.image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
+    predictor = Predictor(*networks, PredictorOptions(**SEGMENT))
+    np.testing.assert_array_equal(found.mask, predictor.mask_and_confidence(found.image, boxes)[0])
+    probabilities = predictor.probabilities(found.image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
     chosen = np.take_along_axis(probabilities, found.mask[None].astype(int), axis=0)
     assert found.confidence == pytest.approx(chosen.mean(dtype=float))
-    assert labeller.classes == CLASSES
+    assert ensemble.classes == CLASSES
 
 
-def test_an_ensemble_registered_before_there_were_forests_keeps_its_edges(folder: Path, networks) -> None:
+def test_an_ensemble_registered_before_forests_existed_keeps_its_edges(folder: Path, networks) -> None:
     options = json.loads((folder / "options.json").read_text())
     del options["proposals"]["edges"]
     (folder / "options.json").write_text(json.dumps(options))
-    found = Labeller(str(folder)).label(encode_jpeg(photograph(0, 60, 80)))
+    found = SavedEnsemble(str(folder)).predict(encode_jpeg(photograph(0, 60, 80)))
     boxes, _ = edge_boxes(found.image, **(EDGES | {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}))
-    np.testing.assert_array_equal(found.mask, Segmenter(*networks, **SEGMENT).best(found.image, boxes))
+    np.testing.assert_array_equal(
+        found.mask, Predictor(*networks, PredictorOptions(**SEGMENT)).mask_and_confidence(found.image, boxes)[0]
+    )
 
 
-def test_what_cant_be_labelled_says_why(folder: Path) -> None:
+def test_an_unusable_image_is_refused_with_a_reason(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"130×90 is larger than 10,000 pixels"):
-        Labeller(str(folder)).label(encode_jpeg(photograph(0, 90, 130)))
-    assert Labeller(str(folder), max_pixels=20_000).label(encode_jpeg(photograph(0, 90, 130))).mask.shape == (90, 130)
+        SavedEnsemble(str(folder)).predict(encode_jpeg(photograph(0, 90, 130)))
+    assert SavedEnsemble(str(folder), max_pixels=20_000).predict(encode_jpeg(photograph(0, 90, 130))).mask.shape == (90, 130)
     with pytest.raises(BadInput, match="not an image"):
-        Labeller(str(folder)).label(b"text")
+        SavedEnsemble(str(folder)).predict(b"text")
 
 
 @pytest.mark.parametrize("spoil", ["options.json", "fcn8s/model.json"])
-def test_another_folder_is_refused(folder: Path, spoil: str) -> None:
+def test_a_folder_that_is_not_an_ensemble_is_refused(folder: Path, spoil: str) -> None:
     (folder / spoil).unlink()
-    with pytest.raises(UserError, match="is not an ensemble of this project's"):
-        Labeller(str(folder))
+    with pytest.raises(UserError, match="is not an ensemble of this project"):
+        SavedEnsemble(str(folder))
 
 
-def test_networks_that_changed_places_are_refused(folder: Path) -> None:
+def test_swapped_networks_are_refused(folder: Path) -> None:
     (folder / "fcn8s").rename(folder / "x")
     (folder / "deconvnet").rename(folder / "fcn8s")
     (folder / "x").rename(folder / "deconvnet")
     with pytest.raises(UserError, match="should hold a DeconvNet and an FCN-8s"):
-        Labeller(str(folder))
+        SavedEnsemble(str(folder))
 
 
-def test_labelling_compiles_nothing_before_it_has_a_place_for_it() -> None:
-    """Where neither the code's folder nor the home is writable numba refuses to cache, at import."""
+def test_importing_the_module_compiles_nothing_with_numba() -> None:
+    """Numba raises at import if it has nowhere to write its cache, so the CRF must not be imported before there is a folder."""
     code = """
 import numba.core.caching as caching
 for kind in vars(caching).values():

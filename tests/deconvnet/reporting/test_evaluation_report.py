@@ -6,7 +6,7 @@ import numpy as np
 
 from deconvnet.evaluation.breakdowns import Analysis
 from deconvnet.evaluation.evaluator import Evaluation
-from deconvnet.inference.predictor import RESULTS
+from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting.evaluation_report import report_files, results_markdown
 
 
@@ -20,14 +20,15 @@ def test_the_report_ends_with_the_results() -> None:
     rows = {name: {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": iou} for name in RESULTS}
     results = {"dataset": "made up", "images": 1, "classes": classes, "rows": rows}
     found = Evaluation(results, {"a": dict(zip(RESULTS, means, strict=True))}, counted.as_dict())
-    files = report_files(found, {"comparison": b"png"}, {"proposals": 5, "crf": {"iterations": 3}})
+    options = PredictorOptions(proposals=5, crf={"iterations": 3})
+    files = report_files(found, {"comparison": b"png"}, options)
     charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png")
     texts = ("mean_iou_by_image.json", "analysis.json", "results.md", "results.json")
     assert set(files) == {"comparison.png", *charts, *texts} and list(files)[-1] == "results.json"
     assert all(files[name].startswith(b"\x89PNG") for name in charts) and files["comparison.png"] == b"png"
     assert json.loads(files["results.json"]) == results
     kept = json.loads(files["analysis.json"])
-    assert kept.pop("segmenter") == {"proposals": 5, "crf": {"iterations": 3}}
+    assert PredictorOptions(**kept.pop("segmenter")) == options
     assert kept == found.analysis and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
     assert json.loads(files["mean_iou_by_image.json"])["a"]["fcn8s"] == 1.0
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvnet.inference.predictor import RESULTS, Segmenter
+from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting import gallery
@@ -58,13 +58,13 @@ CLASSES = ["background", "thing", "other"]
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> Segmenter:
+def predictor() -> Predictor:
     torch.manual_seed(2)
     networks = DeconvNet(num_classes=3, width=0.0625, input_size=32), FCN8s(num_classes=3, width=0.0625, batch_norm=True)
     for network in networks:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    return Segmenter(*networks, proposals=7, bf16=False, crf={"iterations": 1})
+    return Predictor(*networks, PredictorOptions(proposals=7, bf16=False, crf={"iterations": 1}))
 
 
 @pytest.fixture
@@ -101,17 +101,17 @@ def test_photographs_are_found_with_what_belongs_to_them(places: tuple[str, str]
     assert not len(gallery.photographs(places[0], None, ["a"])["a"].boxes)
 
 
-def test_the_gallery(segmenter: Segmenter, places: tuple[str, str]) -> None:
+def test_the_gallery(predictor: Predictor, places: tuple[str, str]) -> None:
     scores = {name: dict.fromkeys(RESULTS, 1.0 - number / 10) for number, name in enumerate("abcde")}
     scores["b"]["deconvnet"] = 0.2
-    drawn = gallery.gallery(segmenter, *places, CLASSES, scores)
+    drawn = gallery.gallery(predictor, *places, CLASSES, scores)
     assert list(drawn) == ["comparison", "wins", "instances", "unpooling"]
     for png in drawn.values():
         assert Image.open(io.BytesIO(png)).width == 1200
     level = {name: dict.fromkeys(RESULTS, 0.5) for name in "cd"}
-    assert "wins" not in gallery.gallery(segmenter, *places, CLASSES, level), "nobody is ahead"
+    assert "wins" not in gallery.gallery(predictor, *places, CLASSES, level), "nobody is ahead"
     void: dict[str, dict[str, float | None]] = {"c": dict.fromkeys(RESULTS)}
-    assert gallery.gallery(segmenter, *places, CLASSES, void) == {}
+    assert gallery.gallery(predictor, *places, CLASSES, void) == {}
 
 
 def test_the_one_at_work_has_objects(places: tuple[str, str]) -> None:
@@ -124,31 +124,31 @@ def test_the_one_at_work_has_objects(places: tuple[str, str]) -> None:
 
 
 def test_instances_go_from_the_largest_of_the_best_boxes_to_the_smallest(
-    segmenter: Segmenter, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
     monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: told.extend(arguments) or b"")
     shown = gallery.photographs(*places, ["c"])["c"]
-    gallery.instances(segmenter, shown, CLASSES)
+    gallery.instances(predictor, shown, CLASSES)
     image, truth, boxes, steps, *_ = told
     assert image is shown.image and truth is shown.truth
     assert boxes.tolist() == shown.boxes[:7][::-1].tolist(), "the seven best, which grow in the table"
     assert list(steps) == [1, 5, 7]
     for count, labels in steps.items():
-        np.testing.assert_array_equal(labels, segmenter.segment(image, boxes[:count], ("deconvnet",))["deconvnet"])
+        np.testing.assert_array_equal(labels, predictor.masks(image, boxes[:count], ("deconvnet",))["deconvnet"])
     told.clear()
-    gallery.instances(segmenter, gallery.photographs(*places, ["f"])["f"], CLASSES)
+    gallery.instances(predictor, gallery.photographs(*places, ["f"])["f"], CLASSES)
     assert list(told[3]) == [0] and not told[3][0].any(), "no proposals: all background"
 
 
 def test_unpooling_is_of_the_largest_object(
-    segmenter: Segmenter, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
     monkeypatch.setattr("deconvnet.reporting.panels.unpooling", lambda *arguments: told.append(arguments) or b"")
     found = gallery.photographs(*places, "cf")
-    gallery.unpooling(segmenter, found["c"], CLASSES)
-    gallery.unpooling(segmenter, found["f"], CLASSES)
+    gallery.unpooling(predictor, found["c"], CLASSES)
+    gallery.unpooling(predictor, found["f"], CLASSES)
     (seen, maps, labels, _, title), (whole, _, _, _, bare) = told
     assert title == "c, thing" and bare == "f"
     window = extend(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]

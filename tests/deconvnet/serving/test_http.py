@@ -16,7 +16,7 @@ from starlette.responses import Response
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.inference.saved_ensemble import Labelled, Labeller
+from deconvnet.inference.saved_ensemble import Prediction, SavedEnsemble
 from deconvnet.models.checkpoint import save_model
 from deconvnet.serving import http
 from deconvnet.serving.ray_serve import Replica, Served, _reason, check_installed
@@ -30,13 +30,13 @@ PHOTO = encode_jpeg(photograph(0, 60, 80))
 
 
 @pytest.fixture(scope="module")
-def labeller(tmp_path_factory: pytest.TempPathFactory) -> Labeller:
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> SavedEnsemble:
     folder = tmp_path_factory.mktemp("ensemble")
     save_model(lively(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
     save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
     options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
     (folder / "options.json").write_text(json.dumps(options))
-    return Labeller(str(folder))
+    return SavedEnsemble(str(folder))
 
 
 def timings(text: str) -> dict[str, float]:
@@ -47,18 +47,18 @@ def test_headers_name_the_classes_that_were_seen_alone() -> None:
     class Two:
         classes = CLASSES
 
-        def label(self, data: bytes) -> Labelled:
+        def predict(self, data: bytes) -> Prediction:
             mask = np.zeros((4, 6), np.uint8)
             mask[1, 2] = 2
-            return Labelled(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
+            return Prediction(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
 
     headers = http.answer(Two(), b"", time.perf_counter()).headers  # type: ignore[arg-type]
     assert headers["X-Classes"] == "background,%3Cbar%3E" and headers["X-Size"] == "6x4" and headers["X-Confidence"] == "0.750"
 
 
-def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(labeller: Labeller) -> None:
-    reply = http.answer(labeller, PHOTO, time.perf_counter() - 2)
-    expected = labeller.label(PHOTO)
+def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(ensemble: SavedEnsemble) -> None:
+    reply = http.answer(ensemble, PHOTO, time.perf_counter() - 2)
+    expected = ensemble.predict(PHOTO)
     image = Image.open(io.BytesIO(reply.body))
     assert (reply.status, reply.media_type, image.format, image.mode) == (200, "image/png", "PNG", "P")
     np.testing.assert_array_equal(np.asarray(image), expected.mask)
@@ -76,11 +76,11 @@ def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(labeller: La
         value.encode("latin-1")  # what a header may hold
 
 
-def test_an_overlay_is_a_picture_of_the_photograph_with_the_labels(labeller: Labeller) -> None:
-    reply = http.answer(labeller, PHOTO, time.perf_counter(), draw=True)
+def test_an_overlay_is_a_picture_of_the_photograph_with_the_labels(ensemble: SavedEnsemble) -> None:
+    reply = http.answer(ensemble, PHOTO, time.perf_counter(), draw=True)
     image = Image.open(io.BytesIO(reply.body))
     assert (reply.media_type, image.format, image.size, image.mode) == ("image/jpeg", "JPEG", (80, 60), "RGB")
-    seen = labeller.label(PHOTO)
+    seen = ensemble.predict(PHOTO)
     drawn = overlay(seen.image, seen.mask, CLASSES).astype(int)
     assert np.abs(np.asarray(image) - drawn).mean() < 6 < np.abs(seen.image - drawn).mean()
 
@@ -89,8 +89,8 @@ def test_an_overlay_is_a_picture_of_the_photograph_with_the_labels(labeller: Lab
     ("data", "reason"),
     [(b"text", "not an image"), (PHOTO[:900], "truncated"), (encode_jpeg(photograph(0, 120, 100)), "larger than 10,000 pixels")],
 )
-def test_what_is_no_usable_photograph_is_a_sentence(labeller: Labeller, data: bytes, reason: str) -> None:
-    reply = http.answer(labeller, data, time.perf_counter())
+def test_what_is_no_usable_photograph_is_a_sentence(ensemble: SavedEnsemble, data: bytes, reason: str) -> None:
+    reply = http.answer(ensemble, data, time.perf_counter())
     assert (reply.status, reply.media_type) == (400, "application/json")
     told = json.loads(reply.body)
     assert list(told) == ["error"] and reason in told["error"] and "\n" not in told["error"]
@@ -113,10 +113,10 @@ def test_overlay_is_yes_or_no(value: str, meant: bool) -> None:
 
 
 @pytest.fixture
-def replica(labeller: Labeller) -> Replica:
+def replica(ensemble: SavedEnsemble) -> Replica:
     made = object.__new__(Replica)  # its model is here already
     made.served = Served(registry.Version("shapes", "2", "id", "nowhere"), "store", max_bytes=20_000)
-    made.labeller = labeller
+    made.ensemble = ensemble
     made.worker = ThreadPoolExecutor(1)
     return made
 
@@ -145,7 +145,7 @@ def test_a_replica_answers_with_masks_overlays_health_and_page(replica: Replica)
     assert (
         mask.status_code == 200 and mask.headers["content-type"] == "image/png" and mask.headers["x-model"] == "shapes version 2"
     )
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask.body))), replica.labeller.label(PHOTO).mask)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask.body))), replica.ensemble.predict(PHOTO).mask)
     assert ask(replica, query="overlay=1", body=[PHOTO]).headers["content-type"] == "image/jpeg"
     health = ask(replica, "GET", "/healthz")
     assert json.loads(health.body) == {"status": "ok", "model": "shapes version 2", "classes": list(CLASSES)}
@@ -193,11 +193,11 @@ infra.errors.UserError: models:/shapes/2 can't be fetched: no such file"""
     assert _reason("no room") == "no room"
 
 
-def test_the_model_of_mlflow_answers_in_the_same_colours(labeller: Labeller) -> None:
+def test_the_model_of_mlflow_answers_in_the_same_colours(ensemble: SavedEnsemble) -> None:
     from deconvnet.tracking.pyfunc_model import Ensemble
 
     model = Ensemble()
-    model.labeller = labeller
+    model.ensemble = ensemble
     answer = model.predict(None, pd.DataFrame({"image": [PHOTO, b"text"]}))
-    assert answer["mask"][0] == http.answer(labeller, PHOTO, 0.0).body
+    assert answer["mask"][0] == http.answer(ensemble, PHOTO, 0.0).body
     assert answer["mask"][1] is None and answer["error"].tolist() == [None, "not an image"]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.inference.predictor import Segmenter
+from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import Tracker, tracking_uri
 from deconvnet.tracking.register import description, register, requirements
@@ -180,11 +180,11 @@ def test_another_process_elsewhere_gets_the_pipelines_labels(tracker, registered
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
 
-    segmenter = Segmenter(*networks, **SEGMENT)
+    predictor = Predictor(*networks, PredictorOptions(**SEGMENT))
     seen = set()
     for name in photographs:
         image = decode_image((tmp_path / name).read_bytes())
-        expected = segmenter.best(image, edge_boxes(image, **EDGES)[0])
+        expected = predictor.mask_and_confidence(image, edge_boxes(image, **EDGES)[0])[0]
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"mask-{name}.png")), expected)
         seen |= set(np.unique(expected).tolist())
     assert len(seen) > 1, "labels all of one class would prove nothing"
