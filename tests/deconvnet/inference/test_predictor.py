@@ -62,7 +62,7 @@ def test_only_what_the_requested_results_need_is_computed(networks, sample, monk
     for name in ("segment_instances", "whole_image_scores", "dense_crf"):
         real = getattr(predictor, name)
         monkeypatch.setattr(predictor, name, lambda *a, real=real, name=name, **k: called.append(name) or real(*a, **k))
-    predictor = Predictor(*networks)
+    loaded = Predictor(*networks)
     for results, needed in (
         (["fcn8s"], ["whole_image_scores"]),
         (["deconvnet_crf"], ["segment_instances", "dense_crf"]),
@@ -70,10 +70,10 @@ def test_only_what_the_requested_results_need_is_computed(networks, sample, monk
         (["edeconvnet_crf"], ["whole_image_scores", "segment_instances", "dense_crf"]),
     ):
         called.clear()
-        assert list(predictor.masks(*sample, results)) == [name for name in RESULTS if name in results]
+        assert list(loaded.masks(*sample, results)) == [name for name in RESULTS if name in results]
         assert called == needed
     with pytest.raises(ValueError, match="unknown results: best"):
-        predictor.masks(*sample, ["best"])
+        loaded.masks(*sample, ["best"])
 
 
 def test_masks_are_the_arg_max_of_the_probabilities(networks, sample):
