@@ -1,4 +1,4 @@
-"""DeconvNet and FCN-8s: data, networks, training, segmentation."""
+"""DeconvNet and FCN-8s for semantic segmentation: data, networks, training, inference, evaluation, serving."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ __all__ = ["DeconvNet", "FCN8s"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: the settings and the data jobs need none of torch's 2 seconds and 250 MB.
+    """Import a network when it is first used: settings and data jobs don't need torch, which takes 2 s and 250 MB."""
     if name in __all__:
-        from deconvnet.models import architectures
+        from deconvnet.models.architectures import ARCHITECTURES
 
-        return getattr(architectures, name)
+        return ARCHITECTURES[name.lower()].network_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ and holds the digest, so that tensors of another save are noticed. Save each che
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import safetensors
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from deconvnet.models.architectures import NETWORKS
+from deconvnet.models.architectures import ARCHITECTURES
 from deconvnet.models.network import Network
 from infra import storage
 from infra.errors import UserError
@@ -48,7 +49,7 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
     tensors, meta = _read(uri, "model")
     try:
         with torch.device("meta"):  # no memory and no initialisation for values that are replaced at once
-            model = NETWORKS[meta["architecture"]](**meta["config"])
+            model = ARCHITECTURES[meta["architecture"]].network_class()(**meta["config"])
         if len(meta["classes"]) != model.num_classes or meta["convention"] != model.convention:
             raise ValueError("its class names or input convention contradict its architecture")
         model.load_state_dict(tensors, assign=True)
@@ -65,6 +66,30 @@ def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
 def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and JSON values of `save_state`. Raises UserError for anything else."""
     return _read(uri, "state")
+
+
+def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Load the complete training state with the most steps among the folders directly below `uri`.
+
+    Folders that a killed run left half written are passed over.
+
+    Args:
+        uri: folder of checkpoint folders (local or s3); may be absent.
+        prefix: only folders whose name begins with this are looked at.
+
+    Returns:
+        What `load_state` returns, or None where there is no complete state.
+    """
+    found: list[tuple[int, str]] = []
+    for file in storage.list_files(uri):
+        folder, _, name = file.rpartition("/")
+        if name == "state.json" and "/" not in folder and folder.startswith(prefix):
+            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # a half-written file; one deleted meanwhile
+                found.append((int(storage.read_json(storage.join(uri, file))["step"]), folder))
+    for _, folder in sorted(found, reverse=True):
+        with suppress(UserError):
+            return load_state(storage.join(uri, folder))
+    return None
 
 
 def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

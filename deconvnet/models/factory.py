@@ -1,11 +1,11 @@
-"""Networks from settings, and the weights that their training starts from."""
+"""Networks built from the settings, and the weights that their training starts from."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deconvnet.models import checkpoint
+from deconvnet.models.architectures import Architecture
 from deconvnet.models.deconvnet import DeconvNet
-from deconvnet.models.fcn8s import FCN8s
 from deconvnet.models.init_weights import decoder, vgg16
 from deconvnet.models.network import Network
 
@@ -13,23 +13,32 @@ if TYPE_CHECKING:
     from deconvnet.settings import ModelSettings
 
 
-def width_of(architecture: str, settings: "ModelSettings") -> float:
-    """Channels of the network ("deconvnet" or "fcn8s") relative to the paper's."""
-    return (settings.fcn_width or settings.width) if architecture == "fcn8s" else settings.width
+def build_network(architecture: Architecture, settings: "ModelSettings", num_classes: int) -> Network:
+    """Build the untrained network that the settings describe.
 
+    Args:
+        architecture: which network.
+        settings: widths, input sizes and input convention.
+        num_classes: classes with background.
 
-def build_network(architecture: str, settings: "ModelSettings", num_classes: int) -> Network:
-    """The untrained network ("deconvnet" or "fcn8s") that the settings describe."""
-    width = width_of(architecture, settings)
-    if architecture == "deconvnet":
-        return DeconvNet(num_classes, width, settings.input_size, settings.convention)
-    return FCN8s(num_classes, width, settings.fcn_batch_norm, settings.convention, settings.fcn_input_size)
+    Returns:
+        The network with the initial weights of its constructor, drawn from torch's global random generator.
+    """
+    return architecture.network_class()(num_classes, **architecture.constructor_arguments(settings))
 
 
 def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str], init: str | None) -> None:
-    """Fill `model` with what its training starts from: the model folder `init`, else ImageNet's VGG-16, else as it was built.
+    """Fill a network, in place, with the weights that its training starts from.
 
-    Without `init` the decoder of a DeconvNet starts as `settings.decoder_init` says.
+    Args:
+        model: an untrained network of `build_network`.
+        settings: without `init`, `vgg16` names ImageNet weights (None: no such weights) and `decoder_init` how DeconvNet's
+            decoder starts.
+        classes: class names by id, background first.
+        init: URI of a model folder whose weights are taken over instead, class scores by class name; None for none.
+
+    Raises:
+        UserError: if the named weights can't be read or don't fit the network.
     """
     if init is not None:
         source, meta = checkpoint.load_model(init)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from deconvnet.models.factory import width_of
+from deconvnet.models.architectures import ARCHITECTURES
 from deconvnet.models.init_weights.channel_pruning import narrow_vgg16
 from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
 from deconvnet.models.layers import channels
 from deconvnet.models.preprocessing import prepare
-from deconvnet.training.dataloader import Feed, PlainShard, open_examples
+from deconvnet.training.dataloader import BatchPlan, ThreadedLoader, open_examples
 from infra.errors import UserError, find_user_error
 from infra.runtime.device import fast_bf16
 
@@ -61,13 +61,12 @@ def make_narrow(
 ) -> Iterator[tuple[str, float, str]]:
     """What `narrow_start` has Ray do, here: yields each layer's name, its R² and a line on it; the file is written after the last."""
     torch.set_num_threads(threads)
-    whole = architecture == "fcn8s"
-    width = width_of(architecture, model)
-    size = model.fcn_input_size if whole else model.input_size
+    trained = ARCHITECTURES[architecture]
+    width, size = trained.width(model), trained.input_size(model)
     if model.vgg16 is None or width >= 1:
         raise ValueError("only VGG-16's weights can be made narrower, for a network narrower than it")
     full = read_vgg16(model.vgg16, model.convention)
-    inputs = _sample(examples_uri, size, whole, channels(64, width), seed, model.convention)
+    inputs = _sample(examples_uri, size, trained.split("train"), channels(64, width), seed, model.convention)
     tensors: dict[str, torch.Tensor] = {}
     for layer in narrow_vgg16(full, inputs, width, seed, torch.bfloat16 if fast_bf16("cpu") else torch.float32):
         tensors |= layer.tensors()
@@ -76,14 +75,14 @@ def make_narrow(
     write_vgg16(out_uri, tensors, model.convention)
 
 
-def _sample(table: str, size: int, whole: bool, first_channels: int, seed: int, convention: str) -> torch.Tensor:
+def _sample(table: str, size: int, split: str | None, first_channels: int, seed: int, convention: str) -> torch.Tensor:
     """Inputs as the first epoch of training has them, prepared; as many as memory allows: (N, 3, S, S)."""
-    examples = open_examples(table, size, "train" if whole else None)
+    examples = open_examples(table, size, split)
     count = min(MOST_INPUTS, MOST_BYTES // (4 * size * size * first_channels), examples.total)
     if count < 2:
         raise UserError(
             f"{table} holds too little to make VGG-16 narrower by: add photographs (2 at least), or leave model.vgg16 empty"
         )
     batch = min(_BATCH, count)
-    batches = PlainShard(Feed.of(examples, batch, 1, seed)).batches(0, count // batch)
+    batches = ThreadedLoader(BatchPlan.of(examples, batch, 1, seed)).batches(0, count // batch)
     return prepare(torch.from_numpy(np.concatenate([images for images, _ in batches])), convention)

@@ -1,15 +1,12 @@
-"""Batches for a worker: read from a table in the epoch's order, decoded, augmented, in its share of every global batch.
+"""Batches for a training process: read from a table in the epoch's order, decoded, augmented, in its share of each global batch.
 
-`plain_batches` makes them with threads and nothing else; `RayShard`, which `ray.train.get_dataset_shard` hands to a training
-worker, has a Ray Data job make the same bits outside the worker's process. A batch is two uint8 arrays: images (n, 3, S, S), RGB,
-and labels (n, S, S), class ids with 255 = void.
+`ThreadedLoader` makes them with threads of the process; `ray_dataloader.RayDataLoader` makes the same ones with Ray Data. A batch is
+two uint8 arrays: images (n, 3, S, S), RGB, and masks (n, S, S), class ids with 255 = void.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +20,18 @@ from proposals.image_codec import decode_image, decode_mask
 
 Batch = tuple[np.ndarray, np.ndarray]
 DEV_LIMIT = 2048
-WINDOWS_A_JOB = 512
-PAUSE_SECONDS = 0.1
-_MiB = 2**20
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What there is to see in a table: crops (`examples` tables, `split` None), or the photographs of one split (`images`).
+    """What a table offers to training: the crops of an `examples` table, or the images of one split of an `images` table.
 
-    `size` is the network's input, px; `jitter` the random scale of photographs.
+    Attributes:
+        table: URI of the table.
+        size: side of the network's input, px.
+        groups: the row groups that hold examples.
+        split: None for an `examples` table, else the split of the `images` table.
+        jitter: images are scaled by a random factor of 1 ± this.
     """
 
     table: str
@@ -43,11 +42,11 @@ class Examples:
 
     @property
     def total(self) -> int:
-        """Examples an epoch."""
+        """Examples in an epoch, repeats counted."""
         return sum(g.examples for g in self.groups)
 
     def read(self, group: Group) -> pa.Table:
-        """The rows of a row group: `image`, `mask` (bytes) and `weight` (int64, how often an epoch sees the row)."""
+        """Read a row group: columns `image`, `mask` (encoded bytes) and `weight` (int64, times an epoch sees the row)."""
         names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
         found = tables.read_row_group(self.table, group.part, group.index, names)
         image, mask, last = (found[name] for name in names)
@@ -55,29 +54,40 @@ class Examples:
         return pa.table({"image": image, "mask": mask, "weight": weight})
 
     def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """An example as stored: uint8 H×W×3 and H×W. Raises BadInput."""
+        """Decode an example as stored: uint8 RGB (H, W, 3) and uint8 (H, W). Raises BadInput if that fails."""
         if self.split is None:
             return transforms.decode_example(image, mask)
-        rgb, label = decode_image(image), decode_mask(mask)
-        if label.shape != rgb.shape[:2] or label.dtype != np.uint8:
-            raise BadInput(f"a mask of {label.shape} {label.dtype} for a photograph of {rgb.shape[:2]}")
-        return rgb, label
+        rgb, class_mask = decode_image(image), decode_mask(mask)
+        if class_mask.shape != rgb.shape[:2] or class_mask.dtype != np.uint8:
+            raise BadInput(f"a mask of {class_mask.shape} {class_mask.dtype} for an image of {rgb.shape[:2]}")
+        return rgb, class_mask
 
     def train_view(self, image: bytes, mask: bytes, rng: np.random.Generator) -> transforms.Pair:
-        """The example as one step of training sees it: uint8 (3, S, S), (S, S)."""
+        """Decode and augment an example for a training step: uint8 (3, S, S) and (S, S)."""
         if self.split is None:
             return transforms.random_crop(*self.decode(image, mask), self.size, rng)
         return transforms.random_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
 
     def dev_view(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """The example as it is evaluated, the same every time: uint8 (3, S, S), (S, S)."""
+        """Decode an example for evaluation, without randomness: uint8 (3, S, S) and (S, S)."""
         if self.split is None:
             return transforms.centre_crop(*self.decode(image, mask), self.size)
         return transforms.centre_canvas(*self.decode(image, mask), self.size)
 
 
 def open_examples(table: str, size: int, split: str | None = None, jitter: float = 0.0) -> Examples:
-    """The examples of a complete table. Raises UserError where it has none, FileNotFoundError where there is no table."""
+    """Open a complete table for training.
+
+    Args:
+        table: URI of an `examples` table (`split` None) or an `images` table.
+        size: side of the network's input, px.
+        split: split of the `images` table; None for an `examples` table.
+        jitter: images are scaled by a random factor of 1 ± this.
+
+    Raises:
+        FileNotFoundError: if there is no complete table.
+        UserError: if it holds no example.
+    """
     commit = tables.require_commit(table)
     groups = []
     for part in commit.parts:
@@ -91,10 +101,17 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
 
 
 @dataclass(frozen=True)
-class Feed:
-    """A training's batches, by global step: the epoch `step // steps_per_epoch`, its global batch `step % steps_per_epoch`.
+class BatchPlan:
+    """Which examples each rank sees at each global step.
 
-    An epoch is dealt into `windows_per_epoch` windows.
+    Global step s is batch s % steps_per_epoch of epoch s // steps_per_epoch. An epoch's examples come in windows (see `sampler`);
+    windows are numbered over all epochs: window w is window w % windows_per_epoch of epoch w // windows_per_epoch.
+
+    Attributes:
+        examples: the table.
+        batching: sizes of the global batch and of the ranks' shares.
+        seed: of the order and of augmentation.
+        windows_per_epoch: number of windows an epoch is divided into.
     """
 
     examples: Examples
@@ -103,26 +120,26 @@ class Feed:
     windows_per_epoch: int = 1
 
     @staticmethod
-    def of(examples: Examples, batch: int, world: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "Feed":
-        """Global batches of `batch` for `world` workers."""
+    def of(examples: Examples, batch: int, workers: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "BatchPlan":
+        """Plan global batches of `batch` examples for a number of workers, in windows of at most about `window_bytes`."""
         count = window_count(examples.groups, window_bytes) if examples.total >= batch else 1
-        return Feed(examples, Batching(examples.total, batch, world), seed, count)
+        return BatchPlan(examples, Batching(examples.total, batch, workers), seed, count)
 
-    def shared_by(self, world: int) -> "Feed":
-        """The same global batches for another number of workers."""
-        return replace(self, batching=replace(self.batching, world=world))
+    def for_workers(self, workers: int) -> "BatchPlan":
+        """Return the plan with the same global batches for another number of workers."""
+        return replace(self, batching=replace(self.batching, world=workers))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches an epoch."""
+        """Global batches in an epoch."""
         return self.batching.steps
 
     def windows(self, epoch: int) -> list[Window]:
-        """The windows of an epoch."""
+        """Return the windows of an epoch in the order they are seen."""
         return windows(self.examples.groups, self.seed, epoch, self.windows_per_epoch)
 
     def window_range(self, first_step: int, stop_step: int) -> range:
-        """The windows, counted from the first epoch's first, that the global steps [first, stop) need."""
+        """Return the numbers of the windows that the global steps [first_step, stop_step) need."""
 
         def window_of(step: int) -> int:
             epoch, batch = divmod(step, self.steps_per_epoch)
@@ -136,7 +153,21 @@ class Feed:
         return range(window_of(first_step), epoch * self.windows_per_epoch + last)
 
     def pieces(self, number: int, rank: int, first_step: int, stop_step: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        """What rank `rank` sees of the window `number` in the global steps [first, stop), in order, at most a share at a time."""
+        """Decode and augment the examples of one window that a rank sees in the global steps [first_step, stop_step).
+
+        Args:
+            number: of the window, counted over all epochs.
+            rank: whose share of each global batch.
+            first_step: first global step.
+            stop_step: global step to stop before.
+            pool: threads that read, decode and augment.
+
+        Yields:
+            Examples in order, at most a rank's share of a batch at a time.
+
+        Raises:
+            UserError: if an example can't be decoded.
+        """
         epoch, index = divmod(number, self.windows_per_epoch)
         window = self.windows(epoch)[index]
         past = epoch * self.steps_per_epoch
@@ -161,26 +192,26 @@ class Feed:
 
 
 def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
-    """Examples as one batch."""
-    return np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs])
+    """Stack examples of one size into a batch."""
+    return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
 def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The same examples in batches of exactly `size`; what is left over at the end is dropped."""
+    """Yield the examples of batches of any sizes in batches of exactly `size`; a rest at the end is dropped."""
     held: list[Batch] = []
     count = 0
     for piece in pieces:
         held.append(piece)
         count += len(piece[0])
         while count >= size:
-            images, labels = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*held, strict=True))
-            yield images[:size], labels[:size]
+            images, masks = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*held, strict=True))
+            yield images[:size], masks[:size]
             count -= size
-            held = [(images[size:], labels[size:])] if count else []
+            held = [(images[size:], masks[size:])] if count else []
 
 
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the next one being made while one is used."""
+def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the same batches; a thread makes the next one while one is used."""
     with ThreadPoolExecutor(1) as maker:
         following = maker.submit(next, batches, None)
         while (batch := following.result()) is not None:
@@ -188,129 +219,60 @@ def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def plain_batches(feed: Feed, rank: int, first_step: int, stop_step: int, threads: int = 2) -> Iterator[Batch]:
-    """Rank `rank`'s share of the global steps [first, stop), a batch each, by threads of this process."""
-
-    def pieces() -> Iterator[Batch]:
-        with ThreadPoolExecutor(threads) as pool:
-            for number in feed.window_range(first_step, stop_step):
-                yield from feed.pieces(number, rank, first_step, stop_step, pool)
-
-    return ahead(rebatched(pieces(), len(feed.batching.share(rank))))
-
-
 @dataclass(frozen=True)
-class PlainShard:
-    """A worker's share of a feed, made by threads of its own process."""
+class ThreadedLoader:
+    """A rank's share of the batches, made by threads of its own process.
 
-    feed: Feed
+    Attributes:
+        plan: the global batches, for the number of workers there is.
+        rank: whose share.
+        threads: threads that read, decode and augment.
+    """
+
+    plan: BatchPlan
     rank: int = 0
     threads: int = 2
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches an epoch."""
-        return self.feed.steps_per_epoch
+        """Global batches in an epoch."""
+        return self.plan.steps_per_epoch
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """The share of the global steps [first, stop), a batch each."""
-        return plain_batches(self.feed, self.rank, first_step, stop_step, self.threads)
+        """Yield this rank's share of the global steps [first_step, stop_step), a batch for each step."""
 
+        def pieces() -> Iterator[Batch]:
+            with ThreadPoolExecutor(self.threads) as pool:
+                for window in self.plan.window_range(first_step, stop_step):
+                    yield from self.plan.pieces(window, self.rank, first_step, stop_step, pool)
 
-@dataclass(frozen=True)
-class RayShard:
-    """A worker's share of a feed, made by a Ray Data job: a task a window, whose blocks come in order and are bounded.
-
-    The job starts at the step it is asked for, which only the worker knows: it has loaded the checkpoint. Its tasks run on the
-    worker's node and reserve no CPU of their own: they are part of what the worker reserves (`compute.cpus_per_worker`).
-    """
-
-    feed: Feed
-    rank: int = 0
-    threads: int = 1
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches an epoch."""
-        return self.feed.steps_per_epoch
-
-    def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """The share of the global steps [first, stop), a batch each."""
-        todo = self.feed.window_range(first_step, stop_step)
-        jobs = (todo[start : start + WINDOWS_A_JOB] for start in range(0, len(todo), WINDOWS_A_JOB))
-        pieces = (piece for job in jobs for piece in self._pieces(job, first_step, stop_step))
-        return rebatched(pieces, len(self.feed.batching.share(self.rank)))
-
-    def _pieces(self, numbers: range, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """What this rank sees of the windows `numbers`, by one Ray Data job."""
-        import ray
-        from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
-        from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-        class Pause(ExecutionCallback):
-            """The executor, a thread of the worker, never sleeps while it holds tasks back: it took half of the training's speed."""
-
-            def on_execution_step(self, executor: Any) -> None:
-                time.sleep(PAUSE_SECONDS)
-
-        feed, rank, threads = self.feed, self.rank, self.threads
-
-        def work(row: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-            with ThreadPoolExecutor(threads) as pool:
-                for number in row["item"].tolist():
-                    for images, labels in feed.pieces(number, rank, first_step, stop_step, pool):
-                        yield {"image": images, "label": labels}
-
-        share = len(feed.batching.share(rank))
-        batch_bytes = 4 * share * feed.examples.size**2
-        # Items are blocks that are there already: reading even a range would reserve a CPU, of which there may be none left.
-        windows = ray.data.from_items(list(numbers), override_num_blocks=len(numbers))
-        windows.context.enable_progress_bars = False
-        windows.context.custom_execution_callback_classes = [Pause]
-        windows.context.target_max_block_size = max(_MiB, batch_bytes)
-        windows.context.execution_options = ExecutionOptions(
-            preserve_order=True, resource_limits=ExecutionResources(object_store_memory=max(32 * _MiB, 8 * batch_bytes))
-        )
-        made = windows.map_batches(
-            work,
-            batch_size=None,  # a block, which is one window
-            num_cpus=0,
-            compute=TaskPoolStrategy(size=min(2, feed.windows_per_epoch)),  # the next window is read while one is used
-            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-        )
-        for batch in made.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):
-            yield batch["image"], batch["label"]
-
-
-def ray_data_config(threads: int) -> Any:
-    """The `ray.train.DataConfig` under which the dataset of a trainer is a `Feed`, and each worker's shard its `RayShard`.
-
-    Ray asks it for the shards whenever it starts workers, and says how many they are this time.
-    """
-    from ray.train import DataConfig
-
-    class Shares(DataConfig):
-        def configure(self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any) -> list[dict[str, Any]]:
-            feeds = {name: feed.shared_by(world_size) for name, feed in datasets.items()}
-            return [{name: RayShard(feed, rank, threads) for name, feed in feeds.items()} for rank in range(world_size)]
-
-    return Shares(datasets_to_split=[])
+        return made_ahead(rebatched(pieces(), len(self.plan.batching.share(self.rank))))
 
 
 class DevSet:
-    """A worker's share of the examples that a training is judged by: at most `limit` over all workers, spread over the table.
+    """A rank's share of the examples that a training is evaluated on after each epoch.
 
-    Kept encoded in memory and decoded at each evaluation.
+    At most `limit` examples over all ranks, spread evenly over the table. They are kept encoded in memory and decoded at each
+    evaluation.
     """
 
     def __init__(self, examples: Examples, rank: int = 0, world: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
+        """Read this rank's examples.
+
+        Args:
+            examples: the table.
+            rank: whose share.
+            world: number of ranks.
+            limit: most examples over all ranks.
+            threads: threads that decode.
+        """
         self.examples = examples
         self.threads = threads
         self._rows: list[tuple[bytes, bytes]] = []
         self._read(rank, world, limit)
 
     def _read(self, rank: int, world: int, limit: int) -> None:
-        """Rows are counted once, whatever their repeats: every n-th, and of those every `world`-th."""
+        """Read every n-th row, and of those every `world`-th. A row counts once, whatever its `repeats`."""
         commit = tables.require_commit(self.examples.table)
         rows = {(p.name, i): g.rows for p in commit.parts for i, g in enumerate(p.row_groups)}
         counts = [g.examples if self.examples.split else rows[g.part, g.index] for g in self.examples.groups]
@@ -328,14 +290,15 @@ class DevSet:
             start += count
 
     def __len__(self) -> int:
+        """Return the number of examples in this rank's share."""
         return len(self._rows)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The share in batches of at most `size`."""
+        """Yield the share in batches of at most `size` examples."""
 
         def made() -> Iterator[Batch]:
             with ThreadPoolExecutor(self.threads) as pool:
                 for start in range(0, len(self._rows), size):
                     yield stacked(list(pool.map(lambda row: self.examples.dev_view(*row), self._rows[start : start + size])))
 
-        return ahead(made())
+        return made_ahead(made())

@@ -26,11 +26,11 @@ RETRY_SECONDS = 1.0
 
 
 class Elastic(ElasticScalingPolicy):
-    """Starts as many workers as there is room for on living nodes of the wanted labels, and tells `relay` how many."""
+    """Starts as many workers as there is room for on living nodes of the wanted labels, and tells `queue` how many."""
 
-    def __init__(self, scaling_config: ray.train.ScalingConfig, relay: Any) -> None:
+    def __init__(self, scaling_config: ray.train.ScalingConfig, queue: Any) -> None:
         super().__init__(scaling_config)
-        self._relay = relay
+        self._queue = queue
         self._waiting = False
         self._start_failed = False
 
@@ -42,11 +42,11 @@ class Elastic(ElasticScalingPolicy):
         """Start with what the nodes have; where that was too much, others use some of it: with what is free."""
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, ResizeDecision):
-            self._relay.tell.remote({"workers": decision.num_workers})
+            self._queue.put.remote({"workers": decision.num_workers})
             self._waiting = False
             return decision
         if not self._waiting:
-            self._relay.tell.remote({"workers": 0})
+            self._queue.put.remote({"workers": 0})
             self._waiting = True
         time.sleep(RETRY_SECONDS)  # Ray asks again at once
         return decision
@@ -62,7 +62,7 @@ class Elastic(ElasticScalingPolicy):
         could = min(now + self._count_possible_workers(self._room(free=True)), self.scaling_config.max_workers)
         if could == now:
             return NoopDecision()
-        self._relay.tell.remote({"workers": could})
+        self._queue.put.remote({"workers": could})
         return self._get_resize_decision(could)
 
     def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
@@ -76,7 +76,7 @@ class Elastic(ElasticScalingPolicy):
         return {node: resources for node, resources in available_resources_per_node().items() if node in nodes}
 
 
-class FreshStart(WorkerGroupCallback):
+class RestartOnFailedStart(WorkerGroupCallback):
     """What Ray omits where a worker dies while all are being started: it neither gives their places back, so that no others would
     ever find room, nor tries again where the others' word (a lost connection) comes before the dead one's. First of the callbacks."""
 

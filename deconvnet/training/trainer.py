@@ -45,7 +45,7 @@ class Network(Protocol):
     def prepare(self, images: Tensor) -> Tensor: ...
 
 
-class Shard(Protocol):
+class BatchLoader(Protocol):
     """A rank's share of each global batch: uint8 images (n, 3, H, W) RGB and labels (n, H, W), 255 = void.
 
     Ranks' shares may differ by one example.
@@ -57,7 +57,7 @@ class Shard(Protocol):
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]: ...
 
 
-class Dev(Protocol):
+class DevLoader(Protocol):
     """A rank's share of the examples that training is judged by, in batches of at most `size`."""
 
     def batches(self, size: int) -> Iterator[Batch]: ...
@@ -84,26 +84,26 @@ class Outcome:
 Report = Callable[[dict[str, float], State | None], None]
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's rank and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def summed(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum over ranks of a tensor on the CPU (gloo)."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
 def train(
     model: nn.Module,
-    shard: Shard,
+    loader: BatchLoader,
     settings: "StageSettings",
     *,
     num_classes: int,
     seed: int,
-    dev: Dev | None = None,
+    dev: DevLoader | None = None,
     device: torch.device | str = "cpu",
     bf16: bool = False,
     state: State | None = None,
@@ -119,7 +119,7 @@ def train(
 
     Raises Diverged where the loss is not finite.
     """
-    rank, world = place()
+    rank, world = rank_and_world_size()
     device = torch.device(device)
     pieces = micro_batches(settings.batch, world, settings.micro_batch)
     smallest, largest = settings.batch // (world * pieces), -(-settings.batch // (world * pieces))  # examples in a piece
@@ -128,7 +128,7 @@ def train(
     if world > 1 and smallest < SYNC_BELOW:
         model = convert_sync(model)
     optimiser = make_sgd(model, settings)
-    epoch_steps = shard.steps_per_epoch
+    epoch_steps = loader.steps_per_epoch
     total = min(settings.epochs * epoch_steps, settings.max_steps or settings.epochs * epoch_steps)
     schedule = Schedule.of(settings, total)
     step = restore(state, model, optimiser, schedule, seed) if state else 0
@@ -141,8 +141,10 @@ def train(
         return capture(model, optimiser, schedule, seed, step)
 
     model.train()
-    for images, labels in shard.batches(step, total) if step < total and not schedule.finished else ():
-        counted, stop = summed(torch.tensor([np.count_nonzero(labels != VOID_ID), should_stop()], dtype=torch.int64)).tolist()
+    for images, labels in loader.batches(step, total) if step < total and not schedule.finished else ():
+        counted, stop = sum_over_ranks(
+            torch.tensor([np.count_nonzero(labels != VOID_ID), should_stop()], dtype=torch.int64)
+        ).tolist()
         if stop:
             report({"step": step, "epoch": step / epoch_steps}, now())
             raise Interrupted(f"stopped after step {step}")
@@ -182,7 +184,7 @@ def train(
 
     if settings.bn_batches and _has_norm(model):
         first = settings.epochs * epoch_steps  # the order of an epoch that training did not come to
-        batches = shard.batches(first, first + settings.bn_batches)
+        batches = loader.batches(first, first + settings.bn_batches)
         prepared = (
             cast(Network, model).prepare(_tensors(images[p.start : p.stop], labels[p.start : p.stop], device)[0])
             for images, labels in batches
@@ -199,7 +201,7 @@ def train(
 
 
 def evaluate(
-    model: nn.Module, dev: Dev, num_classes: int, device: torch.device | str = "cpu", batch: int = 32, bf16: bool = False
+    model: nn.Module, dev: DevLoader, num_classes: int, device: torch.device | str = "cpu", batch: int = 32, bf16: bool = False
 ) -> ConfusionMatrix:
     """The confusion matrix of `model` over the dev examples of all ranks. Leaves the model in evaluation mode."""
     device = torch.device(device)
@@ -210,7 +212,7 @@ def evaluate(
         for images, labels in dev.batches(batch):
             x, _ = _tensors(images, labels, device)
             found.update(labels, model(cast(Network, model).prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
-    return ConfusionMatrix(num_classes, summed(torch.from_numpy(found.matrix)).numpy())
+    return ConfusionMatrix(num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
 
 
 def capture(model: nn.Module, optimiser: torch.optim.SGD, schedule: Schedule, seed: int, step: int) -> State:
@@ -260,7 +262,7 @@ class Meter:
     def read(self, counted: int) -> dict[str, float]:
         """Mean loss over the steps, pixel accuracy of the last of them (with `counted` pixels), examples a second; all ranks'."""
         sums = torch.stack([torch.stack(self.losses).sum().double(), torch.stack(self.correct).sum().double()])
-        loss, correct = summed(sums.cpu()).tolist()
+        loss, correct = sum_over_ranks(sums.cpu()).tolist()
         speed = self.examples / (time.perf_counter() - self.since)
         return {"loss": loss / self.steps, "pixel_accuracy": correct / max(counted, 1), "samples_per_s": speed}
 
@@ -281,7 +283,7 @@ def _distributed(model: nn.Module, device: torch.device) -> DistributedDataParal
 
 def _share_buffers(model: nn.Module) -> None:
     """Rank 0's batch-norm statistics, which are the ones that are kept, on every rank."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 

@@ -1,15 +1,17 @@
 """Training: the loop against the plainest one, Ray's feeding against memory, and the input side alone."""
 
+import logging
 import statistics
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from deconvnet.training.dataloader import Examples, Feed, PlainShard, open_examples
+from deconvnet.training.dataloader import BatchPlan, Examples, ThreadedLoader, open_examples
 from deconvnet.training.sampler import Group
 from infra.storage import tables
 from proposals import schemas
@@ -99,7 +101,8 @@ def feeding() -> list[Row]:
 
     from deconvnet import DeconvNet
     from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-    from deconvnet.training.ray_trainer import run_training
+    from deconvnet.training.job import TrainingJob
+    from deconvnet.training.ray_trainer import train_on_ray
     from deconvnet.training.trainer import train
     from infra.runtime.device import fast_bf16
 
@@ -123,17 +126,25 @@ def feeding() -> list[Row]:
             torch.set_num_threads(threads)
             examples = InMemory(*_fields(open_examples(table, size)))
             network = DeconvNet(CLASSES, width, size)
-            shard = PlainShard(Feed.of(examples, BATCH, 1, 0), threads=1)
+            shard = ThreadedLoader(BatchPlan.of(examples, BATCH, 1, 0), threads=1)
             train(network, shard, settings, num_classes=CLASSES, seed=0, device=device, bf16=fast_bf16(device), report=keep)
             memory = _steady(said)
-            heard: list[str] = []
-            run_training(
-                stage="stage1", architecture="deconvnet", model_settings=model, stage_settings=settings,
-                compute=ComputeSettings(threads=threads, gpu=gpu), examples_uri=table, dev_uri=None, classes=classes,
-                storage_uri=f"{folder}/train", run_name=f"run{turn}", out_uri=f"{folder}/model{turn}", seed=0, say=heard.append,
-            )  # fmt: skip
+            job = TrainingJob(
+                stage="stage1",
+                model=model,
+                settings=settings,
+                compute=ComputeSettings(threads=threads, gpu=gpu),
+                examples_uri=table,
+                dev_uri=None,
+                classes=classes,
+                checkpoints_uri=f"{folder}/train",
+                run_name=f"run{turn}",
+                out_uri=f"{folder}/model{turn}",
+            )
+            with logged_lines("deconvnet.training") as lines:
+                train_on_ray(job)
             fed = _steady(
-                [{"samples_per_s": float(line.split(" examples/s")[0].split()[-1])} for line in heard if "examples/s" in line]
+                [{"samples_per_s": float(line.split(" examples/s")[0].split()[-1])} for line in lines if "examples/s" in line]
             )
             ratios.append(fed / memory)
             speeds.append(fed)
@@ -145,6 +156,24 @@ def feeding() -> list[Row]:
             f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})",
         ),
     ]
+
+
+@contextmanager
+def logged_lines(name: str) -> Iterator[list[str]]:
+    """The messages that a package logs during the block."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger(name), Collect()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
 
 
 def _steady(reports: list[dict[str, float]]) -> float:

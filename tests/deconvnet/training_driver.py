@@ -1,35 +1,39 @@
-"""A driver of one training, for tests that kill it or its workers: FOLDER WORKERS EPOCHS [MIN_WORKERS]. Exits 75 when it was interrupted."""
+"""A driver of one training, for tests that kill it or its workers.
+
+Arguments: FOLDER WORKERS EPOCHS [MIN_WORKERS]. Exits with 75 when it was interrupted.
+"""
 
 import sys
 
 import ray
 
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.ray_trainer import run_training
+from deconvnet.training.job import TrainingJob
+from deconvnet.training.ray_trainer import train_on_ray
 from infra.errors import Interrupted
 from tests.deconvnet.training_tables import SIZE
+from workflows.cli import configure_logging
 
 if __name__ == "__main__":
     folder, (workers, epochs, *fewest) = sys.argv[1], map(int, sys.argv[2:])
+    configure_logging()
     ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="warning")
     try:
-        found = run_training(
+        job = TrainingJob(
             stage="stage1",
-            architecture="deconvnet",
-            model_settings=ModelSettings(width=0.05, input_size=SIZE),
-            stage_settings=StageSettings(
+            model=ModelSettings(width=0.05, input_size=SIZE),
+            settings=StageSettings(
                 batch=8, epochs=epochs, lr=0.002, log_every=1, checkpoint_every=5, schedule="constant", bn_batches=0
             ),
             compute=ComputeSettings(workers=workers, min_workers=fewest[0] if fewest else None),
             examples_uri=f"{folder}/examples",
             dev_uri=f"{folder}/examples",
             classes=("background", "red", "green"),
-            storage_uri=f"{folder}/runs",
+            checkpoints_uri=f"{folder}/runs",
             run_name="run",
             out_uri=f"{folder}/model",
-            seed=0,
-            say=lambda line: print(line, flush=True),
         )
+        found = train_on_ray(job)
         print(f"finished {found}", flush=True)
     except Interrupted as stopped:
         print(stopped, flush=True)

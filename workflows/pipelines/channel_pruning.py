@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from deconvnet.models.architectures import architecture_of_stage
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Stage
-from workflows.settings import Settings, as_dict
+from workflows.settings import Settings
 
 if TYPE_CHECKING:
     from workflows.pipelines.training import Pipeline
@@ -16,7 +17,8 @@ NARROW_VERSION = 1
 def start_of(settings: Settings, stage: str) -> str | None:
     """Where VGG-16 as narrow as the network of a training stage lies in the workspace; None where it starts from anything else."""
     model = settings.model
-    made = model.vgg16 and _width(settings, stage) < 1 and stage != "stage2" and not settings.init.from_
+    pruned = architecture_of_stage(stage).needs_pruned_vgg16(model)
+    made = pruned and stage != "stage2" and not settings.init.from_
     return storage.join(settings.workspace, "start", f"{stage}.npz") if made else None
 
 
@@ -37,21 +39,22 @@ def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str)
     out = start_of(s, stage)
     if out is None or s.model.vgg16 is None:
         return []
-    whole = stage == "fcn8s"
-    model = as_dict(s.model, ("convention", "fcn_input_size" if whole else "input_size"))
-    model["width"] = _width(s, stage)
+    architecture = architecture_of_stage(stage)
+    model = {
+        "convention": s.model.convention,
+        "input_size": architecture.input_size(s.model),
+        "width": architecture.width(s.model),
+    }
 
     def run(fingerprint: str) -> dict[str, Any]:
         from deconvnet.training.channel_pruning_job import narrow_start
 
-        architecture, nodes = "fcn8s" if whole else "deconvnet", s.cluster.selector("training_nodes")
-        fit = narrow_start(architecture, s.model, s.compute, table, out, s.seed, nodes, lambda line: pipeline.say(f"  {line}"))
+        nodes = s.cluster.selector("training_nodes")
+        fit = narrow_start(
+            architecture.name, s.model, s.compute, table, out, s.seed, nodes, lambda line: pipeline.say(f"  {line}")
+        )
         pipeline.mlflow_run.log_metrics({f"fit.{name}": value for name, value in fit.items()})
         return {"fit": fit}
 
     settings = {**model, "vgg16_file": weights_stamp(s.model.vgg16), "seed": s.seed}
     return [Stage(f"{stage}_start", "VGG-16 made narrower", NARROW_VERSION, settings, (table_stage,), (out,), run)]
-
-
-def _width(settings: Settings, stage: str) -> float:
-    return (settings.model.fcn_width or settings.model.width) if stage == "fcn8s" else settings.model.width

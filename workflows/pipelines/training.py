@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deconvnet.datasets import images_table
+from deconvnet.models.architectures import architecture_of_stage
 from deconvnet.tracking.mlflow_runs import tracking_uri, without_secrets
 from deconvnet.tracking.starting_model import source_key, starting_model
 from infra import storage
@@ -117,7 +118,7 @@ class Pipeline:
         if start_of(s, stage):
             inputs = (*inputs, f"{stage}_start")
         sections: dict[str, Any] = as_dict(s, ("init", "seed"))
-        sections["model"] = self._model_that_matters(stage)
+        sections["model"] = architecture_of_stage(stage).settings_used(s.model)
         if s.init.from_:
             sections["init_weights"] = source_key(s.init.from_, self.store)
         if s.model.vgg16:
@@ -131,14 +132,6 @@ class Pipeline:
             return self._train(stage, fingerprint)
 
         return Stage(stage, title, 1, settings, inputs, (storage.join(self.model(stage), "model.json"),), run)
-
-    def _model_that_matters(self, stage: str) -> dict[str, Any]:
-        """The settings of the network that a stage trains: those of the other one don't make it run again."""
-        model = as_dict(self.settings.model)
-        if stage != "fcn8s":
-            return {key: value for key, value in model.items() if not key.startswith("fcn_")}
-        model["fcn_width"] = model["fcn_width"] or model["width"]
-        return {key: value for key, value in model.items() if key not in ("width", "input_size", "decoder_init")}
 
     def run(self, config: str, go_on: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
         """Run the stages that don't stand, as one MLflow run of the workspace, on Ray. Returns their records by name.
@@ -165,7 +158,7 @@ class Pipeline:
             storage.write_json(run_file, notes.run_file(parent.run_id, config, s, [stage.name for stage in stages]))
             parent.describe(notes.under_way(config))
             # Now, rather than after an hour of mining.
-            check_resources(s.compute, self.say, s.cluster.selector("training_nodes"))
+            check_resources(s.compute, s.cluster.selector("training_nodes"))
             check_nodes(self.data_nodes, "cluster.data_nodes")
 
             def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -292,36 +285,33 @@ class Pipeline:
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
         from deconvnet.reporting import training_curves
         from deconvnet.tracking.metric_spool import spool_folder
-        from deconvnet.training.ray_trainer import run_training
+        from deconvnet.training.job import TrainingJob
+        from deconvnet.training.ray_trainer import train_on_ray
 
         s = self.settings
-        whole = stage == "fcn8s"
-        architecture = "fcn8s" if whole else "deconvnet"
+        architecture = architecture_of_stage(stage)
         init: str | None = self.model("stage1") if stage == "stage2" else None
         if init is None and s.init.from_:
-            init = starting_model(s.init.from_, architecture, self.store, self.place("init"))
+            init = starting_model(s.init.from_, architecture.name, self.store, self.place("init"))
+        job = TrainingJob(
+            stage=stage,
+            model=s.model.model_copy(update={"vgg16": start_of(s, stage) or s.model.vgg16}),
+            settings=getattr(s.train, stage),
+            compute=s.compute,
+            examples_uri=self.images if architecture.whole_images else self.examples(stage),
+            dev_uri=self.images if architecture.whole_images else self.examples(f"{stage}_dev"),
+            classes=s.data.classes,
+            checkpoints_uri=self.place("train"),
+            run_name=f"{stage}-{fingerprint[:16]}",
+            out_uri=self.model(stage),
+            seed=s.seed,
+            init=init,
+        )
         with ExitStack() as stack:
             spool = stack.enter_context(spool_folder(self.place("mlflow", "spool")))
             curves = stack.enter_context(self.mlflow_run.curves(spool))
-            outcome = run_training(
-                stage=stage,
-                architecture=architecture,
-                model_settings=s.model.model_copy(update={"vgg16": start_of(s, stage) or s.model.vgg16}),
-                stage_settings=getattr(s.train, stage),
-                compute=s.compute,
-                examples_uri=self.images if whole else self.examples(stage),
-                dev_uri=self.images if whole else self.examples(f"{stage}_dev"),
-                classes=s.data.classes,
-                storage_uri=self.place("train"),
-                run_name=f"{stage}-{fingerprint[:16]}",
-                out_uri=self.model(stage),
-                seed=s.seed,
-                init=init,
-                callbacks=[curves],
-                nodes=s.cluster.selector("training_nodes"),
-                stopped=self.stopped,
-                say=lambda line: self.say(f"  {line.removeprefix(f'{stage}: ')}"),
-            )
+            nodes = s.cluster.selector("training_nodes")
+            outcome = train_on_ray(job, nodes=nodes, callbacks=[curves], should_stop=self.stopped)
         self._keep(training_curves.drawn({stage: training_curves.of_run(self.mlflow_run)}))
         return outcome
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.architectures import DECONVNET, FCN8S
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.models.init_weights.decoder import SHARE, SHIFT, interpolate
@@ -67,12 +68,12 @@ def test_what_fc7_says_reaches_the_score():
 
 def test_only_an_untrained_deconvnet_is_started_so(tmp_path):
     settings = ModelSettings(width=0.0625, fcn_width=0.0625, input_size=64, decoder_init="interpolation")
-    fcn = build_network("fcn8s", settings, 5)
+    fcn = build_network(FCN8S, settings, 5)
     before = {name: value.clone() for name, value in fcn.state_dict().items()}
     initialise(fcn, settings, CLASSES, None)
     assert isinstance(fcn, FCN8s) and all(torch.equal(value, before[name]) for name, value in fcn.state_dict().items())
     trained = DeconvNet(5, 0.0625, 64)
     save_model(trained, str(tmp_path / "model"), CLASSES)
-    model = build_network("deconvnet", settings, 5)
+    model = build_network(DECONVNET, settings, 5)
     initialise(model, settings, CLASSES, str(tmp_path / "model"))
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())

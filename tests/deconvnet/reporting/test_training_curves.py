@@ -8,7 +8,7 @@ from PIL import Image
 
 from deconvnet.reporting import training_curves
 from deconvnet.tracking.mlflow_runs import Tracker
-from deconvnet.training.curves import Curve
+from deconvnet.training.job import CurveFile
 
 
 def test_the_newest_finished_run_of_each_stage_tells(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_the_newest_finished_run_of_each_stage_tells(tmp_path: Path) -> None:
 
 
 def test_a_bare_runs_files_tell_the_same(tmp_path: Path) -> None:
-    curve = Curve(tmp_path / "stage2.jsonl", 0)
+    curve = CurveFile(tmp_path / "stage2.jsonl", 0)
     curve.add({"step": 1, "epoch": 0.5, "loss": 2.0})
     curve.add({"step": 2, "epoch": 1.0, "loss": 1.0, "dev_mean_iou": 0.5})
     with (tmp_path / "stage2.jsonl").open("a") as file:

@@ -1,4 +1,4 @@
-"""Feeding: the same bits by threads and by Ray Data, on any number of workers, from any step."""
+"""Batches: the same bits by threads and by Ray Data, for any number of workers, from any step."""
 
 from pathlib import Path
 
@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from deconvnet.training.dataloader import (
+    BatchPlan,
     DevSet,
     Examples,
-    Feed,
-    PlainShard,
-    RayShard,
+    ThreadedLoader,
     open_examples,
-    plain_batches,
-    ray_data_config,
     rebatched,
 )
+from deconvnet.training.ray_dataloader import RayDataLoader, ray_data_config
 from deconvnet.training.transforms import decode_example
 from infra.errors import UserError
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
@@ -37,10 +35,10 @@ def same(a, b) -> bool:
 
 def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
     # The crops differ by augmentation, so rows are told apart by what the order asks for.
-    feed = Feed.of(crops, 10, 1, seed=0, window_bytes=third(crops))
+    plan = BatchPlan.of(crops, 10, 1, seed=0, window_bytes=third(crops))
     assert crops.total == 90
-    assert feed.steps_per_epoch == 9
-    batches = list(plain_batches(feed, 0, 0, 9))
+    assert plan.steps_per_epoch == 9
+    batches = list(ThreadedLoader(plan, 0).batches(0, 9))
     assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9
     assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
     assert set(np.unique(np.stack([b[1] for b in batches]))) == {0, 1, 2, 255}
@@ -48,53 +46,53 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_together_see_what_one_sees(crops, world):
-    one = Feed.of(crops, 8, 1, 3, window_bytes=third(crops))
-    batches = list(plain_batches(one, 0, 0, 22))
-    shares = [list(plain_batches(one.shared_by(world), rank, 0, 22)) for rank in range(world)]
+    one = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
+    batches = list(ThreadedLoader(one, 0).batches(0, 22))
+    shares = [list(ThreadedLoader(one.for_workers(world), rank).batches(0, 22)) for rank in range(world)]
     assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3]}[world]
     joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
     assert len(batches) == 22
     assert same(batches, joined)
-    assert one.shared_by(world) == Feed.of(crops, 8, world, 3, window_bytes=third(crops))
+    assert one.for_workers(world) == BatchPlan.of(crops, 8, world, 3, window_bytes=third(crops))
 
 
 @pytest.mark.parametrize("first", [1, 5, 11, 13])
 def test_a_feed_can_start_at_any_step(crops, first):
-    feed = Feed.of(crops, 8, 1, 3, window_bytes=third(crops))
-    whole = list(plain_batches(feed, 0, 0, 24))
-    assert same(list(plain_batches(feed, 0, first, 24)), whole[first:])
-    assert same(list(plain_batches(feed, 0, first, first + 3)), whole[first : first + 3])
+    plan = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
+    whole = list(ThreadedLoader(plan, 0).batches(0, 24))
+    assert same(list(ThreadedLoader(plan, 0).batches(first, 24)), whole[first:])
+    assert same(list(ThreadedLoader(plan, 0).batches(first, first + 3)), whole[first : first + 3])
 
 
 def test_starting_late_reads_only_the_windows_needed(crops):
-    feed = Feed.of(crops, 8, 1, 3, window_bytes=third(crops))
-    assert feed.windows_per_epoch == 3
-    assert feed.window_range(0, 11) == range(3)
-    assert feed.window_range(9, 11) == range(2, 3)
-    assert feed.window_range(11, 12) == range(3, 4)
-    assert feed.window_range(4, 4) == range(0)
+    plan = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
+    assert plan.windows_per_epoch == 3
+    assert plan.window_range(0, 11) == range(3)
+    assert plan.window_range(9, 11) == range(2, 3)
+    assert plan.window_range(11, 12) == range(3, 4)
+    assert plan.window_range(4, 4) == range(0)
 
 
 def test_epochs_and_seeds_differ(crops):
-    feed = Feed.of(crops, 8, 1, 3)
-    epoch = feed.steps_per_epoch
-    first, second = next(plain_batches(feed, 0, 0, 1)), next(plain_batches(feed, 0, epoch, epoch + 1))
+    plan = BatchPlan.of(crops, 8, 1, 3)
+    epoch = plan.steps_per_epoch
+    first, second = next(ThreadedLoader(plan, 0).batches(0, 1)), next(ThreadedLoader(plan, 0).batches(epoch, epoch + 1))
     assert not same([first], [second])
-    assert not same([first], [next(plain_batches(Feed.of(crops, 8, 1, 4), 0, 0, 1))])
+    assert not same([first], [next(ThreadedLoader(BatchPlan.of(crops, 8, 1, 4)).batches(0, 1))])
 
 
 def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):
     examples = open_examples(examples_table(str(tmp_path / "t"), 6), SIZE)
-    feed = Feed.of(examples, 32, 2, 0, window_bytes=1)
-    assert feed.steps_per_epoch == 1
-    assert [len(b[0]) for b in plain_batches(feed, 1, 0, 3)] == [16, 16, 16]
+    plan = BatchPlan.of(examples, 32, 2, 0, window_bytes=1)
+    assert plan.steps_per_epoch == 1
+    assert [len(b[0]) for b in ThreadedLoader(plan, 1).batches(0, 3)] == [16, 16, 16]
 
 
 def test_photographs_of_one_split(tmp_path: Path):
     folder = images_table(str(tmp_path / "images"), 20)
     train, dev = open_examples(folder, 64, "train", jitter=0.2), open_examples(folder, 64, "dev")
     assert (train.total, dev.total) == (15, 5)
-    images, labels = next(plain_batches(Feed.of(train, 15, 1, 0), 0, 0, 1))
+    images, labels = next(ThreadedLoader(BatchPlan.of(train, 15, 1, 0)).batches(0, 1))
     assert images.shape == (15, 3, 64, 64)
     assert (labels == 255).mean() > 0.3  # around the photograph
     assert sum(len(b[0]) for b in DevSet(dev).batches(2)) == 5
@@ -105,7 +103,7 @@ def test_photographs_of_one_split(tmp_path: Path):
 def test_a_damaged_example_is_named(crops, monkeypatch):
     monkeypatch.setattr(Examples, "decode", lambda self, image, mask: decode_example(image[:50], mask))
     with pytest.raises(UserError, match="is damaged"):
-        list(plain_batches(Feed.of(crops, 8, 1, 0), 0, 0, 1))
+        list(ThreadedLoader(BatchPlan.of(crops, 8, 1, 0)).batches(0, 1))
 
 
 def test_dev_sets_share_the_rows_once(crops):
@@ -127,12 +125,12 @@ def test_rebatching_keeps_order_and_drops_the_rest():
 
 @pytest.mark.ray
 def test_ray_gives_the_same_bits(crops, ray_session):
-    feed = Feed.of(crops, 8, 3, 3, window_bytes=third(crops))
+    plan = BatchPlan.of(crops, 8, 3, 3, window_bytes=third(crops))
     for first, stop in ((0, 24), (13, 24)):
-        assert same(list(RayShard(feed, 1).batches(first, stop)), list(PlainShard(feed, 1).batches(first, stop)))
+        assert same(list(RayDataLoader(plan, 1).batches(first, stop)), list(ThreadedLoader(plan, 1).batches(first, stop)))
 
 
 def test_workers_that_start_again_share_the_batches_by_how_many_they_are_now(crops):
-    shares = ray_data_config(1).configure({"train": Feed.of(crops, 8, 4, 3)}, 3)
+    shares = ray_data_config(1).configure({"train": BatchPlan.of(crops, 8, 4, 3)}, 3)
     assert [shard["train"].rank for shard in shares] == [0, 1, 2]
-    assert {shard["train"].feed for shard in shares} == {Feed.of(crops, 8, 3, 3)}
+    assert {shard["train"].plan for shard in shares} == {BatchPlan.of(crops, 8, 3, 3)}

@@ -17,10 +17,10 @@ def node(name: str, cpus: int, alive: bool = True, **labels: str) -> dict[str, A
     return {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus}, "Labels": labels}
 
 
-class Relay:
+class Queue:
     def __init__(self) -> None:
-        self.told: list[int] = []
-        self.tell = SimpleNamespace(remote=lambda message: self.told.append(message["workers"]))
+        self.taken: list[int] = []
+        self.put = SimpleNamespace(remote=lambda message: self.taken.append(message["workers"]))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def policy(fewest: int = 1, most: int = 4, **labels: str) -> Elastic:
     config = ScalingConfig(num_workers=(fewest, most), resources_per_worker={"CPU": 1}, label_selector=labels or None)
-    return Elastic(config, Relay())
+    return Elastic(config, Queue())
 
 
 def started(decision: Any) -> int:
@@ -60,7 +60,7 @@ def test_it_starts_what_the_labelled_nodes_have_room_for(cluster):
     cluster.nodes[2]["Alive"] = False
     assert started(chosen.make_decision_for_non_running_worker_group()) == 2
     assert started(policy(1, 3).make_decision_for_non_running_worker_group()) == 3
-    assert chosen._relay.told == [4, 2]
+    assert chosen._queue.taken == [4, 2]
 
 
 def test_it_waits_where_fewer_than_the_fewest_fit_and_says_so_once(cluster):
@@ -68,7 +68,7 @@ def test_it_waits_where_fewer_than_the_fewest_fit_and_says_so_once(cluster):
     assert [started(chosen.make_decision_for_non_running_worker_group()) for _ in range(3)] == [0, 0, 0]
     cluster.nodes.append(node("c", 2, pool="gpu"))
     assert started(chosen.make_decision_for_non_running_worker_group()) == 6
-    assert chosen._relay.told == [0, 6]
+    assert chosen._queue.taken == [0, 6]
 
 
 def test_what_did_not_start_is_tried_again_with_what_is_free(cluster):

@@ -1,5 +1,6 @@
-"""A stage on Ray Train: the same losses as the plain loop, and runs that are refused, interrupted and broken."""
+"""A stage on Ray Train: the losses of one process; runs that are refused, interrupted and broken."""
 
+import logging
 import os
 import re
 import signal
@@ -18,10 +19,12 @@ import torch
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from deconvnet.models import checkpoint
+from deconvnet.models.architectures import DECONVNET
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.dataloader import DevSet, Feed, PlainShard, open_examples
-from deconvnet.training.ray_trainer import check_resources, run_training
+from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
+from deconvnet.training.job import TrainingJob
+from deconvnet.training.ray_trainer import check_resources, train_on_ray
 from deconvnet.training.trainer import train
 from infra.errors import UserError
 from tests.conftest import ROOT
@@ -36,24 +39,27 @@ def stage(**changes: Any) -> StageSettings:
     return StageSettings(**{**values, **changes})
 
 
-def job(folder: Path, **changes: Any) -> dict[str, Any]:
-    said: list[str] = []
+def job(folder: Path, **changes: Any) -> TrainingJob:
     options: dict[str, Any] = {
         "stage": "stage1",
-        "architecture": "deconvnet",
-        "model_settings": MODEL,
-        "stage_settings": stage(),
+        "model": MODEL,
+        "settings": stage(),
         "compute": ComputeSettings(),
         "examples_uri": f"{folder}/examples",
         "dev_uri": f"{folder}/examples",
         "classes": CLASSES,
-        "storage_uri": f"{folder}/runs",
+        "checkpoints_uri": f"{folder}/runs",
         "run_name": "run",
         "out_uri": f"{folder}/model",
-        "seed": 0,
-        "say": said.append,
     }
-    return {"said": said, **run_training(**{**options, **changes})}
+    return TrainingJob(**{**options, **changes})
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What was logged, in its `messages`."""
+    caplog.set_level(logging.INFO, "deconvnet")
+    return caplog
 
 
 def losses(lines: list[str]) -> dict[int, float]:
@@ -63,52 +69,51 @@ def losses(lines: list[str]) -> dict[int, float]:
 
 def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path):
     with pytest.raises(UserError, match=r"train\.stage1\.batch 16 leaves some of 17 workers"):
-        job(tmp_path, compute=ComputeSettings(workers=17))
+        train_on_ray(job(tmp_path, compute=ComputeSettings(workers=17)))
     with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
-        job(tmp_path, stage_settings=stage(micro_batch=17))
+        train_on_ray(job(tmp_path, settings=stage(micro_batch=17)))
     with pytest.raises(UserError, match=r"compute\.min_workers 3 is more"):
-        job(tmp_path, compute=ComputeSettings(workers=2, min_workers=3))
+        train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2, min_workers=3)))
 
 
 @pytest.mark.ray
-def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session):
+def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session, logged):
     with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
-        job(tmp_path, compute=ComputeSettings(workers=8))
+        train_on_ray(job(tmp_path, compute=ComputeSettings(workers=8)))
     with pytest.raises(UserError, match=r"of 1 CPU and a GPU each \(Ray has it for 0\).*compute.gpu to false"):
-        job(tmp_path, compute=ComputeSettings(gpu=True))
+        train_on_ray(job(tmp_path, compute=ComputeSettings(gpu=True)))
     with pytest.raises(UserError, match=r"room for 3 training workers"):
-        check_resources(ComputeSettings(workers=8, min_workers=3), print)
+        check_resources(ComputeSettings(workers=8, min_workers=3))
     with pytest.raises(
         UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
     ):
-        job(tmp_path, nodes={"pool": "gpu"})
-    said: list[str] = []
-    check_resources(ComputeSettings(workers=8, min_workers=2), said.append)
-    check_resources(ComputeSettings(), said.append, {"ray.io/node-id": ray.get_runtime_context().get_node_id()})
-    assert not said
+        train_on_ray(job(tmp_path), nodes={"pool": "gpu"})
+    check_resources(ComputeSettings(workers=8, min_workers=2))
+    check_resources(ComputeSettings(), {"ray.io/node-id": ray.get_runtime_context().get_node_id()})
+    assert not logged.messages
 
 
 @pytest.mark.ray
-def test_two_workers_on_ray_have_the_losses_of_the_plain_loop(tmp_path: Path, ray_session):
-    """With every CPU reserved by the workers; the finished model is the plain one, and a second run only loads it."""
+def test_two_workers_on_ray_have_the_losses_of_one_process(tmp_path: Path, ray_session, logged):
+    """With every CPU reserved by the workers; the saved model is the same, too."""
     table = examples_table(f"{tmp_path}/examples", 60)
-    found = job(tmp_path, compute=ComputeSettings(workers=2, bf16=False))
+    found = train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2, bf16=False)))
 
     examples = open_examples(table, SIZE)
     torch.manual_seed(0)
-    model = build_network("deconvnet", MODEL, 3)
+    model = build_network(DECONVNET, MODEL, 3)
     plain: list[float] = []
     outcome = train(
         model,
-        PlainShard(Feed.of(examples, 16, 1, 0)),
+        ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)),
         stage(),
         num_classes=3,
         seed=0,
         dev=DevSet(examples),
         report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None,
     )
-    assert list(losses(found["said"])) == list(range(1, 9))
-    assert list(losses(found["said"]).values()) == pytest.approx(plain, abs=1e-3)
+    assert list(losses(logged.messages)) == list(range(1, 9))
+    assert list(losses(logged.messages).values()) == pytest.approx(plain, abs=1e-3)
     assert (found["steps"], outcome.steps) == (8, 8)
     kept, meta = checkpoint.load_model(f"{tmp_path}/model")
     assert meta["classes"] == list(CLASSES)
@@ -119,14 +124,14 @@ def test_two_workers_on_ray_have_the_losses_of_the_plain_loop(tmp_path: Path, ra
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_fcn8s_trains_on_photographs_and_diverging_is_said_at_once(tmp_path: Path, ray_session):
+def test_fcn8s_trains_on_images_and_a_diverging_loss_ends_the_run_at_once(tmp_path: Path, ray_session):
     table = images_table(f"{tmp_path}/images", 12)
-    options = {"stage": "fcn8s", "architecture": "fcn8s", "examples_uri": table, "dev_uri": table}
-    found = job(tmp_path, **options, stage_settings=stage(batch=4, max_steps=3, bn_batches=0))
+    options = {"stage": "fcn8s", "examples_uri": table, "dev_uri": table}
+    found = train_on_ray(job(tmp_path, **options, settings=stage(batch=4, max_steps=3, bn_batches=0)))
     assert found["steps"] == 3
     assert checkpoint.load_model(f"{tmp_path}/model")[0].architecture == "fcn8s"
     with pytest.raises(UserError, match=r"fcn8s: the loss is .*lower lr"):
-        job(tmp_path, **options, run_name="wild", stage_settings=stage(batch=4, lr=1e30))
+        train_on_ray(job(tmp_path, **options, run_name="wild", settings=stage(batch=4, lr=1e30)))
 
 
 class Driver:
@@ -198,7 +203,7 @@ def test_an_interrupted_driver_leaves_a_checkpoint_and_its_exit_code(driver, num
     assert first.end() == 75, first.lines
     last = max(losses(first.lines))
     assert 7 <= last < 30
-    assert any("the same command goes on" in line for line in first.lines)
+    assert any("the same command resumes" in line for line in first.lines)
     second = driver()
     assert second.end() == 0, second.lines
     assert min(losses(second.lines)) == last + 1
@@ -276,7 +281,7 @@ class DiesAtStart(WorkerGroupCallback):
 @pytest.mark.slow
 @pytest.mark.parametrize("compute", [ComputeSettings(workers=2), ComputeSettings(workers=2, min_workers=2)])
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_worker_that_dies_at_the_start_does_not_keep_its_place(tmp_path: Path, ray_session, compute, silent):
+def test_a_worker_that_dies_at_the_start_does_not_keep_its_place(tmp_path: Path, ray_session, compute, silent, logged):
     examples_table(f"{tmp_path}/examples", 60)
-    found = job(tmp_path, compute=compute, callbacks=[DiesAtStart(silent)])
-    assert list(losses(found["said"])) == list(range(1, 9))
+    train_on_ray(job(tmp_path, compute=compute), callbacks=[DiesAtStart(silent)])
+    assert list(losses(logged.messages)) == list(range(1, 9))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from deconvnet.models import checkpoint
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.settings import StageSettings
-from deconvnet.training.dataloader import DevSet, Examples, Feed, PlainShard, open_examples
+from deconvnet.training.dataloader import BatchPlan, DevSet, Examples, ThreadedLoader, open_examples
 from deconvnet.training.optimizer import Schedule, make_sgd
 from deconvnet.training.trainer import Diverged, State, capture, evaluate, restore, train
 from infra.errors import Interrupted, UserError
@@ -59,7 +59,7 @@ def run(crops: Examples, seen: Seen, dropout: float = 0.0, state: State | None =
     settings = stage(**changes)
     torch.manual_seed(0)
     model = Small(dropout)
-    shard = PlainShard(Feed.of(crops, settings.batch, 1, 0, window_bytes=THREE_WINDOWS))
+    shard = ThreadedLoader(BatchPlan.of(crops, settings.batch, 1, 0, window_bytes=THREE_WINDOWS))
     outcome = train(
         model,
         shard,
@@ -90,7 +90,9 @@ def test_the_loss_is_the_mean_over_the_batch_s_pixels_that_are_not_void(crops):
     run(crops, seen, max_steps=1)
     torch.manual_seed(0)
     model = Small()
-    images, labels = (torch.from_numpy(a) for a in next(PlainShard(Feed.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(0, 1)))
+    images, labels = (
+        torch.from_numpy(a) for a in next(ThreadedLoader(BatchPlan.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(0, 1))
+    )
     expected = F.cross_entropy(model(model.prepare(images)), labels.long(), ignore_index=255)
     assert (labels == 255).any()
     assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-6)
@@ -106,7 +108,7 @@ def test_micro_batches_add_up_to_the_batch(crops):
         seen = Seen()
         train(
             model,
-            PlainShard(Feed.of(crops, 8, 1, 0, THREE_WINDOWS)),
+            ThreadedLoader(BatchPlan.of(crops, 8, 1, 0, THREE_WINDOWS)),
             stage(micro_batch=micro),
             num_classes=3,
             seed=0,
@@ -209,7 +211,7 @@ def test_statistics_of_batch_norm_are_recomputed_at_the_end(crops):
         run(crops, Seen(), max_steps=3, lr=1e-6),
         run(crops, Seen(), max_steps=3, lr=1e-6, bn_batches=4),
     )
-    images = [batch[0] for batch in PlainShard(Feed.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(22, 26)]
+    images = [batch[0] for batch in ThreadedLoader(BatchPlan.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(22, 26)]
     outputs = [fresh.layers[0](fresh.prepare(torch.from_numpy(x))) for x in images]
     expected = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
     assert torch.allclose(fresh.layers[1].running_mean, expected, atol=1e-4)
@@ -253,7 +255,7 @@ def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None,
         try:
             outcome = train(
                 model,
-                PlainShard(Feed.of(crops, 16, world, 0), rank, 1),
+                ThreadedLoader(BatchPlan.of(crops, 16, world, 0), rank, 1),
                 settings,
                 num_classes=3,
                 seed=0,
@@ -308,7 +310,7 @@ def _case(crops: Examples, name: str, rank: int = 0, world: int = 1) -> dict:
     if not norm:
         del model.layers[1]
     seen = Seen()
-    shard = PlainShard(Feed.of(crops, 8, world, 0, THREE_WINDOWS), rank, 1)
+    shard = ThreadedLoader(BatchPlan.of(crops, 8, world, 0, THREE_WINDOWS), rank, 1)
     settings = stage(micro_batch=micro, max_steps=12, bn_batches=2)
     outcome = train(model, shard, settings, num_classes=3, seed=0, dev=DevSet(crops, rank, world, 16), report=seen)
     return {"losses": seen.losses, "dev": outcome.dev_mean_iou, "state": model.state_dict()}

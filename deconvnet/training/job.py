@@ -1,0 +1,203 @@
+"""One training stage: what it is given (`TrainingJob`), and what every worker does with it, on Ray or in one local process."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deconvnet.models import checkpoint
+from deconvnet.models.architectures import Architecture, architecture_of_stage
+from deconvnet.models.factory import build_network, initialise
+from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training.dataloader import BatchPlan, Examples, open_examples
+from deconvnet.training.sampler import check_batching
+from deconvnet.training.trainer import BatchLoader, DevLoader, Outcome, Report, State, rank_and_world_size, train
+from infra import storage
+from infra.errors import UserError
+from infra.runtime.device import fast_bf16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that one training stage is given. Picklable, so that it can be sent to Ray workers.
+
+    Attributes:
+        stage: "fcn8s", "stage1" or "stage2"; says which architecture is trained.
+        model: settings of the networks; `vgg16` names weights of the network's own width.
+        settings: batch size, learning rate, schedule, … of this stage.
+        compute: workers, threads, GPU, bfloat16.
+        examples_uri: table trained on: `examples`, or `images` for FCN-8s.
+        dev_uri: table evaluated on after each epoch, of the same kind (for FCN-8s the same table); None for no evaluation.
+        classes: class names by id, background first.
+        checkpoints_uri: folder (local or s3) of the checkpoints of all runs.
+        run_name: this run's folder below `checkpoints_uri`; a run of this name that has checkpoints is resumed.
+        out_uri: folder that the trained model is saved to.
+        seed: of the initial weights, the order of examples, augmentation and dropout.
+        init: model folder to start from; None: as `model` says (VGG-16, or random).
+    """
+
+    stage: str
+    model: ModelSettings
+    settings: StageSettings
+    compute: ComputeSettings
+    examples_uri: str
+    dev_uri: str | None
+    classes: tuple[str, ...]
+    checkpoints_uri: str
+    run_name: str
+    out_uri: str
+    seed: int = 0
+    init: str | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture that is trained."""
+        return architecture_of_stage(self.stage)
+
+    @property
+    def run_uri(self) -> str:
+        """Folder of this run's checkpoints."""
+        return storage.join(storage.absolute(self.checkpoints_uri), self.run_name)
+
+    def check(self, workers: int, min_workers: int | None = None) -> None:
+        """Raise UserError if `workers` processes (or any number from `min_workers` on) can't share the batch."""
+        settings = self.settings
+        check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
+
+    def train_examples(self) -> Examples:
+        """Open the examples to train on. Raises UserError if there are none."""
+        jitter = self.settings.scale_jitter if self.architecture.whole_images else 0.0
+        return open_examples(self.examples_uri, self._input_size, self.architecture.split("train"), jitter)
+
+    def dev_examples(self) -> Examples | None:
+        """Open the examples to evaluate on; None if there are none (a table may be empty)."""
+        if self.dev_uri is None:
+            return None
+        try:
+            return open_examples(self.dev_uri, self._input_size, self.architecture.split("dev"))
+        except UserError:
+            return None
+
+    @property
+    def _input_size(self) -> int:
+        return self.architecture.input_size(self.model)
+
+    def batch_plan(self, workers: int) -> BatchPlan:
+        """Plan the global batches over the training examples for a number of workers."""
+        return BatchPlan.of(self.train_examples(), self.settings.batch, workers, self.seed)
+
+    def total_steps(self, plan: BatchPlan) -> int:
+        """Return the most optimiser steps that the settings allow."""
+        return min(self.settings.epochs * plan.steps_per_epoch, self.settings.max_steps or sys.maxsize)
+
+    def log_plan(self, plan: BatchPlan) -> None:
+        """Log how many examples and steps there are."""
+        logger.info(
+            f"  {plan.examples.total:,} examples an epoch, {plan.steps_per_epoch:,} steps of {self.settings.batch}, "
+            f"at most {self.total_steps(plan):,} steps"
+        )
+
+
+def run_job(
+    job: TrainingJob,
+    loader: BatchLoader,
+    dev: DevLoader | None,
+    device: torch.device,
+    *,
+    state: State | None,
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> Outcome:
+    """Train the network of a job from start or checkpoint to its end; rank 0 saves it at `job.out_uri`.
+
+    Args:
+        job: what to train.
+        loader: this rank's share of the batches.
+        dev: this rank's share of the dev examples, or None.
+        device: where to compute.
+        state: checkpoint to resume from; None to begin.
+        report: called with metrics, and with a `State` where a checkpoint is due.
+        should_stop: checked before each step.
+
+    Returns:
+        Steps done and the dev scores.
+
+    Raises:
+        UserError: if weights to start from don't fit, or the loss diverges.
+        Interrupted: if `should_stop` returned True on any rank.
+    """
+    rank, _ = rank_and_world_size()
+    torch.manual_seed(job.seed)
+    model = build_network(job.architecture, job.model, len(job.classes))
+    if state is None and rank == 0:  # DDP gives rank 0's weights to all
+        initialise(model, job.model, job.classes, job.init)
+    outcome = train(
+        model,
+        loader,
+        job.settings,
+        num_classes=len(job.classes),
+        seed=job.seed,
+        dev=dev,
+        device=device,
+        bf16=job.compute.bf16 and fast_bf16(device),
+        state=state,
+        report=report,
+        should_stop=should_stop,
+    )
+    if rank == 0:
+        extra = {"stage": job.stage, "seed": job.seed, **asdict(outcome)}
+        checkpoint.save_model(model, storage.absolute(job.out_uri), job.classes, extra)
+    return outcome
+
+
+_FORMATS = (
+    ("loss", "loss {:.4f}"),
+    ("pixel_accuracy", "pixel accuracy {:.1%}"),
+    ("lr", "lr {:.2g}"),
+    ("samples_per_s", "{:.1f} examples/s"),
+    ("dev_mean_iou", "dev mean IoU {:.4f}"),
+    ("final_dev_mean_iou", "final dev mean IoU {:.4f}"),
+)
+
+
+def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
+    """Format a report of training as one line: step, epoch, and the metrics it has."""
+    parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
+    return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])
+
+
+class CurveFile:
+    """The reports of a training as a local file, one JSON object a line."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open the file for a training that begins (`step` 0) or is resumed after `step` steps.
+
+        Reports of later steps, which a resumed training makes again, are dropped.
+        """
+        self._path = path
+        kept = [line for line in _complete_lines(path) if line["step"] <= step] if step else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Append one report."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(dict(metrics)) + "\n")
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines that are whole JSON; a killed run may have left a partial one."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

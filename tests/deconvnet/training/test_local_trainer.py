@@ -1,0 +1,130 @@
+"""Training in one process without Ray: the loop's own losses, and runs that are stopped and resumed."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deconvnet.models import checkpoint
+from deconvnet.models.factory import build_network
+from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
+from deconvnet.training.job import TrainingJob
+from deconvnet.training.local_trainer import LocalCheckpoints, train_locally
+from deconvnet.training.trainer import State, train
+from infra.errors import Interrupted, UserError
+from tests.conftest import ROOT
+from tests.deconvnet.training_tables import SIZE, examples_table, images_table
+
+MODEL = ModelSettings(width=0.05, input_size=SIZE, fcn_input_size=64, fcn_batch_norm=True)
+
+
+def job(folder: Path, run: str = "run", **changes: Any) -> TrainingJob:
+    values = {"batch": 16, "max_steps": 7, "lr": 0.001, "log_every": 1, "schedule": "constant", "bn_batches": 2}
+    options: dict[str, Any] = {
+        "stage": "stage1",
+        "model": MODEL,
+        "settings": StageSettings(**{**values, **changes.pop("settings", {})}),
+        "compute": ComputeSettings(threads=1, bf16=False),
+        "examples_uri": f"{folder}/examples",
+        "dev_uri": f"{folder}/examples",
+        "classes": ("background", "red", "green"),
+        "checkpoints_uri": f"{folder}/runs",
+        "run_name": run,
+        "out_uri": f"{folder}/models/{run}",
+    }
+    return TrainingJob(**{**options, **changes})
+
+
+def weights(folder: Path, run: str) -> dict[str, torch.Tensor]:
+    return checkpoint.load_model(f"{folder}/models/{run}")[0].state_dict()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("training")
+    examples_table(f"{made}/examples", 60)
+    return made
+
+
+def test_losses_and_weights_are_those_of_the_loop_fed_directly(folder: Path):
+    reports: list[dict[str, float]] = []
+    found = train_locally(job(folder), device="cpu", on_report=reports.append)
+
+    examples = open_examples(f"{folder}/examples", SIZE)
+    torch.manual_seed(0)
+    model = build_network(job(folder).architecture, MODEL, 3)
+    direct: list[float] = []
+    outcome = train(
+        model,
+        ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)),
+        job(folder).settings,
+        num_classes=3,
+        seed=0,
+        dev=DevSet(examples),
+        report=lambda metrics, state: direct.append(metrics["loss"]) if "loss" in metrics else None,
+    )
+    assert [metrics["loss"] for metrics in reports if "loss" in metrics] == direct
+    assert (found["steps"], found["dev_mean_iou"]) == (outcome.steps, outcome.dev_mean_iou)
+    saved = weights(folder, "run")
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_stopped_and_resumed_run_has_the_weights_of_an_undisturbed_one(folder: Path):
+    train_locally(job(folder, "whole"), device="cpu")
+    steps: list[float] = []
+    with pytest.raises(Interrupted, match="stage1 was interrupted and has left a checkpoint"):
+        train_locally(
+            job(folder, "stopped"),
+            device="cpu",
+            on_report=lambda metrics: steps.append(metrics["step"]),
+            should_stop=lambda: len(steps) >= 3,
+        )
+    assert steps == [1, 2, 3, 3]
+    (kept,) = (folder / "runs" / "stopped").iterdir()
+    assert kept.name == "step_000000003"
+    (folder / "runs" / "stopped" / "step_000000009").mkdir()  # a killed run left it half written
+    (folder / "runs" / "stopped" / "step_000000009" / "state.json").write_text('{"step": 9, "form')
+    resumed: list[float] = []
+    train_locally(job(folder, "stopped"), device="cpu", on_report=lambda metrics: resumed.append(metrics["step"]))
+    assert resumed[0] == 4
+    whole, stopped = weights(folder, "whole"), weights(folder, "stopped")
+    assert all(torch.equal(whole[name], value) for name, value in stopped.items())
+    assert not list((folder / "runs" / "stopped").iterdir())
+
+
+def test_the_newest_complete_checkpoint_is_found_whoever_wrote_it(tmp_path: Path):
+    checkpoints = LocalCheckpoints(str(tmp_path))
+    assert checkpoints.newest() is None
+    for name, step in (("checkpoint_2026", 5), ("step_000000004", 4), ("step_000000006", 6)):
+        checkpoint.save_state(f"{tmp_path}/{name}", {"x": torch.full((2,), float(step))}, {"step": step})
+    assert checkpoints.newest().values["step"] == 6
+    (tmp_path / "step_000000006" / "state.safetensors").write_bytes(b"cut short")
+    assert checkpoints.newest().values["step"] == 5
+    checkpoints.save(State({"x": torch.zeros(2)}, {"step": 7}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2026", "step_000000007"]
+
+
+def test_fcn8s_trains_on_whole_images(tmp_path: Path):
+    table = images_table(f"{tmp_path}/images", 12)
+    fcn8s = job(tmp_path, stage="fcn8s", examples_uri=table, dev_uri=table, settings={"batch": 4, "max_steps": 2})
+    assert train_locally(fcn8s, device="cpu")["steps"] == 2
+    assert checkpoint.load_model(f"{tmp_path}/models/run")[0].architecture == "fcn8s"
+
+
+def test_a_batch_that_can_t_be_divided_and_a_diverging_loss_are_user_errors(folder: Path):
+    with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
+        train_locally(job(folder, settings={"micro_batch": 17}), device="cpu")
+    with pytest.raises(UserError, match=r"stage1: the loss is .*lower lr"):
+        train_locally(job(folder, "wild", settings={"lr": 1e30}), device="cpu")
+
+
+def test_no_ray_or_mlflow_or_boto3_is_imported():
+    code = (
+        "import sys, deconvnet.training.local_trainer; found = [m for m in ('ray', 'mlflow', 'boto3') if m in sys.modules]; "
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
