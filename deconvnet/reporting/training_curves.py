@@ -64,7 +64,7 @@ def of_children(client: "MlflowClient", parent_run_id: str) -> dict[str, dict[st
 
 
 def of_folder(folder: str) -> dict[str, dict[str, Line]]:
-    """The curves in a bare run's `curves` (JSON lines, see `deconvnet.training.curves`); a line that is not whole is passed over."""
+    """The curves in a bare run's `curves` (JSON lines, see `deconvnet.training.job.CurveFile`); a line that is not whole is passed over."""
     found = {}
     for stage in STAGES:
         lines: dict[str, Line] = {}
