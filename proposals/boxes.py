@@ -1,7 +1,7 @@
-"""Boxes: overlap, context windows, and the one rule by which a window is cut from a photograph.
+"""Boxes: enlarging, overlap, and the rule by which a box is cut out of an image.
 
-Boxes are x1, y1, x2, y2 in pixels: edges, not centres, so x2/y2 are exclusive and the box of pixel (0, 0) is 0, 0, 1, 1. A box
-may leave the image. Training examples are cut and score maps put back by the same rule, `window_pixels`.
+A box is (x1, y1, x2, y2) in pixels. Coordinates are pixel edges, not centres: x2 and y2 are exclusive, and the top left pixel is
+the box (0, 0, 1, 1). A box may reach beyond the image.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,24 @@ from typing import Literal
 import cv2
 import numpy as np
 
-Window = Literal["square", "stretched"]
+WindowShape = Literal["square", "stretched"]
+"""How `enlarge` treats a box that is not square: see there."""
 
 MEAN_RGB = (124, 117, 104)
-"""What lies outside the photograph in a crop (uint8, RGB): ImageNet's mean, so zero after normalisation, to rounding."""
+"""Fill colour outside the image (uint8, RGB): ImageNet's mean, which becomes 0 (to rounding) when images are normalised."""
 
 
-def extend(boxes: np.ndarray, scale: float = 1.2, window: Window = "square") -> np.ndarray:
-    """Boxes (N,4) scaled about their centres for context: float32 (N,4), which may leave the image.
+def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square") -> np.ndarray:
+    """Scale boxes about their centres, to include some context around an object.
 
-    "square" takes `scale` × the longer side for both sides, so a crop keeps the aspect ratio (the lists released with
-    DeconvNet); "stretched" scales each side.
+    Args:
+        boxes: array (N, 4).
+        scale: factor, 1.2 in DeconvNet.
+        window: "square" makes both sides `scale` times the longer side, so that a crop keeps the aspect ratio, as in the lists
+            of examples released with DeconvNet; "stretched" scales each side by itself.
+
+    Returns:
+        float32 array (N, 4); the boxes may reach beyond the image.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -32,10 +39,17 @@ def extend(boxes: np.ndarray, scale: float = 1.2, window: Window = "square") -> 
 
 
 def window_pixels(box: Sequence[float] | np.ndarray) -> tuple[int, int, int, int]:
-    """The whole pixels x1, y1, x2, y2 a box (4,) stands for, at least one each way; they may leave the image.
+    """Round a box to whole pixels.
 
-    The upper left edge and the sides are rounded (halves up), not the four edges: a square box gives a square window. A crop is
-    these pixels resized, so whatever was computed on a crop belongs, resized, on these pixels again.
+    The one rounding rule for crops: training and inference cut these pixels and resize them, and the scores of a crop are resized
+    back to these pixels. The top left corner and the two sides are rounded (halves up), not the four edges, so a square box gives
+    a square window.
+
+    Args:
+        box: 4 coordinates.
+
+    Returns:
+        (x1, y1, x2, y2), at least one pixel wide and high; may reach beyond the image.
     """
     x1, y1, x2, y2 = (float(edge) for edge in box)
     left, top, width, height = (int(np.floor(v + 0.5)) for v in (x1, y1, x2 - x1, y2 - y1))
@@ -49,11 +63,19 @@ def crop(
     fill: int | Sequence[int] = MEAN_RGB,
     interpolation: int = cv2.INTER_LINEAR,
 ) -> np.ndarray:
-    """The pixels of `window_pixels(box)`, `fill` where they lie outside the image, resized: size×size[×C], dtype kept.
+    """Cut `window_pixels(box)` out of an image or a mask and resize it to a square.
 
-    `image` is H×W×C or H×W. cv2.INTER_LINEAR is for photographs: bilinear where a side grows, area averages where it shrinks
-    (else fine texture aliases). cv2.INTER_NEAREST is for ids: taken at pixel centres (OpenCV's NEAREST_EXACT), so that masks
-    and photographs stay in register; plain NEAREST takes upper left corners.
+    Args:
+        image: array (H, W, C), or (H, W) for a mask.
+        box: 4 coordinates; may lie partly or wholly outside the image.
+        size: side of the result in pixels.
+        fill: value of the pixels outside the image, one per channel or one for all.
+        interpolation: cv2.INTER_LINEAR for images: bilinear when enlarging; when shrinking, pixels are averaged by area first, so
+            that fine texture does not alias. cv2.INTER_NEAREST for masks of ids: OpenCV's INTER_NEAREST_EXACT, which samples at
+            pixel centres, so that a mask stays aligned with its image (plain INTER_NEAREST samples at top left corners).
+
+    Returns:
+        Array (size, size, C) or (size, size) of the image's dtype; never a view of `image`.
     """
     height, width = image.shape[:2]
     x1, y1, x2, y2 = window_pixels(box)
@@ -69,7 +91,7 @@ def crop(
 
 
 def _resize(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
-    """`image` resized to size×size."""
+    """Resize an image to (size, size), with the interpolations that `crop` describes."""
     if interpolation in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
         return cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     height, width = image.shape[:2]
@@ -81,7 +103,15 @@ def _resize(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (N,4) and (M,4): float64 (N,M) in 0–1; 0 where either box is empty."""
+    """Compute the intersection over union of every pair of boxes.
+
+    Args:
+        a: array (N, 4).
+        b: array (M, 4).
+
+    Returns:
+        float64 array (N, M) of values from 0 to 1; 0 where either box is empty.
+    """
     first = np.asarray(a, np.float64).reshape(-1, 1, 4)
     second = np.asarray(b, np.float64).reshape(1, -1, 4)
     shared = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
@@ -91,4 +121,5 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
+    """Areas of boxes (..., 4) in px²; 0 for empty ones."""
     return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)

@@ -13,8 +13,8 @@ from infra.runtime.tasks import make_parts
 from infra.storage import tables
 from proposals import schemas
 from proposals.changes import SAME_IMAGE, Earlier, Known, known
-from proposals.edgebox import edge_boxes
-from proposals.edges.detector import SHIPPED, forest_used
+from proposals.edgebox import EdgeBoxOptions, find_boxes
+from proposals.edges.detector import PRETRAINED_FOREST, forest_uri
 from proposals.edges.forest_file import load_forest
 from proposals.image_codec import decode_image
 
@@ -36,16 +36,16 @@ def make_proposals(
     A photograph that EdgeBox can't use becomes a reject. earlier: proposals by the same settings; those of photographs that are
     the same still are taken over. nodes: Ray label selector. Raises UserError where `settings.edge_model` can't be used.
     """
-    if forest := forest_used(settings.edges, settings.edge_model):
+    if forest := forest_uri(settings.edges, settings.edge_model):
         load_forest(forest)  # here, so that a wrong file is one sentence and not a failed task
-    keywords = settings.model_dump()
+    options = EdgeBoxOptions(**settings.model_dump())
 
     def rows(unit: tuple[tables.Part, Known | None]) -> Iterator[Mapping[str, Any] | tables.Reject]:
         cv2.setNumThreads(1)  # Ray runs a task for each CPU
         part, known_part = unit
         before = known_part.rows(SAME_IMAGE) if known_part else {}
         for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
-            yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, keywords)
+            yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, options)
 
     images = tables.require_commit(images_uri)
     units = list(zip(images.parts, known(earlier, images), strict=True))
@@ -58,14 +58,18 @@ def edges_stamp(settings: "ProposalSettings") -> str:
     if settings.edges == "gradient":
         return ""
     # The shipped one is told by its content: its times are those of its installation.
-    return storage.version_token(settings.edge_model) if settings.edge_model else hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    return (
+        storage.version_token(settings.edge_model)
+        if settings.edge_model
+        else hashlib.sha256(PRETRAINED_FOREST.read_bytes()).hexdigest()
+    )
 
 
-def propose(row: Mapping[str, Any], keywords: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
+def propose(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[str, Any] | tables.Reject:
     """A row of the proposals table from one of the images table."""
     try:
         image = decode_image(row["image"])
-        boxes, scores = edge_boxes(image, **keywords)
+        boxes, scores = find_boxes(image, options)
     except BadInput as error:
         return tables.Reject(row["image_id"], "", "proposals", str(error))
     except cv2.error as error:

@@ -1,7 +1,7 @@
-"""How good boxes are for the objects they should find: recall at an IoU, and the average best overlap, of the first boxes.
+"""How well proposals cover the objects of a data set: recall at an IoU, and the average best overlap, of the first k boxes.
 
-An object is found at IoU t by the first k boxes where one of them overlaps its tight box by t at least (Hosang, Benenson, Dollár,
-Schiele 2016). Figures are kept as histograms, so that those of many photographs add up in a fixed space.
+An object is found at IoU t by the first k boxes if one of them has IoU >= t with the object's tight box (Hosang, Benenson, Dollár,
+Schiele, "What makes for effective detection proposals?", PAMI 2016).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,47 +14,66 @@ from proposals.boxes import iou
 from proposals.masks import void_id
 
 COUNTS = (50, 100, 500, 1000, 2000)
-"""Numbers of boxes that tables tell of."""
+"""Numbers of boxes that tables and metrics report."""
 CURVE_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
-"""Numbers of boxes that curves are drawn through."""
+"""Numbers of boxes at which curves have a point."""
 MIN_AREA = 2000
-"""px²; objects whose box is smaller are left out, as EdgeBox isn't asked for them."""
-_BINS = 100  # of IoU
+"""Area in px² from which an object's box counts; EdgeBox does not search for much smaller ones."""
+_BINS = 100  # of the IoU
 
 
 def object_boxes(object_mask: np.ndarray, min_area: float = MIN_AREA) -> np.ndarray:
-    """The tight boxes of an object mask's ids whose area is `min_area` px² at least: float32 (M,4), by id.
+    """Find the tight boxes of the objects in a mask.
 
-    object_mask: uint8 or uint16 H×W, 0 background, the type's largest value void.
+    Args:
+        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is background, the largest value of the dtype void.
+        min_area: objects whose box has a smaller area (px²) are left out.
+
+    Returns:
+        float32 array (M, 4), ordered by object id.
     """
     ids = np.where(object_mask == void_id(object_mask), 0, object_mask).astype(np.int32)
-    places = [place for place in ndimage.find_objects(ids) if place is not None]
-    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in places], np.float32).reshape(-1, 4)
+    slices = [each for each in ndimage.find_objects(ids) if each is not None]
+    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], np.float32).reshape(-1, 4)
     return boxes[(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) >= min_area]
 
 
 def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] = COUNTS) -> np.ndarray:
-    """IoU of each object with the best of the first k boxes, for each k of `counts`: float32 (M, len(counts)).
+    """Compute each object's highest IoU with any of the first k boxes.
 
-    boxes (N,4), best first; objects (M,4). Where there are fewer than k boxes it is the best of all; 0 where there is none.
+    Args:
+        boxes: array (N, 4), best first.
+        objects: array (M, 4), the objects' tight boxes.
+        counts: the values of k; with fewer than k boxes, all of them are used.
+
+    Returns:
+        float32 array (M, len(counts)); 0 if there are no boxes.
     """
     if not len(boxes):
         return np.zeros((len(objects), len(counts)), np.float32)
-    so_far = np.maximum.accumulate(iou(boxes[: max(counts)], objects), axis=0)
-    return so_far[[min(k, len(so_far)) - 1 for k in counts]].T.astype(np.float32)
+    best_so_far = np.maximum.accumulate(iou(boxes[: max(counts)], objects), axis=0)
+    return best_so_far[[min(k, len(best_so_far)) - 1 for k in counts]].T.astype(np.float32)
 
 
 def counts_up_to(most: int) -> tuple[int, ...]:
-    """CURVE_COUNTS as far as `most` boxes go, and `most` itself."""
+    """Return the numbers of boxes to measure recall at when there are at most `most` boxes.
+
+    Returns:
+        The values of `CURVE_COUNTS` below `most`, and `most` itself.
+    """
     return (*(k for k in CURVE_COUNTS if k < most), most)
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Figures of many objects, for each of `counts` boxes; `+` adds those of other objects.
+    """Recall of a set of objects by the first k boxes. Recalls of different objects are added with `+`.
 
-    histogram: int64 (len(counts), 101), objects by best overlap in steps of 0.01; total: float64 (len(counts),), summed overlaps.
-    Figures of no object are nan.
+    Stored as histograms, so its size does not depend on the number of objects. Without any object all rates are nan.
+
+    Attributes:
+        counts: the K values of k, ascending.
+        histogram: int64 array (K, 101), the number of objects by best IoU, in steps of 0.01.
+        total: float64 array (K,), the sum of the best IoUs.
     """
 
     counts: tuple[int, ...]
@@ -62,89 +81,99 @@ class Recall:
     total: np.ndarray
 
     @classmethod
-    def of(cls, overlaps: np.ndarray, counts: Sequence[int] = COUNTS) -> "Recall":
-        """From `best_overlaps` (M, len(counts))."""
-        edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # as exact as the overlaps: 0.7 counts as 0.7
+    def from_overlaps(cls, overlaps: np.ndarray, counts: Sequence[int] = COUNTS) -> "Recall":
+        """Build a recall from the result of `best_overlaps` (M, K) for the same `counts`."""
+        edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 as the overlaps, so that exactly 0.7 counts as 0.7
         bins = np.searchsorted(edges, overlaps.astype(np.float32), side="right")
         histogram = np.stack([np.bincount(column, minlength=_BINS + 1) for column in bins.T]).astype(np.int64)
         return cls(tuple(counts), histogram, overlaps.sum(axis=0, dtype=np.float64))
 
     def __add__(self, other: "Recall") -> "Recall":
+        """Combine with the recall of other objects. Raises ValueError if the counts differ."""
         if self.counts != other.counts:
-            raise ValueError(f"recall of {self.counts} boxes and of {other.counts} does not add up")
+            raise ValueError(f"recalls at {self.counts} boxes and at {other.counts} boxes cannot be added")
         return Recall(self.counts, self.histogram + other.histogram, self.total + other.total)
 
     @property
-    def objects(self) -> int:
+    def num_objects(self) -> int:
+        """The number of objects."""
         return int(self.histogram[0].sum())
 
-    def over_iou(self) -> np.ndarray:
-        """Recall at IoU 0, 0.01, …, 1: float64 (len(counts), 101)."""
-        better = self.histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
-        return better / (self.objects or np.nan)
+    def by_iou(self) -> np.ndarray:
+        """Return the recall at IoU 0, 0.01, ..., 1: float64 array (K, 101)."""
+        at_least = self.histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
+        return at_least / (self.num_objects or np.nan)
 
-    def at(self, threshold: float) -> np.ndarray:
-        """Recall at an IoU of whole hundredths: float64 (len(counts),)."""
-        return self.over_iou()[:, round(threshold * _BINS)]
+    def at_iou(self, threshold: float) -> np.ndarray:
+        """Return the recall at one IoU, a multiple of 0.01: float64 array (K,)."""
+        return self.by_iou()[:, round(threshold * _BINS)]
 
     @property
     def average_best_overlap(self) -> np.ndarray:
-        """float64 (len(counts),)."""
-        return self.total / (self.objects or np.nan)
+        """The mean over objects of their best IoU: float64 array (K,)."""
+        return self.total / (self.num_objects or np.nan)
 
     @property
     def average_recall(self) -> np.ndarray:
-        """Mean recall at IoU 0.5, 0.55, …, 0.95: float64 (len(counts),)."""
-        return self.over_iou()[:, 50:100:5].mean(axis=1)
+        """The mean recall at IoU 0.5, 0.55, ..., 0.95: float64 array (K,)."""
+        return self.by_iou()[:, 50:100:5].mean(axis=1)
 
-    def figures(self) -> dict[str, np.ndarray]:
-        """All of them by name, each float64 (len(counts),); {} in a name stands for the number of boxes."""
+    def _rates(self) -> dict[str, np.ndarray]:
+        """All rates, each float64 (K,), by a name in which {} stands for the number of boxes."""
         return {
-            "recall_{}_iou50": self.at(0.5),
-            "recall_{}_iou70": self.at(0.7),
+            "recall_{}_iou50": self.at_iou(0.5),
+            "recall_{}_iou70": self.at_iou(0.7),
             "average_recall_{}": self.average_recall,
             "average_best_overlap_{}": self.average_best_overlap,
         }
 
-    def shown(self) -> list[int]:
-        """Which of `counts` tables and metrics tell of: those of COUNTS, and the largest."""
+    def _reported(self) -> list[int]:
+        """Indices of the counts that tables and metrics report: those in COUNTS, and the largest."""
         return [i for i, k in enumerate(self.counts) if k in COUNTS or k == max(self.counts)]
 
     def metrics(self) -> dict[str, float]:
-        """Figures by names such as `recall_50_iou70` and `average_best_overlap_50`."""
-        return {name.format(self.counts[i]): float(values[i]) for name, values in self.figures().items() for i in self.shown()}
+        """Return the rates by metric name, such as `recall_50_iou70` and `average_best_overlap_50`."""
+        return {name.format(self.counts[i]): float(values[i]) for name, values in self._rates().items() for i in self._reported()}
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON: the number of objects, and `metrics`."""
-        return {"objects": self.objects, **self.metrics()}
+        """Return `metrics` and the number of objects (key "objects"), ready for JSON."""
+        return {"objects": self.num_objects, **self.metrics()}
 
-    def sentence(self) -> str:
-        """What the fewest boxes that tables tell of find, for a person."""
-        i = self.shown()[0]
-        found, tight = self.at(0.5)[i], self.at(0.7)[i]
-        return f"{self.counts[i]} boxes find {found:.0%} of {self.objects:,} objects at IoU 0.5, {tight:.0%} at 0.7"
+    def summary(self) -> str:
+        """Return one sentence with the recall of the smallest reported number of boxes."""
+        i = self._reported()[0]
+        loose, tight = self.at_iou(0.5)[i], self.at_iou(0.7)[i]
+        return f"{self.counts[i]} boxes find {loose:.0%} of {self.num_objects:,} objects at IoU 0.5, {tight:.0%} at 0.7"
 
 
-def table(recalls: Mapping[str, Recall]) -> str:
-    """Markdown: a line for each name and number of boxes, and from the second name on differences to the first, in points."""
+def recall_table(recalls: Mapping[str, Recall]) -> str:
+    """Format recalls as a Markdown table.
+
+    Args:
+        recalls: by name; the first is the baseline.
+
+    Returns:
+        Markdown with a row per name and number of boxes; rows after the baseline's also give the difference from it in percentage
+        points.
+    """
     lines = [
         "| | boxes | recall, IoU 0.5 | recall, IoU 0.7 | average recall | average best overlap |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     first = next(iter(recalls.values()))
     for name, recall in recalls.items():
-        pairs = list(zip(recall.figures().values(), first.figures().values(), strict=True))
-        for i in recall.shown():
+        pairs = list(zip(recall._rates().values(), first._rates().values(), strict=True))
+        for i in recall._reported():
             cells = [_cell(own[i], None if recall is first else baseline[i]) for own, baseline in pairs]
             lines.append(f"| {name} | {recall.counts[i]:,} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(value: float, baseline: float | None) -> str:
-    """A figure, and how many points it is above the baseline's."""
+    """Format a rate and, if there is a baseline, the difference from it in percentage points."""
     return f"{value:.3f}" if baseline is None else f"{value:.3f} ({100 * (value - baseline):+.1f})"
 
 
-def add(recalls: Iterable[Recall], counts: Sequence[int] = COUNTS) -> Recall:
-    """The sum of `recalls`; that of none is of no object."""
-    return sum(recalls, Recall.of(np.zeros((0, len(counts)), np.float32), counts))
+def sum_recalls(recalls: Iterable[Recall], counts: Sequence[int] = COUNTS) -> Recall:
+    """Add recalls at the same `counts`; none at all give a recall of no objects."""
+    return sum(recalls, Recall.from_overlaps(np.zeros((0, len(counts)), np.float32), counts))

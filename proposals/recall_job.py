@@ -9,7 +9,7 @@ from infra.runtime.tasks import for_each
 from infra.storage import tables
 from proposals.image_codec import decode_mask
 from proposals.job import iter_proposals
-from proposals.recall import COUNTS, MIN_AREA, Recall, add, best_overlaps, object_boxes
+from proposals.recall import COUNTS, MIN_AREA, Recall, best_overlaps, object_boxes, sum_recalls
 
 Unit = tuple[tables.Part, tables.Part]  # of the images, and of the proposals made from them
 
@@ -35,7 +35,7 @@ def measure_recall(
         return part_recall(images_uri, proposals_uri, unit, split, counts, min_area)
 
     done = for_each(dict(enumerate(units)), work, title=f"recall of proposals, {split}", nodes=nodes)
-    return add((recall for _, recall in done), counts)
+    return sum_recalls((recall for _, recall in done), counts)
 
 
 def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, counts: Sequence[int], min_area: float) -> Recall:
@@ -51,5 +51,5 @@ def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, cou
             objects = object_boxes(decode_mask(row["object_mask"]), min_area)
         except BadInput:
             continue
-        recalls.append(Recall.of(best_overlaps(boxes.get(row["image_id"], nothing), objects, counts), counts))
-    return add(recalls, counts)
+        recalls.append(Recall.from_overlaps(best_overlaps(boxes.get(row["image_id"], nothing), objects, counts), counts))
+    return sum_recalls(recalls, counts)

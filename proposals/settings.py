@@ -1,6 +1,6 @@
-"""Settings of proposals and of the training examples cut from them."""
+"""Settings of proposals, of training crops, and of training an edge detector."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -8,81 +8,74 @@ from infra.settings import Section
 
 
 class ProposalSettings(Section):
-    """EdgeBox (Zitnick, Dollár 2014). Where the defaults are not the paper's (`PAPER`) they were chosen by recall on voc-sample's train."""
+    """EdgeBox object proposals (Zitnick, Dollár 2014). Defaults that differ from the paper's were chosen by recall on voc-sample train."""
 
     edges: Literal["forest", "gradient"] = Field(
-        "forest", description="what finds edges: a structured forest, or colour gradients, which need nothing"
+        "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"
     )
     edge_model: str | None = Field(
         None,
-        description="the forest's file, OpenCV's format (.yml.gz; path, https or s3); empty: the one that comes with the package",
+        description="file of the structured forest in OpenCV's format (.yml.gz; path, https or s3); empty: the one in the package",
     )
-    multiscale: bool = Field(
-        False, description="edges are the mean of those at half, one and double size; about six times as slow"
-    )
+    multiscale: bool = Field(False, description="average the edges at half, full and double image size; about six times as slow")
     edge_gain: float = Field(
-        1.5, gt=0, le=10, description="edges are raised by this (to 1 at most) before EdgeBox's thresholds meet them"
+        1.5, gt=0, le=10, description="factor on edge strengths (clipped at 1) before EdgeBox's thresholds are applied"
     )
-    max_boxes: PositiveInt = Field(2000, le=10_000, description="boxes kept a photograph")
+    max_boxes: PositiveInt = Field(2000, le=10_000, description="most boxes kept per image")
     alpha: float = Field(0.65, gt=0, lt=1, description="step size of the sliding window search")
-    beta: float = Field(0.75, gt=0, lt=1, description="IoU of the non-maximum suppression")
-    eta: float = Field(1.0, gt=0, le=1, description="adaptation rate of the suppression")
-    min_score: float = Field(0.01, ge=0, lt=1, description="lowest objectness kept")
-    edge_min_mag: float = Field(0.1, ge=0, lt=1, description="edges weaker than this are dropped")
-    edge_merge_thr: float = Field(0.5, gt=0, description="edges are grouped until their turns add up to this, in units of π")
-    min_box_area: float = Field(1000.0, ge=25, description="smallest box, px²")
-    max_aspect_ratio: float = Field(3.0, ge=1, le=10, description="longest side over shortest")
-    gamma: PositiveFloat = Field(4.0, description="affinity sensitivity; paper: 2")
-    kappa: PositiveFloat = Field(1.3, description="scale sensitivity, larger for smaller boxes; paper: 1.5")
-    max_side: int = Field(1024, ge=32, le=8192, description="larger photographs are searched at this side, px")
+    beta: float = Field(0.75, gt=0, lt=1, description="IoU above which non-maximum suppression removes a box")
+    eta: float = Field(1.0, gt=0, le=1, description="adaptation rate of beta during the suppression; 1: constant")
+    min_score: float = Field(0.01, ge=0, lt=1, description="lowest objectness of a box that is kept")
+    edge_min_mag: float = Field(0.1, ge=0, lt=1, description="edges weaker than this are ignored")
+    edge_merge_thr: float = Field(
+        0.5, gt=0, description="edge pixels are grouped until their changes of orientation sum to this, in units of π"
+    )
+    min_box_area: float = Field(1000.0, ge=25, description="smallest area of a box, px²")
+    max_aspect_ratio: float = Field(3.0, ge=1, le=10, description="largest ratio of a box's longer to its shorter side")
+    gamma: PositiveFloat = Field(4.0, description="exponent of the affinity between edge groups; paper: 2")
+    kappa: PositiveFloat = Field(1.3, description="exponent of the perimeter that scores are divided by; paper: 1.5")
+    max_side: int = Field(1024, ge=32, le=8192, description="larger images are shrunk to this longer side for the search, px")
 
     soft_nms_strength: float = Field(
-        0.9,
-        ge=0,
-        le=1,
-        description="how far boxes are put back that overlap better ones, so that the first are a good choice; 0: not",
+        0.9, ge=0, le=1, description="Soft-NMS: how much boxes that overlap better ones are ranked lower; 0: off"
     )
     soft_nms_power: float = Field(
-        5.5, gt=0, description="overlap counts by this power: a high one leaves boxes alone under IoU 0.5 or so"
+        5.5, gt=0, description="Soft-NMS: exponent of the IoU; high values spare boxes with an IoU below about 0.5"
     )
-    soft_nms_first: PositiveInt = Field(200, description="the first boxes that others are put back for")
+    soft_nms_first: PositiveInt = Field(200, description="Soft-NMS: number of first boxes that rank others lower")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ProposalSettings":
+        """Refuse a model file for the gradient, which would be ignored."""
         if self.edges == "gradient" and self.edge_model:
             raise ValueError(
-                f"proposals.edge_model {self.edge_model} is not used by proposals.edges gradient: leave one of them out"
+                f"proposals.edge_model {self.edge_model} is not used with proposals.edges gradient: leave one of them out"
             )
         return self
 
 
-PAPER: dict[str, Any] = {
-    "edges": "gradient", "edge_model": None, "multiscale": False, "edge_gain": 1.0, "max_boxes": 2000, "alpha": 0.65, "beta": 0.75, "eta": 1.0,
-    "min_score": 0.01, "edge_min_mag": 0.1, "edge_merge_thr": 0.5, "min_box_area": 1000.0, "max_aspect_ratio": 3.0, "gamma": 2.0,
-    "kappa": 1.5, "max_side": 1024, "soft_nms_strength": 0.0, "soft_nms_power": 5.0, "soft_nms_first": 200,
-}  # fmt: skip
-"""EdgeBox as its paper sets it, on edges that need nothing: what proposals are compared with."""
-
-
 class ForestSettings(Section):
-    """Training a structured forest (Dollár, Zitnick 2013)."""
+    """Training a structured forest, an edge detector (Dollár, Zitnick 2013)."""
 
-    photographs: PositiveInt = Field(2000, description="about this many photographs with masks are learned from (drawn by seed)")
-    trees: int = Field(8, ge=1, le=64, description="detection asks half of them at each place")
+    photographs: PositiveInt = Field(
+        2000, description="about how many images with masks the forest learns from (drawn at random by the seed)"
+    )
+    trees: int = Field(8, ge=1, le=64, description="number of trees; detection evaluates half of them at each position")
     patches: int = Field(
         400_000,
         ge=1000,
         le=5_000_000,
-        description="patches a tree sees, if the photographs have as many; of a quarter of the features each takes 2 kB of memory",
+        description="most patches per tree; each takes 2 kB of memory when a quarter of the features is used",
     )
-    positives: float = Field(0.5, gt=0, lt=1, description="share of the patches with a boundary in their middle")
-    feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that a tree may ask")
-    pairs: int = Field(256, ge=8, le=4096, description="pairs of pixels that labels are compared by in a node")
-    min_child: int = Field(8, ge=1, description="least patches in a node")
-    max_depth: int = Field(64, ge=1, le=64, description="of a tree")
+    positives: float = Field(0.5, gt=0, lt=1, description="share of the patches with a boundary near their centre")
+    feature_share: float = Field(0.25, gt=0, le=1, description="share of the features that each tree may use")
+    pairs: int = Field(256, ge=8, le=4096, description="pairs of pixels by which a node compares segmentations of patches")
+    min_child: int = Field(8, ge=1, description="fewest patches in a node")
+    max_depth: int = Field(64, ge=1, le=64, description="greatest depth of a tree")
 
     @model_validator(mode="after")
     def _enough(self) -> "ForestSettings":
+        """Refuse settings under which no node could be split."""
         if 2 * self.min_child > self.patches:
             raise ValueError(
                 f"forest.min_child {self.min_child} is more than half of forest.patches {self.patches}: no tree can grow"
@@ -91,17 +84,17 @@ class ForestSettings(Section):
 
 
 class ExampleSettings(Section):
-    """Training crops, stage 1 and stage 2 (DeconvNet §4.2–4.3)."""
+    """Training crops of stage 1 and stage 2 (DeconvNet, Noh et al. 2015, §4.2–4.3)."""
 
-    context: float = Field(1.2, ge=1, description="factor a box is scaled by about its centre")
+    context: float = Field(1.2, ge=1, description="factor by which a box is enlarged about its centre")
     window: Literal["square", "stretched"] = Field(
-        "square", description="square windows keep the aspect ratio; stretched ones don't"
+        "square", description="square windows keep the aspect ratio of the image; stretched ones keep that of the box"
     )
-    min_iou: float = Field(0.5, gt=0, le=1, description="stage 2: least IoU of a proposal with a ground-truth object")
-    min_object_side: PositiveInt = Field(4, description="objects whose box is shorter than this (px) are left out")
+    min_iou: float = Field(0.5, gt=0, le=1, description="stage 2: lowest IoU of a proposal with an annotated object")
+    min_object_side: PositiveInt = Field(4, description="objects whose box has a shorter side than this are left out, px")
     max_per_image: PositiveInt | None = Field(
-        None, description="stage 2: most crops a photograph, best IoU spread by seed; empty: all"
+        None, description="stage 2: most crops per image: the best of each object, the rest at random by the seed; empty: all"
     )
     balance: bool = Field(True, description="repeat examples of rare classes")
-    max_repeats: PositiveInt = Field(10, description="most times one example is repeated in an epoch")
+    max_repeats: PositiveInt = Field(10, description="most times that one example is repeated in an epoch")
     jpeg_quality: int = Field(95, ge=50, le=100, description="JPEG quality of the stored crops")

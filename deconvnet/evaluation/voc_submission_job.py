@@ -20,7 +20,7 @@ from infra.runtime.progress import progress
 from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import edge_boxes
-from proposals.edges.detector import forest_used
+from proposals.edges.detector import forest_uri
 from proposals.image_codec import decode_image, encode_mask, image_size
 
 VERSION = 1  # raise it when the same models and photographs come to give other masks
@@ -53,7 +53,7 @@ class Recipe:
     def key(self, photographs: Sequence[Listed]) -> str:
         """Tells the masks that it makes of `photographs` from all others."""
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
-        files += [forest] if (forest := forest_used(self.edges["edges"], self.edges["edge_model"])) else []
+        files += [forest] if (forest := forest_uri(self.edges["edges"], self.edges["edge_model"])) else []
         known = [(each.image_id, each.content) for each in photographs]
         return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], known])
 

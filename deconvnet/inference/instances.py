@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
-from proposals.boxes import Window, crop, extend, window_pixels
+from proposals.boxes import WindowShape, crop, enlarge, window_pixels
 
 Aggregation = Literal["max", "sum"]
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ OnBox = Callable[[int, Tensor], None]
 
 
 def choose_boxes(
-    boxes: Floats, n: int | None = None, *, min_side: float = 0.0, context: float = 1.2, window: Window = "square"
+    boxes: Floats, n: int | None = None, *, min_side: float = 0.0, context: float = 1.2, window: WindowShape = "square"
 ) -> Floats:
     """Select the best boxes that are large enough.
 
@@ -47,7 +47,7 @@ def choose_boxes(
     Returns:
         float32 (M, 4), the selected boxes, not extended, in their order.
     """
-    extended = extend(boxes, context, window)
+    extended = enlarge(boxes, context, window)
     sides = (extended[:, 2:] - extended[:, :2]).min(axis=1, initial=np.inf)
     return np.asarray(boxes, np.float32).reshape(-1, 4)[sides >= min_side][:n]
 
@@ -58,7 +58,7 @@ def segment_instances(
     boxes: Floats,
     *,
     context: float = 1.2,
-    window: Window = "square",
+    window: WindowShape = "square",
     aggregation: Aggregation = "max",
     batch: int = 50,
     on_box: OnBox | None = None,
@@ -93,7 +93,7 @@ def segment_instances(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     height, width = image.shape[:2]
-    windows = [(box, pixels) for box in extend(boxes, context, window) if _visible(pixels := window_pixels(box), height, width)]
+    windows = [(box, pixels) for box in enlarge(boxes, context, window) if _visible(pixels := window_pixels(box), height, width)]
     device = _device(model)
     canvas = torch.zeros(model.num_classes, height, width, device=device)
     covered = np.zeros((height, width), bool)

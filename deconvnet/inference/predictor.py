@@ -27,7 +27,7 @@ from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.models.fusion import for_inference
 from infra.errors import UserError
-from proposals.boxes import Window
+from proposals.boxes import WindowShape
 
 if TYPE_CHECKING:
     from deconvnet.settings import SegmentSettings
@@ -70,7 +70,7 @@ class PredictorOptions:
     max_side: int = 1024
     crf: Mapping[str, Any] = field(default_factory=dict)
     context: float = 1.2
-    window: Window = "square"
+    window: WindowShape = "square"
 
     @classmethod
     def from_settings(cls, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:

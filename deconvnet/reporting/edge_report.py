@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,20 +13,18 @@ from deconvnet.reporting.plots import recall_curves
 from infra.errors import BadInput
 from infra.runtime.tasks import for_each
 from infra.storage import tables
-from proposals import edge_boxes
-from proposals.edges.boundary_metrics import THINNED, EdgeQuality, edge_counts, edge_quality
-from proposals.edges.bsds import bsds_files, read_annotated
+from proposals.edgebox import PAPER_OPTIONS, EdgeBoxOptions, find_boxes
+from proposals.edges.boundary_metrics import BSDS_THINNING, EdgeQuality, edge_counts, edge_quality
+from proposals.edges.bsds import bsds_files, read_bsds_image
 from proposals.edges.detector import edge_map
 from proposals.image_codec import decode_image, decode_mask
-from proposals.recall import MIN_AREA, Recall, add, best_overlaps, counts_up_to, object_boxes, table
-from proposals.settings import PAPER
+from proposals.recall import MIN_AREA, Recall, best_overlaps, counts_up_to, object_boxes, recall_table, sum_recalls
 
 if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
 
-Sources = Mapping[str, Mapping[str, Any]]  # keywords of `edge_boxes`, by name
+Sources = Mapping[str, EdgeBoxOptions]  # by name
 _BSDS_SPLIT = "val"
-_EDGE_KEYWORDS = ("edges", "edge_model", "multiscale")
 
 
 @dataclass(frozen=True)
@@ -46,20 +44,20 @@ def measure(
     images_uri: an `images` table, on whose dev photographs boxes are measured; bsds: BSDS500's folder, on whose val photographs
     edges are; either may be missing. nodes: Ray label selector.
     """
-    ours = settings.model_dump()
+    ours = EdgeBoxOptions(**settings.model_dump())
     sources = {
-        "gradient, EdgeBox's defaults": {**PAPER, "max_boxes": settings.max_boxes},
-        "shipped forest": {**ours, "edges": "forest", "edge_model": None},
-        "this forest": {**ours, "edges": "forest", "edge_model": forest},
+        "gradient, EdgeBox's defaults": replace(PAPER_OPTIONS, max_boxes=settings.max_boxes),
+        "shipped forest": replace(ours, edges="forest", edge_model=None),
+        "this forest": replace(ours, edges="forest", edge_model=forest),
     }
     metrics: dict[str, float] = {}
     files: dict[str, bytes] = {}
     lines = ["# Edges", ""]
     recalls = _boxes(images_uri, sources, min(MIN_AREA, 2 * settings.min_box_area), nodes) if images_uri else {}
-    if recalls and recalls["this forest"].objects:
+    if recalls and recalls["this forest"].num_objects:
         metrics |= {f"dev.{name}": value for name, value in recalls["this forest"].metrics().items()}
         files["edges.png"] = recall_curves(recalls)
-        lines += [f"Boxes, on the {recalls['this forest'].objects:,} objects of dev:", "", table(recalls)]
+        lines += [f"Boxes, on the {recalls['this forest'].num_objects:,} objects of dev:", "", recall_table(recalls)]
     elif images_uri:
         lines += ["dev has no objects to measure boxes on.", ""]
     if bsds:
@@ -75,17 +73,20 @@ def measure(
 def _boxes(images_uri: str, sources: Sources, min_area: float, nodes: Mapping[str, str] | None) -> dict[str, Recall]:
     images = tables.require_commit(images_uri)
     units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
-    counts = counts_up_to(max(keywords["max_boxes"] for keywords in sources.values()))
+    counts = counts_up_to(max(options.max_boxes for options in sources.values()))
 
     def work(_: int, part: tables.Part) -> list[dict[str, Recall]]:
         cv2.setNumThreads(1)  # Ray runs a task for each CPU
         return [
-            {name: Recall.of(best_overlaps(edge_boxes(image, **k)[0], objects, counts), counts) for name, k in sources.items()}
+            {
+                name: Recall.from_overlaps(best_overlaps(find_boxes(image, k)[0], objects, counts), counts)
+                for name, k in sources.items()
+            }
             for image, objects in _dev(images_uri, part, min_area)
         ]
 
     done = [each for _, found in for_each(dict(enumerate(units)), work, title="boxes of dev", nodes=nodes) for each in found]
-    return {name: add((each[name] for each in done), counts) for name in sources}
+    return {name: sum_recalls((each[name] for each in done), counts) for name in sources}
 
 
 def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -101,9 +102,9 @@ def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[
 def _edges(bsds: str, sources: Sources, nodes: Mapping[str, str] | None) -> dict[str, EdgeQuality]:
     def work(_: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
         cv2.setNumThreads(1)
-        annotated = read_annotated(files)
+        annotated = read_bsds_image(files)
         edges = {
-            n: edge_map(annotated.image, **{key: k[key] for key in _EDGE_KEYWORDS}, **THINNED)[0] for n, k in sources.items()
+            n: edge_map(annotated.image, k.edges, k.edge_model, k.multiscale, **BSDS_THINNING)[0] for n, k in sources.items()
         }
         return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
 

@@ -12,10 +12,10 @@ from deconvnet.evaluation.breakdowns import SMALLEST_SIDE
 from deconvnet.reporting import panels
 from deconvnet.reporting.activations import decoder_maps
 from infra.storage import tables
-from proposals.boxes import crop, extend
+from proposals.boxes import crop, enlarge
 from proposals.image_codec import decode_image, decode_mask
 from proposals.job import iter_proposals
-from proposals.mining.rules import Object, find_objects
+from proposals.mining.rules import AnnotatedObject, find_objects
 
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor, PredictorOptions
@@ -182,7 +182,7 @@ def unpooling(predictor: "Predictor", shown: Photograph, classes: Sequence[str])
     """
     height, width = shown.image.shape[:2]
     largest = _largest_object(shown)
-    window = extend(
+    window = enlarge(
         np.array([largest.box if largest else (0, 0, width, height)]), predictor.options.context, predictor.options.window
     )[0]
     side = predictor.deconvnet.input_size
@@ -193,12 +193,12 @@ def unpooling(predictor: "Predictor", shown: Photograph, classes: Sequence[str])
     return panels.unpooling(seen, *decoder_maps(predictor.deconvnet, seen, where), classes, title)
 
 
-def _largest_object(shown: Photograph) -> Object | None:
+def _largest_object(shown: Photograph) -> AnnotatedObject | None:
     """The annotated object with the largest box."""
     return max(_objects(shown), key=lambda each: np.ptp(np.reshape(each.box, (2, 2)), 0).prod(), default=None)
 
 
-def _objects(shown: Photograph) -> list[Object]:
+def _objects(shown: Photograph) -> list[AnnotatedObject]:
     return [] if shown.truth is None or shown.objects is None else find_objects(shown.truth, shown.objects, SMALLEST_SIDE)
 
 

@@ -86,10 +86,12 @@ def recall_curves(recalls: Mapping[str, "Recall"], most: int = 1000) -> bytes:
     for i, (name, recall) in enumerate(recalls.items()):
         colour = _LINES[i % len(_LINES)]
         for threshold, style in ((0.5, "-"), (0.7, "--")):
-            by_count.plot(recall.counts, recall.at(threshold), style, color=colour, label=f"{name}, IoU {threshold}", marker=".")
+            by_count.plot(
+                recall.counts, recall.at_iou(threshold), style, color=colour, label=f"{name}, IoU {threshold}", marker="."
+            )
         row = max(range(len(recall.counts)), key=lambda k: (recall.counts[k] <= most, recall.counts[k]))
         by_iou.plot(
-            np.linspace(0.5, 1, 51), recall.over_iou()[row, 50:], color=colour, label=f"{name}, {recall.counts[row]:,} boxes"
+            np.linspace(0.5, 1, 51), recall.by_iou()[row, 50:], color=colour, label=f"{name}, {recall.counts[row]:,} boxes"
         )
     by_count.set_xscale("log")
     by_count.xaxis.set_major_formatter("{x:,.0f}")

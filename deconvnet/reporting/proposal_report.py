@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deconvnet.reporting.plots import recall_curves
-from proposals.recall import MIN_AREA, Recall, counts_up_to, table
+from proposals.recall import MIN_AREA, Recall, counts_up_to, recall_table
 from proposals.recall_job import measure_recall
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ def measure(
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
     recall = measure_recall(images_uri, proposals_uri, split, counts_up_to(settings.max_boxes), area, nodes)
-    if not recall.objects:
+    if not recall.num_objects:
         return None
-    about = f"{recall.objects:,} objects whose box has {area:,.0f} px² or more, and the best of each photograph's first boxes."
-    markdown = f"# Proposals: {name}\n\n{table({split: recall})}\n{about}\n"
+    about = (
+        f"{recall.num_objects:,} objects whose box has {area:,.0f} px² or more, and the best of each photograph's first boxes."
+    )
+    markdown = f"# Proposals: {name}\n\n{recall_table({split: recall})}\n{about}\n"
     figures = json.dumps({"min_area": area, **recall.as_dict()}, indent=1) + "\n"
     files = {
         "proposals.json": figures.encode(),

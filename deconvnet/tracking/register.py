@@ -16,7 +16,7 @@ from deconvnet.reporting.run_summary import percent
 from deconvnet.tracking import model_card
 from deconvnet.tracking.run_notes import escaped, fitted
 from infra import storage
-from proposals.edges.detector import forest_used
+from proposals.edges.detector import forest_uri
 from proposals.image_codec import encode_jpeg
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _ensemble(
     storage.copy_tree(deconvnet_uri, str(folder / "deconvnet"))
     storage.copy_tree(fcn8s_uri, str(folder / "fcn8s"))
     edges = dict(proposals)
-    if forest := forest_used(
+    if forest := forest_uri(
         edges.get("edges", "forest"), edges.get("edge_model")
     ):  # the shipped one too: another may ship one day
         with storage.local_copy(forest) as file:

@@ -19,7 +19,7 @@ from numba import njit
 
 THRESHOLDS = tuple((k / 26) ** 2 for k in range(1, 26))
 """Closer together where edges are faint: a forest's best threshold is about 0.1."""
-THINNED: dict[str, Any] = {"radius": 1, "border": 5}
+BSDS_THINNING: dict[str, Any] = {"radius": 1, "border": 5}
 """Keywords of `edge_map`: how edges are thinned to be measured, as Dollár's toolbox does for BSDS500."""
 TOLERANCE = 0.0075
 """Of the image's diagonal."""

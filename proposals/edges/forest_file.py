@@ -61,7 +61,7 @@ class EdgeTree(NamedTuple):
     bins: np.ndarray
 
 
-def forest_bytes(trees: Sequence[EdgeTree]) -> bytes:
+def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
     """The file's content. The same trees give the same bytes."""
     nodes = max(len(tree.child) for tree in trees)
     options = {
@@ -110,7 +110,7 @@ def _sequence(name: str, trees: Iterable[np.ndarray], number: str = "d") -> list
     return lines
 
 
-def check_contrib() -> None:
+def require_opencv_contrib() -> None:
     """Raise UserError where OpenCV comes without `ximgproc`."""
     if not hasattr(cv2, "ximgproc"):
         raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
@@ -119,14 +119,14 @@ def check_contrib() -> None:
 @lru_cache(maxsize=2)
 def load_forest(uri: str) -> Any:
     """OpenCV's detector from the file at `uri` (path, https or s3). Raises UserError where it is not a whole structured forest."""
-    check_contrib()
+    require_opencv_contrib()
     with storage.local_copy(uri) as path:
-        if (fault := forest_fault(path)) is not None:
+        if (fault := forest_file_error(path)) is not None:
             raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({fault})")
         return cv2.ximgproc.createStructuredEdgeDetection(str(path))
 
 
-def forest_fault(path: Path) -> str | None:
+def forest_file_error(path: Path) -> str | None:
     """What is wrong with a forest file, or None: whether it is whole, and everything that OpenCV takes as given."""
     data = path.read_bytes()
     if packed := data.startswith(b"\x1f\x8b"):

@@ -19,7 +19,15 @@ from proposals import schemas
 from proposals.changes import SAME_LABELS, Earlier, Known, known
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 from proposals.job import iter_proposals
-from proposals.mining.rules import Choice, choose_stage1, choose_stage2, cut, example_size, find_objects, repeats_by_class
+from proposals.mining.rules import (
+    ExampleWindow,
+    choose_stage1,
+    choose_stage2,
+    cut_example,
+    example_size,
+    find_objects,
+    repeats_by_class,
+)
 
 if TYPE_CHECKING:
     from proposals.settings import ExampleSettings
@@ -126,7 +134,7 @@ class _Miner:
                 yield tables.Reject(row["image_id"], "", f"examples stage {self.stage}", str(error))
                 continue
             for choice in choices:
-                picture, label = cut(image, classes, objects, choice, self.stage, size)
+                picture, label = cut_example(image, classes, objects, choice, self.stage, size)
                 yield {
                     "image_id": row["image_id"],
                     "stage": self.stage,
@@ -148,7 +156,7 @@ class _Miner:
             if row["split"] == self.split and row["class_mask"] is not None and row["object_mask"] is not None:
                 yield row, found.get(row["image_id"], np.zeros((0, 4), np.float32))
 
-    def _choose(self, row: Mapping[str, Any], classes: np.ndarray, objects: np.ndarray, boxes: np.ndarray) -> list[Choice]:
+    def _choose(self, row: Mapping[str, Any], classes: np.ndarray, objects: np.ndarray, boxes: np.ndarray) -> list[ExampleWindow]:
         s = self.settings
         annotated = find_objects(classes, objects, s.min_object_side)
         if self.stage == 1:

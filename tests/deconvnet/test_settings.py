@@ -9,7 +9,7 @@ from deconvnet.crf import dense_crf
 from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.settings import CrfSettings, SegmentSettings
 from infra.settings import Section
-from proposals import edge_boxes
+from proposals.edgebox import EdgeBoxOptions
 from proposals.edges.training.forest import ForestOptions
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 
@@ -17,7 +17,7 @@ from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 @pytest.mark.parametrize(
     ("function", "settings"),
     [
-        (edge_boxes, ProposalSettings()),
+        (EdgeBoxOptions, ProposalSettings()),
         (ForestOptions, ForestSettings()),
         (dense_crf, CrfSettings()),
         (PredictorOptions, SegmentSettings()),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from proposals.boxes import MEAN_RGB, crop, extend, iou, window_pixels
+from proposals.boxes import MEAN_RGB, crop, enlarge, iou, window_pixels
 
 coordinate = st.floats(-300, 300, width=32)
 side = st.floats(0.5, 300, width=32)
@@ -15,23 +15,23 @@ box = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b
 
 
 def test_a_square_window_is_the_longer_side_scaled_about_the_centre():
-    found = extend(np.array([[10, 20, 110, 60]]), 1.2, "square")
+    found = enlarge(np.array([[10, 20, 110, 60]]), 1.2, "square")
     np.testing.assert_allclose(found, [[0, -20, 120, 100]], atol=1e-5)
     assert found.dtype == np.float32
 
 
 def test_a_stretched_window_scales_each_side():
-    np.testing.assert_allclose(extend(np.array([[10, 20, 110, 60]]), 1.2, "stretched"), [[0, 16, 120, 64]], atol=1e-5)
+    np.testing.assert_allclose(enlarge(np.array([[10, 20, 110, 60]]), 1.2, "stretched"), [[0, 16, 120, 64]], atol=1e-5)
 
 
 def test_no_boxes_stay_no_boxes():
-    assert extend(np.zeros((0, 4))).shape == (0, 4)
+    assert enlarge(np.zeros((0, 4))).shape == (0, 4)
     assert iou(np.zeros((0, 4)), np.ones((3, 4))).shape == (0, 3)
 
 
 @given(box, st.floats(1, 3), st.sampled_from(["square", "stretched"]))
 def test_a_window_keeps_the_centre_and_holds_the_box(b, scale, window):
-    x1, y1, x2, y2 = extend(np.array([b]), scale, window)[0].astype(float)
+    x1, y1, x2, y2 = enlarge(np.array([b]), scale, window)[0].astype(float)
     assert x1 + x2 == pytest.approx(b[0] + b[2], abs=1e-2)
     assert y1 + y2 == pytest.approx(b[1] + b[3], abs=1e-2)
     assert x1 <= b[0] + 1e-2 and y1 <= b[1] + 1e-2 and x2 >= b[2] - 1e-2 and y2 >= b[3] - 1e-2

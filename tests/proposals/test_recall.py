@@ -6,7 +6,7 @@ import pytest
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, decode_mask
 from proposals.mining.rules import find_objects
-from proposals.recall import COUNTS, Recall, add, best_overlaps, counts_up_to, object_boxes, table
+from proposals.recall import COUNTS, Recall, best_overlaps, counts_up_to, object_boxes, recall_table, sum_recalls
 
 OBJECT = np.array([[0, 0, 100, 100]], np.float32)
 
@@ -39,46 +39,51 @@ def test_the_best_of_the_first_boxes():
 def test_figures_by_hand():
     """Best overlaps 0.5, 0.7, 0.69 and 0 of 50 boxes; at exactly the IoU an object is found."""
     overlaps = np.array([[0.5, 0.5], [0.7, 0.95], [0.69, 0.69], [0, 1]], np.float32)
-    recall = Recall.of(overlaps, (50, 100))
-    assert recall.objects == 4
-    assert recall.at(0.5).tolist() == [0.75, 1] and recall.at(0.7).tolist() == [0.25, 0.5]
+    recall = Recall.from_overlaps(overlaps, (50, 100))
+    assert recall.num_objects == 4
+    assert recall.at_iou(0.5).tolist() == [0.75, 1] and recall.at_iou(0.7).tolist() == [0.25, 0.5]
     np.testing.assert_allclose(recall.average_best_overlap, [1.89 / 4, 3.14 / 4], rtol=1e-6)
     # 0.5: one threshold of ten; 0.69: four; 0.7: five; 0.95 and 1: ten
     np.testing.assert_allclose(recall.average_recall, [10 / 40, 25 / 40])
-    assert recall.over_iou().shape == (2, 101) and (recall.over_iou()[:, 0] == 1).all()
+    assert recall.by_iou().shape == (2, 101) and (recall.by_iou()[:, 0] == 1).all()
     assert recall.metrics()["recall_50_iou70"] == 0.25 and recall.as_dict()["objects"] == 4
-    assert recall.sentence() == "50 boxes find 75% of 4 objects at IoU 0.5, 25% at 0.7"
+    assert recall.summary() == "50 boxes find 75% of 4 objects at IoU 0.5, 25% at 0.7"
 
 
 def test_exact_overlaps_count_as_found():
     sides = np.arange(1, 101)
     boxes = np.stack([np.zeros(100), np.zeros(100), sides, np.full(100, 100)], axis=1)
     for side in sides:
-        recall = Recall.of(best_overlaps(boxes[side - 1 : side], OBJECT, (1,)), (1,))
-        assert recall.at(side / 100) == 1 and (side == 100 or recall.at((side + 1) / 100) == 0)
+        recall = Recall.from_overlaps(best_overlaps(boxes[side - 1 : side], OBJECT, (1,)), (1,))
+        assert recall.at_iou(side / 100) == 1 and (side == 100 or recall.at_iou((side + 1) / 100) == 0)
 
 
 def test_figures_add_up(rng):
     overlaps = rng.random((30, len(COUNTS))).astype(np.float32)
-    whole, parts = Recall.of(overlaps), add([Recall.of(overlaps[:7]), Recall.of(overlaps[7:7]), Recall.of(overlaps[7:])])
+    whole, parts = (
+        Recall.from_overlaps(overlaps),
+        sum_recalls(
+            [Recall.from_overlaps(overlaps[:7]), Recall.from_overlaps(overlaps[7:7]), Recall.from_overlaps(overlaps[7:])]
+        ),
+    )
     np.testing.assert_array_equal(whole.histogram, parts.histogram)
     assert whole.metrics() == pytest.approx(parts.metrics())
-    nothing = add([])
-    assert nothing.objects == 0 and np.isnan(nothing.at(0.5)).all() and np.isnan(nothing.average_best_overlap).all()
-    with pytest.raises(ValueError, match="add up"):
-        whole + Recall.of(overlaps[:, :2], (50, 100))
+    nothing = sum_recalls([])
+    assert nothing.num_objects == 0 and np.isnan(nothing.at_iou(0.5)).all() and np.isnan(nothing.average_best_overlap).all()
+    with pytest.raises(ValueError, match="cannot be added"):
+        whole + Recall.from_overlaps(overlaps[:, :2], (50, 100))
 
 
 def test_counts_go_as_far_as_there_are_boxes():
     assert counts_up_to(60) == (1, 2, 5, 10, 20, 50, 60) and counts_up_to(20) == (1, 2, 5, 10, 20)
     assert counts_up_to(5000)[-2:] == (2000, 5000)
-    recall = Recall.of(np.full((1, 7), 0.6, np.float32), counts_up_to(60))
+    recall = Recall.from_overlaps(np.full((1, 7), 0.6, np.float32), counts_up_to(60))
     assert {*recall.metrics()} >= {"recall_50_iou50", "recall_60_iou50"} and "recall_20_iou50" not in recall.metrics()
 
 
 def test_the_table_tells_differences_to_the_first():
-    first, second = (Recall.of(np.array(v, np.float32).reshape(-1, 1), (50,)) for v in ([0.4, 0.8], [0.6, 0.6]))
-    lines = table({"gradient": first, "forest": second}).splitlines()
+    first, second = (Recall.from_overlaps(np.array(v, np.float32).reshape(-1, 1), (50,)) for v in ([0.4, 0.8], [0.6, 0.6]))
+    lines = recall_table({"gradient": first, "forest": second}).splitlines()
     assert lines[2] == "| gradient | 50 | 0.500 | 0.500 | 0.350 | 0.600 |"
     assert lines[3] == "| forest | 50 | 1.000 (+50.0) | 0.000 (-50.0) | 0.300 (-5.0) | 0.600 (+0.0) |"
 
@@ -90,8 +95,8 @@ def test_real_photographs(photographs):
         classes, objects = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
         tight = [list(o.box) for o in find_objects(classes, objects)]
         assert object_boxes(objects, 0).tolist() == tight
-        recalls.append(Recall.of(best_overlaps(edge_boxes(decode_image(row["image"]))[0], object_boxes(objects))))
-    total = add(recalls)
-    assert total.objects >= 6 and total.at(0.5)[-1] > 0.8
-    assert (np.diff(total.at(0.5)) >= 0).all() and (np.diff(total.average_best_overlap) >= 0).all()
-    assert (total.at(0.7) <= total.at(0.5)).all()
+        recalls.append(Recall.from_overlaps(best_overlaps(edge_boxes(decode_image(row["image"]))[0], object_boxes(objects))))
+    total = sum_recalls(recalls)
+    assert total.num_objects >= 6 and total.at_iou(0.5)[-1] > 0.8
+    assert (np.diff(total.at_iou(0.5)) >= 0).all() and (np.diff(total.average_best_overlap) >= 0).all()
+    assert (total.at_iou(0.7) <= total.at_iou(0.5)).all()

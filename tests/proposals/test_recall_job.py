@@ -5,7 +5,7 @@ import pytest
 
 from proposals.image_codec import decode_mask
 from proposals.job import iter_proposals, make_proposals
-from proposals.recall import Recall, add, best_overlaps, object_boxes
+from proposals.recall import Recall, best_overlaps, object_boxes, sum_recalls
 from proposals.recall_job import measure_recall
 from proposals.settings import ProposalSettings
 
@@ -24,13 +24,13 @@ def test_recall_is_that_of_the_splits_objects_in_one_part_and_in_many(ray_sessio
             if split not in expected:
                 masks = {r["image_id"]: decode_mask(r["object_mask"]) for r in rows if r["split"] == split and r["object_mask"]}
                 each = [best_overlaps(found[i], object_boxes(m, 1000), COUNTS) for i, m in masks.items()]
-                expected[split] = add([Recall.of(overlaps, COUNTS) for overlaps in each], COUNTS)
+                expected[split] = sum_recalls([Recall.from_overlaps(overlaps, COUNTS) for overlaps in each], COUNTS)
             measured = measure_recall(photographs, uri, split, COUNTS, 1000)
             np.testing.assert_array_equal(measured.histogram, expected[split].histogram)
             assert measured.counts == COUNTS
-    assert expected["dev"].objects == 4 and expected["val"].objects == 2 and expected["dev"].at(0.5)[-1] > 0.5
-    assert measure_recall(photographs, uri, "dev", COUNTS, 1e6).objects == 0
-    assert measure_recall(photographs, uri, "elsewhere", COUNTS).objects == 0
+    assert expected["dev"].num_objects == 4 and expected["val"].num_objects == 2 and expected["dev"].at_iou(0.5)[-1] > 0.5
+    assert measure_recall(photographs, uri, "dev", COUNTS, 1e6).num_objects == 0
+    assert measure_recall(photographs, uri, "elsewhere", COUNTS).num_objects == 0
 
 
 @pytest.mark.ray
@@ -45,5 +45,5 @@ def test_a_photograph_without_proposals_finds_nothing_and_a_damaged_mask_is_left
     others, other = images(chosen[3:], 2), str(tmp_path / "other")
     make_proposals(others, other, SEARCH, "p" * 16)
     alone = measure_recall(others, other, "dev", COUNTS, 1000)
-    assert both.objects == 4 and alone.objects == 2
-    np.testing.assert_allclose(both.at(0.5), alone.at(0.5) / 2)
+    assert both.num_objects == 4 and alone.num_objects == 2
+    np.testing.assert_allclose(both.at_iou(0.5), alone.at_iou(0.5) / 2)

@@ -1,16 +1,16 @@
-"""Near-duplicates come later, and everything else keeps its order."""
+"""Soft-NMS ranks near-duplicates lower and keeps the order of all other boxes."""
 
 import numpy as np
 import pytest
 
-from proposals.soft_nms import spread
+from proposals.soft_nms import soft_nms
 
 BOXES = np.array([[0, 0, 100, 100], [5, 0, 105, 100], [200, 200, 260, 260], [0, 50, 100, 150]], np.float32)
 SCORES = np.array([0.9, 0.8, 0.3, 0.25], np.float32)  # the second overlaps the first by 0.905, the fourth by 1/3
 
 
-def test_a_near_duplicate_goes_behind_what_is_new():
-    order, scores = spread(BOXES, SCORES, strength=1.0, power=2.0, first=4)
+def test_a_near_duplicate_ranks_below_boxes_that_overlap_less():
+    order, scores = soft_nms(BOXES, SCORES, strength=1.0, power=2.0, first=4)
     assert order.tolist() == [0, 2, 3, 1]
     overlap = 95 / 105
     np.testing.assert_allclose(scores[0], 0.9)
@@ -18,28 +18,28 @@ def test_a_near_duplicate_goes_behind_what_is_new():
     assert (np.diff(scores) <= 0).all()
 
 
-def test_a_high_power_leaves_little_overlaps_alone():
-    order, scores = spread(BOXES, SCORES, strength=1.0, power=30.0, first=4)
+def test_a_high_power_spares_boxes_that_overlap_little():
+    order, scores = soft_nms(BOXES, SCORES, strength=1.0, power=30.0, first=4)
     assert order.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(scores[2:], SCORES[2:], rtol=1e-6)
 
 
-def test_only_the_first_put_others_back():
-    order, scores = spread(BOXES[::-1], SCORES[::-1], strength=1.0, power=2.0, first=1)
+def test_only_the_first_boxes_lower_the_scores_of_others():
+    order, scores = soft_nms(BOXES[::-1], SCORES[::-1], strength=1.0, power=2.0, first=1)
     assert order.tolist() == [3, 1, 0, 2]
     np.testing.assert_allclose(scores[2], 0.25 * (1 - 1 / 9), rtol=1e-5)
 
 
-def test_all_boxes_come_back_and_equals_keep_their_order(rng):
+def test_no_box_is_dropped_and_ties_keep_their_order(rng):
     corner = rng.uniform(0, 100, (300, 2))
     boxes = np.hstack([corner, corner + rng.uniform(5, 60, (300, 2))]).astype(np.float32)
-    order, scores = spread(boxes, np.ones(300, np.float32), 0.9, 4.0, 50)
+    order, scores = soft_nms(boxes, np.ones(300, np.float32), 0.9, 4.0, 50)
     assert sorted(order.tolist()) == list(range(300)) and order[0] == 0
     assert (np.diff(scores) <= 0).all()
-    assert spread(boxes, np.ones(300, np.float32), 0.0, 4.0, 50)[0].tolist() == list(range(300))
+    assert soft_nms(boxes, np.ones(300, np.float32), 0.0, 4.0, 50)[0].tolist() == list(range(300))
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_few_boxes(count):
-    order, scores = spread(BOXES[:count], SCORES[:count], 0.9, 5.0, 200)
+def test_no_box_or_one_box(count):
+    order, scores = soft_nms(BOXES[:count], SCORES[:count], 0.9, 5.0, 200)
     assert len(order) == len(scores) == count

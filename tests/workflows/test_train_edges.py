@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from proposals.edges.forest_file import forest_fault
+from proposals.edges.forest_file import forest_file_error
 from proposals.image_codec import encode_jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
 @pytest.mark.ray
 def test_a_run_leaves_a_forest_and_what_it_is_worth(workspace):
     folder, done = workspace
-    assert forest_fault(folder / "edges.yml.gz") is None
+    assert forest_file_error(folder / "edges.yml.gz") is None
     found = cv2.ximgproc.createStructuredEdgeDetection(str(folder / "edges.yml.gz")).detectEdges(
         np.zeros((64, 64, 3), np.float32)
     )

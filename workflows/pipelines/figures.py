@@ -123,7 +123,7 @@ class Album:
 
     def _recall(self) -> bytes:
         from proposals.job import iter_proposals
-        from proposals.recall import MIN_AREA, add, counts_up_to
+        from proposals.recall import MIN_AREA, counts_up_to, sum_recalls
         from proposals.recall_job import part_recall
 
         images, proposals = self._need("images"), self._need("proposals")
@@ -133,8 +133,8 @@ class Album:
         )
         area = self._json("report/proposals.json")["min_area"] if self._has("report/proposals.json") else MIN_AREA
         units = [pair for pair in pairs if any(group.splits.get("val") for group in pair[0].row_groups)]
-        found = add((part_recall(images, proposals, unit, "val", counts, area) for unit in units), counts)
-        if not found.objects:
+        found = sum_recalls((part_recall(images, proposals, unit, "val", counts, area) for unit in units), counts)
+        if not found.num_objects:
             raise UserError(f"the val photographs of {self.workspace} have no objects of {area:,.0f} px² or more to find")
         return plots.recall_curves({"val": found})
 

@@ -244,7 +244,7 @@ class Pipeline:
         title = f"{self.dataset_name} {split}"
         if not (found := measure(self.images, self.proposals, split, self.settings.proposals, title, self.data_nodes)):
             return
-        self.say(f"  {found.recall.sentence()} ({split})")
+        self.say(f"  {found.recall.summary()} ({split})")
         for name, data in found.files.items() if report else ():
             storage.write_bytes(storage.join(report, name), data)
         if run := self.mlflow_run:

@@ -24,7 +24,7 @@ from proposals.edges.forest_file import (
     SIMILARITY_SMOOTHING,
     STRIDE,
     EdgeTree,
-    check_contrib,
+    require_opencv_contrib,
 )
 from proposals.edges.training.tree import grow
 
@@ -60,7 +60,7 @@ def channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     They reach 8 px over the image (reflected), as in detection, and have half its resolution.
     """
-    check_contrib()
+    require_opencv_contrib()
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, _PAD, _PAD + height % 2, _PAD, _PAD + width % 2, cv2.BORDER_REFLECT)
     raw = np.empty((padded.shape[0] // SHRINK, padded.shape[1] // SHRINK, CHANNELS), np.float32)
@@ -89,7 +89,7 @@ def boundary_map(segmentation: np.ndarray) -> np.ndarray:
     return edges
 
 
-def choose_places(segmentation: np.ndarray, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
+def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
     """Corners (row, column), int64 (n, 2), of 16×16 patches: at most so many with a boundary within 8 px of their middle, and without.
 
     Corners are even, as in detection; patches with unknown pixels are left out.
@@ -180,7 +180,7 @@ def _thresholds(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.vectorize(lambda v: float(f"{v:.4g}"), otypes=[np.float32])(quantiles))
 
 
-def grow_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
+def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
     """A tree grown from patches of `samples`, `count` in all, each seen once. The same samples and seed give the same tree.
 
     Raises UserError where there are too few boundaries to learn from.
@@ -212,7 +212,7 @@ def grow_tree(samples: Iterable[Sample], count: int, options: ForestOptions, see
         positives = min(max(1, round(options.positives * share)), share - 1)
         for segmentation in segmentations:
             segmentation = np.ascontiguousarray(segmentation)
-            chosen = choose_places(segmentation, positives, share - positives, rng)[: options.patches - filled]
+            chosen = sample_patches(segmentation, positives, share - positives, rng)[: options.patches - filled]
             for start in range(0, len(chosen), _AT_ONCE):
                 places = chosen[start : start + _AT_ONCE]
                 here = slice(filled, filled + len(places))

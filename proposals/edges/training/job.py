@@ -15,10 +15,10 @@ from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.tasks import for_each, make_parts
 from infra.storage import tables
-from proposals.edges.bsds import bsds_files, read_annotated
-from proposals.edges.forest_file import forest_bytes
-from proposals.edges.training.forest import EdgeTree, ForestOptions, Sample, grow_tree
-from proposals.edges.training.segmentations import SEGMENTATIONS, segments_of
+from proposals.edges.bsds import bsds_files, read_bsds_image
+from proposals.edges.forest_file import encode_forest
+from proposals.edges.training.forest import EdgeTree, ForestOptions, Sample, train_tree
+from proposals.edges.training.segmentations import SEGMENTATIONS, segments_from_masks
 from proposals.image_codec import decode_image, decode_mask, encode_mask
 
 _PER_PART = 32
@@ -54,7 +54,7 @@ def collect_samples(
                     yield _from_masks(row)
         else:
             for photograph, annotations in unit:
-                segmentations = read_annotated((photograph, annotations)).segmentations
+                segmentations = read_bsds_image((photograph, annotations)).segmentations
                 yield _row(f"bsds/{photograph.stem}", photograph.read_bytes(), segmentations)
 
     parts = make_parts(out_uri, fingerprint, SEGMENTATIONS, units, rows, title="segments", rows_per_group=8, nodes=nodes)
@@ -75,7 +75,7 @@ def _from_masks(row: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
     try:
         classes = decode_mask(row["class_mask"])
         objects = decode_mask(row["object_mask"]) if row["object_mask"] else None
-        return _row(row["image_id"], row["image"], [segments_of(classes, objects)])
+        return _row(row["image_id"], row["image"], [segments_from_masks(classes, objects)])
     except BadInput as error:
         return tables.Reject(row["image_id"], "", "segments", str(error))
 
@@ -106,11 +106,11 @@ def train_forest(
         if not storage.exists(place):
             order = np.random.default_rng([seed, index, 1]).permutation(len(samples.parts))
             photographs = _samples(samples_uri, [samples.parts[i] for i in order])
-            _write_tree(grow_tree(photographs, samples.rows, options, [seed, index]), place)
+            _write_tree(train_tree(photographs, samples.rows, options, [seed, index]), place)
         return {"nodes": len(_read_tree(place).child)}
 
     sizes = dict(for_each(dict.fromkeys(range(options.trees)), grow, title="trees", kind="trees", nodes=nodes))
-    content = forest_bytes([_read_tree(storage.join(trees_uri, f"{index}.npz")) for index in range(options.trees)])
+    content = encode_forest([_read_tree(storage.join(trees_uri, f"{index}.npz")) for index in range(options.trees)])
     storage.write_bytes(out_uri, content)
     storage.remove(trees_uri)
     return {

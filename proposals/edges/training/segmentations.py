@@ -20,7 +20,7 @@ SEGMENTATIONS = pa.schema(
 _REACH = 6.0  # px; the void lines that VOC draws round objects are about 5 px wide
 
 
-def segments_of(class_mask: np.ndarray, object_mask: np.ndarray | None) -> np.ndarray:
+def segments_from_masks(class_mask: np.ndarray, object_mask: np.ndarray | None) -> np.ndarray:
     """Segments that the masks tell apart, by class and object: uint16 H×W, ids from 1, UNKNOWN where that can't be told.
 
     class_mask: uint8 H×W, 255 void; object_mask: uint8 or uint16 H×W, the type's largest value void. Void within 6 px of something

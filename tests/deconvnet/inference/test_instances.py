@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from deconvnet.inference.instances import choose_boxes, segment_instances, whole_image_scores
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
-from proposals.boxes import crop, extend, window_pixels
+from proposals.boxes import crop, enlarge, window_pixels
 
 
 class Constant(torch.nn.Module):
@@ -46,7 +46,7 @@ def scores_by_loop(model, image, boxes, context, window, aggregation):
     """What `segment_instances` should return, computed box by box and pixel by pixel."""
     height, width = image.shape[:2]
     maps, covered = [np.zeros((model.num_classes, height, width), np.float32)], np.zeros((height, width), bool)
-    for box in extend(boxes, context, window):
+    for box in enlarge(boxes, context, window):
         x1, y1, x2, y2 = window_pixels(box)
         pixels = torch.from_numpy(crop(image, box, model.input_size)).permute(2, 0, 1)[None]
         with torch.no_grad():

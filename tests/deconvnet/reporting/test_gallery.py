@@ -16,7 +16,7 @@ from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting import gallery
 from infra.storage import tables
 from proposals import schemas
-from proposals.boxes import crop, extend
+from proposals.boxes import crop, enlarge
 from proposals.image_codec import encode_jpeg, encode_mask
 
 
@@ -151,7 +151,7 @@ def test_unpooling_is_of_the_largest_object(
     gallery.unpooling(predictor, found["f"], CLASSES)
     (seen, maps, labels, _, title), (whole, _, _, _, bare) = told
     assert title == "c, thing" and bare == "f"
-    window = extend(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]
+    window = enlarge(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]
     np.testing.assert_array_equal(seen, crop(found["c"].image, window, 32))
     assert len(maps) == 10 and labels.shape == (32, 32) and whole.shape == (32, 32, 3)
 

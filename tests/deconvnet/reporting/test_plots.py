@@ -57,7 +57,7 @@ def test_recall_curves_are_as_high_as_the_recall():
 
     def recall(found: float) -> Recall:
         overlaps = np.repeat([[0.97], [0.0]], [round(100 * found), 100 - round(100 * found)], axis=0)
-        return Recall.of(overlaps.repeat(len(counts), axis=1).astype(np.float32), counts)
+        return Recall.from_overlaps(overlaps.repeat(len(counts), axis=1).astype(np.float32), counts)
 
     blue, orange = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
     both = pixels(recall_curves({"low": recall(0.25), "high": recall(0.75)}))
@@ -68,7 +68,7 @@ def test_recall_curves_are_as_high_as_the_recall():
     assert low - high == pytest.approx(axis / 2, rel=0.1)
     assert area(pixels(recall_curves({"low": recall(0.25)})), orange) == 0
     # Over IoU stands the recall of the most boxes, not of the first.
-    found_late = Recall.of(np.array([[0.0, 0.0, 0.0, 0.97]] * 4, np.float32), counts)
+    found_late = Recall.from_overlaps(np.array([[0.0, 0.0, 0.0, 0.97]] * 4, np.float32), counts)
     right = pixels(recall_curves({"late": found_late}))[:, 640:1000]
     assert np.median(np.argwhere((right == blue).all(axis=2))[:, 0]) < 40, "at the top"
     with pytest.raises(ValueError, match="no recall"):

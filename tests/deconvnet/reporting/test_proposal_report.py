@@ -18,7 +18,7 @@ def asked(monkeypatch) -> dict:
     def job(images, proposals, split, counts, min_area, nodes):
         asked.update(split=split, counts=counts, min_area=min_area, nodes=nodes)
         overlaps = np.repeat([[0.75], [0.25]], len(counts), axis=1).astype(np.float32)
-        return Recall.of(overlaps[: 0 if split == "none" else 2], counts)
+        return Recall.from_overlaps(overlaps[: 0 if split == "none" else 2], counts)
 
     monkeypatch.setattr(proposal_report, "measure_recall", job)
     return asked

@@ -8,8 +8,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from proposals.edges.boundary_metrics import THRESHOLDS, _offsets, edge_counts, edge_quality, matched_pixels, thin
-from proposals.edges.bsds import read_bsds
-from proposals.edges.detector import gradient_edges, orientations, suppress
+from proposals.edges.bsds import bsds_files, read_bsds_image
+from proposals.edges.detector import edge_orientations, gradient_edges, suppress_non_maxima
 
 
 def line(column: int, height: int = 80, width: int = 100, rows: slice = slice(None)) -> np.ndarray:
@@ -130,11 +130,11 @@ def test_real_photographs(shared):
     if not (shared / "bsds500").is_dir():
         pytest.skip("no BSDS500")
     own, others, gradient = [], [], []
-    for annotated, _ in zip(read_bsds(shared / "bsds500", "val"), range(2), strict=False):
+    for annotated in map(read_bsds_image, bsds_files(shared / "bsds500", "val")[:2]):
         own.append(edge_counts(annotated.boundaries[0].astype(np.float32), annotated.boundaries[:1]))
         others.append(edge_counts(annotated.boundaries[0].astype(np.float32), annotated.boundaries[1:]))
         thick = gradient_edges(annotated.image)
-        gradient.append(edge_counts(suppress(thick, orientations(thick)), annotated.boundaries))
+        gradient.append(edge_counts(suppress_non_maxima(thick, edge_orientations(thick)), annotated.boundaries))
     assert edge_quality(own).ods > 0.98
     assert 0.6 < edge_quality(others).ods < 0.95, "people agree with each other, not wholly"
     assert 0.4 < edge_quality(gradient).ods < edge_quality(others).ods

@@ -1,4 +1,4 @@
-"""Reading BSDS500: what is read, and that a wrong folder or file is one sentence."""
+"""BSDS500 is read with every annotator, and wrong folders or files give a user error."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 from scipy.io import savemat
 
 from infra.errors import UserError
-from proposals.edges.bsds import read_bsds
+from proposals.edges.bsds import bsds_files, read_bsds_image
 from proposals.image_codec import encode_jpeg
 
 
 def write(
     folder: Path, image_id: str, annotators: list[tuple[np.ndarray, np.ndarray]], height: int = 20, width: int = 30
 ) -> Path:
-    """A photograph and its annotations in BSDS500's layout; the path of the annotations."""
+    """Write an image and its annotations in BSDS500's layout; returns the path of the annotations."""
     for kind in ("images", "groundTruth"):
         (folder / kind / "val").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "val" / f"{image_id}.jpg").write_bytes(encode_jpeg(np.full((height, width, 3), (200, 90, 30), np.uint8)))
@@ -27,15 +27,15 @@ def write(
 
 
 def drawing(column: int, height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Two segments divided at a column."""
+    """Two segments divided at a column: segmentation and boundaries."""
     segmentation = np.where(np.arange(width) < column, 1, 2).astype(np.uint16)[None].repeat(height, axis=0)
     return segmentation, (np.arange(width) == column).astype(np.uint8)[None].repeat(height, axis=0)
 
 
-def test_photographs_come_by_id_with_every_annotator(tmp_path):
+def test_images_are_ordered_by_id_and_have_every_annotator(tmp_path):
     write(tmp_path, "30", [drawing(4)])
     write(tmp_path, "2", [drawing(7), drawing(9), drawing(11)])
-    two, thirty = read_bsds(tmp_path, "val")
+    two, thirty = map(read_bsds_image, bsds_files(tmp_path, "val"))
     assert (two.image_id, thirty.image_id) == ("2", "30")
     assert two.image.shape == (20, 30, 3) and two.image.dtype == np.uint8
     assert np.abs(two.image.reshape(-1, 3).mean(axis=0) - (200, 90, 30)).max() < 4, "not RGB"
@@ -44,24 +44,24 @@ def test_photographs_come_by_id_with_every_annotator(tmp_path):
     np.testing.assert_array_equal(two.segmentations[1], drawing(9)[0])
 
 
-def test_a_folder_that_is_not_bsds_is_refused_at_the_call(tmp_path):
+def test_a_folder_that_is_not_bsds500_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"is not BSDS500, or has no split 'val'"):
-        read_bsds(tmp_path, "val")
+        bsds_files(tmp_path, "val")
     write(tmp_path, "1", [drawing(4)])
     with pytest.raises(UserError, match="'test'"):
-        read_bsds(tmp_path, "test")
+        bsds_files(tmp_path, "test")
     (tmp_path / "images" / "val" / "1.jpg").unlink()
     with pytest.raises(UserError, match=r"1\.jpg is missing"):
-        read_bsds(tmp_path, "val")
+        bsds_files(tmp_path, "val")
 
 
 @pytest.mark.parametrize("keep", [0, 50, 150, 0.5, -10])
-def test_a_truncated_annotation_is_a_sentence(tmp_path, keep):
+def test_a_truncated_annotation_is_a_user_error(tmp_path, keep):
     path = write(tmp_path, "1", [drawing(4)])
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(UserError, match=r"1\.mat is not a BSDS500 annotation that can be read"):
-        list(read_bsds(tmp_path, "val"))
+        read_bsds_image(*bsds_files(tmp_path, "val"))
 
 
 @pytest.mark.parametrize(
@@ -69,38 +69,38 @@ def test_a_truncated_annotation_is_a_sentence(tmp_path, keep):
     [{"other": 1}, {"groundTruth": "text"}, {"groundTruth": np.zeros((2, 2))}, {"groundTruth": np.empty((1, 0), object)}],
     ids=["no groundTruth", "text", "numbers", "no annotator"],
 )
-def test_a_foreign_annotation_is_a_sentence(tmp_path, content):
+def test_a_mat_file_with_other_content_is_a_user_error(tmp_path, content):
     savemat(write(tmp_path, "1", [drawing(4)]), content)
     with pytest.raises(UserError, match=r"1\.mat is not a BSDS500 annotation"):
-        list(read_bsds(tmp_path, "val"))
+        read_bsds_image(*bsds_files(tmp_path, "val"))
 
 
-def test_an_annotation_in_matlabs_hdf5_is_a_sentence(tmp_path):
+def test_an_annotation_in_matlabs_hdf5_format_is_a_user_error(tmp_path):
     path = write(tmp_path, "1", [drawing(4)])
     path.write_bytes(path.read_bytes()[:124] + b"\x00\x02IM" + bytes(200))
     with pytest.raises(UserError, match=r"not a BSDS500 annotation that can be read \(.*7\.3"):
-        list(read_bsds(tmp_path, "val"))
+        read_bsds_image(*bsds_files(tmp_path, "val"))
 
 
-def test_annotations_of_another_photograph_are_refused(tmp_path):
+def test_annotations_of_another_size_than_the_image_are_refused(tmp_path):
     write(tmp_path, "1", [drawing(4), drawing(4, height=21)])
-    with pytest.raises(UserError, match=r"does not fit its photograph.*21, 30"):
-        list(read_bsds(tmp_path, "val"))
+    with pytest.raises(UserError, match=r"does not fit its image.*21, 30"):
+        read_bsds_image(*bsds_files(tmp_path, "val"))
 
 
-def test_a_damaged_photograph_is_a_sentence(tmp_path):
+def test_a_damaged_image_is_a_user_error(tmp_path):
     write(tmp_path, "1", [drawing(4)])
-    (tmp_path / "images" / "val" / "1.jpg").write_bytes(b"no picture")
+    (tmp_path / "images" / "val" / "1.jpg").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"1\.jpg can't be used: not an image"):
-        list(read_bsds(tmp_path, "val"))
+        read_bsds_image(*bsds_files(tmp_path, "val"))
 
 
-def test_the_real_data(shared):
+def test_the_real_data_set_is_read(shared):
     if not (shared / "bsds500").is_dir():
         pytest.skip("no BSDS500")
-    first = next(read_bsds(shared / "bsds500", "val"))
+    first = read_bsds_image(bsds_files(shared / "bsds500", "val")[0])
     assert first.image_id == "101085" and len(first.boundaries) == 5 and first.image.shape == (481, 321, 3)
     assert int(first.boundaries[0].sum()) == 3904
     for boundaries, segments in zip(first.boundaries, first.segmentations, strict=True):
-        off = ~boundaries[:, :-1] & ~boundaries[:, 1:]
-        assert (segments[:, :-1] == segments[:, 1:])[off].mean() > 0.99, "segments change elsewhere than at the boundaries"
+        inside = ~boundaries[:, :-1] & ~boundaries[:, 1:]
+        assert (segments[:, :-1] == segments[:, 1:])[inside].mean() > 0.99, "segments change elsewhere than at the boundaries"

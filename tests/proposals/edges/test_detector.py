@@ -1,4 +1,4 @@
-"""Edge maps, orientations, suppression, and model files."""
+"""Edge maps, orientations, thinning, and the files of forests."""
 
 import functools
 import gzip
@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from proposals.edges.detector import SHIPPED, edge_map, forest_used, gradient_edges, orientations, suppress, thick_edges
+from proposals.edges.detector import (
+    PRETRAINED_FOREST,
+    edge_map,
+    edge_orientations,
+    forest_uri,
+    gradient_edges,
+    suppress_non_maxima,
+    thick_edges,
+)
 from proposals.edges.forest_file import load_forest
 
-# The smallest forest there is: one tree that looks at the gradient in the middle of its patch, and where that is strong marks
-# the middle of the patch as an edge (column 8 of 16, in all rows).
+# The smallest possible forest: one tree that compares the gradient in the centre of its patch with a threshold, and where it is
+# stronger marks the centre of the patch as an edge (column 8 of 16, in all rows).
 FOREST = f"""%YAML:1.0
 ---
 options:
@@ -47,13 +55,13 @@ def forest(tmp_path: Path) -> Path:
 
 
 def step(height: int = 64, width: int = 96) -> np.ndarray:
-    """Dark left of column 40, bright from it on."""
+    """An image that is dark up to column 39 and bright from column 40 on."""
     image = np.full((height, width, 3), 30, np.uint8)
     image[:, 40:] = 200
     return image
 
 
-def test_a_step_gives_one_thin_line_with_its_normal_across():
+def test_a_vertical_step_gives_one_thin_line_with_a_horizontal_normal():
     edges, orientation = edge_map(step(), "gradient")
     assert edges.dtype == orientation.dtype == np.float32
     columns = np.flatnonzero(edges[32] > 0.1)
@@ -63,39 +71,39 @@ def test_a_step_gives_one_thin_line_with_its_normal_across():
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90, 110, 135, 160])
-def test_orientation_is_the_angle_of_the_normal(degrees):
+def test_orientation_is_the_angle_of_the_edges_normal(degrees):
     angle = math.radians(degrees)
     y, x = np.mgrid[:81, :81] - 40.0
     ridge = np.exp(-((x * math.cos(angle) + y * math.sin(angle)) ** 2) / 8).astype(np.float32)
-    found = orientations(ridge)[36:45, 36:45]
+    found = edge_orientations(ridge)[36:45, 36:45]
     wrong = np.abs(np.remainder(found - angle + math.pi / 2, math.pi) - math.pi / 2)
     assert wrong[ridge[36:45, 36:45] > 0.9].max() < math.radians(4)
     assert (found >= 0).all() and (found <= np.float32(math.pi)).all()
 
 
-def test_colour_alone_makes_an_edge():
+def test_a_change_of_colour_without_a_change_of_lightness_is_an_edge():
     """Two colours of the same lightness."""
     image = np.full((40, 40, 3), (150, 100, 60), np.uint8)
     image[:, 20:] = (60, 118, 150)
     assert gradient_edges(image)[20, 19:21].min() > 0.5
 
 
-def test_a_flat_photograph_has_no_edges_and_faint_noise_stays_faint(rng):
+def test_a_flat_image_has_no_edges_and_faint_noise_stays_faint(rng):
     assert not edge_map(np.full((50, 50, 3), 128, np.uint8), "gradient")[0].any()
     faint = (128 + rng.integers(0, 2, (50, 50, 3))).astype(np.uint8)
     assert gradient_edges(faint).max() < 0.2
 
 
-def test_suppression_keeps_ridges_alone(rng):
+def test_thinning_keeps_only_ridges_with_their_strength(rng):
     thick = gradient_edges(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    thin = suppress(thick, orientations(thick))
+    thin = suppress_non_maxima(thick, edge_orientations(thick))
     kept = thin > 0
     np.testing.assert_array_equal(thin[kept], thick[kept])
     assert 0.02 < kept.mean() < 0.35
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 200), (200, 2), (3, 3)])
-def test_tiny_photographs(shape, rng, forest):
+def test_tiny_images_have_finite_edges(shape, rng, forest):
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     for keywords in ({"edges": "gradient"}, {"edge_model": str(forest)}, {"edge_model": str(forest), "multiscale": True}):
         edges, orientation = edge_map(image, **keywords)
@@ -105,7 +113,7 @@ def test_tiny_photographs(shape, rng, forest):
 
 @pytest.mark.parametrize("shape", [(9, 40), (15, 15), (17, 16), (33, 64), (100, 101)])
 def test_opencv_is_given_even_sides(shape, rng, monkeypatch):
-    """Its channels are made for them."""
+    """Its feature channels have half the resolution."""
     seen = []
 
     class Detector:
@@ -119,20 +127,20 @@ def test_opencv_is_given_even_sides(shape, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (65, 97), (33, 47), (70, 99)])
-def test_a_forest_file_is_used(forest, shape):
+def test_the_forest_file_that_is_given_is_used(forest, shape):
     edges, orientation = edge_map(step(*shape), edge_model=str(forest))
     assert edges.shape == orientation.shape == shape
     strong = np.flatnonzero(edges[shape[0] // 2] > 0.05)
     assert len(strong) and np.abs(strong - 39.5).max() <= 4
 
 
-def test_a_forest_is_fetched_over_http(forest):
+def test_a_forest_is_downloaded_over_http(forest):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(forest.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_port}/model.yml.gz"
         fetched = edge_map(step(), edge_model=uri)[0]
-        with pytest.raises(UserError, match="can't be fetched"):
+        with pytest.raises(UserError, match="can't be downloaded"):
             load_forest(uri + "x")
         server.shutdown()
     np.testing.assert_array_equal(fetched, edge_map(step(), edge_model=str(forest))[0])
@@ -142,41 +150,41 @@ def test_a_forest_is_fetched_over_http(forest):
     ("name", "content"),
     [
         ("empty.yml", b""),
-        ("text.yml", b"this is no model"),
-        ("text.yml.gz", b"this is no model"),
+        ("text.yml", b"this is not a model"),
+        ("text.yml.gz", b"this is not a model"),
         ("cut.yml.gz", gzip.compress(FOREST.encode())[:200]),
         ("other.yml", b"%YAML:1.0\n---\na: 1\n"),
         ("no-trees.yml", FOREST.replace("numberOfTrees: 1", "numberOfTrees: 0").encode()),
         ("no-nodes.yml", FOREST.split("childs")[0].encode()),
     ],
 )
-def test_a_file_that_is_no_forest_is_refused_in_a_sentence(tmp_path, name, content):
+def test_a_file_that_is_not_a_forest_is_a_user_error_with_its_name(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=name):
         load_forest(str(path))
 
 
-def test_a_missing_forest_is_named(tmp_path):
+def test_a_missing_forest_is_a_user_error_with_its_name(tmp_path):
     with pytest.raises(UserError, match=r"gone\.yml\.gz"):
         load_forest(str(tmp_path / "gone.yml.gz"))
 
 
-def test_the_shipped_forest_is_the_default_and_small_enough_for_the_package():
-    assert forest_used("forest", None) == str(SHIPPED) and forest_used("gradient", None) is None
-    assert forest_used("forest", "mine.yml.gz") == "mine.yml.gz"
-    assert SHIPPED.stat().st_size <= 8_000_000
+def test_the_forest_in_the_package_is_the_default_and_under_8_mb():
+    assert forest_uri("forest", None) == str(PRETRAINED_FOREST) and forest_uri("gradient", None) is None
+    assert forest_uri("forest", "mine.yml.gz") == "mine.yml.gz"
+    assert PRETRAINED_FOREST.stat().st_size <= 8_000_000
     edges = thick_edges(step(96, 128), "forest")
     assert edges[:, 39:41].mean() > 10 * edges[:, 60:].mean()
 
 
 def test_edges_are_as_strong_at_the_border_as_inside():
-    """OpenCV alone sees the outermost pixels through fewer patches."""
+    """Without padding, OpenCV sees the outermost pixels in fewer patches, which makes their edges fainter."""
     edges = thick_edges(np.ascontiguousarray(np.roll(step(128, 96), -30, axis=1)[:, :90]), "forest")
     assert edges[:, 9:11].max(axis=1).mean() > 0.7 * thick_edges(step(128, 96), "forest")[:, 39:41].max(axis=1).mean()
 
 
-def test_several_scales_are_averaged(forest):
+def test_multiscale_averages_edges_of_three_sizes(forest):
     image = step()
     one, three = (edge_map(image, edge_model=str(forest), multiscale=several)[0] for several in (False, True))
     assert not np.array_equal(one, three)

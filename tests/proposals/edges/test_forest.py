@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from proposals.edges.forest_file import forest_bytes
+from proposals.edges.forest_file import encode_forest
 from proposals.edges.training import forest
-from proposals.edges.training.forest import FEATURES, EdgeTree, ForestOptions, Sample, choose_places, feature_table, grow_tree
+from proposals.edges.training.forest import FEATURES, EdgeTree, ForestOptions, Sample, feature_table, sample_patches, train_tree
 
 SMALL = ForestOptions(trees=2, patches=3000, feature_share=0.1)
 
@@ -33,7 +33,7 @@ def samples(count: int = 8) -> Iterator[Sample]:
 
 def detector(trees: Sequence[EdgeTree], folder: Path) -> "cv2.ximgproc.StructuredEdgeDetection":
     path = folder / "forest.yml.gz"
-    path.write_bytes(forest_bytes(trees))
+    path.write_bytes(encode_forest(trees))
     return cv2.ximgproc.createStructuredEdgeDetection(str(path))
 
 
@@ -66,7 +66,7 @@ def test_training_sees_what_detection_sees(feature, shape, tmp_path):
 
 @pytest.fixture(scope="module")
 def trees() -> list[EdgeTree]:
-    return [grow_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
+    return [train_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
 
 
 def test_a_forest_finds_the_edges_it_was_taught(trees, tmp_path):
@@ -79,41 +79,41 @@ def test_a_forest_finds_the_edges_it_was_taught(trees, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_file(trees):
-    again = [grow_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
-    assert forest_bytes(trees) == forest_bytes(again)
-    assert forest_bytes(trees) != forest_bytes([grow_tree(samples(), 8, SMALL, [1, index]) for index in range(2)])
+    again = [train_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
+    assert encode_forest(trees) == encode_forest(again)
+    assert encode_forest(trees) != encode_forest([train_tree(samples(), 8, SMALL, [1, index]) for index in range(2)])
 
 
 def test_places_have_a_boundary_in_their_middle_or_none(rng):
     segments = np.ones((60, 80), np.uint16)
     segments[:, 40:] = 2
     segments[50:, :10] = forest.UNKNOWN
-    places = choose_places(segments, 50, 30, rng)
+    places = sample_patches(segments, 50, 30, rng)
     assert len(places) == 80 and (places % 2 == 0).all() and (places >= 0).all() and (places <= [44, 64]).all()
     near = np.abs(places[:, 1] + 8 - 40) <= 9
     assert near[:50].all() and not near[50:].any()
     assert not ((places[:, 0] > 34) & (places[:, 1] < 10)).any()
-    assert len(choose_places(segments[:10], 50, 30, rng)) == 0
+    assert len(sample_patches(segments[:10], 50, 30, rng)) == 0
 
 
 def test_few_patches_are_all_taken_and_none_is_a_mistake():
-    tree = grow_tree(samples(1), 1, ForestOptions(patches=100_000, feature_share=0.02), [0])
+    tree = train_tree(samples(1), 1, ForestOptions(patches=100_000, feature_share=0.02), [0])
     assert len(tree.child) > 10
     flat = np.zeros((10, 10, 3), np.uint8), [np.ones((10, 10), np.uint16)]
     with pytest.raises(UserError, match="too few"):
-        grow_tree([flat], 1, SMALL, [0])
+        train_tree([flat], 1, SMALL, [0])
 
 
 def test_masks_without_a_boundary_are_a_mistake():
     image, (segments,) = shapes(1)
     with pytest.raises(UserError, match="no boundary"):
-        grow_tree([(image, [np.ones_like(segments)])] * 4, 4, SMALL, [0])
+        train_tree([(image, [np.ones_like(segments)])] * 4, 4, SMALL, [0])
 
 
 def test_few_patches_a_photograph_are_of_both_kinds(tmp_path):
     """Fewer patches than photographs: each still gives one with a boundary and one without."""
     options = ForestOptions(trees=1, patches=40, feature_share=0.05, min_child=2)
-    tree = grow_tree(samples(40), 40, options, [0])
+    tree = train_tree(samples(40), 40, options, [0])
     assert len(tree.child) >= 3 and len(tree.bins) > 0
 
 

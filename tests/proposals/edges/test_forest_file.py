@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from proposals.edges.forest_file import forest_bytes, forest_fault, load_forest
+from proposals.edges.forest_file import encode_forest, forest_file_error, load_forest
 from proposals.edges.training.forest import FEATURES, EdgeTree
 
 
@@ -30,12 +30,12 @@ def tree(nodes: int, rng: np.random.Generator) -> EdgeTree:
 def forest(tmp_path: Path, rng: np.random.Generator) -> Path:
     """Two trees of unequal size, long enough for several lines."""
     path = tmp_path / "forest.yml.gz"
-    path.write_bytes(forest_bytes([tree(701, rng), tree(401, rng)]))
+    path.write_bytes(encode_forest([tree(701, rng), tree(401, rng)]))
     return path
 
 
 def test_opencv_reads_it(forest):
-    assert forest_fault(forest) is None
+    assert forest_file_error(forest) is None
     file = cv2.FileStorage(str(forest), cv2.FILE_STORAGE_READ)
     assert file.getNode("options").getNode("numberOfTrees").real() == 2
     assert [file.getNode("childs").at(i).size() for i in range(2)] == [701, 701]
@@ -45,7 +45,7 @@ def test_opencv_reads_it(forest):
 
 def test_it_is_the_same_bytes_at_any_time(rng):
     made = tree(51, rng)
-    assert forest_bytes([made]) == forest_bytes([made])
+    assert encode_forest([made]) == encode_forest([made])
 
 
 def spoilt(forest: Path, pattern: str, by: str) -> Path:
@@ -89,22 +89,22 @@ def test_what_opencv_would_believe_is_checked(forest, pattern, by, reason):
 def test_a_truncated_file(forest, share):
     content = forest.read_bytes()
     forest.write_bytes(content[: int(share * len(content))])
-    assert "cut short" in str(forest_fault(forest))
+    assert "cut short" in str(forest_file_error(forest))
 
 
 def test_a_damaged_file(forest):
     content = bytearray(forest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     forest.write_bytes(content)
-    assert forest_fault(forest) is not None
+    assert forest_file_error(forest) is not None
 
 
 def test_nothing_may_follow_the_end_or_be_said_twice(forest):
     content = forest.read_bytes()
     forest.write_bytes(content + gzip.compress(b"edgeBins:\n   - [ 9999 ]\n"))
-    assert "follows its end" in str(forest_fault(forest))
+    assert "follows its end" in str(forest_file_error(forest))
     forest.write_bytes(gzip.compress(gzip.decompress(content) + b"edgeBins:\n   - [ 9 ]\n"))
-    assert "twice" in str(forest_fault(forest))
+    assert "twice" in str(forest_file_error(forest))
 
 
 def test_without_contrib_opencv_it_says_what_is_missing(forest, monkeypatch):
@@ -114,7 +114,7 @@ def test_without_contrib_opencv_it_says_what_is_missing(forest, monkeypatch):
 
 
 def test_the_name_must_tell_whether_it_is_compressed(forest):
-    assert "should end in .gz" in str(forest_fault(forest.rename(forest.with_name("forest.yml"))))
+    assert "should end in .gz" in str(forest_file_error(forest.rename(forest.with_name("forest.yml"))))
     plain = forest.with_name("plain.yml.gz")
     plain.write_bytes(b"%YAML:1.0\n---\n")
-    assert "not compressed" in str(forest_fault(plain))
+    assert "not compressed" in str(forest_file_error(plain))

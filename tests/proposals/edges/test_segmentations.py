@@ -3,7 +3,7 @@
 import numpy as np
 
 from proposals.edges.training.forest import UNKNOWN
-from proposals.edges.training.segmentations import segments_of
+from proposals.edges.training.segmentations import segments_from_masks
 
 
 def masks() -> tuple[np.ndarray, np.ndarray]:
@@ -16,16 +16,16 @@ def masks() -> tuple[np.ndarray, np.ndarray]:
 
 def test_touching_objects_and_background_are_three_segments():
     classes, objects = masks()
-    segments = segments_of(classes, objects)
+    segments = segments_from_masks(classes, objects)
     assert segments.dtype == np.uint16
     assert len({segments[0, 0], segments[0, 39], segments[39, 0]}) == 3 and UNKNOWN not in segments
-    assert len(np.unique(segments_of(classes, None))) == 2
+    assert len(np.unique(segments_from_masks(classes, None))) == 2
 
 
 def test_a_void_line_is_shared_by_its_sides():
     classes, objects = masks()
     classes[18:23] = objects[18:23] = 255
-    segments = segments_of(classes, objects)
+    segments = segments_from_masks(classes, objects)
     assert (segments[:20, :15] == segments[0, 0]).all()
     assert (segments[21:] == segments[39, 0]).all()
 
@@ -33,15 +33,15 @@ def test_a_void_line_is_shared_by_its_sides():
 def test_deep_void_is_unknown():
     classes, objects = masks()
     classes[20:] = 255
-    segments = segments_of(classes, objects)
+    segments = segments_from_masks(classes, objects)
     assert (segments[30:] == UNKNOWN).all() and (segments[:24] != UNKNOWN).all()
-    assert (segments_of(np.full((9, 9), 255, np.uint8), None) == UNKNOWN).all()
+    assert (segments_from_masks(np.full((9, 9), 255, np.uint8), None) == UNKNOWN).all()
 
 
 def test_sixteen_bit_objects_have_a_void_of_their_own():
     classes, objects = masks()
     wide = objects.astype(np.uint16)
     wide[0, 0] = 300
-    assert len(np.unique(segments_of(classes, wide))) == 4
+    assert len(np.unique(segments_from_masks(classes, wide))) == 4
     wide[:10] = 65535
-    assert (segments_of(classes, wide)[:3] == UNKNOWN).all()
+    assert (segments_from_masks(classes, wide)[:3] == UNKNOWN).all()

@@ -9,6 +9,7 @@ from infra.errors import UserError
 from infra.storage import tables
 from proposals import edge_boxes, schemas
 from proposals.changes import Earlier, find_changes
+from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_image, decode_mask
 from proposals.job import iter_proposals, make_proposals
 from proposals.job import propose as propose_row
@@ -129,8 +130,8 @@ def test_a_photograph_that_breaks_edgebox_is_set_aside(monkeypatch, rows):
     def broken(*_, **__):
         cv2.cvtColor(np.zeros((0, 0, 3), np.uint8), cv2.COLOR_RGB2LAB)
 
-    monkeypatch.setattr("proposals.job.edge_boxes", broken)
-    found = propose_row(rows[0], {})
+    monkeypatch.setattr("proposals.job.find_boxes", broken)
+    found = propose_row(rows[0], EdgeBoxOptions())
     assert (
         isinstance(found, tables.Reject) and "EdgeBox" in found.reason and "cvtColor" in found.reason and "\n" not in found.reason
     )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proposals.boxes import MEAN_RGB
-from proposals.mining.rules import choose_stage1, choose_stage2, cut, example_size, find_objects, repeats_by_class
+from proposals.mining.rules import choose_stage1, choose_stage2, cut_example, example_size, find_objects, repeats_by_class
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_stage_1_is_the_extended_tight_box(masks):
 
 def test_stage_1_labels_the_objects_own_pixels_alone(masks):
     choice = choose_stage1(find_objects(*masks), 1.2, "square")[0]
-    image, label = cut(np.zeros((80, 100, 3), np.uint8), *masks, choice, 1, 24)
+    image, label = cut_example(np.zeros((80, 100, 3), np.uint8), *masks, choice, 1, 24)
     expected = np.zeros((24, 24), np.uint8)
     expected[7:17, 2:22] = 5
     expected[7, 2:5] = 255  # and object 2, from column 22 on, is background here
@@ -81,7 +81,7 @@ def test_stage_1_labels_the_objects_own_pixels_alone(masks):
 
 def test_stage_2_labels_every_class(masks):
     choice = choose_stage2(find_objects(*masks), np.array([[20.0, 30, 40, 40]]))[0]
-    _, label = cut(np.zeros((80, 100, 3), np.uint8), *masks, choice, 2, 24)
+    _, label = cut_example(np.zeros((80, 100, 3), np.uint8), *masks, choice, 2, 24)
     expected = np.zeros((24, 24), np.uint8)
     expected[7:17, 2:22] = 5
     expected[7, 2:5] = 255
@@ -93,7 +93,7 @@ def test_stage_2_labels_every_class(masks):
 def test_outside_the_photograph_is_mean_colour_and_void(stage):
     classes = np.ones((20, 20), np.uint8)
     choice = choose_stage1(find_objects(classes, classes), 2, "square")[0]  # -10…30: half of it outside
-    image, label = cut(np.zeros((20, 20, 3), np.uint8), classes, classes, choice, stage, 40)
+    image, label = cut_example(np.zeros((20, 20, 3), np.uint8), classes, classes, choice, stage, 40)
     inside = np.zeros((40, 40), bool)
     inside[10:30, 10:30] = True
     assert (image[~inside] == MEAN_RGB).all() and (image[inside] == 0).all()
@@ -102,7 +102,7 @@ def test_outside_the_photograph_is_mean_colour_and_void(stage):
 
 def test_void_of_the_object_mask_is_void_in_stage_1(masks):
     masks[1][45, 30] = 255
-    _, label = cut(np.zeros((80, 100, 3), np.uint8), *masks, choose_stage1(find_objects(*masks))[0], 1, 24)
+    _, label = cut_example(np.zeros((80, 100, 3), np.uint8), *masks, choose_stage1(find_objects(*masks))[0], 1, 24)
     assert label[22, 12] == 255 and (label == 255).sum() == 4
 
 
