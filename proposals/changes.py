@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from infra.runtime.tasks import make_parts
+from infra.runtime.executor import Executor
+from infra.runtime.parts import make_parts
 from infra.storage import tables
 
 Change = Literal["new", "changed", "relabelled", "same"]
@@ -67,30 +69,38 @@ def known(earlier: Earlier | None, images: tables.Commit) -> list[Known | None]:
     ]
 
 
-def find_changes(
-    images_uri: str, before_uri: str | None, out_uri: str, fingerprint: str, nodes: Mapping[str, str] | None = None
-) -> tables.Commit:
-    """Compare the images table with an earlier one and write the changes to `out_uri`. None or no table: all is new.
+def find_changes(images_uri: str, before_uri: str | None, out_uri: str, fingerprint: str, executor: Executor) -> tables.Commit:
+    """Compare an images table with an earlier one and write a table of the changes.
 
-    The commit's extra counts `new`, `changed`, `relabelled`, `same` and `gone`.
+    Args:
+        images_uri: the `images` table.
+        before_uri: the earlier one; where None, or where there is no table, every image is new.
+        out_uri: the `changes` table to write: a part for each part of `images_uri`.
+        fingerprint: of the stage.
+        executor: runs the parts.
+
+    Returns:
+        the commit of the table. Its `extra` counts `new`, `changed`, `relabelled`, `same` and `gone`.
     """
     images = tables.require_commit(images_uri)
     before = tables.read_commit(before_uri) if before_uri else None
     units = list(zip(images.parts, _overlapping(before.parts if before else (), images.parts), strict=True))
-
-    def rows(unit: tuple[tables.Part, tuple[tables.Part, ...]]) -> Iterator[dict[str, Any]]:
-        part, overlapping = unit
-        old = tables.rows_between(before_uri, overlapping, part.first, part.last) if before_uri else iter(())
-        for image_id, change in compare(tables.iter_rows(images_uri, part=part), old):
-            yield {"image_id": image_id, "change": change}
-
-    parts = make_parts(out_uri, fingerprint, CHANGES, units, rows, title="comparing", nodes=nodes)
+    make_rows = partial(_rows, images_uri, before_uri)
+    parts = make_parts(out_uri, fingerprint, CHANGES, units, make_rows, executor, title="comparing")
     with ThreadPoolExecutor(16) as pool:  # small files, and on S3 each takes a while
         found = pool.map(lambda part: Counter(row["change"] for row in tables.iter_rows(out_uri, ["change"], part)), parts)
         counts = sum(found, Counter[str]())
     gone = (before.rows if before else 0) - (images.rows - counts["new"])
     extra = {name: counts[name] for name in ("new", "changed", "relabelled", "same")} | {"gone": gone}
     return tables.commit(out_uri, fingerprint, parts, extra)
+
+
+def _rows(images_uri: str, before_uri: str | None, unit: tuple[tables.Part, tuple[tables.Part, ...]]) -> Iterator[dict[str, Any]]:
+    """The rows of one part: its images, compared with the earlier parts that overlap it."""
+    part, overlapping = unit
+    old = tables.rows_between(before_uri, overlapping, part.first, part.last) if before_uri else iter(())
+    for image_id, change in compare(tables.iter_rows(images_uri, part=part), old):
+        yield {"image_id": image_id, "change": change}
 
 
 def compare(rows: Iterator[Mapping[str, Any]], before: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, Change]]:

@@ -1,7 +1,8 @@
-"""The `proposals` table: EdgeBox over every photograph of the `images` table, by Ray Data."""
+"""The `proposals` table: EdgeBox over every photograph of the `images` table, by an executor."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -9,7 +10,8 @@ import numpy as np
 
 from infra import storage
 from infra.errors import BadInput
-from infra.runtime.tasks import make_parts
+from infra.runtime.executor import Executor
+from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals import schemas
 from proposals.changes import SAME_IMAGE, Earlier, Known, known
@@ -27,30 +29,44 @@ def make_proposals(
     out_uri: str,
     settings: "ProposalSettings",
     fingerprint: str,
+    executor: Executor,
     *,
     earlier: Earlier | None = None,
-    nodes: Mapping[str, str] | None = None,
 ) -> tables.Commit:
-    """Write the proposals of all photographs: a part for each part of `images_uri`, in the same order.
+    """Find the proposals of all images and write their table: a part for each part of `images_uri`, in the same order.
 
-    A photograph that EdgeBox can't use becomes a reject. earlier: proposals by the same settings; those of photographs that are
-    the same still are taken over. nodes: Ray label selector. Raises UserError where `settings.edge_model` can't be used.
+    Args:
+        images_uri: the `images` table.
+        out_uri: the `proposals` table to write.
+        settings: of EdgeBox.
+        fingerprint: of the stage.
+        executor: runs the parts.
+        earlier: proposals made with the same settings; rows of images that are unchanged since are copied.
+
+    Returns:
+        the commit of the table. An image that EdgeBox can't use is among its rejects.
+
+    Raises:
+        UserError: if `settings.edge_model` can't be used.
     """
     if forest := forest_uri(settings.edges, settings.edge_model):
         load_forest(forest)  # here, so that a wrong file is one sentence and not a failed task
-    options = EdgeBoxOptions(**settings.model_dump())
-
-    def rows(unit: tuple[tables.Part, Known | None]) -> Iterator[Mapping[str, Any] | tables.Reject]:
-        cv2.setNumThreads(1)  # Ray runs a task for each CPU
-        part, known_part = unit
-        before = known_part.rows(SAME_IMAGE) if known_part else {}
-        for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
-            yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, options)
-
     images = tables.require_commit(images_uri)
     units = list(zip(images.parts, known(earlier, images), strict=True))
-    parts = make_parts(out_uri, fingerprint, schemas.PROPOSALS, units, rows, title="proposals", nodes=nodes)
+    make_rows = partial(_rows, images_uri, EdgeBoxOptions(**settings.model_dump()))
+    parts = make_parts(out_uri, fingerprint, schemas.PROPOSALS, units, make_rows, executor, title="proposals")
     return tables.commit(out_uri, fingerprint, parts)
+
+
+def _rows(
+    images_uri: str, options: EdgeBoxOptions, unit: tuple[tables.Part, Known | None]
+) -> Iterator[Mapping[str, Any] | tables.Reject]:
+    """The rows of one part, and its rejects."""
+    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    part, known_part = unit
+    before = known_part.rows(SAME_IMAGE) if known_part else {}
+    for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
+        yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, options)
 
 
 def edges_stamp(settings: "ProposalSettings") -> str:

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.runtime.local_executor import LocalExecutor
+from infra.runtime.ray_executor import RayExecutor
+from infra.settings import ClusterSettings
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,6 +42,18 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def executor() -> LocalExecutor:
+    """Runs a job's units one after another in this process."""
+    return LocalExecutor(1)
+
+
+@pytest.fixture
+def ray_executor(ray_session: None) -> RayExecutor:
+    """Runs a job's units on the session's Ray."""
+    return RayExecutor(ClusterSettings())
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.settings import VOC_CLASSES
 from infra import storage
 from infra.errors import UserError
-from infra.runtime.actors import Actors
-from infra.runtime.cluster import connected
+from infra.runtime.ray_executor import RayExecutor
 from infra.storage.tables import COMMIT
 from workflows import cli
 from workflows.options import check_job_folder
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = Pipeline(settings)
     _check_trained(settings, arguments.config, proposals=True)
     report = pipeline.place("evaluations", split)
-    with connected(settings.cluster):
+    with pipeline.executor:
         pipeline.measure_proposals(split, report)
         results = pipeline.evaluate(split, report)
     print(cli.results_table(results))
@@ -95,9 +94,8 @@ def _submit(s: Settings, arguments: argparse.Namespace) -> int:
     photographs = list_split(root, split, s.data.max_pixels)
     recipe = Recipe(*models, PredictorOptions.from_settings(s.segment, s.examples), as_dict(s.proposals), arguments.result)
     place = storage.join(s.workspace, "submissions", recipe.key(photographs)[:16])
-    nodes = s.cluster.selector("training_nodes" if s.compute.gpu else "data_nodes")
-    with connected(s.cluster):
-        masks = label_list(photographs, recipe, place, Actors(gpus=1.0 if s.compute.gpu else 0.0, nodes=nodes))
+    with RayExecutor(s.cluster) as executor:
+        masks = label_list(photographs, recipe, place, executor, s.compute.gpu)
     folder = masks_folder(arguments.competition, split)
     archive = pack(masks, folder)
     if faults := check_submission(archive, folder, {each.image_id: (each.width, each.height) for each in photographs}):

@@ -27,7 +27,7 @@ from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import cleaned
 from infra import storage
 from infra.errors import Interrupted, UserError
-from infra.runtime.tasks import check_rejects
+from infra.runtime.parts import check_rejects
 from infra.settings import ClusterSettings, Section
 from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
@@ -130,20 +130,19 @@ def _standing(plan: Plan) -> str:
 
 def _label(plan: Plan, settings: PredictSettings, version: registry.Version, store: str, lock: Lock) -> None:
     from deconvnet.inference.batch import label_photographs
-    from infra.runtime.actors import Actors
-    from infra.runtime.cluster import connected
+    from infra.runtime.executor import Actors
+    from infra.runtime.ray_executor import RayExecutor
 
     output = settings.output
     model = storage.join(output, MODEL)
-    with connected(settings.cluster):
+    with RayExecutor(settings.cluster) as executor:
         gpus = _gpus_per_actor(settings)
         storage.write_json(storage.join(output, STATE), asdict(plan.state))  # before the first mask of its generation
         try:
             storage.remove(model)
             registry.fetch(version, store, model)
-            nodes = settings.cluster.selector("training_nodes" if gpus else "data_nodes")
-            actors = Actors(settings.compute.actors, settings.compute.cpus_per_actor, gpus, nodes)
-            parts = label_photographs(plan, output, model, actors, max_pixels=settings.max_pixels)
+            actors = Actors(settings.compute.actors, settings.compute.cpus_per_actor, gpus)
+            parts = label_photographs(plan, output, model, executor, actors, max_pixels=settings.max_pixels)
         finally:
             if not lock.lost:  # else the model there is another run's
                 storage.remove(model)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,8 @@ from deconvnet.datasets.splits import assign_splits
 from deconvnet.settings import DataSettings
 from infra import storage
 from infra.errors import UserError
-from infra.runtime import tasks
+from infra.runtime.executor import Executor
+from infra.runtime.parts import check_rejects, make_parts
 from infra.storage import tables
 from proposals import schemas
 
@@ -70,25 +71,35 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
 
 
 def prepare_images(
-    settings: DataSettings, seed: int, out_uri: str, fingerprint: str, root: str, nodes: Mapping[str, str] | None = None
+    settings: DataSettings, seed: int, out_uri: str, fingerprint: str, root: str, executor: Executor
 ) -> tables.Commit:
-    """Write the `images` table of the folder `root` to `out_uri`. nodes: Ray label selector of the nodes that read it.
+    """Read a data set in VOC's layout and write its `images` table.
 
-    The commit's `extra` has `counts` (photographs by split), `classes` and `digest` (of the table's content: the same for the
-    same photographs, masks and splits). Raises UserError, with nothing committed: a folder or split that can't be read, more
-    than `settings.max_rejects` of the photographs unusable, or a split without a usable one.
+    Args:
+        settings: of the data.
+        seed: of the dev split and of `settings.limit`.
+        out_uri: the table to write.
+        fingerprint: of the stage.
+        root: folder of the data set.
+        executor: runs the parts.
+
+    Returns:
+        the commit of the table. Its `extra` has `counts` (images by split), `classes`, and `digest` (of the table's content: the
+        same for the same images, masks and splits).
+
+    Raises:
+        UserError: for a folder or split that can't be read, where more than `settings.max_rejects` of the images are unusable, or
+            where a split has no usable one. Nothing is committed then.
     """
     root = storage.absolute(root)
     classes = class_names(settings)
     items = _items(settings, seed, root)
     units = _units(items)
     make_rows = partial(_rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels)
-    parts = tasks.make_parts(
-        out_uri, fingerprint, schemas.IMAGES, units, make_rows, title="prepare", rows_per_group=16, nodes=nodes
-    )
+    parts = make_parts(out_uri, fingerprint, schemas.IMAGES, units, make_rows, executor, title="prepare", rows_per_group=16)
     counts: Counter[str] = sum((Counter(group.splits) for part in parts for group in part.row_groups), Counter())
     try:
-        tasks.check_rejects(parts, len(items), settings.max_rejects)
+        check_rejects(parts, len(items), settings.max_rejects)
         for split in ("train", "dev", "val"):
             if not counts[split]:
                 raise _no_photograph(split, settings, [reject for part in parts for reject in part.rejects])

@@ -1,8 +1,7 @@
-"""The five results of the paper on a split: a Ray Data job over the photographs, or threads of this process, and its tables."""
+"""The five results of the paper on a split: a job over its images, and its tables."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,8 @@ from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import Analysis
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
-from infra.errors import Interrupted, UserError
-from infra.runtime.actors import Actors, Work, for_each
-from infra.runtime.progress import progress
+from infra.errors import UserError
+from infra.runtime.executor import Actors, Executor, Work
 from infra.storage import tables
 from proposals.image_codec import decode_image, decode_mask
 from proposals.job import iter_proposals
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from proposals.settings import ExampleSettings
 
 PHOTOGRAPHS_A_UNIT = 8
-ANYWHERE = Actors()
 
 
 @dataclass(frozen=True)
@@ -63,53 +60,37 @@ def evaluate(
     examples: "ExampleSettings",
     classes: Sequence[str],
     dataset: str,
-    actors: Actors = ANYWHERE,
+    executor: Executor,
+    gpu: bool = False,
 ) -> Evaluation:
-    """Label every photograph of `split` that has a class mask in all five ways, and measure.
+    """Segment every image of a split that has a class mask in all five ways, and measure the results.
 
-    The models (folders of `checkpoints.save_model`) are loaded once an actor; each has as many torch threads as CPUs. Raises
-    UserError where the split has no labelled photograph, or Ray no room.
+    Args:
+        deconvnet_uri: folder of a DeconvNet (`checkpoint.save_model`).
+        fcn8s_uri: folder of an FCN-8s.
+        images_uri: the `images` table.
+        proposals_uri: the `proposals` table made from it.
+        split: whose images are measured.
+        segment: how images are segmented.
+        examples: whose `context` and `window` say how boxes are extended, as in training.
+        classes: class names by id.
+        dataset: name of the data in the results.
+        executor: runs batches of images, by workers that hold the networks.
+        gpu: whether each worker takes a GPU.
+
+    Raises:
+        UserError: if the split has no image with a class mask, or there is no room for a worker.
     """
     if not (units := _units(images_uri, proposals_uri, split)):
         raise _nothing(split, images_uri)
     options = PredictorOptions.from_settings(segment, examples)
-    make = partial(_worker, (deconvnet_uri, fcn8s_uri), options, (images_uri, proposals_uri), split, len(classes), actors)
-    done = for_each(
-        dict(enumerate(units)), make, actors, title=f"evaluating on {split}", kind="batches of photographs",
-        remedy="use nodes with more memory, or lower segment.max_side",
-    )  # fmt: skip
+    device = "cuda" if gpu else "cpu"
+    make = partial(_worker, (deconvnet_uri, fcn8s_uri), options, (images_uri, proposals_uri), split, len(classes), device)
+    actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory, or lower segment.max_side")
+    title = f"evaluating on {split}"
+    done = executor.map_actors(dict(enumerate(units)), make, actors, title=title, unit="batches of images")
     counts = counts_up_to(segment.proposals)
     return _gathered((found for _, found in done), classes, dataset, counts, _nothing(split, images_uri))
-
-
-def evaluate_here(
-    predictor: Predictor,
-    images_uri: str,
-    proposals_uri: str,
-    *,
-    split: str,
-    classes: Sequence[str],
-    dataset: str,
-    threads: int = 1,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Evaluation:
-    """`evaluate` by `threads` of this process, without Ray.
-
-    Raises UserError as `evaluate` does, and Interrupted where `should_stop`, asked between photographs' batches, says yes.
-    """
-    units = _units(images_uri, proposals_uri, split)
-    measure = partial(_measured, predictor, images_uri, proposals_uri, split, len(classes))
-
-    def rows(pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
-        found = pool.map(measure, units)
-        for row in progress(found, len(units), f"evaluating on {split}", "batches of photographs"):
-            yield row
-            if should_stop():
-                pool.shutdown(cancel_futures=True)
-                raise Interrupted(f"stopped while it evaluated on {split}")
-
-    with ThreadPoolExecutor(threads) as pool:
-        return _gathered(rows(pool), classes, dataset, counts_up_to(predictor.options.proposals), _nothing(split, images_uri))
 
 
 def _nothing(split: str, images_uri: str) -> UserError:
@@ -141,14 +122,20 @@ def _gathered(
 
 
 def _worker(
-    models: tuple[str, str], options: PredictorOptions, tables: tuple[str, str], split: str, num_classes: int, actors: Actors
+    models: tuple[str, str],
+    options: PredictorOptions,
+    tables: tuple[str, str],
+    split: str,
+    num_classes: int,
+    device: str,
+    threads: int,
 ) -> Work[dict[str, Any]]:
-    """What an actor does with a unit: `_measured`, by networks that it holds."""
+    """The work of a worker that holds the networks: `_measured` of each unit."""
     import torch
 
-    torch.set_num_threads(actors.cpus)
+    torch.set_num_threads(threads)
     cv2.setNumThreads(1)
-    predictor = Predictor.load(*models, "cuda" if actors.gpus else "cpu", options)
+    predictor = Predictor.load(*models, device, options)
     return lambda index, unit: _measured(predictor, *tables, split, num_classes, unit)
 
 

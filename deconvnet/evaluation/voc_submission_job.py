@@ -1,4 +1,4 @@
-"""Labelling a list of photographs for VOC's test server: a Ray Data job of actors, one mask a photograph, none left out."""
+"""Labelling a list of photographs for VOC's test server: a job of workers that hold the networks, one mask a photograph, none left out."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.runtime.actors import Actors, Work, for_each
+from infra.runtime.executor import Actors, Executor, Work
 from infra.runtime.progress import progress
 from infra.runtime.stages import digest
 from infra.storage import tables
@@ -85,7 +85,9 @@ def list_split(root: str, split: str, max_pixels: int) -> list[Listed]:
         return list(progress(pool.map(look, ids), len(ids), f"looking at {split}", "photographs"))
 
 
-def label_list(photographs: Sequence[Listed], recipe: Recipe, place: str, actors: Actors) -> dict[str, bytes]:
+def label_list(
+    photographs: Sequence[Listed], recipe: Recipe, place: str, executor: Executor, gpu: bool = False
+) -> dict[str, bytes]:
     """A paletted PNG of class ids for each photograph, by image_id. They are kept in the folder `place`; what lies there is not made again.
 
     Raises UserError where a photograph can't be labelled, or Ray has no room.
@@ -93,24 +95,22 @@ def label_list(photographs: Sequence[Listed], recipe: Recipe, place: str, actors
     there = set(storage.list_files(place))
     todo = [each for each in photographs if f"{each.image_id}.png" not in there]
     units = dict(enumerate([todo[i] for i in piece] for piece in tables.chunks(len(todo), _A_UNIT))) if todo else {}
-    make = partial(labels_by, recipe, place, actors)
-    for _ in for_each(
-        units, make, actors, title="labelling", kind="batches of photographs",
-        remedy="use nodes with more memory; what is labelled is kept",
-    ):  # fmt: skip
+    make = partial(labels_by, recipe, place, "cuda" if gpu else "cpu")
+    actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory; finished masks are kept")
+    for _ in executor.map_actors(units, make, actors, title="segmenting", unit="batches of images"):
         pass
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         masks = pool.map(lambda each: storage.read_bytes(storage.join(place, f"{each.image_id}.png")), photographs)
         return {each.image_id: mask for each, mask in zip(photographs, masks, strict=True)}
 
 
-def labels_by(recipe: Recipe, place: str, actors: Actors) -> Work[None]:
-    """What an actor does with a unit, a list of photographs: writes their masks at `place`, by networks that it holds."""
+def labels_by(recipe: Recipe, place: str, device: str, threads: int) -> Work[None]:
+    """The work of a worker that holds the networks: writes the masks of a unit, a list of images, to the folder `place`."""
     import torch
 
-    torch.set_num_threads(actors.cpus)
+    torch.set_num_threads(threads)
     cv2.setNumThreads(1)
-    predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, "cuda" if actors.gpus else "cpu", recipe.segment)
+    predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, device, recipe.segment)
 
     def work(index: int, unit: Sequence[Listed]) -> None:
         for each in unit:

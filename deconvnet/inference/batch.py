@@ -1,6 +1,7 @@
-"""Labelling a folder of photographs with a registered model: a Ray Data job of actors that hold it, a part of the table at a time."""
+"""Labelling a folder of photographs with a registered model: a job of workers that hold it, a part of the table at a time."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,14 +14,16 @@ from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, Item, Plan
 from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
 from infra import storage
 from infra.errors import BadInput
-from infra.runtime.actors import Actors, Work, for_each
+from infra.runtime.executor import Actors, Executor, Work
 from infra.storage import tables
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 
 _OVERLAY_QUALITY = 90
 
 
-def label_photographs(plan: Plan, output: str, model: str, actors: Actors, *, max_pixels: int | None = None) -> list[tables.Part]:
+def label_photographs(
+    plan: Plan, output: str, model: str, executor: Executor, actors: Actors, *, max_pixels: int | None = None
+) -> list[tables.Part]:
     """Write the plan's masks and overlays, and the parts of its table; those that a killed run finished are not made again.
 
     model: folder of an ensemble that every node sees. Each actor has as many torch threads as CPUs. Returns the parts in order.
@@ -29,17 +32,16 @@ def label_photographs(plan: Plan, output: str, model: str, actors: Actors, *, ma
     table, fingerprint, units = storage.join(output, TABLE), plan.fingerprint, plan.units
     done = tables.parts_done(table, fingerprint)
     todo = {i: unit for i, unit in enumerate(units) if tables.part_name(fingerprint, i) not in done}
-    maker = _Maker(plan.state, output, model, max_pixels, actors)
-    for _ in for_each(
-        todo, partial(_parts_by, maker, fingerprint), actors, title="labelling", kind="parts",
-        remedy="lower compute.actors or max_pixels, or use larger nodes; what is labelled is kept",
-    ):  # fmt: skip
+    maker = _Maker(plan.state, output, model, max_pixels, "cuda" if actors.gpus else "cpu")
+    actors = replace(actors, remedy="lower compute.actors or max_pixels, or use larger nodes; finished parts are kept")
+    for _ in executor.map_actors(todo, partial(_parts_by, maker, fingerprint), actors, title="segmenting", unit="parts"):
         pass
     return [tables.read_part(table, fingerprint, i) for i in range(len(units))]
 
 
-def _parts_by(maker: "_Maker", fingerprint: str) -> Work[None]:
-    """What an actor does with a unit: makes its part."""
+def _parts_by(maker: "_Maker", fingerprint: str, threads: int) -> Work[None]:
+    """The work of a worker that holds the model: makes the part of each unit."""
+    maker.threads = threads
 
     def work(index: int, items: Sequence[Item]) -> None:
         tables.write_part(maker.table, fingerprint, index, maker.rows(items), PREDICTIONS)
@@ -50,17 +52,18 @@ def _parts_by(maker: "_Maker", fingerprint: str) -> Work[None]:
 class _Maker:
     """What makes the rows of a part. The model is loaded when the first photograph needs it, and then held."""
 
-    def __init__(self, state: State, output: str, model: str, max_pixels: int | None, actors: Actors) -> None:
-        self.state, self.output, self.model, self.max_pixels, self.actors = state, output, model, max_pixels, actors
+    def __init__(self, state: State, output: str, model: str, max_pixels: int | None, device: str) -> None:
+        self.state, self.output, self.model, self.max_pixels, self.device = state, output, model, max_pixels, device
+        self.threads = 1
         self.table = storage.join(output, TABLE)
 
     @cached_property
     def ensemble(self) -> SavedEnsemble:
         import torch
 
-        torch.set_num_threads(self.actors.cpus)
+        torch.set_num_threads(self.threads)
         cv2.setNumThreads(1)
-        return SavedEnsemble(self.model, "cuda" if self.actors.gpus else "cpu", self.max_pixels)
+        return SavedEnsemble(self.model, self.device, self.max_pixels)
 
     @cached_property
     def classes(self) -> Sequence[str]:

@@ -1,8 +1,9 @@
 """What an edge detector is worth: its boxes on a data set's dev photographs, its edges on BSDS500's val, beside the others we have."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from deconvnet.reporting.plots import recall_curves
 from infra.errors import BadInput
-from infra.runtime.tasks import for_each
+from infra.runtime.executor import Executor
 from infra.storage import tables
 from proposals.edgebox import PAPER_OPTIONS, EdgeBoxOptions, find_boxes
 from proposals.edges.boundary_metrics import BSDS_THINNING, EdgeQuality, edge_counts, edge_quality
@@ -37,12 +38,12 @@ class EdgeReport:
 
 
 def measure(
-    images_uri: str | None, bsds: str | None, forest: str, settings: "ProposalSettings", nodes: Mapping[str, str] | None = None
+    images_uri: str | None, bsds: str | None, forest: str, settings: "ProposalSettings", executor: Executor
 ) -> EdgeReport:
     """Compare the forest file at `forest` with the gradient and with the shipped forest.
 
     images_uri: an `images` table, on whose dev photographs boxes are measured; bsds: BSDS500's folder, on whose val photographs
-    edges are; either may be missing. nodes: Ray label selector.
+    edges are; either may be missing. executor: runs the parts.
     """
     ours = EdgeBoxOptions(**settings.model_dump())
     sources = {
@@ -53,7 +54,7 @@ def measure(
     metrics: dict[str, float] = {}
     files: dict[str, bytes] = {}
     lines = ["# Edges", ""]
-    recalls = _boxes(images_uri, sources, min(MIN_AREA, 2 * settings.min_box_area), nodes) if images_uri else {}
+    recalls = _boxes(images_uri, sources, min(MIN_AREA, 2 * settings.min_box_area), executor) if images_uri else {}
     if recalls and recalls["this forest"].num_objects:
         metrics |= {f"dev.{name}": value for name, value in recalls["this forest"].metrics().items()}
         files["edges.png"] = recall_curves(recalls)
@@ -61,7 +62,7 @@ def measure(
     elif images_uri:
         lines += ["dev has no objects to measure boxes on.", ""]
     if bsds:
-        qualities = _edges(bsds, sources, nodes)
+        qualities = _edges(bsds, sources, executor)
         metrics |= {"bsds.ods": qualities["this forest"].ods, "bsds.ois": qualities["this forest"].ois}
         lines += [f"Edges, on BSDS500 {_BSDS_SPLIT}:", "", "| | ODS | OIS |", "|---|---:|---:|"]
         lines += [f"| {name.split(',')[0]} | {q.ods:.3f} | {q.ois:.3f} |" for name, q in qualities.items()]
@@ -70,23 +71,27 @@ def measure(
     return EdgeReport(metrics, markdown, files)
 
 
-def _boxes(images_uri: str, sources: Sources, min_area: float, nodes: Mapping[str, str] | None) -> dict[str, Recall]:
+def _boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
     images = tables.require_commit(images_uri)
     units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
     counts = counts_up_to(max(options.max_boxes for options in sources.values()))
-
-    def work(_: int, part: tables.Part) -> list[dict[str, Recall]]:
-        cv2.setNumThreads(1)  # Ray runs a task for each CPU
-        return [
-            {
-                name: Recall.from_overlaps(best_overlaps(find_boxes(image, k)[0], objects, counts), counts)
-                for name, k in sources.items()
-            }
-            for image, objects in _dev(images_uri, part, min_area)
-        ]
-
-    done = [each for _, found in for_each(dict(enumerate(units)), work, title="boxes of dev", nodes=nodes) for each in found]
+    work = partial(_part_recalls, images_uri, sources, min_area, counts)
+    done = [each for _, found in executor.map(dict(enumerate(units)), work, title="boxes of dev") for each in found]
     return {name: sum_recalls((each[name] for each in done), counts) for name in sources}
+
+
+def _part_recalls(
+    images_uri: str, sources: Sources, min_area: float, counts: Sequence[int], index: int, part: tables.Part
+) -> list[dict[str, Recall]]:
+    """For each dev image of a part, the recall of each source's boxes."""
+    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    return [
+        {
+            name: Recall.from_overlaps(best_overlaps(find_boxes(image, k)[0], objects, counts), counts)
+            for name, k in sources.items()
+        }
+        for image, objects in _dev(images_uri, part, min_area)
+    ]
 
 
 def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -99,15 +104,16 @@ def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[
                 continue
 
 
-def _edges(bsds: str, sources: Sources, nodes: Mapping[str, str] | None) -> dict[str, EdgeQuality]:
-    def work(_: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
-        cv2.setNumThreads(1)
-        annotated = read_bsds_image(files)
-        edges = {
-            n: edge_map(annotated.image, k.edges, k.edge_model, k.multiscale, **BSDS_THINNING)[0] for n, k in sources.items()
-        }
-        return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
+def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
+    """For one image of BSDS500, the matched and unmatched edge pixels of each source's edges (`edge_counts`)."""
+    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    annotated = read_bsds_image(files)
+    edges = {n: edge_map(annotated.image, k.edges, k.edge_model, k.multiscale, **BSDS_THINNING)[0] for n, k in sources.items()}
+    return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
 
+
+def _edges(bsds: str, sources: Sources, executor: Executor) -> dict[str, EdgeQuality]:
     units = dict(enumerate(bsds_files(bsds, _BSDS_SPLIT)))
-    done = [found for _, found in for_each(units, work, title="edges of BSDS500", kind="photographs", nodes=nodes)]
+    work = partial(_image_edge_counts, sources)
+    done = [found for _, found in executor.map(units, work, title="edges of BSDS500", unit="images")]
     return {name: edge_quality([each[name] for each in done]) for name in sources}

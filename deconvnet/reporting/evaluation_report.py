@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import TITLES
 from deconvnet.reporting.run_summary import percent
-from infra.runtime.actors import Actors
+from infra.runtime.executor import Executor
 
 if TYPE_CHECKING:
     from deconvnet.settings import SegmentSettings
@@ -32,21 +33,30 @@ def measure(
     classes: Sequence[str],
     dataset: str,
     gpu: bool,
-    nodes: Mapping[str, str] | None,
+    executor: Executor,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The `results.json` of a DeconvNet and an FCN-8s (their folders) on `split`, and `report_files`; by Ray (see `evaluate`)."""
-    import ray
-
-    share = 1.0 if gpu else 0.0
+    """The `results.json` of a DeconvNet and an FCN-8s (their folders) on `split`, and `report_files` (see `evaluate`)."""
     found = evaluate(
-        *models, images_uri, proposals_uri, split=split, segment=segment, examples=examples, classes=classes,
-        dataset=dataset, actors=Actors(gpus=share, nodes=nodes),
-    )  # fmt: skip
+        *models,
+        images_uri,
+        proposals_uri,
+        split=split,
+        segment=segment,
+        examples=examples,
+        classes=classes,
+        dataset=dataset,
+        executor=executor,
+        gpu=gpu,
+    )
     options = PredictorOptions.from_settings(segment, examples)
-    drawn = ray.remote(gallery.gallery_by).options(num_cpus=1, num_gpus=share, label_selector=dict(nodes or {}) or None).remote(
-        models, options, gpu, images_uri, proposals_uri, classes, found.mean_iou,
-    )  # fmt: skip
-    return found.results, report_files(found, ray.get(drawn), options)
+    draw = partial(_gallery, models, options, gpu, images_uri, proposals_uri, classes, found.mean_iou)
+    drawn = dict(executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu))
+    return found.results, report_files(found, drawn, options)
+
+
+def _gallery(*arguments: Any) -> list[tuple[str, bytes]]:
+    """`gallery.gallery_by` as an executor's stream: names and PNGs."""
+    return list(gallery.gallery_by(*arguments).items())
 
 
 def report_files(found: Evaluation, drawn: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:

@@ -1,11 +1,11 @@
 """What is reported of a split's proposals, so that a user sees whether they or the network are to blame."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deconvnet.reporting.plots import recall_curves
+from infra.runtime.executor import Executor
 from proposals.recall import MIN_AREA, Recall, counts_up_to, recall_table
 from proposals.recall_job import measure_recall
 
@@ -27,15 +27,15 @@ def measure(
     split: str,
     settings: "ProposalSettings",
     name: str,
-    nodes: Mapping[str, str] | None = None,
+    executor: Executor,
 ) -> ProposalReport | None:
     """The report on the proposals of `split`, made by `settings`, under the heading `name`; None where it has no objects.
 
     Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` where that is less: where smaller
-    boxes are sought, as in small photographs, smaller objects are to be found. nodes: Ray label selector.
+    boxes are sought, as in small photographs, smaller objects are to be found. executor: runs the parts.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
-    recall = measure_recall(images_uri, proposals_uri, split, counts_up_to(settings.max_boxes), area, nodes)
+    recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area)
     if not recall.num_objects:
         return None
     about = (

@@ -1,6 +1,7 @@
-"""Weights that a narrow network starts from, made of VGG-16's and the photographs it will train on: a task of Ray, and a file."""
+"""Weights that a narrow network starts from, made of VGG-16's and the photographs it will train on and written to a file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,9 @@ from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
 from deconvnet.models.layers import channels
 from deconvnet.models.preprocessing import prepare
 from deconvnet.training.dataloader import BatchPlan, ThreadedLoader, open_examples
-from infra.errors import UserError, find_user_error
+from infra.errors import UserError
 from infra.runtime.device import fast_bf16
+from infra.runtime.executor import Executor
 
 if TYPE_CHECKING:
     from deconvnet.settings import ComputeSettings, ModelSettings
@@ -31,35 +33,28 @@ def narrow_start(
     examples_uri: str,
     out_uri: str,
     seed: int,
-    nodes: Mapping[str, str] | None = None,
+    executor: Executor,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Write at `out_uri` (.npz) what `deconvnet.models.init_weights.vgg16.load_vgg16` starts the narrow network of `model` from, by a task of Ray.
+    """Write at `out_uri` (.npz) what `deconvnet.models.init_weights.vgg16.load_vgg16` starts the narrow network of `model` from, on a training node.
 
     architecture: "deconvnet" or "fcn8s". examples_uri: what it will train on: an `examples` table, or for "fcn8s" the `images`.
-    nodes: Ray label selector. `say` hears of each layer. Returns each layer's R² (`deconvnet.models.init_weights.channel_pruning`). Raises UserError where
+    executor: runs it as one piece. `say` hears of each layer. Returns each layer's R² (`deconvnet.models.init_weights.channel_pruning`). Raises UserError where
     model.vgg16 can't be used.
     """
-    import ray
-
-    options = {"num_cpus": compute.cpus_per_worker, "label_selector": dict(nodes or {}) or None, "num_returns": "streaming"}
-    task = ray.remote(make_narrow).options(**options)
+    threads = compute.threads or compute.cpus_per_worker
+    work = partial(make_narrow, architecture, model, threads, examples_uri, out_uri, seed)
     fit = {}
-    try:
-        for reference in task.remote(
-            architecture, model, compute.threads or compute.cpus_per_worker, examples_uri, out_uri, seed
-        ):
-            name, fit[name], line = ray.get(reference)
-            say(line)
-    except ray.exceptions.RayTaskError as error:  # one of a UserError is a UserError too, with a traceback for its sentence
-        raise find_user_error(error.cause) or error from error
+    for name, share, line in executor.stream(work, cpus=compute.cpus_per_worker, training=True):
+        fit[name] = share
+        say(line)
     return fit
 
 
 def make_narrow(
     architecture: str, model: "ModelSettings", threads: int, examples_uri: str, out_uri: str, seed: int
 ) -> Iterator[tuple[str, float, str]]:
-    """What `narrow_start` has Ray do, here: yields each layer's name, its R² and a line on it; the file is written after the last."""
+    """What `narrow_start` has its executor run: yields each layer's name, its R² and a line on it; the file is written after the last."""
     torch.set_num_threads(threads)
     trained = ARCHITECTURES[architecture]
     width, size = trained.width(model), trained.input_size(model)

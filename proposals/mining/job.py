@@ -1,4 +1,4 @@
-"""The `examples` tables: training crops cut from the photographs, by Ray Data, in two passes.
+"""The `examples` tables: training crops cut from the photographs, by an executor, in two passes.
 
 The first counts the examples of each class from the masks alone; the counts give the repeats that balance the classes; the second
 cuts. Both choose by the same function, so the counts are exact.
@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from infra.errors import BadInput, UserError
-from infra.runtime.tasks import Each, for_each, make_parts
+from infra.runtime.executor import Executor
+from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals import schemas
 from proposals.changes import SAME_LABELS, Earlier, Known, known
@@ -56,21 +57,34 @@ def mine_examples(
     split: Split = "train",
     seed: int = 0,
     fingerprint: str,
+    executor: Executor,
     earlier: Earlier | None = None,
-    nodes: Mapping[str, str] | None = None,
-    each: Each | None = None,
 ) -> tables.Commit:
-    """Write the examples of one stage and split: a part for each part of `images_uri`, rows sorted by (image_id, box).
+    """Cut the training crops of one stage and split and write their table.
 
-    `proposals_uri` is needed by stage 2 alone. earlier: the same stage's and split's examples by the same settings; those of
-    photographs whose image, masks and split are the same still are taken over. nodes: Ray label selector. each: what does the
-    work on the parts, Ray where None. Examples of the train split carry `repeats` where `settings.balance`; those of dev
-    are seen once. The commit's extra tells examples, repeats, and examples seen an epoch, by class id.
-    Raises UserError where not one example of train can be cut; a dev table may be empty.
+    Args:
+        stage: 1 for crops around annotated objects, 2 for crops of proposals that overlap one.
+        images_uri: the `images` table.
+        proposals_uri: the `proposals` table; needed for stage 2 only.
+        out_uri: the `examples` table to write: a part for each part of `images_uri`, rows sorted by (image_id, box).
+        settings: of the crops.
+        input_size: side of the network's input, px.
+        split: whose images are used. Crops of "train" carry `repeats` to balance the classes where `settings.balance`.
+        seed: of the choice where an image has more than `settings.max_per_image` crops.
+        fingerprint: of the stage.
+        executor: runs the parts.
+        earlier: crops of the same stage and split made with the same settings; rows of images whose pixels, masks and split are
+            unchanged are copied.
+
+    Returns:
+        the commit of the table. Its `extra` counts, by class id, examples, repeats, and examples seen in an epoch.
+
+    Raises:
+        UserError: if not one crop of "train" can be made; a table of "dev" may be empty.
     """
     units = _units(stage, images_uri, proposals_uri, earlier)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
-    counts = _count(miner, units, nodes, each or for_each)
+    counts = _count(miner, units, executor)
     if not counts and split == "train":
         raise UserError(_nothing_to_cut(stage, split, settings))
     balanced = settings.balance and split == "train"
@@ -78,7 +92,7 @@ def mine_examples(
     size = example_size(input_size)
     rows = partial(miner.rows, repeats=repeats, size=size)
     title = f"examples, stage {stage}, {split}"
-    parts = make_parts(out_uri, fingerprint, schemas.EXAMPLES, units, rows, title=title, nodes=nodes, each=each)
+    parts = make_parts(out_uri, fingerprint, schemas.EXAMPLES, units, rows, executor, title=title)
     extra = {
         "stage": stage,
         "split": split,
@@ -116,7 +130,7 @@ class _Miner:
 
     def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
         """A unit's examples, by schema, and its rejects."""
-        cv2.setNumThreads(1)  # Ray runs a task for each CPU
+        cv2.setNumThreads(1)  # each CPU has a unit of its own
         before = unit.known.rows(SAME_LABELS) if unit.known else {}
         for row, boxes in self._photographs(unit, with_images=True):
             if row["image_id"] in before:
@@ -186,11 +200,11 @@ def _units(stage: Stage, images_uri: str, proposals_uri: str | None, earlier: Ea
     return [Unit(*each) for each in zip(images.parts, proposals, known(earlier, images), strict=True)]
 
 
-def _count(miner: _Miner, units: list[Unit], nodes: Mapping[str, str] | None, each: Each) -> dict[int, int]:
+def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, int]:
     """Examples by class id over all units; classes without any are left out."""
     title = f"counting examples, stage {miner.stage}, {miner.split}"
     total = np.zeros(256, np.int64)
-    for _, counts in each(dict(enumerate(units)), miner.count, title=title, nodes=nodes):
+    for _, counts in executor.map(dict(enumerate(units)), miner.count, title=title):
         total += counts
     return {int(c): int(total[c]) for c in np.flatnonzero(total)}
 

@@ -58,6 +58,8 @@ def speed(place: Path) -> list[tuple[str, str]]:
     """Photographs a second; start-up excluded on both sides: a first, small job has started the workers."""
     from deconvnet.datasets.images_table import prepare_images
     from deconvnet.settings import DataSettings
+    from infra.runtime.ray_executor import RayExecutor
+    from infra.settings import ClusterSettings
     from infra.storage import tables
     from proposals.job import make_proposals
     from proposals.settings import ProposalSettings
@@ -67,7 +69,7 @@ def speed(place: Path) -> list[tuple[str, str]]:
         root = folder(place / name, count)
         uris[name] = str(place / f"images-{name}")
         with ray_of(2):
-            prepare_images(DataSettings(root=str(root)), 0, uris[name], "i" * 16, str(root))
+            prepare_images(DataSettings(root=str(root)), 0, uris[name], "i" * 16, str(root), RayExecutor(ClusterSettings()))
     rows = list(tables.iter_rows(uris["all"], ["image_id", "image"]))
     settings = ProposalSettings()
 
@@ -82,9 +84,13 @@ def speed(place: Path) -> list[tuple[str, str]]:
 
     def by_ray(workers: int, number: int) -> float:
         with ray_of(workers):
-            make_proposals(uris["few"], str(place / f"few-{workers}-{number}"), settings, "p" * 16)
+            make_proposals(
+                uris["few"], str(place / f"few-{workers}-{number}"), settings, "p" * 16, RayExecutor(ClusterSettings())
+            )
             started = time.perf_counter()
-            commit = make_proposals(uris["all"], str(place / f"all-{workers}-{number}"), settings, "p" * 16)
+            commit = make_proposals(
+                uris["all"], str(place / f"all-{workers}-{number}"), settings, "p" * 16, RayExecutor(ClusterSettings())
+            )
             return commit.rows / (time.perf_counter() - started)
 
     found = []

@@ -8,7 +8,7 @@ import sys
 from deconvnet.datasets.images_table import data_folder, prepare_images
 from deconvnet.datasets.synthetic import GENERATED_CLASSES
 from deconvnet.settings import DataSettings, GeneratedSettings
-from infra.runtime.cluster import connected
+from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
 from proposals.job import make_proposals
 from proposals.mining.job import mine_examples
@@ -20,11 +20,20 @@ EXAMPLES = ExampleSettings(max_per_image=32)
 
 if __name__ == "__main__":
     what, folder, out = sys.argv[1:]
-    with connected(ClusterSettings()):
+    with RayExecutor(ClusterSettings()) as executor:
         if what == "all":
             data = DataSettings(classes=GENERATED_CLASSES, generated=GeneratedSettings(train=180, val=12, height=200, width=260))
-            prepare_images(data, 0, f"{out}/images", FINGERPRINT, data_folder(data, 0, f"{folder}/data"))
+            prepare_images(data, 0, f"{out}/images", FINGERPRINT, data_folder(data, 0, f"{folder}/data"), executor)
         if what in ("all", "proposals"):
-            make_proposals(f"{folder}/images", f"{out}/proposals", PROPOSALS, FINGERPRINT)
+            make_proposals(f"{folder}/images", f"{out}/proposals", PROPOSALS, FINGERPRINT, executor)
         if what in ("all", "mining"):
-            mine_examples(2, f"{folder}/images", f"{folder}/proposals", f"{out}/mining", EXAMPLES, 128, fingerprint=FINGERPRINT)
+            mine_examples(
+                2,
+                f"{folder}/images",
+                f"{folder}/proposals",
+                f"{out}/mining",
+                EXAMPLES,
+                128,
+                fingerprint=FINGERPRINT,
+                executor=executor,
+            )

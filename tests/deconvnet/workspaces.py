@@ -1,8 +1,6 @@
 """Tables of a finished workspace, made up, and a stand-in for Ray that does one unit after another."""
 
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,8 +35,3 @@ def made_up_tables(folder: Path) -> tuple[str, str]:
         parts = [tables.write_part(uri, "a" * 16, k, half, schema, rows_per_group=4) for k, half in enumerate(halves)]
         tables.commit(uri, "a" * 16, parts)
     return str(folder / "images"), str(folder / "proposals")
-
-
-def one_by_one(units: Mapping[int, Any], work: Callable[[int, Any], Any], **_: Any) -> Iterator[tuple[int, Any]]:
-    for index, unit in units.items():
-        yield index, work(index, unit)

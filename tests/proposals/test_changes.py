@@ -46,12 +46,11 @@ def test_each_kind_of_change_is_told() -> None:
     assert set(dict(compare(iter(NOW), iter([]))).values()) == {"new"}
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(("before_parts", "parts"), [(1, 3), (3, 2)])
-def test_changes_don_t_depend_on_where_parts_begin(ray_session, write, tmp_path, before_parts, parts) -> None:
+def test_changes_don_t_depend_on_where_parts_begin(executor, write, tmp_path, before_parts, parts) -> None:
     before, now = write("b", BEFORE, before_parts), write("n", NOW, parts)
     out = str(tmp_path / "changes")
-    commit = find_changes(now, before, out, "c" * 16)
+    commit = find_changes(now, before, out, "c" * 16, executor)
     assert commit.extra == {"new": 1, "changed": 1, "relabelled": 2, "same": 2, "gone": 1}
     assert {r["image_id"]: r["change"] for r in tables.iter_rows(out)} == EXPECTED
     # What is taken over of a table made of the earlier photographs, part by part of the new ones.
@@ -63,10 +62,9 @@ def test_changes_don_t_depend_on_where_parts_begin(ray_session, write, tmp_path,
     assert taken == {"image": ["a", "c", "d", "g"], "labels": ["a", "g"]}
 
 
-@pytest.mark.ray
-def test_without_an_earlier_table_all_is_new(ray_session, write, tmp_path) -> None:
+def test_without_an_earlier_table_all_is_new(executor, write, tmp_path) -> None:
     now = write("n", NOW, 2)
-    commit = find_changes(now, str(tmp_path / "none"), str(tmp_path / "changes"), "c" * 16)
+    commit = find_changes(now, str(tmp_path / "none"), str(tmp_path / "changes"), "c" * 16, executor)
     assert commit.extra == {"new": 6, "changed": 0, "relabelled": 0, "same": 0, "gone": 0}
     assert known(Earlier(str(tmp_path / "none"), str(tmp_path / "changes")), tables.require_commit(now)) == [None, None]
 

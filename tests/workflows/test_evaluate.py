@@ -5,8 +5,6 @@ That it measures is tested with the pipeline (test_train_pipeline.py).
 
 import io
 import tarfile
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,10 @@ from PIL import Image
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.evaluation import voc_submission_job
 from deconvnet.evaluation.voc_submission import check_submission
-from deconvnet.evaluation.voc_submission_job import Listed, Recipe
 from deconvnet.models.checkpoint import save_model
 from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
-from infra.runtime.actors import Actors
+from infra.runtime.local_executor import LocalExecutor
 from tests.deconvnet.tracking.test_register import lively, photograph
 from workflows import evaluate
 
@@ -62,12 +59,6 @@ def names(archive: Path) -> list[str]:
         return tar.getnames()
 
 
-def label_here(photographs: Sequence[Listed], recipe: Recipe, place: str, actors: Actors) -> dict[str, bytes]:
-    """`label_list` without Ray, which its own test has: the same masks, made in this process."""
-    voc_submission_job.labels_by(recipe, place, actors)(0, photographs)
-    return {each.image_id: Path(place, f"{each.image_id}.png").read_bytes() for each in photographs}
-
-
 def test_an_archive_of_the_test_list_again_and_of_others(
     workspace: Path,
     root: Path,
@@ -75,8 +66,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(evaluate, "connected", lambda settings: nullcontext())
-    monkeypatch.setattr(voc_submission_job, "label_list", label_here)
+    monkeypatch.setattr(evaluate, "RayExecutor", lambda settings: LocalExecutor(1))
     out = tmp_path / "made/voc.tar.gz"
     assert submit(workspace, root, out) == 0
     said = capsys.readouterr().out
@@ -104,7 +94,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
 def test_masks_that_break_a_rule_are_not_written(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "connected", lambda settings: nullcontext())
+    monkeypatch.setattr(evaluate, "RayExecutor", lambda settings: LocalExecutor(1))
     monkeypatch.setattr(voc_submission_job, "label_list", lambda photographs, *a, **k: {TEST[0]: b"damaged on the disk"})
     with pytest.raises(UserError, match=r"(?s)break the server's rules.*not a PNG.*2008_000006.*without a mask: 2008_000011"):
         submit(workspace, root, tmp_path / "out.tar.gz")
@@ -125,7 +115,7 @@ def test_a_mistake_is_a_sentence_before_anything_is_done(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "connected", lambda settings: pytest.fail("it went as far as Ray"))
+    monkeypatch.setattr(evaluate, "RayExecutor", lambda settings: pytest.fail("it went as far as Ray"))
     with pytest.raises(UserError, match=said):
         submit(workspace, root, tmp_path / "out.tar.gz", *more)
     assert not (tmp_path / "out.tar.gz").exists()

@@ -8,20 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvnet.evaluation.evaluator import evaluate_here
-from deconvnet.inference.predictor import Predictor, PredictorOptions
+from deconvnet.evaluation.evaluator import evaluate
+from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting.evaluation_report import report_files
+from deconvnet.settings import SegmentSettings
 from deconvnet.tracking.mlflow_runs import Tracker
 from infra import storage
+from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
-from tests.deconvnet.workspaces import made_up_tables, one_by_one
+from tests.deconvnet.workspaces import made_up_tables
 from workflows import cli
 from workflows.figures import main
 from workflows.pipelines.figures import FIGURES
@@ -40,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in (1, 2):
         mine_examples(
             stage, images, proposals if stage == 2 else None, str(folder / "examples" / f"stage{stage}"),
-            ExampleSettings(max_per_image=2), 32, split="train", seed=0, fingerprint="b" * 16, each=one_by_one,
+            ExampleSettings(max_per_image=2), 32, split="train", seed=0, fingerprint="b" * 16, executor=LocalExecutor(1),
         )  # fmt: skip
     torch.manual_seed(1)
     for stage, network in (
@@ -50,8 +52,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         save_model(network, str(folder / "models" / stage), CLASSES)
-    predictor = Predictor.load(str(folder / "models/stage2"), str(folder / "models/fcn8s"), options=PredictorOptions(**OPTIONS))
-    found = evaluate_here(predictor, images, proposals, split="val", classes=CLASSES, dataset="made up val")
+    found = evaluate(
+        str(folder / "models/stage2"),
+        str(folder / "models/fcn8s"),
+        images,
+        proposals,
+        split="val",
+        segment=SegmentSettings(**OPTIONS),
+        examples=ExampleSettings(),
+        classes=CLASSES,
+        dataset="made up val",
+        executor=LocalExecutor(1),
+    )
     for name, data in report_files(found, {}, PredictorOptions(**OPTIONS)).items():
         storage.write_bytes(str(folder / "report" / name), data)
     storage.write_json(str(folder / "report" / "proposals.json"), {"min_area": 100})

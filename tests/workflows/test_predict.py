@@ -20,13 +20,11 @@ from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.inference import batch
-from deconvnet.inference.predictions_table import PREDICTIONS, Plan
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import Tracker
 from deconvnet.tracking.register import register
 from infra.errors import UserError
-from infra.runtime.actors import Actors
+from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
 from tests.deconvnet.tracking.test_register import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
@@ -86,20 +84,11 @@ def photographs(tmp_path: Path) -> Path:
 Run = Callable[..., str]
 
 
-def label_here(plan: Plan, output: str, model: str, actors: Actors, *, max_pixels: int | None = None) -> list[tables.Part]:
-    """`label_photographs` without Ray: the same rows, made in this process, for tests of what is done rather than where."""
-    maker = batch._Maker(plan.state, output, model, max_pixels, actors)
-    return [
-        tables.write_part(maker.table, plan.fingerprint, i, maker.rows(items), PREDICTIONS) for i, items in enumerate(plan.units)
-    ]
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The door's work done in this process, without Ray."""
-    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())
+    monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings: LocalExecutor(1))
     monkeypatch.setattr("workflows.predict._gpus_per_actor", lambda settings: 0)
-    monkeypatch.setattr("deconvnet.inference.batch.label_photographs", label_here)
 
 
 @pytest.fixture
@@ -153,7 +142,7 @@ def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np
 def test_a_folder_gets_masks_rows_and_rejects_and_again_nothing_is_done(
     run: Run, workspace, photographs, tmp_path, ray_session, monkeypatch
 ) -> None:
-    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the tests' own Ray
+    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
     out = tmp_path / "out"
     said = run()
     assert "8 photographs: 8 to label by edeconvnet version 1, 0 stand" in said
@@ -239,7 +228,7 @@ def test_another_version_does_all_anew_also_after_a_switch_that_was_cut_short(ru
 @pytest.mark.usefixtures("here")
 def test_too_many_rejects_refuse_the_run_and_what_is_labelled_is_kept(run: Run, photographs, tmp_path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"3 of 8 photographs can't be used \(1× .*max_rejects allows 10%"):
+    with pytest.raises(UserError, match=r"3 of 8 images can't be used \(1× .*max_rejects allows 10%"):
         run("--max_rejects", "0.1")
     assert len(list(tables.iter_rows(f"{out}/rejects"))) == 3
     assert tables.read_commit(f"{out}/predictions") is None

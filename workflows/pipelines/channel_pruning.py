@@ -49,9 +49,8 @@ def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str)
     def run(fingerprint: str) -> dict[str, Any]:
         from deconvnet.training.channel_pruning_job import narrow_start
 
-        nodes = s.cluster.selector("training_nodes")
         fit = narrow_start(
-            architecture.name, s.model, s.compute, table, out, s.seed, nodes, lambda line: pipeline.say(f"  {line}")
+            architecture.name, s.model, s.compute, table, out, s.seed, pipeline.executor, lambda line: pipeline.say(f"  {line}")
         )
         pipeline.mlflow_run.log_metrics({f"fit.{name}": value for name, value in fit.items()})
         return {"fit": fit}

@@ -12,6 +12,7 @@ from deconvnet.settings import DataSettings
 from deconvnet.tracking.mlflow_runs import tracking_uri
 from infra import storage
 from infra.errors import UserError
+from infra.runtime.ray_executor import RayExecutor
 from infra.runtime.stages import Record, Stage, Stages
 from infra.settings import ClusterSettings, TrackingSettings
 from infra.storage import tables
@@ -74,7 +75,7 @@ class EdgeTraining:
         self.samples = self.place("segments")
         self.forest = self.place(FOREST)
         self.store = tracking_uri(settings.workspace, settings.tracking.uri)
-        self.nodes = settings.cluster.selector("data_nodes")
+        self.executor = RayExecutor(settings.cluster)
         self.stages = Stages(settings.workspace, self._stages())
 
     def place(self, *parts: str) -> str:
@@ -113,17 +114,16 @@ class EdgeTraining:
     def run(self, config: str) -> dict[str, Record]:
         """Run the stages that don't stand, as one MLflow run, on Ray. Returns their records by name."""
         from deconvnet.tracking.mlflow_runs import Tracker
-        from infra.runtime.cluster import check_nodes, connected
 
         s = self.settings
         storage.check_writable(s.workspace)
         tracker = Tracker(self.store, s.tracking.experiment)
         stages = self.stages.stages
         with (
-            connected(s.cluster),
+            self.executor,
             tracker.pipeline(config, as_dict(s), {"config": config, "workspace": s.workspace}) as parent,
         ):
-            check_nodes(self.nodes, "cluster.data_nodes")
+            self.executor.check()
 
             def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: {stage.title}")
@@ -142,7 +142,7 @@ class EdgeTraining:
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
         s = self.settings
         root = images_table.data_folder(s.data, s.seed, self.root)
-        made = images_table.prepare_images(s.data, s.seed, str(self.images), fingerprint, root, self.nodes)
+        made = images_table.prepare_images(s.data, s.seed, str(self.images), fingerprint, root, self.executor)
         self.say("  " + ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items()) + self._aside(made))
         return {"key": made.extra["digest"], "rejects": len(made.rejects)}
 
@@ -152,7 +152,7 @@ class EdgeTraining:
         s = self.settings
         made = collect_samples(
             self.images, s.bsds, self.samples, fingerprint,
-            photographs=s.forest.photographs, seed=s.seed, nodes=self.nodes,
+            photographs=s.forest.photographs, seed=s.seed, executor=self.executor,
         )  # fmt: skip
         self.say(f"  {made.rows:,} photographs to learn from{self._aside(made)}")
         return {"photographs": made.rows, "rejects": len(made.rejects)}
@@ -172,7 +172,7 @@ class EdgeTraining:
             f"  {s.forest.trees} trees of {s.forest.patches:,} patches; a tree takes minutes, and one at a time runs on each CPU"
         )
         trees = self.place("trees", fingerprint[:16])
-        made = train_forest(self.samples, self.forest, ForestOptions(**growth), s.seed, trees, nodes=self.nodes)
+        made = train_forest(self.samples, self.forest, ForestOptions(**growth), s.seed, trees, self.executor)
         storage.remove(self.place("trees"))  # those of runs that were killed, too
         self.say(f"  {made['nodes']:,} nodes, {made['bytes'] / 1e6:.1f} MB")
         self.mlflow_run.log_metrics({f"forest.{name}": value for name, value in made.items()})
@@ -184,7 +184,7 @@ class EdgeTraining:
         from deconvnet.reporting.edge_report import measure
 
         s = self.settings
-        found = measure(self.images, s.bsds, self.forest, s.proposals, self.nodes)
+        found = measure(self.images, s.bsds, self.forest, s.proposals, self.executor)
         for name, data in found.files.items():
             storage.write_bytes(self.place(REPORT, name), data)
         if picture := found.files.get("edges.png"):

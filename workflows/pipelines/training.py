@@ -12,6 +12,7 @@ from deconvnet.tracking.mlflow_runs import tracking_uri, without_secrets
 from deconvnet.tracking.starting_model import source_key, starting_model
 from infra import storage
 from infra.errors import Interrupted, UserError
+from infra.runtime.ray_executor import RayExecutor
 from infra.runtime.stages import Record, Stage, Stages, digest, recorded, standing
 from infra.storage import tables
 from proposals.changes import Earlier, find_changes
@@ -52,7 +53,7 @@ class Pipeline:
         self.mlflow_parent: Any = None
         self.root = settings.data.root or self.place("data")
         self.store = tracking_uri(settings.workspace, settings.tracking.uri)
-        self.data_nodes = settings.cluster.selector("data_nodes")
+        self.executor = RayExecutor(settings.cluster, stopped)
         self.stages = Stages(settings.workspace, self._stages())
 
     def place(self, *parts: str) -> str:
@@ -141,7 +142,6 @@ class Pipeline:
         from deconvnet.tracking.mlflow_runs import Tracker
         from deconvnet.tracking.system_metrics import watched
         from deconvnet.training.ray_trainer import check_resources
-        from infra.runtime.cluster import check_nodes, connected
 
         s = self.settings
         storage.check_writable(s.workspace)
@@ -150,7 +150,7 @@ class Pipeline:
         known = storage.read_json(run_file).get("mlflow_run_id") if storage.exists(run_file) else None
         stages = self.stages.stages
         with (
-            connected(s.cluster),
+            self.executor,
             tracker.pipeline(notes.name(config, s), as_dict(s), notes.tags(config, s), resume_run_id=known) as parent,
             watched(parent) if s.tracking.system_metrics else nullcontext(),
         ):
@@ -159,7 +159,7 @@ class Pipeline:
             parent.describe(notes.under_way(config))
             # Now, rather than after an hour of mining.
             check_resources(s.compute, s.cluster.selector("training_nodes"))
-            check_nodes(self.data_nodes, "cluster.data_nodes")
+            self.executor.check()
 
             def around(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
                 if self.stopped():
@@ -184,7 +184,7 @@ class Pipeline:
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
         s = self.settings
         root = images_table.data_folder(s.data, s.seed, self.root)
-        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, root, self.data_nodes)
+        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, root, self.executor)
         self._write_rejects()
         for run in (self.mlflow_parent, self.mlflow_run):
             run.log_dataset(self.dataset_name, made.extra["digest"], self.root, made.extra["counts"])
@@ -192,7 +192,7 @@ class Pipeline:
         self.say(f"  {counts}; {len(made.rejects):,} set aside")
         summary = {"key": made.extra["digest"], "counts": made.extra["counts"], "rejects": len(made.rejects)}
         if self.previous:
-            changes = find_changes(self.images, storage.join(self.previous, "images"), self.changes, fingerprint, self.data_nodes)
+            changes = find_changes(self.images, storage.join(self.previous, "images"), self.changes, fingerprint, self.executor)
             before = recorded(self.previous, "prepare")
             summary |= {"changes": changes.extra, "since": before.key if before else None}
             self.say("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
@@ -229,8 +229,8 @@ class Pipeline:
         from proposals.job import make_proposals
 
         made = make_proposals(
-            self.images, self.proposals, self.settings.proposals, fingerprint,
-            earlier=self._earlier("proposals", "proposals"), nodes=self.data_nodes,
+            self.images, self.proposals, self.settings.proposals, fingerprint, self.executor,
+            earlier=self._earlier("proposals", "proposals"),
         )  # fmt: skip
         self._write_rejects()
         self.say(f"  of {made.rows:,} photographs")
@@ -242,7 +242,7 @@ class Pipeline:
         from deconvnet.reporting.proposal_report import measure
 
         title = f"{self.dataset_name} {split}"
-        if not (found := measure(self.images, self.proposals, split, self.settings.proposals, title, self.data_nodes)):
+        if not (found := measure(self.images, self.proposals, split, self.settings.proposals, title, self.executor)):
             return
         self.say(f"  {found.recall.summary()} ({split})")
         for name, data in found.files.items() if report else ():
@@ -269,7 +269,7 @@ class Pipeline:
                 seed=s.seed,
                 fingerprint=fingerprint,
                 earlier=self._earlier(f"examples/{table}", "proposals", "examples"),
-                nodes=self.data_nodes,
+                executor=self.executor,
             )
             summary[table] = made.rows
             self.mlflow_run.log_dict(made.extra, f"examples/{table}.json")
@@ -345,7 +345,7 @@ class Pipeline:
         results, files = measure(
             models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
             dataset=f"{self.dataset_name} {split}", gpu=s.compute.gpu,
-            nodes=s.cluster.selector("training_nodes") if s.compute.gpu else self.data_nodes,
+            executor=self.executor,
         )  # fmt: skip
         self._keep(files, report)
         if run := self.mlflow_run:

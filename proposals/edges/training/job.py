@@ -1,10 +1,12 @@
-"""Training a structured forest by Ray: photographs with their segmentations in a table, then a tree a task.
+"""Trains a structured forest: images with their segmentations in a table, then one unit of work for each tree.
 
-Each tree reads the table by itself, a photograph at a time, so a node holds the patches of the trees it grows and nothing else.
+Each tree reads the table by itself, an image at a time, so a node holds the patches of the trees it grows and nothing else.
 """
 
+import io
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import numpy as np
 
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.runtime.tasks import for_each, make_parts
+from infra.runtime.executor import Executor
+from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals.edges.bsds import bsds_files, read_bsds_image
 from proposals.edges.forest_file import encode_forest
@@ -31,39 +34,54 @@ def collect_samples(
     out_uri: str,
     fingerprint: str,
     *,
+    executor: Executor,
     photographs: int,
     seed: int,
-    nodes: Mapping[str, str] | None = None,
 ) -> tables.Commit:
-    """Write what a forest learns from: photographs and their segmentations.
+    """Write the table that a forest learns from: images and their segmentations.
 
-    images_uri: an `images` table; its train split's masks tell segments apart; about `photographs` of them are drawn by seed. bsds:
-    folder of BSDS500, whose train split is taken. A photograph or mask that can't be read becomes a reject. nodes: Ray label selector.
-    Raises UserError where `bsds` is no BSDS500, or there is nothing to learn from.
+    Args:
+        images_uri: an `images` table, of whose train split the masks are used; None for none.
+        bsds: folder of BSDS500, whose train split is used; None for none.
+        out_uri: the table to write.
+        fingerprint: of the stage.
+        executor: runs the parts.
+        photographs: about how many images of `images_uri` are drawn.
+        seed: of the drawing.
+
+    Returns:
+        the commit of the table. An image or mask that can't be read is among its rejects.
+
+    Raises:
+        UserError: if `bsds` is not BSDS500, or there is nothing to learn from.
     """
     images = tables.require_commit(images_uri) if images_uri else None
     total = sum(group.splits.get("train", 0) for part in images.parts for group in part.row_groups) if images else 0
     units: list[tables.Part | list[tuple[Path, Path]]] = list(images.parts) if images else []
     files = bsds_files(bsds, _BSDS_SPLIT) if bsds else []
     units += [[files[i] for i in piece] for piece in tables.chunks(len(files), _PER_PART)]
-
-    def rows(unit: tables.Part | list[tuple[Path, Path]]) -> Iterator[Mapping[str, Any] | tables.Reject]:
-        if isinstance(unit, tables.Part):
-            for row in tables.iter_rows(str(images_uri), ["image_id", "split", "image", "class_mask", "object_mask"], unit):
-                if row["split"] == "train" and row["class_mask"] and _drawn(row["image_id"], seed) * total < photographs:
-                    yield _from_masks(row)
-        else:
-            for photograph, annotations in unit:
-                segmentations = read_bsds_image((photograph, annotations)).segmentations
-                yield _row(f"bsds/{photograph.stem}", photograph.read_bytes(), segmentations)
-
-    parts = make_parts(out_uri, fingerprint, SEGMENTATIONS, units, rows, title="segments", rows_per_group=8, nodes=nodes)
+    rows = partial(_rows, images_uri, seed, photographs / total if total else 0.0)
+    parts = make_parts(out_uri, fingerprint, SEGMENTATIONS, units, rows, executor, title="segments", rows_per_group=8)
     if not any(part.rows for part in parts):
         tables.discard(out_uri, fingerprint)
         raise UserError(
             "there is no photograph with masks to learn edges from: name some in data.root, or BSDS500's folder in bsds"
         )
     return tables.commit(out_uri, fingerprint, parts)
+
+
+def _rows(
+    images_uri: str | None, seed: int, share: float, unit: tables.Part | list[tuple[Path, Path]]
+) -> Iterator[Mapping[str, Any] | tables.Reject]:
+    """The rows of one part: a `share` of an images table's part, or some of BSDS500's images with their annotations."""
+    if isinstance(unit, tables.Part):
+        for row in tables.iter_rows(str(images_uri), ["image_id", "split", "image", "class_mask", "object_mask"], unit):
+            if row["split"] == "train" and row["class_mask"] and _drawn(row["image_id"], seed) < share:
+                yield _from_masks(row)
+    else:
+        for image, annotations in unit:
+            segmentations = read_bsds_image((image, annotations)).segmentations
+            yield _row(f"bsds/{image.stem}", image.read_bytes(), segmentations)
 
 
 def _drawn(image_id: str, seed: int) -> float:
@@ -90,35 +108,48 @@ def train_forest(
     options: ForestOptions,
     seed: int,
     trees_uri: str,
-    *,
-    nodes: Mapping[str, str] | None = None,
+    executor: Executor,
 ) -> dict[str, Any]:
-    """Grow the trees, a Ray task each, and write the forest's file to `out_uri`. The same seed gives the same file on any workers.
+    """Grow the trees, one unit of work each, and write the forest's file. The same seed gives the same file on any workers.
 
-    trees_uri: folder of finished trees, so that a run that was killed goes on; it is deleted at the end. Returns figures of the
-    forest. Raises UserError where there is too little to learn from.
+    Args:
+        samples_uri: the table of `collect_samples`.
+        out_uri: file to write.
+        options: of the forest.
+        seed: of the patches and the trees.
+        trees_uri: folder of finished trees, from which a killed run continues; deleted at the end.
+        executor: runs the units.
+
+    Returns:
+        numbers of the forest: photographs, trees, nodes, bytes.
+
+    Raises:
+        UserError: if there is too little to learn from.
     """
     samples = tables.require_commit(samples_uri)
-
-    def grow(index: int, _: None) -> dict[str, int]:
-        cv2.setNumThreads(1)  # Ray runs a task for each CPU
-        place = storage.join(trees_uri, f"{index}.npz")
-        if not storage.exists(place):
-            order = np.random.default_rng([seed, index, 1]).permutation(len(samples.parts))
-            photographs = _samples(samples_uri, [samples.parts[i] for i in order])
-            _write_tree(train_tree(photographs, samples.rows, options, [seed, index]), place)
-        return {"nodes": len(_read_tree(place).child)}
-
-    sizes = dict(for_each(dict.fromkeys(range(options.trees)), grow, title="trees", kind="trees", nodes=nodes))
+    grow = partial(_grow, samples_uri, options, seed, trees_uri)
+    nodes = dict(executor.map(dict.fromkeys(range(options.trees)), grow, title="trees", unit="trees"))
     content = encode_forest([_read_tree(storage.join(trees_uri, f"{index}.npz")) for index in range(options.trees)])
     storage.write_bytes(out_uri, content)
     storage.remove(trees_uri)
     return {
         "photographs": samples.rows,
         "trees": options.trees,
-        "nodes": sum(each["nodes"] for each in sizes.values()),
+        "nodes": sum(nodes.values()),
         "bytes": len(content),
     }
+
+
+def _grow(samples_uri: str, options: ForestOptions, seed: int, trees_uri: str, index: int, _: None) -> int:
+    """Grow the tree `index` and write it, unless it is there; returns its number of nodes."""
+    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    uri = storage.join(trees_uri, f"{index}.npz")
+    if not storage.exists(uri):
+        samples = tables.require_commit(samples_uri)
+        order = np.random.default_rng([seed, index, 1]).permutation(len(samples.parts))
+        images = _samples(samples_uri, [samples.parts[i] for i in order])
+        _write_tree(train_tree(images, samples.rows, options, [seed, index]), uri)
+    return len(_read_tree(uri).child)
 
 
 def _samples(samples_uri: str, parts: list[tables.Part]) -> Iterator[Sample]:
@@ -128,8 +159,6 @@ def _samples(samples_uri: str, parts: list[tables.Part]) -> Iterator[Sample]:
 
 
 def _write_tree(tree: EdgeTree, uri: str) -> None:
-    import io
-
     sink = io.BytesIO()
     np.savez_compressed(sink, **tree._asdict())
     storage.write_bytes(uri, sink.getvalue())

@@ -8,6 +8,7 @@ from deconvnet.datasets.images_table import class_names, data_fingerprint, data_
 from deconvnet.datasets.synthetic import GENERATED_CLASSES
 from deconvnet.settings import DataSettings, GeneratedSettings
 from infra.errors import UserError
+from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from proposals.image_codec import decode_image, decode_mask
 
@@ -16,26 +17,15 @@ def settings_for(layout, **changes) -> DataSettings:
     return DataSettings(root=str(layout.root), classes=("background", "thing", "other"), **{"max_rejects": 0.9, **changes})
 
 
-@pytest.fixture
-def here(monkeypatch):
-    """The job's parts made in this process: the rules are the same, and many folders can be tried."""
-
-    def make_parts(table, fingerprint, schema, units, make_rows, *, title, rows_per_group, nodes):
-        return [tables.write_part(table, fingerprint, i, make_rows(u), schema, rows_per_group) for i, u in enumerate(units)]
-
-    monkeypatch.setattr(images_table.tasks, "make_parts", make_parts)
-
-
 def run(settings, out, seed=0, fingerprint="f" * 64):
-    return prepare_images(settings, seed, str(out), fingerprint, settings.root)
+    return prepare_images(settings, seed, str(out), fingerprint, settings.root, LocalExecutor(1))
 
 
-@pytest.mark.ray
-def test_the_job_makes_the_images_table(ray_session, tmp_path):
+def test_the_job_makes_the_images_table(executor, tmp_path):
     settings = DataSettings(generated=GeneratedSettings(train=40, val=8, height=32, width=48))
     root = data_folder(settings, 0, str(tmp_path / "data"))
     out = str(tmp_path / "images")
-    made = prepare_images(settings, 0, out, data_fingerprint(settings, root), root)
+    made = prepare_images(settings, 0, out, data_fingerprint(settings, root), root, executor)
     assert made == tables.read_commit(out)
     assert made.extra["counts"] == {"train": 38, "dev": 2, "val": 8} and made.extra["classes"] == list(GENERATED_CLASSES)
     assert len(made.extra["digest"]) == 64 and len(made.parts) == 2 and made.rows == 48 and not made.rejects
@@ -47,7 +37,7 @@ def test_the_job_makes_the_images_table(ray_session, tmp_path):
         assert decode_mask(row["object_mask"]).shape == shape
 
 
-def test_bad_photographs_are_set_aside_with_their_reasons_and_the_good_ones_kept(here, layout, tmp_path):
+def test_bad_photographs_are_set_aside_with_their_reasons_and_the_good_ones_kept(layout, tmp_path):
     layout.image("b", b"")
     layout.mask("w", np.full((40, 60), 9, np.uint8))
     layout.split("train", ["a", "b", "c", "d", "a", "../x", "gone", "v"])
@@ -62,7 +52,7 @@ def test_bad_photographs_are_set_aside_with_their_reasons_and_the_good_ones_kept
 
 
 @pytest.mark.parametrize("split, ids", [("val", ["v", "w"]), ("train", ["a", "b", "c", "d"])])
-def test_a_split_without_a_usable_photograph_is_refused_and_nothing_committed(here, layout, tmp_path, split, ids):
+def test_a_split_without_a_usable_photograph_is_refused_and_nothing_committed(layout, tmp_path, split, ids):
     for image_id in ids:
         layout.image(image_id, b"")
     with pytest.raises(UserError, match=rf"no usable photograph in the split {split} .*the file is empty"):
@@ -70,32 +60,32 @@ def test_a_split_without_a_usable_photograph_is_refused_and_nothing_committed(he
     assert tables.read_commit(str(tmp_path / "images")) is None
 
 
-def test_a_split_whose_files_are_all_missing_is_refused(here, layout, tmp_path):
+def test_a_split_whose_files_are_all_missing_is_refused(layout, tmp_path):
     layout.split("train", ["x", "y"])
     with pytest.raises(UserError, match=r"no usable photograph in the split train \(2× no file of this id"):
         run(settings_for(layout), tmp_path / "images")
 
 
-def test_more_rejects_than_allowed_stop_the_run(here, layout, tmp_path):
+def test_more_rejects_than_allowed_stop_the_run(layout, tmp_path):
     layout.image("b", b"")
-    with pytest.raises(UserError, match=r"1 of 6 photographs can't be used .*data\.max_rejects"):
+    with pytest.raises(UserError, match=r"1 of 6 images can't be used .*data\.max_rejects"):
         run(settings_for(layout, max_rejects=0.05), tmp_path / "images")
     assert tables.read_commit(str(tmp_path / "images")) is None
 
 
-def test_limit_takes_that_many_of_each_split(here, layout, tmp_path):
+def test_limit_takes_that_many_of_each_split(layout, tmp_path):
     made = run(settings_for(layout, limit=2), tmp_path / "images")
     assert made.extra["counts"] == {"train": 1, "dev": 1, "val": 2}
 
 
-def test_the_digest_follows_the_content(here, layout, tmp_path):
+def test_the_digest_follows_the_content(layout, tmp_path):
     first = run(settings_for(layout), tmp_path / "1").extra["digest"]
     assert run(settings_for(layout), tmp_path / "2", fingerprint="0" * 64).extra["digest"] == first
     layout.image("a", np.zeros((40, 60, 3), np.uint8))
     assert run(settings_for(layout), tmp_path / "3").extra["digest"] != first
 
 
-def test_parts_are_bounded_in_count_and_bytes(here, layout, tmp_path, monkeypatch):
+def test_parts_are_bounded_in_count_and_bytes(layout, tmp_path, monkeypatch):
     monkeypatch.setattr(images_table, "_PER_PART", 4)
     assert [p.rows for p in run(settings_for(layout), tmp_path / "1").parts] == [4, 2]
     monkeypatch.setattr(images_table, "_PART_BYTES", 1)

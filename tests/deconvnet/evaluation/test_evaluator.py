@@ -9,7 +9,7 @@ import torch
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import object_overlaps
-from deconvnet.evaluation.evaluator import evaluate, evaluate_here
+from deconvnet.evaluation.evaluator import evaluate
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
@@ -17,6 +17,7 @@ from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.settings import SegmentSettings
 from infra.errors import UserError
+from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
@@ -74,9 +75,15 @@ def photographs(tmp_path, rng):
 
 
 @pytest.mark.ray
-def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
+def test_the_job_counts_what_a_loop_counts(ray_executor, models, photographs):
     images, proposals, rows = photographs
-    keywords = {"segment": SEGMENT, "examples": ExampleSettings(), "classes": CLASSES, "dataset": "made up"}
+    keywords = {
+        "segment": SEGMENT,
+        "examples": ExampleSettings(),
+        "classes": CLASSES,
+        "dataset": "made up",
+        "executor": ray_executor,
+    }
     found = evaluate(*models, images, proposals, split="val", **keywords)
 
     predictor = Predictor.load(*models, options=PredictorOptions.from_settings(SEGMENT, ExampleSettings()))
@@ -114,7 +121,7 @@ def test_the_job_counts_what_a_loop_counts(ray_session, models, photographs):
     summed = sum(n * value for n, value in zip(sizes["objects"], sizes["mean_iou"]["edeconvnet"], strict=True) if n)
     assert summed == pytest.approx(np.concatenate(overlaps).sum())
 
-    here = evaluate_here(predictor, images, proposals, split="val", classes=CLASSES, dataset="made up", threads=2)
+    here = evaluate(*models, images, proposals, split="val", **{**keywords, "executor": LocalExecutor(2)})
     assert here.results == found.results and here.mean_iou == found.mean_iou
     assert here.analysis["confusion"] == found.analysis["confusion"]
     assert here.analysis["proposals"] == found.analysis["proposals"]

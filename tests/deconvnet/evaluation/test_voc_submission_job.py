@@ -13,7 +13,7 @@ from deconvnet.evaluation.voc_submission_job import Listed, Recipe, label_list, 
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from infra.errors import UserError
-from infra.runtime.actors import Actors
+from infra.runtime.local_executor import LocalExecutor
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
 from tests.deconvnet.tracking.test_register import CLASSES, EDGES, SEGMENT, lively, photograph
@@ -73,17 +73,16 @@ def test_a_photograph_that_cant_be_read_is_refused_before_any_is_labelled(root: 
         list_split(str(root), "test", 2_000)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("result", ["edeconvnet_crf", "fcn8s"])
 def test_masks_are_the_segmenters_and_what_stands_is_not_made_again(
-    ray_session: None, root: Path, recipe: Recipe, tmp_path: Path, result: str
+    executor: LocalExecutor, root: Path, recipe: Recipe, tmp_path: Path, result: str
 ) -> None:
     recipe = Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment, recipe.edges, result)
     photographs = list_split(str(root), "test", 10_000)
     place = tmp_path / "masks"
     place.mkdir()
     (place / f"{IDS[1]}.png").write_bytes(b"stands")
-    masks = label_list(photographs, recipe, str(place), Actors())
+    masks = label_list(photographs, recipe, str(place), executor)
     assert list(masks) == IDS and masks[IDS[1]] == b"stands"
     predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, options=PredictorOptions(**SEGMENT))
     for each in (photographs[0], photographs[3]):
@@ -94,14 +93,13 @@ def test_masks_are_the_segmenters_and_what_stands_is_not_made_again(
         assert labels.shape == (each.height, each.width)
 
 
-@pytest.mark.ray
 def test_a_photograph_that_goes_bad_meanwhile_stops_it_with_a_sentence(
-    ray_session: None, root: Path, recipe: Recipe, tmp_path: Path
+    executor: LocalExecutor, root: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     photographs = list_split(str(root), "test", 10_000)
     (root / "JPEGImages/2008_000005.jpg").write_bytes(b"text")
     with pytest.raises(UserError, match=r"2008_000005\.jpg can't be labelled: not an image"):
-        label_list(photographs, recipe, str(tmp_path / "masks"), Actors())
+        label_list(photographs, recipe, str(tmp_path / "masks"), executor)
 
 
 def test_the_key_follows_what_the_masks_depend_on(root: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -213,15 +213,17 @@ def test_a_table_of_one_example_is_refused(tmp_path, vgg16):
         list(make_narrow("deconvnet", settings, 1, table, str(tmp_path / "start.npz"), 0))
 
 
-def test_ray_does_the_same_and_tells_as_it_goes(tmp_path, vgg16, ray_session):
+def test_ray_does_the_same_and_tells_as_it_goes(tmp_path, vgg16, ray_executor):
     table = examples_table(str(tmp_path / "t"), 8)
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
     said: list[str] = []
-    fit = narrow_start("deconvnet", settings, ComputeSettings(), table, str(tmp_path / "ray.npz"), 0, say=said.append)
+    fit = narrow_start(
+        "deconvnet", settings, ComputeSettings(), table, str(tmp_path / "ray.npz"), 0, ray_executor, say=said.append
+    )
     assert list(fit) == NAMES
     assert [line.split(":")[0] for line in said] == NAMES
     assert len(load_vgg16(DeconvNet(3, 0.125, 32), str(tmp_path / "ray.npz")).loaded) == 13
     absent = settings.model_copy(update={"vgg16": "/nowhere/vgg16.npz"})
     with pytest.raises(UserError) as error:
-        narrow_start("deconvnet", absent, ComputeSettings(), table, str(tmp_path / "none.npz"), 0)
+        narrow_start("deconvnet", absent, ComputeSettings(), table, str(tmp_path / "none.npz"), 0, ray_executor)
     assert str(error.value) == "there is no file /nowhere/vgg16.npz"

@@ -15,8 +15,8 @@ def asked(monkeypatch) -> dict:
     """What the job is asked for; it finds an object of two."""
     asked: dict = {}
 
-    def job(images, proposals, split, counts, min_area, nodes):
-        asked.update(split=split, counts=counts, min_area=min_area, nodes=nodes)
+    def job(images, proposals, split, executor, counts, min_area):
+        asked.update(split=split, counts=counts, min_area=min_area, executor=executor)
         overlaps = np.repeat([[0.75], [0.25]], len(counts), axis=1).astype(np.float32)
         return Recall.from_overlaps(overlaps[: 0 if split == "none" else 2], counts)
 
@@ -24,10 +24,10 @@ def asked(monkeypatch) -> dict:
     return asked
 
 
-def test_the_files_tell_the_figures(asked):
-    made = proposal_report.measure("i", "p", "dev", ProposalSettings(max_boxes=500), "mine dev", {"pool": "cpu"})
+def test_the_files_tell_the_figures(asked, executor):
+    made = proposal_report.measure("i", "p", "dev", ProposalSettings(max_boxes=500), "mine dev", executor)
     assert made is not None and asked == {
-        "split": "dev", "counts": (1, 2, 5, 10, 20, 50, 100, 200, 500), "min_area": 2000, "nodes": {"pool": "cpu"},
+        "split": "dev", "counts": (1, 2, 5, 10, 20, 50, 100, 200, 500), "min_area": 2000, "executor": executor,
     }  # fmt: skip
     figures = json.loads(made.files["proposals.json"])
     assert figures["objects"] == 2 and figures["min_area"] == 2000 and figures["recall_500_iou70"] == 0.5
@@ -39,10 +39,10 @@ def test_the_files_tell_the_figures(asked):
 
 
 @pytest.mark.parametrize(("min_box_area", "area"), [(150, 300), (1000, 2000), (4000, 2000)])
-def test_smaller_objects_count_where_smaller_boxes_are_sought(asked, min_box_area, area):
-    proposal_report.measure("i", "p", "dev", ProposalSettings(min_box_area=min_box_area), "x")
+def test_smaller_objects_count_where_smaller_boxes_are_sought(asked, executor, min_box_area, area):
+    proposal_report.measure("i", "p", "dev", ProposalSettings(min_box_area=min_box_area), "x", executor)
     assert asked["min_area"] == area
 
 
-def test_no_objects_no_report(asked):
-    assert proposal_report.measure("i", "p", "none", ProposalSettings(), "x") is None
+def test_no_objects_no_report(asked, executor):
+    assert proposal_report.measure("i", "p", "none", ProposalSettings(), "x", executor) is None

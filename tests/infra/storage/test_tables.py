@@ -7,7 +7,8 @@ import pytest
 
 from infra import storage
 from infra.errors import UserError
-from infra.runtime.tasks import check_rejects, make_parts
+from infra.runtime.local_executor import LocalExecutor
+from infra.runtime.parts import check_rejects, make_parts
 from infra.storage import tables
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False), pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)))])
@@ -109,14 +110,13 @@ def test_chunks_cover_everything_once() -> None:
 def test_too_many_rejects_stop_with_the_reasons() -> None:
     part = tables.Part("p", [], [tables.Reject(str(i), "", "prepare", "the file is empty") for i in range(3)])
     check_rejects([part], 30, 0.1)
-    with pytest.raises(UserError, match=r"3 of 20 photographs.*3× the file is empty.*raise data\.max_rejects"):
+    with pytest.raises(UserError, match=r"3 of 20 images.*3× the file is empty.*raise data\.max_rejects"):
         check_rejects([part], 20, 0.1)
 
 
-@pytest.mark.ray
-def test_the_job_makes_every_part_and_only_what_is_missing(tmp_path: Path, ray_session: None) -> None:
+def test_the_job_makes_every_part_and_only_what_is_missing(tmp_path: Path, executor: LocalExecutor) -> None:
     table = str(tmp_path / "t")
     tables.write_part(table, "f", 1, [row("kept")], SCHEMA)
-    parts = make_parts(table, "f", SCHEMA, ["a", "b", "c"], lambda name: [row(name)], title="test")
+    parts = make_parts(table, "f", SCHEMA, ["a", "b", "c"], lambda name: [row(name)], executor, title="test")
     tables.commit(table, "f", parts)
     assert [r["image_id"] for r in tables.iter_rows(table)] == ["a", "kept", "c"]

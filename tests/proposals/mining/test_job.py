@@ -1,4 +1,4 @@
-"""The proposals and examples tables, made by a real Ray."""
+"""The jobs that make the proposals and examples tables."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,6 @@ from proposals.job import propose as propose_row
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings, ProposalSettings
 
-pytestmark = pytest.mark.ray
 SEARCH = ProposalSettings(max_boxes=300, min_box_area=100)
 
 
@@ -24,26 +23,29 @@ def content(uri: str) -> list:
     return list(tables.iter_rows(uri))
 
 
-def test_tables_are_the_same_from_one_task_and_from_many(ray_session, images, rows, tmp_path):
+@pytest.mark.ray
+def test_tables_are_the_same_from_one_task_and_from_many(ray_executor, images, rows, tmp_path):
     """One part is one task, so one CPU; five parts run on two CPUs."""
     made = {}
     for parts in (1, 5):
         photographs, found = images(rows, parts), str(tmp_path / f"proposals-{parts}")
-        proposals = make_proposals(photographs, found, SEARCH, "p" * 16)
+        proposals = make_proposals(photographs, found, SEARCH, "p" * 16, ray_executor)
         assert len(proposals.parts) == parts and proposals.rows == len(rows) and not proposals.rejects
         made[parts] = [content(found)]
         for stage in (1, 2):
             out = str(tmp_path / f"stage{stage}-{parts}")
             settings = ExampleSettings(max_per_image=9)
-            commit = mine_examples(stage, photographs, found, out, settings, 64, seed=3, fingerprint="e" * 16)
+            commit = mine_examples(
+                stage, photographs, found, out, settings, 64, seed=3, fingerprint="e" * 16, executor=ray_executor
+            )
             assert commit.extra["size"] == 71 and tables.read_commit(out) == commit
             made[parts] += [content(out), commit.extra]
     assert made[1] == made[5]
 
 
-def test_proposals_are_those_of_edge_boxes(ray_session, images, rows, tmp_path):
+def test_proposals_are_those_of_edge_boxes(executor, images, rows, tmp_path):
     uri = str(tmp_path / "proposals")
-    commit = make_proposals(images(rows, 2), uri, SEARCH, "p" * 16)
+    commit = make_proposals(images(rows, 2), uri, SEARCH, "p" * 16, executor)
     found = {image_id: (boxes, scores) for part in commit.parts for image_id, boxes, scores in iter_proposals(uri, part)}
     assert list(found) == [r["image_id"] for r in rows]
     for r in rows:
@@ -53,9 +55,9 @@ def test_proposals_are_those_of_edge_boxes(ray_session, images, rows, tmp_path):
     assert found["102-dot"][0].shape == (0, 4) and len(found["000"][0]) > 20
 
 
-def test_stage_1_examples(ray_session, images, rows, tmp_path):
+def test_stage_1_examples(executor, images, rows, tmp_path):
     out = str(tmp_path / "stage1")
-    commit = mine_examples(1, images(rows, 3), None, out, ExampleSettings(), 64, fingerprint="e" * 16)
+    commit = mine_examples(1, images(rows, 3), None, out, ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
     made = content(out)
     train = [r["image_id"] for r in rows if r["split"] == "train" and r["image_id"].isdigit()]
     assert [m["image_id"] for m in made] == [i for i in train for _ in (1, 2)]
@@ -70,10 +72,10 @@ def test_stage_1_examples(ray_session, images, rows, tmp_path):
     assert commit.extra["examples_by_class"] == {"1": len(train), "2": len(train)}
 
 
-def test_stage_2_examples_and_their_balance(ray_session, images, rows, tmp_path):
+def test_stage_2_examples_and_their_balance(executor, images, rows, tmp_path):
     photographs, found, out = images(rows, 3), str(tmp_path / "p"), str(tmp_path / "stage2")
-    make_proposals(photographs, found, SEARCH, "p" * 16)
-    commit = mine_examples(2, photographs, found, out, ExampleSettings(), 64, fingerprint="e" * 16)
+    make_proposals(photographs, found, SEARCH, "p" * 16, executor)
+    commit = mine_examples(2, photographs, found, out, ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
     made = content(out)
     counts = {c: sum(m["class_id"] == c for m in made) for c in (1, 2)}
     assert commit.extra["examples_by_class"] == {str(c): n for c, n in counts.items()}
@@ -85,7 +87,7 @@ def test_stage_2_examples_and_their_balance(ray_session, images, rows, tmp_path)
     assert any({1, 2} <= {*np.unique(decode_mask(m["mask"]))} for m in made), "no crop shows both classes"
 
 
-def test_dev_examples_are_seen_once(ray_session, images, rows, make_row, tmp_path):
+def test_dev_examples_are_seen_once(executor, images, rows, make_row, tmp_path):
     """Two objects of class 1 in one photograph, classes 1 and 2 in the other: in train class 2 would be repeated."""
     photograph = np.zeros((40, 80, 3), np.uint8)
     objects = np.repeat(np.array([[0, 1, 2, 0]], np.uint8), 40, axis=0).repeat(20, axis=1)
@@ -98,29 +100,33 @@ def test_dev_examples_are_seen_once(ray_session, images, rows, make_row, tmp_pat
         ("unbalanced", "train", ExampleSettings(balance=False)),
         ("dev", "dev", ExampleSettings()),
     ]:
-        mine_examples(1, uri, None, str(tmp_path / name), settings, 64, split=split, fingerprint="d" * 16)
+        mine_examples(1, uri, None, str(tmp_path / name), settings, 64, split=split, fingerprint="d" * 16, executor=executor)
         seen[name] = [(m["class_id"], m["repeats"]) for m in content(str(tmp_path / name))]
     assert seen["train"] == [(1, 1), (1, 1), (1, 1), (2, 3)]
     assert seen["dev"] == seen["unbalanced"] == [(1, 1), (1, 1), (1, 1), (2, 1)]
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_nothing_to_cut_is_a_sentence(ray_session, images, rows, tmp_path, stage):
+def test_nothing_to_cut_is_a_sentence(executor, images, rows, tmp_path, stage):
     photographs, found = images(rows[8:12], 1), str(tmp_path / "p")
-    make_proposals(photographs, found, SEARCH, "p" * 16)
+    make_proposals(photographs, found, SEARCH, "p" * 16, executor)
     with pytest.raises(UserError, match=r"no (stage-2 )?training example.*min_object_side"):
-        mine_examples(stage, photographs, found, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16)
+        mine_examples(
+            stage, photographs, found, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor
+        )
     assert tables.read_commit(str(tmp_path / "out")) is None
 
 
-def test_damaged_rows_are_set_aside_with_a_reason(ray_session, images, rows, tmp_path):
+def test_damaged_rows_are_set_aside_with_a_reason(executor, images, rows, tmp_path):
     rows[0]["image"] = rows[0]["image"][:100]
     rows[1]["class_mask"] = b"not a mask"
     rows[2]["object_mask"] = rows[8]["object_mask"]
     photographs = images(rows, 2)
-    proposals = make_proposals(photographs, str(tmp_path / "p"), SEARCH, "p" * 16)
+    proposals = make_proposals(photographs, str(tmp_path / "p"), SEARCH, "p" * 16, executor)
     assert [r.image_id for r in proposals.rejects] == ["000"] and proposals.rows == len(rows) - 1
-    examples = mine_examples(1, photographs, None, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16)
+    examples = mine_examples(
+        1, photographs, None, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor
+    )
     assert [r.image_id for r in examples.rejects] == ["000", "001", "002"]
     assert "mask 120×90, object mask 50×40" in examples.rejects[2].reason
     assert not {"000", "001", "002"} & {m["image_id"] for m in content(str(tmp_path / "out"))}
@@ -137,21 +143,25 @@ def test_a_photograph_that_breaks_edgebox_is_set_aside(monkeypatch, rows):
     )
 
 
-def test_a_wrong_edge_model_is_refused_before_the_job(images, rows, tmp_path):
+def test_a_wrong_edge_model_is_refused_before_the_job(executor, images, rows, tmp_path):
     with pytest.raises(UserError, match=r"gone\.yml"):
-        make_proposals(images(rows, 1), str(tmp_path / "p"), ProposalSettings(edge_model=str(tmp_path / "gone.yml")), "p" * 16)
+        make_proposals(
+            images(rows, 1), str(tmp_path / "p"), ProposalSettings(edge_model=str(tmp_path / "gone.yml")), "p" * 16, executor
+        )
 
 
-def test_real_photographs(ray_session, images, photographs, tmp_path):
+def test_real_photographs(executor, images, photographs, tmp_path):
     uri, found = images(photographs, 2), str(tmp_path / "p")
-    make_proposals(uri, found, ProposalSettings(), "p" * 16)
-    easy = mine_examples(1, uri, None, str(tmp_path / "1"), ExampleSettings(), 64, fingerprint="e" * 16)
-    hard = mine_examples(2, uri, found, str(tmp_path / "2"), ExampleSettings(max_per_image=30), 64, fingerprint="e" * 16)
+    make_proposals(uri, found, ProposalSettings(), "p" * 16, executor)
+    easy = mine_examples(1, uri, None, str(tmp_path / "1"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
+    hard = mine_examples(
+        2, uri, found, str(tmp_path / "2"), ExampleSettings(max_per_image=30), 64, fingerprint="e" * 16, executor=executor
+    )
     assert easy.rows >= 6 and hard.rows >= 40
     assert max(max(np.unique(decode_mask(m["mask"]))[:-1], default=0) for m in content(str(tmp_path / "2"))) <= 20
 
 
-def test_what_has_not_changed_is_taken_over_and_the_rest_made(ray_session, images, rows, tmp_path):
+def test_what_has_not_changed_is_taken_over_and_the_rest_made(executor, images, rows, tmp_path):
     """The earlier tables are marked, so that what comes from them can be told; without the marks all is as made anew."""
     settings = ExampleSettings(max_per_image=9)
     before = [r for r in rows if r["image_id"] != "002"]
@@ -166,12 +176,14 @@ def test_what_has_not_changed_is_taken_over_and_the_rest_made(ray_session, image
         def of(table: str) -> Earlier | None:
             return Earlier(place[earlier + table], place["changes"]) if earlier else None
 
-        make_proposals(photographs, place[prefix], SEARCH, "p" * 16, earlier=of(""))
+        make_proposals(photographs, place[prefix], SEARCH, "p" * 16, executor, earlier=of(""))
         out = place[f"{prefix}stage2"]
-        mine_examples(2, photographs, place[prefix], out, settings, 64, fingerprint="e" * 16, earlier=of("stage2"))
+        mine_examples(
+            2, photographs, place[prefix], out, settings, 64, fingerprint="e" * 16, executor=executor, earlier=of("stage2")
+        )
 
     make(old, "old")
-    find_changes(now, old, place["changes"], "c" * 16)
+    find_changes(now, old, place["changes"], "c" * 16, executor)
     # Marked copies of the earlier tables: one box a photograph, and the stage number 7.
     for table, schema, mark in (
         ("", schemas.PROPOSALS, {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.75]}),
@@ -191,7 +203,7 @@ def test_what_has_not_changed_is_taken_over_and_the_rest_made(ray_session, image
         storage.remove(place[name])
     make(now, "new", "old")
     again = {name: str(tmp_path / f"again{name}") for name in ("", "stage2")}
-    make_proposals(now, again[""], SEARCH, "p" * 16)
-    mine_examples(2, now, again[""], again["stage2"], settings, 64, fingerprint="e" * 16)
+    make_proposals(now, again[""], SEARCH, "p" * 16, executor)
+    mine_examples(2, now, again[""], again["stage2"], settings, 64, fingerprint="e" * 16, executor=executor)
     assert content(place["new"]) == content(again[""])
     assert content(place["newstage2"]) == content(again["stage2"])

@@ -1,0 +1,147 @@
+"""Both executors do every unit once, by workers made once; a user error, no room and a deadly unit become messages."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from infra.errors import Interrupted, UserError
+from infra.runtime.executor import Actors, Executor
+from infra.runtime.local_executor import LocalExecutor
+from infra.runtime.ray_executor import RayExecutor
+from infra.settings import ClusterSettings
+
+WORDS = {"title": "counting", "unit": "numbers"}
+
+
+@pytest.fixture(params=["one process", "pool", pytest.param("ray", marks=pytest.mark.ray)])
+def any_executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param == "ray":
+        request.getfixturevalue("ray_session")
+        yield RayExecutor(ClusterSettings())
+    else:
+        with LocalExecutor(1 if request.param == "one process" else 2) as local:
+            yield local
+
+
+def stopping(name: str) -> Executor:
+    """An executor of this name that is to stop from the start."""
+    return RayExecutor(ClusterSettings(), lambda: True) if name == "ray" else LocalExecutor(1, lambda: True)
+
+
+def doubled(index: int, unit: int) -> int:
+    if unit < 0:
+        raise UserError(f"{unit} is negative")
+    return 10 * index + 2 * unit
+
+
+def squares(log: Path, deadly: int, wrong: int, threads: int) -> Callable[[int, int], tuple[int, int]]:
+    """Work that notes each time it is made, and each unit; the unit `deadly` kills its process, `wrong` is a user error."""
+
+    def note(what: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{what}\n")
+
+    note("made")
+
+    def work(index: int, unit: int) -> tuple[int, int]:
+        note(f"unit {unit}")
+        if unit == deadly:
+            os._exit(1)
+        if unit == wrong:
+            raise UserError(f"{unit} can't be squared")
+        return unit * unit, os.getpid()
+
+    return work
+
+
+def counting(upto: int) -> Iterator[int]:
+    for number in range(upto):
+        if number == 3:
+            raise UserError("3 is too many")
+        yield number
+
+
+def slow(index: int, file: Path) -> None:
+    time.sleep(0.3)
+    file.write_text("finished")
+
+
+def test_every_unit_is_done_and_user_errors_are_raised(any_executor: Executor) -> None:
+    assert dict(any_executor.map({3: 1, 5: 2}, doubled, title="doubling")) == {3: 32, 5: 54}
+    assert list(any_executor.map({}, doubled, title="doubling")) == []
+    with pytest.raises(UserError, match=r"^-1 is negative$"):
+        list(any_executor.map({0: 4, 1: -1}, doubled, title="doubling"))
+
+
+def test_an_actor_is_made_once_and_does_unit_after_unit(any_executor: Executor, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    units = {index: 10 + index for index in range(0, 14, 2)}
+    make = partial(squares, log, -1, 7)
+    found = dict(any_executor.map_actors(units, make, Actors(most=1), **WORDS))
+    assert {index: square for index, (square, _) in found.items()} == {index: unit * unit for index, unit in units.items()}
+    assert len({pid for _, pid in found.values()}) == 1
+    lines = log.read_text().splitlines()
+    assert lines.count("made") == 1 and sorted(lines[1:]) == sorted(f"unit {unit}" for unit in units.values())
+    assert list(any_executor.map_actors({}, make, Actors(), **WORDS)) == []
+    with pytest.raises(UserError, match=r"^7 can't be squared$"):
+        list(any_executor.map_actors({0: 7}, make, Actors(), **WORDS))
+
+
+def test_a_stream_passes_items_on_and_raises_user_errors(any_executor: Executor) -> None:
+    assert list(any_executor.stream(partial(counting, 3))) == [0, 1, 2]
+    with pytest.raises(UserError, match=r"^3 is too many$"):
+        list(any_executor.stream(partial(counting, 4), training=True))
+
+
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_it_stops_after_a_result_once_told_to(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if name == "ray":
+        request.getfixturevalue("ray_session")
+    units = dict.fromkeys(range(5), 1)
+    for results in (
+        stopping(name).map(units, doubled, title="doubling"),
+        stopping(name).map_actors(units, partial(squares, tmp_path / "log", -1, -1), Actors(most=1), **WORDS),
+        stopping(name).stream(partial(counting, 3)),
+    ):
+        next(results)
+        with pytest.raises(Interrupted, match="the same command continues"):
+            next(results)
+
+
+def test_units_that_have_begun_in_a_pool_are_finished_at_a_stop(tmp_path: Path) -> None:
+    files = {index: tmp_path / str(index) for index in range(20)}
+    with LocalExecutor(2, lambda: True) as executor, pytest.raises(Interrupted):
+        list(executor.map(files, slow, title="sleeping"))
+    finished = sum(file.exists() for file in files.values())
+    assert 2 <= finished < 20 and all(file.read_text() == "finished" for file in files.values() if file.exists())
+
+
+@pytest.mark.ray
+def test_a_unit_that_kills_its_workers_ends_the_job(ray_executor: RayExecutor, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    actors = Actors(most=1, retries=1, remedy="count less")
+    with pytest.raises(UserError, match=r"^counting: its processes died, 2 times over one of the numbers .*: count less$"):
+        list(ray_executor.map_actors({0: 3}, partial(squares, log, 3, -1), actors, **WORDS))
+    assert log.read_text().count("unit 3") == 2
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("cluster", "actors", "message"),
+    [
+        ({}, Actors(cpus=99), "no node of this Ray has room for a process of 99 CPUs"),
+        ({}, Actors(gpus=0.5), "no node of this Ray has room for a process of 1 CPU and 0.5 of a GPU"),
+        ({"training_nodes": "pool=gpu"}, Actors(gpus=1), "no living node labelled pool=gpu has room for a process of 1 CPU"),
+        ({"data_nodes": "pool=cpu"}, Actors(), "no living node labelled pool=cpu has room for a process of 1 CPU"),
+    ],
+)
+def test_work_that_would_wait_for_ever_is_refused(
+    ray_session: None, tmp_path: Path, cluster: dict[str, str], actors: Actors, message: str
+) -> None:
+    executor = RayExecutor(ClusterSettings(**cluster))
+    with pytest.raises(UserError, match=message):
+        list(executor.map_actors({0: 3}, partial(squares, tmp_path / "log", -1, -1), actors, **WORDS))
