@@ -23,23 +23,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from deconvnet.datasets import voc
-from deconvnet.datasets.formats.coco import read_coco
-from deconvnet.datasets.formats.labelme import read_labelme
-from deconvnet.datasets.formats.mask_folder import read_masks
-from deconvnet.datasets.importing.source import Part, Rules, Source
-from deconvnet.datasets.importing.voc_writer import (
-    CLASSES_FILE,
-    IMPORT_FILE,
-    REJECTS_FILE,
-    assign,
-    split_list,
-    whole,
-    write_layout,
-)
-from deconvnet.datasets.validation.folder import REPORT_FILE, SHEET_FILE, check_folder
-from deconvnet.datasets.validation.measure import Search
-from deconvnet.settings import VOC_CLASSES
+from deconvnet.datasets import formats, voc
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.train_val_split import SplitRules, read_split_list, split_images
+from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, IMPORT_FILE, REJECTS_FILE, new_folder, write_voc_layout
+from deconvnet.datasets.palette import VOC_CLASSES
+from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
+from deconvnet.datasets.validation.image_statistics import ProposalLimits
 from infra import storage
 from infra.errors import UserError
 from proposals.settings import ProposalSettings
@@ -48,7 +38,6 @@ from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
 
 FETCH = "python workflows/download.py vgg16 --to data"
 TABLE_FILE = "values.txt"  # what the masks' values were taken for
-_WHAT = {"coco": "COCO's JSON file", "labelme": "the folder of LabelMe's .json files", "masks": "the folder of masks"}
 
 
 class ImportSettings(DoorSettings):
@@ -110,9 +99,9 @@ class ImportSettings(DoorSettings):
         if not self.to:
             raise ValueError("to is not given: name a new folder by --to")
         if not self.annotations:
-            raise ValueError(f"annotations is not given: name {_WHAT[self.from_]} by --annotations")
-        if not self.images and self.from_ != "labelme":
-            raise ValueError("images is not given: name the folder of photographs by --images")
+            raise ValueError(f"annotations is not given: name {formats.get_format(self.from_).annotations} by --annotations")
+        if not self.images and not formats.get_format(self.from_).images_beside_annotations:
+            raise ValueError("images is not given: name the folder of images by --images")
         if self.table and (self.from_ != "masks" or self.classes):
             raise ValueError("table is for masks, and names their classes itself: leave out classes, or table")
         if self.val_annotations and (self.train_list or self.val_list):
@@ -133,59 +122,62 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _import(settings: ImportSettings, folder: Path, dry_run: bool) -> None:
-    source, table = _source(settings)
-    lists = [split_list(uri, name) if (uri := getattr(settings, name)) else None for name in ("train_list", "val_list")]
-    splits, rejects, notes = assign(source, lists[0], lists[1], settings.val_share, settings.seed)
-    source.rejects += rejects
-    source.notes += notes
+    """Import the data set that the settings name to `folder`, check it and print how to train on it."""
+    dataset = _read_dataset(settings)
+    lists = {
+        name: read_split_list(uri, name) if (uri := getattr(settings, name)) else None for name in ("train_list", "val_list")
+    }
+    splits = split_images(dataset, SplitRules(lists["train_list"], lists["val_list"], settings.val_share, settings.seed))
     counts = {split: sum(each == split for each in splits.values()) for split in ("train", "val")}
     print(
-        f"{len(splits):,} labelled photographs ({counts['train']:,} train, {counts['val']:,} val), {len(source.rejects):,} unusable"
+        f"{len(splits):,} annotated images ({counts['train']:,} train, {counts['val']:,} val), {len(dataset.rejects):,} unusable"
     )
-    print(f"classes: {', '.join(source.classes)}")
-    print("\n".join([*(f"note: {note}" for note in source.notes), *([f"\n{table}"] if table and not settings.table else [])]))
+    print(f"classes: {', '.join(dataset.classes)}")
+    inferred = dataset.class_table if not settings.table else None
+    print("\n".join([*(f"note: {note}" for note in dataset.notes), *([f"\n{inferred}"] if inferred else [])]))
     if dry_run:
         return
-    with whole(folder) as aside:
-        told = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
-        made = write_layout(source, splits, aside, settings.max_rejects, _threads(settings), told)
-        if table:
-            (aside / TABLE_FILE).write_text(table, "utf-8")
-        _check(settings, str(aside), source.classes, ("train", "val"), str(aside), folder.name)
-    if made.rejects or made.passed_over:
-        print(
-            f"set aside: {len(made.rejects):,} photographs, {len(made.passed_over):,} annotations passed over; see {REJECTS_FILE}"
+    with new_folder(folder) as temporary:
+        origin = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
+        summary = write_voc_layout(
+            dataset, splits, temporary, max_rejects=settings.max_rejects, threads=_threads(settings), origin=origin
         )
-    print(f"data       {folder}\ncheck      {folder / REPORT_FILE}\npictures   {folder / SHEET_FILE}")
-    print(f"\nto train on it (the first line once, for VGG-16's weights):\n{FETCH}\n{train_command(folder, source.classes)}")
+        if dataset.class_table:
+            (temporary / TABLE_FILE).write_text(dataset.class_table, "utf-8")
+        _check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
+    if summary.rejects or summary.skipped:
+        print(f"not imported: {len(summary.rejects):,} images, {len(summary.skipped):,} annotations; see {REJECTS_FILE}")
+    print(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
+    print(f"\nto train on it (the first line once, for VGG-16's weights):\n{FETCH}\n{train_command(folder, dataset.classes)}")
 
 
-def _source(settings: ImportSettings) -> tuple[Source, str]:
-    """What there is to import, and the table of masks' values, "" of other kinds."""
+def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
+    """Read the data set that the settings name."""
     annotations = settings.annotations or ""
     images = settings.images or annotations
     given = settings.val_annotations
-    parts = [Part(images, annotations, "train" if given else None)]
+    sources = [AnnotationSource(images, annotations, "train" if given else None)]
     if given:
-        parts.append(Part(settings.val_images or settings.images or given, given, "val"))
-    rules = Rules(
-        small_over_large=settings.overlap == "small", crowd_void=settings.crowd == "void", others_void=settings.others == "void",
-        strange_void=settings.strange == "void", max_pixels=settings.max_pixels,
-    )  # fmt: skip
-    if settings.from_ == "coco":
-        return read_coco(parts, settings.classes, rules), ""
-    if settings.from_ == "labelme":
-        return read_labelme(parts, settings.classes, rules), ""
-    source, labels = read_masks(parts, settings.classes, rules, settings.table, settings.mask_suffix, VOC_CLASSES)
-    return source, labels.table()
+        sources.append(AnnotationSource(settings.val_images or settings.images or given, given, "val"))
+    rules = ImportRules(
+        classes=settings.classes,
+        small_over_large=settings.overlap == "small",
+        crowd_void=settings.crowd == "void",
+        others_void=settings.others == "void",
+        unknown_void=settings.strange == "void",
+        class_table=settings.table,
+        mask_suffix=settings.mask_suffix,
+        max_pixels=settings.max_pixels,
+    )
+    return formats.get_format(settings.from_ or "").read(sources, rules)
 
 
 def _check_alone(settings: ImportSettings, root: str) -> None:
     voc.VocDataset(root)  # refused before anything is written
     classes = settings.classes or _classes_of(root)
     _check(settings, root, classes, (settings.train_split, settings.val_split), settings.report or root, Path(root).name)
-    print(f"check      {storage.join(settings.report or root, REPORT_FILE)}")
-    print(f"pictures   {storage.join(settings.report or root, SHEET_FILE)}")
+    print(f"check          {storage.join(settings.report or root, REPORT_FILE)}")
+    print(f"contact sheet  {storage.join(settings.report or root, SHEET_FILE)}")
 
 
 def _classes_of(root: str) -> tuple[str, ...]:
@@ -193,7 +185,7 @@ def _classes_of(root: str) -> tuple[str, ...]:
     try:
         names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
-        print(f"{root} has no {CLASSES_FILE}: VOC's classes are taken (or give --classes)")
+        print(f"{root} has no {CLASSES_FILE}: VOC's classes are assumed (or give --classes)")
         return VOC_CLASSES
     return tuple(name.strip() for name in names if name.strip())
 
@@ -205,10 +197,16 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
     imported: dict[str, Any] | None = storage.read_json(place) if storage.exists(place) else None
     if to != root or settings.check:
         storage.check_writable(to)
-    report, sheet = check_folder(
-        root, classes, Search(found.min_box_area, found.max_side), title=title, splits=splits,
-        max_pixels=settings.max_pixels, threads=_threads(settings), imported=imported,
-    )  # fmt: skip
+    report, sheet = check_dataset(
+        root,
+        classes,
+        ProposalLimits(found.min_box_area, found.max_side),
+        title=title,
+        splits=splits,
+        max_pixels=settings.max_pixels,
+        threads=_threads(settings),
+        imported=imported,
+    )
     print(f"\n{report.text}", flush=True)
     storage.write_bytes(storage.join(to, REPORT_FILE), report.text.encode())
     if sheet:

@@ -1,10 +1,17 @@
-"""PASCAL VOC's colours: what masks are painted with, in files and in pictures."""
+"""PASCAL VOC's class names, and its colours, with which masks are painted in files and figures."""
 
 import numpy as np
 
+VOC_CLASSES = (
+    "background",
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""VOC's 21 class names by id."""
+
 
 def _voc_palette() -> np.ndarray:
-    """The development kit's rule: the bits of the id, three at a time, fill the colour's bits from the highest down."""
+    """The palette of VOC's development kit: each three bits of the id, lowest first, become the next lower bit of R, G and B."""
     ids = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -14,9 +21,16 @@ def _voc_palette() -> np.ndarray:
 
 
 VOC_PALETTE = _voc_palette()
-"""uint8 256×3, RGB by id: 0 background is black, 255 void is the pale (224, 224, 192)."""
+"""uint8 array (256, 3): RGB colour by id. Background (0) is black, void (255) is the pale (224, 224, 192)."""
 
 
 def colourise(mask: np.ndarray) -> np.ndarray:
-    """A picture of `mask` (uint8 H×W ids): uint8 H×W×3, RGB."""
+    """Paint a mask in VOC's colours.
+
+    Args:
+        mask: uint8 array (H, W) of ids.
+
+    Returns:
+        uint8 array (H, W, 3), RGB.
+    """
     return VOC_PALETTE[mask]

@@ -186,7 +186,7 @@ def read_row(root: str, photograph: VocImageFiles, split: str, num_classes: int,
 def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray:
     mask = decode_mask(storage.read_bytes(uri), max_pixels)
     if mask.shape != (height, width):
-        raise BadInput(f"the mask is {mask.shape[1]}×{mask.shape[0]}, the photograph {width}×{height} as displayed")
+        raise BadInput(f"the mask is {mask.shape[1]}×{mask.shape[0]}, the image {width}×{height} as displayed")
     return mask
 
 

@@ -56,15 +56,15 @@ def test_names_with_commas_reach_the_pipeline_whole():
 def test_a_dry_run_and_a_failed_import_write_nothing(data, tmp_path, capsys):
     to = tmp_path / "new"
     assert import_data.main(arguments(data, to, "--dry-run")) == 0
-    assert "10 labelled photographs" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"10 of 10 photographs can't be used .* max_rejects allows 5%"):
+    assert "10 annotated images" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"10 of 10 images can't be used .* max_rejects allows 5%"):
         import_data.main(arguments(data, to, "--classes", "background,disc"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_is_left_alone(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is there and not empty"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         import_data.main(arguments(data, tmp_path, "--classes", CLASSES))
     assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -100,7 +100,7 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
     write_dataset(str(tmp_path), 0, 4, 2, 60, 80)
     (tmp_path / "SegmentationClass/train_00001.png").write_bytes(encode_mask(np.full((60, 80), 9, np.uint8)))
     assert import_data.main(["--check", str(tmp_path)]) == 0
-    assert "**unusable**, 1 photograph (training would set these aside): train_00001: class id 9" in capsys.readouterr().out
+    assert "**unusable**, 1 image (training would leave these out): train_00001: class id 9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
     [
         ([], "what is to be imported"),
         (["--from", "coco"], "to is not given"),
-        (["--from", "coco", "--to", "x"], "name COCO's JSON file by --annotations"),
-        (["--from", "coco", "--to", "x", "--annotations", "y"], "name the folder of photographs by --images"),
+        (["--from", "coco", "--to", "x"], "name the COCO JSON file by --annotations"),
+        (["--from", "coco", "--to", "x", "--annotations", "y"], "name the folder of images by --images"),
         (["--from", "yolo", "--to", "x"], "from: 'yolo' won't do"),
         (["--check", "x", "--to", "y"], "check looks at a folder that is there"),
         (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),

@@ -1,8 +1,7 @@
-"""COCO's JSON: polygons, run lengths (compressed or not), crowds; category ids may be any integers.
+"""COCO's JSON format: polygons, run lengths (compressed or not) and crowds. https://cocodataset.org/#format-data
 
-https://cocodataset.org/#format-data. An annotation with a box and no outline is void over its box: something is there, and which
-pixels are its is not known. One that covers no area is passed over. One that can't be read sets its photograph aside, since its
-mask would be wrong.
+Category ids may be any integers. An annotation with a box but no outline makes its box void: an object is there, but its pixels are
+not known.
 """
 
 from collections import defaultdict
@@ -10,113 +9,123 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from deconvnet.datasets.importing.regions import Region, box, points, polygon, runs, union
-from deconvnet.datasets.importing.source import (
-    Labelled,
-    Part,
-    Photographs,
-    Rules,
-    Source,
-    chosen_classes,
+from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.importing.dataset import (
+    AnnotatedDataset,
+    AnnotatedImage,
+    AnnotationSource,
+    ImportRules,
     class_ids,
-    outlined,
-    read_input,
-    read_json,
+    select_classes,
 )
+from deconvnet.datasets.importing.images import ImageIndex, read_json
+from deconvnet.datasets.importing.painting import paint_image
+from deconvnet.datasets.importing.regions import Region, box_region, merge_regions, parse_points, polygon_region
+from deconvnet.datasets.importing.rle import run_length_region
 from infra import storage
 from infra.errors import BadInput, UserError
 from proposals.masks import VOID_ID
 
+_SECTIONS = ("images", "annotations", "categories")
 
-def read_coco(parts: Sequence[Part], wanted: Sequence[str], rules: Rules) -> Source:
-    """What the JSON files of `parts` list. wanted: names of classes, () for all, in the order of their category ids.
 
-    Raises UserError for a file that is no COCO JSON, or that outlines nothing.
+def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+    """Read COCO JSON files.
+
+    Args:
+        sources: a JSON file and its folder of images each; all files together make one data set.
+        rules: `classes`, `others_void`, `crowd_void`, `small_over_large` and `max_pixels` apply.
+
+    Returns:
+        The data set; if `rules.classes` is empty its classes are all categories, in the order of their ids.
+
+    Raises:
+        UserError: for a file that is no COCO JSON, or if no annotation of any file has an outline.
     """
-    files = [(part, _document(part.annotations)) for part in parts]
-    names = _category_names([document for _, document in files], [part.annotations for part, _ in files])
-    found = [name for by_id in names for _, name in sorted(by_id.items())]
-    source = Source(chosen_classes(found, wanted))
-    if not any(_outlined(each) for _, document in files for each in document["annotations"]):
-        where = " and ".join(part.annotations for part, _ in files)
-        raise UserError(f"{where}: no annotation has an outline (segmentation); boxes alone can't become masks")
-    ids = class_ids(source.classes, found, rules)
-    for (part, document), by_id in zip(files, names, strict=True):
-        _add(source, part, document, {category: ids[name] for category, name in by_id.items()}, rules)
-    return source
+    documents = [_read_document(source.annotations) for source in sources]
+    names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
+    annotated = [name for by_id in names for _, name in sorted(by_id.items())]
+    dataset = AnnotatedDataset(select_classes(annotated, rules.classes))
+    if not any(annotation.get("segmentation") for document in documents for annotation in document["annotations"]):
+        files = " and ".join(source.annotations for source in sources)
+        raise UserError(f"{files}: no annotation has an outline (segmentation); boxes alone can't become masks")
+    ids = class_ids(dataset.classes, annotated, rules)
+    for source, document, by_id in zip(sources, documents, names, strict=True):
+        _add_images(dataset, source, document, {category: ids[name] for category, name in by_id.items()}, rules)
+    return dataset
 
 
-def _document(uri: str) -> dict[str, Any]:
+FORMAT = DatasetFormat("the COCO JSON file", read_coco)
+
+
+def _read_document(uri: str) -> dict[str, Any]:
+    """Read a JSON file, keeping the well-formed entries of its three lists. Raises UserError if it is no COCO JSON."""
     try:
-        document = read_json(read_input(uri))
+        document = read_json(uri)
     except BadInput as error:
         raise UserError(f"--annotations {uri} is no COCO JSON: {error}") from None
-    sections = ("images", "annotations", "categories")
-    if not isinstance(document, dict) or not all(isinstance(document.get(s), list) for s in sections):
+    if not isinstance(document, dict) or not all(isinstance(document.get(section), list) for section in _SECTIONS):
         raise UserError(f"--annotations {uri} is no COCO JSON: it needs the lists images, annotations and categories")
-    for section in sections:
-        document[section] = [each for each in document[section] if isinstance(each, dict)]
-    return document
+    return {section: [entry for entry in document[section] if isinstance(entry, dict)] for section in _SECTIONS}
 
 
-def _category_names(documents: Sequence[Mapping[str, Any]], files: Sequence[str]) -> list[dict[int, str]]:
-    names: list[dict[int, str]] = []
-    for document, file in zip(documents, files, strict=True):
-        try:
-            names.append({int(each["id"]): str(each["name"]).strip() for each in document["categories"]})
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"--annotations {file}: each category needs an id (a whole number) and a name") from None
-    return names
+def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> dict[int, str]:
+    """Category names by id. Raises UserError for a category without either."""
+    try:
+        return {int(category["id"]): str(category["name"]).strip() for category in document["categories"]}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"--annotations {source.annotations}: each category needs an id (a whole number) and a name") from None
 
 
-def _outlined(annotation: Mapping[str, Any]) -> bool:
-    return bool(annotation.get("segmentation"))
-
-
-def _add(source: Source, part: Part, document: Mapping[str, Any], ids: Mapping[int, int], rules: Rules) -> None:
-    photographs = Photographs(part.images)
+def _add_images(
+    dataset: AnnotatedDataset, source: AnnotationSource, document: Mapping[str, Any], ids: Mapping[int, int], rules: ImportRules
+) -> None:
+    """Add the images that a document lists to the data set; `ids` are class ids by category id."""
+    index = ImageIndex(source.images)
     annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-    for each in document["annotations"]:
-        annotations[_key(each.get("image_id"))].append(each)
+    for annotation in document["annotations"]:
+        annotations[_hashable(annotation.get("image_id"))].append(annotation)
     listed: set[Any] = set()
     for image in document["images"]:
-        key, name = _key(image.get("id")), image.get("file_name")
+        key, name = _hashable(image.get("id")), image.get("file_name")
         if not isinstance(name, str) or not name:
-            source.reject(f"image {image.get('id')}", part.annotations, "it has no file_name")
+            dataset.reject(f"image {image.get('id')}", source.annotations, "it has no file_name")
         elif key in listed:
-            source.reject(name, part.annotations, f"its image id {key} stands in the file twice")
-        elif (file := photographs.find(name)) is None:
-            source.reject(name, part.annotations, f"no such photograph below {part.images}")
+            dataset.reject(name, source.annotations, f"its image id {key} is in the file twice")
+        elif (file := index.find(name)) is None:
+            dataset.reject(name, source.annotations, f"no such image below {source.images}")
         else:
-            label = partial(_label, photographs, file, image, annotations[key], ids, rules)
-            source.add(name, storage.join(part.images, file), part.split, label)
+            load = partial(_load, index, file, image, annotations[key], ids, rules)
+            dataset.add(name, storage.join(source.images, file), source.split, load)
         listed.add(key)
-    if strays := sum(len(found) for key, found in annotations.items() if key not in listed):
-        source.notes.append(f"{part.annotations}: {strays:,} annotations are of photographs that it does not list")
+    if unlisted := sum(len(found) for key, found in annotations.items() if key not in listed):
+        dataset.notes.append(f"{source.annotations}: {unlisted:,} annotations are of images that it does not list")
 
 
-def _key(value: Any) -> Any:
-    """An id to look up by: a list or an object can't be one."""
+def _hashable(value: Any) -> Any:
+    """An image id as a dictionary key: lists and objects, which are invalid ids, are replaced by their text."""
     return value if isinstance(value, int | str) else repr(value)
 
 
-def _label(
-    photographs: Photographs,
+def _load(
+    index: ImageIndex,
     file: str,
     image: Mapping[str, Any],
     annotations: Sequence[Mapping[str, Any]],
     ids: Mapping[int, int],
-    rules: Rules,
-) -> Labelled:
-    size = (image.get("width"), image.get("height"))
-    given = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
-    return outlined(photographs.read(file), file, given, rules, partial(_regions, annotations, ids, rules))
+    rules: ImportRules,
+) -> AnnotatedImage:
+    """Load one image with its masks. Raises BadInput."""
+    width, height = image.get("width"), image.get("height")
+    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    return paint_image(index.read(file), file, size, rules, partial(_make_regions, annotations, ids, rules))
 
 
-def _regions(
-    annotations: Sequence[Mapping[str, Any]], ids: Mapping[int, int], rules: Rules, height: int, width: int
+def _make_regions(
+    annotations: Sequence[Mapping[str, Any]], ids: Mapping[int, int], rules: ImportRules, height: int, width: int
 ) -> tuple[list[Region], list[str]]:
-    made, passed_over = [], []
+    """Regions of an image's annotations, and those that were skipped with the reason. Raises BadInput for one that is malformed."""
+    regions, skipped = [], []
     for annotation in annotations:
         name = f"annotation {annotation.get('id')}"
         category = annotation.get("category_id")
@@ -124,34 +133,34 @@ def _regions(
             raise BadInput(f"{name} has the category {category}, which the file does not name")
         crowd = bool(annotation.get("iscrowd")) and rules.crowd_void
         try:
-            region = _region(annotation, VOID_ID if crowd else ids[category], height, width)
+            region = _make_region(annotation, VOID_ID if crowd else ids[category], height, width)
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from None
         if region is None:
-            passed_over.append(f"{name} has neither outline nor box")
+            skipped.append(f"{name} has neither outline nor box")
         elif not region.area:
-            passed_over.append(f"{name} covers no pixel")
+            skipped.append(f"{name} covers no pixel")
         elif ids[category] != 0 or region.class_id == VOID_ID:
-            made.append(region)
-    return made, passed_over
+            regions.append(region)
+    return regions, skipped
 
 
-def _region(annotation: Mapping[str, Any], class_id: int, height: int, width: int) -> Region | None:
-    """The pixels of an annotation; None where it has neither an outline nor a box. Raises BadInput."""
+def _make_region(annotation: Mapping[str, Any], class_id: int, height: int, width: int) -> Region | None:
+    """The pixels of an annotation; None if it has neither an outline nor a box. Raises BadInput if it is malformed."""
     outline = annotation.get("segmentation")
     if not outline:
-        corners = annotation.get("bbox")
-        if not corners:
+        box = annotation.get("bbox")
+        if not box:
             return None
-        if len(corners) != 4:
+        if len(box) != 4:
             raise BadInput("its box has not four numbers")
-        (x, y), (w, h) = points(corners, "its box")
-        return box(VOID_ID, x, y, x + w, y + h, height, width)
+        (x, y), (w, h) = parse_points(box, "its box")
+        return box_region(VOID_ID, (x, y, x + w, y + h), height, width)
     if isinstance(outline, dict):
         if (size := outline.get("size")) != [height, width]:
-            raise BadInput(f"its run lengths are for {size}, the photograph is [{height}, {width}]")
-        return runs(class_id, outline.get("counts"), height, width)
+            raise BadInput(f"its run lengths are for {size}, the image is [{height}, {width}]")
+        return run_length_region(class_id, outline.get("counts"), height, width)
     if not isinstance(outline, list):
         raise BadInput(f"its segmentation is a {type(outline).__name__}")
-    pieces = [outline] if not isinstance(outline[0], list) else outline
-    return union([polygon(class_id, points(piece, "its polygon"), height, width) for piece in pieces])
+    polygons = outline if isinstance(outline[0], list) else [outline]
+    return merge_regions([polygon_region(class_id, parse_points(each, "its polygon"), height, width) for each in polygons])

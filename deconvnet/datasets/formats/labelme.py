@@ -1,8 +1,8 @@
-"""LabelMe: a JSON file for each photograph, with polygons, rectangles, circles and masks.
+"""LabelMe's format: one JSON file an image, with polygons, rectangles, circles and masks. https://github.com/wkentaro/labelme
 
-Shapes of one label and group_id are one object. The label `__ignore__` is void and `_background_` is background. Points and lines
-cover no area and are passed over; a shape that can't be read sets its photograph aside, since its mask would be wrong. The
-photograph is the file that imagePath names, looked for below the photographs' folder alone, else the one embedded as imageData.
+Shapes of one label and group_id are one object. The label `__ignore__` means void and `_background_` background. Points and lines
+cover no area and are skipped. An image is the file that imagePath names, below the folder of images, or the one that is embedded as
+imageData.
 """
 
 import base64
@@ -14,20 +14,28 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from deconvnet.datasets.importing.regions import Region, bitmap, box, disc, points, polygon, union
-from deconvnet.datasets.importing.source import (
-    Labelled,
-    Part,
-    Photographs,
-    Rules,
-    Source,
-    chosen_classes,
+from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.importing.dataset import (
+    AnnotatedDataset,
+    AnnotatedImage,
+    AnnotationSource,
+    ImportRules,
     class_ids,
-    outlined,
-    read_input,
-    read_json,
+    select_classes,
+)
+from deconvnet.datasets.importing.images import ImageIndex, read_json
+from deconvnet.datasets.importing.painting import paint_image
+from deconvnet.datasets.importing.regions import (
+    Region,
+    bitmap_region,
+    box_region,
+    circle_region,
+    merge_regions,
+    parse_points,
+    polygon_region,
 )
 from infra import storage
 from infra.errors import BadInput, UserError
@@ -35,60 +43,73 @@ from infra.runtime.progress import progress
 from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID
 
-IGNORE, BACKGROUND = "__ignore__", "_background_"
+VOID_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
 _NO_AREA = ("point", "points", "line", "linestrip")
-_FORMATS = {"JPEG": ".jpg", "PNG": ".png"}
+_EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
 
 
-def read_labelme(parts: Sequence[Part], wanted: Sequence[str], rules: Rules) -> Source:
-    """What the JSON files below the folders of `parts` hold. wanted: names of classes, () for all, by alphabet.
+def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+    """Read folders of LabelMe files.
 
-    Raises UserError for a folder without any.
+    Args:
+        sources: a folder of JSON files and a folder of images each, which may be the same; all together make one data set.
+        rules: `classes`, `others_void`, `small_over_large` and `max_pixels` apply.
+
+    Returns:
+        The data set; if `rules.classes` is empty its classes are all labels, in alphabetical order.
+
+    Raises:
+        UserError: for a folder without JSON files, or if none of `rules.classes` is a label.
     """
-    found: set[str] = set()
-    files: list[tuple[Part, str, str]] = []
+    labels: set[str] = set()
+    files: list[tuple[AnnotationSource, str, str]] = []  # source, name of the JSON file, imagePath
     rejects: list[tuple[str, str, str]] = []
-    for part in parts:
-        names = [name for name in storage.list_files(part.annotations) if _is_json(name)]
+    for source in sources:
+        names = [name for name in storage.list_files(source.annotations) if _is_annotation_file(name)]
         if not names:
-            raise UserError(f"--annotations {part.annotations} holds no .json file: name the folder that LabelMe saved to")
-        for name in progress(names, len(names), "reading labels", "files"):
-            uri = storage.join(part.annotations, name)
+            raise UserError(f"--annotations {source.annotations} holds no .json file: name the folder that LabelMe saved to")
+        for name in progress(names, len(names), "reading annotations", "files"):
+            uri = storage.join(source.annotations, name)
             try:
-                document = _document(uri)
+                document = _read_document(uri)
             except BadInput as error:
                 rejects.append((name, uri, str(error)))
                 continue
-            found |= {label for shape in document["shapes"] if (label := _label_of(shape))}
-            files.append((part, name, str(document.get("imagePath") or "")))
-    labels = sorted(found - {IGNORE, BACKGROUND})
-    source = Source(chosen_classes(labels, wanted, must_exist=False))
-    if absent := [name for name in source.classes[1:] if name not in found]:
-        source.notes.append(f"no shape has the label {', '.join(absent)}")
+            labels |= {label for shape in document["shapes"] if (label := _label_of(shape))}
+            files.append((source, name, str(document.get("imagePath") or "")))
+    annotated = sorted(labels - {VOID_LABEL, BACKGROUND_LABEL})
+    dataset = AnnotatedDataset(select_classes(annotated, rules.classes, must_exist=False))
+    if absent := [name for name in dataset.classes[1:] if name not in labels]:
+        dataset.notes.append(f"no shape has the label {', '.join(absent)}")
     for reject in rejects:
-        source.reject(*reject)
-    ids = {**class_ids(source.classes, labels, rules), IGNORE: VOID_ID, BACKGROUND: 0}
-    photographs = {part.images: _photographs(part.images) for part in parts}
-    for part, name, image in files:
-        uri = storage.join(part.annotations, name)
-        source.add(name, uri, part.split, partial(_label, photographs[part.images], uri, name, image, ids, rules))
-    return source
+        dataset.reject(*reject)
+    ids = {**class_ids(dataset.classes, annotated, rules), VOID_LABEL: VOID_ID, BACKGROUND_LABEL: 0}
+    indexes = {source.images: _index_or_none(source.images) for source in sources}
+    for source, name, image_path in files:
+        uri = storage.join(source.annotations, name)
+        dataset.add(name, uri, source.split, partial(_load, indexes[source.images], uri, name, image_path, ids, rules))
+    return dataset
 
 
-def _is_json(name: str) -> bool:
+FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, images_beside_annotations=True)
+
+
+def _is_annotation_file(name: str) -> bool:
+    """Whether a file is JSON and not hidden, by its relative path."""
     return name.lower().endswith(".json") and not any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def _photographs(folder: str) -> Photographs | None:
-    """None where the folder has none: they may all be embedded."""
+def _index_or_none(folder: str) -> ImageIndex | None:
+    """The images of a folder; None if it has none, as all may be embedded."""
     try:
-        return Photographs(folder)
+        return ImageIndex(folder)
     except UserError:
         return None
 
 
-def _document(uri: str) -> dict[str, Any]:
-    document = read_json(read_input(uri))
+def _read_document(uri: str) -> dict[str, Any]:
+    """Read a JSON file. Raises BadInput if it is not LabelMe's."""
+    document = read_json(uri)
     shapes = document.get("shapes") if isinstance(document, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise BadInput("not a LabelMe file: it has no list of shapes")
@@ -96,96 +117,94 @@ def _document(uri: str) -> dict[str, Any]:
 
 
 def _label_of(shape: Mapping[str, Any]) -> str:
+    """The label of a shape, "" if it has none."""
     return str(shape.get("label") or "").strip()
 
 
-def _label(photographs: Photographs | None, uri: str, name: str, image: str, ids: Mapping[str, int], rules: Rules) -> Labelled:
-    document = _document(uri)
-    file = _find(photographs, name, image)
-    if photographs and file:
-        data = photographs.read(file)
+def _load(
+    index: ImageIndex | None, uri: str, name: str, image_path: str, ids: Mapping[str, int], rules: ImportRules
+) -> AnnotatedImage:
+    """Load the image of one JSON file with its masks. Raises BadInput."""
+    document = _read_document(uri)
+    file = _find_image(index, name, image_path)
+    if index and file:
+        data = index.read(file)
     else:
-        data, file = _embedded(document.get("imageData"), image, photographs)
-    size = (document.get("imageWidth"), document.get("imageHeight"))
-    given = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
-    return outlined(data, file, given, rules, partial(_regions, document["shapes"], ids))
+        data, file = _decode_embedded(document.get("imageData"), image_path, index)
+    width, height = document.get("imageWidth"), document.get("imageHeight")
+    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    return paint_image(data, file, size, rules, partial(_make_regions, document["shapes"], ids))
 
 
-def _find(photographs: Photographs | None, name: str, image: str) -> str | None:
-    """The photograph of the annotation file `name`: imagePath counts from that file's folder."""
-    if photographs is None or not image:
+def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | None:
+    """The image of the JSON file `name`: imagePath is relative to that file's folder."""
+    if index is None or not image_path:
         return None
-    path = PurePosixPath(image.replace("\\", "/"))
-    return photographs.find(str(PurePosixPath(name).parent / path)) or photographs.find(path.name)
+    path = PurePosixPath(image_path.replace("\\", "/"))
+    return index.find(str(PurePosixPath(name).parent / path)) or index.find(path.name)
 
 
-def _embedded(text: Any, image: str, photographs: Photographs | None) -> tuple[bytes, str]:
-    """The photograph in a LabelMe file, and a name with the suffix that fits it. Raises BadInput."""
+def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tuple[bytes, str]:
+    """The image embedded in a JSON file, and a file name with a suffix that fits its format. Raises BadInput."""
     if not text:
-        where = f" below {photographs.folder}" if photographs else ""
-        raise BadInput(f"no photograph {image or 'is named'}{where}, and none is embedded")
+        where = f" below {index.folder}" if index else ""
+        raise BadInput(f"no image {image_path or 'is named'}{where}, and none is embedded")
     try:
         data = base64.b64decode(text, validate=False)
         kind = Image.open(io.BytesIO(data)).format or ""
     except (binascii.Error, TypeError, ValueError, UnidentifiedImageError, OSError):
-        raise BadInput("the embedded photograph (imageData) is damaged") from None
-    return data, f"embedded{_FORMATS.get(kind, '.other')}"
+        raise BadInput("the embedded image (imageData) is damaged") from None
+    return data, f"embedded{_EMBEDDED_SUFFIXES.get(kind, '.other')}"
 
 
-def _regions(
+def _make_regions(
     shapes: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int
 ) -> tuple[list[Region], list[str]]:
+    """Regions of an image's objects, and the shapes that were skipped with the reason. Raises BadInput for a malformed shape."""
     objects: dict[Any, list[Region]] = {}
-    others: set[Any] = set()
-    passed_over = []
+    skipped = []
     for number, shape in enumerate(shapes, start=1):
         label, kind = _label_of(shape), str(shape.get("shape_type") or "polygon")
         if not label:
             raise BadInput(f"shape {number} has no label")
         if kind in _NO_AREA:
-            passed_over.append(f"shape {number} ({label}): a {kind} covers no area")
+            skipped.append(f"shape {number} ({label}): a {kind} covers no area")
             continue
         try:
-            region = _region(shape, kind, ids[label], height, width)
+            region = _make_region(shape, kind, ids[label], height, width)
         except BadInput as error:
             raise BadInput(f"shape {number} ({label}): {error}") from None
         if not region.area:
-            passed_over.append(f"shape {number} ({label}) covers no pixel")
-            continue
-        group = shape.get("group_id")
-        key = number if group is None else (label, repr(group))
-        objects.setdefault(key, []).append(region)
-        if ids[label] == 0 and label != BACKGROUND:
-            others.add(key)
-    return [union(pieces) for key, pieces in objects.items() if key not in others], passed_over
+            skipped.append(f"shape {number} ({label}) covers no pixel")
+        elif ids[label] != 0 or label == BACKGROUND_LABEL:  # classes that are not imported hide nothing
+            group = shape.get("group_id")
+            objects.setdefault(number if group is None else (label, repr(group)), []).append(region)
+    return [merge_regions(pieces) for pieces in objects.values()], skipped
 
 
-def _region(shape: Mapping[str, Any], kind: str, class_id: int, height: int, width: int) -> Region:
-    outline = points(shape.get("points") or [[0, 0]], f"its {kind}")
+def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int, width: int) -> Region:
+    """The pixels of a shape. Raises BadInput if it is malformed."""
+    points = parse_points(shape.get("points") or [[0, 0]], f"its {kind}")
     if kind == "circle":
-        _need(outline, 2, kind)
-        (x, y), (rim_x, rim_y) = outline.tolist()
-        return disc(class_id, x, y, math.hypot(rim_x - x, rim_y - y), height, width)
-    if kind == "rectangle" and len(outline) == 2:
-        (x0, y0), (x1, y1) = outline.tolist()
-        return box(class_id, x0, y0, x1, y1, height, width)
+        if len(points) != 2:
+            raise BadInput(f"a circle has 2 points, this one {len(points)}")
+        (x, y), (rim_x, rim_y) = points.tolist()
+        return circle_region(class_id, (x, y), math.hypot(rim_x - x, rim_y - y), height, width)
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points.tolist()
+        return box_region(class_id, (x0, y0, x1, y1), height, width)
     if kind == "mask":
-        return _bitmap(shape, outline, class_id, height, width)
+        return _mask_region(shape, points, class_id, height, width)
     if kind not in ("polygon", "rectangle", "oriented_rectangle"):
         raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, circle and mask are")
-    return polygon(class_id, outline, height, width)
+    return polygon_region(class_id, points, height, width)
 
 
-def _bitmap(shape: Mapping[str, Any], outline: Any, class_id: int, height: int, width: int) -> Region:
-    """A PNG of the window whose first corner `outline` names."""
+def _mask_region(shape: Mapping[str, Any], points: np.ndarray, class_id: int, height: int, width: int) -> Region:
+    """The pixels of a shape of type mask: a PNG in base64, whose top left corner is the first of `points`."""
     try:
         mask = decode_mask(base64.b64decode(shape.get("mask") or ""), height * width)
     except (binascii.Error, TypeError, ValueError):
         raise BadInput("its mask is damaged") from None
-    left, top = (round(float(v)) for v in outline[0].clip(-1e6, 1e6))
-    return bitmap(class_id, mask > 0, top, left, height, width)
-
-
-def _need(outline: Any, count: int, kind: str) -> None:
-    if len(outline) != count:
-        raise BadInput(f"a {kind} has {count} points, this one {len(outline)}")
+    left, top = (round(float(v)) for v in points[0].clip(-1e6, 1e6))
+    return bitmap_region(class_id, mask > 0, top, left, height, width)

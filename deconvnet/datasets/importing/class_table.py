@@ -1,8 +1,9 @@
-"""What the values in masks mean: a table of class names by id or by colour, given, or inferred from the masks.
+"""Which class each value in a folder of masks stands for: read from a table, or inferred from the masks.
 
-A line names a class and its value, in either order: `road, 7`, `road: 128,64,128`, `128 64 128 road`, `road #804080`. CVAT's
-labelmap.txt and CamVid's label_colors.txt read as they are. Empty lines and those that begin with # are passed over; the class
-`void` (or unlabelled, ignore) is void, `background` is id 0, and the others count from 1 in the order of the lines.
+A table is a text file. Each line names a class and its value, an id or a colour, in either order: `road, 7`, `road: 128,64,128`,
+`128 64 128 road`, `road #804080`. CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty lines, comments
+(# and a blank) and a heading `name,id` are ignored. The class `void` (or unlabelled, ignore) is void, `background` is id 0, and the
+others get ids from 1 in the order of the lines.
 """
 
 import re
@@ -11,101 +12,125 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deconvnet.datasets.importing.source import BACKGROUND
-from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.datasets.validation.measure import soft_ids
+from deconvnet.datasets.importing.dataset import BACKGROUND
+from deconvnet.datasets.importing.mask_values import MaskValues, read_colours, read_ids
+from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
 from infra.errors import BadInput, UserError
-from proposals.image_codec import decode_image, decode_mask
 from proposals.masks import VOID_ID
 
-_VOIDS = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
+_VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
 _COLOUR = r"\#[0-9a-fA-F]{6}|\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3}"
 _NAME_FIRST = re.compile(rf"(?P<name>.*?[^\s,;:=])[\s,;:=]+(?P<value>{_COLOUR}|\d{{1,5}})\s*(?:[:,;].*)?")
 _VALUE_FIRST = re.compile(rf"(?P<value>{_COLOUR}|\d{{1,5}})[\s,;:=]+(?P<name>\D.*?)\s*")
-_VOC_COLOURS = 21
+_HEADINGS = ("name,id", "name,value")
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Classes (background first) and what each mask value is: an id 0–254, or 255 for void.
+class ClassTable:
+    """The class of each mask value.
 
-    values: int64 (n,), rising: ids, or colours as R·65536 + G·256 + B; ids: uint8 (n,); colours: which of the two; inferred: how,
-    in words for a person, empty where the table was given.
+    Attributes:
+        classes: class names by id; the first is background.
+        values: int64 array (N,), ascending: ids, or colours as R·65536 + G·256 + B.
+        ids: uint8 array (N,): the class id of each value, 255 for void.
+        has_colours: True if the values are colours, False if they are ids.
+        inferred: a sentence for the user on how the table was inferred; empty if it was given.
     """
 
     classes: tuple[str, ...]
     values: np.ndarray
     ids: np.ndarray
-    colours: bool
+    has_colours: bool
     inferred: str = ""
 
     @classmethod
-    def of(cls, classes: Sequence[str], meaning: Mapping[int, int], colours: bool, inferred: str = "") -> "Labels":
-        values = np.array(sorted(meaning), np.int64)
-        return cls(tuple(classes), values, np.array([meaning[v] for v in values.tolist()], np.uint8), colours, inferred)
+    def from_mapping(
+        cls, classes: Sequence[str], id_of_value: Mapping[int, int], has_colours: bool, inferred: str = ""
+    ) -> "ClassTable":
+        """Make a table from a mapping of mask values to class ids; the other arguments are the attributes."""
+        values = np.array(sorted(id_of_value), np.int64)
+        ids = np.array([id_of_value[value] for value in values.tolist()], np.uint8)
+        return cls(tuple(classes), values, ids, has_colours, inferred)
 
-    def classes_of(self, data: bytes, strange_void: bool, max_pixels: int) -> np.ndarray:
-        """The class mask (uint8 H×W, 255 void) of a mask file. Raises BadInput; `strange_void` makes unknown values void."""
-        raw = _colours(data, max_pixels) if self.colours else _ids(data, max_pixels)
-        place = np.searchsorted(self.values, raw).clip(max=len(self.values) - 1)
-        known = self.values[place] == raw
-        if not strange_void and not known.all():
-            values, counts = np.unique(raw[~known], return_counts=True)
-            most, share = int(values[counts.argmax()]), (~known).mean()
-            more = f" and {len(values) - 1} more" if len(values) > 1 else ""
-            raise BadInput(
-                f"{100 * share:.2g} % of the mask has no class: {self.shown(most)}{more}"
-                f"{' (has it been resized, or saved as JPEG?)' if len(values) > 3 else ''}"
-            )
-        return np.where(known, self.ids[place], VOID_ID).astype(np.uint8)
+    def read_class_mask(self, data: bytes, unknown_void: bool, max_pixels: int) -> np.ndarray:
+        """Decode a mask file to class ids.
 
-    def shown(self, value: int) -> str:
-        """A value as a person writes it."""
-        return f"#{value:06x}" if self.colours else f"id {value}"
+        Args:
+            data: encoded bytes of the mask.
+            unknown_void: values that are not in the table become void; False: they are refused.
+            max_pixels: most pixels a mask may have.
 
-    def table(self) -> str:
-        """The table as a file that `read_table` takes."""
+        Returns:
+            uint8 array (H, W) of class ids; 255 is void.
+
+        Raises:
+            BadInput: if the mask can't be decoded or has values that are not in the table.
+        """
+        mask = read_colours(data, max_pixels) if self.has_colours else read_ids(data, max_pixels)
+        index = np.searchsorted(self.values, mask).clip(max=len(self.values) - 1)
+        known = self.values[index] == mask
+        if not unknown_void and not known.all():
+            raise BadInput(self._describe_unknown(mask[~known], mask.size))
+        return np.where(known, self.ids[index], VOID_ID).astype(np.uint8)
+
+    def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
+        """The reason for rejecting a mask of `pixels` px, of which those with the values `unknown` have no class."""
+        values, counts = np.unique(unknown, return_counts=True)
+        commonest = self._format_value(int(values[counts.argmax()]))
+        more = f" and {len(values) - 1} more" if len(values) > 1 else ""
+        question = " (has it been resized, or saved as JPEG?)" if len(values) > 3 else ""
+        return f"{100 * unknown.size / pixels:.2g} % of the mask has no class: {commonest}{more}{question}"
+
+    def _format_value(self, value: int) -> str:
+        """A value as shown to the user."""
+        return f"#{value:06x}" if self.has_colours else f"id {value}"
+
+    def to_text(self) -> str:
+        """Return the table as text that `read_table` reads."""
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
-        order = sorted(range(len(self.values)), key=lambda i: (self.ids[i], self.values[i]))
-        return "".join(f"{names[int(self.ids[i])]}, {self.shown(int(self.values[i])).removeprefix('id ')}\n" for i in order)
+        rows = sorted(zip(self.ids.tolist(), self.values.tolist(), strict=True))
+        return "".join(f"{names[class_id]}, {self._format_value(value).removeprefix('id ')}\n" for class_id, value in rows)
 
 
-def read_table(text: str, name: str) -> Labels:
-    """The table in `text`. Raises UserError, naming the line; `name` is the file's."""
+def read_table(text: str, name: str) -> ClassTable:
+    """Read a table of classes and their values.
+
+    Args:
+        text: content of the file, as described at the top of this module.
+        name: name of the file, for error messages.
+
+    Raises:
+        UserError: for a line that is no class and value, a value with two classes, ids mixed with colours, or no class at all.
+    """
     classes = [BACKGROUND]
-    meaning: dict[int, int] = {}
+    id_of_value: dict[int, int] = {}
     kinds: set[bool] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
-        if (
-            not line
-            or line.startswith(("# ", "#\t"))
-            or line == "#"
-            or line.lower().replace(" ", "") in ("name,id", "name,value")
-        ):
+        if not line or line == "#" or line.startswith(("# ", "#\t")) or line.lower().replace(" ", "") in _HEADINGS:
             continue
         match = _NAME_FIRST.fullmatch(line) or _VALUE_FIRST.fullmatch(line)
-        value = _value(match["value"]) if match else None
-        if match is None or value is None:
+        parsed = _parse_value(match["value"]) if match else None
+        if match is None or parsed is None:
             raise UserError(f"{name}, line {number}: {line!r} is no class and value; write `road, 7` or `road, 128 64 128`")
-        kinds.add(value[1])
-        class_name = match["name"].strip()
-        if meaning.setdefault(value[0], _id(class_name, classes)) != _id(class_name, classes):
+        value, is_colour = parsed
+        kinds.add(is_colour)
+        class_id = _class_id(match["name"].strip(), classes)
+        if id_of_value.setdefault(value, class_id) != class_id:
             raise UserError(f"{name}, line {number}: the value {match['value']} stands for two classes")
     if len(kinds) != 1 or len(classes) < 2:
         what = "mixes ids and colours" if len(kinds) > 1 else "names no class beside background and void"
         raise UserError(f"{name} {what}: each line is a class and its id, or each a class and its colour")
     if len(classes) > VOID_ID:
         raise UserError(f"{name} names {len(classes)} classes, at most {VOID_ID} are possible")
-    colours = kinds.pop()
-    if not colours:
-        meaning.setdefault(VOID_ID, VOID_ID)
-        meaning.setdefault(0, 0)
-    return Labels.of(classes, meaning, colours)
+    has_colours = kinds.pop()
+    if not has_colours:
+        id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}
+    return ClassTable.from_mapping(classes, id_of_value, has_colours)
 
 
-def _value(text: str) -> tuple[int, bool] | None:
-    """A value, and whether it is a colour; None for a colour that is none."""
+def _parse_value(text: str) -> tuple[int, bool] | None:
+    """A value and whether it is a colour; None for a colour with a channel over 255."""
     if text.startswith("#"):
         return int(text[1:], 16), True
     numbers = [int(each) for each in re.findall(r"\d+", text)]
@@ -114,9 +139,9 @@ def _value(text: str) -> tuple[int, bool] | None:
     return (numbers[0] << 16 | numbers[1] << 8 | numbers[2], True) if max(numbers) < 256 else None
 
 
-def _id(name: str, classes: list[str]) -> int:
-    """The id of a class, which is added to `classes` where it is new."""
-    if name.lower() in _VOIDS:
+def _class_id(name: str, classes: list[str]) -> int:
+    """The id of a class name; a new name is appended to `classes`."""
+    if name.lower() in _VOID_NAMES:
         return VOID_ID
     if name.lower() == BACKGROUND:
         return 0
@@ -125,74 +150,50 @@ def _id(name: str, classes: list[str]) -> int:
     return classes.index(name)
 
 
-def _ids(data: bytes, max_pixels: int) -> np.ndarray:
-    """The ids of a mask file, int64 H×W; a colour image that is all grey counts by its levels."""
-    try:
-        return decode_mask(data, max_pixels).astype(np.int64)
-    except BadInput:
-        image = decode_image(data, max_pixels)
-        if (image != image[..., :1]).any():
-            raise
-        return image[..., 0].astype(np.int64)
+def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable:
+    """Infer the table from the values of all masks.
 
+    Args:
+        masks: the values of each mask.
+        names: class names by id, background first, if the user gave them; empty: they are inferred as well.
 
-def _colours(data: bytes, max_pixels: int) -> np.ndarray:
-    """The colours of a mask file, int64 H×W: R·65536 + G·256 + B."""
-    image = decode_image(data, max_pixels).astype(np.int64)
-    return image[..., 0] << 16 | image[..., 1] << 8 | image[..., 2]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a mask holds: whether it is a colour image, its values (int64, rising), and whether ids look blended along edges."""
-
-    colours: bool
-    values: np.ndarray
-    soft: bool
-
-
-def values_of(data: bytes, max_pixels: int) -> Found:
-    """The values of a mask file. Raises BadInput."""
-    try:
-        raw = _ids(data, max_pixels)
-    except BadInput:
-        return Found(True, np.unique(_colours(data, max_pixels)), False)
-    return Found(False, np.unique(raw), bool(soft_ids(raw.astype(np.uint16 if raw.max(initial=0) > VOID_ID else np.uint8))))
-
-
-def infer(found: Sequence[Found], names: Sequence[str], voc_names: Sequence[str]) -> Labels:
-    """A table from the values of all masks. names: classes by id, background first, where they are known.
-
-    Raises UserError where the values don't look like classes.
+    Raises:
+        UserError: if names are given for colours, or the values don't look like those of classes.
     """
-    colours = any(each.colours for each in found)
-    values = sorted({int(v) for each in found if each.colours == colours or not each.values.any() for v in each.values})
+    has_colours = any(mask.are_colours for mask in masks)
+    # A mask that is all 0 reads as ids, and is black among colour masks.
+    values = sorted({int(v) for mask in masks if mask.are_colours == has_colours or not mask.values.any() for v in mask.values})
     if names:
-        if colours:
-            raise UserError("the masks are colour images: say which colour is which class by --table (`road, 128 64 128`)")
-        return Labels.of(names, {**{i: i for i in range(len(names))}, VOID_ID: VOID_ID}, False)
-    if len(values) > 255 or 2 * sum(each.soft for each in found) > len(found):
+        if has_colours:
+            raise UserError("the masks are colour images: give the colour of each class by --table (`road, 128 64 128`)")
+        return ClassTable.from_mapping(names, {**{i: i for i in range(len(names))}, VOID_ID: VOID_ID}, False)
+    if len(values) > 255 or 2 * sum(mask.blended for mask in masks) > len(masks):
         raise UserError(
-            f"the masks have {len(values):,} {'colours' if colours else 'ids'}, too many for classes or such as blending along edges "
-            "leaves: were they resized, or saved as JPEG? Name the classes by --table, and see --strange"
+            f"the masks have {len(values):,} {'colours' if has_colours else 'ids'}, too many for classes, or values such as blending "
+            "along edges leaves: were they resized, or saved as JPEG? Name the classes by --table, and see --strange"
         )
-    if not colours:
-        return _infer_ids(values)
-    palette = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in enumerate(VOC_PALETTE.tolist())}
-    if set(values) <= {c for c, i in palette.items() if i < _VOC_COLOURS or i == VOID_ID}:
-        known = {c: i for c, i in palette.items() if i < _VOC_COLOURS or i == VOID_ID}
-        return Labels.of(voc_names, known, True, "the colours are PASCAL VOC's, and so are the classes' names")
-    painted = [v for v in values if v]
-    classes = [BACKGROUND, *(f"colour_{v:06x}" for v in painted)]
-    meaning = {0: 0, **{v: i for i, v in enumerate(painted, start=1)}}
-    return Labels.of(classes, meaning, True, "the colours found were taken for a class each, black for background")
+    return _infer_from_colours(values) if has_colours else _infer_from_ids(values)
 
 
-def _infer_ids(values: Sequence[int]) -> Labels:
+def _infer_from_colours(values: Sequence[int]) -> ClassTable:
+    """VOC's classes if all colours are VOC's; else a class for each colour, with black for background."""
+    ids = [*range(len(VOC_CLASSES)), VOID_ID]
+    voc = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in zip(ids, VOC_PALETTE[ids].tolist(), strict=True)}
+    if set(values) <= set(voc):
+        return ClassTable.from_mapping(VOC_CLASSES, voc, True, "the colours are PASCAL VOC's, so its class names were taken")
+    painted = [value for value in values if value]
+    classes = [BACKGROUND, *(f"colour_{value:06x}" for value in painted)]
+    id_of_value = {0: 0, **{value: i for i, value in enumerate(painted, start=1)}}
+    return ClassTable.from_mapping(classes, id_of_value, True, "each colour found was taken for a class, black for background")
+
+
+def _infer_from_ids(values: Sequence[int]) -> ClassTable:
+    """One class if the masks are black and white; else a class for each id, with 0 for background and 255 for void."""
     if set(values) <= {0, VOID_ID}:
-        words = "the masks have 0 and 255 alone: 255 was taken for the one class, not for void"
-        return Labels.of([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, words)
-    painted = [v for v in values if v not in (0, VOID_ID)]
-    classes = [BACKGROUND, *(f"id_{v}" for v in painted)]
-    meaning = {0: 0, VOID_ID: VOID_ID, **{v: i for i, v in enumerate(painted, start=1)}}
-    return Labels.of(classes, meaning, False, "the ids found were taken for a class each, 0 for background, 255 for void")
+        sentence = "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
+        return ClassTable.from_mapping([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, sentence)
+    painted = [value for value in values if value not in (0, VOID_ID)]
+    classes = [BACKGROUND, *(f"id_{value}" for value in painted)]
+    id_of_value = {0: 0, VOID_ID: VOID_ID, **{value: i for i, value in enumerate(painted, start=1)}}
+    sentence = "each id found was taken for a class, 0 for background, 255 for void"
+    return ClassTable.from_mapping(classes, id_of_value, False, sentence)

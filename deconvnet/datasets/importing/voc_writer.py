@@ -1,232 +1,215 @@
-"""Write a source of labelled photographs as a folder in VOC's layout, which appears whole or not at all.
+"""Writing an annotated data set as a folder in VOC's layout, which appears complete or not at all.
 
-Beside what VOC has there are classes.txt (a name a line, by id), rejects.csv (what was set aside or passed over, and why) and
-import.json (where it came from).
+Beside VOC's folders it gets classes.txt (class names, one a line, by id), rejects.csv (images and annotations that were not imported,
+with reasons) and import.json (where the data set came from, and what was counted).
 """
 
 import csv
-import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.importing.source import STAGE, Entry, Labelled, Source, image_id_of
+from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, AnnotatedImage, DatasetEntry
 from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.thread_map import thread_map
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.runtime.progress import progress
 from infra.storage.tables import Reject
 from proposals.image_codec import encode_mask
 
 CLASSES_FILE, REJECTS_FILE, IMPORT_FILE = "classes.txt", "rejects.csv", "import.json"
-_AHEAD = 64  # photographs in hand together
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_LEAST_IMAGES = {"train": 2, "val": 1}
 
 
 @dataclass
-class Imported:
-    """What an import did. overlapping: photographs with pixels that several objects claim; overlap: share of all pixels;
-    hidden: objects of which others leave nothing to be seen.
+class ImportSummary:
+    """What an import did.
+
+    Attributes:
+        splits: ids of the imported images by split, "train" and "val", sorted.
+        rejects: images that could not be imported, with reasons.
+        skipped: annotations that were left out: their image, and the reason.
+        overlapping_images: number of images in which objects overlap.
+        overlap_share: share of all pixels that more than one object covers, in [0, 1].
+        hidden_objects: number of objects that lie wholly under others.
     """
 
     splits: dict[str, list[str]]
     rejects: list[Reject] = field(default_factory=list)
-    passed_over: list[tuple[Entry, str]] = field(default_factory=list)
-    overlapping: int = 0
-    overlap: float = 0.0
-    hidden: int = 0
-
-
-def in_order(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """`work` of each item by so many threads, in their order; few are in hand at a time."""
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(items), _AHEAD):
-            yield from pool.map(work, items[start : start + _AHEAD])
-
-
-def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
-    """The ids that are validated on: those whose SHA-256 of "seed:id" lies in the lowest `share` of its range.
-
-    So no photograph changes its split when others come or go. Of two ids or more at least one is drawn, and one is left.
-    """
-    place = {each: int.from_bytes(hashlib.sha256(f"{seed}:val:{each}".encode()).digest()[:8], "big") / 2**64 for each in ids}
-    ranked = sorted(place, key=lambda each: place[each])
-    count = sum(place[each] < share for each in ranked)
-    return set(ranked[: min(max(count, 1), len(ranked) - 1)]) if len(ranked) > 1 else set()
-
-
-def split_list(uri: str, setting: str) -> list[str]:
-    """The ids in a list file, a photograph's name or id a line. Raises UserError."""
-    try:
-        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        raise UserError(f"--{setting} {uri} can't be read: it must be a text file, a photograph's name a line") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
-def assign(
-    source: Source, train: Sequence[str] | None, val: Sequence[str] | None, val_share: float, seed: int
-) -> tuple[dict[str, str], list[Reject], list[str]]:
-    """Each photograph's split by id, lines of the lists that fit none, and notes.
-
-    The source's own splits count first; then lists of names, where with one list alone the other split is the rest; else val is
-    drawn.
-    """
-    ids = [entry.image_id for entry in source.entries]
-    if any(entry.split for entry in source.entries):
-        return {entry.image_id: entry.split or "train" for entry in source.entries}, [], []
-    if train is None and val is None:
-        drawn = draw_val(ids, val_share, seed)
-        return {each: "val" if each in drawn else "train" for each in ids}, [], []
-    known, by_name = set(ids), {_base(name): image_id for image_id, name in source.names.items()}
-    splits: dict[str, str] = {}
-    rejects = []
-    for split, names in (("val", val), ("train", train)):
-        for name in names or ():
-            image_id = next((i for i in (name, image_id_of(name), by_name.get(_base(name))) if i in known), None)
-            if image_id is None:
-                rejects.append(Reject(name, f"{split}_list", STAGE, "listed, and there is no such labelled photograph"))
-            elif splits.setdefault(image_id, split) != split:
-                rejects.append(Reject(image_id, f"{split}_list", STAGE, "listed in both splits; it stays in val"))
-    if train is None or val is None:
-        splits = {each: splits.get(each, "val" if val is None else "train") for each in ids}
-    left = len(ids) - len(splits)
-    return splits, rejects, [f"{left:,} labelled photographs are in neither list and are left out"] if left else []
-
-
-def _base(name: str) -> str:
-    return name.replace("\\", "/").rsplit("/", 1)[-1]
+    skipped: list[tuple[DatasetEntry, str]] = field(default_factory=list)
+    overlapping_images: int = 0
+    overlap_share: float = 0.0
+    hidden_objects: int = 0
 
 
 @contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes `folder`'s name at the end of the block; if that fails nothing is left behind.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Create a folder that appears complete or not at all.
 
-    Raises UserError where something stands there, or the disk refuses.
+    Args:
+        folder: the folder to create; an empty one may exist.
+
+    Yields:
+        A temporary folder to fill. It is renamed to `folder` at the end of the block, or removed if the block fails.
+
+    Raises:
+        UserError: if the folder exists and is not empty, or the disk is full or not writable.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--to {folder} is there and not empty: name a new folder, or remove it")
-    aside = folder.with_name(f".{folder.name}.importing")
+        raise UserError(f"--to {folder} exists and is not empty: name a new folder, or remove it")
+    temporary = folder.with_name(f".{folder.name}.importing")
     try:
-        storage.remove(str(aside))
-        aside.mkdir(parents=True)
-        yield aside
+        storage.remove(str(temporary))
+        temporary.mkdir(parents=True)
+        yield temporary
         if folder.exists():
             folder.rmdir()
-        aside.rename(folder)
+        temporary.rename(folder)
     except OSError as error:
         if user_error := storage.disk_user_error(error, folder.parent):
             raise user_error from error
         raise
     finally:
-        storage.remove(str(aside))
+        storage.remove(str(temporary))
 
 
-def write_layout(
-    source: Source, splits: Mapping[str, str], folder: Path, max_rejects: float, threads: int, told: Mapping[str, Any]
-) -> Imported:
-    """Label the photographs of `splits` (by id) and write them below the empty `folder`. told: what import.json says besides.
+def write_voc_layout(
+    dataset: AnnotatedDataset,
+    splits: Mapping[str, str],
+    folder: Path,
+    *,
+    max_rejects: float,
+    threads: int,
+    origin: Mapping[str, Any],
+) -> ImportSummary:
+    """Load the images of a data set and write them in VOC's layout.
 
-    Raises UserError where more than `max_rejects` (a share) can't be used, or a split is left with too few.
+    Args:
+        dataset: the data set.
+        splits: "train" or "val" by image id; images without a split are not written.
+        folder: empty folder to write to.
+        max_rejects: share of the images that may be unusable, in [0, 1].
+        threads: number of threads.
+        origin: where the data set came from, for import.json.
+
+    Returns:
+        What was imported and what was not.
+
+    Raises:
+        UserError: if more images than `max_rejects` are unusable, or a split is left with too few.
     """
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()
-    entries = [entry for entry in source.entries if entry.image_id in splits]
-    made = Imported({"train": [], "val": []}, list(source.rejects))
-    pixels = claimed = 0
+    entries = [entry for entry in dataset.entries if entry.image_id in splits]
+    summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects))
+    pixels = overlap_pixels = 0
 
-    def work(entry: Entry) -> _Done | Reject:
+    def import_one(entry: DatasetEntry) -> _Written | Reject:
         try:
-            labelled = entry.label()
+            image = entry.load()
         except BadInput as error:
-            return Reject(entry.image_id, entry.file, STAGE, str(error))
-        _write(entry.image_id, labelled, folder)
-        return _Done(labelled.passed_over, labelled.overlap, labelled.hidden, labelled.classes.size)
+            return Reject(entry.image_id, entry.uri, STAGE, str(error))
+        _write_image(entry.image_id, image, folder)
+        return _Written(image.skipped, image.overlap_pixels, image.hidden_objects, image.class_mask.size)
 
-    results = progress(in_order(work, entries, threads), len(entries), "importing", "photographs")
-    for entry, result in zip(entries, results, strict=True):
+    for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
         if isinstance(result, Reject):
-            made.rejects.append(result)
+            summary.rejects.append(result)
             continue
-        made.splits[splits[entry.image_id]].append(entry.image_id)
-        made.passed_over += [(entry, reason) for reason in result.passed_over]
-        made.overlapping += result.overlap > 0
-        made.hidden += result.hidden
-        pixels, claimed = pixels + result.pixels, claimed + result.overlap
-    made.overlap = claimed / max(pixels, 1)
-    _check(made, len(entries) + len(source.rejects), max_rejects)
-    _write_lists(source, made, folder, told)
-    return made
+        summary.splits[splits[entry.image_id]].append(entry.image_id)
+        summary.skipped += [(entry, reason) for reason in result.skipped]
+        summary.overlapping_images += result.overlap_pixels > 0
+        summary.hidden_objects += result.hidden_objects
+        pixels, overlap_pixels = pixels + result.pixels, overlap_pixels + result.overlap_pixels
+    summary.overlap_share = overlap_pixels / max(pixels, 1)
+    _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects)
+    _write_lists(dataset, summary, folder, origin)
+    return summary
 
 
 @dataclass(frozen=True)
-class _Done:
-    """What is kept of a photograph once it is written."""
+class _Written:
+    """What is counted of an image that was written; the fields are those of `AnnotatedImage`, and the image's pixels."""
 
-    passed_over: tuple[str, ...]
-    overlap: int
-    hidden: int
+    skipped: tuple[str, ...]
+    overlap_pixels: int
+    hidden_objects: int
     pixels: int
 
 
-def _write(image_id: str, labelled: Labelled, folder: Path) -> None:
-    (folder / voc.IMAGES_DIR / f"{image_id}{labelled.suffix}").write_bytes(labelled.image)
-    (folder / voc.CLASS_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(labelled.classes, VOC_PALETTE))
-    if labelled.objects is not None:
+def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
+    """Write an image and its masks below `folder`."""
+    (folder / voc.IMAGES_DIR / f"{image_id}{image.suffix}").write_bytes(image.image)
+    (folder / voc.CLASS_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(image.class_mask, VOC_PALETTE))
+    if image.object_mask is not None:
         (folder / voc.OBJECT_MASKS_DIR).mkdir(exist_ok=True)
-        palette = VOC_PALETTE if labelled.objects.itemsize == 1 else None
-        (folder / voc.OBJECT_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(labelled.objects, palette))
+        palette = VOC_PALETTE if image.object_mask.itemsize == 1 else None
+        (folder / voc.OBJECT_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(image.object_mask, palette))
 
 
-def _check(made: Imported, inputs: int, max_rejects: float) -> None:
-    """Raises UserError for what should not become a folder to train on."""
-    why = commonest([reject.reason for reject in made.rejects])
-    first = f"; the first is {made.rejects[0].path}" if made.rejects else ""
-    if made.rejects and len(made.rejects) > max_rejects * inputs:
+def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> None:
+    """Raise UserError if too many of the `inputs` images were rejected, or a split has too few images to train with."""
+    why = most_common_reasons([reject.reason for reject in summary.rejects])
+    first = f"; the first is {summary.rejects[0].path}" if summary.rejects else ""
+    if summary.rejects and len(summary.rejects) > max_rejects * inputs:
         raise UserError(
-            f"{len(made.rejects):,} of {inputs:,} photographs can't be used ({why}{first}), and max_rejects allows "
-            f"{max_rejects:.0%}: mend them, or raise --max_rejects. Nothing was written"
+            f"{len(summary.rejects):,} of {inputs:,} images can't be used ({why}{first}), and max_rejects allows "
+            f"{max_rejects:.0%}: correct them, or raise --max_rejects. Nothing was written"
         )
-    for split, least in (("train", 2), ("val", 1)):
-        if len(made.splits[split]) < least:
+    for split, least in _LEAST_IMAGES.items():
+        if len(summary.splits[split]) < least:
             raise UserError(
-                f"{split} has {len(made.splits[split])} photographs, and at least {least} are needed"
+                f"{split} has {len(summary.splits[split])} images, and at least {least} are needed"
                 f"{f' ({why})' if why else ''}: add some, or change the splits. Nothing was written"
             )
 
 
-def commonest(reasons: Sequence[str], most: int = 3) -> str:
-    """The commonest of `reasons` with their counts; those that differ in numbers alone are one, told by its first."""
+def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
+    """Summarise reasons for rejection in one line.
+
+    Args:
+        reasons: the reasons; those that differ in numbers only are counted together.
+        most: number of different reasons to show.
+
+    Returns:
+        The most common reasons with their counts: "12× the file is empty; 1× not an image".
+    """
     kinds: dict[str, list[str]] = {}
     for reason in reasons:
         kinds.setdefault(re.sub(r"\d[\d,.]*", "…", reason), []).append(reason)
     ranked = sorted(kinds.values(), key=len, reverse=True)[:most]
-    return "; ".join(f"{len(each):,}× {each[0]}" for each in ranked)
+    return "; ".join(f"{len(same):,}× {same[0]}" for same in ranked)
 
 
-def _write_lists(source: Source, made: Imported, folder: Path, told: Mapping[str, Any]) -> None:
+def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write the split lists, classes.txt, rejects.csv and import.json."""
     lists = folder / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
-    for members in made.splits.values():
-        members.sort()
-    for split, ids in {**made.splits, "trainval": sorted(made.splits["train"] + made.splits["val"])}.items():
-        (lists / f"{split}.txt").write_text("".join(f"{each}\n" for each in ids), "utf-8")
-    (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in source.classes), "utf-8")
+    for ids in summary.splits.values():
+        ids.sort()
+    for split, ids in {**summary.splits, "trainval": sorted(summary.splits["train"] + summary.splits["val"])}.items():
+        (lists / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), "utf-8")
+    (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in dataset.classes), "utf-8")
     with (folder / REJECTS_FILE).open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("what", "id", "file", "reason"))
-        rows.writerows(("photograph", each.image_id, each.path, each.reason) for each in made.rejects)
-        rows.writerows(("annotation", entry.image_id, entry.file, reason) for entry, reason in made.passed_over)
-    counts = {split: len(ids) for split, ids in made.splits.items()}
-    overlaps = {"photographs": made.overlapping, "share_of_pixels": made.overlap, "hidden_objects": made.hidden}
+        rows.writerows(("image", reject.image_id, reject.path, reject.reason) for reject in summary.rejects)
+        rows.writerows(("annotation", entry.image_id, entry.uri, reason) for entry, reason in summary.skipped)
     content = {
-        **told, "classes": source.classes, "photographs": counts, "rejects": len(made.rejects),
-        "passed_over": len(made.passed_over), "overlaps": overlaps, "notes": source.notes,
-    }  # fmt: skip
+        **origin,
+        "classes": dataset.classes,
+        "images": {split: len(ids) for split, ids in summary.splits.items()},
+        "rejects": len(summary.rejects),
+        "skipped": len(summary.skipped),
+        "overlaps": {
+            "images": summary.overlapping_images,
+            "share_of_pixels": summary.overlap_share,
+            "hidden_objects": summary.hidden_objects,
+        },
+        "notes": dataset.notes,
+    }
     storage.write_json(str(folder / IMPORT_FILE), content)

@@ -1,7 +1,8 @@
-"""A contact sheet: photographs with their masks over them, suspicious ones first, as a PNG of 1,200 px width."""
+"""The contact sheet of a check: images with their masks over them, suspicious ones first, as a PNG 1,200 px wide."""
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,110 +12,156 @@ from matplotlib.patches import Patch, Rectangle
 
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.datasets.validation.measure import Measured
+from deconvnet.datasets.validation.image_statistics import ImageStatistics
 from proposals.masks import VOID_ID
 
 COLUMNS = 4
 _DPI = 100
-_WIDTH = 12.0  # inches
-_GAP = 0.12  # inches
-_CELL = (_WIDTH - _GAP * (COLUMNS + 1)) / COLUMNS
-_PICTURE = _CELL * 0.78  # height
-_CAPTION = 0.36
-_LEGEND_COLUMNS = 7
+# Lengths in inches.
+_WIDTH = 12.0
+_GAP = 0.12
+_CELL_WIDTH = (_WIDTH - _GAP * (COLUMNS + 1)) / COLUMNS
+_CELL_HEIGHT = _CELL_WIDTH * 0.78
+_CAPTION_HEIGHT = 0.36
 _LEGEND_ROW = 0.24
-_HEAD = 0.5
-_CALLED = 38  # characters of a caption's line
-_SUSPICIOUS = "#d94801"
+_HEADING_HEIGHT = 0.5
+_ROW_HEIGHT = _CELL_HEIGHT + _CAPTION_HEIGHT + _GAP
+_LEGEND_COLUMNS = 7
+_CAPTION_CHARACTERS = 38
+_LEGEND_CHARACTERS = 18
+_WARNING_COLOUR = "#d94801"
 
 
-def choose(photographs: Sequence[Measured], marked: Mapping[str, Mapping[str, str]], most: int = 32) -> list[str]:
-    """Ids of the photographs to show, those of `marked` (suspicions by id and kind) first.
+@dataclass(frozen=True)
+class SheetCell:
+    """An image on a contact sheet.
 
-    Of these half the sheet at most, and of a kind a quarter, one of each before a second; then such that every class is seen, the
-    rarest first; then evenly spread. Unusable ones can't be shown.
+    Attributes:
+        image: uint8 array (H, W, 3), RGB.
+        mask: uint8 array (H, W) of class ids; 255 is void.
+        title: caption, usually the image id.
+        warning: what is suspicious about the image; empty if nothing is.
     """
-    usable = [each for each in photographs if "unusable" not in each.suspicions]
-    there = {each.image_id for each in usable}
-    kinds: dict[str, list[str]] = {}
-    for image_id, found in marked.items():
-        if image_id in there:
-            kinds.setdefault(next(iter(found)), []).append(image_id)
-    turns = sorted((p, k, image_id) for k, ids in enumerate(kinds.values()) for p, image_id in enumerate(ids[: most // 4]))
-    chosen = [image_id for _, _, image_id in turns][: most // 2]
-    classes: dict[int, list[Measured]] = {}
-    for each in usable:
-        for class_id in each.pixels:
+
+    image: np.ndarray
+    mask: np.ndarray
+    title: str
+    warning: str = ""
+
+
+def select_images(
+    statistics: Sequence[ImageStatistics], suspicious: Mapping[str, Mapping[str, str]], most: int = 32
+) -> list[str]:
+    """Select the images of a data set that a contact sheet shows.
+
+    Half the sheet at most are suspicious images, and a quarter at most those of one kind. Then an image is added for each class that
+    is not shown yet, the rarest class first; the rest are evenly spread over the data set.
+
+    Args:
+        statistics: all images; unusable ones are not selected.
+        suspicious: `CheckReport.suspicious`.
+        most: number of images to select.
+
+    Returns:
+        Ids of the images, suspicious ones first.
+    """
+    usable = [image for image in statistics if image.usable]
+    usable_ids = {image.image_id for image in usable}
+    by_kind: dict[str, list[str]] = {}
+    for image_id, kinds in suspicious.items():
+        if image_id in usable_ids:
+            by_kind.setdefault(next(iter(kinds)), []).append(image_id)
+    # One image of each kind, then a second one of each, and so on.
+    turns = sorted((turn, k, i) for k, ids in enumerate(by_kind.values()) for turn, i in enumerate(ids[: most // 4]))
+    selected = [image_id for _, _, image_id in turns][: most // 2]
+    by_class: dict[int, list[ImageStatistics]] = {}
+    for image in usable:
+        for class_id in image.pixels:
             if class_id not in (0, VOID_ID):
-                classes.setdefault(class_id, []).append(each)
-    for class_id in sorted(classes, key=lambda i: len(classes[i])):
-        if len(chosen) < most and not any(each.image_id in chosen for each in classes[class_id]):
-            chosen.append(max(classes[class_id], key=lambda each: each.pixels[class_id] / (each.width * each.height)).image_id)
-    rest = [each.image_id for each in usable if each.image_id not in chosen]
-    spread = np.linspace(0, len(rest) - 1, min(len(rest), most - len(chosen))).round().astype(int)
-    chosen += [rest[i] for i in spread]
-    return sorted(chosen, key=lambda image_id: image_id not in marked)
+                by_class.setdefault(class_id, []).append(image)
+    for class_id, images in sorted(by_class.items(), key=lambda item: len(item[1])):
+        if len(selected) < most and not any(image.image_id in selected for image in images):
+            selected.append(max(images, key=lambda image: image.pixels[class_id] / (image.width * image.height)).image_id)
+    rest = [image.image_id for image in usable if image.image_id not in selected]
+    spread = np.linspace(0, len(rest) - 1, min(len(rest), most - len(selected))).round().astype(int)
+    selected += [rest[i] for i in spread]
+    return sorted(selected, key=lambda image_id: image_id not in suspicious)
 
 
-def contact_sheet(cells: Sequence[Mapping[str, object]], classes: Sequence[str], title: str) -> bytes:
-    """PNG of `cells`, four a row: `image` uint8 H×W×3 RGB, `mask` uint8 H×W class ids (255 void), `title` text, `mark` what is
-    suspicious about it, or "". The legend names the classes seen. Raises ValueError for none.
+def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title: str) -> bytes:
+    """Draw a contact sheet.
+
+    Args:
+        cells: at least one image; they are drawn four a row.
+        classes: class names by id; those that occur are named in the legend.
+        title: heading of the sheet.
+
+    Returns:
+        PNG bytes.
+
+    Raises:
+        ValueError: if there is no image.
     """
     if not cells:
-        raise ValueError("no photographs to show")
-    small = [_small(np.asarray(cell["image"]), np.asarray(cell["mask"])) for cell in cells]
-    seen = sorted({int(i) for _, mask in small for i in np.unique(mask)} - {0})
-    rows = -(-len(cells) // COLUMNS)
-    legend = _LEGEND_ROW * -(-max(len(seen), 1) // _LEGEND_COLUMNS) + 0.1
-    height = _HEAD + rows * (_PICTURE + _CAPTION + _GAP) + legend
+        raise ValueError("no images to show")
+    small = [_scale_to_cell(cell.image, cell.mask) for cell in cells]
+    shown = sorted({int(i) for _, mask in small for i in np.unique(mask)} - {0})
+    legend = _LEGEND_ROW * -(-max(len(shown), 1) // _LEGEND_COLUMNS) + 0.1
+    height = _HEADING_HEIGHT + -(-len(cells) // COLUMNS) * _ROW_HEIGHT + legend
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     figure.text(_GAP / _WIDTH, 1 - 0.14 / height, title, va="top", fontsize=13)
     for number, (cell, (image, mask)) in enumerate(zip(cells, small, strict=True)):
         row, column = divmod(number, COLUMNS)
-        x = _GAP + column * (_CELL + _GAP)
-        y = height - _HEAD - row * (_PICTURE + _CAPTION + _GAP) - _PICTURE
-        axes = figure.add_axes((x / _WIDTH, y / height, _CELL / _WIDTH, _PICTURE / height))
-        axes.imshow(_painted(image, mask, classes), interpolation="nearest")
+        left = _GAP + column * (_CELL_WIDTH + _GAP)
+        bottom = height - _HEADING_HEIGHT - row * _ROW_HEIGHT - _CELL_HEIGHT
+        axes = figure.add_axes((left / _WIDTH, bottom / height, _CELL_WIDTH / _WIDTH, _CELL_HEIGHT / height))
+        axes.imshow(_paint_cell(image, mask, classes), interpolation="nearest")
         axes.set_axis_off()
-        mark = str(cell["mark"])
-        if mark:
-            high, wide = mask.shape
-            axes.add_patch(Rectangle((-0.5, -0.5), wide, high, fill=False, edgecolor=_SUSPICIOUS, linewidth=4, clip_on=False))
-        caption = f"{_cut(str(cell['title']))}\n{_cut(mark)}"
+        if cell.warning:
+            h, w = mask.shape
+            frame = Rectangle((-0.5, -0.5), w, h, fill=False, edgecolor=_WARNING_COLOUR, linewidth=4, clip_on=False)
+            axes.add_patch(frame)
+        caption = f"{_shorten(cell.title, _CAPTION_CHARACTERS)}\n{_shorten(cell.warning, _CAPTION_CHARACTERS)}"
         figure.text(
-            (x + _CELL / 2) / _WIDTH, (y - 0.04) / height, caption, ha="center", va="top", fontsize=9,
-            color=_SUSPICIOUS if mark else "black", parse_math=False,
-        )  # fmt: skip
-    if seen:
-        figure.legend(
-            handles=[Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", label=_named(i, classes)) for i in seen],
-            loc="lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9, borderaxespad=0.2,
-        )  # fmt: skip
+            (left + _CELL_WIDTH / 2) / _WIDTH,
+            (bottom - 0.04) / height,
+            caption,
+            ha="center",
+            va="top",
+            fontsize=9,
+            color=_WARNING_COLOUR if cell.warning else "black",
+            parse_math=False,  # ids and classes may contain "$"
+        )
+    if shown:
+        patches = [Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", label=_legend_name(i, classes)) for i in shown]
+        figure.legend(handles=patches, loc="lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9, borderaxespad=0.2)
     sink = io.BytesIO()
     canvas.print_png(sink)
     return sink.getvalue()
 
 
-def _small(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Photograph and mask at the size they are shown at."""
+def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An image and its mask, scaled to fit a cell."""
     height, width = mask.shape
-    scale = min(_CELL * _DPI / width, _PICTURE * _DPI / height)
+    scale = min(_CELL_WIDTH * _DPI / width, _CELL_HEIGHT * _DPI / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
 
 
-def _painted(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The photograph with its classes named over it; void pale and without a name, as it lies round every object."""
+def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The image with its classes painted and named; void is only paler, as it surrounds every object."""
     void = mask == VOID_ID
     pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
     return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes)
 
 
-def _named(class_id: int, classes: Sequence[str]) -> str:
-    return "void" if class_id == VOID_ID else _cut(classes[class_id], 18)
+def _legend_name(class_id: int, classes: Sequence[str]) -> str:
+    """The name of a class in the legend."""
+    return "void" if class_id == VOID_ID else _shorten(classes[class_id], _LEGEND_CHARACTERS)
 
 
-def _cut(text: str, most: int = _CALLED) -> str:
+def _shorten(text: str, most: int) -> str:
+    """A text cut to `most` characters, with "…" for what was cut off."""
     return text if len(text) <= most else text[: most - 1] + "…"

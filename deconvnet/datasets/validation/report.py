@@ -1,4 +1,4 @@
-"""The check of a data set in words and tables (Markdown), and which photographs deserve a look."""
+"""The report of a check in Markdown, and which images are suspicious."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,186 +7,220 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.validation.measure import (
-    LARGE,
+from deconvnet.datasets.validation.duplicates import find_identical, find_near_duplicates
+from deconvnet.datasets.validation.image_statistics import (
     MUCH_VOID,
     ONE_CLASS,
-    SMALL,
-    SPECKLE,
-    Measured,
-    Search,
-    copies,
-    look_alikes,
-    overlapping,
+    SPECKLE_AREA,
+    ImageStatistics,
+    ProposalLimits,
+    count_overlapping,
 )
 from proposals.masks import VOID_ID
 
 SPLITS = ("train", "val")
-FEW = 5  # training photographs of a class
-_EXAMPLES = 5
-_ALIKE = "twin"
+SMALL, LARGE = 0.01, 0.1  # share of the image: smaller objects than the first are small, larger ones than the second are large
+FEW_IMAGES = 5  # train images of a class: fewer are too few to learn it
+_MOST_EXAMPLES = 5
+_NEAR_DUPLICATE = "near duplicate"
 KINDS = {
-    "unusable": "training would set these aside",
-    "soft edges": "masks resized with interpolation, antialiased or saved as JPEG: make them anew, with nearest-neighbour scaling",
-    _ALIKE: "the same or nearly the same photograph in train and val: the final table would be flattered",
-    "one class": f"one class covers over {ONE_CLASS:.0%}: is it labelled, or filled in?",
-    "empty": "nothing is labelled: fine where nothing is there",
+    "unusable": "training would leave these out",
+    "blended edges": "masks that were resized with interpolation, antialiased or saved as JPEG: export them again without",
+    _NEAR_DUPLICATE: "the same or almost the same image in train and val: results on val would be too good",
+    "one class": f"one class covers over {ONE_CLASS:.0%}: is it annotated, or filled in?",
+    "empty": "nothing is annotated: fine if there is nothing to annotate",
     "void": f"over {MUCH_VOID:.0%} is void: little to learn from",
-    "speckles": f"objects under {SPECKLE} px: slips of the brush, or scraps that an overlap left",
+    "speckles": f"objects under {SPECKLE_AREA} px: slips of the brush, or remains of objects under others",
 }
-"""What can be wrong with a photograph, the gravest first."""
+"""What can be suspicious about an image, and what it means; the most serious kind first."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """The check's text, and the suspicious photographs by id, the gravest first: what about each, by kind, in words."""
+class CheckReport:
+    """The result of a check.
+
+    Attributes:
+        text: the report, in Markdown.
+        suspicious: for each suspicious image (by id), what was found (a sentence by kind); the most serious kinds first.
+    """
 
     text: str
-    marked: Mapping[str, Mapping[str, str]]
+    suspicious: Mapping[str, Mapping[str, str]]
 
 
 def make_report(
-    photographs: Sequence[Measured], classes: Sequence[str], search: Search, title: str, imported: Mapping[str, Any] | None = None
-) -> Report:
-    """The check of `photographs`, those that can't be used included. imported: import.json's content, where there is one."""
-    pairs = look_alikes(photographs)
-    suspicions: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
-    for each in photographs:
-        for kind, words in each.suspicions.items():
-            suspicions[kind][each.image_id] = words
-    for train, val, bits in pairs:
+    images: Sequence[ImageStatistics],
+    classes: Sequence[str],
+    limits: ProposalLimits,
+    title: str,
+    imported: Mapping[str, Any] | None = None,
+) -> CheckReport:
+    """Write the report on a data set.
+
+    Args:
+        images: all its images, with the unusable ones.
+        classes: class names by id, background first.
+        limits: which objects proposals can find.
+        title: name of the data set.
+        imported: content of its import.json, if there is one.
+    """
+    by_kind: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+    for image in images:
+        for kind, sentence in image.suspicions.items():
+            by_kind[kind][image.image_id] = sentence
+    for train, val, bits in find_near_duplicates(images):
         how = "same file" if train.digest == val.digest else f"{bits} of 256 bits differ"
-        suspicions[_ALIKE].setdefault(val.image_id, f"{train.image_id} in train ({how})")
-    marked: dict[str, dict[str, str]] = {}
-    for kind, found in suspicions.items():
-        for image_id, words in found.items():
-            marked.setdefault(image_id, {})[kind] = words
-    usable = [each for each in photographs if "unusable" not in each.suspicions]
+        by_kind[_NEAR_DUPLICATE].setdefault(val.image_id, f"{train.image_id} in train ({how})")
+    suspicious: dict[str, dict[str, str]] = {}
+    for kind, found in by_kind.items():
+        for image_id, sentence in found.items():
+            suspicious.setdefault(image_id, {})[kind] = sentence
+    usable = [image for image in images if image.usable]
     sections = [
         f"# Check of {title}",
-        _photographs(photographs, usable),
-        "## Classes\n\n" + _classes(usable, classes, search),
-        "## Overlaps\n\n" + _overlaps(usable, imported),
-        "## To look at\n\n" + _to_look_at(photographs, usable, classes, suspicions),
+        _split_table(images, usable),
+        "## Classes\n\n" + _class_table(usable, classes, limits),
+        "## Overlaps\n\n" + _describe_overlaps(usable, imported),
+        "## Suspicious\n\n" + _list_suspicions(images, usable, classes, by_kind),
     ]
     if imported and imported.get("notes"):
         sections.insert(2, "\n".join(f"* {note}" for note in imported["notes"]))
-    return Report("\n\n".join(sections) + "\n", marked)
+    return CheckReport("\n\n".join(sections) + "\n", suspicious)
 
 
-def _photographs(photographs: Sequence[Measured], usable: Sequence[Measured]) -> str:
+def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatistics]) -> str:
+    """A table with a row a split: number of images and objects, and sizes of images."""
     rows = []
     for split in SPLITS:
-        there = [each for each in usable if each.split == split]
-        sides = sorted((each.width * each.height, f"{each.width}×{each.height}") for each in there) or [(0, "–")]
-        unusable = sum(each.split == split for each in photographs) - len(there)
-        objects = sum(len(each.objects) for each in there)
-        sizes = [sides[0][1], sides[len(sides) // 2][1], sides[-1][1]]
-        rows.append([split, f"{len(there):,}", f"{unusable:,}", f"{objects:,}", *sizes])
-    return table(["split", "photographs", "unusable", "objects", "smallest", "middle", "largest"], rows)
+        members = [image for image in usable if image.split == split]
+        sizes = sorted((image.width * image.height, f"{image.width}×{image.height}") for image in members) or [(0, "–")]
+        unusable = sum(image.split == split for image in images) - len(members)
+        objects = sum(len(image.objects) for image in members)
+        examples = [sizes[0][1], sizes[len(sizes) // 2][1], sizes[-1][1]]
+        rows.append([split, f"{len(members):,}", f"{unusable:,}", f"{objects:,}", *examples])
+    return markdown_table(["split", "images", "unusable", "objects", "smallest", "median", "largest"], rows)
 
 
-def _classes(usable: Sequence[Measured], classes: Sequence[str], search: Search) -> str:
-    """A row a class: photographs and objects by split, its share of the pixels, and how large its objects are."""
+def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limits: ProposalLimits) -> str:
+    """A table with a row a class: images and objects by split, share of the pixels, and sizes of objects."""
     pixels: Counter[int] = Counter()
-    seen: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
-    for each in usable:
-        pixels.update(each.pixels)
-        seen[each.split].update(each.pixels.keys())
-    everything = np.concatenate([np.zeros((0, 3)), *(_sizes(each, search) for each in usable)])
-    split_of = np.repeat([SPLITS.index(each.split) for each in usable], [len(each.objects) for each in usable])
+    images_with: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
+    for image in usable:
+        pixels.update(image.pixels)
+        images_with[image.split].update(image.pixels.keys())
+    # A row an object: class id, share of its image, whether it is unfindable, index of its split.
+    objects = np.concatenate([np.zeros((0, 4)), *(_object_rows(image, limits) for image in usable)])
     total = max(sum(pixels.values()), 1)
     rows = []
     for class_id, name in [*enumerate(classes), (VOID_ID, "(void)")]:
-        mine = everything[:, 0] == class_id
-        by_split = (
-            [f"{int((mine & (split_of == i)).sum()):,}" for i in range(len(SPLITS))] if 0 < class_id < VOID_ID else ["", ""]
-        )
-        photographs = [f"{seen[split][class_id]:,}" for split in SPLITS]
-        rows.append([name, *photographs, *by_split, _percent(pixels[class_id] / total), *_shares(everything[mine], class_id)])
-    rows.append(["all objects", *(f"{sum(each.split == s for each in usable):,}" for s in SPLITS),
-                 *(f"{int((split_of == i).sum()):,}" for i in range(len(SPLITS))), "", *_shares(everything, 1)])  # fmt: skip
-    heads = ["class", "photographs train", "val", "objects train", "val", "pixels", "small", "medium", "large", "unfindable"]
+        counts = [f"{images_with[split][class_id]:,}" for split in SPLITS]
+        members = objects[objects[:, 0] == class_id] if 0 < class_id < VOID_ID else None
+        rows.append([name, *counts, *_count_by_split(members), _percent(pixels[class_id] / total), *_size_shares(members)])
+    counts = [f"{sum(image.split == split for image in usable):,}" for split in SPLITS]
+    rows.append(["all objects", *counts, *_count_by_split(objects), "", *_size_shares(objects)])
+    heads = ["class", "images train", "val", "objects train", "val", "pixels", "small", "medium", "large", "unfindable"]
     return (
-        f"{table(heads, rows)}\n\nSmall, medium, large: objects of under {SMALL:.0%}, up to {LARGE:.0%} and over {LARGE:.0%} of their "
-        f"photograph. Unfindable: their box is under {search.min_box_area:,.0f} px², the smallest that EdgeBox proposes "
-        "(proposals.min_box_area); larger boxes may still cover them."
+        f"{markdown_table(heads, rows)}\n\nSmall, medium, large: objects that cover under {SMALL:.0%}, up to {LARGE:.0%} and over "
+        f"{LARGE:.0%} of their image. Unfindable: their box is smaller than {limits.min_box_area:,.0f} px², the smallest that EdgeBox "
+        "proposes (proposals.min_box_area); larger boxes may still cover them."
     )
 
 
-def _sizes(each: Measured, search: Search) -> np.ndarray:
-    """Class id, share of the photograph, and whether it is unfindable, of each object: float64 (n, 3)."""
-    return np.stack([each.objects[:, 0], each.shares, each.unfindable(search)], axis=1).astype(np.float64)
+def _object_rows(image: ImageStatistics, limits: ProposalLimits) -> np.ndarray:
+    """The objects of an image as float64 (N, 4): class id, share of the image, 1 if unfindable, index of the split."""
+    split = np.full(len(image.objects), SPLITS.index(image.split))
+    return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(limits), split], axis=1).astype(np.float64)
 
 
-def _shares(objects: np.ndarray, class_id: int) -> list[str]:
-    if not len(objects) or class_id in (0, VOID_ID):
+def _count_by_split(objects: np.ndarray | None) -> list[str]:
+    """Table cells with the number of objects of each split; empty for None."""
+    return ["" if objects is None else f"{int((objects[:, 3] == i).sum()):,}" for i in range(len(SPLITS))]
+
+
+def _size_shares(objects: np.ndarray | None) -> list[str]:
+    """Table cells with the shares of small, medium, large and unfindable objects; empty if there are none."""
+    if objects is None or not len(objects):
         return [""] * 4
     share = objects[:, 1]
-    parts = [share < SMALL, (share >= SMALL) & (share <= LARGE), share > LARGE, objects[:, 2] > 0]
-    return [_percent(part.mean()) for part in parts]
+    groups = [share < SMALL, (share >= SMALL) & (share <= LARGE), share > LARGE, objects[:, 2] > 0]
+    return [_percent(group.mean()) for group in groups]
 
 
-def _overlaps(usable: Sequence[Measured], imported: Mapping[str, Any] | None) -> str:
-    objects = sum(len(each.objects) for each in usable)
-    crowded = sum(overlapping(each.objects) for each in usable)
-    lines = [f"{crowded:,} of {objects:,} objects have a box that another's covers by half (IoU 0.5) or more."]
+def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str, Any] | None) -> str:
+    """Sentences on how much objects overlap, in the masks and as they were annotated."""
+    objects = sum(len(image.objects) for image in usable)
+    overlapping = sum(count_overlapping(image.objects) for image in usable)
+    sentences = [f"{overlapping:,} of {objects:,} objects have a box that overlaps another object's by an IoU of 0.5 or more."]
     if imported and (found := imported.get("overlaps")):
-        lines.append(
-            f"As annotated, objects claim the same pixels in {found['photographs']:,} photographs "
-            f"({_percent(found['share_of_pixels'])} of all pixels); {found['hidden_objects']:,} objects are wholly hidden by others."
+        images = found.get("images", found.get("photographs", 0))  # the key in files of earlier versions
+        sentences.append(
+            f"As annotated, objects overlap in {images:,} images ({_percent(found['share_of_pixels'])} of all pixels); "
+            f"{found['hidden_objects']:,} objects lie wholly under others."
         )
-    return " ".join(lines)
+    return " ".join(sentences)
 
 
-def _to_look_at(
-    photographs: Sequence[Measured],
-    usable: Sequence[Measured],
+def _list_suspicions(
+    images: Sequence[ImageStatistics],
+    usable: Sequence[ImageStatistics],
     classes: Sequence[str],
-    suspicions: Mapping[str, Mapping[str, str]],
+    by_kind: Mapping[str, Mapping[str, str]],
 ) -> str:
-    lines = _of_classes(usable, classes)
-    for same in copies(photographs)[:_EXAMPLES]:
-        lines.append(
-            f"* the same file {len(same)} times in {same[0].split}: {', '.join(each.image_id for each in same[:_EXAMPLES])}"
-        )
-    for kind, found in suspicions.items():
+    """A list of what is suspicious: classes, identical files, then each kind with examples."""
+    lines = _check_classes(usable, classes)
+    for same in find_identical(images)[:_MOST_EXAMPLES]:
+        ids = ", ".join(image.image_id for image in same[:_MOST_EXAMPLES])
+        lines.append(f"* the same file {len(same)} times in {same[0].split}: {ids}")
+    for kind, found in by_kind.items():
         if found:
-            examples = "; ".join(f"{image_id}: {words}" for image_id, words in list(found.items())[:_EXAMPLES])
-            more = "; …" if len(found) > _EXAMPLES else ""
-            lines.append(f"* **{kind}**, {_photographs_of(len(found))} ({KINDS[kind]}): {examples}{more}")
+            examples = "; ".join(f"{image_id}: {sentence}" for image_id, sentence in list(found.items())[:_MOST_EXAMPLES])
+            more = "; …" if len(found) > _MOST_EXAMPLES else ""
+            lines.append(f"* **{kind}**, {_count_images(len(found))} ({KINDS[kind]}): {examples}{more}")
     return "\n".join(lines) or "Nothing suspicious was found."
 
 
-def _of_classes(usable: Sequence[Measured], classes: Sequence[str]) -> list[str]:
+def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) -> list[str]:
+    """A line for each class that is missing from a split or has few images."""
     lines = []
     for class_id, name in enumerate(classes[1:], start=1):
-        train, val = (sum(class_id in each.pixels for each in usable if each.split == split) for split in SPLITS)
+        train, val = (sum(class_id in image.pixels for image in usable if image.split == split) for split in SPLITS)
         if not train and not val:
-            lines.append(f"* class **{name}** is in no photograph: is it in the list by mistake?")
+            lines.append(f"* class **{name}** is in no image: is it in the list by mistake?")
         elif not train:
-            lines.append(f"* class **{name}** is in val alone ({_photographs_of(val)}): it can't be learned")
+            lines.append(f"* class **{name}** is only in val ({_count_images(val)}): it can't be learned")
         elif not val:
-            lines.append(f"* class **{name}** is in train alone ({_photographs_of(train)}): it can't be measured")
-        elif train < FEW:
-            lines.append(f"* class **{name}** is in {_photographs_of(train)} of train: few to learn from")
+            lines.append(f"* class **{name}** is only in train ({_count_images(train)}): it can't be evaluated")
+        elif train < FEW_IMAGES:
+            lines.append(f"* class **{name}** is in {_count_images(train)} of train: few to learn from")
     return lines
 
 
-def _photographs_of(count: int) -> str:
-    return f"{count:,} photograph{'' if count == 1 else 's'}"
+def _count_images(count: int) -> str:
+    """The number of images in words: "1 image", "2 images"."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too; the first is flush left, the others right."""
-    wide = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-    rule = [f":{'-' * (wide[0] - 1)}", *(f"{'-' * (w - 1)}:" for w in wide[1:])]
-    lines = [[heads[0].ljust(wide[0]), *(h.rjust(w) for h, w in zip(heads[1:], wide[1:], strict=True))], rule]
-    lines += [[row[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(row[1:], wide[1:], strict=True))] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table whose columns line up in a terminal too.
+
+    Args:
+        heads: column headings.
+        rows: cells, as many a row as there are headings.
+
+    Returns:
+        The table; its first column is flush left, the others are flush right.
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+
+    def align(row: Sequence[str]) -> list[str]:
+        return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+
+    return "\n".join(f"| {' | '.join(line)} |" for line in [align(heads), rule, *map(align, rows)])
 
 
 def _percent(share: float) -> str:
+    """A share in percent: "12.3 %", "<0.1 %"."""
     if 0 < share < 0.0005:
         return "<0.1 %"
     return f"{100 * share:.1f} %"

@@ -77,7 +77,7 @@ def test_an_exif_turned_photograph_has_the_size_and_mask_it_is_shown_with(layout
     assert decode_image(row["image"]).shape[:2] == (40, 60)
     if turned:
         layout.mask("a", np.zeros((60, 40), np.uint8))  # as stored, not as shown
-        assert "the mask is 40×60, the photograph 60×40 as displayed" in reason_of(layout)
+        assert "the mask is 40×60, the image 60×40 as displayed" in reason_of(layout)
 
 
 def test_files_that_are_no_photographs(layout):
@@ -99,7 +99,7 @@ def test_photographs_too_small_or_too_large(layout):
 
 def test_masks_that_can_not_be_used(layout):
     layout.mask("a", np.zeros((30, 60), np.uint8))
-    assert reason_of(layout) == "the mask is 60×30, the photograph 60×40 as displayed"
+    assert reason_of(layout) == "the mask is 60×30, the image 60×40 as displayed"
     layout.mask("a", np.full((40, 60), 7, np.uint8))
     assert "class id 7 in the mask, and the list has 3 classes" in reason_of(layout)
     layout.mask("a", np.full((40, 60), 300, np.uint16))

@@ -1,0 +1,113 @@
+"""A folder of masks and a folder of images, matched by file name. The masks hold ids (paletted or grey images) or colours."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+
+from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
+from deconvnet.datasets.importing.dataset import BACKGROUND, AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import (
+    ImageIndex,
+    annotated_as_stored,
+    apply_orientation,
+    as_layout_file,
+    displayed_size,
+    read_input,
+)
+from deconvnet.datasets.importing.mask_values import read_mask_values
+from infra import storage
+from infra.errors import BadInput, UserError
+from infra.runtime.progress import progress
+
+
+def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+    """Read folders of masks.
+
+    Args:
+        sources: a folder of masks and a folder of images each; all together make one data set.
+        rules: `class_table`, `classes` (names by id, if there is no table), `mask_suffix`, `unknown_void` and `max_pixels` apply.
+            With neither a table nor classes, the classes are inferred from the values of all masks.
+
+    Returns:
+        The data set, with its `class_table`.
+
+    Raises:
+        UserError: if no mask fits an image, or the values don't look like those of classes.
+    """
+    pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, name of its mask
+    rejects: list[tuple[str, str, str]] = []
+    notes: list[str] = []
+    for source in sources:
+        index = ImageIndex(source.images)
+        masks = _by_stem(ImageIndex(source.annotations).names, rules.mask_suffix)
+        images = _by_stem(index.names, "")
+        if rules.mask_suffix and source.images == source.annotations:
+            images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
+        matched = [stem for stem in images if stem in masks]
+        if not matched:
+            raise _no_match(source, images, masks)
+        pairs += [(source, index, images[stem], masks[stem]) for stem in matched]
+        for name in (masks[stem] for stem in masks if stem not in images):
+            rejects.append((name, storage.join(source.annotations, name), f"no image of this name in {source.images}"))
+        if without := len(images) - len(matched):
+            notes.append(f"{without:,} images in {source.images} have no mask and are left out")
+    table = _make_table([storage.join(source.annotations, mask) for source, _, _, mask in pairs], rules)
+    if table.inferred:
+        notes.append(table.inferred)
+    dataset = AnnotatedDataset(table.classes, notes=notes, class_table=table.to_text())
+    for source, index, name, mask in pairs:
+        uri = storage.join(source.annotations, mask)
+        dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, rules))
+    for reject in rejects:
+        dataset.reject(*reject)
+    return dataset
+
+
+FORMAT = DatasetFormat("the folder of masks", read_masks)
+
+
+def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
+    """File names by path without file name suffix and without `suffix`, which the path must end with; the first of several counts."""
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = str(PurePosixPath(name).with_suffix(""))
+        if stem.endswith(suffix):
+            stems.setdefault(stem.removesuffix(suffix), name)
+    return stems
+
+
+def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mapping[str, str]) -> UserError:
+    """The error for two folders whose names don't fit, with an example of each."""
+    examples = f"{next(iter(images.values()))} and {next(iter(masks.values()), 'none')}"
+    return UserError(
+        f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
+        "a mask must have its image's name, followed by what --mask_suffix gives"
+    )
+
+
+def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
+    """The table that the rules name, or one inferred from the masks at `uris`."""
+    if path := rules.class_table:
+        try:
+            return read_table(read_input(path).decode("utf-8-sig"), path)
+        except (BadInput, UnicodeDecodeError):
+            raise UserError(f"--table {path} can't be read: it must be a text file with a class and its value a line") from None
+    masks = []
+    for uri in progress(uris, len(uris), "reading mask values", "masks"):
+        try:
+            masks.append(read_mask_values(read_input(uri), rules.max_pixels))
+        except BadInput:
+            continue  # its image is rejected, with the reason, when it is loaded
+    names = (BACKGROUND, *(name for name in rules.classes if name.lower() != BACKGROUND)) if rules.classes else ()
+    return infer_table(masks, names)
+
+
+def _load(index: ImageIndex, name: str, mask_uri: str, table: ClassTable, rules: ImportRules) -> AnnotatedImage:
+    """Load one image with its class mask; objects are not known. Raises BadInput."""
+    image = index.read(name)
+    displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read
+    class_mask = table.read_class_mask(read_input(mask_uri), rules.unknown_void, rules.max_pixels)
+    if annotated_as_stored(image, (class_mask.shape[1], class_mask.shape[0]), rules.max_pixels):
+        class_mask = apply_orientation(image, class_mask)
+    return AnnotatedImage(*as_layout_file(image, name), class_mask)

@@ -1,0 +1,103 @@
+"""Class and object masks painted from the regions of an image's objects."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules
+from deconvnet.datasets.importing.images import annotated_as_stored, apply_orientation, as_layout_file, displayed_size
+from deconvnet.datasets.importing.regions import Region
+from infra.errors import BadInput
+from proposals.masks import VOID_ID, VOID_ID_16BIT
+
+MakeRegions = Callable[[int, int], tuple[list[Region], list[str]]]
+"""Makes an image's regions from its height and width. Returns them, and the annotations it skipped, each with the reason."""
+
+
+@dataclass(frozen=True)
+class PaintedMasks:
+    """The masks of one image, and how its objects overlap.
+
+    Attributes:
+        class_mask: uint8 array (H, W) of class ids; 255 is void.
+        object_mask: array (H, W) of object ids, counted from 1 in the order of the regions: uint8 with void 255, or uint16 with void
+            65535 if there are more than 254 objects.
+        overlap_pixels: number of pixels that more than one object covers.
+        hidden_objects: number of objects that lie wholly under others.
+    """
+
+    class_mask: np.ndarray
+    object_mask: np.ndarray
+    overlap_pixels: int
+    hidden_objects: int
+
+
+def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_large: bool = True) -> PaintedMasks:
+    """Paint regions on background: void first, so that it never hides an object, then the objects.
+
+    Args:
+        regions: the objects of an image; one of class 0 is background that hides what lies under it.
+        height: of the image, px.
+        width: of the image, px.
+        small_over_large: paint large objects before small ones; False: in the order given, so that the last lies on top.
+
+    Returns:
+        The masks.
+
+    Raises:
+        BadInput: if there are more objects than 16 bits can number.
+    """
+    class_mask = np.zeros((height, width), np.uint8)
+    covered = np.zeros((height, width), np.uint16)
+    ids = np.zeros((height, width), np.int32)
+    void = np.zeros((height, width), bool)
+    for number, region in _painting_order(regions, small_over_large):
+        if number >= VOID_ID_16BIT:
+            raise BadInput(f"more than {VOID_ID_16BIT - 1:,} objects")
+        class_mask[region.window][region.pixels] = region.class_id
+        ids[region.window][region.pixels] = number if region.class_id else 0
+        void[region.window][region.pixels] = region.class_id == VOID_ID
+        covered[region.window] += region.pixels & (region.class_id != VOID_ID)
+    visible = {number for number in np.unique(ids).tolist() if number}
+    objects = {number for number, region in _painting_order(regions, False) if region.class_id not in (0, VOID_ID)}
+    eight_bits = sum(region.class_id != VOID_ID for region in regions) < VOID_ID
+    object_mask = ids.astype(np.uint8 if eight_bits else np.uint16)
+    object_mask[void] = VOID_ID if eight_bits else VOID_ID_16BIT
+    return PaintedMasks(class_mask, object_mask, int((covered > 1).sum()), len(objects - visible))
+
+
+def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
+    """Yield object ids and regions from bottom to top: void (id 0), then objects with ids from 1 in the order given."""
+    yield from ((0, region) for region in regions if region.class_id == VOID_ID)
+    objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
+    yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
+
+
+def paint_image(
+    image: bytes, name: str, size: tuple[int, int] | None, rules: ImportRules, make_regions: MakeRegions
+) -> AnnotatedImage:
+    """Make the masks of an image from its annotated regions.
+
+    Args:
+        image: encoded bytes of the image.
+        name: its file name, whose suffix tells the format.
+        size: width and height of the image that was annotated; None: those of the image as displayed.
+        rules: how overlaps are resolved, and the largest image allowed.
+        make_regions: makes the regions for the annotated height and width.
+
+    Returns:
+        The image with masks that fit it as displayed.
+
+    Raises:
+        BadInput: if the image or its annotations can't be used.
+    """
+    width, height = size or displayed_size(image, rules.max_pixels)
+    as_stored = annotated_as_stored(image, (width, height), rules.max_pixels)
+    regions, skipped = make_regions(height, width)
+    painted = paint_masks(regions, height, width, rules.small_over_large)
+    class_mask, object_mask = painted.class_mask, painted.object_mask
+    if as_stored:
+        class_mask, object_mask = apply_orientation(image, class_mask), apply_orientation(image, object_mask)
+    data, suffix = as_layout_file(image, name)
+    return AnnotatedImage(data, suffix, class_mask, object_mask, painted.overlap_pixels, painted.hidden_objects, tuple(skipped))

@@ -1,0 +1,94 @@
+"""LabelMe files: the masks they give, and what is refused, rejected or skipped."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.formats.labelme import read_labelme
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from infra.errors import BadInput
+from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
+
+
+def read(folder, shapes, **document):
+    """The data set of a folder with one LabelMe file, a.json, that has these shapes."""
+    folder.mkdir(exist_ok=True)
+    content = {"shapes": shapes, "imagePath": "a.jpg", "imageData": None, "imageWidth": WIDTH, "imageHeight": HEIGHT, **document}
+    (folder / "a.json").write_text(json.dumps(content))
+    return read_labelme([AnnotationSource(str(folder), str(folder))], ImportRules())
+
+
+def shape(label, kind, points, **more):
+    return {"label": label, "shape_type": kind, "points": points, **more}
+
+
+TRIANGLE = [shape("cat", "polygon", [[1, 1], [9, 1], [9, 9]])]
+
+
+def test_shapes_of_all_types_become_masks(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    png = io.BytesIO()
+    Image.fromarray(np.ones((4, 6), bool)).save(png, "PNG")
+    shapes = [
+        shape("cat", "rectangle", [[30, 30], [10, 10]]),
+        shape("cat", "polygon", [[40, 0], [50, 0], [50, 5], [40, 5]], group_id=4),
+        shape("cat", "polygon", [[52, 0], [56, 0], [56, 5], [52, 5]], group_id=4),
+        shape("dog", "circle", [[50, 30], [50, 34]]),
+        shape("dog", "mask", [[2, 34], [7, 37]], mask=base64.b64encode(png.getvalue()).decode()),
+        shape("_background_", "rectangle", [[15, 15], [20, 20]]),
+        shape("__ignore__", "rectangle", [[0, 0], [5, 5]]),
+        shape("nose", "point", [[3, 3]]),
+        shape("cat", "polygon", [[1, 1], [2, 2]]),
+    ]
+    dataset = read(tmp_path, shapes)
+    image = dataset.entries[0].load()
+    classes, objects = image.class_mask, image.object_mask
+    assert dataset.classes == ("background", "cat", "dog", "nose")
+    assert (classes == 1).sum() == 400 - 25 + 50 + 20 and (classes == 255).sum() == 25
+    assert classes[30, 50] == 2 and classes[35, 3] == 2 and (classes == 2).sum() == 24 + 52
+    assert objects[2, 45] == objects[2, 54] != objects[25, 25]
+    assert image.skipped == ("shape 8 (nose): a point covers no area", "shape 9 (cat) covers no pixel")
+
+
+def test_images_are_found_by_path_or_by_name_or_embedded(tmp_path):
+    folder = tmp_path / "json"
+    with pytest.raises(BadInput, match=r"no image a\.jpg"):
+        read(folder, TRIANGLE).entries[0].load()
+    write_image(tmp_path / "b.jpg")
+    data = base64.b64encode((tmp_path / "b.jpg").read_bytes()).decode()
+    image = read(folder, TRIANGLE, imageData=data, imagePath="../b.jpg").entries[0].load()
+    # ../b.jpg is outside the folder of images and is not opened: the embedded image is used.
+    assert image.image == (tmp_path / "b.jpg").read_bytes() and image.suffix == ".jpg"
+    write_image(folder / "b.jpg", size=(WIDTH, HEIGHT - 10))
+    with pytest.raises(BadInput, match="are for 60×40, the image is 60×30"):
+        read(folder, TRIANGLE, imagePath="..\\x\\b.jpg").entries[0].load()
+    with pytest.raises(BadInput, match="imageData"):
+        read(folder, TRIANGLE, imageData="AAAA", imagePath="c.jpg").entries[0].load()
+
+
+@pytest.mark.parametrize(
+    ("malformed", "words"),
+    [
+        (shape("cat", "spline", [[1, 2]]), "shapes of the type spline are not known"),
+        (shape("", "polygon", [[1, 2]]), "shape 2 has no label"),
+        (shape("cat", "circle", [[1, 2]]), "a circle has 2 points, this one 1"),
+        (shape("cat", "polygon", "here"), "no numbers"),
+        (shape("cat", "mask", [[1, 1]], mask="!"), "shape 2 (cat): "),
+    ],
+)
+def test_a_malformed_shape_rejects_its_image(tmp_path, malformed, words):
+    write_image(tmp_path / "a.jpg")
+    assert words in rejection_reason(read(tmp_path, [shape("cat", "rectangle", [[1, 1], [9, 9]]), malformed]))
+
+
+def test_other_json_files_are_rejected(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    (tmp_path / "coco.json").write_text('{"images": []}')
+    (tmp_path / "cut.json").write_text('{"shapes": [')
+    dataset = read(tmp_path, [shape("cat", "rectangle", [[1, 1], [9, 9]])])
+    assert len(dataset.entries) == 1
+    assert [reject.reason[:8] for reject in dataset.rejects] == ["not a La", "not JSON"]

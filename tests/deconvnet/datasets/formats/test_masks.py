@@ -1,0 +1,95 @@
+"""Folders of masks: ids and colours by a table or inferred, and what is refused or rejected."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.formats.masks import read_masks
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
+from infra.errors import UserError
+from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
+
+IDS = np.zeros((HEIGHT, WIDTH), np.uint8)
+IDS[5:20, 5:20], IDS[20:35, 30:50], IDS[0] = 7, 11, 255
+
+
+def read(folder, *masks, table=None, suffix=".png", **rules):
+    """The data set of a folder with these masks (arrays or Pillow images) and an image for each."""
+    for number, mask in enumerate(masks):
+        write_image(folder / f"images/p{number}.jpg")
+        (folder / "masks").mkdir(exist_ok=True)
+        mask = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
+        mask.save(folder / f"masks/p{number}{rules.get('mask_suffix', '')}{suffix}")
+    if table:
+        (folder / "table.txt").write_text(table)
+        rules["class_table"] = str(folder / "table.txt")
+    return read_masks([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportRules(**rules))
+
+
+def class_mask(dataset):
+    return dataset.entries[0].load().class_mask
+
+
+def test_ids_are_read_by_a_table(tmp_path):
+    dataset = read(tmp_path, IDS, table="# id table\nroad, 7\nunlabelled, 11\n", mask_suffix="_mask")
+    mask = class_mask(dataset)
+    assert dataset.classes == ("background", "road") and dataset.entries[0].image_id == "p0"
+    assert (mask[IDS == 7] == 1).all() and (mask[IDS == 11] == 255).all() and (mask[IDS == 255] == 255).all()
+
+
+def test_classes_of_ids_are_inferred(tmp_path):
+    dataset = read(tmp_path, IDS)
+    assert dataset.classes == ("background", "id_7", "id_11") and "each id found" in dataset.notes[0]
+    assert dataset.class_table == "background, 0\nid_7, 7\nid_11, 11\nvoid, 255\n"
+    mask = class_mask(dataset)
+    assert (mask[IDS == 11] == 2).all() and (mask[IDS == 255] == 255).all()
+
+
+def test_black_and_white_masks_have_one_class_at_255(tmp_path):
+    dataset = read(tmp_path, np.where(IDS == 7, 255, 0).astype(np.uint8))
+    assert dataset.classes == ("background", "object") and (class_mask(dataset) == 1).sum() == 225
+
+
+def test_colours_are_those_of_voc_or_of_a_table_or_inferred(tmp_path):
+    voc = np.where(IDS == 11, 15, IDS)
+    dataset = read(tmp_path / "voc", VOC_PALETTE[voc])
+    assert dataset.classes == VOC_CLASSES and np.array_equal(class_mask(dataset), voc)
+    colours = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    colours[IDS == 7], colours[IDS == 11] = (10, 20, 30), (0, 200, 0)
+    assert read(tmp_path / "inferred", colours).classes == ("background", "colour_00c800", "colour_0a141e")
+    dataset = read(tmp_path / "table", colours, table="background:0,0,0::\ntraffic light:10,20,30::\n#00c800 sky\n")
+    assert dataset.classes == ("background", "traffic light", "sky")
+    assert (class_mask(dataset)[IDS == 11] == 2).all()
+
+
+def test_a_paletted_mask_is_read_by_the_colours_of_a_table(tmp_path):
+    paletted = Image.fromarray(np.where(IDS == 7, 1, 0).astype(np.uint8)).convert("P")
+    paletted.putpalette([0, 0, 0, 10, 20, 30])
+    dataset = read(tmp_path, paletted, table="road 10 20 30\nbackground 0 0 0\n")
+    assert (class_mask(dataset) == 1).sum() == 225
+
+
+def test_values_without_a_class_reject_their_image_or_are_void(tmp_path):
+    dataset = read(tmp_path, IDS, table="road, 7\n")
+    assert "12 % of the mask has no class: id 11" in rejection_reason(dataset)
+    dataset = read(tmp_path, IDS, table="road, 7\n", unknown_void=True)
+    assert (class_mask(dataset)[IDS == 11] == 255).all()
+
+
+def test_masks_that_were_resized_or_saved_as_jpeg_are_refused(tmp_path):
+    with pytest.raises(UserError, match="saved as JPEG"):
+        read(tmp_path, IDS, np.roll(IDS, 3, 1), suffix=".jpg")
+    enlarged = Image.fromarray(np.where(IDS == 255, 0, IDS * 9)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (0, 0, 31, 21))
+    with pytest.raises(UserError, match="saved as JPEG"):
+        read(tmp_path / "resized", enlarged)
+
+
+def test_masks_and_images_that_do_not_match_are_left_out_or_refused(tmp_path):
+    read(tmp_path, IDS, IDS)
+    (tmp_path / "images/p1.jpg").rename(tmp_path / "images/q.jpg")
+    dataset = read(tmp_path, IDS)
+    assert "1 images" in dataset.notes[0] and dataset.rejects[0].image_id == "p1" and len(dataset.entries) == 1
+    (tmp_path / "images/p0.jpg").unlink()
+    with pytest.raises(UserError, match=r"no mask in .* has the name of an image in .* \(q.jpg and p0.png, for example\)"):
+        read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportRules())

@@ -1,0 +1,36 @@
+"""The split into train and val: drawn, and by lists of names."""
+
+from deconvnet.datasets.importing.dataset import AnnotatedDataset
+from deconvnet.datasets.importing.train_val_split import SplitRules, draw_val, split_images
+
+
+def make_dataset(count):
+    dataset = AnnotatedDataset(("background", "cat"))
+    for i in range(count):
+        dataset.add(f"p{i}.jpg", f"/src/p{i}.json", None, lambda: None)
+    return dataset
+
+
+def test_an_image_keeps_its_split_when_others_are_added():
+    ids = [f"photo_{i}" for i in range(2000)]
+    few, many = draw_val(ids[:500], 0.2, 0), draw_val(ids, 0.2, 0)
+    assert few == many & set(ids[:500]) and 0.17 < len(many) / 2000 < 0.23
+    assert draw_val(ids, 0.2, 1) != many
+    assert [len(draw_val(ids[:n], 0.001, 0)) for n in (0, 1, 2, 3)] == [0, 0, 1, 1]
+    assert len(draw_val(ids[:3], 0.999, 0)) == 2
+
+
+def test_two_lists_of_names_give_the_splits():
+    dataset = make_dataset(4)
+    splits = split_images(dataset, SplitRules(["p0", "x/p1.jpg", "p9"], ["p1.jpg", "p2"]))
+    assert splits == {"p0": "train", "p1": "val", "p2": "val"}
+    assert dataset.notes == ["1 annotated images are in neither list and are left out"]
+    assert [(reject.image_id, reject.reason) for reject in dataset.rejects] == [
+        ("p1", "listed in both splits; it stays in val"),
+        ("p9", "listed, but there is no such annotated image"),
+    ]
+
+
+def test_with_one_list_the_other_split_is_the_rest():
+    assert split_images(make_dataset(3), SplitRules(val=["p1"])) == {"p0": "train", "p1": "val", "p2": "train"}
+    assert split_images(make_dataset(3), SplitRules(train=["p1"])) == {"p0": "val", "p1": "train", "p2": "val"}

@@ -1,0 +1,87 @@
+"""Writing VOC's layout: complete or not at all, with what was not imported listed."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage
+from deconvnet.datasets.importing.voc_writer import new_folder, write_voc_layout
+from infra.errors import BadInput, UserError
+from infra.storage import read_json
+from proposals.image_codec import decode_mask
+
+
+def loader(fault=""):
+    """A function that loads a small annotated image, or fails with this reason."""
+
+    def load():
+        if fault:
+            raise BadInput(fault)
+        mask = np.zeros((20, 30), np.uint8)
+        mask[5:9] = 1
+        return AnnotatedImage(b"image", ".jpg", mask, mask, overlap_pixels=6, hidden_objects=1, skipped=("shape 1",))
+
+    return load
+
+
+def make_dataset(faulty=()):
+    """Ten images p0 to p9; those whose numbers are in `faulty` can't be loaded."""
+    dataset = AnnotatedDataset(("background", "cat"))
+    for i in range(10):
+        dataset.add(f"p{i}.jpg", f"/src/p{i}.json", None, loader(f"it has {i} faults" if i in faulty else ""))
+    return dataset
+
+
+def write(dataset, val, folder, max_rejects, origin=None):
+    """Write the data set with these images in val and the others in train."""
+    splits = {f"p{i}": "val" if i in val else "train" for i in range(10)}
+    return write_voc_layout(dataset, splits, folder, max_rejects=max_rejects, threads=2, origin=origin or {})
+
+
+def test_the_layout_has_lists_images_masks_rejects_and_counts(tmp_path):
+    summary = write(make_dataset(faulty=(3,)), (8, 9), tmp_path, 0.1, {"from": "test"})
+    assert (tmp_path / "ImageSets/Segmentation/train.txt").read_text().split() == ["p0", "p1", "p2", "p4", "p5", "p6", "p7"]
+    assert (tmp_path / "ImageSets/Segmentation/val.txt").read_text() == "p8\np9\n"
+    assert len((tmp_path / "ImageSets/Segmentation/trainval.txt").read_text().split()) == 9
+    assert (tmp_path / "classes.txt").read_text() == "background\ncat\n"
+    assert (tmp_path / "JPEGImages/p0.jpg").read_bytes() == b"image"
+    mask = Image.open(tmp_path / "SegmentationClass/p0.png")
+    assert mask.mode == "P" and mask.getpalette()[3:6] == [128, 0, 0]
+    assert decode_mask((tmp_path / "SegmentationObject/p0.png").read_bytes()).sum() == 120
+    rows = list(csv.reader((tmp_path / "rejects.csv").open()))
+    assert rows[1] == ["image", "p3", "/src/p3.json", "it has 3 faults"] and len(rows) == 11
+    assert (summary.overlapping_images, summary.hidden_objects, summary.overlap_share) == (9, 9, 6 / 600)
+    content = read_json(str(tmp_path / "import.json"))
+    assert content["from"] == "test" and content["images"] == {"train": 7, "val": 2}
+    assert content["overlaps"] == {"images": 9, "share_of_pixels": 0.01, "hidden_objects": 9}
+
+
+def test_too_many_rejects_stop_the_import_with_the_reasons(tmp_path):
+    words = r"2 of 10 images can't be used \(2× it has 3 faults; the first is /src/p3.json\), and max_rejects allows 10%"
+    with pytest.raises(UserError, match=words):
+        write(make_dataset(faulty=(3, 5)), (9,), tmp_path, 0.1)
+
+
+def test_a_split_without_usable_images_stops_the_import(tmp_path):
+    with pytest.raises(UserError, match="val has 0 images, and at least 1"):
+        write(make_dataset(faulty=(9,)), (9,), tmp_path, 0.5)
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+    folder = tmp_path / "new"
+    with pytest.raises(ZeroDivisionError), new_folder(folder) as temporary:
+        (temporary / "half").write_text("")
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".new.importing").mkdir()  # left behind by an import that was killed
+    (tmp_path / ".new.importing/old").write_text("")
+    folder.mkdir()
+    with new_folder(folder) as temporary:
+        (temporary / "made").write_text("")
+        assert not list(folder.iterdir())
+    assert [p.name for p in folder.iterdir()] == ["made"] and [p.name for p in tmp_path.iterdir()] == ["new"]
+    with pytest.raises(UserError, match="exists and is not empty"), new_folder(folder):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["made"]

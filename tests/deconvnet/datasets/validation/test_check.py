@@ -1,0 +1,139 @@
+"""The check of a data set: which faults it finds, and that it reports no others."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.synthetic import generate
+from deconvnet.datasets.validation.check import check_dataset
+from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
+from deconvnet.datasets.validation.duplicates import perceptual_hash
+from deconvnet.datasets.validation.image_statistics import ProposalLimits, count_overlapping, object_boxes
+from proposals.image_codec import decode_image, encode_jpeg, encode_mask
+
+CLASSES = ("background", "cat", "dog", "cow")
+LIMITS = ProposalLimits(100.0, 1024)
+
+
+def line_of(report, start):
+    """The first line of a report that starts so."""
+    found = [line for line in report.text.splitlines() if line.startswith(start)]
+    assert found, f"no line starts with {start} in\n{report.text}"
+    return found[0]
+
+
+def scene(seed, size=(80, 100)):
+    return generate(seed, 5, *size)[0]
+
+
+@pytest.fixture
+def faulty(layout):
+    """The layout's a, b, c, d (train) and v, w (val), each with a fault of its own."""
+    for number, image_id in enumerate("abcdvw"):
+        layout.image(image_id, encode_jpeg(scene(number)))
+    mask = np.zeros((80, 100), np.uint8)
+    mask[10:40, 10:50] = 1
+    layout.mask("b", mask)  # without fault
+    layout.mask("a", np.zeros_like(mask))  # empty
+    layout.mask("c", np.full_like(mask, 1))  # one class
+    speckled = mask.copy()
+    speckled[60, 60:63], speckled[70:72, 70] = 2, 2
+    layout.mask("d", speckled)
+    void = np.full_like(mask, 255)
+    void[:50] = mask[:50]
+    void[:5, :50] = 3
+    layout.mask("v", void)
+    layout.mask("w", mask[:70])  # of another size
+    return layout
+
+
+def test_every_fault_is_found_and_nothing_else(faulty):
+    report, sheet = check_dataset(str(faulty.root), CLASSES, LIMITS, title="faulty")
+    found = {image_id: list(kinds) for image_id, kinds in report.suspicious.items()}
+    assert found == {"w": ["unusable"], "c": ["one class"], "a": ["empty"], "v": ["void"], "d": ["speckles"]}
+    assert "the mask is 100×70, the image 100×80" in report.suspicious["w"]["unusable"]
+    assert line_of(report, "* class **dog**") == "* class **dog** is only in train (1 image): it can't be evaluated"
+    assert line_of(report, "* class **cow**") == "* class **cow** is only in val (1 image): it can't be learned"
+    assert "2 objects under 10 px" in line_of(report, "* **speckles**")
+    cells = [cell.strip() for cell in line_of(report, "| dog").split("|")[2:-1]]
+    assert cells == ["1", "0", "2", "0", "<0.1 %", "100.0 %", "0.0 %", "0.0 %", "100.0 %"]
+    cells = [cell.strip() for cell in line_of(report, "| cat").split("|")[2:-1]]
+    assert cells[:4] == ["3", "1", "3", "1"] and cells[5:] == ["0.0 %", "0.0 %", "100.0 %", "0.0 %"]
+    picture = Image.open(io.BytesIO(sheet))
+    assert picture.width == 1200
+
+
+def test_a_data_set_without_faults_has_no_suspicion(layout):
+    for number, image_id in enumerate("abcdvw"):
+        layout.image(image_id, encode_jpeg(scene(number, (40, 60))))
+    layout.photograph("e")
+    layout.split("train", ["a", "b", "c", "d", "e"])
+    report, _ = check_dataset(str(layout.root), CLASSES[:2], LIMITS, title="fine")
+    assert "Nothing suspicious was found." in report.text and not report.suspicious
+
+
+def test_a_near_duplicate_in_val_is_found_at_any_size_and_quality(layout):
+    for number, image_id in enumerate("abcdvw"):
+        layout.image(image_id, encode_jpeg(scene(number, (80, 120))))
+        layout.mask(image_id, np.zeros((80, 120), np.uint8))
+    copy = Image.fromarray(scene(3, (80, 120))).resize((60, 40), Image.Resampling.LANCZOS)
+    layout.image("w", copy, quality=60)
+    layout.mask("w")
+    layout.image("b", encode_jpeg(scene(0, (80, 120))))
+    report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="copies")
+    assert report.suspicious["w"]["near duplicate"].startswith("d in train") and "near duplicate" not in report.suspicious.get(
+        "v", {}
+    )
+    assert "the same file 2 times in train: a, b" in report.text
+
+
+def test_hashes_differ_between_images_and_not_by_exif_orientation():
+    hashes = [perceptual_hash(encode_jpeg(scene(i))) for i in range(30)]
+    differ = [int(np.bitwise_count(a ^ b).sum()) for i, a in enumerate(hashes) for b in hashes[:i]]
+    assert min(differ) > 40
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sink = io.BytesIO()
+    Image.fromarray(np.rot90(scene(0)).copy()).save(sink, "PNG", exif=exif)
+    assert np.array_equal(decode_image(sink.getvalue()), scene(0))
+    assert int(np.bitwise_count(perceptual_hash(sink.getvalue()) ^ hashes[0]).sum()) < 12
+    assert perceptual_hash(encode_jpeg(np.full((40, 60, 3), 90, np.uint8))) is None
+
+
+def test_unknown_ids_that_come_from_blended_edges_are_reported_as_such(layout):
+    masks = generate(1, 0, 120, 160)[1] % 255 * 30
+    layout.image("a", encode_jpeg(scene(0, (180, 240))))
+    layout.mask("a", np.asarray(Image.fromarray(masks).resize((240, 180), Image.Resampling.BILINEAR)))
+    report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="soft")
+    assert list(report.suspicious["a"]) == ["unusable", "blended edges"]
+
+
+def test_boxes_of_objects_and_how_many_overlap():
+    classes, ids = np.zeros((2, 40, 60), np.uint8)
+    ids[5:20, 5:25], ids[6:19, 6:24], ids[30:, 50:] = 1, 2, 7
+    classes[ids > 0] = 2
+    classes[ids == 7] = 3
+    found = object_boxes(classes, ids)
+    assert found.tolist() == [[2, 300 - 234, 5, 5, 25, 20], [2, 234, 6, 6, 24, 19], [3, 100, 50, 30, 60, 40]]
+    assert count_overlapping(found) == 2
+    ids16 = ids.astype(np.uint16)
+    ids16[0] = 65535
+    assert np.array_equal(object_boxes(classes, ids16), found)
+
+
+def test_the_contact_sheet_marks_suspicious_images_and_takes_names_that_look_like_formulas():
+    masks = [np.full((80, 100), class_id, np.uint8) for class_id in (0, 255, 2)]
+    cells = [SheetCell(scene(i), mask, f"$a_{i}", "x" * 90 if i else "") for i, mask in enumerate(masks)]
+    picture = np.asarray(Image.open(io.BytesIO(draw_contact_sheet(cells, ("background", "$c", "b"), "a $title$"))).convert("RGB"))
+    orange = (np.abs(picture.astype(int) - (0xD9, 0x48, 0x01)) < 3).all(axis=2)
+    assert not orange[:, :300].any() and orange[:, 300:].sum() > 1000
+    with pytest.raises(ValueError, match="no images"):
+        draw_contact_sheet([], CLASSES, "none")
+
+
+def test_16_bit_masks_are_checked_too(layout):
+    layout.mask("a", encode_mask(np.ones((40, 60), np.uint16)))
+    report, sheet = check_dataset(str(layout.root), CLASSES, LIMITS, title="16")
+    assert "one class" in report.suspicious["a"] and sheet
