@@ -43,7 +43,7 @@ cluster: $(VENV)/.dev
 		python workflows/train_pipeline.py --workspace s3://deconvnet/quickstart --cluster.data_nodes pool=cpu $(ARGS)
 
 docs: $(VENV)/.run
-	@$(BIN)/python -m workflows.reference
+	@$(BIN)/python docs/generate_settings.py
 
 ui: $(VENV)/.run
 	@echo 'Open http://localhost:5000/#/experiments?workflowType=machine_learning'

@@ -189,9 +189,3 @@ class RetrainSettings(Section):
     lock_minutes: PositiveInt = Field(
         15, description="after so long without a sign of life a run's lock on the workspace expires"
     )
-
-
-__all__ = [
-    "VOC_CLASSES", "ComputeSettings", "CrfSettings", "DataSettings", "FcnStageSettings", "GeneratedSettings", "InitSettings",
-    "ModelSettings", "RetrainSettings", "SegmentSettings", "StageSettings", "TrainSettings",
-]  # fmt: skip

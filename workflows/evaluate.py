@@ -25,28 +25,26 @@ from infra.errors import UserError
 from infra.runtime.ray_executor import RayExecutor
 from infra.storage.tables import COMMIT
 from workflows import cli
-from workflows.options import check_job_folder
 from workflows.pipelines.training import Pipeline
-from workflows.settings import Settings, as_dict, from_arguments, parser
+from workflows.settings import Settings, as_dict, parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__ or "")
-    options.add_argument(
+    command = parser(__doc__ or "")
+    command.add_argument(
         "--split", choices=("val", "dev", "test"), help="photographs to measure on (default: val), or to label for --submission"
     )
-    options.add_argument("--submission", metavar="OUT.tar.gz", help="write the archive that VOC's test server takes")
-    options.add_argument(
+    command.add_argument("--submission", metavar="OUT.tar.gz", help="write the archive that VOC's test server takes")
+    command.add_argument(
         "--result", choices=RESULTS, default="edeconvnet_crf", help="which labels are submitted (default: edeconvnet_crf)"
     )
-    options.add_argument(
+    command.add_argument(
         "--competition",
         choices=COMPETITIONS,
         default="comp6",
         help="comp5: learned from VOC's data alone; comp6: from more, as VGG-16's weights are (default)",
     )
-    arguments = options.parse_args(argv)
-    settings = from_arguments(arguments)
+    settings, arguments = command.parse_settings(argv)
     if arguments.submission is not None:
         return _submit(settings, arguments)
     split = arguments.split or "val"
@@ -58,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     with pipeline.executor:
         pipeline.measure_proposals(split, report)
         results = pipeline.evaluate(split, report)
-    print(cli.results_table(results))
+    print(cli.results_text(results))
     print(f"\nreport   {report}")
     return 0
 
@@ -111,7 +109,7 @@ def _target(archive: str) -> str:
     """Where the archive goes, absolute. Raises UserError where it can't be written."""
     if not archive.endswith(SUFFIXES):
         raise UserError(f"--submission {archive} won't do: the server takes {' or '.join(SUFFIXES)}, so end the name in one")
-    check_job_folder("submission", archive)
+    cli.check_job_folder("submission", archive)
     target = storage.absolute(archive)
     storage.check_writable(target.rpartition("/")[0] or "/")
     return target

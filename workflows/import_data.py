@@ -19,9 +19,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from typing import Any
 
 from deconvnet.datasets import formats, voc
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
@@ -34,90 +32,20 @@ from infra import storage
 from infra.errors import UserError
 from proposals.settings import ProposalSettings
 from workflows import cli
-from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
+from workflows.settings import CONFIGS, ImportSettings
 
 FETCH = "python workflows/download.py vgg16 --to data"
 TABLE_FILE = "values.txt"  # what the masks' values were taken for
 
 
-class ImportSettings(DoorSettings):
-    """A run of import_data.py."""
-
-    PLACES: ClassVar[tuple[str, ...]] = (
-        "images", "annotations", "val_images", "val_annotations", "table", "train_list", "val_list", "to", "check", "report"
-    )  # fmt: skip
-
-    from_: Literal["coco", "labelme", "masks"] | None = Field(
-        None, alias="from", description="what there is: coco, labelme or masks"
-    )
-    images: str | None = Field(None, description="folder or s3:// prefix of photographs; labelme, empty: as annotations")
-    annotations: str | None = Field(None, description="COCO's JSON file, LabelMe's folder of JSON files, or the folder of masks")
-    to: str | None = Field(None, description="new local folder, in VOC's layout")
-    val_images: str | None = Field(None, description="photographs of val; empty: as images")
-    val_annotations: str | None = Field(None, description="annotations of val, where it is given; empty: val is drawn")
-    train_list: str | None = Field(
-        None, description="text file of train's photographs, a name a line; empty: all not in val_list"
-    )
-    val_list: str | None = Field(None, description="text file of val's photographs; empty: all not in train_list")
-    val_share: float = Field(0.2, gt=0, lt=1, description="share drawn for val, by name and seed, where no split is given")
-    seed: NonNegativeInt = Field(0, description="of that draw")
-    classes: tuple[str, ...] = Field(
-        (),
-        description="classes to take, in this order, commas between; masks: names by id from 0 on; check: the folder's; empty: all",
-    )
-    others: Literal["background", "void"] = Field("background", description="coco, labelme: what classes not taken become")
-    overlap: Literal["small", "order"] = Field(
-        "small", description="coco, labelme: which of overlapping objects is on top: the smaller, or the later in the file"
-    )
-    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become")
-    table: str | None = Field(
-        None,
-        description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
-    )
-    mask_suffix: str = Field("", description="masks: what masks' names have after the photograph's: _mask for a_mask.png")
-    strange: Literal["reject", "void"] = Field(
-        "reject", description="masks: a value without a class sets the photograph aside, or its pixels are void"
-    )
-    max_rejects: float = Field(
-        0.05, ge=0, le=1, description="share of photographs that may be unusable before nothing is imported"
-    )
-    max_pixels: PositiveInt = Field(100_000_000, description="larger photographs are rejected")
-    threads: PositiveInt | None = Field(None, description="threads at work; empty: one a CPU")
-    check: str | None = Field(None, description="no import: check this folder in VOC's layout")
-    report: str | None = Field(None, description="folder of check.md and contact_sheet.png; empty: the data's")
-    train_split: str = Field("train", description="check: the list that is trained on")
-    val_split: str = Field("val", description="check: the list that is validated on")
-
-    @model_validator(mode="after")
-    def _one_job(self) -> "ImportSettings":
-        if self.check:
-            if self.from_ or self.to:
-                raise ValueError("check looks at a folder that is there: leave out from and to (an import is checked by itself)")
-            return self
-        if self.from_ is None:
-            raise ValueError("what is to be imported? Give --from coco, labelme or masks (or --check DIR to look at a folder)")
-        if not self.to:
-            raise ValueError("to is not given: name a new folder by --to")
-        if not self.annotations:
-            raise ValueError(f"annotations is not given: name {formats.get_format(self.from_).annotations} by --annotations")
-        if not self.images and not formats.get_format(self.from_).images_beside_annotations:
-            raise ValueError("images is not given: name the folder of images by --images")
-        if self.table and (self.from_ != "masks" or self.classes):
-            raise ValueError("table is for masks, and names their classes itself: leave out classes, or table")
-        if self.val_annotations and (self.train_list or self.val_list):
-            raise ValueError("val_annotations gives the split already: leave out train_list and val_list")
-        return self
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
-    options.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")
-    arguments = options.parse_args(argv)
-    settings = from_arguments(arguments, ImportSettings)
+    command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
+    command.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")
+    settings, options = command.parse_settings(argv)
     if settings.check:
         _check_alone(settings, settings.check)
     else:
-        _import(settings, _local(settings.to or "", "to"), arguments.dry_run)
+        _import(settings, _local(settings.to or "", "to"), options.dry_run)
     return 0
 
 

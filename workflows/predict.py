@@ -15,26 +15,18 @@ run it again to go on.
 import sys
 from collections import Counter
 from dataclasses import asdict
-from typing import ClassVar
-
-import yaml
-from pydantic import Field, PositiveInt
 
 from deconvnet.datasets.image_folder import ImageFile, list_image_files
 from deconvnet.inference import predictions_table
 from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
 from deconvnet.tracking import registry
-from deconvnet.tracking.mlflow_runs import cleaned
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.parts import check_rejects
-from infra.settings import ClusterSettings, Section
 from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
 from workflows import cli
-from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
-from workflows.registered_model import StoreSettings, model_store
-from workflows.settings import as_dict
+from workflows.settings import CONFIGS, PredictSettings
 
 LOCK = "_lock"
 LOCK_SECONDS = 300.0  # longer than S3 is waited for; one that died on this machine is not waited for
@@ -42,46 +34,17 @@ MODEL = "_model"  # where the actors find the model, for the time of a run
 _REJECTS_SHOWN = 5
 
 
-class LabellingSettings(Section):
-    """The processes that label."""
-
-    actors: PositiveInt | None = Field(None, description="processes that label, each with the model; empty: as many as fit")
-    cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each")
-    gpu: bool | None = Field(None, description="label on GPUs; empty: where Ray has one")
-    gpus_per_actor: float = Field(1.0, gt=0, le=1, description="share of a GPU that each takes: 0.25 puts four on one")
-
-
-class PredictSettings(DoorSettings):
-    """A run of predict.py."""
-
-    PLACES: ClassVar[tuple[str, ...]] = ("input", "output", "workspace")
-
-    input: str = Field(min_length=1, description="folder or s3:// prefix of photographs, with all folders below it")
-    output: str = Field(min_length=1, description="folder or s3:// prefix of masks, overlays and tables")
-    model: str = Field("models:/edeconvnet@champion", description=f"registered model: {registry.FORMS}")
-    workspace: str | None = Field(None, description="the pipeline's workspace, whose own MLflow (SQLite) knows the model")
-    overlays: bool = Field(False, description="write the photographs with their labels over them, too")
-    max_rejects: float = Field(0.5, ge=0, le=1, description="share of photographs that may be unusable before the run is refused")
-    max_pixels: PositiveInt | None = Field(
-        None, description="larger photographs are rejected; empty: as the model was registered"
-    )
-    compute: LabellingSettings = LabellingSettings()
-    tracking: StoreSettings = StoreSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__ or "", PredictSettings, CONFIGS / "predict.yaml")
-    options.add_argument("--dry-run", action="store_true", help="print the settings, and what would be done")
-    arguments = options.parse_args(argv)
-    settings = from_arguments(arguments, PredictSettings)
+    command = cli.SettingsParser(__doc__ or "", PredictSettings, CONFIGS / "predict.yaml")
+    command.add_argument("--dry-run", action="store_true", help="print the settings, and what would be done")
+    settings, options = command.parse_settings(argv)
     _check_places(settings)
-    store = model_store(settings.workspace, settings.tracking.uri)
+    store = registry.model_store(settings.workspace, settings.tracking.uri)
     photographs = list_image_files(settings.input, leave_out=settings.output)
     version = registry.find(settings.model, store, "model")
     plan = _plan(settings, photographs, version)
-    if arguments.dry_run:
-        print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
+    if options.dry_run:
+        print(cli.settings_text(settings))
         print(_standing(plan))
         return 0
     if plan.done:

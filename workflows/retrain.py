@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from deconvnet.tracking import promotion
-from deconvnet.tracking.mlflow_runs import check, tracking_uri, without_secrets
+from deconvnet.tracking.mlflow_runs import check, tracking_uri
 from infra import storage
 from infra.errors import Interrupted
 from infra.storage.lock import hold_lock
@@ -26,27 +26,26 @@ from workflows import cli
 from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import Retraining, begin, changed, latest, newcomers, untouched
-from workflows.settings import Settings, from_arguments, parser
+from workflows.settings import Settings, parser
 
 say = partial(print, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__ or "")
-    options.add_argument("--dry-run", action="store_true", help="tell what would happen, and change nothing")
-    options.add_argument("--force", action="store_true", help="train even if nothing is new")
-    arguments = options.parse_args(argv)
-    settings = from_arguments(arguments)
+    command = parser(__doc__ or "")
+    command.add_argument("--dry-run", action="store_true", help="tell what would happen, and change nothing")
+    command.add_argument("--force", action="store_true", help="train even if nothing is new")
+    settings, options = command.parse_settings(argv)
     store = tracking_uri(settings.workspace, settings.tracking.uri)
-    if arguments.dry_run:
-        _plan(settings, store, arguments.force)
+    if options.dry_run:
+        _plan(settings, store, options.force)
         return 0
     check(store)
     storage.check_writable(settings.workspace)
     lock = storage.join(settings.workspace, "retrain.lock")
     with hold_lock(lock, _user(), 60 * settings.retrain.lock_minutes) as mine:
-        pipeline = Retraining(settings, begin(settings, arguments.force), say, lambda: mine.lost)
-        _retrain(pipeline, Path(arguments.config).stem)
+        pipeline = Retraining(settings, begin(settings, options.force), say, lambda: mine.lost)
+        _retrain(pipeline, Path(options.config).stem)
     return 0
 
 
@@ -69,11 +68,11 @@ def _retrain(pipeline: Retraining, config: str) -> None:
     generations.finish(base, generation, verdict)
     for gone in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
         say(f"generation {gone} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
-    say(cli.results_table(storage.read_json(pipeline.place("report", "results.json"))))
+    say(cli.results_text(storage.read_json(pipeline.place("report", "results.json"))))
     say(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
     say(f"champion {name} version {verdict['champion']}")
     say(f"report   {pipeline.place('report')}")
-    say(f"MLflow   {cli.how_to_see(without_secrets(pipeline.store))}")
+    say(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
 
 
 def _nothing_new(pipeline: Retraining) -> None:
@@ -106,7 +105,7 @@ def _plan(settings: Settings, store: str, force: bool) -> None:
         say(
             f"since {generation.previous}: {new:,} new, {gone:,} gone; of the others, a run finds those that changed by their content"
         )
-    say(cli.planned(pipeline.stages.plan()))
+    say(cli.plan_text(pipeline.stages.plan()))
 
 
 def _user() -> str:

@@ -17,48 +17,22 @@ import os
 import socket
 import sys
 import time
-from typing import ClassVar
-
-from pydantic import Field, PositiveInt
 
 from deconvnet.serving.ray_serve import WARM_SIZE, Served, check_installed, seconds_to_label, serving_at, still_served
 from deconvnet.tracking import registry
 from infra.errors import UserError
 from infra.runtime.cluster import connected, may_grow, room
-from infra.settings import ClusterSettings
 from workflows import cli
-from workflows.options import CONFIGS, DoorSettings, from_arguments, parser
-from workflows.registered_model import StoreSettings, model_store
+from workflows.settings import CONFIGS, ServeSettings
 
 _LOOK_SECONDS = 5.0  # between looks at whether Ray Serve still lives
 
 
-class ServeSettings(DoorSettings):
-    """A server."""
-
-    PLACES: ClassVar[tuple[str, ...]] = ("workspace",)
-
-    model: str = Field("models:/edeconvnet@champion", description=f"registered model: {registry.FORMS}")
-    workspace: str | None = Field(None, description="the pipeline's workspace, whose own MLflow (SQLite) knows the model")
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="address to listen at; 0.0.0.0: reachable from other machines, no login"
-    )
-    port: int = Field(8000, ge=1, le=65535, description="port to listen at")
-    replicas: PositiveInt = Field(1, description="processes that label, each with the model")
-    cpus_per_replica: PositiveInt = Field(1, description="CPUs and torch threads of each")
-    gpus_per_replica: float = Field(0.0, ge=0, le=1, description="share of a GPU that each labels on; 0: on CPUs")
-    max_pixels: PositiveInt | None = Field(None, description="larger photographs are refused; empty: as the model was registered")
-    max_megabytes: PositiveInt = Field(32, description="larger bodies are refused, MiB")
-    max_waiting: PositiveInt = Field(64, description="requests that wait for a free replica; more are refused (503)")
-    tracking: StoreSettings = StoreSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-
 def main(argv: list[str] | None = None) -> int:
-    settings = from_arguments(parser(__doc__ or "", ServeSettings, CONFIGS / "serve.yaml").parse_args(argv), ServeSettings)
+    settings, _ = cli.SettingsParser(__doc__ or "", ServeSettings, CONFIGS / "serve.yaml").parse_settings(argv)
     check_installed()
     check_free(settings.host, settings.port)
-    store = model_store(settings.workspace, settings.tracking.uri)
+    store = registry.model_store(settings.workspace, settings.tracking.uri)
     served = Served(
         registry.find(settings.model, store, "model"), store, settings.replicas, settings.cpus_per_replica,
         settings.gpus_per_replica, settings.max_pixels, settings.max_megabytes * 2**20, settings.max_waiting,

@@ -1,12 +1,12 @@
-"""All settings of a pipeline run. Each room owns the type of its part; this module composes them."""
+"""The settings of every command, composed of those of the packages."""
 
-import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from deconvnet.datasets.synthetic import GENERATED_CLASSES
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.settings import (
     ComputeSettings,
     DataSettings,
@@ -18,20 +18,32 @@ from deconvnet.settings import (
 )
 from deconvnet.training.sampler import check_batching
 from infra.settings import ClusterSettings, Section, TrackingSettings
-from proposals.settings import ExampleSettings, ProposalSettings
-from workflows import options
-from workflows.options import CONFIGS, DoorSettings, shown
+from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
+from workflows import cli
+from workflows.cli import CommandSettings
 
-QUICKSTART = CONFIGS / "quickstart.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+"""The YAML files that come with the project."""
+MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
+"""How a registered model is named."""
 
 
-class Settings(DoorSettings):
-    """A pipeline run."""
+class Settings(CommandSettings):
+    """Settings of train_pipeline.py, retrain.py and evaluate.py."""
 
-    PLACES: ClassVar[tuple[str, ...]] = ("workspace", "data.root", "model.vgg16", "proposals.edge_model", "init.from")
+    PATHS = ("workspace", "data.root", "model.vgg16", "proposals.edge_model", "init.from")
+    RENAMED: ClassVar = {
+        "deconv_start": "decoder_init",
+        "lr_factor": "gamma",
+        "stop_after": "early_stopping_patience",
+        "fcn_share": "fcn_weight",
+        "spread_strength": "soft_nms_strength",
+        "spread_power": "soft_nms_power",
+        "spread_first": "soft_nms_first",
+    }
 
-    workspace: str = Field("runs/default", min_length=1, description="folder or s3:// prefix of all that the run makes")
-    seed: NonNegativeInt = Field(0, description="of everything drawn: generated data, dev split, crops, initial weights")
+    workspace: str = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
+    seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")
     data: DataSettings = DataSettings()
     proposals: ProposalSettings = ProposalSettings()
     examples: ExampleSettings = ExampleSettings()
@@ -47,19 +59,17 @@ class Settings(DoorSettings):
     @model_validator(mode="before")
     @classmethod
     def _generated_classes(cls, raw: Any) -> Any:
-        """The generated data set has classes of its own."""
-        data = raw.get("data", {}) if isinstance(raw, dict) else None
-        if not isinstance(data, dict) or data.get("root"):
-            return raw
-        return {**raw, "data": {"classes": GENERATED_CLASSES, **data}}
+        """Without `data.root`, the classes are those of the generated data set."""
+        return _with_generated_classes(raw)
 
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
+        """Check settings that depend on those of another section."""
         for name in ("width", "fcn_width"):
             width = getattr(self.model, name)
             if self.model.vgg16 and width is not None and width > 1:
                 raise ValueError(
-                    f"model.{name} {width:g} can't start from VGG-16 weights, which are as wide as the paper's: "
+                    f"model.{name} {width:g} can't start from VGG-16 weights, which have the paper's width: "
                     f"set model.{name} to 1 or less, or leave model.vgg16 empty"
                 )
         if self.segment.proposals > self.proposals.max_boxes:
@@ -71,29 +81,234 @@ class Settings(DoorSettings):
             stage, compute = getattr(self.train, name), self.compute
             check_batching(stage.batch, stage.micro_batch, compute.workers, compute.min_workers, setting=f"train.{name}")
         if self.data.root is None and self.data.classes != GENERATED_CLASSES:
+            classes = ", ".join(self.data.classes)
             raise ValueError(
-                f"data.classes {shown(self.data.classes)} don't fit the generated data (data.root is empty), whose classes are "
-                f"{', '.join(GENERATED_CLASSES)}: leave data.classes out, or name a folder in data.root"
+                f"data.classes {classes if len(classes) <= 80 else classes[:77] + '…'} don't fit the generated data (data.root is "
+                f"empty), whose classes are {', '.join(GENERATED_CLASSES)}: leave data.classes out, or name a folder in data.root"
             )
         return self
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A pipeline door's command line: --config, and an option for every setting."""
-    return options.parser(description, Settings, QUICKSTART)
+class EdgeTrackingSettings(TrackingSettings):
+    """MLflow. Edge trainings are logged to an experiment of their own."""
+
+    experiment: str = Field("edges", min_length=1, description="MLflow experiment that the runs are logged to")
 
 
-def from_arguments(arguments: argparse.Namespace) -> Settings:
-    """The settings that a parsed command line describes. Raises UserError."""
-    return options.from_arguments(arguments, Settings)
+class EdgeSettings(CommandSettings):
+    """Settings of train_edges.py."""
+
+    PATHS = ("workspace", "data.root", "bsds", "proposals.edge_model")
+
+    workspace: str = Field("runs/edges", min_length=1, description="folder or s3:// prefix of everything the run writes")
+    seed: NonNegativeInt = Field(0, description="seed of the choice of images and of the trees")
+    data: DataSettings = DataSettings()
+    bsds: str | None = Field(
+        None,
+        description="folder of BSDS500: its train split is added to the training images, its val split is measured on; where data.root "
+        "is empty, it is the only data",
+    )
+    forest: ForestSettings = ForestSettings()
+    proposals: ProposalSettings = Field(ProposalSettings(), description="EdgeBox's settings in the comparison")
+    tracking: EdgeTrackingSettings = EdgeTrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generated_classes(cls, raw: Any) -> Any:
+        """Without `data.root`, the classes are those of the generated data set."""
+        return _with_generated_classes(raw)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the masks of `data` are learned from."""
+        return self.data.root is not None or self.bsds is None
 
 
-def load(config: str, overrides: Mapping[str, str] | None = None) -> Settings:
-    """Settings from a YAML file, with `overrides` (dotted name → text) on top. Raises UserError, one sentence a fault."""
-    return options.load(config, Settings, overrides)
+def _with_generated_classes(raw: Any) -> Any:
+    """Settings as read from YAML, with the generated data set's classes where neither a folder nor classes are given."""
+    data = raw.get("data", {}) if isinstance(raw, dict) else None
+    if not isinstance(data, dict) or data.get("root"):
+        return raw
+    return {**raw, "data": {"classes": GENERATED_CLASSES, **data}}
+
+
+class StoreSettings(Section):
+    """MLflow, whose registry holds the model."""
+
+    uri: str | None = Field(
+        None, description="tracking server, where MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"
+    )
+
+
+class PredictComputeSettings(Section):
+    """The processes that predict."""
+
+    actors: PositiveInt | None = Field(None, description="processes that predict, each with the model; empty: as many as fit")
+    cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each process")
+    gpu: bool | None = Field(None, description="predict on GPUs; empty: where Ray has one")
+    gpus_per_actor: float = Field(
+        1.0, gt=0, le=1, description="share of a GPU that each process takes: 0.25 puts four on one GPU"
+    )
+
+
+class PredictSettings(CommandSettings):
+    """Settings of predict.py."""
+
+    PATHS = ("input", "output", "workspace")
+
+    input: str = Field(min_length=1, description="folder or s3:// prefix of images, with all folders below it")
+    output: str = Field(min_length=1, description="folder or s3:// prefix that masks, overlays and tables are written to")
+    model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
+    workspace: str | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
+    overlays: bool = Field(False, description="also write the images with their masks drawn over them")
+    max_rejects: float = Field(0.5, ge=0, le=1, description="share of images that may be unusable before the run fails")
+    max_pixels: PositiveInt | None = Field(
+        None, description="larger images are rejected; empty: the limit the model was registered with"
+    )
+    compute: PredictComputeSettings = PredictComputeSettings()
+    tracking: StoreSettings = StoreSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+class ServeSettings(CommandSettings):
+    """Settings of serve.py."""
+
+    PATHS = ("workspace",)
+
+    model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
+    workspace: str | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen at; 0.0.0.0: reachable from other machines, without login"
+    )
+    port: int = Field(8000, ge=1, le=65535, description="port to listen at")
+    replicas: PositiveInt = Field(1, description="processes that predict, each with the model")
+    cpus_per_replica: PositiveInt = Field(1, description="CPUs and torch threads of each process")
+    gpus_per_replica: float = Field(0.0, ge=0, le=1, description="share of a GPU that each process takes; 0: predict on CPUs")
+    max_pixels: PositiveInt | None = Field(
+        None, description="larger images are refused; empty: the limit the model was registered with"
+    )
+    max_megabytes: PositiveInt = Field(32, description="larger request bodies are refused, MiB")
+    max_waiting: PositiveInt = Field(64, description="requests that wait for a free replica; more are refused (503)")
+    tracking: StoreSettings = StoreSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+class ImportSettings(CommandSettings):
+    """Settings of import_data.py."""
+
+    PATHS = (
+        "images",
+        "annotations",
+        "val_images",
+        "val_annotations",
+        "table",
+        "train_list",
+        "val_list",
+        "to",
+        "check",
+        "report",
+    )
+
+    from_: Literal["coco", "labelme", "masks"] | None = Field(None, alias="from", description="format of the annotations")
+    images: str | None = Field(None, description="folder or s3:// prefix of images; labelme, empty: as annotations")
+    annotations: str | None = Field(None, description="COCO JSON file, folder of LabelMe JSON files, or folder of masks")
+    to: str | None = Field(None, description="new local folder to write, in VOC's layout")
+    val_images: str | None = Field(None, description="images of val; empty: as images")
+    val_annotations: str | None = Field(None, description="annotations of val, where they are separate; empty: val is drawn")
+    train_list: str | None = Field(
+        None, description="text file with the names of train's images, one a line; empty: all that are not in val_list"
+    )
+    val_list: str | None = Field(
+        None, description="text file with the names of val's images; empty: all that are not in train_list"
+    )
+    val_share: float = Field(0.2, gt=0, lt=1, description="share of the images drawn for val where no split is given")
+    seed: NonNegativeInt = Field(0, description="seed of that draw")
+    classes: tuple[str, ...] = Field(
+        (),
+        description="classes to import, in this order, separated by commas; masks: names by id from 0; check: those of the folder; "
+        "empty: all",
+    )
+    others: Literal["background", "void"] = Field(
+        "background", description="coco, labelme: what objects of classes that are not imported become"
+    )
+    overlap: Literal["small", "order"] = Field(
+        "small", description="coco, labelme: which of two overlapping objects is on top: the smaller, or the later in the file"
+    )
+    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become")
+    table: str | None = Field(
+        None,
+        description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
+    )
+    mask_suffix: str = Field("", description="masks: what follows the image's name in the mask's: _mask for a.jpg and a_mask.png")
+    strange: Literal["reject", "void"] = Field(
+        "reject", description="masks: values without a class reject the image, or become void"
+    )
+    max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the import fails")
+    max_pixels: PositiveInt = Field(100_000_000, description="larger images are rejected")
+    threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
+    check: str | None = Field(None, description="import nothing: check this folder in VOC's layout")
+    report: str | None = Field(None, description="folder that check.md and contact_sheet.png are written to; empty: the data's")
+    train_split: str = Field("train", description="check: the list of training images")
+    val_split: str = Field("val", description="check: the list of validation images")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ImportSettings":
+        """Check that either an import or a check is fully described."""
+        if self.check:
+            if self.from_ or self.to:
+                raise ValueError("--check is for an existing folder: leave out from and to (an import is checked anyway)")
+            return self
+        if self.from_ is None:
+            raise ValueError("give --from coco, labelme or masks to import data (or --check DIR to check a folder)")
+        if not self.to:
+            raise ValueError("to is not given: name a new folder by --to")
+        if not (self.annotations and self.images):
+            self._check_inputs(self.from_)
+        if self.table and (self.from_ != "masks" or self.classes):
+            raise ValueError("table is for masks, and names their classes itself: leave out classes, or table")
+        if self.val_annotations and (self.train_list or self.val_list):
+            raise ValueError("val_annotations gives the split already: leave out train_list and val_list")
+        return self
+
+    def _check_inputs(self, name: str) -> None:
+        """Raise ValueError where the format needs annotations or images that are not given."""
+        from deconvnet.datasets import formats  # imports OpenCV
+
+        known = formats.get_format(name)
+        if not self.annotations:
+            raise ValueError(f"annotations is not given: name {known.annotations} by --annotations")
+        if not self.images and not known.images_beside_annotations:
+            raise ValueError("images is not given: name the folder of images by --images")
+
+
+def parser(description: str) -> cli.SettingsParser[Settings]:
+    """The command line of the pipeline's commands; `description` is the text at the top of --help."""
+    return cli.SettingsParser(description, Settings, CONFIGS / "quickstart.yaml")
+
+
+def load(config: str, *arguments: str) -> Settings:
+    """Load a pipeline's settings.
+
+    Args:
+        config: YAML file.
+        arguments: options that override it, as on the command line: "--train.stage1.lr", "0.1".
+
+    Returns:
+        The settings; local paths in them are absolute.
+
+    Raises:
+        UserError: one sentence for each fault.
+    """
+    return cli.load(config, Settings, arguments)
 
 
 def as_dict(settings: Section, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Settings as JSON-able values, by the names used in YAML."""
+    """Settings as values for JSON, by the names used in YAML.
+
+    Args:
+        settings: a section, or all settings.
+        only: the names to keep; None: all.
+    """
     dumped = settings.model_dump(mode="json", by_alias=True)
     return dumped if only is None else {key: dumped[key] for key in only}

@@ -15,36 +15,31 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import yaml
-
-from deconvnet.tracking.mlflow_runs import cleaned, without_secrets
 from infra import storage
 from workflows import cli
-from workflows.options import CONFIGS, from_arguments, parser
-from workflows.pipelines.edges import REPORT, EdgeSettings, EdgeTraining
-from workflows.settings import as_dict
+from workflows.pipelines.edges import REPORT, EdgeTraining
+from workflows.settings import CONFIGS, EdgeSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__ or "", EdgeSettings, CONFIGS / "train_edges.yaml")
-    options.add_argument("--dry-run", action="store_true", help="print the settings and the stages, and which would run")
-    arguments = options.parse_args(argv)
-    settings = from_arguments(arguments, EdgeSettings)
+    command = cli.SettingsParser(__doc__ or "", EdgeSettings, CONFIGS / "train_edges.yaml")
+    command.add_argument("--dry-run", action="store_true", help="print the settings and the stages, and which would run")
+    settings, options = command.parse_settings(argv)
     training = EdgeTraining(settings, partial(print, flush=True))
     plan = training.stages.plan()
-    if arguments.dry_run:
-        print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
-        print(cli.planned(plan))
+    if options.dry_run:
+        print(cli.settings_text(settings))
+        print(cli.plan_text(plan))
         return 0
     if all(p.done for p in plan):
-        print(cli.planned(plan))
+        print(cli.plan_text(plan))
         print("\nNothing to do: every stage stands.\n")
     else:
-        training.run(Path(arguments.config).stem)
+        training.run(Path(options.config).stem)
     print(storage.read_bytes(training.place(REPORT, "edges.md")).decode())
     print(f"forest   {training.forest}")
     print(f"report   {training.place(REPORT)}")
-    print(f"MLflow   {cli.how_to_see(without_secrets(training.store))}")
+    print(f"MLflow   {cli.mlflow_hint(training.store)}")
     print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {training.forest}")
     return 0
 

@@ -14,47 +14,40 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from infra import storage
 from workflows import cli
 from workflows.pipelines.training import Pipeline
-from workflows.settings import as_dict, from_arguments, parser
+from workflows.settings import parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = parser(__doc__ or "")
-    options.add_argument("--dry-run", action="store_true", help="print the settings and the stages, and which would run")
-    arguments = options.parse_args(argv)
-    settings = from_arguments(arguments)
+    command = parser(__doc__ or "")
+    command.add_argument("--dry-run", action="store_true", help="print the settings and the stages, and which would run")
+    settings, options = command.parse_settings(argv)
     pipeline = Pipeline(settings, partial(print, flush=True))
     plan = pipeline.stages.plan()
-    if arguments.dry_run:
-        from deconvnet.tracking.mlflow_runs import cleaned
-
-        print(yaml.safe_dump(cleaned(as_dict(settings)), sort_keys=False, allow_unicode=True))
-        print(cli.planned(plan))
+    if options.dry_run:
+        print(cli.settings_text(settings))
+        print(cli.plan_text(plan))
     elif all(p.done for p in plan):
-        print(cli.planned(plan))
+        print(cli.plan_text(plan))
         print("\nNothing to do: every stage stands.\n")
         _closing(pipeline)
     else:
-        pipeline.run(Path(arguments.config).stem)
+        pipeline.run(Path(options.config).stem)
         _closing(pipeline)
     return 0
 
 
 def _closing(pipeline: Pipeline) -> None:
-    from deconvnet.tracking.mlflow_runs import without_secrets
-
     results = storage.read_json(pipeline.place("report", "results.json"))
-    print(cli.results_table(results))
+    print(cli.results_text(results))
     rejected = pipeline.rejects()
     if rejected:
         print(f"\n{rejected:,} inputs were set aside; why: {pipeline.place('rejects')}")
     print(f"\nreport   {pipeline.place('report', 'index.html')}")
     print(f"models   {pipeline.place('models')}")
-    print(f"MLflow   {cli.how_to_see(without_secrets(pipeline.store))}")
+    print(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""PASCAL VOC's class names, and its colours, with which masks are painted in files and figures."""
+"""Class names of PASCAL VOC and of the generated data set, and VOC's colours, with which masks are painted in files and figures."""
 
 import numpy as np
 
@@ -8,6 +8,9 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """VOC's 21 class names by id."""
+
+GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
+"""The class names of the generated data set (`deconvnet.datasets.synthetic`) by id."""
 
 
 def _voc_palette() -> np.ndarray:

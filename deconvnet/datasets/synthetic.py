@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import GENERATED_CLASSES, VOC_PALETTE
 from infra import storage
 from infra.runtime.progress import progress
 from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.masks import VOID_ID
 
-GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 GENERATOR_VERSION = 2  # raise it when the same seed comes to give other photographs
 
 VAL_OFFSET = 1_000_000  # index of the first validation photograph: more training photographs don't change it

@@ -1,11 +1,12 @@
 """Finding a version in MLflow's model registry by what a person calls it, and fetching the ensemble in it."""
 
+import os
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
-from deconvnet.tracking.mlflow_runs import first_line, without_secrets
+from deconvnet.tracking.mlflow_runs import check, first_line, tracking_uri, without_secrets
 from infra import storage
 from infra.errors import UserError
 
@@ -87,3 +88,17 @@ def _what_there_is(client: "MlflowClient", name: str, setting: str) -> str:
         return f", where {name} has no alias: models:/{name}/VERSION would do"
     known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items()))
     return f", where {name} has {known}: --{setting} models:/{name}@{next(iter(sorted(aliases)))} would do"
+
+
+def model_store(workspace: str | None, uri: str | None) -> str:
+    """The MLflow store that knows the model. Raises UserError within 15 s where it can't be used."""
+    if not (workspace or uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise UserError(
+            "where is the model registered? Name the pipeline's workspace (--workspace runs/quickstart), or MLflow's server "
+            "(MLFLOW_TRACKING_URI or --tracking.uri)"
+        )
+    store = tracking_uri(workspace or "", uri)
+    if store.startswith("sqlite:///") and not storage.exists(store.removeprefix("sqlite:///")):
+        raise UserError(f"there is no MLflow store {store}: name the workspace of a pipeline that has run, or MLflow's server")
+    check(store)
+    return store

@@ -122,10 +122,10 @@ def memory(place: Path) -> list[tuple[str, str]]:
         root = folder(place / f"data-{times}", MEMORY_PHOTOGRAPHS, times)
         code = (
             "from workflows.pipelines.training import Pipeline; from workflows.settings import load; import sys;"
-            "Pipeline(load('workflows/configs/voc_sample.yaml', dict(zip(sys.argv[1::2], sys.argv[2::2])))).run('scale', lambda stage: stage.name != 'examples')"
+            "Pipeline(load('workflows/configs/voc_sample.yaml', *sys.argv[1:])).run('scale', lambda stage: stage.name != 'examples')"
         )
-        options = ["data.root", str(root), "workspace", str(place / f"w-{times}"), "compute.gpu", "false", "compute.cpus_per_worker", "1",
-                   "model.vgg16", ""]  # fmt: skip
+        options = ["--data.root", str(root), "--workspace", str(place / f"w-{times}"), "--compute.gpu", "false", "--compute.cpus_per_worker", "1",
+                   "--model.vgg16", ""]  # fmt: skip
         started = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-c", code, *options], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
         with watched(process.pid) as peaks:

@@ -31,8 +31,7 @@ def loop() -> list[Row]:
 
 
 def _cpu_network() -> tuple[float, int]:
-    from workflows.options import CONFIGS
-    from workflows.settings import load
+    from workflows.settings import CONFIGS, load
 
     model = load(str(CONFIGS / "voc_sample_cpu.yaml")).model
     return model.width, model.input_size

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from docs.generate_settings import CHAPTERS
 from tests.conftest import ROOT
-from workflows.options import leaves
-from workflows.reference import DOORS
+from workflows.cli import setting_fields
 
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -52,7 +52,9 @@ def options_of(script: str) -> set[str]:
     """The options of a door: those in its text, and its settings."""
     module = importlib.import_module(script)
     options = set(re.findall(r'"(--[\w.-]+)"', Path(str(module.__file__)).read_text("utf-8")))
-    settings = {f"--{path}" for door in DOORS if script.split(".")[-1] in door.scripts for path, _ in leaves(door.kind)}
+    settings = {
+        f"--{path}" for each in CHAPTERS if script.split(".")[-1] in each.scripts for path, _ in setting_fields(each.kind)
+    }
     return options | settings | {"--config", "--help"}
 
 

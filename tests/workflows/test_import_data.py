@@ -49,7 +49,7 @@ def test_a_folder_of_masks_becomes_a_data_set_that_the_pipeline_takes(data, tmp_
 def test_names_with_commas_reach_the_pipeline_whole():
     classes = ("background", "lamp, lit", "it's")
     command = shlex.split(import_data.train_command(Path("/d"), classes))
-    settings = train_pipeline.from_arguments(train_pipeline.parser("").parse_args([*command[4:], "--model.vgg16", ""]))
+    settings = train_pipeline.parser("").parse_settings([*command[4:], "--model.vgg16", ""])[0]
     assert settings.data.classes == classes
 
 
@@ -106,12 +106,12 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([], "what is to be imported"),
+        ([], "give --from coco, labelme or masks"),
         (["--from", "coco"], "to is not given"),
-        (["--from", "coco", "--to", "x"], "name the COCO JSON file by --annotations"),
+        (["--from", "coco", "--to", "x"], "--annotations"),
         (["--from", "coco", "--to", "x", "--annotations", "y"], "name the folder of images by --images"),
-        (["--from", "yolo", "--to", "x"], "from: 'yolo' won't do"),
-        (["--check", "x", "--to", "y"], "check looks at a folder that is there"),
+        (["--from", "yolo", "--to", "x"], "from: 'yolo' is not allowed"),
+        (["--check", "x", "--to", "y"], "--check is for an existing folder"),
         (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
         (["--from", "labelme", "--annotations", "/nowhere", "--to", "x"], "/nowhere holds no .json file"),
         (["--from", "labelme", "--annotations", "x", "--to", "y", "--table", "t"], "table is for masks"),

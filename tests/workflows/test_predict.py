@@ -30,7 +30,8 @@ from infra.storage.lock import Locked, hold_lock
 from tests.deconvnet.tracking.test_register import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
 from tests.servers import s3_server
 from workflows import predict
-from workflows.options import CONFIGS, leaves, load
+from workflows.cli import load, setting_fields
+from workflows.settings import CONFIGS, PredictSettings
 
 DOOR = Path(predict.__file__)
 GOOD = {"a.jpg", "nested/deep/turned.JPEG", "nested/grey.png", "same.jpg", "thin.bmp"}
@@ -330,7 +331,7 @@ def test_mistakes_are_sentences(refused, workspace, photographs, tmp_path) -> No
     assert "is not there" in refused(source=tmp_path / "absent")
     assert "is a file" in refused(source=photographs / "a.jpg")
     assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
-    assert "max_rejects: 2 won't do" in refused("--max_rejects", "2")
+    assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")
     assert "among the photographs of the input" in refused(output=photographs)
     (photographs / "masks").mkdir()
     (tmp_path / "truth" / "masks").mkdir(parents=True)
@@ -408,9 +409,9 @@ def test_a_submitted_job_must_not_write_into_rays_copy(tmp_path, monkeypatch) ->
 
 
 def test_the_config_that_ships_is_valid_and_every_field_can_be_given() -> None:
-    made = load(str(CONFIGS / "predict.yaml"), predict.PredictSettings, {"input": "s3://b/in", "output": "out"})
+    made = load(str(CONFIGS / "predict.yaml"), PredictSettings, ["--input", "s3://b/in", "--output", "out"])
     assert made.model == "models:/edeconvnet@champion" and made.input == "s3://b/in" and made.output == str(Path.cwd() / "out")
-    names = {name for name, _ in leaves(predict.PredictSettings)}
+    names = {name for name, _ in setting_fields(PredictSettings)}
     assert {"input", "workspace", "compute.actors", "compute.gpus_per_actor", "tracking.uri", "cluster.data_nodes"} <= names
 
 

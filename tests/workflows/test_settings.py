@@ -1,4 +1,4 @@
-"""Settings: one file, overridable field by field, faults said in a sentence that names field, value and what would do."""
+"""Settings: one file, overridden field by field; each fault is a sentence with the field, its value and what is allowed."""
 
 import copy
 from collections.abc import Iterator
@@ -9,14 +9,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deconvnet.datasets.synthetic import GENERATED_CLASSES
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from docs.generate_settings import CHAPTERS, Chapter
 from infra.errors import UserError
 from infra.settings import Section
-from workflows import options
-from workflows.options import CONFIGS, leaves
-from workflows.pipelines.edges import EdgeSettings
-from workflows.reference import DOORS, Door
-from workflows.settings import Settings, as_dict, from_arguments, load, parser
+from workflows import cli
+from workflows.cli import setting_fields
+from workflows.settings import CONFIGS, EdgeSettings, Settings, as_dict, load, parser
 
 
 @pytest.fixture
@@ -29,41 +28,42 @@ def config(tmp_path: Path):
     return write
 
 
-OF_OTHER_DOORS = {CONFIGS / f"{door.config}.yaml" for door in DOORS if door.kind is not Settings}
+OTHER_CONFIGS = {CONFIGS / f"{chapter.config}.yaml" for chapter in CHAPTERS if chapter.kind is not Settings}
 
 
-@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - OF_OTHER_DOORS), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - OTHER_CONFIGS), ids=lambda p: p.stem)
 def test_every_pipeline_config_that_ships_is_valid(path: Path) -> None:
     assert load(str(path)).workspace.startswith("/")
 
 
-def test_own_data_are_trained_on_as_the_sample_is() -> None:
-    """Only places differ, and the weight file that everybody can download."""
+def test_own_data_have_the_settings_of_the_sample() -> None:
+    """Only the paths differ, and the weight file, which everybody can download."""
     own, sample = (as_dict(load(str(CONFIGS / f"{name}.yaml"))) for name in ("own_data", "voc_sample_cpu"))
     own["model"] |= {name: sample["model"][name] for name in ("vgg16", "convention")}
     assert {**own, "workspace": "", "data": {}} == {**sample, "workspace": "", "data": {}}
 
 
 def test_every_field_can_be_overridden(config) -> None:
-    options = {f"--{path}" for path, _ in leaves(Settings)}
+    options = {f"--{path}" for path, _ in setting_fields(Settings)}
     assert {"--workspace", "--data.root", "--seed", "--train.stage2.lr", "--segment.crf.xy_sigma", "--init.from"} <= options
-    arguments = parser("x").parse_args(
+    settings, _ = parser("x").parse_settings(
         ["--config", config("seed: 1\n"), "--seed", "7", "--train.stage1.lr", "0.5", "--init.from", "models:/m@champion"]
     )
-    settings = from_arguments(arguments)
     assert (settings.seed, settings.train.stage1.lr, settings.init.from_) == (7, 0.5, "models:/m@champion")
     assert settings.train.stage2.lr == 0.01
 
 
 @pytest.mark.parametrize("name", ["2024", "1e3", "yes", "[a", "null"])
 def test_text_on_the_command_line_is_text_whatever_yaml_makes_of_it(config, name: str) -> None:
-    assert load(config(""), {"workspace": name}).workspace == str(Path.cwd() / name)
-    assert load(config(""), {"model.vgg16": ""}).model.vgg16 is None
+    assert load(config(""), "--workspace", name).workspace == str(Path.cwd() / name)
+    assert load(config("model: {vgg16: w.npz}"), "--model.vgg16", "").model.vgg16 is None
 
 
 def test_classes_from_the_command_line(config) -> None:
-    settings = load(config("data: {root: /x}"), {"data.classes": "background, cat,dog"})
+    settings = load(config("data: {root: /x}"), "--data.classes", "background, cat,dog")
     assert settings.data.classes == ("background", "cat", "dog")
+    settings = load(config("data: {root: /x}"), "--data.classes", '["background", "lamp, lit"]')
+    assert settings.data.classes == ("background", "lamp, lit")
 
 
 def test_generated_data_bring_their_own_classes(config) -> None:
@@ -73,37 +73,58 @@ def test_generated_data_bring_their_own_classes(config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("data: {rot: /x}", r"unknown setting data\.rot .*did you mean data\.root\?"),
         ("sed: 1", r"unknown setting sed .*did you mean seed\?"),
         ("model: {deconv_start: interpolation}", r"model\.deconv_start .* is called model\.decoder_init now"),
         ("train: {stage1: {lr_factor: 0.5}}", r"train\.stage1\.lr_factor .* is called train\.stage1\.gamma now"),
         ("proposals: {spread_first: 5}", r"proposals\.spread_first .* is called proposals\.soft_nms_first now"),
-        ("seed: -1", r"seed: -1 won't do"),
-        ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' won't do: a number is needed"),
-        ("train: {stage1: {epochs: 2.5}}", r"train\.stage1\.epochs: 2\.5 won't do: a whole number is needed"),
-        ("compute: {gpu: maybe}", r"compute\.gpu: 'maybe' won't do: true or false is needed"),
-        ("model: 5", r"model: 5 won't do: it is a section, and has settings below it"),
-        ("workspace: 2024", r"workspace: 2024 won't do: text is needed; .* goes in quotes"),
-        ("data: {classes: 7}", r"data\.classes: 7 won't do: a list is needed"),
-        ("model: {input_size: 100}", r"model\.input_size: 100 won't do: must be a multiple of 32; 96 or 128 would do"),
+        ("seed: -1", r"seed: -1 is not allowed"),
+        ("train: {stage1: {lr: fast}}", r"train\.stage1\.lr: 'fast' is not allowed: a number is needed"),
+        ("train: {stage1: {epochs: 2.5}}", r"train\.stage1\.epochs: 2\.5 is not allowed: a whole number is needed"),
+        ("compute: {gpu: maybe}", r"compute\.gpu: 'maybe' is not allowed: true or false is needed"),
+        ("model: 5", r"model: 5 is not allowed: it is a section, and has settings below it"),
+        ("workspace: 2024", r"workspace: 2024 is not allowed: text is needed; .* goes in quotes"),
+        ("data: {classes: 7}", r"data\.classes: 7 is not allowed: a list is needed"),
+        ("model: {input_size: 100}", r"model\.input_size: 100 is not allowed: must be a multiple of 32; 96 or 128 would do"),
         ("compute: {workers: 21}", r"train\.fcn8s\.batch 20 leaves some of 21 workers .*lower compute\.workers to 20"),
         ("compute: {workers: 2, min_workers: 3}", r"compute\.min_workers 3 is more than compute\.workers 2"),
-        ("compute: {min_workers: 0}", r"compute\.min_workers: 0 won't do"),
+        ("compute: {min_workers: 0}", r"compute\.min_workers: 0 is not allowed"),
         ("train: {stage2: {micro_batch: 65}}", r"train\.stage2\.micro_batch 65 is more than train\.stage2\.batch 64"),
         ("model: {width: 1.5, vgg16: w.npz}", r"model\.width 1\.5 can't start from VGG-16"),
         ("segment: {proposals: 3000}", r"segment\.proposals 3000 is more than proposals\.max_boxes 2000"),
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
-        ("examples: {window: round}", r"examples\.window: 'round' won't do"),
+        ("examples: {window: round}", r"examples\.window: 'round' is not allowed"),
         ("- 1\n- 2", "must hold sections and keys"),
         ("a: [1", "is not YAML"),
         ("workspace: ${NO_SUCH_VARIABLE_HERE}/x", "NO_SUCH_VARIABLE_HERE"),
     ],
 )
-def test_faults_are_sentences(config, text: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_each_fault_is_a_sentence(config, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load(config(text))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.rot", "x"], r"--data\.rot x; did you mean --data\.root\?"),
+        (["--zzz"], r"--zzz; --help lists the options"),
+        (["--compute.gpu"], r"--compute\.gpu: expected one argument"),
+        (["--train.stage1.lr", "fast", "--seed=-1"], r"(?s)seed: '-1' is not allowed.*\n.*lr: 'fast' is not allowed: a number"),
+        (["--examples.window", "round"], r"examples\.window: 'round' is not allowed: .*'square' or 'stretched'"),
+        (["--train.stage1", "{lr: 3}"], r"train"),
+        (["--model.width", ""], r"model\.width: None is not allowed"),
+    ],
+)
+def test_each_fault_of_the_command_line_is_a_sentence(config, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(config(""), *arguments)
+
+
+def test_the_command_line_wins_wherever_config_stands(config) -> None:
+    assert parser("x").parse_settings(["--seed", "7", "--config", config("seed: 1")])[0].seed == 7
 
 
 def test_a_missing_file_says_where_the_configs_are(tmp_path: Path) -> None:
@@ -149,24 +170,24 @@ def _sections(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _sections(field.annotation, f"{prefix}{name}.")
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.config)
-def test_no_section_has_other_defaults_than_its_class(door: Door) -> None:
-    """One that had, lost them as soon as a file or the command line set any one of its fields."""
-    for path, field in _sections(door.kind):
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.config)
+def test_no_section_has_other_defaults_than_its_class(chapter: Chapter) -> None:
+    """Otherwise setting one field of the section would reset its siblings to the defaults of the class."""
+    for path, field in _sections(chapter.kind):
         assert field.get_default() == field.annotation(), path
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_overriding_one_field_leaves_all_others_as_they_were(path: Path) -> None:
     """Of every config: with each field written out in turn at another value, its siblings keep theirs."""
-    kind = next((door.kind for door in DOORS if door.config == path.stem), Settings)
+    kind = next((chapter.kind for chapter in CHAPTERS if chapter.config == path.stem), Settings)
     raw = yaml.safe_load(path.read_text()) or {}
     missing = {name: "x" for name, field in kind.model_fields.items() if field.is_required() and name not in raw}
     if path.stem == "import_data":
         missing = {"check": "x"}  # it must be given something to do
     before = kind.model_validate({**raw, **missing}).model_dump(by_alias=True)
     tried = 0
-    for name, _ in leaves(kind):
+    for name, _ in setting_fields(kind):
         if name == "data.root":  # a folder in place of the generated data set has other classes
             continue
         *sections, key = name.split(".")
@@ -183,17 +204,17 @@ def test_overriding_one_field_leaves_all_others_as_they_were(path: Path) -> None
             after = after[section]
         assert {**after, key: None} == {**value, key: None}, name
         tried += 1
-    assert tried > len(list(leaves(kind))) / 3
+    assert tried > len(list(setting_fields(kind))) / 3
 
 
 def test_fcn8s_keeps_its_defaults_beside_one_that_is_set(config) -> None:
-    """The paper's recipe sets `epochs` and had DeconvNet's rate for it."""
+    """The paper's recipe sets `epochs`, which once reset the learning rate to DeconvNet's."""
     fcn8s = load(str(CONFIGS / "voc2012.yaml")).train.fcn8s
     assert (fcn8s.bias_lr_factor, fcn8s.bn_batches) == (2.0, 0)
-    for override in ({"train.fcn8s.epochs": "3"}, {"train.fcn8s.momentum": "0.5"}):
-        fcn8s = load(config(""), override).train.fcn8s
+    for override in (["--train.fcn8s.epochs", "3"], ["--train.fcn8s.momentum", "0.5"]):
+        fcn8s = load(config(""), *override).train.fcn8s
         assert (fcn8s.batch, fcn8s.lr, fcn8s.bias_lr_factor, fcn8s.bn_batches) == (20, 1e-4, 2.0, 0)
 
 
 def test_edge_trainings_keep_their_experiment_beside_a_tracking_server(config) -> None:
-    assert options.load(config(""), EdgeSettings, {"tracking.uri": "http://x"}).tracking.experiment == "edges"
+    assert cli.load(config(""), EdgeSettings, ["--tracking.uri", "http://x"]).tracking.experiment == "edges"

@@ -2,65 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
-
-from pydantic import Field, NonNegativeInt, model_validator
+from typing import Any
 
 from deconvnet.datasets import images_table
-from deconvnet.datasets.synthetic import GENERATED_CLASSES
-from deconvnet.settings import DataSettings
 from deconvnet.tracking.mlflow_runs import tracking_uri
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.ray_executor import RayExecutor
 from infra.runtime.stages import Record, Stage, Stages
-from infra.settings import ClusterSettings, TrackingSettings
 from infra.storage import tables
 from proposals.edges.bsds import bsds_files
-from proposals.settings import ForestSettings, ProposalSettings
-from workflows.options import DoorSettings
-from workflows.settings import as_dict
+from workflows.settings import EdgeSettings, as_dict
 
 FOREST = "edges.yml.gz"
 REPORT = "report"
-
-
-class EdgeTrackingSettings(TrackingSettings):
-    """MLflow. Edge trainings are filed under an experiment of their own."""
-
-    experiment: str = Field("edges", min_length=1, description="experiment the runs are filed under")
-
-
-class EdgeSettings(DoorSettings):
-    """A run of train_edges.py."""
-
-    PLACES: ClassVar[tuple[str, ...]] = ("workspace", "data.root", "bsds", "proposals.edge_model")
-
-    workspace: str = Field("runs/edges", min_length=1, description="folder or s3:// prefix of all that the run makes")
-    seed: NonNegativeInt = Field(0, description="of the photographs drawn, and of the trees")
-    data: DataSettings = DataSettings()
-    bsds: str | None = Field(
-        None,
-        description="BSDS500's folder: its train split is learned from too, its val split measured on; where data.root is empty, alone",
-    )
-    forest: ForestSettings = ForestSettings()
-    proposals: ProposalSettings = Field(ProposalSettings(), description="EdgeBox's settings in the comparison")
-    tracking: EdgeTrackingSettings = EdgeTrackingSettings()
-    cluster: ClusterSettings = ClusterSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _generated_classes(cls, raw: Any) -> Any:
-        """The generated data set has classes of its own."""
-        data = raw.get("data", {}) if isinstance(raw, dict) else None
-        if not isinstance(data, dict) or data.get("root"):
-            return raw
-        return {**raw, "data": {"classes": GENERATED_CLASSES, **data}}
-
-    @property
-    def masks(self) -> bool:
-        """Whether masks are learned from."""
-        return self.data.root is not None or self.bsds is None
 
 
 class EdgeTraining:

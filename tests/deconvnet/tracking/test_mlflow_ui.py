@@ -14,7 +14,7 @@ from deconvnet.tracking.run_notes import pipeline_note, run_name, stage_note
 from infra.deploy.local.servers import mlflow_server
 from tests.browser import Browser, browser, missing
 from tests.deconvnet.told import facts, png
-from workflows.cli import TRAINING_PAGES
+from workflows.cli.output import TRAINING_PAGES
 
 TABLE = "return [...document.querySelectorAll('tr')].map(r => r.innerText.split(/[\\t\\n]+/).map(t => t.trim()).join(' | '))"
 

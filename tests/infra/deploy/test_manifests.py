@@ -102,8 +102,8 @@ def test_commands_are_taken_by_the_doors_and_fit_the_cluster(command: list[str],
     monkeypatch.chdir(ROOT)
     python, script, *rest = command
     assert python == "python" and (ROOT / script).is_file()
-    door = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    settings = door.from_arguments(door.parser("").parse_args(rest))
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    settings, _ = module.parser("").parse_settings(rest)
     assert settings.workspace.startswith("s3://deconvnet/")
     for nodes in ("data_nodes", "training_nodes"):
         assert settings.cluster.selector(nodes).items() <= {"pool": settings.cluster.selector(nodes)["pool"]}.items()

@@ -1,0 +1,23 @@
+"""What all commands share: settings from YAML and the command line, exit codes, logging, printed text."""
+
+from workflows.cli.exit_codes import INTERRUPTED, LOCKED, USER_ERROR, run
+from workflows.cli.logs import configure_logging
+from workflows.cli.output import mlflow_hint, plan_text, results_text, settings_text
+from workflows.cli.settings_loader import CommandSettings, SettingsParser, check_job_folder, load, setting_fields
+
+__all__ = [
+    "INTERRUPTED",
+    "LOCKED",
+    "USER_ERROR",
+    "CommandSettings",
+    "SettingsParser",
+    "check_job_folder",
+    "configure_logging",
+    "load",
+    "mlflow_hint",
+    "plan_text",
+    "results_text",
+    "run",
+    "setting_fields",
+    "settings_text",
+]

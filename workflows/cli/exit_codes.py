@@ -1,0 +1,70 @@
+"""Runs a command: errors become a line on stderr and an exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from infra.errors import Interrupted, UserError, find_user_error
+from infra.storage.lock import Locked
+from workflows.cli.logs import configure_logging
+
+USER_ERROR = 2
+"""The settings, the data or the environment must be corrected first."""
+LOCKED = 3
+"""Another run holds the lock of the same workspace or output."""
+INTERRUPTED = 75
+"""EX_TEMPFAIL of sysexits.h: the same command resumes from what is complete."""
+
+
+def run(main: Callable[[], int], interrupted: str = "the same command resumes from what is complete") -> int:
+    """Run a command: configure logging, and turn errors into a line on stderr and an exit code.
+
+    Args:
+        main: the command; returns its exit code.
+        interrupted: printed after Ctrl-C or SIGTERM; says what is left and how to resume.
+
+    Returns:
+        The exit code: that of `main`, 2 after a user error, 3 where another run holds the lock, 75 after an interruption.
+
+    Raises:
+        Exception: any other error of `main`, which is a bug.
+    """
+    configure_logging()
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return main()
+    except Locked as error:
+        print(f"\n{error}", file=sys.stderr)
+        return LOCKED
+    except UserError as error:
+        return _user_error(error)
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output (`head`, say) has closed it; without this, Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _user_error(error)
+    except Exception as error:
+        # A user error found by a task on some node arrives wrapped by Ray; anything else is a bug.
+        if user_error := find_user_error(error):
+            return _user_error(user_error)
+        raise
+
+
+def _user_error(error: Exception) -> int:
+    """Print the error; returns the exit code of user errors."""
+    print(f"\nerror: {error}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """Handler of SIGTERM: the same as Ctrl-C."""
+    raise KeyboardInterrupt
