@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deconvnet.training import transforms
+from deconvnet.training.interfaces import Batch
 from deconvnet.training.sampler import WINDOW_BYTES, Batching, Group, Window, window_count, window_rows, windows
 from infra.errors import BadInput, UserError
 from infra.storage import tables
 from proposals.image_codec import decode_image, decode_mask
 
-Batch = tuple[np.ndarray, np.ndarray]
 DEV_LIMIT = 2048
 
 

@@ -15,8 +15,9 @@ from deconvnet.models.architectures import Architecture, architecture_of_stage
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.dataloader import BatchPlan, Examples, open_examples
+from deconvnet.training.interfaces import BatchLoader, DevLoader, Outcome, Report, State
 from deconvnet.training.sampler import check_batching
-from deconvnet.training.trainer import BatchLoader, DevLoader, Outcome, Report, State, rank_and_world_size, train
+from deconvnet.training.trainer import Trainer, rank_and_world_size
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.device import fast_bf16
@@ -114,6 +115,7 @@ def run_job(
     state: State | None,
     report: Report,
     should_stop: Callable[[], bool],
+    should_save: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train the network of a job from start or checkpoint to its end; rank 0 saves it at `job.out_uri`.
 
@@ -125,6 +127,7 @@ def run_job(
         state: checkpoint to resume from; None to begin.
         report: called with metrics, and with a `State` where a checkpoint is due.
         should_stop: checked before each step.
+        should_save: checked before each step; True makes a checkpoint due after it.
 
     Returns:
         Steps done and the dev scores.
@@ -138,19 +141,11 @@ def run_job(
     model = build_network(job.architecture, job.model, len(job.classes))
     if state is None and rank == 0:  # DDP gives rank 0's weights to all
         initialise(model, job.model, job.classes, job.init)
-    outcome = train(
-        model,
-        loader,
-        job.settings,
-        num_classes=len(job.classes),
-        seed=job.seed,
-        dev=dev,
-        device=device,
-        bf16=job.compute.bf16 and fast_bf16(device),
-        state=state,
-        report=report,
-        should_stop=should_stop,
-    )
+    bf16 = job.compute.bf16 and fast_bf16(device)
+    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, bf16=bf16)
+    if state is not None:
+        trainer.load_state_dict(state)
+    outcome = trainer.fit(report=report, should_stop=should_stop, should_save=should_save)
     if rank == 0:
         extra = {"stage": job.stage, "seed": job.seed, **asdict(outcome)}
         checkpoint.save_model(model, storage.absolute(job.out_uri), job.classes, extra)

@@ -11,13 +11,17 @@ import torch
 
 from deconvnet.models import checkpoint
 from deconvnet.training.dataloader import DevSet, ThreadedLoader
+from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, progress_line, run_job
-from deconvnet.training.trainer import Diverged, State
+from deconvnet.training.trainer import Diverged
 from infra import storage
 from infra.errors import Interrupted
 
 LOCAL_CHECKPOINT = "step_"
 """What the names of this trainer's checkpoint folders begin with; Ray Train's begin with `checkpoint_`."""
+
+CHECKPOINT_SECONDS = 300.0
+"""A checkpoint is saved at least this often, besides those that `checkpoint_every` asks for."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ def train_locally(
             state=state,
             report=report,
             should_stop=should_stop,
+            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
         )
     except Interrupted:
         raise Interrupted(f"{job.stage} was interrupted and has left a checkpoint: the same command resumes it") from None

@@ -1,5 +1,6 @@
 """SGD's parameter groups, and the learning rate over a training (§4.3; the released solver's alternatives)."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,12 @@ def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
     """The stage's optimiser over the trainable parameters of `model`."""
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def named_parameters(optimiser: torch.optim.SGD) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of an optimiser of `make_sgd`, with their names in the model."""
+    for group in optimiser.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

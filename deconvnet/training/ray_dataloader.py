@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.training.dataloader import Batch, BatchPlan, rebatched
+from deconvnet.training.dataloader import BatchPlan, rebatched
+from deconvnet.training.interfaces import Batch
 
 WINDOWS_PER_JOB = 512
 POLL_SECONDS = 0.1

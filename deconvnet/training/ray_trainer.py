@@ -24,14 +24,15 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from deconvnet.models import checkpoint
 from deconvnet.settings import ComputeSettings
 from deconvnet.training.dataloader import BatchPlan, DevSet, Examples
-from deconvnet.training.elastic import Elastic, RestartOnFailedStart
+from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, progress_line, run_job
 from deconvnet.training.local_trainer import LOCAL_CHECKPOINT
 from deconvnet.training.ray_dataloader import ray_data_config
-from deconvnet.training.trainer import Diverged, State, rank_and_world_size
+from deconvnet.training.trainer import Diverged, rank_and_world_size
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime.cluster import check_nodes, live_nodes, may_grow, room
+from infra.runtime.elastic import Elastic, RestartOnFailedStart
 from infra.runtime.report_queue import ReportQueue
 
 POLL_SECONDS = 0.2

@@ -1,16 +1,15 @@
-"""The training loop, in plain PyTorch: a network and shares of global batches in, metrics and checkpoints out.
+"""The training loop in plain PyTorch: a network and batches in, metrics and checkpoints out.
 
-It is the same loop for one process and for any number of them (torch.distributed, one rank each): the global batch stays the same
-by accumulation over micro-batches, and the loss is the mean over the non-void pixels of the global batch. Random numbers (dropout)
-are seeded before each step from seed, step and rank, so a checkpoint holds the random state by holding seed and step.
+One process and many (torch.distributed, a rank each) learn the same: the global batch does not depend on the number of ranks, and
+the loss is the mean over its non-void pixels. Dropout's random numbers are seeded before each step from seed, step and rank, so a
+checkpoint that holds seed and step holds the random state.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
-from deconvnet.training.optimizer import Schedule, make_sgd, set_rate
+from deconvnet.training.interfaces import Batch, BatchLoader, DevLoader, Outcome, Report, SegmentationNetwork, State
+from deconvnet.training.optimizer import Schedule, make_sgd, named_parameters, set_rate
 from deconvnet.training.sampler import micro_batches, nearly_equal
 from infra.errors import Interrupted, UserError
 from proposals.masks import VOID_ID
@@ -30,272 +30,304 @@ if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
 
 SYNC_BELOW = 32
-"""Batch norm is synchronised over the workers where one of them normalises fewer examples than this at once."""
-
-Batch = tuple[np.ndarray, np.ndarray]
+"""Batch norm is synchronised over the ranks where one of them would normalise over fewer examples than this."""
 
 
 class Diverged(UserError):
-    """The loss is no number any more. Every rank raises it, at the same step."""
+    """The loss is infinite or not a number. Every rank raises it, at the same step."""
 
 
-class Network(Protocol):
-    """What is trained: an `nn.Module` of scores (N, C, H, W) that prepares its own input from uint8 (N, 3, H, W) RGB."""
+class Trainer:
+    """Trains a network by SGD; each rank of torch.distributed makes one, or a single process does.
 
-    def prepare(self, images: Tensor) -> Tensor: ...
-
-
-class BatchLoader(Protocol):
-    """A rank's share of each global batch: uint8 images (n, 3, H, W) RGB and labels (n, H, W), 255 = void.
-
-    Ranks' shares may differ by one example.
+    Attributes:
+        step: optimiser steps done.
+        total_steps: the most that the settings allow.
     """
 
-    @property
-    def steps_per_epoch(self) -> int: ...
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: "StageSettings",
+        loader: BatchLoader,
+        *,
+        seed: int,
+        dev: DevLoader | None = None,
+        device: torch.device | str = "cpu",
+        bf16: bool = False,
+    ) -> None:
+        """Move the model to the device and prepare its optimiser and schedule.
 
-    def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]: ...
+        Args:
+            model: a `SegmentationNetwork`; trained in place. Rank 0's weights are used on all ranks.
+            settings: batch size, epochs, learning rate, schedule, …
+            loader: this rank's share of the batches.
+            seed: of dropout.
+            dev: this rank's share of the examples evaluated on after each epoch; None for no evaluation.
+            device: where to compute.
+            bf16: compute the network in bfloat16; weights and the loss stay float32.
+        """
+        self.settings, self.loader, self.dev, self.seed, self.bf16 = settings, loader, dev, seed, bf16
+        self.device = torch.device(device)
+        self.rank, self.world_size = rank_and_world_size()
+        self.pieces = micro_batches(settings.batch, self.world_size, settings.micro_batch)
+        # Convolutions on CPUs (oneDNN) and on tensor cores are faster with channels last; it changes no value's meaning.
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.world_size > 1 and settings.batch // (self.world_size * self.pieces) < SYNC_BELOW:
+            model = convert_sync(model)
+        self.model = model
+        self.optimiser = make_sgd(model, settings)
+        steps = settings.epochs * loader.steps_per_epoch
+        self.total_steps = min(steps, settings.max_steps or steps)
+        self.schedule = Schedule.of(settings, self.total_steps)
+        self.step = 0
+        self._meter = Meter()
+        self._dev_mean_iou: float | None = None  # of the network as it is now
+
+    def fit(
+        self,
+        *,
+        report: Report = lambda metrics, state: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        should_save: Callable[[], bool] = lambda: False,
+    ) -> Outcome:
+        """Train from the current step to the end.
+
+        Args:
+            report: called every `log_every` steps with the loss, at the end of each epoch with the dev scores, and with the state
+                every `checkpoint_every` steps and at the end of each epoch.
+            should_stop: checked before each step; True on any rank stops all.
+            should_save: checked before each step; True on any rank makes a checkpoint due after it.
+
+        Returns:
+            Steps, epochs and dev scores.
+
+        Raises:
+            Interrupted: if a stop was requested; `report` was given the state before.
+            Diverged: if the loss is not finite.
+        """
+        network = self._distributed() if self.world_size > 1 else self.model
+        self.model.train()
+        self._meter = Meter()
+        for images, masks in self._remaining_batches():
+            flags = [np.count_nonzero(masks != VOID_ID), should_stop(), should_save()]
+            valid_pixels, stop, save = sum_over_ranks(torch.tensor(flags, dtype=torch.int64)).tolist()
+            if stop:
+                report(self._position(), self.state_dict())
+                raise Interrupted(f"stopped after step {self.step}")
+            due = bool(save) or self._checkpoint_is_due(self.step + 1)
+            logs = due or (self.step + 1) % self.settings.log_every == 0
+            rate = self.train_step(network, images, masks, valid_pixels, count_correct=logs)
+            if logs:
+                metrics = {**self._position(), "lr": rate, **self._loss_metrics(valid_pixels)}
+                if self._ends_epoch(self.step):
+                    metrics |= self._evaluate_epoch()
+                report(metrics, self.state_dict() if due else None)
+                self._meter = Meter()
+            if self._ends_epoch(self.step) and self.schedule.finished:
+                break
+        if self.settings.bn_batches and _has_batch_norm(self.model):
+            self._recompute_batch_norm()
+        if self.dev is not None:
+            if self._dev_mean_iou is None:
+                self._dev_mean_iou = self.evaluate().mean_iou
+            report({**self._position(), "final_dev_mean_iou": cast(float, self._dev_mean_iou)}, None)
+        return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
+
+    def train_step(
+        self, network: nn.Module, images: np.ndarray, masks: np.ndarray, valid_pixels: int, count_correct: bool
+    ) -> float:
+        """Do one optimiser step on a global batch, in micro-batches where the settings ask for them.
+
+        Args:
+            network: the model, or DDP around it.
+            images: this rank's share: uint8 (n, 3, S, S), RGB.
+            masks: uint8 (n, S, S), class ids, 255 = void.
+            valid_pixels: non-void pixels of the global batch.
+            count_correct: whether to count the correctly classified pixels, which takes an arg max.
+
+        Returns:
+            The learning rate used.
+        """
+        torch.manual_seed(_step_seed(self.seed, self.step, self.rank))
+        rate = self.schedule.rate(self.step)
+        set_rate(self.optimiser, rate)
+        pieces = nearly_equal(len(images), self.pieces)
+        for piece in pieces:
+            x, truth = self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])
+            with self._gradient_sync(network, piece == pieces[-1]):
+                with self._autocast():
+                    scores = network(self._prepare(x))
+                loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(valid_pixels, 1)
+                (loss * self.world_size).backward()  # DDP averages gradients over ranks; the loss is a share of the mean already
+            self._meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if count_correct else None)
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self._meter.count_step(self.settings.batch)
+        self.step += 1
+        self._dev_mean_iou = None
+        return rate
+
+    def evaluate(self) -> ConfusionMatrix:
+        """Return the confusion matrix of the model over the dev examples of all ranks; leaves the model in evaluation mode."""
+        if self.dev is None:
+            raise ValueError("there are no dev examples to evaluate on")
+        if self.world_size > 1:  # rank 0's batch-norm statistics are those that are saved
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
+        self.model.eval()
+        found = ConfusionMatrix(cast(SegmentationNetwork, self.model).num_classes)
+        size = -(-self.settings.batch // (self.world_size * self.pieces))
+        with torch.inference_mode(), self._autocast():
+            for images, masks in self.dev.batches(size):
+                x, _ = self._to_device(images, masks)
+                found.update(masks, self.model(self._prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
+        return ConfusionMatrix(found.num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
+
+    def state_dict(self) -> State:
+        """Return what a checkpoint keeps."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in named_parameters(self.optimiser):
+            if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
+                tensors[f"momentum.{name}"] = momentum
+        return State(tensors, {"step": self.step, "seed": self.seed, "schedule": self.schedule.state_dict()})
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from a checkpoint. Raises UserError if it is of another network or seed."""
+        weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
+        own = self.model.state_dict()
+        if state.values["seed"] != self.seed or {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in own.items()}:
+            raise UserError("the checkpoint belongs to a training with another network or seed: remove it, or take its settings")
+        self.model.load_state_dict(weights)
+        for name, parameter in named_parameters(self.optimiser):
+            if (momentum := state.tensors.get(f"momentum.{name}")) is not None:
+                self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach().to(parameter.device, copy=True)
+        self.schedule.load_state_dict(state.values["schedule"])
+        self.step = int(state.values["step"])
+
+    def _remaining_batches(self) -> Iterator[Batch]:
+        """Yield the batches from the current step on; none if the training is finished."""
+        if self.step < self.total_steps and not self.schedule.finished:
+            yield from self.loader.batches(self.step, self.total_steps)
+
+    def _ends_epoch(self, step: int) -> bool:
+        """True if an epoch, or the training, ends after `step` steps."""
+        return step % self.loader.steps_per_epoch == 0 or step == self.total_steps
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        return self._ends_epoch(step) or step % self.settings.checkpoint_every == 0
+
+    def _position(self) -> dict[str, float]:
+        return {"step": self.step, "epoch": self.step / self.loader.steps_per_epoch}
+
+    def _loss_metrics(self, valid_pixels: int) -> dict[str, float]:
+        """Read the meter. Raises Diverged."""
+        metrics = self._meter.read(valid_pixels)
+        if not math.isfinite(loss := metrics["loss"]):
+            raise Diverged(f"the loss is {loss} by step {self.step}: lower lr (now {self.settings.lr:g}), or set grad_clip")
+        return metrics
+
+    def _evaluate_epoch(self) -> dict[str, float]:
+        """Evaluate on the dev examples, if there are any, and let the schedule see the score."""
+        if self.dev is None:
+            return {}
+        found = self.evaluate()
+        self.model.train()
+        self.schedule.observe(found.mean_iou)
+        self._dev_mean_iou = found.mean_iou
+        return {"dev_mean_iou": cast(float, found.mean_iou), "dev_pixel_accuracy": cast(float, found.pixel_accuracy)}
+
+    def _recompute_batch_norm(self) -> None:
+        """Recompute batch norm's statistics over batches of an epoch that training did not come to."""
+        first = self.settings.epochs * self.loader.steps_per_epoch
+        inputs = (
+            self._prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
+            for images, masks in self.loader.batches(first, first + self.settings.bn_batches)
+            for piece in nearly_equal(len(images), self.pieces)
+        )
+        with self._autocast():
+            recompute_statistics(self.model, inputs)
+        self._dev_mean_iou = None
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        return cast(SegmentationNetwork, self.model).prepare(images)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _gradient_sync(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Let DDP average gradients only at the last micro-batch."""
+        return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
+
+    def _distributed(self) -> DistributedDataParallel:
+        ids = None
+        if self.device.type == "cuda":
+            ids = [self.device.index if self.device.index is not None else torch.cuda.current_device()]
+        return DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _to_device(self, images: np.ndarray, masks: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Copy uint8 arrays to the device: uint8 images in channels_last and int64 masks."""
+        x, y = (torch.from_numpy(np.require(a, requirements=("C", "W"))) for a in (images, masks))
+        if self.device.type == "cuda":
+            x, y = x.pin_memory(), y.pin_memory()
+        x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return x, y.to(self.device, non_blocking=True).long()
 
 
-class DevLoader(Protocol):
-    """A rank's share of the examples that training is judged by, in batches of at most `size`."""
+class Meter:
+    """Sums of what is logged, kept on the device since the meter was made."""
 
-    def batches(self, size: int) -> Iterator[Batch]: ...
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._correct: list[Tensor] = []
+        self._steps = 0
+        self._examples = 0
+        self._since = time.perf_counter()
 
+    def add(self, loss: Tensor, correct: Tensor | None) -> None:
+        """Add a micro-batch: its part of the step's loss and, where they are counted, its correctly classified pixels."""
+        self._losses.append(loss)
+        if correct is not None:
+            self._correct.append(correct)
 
-@dataclass(frozen=True)
-class State:
-    """A training between two steps: tensors by name (the network's and SGD's momenta; not copies), and JSON values."""
+    def count_step(self, examples: int) -> None:
+        """Count a step of `examples` examples over all ranks."""
+        self._steps += 1
+        self._examples += examples
 
-    tensors: dict[str, Tensor]
-    values: dict[str, Any]
+    def read(self, valid_pixels: int) -> dict[str, float]:
+        """Return the means over all ranks.
 
+        Args:
+            valid_pixels: non-void pixels of the last step, the only one whose correct pixels were counted.
 
-@dataclass(frozen=True)
-class Outcome:
-    """A training that has come to its end. `dev_mean_iou` is the final network's, `best_dev_mean_iou` the best epoch's."""
-
-    steps: int
-    epochs: float
-    dev_mean_iou: float | None
-    best_dev_mean_iou: float | None
-
-
-Report = Callable[[dict[str, float], State | None], None]
+        Returns:
+            "loss" (mean over the steps), "pixel_accuracy" (of the last step), "samples_per_s".
+        """
+        sums = torch.stack([torch.stack(self._losses).sum().double(), torch.stack(self._correct).sum().double()])
+        loss, correct = sum_over_ranks(sums.cpu()).tolist()
+        speed = self._examples / (time.perf_counter() - self._since)
+        return {"loss": loss / self._steps, "pixel_accuracy": correct / max(valid_pixels, 1), "samples_per_s": speed}
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes."""
+    """Return this process's rank and the number of processes: (0, 1) outside torch.distributed."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum over ranks of a tensor on the CPU (gloo)."""
+    """Sum a CPU tensor over all ranks (gloo), in place, and return it."""
     if rank_and_world_size()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
-def train(
-    model: nn.Module,
-    loader: BatchLoader,
-    settings: "StageSettings",
-    *,
-    num_classes: int,
-    seed: int,
-    dev: DevLoader | None = None,
-    device: torch.device | str = "cpu",
-    bf16: bool = False,
-    state: State | None = None,
-    report: Report = lambda metrics, state: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Train `model` (a `Network`) in place, from its first step or from `state`.
-
-    `settings.batch` must be at least the number of ranks. `report(metrics, state)` is called at the same steps on every rank: every
-    `log_every` steps and where a checkpoint is due, with the state to be kept then; a state may be gone on from by any number of ranks.
-    `should_stop` is asked before each step; if any rank says yes, all report a checkpoint and raise Interrupted. `bf16` computes in
-    bfloat16 by autocast. The network of the last step is the result, as in the paper, and not the best epoch's.
-
-    Raises Diverged where the loss is not finite.
-    """
-    rank, world = rank_and_world_size()
-    device = torch.device(device)
-    pieces = micro_batches(settings.batch, world, settings.micro_batch)
-    smallest, largest = settings.batch // (world * pieces), -(-settings.batch // (world * pieces))  # examples in a piece
-    # Convolutions on CPUs (oneDNN) and on tensor cores are faster with channels last; it changes no value's meaning.
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world > 1 and smallest < SYNC_BELOW:
-        model = convert_sync(model)
-    optimiser = make_sgd(model, settings)
-    epoch_steps = loader.steps_per_epoch
-    total = min(settings.epochs * epoch_steps, settings.max_steps or settings.epochs * epoch_steps)
-    schedule = Schedule.of(settings, total)
-    step = restore(state, model, optimiser, schedule, seed) if state else 0
-    network = _distributed(model, device) if world > 1 else model
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    meter = Meter()
-    final: float | None = None
-
-    def now() -> State:
-        return capture(model, optimiser, schedule, seed, step)
-
-    model.train()
-    for images, labels in loader.batches(step, total) if step < total and not schedule.finished else ():
-        counted, stop = sum_over_ranks(
-            torch.tensor([np.count_nonzero(labels != VOID_ID), should_stop()], dtype=torch.int64)
-        ).tolist()
-        if stop:
-            report({"step": step, "epoch": step / epoch_steps}, now())
-            raise Interrupted(f"stopped after step {step}")
-        torch.manual_seed(_mixed(seed, step, rank))
-        set_rate(optimiser, rate := schedule.rate(step))
-        step += 1
-        logs, ends = step % settings.log_every == 0, step % epoch_steps == 0 or step == total
-        due = ends or step % settings.checkpoint_every == 0
-        for piece in (parts := nearly_equal(len(images), pieces)):
-            x, truth = _tensors(images[piece.start : piece.stop], labels[piece.start : piece.stop], device)
-            with network.no_sync() if isinstance(network, DistributedDataParallel) and piece != parts[-1] else nullcontext():
-                with autocast:
-                    scores = network(cast(Network, model).prepare(x))
-                loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(counted, 1)
-                (loss * world).backward()  # DDP averages gradients over the ranks; the loss is already a share of the mean
-            meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if logs or due else None)
-        if settings.grad_clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        meter.step(settings.batch)
-
-        if logs or due:
-            metrics = {"step": step, "epoch": step / epoch_steps, "lr": rate, **meter.read(counted)}
-            if not math.isfinite(metrics["loss"]):
-                raise Diverged(f"the loss is {metrics['loss']} by step {step}: lower lr (now {settings.lr:g}), or set grad_clip")
-            if ends and dev is not None:
-                found = evaluate(model, dev, num_classes, device, largest, bf16)
-                schedule.observe(found.mean_iou)
-                final = found.mean_iou
-                metrics |= {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
-                model.train()
-            report(metrics, now() if due else None)
-            meter = Meter()
-        if ends and schedule.finished:
-            break
-
-    if settings.bn_batches and _has_norm(model):
-        first = settings.epochs * epoch_steps  # the order of an epoch that training did not come to
-        batches = loader.batches(first, first + settings.bn_batches)
-        prepared = (
-            cast(Network, model).prepare(_tensors(images[p.start : p.stop], labels[p.start : p.stop], device)[0])
-            for images, labels in batches
-            for p in nearly_equal(len(images), pieces)
-        )
-        with autocast:
-            recompute_statistics(model, prepared)
-        final = None
-    if dev is not None:
-        if final is None:
-            final = evaluate(model, dev, num_classes, device, largest, bf16).mean_iou
-        report({"step": step, "epoch": step / epoch_steps, "final_dev_mean_iou": final}, None)
-    return Outcome(step, step / epoch_steps, final, schedule.best)
-
-
-def evaluate(
-    model: nn.Module, dev: DevLoader, num_classes: int, device: torch.device | str = "cpu", batch: int = 32, bf16: bool = False
-) -> ConfusionMatrix:
-    """The confusion matrix of `model` over the dev examples of all ranks. Leaves the model in evaluation mode."""
-    device = torch.device(device)
-    _share_buffers(model)
-    model.eval()
-    found = ConfusionMatrix(num_classes)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for images, labels in dev.batches(batch):
-            x, _ = _tensors(images, labels, device)
-            found.update(labels, model(cast(Network, model).prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
-    return ConfusionMatrix(num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
-
-
-def capture(model: nn.Module, optimiser: torch.optim.SGD, schedule: Schedule, seed: int, step: int) -> State:
-    """The state after `step` steps."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in _named_parameters(optimiser):
-        if (momentum := optimiser.state[parameter].get("momentum_buffer")) is not None:
-            tensors[f"momentum.{name}"] = momentum
-    return State(tensors, {"step": step, "seed": seed, "schedule": schedule.state_dict()})
-
-
-def restore(state: State, model: nn.Module, optimiser: torch.optim.SGD, schedule: Schedule, seed: int) -> int:
-    """Put everything back as `capture` found it; returns the number of steps done. Raises UserError for another training's state."""
-    weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
-    expected = model.state_dict()
-    if state.values["seed"] != seed or {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in expected.items()}:
-        raise UserError("the checkpoint belongs to a training with another network or seed: remove it, or take its settings")
-    model.load_state_dict(weights)
-    for name, parameter in _named_parameters(optimiser):
-        if (momentum := state.tensors.get(f"momentum.{name}")) is not None:
-            optimiser.state[parameter]["momentum_buffer"] = momentum.detach().to(parameter.device, copy=True)
-    schedule.load_state_dict(state.values["schedule"])
-    return int(state.values["step"])
-
-
-class Meter:
-    """Sums of what is logged, on the device, since it was made."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
-        self.steps = 0
-        self.examples = 0
-        self.since = time.perf_counter()
-
-    def add(self, loss: Tensor, correct: Tensor | None) -> None:
-        """A micro-batch: its part of the step's loss, and its right pixels where they are counted."""
-        self.losses.append(loss)
-        if correct is not None:
-            self.correct.append(correct)
-
-    def step(self, examples: int) -> None:
-        """A step is done, of so many examples over all ranks."""
-        self.steps += 1
-        self.examples += examples
-
-    def read(self, counted: int) -> dict[str, float]:
-        """Mean loss over the steps, pixel accuracy of the last of them (with `counted` pixels), examples a second; all ranks'."""
-        sums = torch.stack([torch.stack(self.losses).sum().double(), torch.stack(self.correct).sum().double()])
-        loss, correct = sum_over_ranks(sums.cpu()).tolist()
-        speed = self.examples / (time.perf_counter() - self.since)
-        return {"loss": loss / self.steps, "pixel_accuracy": correct / max(counted, 1), "samples_per_s": speed}
-
-
-def _tensors(images: np.ndarray, labels: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 arrays -> uint8 images and int64 labels on the device."""
-    x, y = (torch.from_numpy(np.require(a, requirements=("C", "W"))) for a in (images, labels))
-    if device.type == "cuda":
-        x, y = x.pin_memory(), y.pin_memory()
-    x = x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    return x, y.to(device, non_blocking=True).long()
-
-
-def _distributed(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    ids = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-
-
-def _share_buffers(model: nn.Module) -> None:
-    """Rank 0's batch-norm statistics, which are the ones that are kept, on every rank."""
-    if rank_and_world_size()[1] > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def _named_parameters(optimiser: torch.optim.SGD) -> Iterator[tuple[str, nn.Parameter]]:
-    for group in optimiser.param_groups:
-        yield from zip(group["names"], group["params"], strict=True)
-
-
-def _has_norm(model: nn.Module) -> bool:
+def _has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def _mixed(seed: int, step: int, rank: int) -> int:
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Mix seed, step (from 0) and rank into the seed of torch's random numbers."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -43,7 +43,7 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
 
     from deconvnet import DeconvNet
     from deconvnet.settings import StageSettings
-    from deconvnet.training.trainer import train
+    from deconvnet.training.trainer import Trainer
     from infra.runtime.device import fast_bf16
 
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
     ours_model, plain_model = DeconvNet(CLASSES, width, size), DeconvNet(CLASSES, width, size).to(device)
 
     def ours() -> None:
-        train(ours_model, Same(), settings, num_classes=CLASSES, seed=0, device=device, bf16=bf16)
+        Trainer(ours_model, settings, Same(), seed=0, device=device, bf16=bf16).fit()
 
     optimiser = torch.optim.SGD(plain_model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
@@ -102,7 +102,7 @@ def feeding() -> list[Row]:
     from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
     from deconvnet.training.job import TrainingJob
     from deconvnet.training.ray_trainer import train_on_ray
-    from deconvnet.training.trainer import train
+    from deconvnet.training.trainer import Trainer
     from infra.runtime.device import fast_bf16
 
     width, size = _cpu_network()
@@ -126,7 +126,7 @@ def feeding() -> list[Row]:
             examples = InMemory(*_fields(open_examples(table, size)))
             network = DeconvNet(CLASSES, width, size)
             shard = ThreadedLoader(BatchPlan.of(examples, BATCH, 1, 0), threads=1)
-            train(network, shard, settings, num_classes=CLASSES, seed=0, device=device, bf16=fast_bf16(device), report=keep)
+            Trainer(network, settings, shard, seed=0, device=device, bf16=fast_bf16(device)).fit(report=keep)
             memory = _steady(said)
             job = TrainingJob(
                 stage="stage1",

@@ -12,9 +12,10 @@ from deconvnet.models import checkpoint
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
+from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import LocalCheckpoints, train_locally
-from deconvnet.training.trainer import State, train
+from deconvnet.training.trainer import Trainer
 from infra.errors import Interrupted, UserError
 from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
@@ -58,15 +59,8 @@ def test_losses_and_weights_are_those_of_the_loop_fed_directly(folder: Path):
     torch.manual_seed(0)
     model = build_network(job(folder).architecture, MODEL, 3)
     direct: list[float] = []
-    outcome = train(
-        model,
-        ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)),
-        job(folder).settings,
-        num_classes=3,
-        seed=0,
-        dev=DevSet(examples),
-        report=lambda metrics, state: direct.append(metrics["loss"]) if "loss" in metrics else None,
-    )
+    trainer = Trainer(model, job(folder).settings, ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
+    outcome = trainer.fit(report=lambda metrics, state: direct.append(metrics["loss"]) if "loss" in metrics else None)
     assert [metrics["loss"] for metrics in reports if "loss" in metrics] == direct
     assert (found["steps"], found["dev_mean_iou"]) == (outcome.steps, outcome.dev_mean_iou)
     saved = weights(folder, "run")

@@ -25,7 +25,7 @@ from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
-from deconvnet.training.trainer import train
+from deconvnet.training.trainer import Trainer
 from infra.errors import UserError
 from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
@@ -103,15 +103,8 @@ def test_two_workers_on_ray_have_the_losses_of_one_process(tmp_path: Path, ray_s
     torch.manual_seed(0)
     model = build_network(DECONVNET, MODEL, 3)
     plain: list[float] = []
-    outcome = train(
-        model,
-        ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)),
-        stage(),
-        num_classes=3,
-        seed=0,
-        dev=DevSet(examples),
-        report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None,
-    )
+    trainer = Trainer(model, stage(), ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
+    outcome = trainer.fit(report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None)
     assert list(losses(logged.messages)) == list(range(1, 9))
     assert list(losses(logged.messages).values()) == pytest.approx(plain, abs=1e-3)
     assert (found["steps"], outcome.steps) == (8, 8)

@@ -13,8 +13,8 @@ from deconvnet.models import checkpoint
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.settings import StageSettings
 from deconvnet.training.dataloader import BatchPlan, DevSet, Examples, ThreadedLoader, open_examples
-from deconvnet.training.optimizer import Schedule, make_sgd
-from deconvnet.training.trainer import Diverged, State, capture, evaluate, restore, train
+from deconvnet.training.interfaces import Outcome, State
+from deconvnet.training.trainer import Diverged, Trainer
 from infra.errors import Interrupted, UserError
 from tests.deconvnet.training_tables import SIZE, Small, examples_table
 
@@ -55,26 +55,23 @@ class Seen:
         return [m["loss"] for m in self.metrics if "loss" in m]
 
 
-def run(crops: Examples, seen: Seen, dropout: float = 0.0, state: State | None = None, seed: int = 0, **changes):
-    settings = stage(**changes)
+def loader(crops: Examples, rank: int = 0, world: int = 1) -> ThreadedLoader:
+    """Batches of 8, in three windows an epoch."""
+    return ThreadedLoader(BatchPlan.of(crops, 8, world, 0, THREE_WINDOWS), rank, 1)
+
+
+def run(
+    crops: Examples, seen: Seen, dropout: float = 0.0, state: State | None = None, seed: int = 0, **changes
+) -> tuple[Small, Outcome]:
     torch.manual_seed(0)
     model = Small(dropout)
-    shard = ThreadedLoader(BatchPlan.of(crops, settings.batch, 1, 0, window_bytes=THREE_WINDOWS))
-    outcome = train(
-        model,
-        shard,
-        settings,
-        num_classes=3,
-        seed=seed,
-        dev=DevSet(crops, limit=16),
-        state=state,
-        report=seen,
-        should_stop=seen.stopping,
-    )
-    return model, outcome
+    trainer = Trainer(model, stage(**changes), loader(crops), seed=seed, dev=DevSet(crops, limit=16))
+    if state is not None:
+        trainer.load_state_dict(state)
+    return model, trainer.fit(report=seen, should_stop=seen.stopping)
 
 
-def test_it_learns(crops):
+def test_the_loss_falls_and_the_dev_score_rises(crops):
     seen = Seen()
     _, outcome = run(crops, seen, epochs=6, schedule="plateau")
     assert outcome.steps == 66
@@ -85,14 +82,12 @@ def test_it_learns(crops):
     assert all(m["samples_per_s"] > 0 and 0 <= m["pixel_accuracy"] <= 1 for m in seen.metrics if "loss" in m)
 
 
-def test_the_loss_is_the_mean_over_the_batch_s_pixels_that_are_not_void(crops):
+def test_the_loss_is_the_mean_over_the_batch_s_non_void_pixels(crops):
     seen = Seen()
     run(crops, seen, max_steps=1)
     torch.manual_seed(0)
     model = Small()
-    images, labels = (
-        torch.from_numpy(a) for a in next(ThreadedLoader(BatchPlan.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(0, 1))
-    )
+    images, labels = (torch.from_numpy(a) for a in next(loader(crops).batches(0, 1)))
     expected = F.cross_entropy(model(model.prepare(images)), labels.long(), ignore_index=255)
     assert (labels == 255).any()
     assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-6)
@@ -106,14 +101,7 @@ def test_micro_batches_add_up_to_the_batch(crops):
         model = Small()
         del model.layers[1]
         seen = Seen()
-        train(
-            model,
-            ThreadedLoader(BatchPlan.of(crops, 8, 1, 0, THREE_WINDOWS)),
-            stage(micro_batch=micro),
-            num_classes=3,
-            seed=0,
-            report=seen,
-        )
+        Trainer(model, stage(micro_batch=micro), loader(crops), seed=0).fit(report=seen)
         losses.append(seen.losses)
     assert len(losses[0]) == 22
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
@@ -148,7 +136,7 @@ def test_a_finished_training_is_not_done_again(crops):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), found.state_dict().values(), strict=True))
 
 
-def test_checkpoints_come_where_they_are_due(crops):
+def test_checkpoints_are_due_at_intervals_and_epoch_ends(crops):
     seen = Seen()
     run(crops, seen, log_every=4, checkpoint_every=7, epochs=2)
     assert [s.values["step"] for s in seen.states] == [7, 11, 14, 21, 22]
@@ -156,7 +144,7 @@ def test_checkpoints_come_where_they_are_due(crops):
     assert [m["step"] for m in seen.metrics if "dev_mean_iou" in m] == [11, 22]
 
 
-def test_max_steps_ends_in_mid_epoch_with_an_evaluation(crops):
+def test_max_steps_ends_within_an_epoch_with_an_evaluation(crops):
     seen = Seen()
     _, outcome = run(crops, seen, max_steps=4)
     assert outcome.steps == 4
@@ -164,12 +152,12 @@ def test_max_steps_ends_in_mid_epoch_with_an_evaluation(crops):
     assert seen.states[-1].values["step"] == 4
 
 
-def test_training_stops_when_dev_does_not_rise(crops):
+def test_training_stops_when_the_dev_score_does_not_rise(crops):
     _, outcome = run(crops, Seen(), epochs=9, lr=1e-12, early_stopping_patience=2)
     assert outcome.epochs == 3
 
 
-def test_a_loss_that_is_no_number_is_said_in_a_sentence(crops):
+def test_a_loss_that_is_not_finite_is_a_user_error(crops):
     seen = Seen()
     with pytest.raises(Diverged, match=r"the loss is (nan|inf).*lower lr \(now 1e\+30\)"):
         run(crops, seen, lr=1e30, log_every=3)
@@ -193,7 +181,7 @@ def test_gradients_are_clipped(crops):
     assert moved[1] <= 0.05 * 1.001e-3  # lr × the largest norm
 
 
-def test_a_batch_of_void_is_harmless():
+def test_a_batch_of_void_has_loss_0():
     class Void:
         steps_per_epoch = 2
 
@@ -202,43 +190,48 @@ def test_a_batch_of_void_is_harmless():
                 yield np.zeros((8, 3, 32, 32), np.uint8), np.full((8, 32, 32), 255, np.uint8)
 
     seen = Seen()
-    train(Small(), Void(), stage(), num_classes=3, seed=0, report=seen)
+    Trainer(Small(), stage(), Void(), seed=0).fit(report=seen)
     assert seen.losses == [0.0] * 4
 
 
-def test_statistics_of_batch_norm_are_recomputed_at_the_end(crops):
+def test_batch_norm_statistics_are_recomputed_at_the_end(crops):
     (stale, _), (fresh, outcome) = (
         run(crops, Seen(), max_steps=3, lr=1e-6),
         run(crops, Seen(), max_steps=3, lr=1e-6, bn_batches=4),
     )
-    images = [batch[0] for batch in ThreadedLoader(BatchPlan.of(crops, 8, 1, 0, THREE_WINDOWS)).batches(22, 26)]
+    images = [batch[0] for batch in loader(crops).batches(22, 26)]
     outputs = [fresh.layers[0](fresh.prepare(torch.from_numpy(x))) for x in images]
     expected = torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0)
     assert torch.allclose(fresh.layers[1].running_mean, expected, atol=1e-4)
     assert not torch.allclose(stale.layers[1].running_mean, expected, atol=1e-2)
     assert all(torch.equal(a, b) for a, b in zip(stale.parameters(), fresh.parameters(), strict=True))
-    assert outcome.dev_mean_iou == evaluate(fresh, DevSet(crops, limit=16), 3).mean_iou
+    again = Trainer(fresh, stage(), loader(crops), seed=0, dev=DevSet(crops, limit=16))
+    assert outcome.dev_mean_iou == again.evaluate().mean_iou
 
 
 def test_another_training_s_checkpoint_is_refused(crops):
     seen = Seen()
     run(crops, seen, max_steps=1)
-    settings = stage()
-    model = DeconvNet(3, 0.05, 32)
     with pytest.raises(UserError, match="another network or seed"):
-        restore(seen.states[0], model, make_sgd(model, settings), Schedule.of(settings, 1), 0)
+        Trainer(DeconvNet(3, 0.05, 32), stage(), loader(crops), seed=0).load_state_dict(seen.states[0])
     with pytest.raises(UserError, match="another network or seed"):
         run(crops, Seen(), state=seen.states[0], seed=5)
 
 
-def test_a_state_names_what_it_holds():
-    model, settings = Small(), stage()
-    optimiser = make_sgd(model, settings)
-    model(model.prepare(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))).sum().backward()
-    optimiser.step()
-    state = capture(model, optimiser, Schedule.of(settings, 1), 7, 3)
+def test_a_state_holds_weights_momenta_seed_and_step(crops):
+    model = Small()
+    trainer = Trainer(model, stage(max_steps=3), loader(crops), seed=7)
+    trainer.fit()
+    state = trainer.state_dict()
     assert {n for n in state.tensors if n.startswith("momentum.")} == {f"momentum.{n}" for n, _ in model.named_parameters()}
     assert (state.values["seed"], state.values["step"]) == (7, 3)
+
+
+def test_a_checkpoint_is_due_after_a_step_where_the_caller_requests_it(crops):
+    seen, steps = Seen(), iter(range(100))
+    trainer = Trainer(Small(), stage(max_steps=4, log_every=100), loader(crops), seed=0)
+    trainer.fit(report=seen, should_save=lambda: next(steps) == 1)
+    assert [state.values["step"] for state in seen.states] == [2, 4]
 
 
 def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None, resume: bool) -> None:
@@ -253,17 +246,11 @@ def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None,
         seen = Seen(stop_at if rank == 1 else None)
         state = State(*checkpoint.load_state(f"{folder}/../state")) if resume else None
         try:
-            outcome = train(
-                model,
-                ThreadedLoader(BatchPlan.of(crops, 16, world, 0), rank, 1),
-                settings,
-                num_classes=3,
-                seed=0,
-                dev=DevSet(crops, rank, world, 20),
-                state=state,
-                report=seen,
-                should_stop=seen.stopping,
-            ).dev_mean_iou
+            batches = ThreadedLoader(BatchPlan.of(crops, 16, world, 0), rank, 1)
+            trainer = Trainer(model, settings, batches, seed=0, dev=DevSet(crops, rank, world, 20))
+            if state is not None:
+                trainer.load_state_dict(state)
+            outcome = trainer.fit(report=seen, should_stop=seen.stopping).dev_mean_iou
         except Interrupted:
             outcome = "interrupted"
             if rank == 0:
@@ -310,9 +297,9 @@ def _case(crops: Examples, name: str, rank: int = 0, world: int = 1) -> dict:
     if not norm:
         del model.layers[1]
     seen = Seen()
-    shard = ThreadedLoader(BatchPlan.of(crops, 8, world, 0, THREE_WINDOWS), rank, 1)
     settings = stage(micro_batch=micro, max_steps=12, bn_batches=2)
-    outcome = train(model, shard, settings, num_classes=3, seed=0, dev=DevSet(crops, rank, world, 16), report=seen)
+    trainer = Trainer(model, settings, loader(crops, rank, world), seed=0, dev=DevSet(crops, rank, world, 16))
+    outcome = trainer.fit(report=seen)
     return {"losses": seen.losses, "dev": outcome.dev_mean_iou, "state": model.state_dict()}
 
 

@@ -8,9 +8,9 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
-from deconvnet.training import elastic
-from deconvnet.training.elastic import GROW_SECONDS, Elastic
+from infra.runtime import elastic
 from infra.runtime.cluster import live_nodes
+from infra.runtime.elastic import GROW_SECONDS, Elastic
 
 
 def node(name: str, cpus: int, alive: bool = True, **labels: str) -> dict[str, Any]:
