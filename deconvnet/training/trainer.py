@@ -131,7 +131,7 @@ class Trainer:
         if self.dev is not None:
             if self._dev_mean_iou is None:
                 self._dev_mean_iou = self.evaluate().mean_iou
-            report({**self._position(), "final_dev_mean_iou": cast(float, self._dev_mean_iou)}, None)
+            report({**self._position(), "final_dev_mean_iou": self._dev_mean_iou}, None)
         return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
 
     def train_step(
@@ -237,7 +237,7 @@ class Trainer:
         self.model.train()
         self.schedule.observe(found.mean_iou)
         self._dev_mean_iou = found.mean_iou
-        return {"dev_mean_iou": cast(float, found.mean_iou), "dev_pixel_accuracy": cast(float, found.pixel_accuracy)}
+        return {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
 
     def _recompute_batch_norm(self) -> None:
         """Recompute batch norm's statistics over batches of an epoch that training did not come to."""
