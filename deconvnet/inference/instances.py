@@ -40,15 +40,15 @@ def choose_boxes(
     Args:
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, best first.
         n: number of boxes to return; None for all. Boxes that are too small do not count.
-        min_side: boxes whose extended window has a shorter side below this (px) are skipped.
-        context: factor by which a box is extended, see `proposals.boxes.extend`.
-        window: shape of the extended window, see `proposals.boxes.extend`.
+        min_side: boxes whose enlarged window has a shorter side below this (px) are skipped.
+        context: factor by which a box is enlarged, see `proposals.boxes.enlarge`.
+        window: shape of the enlarged window, see `proposals.boxes.enlarge`.
 
     Returns:
-        float32 (M, 4), the selected boxes, not extended, in their order.
+        float32 (M, 4), the selected boxes, not enlarged, in their order.
     """
-    extended = enlarge(boxes, context, window)
-    sides = (extended[:, 2:] - extended[:, :2]).min(axis=1, initial=np.inf)
+    enlarged = enlarge(boxes, context, window)
+    sides = (enlarged[:, 2:] - enlarged[:, :2]).min(axis=1, initial=np.inf)
     return np.asarray(boxes, np.float32).reshape(-1, 4)[sides >= min_side][:n]
 
 
@@ -65,7 +65,7 @@ def segment_instances(
 ) -> Floats:
     """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
 
-    Each box is extended, cropped by the rule that cuts training examples (`proposals.boxes.crop`) and forwarded. Its score map is
+    Each box is enlarged, cropped by the rule that cuts training examples (`proposals.boxes.crop`) and forwarded. Its score map is
     resized (bilinear) to its window and merged into a canvas that starts at 0, so "max" never gives a negative score, as in the
     authors' released code.
 
@@ -76,8 +76,8 @@ def segment_instances(
         model: the network; it is run on its own device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
-        context: factor by which boxes are extended, see `proposals.boxes.extend`.
-        window: shape of the extended window, see `proposals.boxes.extend`.
+        context: factor by which boxes are enlarged, see `proposals.boxes.enlarge`.
+        window: shape of the enlarged window, see `proposals.boxes.enlarge`.
         aggregation: how score maps are merged, "max" or "sum" (see the module's docstring).
         batch: boxes forwarded at once.
         on_box: called after each box with the number merged so far and the score canvas (C, H, W).

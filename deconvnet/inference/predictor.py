@@ -47,7 +47,7 @@ class PredictorOptions:
 
     Attributes:
         proposals: number of boxes DeconvNet is run on, the best ones.
-        min_side: boxes whose extended window has a shorter side below this (px) are skipped and do not count.
+        min_side: boxes whose enlarged window has a shorter side below this (px) are skipped and do not count.
         aggregation: how the boxes' score maps are merged, see `instances`.
         ensemble: how the two networks are combined, see `ensemble.combine`.
         fcn_weight: FCN-8s' weight in the ensemble "mean", 0 to 1.
@@ -56,8 +56,8 @@ class PredictorOptions:
         max_side: an image whose longer side exceeds this (px) is scaled down to it; its masks are scaled back. `min_side` and the
             CRF's sigmas then count pixels of the smaller image.
         crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
-        context: factor by which boxes are extended, as for training examples.
-        window: shape of the extended window, as for training examples; see `proposals.boxes.extend`.
+        context: factor by which boxes are enlarged, as for training examples.
+        window: shape of the enlarged window, as for training examples; see `proposals.boxes.enlarge`.
     """
 
     proposals: int = 50

@@ -1,4 +1,4 @@
-"""What DeconvNet's decoder is doing: the most active map of each of its layers (§3.2, Figure 4)."""
+"""What the layers of DeconvNet's decoder respond to: the most active map of each (the paper's "Analysis of Deconvolution Network")."""
 
 import numpy as np
 import torch
@@ -9,22 +9,30 @@ from torch import Tensor, nn
 from deconvnet.models.deconvnet import DeconvNet
 
 LAYERS = tuple(f"{kind}{number}" for number in (5, 4, 3, 2, 1) for kind in ("unpool", "deconv"))
-"""The decoder's unpoolings and its blocks of deconvolutions, from 1/16 of the input's size to all of it."""
+"""The decoder's unpooling layers and blocks of deconvolutions, from 1/16 of the input's size up to all of it."""
 
 
 def decoder_maps(
     model: DeconvNet, crop: NDArray[np.uint8], where: NDArray[np.bool_] | None = None
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
-    """For each of LAYERS the map, of all its channels, whose activations sum to most: float32 (h, w), none below 0; and the labels.
+    """Find the most active map of each decoder layer: the channel whose activations have the largest sum.
 
-    crop: uint8 (S, S, 3) RGB, S the model's input size; the labels are uint8 (S, S). where: the pixels (S, S) that count for the
-    sum, an object's say: else it is often background that is most active. Of a block of deconvolutions the last layer's maps are
-    taken. The model is used in evaluation mode and left as it was.
+    The model is run in evaluation mode and left as it was.
+
+    Args:
+        model: the network.
+        crop: its input, uint8 (S, S, 3), RGB, with S the model's input size.
+        where: pixels that count in the sum, bool (S, S), such as those of an object; None or all False: all pixels. Without it the
+            background is often the most active.
+
+    Returns:
+        The map of each of `LAYERS`, float32 (h, w), at least 0 (for a block of deconvolutions, of its last layer); and the
+        predicted class ids, uint8 (S, S).
     """
     counts = torch.ones(crop.shape[:2]) if where is None or not where.any() else torch.from_numpy(where).float()
     found: dict[str, NDArray[np.float32]] = {}
 
-    def keep(name: str) -> "torch.utils.hooks.RemovableHandle":
+    def record(name: str) -> "torch.utils.hooks.RemovableHandle":
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             maps = output[0].float()
             weights = F.adaptive_avg_pool2d(counts[None], (maps.shape[1], maps.shape[2])).to(maps.device)
@@ -32,7 +40,7 @@ def decoder_maps(
 
         return model.get_submodule(name).register_forward_hook(hook)
 
-    handles = [keep(name) for name in LAYERS]
+    handles = [record(name) for name in LAYERS]
     training = model.training
     model.eval()
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from deconvnet.evaluation.evaluator import Evaluation, evaluate
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
-from deconvnet.reporting.figure import TITLES
+from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import percent
 from infra.runtime.executor import Executor
 
@@ -49,14 +49,9 @@ def measure(
         gpu=gpu,
     )
     options = PredictorOptions.from_settings(segment, examples)
-    draw = partial(_gallery, models, options, gpu, images_uri, proposals_uri, classes, found.mean_iou)
+    draw = partial(gallery.load_and_draw_gallery, models, options, gpu, images_uri, proposals_uri, classes, found.mean_iou)
     drawn = dict(executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu))
     return found.results, report_files(found, drawn, options)
-
-
-def _gallery(*arguments: Any) -> list[tuple[str, bytes]]:
-    """`gallery.gallery_by` as an executor's stream: names and PNGs."""
-    return list(gallery.gallery_by(*arguments).items())
 
 
 def report_files(found: Evaluation, drawn: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:
@@ -77,12 +72,12 @@ def report_files(found: Evaluation, drawn: Mapping[str, bytes], options: Predict
 
 def result_charts(results: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[str, bytes]:
     """The charts of a `results.json` and its `analysis.json`, as PNGs by name."""
-    about = f"{TITLES[CONFUSED]}, {results['dataset']}, {results['images']:,} photographs"
+    about = f"{RESULT_TITLES[CONFUSED]}, {results['dataset']}, {results['images']:,} photographs"
     return {
         "iou_by_class": plots.iou_by_class(results),
         "iou_by_proposals": plots.iou_by_proposals(results, analysis),
         "iou_by_size": plots.iou_by_size(analysis),
-        "confusion": plots.confusion(np.array(analysis["confusion"][CONFUSED]), results["classes"], about),
+        "confusion": plots.confusion_matrix(np.array(analysis["confusion"][CONFUSED]), results["classes"], about),
     }
 
 
@@ -98,9 +93,9 @@ def results_markdown(results: dict[str, Any]) -> str:
         "",
         "| | mean IoU | pixel accuracy |",
         "|---|---:|---:|",
-        *(f"| {TITLES[n]} | {percent(rows[n]['mean_iou'])} | {percent(rows[n]['pixel_accuracy'])} |" for n in RESULTS),
+        *(f"| {RESULT_TITLES[n]} | {percent(rows[n]['mean_iou'])} | {percent(rows[n]['pixel_accuracy'])} |" for n in RESULTS),
         "",
-        f"| IoU | {' | '.join(TITLES[n] for n in RESULTS)} |",
+        f"| IoU | {' | '.join(RESULT_TITLES[n] for n in RESULTS)} |",
         f"|---|{'---:|' * len(RESULTS)}",
         *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",

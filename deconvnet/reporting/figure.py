@@ -1,4 +1,7 @@
-"""The page that figures are drawn on: 1,200 px wide, without pyplot, so that nothing global changes and any thread may draw."""
+"""What all figures share: a matplotlib figure of 1,200 px width, a grid of images with titles, a legend of class colours.
+
+pyplot is not used: it keeps global state, and these figures may be drawn in any thread.
+"""
 
 import io
 from collections.abc import Sequence
@@ -14,101 +17,137 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {
+RESULT_TITLES = {
     "fcn8s": "FCN-8s",
     "deconvnet": "DeconvNet",
     "deconvnet_crf": "DeconvNet+CRF",
     "edeconvnet": "EDeconvNet",
     "edeconvnet_crf": "EDeconvNet+CRF",
-}  # the paper's five results, in its order
+}
+"""The paper's names of the five results, in its order."""
 
 _DPI = 100
-_WIDTH = 12.0  # inches
+_WIDTH = 12.0  # inches; the heights below are in inches, too
 _LEGEND_COLUMNS = 7
-_LEGEND_ROW = 0.26  # inches
+_LEGEND_ROW = 0.26
 _TITLE_ROW = 0.24
 _GAP = 0.05
+_MAX_ASPECT = 1.6  # height / width of a grid cell: very tall images do not make a row taller
 
 
-def page(height: float, constrained: bool = True) -> "Figure":
-    """An empty page, `height` inches (of 100 px) high."""
+def new_figure(height: float, constrained: bool = True) -> "Figure":
+    """Create an empty figure, 1,200 px wide.
+
+    Args:
+        height: height in inches of 100 px.
+        constrained: let matplotlib's constrained layout place the axes.
+    """
     from matplotlib.figure import Figure
 
     return Figure((_WIDTH, height), dpi=_DPI, facecolor="white", layout="constrained" if constrained else None)
 
 
-def png(figure: "Figure") -> bytes:
-    """The page as a PNG."""
+def to_png(figure: "Figure") -> bytes:
+    """Encode a figure as PNG."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
 
 
-def plain(axes: "Axes") -> None:
-    """Only the frame's left and bottom; grid lines lie behind what is drawn."""
+def style_axes(axes: "Axes", grid: str = "both") -> None:
+    """Draw only the left and bottom spines, and grid lines behind the data.
+
+    Args:
+        axes: the axes to style.
+        grid: direction of the grid lines: "x", "y" or "both".
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
+    axes.grid(axis=grid, color="0.91")
 
 
-def picture(pixels: np.ndarray | None, most: int = 480) -> np.ndarray | None:
-    """A photograph (H×W×3) as it is, a mask (H×W) in its colours: no side over `most` px, as no more can be seen."""
+def thumbnail(pixels: np.ndarray | None, max_side: int = 480) -> np.ndarray | None:
+    """Prepare an image or a mask for a grid cell.
+
+    Args:
+        pixels: an image, uint8 (H, W, 3), RGB, or a mask of class ids, uint8 (H, W), or None.
+        max_side: longest side of the result, px; a cell shows no more.
+
+    Returns:
+        uint8 (h, w, 3), RGB, masks in VOC's colours; None for None.
+    """
     if pixels is None:
         return None
-    if (scale := most / max(pixels.shape[:2])) < 1:
+    if (scale := max_side / max(pixels.shape[:2])) < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         how = Image.Resampling.BOX if pixels.ndim == 3 else Image.Resampling.NEAREST
         pixels = np.asarray(Image.fromarray(pixels).resize(size, how))
     return pixels if pixels.ndim == 3 else colourise(pixels)
 
 
-def grid(
+def image_grid(
     cells: Sequence[Sequence[np.ndarray | None]],
     titles: Sequence[Sequence[str]],
     masks: Sequence[np.ndarray],
     classes: Sequence[str],
     heads: Sequence[str] = (),
 ) -> bytes:
-    """Pictures in rows as high as they need, a legend below of the classes in `masks`. Raises ValueError for no pictures.
+    """Draw images in rows and columns with a legend of the classes below.
 
-    heads: above the columns. titles: above each row, spread evenly over it, however many there are.
+    Args:
+        cells: rows of images, uint8 (h, w, 3), RGB; None leaves a cell empty. All rows are equally long.
+        titles: for each row the texts above it, spread evenly over its width; there may be fewer or more than columns.
+        masks: masks of class ids whose classes the legend names.
+        classes: class names by id.
+        heads: texts above the columns.
+
+    Returns:
+        A PNG of 1,200 px width.
+
+    Raises:
+        ValueError: if there are no cells.
     """
     if not cells:
-        raise ValueError("no pictures to draw")
+        raise ValueError("no images to draw")
     columns = len(cells[0])
     width = _WIDTH / columns
     tallest = [max((c.shape[0] / c.shape[1] for c in row if c is not None), default=1.0) for row in cells]
-    # A tower of a photograph doesn't stretch the page.
-    heights = [
-        width * min(ratio, 1.6) + (_TITLE_ROW if any(above) else 0.0) for ratio, above in zip(tallest, titles, strict=True)
-    ]
+    title_rows = [_TITLE_ROW if any(row) else 0.0 for row in titles]
+    heights = [width * min(ratio, _MAX_ASPECT) + title for ratio, title in zip(tallest, title_rows, strict=True)]
     present = sorted({int(i) for mask in masks for i in np.unique(mask)})
     below = _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS) + 0.15
     above = 0.3 if heads else 0.06
-    figure = page(sum(heights) + above + below, constrained=False)
+    figure = new_figure(sum(heights) + above + below, constrained=False)
     total = figure.get_figheight()
     top = total - above
     for column, head in enumerate(heads):
         figure.text((column + 0.5) / columns, 1 - 0.16 / total, head, ha="center", va="center", fontsize=11)
-    for row, spread, height in zip(cells, titles, heights, strict=True):
-        title_row = _TITLE_ROW if any(spread) else 0.0
-        for i, title in enumerate(spread):
-            figure.text(i / len(spread) + 0.004, (top - 0.13) / total, title, ha="left", va="center", fontsize=9, color="0.25")
+    for row, texts, height, title_row in zip(cells, titles, heights, title_rows, strict=True):
+        for i, title in enumerate(texts):
+            figure.text(i / len(texts) + 0.004, (top - 0.13) / total, title, ha="left", va="center", fontsize=9, color="0.25")
         for column, pixels in enumerate(row):
             if pixels is None:
                 continue
-            place = (column * width + _GAP / 2, top - height, width - _GAP, height - title_row)
-            axes = figure.add_axes((place[0] / _WIDTH, place[1] / total, place[2] / _WIDTH, place[3] / total))
+            left, cell_width = column * width + _GAP / 2, width - _GAP
+            bottom, cell_height = top - height, height - title_row
+            axes = figure.add_axes((left / _WIDTH, bottom / total, cell_width / _WIDTH, cell_height / total))
             axes.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < 120 else "antialiased")
             axes.set_axis_off()
         top -= height
-    legend(figure, present, classes)
-    return png(figure)
+    add_legend(figure, present, classes)
+    return to_png(figure)
 
 
-def legend(figure: "Figure", present: Sequence[int], classes: Sequence[str]) -> None:
-    """The names and colours of the ids `present`, at the page's foot."""
+def add_legend(figure: "Figure", class_ids: Sequence[int], classes: Sequence[str]) -> None:
+    """Add the names and colours of classes at the bottom of a figure.
+
+    Args:
+        figure: the figure to change.
+        class_ids: ids to name; 255 is void.
+        classes: class names by id.
+    """
     from matplotlib.patches import Patch
 
-    names = {i: "void" if i == VOID_ID else classes[i] if i < len(classes) else f"id {i}" for i in present}
-    patches = [Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", linewidth=0.5, label=names[i]) for i in present]
+    names = {i: "void" if i == VOID_ID else classes[i] if i < len(classes) else f"id {i}" for i in class_ids}
+    patches = [Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", linewidth=0.5, label=names[i]) for i in class_ids]
     figure.legend(handles=patches, loc="lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9, borderaxespad=0.2)

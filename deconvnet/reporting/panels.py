@@ -1,86 +1,135 @@
-"""Pictures of photographs, as PNG bytes of 1,200 px width. Masks are painted in VOC's colours."""
+"""Figures of images and masks, as PNGs of 1,200 px width. Masks are drawn in VOC's colours with a legend below."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from deconvnet.reporting.figure import TITLES, grid, picture
+from deconvnet.reporting.figure import RESULT_TITLES, image_grid, thumbnail
 
 COMPARED = ("fcn8s", "deconvnet", "edeconvnet", "edeconvnet_crf")
+"""The results that a comparison shows."""
 _NEW_BOX, _OLD_BOX = (255, 176, 0), (255, 255, 255)
 
 
-def comparison(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> bytes:
-    """Photograph | truth | FCN-8s | DeconvNet | EDeconvNet | EDeconvNet+CRF, a row for each photograph, and a legend (Figures 7–9).
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One image of a comparison.
 
-    rows: `image` uint8 H×W×3 RGB; `truth` and the results of COMPARED uint8 H×W class ids (255 void), None where there is none (a
-    photograph without truth); `title`, text; `mean_iou`, fractions by result, which stand above the masks. Raises ValueError for
-    no rows.
+    Attributes:
+        image: uint8 (H, W, 3), RGB.
+        truth: annotated class ids, uint8 (H, W), 255 void; None for an image without annotation.
+        masks: predicted class ids, uint8 (H, W), by result (`COMPARED`).
+        title: text above the image.
+        mean_iou: this image's mean IoU by result, 0 to 1 or None; written above the masks.
     """
-    columns = {"image": "photograph", "truth": "truth"} | {name: TITLES[name] for name in COMPARED}
-    cells = [[picture(row.get(name)) for name in columns] for row in rows]
-    masks = [row[name] for row in rows for name in columns if name != "image" and row.get(name) is not None]
-    titles = [[str(row.get("title", "")), "", *(_score(row, name) for name in COMPARED)] for row in rows]
-    return grid(cells, titles, masks, classes, list(columns.values()))
+
+    image: np.ndarray
+    truth: np.ndarray | None
+    masks: Mapping[str, np.ndarray]
+    title: str = ""
+    mean_iou: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def _score(row: Mapping[str, Any], name: str) -> str:
-    score = row.get("mean_iou", {}).get(name)
-    return "" if score is None else f"mean IoU {100 * score:.0f} %"
+def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
+    """Draw image, truth, FCN-8s, DeconvNet, EDeconvNet and EDeconvNet+CRF side by side, a row per image (the paper's Figure 7).
+
+    Args:
+        rows: the images, top to bottom.
+        classes: class names by id.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    cells = [[thumbnail(p) for p in (row.image, row.truth, *(row.masks[name] for name in COMPARED))] for row in rows]
+    masks = [mask for row in rows for mask in (row.truth, *row.masks.values()) if mask is not None]
+    titles = [[row.title, "", *(_score(row.mean_iou.get(name)) for name in COMPARED)] for row in rows]
+    return image_grid(cells, titles, masks, classes, ["image", "truth", *(RESULT_TITLES[name] for name in COMPARED)])
 
 
-def examples_sheet(examples: Sequence[Mapping[str, Any]], classes: Sequence[str], columns: int = 4) -> bytes:
-    """Training crops beside their labels, `columns` pairs a row.
+def _score(mean_iou: float | None) -> str:
+    """The text above a mask."""
+    return "" if mean_iou is None else f"mean IoU {100 * mean_iou:.0f} %"
 
-    examples: `image` uint8 S×S×3 RGB, `mask` uint8 S×S class ids (255 void), `title` text. Raises ValueError for none.
+
+@dataclass(frozen=True)
+class ExampleCrop:
+    """One training crop.
+
+    Attributes:
+        image: uint8 (S, S, 3), RGB.
+        mask: class ids, uint8 (S, S), 255 void.
+        title: text above the crop.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    title: str = ""
+
+
+def example_crops(crops: Sequence[ExampleCrop], classes: Sequence[str], columns: int = 4) -> bytes:
+    """Draw training crops beside their masks.
+
+    Args:
+        crops: the crops, in reading order.
+        classes: class names by id.
+        columns: pairs of crop and mask per row.
+
+    Raises:
+        ValueError: if there are no crops.
     """
     cells: list[list[np.ndarray | None]] = []
     titles = []
-    for start in range(0, len(examples), columns):
-        line = examples[start : start + columns]
-        row = [pixels for e in line for pixels in (picture(e["image"]), picture(e["mask"]))]
+    for start in range(0, len(crops), columns):
+        line = crops[start : start + columns]
+        row = [pixels for crop in line for pixels in (thumbnail(crop.image), thumbnail(crop.mask))]
         cells.append(row + [None] * (2 * columns - len(row)))
-        titles.append([str(e.get("title", "")) for e in line] + [""] * (columns - len(line)))
-    return grid(cells, titles, [e["mask"] for e in examples], classes, ["crop", "label"] * columns)
+        titles.append([crop.title for crop in line] + [""] * (columns - len(line)))
+    return image_grid(cells, titles, [crop.mask for crop in crops], classes, ["crop", "mask"] * columns)
 
 
 def instances(
     image: np.ndarray,
     truth: np.ndarray | None,
     boxes: np.ndarray,
-    steps: Mapping[int, np.ndarray],
+    masks_by_count: Mapping[int, np.ndarray],
     classes: Sequence[str],
     title: str = "",
 ) -> bytes:
-    """The segmentation as it grows with the proposals (Figure 6): the boxes so far on the photograph, the labels below.
+    """Draw how the prediction grows with the number of proposals (the paper's Figure 6): boxes on the image, the mask below.
 
-    image uint8 H×W×3 RGB; boxes (N, 4) in the order they are segmented; steps: for some numbers of boxes, rising, the labels uint8
-    H×W after as many; truth uint8 H×W, shown last, or None. Boxes that came with a step are orange, the earlier ones white.
+    Boxes that are new in a step are orange, earlier ones white.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        truth: annotated class ids, uint8 (H, W), shown last; or None.
+        boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, in the order they are merged.
+        masks_by_count: for some numbers of boxes, rising, the class ids predicted from as many, uint8 (H, W).
+        classes: class names by id.
+        title: text before the first step's.
     """
     panels: list[tuple[str, np.ndarray | None, np.ndarray | None]] = []
     before = 0
-    for count, labels in steps.items():
+    for count, mask in masks_by_count.items():
         name = f"{count} proposal{'' if count == 1 else 's'}"
-        panels.append((name, _boxed(image, boxes[:before], boxes[before:count]), picture(labels)))
+        panels.append((name, _with_boxes(image, boxes[:before], boxes[before:count]), thumbnail(mask)))
         before = count
     if truth is not None:
-        panels.append(("truth", picture(image), picture(truth)))
+        panels.append(("truth", thumbnail(image), thumbnail(truth)))
     cells, titles = [], []
-    columns = 3 if image.shape[0] < 0.9 * image.shape[1] else 6  # high ones would make a page to scroll through
+    columns = 3 if image.shape[0] < 0.9 * image.shape[1] else 6  # three columns of upright images would need scrolling
     for start in range(0, len(panels), columns):
         line = panels[start : start + columns]
         line += [("", None, None)] * (columns - len(line))
         cells += [[above for _, above, _ in line], [below for _, _, below in line]]
         titles += [[f"{title}  {name}" if title and not (start or i) else name for i, (name, _, _) in enumerate(line)], []]
-    masks = [*steps.values(), *([] if truth is None else [truth])]
-    return grid(cells, titles, masks, classes)
+    return image_grid(cells, titles, [*masks_by_count.values(), *([] if truth is None else [truth])], classes)
 
 
-def _boxed(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """`image`, no larger than it can be seen, with boxes in its pixels drawn."""
-    small = picture(image)
+def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """The image's thumbnail with boxes, given in the image's pixels, drawn on it."""
+    small = thumbnail(image)
     assert small is not None
     drawn = Image.fromarray(np.ascontiguousarray(small))
     draw = ImageDraw.Draw(drawn)
@@ -92,21 +141,26 @@ def _boxed(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def unpooling(
-    crop: np.ndarray, maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str], title: str = "input"
+    crop: np.ndarray, maps: Mapping[str, np.ndarray], mask: np.ndarray, classes: Sequence[str], title: str = "input"
 ) -> bytes:
-    """What DeconvNet's decoder makes of a crop (Figure 4): its input, a map of each layer, brighter where more active, its labels.
+    """Draw DeconvNet's decoder at work on a crop (the paper's Figure 4): the crop, a map of each layer, the predicted mask.
 
-    crop uint8 S×S×3 RGB; maps: layer → float (h, w), not negative, in the decoder's order; labels uint8 S×S.
+    Args:
+        crop: the network's input, uint8 (S, S, 3), RGB.
+        maps: one activation map (h, w), at least 0, by layer, in the decoder's order; brighter is more active.
+        mask: predicted class ids, uint8 (S, S).
+        classes: class names by id.
+        title: text above the crop.
     """
     from matplotlib import colormaps
 
-    panels: list[tuple[str, np.ndarray | None]] = [(title, picture(crop))]
+    panels: list[tuple[str, np.ndarray | None]] = [(title, thumbnail(crop))]
     for name, values in maps.items():
         bright = np.asarray(values, np.float64) / (values.max() or 1)
         panels.append((f"{name}, {values.shape[1]}×{values.shape[0]}", colormaps["inferno"](bright, bytes=True)[..., :3]))
-    panels.append(("labels", picture(labels)))
+    panels.append(("predicted mask", thumbnail(mask)))
     columns = 4
     panels += [("", None)] * (-len(panels) % columns)
     lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     cells = [[pixels for _, pixels in line] for line in lines]
-    return grid(cells, [[name for name, _ in line] for line in lines], [labels], classes)
+    return image_grid(cells, [[name for name, _ in line] for line in lines], [mask], classes)

@@ -1,4 +1,4 @@
-"""What is told of a run: read from its workspace, from whatever of it is finished."""
+"""A summary of a run, read from its workspace: what the report and MLflow's description of the run say about it."""
 
 import json
 from collections import Counter
@@ -7,61 +7,90 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from deconvnet.reporting.figure import TITLES
+from deconvnet.reporting.figure import RESULT_TITLES
 from infra import storage
 from infra.storage import tables
 
-PAPER = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "edeconvnet": 0.717, "edeconvnet_crf": 0.725}
+PAPER_MEAN_IOU = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "edeconvnet": 0.717, "edeconvnet_crf": 0.725}
 """The paper's mean IoU on VOC 2012's test set, trained on VOC's data alone (Noh, Hong, Han 2015, Table 1)."""
 
-STAGES = {
-    "prepare": "Reads the photographs and their masks, checks each, and files them in the table `images` with their split: "
-    "train, dev (choices while training) or val (the final table alone). What can't be used goes to `rejects` with its reason.",
-    "proposals": "Finds boxes that may hold an object (EdgeBox), best first.",
-    "examples": "Cuts the crops that DeconvNet learns from: stage 1 round annotated objects, stage 2 at proposals.",
-    "fcn8s_start": "Makes ImageNet's VGG-16 as narrow as the FCN-8s that starts from it.",
-    "stage1_start": "Makes ImageNet's VGG-16 as narrow as the DeconvNet that starts from it.",
-    "fcn8s": "Trains FCN-8s on whole photographs: the other half of the ensemble.",
-    "stage1": "Trains DeconvNet on easy crops: one object each, in the middle.",
-    "stage2": "Trains DeconvNet on, with crops at proposals, as it meets them when it labels a photograph.",
-    "evaluate": "Labels the val photographs in the paper's five ways and measures them; draws the report.",
-    "register": "Files the ensemble in MLflow's model registry.",
-    "champion": "Measures the model that is champion now on the same val photographs.",
-    "verdict": "Compares the two: the new one becomes champion if it is better by the rule of `retrain.*`.",
+STAGE_DESCRIPTIONS = {
+    "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
+    "during training) or val (for the final result only). Unusable images go to the table `rejects`, with the reason.",
+    "proposals": "Finds boxes that may contain an object (EdgeBox), best first.",
+    "examples": "Cuts DeconvNet's training crops: stage 1 around annotated objects, stage 2 at proposals.",
+    "fcn8s_start": "Prunes ImageNet's VGG-16 to the width of FCN-8s, which starts from it.",
+    "stage1_start": "Prunes ImageNet's VGG-16 to the width of DeconvNet, which starts from it.",
+    "fcn8s": "Trains FCN-8s, the other network of the ensemble, on whole images.",
+    "stage1": "Trains DeconvNet on easy crops: one object each, centred.",
+    "stage2": "Trains DeconvNet further on crops at proposals, as it will see them when predicting.",
+    "evaluate": "Predicts the val images in the paper's five ways, measures the predictions, and draws the report.",
+    "register": "Registers the ensemble in MLflow's model registry.",
+    "champion": "Measures the current champion on the same val images.",
+    "verdict": "Compares the two models and promotes the new one if it is better by the rule of `retrain.*`.",
 }
-"""What each stage does, in a sentence or two of Markdown."""
+"""What each stage does, in Markdown."""
 
-_PICTURES = (
-    "comparison", "wins", "unpooling", "instances", "examples_stage1", "examples_stage2",
-    "iou_by_class", "iou_by_proposals", "iou_by_size", "confusion", "proposals", "training_curves",
-)  # fmt: skip
-_FIRST_REJECTS = 3
+_FIGURES = (
+    "comparison",
+    "wins",
+    "unpooling",
+    "instances",
+    "examples_stage1",
+    "examples_stage2",
+    "iou_by_class",
+    "iou_by_proposals",
+    "iou_by_size",
+    "confusion",
+    "proposals",
+    "training_curves",
+)
+_EXAMPLES_PER_REASON = 3
+_SPLITS = ("train", "dev", "val")
 
 
 @dataclass(frozen=True)
 class Rejects:
-    """Inputs set aside: how many by reason, the most frequent first, and the first few of each."""
+    """Inputs that could not be used.
+
+    Attributes:
+        counts: number of inputs by reason, most frequent first.
+        examples: up to three inputs by reason.
+    """
 
     counts: Mapping[str, int] = field(default_factory=dict)
-    first: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
+        """Number of rejected inputs."""
         return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A run, for a reader.
+class RunSummary:
+    """What is known of a run.
 
-    results: its `results.json`. pictures: PNGs by name. splits: photographs by split; crops: by table. seconds: by stage, in the order
-    they ran. proposals: its `proposals.json`, {} where there is none. settings: JSON-able, without secrets. code: its version; when: UTC.
+    Attributes:
+        title: heading of the report.
+        workspace: URI of the workspace.
+        results: the content of `report/results.json`.
+        figures: PNGs of `report/`, by name without suffix.
+        splits: number of images by split.
+        digest: digest of all images and masks; "" if unknown.
+        crops: number of training crops by table.
+        rejects: inputs that could not be used.
+        seconds: duration by stage, in the order of the stages.
+        proposals: the content of `report/proposals.json`; {} if there is none.
+        settings: the run's settings, JSON values, without secrets.
+        code: version of the code.
+        when: time of the summary, UTC.
     """
 
     title: str
     workspace: str
     results: Mapping[str, Any]
-    pictures: Mapping[str, bytes]
+    figures: Mapping[str, bytes]
     splits: Mapping[str, int]
     digest: str
     crops: Mapping[str, int]
@@ -73,30 +102,39 @@ class Facts:
     when: datetime
 
 
-def gather(
-    workspace: str, *, title: str, settings: Mapping[str, Any], code: str, stages: Sequence[str] = (), images: str | None = None
-) -> Facts:
-    """The facts of a workspace whose `report/results.json` is written; of the rest, what is there.
+def read_run_summary(
+    workspace: str, *, title: str, settings: Mapping[str, Any], code: str, stages: Sequence[str] = ()
+) -> RunSummary:
+    """Read the summary of a run that has been evaluated. Everything but the results may be missing.
 
-    stages: names in the order they run (default: those of STAGES). images: the photographs' table (default: the workspace's).
+    Args:
+        workspace: the workspace's URI.
+        title: heading of the report.
+        settings: the run's settings, JSON values, without secrets.
+        code: version of the code.
+        stages: names of the stages in the order they run; default: those of `STAGE_DESCRIPTIONS`.
+
+    Raises:
+        FileNotFoundError: if the workspace has no `report/results.json`.
     """
-    read = _json(workspace, "report", "results.json")
-    if read is None:
+    results = _read_json(workspace, "report", "results.json")
+    if results is None:
         raise FileNotFoundError(storage.join(workspace, "report", "results.json"))
-    records = {name: record for name in stages or STAGES if (record := _json(workspace, "stages", f"{name}.json"))}
-    photographs = tables.read_commit(images or storage.join(workspace, "images"))
-    examples = records.get("examples", {}).get("summary", {})
-    return Facts(
+    names = stages or STAGE_DESCRIPTIONS
+    records = {name: record for name in names if (record := _read_json(workspace, "stages", f"{name}.json"))}
+    images = tables.read_commit(storage.join(workspace, "images"))
+    crops = records.get("examples", {}).get("summary", {})
+    return RunSummary(
         title=title,
         workspace=workspace,
-        results=read,
-        pictures={name: data for name in _PICTURES if (data := _bytes(workspace, "report", f"{name}.png"))},
-        splits=_splits(photographs),
-        digest=str(photographs.extra.get("digest", "")) if photographs else "",
-        crops={name.replace("_", " "): int(count) for name, count in examples.items() if isinstance(count, int)},
-        rejects=_rejects(storage.join(workspace, "rejects")),
+        results=results,
+        figures={name: data for name in _FIGURES if (data := _read_bytes(workspace, "report", f"{name}.png"))},
+        splits=_count_splits(images),
+        digest=str(images.extra.get("digest", "")) if images else "",
+        crops={name.replace("_", " "): int(count) for name, count in crops.items() if isinstance(count, int)},
+        rejects=_read_rejects(storage.join(workspace, "rejects")),
         seconds={name: float(record["seconds"]) for name, record in records.items()},
-        proposals=_json(workspace, "report", "proposals.json") or {},
+        proposals=_read_json(workspace, "report", "proposals.json") or {},
         settings=settings,
         code=code,
         when=datetime.now(UTC),
@@ -104,22 +142,29 @@ def gather(
 
 
 def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The five results as text, in the paper's order: title, mean IoU, pixel accuracy, the paper's mean IoU; per cent, – for none."""
+    """Format the five results beside the paper's.
+
+    Args:
+        results: the content of `results.json`.
+
+    Returns:
+        By result, in the paper's order: title, mean IoU, pixel accuracy, the paper's mean IoU; in per cent, "–" for none.
+    """
     rows = results["rows"]
     return [
-        (title, percent(rows[name]["mean_iou"]), percent(rows[name]["pixel_accuracy"]), percent(PAPER[name]))
-        for name, title in TITLES.items()
+        (title, percent(rows[name]["mean_iou"]), percent(rows[name]["pixel_accuracy"]), percent(PAPER_MEAN_IOU[name]))
+        for name, title in RESULT_TITLES.items()
         if name in rows
     ]
 
 
 def percent(fraction: float | None) -> str:
-    """0.7254 as 72.5; None as –."""
+    """Format a fraction as per cent: 0.7254 as "72.5", None as "–"."""
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 05 min."""
+    """Format a duration: "8 s", "3 min 20 s", "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -128,36 +173,39 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
 
 
-def _splits(photographs: tables.Commit | None) -> dict[str, int]:
+def _count_splits(images: tables.Commit | None) -> dict[str, int]:
+    """Images by split: train, dev, val, then others by name."""
     found: Counter[str] = Counter()
-    for part in photographs.parts if photographs else ():
+    for part in images.parts if images else ():
         for group in part.row_groups:
             found.update(group.splits)
-    order = ("train", "dev", "val")
-    return {name: found[name] for name in sorted(found, key=lambda name: (*order, name).index(name))}
+    return {name: found[name] for name in sorted(found, key=lambda name: (*_SPLITS, name).index(name))}
 
 
-def _rejects(table: str) -> Rejects:
+def _read_rejects(table: str) -> Rejects:
+    """The content of a table `rejects`; empty if there is none."""
     if tables.read_commit(table) is None:
         return Rejects()
     counts: Counter[str] = Counter()
-    first: dict[str, list[str]] = {}
+    examples: dict[str, list[str]] = {}
     for row in tables.iter_rows(table, ["image_id", "path", "reason"]):
         reason = str(row["reason"])
         counts[reason] += 1
-        known = first.setdefault(reason, [])
-        if len(known) < _FIRST_REJECTS:
+        known = examples.setdefault(reason, [])
+        if len(known) < _EXAMPLES_PER_REASON:
             known.append(str(row["path"] or row["image_id"]))
-    return Rejects(dict(counts.most_common()), first)
+    return Rejects(dict(counts.most_common()), examples)
 
 
-def _bytes(*place: str) -> bytes | None:
+def _read_bytes(*parts: str) -> bytes | None:
+    """A file's content, or None if it does not exist."""
     try:
-        return storage.read_bytes(storage.join(*place))
+        return storage.read_bytes(storage.join(*parts))
     except FileNotFoundError:
         return None
 
 
-def _json(*place: str) -> Any:
-    data = _bytes(*place)
+def _read_json(*parts: str) -> Any:
+    """A JSON file's content, or None if it does not exist."""
+    data = _read_bytes(*parts)
     return None if data is None else json.loads(data)

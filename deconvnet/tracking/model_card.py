@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from deconvnet.reporting.figure import TITLES
+from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import percent
 from deconvnet.tracking.run_notes import MOST, escaped
 
@@ -109,7 +109,7 @@ mlflow models serve -m {uri} --env-manager local --port 5001
 def _figures(version: Version) -> str:
     rows = [
         f"| {title} | {percent(version.mean_iou.get(name))} | {percent(version.pixel_accuracy.get(name))} |"
-        for name, title in TITLES.items()
+        for name, title in RESULT_TITLES.items()
         if name in version.mean_iou
     ]
     return "\n".join(["| per cent | mean IoU | pixels right |", "|---|---|---|", *rows]) if rows else "It was not measured."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deconvnet.reporting.figure import TITLES
+from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import percent
 from deconvnet.tracking import model_card
 from deconvnet.tracking.run_notes import escaped, fitted
@@ -90,7 +90,7 @@ def description(results: Mapping[str, Any]) -> str:
         "| | mean IoU | pixel accuracy |",
         "|---|---|---|",
     ]
-    for row, title in TITLES.items():
+    for row, title in RESULT_TITLES.items():
         if figures := results["rows"].get(row):
             lines.append(f"| {title} | {percent(figures['mean_iou'])} | {percent(figures['pixel_accuracy'])} |")
     return fitted("\n".join([*lines, "", f"Classes, by id from 0: {escaped(', '.join(results['classes']))}."]), _MOST)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from deconvnet.reporting.run_summary import STAGES, Facts, duration, percent, result_rows
+from deconvnet.reporting.run_summary import STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
 
 NOTE = "mlflow.note.content"
 """The tag in which MLflow keeps the description of a run or an experiment."""
@@ -48,7 +48,7 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
     return ["| | mean IoU | pixels right | the paper |", "|---|---|---|---|", *rows]
 
 
-def pipeline_note(facts: Facts, run_id: str) -> str:
+def pipeline_note(facts: RunSummary, run_id: str) -> str:
     """The description of a pipeline's run, when it has its results."""
     photographs = ", ".join(f"{count:,} {name}" for name, count in facts.splits.items())
     classes = len(facts.results["classes"])
@@ -70,7 +70,7 @@ def pipeline_note(facts: Facts, run_id: str) -> str:
         "",
         "**More**: `report/index.html` among the artifacts, one page with all pictures and charts. Each stage is a run below this one.",
     ]
-    if "comparison" in facts.pictures:
+    if "comparison" in facts.figures:
         lines += ["", artifact_picture(run_id, "report/comparison.png", "photographs beside their truth and labels")]
     return fitted("\n".join(lines))
 
@@ -83,7 +83,7 @@ def under_way(config: str) -> str:
 def stage_note(name: str, summary: Mapping[str, Any] | None = None, detail: str = "") -> str:
     """The description of a stage's run: what it does; with its summary, what came of it; `detail`, Markdown, below."""
     told = "" if summary is None else _outcome(name, summary)
-    return fitted("\n\n".join(text for text in (STAGES.get(name, ""), told, detail) if text))
+    return fitted("\n\n".join(text for text in (STAGE_DESCRIPTIONS.get(name, ""), told, detail) if text))
 
 
 def _outcome(name: str, summary: Mapping[str, Any]) -> str:

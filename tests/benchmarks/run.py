@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import labelling, training  # noqa: E402  (found only now)
+from tests.benchmarks import inference, training  # noqa: E402  (found only now)
 from tests.benchmarks.common import Row, machine  # noqa: E402
 
 
@@ -34,9 +34,9 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
         training.loop,
         training.feeding,
         training.inputs,
-        labelling.segmentation,
-        labelling.crf,
-        labelling.proposals,
+        inference.segmentation,
+        inference.crf,
+        inference.proposals,
         pipeline,
     )
 }

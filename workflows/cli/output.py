@@ -38,10 +38,10 @@ def results_text(results: Mapping[str, Any]) -> str:
     Returns:
         A heading and one line for each result: mean IoU and pixel accuracy, in [0, 1].
     """
-    from deconvnet.reporting.figure import TITLES  # imports matplotlib
+    from deconvnet.reporting.figure import RESULT_TITLES  # imports matplotlib
 
     lines = [f"{results['dataset']}, {results['images']} images", f"  {'':<16}{'mean IoU':>9}{'pixel accuracy':>16}"]
-    for name, title in TITLES.items():
+    for name, title in RESULT_TITLES.items():
         row = results["rows"][name]
         lines.append(f"  {title:<16}{_ratio(row['mean_iou']):>9}{_ratio(row['pixel_accuracy']):>16}")
     return "\n".join(lines)

@@ -58,7 +58,7 @@ class Album:
         if name in OF_IMAGES:
             return self._of_images(name, image_ids)
         if name == "wins":
-            chosen = gallery.winners(self._mean_iou)
+            chosen = gallery.largest_leads(self._mean_iou)
             if not chosen:
                 raise UserError(
                     f"in {self.workspace} no network is ahead of another on any photograph: there are no wins to show"
@@ -66,7 +66,7 @@ class Album:
             return self._side_by_side(name, chosen)
         if name == "examples":
             return {
-                f"examples_{stage}.png": gallery.examples(self._need(f"examples/{stage}"), self._classes)
+                f"examples_{stage}.png": gallery.draw_examples(self._need(f"examples/{stage}"), self._classes)
                 for stage in ("stage1", "stage2")
             }
         if name == "recall":
@@ -91,35 +91,35 @@ class Album:
             return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
         predictor = self._predictor
         if image_ids:
-            known = gallery.photographs(self._need("images"), self._need("proposals"), image_ids)
+            known = gallery.read_samples(self._need("images"), self._need("proposals"), image_ids)
             shown = [known[image_id] for image_id in image_ids]
         else:
             shown = [self._one()]
         if name == "comparison":
             scores = self._mean_iou if self._has("report/mean_iou_by_image.json") else {}
-            return {"comparison.png": gallery.compared(predictor, [("", each) for each in shown], self._classes, scores)}
-        draw = gallery.instances if name == "instances" else gallery.unpooling
+            return {"comparison.png": gallery.draw_comparison(predictor, [("", each) for each in shown], self._classes, scores)}
+        draw = gallery.draw_instances if name == "instances" else gallery.draw_unpooling
         files = {each.image_id: draw(predictor, each, self._classes) for each in shown}
         if not image_ids:
             return {f"{name}.png": data for data in files.values()}
         return {f"{name}_{image_id.replace('/', '_')}.png": data for image_id, data in files.items()}
 
     def _side_by_side(self, name: str, chosen: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-        known = gallery.photographs(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
+        known = gallery.read_samples(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
         rows = [(word, known[image_id]) for word, image_id in chosen]
-        return {f"{name}.png": gallery.compared(self._predictor, rows, self._classes, self._mean_iou)}
+        return {f"{name}.png": gallery.draw_comparison(self._predictor, rows, self._classes, self._mean_iou)}
 
-    def _one(self) -> gallery.Photograph:
+    def _one(self) -> gallery.Sample:
         """A photograph with an object: of those that DeconvNet labels best, or, where nothing is measured yet, of the first."""
         images = self._need("images")
         if self._has("report/mean_iou_by_image.json"):
-            ids = gallery.likely(self._mean_iou)
+            ids = gallery.best_of_deconvnet(self._mean_iou)
         else:
             ids = [
                 row["image_id"] for row, _ in zip(tables.iter_rows(images, ["image_id"]), range(_FIRST_LOOKED_AT), strict=False)
             ]
-        known = gallery.photographs(images, self._need("proposals"), ids)
-        return gallery.with_object(known[image_id] for image_id in ids)
+        known = gallery.read_samples(images, self._need("proposals"), ids)
+        return gallery.with_several_objects(known[image_id] for image_id in ids)
 
     def _recall(self) -> bytes:
         from proposals.job import iter_proposals

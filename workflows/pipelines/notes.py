@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from deconvnet.reporting.report import PAGE, page
-from deconvnet.reporting.run_summary import Facts, gather
+from deconvnet.reporting.report import REPORT_FILE, render_report
+from deconvnet.reporting.run_summary import RunSummary, read_run_summary
 from deconvnet.tracking.code_version import code_version
 from deconvnet.tracking.run_notes import artifact_picture, pipeline_note, results_table, run_name, stage_note, under_way
 from infra import storage
@@ -68,33 +68,31 @@ def tell_run(parent: "Run", config: str, settings: Settings, records: Mapping[st
         return
     parent.log_metrics({f"val.mean_iou.{row}": value for row, value in records["evaluate"].summary["mean_iou"].items()})
     known = facts(settings.workspace)
-    html = page(known).encode()
-    storage.write_bytes(storage.join(settings.workspace, "report", PAGE), html)
-    parent.log_figure(html, f"report/{PAGE}")
-    if picture := known.pictures.get("comparison"):
+    html = render_report(known).encode()
+    storage.write_bytes(storage.join(settings.workspace, "report", REPORT_FILE), html)
+    parent.log_figure(html, f"report/{REPORT_FILE}")
+    if picture := known.figures.get("comparison"):
         parent.log_figure(picture, "report/comparison.png")
     parent.describe(pipeline_note(known, parent.run_id))
 
 
 def report(workspace: str) -> dict[str, bytes]:
     """{"index.html": the page}, of what is finished in the workspace. Raises UserError where it has no results."""
-    return {PAGE: page(facts(workspace)).encode()}
+    return {REPORT_FILE: render_report(facts(workspace)).encode()}
 
 
-def facts(workspace: str) -> Facts:
-    """What the workspace of a pipeline, or the folder of a bare run, tells. Raises UserError where it has no results."""
-    file, pack = storage.join(workspace, RUN_FILE), storage.join(workspace, "pack", "settings.json")
+def facts(workspace: str) -> RunSummary:
+    """The summary of a workspace's run. Raises UserError if it has no results yet."""
+    file = storage.join(workspace, RUN_FILE)
     run = storage.read_json(file) if storage.exists(file) else {}
-    bare = not run and storage.exists(pack)
     place = workspace.rstrip("/").rpartition("/")[2]
     try:
-        return gather(
+        return read_run_summary(
             workspace,
             title=" · ".join(dict.fromkeys(text for text in (run.get("config"), place) if text)),
-            settings=storage.read_json(pack) if bare else run.get("settings", {}),
+            settings=run.get("settings", {}),
             code=run.get("code", "unknown"),
             stages=run.get("stages", ()),
-            images=storage.join(workspace, "pack", "images") if bare else None,
         )
     except FileNotFoundError:
         raise UserError(

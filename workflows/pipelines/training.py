@@ -274,7 +274,7 @@ class Pipeline:
             summary[table] = made.rows
             self.mlflow_run.log_dict(made.extra, f"examples/{table}.json")
         for table in ("stage1", "stage2"):
-            drawn = gallery.examples(self.examples(table), s.data.classes)
+            drawn = gallery.draw_examples(self.examples(table), s.data.classes)
             storage.write_bytes(self.place("report", f"examples_{table}.png"), drawn)
             self.mlflow_run.log_figure(drawn, f"examples/{table}.png")
         self._write_rejects()

@@ -1,4 +1,4 @@
-"""The decoder's maps: their sizes, that they are the most active ones, and that the network is left as it was."""
+"""`decoder_maps`: it returns the most active map of each layer and leaves the network as it was."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def crop(rng: np.random.Generator) -> np.ndarray:
 
 
 def outputs(network: DeconvNet, crop: np.ndarray) -> dict[str, torch.Tensor]:
-    """What each layer gives, by running the decoder by hand."""
+    """The output of each decoder layer, by running the network layer by layer."""
     with torch.inference_mode():
         x = network.eval().prepare(torch.from_numpy(crop).permute(2, 0, 1)[None])
         switches, found = {}, {}
@@ -34,14 +34,14 @@ def outputs(network: DeconvNet, crop: np.ndarray) -> dict[str, torch.Tensor]:
         for number in (5, 4, 3, 2, 1):
             x = found[f"unpool{number}"] = network.get_submodule(f"unpool{number}")(x, switches[number])
             x = found[f"deconv{number}"] = network.get_submodule(f"deconv{number}")(x).clone()
-        found["labels"] = network.score(x)[0].argmax(0)
+        found["mask"] = network.score(x)[0].argmax(0)
     return found
 
 
-def test_each_layers_map_is_the_one_that_sums_to_most(network: DeconvNet, crop: np.ndarray) -> None:
+def test_each_map_is_the_one_with_the_largest_sum(network: DeconvNet, crop: np.ndarray) -> None:
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    maps, labels = decoder_maps(network, crop)
+    maps, mask = decoder_maps(network, crop)
     assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks for module in network.modules())
     expected = outputs(network, crop)
@@ -51,11 +51,11 @@ def test_each_layers_map_is_the_one_that_sums_to_most(network: DeconvNet, crop: 
         sums = expected[name][0].sum(dim=(1, 2))
         assert found.sum() == pytest.approx(float(sums.max()), rel=1e-4) and found.min() >= 0
         np.testing.assert_allclose(found, expected[name][0, int(sums.argmax())].numpy(), rtol=1e-4, atol=1e-4)
-    assert labels.dtype == np.uint8 and (labels == expected["labels"].numpy()).all()
-    assert sum((each > 0).sum() for each in maps.values()) > 100, "dead maps would say nothing"
+    assert mask.dtype == np.uint8 and (mask == expected["mask"].numpy()).all()
+    assert sum((each > 0).sum() for each in maps.values()) > 100, "the maps must not be all zero"
 
 
-def test_only_the_pixels_that_count_decide(network: DeconvNet, crop: np.ndarray) -> None:
+def test_only_pixels_of_the_given_region_count(network: DeconvNet, crop: np.ndarray) -> None:
     where = np.zeros((64, 64), bool)
     where[:16, 48:] = True
     maps, _ = decoder_maps(network, crop, where)
@@ -67,12 +67,12 @@ def test_only_the_pixels_that_count_decide(network: DeconvNet, crop: np.ndarray)
         np.testing.assert_allclose(maps[name], values[chosen].numpy(), rtol=1e-4, atol=1e-4)
     everywhere, _ = decoder_maps(network, crop, np.zeros((64, 64), bool))
     anywhere, _ = decoder_maps(network, crop)
-    assert all((everywhere[name] == anywhere[name]).all() for name in LAYERS), "no pixel that counts: all do"
+    assert all((everywhere[name] == anywhere[name]).all() for name in LAYERS), "an empty region means all pixels"
     assert any((maps[name] != anywhere[name]).any() for name in LAYERS)
 
 
-def test_a_network_made_ready_for_inference_has_the_same_maps(network: DeconvNet, crop: np.ndarray) -> None:
-    ready, _ = decoder_maps(for_inference(network, bf16=False), crop)
-    plain, _ = decoder_maps(network, crop)
+def test_a_network_converted_for_inference_has_the_same_maps(network: DeconvNet, crop: np.ndarray) -> None:
+    converted, _ = decoder_maps(for_inference(network, bf16=False), crop)
+    unconverted, _ = decoder_maps(network, crop)
     for name in LAYERS:
-        np.testing.assert_allclose(ready[name], plain[name], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(converted[name], unconverted[name], rtol=1e-3, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Which photographs are shown, and that the pictures hold them."""
+"""Which images the report shows, and what its figures of them contain."""
 
 import io
 from dataclasses import replace
@@ -24,19 +24,18 @@ def row(value: float | None) -> dict[str, float | None]:
     return {"edeconvnet_crf": value}
 
 
-def test_the_best_the_median_and_the_worst_without_the_unmeasured() -> None:
+def test_best_median_and_worst_are_chosen_among_measured_images() -> None:
     scores = {f"i{n:02}": row(n / 10) for n in range(11)} | {"void": row(None)}
-    assert gallery.best_median_worst(scores) == [
-        ("best", "i10"), ("best", "i09"), ("median", "i06"), ("median", "i05"), ("worst", "i01"), ("worst", "i00"),
-    ]  # fmt: skip
+    words = ("best", "best", "median", "median", "worst", "worst")
+    ids = ("i10", "i09", "i06", "i05", "i01", "i00")
+    assert gallery.best_median_worst(scores) == list(zip(words, ids, strict=True))
     assert gallery.best_median_worst(scores, 1) == [("best", "i10"), ("median", "i05"), ("worst", "i00")]
-    assert gallery.best_median_worst({"b": row(0.5), "a": row(0.5), "c": row(0.1)}) == [
-        ("best", "a"), ("best", "b"), ("worst", "c"),
-    ]  # fmt: skip
+    three = {"b": row(0.5), "a": row(0.5), "c": row(0.1)}
+    assert gallery.best_median_worst(three) == [("best", "a"), ("best", "b"), ("worst", "c")]
     assert gallery.best_median_worst({"void": row(None)}) == []
 
 
-def test_winners_are_furthest_ahead() -> None:
+def test_the_images_with_the_largest_leads_are_chosen() -> None:
     def scores(fcn8s: float | None, deconvnet: float, edeconvnet: float) -> dict[str, float | None]:
         return {"fcn8s": fcn8s, "deconvnet": deconvnet, "edeconvnet": edeconvnet}
 
@@ -48,10 +47,13 @@ def test_winners_are_furthest_ahead() -> None:
         "e": scores(0.1, 0.8, 0.7),
         "void": scores(None, 1.0, 1.0),
     }
-    assert gallery.winners(mean_iou) == [
-        ("DeconvNet over FCN-8s", "e"), ("DeconvNet over FCN-8s", "a"), ("FCN-8s over DeconvNet", "c"), ("EDeconvNet over both", "c"),
-    ]  # fmt: skip
-    assert gallery.winners({"d": scores(0.5, 0.5, 0.4)}) == []
+    assert gallery.largest_leads(mean_iou) == [
+        ("DeconvNet over FCN-8s", "e"),
+        ("DeconvNet over FCN-8s", "a"),
+        ("FCN-8s over DeconvNet", "c"),
+        ("EDeconvNet over both", "c"),
+    ]
+    assert gallery.largest_leads({"d": scores(0.5, 0.5, 0.4)}) == []
 
 
 CLASSES = ["background", "thing", "other"]
@@ -68,19 +70,25 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture
-def places(tmp_path: Path, rng: np.random.Generator) -> tuple[str, str]:
-    """Photographs a to f of 60×40; a and b are all background, f has no object mask, no proposals and no mask of classes."""
+def uris(tmp_path: Path, rng: np.random.Generator) -> tuple[str, str]:
+    """Tables of images a to f, 60×40 px; a and b are all background, f has no masks and no proposals."""
     rows, boxes = [], []
     for number, name in enumerate("abcdef"):
         truth = np.zeros((40, 60), np.uint8)
         if number > 1:
             truth[10:30, 10:40], truth[32:36, 2:8] = 1, 2
         masked = name != "f"
-        rows.append({
-            "image_id": name, "split": "val", "width": 60, "height": 40,
-            "image": encode_jpeg(rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)),
-            "class_mask": encode_mask(truth) if masked else None, "object_mask": encode_mask(truth) if name in "ace" else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "image_id": name,
+                "split": "val",
+                "width": 60,
+                "height": 40,
+                "image": encode_jpeg(rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)),
+                "class_mask": encode_mask(truth) if masked else None,
+                "object_mask": encode_mask(truth) if name in "ace" else None,
+            }
+        )
         if name != "f":
             found = [[0.0, 0.0, 9.0 + 3 * k, 9.0 + 2 * k] for k in range(9)]
             boxes.append({"image_id": name, "width": 60, "height": 40, "boxes": found, "scores": [1.0] * 9})
@@ -92,79 +100,85 @@ def places(tmp_path: Path, rng: np.random.Generator) -> tuple[str, str]:
     return images, proposals
 
 
-def test_photographs_are_found_with_what_belongs_to_them(places: tuple[str, str]) -> None:
-    found = gallery.photographs(*places, ["e", "b", "f", "nobody"])
+def test_samples_hold_masks_and_boxes_of_their_image(uris: tuple[str, str]) -> None:
+    found = gallery.read_samples(*uris, ["e", "b", "f", "nobody"])
     assert sorted(found) == ["b", "e", "f"]
     assert found["e"].boxes.shape == (9, 4) and found["f"].boxes.shape == (0, 4) and found["f"].truth is None
     assert found["b"].objects is not None and not found["b"].objects.any()
     assert found["e"].truth is not None and sorted(np.unique(found["e"].truth)) == [0, 1, 2]
-    assert not len(gallery.photographs(places[0], None, ["a"])["a"].boxes)
+    assert not len(gallery.read_samples(uris[0], None, ["a"])["a"].boxes)
 
 
-def test_the_gallery(predictor: Predictor, places: tuple[str, str]) -> None:
+def test_the_gallery_has_every_figure_that_can_be_drawn(predictor: Predictor, uris: tuple[str, str]) -> None:
     scores = {name: dict.fromkeys(RESULTS, 1.0 - number / 10) for number, name in enumerate("abcde")}
     scores["b"]["deconvnet"] = 0.2
-    drawn = gallery.gallery(predictor, *places, CLASSES, scores)
+    drawn = gallery.draw_gallery(predictor, *uris, CLASSES, scores)
     assert list(drawn) == ["comparison", "wins", "instances", "unpooling"]
     for png in drawn.values():
         assert Image.open(io.BytesIO(png)).width == 1200
     level = {name: dict.fromkeys(RESULTS, 0.5) for name in "cd"}
-    assert "wins" not in gallery.gallery(predictor, *places, CLASSES, level), "nobody is ahead"
+    assert "wins" not in gallery.draw_gallery(predictor, *uris, CLASSES, level), "nobody is ahead"
     void: dict[str, dict[str, float | None]] = {"c": dict.fromkeys(RESULTS)}
-    assert gallery.gallery(predictor, *places, CLASSES, void) == {}
+    assert gallery.draw_gallery(predictor, *uris, CLASSES, void) == {}
 
 
-def test_the_one_at_work_has_objects(places: tuple[str, str]) -> None:
-    found = gallery.photographs(*places, "abcdef")
-    assert gallery.with_object(found[name] for name in "abdc").image_id == "d"
-    assert gallery.with_object(found[name] for name in "fa").image_id == "f"
+def test_a_sample_with_several_objects_is_preferred(uris: tuple[str, str]) -> None:
+    found = gallery.read_samples(*uris, "abcdef")
+    assert gallery.with_several_objects(found[name] for name in "abdc").image_id == "d"
+    assert gallery.with_several_objects(found[name] for name in "fa").image_id == "f"
     one = replace(found["d"], objects=np.where(found["d"].objects == 1, found["d"].objects, 0))
-    assert gallery.with_object([found["a"], one, found["e"]]).image_id == "e", "two objects show more than one"
-    assert gallery.with_object([found["a"], one]).image_id == "d"
+    assert gallery.with_several_objects([found["a"], one, found["e"]]).image_id == "e", "two objects show more than one"
+    assert gallery.with_several_objects([found["a"], one]).image_id == "d"
 
 
-def test_instances_go_from_the_largest_of_the_best_boxes_to_the_smallest(
-    predictor: Predictor, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
+    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: told.extend(arguments) or b"")
-    shown = gallery.photographs(*places, ["c"])["c"]
-    gallery.instances(predictor, shown, CLASSES)
-    image, truth, boxes, steps, *_ = told
+    calls: list[Any] = []
+    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: calls.extend(arguments) or b"")
+    shown = gallery.read_samples(*uris, ["c"])["c"]
+    gallery.draw_instances(predictor, shown, CLASSES)
+    image, truth, boxes, steps, *_ = calls
     assert image is shown.image and truth is shown.truth
     assert boxes.tolist() == shown.boxes[:7][::-1].tolist(), "the seven best, which grow in the table"
     assert list(steps) == [1, 5, 7]
     for count, labels in steps.items():
         np.testing.assert_array_equal(labels, predictor.masks(image, boxes[:count], ("deconvnet",))["deconvnet"])
-    told.clear()
-    gallery.instances(predictor, gallery.photographs(*places, ["f"])["f"], CLASSES)
-    assert list(told[3]) == [0] and not told[3][0].any(), "no proposals: all background"
+    calls.clear()
+    gallery.draw_instances(predictor, gallery.read_samples(*uris, ["f"])["f"], CLASSES)
+    assert list(calls[3]) == [0] and not calls[3][0].any(), "no proposals: all background"
 
 
-def test_unpooling_is_of_the_largest_object(
-    predictor: Predictor, places: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+def test_unpooling_shows_the_crop_of_the_largest_object(
+    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr("deconvnet.reporting.panels.unpooling", lambda *arguments: told.append(arguments) or b"")
-    found = gallery.photographs(*places, "cf")
-    gallery.unpooling(predictor, found["c"], CLASSES)
-    gallery.unpooling(predictor, found["f"], CLASSES)
-    (seen, maps, labels, _, title), (whole, _, _, _, bare) = told
-    assert title == "c, thing" and bare == "f"
+    calls: list[Any] = []
+    monkeypatch.setattr("deconvnet.reporting.panels.unpooling", lambda *arguments: calls.append(arguments) or b"")
+    found = gallery.read_samples(*uris, "cf")
+    gallery.draw_unpooling(predictor, found["c"], CLASSES)
+    gallery.draw_unpooling(predictor, found["f"], CLASSES)
+    (seen, maps, labels, _, title), (whole, _, _, _, bare_title) = calls
+    assert title == "c, thing" and bare_title == "f"
     window = enlarge(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]
     np.testing.assert_array_equal(seen, crop(found["c"].image, window, 32))
     assert len(maps) == 10 and labels.shape == (32, 32) and whole.shape == (32, 32, 3)
 
 
-def test_the_sheet_of_examples(tmp_path: Path) -> None:
+def test_examples_are_drawn_from_the_whole_table(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     rows = [
         {
-            "image_id": f"{n}", "stage": 1, "box": [0.0, 0.0, 9.0, 9.0], "class_id": 1, "iou": 1.0, "repeats": 2,
-            "image": encode_jpeg(np.zeros((36, 36, 3), np.uint8)), "mask": encode_mask(np.ones((36, 36), np.uint8)),
+            "image_id": f"{n}",
+            "stage": 1,
+            "box": [0.0, 0.0, 9.0, 9.0],
+            "class_id": 1,
+            "iou": 1.0,
+            "repeats": 2,
+            "image": encode_jpeg(np.zeros((36, 36, 3), np.uint8)),
+            "mask": encode_mask(np.ones((36, 36), np.uint8)),
         }
         for n in range(5)
-    ]  # fmt: skip
+    ]
     tables.commit(table, "f", [tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=2)])
-    picture = Image.open(io.BytesIO(gallery.examples(table, ["background", "thing"], count=4)))
-    assert picture.width == 1200 and picture.height > 100
+    drawn = Image.open(io.BytesIO(gallery.draw_examples(table, ["background", "thing"], count=4)))
+    assert drawn.width == 1200 and drawn.height > 100

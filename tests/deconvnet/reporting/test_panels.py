@@ -1,12 +1,12 @@
-"""Figures: sizes, that what they are given is to be seen in them, and what they refuse."""
+"""Figures of images: their sizes, that they show what they are given, and what they refuse."""
 
 import numpy as np
 import pytest
 
 from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.reporting.figure import legend, page, picture
-from deconvnet.reporting.panels import COMPARED, comparison, examples_sheet, instances, unpooling
-from tests.deconvnet.drawings import area, pixels
+from deconvnet.reporting.figure import add_legend, new_figure, thumbnail
+from deconvnet.reporting.panels import COMPARED, ComparisonRow, ExampleCrop, comparison, example_crops, instances, unpooling
+from tests.deconvnet.png_pixels import area, pixels
 
 CLASSES = ("background", "circle", "bar")
 
@@ -17,25 +17,26 @@ def mask(height: int, width: int, class_id: int) -> np.ndarray:
     return made
 
 
-def row(height: int = 120, width: int = 160, **changes):
-    made = {"image": np.full((height, width, 3), (200, 30, 90), np.uint8), "title": "img_1"}
-    made |= {name: mask(height, width, 1) for name in ("truth", *COMPARED)}
-    return made | changes
+def row(height: int = 120, width: int = 160, **changes) -> ComparisonRow:
+    """A row whose masks all show class 1; keywords replace a field, or the mask of a result."""
+    masks = {name: changes.pop(name, mask(height, width, 1)) for name in COMPARED}
+    image = np.full((height, width, 3), (200, 30, 90), np.uint8)
+    return ComparisonRow(image, changes.pop("truth", mask(height, width, 1)), masks, **({"title": "img_1"} | changes))
 
 
-def test_comparison_shows_photograph_and_masks():
-    picture = pixels(comparison([row(), row(fcn8s=mask(120, 160, 2))], CLASSES))
-    assert picture.shape[1] == 1200
-    cell = 195 * 146  # px of a 4:3 photograph in a sixth of the page
-    assert area(picture, (200, 30, 90)) == pytest.approx(2 * cell, rel=0.05)
-    assert area(picture, VOC_PALETTE[1]) == pytest.approx(9 * cell / 16, rel=0.1)
-    assert area(picture, VOC_PALETTE[2]) == pytest.approx(cell / 16, rel=0.4)  # and its legend
+def test_comparison_shows_image_and_masks():
+    drawn = pixels(comparison([row(), row(fcn8s=mask(120, 160, 2))], CLASSES))
+    assert drawn.shape[1] == 1200
+    cell = 195 * 146  # px of a 4:3 image in a sixth of the width
+    assert area(drawn, (200, 30, 90)) == pytest.approx(2 * cell, rel=0.05)
+    assert area(drawn, VOC_PALETTE[1]) == pytest.approx(9 * cell / 16, rel=0.1)
+    assert area(drawn, VOC_PALETTE[2]) == pytest.approx(cell / 16, rel=0.4)  # and its legend
 
 
-def test_comparison_columns_stand_in_the_named_order():
+def test_comparison_columns_are_in_the_order_of_their_heads():
     masks = {name: mask(120, 160, i + 1) for i, name in enumerate(("truth", *COMPARED))}
-    picture = pixels(comparison([row(**masks)], ("background", *"abcde")))
-    body = picture[:200]  # above the legend
+    drawn = pixels(comparison([row(**masks)], ("background", *"abcde")))
+    body = drawn[:200]  # above the legend
     centres = [np.flatnonzero((body == VOC_PALETTE[i]).all(axis=2).any(axis=0)).mean() for i in (1, 2, 3, 4, 5)]
     assert [int(c // 200) for c in centres] == [1, 2, 3, 4, 5]
 
@@ -47,30 +48,27 @@ def test_legend_names_present_classes_only():
     assert area(void, VOC_PALETTE[255]) > 0 and area(few, VOC_PALETTE[255]) == 0
 
 
-def test_a_photograph_without_truth_and_odd_shapes():
-    picture = pixels(comparison([row(truth=None), row(1, 1), row(3000, 200), row(40, 900)], CLASSES))
-    assert picture.shape[1] == 1200 and picture.shape[0] < 1600
+def test_comparison_accepts_missing_truth_and_extreme_shapes():
+    drawn = pixels(comparison([row(truth=None), row(1, 1), row(3000, 200), row(40, 900)], CLASSES))
+    assert drawn.shape[1] == 1200 and drawn.shape[0] < 1600
 
 
-def test_no_rows_are_refused():
-    with pytest.raises(ValueError, match="no pictures"):
+def test_an_empty_figure_is_refused():
+    with pytest.raises(ValueError, match="no images"):
         comparison([], CLASSES)
-    with pytest.raises(ValueError, match="no pictures"):
-        examples_sheet([], CLASSES)
+    with pytest.raises(ValueError, match="no images"):
+        example_crops([], CLASSES)
 
 
-def test_examples_sheet_shows_every_crop():
-    examples = [
-        {"image": np.full((80, 80, 3), (10 * i + 50, 7, 9), np.uint8), "mask": mask(80, 80, 1), "title": f"e{i}"}
-        for i in range(6)
-    ]
-    picture = pixels(examples_sheet(examples, CLASSES, columns=4))
-    assert picture.shape[1] == 1200
+def test_every_example_crop_is_shown():
+    examples = [ExampleCrop(np.full((80, 80, 3), (10 * i + 50, 7, 9), np.uint8), mask(80, 80, 1), f"e{i}") for i in range(6)]
+    drawn = pixels(example_crops(examples, CLASSES, columns=4))
+    assert drawn.shape[1] == 1200
     for i in range(6):
-        assert area(picture, (10 * i + 50, 7, 9)) > 15_000
+        assert area(drawn, (10 * i + 50, 7, 9)) > 15_000
 
 
-def test_scores_stand_above_their_masks():
+def test_scores_are_written_above_their_masks():
     """Ink above the mask of a result that has a score, and above no other."""
     named = pixels(comparison([row(title="", mean_iou={"deconvnet": 0.5, "edeconvnet": None})], CLASSES))
     above = (named[34:50] < 128).all(axis=2).any(axis=0)
@@ -78,7 +76,7 @@ def test_scores_stand_above_their_masks():
 
 
 @pytest.mark.parametrize(("height", "width", "high"), [(90, 120, 4), (120, 90, 2)])
-def test_instances_show_each_step_and_its_new_boxes(height, width, high):
+def test_instances_show_each_step_with_its_new_boxes(height, width, high):
     image = np.full((height, width, 3), (9, 8, 7), np.uint8)
     boxes = np.array([[0, 0, 100, 80], [10, 10, 60, 60], [20, 20, 50, 50]], np.float32)
     steps = {1: mask(height, width, 1), 3: mask(height, width, 2)}
@@ -87,9 +85,9 @@ def test_instances_show_each_step_and_its_new_boxes(height, width, high):
     side = 1200 // columns
     assert drawn.shape[1] == 1200 and drawn.shape[0] == pytest.approx(2 * side * height / width, rel=0.3)
     body = drawn[: int(2 * side * height / width)]
-    for place, class_id in enumerate((1, 2, 3)):
+    for column, class_id in enumerate((1, 2, 3)):
         seen = np.flatnonzero((body == VOC_PALETTE[class_id]).all(axis=2).any(axis=0))
-        assert place * side <= seen.min() <= seen.max() < (place + 1) * side
+        assert column * side <= seen.min() <= seen.max() < (column + 1) * side
     orange = (np.abs(body.astype(int) - (255, 176, 0)) < 40).all(axis=2).sum(axis=0)
     first, second, truth = (orange[i * side : (i + 1) * side].sum() for i in range(3))
     assert first > 0 and second > 0 and truth == 0
@@ -97,7 +95,7 @@ def test_instances_show_each_step_and_its_new_boxes(height, width, high):
     assert (np.abs(whole.astype(int) - (255, 176, 0)) < 40).all(axis=2).sum() > second  # all three are new there
 
 
-def test_unpooling_shows_the_maps_as_bright_as_they_are_active():
+def test_unpooling_shows_more_active_units_brighter():
     crop = np.full((32, 32, 3), (200, 30, 90), np.uint8)
     maps = {"unpool1": np.eye(4, dtype=np.float32), "deconv1": np.zeros((8, 8), np.float32)}
     drawn = pixels(unpooling(crop, maps, mask(32, 32, 1), CLASSES))
@@ -110,15 +108,15 @@ def test_unpooling_shows_the_maps_as_bright_as_they_are_active():
 
 
 def test_the_legend_names_classes_void_and_ids_without_a_name():
-    figure = page(1)
-    legend(figure, [0, 2, 9, 255], CLASSES)
+    figure = new_figure(1)
+    add_legend(figure, [0, 2, 9, 255], CLASSES)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["background", "bar", "id 9", "void"]
     faces = [patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()]
     np.testing.assert_allclose(faces, VOC_PALETTE[[0, 2, 9, 255]] / 255)
 
 
-def test_a_large_mask_is_drawn_smaller_in_its_own_colours_alone():
+def test_the_thumbnail_of_a_mask_has_no_colours_of_its_own():
     large = np.triu(np.full((900, 1200), 2, np.uint8))
-    drawn = picture(large)
+    drawn = thumbnail(large)
     assert drawn is not None and drawn.shape == (360, 480, 3)
     assert {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()} == {tuple(VOC_PALETTE[i].tolist()) for i in (0, 2)}

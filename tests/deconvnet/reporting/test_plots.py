@@ -1,12 +1,19 @@
-"""Charts: sizes, that what they are given is to be seen in them, and what they refuse."""
+"""Charts: their sizes, that they show what they are given, and what they refuse."""
 
 import numpy as np
 import pytest
 
-from deconvnet.reporting.figure import TITLES
-from deconvnet.reporting.plots import confusion, iou_by_class, iou_by_proposals, iou_by_size, recall_curves, training_curves
+from deconvnet.reporting.figure import RESULT_TITLES
+from deconvnet.reporting.plots import (
+    confusion_matrix,
+    iou_by_class,
+    iou_by_proposals,
+    iou_by_size,
+    recall_curves,
+    training_curves,
+)
 from proposals.recall import Recall
-from tests.deconvnet.drawings import area, pixels
+from tests.deconvnet.png_pixels import area, pixels
 
 CLASSES = ("background", "circle", "bar")
 
@@ -16,11 +23,11 @@ def results(iou):
         "dataset": "x",
         "images": 3,
         "classes": list(CLASSES),
-        "rows": {name: {"mean_iou": 0.5, "pixel_accuracy": 0.9, "iou": iou} for name in TITLES},
+        "rows": {name: {"mean_iou": 0.5, "pixel_accuracy": 0.9, "iou": iou} for name in RESULT_TITLES},
     }
 
 
-def test_iou_bars_are_as_long_as_the_figures():
+def test_the_length_of_iou_bars_is_proportional_to_iou():
     colour = (0xD9, 0x48, 0x01)  # EDeconvNet+CRF
     full = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
     half = pixels(iou_by_class(results({"background": 0.5, "circle": 0.5, "bar": 0.5})))
@@ -28,7 +35,7 @@ def test_iou_bars_are_as_long_as_the_figures():
     assert area(half, colour) == pytest.approx(area(full, colour) / 2, rel=0.1)
 
 
-def test_a_class_without_iou_is_left_empty():
+def test_a_class_without_iou_has_no_bar():
     colour = (0xD9, 0x48, 0x01)
     two = pixels(iou_by_class(results({"background": 1.0, "circle": None, "bar": 1.0})))
     three = pixels(iou_by_class(results({"background": 1.0, "circle": 1.0, "bar": 1.0})))
@@ -42,7 +49,7 @@ def test_each_result_has_its_colour():
     assert min(areas) > 0.9 * max(areas) > 3_000, "five bars a class, as long as each other, and their legend"
 
 
-def test_training_curves_draw_each_line():
+def test_every_training_curve_is_drawn():
     one = pixels(training_curves({"loss": {"stage1": (range(50), np.linspace(1, 0, 50))}}))
     two = pixels(
         training_curves({"loss": {"stage1": ([1, 2], [1.0, 0.5])}, "iou": {"a": ([1], [0.1])}, "lr": {"a": ([1], [0.1])}})
@@ -51,8 +58,8 @@ def test_training_curves_draw_each_line():
     assert area(one, (0x00, 0x72, 0xB2)) > 300
 
 
-def test_recall_curves_are_as_high_as_the_recall():
-    """A flat recall is a flat line; of two names, each has its colour."""
+def test_the_height_of_recall_curves_is_the_recall():
+    """A constant recall gives a horizontal line; each name has its colour."""
     counts = (1, 10, 100, 1000)
 
     def recall(found: float) -> Recall:
@@ -67,7 +74,7 @@ def test_recall_curves_are_as_high_as_the_recall():
     axis = 460 - 2 * 30  # px between recall 0 and 1, about
     assert low - high == pytest.approx(axis / 2, rel=0.1)
     assert area(pixels(recall_curves({"low": recall(0.25)})), orange) == 0
-    # Over IoU stands the recall of the most boxes, not of the first.
+    # The curve over IoU is that of the largest number of boxes, not of the smallest.
     found_late = Recall.from_overlaps(np.array([[0.0, 0.0, 0.0, 0.97]] * 4, np.float32), counts)
     right = pixels(recall_curves({"late": found_late}))[:, 640:1000]
     assert np.median(np.argwhere((right == blue).all(axis=2))[:, 0]) < 40, "at the top"
@@ -75,35 +82,35 @@ def test_recall_curves_are_as_high_as_the_recall():
         recall_curves({})
 
 
-def analysis(steps=(0.1, 0.2, 0.4), by_size=(0.2, 0.4, None)):
+def breakdowns(steps=(0.1, 0.2, 0.4), by_size=(0.2, 0.4, None)):
     return {
         "proposals": {"counts": [1, 10, 50], "mean_iou": list(steps)},
-        "sizes": {"edges": [0, 0.1, 0.5, 1], "objects": [3, 1, 0], "mean_iou": {name: list(by_size) for name in TITLES}},
+        "sizes": {"edges": [0, 0.1, 0.5, 1], "objects": [3, 1, 0], "mean_iou": {name: list(by_size) for name in RESULT_TITLES}},
     }
 
 
-def test_the_curve_over_proposals_rises_with_the_figures():
+def test_the_height_of_the_curve_over_proposals_is_the_mean_iou():
     blue = (0x21, 0x71, 0xB5)
-    drawn = pixels(iou_by_proposals(results({}), analysis()))
+    drawn = pixels(iou_by_proposals(results({}), breakdowns()))
     assert drawn.shape == (420, 1200, 3)
     line = (drawn[:, 60:900] == blue).all(axis=2)  # the legend stands right
     heights = [np.argwhere(line[:, columns])[:, 0].mean() for columns in (slice(0, 200), slice(300, 500), slice(650, 840))]
     assert heights[0] > heights[1] > heights[2]
-    assert pixels(iou_by_proposals(results({}), analysis((None, None, None)))).shape == (420, 1200, 3)
+    assert pixels(iou_by_proposals(results({}), breakdowns((None, None, None)))).shape == (420, 1200, 3)
 
 
-def test_bars_by_size_are_as_high_as_the_figures_and_empty_where_there_is_no_object():
+def test_bars_by_size_are_as_high_as_the_iou_and_absent_without_objects():
     colour = (0xD9, 0x48, 0x01)
-    drawn = pixels(iou_by_size(analysis()))
+    drawn = pixels(iou_by_size(breakdowns()))
     body = (drawn[60:] == colour).all(axis=2)  # below the legend
     thirds = [body[:, left : left + 370].sum() for left in (80, 450, 830)]
     assert thirds[1] == pytest.approx(2 * thirds[0], rel=0.1) and thirds[2] == 0
 
 
-def test_confusion_is_dark_where_a_class_is_taken_for_another():
-    """A row's shares count, not its pixels: a class of ten pixels is as dark as one of a million."""
+def test_the_confusion_matrix_shows_each_true_class_as_shares():
+    """A class of ten pixels is as dark as one of a million."""
     counts = np.array([[10**6, 0, 0], [0, 0, 10], [0, 0, 0]])
-    drawn = pixels(confusion(counts, CLASSES, "x"))
+    drawn = pixels(confusion_matrix(counts, CLASSES, "x"))
     dark = (8, 48, 107)  # of Blues, for 100 %
     places = np.argwhere((drawn[:, :1090] == dark).all(axis=2))  # the colour bar stands right
     middle = (places[:, 0].min() + places[:, 0].max()) / 2
@@ -111,11 +118,11 @@ def test_confusion_is_dark_where_a_class_is_taken_for_another():
     assert len(upper) == pytest.approx(len(lower), rel=0.1)
     assert upper[:, 1].max() < lower[:, 1].min() - 30, "background on the diagonal, circle in bar's column"
     with pytest.raises(ValueError, match="3 classes, and counts of"):
-        confusion(counts[:2, :2], CLASSES, "x")
+        confusion_matrix(counts[:2, :2], CLASSES, "x")
 
 
-def test_confusion_of_many_classes():
-    drawn = pixels(confusion(np.eye(40), [f"class {i}" for i in range(40)], "x"))
+def test_the_confusion_matrix_of_many_classes_is_not_taller_than_wide():
+    drawn = pixels(confusion_matrix(np.eye(40), [f"class {i}" for i in range(40)], "x"))
     assert drawn.shape[1] == 1200 and drawn.shape[0] <= 1200
 
 

@@ -1,4 +1,4 @@
-"""The report's one page: what stands on it, that nothing in it can run or be fetched, and how a browser shows it."""
+"""The report: its content, that it runs and fetches nothing, and how a browser shows it."""
 
 import re
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.reporting.report import page
+from deconvnet.reporting.report import render_report
 from deconvnet.reporting.run_summary import Rejects
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.told import EVIL, facts
+from tests.deconvnet.example_run import SCRIPT_TAG, example_summary
 
 
 class Reader(HTMLParser):
-    """Checks that tags close in order; gathers tags, attributes that hold addresses, alt texts, and tables as rows of texts."""
+    """Checks that tags are closed in order; collects tags, URLs, alt texts, and table rows as lists of texts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: set[str] = set()
-        self.addresses: list[str] = []
+        self.urls: list[str] = []
         self.alts: list[str] = []
         self.rows: list[list[str]] = []
         self.feed(html)
@@ -36,7 +36,7 @@ class Reader(HTMLParser):
             self.rows[-1].append("")
         for name, value in attrs:
             if name in ("src", "href", "action", "data", "srcset", "poster"):
-                self.addresses.append(value)
+                self.urls.append(value)
             if name == "alt":
                 self.alts.append(value)
             assert not name.startswith("on")
@@ -49,38 +49,40 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_what_stands_on_it() -> None:
-    read = Reader(page(facts()))
+def test_the_report_shows_results_data_rejects_times_and_settings() -> None:
+    read = Reader(render_report(example_summary()))
     assert ["EDeconvNet+CRF", "61.2", "87.5", "72.5"] in read.rows and ["FCN-8s", "50.1", "87.5", "62.2"] in read.rows
-    assert ["cat", *["12.3"] * 5] in read.rows and [EVIL, *["–"] * 5] in read.rows
-    assert ["photographs: train", "9,000"] in read.rows and ["crops: stage1", "70,000"] in read.rows
+    assert ["cat", *["12.3"] * 5] in read.rows and [SCRIPT_TAG, *["–"] * 5] in read.rows
+    assert ["images: train", "9,000"] in read.rows and ["crops: stage1", "70,000"] in read.rows
     assert ["not an image", "4", "a.jpg, b.jpg"] in read.rows
-    assert [row[:2] for row in read.rows if row[0] in ("stage2", "all")] == [["stage2", "2 h 05 min"], ["all", "2 h 05 min"]]
-    assert ["data.root", EVIL] in read.rows and ["classes", "x, y"] in read.rows and ["code", "c0ffee+"] in read.rows
+    assert [row[:2] for row in read.rows if row[0] in ("stage2", "total")] == [["stage2", "2 h 05 min"], ["total", "2 h 05 min"]]
+    assert ["data.root", SCRIPT_TAG] in read.rows and ["classes", "x, y"] in read.rows and ["code", "c0ffee+"] in read.rows
     assert not any(row[0] == "data.limit" for row in read.rows)
     assert len(read.alts) == 2 and all(len(alt) > 20 for alt in read.alts)
-    assert "The first 50 boxes find 90 % of 77 objects at IoU 0.5, 50 % at 0.7." in page(facts())
+    assert "The first 50 boxes find 90 % of 77 objects at IoU 0.5, 50 % at 0.7." in render_report(example_summary())
 
 
-def test_nothing_runs_and_nothing_is_fetched() -> None:
-    html = page(facts())
+def test_the_report_runs_no_script_and_fetches_nothing() -> None:
+    html = render_report(example_summary())
     read = Reader(html)
     assert not read.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in read.addresses)
+    assert all(url.startswith(("data:image/png;base64,", "#")) for url in read.urls)
     assert not re.search(r"https?://|url\(|@import", html)
     assert "default-src 'none'" in html
 
 
-def test_what_is_not_there_is_left_out() -> None:
-    html = page(facts(pictures={}, seconds={}, proposals={}, digest="", crops={}, splits={}, rejects=Rejects(), settings={}))
+def test_sections_without_content_are_left_out() -> None:
+    html = render_report(
+        example_summary(figures={}, seconds={}, proposals={}, digest="", crops={}, splits={}, rejects=Rejects(), settings={})
+    )
     read = Reader(html)
-    assert "Every photograph could be used." in html and not read.alts
-    assert not any(f'id="{name}"' in html for name in ("pictures", "charts", "timings"))
+    assert "Every image could be used." in html and not read.alts
+    assert not any(f'id="{name}"' in html for name in ("images", "charts", "time"))
 
 
-def test_a_thousand_reasons_are_not_all_shown() -> None:
+def test_only_the_first_reasons_of_rejection_are_shown() -> None:
     many = {f"reason {i}": 1 for i in range(1000)}
-    html = page(facts(rejects=Rejects(many, {key: ["x.jpg"] for key in many})))
+    html = render_report(example_summary(rejects=Rejects(many, {key: ["x.jpg"] for key in many})))
     assert "… and 988 other reasons" in html and "reason 12" not in html
 
 
@@ -92,25 +94,25 @@ def window() -> Iterator[Browser]:
         yield opened
 
 
-def test_in_a_browser(window: Browser, tmp_path: Path) -> None:
+def test_a_browser_shows_the_report_without_requests_or_errors(window: Browser, tmp_path: Path) -> None:
     file = tmp_path / "index.html"
-    file.write_text(page(facts()))
+    file.write_text(render_report(example_summary()))
     window.requests(), window.console()
     window.open(file.as_uri())
     assert window.run("return [...document.images].map(i => [i.complete, i.naturalWidth])") == [[True, 1200]] * 2
-    assert window.run("return document.title") == f"mine · {EVIL}"
+    assert window.run("return document.title") == f"mine · {SCRIPT_TAG}"
     seen = window.text()
-    assert "EDeconvNet+CRF" in seen and "61.2" in seen and "72.5" in seen and EVIL in seen
-    assert "data.root" not in seen, "the settings are folded away"
-    assert window.requests() == [file.as_uri()], "a page that works offline asks for nothing"
+    assert "EDeconvNet+CRF" in seen and "61.2" in seen and "72.5" in seen and SCRIPT_TAG in seen
+    assert "data.root" not in seen, "the settings are collapsed"
+    assert window.requests() == [file.as_uri()], "the report requests nothing"
     assert window.console() == []
 
 
 @pytest.mark.parametrize("width", [1200, 500])
-def test_it_fits_the_window(window: Browser, tmp_path: Path, width: int) -> None:
-    """Wide things scroll in themselves; a phone's picture stays large enough to read."""
+def test_the_report_fits_the_window(window: Browser, tmp_path: Path, width: int) -> None:
+    """Wide tables and figures scroll by themselves; on a phone a figure stays large enough to read."""
     file = tmp_path / "index.html"
-    file.write_text(page(facts(settings={"long": "x" * 3000})))
+    file.write_text(render_report(example_summary(settings={"long": "x" * 3000})))
     window.size(width, 900)
     window.open(file.as_uri())
     window.run("document.querySelectorAll('details').forEach(each => each.open = true)")

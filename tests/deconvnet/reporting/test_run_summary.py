@@ -1,66 +1,67 @@
-"""What is read of a workspace, whole or half finished."""
+"""`read_run_summary` on a complete and on a nearly empty workspace, and the formatting of figures."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from deconvnet.reporting.run_summary import duration, gather, percent, result_rows
+from deconvnet.reporting.run_summary import duration, percent, read_run_summary, result_rows
 from infra import storage
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import encode_jpeg
-from tests.deconvnet.told import png, results
+from tests.deconvnet.example_run import example_results, grey_png
 
 
 def workspace(folder: Path) -> Path:
     (folder / "report").mkdir()
-    (folder / "report" / "results.json").write_text(json.dumps(results()))
+    (folder / "report" / "results.json").write_text(json.dumps(example_results()))
     return folder
 
 
-def test_a_finished_workspace(tmp_path, rng) -> None:
-    place = workspace(tmp_path)
-    (place / "report" / "wins.png").write_bytes(png())
-    (place / "report" / "other.png").write_bytes(png())
-    storage.write_json(str(place / "report" / "proposals.json"), {"objects": 3})
+def test_a_complete_workspace_is_read(tmp_path, rng) -> None:
+    folder = workspace(tmp_path)
+    (folder / "report" / "wins.png").write_bytes(grey_png())
+    (folder / "report" / "other.png").write_bytes(grey_png())
+    storage.write_json(str(folder / "report" / "proposals.json"), {"objects": 3})
     image = encode_jpeg(rng.integers(0, 255, (8, 8, 3), "uint8"))
     rows = [
         {"image_id": f"{i}", "split": split, "width": 8, "height": 8, "image": image, "class_mask": image, "object_mask": None}
         for i, split in enumerate(["val", "train", "dev", "train"])
     ]
-    part = tables.write_part(str(place / "images"), "f", 0, rows, schemas.IMAGES)
-    tables.commit(str(place / "images"), "f", [part], {"digest": "abc"})
+    part = tables.write_part(str(folder / "images"), "f", 0, rows, schemas.IMAGES)
+    tables.commit(str(folder / "images"), "f", [part], {"digest": "abc"})
     rejects = [
         {"image_id": f"{i}", "path": f"{i}.jpg", "stage": "prepare", "reason": "empty" if i < 5 else "text"} for i in range(6)
     ]
-    tables.commit(str(place / "rejects"), "f", [tables.write_part(str(place / "rejects"), "f", 0, rejects, tables.REJECTS)])
+    tables.commit(str(folder / "rejects"), "f", [tables.write_part(str(folder / "rejects"), "f", 0, rejects, tables.REJECTS)])
     record = {"fingerprint": "f", "recipe": "r", "inputs": [], "key": "k", "seconds": 2.5, "summary": {}}
     for name in ("stage2", "prepare"):
-        storage.write_json(str(place / "stages" / f"{name}.json"), record)
-    storage.write_json(str(place / "stages" / "examples.json"), record | {"summary": {"stage1": 7, "stage1_dev": 2}})
-    found = gather(str(place), title="t", settings={"a": 1}, code="c")
+        storage.write_json(str(folder / "stages" / f"{name}.json"), record)
+    storage.write_json(str(folder / "stages" / "examples.json"), record | {"summary": {"stage1": 7, "stage1_dev": 2}})
+    found = read_run_summary(str(folder), title="t", settings={"a": 1}, code="c")
     assert found.splits == {"train": 2, "dev": 1, "val": 1} and list(found.splits) == ["train", "dev", "val"]
     assert found.digest == "abc" and found.crops == {"stage1": 7, "stage1 dev": 2} and found.proposals == {"objects": 3}
-    assert list(found.pictures) == ["wins"] and found.pictures["wins"] == png()
+    assert list(found.figures) == ["wins"] and found.figures["wins"] == grey_png()
     assert found.seconds == {"prepare": 2.5, "examples": 2.5, "stage2": 2.5} and list(found.seconds)[-1] == "stage2"
-    assert found.rejects.counts == {"empty": 5, "text": 1} and found.rejects.first["empty"] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert found.rejects.counts == {"empty": 5, "text": 1} and found.rejects.examples["empty"] == ["0.jpg", "1.jpg", "2.jpg"]
     assert found.rejects.total == 6
-    assert list(gather(str(place), title="t", settings={}, code="c", stages=["stage2", "absent"]).seconds) == ["stage2"]
+    assert list(read_run_summary(str(folder), title="t", settings={}, code="c", stages=["stage2", "absent"]).seconds) == [
+        "stage2"
+    ]
 
 
 def test_only_results_are_needed(tmp_path) -> None:
-    found = gather(str(workspace(tmp_path)), title="t", settings={}, code="c")
-    assert (found.splits, found.seconds, found.rejects.total, found.pictures) == ({}, {}, 0, {})
+    found = read_run_summary(str(workspace(tmp_path)), title="t", settings={}, code="c")
+    assert (found.splits, found.seconds, found.rejects.total, found.figures) == ({}, {}, 0, {})
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError):
-        gather(str(tmp_path / "empty"), title="t", settings={}, code="c")
+        read_run_summary(str(tmp_path / "empty"), title="t", settings={}, code="c")
 
 
-def test_texts() -> None:
-    assert [duration(s) for s in (0.2, 59.4, 59.6, 200, 3599.6, 7500, 400000)] == [
-        "0 s", "59 s", "1 min 00 s", "3 min 20 s", "1 h 00 min", "2 h 05 min", "111 h 06 min",
-    ]  # fmt: skip
+def test_durations_percentages_and_result_rows_are_formatted() -> None:
+    assert [duration(s) for s in (0.2, 59.4, 59.6, 200)] == ["0 s", "59 s", "1 min 00 s", "3 min 20 s"]
+    assert [duration(s) for s in (3599.6, 7500, 400000)] == ["1 h 00 min", "2 h 05 min", "111 h 06 min"]
     assert percent(None) == "–" and percent(0.7254) == "72.5"
-    rows = result_rows(results(fcn8s=None))
+    rows = result_rows(example_results(fcn8s=None))
     assert rows[0] == ("FCN-8s", "–", "87.5", "62.2") and [row[3] for row in rows] == ["62.2", "69.6", "70.5", "71.7", "72.5"]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.reporting.report import page
+from deconvnet.reporting.report import render_report
 from deconvnet.tracking import model_card
 from deconvnet.tracking.mlflow_runs import Tracker
 from deconvnet.tracking.promotion import Verdict, crown
 from deconvnet.tracking.run_notes import pipeline_note, run_name, stage_note
 from infra.deploy.local.servers import mlflow_server
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.told import facts, png
+from tests.deconvnet.example_run import example_summary, grey_png
 from workflows.cli.output import TRAINING_PAGES
 
 TABLE = "return [...document.querySelectorAll('tr')].map(r => r.innerText.split(/[\\t\\n]+/).map(t => t.trim()).join(' | '))"
@@ -39,9 +39,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         with parent.stage("evaluate", "f", title="7 evaluate") as child:
             child.describe(stage_note("evaluate", {}))
             child.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123})
-        parent.describe(pipeline_note(facts(), parent.run_id))
-        parent.log_figure(png(), "report/comparison.png")
-        parent.log_figure(page(facts()).encode(), "report/index.html")
+        parent.describe(pipeline_note(example_summary(), parent.run_id))
+        parent.log_figure(grey_png(), "report/comparison.png")
+        parent.log_figure(render_report(example_summary()).encode(), "report/index.html")
         parent.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123, "system/cpu_utilization_percentage": 50.0})
         tracker.client.create_registered_model("net")
         for figure in ("0.5", "0.6"):

@@ -4,30 +4,30 @@ import pytest
 
 from deconvnet.reporting.run_summary import Rejects
 from deconvnet.tracking.run_notes import MOST, escaped, fitted, pipeline_note, run_name, stage_note
-from tests.deconvnet.told import EVIL, facts, results
+from tests.deconvnet.example_run import SCRIPT_TAG, example_results, example_summary
 
 
 def test_a_runs_description() -> None:
-    note = pipeline_note(facts(), "abc123")
+    note = pipeline_note(example_summary(), "abc123")
     assert "| EDeconvNet+CRF | 61.2 | 87.5 | 72.5 |" in note and "| FCN-8s | 50.1 | 87.5 | 62.2 |" in note
     assert note.startswith("**EDeconvNet+CRF: 61.2 % mean IoU** on cats &amp; dogs val, 1,234 photographs.")
     assert "**Data**: 9,000 train, 40 dev, 1,234 val photographs, 4 classes. 5 inputs were set aside." in note
     assert "prepare 8 s · stage2 2 h 05 min; 2 h 05 min in all" in note
     assert "(get-artifact?path=report%2Fcomparison.png&run_uuid=abc123)" in note
-    assert "get-artifact" not in pipeline_note(facts(pictures={}), "abc123")
-    assert "aside" not in pipeline_note(facts(rejects=Rejects()), "abc123")
+    assert "get-artifact" not in pipeline_note(example_summary(figures={}), "abc123")
+    assert "aside" not in pipeline_note(example_summary(rejects=Rejects()), "abc123")
 
 
 def test_names_can_not_break_a_description() -> None:
-    assert escaped(EVIL) == '&lt;script&gt;document.title="harmed"&lt;/script&gt;'
+    assert escaped(SCRIPT_TAG) == '&lt;script&gt;document.title="harmed"&lt;/script&gt;'
     assert escaped("a|b *c* [d](e)\n`f`") == r"a\|b \*c\* \[d\](e) \`f\`"
-    note = pipeline_note(facts(results=results() | {"dataset": f"{EVIL}|"}), "r")
+    note = pipeline_note(example_summary(results=example_results() | {"dataset": f"{SCRIPT_TAG}|"}), "r")
     assert "<script" not in note and r"\|" in note
 
 
 def test_nothing_is_longer_than_a_store_keeps() -> None:
     assert len(fitted("x" * 9000)) == MOST and fitted("short") == "short"
-    assert len(pipeline_note(facts(seconds={"s" * 50 + str(i): 1.0 for i in range(200)}), "r")) == MOST
+    assert len(pipeline_note(example_summary(seconds={"s" * 50 + str(i): 1.0 for i in range(200)}), "r")) == MOST
     assert len(stage_note("verdict", {"promoted": True, "why": "w" * 9000, "version": 2, "champion": 2})) == MOST
 
 
