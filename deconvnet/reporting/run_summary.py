@@ -26,7 +26,7 @@ STAGE_DESCRIPTIONS = {
     "stage2": "Trains DeconvNet further on crops at proposals, as it will see them when predicting.",
     "evaluate": "Predicts the val images in the paper's five ways, measures the predictions, and draws the report.",
     "register": "Registers the ensemble in MLflow's model registry.",
-    "champion": "Measures the current champion on the same val images.",
+    "champion": "Measures the model that is champion now on the same val images.",
     "verdict": "Compares the two models and promotes the new one if it is better by the rule of `retrain.*`.",
 }
 """What each stage does, in Markdown."""
