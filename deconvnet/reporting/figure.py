@@ -5,7 +5,7 @@ pyplot is not used: it keeps global state, and these figures may be drawn in any
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -54,7 +54,7 @@ def to_png(figure: "Figure") -> bytes:
     return sink.getvalue()
 
 
-def style_axes(axes: "Axes", grid: str = "both") -> None:
+def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
     """Draw only the left and bottom spines, and grid lines behind the data.
 
     Args:
