@@ -1,4 +1,4 @@
-"""Photographs in any folder: those below it, local or at s3://, and what each one's mask will be called."""
+"""The images in a folder of any layout, local or at s3://, and the names that their predicted masks get."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,12 +9,18 @@ from infra import storage
 from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""In any letter case. Of files that differ in it alone the first of these is the photograph, and the others are refused."""
+"""Suffixes of images, in upper or lower case. If files differ only in the suffix, the first of these is used and others refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file below the folder. stamp: its size and time of change. refused: why it can't be used, known from its name alone."""
+    """An image file in a folder.
+
+    Attributes:
+        name: path relative to the folder.
+        stamp: size and time of the last change; it changes when the file does.
+        refused: why the image can't be used, as far as its name shows; else empty.
+    """
 
     name: str
     stamp: str
@@ -22,49 +28,56 @@ class ImageFile:
 
     @property
     def stem(self) -> str:
-        """The name without suffix: what masks are called by."""
+        """The name without suffix, by which its mask is called."""
         return self.name[: -len(PurePosixPath(self.name).suffix)]
 
 
 def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
-    """The photographs below `folder`, sorted by name; hidden files, and those below the folder `leave_out`, are passed over.
+    """List the images in a folder and the folders below it. Hidden files and folders are ignored.
 
-    Raises UserError where there is no such folder, or no photograph in it.
+    Args:
+        folder: local folder or s3:// prefix.
+        leave_out: folder whose files are ignored, such as the folder that masks are written to; empty: none.
+
+    Returns:
+        The images, sorted by name.
+
+    Raises:
+        UserError: if there is no such folder, or no image in it.
     """
     fs, path = storage.filesystem(folder)
     if fs.get_file_info(path).type == pafs.FileType.File:
         raise UserError(f"{folder} is a file: name the folder that it is in")
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     root = path.rstrip("/") + "/"
-    inside = storage.filesystem(leave_out)[1].rstrip("/") + "/" if leave_out else ""
-    found = {
+    left_out = storage.filesystem(leave_out)[1].rstrip("/") + "/" if leave_out else ""
+    stamps = {
         name: f"{info.size}@{info.mtime_ns}"
         for info in infos
         if info.type == pafs.FileType.File
-        and _is_photograph(name := info.path.removeprefix(root))
-        and not (inside and info.path.startswith(inside))
+        and _is_image(name := info.path.removeprefix(root))
+        and not (left_out and info.path.startswith(left_out))
     }
-    if not found:
-        where = "is not there" if not storage.exists(folder) else f"holds no photograph ({', '.join(SUFFIXES)})"
-        raise UserError(f"{folder} {where}: name a folder, or an s3:// prefix, of photographs")
-    return _without_clashes(found)
+    if not stamps:
+        problem = "does not exist" if not storage.exists(folder) else f"holds no image ({', '.join(SUFFIXES)})"
+        raise UserError(f"{folder} {problem}: name a folder, or an s3:// prefix, of images")
+    return _refuse_same_stems(stamps)
 
 
-def _is_photograph(name: str) -> bool:
-    """By its name. Hidden are also those that macOS leaves beside a photograph, with its suffix."""
+def _is_image(name: str) -> bool:
+    """Whether a file is an image and not hidden, by its relative path. macOS leaves hidden files beside images, with their suffix."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
-def _without_clashes(found: dict[str, str]) -> list[ImageFile]:
-    """Photographs by name and stamp; of those whose mask would be one file, all but the first are refused."""
-    photographs = [ImageFile(name, stamp) for name, stamp in sorted(found.items())]
+def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
+    """Image files from stamps by name; of those whose masks would have one name, all but one are refused."""
     first: dict[str, str] = {}
-    for each in sorted(photographs, key=lambda p: (SUFFIXES.index(PurePosixPath(p.name).suffix.lower()), p.name)):
-        first.setdefault(each.stem, each.name)
-    return [
-        each
-        if first[each.stem] == each.name
-        else ImageFile(each.name, each.stamp, f"its mask would be that of {first[each.stem]}: rename one of them")
-        for each in photographs
-    ]
+    for name in sorted(stamps, key=lambda name: (SUFFIXES.index(PurePosixPath(name).suffix.lower()), name)):
+        first.setdefault(ImageFile(name, "").stem, name)
+    files = []
+    for name, stamp in sorted(stamps.items()):
+        used = first[ImageFile(name, "").stem]
+        refused = "" if used == name else f"its mask would have the same name as that of {used}: rename one of them"
+        files.append(ImageFile(name, stamp, refused))
+    return files

@@ -1,4 +1,4 @@
-"""A photograph with its labels painted over it."""
+"""An image with a class mask painted over it."""
 
 from collections.abc import Sequence
 
@@ -9,41 +9,49 @@ from PIL import Image, ImageDraw, ImageFont
 from deconvnet.datasets.palette import VOC_PALETTE, colourise
 
 _OPACITY = 0.5
-_LEAST_NAMED = 0.002  # share of the pixels that a class must have to be named: the name of a speck hides its surroundings
+_MIN_NAMED_SHARE = 0.002  # classes that cover a smaller share of the image are not named: the name would hide what is around them
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """`image` (uint8 H×W×3, RGB) with `mask` (uint8 H×W, class ids) over it, uint8 H×W×3.
+    """Paint a class mask over an image.
 
-    Classes other than background (0) lie half transparent in VOC's colours, outlined, each named in its largest piece.
+    Classes are half transparent in VOC's colours, outlined, and named once, in their largest piece. Background stays as it is.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        mask: uint8 array (H, W) of class ids; 0 is background.
+        classes: class names by id; ids without a name are shown as "id 7".
+
+    Returns:
+        uint8 array (H, W, 3), RGB.
     """
     height, width = mask.shape
-    seen = mask[..., None] > 0
-    painted = np.where(seen, image * (1 - _OPACITY) + colourise(mask) * _OPACITY, image).astype(np.uint8)
-    thick = max(1, round(min(height, width) / 400))
-    present = [int(i) for i in np.unique(mask) if i]
-    for i in present:
-        outlines, _ = cv2.findContours((mask == i).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(painted, outlines, -1, VOC_PALETTE[i].tolist(), thick)
+    foreground = mask[..., None] > 0
+    painted = np.where(foreground, image * (1 - _OPACITY) + colourise(mask) * _OPACITY, image).astype(np.uint8)
+    thickness = max(1, round(min(height, width) / 400))
+    class_ids = [int(i) for i in np.unique(mask) if i]
+    for class_id in class_ids:
+        outlines, _ = cv2.findContours((mask == class_id).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(painted, outlines, -1, VOC_PALETTE[class_id].tolist(), thickness)
     picture = Image.fromarray(painted)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(10, min(height, width) / 24))
-    for i in present:
-        if (mask == i).mean() >= _LEAST_NAMED:
-            name = classes[i] if i < len(classes) else f"id {i}"
-            x, y = _middle(mask == i)
+    for class_id in class_ids:
+        if (mask == class_id).mean() >= _MIN_NAMED_SHARE:
+            name = classes[class_id] if class_id < len(classes) else f"id {class_id}"
+            x, y = _innermost_point(mask == class_id)
             box = draw.textbbox((x, y), name, font=font, anchor="mm")
-            # Near an edge the name is pushed back inside.
+            # A name that would cross the edge of the image is moved inside.
             x += max(0, 2 - box[0]) - max(0, box[2] + 2 - width)
             y += max(0, 2 - box[1]) - max(0, box[3] + 2 - height)
-            draw.text((x, y), name, font=font, anchor="mm", fill="white", stroke_width=thick + 1, stroke_fill="black")
+            draw.text((x, y), name, font=font, anchor="mm", fill="white", stroke_width=thickness + 1, stroke_fill="black")
     return np.asarray(picture)
 
 
-def _middle(region: np.ndarray) -> tuple[float, float]:
-    """x, y of the point of a boolean H×W's largest connected piece that lies deepest in it."""
-    _, pieces, about, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
-    largest = 1 + int(about[1:, cv2.CC_STAT_AREA].argmax())
+def _innermost_point(region: np.ndarray) -> tuple[float, float]:
+    """x, y of the pixel farthest from the edge of the largest connected piece of a bool array (H, W)."""
+    _, pieces, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
+    largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
     depth = cv2.distanceTransform(np.pad((pieces == largest).astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return float(x), float(y)

@@ -1,8 +1,12 @@
-"""Photographs and masks in PASCAL VOC's layout, in a local folder or at s3://.
+"""Images and masks in PASCAL VOC's layout, in a local folder or at s3://.
 
-JPEGImages/<id>.jpg (or .jpeg, .png, in any letter case), SegmentationClass/<id>.png, SegmentationObject/<id>.png where there is
-one, ImageSets/Segmentation/<split>.txt with one id a line. A folder that can't be read is refused (UserError); a photograph
-that can't be used is set aside with the reason (Reject), and no file outside the folder is ever opened.
+    JPEGImages/<id>.jpg                     the image; also .jpeg or .png, in upper or lower case
+    SegmentationClass/<id>.png              its class mask
+    SegmentationObject/<id>.png             its object mask, optional
+    ImageSets/Segmentation/<split>.txt      the ids of a split, one a line
+
+A folder that can't be read is refused (UserError); an image that can't be used becomes a Reject with the reason. Files outside the
+folder are never opened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,14 +25,20 @@ from proposals.image_codec import decode_mask, encode_mask, image_size
 from proposals.masks import VOID_ID
 
 IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR = "JPEGImages", "SegmentationClass", "SegmentationObject"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # in order of preference, should one id have several files
-MIN_SIDE = 16  # px: under this VGG's five poolings leave less than one cell, and there is no crop worth resizing
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # if an id has several files, the first of these is taken
+MIN_SIDE = 16  # px: in smaller images VGG's five poolings leave less than one cell, and crops are not worth resizing
 STAGE = "prepare"
 
 
 @dataclass(frozen=True)
 class VocFile:
-    """A file below the folder: its relative name, size in bytes and time of change in ns."""
+    """A file of the data set.
+
+    Attributes:
+        name: path relative to the data set's folder.
+        size: in bytes.
+        mtime_ns: time of the last change, in nanoseconds since 1970.
+    """
 
     name: str
     size: int
@@ -37,7 +47,14 @@ class VocFile:
 
 @dataclass(frozen=True)
 class VocImageFiles:
-    """One labelled photograph's files."""
+    """The files of one image.
+
+    Attributes:
+        image_id: the files' name without suffix.
+        image: the image.
+        class_mask: its class mask.
+        object_mask: its object mask, or None if there is none.
+    """
 
     image_id: str
     image: VocFile
@@ -46,12 +63,23 @@ class VocImageFiles:
 
 
 def split_path(root: str, split: str) -> str:
-    """Where the ids of `split` are listed."""
+    """Return the path of the file that lists the ids of a split."""
     return storage.join(root, "ImageSets", "Segmentation", f"{split}.txt")
 
 
 def read_split(root: str, split: str) -> list[str]:
-    """The ids of `split` as they stand in its file. Raises UserError: no such file, not text, or no id in it."""
+    """Read the ids of a split.
+
+    Args:
+        root: folder in VOC's layout.
+        split: name of the split.
+
+    Returns:
+        The lines of the file, in their order, as they are: they may repeat or be invalid.
+
+    Raises:
+        UserError: if there is no such file, it is not text, or it is empty.
+    """
     path = split_path(root, split)
     try:
         text = storage.read_bytes(path).decode("utf-8-sig")
@@ -64,59 +92,68 @@ def read_split(root: str, split: str) -> list[str]:
     return ids
 
 
-def _files(root: str, folder: str) -> dict[str, list[VocFile]]:
-    """The files directly in `folder` below `root`, by their names without suffix; {} where it is absent."""
-    fs, path = storage.filesystem(storage.join(root, folder))
-    found: dict[str, list[VocFile]] = {}
-    for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-        if info.type == pafs.FileType.File:
-            file = VocFile(f"{folder}/{info.base_name}", info.size, info.mtime_ns or 0)
-            found.setdefault(PurePosixPath(info.base_name).stem, []).append(file)
-    return found
-
-
-def _best(files: Iterable[VocFile], suffixes: Sequence[str]) -> VocFile | None:
-    ranked = [(suffixes.index(s), f.name, f) for f in files if (s := PurePosixPath(f.name).suffix.lower()) in suffixes]
-    return min(ranked, key=lambda each: each[:2])[2] if ranked else None
+def invalid_id_reason(image_id: str) -> str | None:
+    """Return why an id can't be the name of a file in the data set, or None if it can."""
+    if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
+        return "an id must be a plain file name, without a path"
+    if not image_id.isprintable():
+        return "the id has unprintable characters"
+    return None
 
 
 class VocDataset:
-    """A folder in VOC's layout, listed once.
+    """A data set in VOC's layout. Its folders are listed once, when it is created.
 
-    Raises UserError where `root` or a folder that it must have is missing.
+    Attributes:
+        root: absolute path or s3:// address of the folder.
     """
 
     def __init__(self, root: str) -> None:
+        """List the files of a data set.
+
+        Args:
+            root: folder in VOC's layout.
+
+        Raises:
+            UserError: if the folder, its images or its class masks are missing.
+        """
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
-        self._images, self._classes, self._objects = (
-            _files(self.root, f) for f in (IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR)
-        )
-        for folder, files in ((IMAGES_DIR, self._images), (CLASS_MASKS_DIR, self._classes)):
+        self._images = _list_files(self.root, IMAGES_DIR)
+        self._class_masks = _list_files(self.root, CLASS_MASKS_DIR)
+        self._object_masks = _list_files(self.root, OBJECT_MASKS_DIR)
+        for folder, files in ((IMAGES_DIR, self._images), (CLASS_MASKS_DIR, self._class_masks)):
             if not files:
                 raise UserError(f"{storage.join(self.root, folder)} is missing or empty: data.root must have VOC's layout")
 
     def find(self, image_id: str) -> VocImageFiles | Reject:
-        """The files of `image_id`, or why there are none."""
-        image = _best(self._images.get(image_id, ()), _IMAGE_SUFFIXES)
+        """Return the files of an image, or why it has no image or no class mask."""
+        image = _choose_file(self._images.get(image_id, ()), _IMAGE_SUFFIXES)
         if image is None:
             reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_IMAGE_SUFFIXES)})"
             return Reject(image_id, storage.join(self.root, IMAGES_DIR, f"{image_id}.jpg"), STAGE, reason)
-        mask = _best(self._classes.get(image_id, ()), (".png",))
+        mask = _choose_file(self._class_masks.get(image_id, ()), (".png",))
         if mask is None:
-            return Reject(
-                image_id, storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png"), STAGE, f"no mask in {CLASS_MASKS_DIR}"
-            )
-        return VocImageFiles(image_id, image, mask, _best(self._objects.get(image_id, ()), (".png",)))
+            path = storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png")
+            return Reject(image_id, path, STAGE, f"no mask in {CLASS_MASKS_DIR}")
+        return VocImageFiles(image_id, image, mask, _choose_file(self._object_masks.get(image_id, ()), (".png",)))
 
     def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
-        """The photographs of the split `name`, and the lines of its file that give none.
+        """Find the images of a split.
 
-        `taken` maps ids that another split has to its name: they are rejected here.
+        Args:
+            name: name of the split.
+            taken: ids that belong to another split, with its name; they are rejected here.
+
+        Returns:
+            The images, in the order of the list, and the lines of the list that give none, with reasons.
+
+        Raises:
+            UserError: if the list can't be read.
         """
         path = split_path(self.root, name)
-        photographs: list[VocImageFiles] = []
+        images: list[VocImageFiles] = []
         rejects: list[Reject] = []
         seen: set[str] = set()
         for image_id in read_split(self.root, name):
@@ -132,58 +169,78 @@ class VocDataset:
             if isinstance(found, Reject):
                 rejects.append(found)
             else:
-                photographs.append(found)
-        return photographs, rejects
+                images.append(found)
+        return images, rejects
 
 
-def invalid_id_reason(image_id: str) -> str | None:
-    """Why `image_id` can't be a file's name, or None."""
-    if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
-        return "an id must be a plain file name, without a path"
-    if not image_id.isprintable():
-        return "the id has unprintable characters"
-    return None
+def _list_files(root: str, folder: str) -> dict[str, list[VocFile]]:
+    """The files directly in a folder of the data set, by name without suffix; none if there is no such folder."""
+    fs, path = storage.filesystem(storage.join(root, folder))
+    found: dict[str, list[VocFile]] = {}
+    for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        if info.type == pafs.FileType.File:
+            file = VocFile(f"{folder}/{info.base_name}", info.size, info.mtime_ns or 0)
+            found.setdefault(PurePosixPath(info.base_name).stem, []).append(file)
+    return found
 
 
-def read_row(root: str, photograph: VocImageFiles, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:
-    """A row of the `images` table (proposals.schemas.IMAGES), or why this photograph can't be used.
+def _choose_file(files: Iterable[VocFile], suffixes: Sequence[str]) -> VocFile | None:
+    """The file whose suffix comes first in `suffixes`, then by name; None if no file has one of them."""
+    ranked = [(suffixes.index(s), f.name, f) for f in files if (s := PurePosixPath(f.name).suffix.lower()) in suffixes]
+    return min(ranked, key=lambda each: each[:2])[2] if ranked else None
 
-    The image is the file as it is; width and height are as displayed (EXIF orientation applied), and the masks must have that
-    size. The class mask is 8-bit; the object mask is tidied or derived by `make_object_mask`.
+
+def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:
+    """Read an image and its masks as a row of the `images` table.
+
+    Args:
+        root: folder of the data set.
+        files: the image's files.
+        split: split to put in the row.
+        num_classes: number of classes, with background; masks with other ids are rejected.
+        max_pixels: most pixels an image may have.
+
+    Returns:
+        A row of `proposals.schemas.IMAGES`, or why the image can't be used. In a row the image is the file's bytes, width and height
+        are those displayed (EXIF orientation applied), the class mask is an 8-bit PNG, and the object mask is made consistent with it,
+        or derived from it, by `make_object_mask`.
     """
-    file = photograph.image
+    file = files.image
     try:
         data = storage.read_bytes(storage.join(root, file.name))
         width, height = image_size(data, max_pixels)
         if min(width, height) < MIN_SIDE:
             raise BadInput(f"{width}×{height} is too small: its shorter side must have {MIN_SIDE} px or more")
-        file = photograph.class_mask
-        classes = _read_mask(storage.join(root, file.name), width, height, max_pixels)
-        _check_classes(classes, num_classes)
-        classes = classes.astype(np.uint8)
-        objects = None
-        if photograph.object_mask:
-            file = photograph.object_mask
-            objects = _read_mask(storage.join(root, file.name), width, height, max_pixels)
-        ids = make_object_mask(classes, objects)
+        file = files.class_mask
+        class_mask = _read_mask(storage.join(root, file.name), width, height, max_pixels)
+        _check_classes(class_mask, num_classes)
+        class_mask = class_mask.astype(np.uint8)
+        object_mask = None
+        if files.object_mask:
+            file = files.object_mask
+            object_mask = _read_mask(storage.join(root, file.name), width, height, max_pixels)
+        object_mask = make_object_mask(class_mask, object_mask)
     except BadInput as error:
-        return Reject(photograph.image_id, storage.join(root, file.name), STAGE, str(error))
+        reason = str(error)
     except FileNotFoundError:
-        return Reject(photograph.image_id, storage.join(root, file.name), STAGE, "the file disappeared while it was read")
+        reason = "the file disappeared while it was read"
     except PermissionError:
-        return Reject(photograph.image_id, storage.join(root, file.name), STAGE, "no permission to read the file")
-    return {
-        "image_id": photograph.image_id,
-        "split": split,
-        "width": width,
-        "height": height,
-        "image": data,
-        "class_mask": encode_mask(classes),
-        "object_mask": encode_mask(ids),
-    }
+        reason = "no permission to read the file"
+    else:
+        return {
+            "image_id": files.image_id,
+            "split": split,
+            "width": width,
+            "height": height,
+            "image": data,
+            "class_mask": encode_mask(class_mask),
+            "object_mask": encode_mask(object_mask),
+        }
+    return Reject(files.image_id, storage.join(root, file.name), STAGE, reason)
 
 
 def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray:
+    """Read a mask. Raises BadInput if it can't be decoded or is not of this size."""
     mask = decode_mask(storage.read_bytes(uri), max_pixels)
     if mask.shape != (height, width):
         raise BadInput(f"the mask is {mask.shape[1]}×{mask.shape[0]}, the image {width}×{height} as displayed")
@@ -191,9 +248,9 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
 
 
 def _check_classes(mask: np.ndarray, num_classes: int) -> None:
-    """Raise BadInput if a pixel's class is neither in the list nor void."""
-    strange = mask[(mask >= num_classes) & (mask != VOID_ID)]
-    if strange.size:
+    """Raise BadInput if an id of the mask is neither a class nor void."""
+    unknown = mask[(mask >= num_classes) & (mask != VOID_ID)]
+    if unknown.size:
         raise BadInput(
-            f"class id {int(strange.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is void)"
+            f"class id {int(unknown.min())} in the mask, and the list has {num_classes} classes (0–{num_classes - 1}; 255 is void)"
         )

@@ -6,7 +6,7 @@ WHAT is "proposals" or "mining" (examples of stage 2), from the tables in FOLDER
 import sys
 
 from deconvnet.datasets.images_table import data_folder, prepare_images
-from deconvnet.datasets.synthetic import GENERATED_CLASSES
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.settings import DataSettings, GeneratedSettings
 from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings

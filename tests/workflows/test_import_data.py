@@ -115,7 +115,7 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
         (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
         (["--from", "labelme", "--annotations", "/nowhere", "--to", "x"], "/nowhere holds no .json file"),
         (["--from", "labelme", "--annotations", "x", "--to", "y", "--table", "t"], "table is for masks"),
-        (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere", "--to", "x"], "/nowhere is not there"),
+        (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere", "--to", "x"], "/nowhere does not exist"),
         (
             ["--from", "coco", "--images", "x", "--annotations", "/no.json", "--to", "x"],
             "/no.json is no COCO JSON: there is no file",

@@ -37,7 +37,7 @@ DOOR = Path(predict.__file__)
 GOOD = {"a.jpg", "nested/deep/turned.JPEG", "nested/grey.png", "same.jpg", "thin.bmp"}
 REJECTS = {
     "nested/cut.jpg": "truncated",
-    "same.png": "its mask would be that of same.jpg",
+    "same.png": "its mask would have the same name as that of same.jpg",
     "text.webp": "not an image",
 }
 
@@ -328,7 +328,7 @@ def test_mistakes_are_sentences(refused, workspace, photographs, tmp_path) -> No
     assert "edeconvnet has challenger (version 2), champion (version 1)" in refused("--model", "models:/edeconvnet@best")
     assert "names no registered model" in refused("--model", "edeconvnet")
     assert "which has edeconvnet" in refused("--model", "models:/other@champion")
-    assert "is not there" in refused(source=tmp_path / "absent")
+    assert "does not exist" in refused(source=tmp_path / "absent")
     assert "is a file" in refused(source=photographs / "a.jpg")
     assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
     assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from deconvnet.datasets.synthetic import GENERATED_CLASSES, write_dataset
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.tracking.promotion import aliases
 from infra import storage
 from infra.storage import tables

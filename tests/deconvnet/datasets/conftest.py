@@ -1,7 +1,7 @@
-"""A small VOC-layout folder to spoil."""
+"""A small data set in VOC's layout that tests can change."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ from proposals.image_codec import encode_mask
 
 
 class Layout:
-    """Writes photographs, masks and splits below `root`."""
+    """Writes images, masks and splits in VOC's layout below `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def image(self, image_id: str, content: bytes | np.ndarray | Image.Image | None = None, suffix: str = ".jpg", **save) -> None:
+        """Write an image: these bytes, or these pixels encoded by the suffix (with Pillow's options `save`), or random pixels (40, 60)."""
         if content is None:
             seed = int.from_bytes(image_id.encode(), "big") % 2**32
             content = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -30,15 +31,18 @@ class Layout:
         self._write(f"JPEGImages/{image_id}{suffix}", content)
 
     def mask(self, image_id: str, mask: np.ndarray | bytes | None = None, folder: str = "SegmentationClass") -> None:
+        """Write a mask: these bytes, or these ids as PNG, or a mask (40, 60) with a rectangle of class 1."""
         if mask is None:
             mask = np.zeros((40, 60), np.uint8)
             mask[10:30, 15:45] = 1
         self._write(f"{folder}/{image_id}.png", mask if isinstance(mask, bytes) else encode_mask(mask))
 
     def split(self, name: str, ids: Sequence[str]) -> None:
+        """Write the list of a split."""
         self._write(f"ImageSets/Segmentation/{name}.txt", "".join(f"{each}\n" for each in ids).encode())
 
-    def photograph(self, image_id: str) -> None:
+    def annotated_image(self, image_id: str) -> None:
+        """Write an image of random pixels and a mask with one object."""
         self.image(image_id)
         self.mask(image_id)
 
@@ -50,17 +54,11 @@ class Layout:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """Four photographs to train on and two for validation."""
+    """A data set with four images in train and two in val."""
     made = Layout(tmp_path / "voc")
     train, val = ["a", "b", "c", "d"], ["v", "w"]
     for image_id in train + val:
-        made.photograph(image_id)
+        made.annotated_image(image_id)
     made.split("train", train)
     made.split("val", val)
     return made
-
-
-@pytest.fixture
-def new_layout(tmp_path: Path) -> Callable[[str], Layout]:
-    """An empty folder by name."""
-    return lambda name: Layout(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Downloads against a real HTTP server on this machine: resumed, broken, wrong, unsafe."""
+"""Downloads from a real HTTP server on this machine: resumed, broken off, wrong; and unpacking of unsafe archives."""
 
 import hashlib
 import io
@@ -19,7 +19,14 @@ SUM = "md5:" + hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT at every address; `breaks` connections stop halfway, `ranges` says whether it can resume."""
+    """Serves CONTENT at every address.
+
+    Attributes:
+        breaks: number of connections that stop halfway.
+        ranges: whether it can resume a download.
+        status: status that it answers; 200 serves CONTENT.
+        requested: the Range header of each request so far.
+    """
 
     daemon_threads = True
 
@@ -28,7 +35,7 @@ class Server(ThreadingHTTPServer):
         self.breaks = 0
         self.ranges = True
         self.status = 200
-        self.asked: list[str | None] = []
+        self.requested: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -39,9 +46,9 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        server, asked = self.server, self.headers.get("Range")
-        server.asked.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
+        server, requested = self.server, self.headers.get("Range")
+        server.requested.append(requested)
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and server.ranges else 0
         if server.status != 200:
             self.send_error(server.status)
             return
@@ -76,12 +83,12 @@ def server(monkeypatch) -> Iterator[Server]:
         thread.join()
 
 
-def test_fetched_checked_and_kept(server, tmp_path):
+def test_a_file_is_downloaded_verified_and_kept(server, tmp_path):
     target = tmp_path / "new" / "file.bin"
     assert fetch(server.url, target, SUM) == target
     assert target.read_bytes() == CONTENT
     fetch(server.url, target, SUM)
-    assert len(server.asked) == 1 and [p.name for p in target.parent.iterdir()] == ["file.bin"]
+    assert len(server.requested) == 1 and [p.name for p in target.parent.iterdir()] == ["file.bin"]
 
 
 def test_a_sha256_prefix_is_enough(server, tmp_path):
@@ -92,27 +99,27 @@ def test_broken_connections_are_resumed(server, tmp_path):
     server.breaks = 2
     fetch(server.url, tmp_path / "f", SUM, pause=0.01)
     half = len(CONTENT) // 2
-    assert server.asked == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
+    assert server.requested == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
     assert (tmp_path / "f").read_bytes() == CONTENT
 
 
-def test_a_connection_that_keeps_breaking_keeps_what_came_and_goes_on_another_time(server, tmp_path):
+def test_what_was_received_is_kept_if_the_connection_keeps_breaking(server, tmp_path):
     server.breaks = 99
-    with pytest.raises(UserError, match=r"broke off.*goes on from there"):
+    with pytest.raises(UserError, match=r"broke off.*resumes from there"):
         fetch(server.url, tmp_path / "f", SUM, pause=0.001)
     assert not (tmp_path / "f").exists()
     server.breaks = 0
     fetch(server.url, tmp_path / "f", SUM)
-    assert server.asked[-1] is not None and (tmp_path / "f").read_bytes() == CONTENT
+    assert server.requested[-1] is not None and (tmp_path / "f").read_bytes() == CONTENT
 
 
-def test_a_server_that_can_not_resume_starts_over(server, tmp_path):
+def test_a_server_that_can_not_resume_sends_the_file_again(server, tmp_path):
     server.ranges, server.breaks = False, 1
     fetch(server.url, tmp_path / "f", SUM, pause=0.01)
     assert (tmp_path / "f").read_bytes() == CONTENT
 
 
-def test_a_complete_part_is_only_checked_and_one_too_long_fetched_again(server, tmp_path):
+def test_a_complete_part_is_only_verified_and_one_too_long_is_downloaded_again(server, tmp_path):
     (tmp_path / "f.part").write_bytes(CONTENT)
     fetch(server.url, tmp_path / "f", SUM)
     (tmp_path / "g.part").write_bytes(CONTENT + b"more")
@@ -120,24 +127,24 @@ def test_a_complete_part_is_only_checked_and_one_too_long_fetched_again(server, 
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_deleted(server, tmp_path):
     with pytest.raises(UserError, match="not the file expected"):
         fetch(server.url, tmp_path / "f", "md5:" + "0" * 32)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_and_wrong_is_not_touched(server, tmp_path):
+def test_an_existing_file_with_another_checksum_is_not_touched(server, tmp_path):
     (tmp_path / "f").write_bytes(b"mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists and its checksum is not"):
         fetch(server.url, tmp_path / "f", SUM)
     assert (tmp_path / "f").read_bytes() == b"mine"
 
 
-def test_refusals_say_why(server, tmp_path, monkeypatch):
+def test_errors_name_their_reason(server, tmp_path, monkeypatch):
     server.status = 404
     with pytest.raises(UserError, match="404"):
         fetch(server.url, tmp_path / "f")
-    assert len(server.asked) == 1  # not tried again
+    assert len(server.requested) == 1  # not tried again
     server.status = 503
     with pytest.raises(UserError, match=r"503|Service"):
         fetch(server.url, tmp_path / "f", pause=0.001)
@@ -150,7 +157,7 @@ def test_refusals_say_why(server, tmp_path, monkeypatch):
         fetch(server.url, tmp_path / "f", "crc:12345678")
 
 
-def test_a_full_disk_is_seen_before_the_download(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_the_download(server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(UserError, match="make room"):
@@ -171,7 +178,7 @@ def archive(path, members, mode="w:gz"):
     return path
 
 
-def test_an_archive_is_unpacked_whole(tmp_path):
+def test_the_wanted_files_of_an_archive_are_unpacked(tmp_path):
     made = archive(tmp_path / "a.tgz", {"top/in/x.txt": b"x", "top/y.jpg": b"y", "other/z": b"z"})
     unpack(made, "top", tmp_path / "deep" / "out", wanted=lambda name: not name.endswith(".jpg"))
     assert sorted(p.relative_to(tmp_path / "deep").as_posix() for p in (tmp_path / "deep").rglob("*")) == [
@@ -183,7 +190,7 @@ def test_an_archive_is_unpacked_whole(tmp_path):
     "members",
     [{"top/a": b"a", "../evil": b"e"}, {"top/a": b"a", "top/../../evil": b"e"}, {"top/a": b"a", "top/link": "/etc/passwd"}],
 )
-def test_members_that_would_land_outside_are_refused_and_nothing_is_kept(tmp_path, members):
+def test_members_that_would_be_written_outside_are_refused_and_nothing_is_kept(tmp_path, members):
     folder = tmp_path / "folder"
     folder.mkdir()
     made = archive(tmp_path / "a.tgz", members)
@@ -192,7 +199,7 @@ def test_members_that_would_land_outside_are_refused_and_nothing_is_kept(tmp_pat
     assert not list(folder.iterdir()) and not (tmp_path / "evil").exists()
 
 
-def test_archives_that_are_damaged_or_others(tmp_path):
+def test_damaged_archives_and_those_without_the_folder_are_refused(tmp_path):
     made = archive(tmp_path / "a.tgz", {"top/a": CONTENT[:5000], "top/b": hashlib.sha512(b"").digest() * 500})
     data = made.read_bytes()
     for content in (data[: len(data) // 2], b"words", b""):

@@ -5,7 +5,7 @@ import pytest
 
 from deconvnet.datasets import images_table
 from deconvnet.datasets.images_table import class_names, data_fingerprint, data_folder, prepare_images
-from deconvnet.datasets.synthetic import GENERATED_CLASSES
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.settings import DataSettings, GeneratedSettings
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
@@ -96,7 +96,7 @@ def test_the_fingerprint_sees_what_is_used_and_nothing_else(layout):
     settings = settings_for(layout)
     root = str(layout.root)
     seen = [data_fingerprint(settings, root)]
-    layout.photograph("unused")
+    layout.annotated_image("unused")
     assert data_fingerprint(settings, root) == seen[0]
     (layout.root / "JPEGImages/a.jpg").write_bytes((layout.root / "JPEGImages/a.jpg").read_bytes() + b" ")
     seen.append(data_fingerprint(settings, root))

@@ -1,3 +1,5 @@
+"""Object masks made consistent with class masks."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,26 +15,26 @@ def grid(text: str) -> np.ndarray:
     return np.array([[255 if c == "x" else int(c) for c in row] for row in text.split()], np.uint8)
 
 
-def test_components_of_each_class_where_there_is_no_object_mask():
+def test_without_an_object_mask_components_of_each_class_become_objects():
     classes = grid("1100x 110x2 00022 1x022")
     assert make_object_mask(classes).tolist() == grid("1100x 110x3 00033 2x033").tolist()
 
 
-def test_diagonal_neighbours_are_one_object_and_classes_that_touch_are_two():
+def test_diagonal_neighbours_are_one_object_and_touching_classes_are_two():
     assert make_object_mask(grid("100 010 220")).tolist() == [[1, 0, 0], [0, 1, 0], [2, 2, 0]]
 
 
-def test_a_consistent_object_mask_is_kept_as_it_is():
+def test_a_consistent_object_mask_is_kept():
     classes, ids = grid("11022 1xx22 00011"), grid("77033 7xx33 00099")
     assert np.array_equal(make_object_mask(classes, ids), ids)
 
 
-def test_an_id_over_two_classes_is_split_and_the_larger_keeps_it():
+def test_an_object_id_with_two_classes_is_split_and_the_larger_part_keeps_it():
     classes, ids = grid("11122 11122 00000 33300"), grid("44444 44444 00000 55500")
     assert make_object_mask(classes, ids).tolist() == grid("44466 44466 00000 55500").tolist()
 
 
-def test_labelled_pixels_without_an_object_become_objects():
+def test_annotated_pixels_without_an_object_become_objects():
     assert make_object_mask(grid("11022"), grid("11000")).tolist() == [[1, 1, 0, 2, 2]]
 
 
@@ -40,7 +42,7 @@ def test_void_of_either_mask_is_void_and_background_has_no_object():
     assert make_object_mask(grid("1x0001"), grid("11x011")).tolist() == [[1, 255, 255, 0, 0, 1]]
 
 
-def test_more_than_254_objects_need_sixteen_bits():
+def test_more_than_254_objects_need_16_bits():
     classes = np.zeros((40, 60), np.uint8)
     classes[::2, ::2] = 1
     classes[1, 1] = 255
@@ -58,10 +60,10 @@ def test_too_many_objects_are_refused():
         make_object_mask(classes)
 
 
-def test_the_strips_of_a_large_mask_give_the_same(monkeypatch, rng):
+def test_large_masks_read_in_strips_give_the_same(monkeypatch, rng):
     classes, ids = rng.integers(0, 4, (50, 30), dtype=np.uint8), rng.integers(0, 9, (50, 30), dtype=np.uint8)
     whole = make_object_mask(classes, ids)
-    monkeypatch.setattr(objects, "_STRIP", 90)
+    monkeypatch.setattr(objects, "_STRIP_PIXELS", 90)
     assert np.array_equal(make_object_mask(classes, ids), whole)
 
 
@@ -70,7 +72,7 @@ def test_the_strips_of_a_large_mask_give_the_same(monkeypatch, rng):
     arrays(np.uint8, (9, 11), elements=st.sampled_from([0, 1, 2, 3, 255])),
     st.none() | arrays(np.uint8, (9, 11), elements=st.sampled_from([0, 1, 2, 9, 255])),
 )
-def test_every_object_has_one_class_and_every_labelled_pixel_an_object(classes, given_ids):
+def test_every_object_has_one_class_and_every_annotated_pixel_an_object(classes, given_ids):
     ids = make_object_mask(classes, given_ids)
     void = classes == 255 if given_ids is None else (classes == 255) | (given_ids == 255)
     assert np.array_equal(ids == 255, void)

@@ -1,4 +1,4 @@
-"""Labels painted over a photograph."""
+"""Class masks painted over an image."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from deconvnet.datasets.palette import VOC_PALETTE
 CLASSES = ("background", "cat", "dog")
 
 
-def test_background_is_left_and_classes_are_half_painted(rng: np.random.Generator) -> None:
+def test_background_stays_and_classes_are_half_transparent(rng: np.random.Generator) -> None:
     image = rng.integers(0, 255, (120, 160, 3)).astype(np.uint8)
     mask = np.zeros((120, 160), np.uint8)
     mask[40:110, 60:150] = 2
@@ -22,7 +22,7 @@ def test_background_is_left_and_classes_are_half_painted(rng: np.random.Generato
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (17, 16)])
-def test_any_size_and_any_class(shape: tuple[int, int]) -> None:
+def test_images_of_any_size_and_ids_without_a_name_are_painted(shape: tuple[int, int]) -> None:
     image, mask = np.zeros((*shape, 3), np.uint8), np.full(shape, 7, np.uint8)
     assert overlay(image, mask, CLASSES).shape == image.shape
     np.testing.assert_array_equal(overlay(image, mask * 0, CLASSES), image)

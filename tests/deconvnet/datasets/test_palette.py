@@ -1,9 +1,11 @@
+"""VOC's palette."""
+
 import numpy as np
 
 from deconvnet.datasets.palette import VOC_PALETTE, colourise
 
 
-def test_palette_is_the_development_kits():
+def test_the_palette_is_that_of_vocs_development_kit():
     known = {
         0: (0, 0, 0),
         1: (128, 0, 0),
@@ -19,5 +21,5 @@ def test_palette_is_the_development_kits():
 
 
 def test_colourise_paints_every_pixel():
-    picture = colourise(np.array([[0, 15], [255, 1]], np.uint8))
-    assert picture.tolist() == [[[0, 0, 0], [192, 128, 128]], [[224, 224, 192], [128, 0, 0]]]
+    image = colourise(np.array([[0, 15], [255, 1]], np.uint8))
+    assert image.tolist() == [[[0, 0, 0], [192, 128, 128]], [[224, 224, 192], [128, 0, 0]]]

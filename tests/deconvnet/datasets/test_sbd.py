@@ -1,3 +1,5 @@
+"""SBD's MATLAB files, converted and added to a VOC folder."""
+
 import io
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from scipy.io import savemat
 
 from deconvnet.datasets import sbd as module
-from deconvnet.datasets.sbd import add_sbd_to_voc, masks_of, read_mat
+from deconvnet.datasets.sbd import add_sbd_to_voc, read_masks, read_mat
 from deconvnet.datasets.voc import VocDataset, read_split
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_mask
@@ -33,7 +35,7 @@ def put(folder, image_id, cls=None, inst=None):
 
 @pytest.fixture
 def sbd(layout, tmp_path):
-    """SBD labels VOC's train (a, b), its val (v) and three more photographs (s, t, u)."""
+    """SBD annotates images of VOC's train (a, b) and val (v), and three more (s, t, u)."""
     folder = tmp_path / "sbd"
     for image_id in ("a", "b", "v", "s", "t", "u"):
         put(folder, image_id)
@@ -44,13 +46,13 @@ def sbd(layout, tmp_path):
     return folder
 
 
-def test_masks_of_a_photograph():
-    classes, objects = masks_of(mat("GTcls", CLASSES), mat("GTinst", INSTANCES, [3, 15]))
+def test_masks_of_an_image():
+    classes, objects = read_masks(mat("GTcls", CLASSES), mat("GTinst", INSTANCES, [3, 15]))
     assert np.array_equal(classes, CLASSES) and np.array_equal(objects, INSTANCES)
     assert read_mat(mat("GTinst", INSTANCES > 0, [7]), "GTinst")[1] == (7,)
 
 
-def test_bad_mat_files_have_a_reason():
+def test_unreadable_mat_files_are_rejected_with_a_reason():
     good = mat("GTcls", CLASSES)
     for data, word in [
         (b"", "empty"),
@@ -61,12 +63,12 @@ def test_bad_mat_files_have_a_reason():
         with pytest.raises(BadInput, match=word):
             read_mat(data, "GTcls")
     with pytest.raises(BadInput, match="Categories names 1"):
-        masks_of(good, mat("GTinst", INSTANCES, [3]))
+        read_masks(good, mat("GTinst", INSTANCES, [3]))
     with pytest.raises(BadInput, match="GTinst is 60×20"):
-        masks_of(good, mat("GTinst", INSTANCES[:20], [3, 15]))
+        read_masks(good, mat("GTinst", INSTANCES[:20], [3, 15]))
 
 
-def test_train_aug_is_sbd_and_vocs_train_without_vocs_val(layout, sbd):
+def test_train_aug_has_sbd_and_vocs_train_without_vocs_val(layout, sbd):
     vocs_own = (layout.root / "SegmentationClass/a.png").read_bytes()
     count, rejects = add_sbd_to_voc(str(sbd), str(layout.root))
     assert (count, rejects) == (7, [])
@@ -78,18 +80,18 @@ def test_train_aug_is_sbd_and_vocs_train_without_vocs_val(layout, sbd):
     assert not VocDataset(str(layout.root)).split("train_aug")[1]
 
 
-def test_what_can_not_be_converted_is_left_out(layout, sbd):
+def test_images_that_can_not_be_converted_are_left_out(layout, sbd):
     put(sbd, "s", cls=b"words")
     (sbd / "inst/t.mat").unlink()
     (sbd / "train.txt").write_text("a\ns\nt\n../v\nnophoto\n")
     count, rejects = add_sbd_to_voc(str(sbd), str(layout.root))
     assert count == 5 and read_split(str(layout.root), "train_aug") == ["a", "b", "c", "d", "u"]
-    words = {"../v": "plain file name", "nophoto": "no photograph", "s": "MATLAB", "t": "there is no file"}
+    words = {"../v": "plain file name", "nophoto": "no image", "s": "MATLAB", "t": "there is no file"}
     assert [r.image_id for r in rejects] == sorted(words)
     assert all(words[r.image_id] in r.reason for r in rejects)
 
 
-def test_a_stopped_run_leaves_no_list_and_goes_on(layout, sbd, monkeypatch):
+def test_an_interrupted_run_leaves_no_list_and_is_resumed(layout, sbd, monkeypatch):
     convert, done = module._convert, []
 
     def stop_at_the_second(sbd, voc_root, image_id):
@@ -108,6 +110,6 @@ def test_a_stopped_run_leaves_no_list_and_goes_on(layout, sbd, monkeypatch):
     assert again == ["t", "u"]
 
 
-def test_another_folder_is_refused(layout, tmp_path):
+def test_a_folder_that_is_not_sbds_is_refused(layout, tmp_path):
     with pytest.raises(UserError, match=r"train\.txt.*dataset"):
         add_sbd_to_voc(str(tmp_path), str(layout.root))

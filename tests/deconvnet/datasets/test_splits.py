@@ -1,3 +1,5 @@
+"""The split into train, dev and val."""
+
 import pytest
 
 from deconvnet.datasets.splits import assign_splits
@@ -11,7 +13,7 @@ def members(splits, name):
     return {image_id for image_id, split in splits.items() if split == name}
 
 
-def test_dev_is_drawn_from_train_by_seed_whatever_the_order():
+def test_dev_is_drawn_from_train_by_seed_in_any_order_of_ids():
     splits = assign_splits(TRAIN, VAL, 0.05, seed=0)
     assert set(splits) == {*TRAIN, *VAL}
     assert len(members(splits, "dev")) == 10 and members(splits, "dev") < set(TRAIN)
@@ -20,24 +22,24 @@ def test_dev_is_drawn_from_train_by_seed_whatever_the_order():
     assert members(assign_splits(TRAIN, VAL, 0.05, seed=1), "dev") != members(splits, "dev")
 
 
-def test_new_photographs_leave_most_of_dev_alone():
+def test_new_images_leave_most_of_dev_unchanged():
     before = members(assign_splits(TRAIN, VAL, 0.1, seed=0), "dev")
     after = members(assign_splits([*TRAIN, *(f"n{i}" for i in range(10))], VAL, 0.1, seed=0), "dev")
     assert len(before & after) >= len(before) - 4
 
 
 @pytest.mark.parametrize("fraction, dev", [(0.001, 1), (0.5, 1)])
-def test_dev_is_at_least_one_and_never_all(fraction, dev):
+def test_dev_has_at_least_one_image_and_never_all(fraction, dev):
     assert len(members(assign_splits(["a", "b"], ["v"], fraction, seed=0), "dev")) == dev
 
 
-def test_limit_draws_from_both_splits_and_a_smaller_one_is_part_of_a_larger():
+def test_limit_draws_from_both_splits_and_a_smaller_draw_is_part_of_a_larger():
     small, large = (assign_splits(TRAIN, VAL, 0.1, seed=0, limit=n) for n in (10, 20))
     assert len(members(small, "val")) == 10 and len(members(small, "dev")) == 1 and len(members(small, "train")) == 9
     assert set(small) < set(large)
 
 
 @pytest.mark.parametrize("train, limit, word", [(["a"], None, "at least 2"), (TRAIN, 1, "data.limit")])
-def test_too_few_to_train_on_is_refused(train, limit, word):
+def test_too_few_images_to_train_on_are_refused(train, limit, word):
     with pytest.raises(UserError, match=word):
         assign_splits(train, VAL, 0.05, seed=0, limit=limit)

@@ -3,7 +3,8 @@ import pytest
 
 from deconvnet.datasets import synthetic
 from deconvnet.datasets.objects import make_object_mask
-from deconvnet.datasets.synthetic import GENERATED_CLASSES, VAL_OFFSET, generate, write_dataset
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.datasets.synthetic import VAL_OFFSET, generate, write_dataset
 from deconvnet.datasets.voc import VocDataset
 from proposals.image_codec import decode_image, decode_mask
 

@@ -1,4 +1,4 @@
-"""Bad input, one photograph at a time: used, set aside with a reason, or the folder refused."""
+"""Reading VOC's layout: images are used or rejected with a reason, folders and lists refused."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def reason_of(layout, *args, **kwargs):
     return row.reason
 
 
-def test_a_good_photograph_becomes_a_row_with_the_files_bytes(layout):
+def test_a_usable_image_becomes_a_row_with_the_bytes_of_its_file(layout):
     row = row_of(layout)
     assert (row["image_id"], row["split"], row["width"], row["height"]) == ("a", "train", 60, 40)
     assert row["image"] == (layout.root / "JPEGImages/a.jpg").read_bytes()
@@ -35,27 +35,27 @@ def test_a_good_photograph_becomes_a_row_with_the_files_bytes(layout):
     assert classes.sum() == 600 and np.array_equal(classes, ids)
 
 
-def test_the_object_mask_is_used_where_there_is_one(layout):
+def test_an_object_mask_is_used_if_there_is_one(layout):
     ids = np.zeros((40, 60), np.uint8)
     ids[10:30, 15:30], ids[10:30, 30:45] = 5, 6
     layout.mask("a", ids, "SegmentationObject")
     assert np.array_equal(decode_mask(row_of(layout)["object_mask"]), ids)
 
 
-def test_a_mask_of_background_alone_is_fine(layout):
+def test_a_mask_without_objects_is_used(layout):
     layout.mask("a", np.zeros((40, 60), np.uint8))
     assert not decode_mask(row_of(layout)["object_mask"]).any()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".Jpeg", ".png", ".PNG"])
-def test_suffixes_in_any_case(layout, suffix):
+def test_suffixes_may_be_upper_or_lower_case(layout, suffix):
     layout.image("e", suffix=suffix)
     layout.mask("e")
     assert row_of(layout, "e")["width"] == 60
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16"])
-def test_photographs_of_other_modes_are_used(layout, mode):
+def test_images_of_all_colour_modes_are_used(layout, mode):
     if mode == "I;16":
         image = Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27)
     else:
@@ -67,7 +67,7 @@ def test_photographs_of_other_modes_are_used(layout, mode):
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_an_exif_turned_photograph_has_the_size_and_mask_it_is_shown_with(layout, orientation):
+def test_size_and_mask_of_an_image_are_those_displayed_by_exif_orientation(layout, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = orientation in (6, 8)
@@ -76,11 +76,11 @@ def test_an_exif_turned_photograph_has_the_size_and_mask_it_is_shown_with(layout
     assert (row["width"], row["height"]) == (60, 40)
     assert decode_image(row["image"]).shape[:2] == (40, 60)
     if turned:
-        layout.mask("a", np.zeros((60, 40), np.uint8))  # as stored, not as shown
+        layout.mask("a", np.zeros((60, 40), np.uint8))  # as stored, not as displayed
         assert "the mask is 40×60, the image 60×40 as displayed" in reason_of(layout)
 
 
-def test_files_that_are_no_photographs(layout):
+def test_files_that_are_no_images_are_rejected(layout):
     good = (layout.root / "JPEGImages/a.jpg").read_bytes()
     for content, word in [(b"", "empty"), (b"these are words\n" * 50, "not an image"), (good[: len(good) // 2], "truncated")]:
         layout.image("a", content)
@@ -90,14 +90,14 @@ def test_files_that_are_no_photographs(layout):
     assert "truncated" in reason_of(layout)
 
 
-def test_photographs_too_small_or_too_large(layout):
+def test_images_that_are_too_small_or_too_large_are_rejected(layout):
     layout.image("a", np.zeros((1, 1, 3), np.uint8))
     layout.mask("a", np.zeros((1, 1), np.uint8))
     assert "1×1 is too small" in reason_of(layout)
     assert "larger than 2,000 pixels" in reason_of(layout, "b", max_pixels=2000)
 
 
-def test_masks_that_can_not_be_used(layout):
+def test_unusable_masks_reject_their_image(layout):
     layout.mask("a", np.zeros((30, 60), np.uint8))
     assert reason_of(layout) == "the mask is 60×30, the image 60×40 as displayed"
     layout.mask("a", np.full((40, 60), 7, np.uint8))
@@ -115,19 +115,19 @@ def test_masks_that_can_not_be_used(layout):
     assert bad.path.endswith("SegmentationObject/b.png") and "60×40" in bad.reason
 
 
-def test_void_and_the_last_class_are_inside_the_list(layout):
+def test_void_and_the_last_class_are_valid_ids(layout):
     mask = np.full((40, 60), 255, np.uint8)
     mask[:5] = 2
     layout.mask("a", mask)
     assert np.array_equal(decode_mask(row_of(layout)["class_mask"]), mask)
 
 
-def test_lines_that_give_no_photograph(layout):
+def test_lines_of_a_split_that_give_no_image_are_rejected(layout):
     secret = layout.root.parent / "secret.jpg"
     secret.write_bytes((layout.root / "JPEGImages/a.jpg").read_bytes())
     layout.split("train", ["a", "../../secret", "/etc/passwd", "b\\c", "..", "a", "gone", "v", "\x07", "b"])
-    photographs, rejects = VocDataset(str(layout.root)).split("train", {"v": "val"})
-    assert [each.image_id for each in photographs] == ["a", "b"]
+    images, rejects = VocDataset(str(layout.root)).split("train", {"v": "val"})
+    assert [each.image_id for each in images] == ["a", "b"]
     words = {
         "../../secret": "plain file name",
         "/etc/passwd": "plain file name",
@@ -143,17 +143,17 @@ def test_lines_that_give_no_photograph(layout):
         assert words[reject.image_id] in reject.reason
 
 
-def test_one_id_with_several_files_takes_the_jpeg(layout):
+def test_if_an_id_has_several_files_the_jpeg_is_used(layout):
     layout.image("a", suffix=".png")
     assert VocDataset(str(layout.root)).find("a").image.name == "JPEGImages/a.jpg"
 
 
-def test_split_files_with_blanks_windows_ends_and_a_byte_order_mark(layout):
+def test_split_files_may_have_blanks_windows_line_ends_and_a_byte_order_mark(layout):
     (layout.root / "ImageSets/Segmentation/odd.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\n  b \r\n")
     assert read_split(str(layout.root), "odd") == ["a", "b"]
 
 
-def test_folders_and_splits_that_are_refused(layout, tmp_path):
+def test_missing_or_empty_folders_and_splits_are_refused(layout, tmp_path):
     with pytest.raises(UserError, match=r"no data folder .*nowhere"):
         VocDataset(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -174,15 +174,15 @@ import re, sys
 from pathlib import Path
 from deconvnet.datasets.voc import VocDataset, read_row
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-folder = VocDataset(sys.argv[1])
+dataset = VocDataset(sys.argv[1])
 before = peak()
-row = read_row(sys.argv[1], folder.find("large"), "train", 3, 100_000_000)
+row = read_row(sys.argv[1], dataset.find("large"), "train", 3, 100_000_000)
 print(row["width"], row["height"], peak() - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_a_photograph_of_8000_by_6000_is_used_in_bounded_memory(layout):
+def test_an_image_of_8000_by_6000_is_read_in_bounded_memory(layout):
     layout.image("large", np.full((6000, 8000, 3), 90, np.uint8))
     mask = np.zeros((6000, 8000), np.uint8)
     mask[100:5000, 100:7000] = 1

@@ -68,7 +68,7 @@ def test_every_fault_is_found_and_nothing_else(faulty):
 def test_a_data_set_without_faults_has_no_suspicion(layout):
     for number, image_id in enumerate("abcdvw"):
         layout.image(image_id, encode_jpeg(scene(number, (40, 60))))
-    layout.photograph("e")
+    layout.annotated_image("e")
     layout.split("train", ["a", "b", "c", "d", "e"])
     report, _ = check_dataset(str(layout.root), CLASSES[:2], LIMITS, title="fine")
     assert "Nothing suspicious was found." in report.text and not report.suspicious
