@@ -189,3 +189,16 @@ class RetrainSettings(Section):
     lock_minutes: PositiveInt = Field(
         15, description="after so long without a sign of life a run's lock on the workspace expires"
     )
+
+
+class TrackingSettings(Section):
+    """Experiment tracking and model registry (MLflow)."""
+
+    enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
+    uri: str | None = Field(
+        None, description="tracking server, if MLFLOW_TRACKING_URI names none; empty: a SQLite file in the workspace"
+    )
+    experiment: str = Field("deconvnet", min_length=1, description="experiment that the runs belong to")
+    model_name: str = Field("edeconvnet", min_length=1, description="name of the registered model")
+    register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")
+    system_metrics: bool = Field(True, description="log the load of the driver's machine: CPU, memory, disk, network, GPUs")

@@ -36,15 +36,3 @@ class ClusterSettings(Section):
         text: str | None = getattr(self, nodes)
         pairs = (pair.split("=") for pair in (text or "").split(",") if pair)
         return {key.strip(): value.strip() for key, value in pairs}
-
-
-class TrackingSettings(Section):
-    """MLflow."""
-
-    uri: str | None = Field(
-        None, description="tracking server, where MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"
-    )
-    experiment: str = Field("deconvnet", min_length=1, description="experiment the runs are filed under")
-    model_name: str = Field("edeconvnet", min_length=1, description="registered model's name")
-    register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")
-    system_metrics: bool = Field(True, description="log how busy the driver's machine is: CPU, memory, disk, network, GPUs")

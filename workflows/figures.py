@@ -18,7 +18,7 @@ import difflib
 import sys
 from collections.abc import Mapping
 
-from deconvnet.tracking.mlflow_runs import tracking_uri
+from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import UserError
 from workflows import cli

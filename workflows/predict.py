@@ -20,6 +20,7 @@ from deconvnet.datasets.image_folder import ImageFile, list_image_files
 from deconvnet.inference import predictions_table
 from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
 from deconvnet.tracking import registry
+from deconvnet.tracking.store import model_store
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.parts import check_rejects
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--dry-run", action="store_true", help="print the settings, and what would be done")
     settings, options = command.parse_settings(argv)
     _check_places(settings)
-    store = registry.model_store(settings.workspace, settings.tracking.uri)
+    store = model_store(settings.workspace, settings.tracking.uri)
     photographs = list_image_files(settings.input, leave_out=settings.output)
     version = registry.find(settings.model, store, "model")
     plan = _plan(settings, photographs, version)

@@ -17,8 +17,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from deconvnet.tracking import promotion
-from deconvnet.tracking.mlflow_runs import check, tracking_uri
+from deconvnet.tracking import promotion, registry
+from deconvnet.tracking.store import check_store, tracking_uri
 from infra import storage
 from infra.errors import Interrupted
 from infra.storage.lock import hold_lock
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         _plan(settings, store, options.force)
         return 0
-    check(store)
+    check_store(store)
     storage.check_writable(settings.workspace)
     lock = storage.join(settings.workspace, "retrain.lock")
     with hold_lock(lock, _user(), 60 * settings.retrain.lock_minutes) as mine:
@@ -78,9 +78,9 @@ def _retrain(pipeline: Retraining, config: str) -> None:
 def _nothing_new(pipeline: Retraining) -> None:
     say(f"Nothing new: the photographs and labels are those of {pipeline.previous}. (--force trains all the same)")
     name = pipeline.settings.tracking.model_name
-    aliases = promotion.aliases(pipeline.store, name)
-    if promotion.CHAMPION in aliases:
-        say(f"champion {name} version {aliases[promotion.CHAMPION]}")
+    aliases = registry.aliases(pipeline.store, name)
+    if registry.CHAMPION in aliases:
+        say(f"champion {name} version {aliases[registry.CHAMPION]}")
     elif pipeline.generation.version is not None:
         promotion.set_champion(pipeline.store, name, pipeline.generation.version)
         say(f"champion {name} version {pipeline.generation.version}: there was none")
@@ -91,7 +91,7 @@ def _plan(settings: Settings, store: str, force: bool) -> None:
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
         generation = Generation(generations.new_name(), latest(settings, generations.read_all(settings.workspace)), None)
     else:
-        check(store)
+        check_store(store)
         generation = begin(settings)
     pipeline = Retraining(settings, generation, say)
     say(f"generation {generation.name}: {_start(generation, settings.tracking.model_name)}")

@@ -20,6 +20,7 @@ import time
 
 from deconvnet.serving.ray_serve import WARM_SIZE, Served, check_installed, seconds_to_label, serving_at, still_served
 from deconvnet.tracking import registry
+from deconvnet.tracking.store import model_store
 from infra.errors import UserError
 from infra.runtime.cluster import connected, may_grow, room
 from workflows import cli
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     settings, _ = cli.SettingsParser(__doc__ or "", ServeSettings, CONFIGS / "serve.yaml").parse_settings(argv)
     check_installed()
     check_free(settings.host, settings.port)
-    store = registry.model_store(settings.workspace, settings.tracking.uri)
+    store = model_store(settings.workspace, settings.tracking.uri)
     served = Served(
         registry.find(settings.model, store, "model"), store, settings.replicas, settings.cpus_per_replica,
         settings.gpus_per_replica, settings.max_pixels, settings.max_megabytes * 2**20, settings.max_waiting,

@@ -14,10 +14,11 @@ from deconvnet.settings import (
     ModelSettings,
     RetrainSettings,
     SegmentSettings,
+    TrackingSettings,
     TrainSettings,
 )
 from deconvnet.training.sampler import check_batching
-from infra.settings import ClusterSettings, Section, TrackingSettings
+from infra.settings import ClusterSettings, Section
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 from workflows import cli
 from workflows.cli import CommandSettings

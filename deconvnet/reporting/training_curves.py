@@ -1,17 +1,8 @@
-"""What a training reported, step by step: from MLflow, or from the files of a bare run."""
+"""The figure of the training curves: loss and accuracy of each training by optimiser step."""
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from deconvnet.reporting import plots
-from infra import storage
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from deconvnet.tracking.mlflow_runs import Run
 
 Line = tuple[list[int], list[float]]  # steps and values
 History = Mapping[str, Mapping[str, Line]]
@@ -25,61 +16,8 @@ _SHARES = {
 }
 
 
-def of_run(run: "Run") -> dict[str, Line]:
-    """The curves of one MLflow run, by metric; those that are drawn."""
-    with run.tracker.clear():
-        return _of_run(run.tracker.client, run.run_id)
-
-
-def of_pipeline(parent: "Run") -> dict[str, dict[str, Line]]:
-    """The curves of a pipeline's trainings, of each stage the newest finished run."""
-    with parent.tracker.clear():
-        return of_children(parent.tracker.client, parent.run_id)
-
-
-def _of_run(client: "MlflowClient", run_id: str) -> dict[str, Line]:
-    known = client.get_run(run_id).data.metrics
-    found = {}
-    for name in ("loss", *_SHARES):
-        if name in known:
-            points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
-            found[name] = ([point.step for point in points], [point.value for point in points])
-    return found
-
-
-def of_children(client: "MlflowClient", parent_run_id: str) -> dict[str, dict[str, Line]]:
-    """`of_pipeline`, by MLflow's own client, whose errors it raises."""
-    experiment = client.get_run(parent_run_id).info.experiment_id
-    found = {}
-    for stage in STAGES:
-        runs = client.search_runs(
-            [experiment],
-            f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'",
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-        if runs and (lines := _of_run(client, runs[0].info.run_id)):
-            found[stage] = lines
-    return found
-
-
-def of_folder(folder: str) -> dict[str, dict[str, Line]]:
-    """The curves in a bare run's `curves` (JSON lines, see `deconvnet.training.job.CurveFile`); a line that is not whole is passed over."""
-    found = {}
-    for stage in STAGES:
-        lines: dict[str, Line] = {}
-        with suppress(FileNotFoundError):
-            for text in storage.read_bytes(storage.join(folder, f"{stage}.jsonl")).decode().splitlines():
-                with suppress(ValueError):
-                    report = json.loads(text)
-                    for name in ("loss", *_SHARES):
-                        if name in report:
-                            steps, values = lines.setdefault(name, ([], []))
-                            steps.append(int(report["step"]))
-                            values.append(float(report[name]))
-        if lines:
-            found[stage] = lines
-    return found
+METRICS = ("loss", *_SHARES)
+"""The metrics that are drawn."""
 
 
 def drawn(history: History) -> dict[str, bytes]:

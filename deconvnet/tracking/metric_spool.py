@@ -1,37 +1,45 @@
-"""Curves of a training, on their way to MLflow.
+"""Training metrics on their way to MLflow: appended to a local file, delivered by a thread.
 
-Ray Train calls its callback in the controller's process and retries whatever it raises without end, so `SpoolCallback` does one thing that
-takes microseconds and can't wait: it appends a line to a local file. `Delivery`, a thread of the driver, reads the file and hands the
-points to MLflow for as long as that takes. Ray pins the controller to the driver's node, so both see the file; only the driver talks to
-MLflow, so a SQLite store has one writer; and the file outlives a killed driver, so a continued run sends what was left.
+Training reports its metrics from a process that must not wait (Ray Train calls callbacks in its controller and retries one that raises
+without end). So `MetricSpool` only appends a line to a local file, which takes microseconds. `SpoolDelivery`, a thread of the driver,
+reads the file and sends the points to MLflow, however long that takes. Ray pins the controller to the driver's node, so both see the
+file. Only the driver talks to MLflow, so a SQLite store has one writer. The file outlives a killed driver: a resumed run sends the rest.
 """
 
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.train import UserCallback
-
 from infra import storage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+Line = tuple[list[int], list[float]]
+"""A curve: the steps in ascending order, and the value at each."""
 
 POLL_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
-BATCH = 500  # points a request; MLflow takes at most 1,000
+MAX_PAUSE_SECONDS = 30.0
+_POINTS_PER_REQUEST = 500  # MLflow takes at most 1,000
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one curve; `time_ms` is since the epoch."""
+    """One value of one metric.
+
+    Attributes:
+        key: name of the metric.
+        value: its value.
+        step: optimiser step.
+        time_ms: when it was reported, milliseconds since the epoch.
+    """
 
     key: str
     value: float
@@ -39,41 +47,78 @@ class Point:
     time_ms: int
 
 
-def append(spool: Path, metrics: Mapping[str, Any]) -> None:
-    """Add the numbers of `metrics` to the file, under its "step"; other values, and metrics without a step, are passed over."""
-    step = metrics.get("step")
-    if not isinstance(step, int):
-        return
-    values = {k: float(v) for k, v in metrics.items() if k != "step" and isinstance(v, Real) and not isinstance(v, bool)}
-    if not values:
-        return
-    with spool.open("a") as file:
-        file.write(json.dumps({"step": step, "time_ms": time.time_ns() // 1_000_000, "values": values}) + "\n")
+class MetricSpool:
+    """A file of reported metrics, one JSON object a line. Call it with each report of a training; it never raises."""
 
+    def __init__(self, file: Path, training: str | None = None) -> None:
+        """Open the spool.
 
-class SpoolCallback(UserCallback):
-    """Ray Train callback: what rank 0 reports goes to the file `spool`. It never raises."""
+        Args:
+            file: local file, created with its folder if missing.
+            training: identifies the training, for example its fingerprint. A file written for another training is emptied first;
+                None appends to whatever is there.
+        """
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        header = json.dumps({"training": training})
+        if training is not None and (not file.exists() or not file.read_text().startswith(header)):
+            file.write_text(header + "\n")
 
-    def __init__(self, spool: Path) -> None:
-        self.spool = spool
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        """Append the metrics of one step.
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called in the controller after every `ray.train.report`; `metrics[i]` is rank i's."""
+        Args:
+            metrics: numbers by name, with the step as "step". Values that are no numbers, and reports without a step, are ignored.
+        """
+        step = metrics.get("step")
+        values = {k: float(v) for k, v in metrics.items() if k != "step" and isinstance(v, Real) and not isinstance(v, bool)}
+        if not isinstance(step, int) or not values:
+            return
         try:
-            append(self.spool, metrics[0])
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": step, "time_ms": time.time_ns() // 1_000_000, "values": values}) + "\n")
         except Exception as error:
-            log.warning("metrics of a step were not kept: %s", error)
+            logger.warning("metrics of step %d were not kept: %s", step, error)
 
 
-class Delivery:
-    """A thread that sends a spool's points by `send`, in order, trying again while that fails.
+def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
+    """Read curves from the content of a spool file.
 
-    A point at or before a curve's last delivered step is dropped: steps that a resumed run does again are logged once, and reading
-    the file from its start again does no harm.
+    Args:
+        data: the file's bytes. A last line that is still being written is ignored.
+        names: metrics to read.
+
+    Returns:
+        A curve for each of these metrics that was reported. Steps that a resumed training repeated are in it once.
+    """
+    curves: dict[str, Line] = {}
+    for line in data.splitlines():
+        with suppress(ValueError):
+            for point in _points(line):
+                if point.key in names:
+                    steps, values = curves.setdefault(point.key, ([], []))
+                    if not steps or point.step > steps[-1]:
+                        steps.append(point.step)
+                        values.append(point.value)
+    return curves
+
+
+class SpoolDelivery:
+    """A thread that sends the points of a spool file in order and retries while sending fails.
+
+    A point at or before the last delivered step of its metric is dropped, so steps that a resumed training repeats are logged once,
+    and reading the file from its start again does no harm.
     """
 
-    def __init__(self, spool: Path, send: Callable[[Sequence[Point]], None], last_steps: Callable[[], dict[str, int]]) -> None:
-        self.spool = spool
+    def __init__(self, file: Path, send: Callable[[Sequence[Point]], None], last_steps: Callable[[], dict[str, int]]) -> None:
+        """Start the thread.
+
+        Args:
+            file: the spool file; it need not exist yet.
+            send: delivers up to 500 points; raises if they were not taken.
+            last_steps: returns the last step that was delivered by metric name; called until it succeeds once.
+        """
+        self.file = file
         self._send = send
         self._last_steps = last_steps
         self._last: dict[str, int] | None = None
@@ -84,68 +129,91 @@ class Delivery:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Send what is left, for at most `timeout` seconds. False if some of it could not be sent."""
+        """Send what is left and stop the thread.
+
+        Args:
+            timeout: longest time to wait, in seconds.
+
+        Returns:
+            False if some points could not be sent in time.
+        """
         self._closing.set()
         self._thread.join(timeout)
         self._abandoned.set()
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        """Deliver until closed, with growing pauses while MLflow can't be reached."""
         pause = POLL_SECONDS
         while not self._abandoned.is_set():
-            closing = self._closing.is_set()  # looked at before reading: all that was written before close() is read
+            closing = self._closing.is_set()  # read before delivering, so that all that was written before close() is sent
             try:
                 self._deliver()
                 if closing:
                     return
                 if pause > POLL_SECONDS:
-                    log.warning("MLflow answers again; the waiting metrics were sent")
+                    logger.warning("MLflow answers again; the waiting metrics were sent")
                 pause = POLL_SECONDS
             except Exception as error:
                 if pause == POLL_SECONDS:
-                    log.warning("MLflow can't be reached, metrics wait in %s: %s", self.spool, type(error).__name__)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    logger.warning("MLflow can't be reached, metrics wait in %s: %s", self.file, type(error).__name__)
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
             (self._abandoned if closing else self._closing).wait(min(pause, 1.0) if closing else pause)
 
     def _deliver(self) -> None:
+        """Send the points that were appended since the last call."""
         if self._last is None:
             self._last = self._last_steps()
         for points, end in self._read():
-            fresh = [p for p in points if p.step > self._last.get(p.key, -1)]
-            if fresh:
-                self._send(fresh)
-                self._last |= {p.key: p.step for p in fresh}
+            new = [point for point in points if point.step > self._last.get(point.key, -1)]
+            if new:
+                self._send(new)
+                self._last |= {point.key: point.step for point in new}
             self._offset = end
 
     def _read(self) -> list[tuple[list[Point], int]]:
-        """New points in batches, each with the file offset after it; a line still being written waits."""
-        if not self.spool.exists():
+        """Read new points in batches, each with the file offset after it. A line still being written is left for later."""
+        if not self.file.exists():
             return []
         batches: list[tuple[list[Point], int]] = []
-        with self.spool.open("rb") as file:
+        with self.file.open("rb") as file:
             file.seek(self._offset)
             end = self._offset
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 end += len(line)
-                record = json.loads(line)
-                points = [Point(k, v, record["step"], record["time_ms"]) for k, v in record["values"].items()]
-                if not batches or len(batches[-1][0]) + len(points) > BATCH:
+                points = list(_points(line))
+                if not batches or len(batches[-1][0]) + len(points) > _POINTS_PER_REQUEST:
                     batches.append(([], end))
                 batches[-1] = (batches[-1][0] + points, end)
         return batches
 
 
+def _points(line: bytes) -> Iterable[Point]:
+    """Parse one line of a spool file; the header line holds no points."""
+    record = json.loads(line)
+    return [Point(k, v, record["step"], record["time_ms"]) for k, v in record.get("values", {}).items()]
+
+
 @contextmanager
-def spool_folder(place: str) -> Iterator[Path]:
-    """A local folder for metrics that MLflow has not taken yet; on S3, a copy of `place` that goes back there."""
-    if not storage.is_s3(place):
-        yield Path(place)
+def local_folder(uri: str | None) -> Iterator[Path]:
+    """Provide a local folder for spool files.
+
+    Args:
+        uri: folder where the files are kept. On S3 a temporary copy is used, and copied back at the end. None: a temporary folder.
+
+    Yields:
+        The local folder.
+    """
+    if uri is not None and not storage.is_s3(uri):
+        yield Path(uri)
         return
     with TemporaryDirectory(prefix="deconvnet-spool-") as folder:
-        storage.copy_tree(place, folder)
+        if uri is not None:
+            storage.copy_tree(uri, folder)
         try:
             yield Path(folder)
         finally:
-            storage.copy_tree(folder, place)
+            if uri is not None:
+                storage.copy_tree(folder, uri)

@@ -1,233 +1,160 @@
-"""MLflow: a parent run for a pipeline, a child for each stage. Only the driver's process logs.
+"""MLflow runs: one for a pipeline and one below it for each stage. Only the driver's process logs.
 
-Nothing here uses MLflow's global state (active run, current store), so threads and several stores get along. Names of users, passwords
-and queries of URIs never reach the store or a message.
+Nothing here uses MLflow's global state (active run, current store), so threads and several stores can be used side by side. User
+names, passwords and queries of URIs are removed from what is logged.
 """
 
 import getpass
 import json
 import logging
-import os
 import re
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deconvnet.tracking.code_version import code_tags, code_version
-from deconvnet.tracking.run_notes import EXPERIMENT_TAGS, NOTE
+from deconvnet.tracking.descriptions import EXPERIMENT_TAGS, NOTE
+from deconvnet.tracking.interface import ReportSink
+from deconvnet.tracking.metric_spool import Line, MetricSpool, Point, SpoolDelivery, local_folder
+from deconvnet.tracking.store import check_store, error_summary, short_timeouts, sqlite_file
+from deconvnet.tracking.system_metrics import system_metrics_logged
+from deconvnet.version import code_version
 from infra import storage
 from infra.errors import Interrupted, UserError
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run tells nobody but its own store
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault(
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"
-)  # two lines a stage; the door says once where the pages are
-for _chatty in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs by traceback what it raises, too
+from infra.redaction import redacted, without_secrets
 
 if TYPE_CHECKING:
-    from deconvnet.tracking.metric_spool import Point, SpoolCallback
+    from mlflow import MlflowClient
 
-log = logging.getLogger(__name__)
-AnyRun = TypeVar("AnyRun", bound="Run")
+logger = logging.getLogger(__name__)
 
-MAX_PARAM = 500  # characters; what every MLflow server takes. settings.json has the whole
-CHECK_SECONDS = 12.0
-DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
-SECRET_KEY = re.compile(r"password|passwd|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
+MAX_PARAM = 500
+"""Longest parameter in characters that every MLflow server accepts. The artifact settings.json has the whole value."""
+_MAX_TAG = 5000
+_ITEMS_PER_REQUEST = 100  # parameters or tags
+_POINTS_PER_REQUEST = 500  # metrics
+_DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
+_FAILED_DELIVERY_SECONDS = 10.0  # the same for one that failed or was interrupted
 
-
-def without_secrets(text: str) -> str:
-    """`text` with the user, password, query and fragment of every URI in it left out."""
-    text = re.sub(r"(?<=://)[^/\s@]*@(?=[^\s])", "", text)
-    return re.sub(r"(\w://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1", text)
+AnyRun = TypeVar("AnyRun", bound="MlflowRun")
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow params: dotted names, text values without secrets, at most MAX_PARAM long; unset ones left out."""
+def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested settings to MLflow parameters.
+
+    Args:
+        settings: nested settings.
+        prefix: put before every name.
+
+    Returns:
+        Values as text by dotted name, without secrets, at most `MAX_PARAM` characters; None values are left out.
+    """
     params: dict[str, str] = {}
     for key, value in settings.items():
-        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            params |= flat(value, f"{name}.")
+            params |= flat_params(value, f"{prefix}{key}.")
         elif value is not None:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            text = "***" if SECRET_KEY.search(str(key)) else without_secrets(text)
-            params[_key(name)] = text if len(text) <= MAX_PARAM else text[: MAX_PARAM - 1] + "…"
+            clean = redacted(value, str(key))
+            text = ", ".join(map(str, clean)) if isinstance(clean, list) else str(clean)
+            params[_valid_name(f"{prefix}{key}")] = text if len(text) <= MAX_PARAM else text[: MAX_PARAM - 1] + "…"
     return params
 
 
-def cleaned(value: Any) -> Any:
-    """A JSON-able value without secrets."""
-    if isinstance(value, Mapping):
-        return {k: "***" if v is not None and SECRET_KEY.search(str(k)) else cleaned(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [cleaned(v) for v in value]
-    return without_secrets(value) if isinstance(value, str) else value
+def code_tags(version: str) -> dict[str, str]:
+    """Return tags for a `code_version`: `code`, and for a commit those by which MLflow's pages show it."""
+    commit = version.removesuffix("+")
+    if len(commit) < 40:  # a package version, not a commit
+        return {"code": version}
+    dirty = "true" if version.endswith("+") else "false"
+    return {"code": version, "mlflow.source.git.commit": commit, "mlflow.source.git.dirty": dirty}
 
 
-def _key(name: str) -> str:
+def _valid_name(name: str) -> str:
+    """Replace the characters that MLflow does not allow in names."""
     return re.sub(r"[^\w\-. /]", "_", name)[:250]
 
 
-def tracking_uri(workspace: str, configured: str | None = None) -> str:
-    """The store: MLFLOW_TRACKING_URI, else `configured`, else SQLite in `workspace`. Paths in it are made absolute.
-
-    Raises UserError for a workspace on S3 and no server.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
-    if not uri:
-        if storage.is_s3(workspace):
-            raise UserError(
-                f"the workspace {workspace} can't hold MLflow's default SQLite file: name a tracking server "
-                "(MLFLOW_TRACKING_URI or --tracking.uri), or `sqlite:////absolute/path/mlflow.db`"
-            )
-        uri = f"sqlite:///{storage.absolute(workspace)}/mlflow/mlflow.db"
-    if database := _sqlite_file(uri):
-        return f"sqlite:///{database}"
-    return uri if "://" in uri or uri == "databricks" else Path(uri).resolve().as_uri()
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Split a sequence into pieces of at most `size`."""
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+class MlflowRun:
+    """An MLflow run that is being logged (see `interface.Run`). Methods raise UserError if the store does not accept what they log."""
 
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """MLflow's HTTP calls give up within seconds; by default they go on for minutes."""
-    short = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
-        "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
-    }
-    before = {name: os.environ.get(name) for name in short}
-    os.environ.update(short)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of MLflow says, in a line without secrets."""
-    if cause := re.search(r"Max retries exceeded.*Caused by (\w+)", str(error), re.DOTALL):
-        return f"it can't be reached ({cause[1]})"
-    if "disk is full" in str(error):
-        return "its disk is full: make room"
-    return without_secrets(next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
-
-
-def check(uri: str) -> None:
-    """Raises UserError within 15 s where the store at `uri` can't be used. Makes the folder of a SQLite file."""
-    if database := _sqlite_file(uri):
-        try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"can't make the folder of MLflow's SQLite file {database}: {error.strerror}") from None
-    failed: list[Exception] = []
-
-    def ask() -> None:
-        from mlflow import MlflowClient
-
-        try:
-            MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
-        except Exception as error:
-            failed.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)  # looking a host's name up can hang for longer than any HTTP timeout
-    with _impatient():
-        asking.start()
-        asking.join(None if database else CHECK_SECONDS)
-    if asking.is_alive() or failed:
-        why = first_line(failed[0]) if failed else f"no answer within {CHECK_SECONDS:.0f} s"
-        raise UserError(
-            f"MLflow's store {without_secrets(uri)} can't be used: {why} — start it, or correct MLFLOW_TRACKING_URI (or tracking.uri); "
-            "without either, runs are kept in the workspace"
-        )
-
-
-class Run:
-    """One MLflow run that is being written. Its methods raise UserError where the store doesn't take what they bring."""
-
-    def __init__(self, tracker: "Tracker", run_id: str) -> None:
+    def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
+        """Wrap the run `run_id` of the tracker's store."""
         self.tracker = tracker
-        self.run_id = run_id
+        self._run_id = run_id
         self._client = tracker.client
 
+    @property
+    def run_id(self) -> str:
+        """Id of the run in MLflow."""
+        return self._run_id
+
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Nested settings as params. One that was logged with another value (the run was continued) becomes a tag `changed.<name>`."""
+        """Log nested settings as parameters. One already logged with another value (a resumed run) becomes a tag `changed.NAME`."""
         from mlflow.entities import Param
 
-        params = flat(settings)
-        with self.tracker.clear():
+        params = flat_params(settings)
+        with self.tracker.errors_as_messages():
             known = self._client.get_run(self.run_id).data.params
-            new = [Param(k, v) for k, v in params.items() if k not in known]
-            for i in range(0, len(new), 100):
-                self._client.log_batch(self.run_id, params=new[i : i + 100])
-        self.set_tags({f"changed.{k}": v for k, v in params.items() if known.get(k, v) != v})
+            new = [Param(name, value) for name, value in params.items() if name not in known]
+            for chunk in _chunks(new, _ITEMS_PER_REQUEST):
+                self._client.log_batch(self.run_id, params=chunk)
+        self.set_tags({f"changed.{name}": value for name, value in params.items() if known.get(name, value) != value})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Tags, as text without secrets."""
+        """Set tags, as text without secrets, cut at 5,000 characters."""
         from mlflow.entities import RunTag
 
-        with self.tracker.clear():
-            made = [RunTag(_key(k), without_secrets(str(v))[:5000]) for k, v in tags.items()]
-            for i in range(0, len(made), 100):
-                self._client.log_batch(self.run_id, tags=made[i : i + 100])
+        entities = [RunTag(_valid_name(name), without_secrets(str(value))[:_MAX_TAG]) for name, value in tags.items()]
+        with self.tracker.errors_as_messages():
+            for chunk in _chunks(entities, _ITEMS_PER_REQUEST):
+                self._client.log_batch(self.run_id, tags=chunk)
 
     def describe(self, text: str) -> None:
-        """The run's description on MLflow's pages, Markdown."""
+        """Set the run's description, Markdown."""
         self.set_tags({NOTE: text})
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Numbers at `step`; None (a class without an IoU) is left out."""
-        from deconvnet.tracking.metric_spool import Point
-
+        """Log numbers at a step; None values are skipped."""
         now = time.time_ns() // 1_000_000
-        points = [Point(k, float(v), step, now) for k, v in metrics.items() if v is not None]
-        with self.tracker.clear():
-            for i in range(0, len(points), 500):
-                self._send(points[i : i + 500])
+        points = [Point(name, float(value), step, now) for name, value in metrics.items() if value is not None]
+        with self.tracker.errors_as_messages():
+            for chunk in _chunks(points, _POINTS_PER_REQUEST):
+                self._send(chunk)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A local file, or a folder with all in it, below `folder` of the run's artifacts."""
-        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        with self.tracker.clear():
-            send(self.run_id, str(path), folder)
+        """Log a local file, or a folder with its content, below `folder` of the run's artifacts."""
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        with self.tracker.errors_as_messages():
+            log(self.run_id, str(path), folder)
 
     def log_dict(self, value: Any, name: str) -> None:
-        """A JSON-able value as the artifact `name` (…json), without secrets."""
-        with self.tracker.clear():
-            self._client.log_text(self.run_id, json.dumps(cleaned(value), indent=1) + "\n", name)
+        """Log a JSON-like value, without secrets, as the artifact `name`."""
+        self.log_text(json.dumps(redacted(value), indent=1) + "\n", name)
 
     def log_text(self, text: str, name: str) -> None:
-        """Text as the artifact `name`."""
-        with self.tracker.clear():
+        """Log text as the artifact `name`."""
+        with self.tracker.errors_as_messages():
             self._client.log_text(self.run_id, text, name)
 
-    def log_figure(self, png: bytes, name: str) -> None:
-        """A PNG (of deconvnet.reporting.panels, say) as the artifact `name`, shown by MLflow's pages."""
-        import tempfile
-
+    def log_bytes(self, data: bytes, name: str) -> None:
+        """Log the content of a file, such as a PNG, as the artifact `name`."""
         folder, _, file = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as made, self.tracker.clear():
-            path = Path(made, file)
-            path.write_bytes(png)
+        with tempfile.TemporaryDirectory() as temporary, self.tracker.errors_as_messages():
+            path = Path(temporary, file)
+            path.write_bytes(data)
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int], context: str = "training") -> None:
-        """The data set that the run read: its content's digest, where it came from, and photographs by split. No data is read."""
+        """Log which data set the run used (arguments as in `interface.Run`); no data is read."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         kind = "s3" if storage.is_s3(source) else "http" if source.startswith("http") else "local"
@@ -236,43 +163,53 @@ class Run:
             digest=digest[:36],
             source_type=kind,
             source=json.dumps({"url" if kind == "http" else "uri": without_secrets(source)}),
-            profile=json.dumps({"splits": dict(splits), "photographs": sum(splits.values())}),
+            profile=json.dumps({"splits": dict(splits), "images": sum(splits.values())}),
         )
-        with self.tracker.clear():
+        with self.tracker.errors_as_messages():
             self._client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
         self.set_tags({"data.digest": digest})
 
     @contextmanager
-    def curves(self, folder: Path) -> Iterator["SpoolCallback"]:
-        """For the time of a training: a Ray Train callback whose reports become this run's curves, by their "step".
+    def training_metrics(self) -> Iterator[ReportSink]:
+        """Open a sink whose reports become this run's metrics by step.
 
-        `folder` (local, in the workspace) keeps metrics that MLflow has not taken yet; after a killed run the same folder sends them.
+        Metrics that MLflow has not taken yet are kept in the tracker's spool folder; a resumed run of the same id sends them.
         """
-        from deconvnet.tracking.metric_spool import Delivery, SpoolCallback
+        with local_folder(self.tracker.spool_uri) as folder:
+            spool = MetricSpool(folder.resolve() / f"{self.run_id}.jsonl")
+            delivery = SpoolDelivery(spool.file, self._send, self._last_steps)
+            timeout = _FAILED_DELIVERY_SECONDS
+            try:
+                yield spool
+                timeout = _DELIVERY_SECONDS
+            finally:
+                if not delivery.close(timeout):
+                    logger.warning("MLflow did not take the last metrics of %s; they are kept in %s", self.run_id, spool.file)
 
-        folder.mkdir(parents=True, exist_ok=True)
-        spool = folder.resolve() / f"{self.run_id}.jsonl"
-        delivery = Delivery(spool, self._send, self._last_steps)
-        patience = 10.0  # of who is interrupted or has failed
-        try:
-            yield SpoolCallback(spool)
-            patience = DELIVERY_SECONDS
-        finally:
-            if not delivery.close(patience):
-                log.warning("MLflow did not take the last metrics of %s; they are kept in %s", self.run_id, spool)
+    def history(self, names: Collection[str]) -> dict[str, Line]:
+        """Read the logged values of these metrics by step."""
+        with self.tracker.errors_as_messages():
+            return _history(self._client, self.run_id, names)
 
-    def _send(self, points: "Sequence[Point]") -> None:
+    def system_metrics(self) -> AbstractContextManager[None]:
+        """Log how busy this machine is for the time of a block."""
+        return system_metrics_logged(self)
+
+    def _send(self, points: Sequence[Point]) -> None:
+        """Log points; raises whatever MLflow raises."""
         from mlflow.entities import Metric
 
-        self._client.log_batch(self.run_id, metrics=[Metric(_key(p.key), p.value, p.time_ms, p.step) for p in points])
+        metrics = [Metric(_valid_name(point.key), point.value, point.time_ms, point.step) for point in points]
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def _last_steps(self) -> dict[str, int]:
+        """Return the last logged step of every metric."""
         keys = self._client.get_run(self.run_id).data.metrics
-        return {k: max(m.step for m in self._client.get_metric_history(self.run_id, k)) for k in keys}
+        return {key: max(m.step for m in self._client.get_metric_history(self.run_id, key)) for key in keys}
 
 
-class PipelineRun(Run):
-    """The parent run."""
+class MlflowPipelineRun(MlflowRun):
+    """The run of a whole pipeline (see `interface.PipelineRun`); its stages are child runs."""
 
     @contextmanager
     def stage(
@@ -282,69 +219,87 @@ class PipelineRun(Run):
         settings: Mapping[str, Any] | None = None,
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
-    ) -> Iterator[Run]:
-        """A child run for a stage, called `title` (or its name). One of this name and fingerprint that was begun before is gone on with."""
-        with self.tracker.clear():
+    ) -> Iterator[MlflowRun]:
+        """Open the child run of a stage (arguments as in `interface.PipelineRun`). An existing one of this fingerprint is resumed."""
+        with self.tracker.errors_as_messages():
             found = self._client.search_runs(
                 [self.tracker.experiment_id],
                 f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'",
                 max_results=1,
             )
         tags = {**(tags or {}), "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
-        with self.tracker.running(title or name, found[0].info.run_id if found else None, tags, Run) as run:
+        with self.tracker.running(title or name, found[0].info.run_id if found else None, tags, MlflowRun) as run:
             run.log_params(settings or {})
             yield run
 
+    def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
+        """Read `history` of the newest finished run of each stage; stages without one are left out."""
+        with self.tracker.errors_as_messages():
+            return stage_histories(self._client, self.run_id, stages, names)
 
-class Tracker:
-    """The runs of one experiment in the store at `uri`. Raises UserError where it can't be used (see `check`)."""
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        check(uri)
+class MlflowTracker:
+    """The runs of one experiment (see `interface.Tracker`)."""
+
+    def __init__(self, uri: str, experiment: str, spool_uri: str | None = None) -> None:
+        """Open the store, and create the experiment if it is new.
+
+        Args:
+            uri: URI of the MLflow store.
+            experiment: name of the experiment.
+            spool_uri: folder (local or s3://) for metrics that MLflow has not taken yet; None: a temporary one, lost with the process.
+
+        Raises:
+            UserError: if the store can't be used, or the experiment was deleted.
+        """
+        check_store(uri)
         from mlflow import MlflowClient
 
         self.uri = uri
+        self.spool_uri = spool_uri
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        with self.clear():
+        with self.errors_as_messages():
             self.experiment_id = self._experiment(experiment)
 
     def _experiment(self, name: str) -> str:
+        """Return the id of the experiment; a new one is created and described."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            database = _sqlite_file(self.uri)
-            # A server says where artifacts go. Beside SQLite MLflow's own default is the current directory.
-            where = (database.parent / "artifacts").as_uri() if database else None
-            return str(self.client.create_experiment(name, artifact_location=where, tags=EXPERIMENT_TAGS))
+            # A server chooses where artifacts are kept. With SQLite MLflow's own default would be the current directory.
+            database = sqlite_file(self.uri)
+            artifacts = (database.parent / "artifacts").as_uri() if database else None
+            return str(self.client.create_experiment(name, artifact_location=artifacts, tags=EXPERIMENT_TAGS))
         if found.lifecycle_stage != "active":
             raise UserError(
                 f"MLflow's experiment {name} was deleted: choose another tracking.experiment, or bring it back by "
                 f"`mlflow experiments restore -x {found.experiment_id}`"
             )
-        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # what a person wrote stays
+        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # a description that a user wrote stays
             self.client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[key])
         return str(found.experiment_id)
 
     @contextmanager
-    def clear(self) -> Iterator[None]:
-        """MLflow's errors, as a sentence."""
+    def errors_as_messages(self) -> Iterator[None]:
+        """Turn errors of MLflow in this block into a UserError of one sentence."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except (MlflowException, OSError) as error:
-            raise UserError(f"MLflow's store {without_secrets(self.uri)} didn't take it: {first_line(error)}") from error
+            raise UserError(f"MLflow's store {without_secrets(self.uri)} did not accept it: {error_summary(error)}") from error
 
     @contextmanager
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
-    ) -> Iterator[PipelineRun]:
-        """The parent run; with `resume_run_id` that run is gone on with, if the store still has it."""
-        with self.running(name, self._if_there(resume_run_id), dict(tags or {}), PipelineRun) as run:
+    ) -> Iterator[MlflowPipelineRun]:
+        """Open the run of a pipeline (arguments as in `interface.Tracker`)."""
+        with self.running(name, self._existing(resume_run_id), tags or {}, MlflowPipelineRun) as run:
             run.log_params(settings)
             run.log_dict(settings, "settings.json")
             yield run
 
-    def _if_there(self, run_id: str | None) -> str | None:
+    def _existing(self, run_id: str | None) -> str | None:
+        """Return `run_id` if this experiment has that run and it was not deleted, else None."""
         from mlflow.exceptions import MlflowException
 
         if not run_id:
@@ -357,13 +312,25 @@ class Tracker:
 
     @contextmanager
     def running(
-        self, name: str, run_id: str | None, tags: Mapping[str, Any], kind: Callable[["Tracker", str], AnyRun]
+        self, name: str, run_id: str | None, tags: Mapping[str, Any], kind: Callable[["MlflowTracker", str], AnyRun]
     ) -> Iterator[AnyRun]:
-        """A run for the time of a block: FINISHED at its end, FAILED by an exception, KILLED by an interruption (`Interrupted`, Ctrl-C, SystemExit)."""
-        about = {**code_tags(code_version()), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
-        with suppress(OSError, KeyError):  # a container's user need not have a name
-            about["mlflow.user"] = getpass.getuser()
-        with self.clear():
+        """Keep a run open for the time of a block.
+
+        It ends as FINISHED; as FAILED by an exception; as KILLED by an interruption (`Interrupted`, Ctrl-C, SystemExit).
+
+        Args:
+            name: name of a new run.
+            run_id: existing run to resume, or None for a new one.
+            tags: tags to set, beside those that say which code, command and user started it.
+            kind: class of the run object.
+
+        Yields:
+            The run object.
+        """
+        origin = {**code_tags(code_version()), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
+        with suppress(OSError, KeyError):  # the user of a container may have no name
+            origin["mlflow.user"] = getpass.getuser()
+        with self.errors_as_messages():
             if run_id is None:
                 run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
             else:
@@ -371,7 +338,7 @@ class Tracker:
         run = kind(self, run_id)
         status = "FINISHED"
         try:
-            run.set_tags({**about, **tags})
+            run.set_tags({**origin, **tags})
             yield run
         except BaseException as error:
             failed = isinstance(error, Exception) and not isinstance(error, Interrupted)
@@ -379,7 +346,49 @@ class Tracker:
             raise
         finally:
             try:
-                with nullcontext() if status == "FINISHED" else _impatient():
+                with nullcontext() if status == "FINISHED" else short_timeouts():
                     self.client.set_terminated(run_id, status=status)
-            except Exception as error:  # the run's own exception says more
-                log.warning("MLflow still shows run %s as running: %s", run_id, first_line(error))
+            except Exception as error:  # only logged, because the exception of the block matters more
+                logger.warning("MLflow still shows run %s as running: %s", run_id, error_summary(error))
+
+
+def stage_histories(
+    client: "MlflowClient", parent_run_id: str, stages: Iterable[str], names: Collection[str]
+) -> dict[str, dict[str, Line]]:
+    """Read the metrics of a pipeline's stages by step.
+
+    Args:
+        client: client of the store.
+        parent_run_id: id of the pipeline's run.
+        stages: names of stages; of each the newest finished run is read.
+        names: metrics to read.
+
+    Returns:
+        Curves by stage and metric; those that are not there are left out.
+
+    Raises:
+        MlflowException: if the store can't be read.
+    """
+    experiment = client.get_run(parent_run_id).info.experiment_id
+    histories = {}
+    for stage in stages:
+        runs = client.search_runs(
+            [experiment],
+            f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if runs and (history := _history(client, runs[0].info.run_id, names)):
+            histories[stage] = history
+    return histories
+
+
+def _history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Line]:
+    """Read the metrics of one run by step."""
+    known = client.get_run(run_id).data.metrics
+    history = {}
+    for name in names:
+        if name in known:
+            points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
+            history[name] = ([point.step for point in points], [point.value for point in points])
+    return history

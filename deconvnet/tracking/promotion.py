@@ -1,146 +1,159 @@
-"""Whether a challenger becomes the champion, and the registry's aliases that say which is which."""
+"""The decision whether a newly trained model (the challenger) replaces the current one (the champion), and its record in the registry."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from deconvnet.tracking import model_card
-from deconvnet.tracking.mlflow_runs import first_line, without_secrets
-from deconvnet.tracking.run_notes import fitted
-from infra.errors import UserError
+from deconvnet.tracking.descriptions import truncated
+from deconvnet.tracking.registry import CHALLENGER, CHAMPION, aliases, registry_client, update_model_description
+from infra.redaction import without_secrets
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from deconvnet.tracking.mlflow_runs import MlflowRun
 
-    from deconvnet.tracking.mlflow_runs import Run
-
-CHAMPION, CHALLENGER = "champion", "challenger"
 PROMOTED, REJECTED = "promoted", "not promoted"
-JUDGED_BY = "edeconvnet_crf"
-"""The row of the results that decides: what the registered model answers with."""
+"""Values of the tag `verdict` of a version."""
+DECISIVE_RESULT = "edeconvnet_crf"
+"""The result that is compared: what the registered model predicts."""
+_ROUNDING = 1e-9  # 0.55 - 0.5 must count as a rise of 0.05
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether the challenger takes the champion's place, and why or why not, for a person."""
+class Decision:
+    """Whether a challenger is promoted.
+
+    Attributes:
+        promoted: True if it becomes the champion.
+        reason: why, or why not, as a sentence for the user.
+    """
 
     promoted: bool
-    why: str
+    reason: str
 
 
-def judge(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: float, max_class_drop: float) -> Verdict:
-    """Compare two `results.json` of the same photographs and classes.
+def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: float, max_class_drop: float) -> Decision:
+    """Compare two models by their results on the same images.
 
-    The challenger is promoted if its mean IoU is higher, by at least `margin`, and no class's IoU is lower by more than
-    `max_class_drop` (all fractions of 1). A class without an IoU in either is passed over. Raises ValueError where the results are
-    not of the same photographs and classes.
+    Args:
+        champion: the content of the champion's results.json.
+        challenger: the same of the challenger.
+        margin: least rise of mean IoU that promotes, 0 to 1; an equal mean IoU never does.
+        max_class_drop: largest fall of the IoU of a class that is accepted, 0 to 1. Classes without an IoU in either are ignored.
+
+    Returns:
+        The decision.
+
+    Raises:
+        ValueError: if the results are not of the same number of images and the same classes.
     """
     if any(champion[name] != challenger[name] for name in ("classes", "images")):
-        raise ValueError("results of other photographs or classes can't be compared")
-    old, new = champion["rows"][JUDGED_BY], challenger["rows"][JUDGED_BY]
+        raise ValueError("results on different images or classes can't be compared")
+    old, new = champion["rows"][DECISIVE_RESULT], challenger["rows"][DECISIVE_RESULT]
     rise = (new["mean_iou"] or 0.0) - (old["mean_iou"] or 0.0)
-    figures = f"mean IoU {_percent(new['mean_iou'])} against the champion's {_percent(old['mean_iou'])}"
-    falls = {
+    summary = f"mean IoU {_percent(new['mean_iou'])} against the champion's {_percent(old['mean_iou'])}"
+    if rise < margin - _ROUNDING or rise <= 0:
+        return Decision(False, f"{summary}: a rise of at least {_points(margin)} is required (retrain.margin)")
+    drops = {
         name: old["iou"][name] - new["iou"][name]
         for name in challenger["classes"]
         if old["iou"][name] is not None and new["iou"][name] is not None
     }
-    worst = max(falls, key=lambda name: falls[name], default=None)
-    # Differences of fractions that were written out: 0.55 - 0.5 must count as 0.05.
-    if rise < margin - 1e-9 or rise <= 0:
-        return Verdict(False, f"{figures}: a rise of at least {_points(margin)} is asked for (retrain.margin)")
-    if worst is not None and falls[worst] > max_class_drop + 1e-9:
-        return Verdict(
-            False,
-            f"{figures}, but {worst} falls by {_points(falls[worst])}, more than {_points(max_class_drop)} (retrain.max_class_drop)",
-        )
-    kept = f", no class falls by more than {_points(max(0.0, falls[worst]))}" if worst is not None else ""
-    return Verdict(True, f"{figures}{kept}")
+    if not drops:
+        return Decision(True, summary)
+    worst = max(drops, key=lambda name: drops[name])
+    if drops[worst] > max_class_drop + _ROUNDING:
+        limit = f"more than {_points(max_class_drop)} (retrain.max_class_drop)"
+        return Decision(False, f"{summary}, but {worst} falls by {_points(drops[worst])}, {limit}")
+    return Decision(True, f"{summary}, no class falls by more than {_points(max(0.0, drops[worst]))}")
 
 
 def _percent(fraction: float | None) -> str:
+    """Format a fraction in per cent, None as –."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def _points(fraction: float) -> str:
+    """Format a difference of fractions in percentage points."""
     return f"{100 * fraction:.1f} points"
 
 
-def incumbent(tracking_uri: str, name: str) -> int | None:
-    """The version to beat: the champion, else the challenger of a pipeline run that was not judged; None where there is neither.
+def version_to_beat(tracking_uri: str, name: str) -> int | None:
+    """Find the version that a challenger is compared with.
 
-    Raises UserError where the store doesn't answer.
+    Args:
+        tracking_uri: URI of the MLflow store.
+        name: name of the registered model.
+
+    Returns:
+        The champion; without one, the challenger of an earlier pipeline run unless it was rejected; None if there is neither.
+
+    Raises:
+        UserError: if the registry does not answer.
     """
     versions = aliases(tracking_uri, name)
     if CHAMPION in versions or CHALLENGER not in versions:
         return versions.get(CHAMPION)
-    with _asked(tracking_uri, name) as client:
+    with registry_client(tracking_uri, name) as client:
         rejected = client.get_model_version(name, str(versions[CHALLENGER])).tags.get("verdict") == REJECTED
     return None if rejected else versions[CHALLENGER]
 
 
-def aliases(tracking_uri: str, name: str) -> dict[str, int]:
-    """The registered model's aliases and their versions; {} where there is no such model. Raises UserError."""
-    from mlflow.exceptions import MlflowException
-
-    with _asked(tracking_uri, name) as client:
-        try:
-            return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
-
-
 def set_champion(tracking_uri: str, name: str, version: int) -> None:
-    """Give the alias to a version. Raises UserError."""
-    with _asked(tracking_uri, name) as client:
+    """Make a version the champion, without a comparison.
+
+    Args:
+        tracking_uri: URI of the MLflow store.
+        name: name of the registered model.
+        version: its version number.
+
+    Raises:
+        UserError: if the registry refuses.
+    """
+    with registry_client(tracking_uri, name) as client:
         client.set_registered_model_alias(name, CHAMPION, str(version))
-        model_card.refresh(client, name, without_secrets(tracking_uri))
+        update_model_description(client, name, without_secrets(tracking_uri))
 
 
-@contextmanager
-def _asked(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
-    """The registry; what it refuses is told as a sentence."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, decision: Decision) -> int:
+    """Record a decision and set the alias `champion` accordingly. Repeating the call changes nothing.
 
-    try:
-        yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    except MlflowException as error:
-        store = without_secrets(tracking_uri)
-        raise UserError(f"MLflow's registry at {store} can't be asked for {name}: {first_line(error)}") from None
+    If another version became champion since the comparison was begun, it stays: the challenger was not compared with it.
 
+    Args:
+        run: run that gets the decision as tags `verdict…`; the challenger's version gets them too.
+        name: name of the registered model.
+        challenger: version that was compared.
+        champion: version it was compared with; None if there was none, then the challenger becomes champion.
+        decision: the outcome of the comparison.
 
-def crown(run: "Run", name: str, challenger: int, champion: int | None, verdict: Verdict) -> int:
-    """Write the verdict on the run and on the challenger's version, and set the alias champion; returns who holds it then.
+    Returns:
+        The version that is champion afterwards.
 
-    champion: who was to be beaten. Where the challenger is not promoted, that version keeps the alias, or takes it if nobody has it.
-    A third version that got the alias meanwhile keeps it: nobody was measured against it. Doing it twice changes nothing.
+    Raises:
+        UserError: if the registry refuses.
     """
     client = run.tracker.client
     current = aliases(run.tracker.uri, name).get(CHAMPION)
     if current is not None and current not in (champion, challenger):
-        verdict = Verdict(False, f"{verdict.why}; but version {current} became champion meanwhile, and keeps the place")
-        holder = current
+        decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
+        new_champion = current
     else:
-        holder = challenger if verdict.promoted or champion is None else champion
-    outcome = PROMOTED if verdict.promoted else REJECTED
-    with run.tracker.clear():
+        new_champion = challenger if decision.promoted or champion is None else champion
+    outcome = PROMOTED if decision.promoted else REJECTED
+    with run.tracker.errors_as_messages():
         version = client.get_model_version(name, str(challenger))
-        line = f"\n\n**{outcome.capitalize()}**: {verdict.why}."
+        line = f"\n\n**{outcome.capitalize()}**: {decision.reason}."
         if line not in (version.description or ""):
-            client.update_model_version(name, str(challenger), description=fitted((version.description or "") + line))
-        judged = version.tags.get("verdict.on") if version.tags.get("verdict") == outcome else None
-        tags = {"verdict": outcome, "verdict.why": verdict.why, "verdict.on": judged or f"{datetime.now(UTC):%Y-%m-%d}"}
+            client.update_model_version(name, str(challenger), description=truncated((version.description or "") + line))
+        day = version.tags.get("verdict.on") if version.tags.get("verdict") == outcome else None
+        tags = {"verdict": outcome, "verdict.why": decision.reason, "verdict.on": day or f"{datetime.now(UTC):%Y-%m-%d}"}
         if champion is not None:
             tags["verdict.against"] = f"version {champion}"
         for key, value in tags.items():
             client.set_model_version_tag(name, str(challenger), key, value)
-        if holder != current:
-            client.set_registered_model_alias(name, CHAMPION, str(holder))
-        model_card.refresh(client, name, without_secrets(run.tracker.uri))
-    run.set_tags({**tags, "champion": f"version {holder}"})
-    return holder
+        if new_champion != current:
+            client.set_registered_model_alias(name, CHAMPION, str(new_champion))
+        update_model_description(client, name, without_secrets(run.tracker.uri))
+    run.set_tags({**tags, "champion": f"version {new_champion}"})
+    return new_champion

@@ -1,6 +1,6 @@
-"""The registered model's own code: MLflow runs this file when it loads the model (models from code).
+"""The code of the registered model: MLflow runs this file when it loads the model ("models from code").
 
-It is copied into the model beside `code/` (deconvnet, proposals, infra) and needs neither Ray nor this project installed.
+The file is copied into the model beside `code/` (deconvnet, proposals, infra). It needs neither Ray nor this project to be installed.
 """
 
 import base64
@@ -13,10 +13,14 @@ from mlflow.pyfunc import PythonModel
 
 
 class Ensemble(PythonModel):
-    """EDeconvNet+CRF: encoded photographs in, label masks out; proposals and CRF are part of it."""
+    """EDeconvNet+CRF with its box proposals: predicts the mask of encoded images."""
 
     def load_context(self, context: Any) -> None:
-        """Build both networks from the artifact `ensemble` (deconvnet/, fcn8s/, options.json)."""
+        """Load both networks from the model's artifact `ensemble`, a folder with deconvnet/, fcn8s/ and options.json.
+
+        Args:
+            context: MLflow's context of the model, with the paths of its artifacts.
+        """
         import torch
 
         from deconvnet.inference.saved_ensemble import SavedEnsemble
@@ -25,36 +29,44 @@ class Ensemble(PythonModel):
         self.ensemble = SavedEnsemble(context.artifacts["ensemble"], device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """A row for each photograph of the column `image` (file's bytes, or base64 text): `mask`, `error`.
+        """Predict a mask for every image.
 
-        `mask` is a paletted PNG of class ids (VOC's colours) at the photograph's size as displayed; `error` says why there is none.
+        Args:
+            context: not used.
+            model_input: frame with a column `image`: the bytes of an image file, or the same as base64 text.
+            params: not used.
+
+        Returns:
+            Frame with the same index. `mask`: bytes of a paletted PNG of class ids (VOC's colours), as large as the image is displayed,
+            or None; `error`: None, or why there is no mask.
         """
-        answers = [self._answer(value) for value in model_input["image"]]
-        return pd.DataFrame(answers, columns=["mask", "error"], index=model_input.index, dtype=object)
+        predictions = [self._predict(value) for value in model_input["image"]]
+        return pd.DataFrame(predictions, columns=["mask", "error"], index=model_input.index, dtype=object)
 
-    def _answer(self, value: Any) -> tuple[bytes | None, str | None]:
+    def _predict(self, value: Any) -> tuple[bytes | None, str | None]:
+        """Predict the mask of one image; returns the PNG, or None and the reason."""
         from deconvnet.datasets.palette import VOC_PALETTE
         from infra.errors import BadInput
         from proposals.image_codec import encode_mask
 
         try:
-            return encode_mask(self.ensemble.predict(_encoded(value)).mask, VOC_PALETTE), None
+            return encode_mask(self.ensemble.predict(_image_bytes(value)).mask, VOC_PALETTE), None
         except BadInput as error:
             return None, str(error)
 
 
-def _encoded(value: Any) -> bytes:
-    """The photograph's bytes. Raises BadInput."""
+def _image_bytes(value: Any) -> bytes:
+    """Return the bytes of an image given as bytes or base64 text; raise BadInput for anything else."""
     from infra.errors import BadInput
 
     if isinstance(value, str):
         try:
             return base64.b64decode("".join(value.split()), validate=True)
         except (binascii.Error, ValueError):
-            raise BadInput("text that is not base64: give a photograph's bytes, or their base64") from None
+            raise BadInput("text that is not base64: give the bytes of an image file, or their base64") from None
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    raise BadInput(f"expected a photograph's bytes, got {type(value).__name__}")
+    raise BadInput(f"expected the bytes of an image file, got {type(value).__name__}")
 
 
 mlflow.models.set_model(Ensemble())

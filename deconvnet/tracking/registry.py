@@ -1,24 +1,37 @@
-"""Finding a version in MLflow's model registry by what a person calls it, and fetching the ensemble in it."""
+"""MLflow's model registry: find a version of a registered model, fetch its files, read its aliases, update its description."""
 
-import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
-from deconvnet.tracking.mlflow_runs import check, first_line, tracking_uri, without_secrets
+from deconvnet.tracking.descriptions import MAX_LENGTH, MODEL_HEADING, VersionSummary, model_description
+from deconvnet.tracking.store import error_summary
 from infra import storage
 from infra.errors import UserError
+from infra.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases: the version in use, and the newest one that a pipeline registered."""
+_MAX_VERSIONS = 100  # shown in a model's description
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model. id: what tells it from all others, also from one of a registry made anew. source: its files."""
+    """A version of a registered model.
+
+    Attributes:
+        name: name of the registered model.
+        number: version number, as text.
+        id: differs for every version that was ever registered, also in a registry that was deleted and made anew.
+        source: URI of its files.
+    """
 
     name: str
     number: str
@@ -26,79 +39,166 @@ class Version:
     source: str
 
 
-def find(source: str, tracking_uri: str, setting: str) -> Version:
-    """The version that `source` (models:/NAME@ALIAS or models:/NAME/VERSION) means now.
+@contextmanager
+def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
+    """Open the registry for a block; MLflow's errors in it become a UserError.
 
-    setting: the setting that named it, for messages. Raises UserError where there is none, saying what there is.
+    Args:
+        tracking_uri: URI of the MLflow store.
+        name: the registered model, for the message.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    place, at, alias = source.removeprefix("models:/").partition("@")
-    name, _, number = (place, "", "") if at else place.partition("/")
+    try:
+        yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    except MlflowException as error:
+        store = without_secrets(tracking_uri)
+        raise UserError(f"MLflow's registry at {store} can't be used for {name}: {error_summary(error)}") from None
+
+
+def find(source: str, tracking_uri: str, setting: str) -> Version:
+    """Find the version that a name stands for now.
+
+    Args:
+        source: models:/NAME@ALIAS or models:/NAME/VERSION.
+        tracking_uri: URI of the MLflow store; "" if tracking is switched off.
+        setting: the setting that has this value, for messages.
+
+    Raises:
+        UserError: if there is no such version; the message names what there is instead.
+    """
+    path, at, alias = source.removeprefix("models:/").partition("@")
+    name, _, number = (path, "", "") if at else path.partition("/")
     if not source.startswith("models:/") or not name or not (alias or number):
-        raise UserError(f"{setting} {source} names no registered model: {FORMS} would")
+        raise UserError(f"{setting} {source} names no registered model: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    if not tracking_uri:
+        raise UserError(
+            f"{setting} {source} is a registered model, but tracking.enabled is false: enable it or name a model folder"
+        )
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     try:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
     except MlflowException as error:
-        there = _what_there_is(client, name, setting)
-        why = there or f": {first_line(error)}"
-        raise UserError(f"{setting} {source} is not in {without_secrets(tracking_uri)}{why}") from None
+        reason = _alternatives(client, name, setting) or f": {error_summary(error)}"
+        raise UserError(f"{setting} {source} is not in {without_secrets(tracking_uri)}{reason}") from None
     return Version(found.name, str(found.version), str(found.creation_timestamp), found.source)
 
 
 def fetch(version: Version, tracking_uri: str, target: str) -> None:
-    """Copy the ensemble in a version (deconvnet/, fcn8s/, options.json) to the folder `target` (local or s3).
+    """Copy the ensemble of a version (deconvnet/, fcn8s/, options.json) to a folder.
 
-    Raises UserError where it can't be fetched, or the model is not one that `deconvnet.tracking.register` files.
+    Args:
+        version: the version, from `find`.
+        tracking_uri: URI of the MLflow store.
+        target: the folder, local or s3://.
+
+    Raises:
+        UserError: if it can't be fetched, or is not a model that `deconvnet.tracking.register` registered.
     """
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    called = f"models:/{version.name}/{version.number}"
+    title = f"models:/{version.name}/{version.number}"
     try:
         with TemporaryDirectory(prefix="deconvnet-model-") as local:
-            made = mlflow.artifacts.download_artifacts(
+            model = mlflow.artifacts.download_artifacts(
                 artifact_uri=version.source, dst_path=local, tracking_uri=tracking_uri, registry_uri=tracking_uri
             )
-            folder = storage.join(made, "artifacts", "ensemble")
+            folder = storage.join(model, "artifacts", "ensemble")
             try:
                 read_options(folder)
             except UserError:
-                raise UserError(f"{called} is not an ensemble that this project registered, and no other can be used") from None
+                raise UserError(f"{title} was not registered by this project, and no other model can be used") from None
             storage.copy_tree(folder, target)
     except (MlflowException, OSError) as error:
-        raise UserError(f"{called} can't be fetched: {first_line(error)}") from error
+        raise UserError(f"{title} can't be fetched: {error_summary(error)}") from error
 
 
-def _what_there_is(client: "MlflowClient", name: str, setting: str) -> str:
-    """What the registry has instead, as the rest of a sentence; "" where it doesn't say."""
+def aliases(tracking_uri: str, name: str) -> dict[str, int]:
+    """Read the aliases of a registered model.
+
+    Args:
+        tracking_uri: URI of the MLflow store.
+        name: name of the registered model.
+
+    Returns:
+        Version number by alias; {} if there is no such model.
+
+    Raises:
+        UserError: if the registry does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with registry_client(tracking_uri, name) as client:
+        try:
+            return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+
+
+def update_model_description(client: "MlflowClient", name: str, store: str) -> None:
+    """Write the description of a registered model from what the registry knows. What a user wrote above it is kept.
+
+    Args:
+        client: client of the registry.
+        name: name of the registered model.
+        store: URI of the MLflow store, without secrets, shown in the description.
+
+    Raises:
+        MlflowException: if the registry refuses.
+    """
+    model = client.get_registered_model(name)
+    quote = '"' if "'" in name else "'"
+    versions = [
+        VersionSummary(
+            number=int(version.version),
+            day=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).strftime("%Y-%m-%d"),
+            mean_iou=_tagged_numbers(version.tags, "mean_iou."),
+            pixel_accuracy=_tagged_numbers(version.tags, "pixel_accuracy."),
+            decision=_decision(version.tags),
+            aliases=sorted(alias for alias, number in model.aliases.items() if int(number) == int(version.version)),
+        )
+        for version in client.search_model_versions(f"name={quote}{name}{quote}", _MAX_VERSIONS, ["version_number DESC"])
+    ]
+    if versions:
+        own = (model.description or "").partition(MODEL_HEADING)[0].strip()
+        text = model_description(name, store, versions, MAX_LENGTH - len(own) - 2)
+        client.update_registered_model(name, f"{own}\n\n{text}" if own else text)
+
+
+def _tagged_numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
+    """Return the numbers in tags `PREFIX…`, by the rest of the name."""
+    return {key.removeprefix(prefix): float(value) for key, value in tags.items() if key.startswith(prefix)}
+
+
+def _decision(tags: Mapping[str, str]) -> str:
+    """Say what a version's tags tell of the decision on it (see `promotion.promote`)."""
+    if "verdict" not in tags:
+        return "not compared"
+    day, against = tags.get("verdict.on", ""), tags.get("verdict.against", "")
+    head = " ".join(text for text in (tags["verdict"], day, f"against {against}" if against else "") if text)
+    return f"{head}: {tags['verdict.why']}" if tags.get("verdict.why") else head
+
+
+def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:
+    """Say what the registry has instead of a missing version, as the rest of a sentence; "" if it does not answer."""
     from mlflow.exceptions import MlflowException
 
     try:
-        aliases = dict(client.get_registered_model(name).aliases)
+        known = dict(client.get_registered_model(name).aliases)
     except MlflowException:
         try:
             names = [model.name for model in client.search_registered_models(max_results=10)]
         except MlflowException:
             return ""
         return f", which has {', '.join(names)}" if names else ", which has no registered model: train one first"
-    if not aliases:
-        return f", where {name} has no alias: models:/{name}/VERSION would do"
-    known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(aliases.items()))
-    return f", where {name} has {known}: --{setting} models:/{name}@{next(iter(sorted(aliases)))} would do"
-
-
-def model_store(workspace: str | None, uri: str | None) -> str:
-    """The MLflow store that knows the model. Raises UserError within 15 s where it can't be used."""
-    if not (workspace or uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        raise UserError(
-            "where is the model registered? Name the pipeline's workspace (--workspace runs/quickstart), or MLflow's server "
-            "(MLFLOW_TRACKING_URI or --tracking.uri)"
-        )
-    store = tracking_uri(workspace or "", uri)
-    if store.startswith("sqlite:///") and not storage.exists(store.removeprefix("sqlite:///")):
-        raise UserError(f"there is no MLflow store {store}: name the workspace of a pipeline that has run, or MLflow's server")
-    check(store)
-    return store
+    if not known:
+        return f", where {name} has no alias: use models:/{name}/VERSION"
+    listed = ", ".join(f"{alias} (version {number})" for alias, number in sorted(known.items()))
+    return f", where {name} has {listed}: use --{setting} models:/{name}@{min(known)}"

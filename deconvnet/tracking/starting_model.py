@@ -1,59 +1,79 @@
-"""`init.from`: which model folder a training starts from."""
+"""The setting `init.from`: the model folder that a training starts from."""
 
 from deconvnet.tracking.registry import fetch, find
 from infra import storage
 from infra.errors import UserError
 
-# Where a network of each architecture lies below what a person may name: a model folder, a workspace, a registered ensemble.
-PLACES = {
+_FOLDERS = {
     "deconvnet": ("", "deconvnet", "models/stage2", "stage2", "artifacts/ensemble/deconvnet"),
     "fcn8s": ("", "fcn8s", "models/fcn8s", "artifacts/ensemble/fcn8s"),
 }
+"""Folders where a network of each architecture may be, below a model folder, a workspace or a registered ensemble."""
+_COMPLETE = "fetched.json"  # written last into a fetched model
 
 
-WHOLE = "fetched.json"  # written last to what was fetched
+def starting_model(source: str, architecture: str, tracking_uri: str, cache: str) -> str | None:
+    """Find the model folder of an architecture in what `init.from` names.
 
+    Args:
+        source: a model folder, a workspace, or a registered model (models:/NAME@ALIAS or models:/NAME/VERSION).
+        architecture: "deconvnet" or "fcn8s".
+        tracking_uri: URI of the MLflow store; used for a registered model only.
+        cache: folder that every worker can read, local or s3://, to which a registered model is copied.
 
-def starting_model(source: str, architecture: str, tracking_uri: str, keep: str) -> str | None:
-    """The model folder of `architecture` in `source`: a model folder, a workspace, or a registered model (models:/NAME@ALIAS).
+    Returns:
+        The model folder; None if `source` holds only the other architecture.
 
-    A registered model is copied to `keep`, where every worker sees it. None where `source` holds only the other architecture.
-    Raises UserError where it holds neither.
+    Raises:
+        UserError: if `source` holds no model.
     """
-    folder = _fetched(source, tracking_uri, keep) if source.startswith("models:") else source
-    return _networks(folder, source).get(architecture)
+    folder = _fetched(source, tracking_uri, cache) if source.startswith("models:") else source
+    return _model_folders(folder, source).get(architecture)
 
 
 def source_key(source: str, tracking_uri: str) -> str:
-    """What tells the weights that `source` holds now from others it held or will hold. Raises UserError where it holds none."""
+    """Identify the weights that a source holds now, for the fingerprint of a stage.
+
+    Args:
+        source: as in `starting_model`.
+        tracking_uri: URI of the MLflow store; used for a registered model only.
+
+    Returns:
+        The version of a registered model, else the checksums of the weights.
+
+    Raises:
+        UserError: if `source` holds no model.
+    """
     if source.startswith("models:"):
         return f"{source} version {find(source, tracking_uri, 'init.from').number}"
-    folders = _networks(source, source).values()
+    folders = _model_folders(source, source).values()
     return " ".join(storage.read_json(storage.join(folder, "model.json"))["sha256"] for folder in folders)
 
 
-def _networks(folder: str, source: str) -> dict[str, str]:
-    """The model folders below `folder`, by architecture. Raises UserError, naming `source`, where there is none."""
-    found = {kind: place for kind in PLACES if (place := _find(folder, kind))}
+def _model_folders(folder: str, source: str) -> dict[str, str]:
+    """Return the model folders below `folder` by architecture; raise UserError, naming `source`, if there are none."""
+    found = {architecture: model for architecture in _FOLDERS if (model := _model_folder(folder, architecture))}
     if not found:
         raise UserError(f"init.from {source} holds no model: name a model folder, a workspace, or models:/NAME@ALIAS")
     return found
 
 
-def _find(folder: str, architecture: str) -> str | None:
-    for place in PLACES[architecture]:
-        candidate = storage.join(folder, place) if place else folder
-        described = storage.join(candidate, "model.json")
-        if storage.exists(described) and storage.read_json(described).get("architecture") == architecture:
+def _model_folder(folder: str, architecture: str) -> str | None:
+    """Return the first folder below `folder` that holds a model of this architecture, or None."""
+    for name in _FOLDERS[architecture]:
+        candidate = storage.join(folder, name) if name else folder
+        model = storage.join(candidate, "model.json")
+        if storage.exists(model) and storage.read_json(model).get("architecture") == architecture:
             return candidate
     return None
 
 
-def _fetched(source: str, tracking_uri: str, keep: str) -> str:
+def _fetched(source: str, tracking_uri: str, cache: str) -> str:
+    """Copy a registered model to the cache, unless it is there already, and return its folder."""
     version = find(source, tracking_uri, "init.from")
-    target = storage.join(keep, f"{version.name}-{version.number}-{version.id}")
-    whole = storage.join(target, WHOLE)
-    if not storage.exists(whole):
+    target = storage.join(cache, f"{version.name}-{version.number}-{version.id}")
+    complete = storage.join(target, _COMPLETE)
+    if not storage.exists(complete):
         fetch(version, tracking_uri, target)
-        storage.write_json(whole, True)
+        storage.write_json(complete, True)
     return target

@@ -1,4 +1,9 @@
-"""How busy the driver's machine is while a pipeline runs: what MLflow's pages show under *System metrics*."""
+"""CPU, memory, disk, network and GPU load of the driver's machine, shown by MLflow under *System metrics*.
+
+The measuring is MLflow's own (`SystemMetricsMonitor`), the thread is ours. MLflow's thread (3.17) ends at the first request that fails,
+so one short outage would end the metrics; it counts samples from 0 instead of seconds, so a resumed run's points would mix with its
+earlier ones; and it is stopped by a join without a timeout, which blocks the end of a run while MLflow does not answer.
+"""
 
 import logging
 import threading
@@ -8,50 +13,55 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import Run
+    from deconvnet.tracking.mlflow_runs import MlflowRun
 
-SECONDS = 15.0
-_PATIENCE = 2.0  # with a sample that is on its way when the run ends
+logger = logging.getLogger(__name__)
+
+_STOP_SECONDS = 2.0  # how long the end of a run waits for a sample that is being sent
 
 
 @contextmanager
-def watched(run: "Run", seconds: float = SECONDS) -> Iterator[None]:
-    """For the time of a block `run` gets `system/…` metrics: CPU, memory, disk, network, GPUs, by the seconds since it was begun.
+def system_metrics_logged(run: "MlflowRun", interval: float = 15.0) -> Iterator[None]:
+    """Log the load of this machine while the block runs, as metrics `system/…` by seconds since the run began.
 
-    seconds: between samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise. A sample that MLflow does not take is
-    lost, and nothing is measured where psutil is absent: neither disturbs the run.
+    A sample that MLflow does not accept is lost, and nothing is measured if psutil is missing: neither disturbs the run.
+
+    Args:
+        run: the run that gets the metrics.
+        interval: seconds between samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise.
     """
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(run.run_id, seconds, tracking_uri=run.tracker.uri)
-        monitor.collect_metrics()  # the first look at a CPU tells nothing: its load is measured from look to look
-        begun = run.tracker.client.get_run(run.run_id).info.start_time / 1000
-    except Exception as error:  # of MLflow, of psutil, of a GPU's driver: whatever it is, the run goes on
-        logging.getLogger(__name__).info("no system metrics: %s", error)
+        monitor = SystemMetricsMonitor(run.run_id, interval, tracking_uri=run.tracker.uri)
+        monitor.collect_metrics()  # CPU load is measured since the previous sample, so the first one is meaningless
+        run_start = run.tracker.client.get_run(run.run_id).info.start_time / 1000
+    except Exception as error:  # whatever MLflow, psutil or a GPU's driver raises, the run continues without these metrics
+        logger.info("no system metrics: %s", error)
         yield
         return
-    done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(run, monitor, begun, done), name="system-metrics", daemon=True)
+    stop = threading.Event()
+    thread = threading.Thread(target=_sample, args=(run, monitor, run_start, stop), name="system-metrics", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        done.set()
-        thread.join(_PATIENCE)
+        stop.set()
+        thread.join(_STOP_SECONDS)
 
 
-def _watch(run: "Run", monitor: Any, begun: float, done: threading.Event) -> None:
-    _forget(monitor)
-    while not done.wait(monitor.sampling_interval):
-        with suppress(Exception):  # MLflow's thread would end here for good
+def _sample(run: "MlflowRun", monitor: Any, run_start: float, stop: threading.Event) -> None:
+    """Measure and log until `stop` is set."""
+    _clear(monitor)
+    while not stop.wait(monitor.sampling_interval):
+        with suppress(Exception):
             monitor.collect_metrics()
             sample = {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
-            run.log_metrics(sample, round(time.time() - begun))
-        _forget(monitor)
+            run.log_metrics(sample, round(time.time() - run_start))
+        _clear(monitor)
 
 
-def _forget(monitor: Any) -> None:
+def _clear(monitor: Any) -> None:
+    """Forget the samples that were already averaged."""
     for each in monitor.monitors:
         each.clear_metrics()

@@ -201,6 +201,19 @@ class ReportForwarder(ray.train.UserCallback):
         self._queue.put.remote({"failed": reasons})
 
 
+class ReportCallback(ray.train.UserCallback):
+    """Ray Train callback that passes the metrics that rank 0 reports to a function."""
+
+    def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Use `report`, called in the controller's process; it must return at once and never raise."""
+        self._report = report
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Pass rank 0's metrics on; called after every `ray.train.report`."""
+        if metrics:
+            self._report(metrics[0])
+
+
 class _Run:
     """A Ray Train run as the driver sees it: started in a thread, its messages logged, stopped on request."""
 

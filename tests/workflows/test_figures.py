@@ -15,7 +15,7 @@ from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.settings import SegmentSettings
-from deconvnet.tracking.mlflow_runs import Tracker
+from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra import storage
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
@@ -67,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, data in report_files(found, {}, PredictorOptions(**OPTIONS)).items():
         storage.write_bytes(str(folder / "report" / name), data)
     storage.write_json(str(folder / "report" / "proposals.json"), {"min_area": 100})
-    tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db", "t")
+    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow/mlflow.db", "t")
     with tracker.pipeline("p", {}) as parent, parent.stage("stage1", "x") as run:
         run.log_metrics({"loss": 1.0}, 1)
         run.log_metrics({"loss": 0.5}, 2)

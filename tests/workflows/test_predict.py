@@ -21,8 +21,8 @@ from PIL import Image
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking.mlflow_runs import Tracker
-from deconvnet.tracking.register import register
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.register import Ensemble, register
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
@@ -46,7 +46,7 @@ REJECTS = {
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose MLflow has two versions of a tiny ensemble; @champion is 1, @challenger 2."""
     folder = tmp_path_factory.mktemp("predict") / "work"
-    tracker = Tracker(f"sqlite:///{folder}/mlflow/mlflow.db", "test")
+    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow/mlflow.db", "test")
     for seed, alias in ((1, "champion"), (5, "challenger")):
         networks = {
             "deconvnet": lively(DeconvNet(num_classes=3, width=0.1, input_size=32), seed),
@@ -55,10 +55,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, network in networks.items():
             save_model(network, str(folder / f"{name}-{seed}"), CLASSES)
         with tracker.pipeline("p", {}) as run:
-            register(
-                run, "edeconvnet", deconvnet_uri=str(folder / f"deconvnet-{seed}"), fcn8s_uri=str(folder / f"fcn8s-{seed}"),
-                classes=CLASSES, proposals=EDGES, segment=SEGMENT, results=RESULTS, alias=alias,
-            )  # fmt: skip
+            uris = (str(folder / f"{name}-{seed}") for name in ("deconvnet", "fcn8s"))
+            register(run, "edeconvnet", Ensemble(*uris, CLASSES, EDGES, SEGMENT), RESULTS, alias)
     return folder
 
 
@@ -352,7 +350,7 @@ def config(folder: Path, text: str) -> Path:
 
 def test_a_champion_that_is_not_there_yet_names_the_challenger(tmp_path, monkeypatch, photographs) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker = Tracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "test")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "test")
     tracker.client.create_registered_model("edeconvnet")
     tracker.client.create_model_version("edeconvnet", str(tmp_path / "nowhere"))
     tracker.client.set_registered_model_alias("edeconvnet", "challenger", "1")
@@ -362,7 +360,7 @@ def test_a_champion_that_is_not_there_yet_names_the_challenger(tmp_path, monkeyp
 
 @pytest.mark.usefixtures("here")
 def test_a_model_of_somebody_elses_is_refused_and_never_loaded(run: Run, workspace, tmp_path) -> None:
-    tracker = Tracker(f"sqlite:///{workspace}/mlflow/mlflow.db", "test")
+    tracker = MlflowTracker(f"sqlite:///{workspace}/mlflow/mlflow.db", "test")
     foreign = tmp_path / "foreign"
     (foreign / "artifacts" / "ensemble").mkdir(parents=True)
     (foreign / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn}}")

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
-from deconvnet.tracking.promotion import aliases
+from deconvnet.tracking.registry import aliases
 from infra import storage
 from infra.storage import tables
 from tests.workflows.test_train_pipeline import TINY, command, run

@@ -20,7 +20,7 @@ def settings(tmp_path) -> Settings:
 def champion(monkeypatch) -> dict:
     """Who is to be beaten, as the registry says."""
     found: dict = {"version": None}
-    monkeypatch.setattr(retraining.promotion, "incumbent", lambda uri, name: found["version"])
+    monkeypatch.setattr(retraining.promotion, "version_to_beat", lambda uri, name: found["version"])
     return found
 
 

@@ -23,7 +23,8 @@ from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
 from deconvnet.serving.ray_serve import Served, serving_at
 from deconvnet.tracking import registry
-from deconvnet.tracking.mlflow_runs import Tracker, tracking_uri
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.store import tracking_uri
 from infra.deploy.local.servers import free_port
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
@@ -55,7 +56,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        filed(Tracker(tracking_uri(str(folder / "work")), "test"), folder)
+        filed(MlflowTracker(tracking_uri(str(folder / "work")), "test"), folder)
     return folder / "work"
 
 

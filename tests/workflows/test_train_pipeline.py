@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.tracking.code_version import code_tags, code_version
+from deconvnet.tracking.mlflow_runs import code_tags
+from deconvnet.version import code_version
 from infra.storage import tables
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from deconvnet.tracking.mlflow_runs import cleaned, without_secrets
+from infra.redaction import redacted, without_secrets
 from infra.runtime.stages import Planned
 from infra.settings import Section
 
@@ -15,7 +15,7 @@ TRAINING_PAGES = "/#/experiments?workflowType=machine_learning"
 
 def settings_text(settings: Section) -> str:
     """The settings as YAML, with passwords removed."""
-    return yaml.safe_dump(cleaned(settings.model_dump(mode="json", by_alias=True)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(redacted(settings.model_dump(mode="json", by_alias=True)), sort_keys=False, allow_unicode=True)
 
 
 def plan_text(plan: Sequence[Planned]) -> str:

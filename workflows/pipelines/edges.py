@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from deconvnet.datasets import images_table
-from deconvnet.tracking.mlflow_runs import tracking_uri
+from deconvnet.tracking.interface import open_tracker
+from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.ray_executor import RayExecutor
@@ -29,7 +30,7 @@ class EdgeTraining:
         self.images = self.place("images") if settings.masks else None
         self.samples = self.place("segments")
         self.forest = self.place(FOREST)
-        self.store = tracking_uri(settings.workspace, settings.tracking.uri)
+        self.store = tracking_uri(settings.workspace, settings.tracking.uri) if settings.tracking.enabled else ""
         self.executor = RayExecutor(settings.cluster)
         self.stages = Stages(settings.workspace, self._stages())
 
@@ -68,11 +69,9 @@ class EdgeTraining:
 
     def run(self, config: str) -> dict[str, Record]:
         """Run the stages that don't stand, as one MLflow run, on Ray. Returns their records by name."""
-        from deconvnet.tracking.mlflow_runs import Tracker
-
         s = self.settings
         storage.check_writable(s.workspace)
-        tracker = Tracker(self.store, s.tracking.experiment)
+        tracker = open_tracker(s.tracking, s.workspace)
         stages = self.stages.stages
         with (
             self.executor,
@@ -143,7 +142,7 @@ class EdgeTraining:
         for name, data in found.files.items():
             storage.write_bytes(self.place(REPORT, name), data)
         if picture := found.files.get("edges.png"):
-            self.mlflow_run.log_figure(picture, "edges.png")
+            self.mlflow_run.log_bytes(picture, "edges.png")
         self.mlflow_run.log_text(found.markdown, "edges.md")
         return found.metrics
 

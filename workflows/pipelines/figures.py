@@ -139,21 +139,11 @@ class Album:
         return plots.recall_curves({"val": found})
 
     def _training_curves(self) -> dict[str, bytes]:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+        from deconvnet.tracking.interface import read_histories
 
-        from deconvnet.tracking.mlflow_runs import check, first_line
-
-        if storage.exists(self._run_file):
-            store = self._store()
-            check(store)
-            try:
-                run_id = storage.read_json(self._run_file)["mlflow_run_id"]
-                history = training_curves.of_children(MlflowClient(tracking_uri=store), run_id)
-            except MlflowException as error:
-                raise UserError(f"MLflow does not tell the curves of {self.workspace}: {first_line(error)}") from None
-        else:
-            history = training_curves.of_folder(storage.join(self.workspace, "curves"))
+        run_id = storage.read_json(self._run_file)["mlflow_run_id"] if storage.exists(self._run_file) else None
+        store = self._store() if run_id else ""
+        history = read_histories(self.workspace, store, run_id, training_curves.STAGES, training_curves.METRICS)
         if not (files := training_curves.drawn(history)):
             raise UserError(f"{self.workspace} has no finished training yet: run workflows/train_pipeline.py on it first")
         return files

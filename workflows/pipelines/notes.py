@@ -6,18 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
 from deconvnet.reporting.run_summary import RunSummary, read_run_summary
-from deconvnet.tracking.code_version import code_version
-from deconvnet.tracking.run_notes import artifact_picture, pipeline_note, results_table, run_name, stage_note, under_way
+from deconvnet.tracking.descriptions import (
+    artifact_image,
+    results_table,
+    run_description,
+    run_name,
+    stage_description,
+    unfinished_run_description,
+)
+from deconvnet.version import code_version
 from infra import storage
 from infra.errors import UserError
+from infra.redaction import redacted
 from infra.runtime.stages import Record, recorded
 from workflows.settings import Settings, as_dict
 
 if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import Run
+    from deconvnet.tracking.interface import Run
 
 __all__ = [
-    "RUN_FILE", "facts", "name", "report", "result_metrics", "run_file", "stage_note", "tags", "tell_run", "tell_stage", "under_way",
+    "RUN_FILE", "facts", "name", "report", "result_metrics", "run_file", "stage_description", "tags", "tell_run", "tell_stage", "unfinished_run_description",
 ]  # fmt: skip
 
 RUN_FILE = "pipeline.json"  # which MLflow run the workspace belongs to, and by what settings it was last at work
@@ -37,9 +45,7 @@ def tags(config: str, settings: Settings) -> dict[str, str]:
 
 def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]) -> dict[str, Any]:
     """The content of RUN_FILE."""
-    from deconvnet.tracking.mlflow_runs import cleaned
-
-    about = {"config": config, "code": code_version(), "stages": list(stages), "settings": cleaned(as_dict(settings))}
+    about = {"config": config, "code": code_version(), "stages": list(stages), "settings": redacted(as_dict(settings))}
     return {"mlflow_run_id": run_id, **about}
 
 
@@ -55,9 +61,9 @@ def tell_stage(run: "Run", stage: str, summary: Mapping[str, Any], workspace: st
     detail = ""
     if stage == "evaluate":
         results = storage.read_json(storage.join(workspace, "report", "results.json"))
-        picture = artifact_picture(run.run_id, "report/comparison.png", "photographs beside their truth and labels")
+        picture = artifact_image(run.run_id, "report/comparison.png", "images, their ground truth and predictions")
         detail = "\n".join([*results_table(results), "", picture])
-    run.describe(stage_note(stage, summary, detail))
+    run.describe(stage_description(stage, summary, detail))
 
 
 def tell_run(parent: "Run", config: str, settings: Settings, records: Mapping[str, Record]) -> None:
@@ -70,10 +76,10 @@ def tell_run(parent: "Run", config: str, settings: Settings, records: Mapping[st
     known = facts(settings.workspace)
     html = render_report(known).encode()
     storage.write_bytes(storage.join(settings.workspace, "report", REPORT_FILE), html)
-    parent.log_figure(html, f"report/{REPORT_FILE}")
+    parent.log_bytes(html, f"report/{REPORT_FILE}")
     if picture := known.figures.get("comparison"):
-        parent.log_figure(picture, "report/comparison.png")
-    parent.describe(pipeline_note(known, parent.run_id))
+        parent.log_bytes(picture, "report/comparison.png")
+    parent.describe(run_description(known, parent.run_id))
 
 
 def report(workspace: str) -> dict[str, bytes]:

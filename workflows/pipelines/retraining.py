@@ -6,7 +6,7 @@ from typing import Any
 
 from deconvnet.datasets import images_table
 from deconvnet.tracking import promotion, starting_model
-from deconvnet.tracking.mlflow_runs import tracking_uri
+from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Stage, recorded, standing
@@ -89,17 +89,19 @@ class Retraining(Pipeline):
         assert version is not None
         number = int(version.summary["version"])
         if not champion:
-            verdict = promotion.Verdict(True, "there was no champion")
+            decision = promotion.Decision(True, "there was no champion")
         elif champion["classes"] != challenger["classes"]:
             why = (
                 "it knows other classes than the champion, so their figures can't be compared: give it the alias champion by hand"
             )
-            verdict = promotion.Verdict(False, why)
+            decision = promotion.Decision(False, why)
         else:
-            verdict = promotion.judge(champion, challenger, limits.margin, limits.max_class_drop)
-        holder = promotion.crown(self.mlflow_parent, self.settings.tracking.model_name, number, self.generation.version, verdict)
-        self.say(f"  version {number} is {'' if verdict.promoted else 'not '}promoted: {verdict.why}")
-        return {"version": number, "champion": holder, "promoted": verdict.promoted, "why": verdict.why}
+            decision = promotion.compare(champion, challenger, limits.margin, limits.max_class_drop)
+        holder = promotion.promote(
+            self.mlflow_parent, self.settings.tracking.model_name, number, self.generation.version, decision
+        )
+        self.say(f"  version {number} is {'' if decision.promoted else 'not '}promoted: {decision.reason}")
+        return {"version": number, "champion": holder, "promoted": decision.promoted, "why": decision.reason}
 
 
 def begin(settings: Settings, forced: bool = False) -> Generation:
@@ -108,7 +110,7 @@ def begin(settings: Settings, forced: bool = False) -> Generation:
     One that was not finished begins again from another champion, if there is one by now that isn't its own challenger.
     """
     every = generations.read_all(settings.workspace)
-    version = promotion.incumbent(tracking_uri(settings.workspace, settings.tracking.uri), settings.tracking.model_name)
+    version = promotion.version_to_beat(tracking_uri(settings.workspace, settings.tracking.uri), settings.tracking.model_name)
     unfinished = [generation for generation in every if not generation.finished]
     if not unfinished:
         return Generation(generations.new_name(), latest(settings, every), version, forced)

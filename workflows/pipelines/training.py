@@ -1,17 +1,19 @@
 """The pipeline's stages, from settings: what each needs, makes and is skipped by. The rooms do the work."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from deconvnet.datasets import images_table
 from deconvnet.models.architectures import architecture_of_stage
-from deconvnet.tracking.mlflow_runs import tracking_uri, without_secrets
+from deconvnet.tracking.interface import open_tracker
 from deconvnet.tracking.starting_model import source_key, starting_model
+from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import Interrupted, UserError
+from infra.redaction import without_secrets
 from infra.runtime.ray_executor import RayExecutor
 from infra.runtime.stages import Record, Stage, Stages, digest, recorded, standing
 from infra.storage import tables
@@ -52,7 +54,7 @@ class Pipeline:
         self.mlflow_run: Any = None
         self.mlflow_parent: Any = None
         self.root = settings.data.root or self.place("data")
-        self.store = tracking_uri(settings.workspace, settings.tracking.uri)
+        self.store = tracking_uri(settings.workspace, settings.tracking.uri) if settings.tracking.enabled else ""
         self.executor = RayExecutor(settings.cluster, stopped)
         self.stages = Stages(settings.workspace, self._stages())
 
@@ -106,7 +108,7 @@ class Pipeline:
                 ("prepare", "proposals", "fcn8s", "stage2"), (self.place("report", "results.json"),), self._evaluate,
             ),
         ]  # fmt: skip
-        if s.tracking.register_model:
+        if s.tracking.enabled and s.tracking.register_model:
             where = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
             database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
             stages.append(
@@ -139,24 +141,22 @@ class Pipeline:
 
         config: what the run is named by. `go_on(stage)`, asked after each stage, ends it by False.
         """
-        from deconvnet.tracking.mlflow_runs import Tracker
-        from deconvnet.tracking.system_metrics import watched
         from deconvnet.training.ray_trainer import check_resources
 
         s = self.settings
         storage.check_writable(s.workspace)
-        tracker = Tracker(self.store, s.tracking.experiment)
+        tracker = open_tracker(s.tracking, s.workspace)
         run_file = self.place(RUN_FILE)
         known = storage.read_json(run_file).get("mlflow_run_id") if storage.exists(run_file) else None
         stages = self.stages.stages
         with (
             self.executor,
             tracker.pipeline(notes.name(config, s), as_dict(s), notes.tags(config, s), resume_run_id=known) as parent,
-            watched(parent) if s.tracking.system_metrics else nullcontext(),
+            parent.system_metrics() if s.tracking.system_metrics else nullcontext(),
         ):
             self.mlflow_parent = parent
             storage.write_json(run_file, notes.run_file(parent.run_id, config, s, [stage.name for stage in stages]))
-            parent.describe(notes.under_way(config))
+            parent.describe(notes.unfinished_run_description(config))
             # Now, rather than after an hour of mining.
             check_resources(s.compute, s.cluster.selector("training_nodes"))
             self.executor.check()
@@ -169,7 +169,7 @@ class Pipeline:
                 title, about = f"{number} {stage.name}", notes.tags(config, s)
                 with parent.stage(stage.name, fingerprint, dict(stage.settings), title, about) as child:
                     self.mlflow_run = child
-                    child.describe(notes.stage_note(stage.name))
+                    child.describe(notes.stage_description(stage.name))
                     summary = run()
                     notes.tell_stage(child, stage.name, summary, s.workspace)
                     return summary
@@ -248,7 +248,7 @@ class Pipeline:
         for name, data in found.files.items() if report else ():
             storage.write_bytes(storage.join(report, name), data)
         if run := self.mlflow_run:
-            run.log_figure(found.files["proposals.png"], f"proposals/{split}.png")
+            run.log_bytes(found.files["proposals.png"], f"proposals/{split}.png")
             run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples(self, fingerprint: str) -> dict[str, Any]:
@@ -276,7 +276,7 @@ class Pipeline:
         for table in ("stage1", "stage2"):
             drawn = gallery.draw_examples(self.examples(table), s.data.classes)
             storage.write_bytes(self.place("report", f"examples_{table}.png"), drawn)
-            self.mlflow_run.log_figure(drawn, f"examples/{table}.png")
+            self.mlflow_run.log_bytes(drawn, f"examples/{table}.png")
         self._write_rejects()
         self.mlflow_run.log_metrics({f"examples.{table}": count for table, count in summary.items()})
         self.say("  " + ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items()))
@@ -284,9 +284,8 @@ class Pipeline:
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
         from deconvnet.reporting import training_curves
-        from deconvnet.tracking.metric_spool import spool_folder
         from deconvnet.training.job import TrainingJob
-        from deconvnet.training.ray_trainer import train_on_ray
+        from deconvnet.training.ray_trainer import ReportCallback, train_on_ray
 
         s = self.settings
         architecture = architecture_of_stage(stage)
@@ -307,12 +306,10 @@ class Pipeline:
             seed=s.seed,
             init=init,
         )
-        with ExitStack() as stack:
-            spool = stack.enter_context(spool_folder(self.place("mlflow", "spool")))
-            curves = stack.enter_context(self.mlflow_run.curves(spool))
+        with self.mlflow_run.training_metrics() as report:
             nodes = s.cluster.selector("training_nodes")
-            outcome = train_on_ray(job, nodes=nodes, callbacks=[curves], should_stop=self.stopped)
-        self._keep(training_curves.drawn({stage: training_curves.of_run(self.mlflow_run)}))
+            outcome = train_on_ray(job, nodes=nodes, callbacks=[ReportCallback(report)], should_stop=self.stopped)
+        self._keep(training_curves.drawn({stage: self.mlflow_run.history(training_curves.METRICS)}))
         return outcome
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
@@ -320,7 +317,8 @@ class Pipeline:
 
         report = self.place("report")
         self.measure_proposals("val", report)
-        self._keep(training_curves.drawn(training_curves.of_pipeline(self.mlflow_parent)), report)
+        histories = self.mlflow_parent.stage_histories(training_curves.STAGES, training_curves.METRICS)
+        self._keep(training_curves.drawn(histories), report)
         results = self.evaluate("val", report)
         self._keep(notes.report(self.settings.workspace), report)
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
@@ -358,18 +356,24 @@ class Pipeline:
             if report:
                 storage.write_bytes(storage.join(report, name), data)
             if self.mlflow_run:
-                self.mlflow_run.log_figure(data, f"report/{name}")
+                self.mlflow_run.log_bytes(data, f"report/{name}")
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
         from deconvnet.inference.predictor import PredictorOptions
-        from deconvnet.tracking.register import register
+        from deconvnet.tracking.register import Ensemble, register
 
         s = self.settings
+        ensemble = Ensemble(
+            deconvnet_uri=self.model("stage2"),
+            fcn8s_uri=self.model("fcn8s"),
+            classes=s.data.classes,
+            proposals=as_dict(s.proposals),
+            segment=asdict(PredictorOptions.from_settings(s.segment, s.examples)),
+            max_pixels=s.data.max_pixels,
+        )
         version = register(
-            self.mlflow_run, s.tracking.model_name, deconvnet_uri=self.model("stage2"), fcn8s_uri=self.model("fcn8s"),
-            classes=s.data.classes, proposals=as_dict(s.proposals), segment=asdict(PredictorOptions.from_settings(s.segment, s.examples)),
-            results=storage.read_json(self.place("report", "results.json")), max_pixels=s.data.max_pixels,
-        )  # fmt: skip
+            self.mlflow_run, s.tracking.model_name, ensemble, storage.read_json(self.place("report", "results.json"))
+        )
         self.say(f"  {s.tracking.model_name} version {version}, alias challenger")
         return {"model": s.tracking.model_name, "version": version}
 

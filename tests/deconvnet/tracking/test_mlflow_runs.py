@@ -1,9 +1,7 @@
-"""MLflow runs: where they are kept, what they hold, how they go on, and what happens when the store is away."""
+"""MLflow runs: what they hold, how they are resumed, and what happens while the store is away."""
 
 import json
-import os
 import shutil
-import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -11,61 +9,15 @@ from pathlib import Path
 import pytest
 
 from deconvnet.tracking import mlflow_runs
-from deconvnet.tracking.metric_spool import Delivery, Point, SpoolCallback, append
-from deconvnet.tracking.mlflow_runs import Tracker, check, flat, tracking_uri, without_secrets
+from deconvnet.tracking.metric_spool import MetricSpool
+from deconvnet.tracking.mlflow_runs import MlflowTracker, flat_params
+from deconvnet.tracking.store import tracking_uri
 from infra.errors import Interrupted, UserError
 from tests.deconvnet.mlflow_server import free_port, server
 
 
-@pytest.fixture(autouse=True)
-def no_server_named(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="module")
-def new_store(tmp_path_factory) -> Path:
-    """A SQLite store as MLflow makes it, which takes seconds: tests copy it."""
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    check(f"sqlite:///{database}")
-    return database
-
-
-@pytest.fixture
-def tracker(tmp_path, monkeypatch, new_store) -> Tracker:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    (tmp_path / "my work" / "mlflow").mkdir(parents=True)
-    shutil.copy(new_store, tmp_path / "my work" / "mlflow")
-    return Tracker(tracking_uri(str(tmp_path / "my work")), "test")
-
-
-# Where
-
-
-def test_default_store_is_in_the_workspace_and_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert tracking_uri("runs/a") == f"sqlite:///{tmp_path}/runs/a/mlflow/mlflow.db"
-
-
-def test_environment_wins_over_settings(tmp_path, monkeypatch):
-    assert tracking_uri(str(tmp_path), "http://configured:5000") == "http://configured:5000"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:5000")
-    assert tracking_uri(str(tmp_path), "http://configured:5000") == "http://environment:5000"
-
-
-def test_relative_sqlite_is_made_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert tracking_uri("w", "sqlite:///m.db") == f"sqlite:///{tmp_path}/m.db"
-
-
-def test_workspace_on_s3_needs_a_server():
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
-        tracking_uri("s3://bucket/runs")
-
-
 def test_a_new_store_is_made_where_there_is_none(tmp_path):
-    Tracker(tracking_uri(str(tmp_path / "new")), "test")
+    MlflowTracker(tracking_uri(str(tmp_path / "new")), "test")
     assert (tmp_path / "new/mlflow/mlflow.db").is_file()
 
 
@@ -77,61 +29,10 @@ def test_nothing_is_written_to_the_current_directory(tracker, tmp_path):
     assert (tmp_path / "my work/mlflow/mlflow.db").is_file()
 
 
-# Stores that can't be used
-
-
-def silent_port() -> socket.socket:
-    """A port that takes connections and never answers."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(16)
-    return listener
-
-
-def test_unreachable_server_is_refused_soon():
-    started = time.monotonic()
-    with pytest.raises(UserError, match=r"http://127.0.0.1:\d+ can't be used.*MLFLOW_TRACKING_URI") as refused:
-        check(f"http://anne:pa55@127.0.0.1:{free_port()}")
-    assert time.monotonic() - started < 15
-    assert "pa55" not in str(refused.value) and "anne" not in str(refused.value)
-
-
-def test_silent_server_is_refused_within_15_s():
-    started = time.monotonic()
-    with silent_port() as listener, pytest.raises(UserError, match="can't be used"):
-        check(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    assert time.monotonic() - started < 15
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
-
-
-def test_file_that_is_no_database_is_refused(tmp_path):
-    (tmp_path / "notes.db").write_text("not a database, but long enough to look like one " * 50)
-    with pytest.raises(UserError, match=r"notes\.db can't be used"):
-        check(f"sqlite:///{tmp_path}/notes.db")
-
-
 def test_deleted_experiment_is_named(tracker):
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(UserError, match="test was deleted"):
-        Tracker(tracker.uri, "test")
-
-
-# Secrets
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("http://u:p@host:5000/x", "http://host:5000/x"),
-        ("postgresql://u:p%40ss@db/mlflow", "postgresql://db/mlflow"),
-        ("https://b.s3.amazonaws.com/w.pth?X-Amz-Signature=abc&t=1", "https://b.s3.amazonaws.com/w.pth"),
-        ("refused by https://tok@h/x#frag, sorry", "refused by https://h/x sorry"),
-        ("anne@example.org wrote s3://bucket/a", "anne@example.org wrote s3://bucket/a"),
-        ("what? nothing", "what? nothing"),
-    ],
-)
-def test_without_secrets(text, clean):
-    assert without_secrets(text) == clean
+        MlflowTracker(tracker.uri, "test")
 
 
 def test_no_secret_reaches_the_store(tracker, tmp_path):
@@ -150,7 +51,7 @@ def test_no_secret_reaches_the_store(tracker, tmp_path):
 
 
 def test_flat_names_and_lengths():
-    params = flat({"a": {"b": 1, "none": None, "list": ["x", "y"]}, "long": "z" * 9000, "odd*key": 2})
+    params = flat_params({"a": {"b": 1, "none": None, "list": ["x", "y"]}, "long": "z" * 9000, "odd*key": 2})
     assert params["a.b"] == "1" and params["a.list"] == "x, y" and params["odd_key"] == "2" and "a.none" not in params
     assert len(params["long"]) == mlflow_runs.MAX_PARAM
 
@@ -163,14 +64,14 @@ def test_runs_nest_and_carry_their_tags(tracker):
         child.log_metrics({"iou/x+y": 0.5, "absent": None}, step=4)
         child.log_dataset("voc", "d" * 64, "/data/voc", {"train": 10, "val": 2})
         child.log_dataset("voc", "d" * 64, "/data/voc", {"train": 10, "val": 2})
-        child.log_figure(b"png", "figures/a.png")
+        child.log_bytes(b"png", "figures/a.png")
     read = tracker.client.get_run(child.run_id)
     assert read.data.params == {"lr": "0.1"} and read.info.status == "FINISHED"
     assert read.data.metrics == {"iou/x_y": 0.5}
     assert read.data.tags["mlflow.parentRunId"] == parent.run_id and read.data.tags["stage"] == "train"
     assert read.data.tags["code"] and read.data.tags["data.digest"] == "d" * 64
     (seen,) = read.inputs.dataset_inputs
-    assert json.loads(seen.dataset.profile) == {"splits": {"train": 10, "val": 2}, "photographs": 12}
+    assert json.loads(seen.dataset.profile) == {"splits": {"train": 10, "val": 2}, "images": 12}
     assert [a.path for a in tracker.client.list_artifacts(child.run_id, "figures")] == ["figures/a.png"]
     top = tracker.client.get_run(parent.run_id)
     assert top.data.tags["config"] == "quickstart" and top.data.params == {"seed": "3"}
@@ -192,7 +93,7 @@ def test_the_experiment_is_described_and_a_persons_words_stay(tracker):
     made = tracker.client.get_experiment(tracker.experiment_id).tags
     assert "val.mean_iou" in made["mlflow.note.content"] and made["mlflow.experimentKind"] == "custom_model_development"
     theirs = tracker.client.create_experiment("theirs", tags={"mlflow.note.content": "Anna's"})
-    assert Tracker(tracker.uri, "theirs").experiment_id == theirs
+    assert MlflowTracker(tracker.uri, "theirs").experiment_id == theirs
     tags = tracker.client.get_experiment(theirs).tags
     assert tags["mlflow.note.content"] == "Anna's" and tags["mlflow.experimentKind"] == "custom_model_development"
 
@@ -204,7 +105,7 @@ def test_a_continued_pipeline_goes_on_in_the_same_runs(tracker):
     assert [c.info.status for c in children] == ["KILLED"]
     assert tracker.client.get_run(parent.run_id).info.status == "KILLED"
 
-    again = Tracker(tracker.uri, "test")
+    again = MlflowTracker(tracker.uri, "test")
     with again.pipeline("p", {"seed": 2}, resume_run_id=parent.run_id) as resumed:
         assert resumed.run_id == parent.run_id
         with resumed.stage("s", "f") as child:
@@ -238,20 +139,18 @@ def test_failure_marks_both_runs(tracker):
 # Curves
 
 
-def history(tracker: Tracker, run_id: str, key: str) -> list[tuple[int, float]]:
+def history(tracker: MlflowTracker, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((m.step, m.value) for m in tracker.client.get_metric_history(run_id, key))
 
 
 def test_curves_arrive_and_repeated_steps_are_logged_once(tracker, tmp_path):
     with tracker.pipeline("p", {}) as parent:
-        with parent.stage("train", "f") as run, run.curves(tmp_path / "spool") as callback:
+        with parent.stage("train", "f") as run, run.training_metrics() as report:
             for step in range(5):
-                callback.after_report(
-                    None, [{"step": step, "loss": 1.0 / (step + 1), "note": "x", "ok": True}, {"step": 99}], None
-                )
-        with parent.stage("train", "f") as run, run.curves(tmp_path / "spool") as callback:  # resumed from step 3
+                report({"step": step, "loss": 1.0 / (step + 1), "note": "x", "ok": True})
+        with parent.stage("train", "f") as run, run.training_metrics() as report:  # resumed from step 3
             for step in range(3, 8):
-                callback.after_report(None, [{"step": step, "loss": 0.0}], None)
+                report({"step": step, "loss": 0.0})
     assert [step for step, _ in history(tracker, run.run_id, "loss")] == list(range(8))
     assert history(tracker, run.run_id, "loss")[3] == (3, 0.25)
     assert set(tracker.client.get_run(run.run_id).data.metrics) == {"loss"}
@@ -260,64 +159,28 @@ def test_curves_arrive_and_repeated_steps_are_logged_once(tracker, tmp_path):
 def test_metrics_left_by_a_killed_driver_are_sent_by_the_next(tracker, tmp_path):
     with tracker.pipeline("p", {}) as parent:
         with parent.stage("train", "f") as run:
-            (tmp_path / "spool").mkdir()
-            append(tmp_path / "spool" / f"{run.run_id}.jsonl", {"step": 1, "loss": 2.0})
-        with parent.stage("train", "f") as run, run.curves(tmp_path / "spool"):
+            MetricSpool(tmp_path / "spool" / f"{run.run_id}.jsonl")({"step": 1, "loss": 2.0})
+        with parent.stage("train", "f") as run, run.training_metrics():
             pass
     assert history(tracker, run.run_id, "loss") == [(1, 2.0)]
 
 
-def test_the_callback_never_raises(tmp_path):
-    callback = SpoolCallback(tmp_path / "absent" / "x.jsonl")
-    callback.after_report(None, [{"step": 1, "loss": 1.0}], None)
-    callback.after_report(None, [], None)
-
-
-def test_delivery_waits_while_the_store_is_away(tmp_path, monkeypatch):
-    monkeypatch.setattr("deconvnet.tracking.metric_spool.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("deconvnet.tracking.metric_spool.LONGEST_PAUSE_SECONDS", 0.1)
-    spool = tmp_path / "s.jsonl"
-    got: list[Point] = []
-    away = True
-
-    def send(points):
-        if away:
-            raise ConnectionError("away")
-        got.extend(points)
-
-    delivery = Delivery(spool, send, dict)
-    for step in range(2000):
-        append(spool, {"step": step, "loss": float(step), "lr": float("nan")})
-    time.sleep(0.4)
-    assert got == []
-    away = False
-    assert delivery.close(10)
-    assert [p.step for p in got if p.key == "loss"] == list(range(2000)) and len(got) == 4000
-
-
-def test_delivery_gives_up_in_time_and_keeps_the_file(tmp_path):
-    def send(points):
-        raise ConnectionError("away")
-
-    spool = tmp_path / "s.jsonl"
-    append(spool, {"step": 1, "loss": 1.0})
-    delivery = Delivery(spool, send, dict)
-    started = time.monotonic()
-    assert not delivery.close(1.5)
-    assert time.monotonic() - started < 3 and spool.read_text()
-
-
-def test_a_line_still_being_written_waits(tmp_path):
-    spool = tmp_path / "s.jsonl"
-    append(spool, {"step": 1, "loss": 1.0})
-    whole = spool.read_bytes()
-    spool.write_bytes(whole + whole[:10])
-    got: list[Point] = []
-    delivery = Delivery(spool, got.extend, dict)
-    time.sleep(0.3)
-    spool.write_bytes(whole + whole.replace(b'"step": 1', b'"step": 2'))
-    assert delivery.close(5)
-    assert [p.step for p in got] == [1, 2]
+def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker):
+    with tracker.pipeline("p", {}) as parent:
+        for fingerprint, loss in (("old", 9.0), ("new", 0.5)):
+            with parent.stage("stage1", fingerprint) as run:
+                for step in (2, 1, 3):
+                    run.log_metrics({"loss": loss / step, "lr": 0.1}, step)
+                run.log_metrics({"dev_mean_iou": 0.25}, 3)
+                expected = {"loss": ([1, 2, 3], [loss, loss / 2, loss / 3]), "dev_mean_iou": ([3], [0.25])}
+                assert run.history(["loss", "dev_mean_iou", "absent"]) == expected
+        with pytest.raises(ZeroDivisionError), parent.stage("stage1", "broken") as run:
+            run.log_metrics({"loss": 77.0}, 1)
+            raise ZeroDivisionError
+        with parent.stage("evaluate", "e") as run:
+            run.log_metrics({"loss": 1.0})
+        histories = parent.stage_histories(["stage1", "stage2"], ["loss"])
+    assert histories == {"stage1": {"loss": ([1, 2, 3], [0.5, 0.25, 0.5 / 3])}}
 
 
 def test_server_away_for_a_while(tmp_path, monkeypatch, new_store):
@@ -327,19 +190,19 @@ def test_server_away_for_a_while(tmp_path, monkeypatch, new_store):
     shutil.copy(new_store, tmp_path / "server.db")
     port = free_port()
     with server(tmp_path, port) as uri:
-        tracker = Tracker(uri, "test")
+        tracker = MlflowTracker(uri, "test", str(tmp_path / "spool"))
         pipeline = tracker.pipeline("p", {"seed": 1})
         parent = pipeline.__enter__()
         stage = parent.stage("train")
         run = stage.__enter__()
-        curves = run.curves(tmp_path / "spool")
-        callback = curves.__enter__()
-        callback.after_report(None, [{"step": 1, "loss": 1.0}], None)
+        curves = run.training_metrics()
+        report = curves.__enter__()
+        report({"step": 1, "loss": 1.0})
         run.log_text("hi", "a.txt")
     for step in range(2, 6):
-        callback.after_report(None, [{"step": step, "loss": 1.0}], None)
+        report({"step": step, "loss": 1.0})
     time.sleep(2)
-    with pytest.raises(UserError, match="didn't take it"):
+    with pytest.raises(UserError, match="did not accept it"):
         run.log_text("hi", "b.txt")
     with server(tmp_path, port):
         curves.__exit__(None, None, None)
@@ -358,14 +221,16 @@ def test_ray_train_reports_become_curves(tracker, tmp_path):
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from deconvnet.training.ray_trainer import ReportCallback
+
     def loop() -> None:
         for step in range(4):
             ray.train.report({"step": step, "loss": 1.0 / (step + 1)})
 
-    with tracker.pipeline("p", {}) as parent, parent.stage("train") as run, run.curves(tmp_path / "spool") as callback:
+    with tracker.pipeline("p", {}) as parent, parent.stage("train") as run, run.training_metrics() as report:
         TorchTrainer(
             loop,
             scaling_config=ScalingConfig(num_workers=1),
-            run_config=RunConfig(name="curves", storage_path=str(tmp_path / "ray"), callbacks=[callback]),
+            run_config=RunConfig(name="curves", storage_path=str(tmp_path / "ray"), callbacks=[ReportCallback(report)]),
         ).fit()
     assert [step for step, _ in history(tracker, run.run_id, "loss")] == [0, 1, 2, 3]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from deconvnet.reporting.report import render_report
-from deconvnet.tracking import model_card
-from deconvnet.tracking.mlflow_runs import Tracker
-from deconvnet.tracking.promotion import Verdict, crown
-from deconvnet.tracking.run_notes import pipeline_note, run_name, stage_note
+from deconvnet.tracking.descriptions import run_description, run_name, stage_description
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.promotion import Decision, promote
+from deconvnet.tracking.registry import update_model_description
 from infra.deploy.local.servers import mlflow_server
 from tests.browser import Browser, browser, missing
 from tests.deconvnet.example_run import example_summary, grey_png
@@ -34,21 +34,21 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     if why := missing():
         pytest.skip(why)
     folder: Path = tmp_path_factory.mktemp("ui")
-    tracker = Tracker(f"sqlite:///{folder}/mlflow.db", "deconvnet")
+    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", "deconvnet")
     with tracker.pipeline(run_name("voc", "/runs/mine", "2026-11-23"), {"seed": 1}, {"config": "voc"}) as parent:
         with parent.stage("evaluate", "f", title="7 evaluate") as child:
-            child.describe(stage_note("evaluate", {}))
+            child.describe(stage_description("evaluate", {}))
             child.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123})
-        parent.describe(pipeline_note(example_summary(), parent.run_id))
-        parent.log_figure(grey_png(), "report/comparison.png")
-        parent.log_figure(render_report(example_summary()).encode(), "report/index.html")
+        parent.describe(run_description(example_summary(), parent.run_id))
+        parent.log_bytes(grey_png(), "report/comparison.png")
+        parent.log_bytes(render_report(example_summary()).encode(), "report/index.html")
         parent.log_metrics({"val.mean_iou.edeconvnet_crf": 0.6123, "system/cpu_utilization_percentage": 50.0})
         tracker.client.create_registered_model("net")
         for figure in ("0.5", "0.6"):
             tracker.client.create_model_version("net", f"file://{folder}/model", tags={"mean_iou.edeconvnet_crf": figure})
         tracker.client.set_registered_model_alias("net", "challenger", "2")
-        model_card.refresh(tracker.client, "net", "http://mlflow:5000")
-        crown(parent, "net", 2, 1, Verdict(True, "it is better"))
+        update_model_description(tracker.client, "net", "http://mlflow:5000")
+        promote(parent, "net", 2, 1, Decision(True, "it is better"))
     with mlflow_server(folder / "server", store=tracker.uri) as server, browser(1400, 1000) as window:
         yield Seen(server.url, window, tracker.experiment_id, parent.run_id)
 
@@ -82,7 +82,7 @@ def test_from_the_address_that_the_doors_name_one_gets_to_the_runs_and_the_model
 
 def test_a_runs_page_shows_the_table_and_the_picture(seen: Seen) -> None:
     go(seen, f"experiments/{seen.experiment}/runs/{seen.run}")
-    seen.window.wait("return document.body.innerText.includes('the paper')")
+    seen.window.wait("return document.body.innerText.includes('in the paper')")
     rows = seen.window.run(TABLE)
     assert "EDeconvNet+CRF | 61.2 | 87.5 | 72.5" in rows and "FCN-8s | 50.1 | 87.5 | 62.2" in rows
     picture = "const i = [...document.images].find(i => i.src.includes('get-artifact')); return i && i.complete && i.naturalWidth"
@@ -102,7 +102,7 @@ def test_the_artifacts_show_the_picture_and_the_report(seen: Seen) -> None:
 
 def test_the_models_page_shows_what_it_is_and_its_history(seen: Seen) -> None:
     go(seen, "models/net")
-    seen.window.wait("return document.body.innerText.includes('Champions and challengers')")
+    seen.window.wait("return document.body.innerText.includes('How to use it')")
     rows = seen.window.run(TABLE)
     assert any(row.startswith("EDeconvNet+CRF | 60.0") for row in rows)
     assert any(row.startswith("2 | ") and "promoted" in row and "it is better" in row and "champion" in row for row in rows)

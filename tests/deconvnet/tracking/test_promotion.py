@@ -3,8 +3,9 @@
 import pytest
 from mlflow import MlflowClient
 
-from deconvnet.tracking.mlflow_runs import Tracker
-from deconvnet.tracking.promotion import CHAMPION, Verdict, aliases, crown, incumbent, judge, set_champion
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.promotion import Decision, compare, promote, set_champion, version_to_beat
+from deconvnet.tracking.registry import CHAMPION, aliases
 from infra.errors import UserError
 
 CLASSES = ["background", "cat", "dog"]
@@ -16,7 +17,7 @@ def results(mean_iou: float | None, images: int = 9, **iou: float | None) -> dic
 
 
 @pytest.mark.parametrize(
-    ("champion", "challenger", "promoted", "says"),
+    ("champion", "challenger", "promoted", "text"),
     [
         (results(0.5), results(0.55), True, "55.0 % against the champion's 50.0 %"),
         (results(0.5), results(0.51), True, "no class falls by more than 0.0 points"),  # a rise of just the margin
@@ -29,19 +30,19 @@ def results(mean_iou: float | None, images: int = 9, **iou: float | None) -> dic
         (results(None), results(0.1), True, "against the champion's –"),
     ],
 )
-def test_the_rule(champion, challenger, promoted, says) -> None:
-    verdict = judge(champion, challenger, margin=0.01, max_class_drop=0.1)
-    assert verdict.promoted is promoted and says in verdict.why
+def test_the_rule(champion, challenger, promoted, text) -> None:
+    decision = compare(champion, challenger, margin=0.01, max_class_drop=0.1)
+    assert decision.promoted is promoted and text in decision.reason
 
 
 def test_results_of_other_photographs_are_not_compared() -> None:
     with pytest.raises(ValueError):
-        judge(results(0.5), results(0.6, images=10), 0, 1)
+        compare(results(0.5), results(0.6, images=10), 0, 1)
 
 
 @pytest.fixture
 def registry(tmp_path):
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
     tracker.client.create_registered_model("net")
     for _ in range(2):
         tracker.client.create_model_version("net", f"file://{tmp_path}/model")
@@ -51,13 +52,13 @@ def registry(tmp_path):
 def test_a_promoted_challenger_gets_the_alias_and_the_reason(registry) -> None:
     client: MlflowClient = registry.client
     client.set_registered_model_alias("net", "challenger", "1")
-    assert incumbent(registry.uri, "net") == 1
+    assert version_to_beat(registry.uri, "net") == 1
     client.set_registered_model_alias("net", CHAMPION, "1")
     client.set_registered_model_alias("net", "challenger", "2")
-    assert incumbent(registry.uri, "net") == 1
+    assert version_to_beat(registry.uri, "net") == 1
     with registry.pipeline("p", {}) as run:
         for _ in range(2):  # doing it twice changes nothing
-            assert crown(run, "net", 2, 1, Verdict(True, "because it is better")) == 2
+            assert promote(run, "net", 2, 1, Decision(True, "because it is better")) == 2
     assert aliases(registry.uri, "net") == {"champion": 2, "challenger": 2}
     version = client.get_model_version("net", "2")
     assert version.tags["verdict"] == "promoted" and version.tags["verdict.against"] == "version 1"
@@ -69,9 +70,9 @@ def test_the_models_page_tells_who_was_champion(registry) -> None:
     client: MlflowClient = registry.client
     client.update_registered_model("net", "Ours since May.")
     with registry.pipeline("p", {}) as run:
-        crown(run, "net", 1, None, Verdict(True, "there was no champion"))
+        promote(run, "net", 1, None, Decision(True, "there was no champion"))
         first = client.get_model_version("net", "1").tags["verdict.on"]
-        crown(run, "net", 2, 1, Verdict(False, "cat | falls"))
+        promote(run, "net", 2, 1, Decision(False, "cat | falls"))
     page = client.get_registered_model("net").description
     assert page.startswith("Ours since May.\n\n### What this model is") and page.count("### What this model is") == 1
     rows = [line for line in page.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
@@ -87,36 +88,36 @@ def test_a_verdict_keeps_its_day(registry) -> None:
     registry.client.set_model_version_tag("net", "2", "verdict", "promoted")
     registry.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
     with registry.pipeline("p", {}) as run:
-        crown(run, "net", 2, None, Verdict(True, "x"))
+        promote(run, "net", 2, None, Decision(True, "x"))
         assert registry.client.get_model_version("net", "2").tags["verdict.on"] == "2026-01-02"
-        crown(run, "net", 2, None, Verdict(False, "x"))
+        promote(run, "net", 2, None, Decision(False, "x"))
         assert registry.client.get_model_version("net", "2").tags["verdict.on"] != "2026-01-02"
 
 
 def test_who_stays_champion_otherwise(registry) -> None:
     with registry.pipeline("p", {}) as run:
-        assert crown(run, "net", 2, 1, Verdict(False, "worse")) == 1
+        assert promote(run, "net", 2, 1, Decision(False, "worse")) == 1
         assert aliases(registry.uri, "net") == {"champion": 1}
         assert registry.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
         registry.client.delete_registered_model_alias("net", CHAMPION)
-        assert crown(run, "net", 2, None, Verdict(True, "there was no champion")) == 2
+        assert promote(run, "net", 2, None, Decision(True, "there was no champion")) == 2
 
 
 def test_a_model_that_is_not_there_has_no_aliases(registry) -> None:
-    assert aliases(registry.uri, "other") == {} and incumbent(registry.uri, "other") is None
+    assert aliases(registry.uri, "other") == {} and version_to_beat(registry.uri, "other") is None
 
 
 def test_a_registry_that_is_away_is_a_sentence(monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for ask in (lambda uri: aliases(uri, "net"), lambda uri: set_champion(uri, "net", 1)):
-        with pytest.raises(UserError, match=r"registry at http://127.0.0.1:9 can't be asked") as caught:
+        with pytest.raises(UserError, match=r"registry at http://127.0.0.1:9 can't be used for net") as caught:
             ask("http://someone:word@127.0.0.1:9")
         assert "word" not in str(caught.value)
 
 
 def test_an_equal_one_is_not_higher_even_without_a_margin() -> None:
-    assert not judge(results(0.5), results(0.5), margin=0, max_class_drop=1).promoted
-    assert judge(results(0.5), results(0.5001), margin=0, max_class_drop=1).promoted
+    assert not compare(results(0.5), results(0.5), margin=0, max_class_drop=1).promoted
+    assert compare(results(0.5), results(0.5001), margin=0, max_class_drop=1).promoted
 
 
 @pytest.mark.parametrize("promoted", [True, False])
@@ -125,7 +126,7 @@ def test_who_became_champion_meanwhile_stays_it(registry, promoted) -> None:
     registry.client.create_model_version("net", "file:///model")
     registry.client.set_registered_model_alias("net", CHAMPION, "3")
     with registry.pipeline("p", {}) as run:
-        assert crown(run, "net", 2, 1, Verdict(promoted, "measured against 1")) == 3
+        assert promote(run, "net", 2, 1, Decision(promoted, "measured against 1")) == 3
     assert aliases(registry.uri, "net") == {"champion": 3}
     version = registry.client.get_model_version("net", "2")
     assert version.tags["verdict"] == "not promoted" and "version 3 became champion meanwhile" in version.description
@@ -133,6 +134,6 @@ def test_who_became_champion_meanwhile_stays_it(registry, promoted) -> None:
 
 def test_a_rejected_challenger_is_nobody_to_beat(registry) -> None:
     registry.client.set_registered_model_alias("net", "challenger", "2")
-    assert incumbent(registry.uri, "net") == 2
+    assert version_to_beat(registry.uri, "net") == 2
     registry.client.set_model_version_tag("net", "2", "verdict", "not promoted")
-    assert incumbent(registry.uri, "net") is None
+    assert version_to_beat(registry.uri, "net") is None

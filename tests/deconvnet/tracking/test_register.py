@@ -18,8 +18,9 @@ from PIL import Image
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
-from deconvnet.tracking.mlflow_runs import Tracker, tracking_uri
-from deconvnet.tracking.register import description, register, requirements
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.register import Ensemble, register, requirements
+from deconvnet.tracking.store import tracking_uri
 from infra.errors import UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, encode_jpeg
@@ -111,24 +112,22 @@ def networks(folder):
     return made
 
 
-def filed(tracker: Tracker, folder: Path, **changes) -> tuple[str, int]:
-    options = {
-        "deconvnet_uri": str(folder / "deconvnet"),
-        "fcn8s_uri": str(folder / "fcn8s"),
-        "classes": CLASSES,
-        "proposals": EDGES,
-        "segment": SEGMENT,
-        "results": RESULTS,
-    }
+def ensemble(folder: Path, **changes) -> Ensemble:
+    """The networks in `folder` with their options; `changes` replace fields."""
+    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT} | changes
+    return Ensemble(str(folder / "deconvnet"), str(folder / "fcn8s"), **fields)
+
+
+def filed(tracker: MlflowTracker, folder: Path, **changes) -> tuple[str, int]:
     with tracker.pipeline("p", {}) as parent, parent.stage("register") as run:
-        return run.run_id, register(run, "shapes", **(options | changes))
+        return run.run_id, register(run, "shapes", ensemble(folder, **changes), RESULTS)
 
 
 @pytest.fixture(scope="module")
-def tracker(folder, networks) -> Tracker:
+def tracker(folder, networks) -> MlflowTracker:
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
-        return Tracker(tracking_uri(str(folder / "work")), "test")
+        return MlflowTracker(tracking_uri(str(folder / "work")), "test")
     finally:
         if before:
             os.environ["MLFLOW_TRACKING_URI"] = before
@@ -224,23 +223,14 @@ def test_a_missing_edge_model_is_named_and_nothing_registered(tracker, registere
 
 
 def test_a_name_that_mlflow_refuses_is_a_sentence(tracker, folder, networks):
-    with tracker.pipeline("p", {}) as run, pytest.raises(UserError, match="didn't take it"):
-        register(
-            run,
-            "a/b:c",
-            deconvnet_uri=str(folder / "deconvnet"),
-            fcn8s_uri=str(folder / "fcn8s"),
-            classes=CLASSES,
-            proposals=EDGES,
-            segment=SEGMENT,
-            results=RESULTS,
-        )
+    with tracker.pipeline("p", {}) as run, pytest.raises(UserError, match="did not accept it"):
+        register(run, "a/b:c", ensemble(folder), RESULTS)
 
 
 def test_a_tracking_server_takes_it_too(folder, networks, tmp_path, monkeypatch):
     shutil.copy(folder / "work/mlflow/mlflow.db", tmp_path / "server.db")
     with server(tmp_path, free_port()) as uri:
-        over_http = Tracker(uri, "over http")
+        over_http = MlflowTracker(uri, "over http")
         _, number = filed(over_http, folder)
         assert int(over_http.client.get_model_version_by_alias("shapes", "challenger").version) == number
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -264,7 +254,3 @@ def test_requirements_where_the_project_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "requires", absent)
     assert [w.split(",")[0][:5] for w in requirements()] == [w.split(",")[0][:5] for w in installed]
-
-
-def test_description_leaves_out_rows_not_measured():
-    assert "DeconvNet+CRF |" in description(RESULTS) and "| DeconvNet |" not in description(RESULTS)

@@ -5,23 +5,23 @@ import time
 
 import pytest
 
-from deconvnet.tracking.mlflow_runs import Tracker
-from deconvnet.tracking.system_metrics import watched
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.system_metrics import system_metrics_logged
 from tests.deconvnet.mlflow_server import free_port, server
 
 
 @pytest.fixture
-def tracker(tmp_path) -> Tracker:
-    return Tracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+def tracker(tmp_path) -> MlflowTracker:
+    return MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
 
 
-def names(tracker: Tracker, run_id: str) -> set[str]:
+def names(tracker: MlflowTracker, run_id: str) -> set[str]:
     return {name for name in tracker.client.get_run(run_id).data.metrics if name.startswith("system/")}
 
 
 def test_a_run_tells_how_busy_the_machine_was(tracker) -> None:
     with tracker.pipeline("p", {}) as run:
-        with watched(run, 0.5):
+        with system_metrics_logged(run, 0.5):
             end = time.monotonic() + 60
             while len(tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) < 2:
                 assert time.monotonic() < end
@@ -39,7 +39,7 @@ def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
         monkeypatch.delitem(sys.modules, name)
-    with tracker.pipeline("p", {}) as run, watched(run, 0.1):
+    with tracker.pipeline("p", {}) as run, system_metrics_logged(run, 0.1):
         time.sleep(0.5)
     assert not names(tracker, run.run_id)
 
@@ -48,8 +48,8 @@ def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
 def test_an_mlflow_that_goes_away_does_not_hold_the_run_up(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     with server(tmp_path, free_port()) as url:
-        run = Tracker(url, "e").pipeline("p", {}).__enter__()
-        watching = watched(run, 0.1)
+        run = MlflowTracker(url, "e").pipeline("p", {}).__enter__()
+        watching = system_metrics_logged(run, 0.1)
         watching.__enter__()
     time.sleep(1)
     started = time.monotonic()
@@ -58,5 +58,5 @@ def test_an_mlflow_that_goes_away_does_not_hold_the_run_up(tmp_path, monkeypatch
 
 
 def test_the_block_s_own_exception_comes_through(tracker) -> None:
-    with pytest.raises(KeyError), tracker.pipeline("p", {}) as run, watched(run, 0.1):
+    with pytest.raises(KeyError), tracker.pipeline("p", {}) as run, system_metrics_logged(run, 0.1):
         raise KeyError("x")

@@ -4,8 +4,9 @@ import subprocess
 
 import pytest
 
-from deconvnet.tracking import code_version as module
-from deconvnet.tracking.code_version import code_tags, code_version
+from deconvnet import version as module
+from deconvnet.tracking.mlflow_runs import code_tags
+from deconvnet.version import code_version
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,7 +30,7 @@ def test_of_a_repository_and_of_one_that_merely_holds_it(tmp_path, monkeypatch) 
             ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    file = tmp_path / "code_version.py"
+    file = tmp_path / "version.py"
     file.write_text("")
     monkeypatch.setattr(module, "__file__", str(file))
     git("init")

@@ -1,0 +1,153 @@
+"""The MLflow store: which URI is used, and a check that the store answers before a run starts.
+
+Importing this module imports no MLflow, but sets how quiet MLflow will be.
+"""
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra import storage
+from infra.errors import UserError
+from infra.redaction import without_secrets
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# MLflow would print two lines a stage; the commands print once how to open its pages.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+for _name in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store", "mlflow.system_metrics"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
+
+_CHECK_SECONDS = 12.0
+_SQLITE = "sqlite:///"
+_SHORT_TIMEOUTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+}
+
+
+def tracking_uri(workspace: str, configured: str | None = None) -> str:
+    """Choose the URI of the MLflow store.
+
+    The environment variable MLFLOW_TRACKING_URI comes first, then the setting, then a SQLite file in the workspace.
+
+    Args:
+        workspace: folder or s3:// prefix of the pipeline run.
+        configured: the setting `tracking.uri`, or None.
+
+    Returns:
+        The URI; relative paths in it are made absolute.
+
+    Raises:
+        UserError: if the workspace is on S3 and no server is named (SQLite needs a local disk).
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
+    if not uri:
+        if storage.is_s3(workspace):
+            raise UserError(
+                f"the workspace {workspace} can't hold MLflow's default SQLite file: name a tracking server "
+                "(MLFLOW_TRACKING_URI or --tracking.uri), or `sqlite:////absolute/path/mlflow.db`"
+            )
+        uri = f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
+    if database := sqlite_file(uri):
+        return f"{_SQLITE}{database}"
+    return uri if "://" in uri or uri == "databricks" else Path(uri).resolve().as_uri()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the absolute path of the database file of a `sqlite:///` URI, or None for any other URI."""
+    return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
+
+
+def check_store(uri: str) -> None:
+    """Check that the MLflow store answers, within 15 seconds. Creates the folder of a SQLite file.
+
+    Args:
+        uri: URI of the store, as `tracking_uri` returns it.
+
+    Raises:
+        UserError: if the store can't be used.
+    """
+    database = sqlite_file(uri)
+    if database:
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't make the folder of MLflow's SQLite file {database}: {error.strerror}") from None
+    failed: list[Exception] = []
+
+    def query() -> None:
+        from mlflow import MlflowClient
+
+        try:
+            MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+        except Exception as error:
+            failed.append(error)
+
+    # In a thread because resolving a host name can hang for longer than any HTTP timeout.
+    thread = threading.Thread(target=query, daemon=True)
+    with short_timeouts():
+        thread.start()
+        thread.join(None if database else _CHECK_SECONDS)
+    if thread.is_alive() or failed:
+        reason = error_summary(failed[0]) if failed else f"no answer within {_CHECK_SECONDS:.0f} s"
+        raise UserError(
+            f"MLflow's store {without_secrets(uri)} can't be used: {reason}. Start it, or correct MLFLOW_TRACKING_URI "
+            "(or tracking.uri); without either, runs are kept in the workspace"
+        )
+
+
+def model_store(workspace: str | None, uri: str | None) -> str:
+    """Choose the MLflow store in which a model is registered, and check that it answers.
+
+    Args:
+        workspace: folder or s3:// prefix of the pipeline run that registered the model, or None.
+        uri: the setting `tracking.uri`, or None.
+
+    Returns:
+        URI of the store (see `tracking_uri`).
+
+    Raises:
+        UserError: if nothing names a store, there is none, or it can't be used.
+    """
+    if not (workspace or uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        raise UserError(
+            "where is the model registered? Name the pipeline's workspace (--workspace runs/quickstart), or MLflow's server "
+            "(MLFLOW_TRACKING_URI or --tracking.uri)"
+        )
+    store = tracking_uri(workspace or "", uri)
+    if (database := sqlite_file(store)) and not database.exists():
+        raise UserError(f"there is no MLflow store {store}: name the workspace of a pipeline that has run, or MLflow's server")
+    check_store(store)
+    return store
+
+
+@contextmanager
+def short_timeouts() -> Iterator[None]:
+    """Let MLflow's HTTP calls in this block fail within seconds; by default they are retried for minutes."""
+    before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS}
+    os.environ.update(_SHORT_TIMEOUTS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def error_summary(error: BaseException) -> str:
+    """Summarise an MLflow exception in one line without secrets, at most 300 characters."""
+    if cause := re.search(r"Max retries exceeded.*Caused by (\w+)", str(error), re.DOTALL):
+        return f"it can't be reached ({cause[1]})"
+    if "disk is full" in str(error):
+        return "its disk is full: make room"
+    return without_secrets(next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]

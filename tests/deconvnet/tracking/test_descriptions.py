@@ -1,0 +1,110 @@
+"""The descriptions in MLflow: what they contain, and that names can't break them."""
+
+import pytest
+
+from deconvnet.reporting.run_summary import Rejects
+from deconvnet.tracking.descriptions import (
+    MAX_LENGTH,
+    MODEL_HEADING,
+    VersionSummary,
+    escaped,
+    model_description,
+    run_description,
+    run_name,
+    stage_description,
+    truncated,
+    version_description,
+)
+from tests.deconvnet.example_run import SCRIPT_TAG, example_results, example_summary
+from tests.deconvnet.tracking.test_register import RESULTS
+
+
+def test_the_description_of_a_run_has_its_results() -> None:
+    note = run_description(example_summary(), "abc123")
+    assert "| EDeconvNet+CRF | 61.2 | 87.5 | 72.5 |" in note and "| FCN-8s | 50.1 | 87.5 | 62.2 |" in note
+    assert note.startswith("**EDeconvNet+CRF: 61.2 % mean IoU** on cats &amp; dogs val, 1,234 images.")
+    assert "**Data**: 9,000 train, 40 dev, 1,234 val images, 4 classes. 5 inputs were rejected." in note
+    assert "**Time**: 2 h 05 min." in note
+    assert "(get-artifact?path=report%2Fcomparison.png&run_uuid=abc123)" in note
+    assert "get-artifact" not in run_description(example_summary(figures={}), "abc123")
+    assert "rejected" not in run_description(example_summary(rejects=Rejects()), "abc123")
+
+
+def test_names_can_not_break_a_description() -> None:
+    assert escaped(SCRIPT_TAG) == '&lt;script&gt;document.title="harmed"&lt;/script&gt;'
+    assert escaped("a|b *c* [d](e)\n`f`") == r"a\|b \*c\* \[d\](e) \`f\`"
+    note = run_description(example_summary(results=example_results() | {"dataset": f"{SCRIPT_TAG}|"}), "r")
+    assert "<script" not in note and r"\|" in note
+
+
+def test_no_description_is_longer_than_a_store_keeps() -> None:
+    assert len(truncated("x" * 9000)) == MAX_LENGTH and truncated("short") == "short"
+    assert len(run_description(example_summary(results=example_results() | {"dataset": "d" * 9000}), "r")) == MAX_LENGTH
+    assert len(stage_description("verdict", {"promoted": True, "why": "w" * 9000, "version": 2, "champion": 2})) == MAX_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("stage", "summary", "text"),
+    [
+        ("prepare", {"counts": {"train": 1000, "val": 5}, "rejects": 2, "changes": {"new": 3}}, "**1,000 train, 5 val** images; 2 rejected. Since the previous run: 3 new."),
+        ("proposals", {"photographs": 1005, "rejects": 0}, "**1,005 images**"),
+        ("examples", {"stage1": 70, "stage1_dev": 2}, "**70 stage1, 2 stage1 dev** crops"),
+        ("stage2", {"steps": 3}, "training_curves.png"),
+        ("register", {"model": "my_net", "version": 3}, r"**my\_net version 3**"),
+        ("verdict", {"promoted": False, "why": "a fall", "version": 4, "champion": 3}, "is **not promoted**: a fall. Champion is version 3."),
+        ("champion", {}, "Measures the model"),
+        ("fcn8s_start", {"fit": {}}, "VGG-16"),
+    ],
+)  # fmt: skip
+def test_the_description_of_a_stage_says_what_it_does_and_its_outcome(stage, summary, text) -> None:
+    assert text in stage_description(stage, summary)
+    first = stage_description(stage)
+    assert (
+        first
+        and stage_description(stage, summary, "more").startswith(first)
+        and stage_description(stage, summary, "more").endswith("more")
+    )
+
+
+def test_a_run_is_named_after_config_workspace_and_day() -> None:
+    assert run_name("voc", "s3://b/runs/mine/", "2026-11-23") == "voc · mine · 2026-11-23"
+    assert run_name("voc", "/x/voc", "2026-11-23") == "voc · 2026-11-23"
+
+
+def test_the_description_of_a_version_has_the_results_that_were_measured() -> None:
+    text = version_description(RESULTS)
+    assert "| FCN-8s | 62.2 | 90.0 |" in text and "| EDeconvNet+CRF | 72.5 | – |" in text and "| DeconvNet |" not in text
+
+
+def version(number: int, *aliases: str, decision: str = "not compared", **changes) -> VersionSummary:
+    numbers = {"mean_iou": {"edeconvnet_crf": 0.5 + number / 1000, "fcn8s": 0.4}, "pixel_accuracy": {"fcn8s": 0.9}} | changes
+    return VersionSummary(number, "2026-11-23", numbers["mean_iou"], numbers["pixel_accuracy"], decision, aliases)
+
+
+def test_the_description_of_a_model_shows_the_champion() -> None:
+    versions = [version(3, "challenger"), version(2, "champion", decision="promoted"), version(1)]
+    text = model_description("net", "http://mlflow:5000", versions)
+    assert text.startswith(MODEL_HEADING) and "Champion: version 2," in text
+    assert "| FCN-8s | 40.0 | 90.0 |" in text and "| EDeconvNet+CRF | 50.2 | – |" in text
+    assert 'mlflow.set_tracking_uri("http://mlflow:5000")' in text and 'load_model("models:/net@champion")' in text
+    assert "mlflow models serve -m models:/net@champion" in text
+    assert text.splitlines()[-3:] == [
+        "| 3 | 2026-11-23 | 50.3 | not compared | challenger |",
+        "| 2 | 2026-11-23 | 50.2 | promoted | champion |",
+        "| 1 | 2026-11-23 | 50.1 | not compared |  |",
+    ]
+
+
+def test_the_description_of_a_model_without_a_champion_or_results() -> None:
+    text = model_description("net", "u", [version(3), version(2, "challenger")])
+    assert "Challenger: version 2," in text and "@challenger" in text
+    text = model_description("net", "u", [version(3, mean_iou={}), version(2)])
+    assert "Newest: version 3," in text and "models:/net/3" in text and "It was not measured." in text
+
+
+def test_the_description_of_a_model_lists_as_many_versions_as_fit() -> None:
+    versions = [version(100 - i, decision="not promoted: " + "why " * 30) for i in range(100)]
+    text = model_description("net", "u", versions, 4000)
+    shown = text.count("| 2026-11-23 |")
+    assert 5 < shown < 30 and text.endswith(f"… and {100 - shown} older.") and 3700 < len(text) <= 4000
+    assert len(model_description("n" * 200, "u" * 200, versions)) <= MAX_LENGTH
