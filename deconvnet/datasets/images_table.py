@@ -1,4 +1,4 @@
-"""The job that makes the `images` table of a VOC-layout folder, and what tells one input from another."""
+"""The first stage of the pipeline: a data set in VOC's layout, or a generated one, becomes the `images` table."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from deconvnet.datasets import synthetic, voc
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.splits import assign_splits
 from deconvnet.settings import DataSettings
 from infra import storage
@@ -18,14 +19,14 @@ from infra.runtime.parts import check_rejects, make_parts
 from infra.storage import tables
 from proposals import schemas
 
-PREPARE_VERSION = 1  # raise it when the same input comes to give another table
+PREPARE_VERSION = 1  # increase it when a change makes the same input give another table
 _PER_PART = 32
 _PART_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A photograph to read, or one already known to be unusable."""
+    """An image to read, or a line of a split that gives none."""
 
     image_id: str
     split: str
@@ -33,40 +34,58 @@ class _Item:
 
     @property
     def size(self) -> int:
+        """Size of the image file in bytes."""
         return self.found.image.size if isinstance(self.found, voc.VocImageFiles) else 0
 
 
 def class_names(settings: DataSettings) -> tuple[str, ...]:
-    """The classes of the data that `settings` name: the generated data set has its own."""
-    return settings.classes if settings.root else synthetic.GENERATED_CLASSES
+    """Return the class names of the data by id; those of the generated data set if `settings.root` is None."""
+    return settings.classes if settings.root else GENERATED_CLASSES
 
 
-def data_folder(settings: DataSettings, seed: int, place: str) -> str:
-    """The VOC-layout folder that `settings` name; where they name none, the data set generated at `place`."""
+def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
+    """Return the data set's folder, after generating the data set if the settings name none.
+
+    Args:
+        settings: of the data.
+        seed: of the generated data set.
+        generated_uri: folder to generate it in.
+
+    Returns:
+        Absolute path or s3:// address of a folder in VOC's layout.
+    """
     if settings.root:
         return storage.absolute(settings.root)
-    made = settings.generated
-    synthetic.write_dataset(place, seed, made.train, made.val, made.height, made.width)
-    return storage.absolute(place)
+    size = settings.generated
+    synthetic.write_dataset(generated_uri, seed, size.train, size.val, size.height, size.width)
+    return storage.absolute(generated_uri)
 
 
 def data_fingerprint(settings: DataSettings, root: str) -> str:
-    """A cheap fingerprint of the input: hex SHA-256 of the used files' names, sizes and times of change, without reading them.
+    """Compute a fingerprint of the data without reading images.
 
-    Of generated data, of what it is generated from (with the pipeline's seed, which the caller must add in either case). Raises
-    UserError where `root` is no folder in VOC's layout.
+    Args:
+        settings: of the data.
+        root: folder of the data set; not used for generated data.
+
+    Returns:
+        Hex SHA-256 of the names, sizes and times of change of all files of both splits; for generated data, of its settings (the
+        caller must add the seed).
+
+    Raises:
+        UserError: if the folder is not in VOC's layout.
     """
     if not settings.root:
-        made: Any = [synthetic.GENERATOR_VERSION, settings.generated.model_dump()]
-        return hashlib.sha256(json.dumps(made).encode()).hexdigest()
-    folder = voc.VocDataset(root)
+        recipe: Any = [synthetic.GENERATOR_VERSION, settings.generated.model_dump()]
+        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
+    dataset = voc.VocDataset(root)
     digest = hashlib.sha256()
     for split in (settings.train_split, settings.val_split):
-        photographs, rejects = folder.split(split)
-        digest.update(json.dumps([split, [(r.image_id, r.reason) for r in rejects]]).encode())
-        for each in photographs:
-            files = [f for f in (each.image, each.class_mask, each.object_mask) if f]
-            digest.update(json.dumps([(f.name, f.size, f.mtime_ns) for f in files]).encode())
+        images, rejects = dataset.split(split)
+        digest.update(json.dumps([split, [(reject.image_id, reject.reason) for reject in rejects]]).encode())
+        for image in images:
+            files = [file for file in (image.image, image.class_mask, image.object_mask) if file]
+            digest.update(json.dumps([(file.name, file.size, file.mtime_ns) for file in files]).encode())
     return digest.hexdigest()
 
 
@@ -77,19 +96,19 @@ def prepare_images(
 
     Args:
         settings: of the data.
-        seed: of the dev split and of `settings.limit`.
+        seed: of the draw of the dev split, and of the images if `settings.limit` is set.
         out_uri: the table to write.
         fingerprint: of the stage.
         root: folder of the data set.
         executor: runs the parts.
 
     Returns:
-        the commit of the table. Its `extra` has `counts` (images by split), `classes`, and `digest` (of the table's content: the
-        same for the same images, masks and splits).
+        The commit of the table. Its `extra` has `counts` (number of images by split), `classes` (names by id), and `digest` (hex
+        SHA-256 of the table's content: the same for the same images, masks and splits).
 
     Raises:
-        UserError: for a folder or split that can't be read, where more than `settings.max_rejects` of the images are unusable, or
-            where a split has no usable one. Nothing is committed then.
+        UserError: if the folder or a split can't be read, more images than `settings.max_rejects` are unusable, or a split has no
+            usable image. Nothing is committed then.
     """
     root = storage.absolute(root)
     classes = class_names(settings)
@@ -102,40 +121,53 @@ def prepare_images(
         check_rejects(parts, len(items), settings.max_rejects)
         for split in ("train", "dev", "val"):
             if not counts[split]:
-                raise _no_photograph(split, settings, [reject for part in parts for reject in part.rejects])
+                raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        tables.discard(out_uri, fingerprint)  # a file that is mended need not look newer
+        tables.discard(out_uri, fingerprint)  # so that files are read again: a corrected file may look unchanged
         raise
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
     extra = {"counts": {split: counts[split] for split in ("train", "dev", "val")}, "classes": list(classes), "digest": digest}
     return tables.commit(out_uri, fingerprint, parts, extra)
 
 
-def listed(settings: DataSettings, seed: int, root: str) -> set[str]:
-    """Ids of the photographs that would be read. Raises UserError as `prepare_images` does of the folder."""
+def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
+    """List the images that `prepare_images` would read.
+
+    Args:
+        settings: of the data.
+        seed: of the draw of the images if `settings.limit` is set.
+        root: folder of the data set.
+
+    Returns:
+        Their ids, with those that turn out to be unusable.
+
+    Raises:
+        UserError: if the folder or a split can't be read, or a split has no image.
+    """
     return {item.image_id for item in _items(settings, seed, root)}
 
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
-    """Every line of the two splits, sorted by id: the order of the table, and of its rejects."""
-    folder = voc.VocDataset(root)
-    val, val_rejects = folder.split(settings.val_split)
+    """The images and the rejected lines of both splits, sorted by id, as the table is."""
+    dataset = voc.VocDataset(root)
+    val, val_rejects = dataset.split(settings.val_split)
     taken = dict.fromkeys((each.image_id for each in val), settings.val_split)
-    train, train_rejects = folder.split(settings.train_split, taken)
+    train, train_rejects = dataset.split(settings.train_split, taken)
     for split, usable, rejects in (("train", train, train_rejects), ("val", val, val_rejects)):
         if not usable:
-            raise _no_photograph(split, settings, rejects)
+            raise _no_usable_image(split, settings, rejects)
     splits = assign_splits(
         [each.image_id for each in train], [each.image_id for each in val], settings.dev_fraction, seed, settings.limit
     )
-    items = [_Item(p.image_id, splits[p.image_id], p) for p in [*train, *val] if p.image_id in splits]
-    if settings.limit is None:  # else the photographs drawn are all that is looked at
-        items += [_Item(r.image_id, "train", r) for r in train_rejects] + [_Item(r.image_id, "val", r) for r in val_rejects]
+    items = [_Item(image.image_id, splits[image.image_id], image) for image in [*train, *val] if image.image_id in splits]
+    if settings.limit is None:  # with a limit only the images drawn are considered
+        for split, rejects in (("train", train_rejects), ("val", val_rejects)):
+            items += [_Item(reject.image_id, split, reject) for reject in rejects]
     return sorted(items, key=lambda item: (item.image_id, item.split))
 
 
 def _units(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Consecutive items in parts of bounded count and bytes."""
+    """Group consecutive items into parts of bounded count and bytes."""
     units: list[list[_Item]] = [[]]
     size = 0
     for item in items:
@@ -148,17 +180,15 @@ def _units(items: Sequence[_Item]) -> list[list[_Item]]:
 
 
 def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -> Iterator[dict[str, Any] | tables.Reject]:
-    """Rows of one part, and what had to be set aside."""
+    """Yield the rows and rejects of one part."""
     for item in unit:
-        if isinstance(item.found, tables.Reject):
-            yield item.found
-        else:
-            yield voc.read_row(root, item.found, item.split, num_classes, max_pixels)
+        found = item.found
+        yield found if isinstance(found, tables.Reject) else voc.read_row(root, found, item.split, num_classes, max_pixels)
 
 
-def _no_photograph(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:
-    """What refuses a split without a usable photograph, with the commonest reasons."""
+def _no_usable_image(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:
+    """The error for a split without a usable image, with the two most common reasons."""
     name = {"train": settings.train_split, "dev": f"dev (drawn from {settings.train_split})", "val": settings.val_split}[split]
     reasons = Counter(reject.reason for reject in rejects).most_common(2)
     why = "; ".join(f"{n}× {reason}" for reason, n in reasons)
-    return UserError(f"no usable photograph in the split {name}{f' ({why})' if why else ''}: mend the files, or the split's list")
+    return UserError(f"no usable image in the split {name}{f' ({why})' if why else ''}: correct the files, or the split's list")

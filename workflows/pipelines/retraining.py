@@ -146,7 +146,7 @@ def changed(pipeline: Retraining) -> bool:
 def newcomers(pipeline: Retraining) -> tuple[int, int]:
     """How many photographs are listed now and were not used before, and the other way round: by their ids, nothing is read."""
     s = pipeline.settings
-    now = images_table.listed(s.data, s.seed, pipeline.root)
+    now = images_table.listed_image_ids(s.data, s.seed, pipeline.root)
     before: set[str] = set()
     rejected: set[str] = set()
     if pipeline.previous:

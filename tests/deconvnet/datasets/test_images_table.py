@@ -1,3 +1,5 @@
+"""The `images` table: which images it has, what is rejected and refused, and its fingerprint."""
+
 import os
 
 import numpy as np
@@ -21,7 +23,7 @@ def run(settings, out, seed=0, fingerprint="f" * 64):
     return prepare_images(settings, seed, str(out), fingerprint, settings.root, LocalExecutor(1))
 
 
-def test_the_job_makes_the_images_table(executor, tmp_path):
+def test_the_table_has_the_images_of_the_data_set(executor, tmp_path):
     settings = DataSettings(generated=GeneratedSettings(train=40, val=8, height=32, width=48))
     root = data_folder(settings, 0, str(tmp_path / "data"))
     out = str(tmp_path / "images")
@@ -37,7 +39,7 @@ def test_the_job_makes_the_images_table(executor, tmp_path):
         assert decode_mask(row["object_mask"]).shape == shape
 
 
-def test_bad_photographs_are_set_aside_with_their_reasons_and_the_good_ones_kept(layout, tmp_path):
+def test_unusable_images_are_rejected_with_their_reasons_and_the_others_kept(layout, tmp_path):
     layout.image("b", b"")
     layout.mask("w", np.full((40, 60), 9, np.uint8))
     layout.split("train", ["a", "b", "c", "d", "a", "../x", "gone", "v"])
@@ -52,17 +54,17 @@ def test_bad_photographs_are_set_aside_with_their_reasons_and_the_good_ones_kept
 
 
 @pytest.mark.parametrize("split, ids", [("val", ["v", "w"]), ("train", ["a", "b", "c", "d"])])
-def test_a_split_without_a_usable_photograph_is_refused_and_nothing_committed(layout, tmp_path, split, ids):
+def test_a_split_without_a_usable_image_is_refused_and_nothing_committed(layout, tmp_path, split, ids):
     for image_id in ids:
         layout.image(image_id, b"")
-    with pytest.raises(UserError, match=rf"no usable photograph in the split {split} .*the file is empty"):
+    with pytest.raises(UserError, match=rf"no usable image in the split {split} .*the file is empty"):
         run(settings_for(layout, max_rejects=1), tmp_path / "images")
     assert tables.read_commit(str(tmp_path / "images")) is None
 
 
 def test_a_split_whose_files_are_all_missing_is_refused(layout, tmp_path):
     layout.split("train", ["x", "y"])
-    with pytest.raises(UserError, match=r"no usable photograph in the split train \(2× no file of this id"):
+    with pytest.raises(UserError, match=r"no usable image in the split train \(2× no file of this id"):
         run(settings_for(layout), tmp_path / "images")
 
 
@@ -73,12 +75,12 @@ def test_more_rejects_than_allowed_stop_the_run(layout, tmp_path):
     assert tables.read_commit(str(tmp_path / "images")) is None
 
 
-def test_limit_takes_that_many_of_each_split(layout, tmp_path):
+def test_a_limit_takes_that_many_images_of_each_split(layout, tmp_path):
     made = run(settings_for(layout, limit=2), tmp_path / "images")
     assert made.extra["counts"] == {"train": 1, "dev": 1, "val": 2}
 
 
-def test_the_digest_follows_the_content(layout, tmp_path):
+def test_the_digest_changes_with_the_content(layout, tmp_path):
     first = run(settings_for(layout), tmp_path / "1").extra["digest"]
     assert run(settings_for(layout), tmp_path / "2", fingerprint="0" * 64).extra["digest"] == first
     layout.image("a", np.zeros((40, 60, 3), np.uint8))
@@ -92,7 +94,7 @@ def test_parts_are_bounded_in_count_and_bytes(layout, tmp_path, monkeypatch):
     assert [p.rows for p in run(settings_for(layout), tmp_path / "2").parts] == [1] * 6
 
 
-def test_the_fingerprint_sees_what_is_used_and_nothing_else(layout):
+def test_the_fingerprint_changes_with_the_files_that_are_used_and_no_others(layout):
     settings = settings_for(layout)
     root = str(layout.root)
     seen = [data_fingerprint(settings, root)]
@@ -109,20 +111,20 @@ def test_the_fingerprint_sees_what_is_used_and_nothing_else(layout):
     assert len(set(seen)) == 5
 
 
-def test_the_generated_data_sets_fingerprint_is_its_settings():
+def test_the_fingerprint_of_generated_data_is_that_of_its_settings():
     small, large = (DataSettings(generated=GeneratedSettings(train=n)) for n in (10, 20))
     assert data_fingerprint(small, "/nowhere") == data_fingerprint(small, "/elsewhere") != data_fingerprint(large, "/nowhere")
 
 
-def test_names_and_folder_of_the_data(layout, tmp_path):
+def test_class_names_and_folder_are_those_of_the_settings_or_generated(layout, tmp_path):
     named = settings_for(layout)
     assert class_names(named) == ("background", "thing", "other") and class_names(DataSettings()) == GENERATED_CLASSES
     assert data_folder(named, 0, str(tmp_path / "unused")) == str(layout.root)
     assert not (tmp_path / "unused").exists()
 
 
-def test_real_photographs(shared):
-    """A few of the real sample, masks and objects and all."""
+def test_real_images_become_rows(shared):
+    """A few images of shared/voc-sample."""
     settings = DataSettings(root=str(shared / "voc-sample"), limit=12)
     for item in images_table._items(settings, 0, settings.root)[:12]:
         row = next(iter(images_table._rows([item], settings.root, 21, settings.max_pixels)))

@@ -1,3 +1,5 @@
+"""The synthetic data set."""
+
 import numpy as np
 import pytest
 
@@ -10,11 +12,11 @@ from proposals.image_codec import decode_image, decode_mask
 
 
 @pytest.fixture(scope="module")
-def photographs():
+def scenes():
     return [generate(i, 0, 120, 160) for i in range(120)]
 
 
-def test_a_photograph_depends_on_seed_and_index_alone():
+def test_an_image_depends_on_seed_and_index_alone():
     first = generate(3, 0, 48, 64)
     generate(9, 5, 48, 64)
     for one, other in zip(first, generate(3, 0, 48, 64), strict=True):
@@ -23,18 +25,18 @@ def test_a_photograph_depends_on_seed_and_index_alone():
     assert not np.array_equal(first[0], generate(3, 1, 48, 64)[0])
 
 
-def test_shapes_types_and_ids(photographs):
-    for image, classes, ids in photographs:
+def test_images_and_masks_have_their_shapes_types_and_ids(scenes):
+    for image, classes, ids in scenes:
         assert image.shape == (120, 160, 3) and image.dtype == classes.dtype == ids.dtype == np.uint8
         assert set(np.unique(classes)) <= {*range(len(GENERATED_CLASSES)), 255}
         assert np.array_equal(make_object_mask(classes, ids), ids)  # every object one class, void the same
 
 
-def test_all_classes_many_scales_overlaps_and_void_borders(photographs):
-    seen = np.bincount(np.concatenate([np.unique(classes) for _, classes, _ in photographs]), minlength=256)
+def test_images_have_all_classes_many_scales_overlaps_and_void_borders(scenes):
+    seen = np.bincount(np.concatenate([np.unique(classes) for _, classes, _ in scenes]), minlength=256)
     assert seen[1 : len(GENERATED_CLASSES)].min() > 20
     sides, touching = [], 0
-    for _, classes, ids in photographs:
+    for _, classes, ids in scenes:
         for object_id in set(np.unique(ids)) - {0, 255}:
             rows, columns = np.nonzero(ids == object_id)
             sides.append(max(np.ptp(rows), np.ptp(columns)) + 1)
@@ -44,15 +46,15 @@ def test_all_classes_many_scales_overlaps_and_void_borders(photographs):
         assert not change.any()
     assert np.quantile(sides, 0.05) < 30 and np.quantile(sides, 0.95) > 85
     assert touching > 20
-    assert 0.02 < np.mean([classes == 255 for _, classes, _ in photographs]) < 0.15
+    assert 0.02 < np.mean([classes == 255 for _, classes, _ in scenes]) < 0.15
 
 
-def test_colour_alone_does_not_tell_the_classes(photographs):
-    """Issue 2: labelling each pixel by the nearest class mean colour scores at most 0.35."""
+def test_classes_can_not_be_told_by_colour_alone(scenes):
+    """Giving each pixel the class of the nearest mean colour reaches a mean IoU of at most 0.25."""
     count = len(GENERATED_CLASSES)
-    pixels = [(image[classes < count].astype(np.float64), classes[classes < count]) for image, classes, _ in photographs]
-    colours, labels = (np.concatenate(each) for each in zip(*pixels, strict=True))
-    means = np.stack([colours[labels == c].mean(axis=0) for c in range(count)])
+    pixels = [(image[classes < count].astype(np.float64), classes[classes < count]) for image, classes, _ in scenes]
+    colours, classes = (np.concatenate(each) for each in zip(*pixels, strict=True))
+    means = np.stack([colours[classes == c].mean(axis=0) for c in range(count)])
     table = np.zeros((count, count), np.int64)
     for index in range(60):
         image, classes, _ = generate(VAL_OFFSET + index, 0, 120, 160)
@@ -63,12 +65,12 @@ def test_colour_alone_does_not_tell_the_classes(photographs):
 
 
 @pytest.mark.parametrize("height, width", [(32, 32), (33, 200), (240, 90)])
-def test_any_size(height, width):
+def test_images_of_any_size_are_generated(height, width):
     image, classes, ids = generate(0, 0, height, width)
     assert image.shape[:2] == classes.shape == ids.shape == (height, width)
 
 
-def test_written_as_a_voc_folder_once_and_made_again_for_other_settings(tmp_path, monkeypatch):
+def test_the_data_set_is_written_once_and_again_for_other_settings(tmp_path, monkeypatch):
     root = tmp_path / "data"
     write_dataset(str(root), seed=0, train=3, val=2, height=48, width=64)
     train, rejects = VocDataset(str(root)).split("train")
@@ -81,10 +83,10 @@ def test_written_as_a_voc_folder_once_and_made_again_for_other_settings(tmp_path
     assert np.abs(written - image).mean() < 4
 
     def stop(*_):
-        raise AssertionError("made again")
+        raise AssertionError("generated again")
 
     monkeypatch.setattr(synthetic, "generate", stop)
     write_dataset(str(root), seed=0, train=3, val=2, height=48, width=64)
-    with pytest.raises(AssertionError, match="made again"):
+    with pytest.raises(AssertionError, match="generated again"):
         write_dataset(str(root), seed=1, train=3, val=2, height=48, width=64)
     assert not (root / "generated.json").exists()
