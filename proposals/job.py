@@ -1,4 +1,4 @@
-"""The `proposals` table: EdgeBox over every photograph of the `images` table, by an executor."""
+"""Make the `proposals` table: EdgeBox on every image of an `images` table."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from infra.runtime.executor import Executor
 from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals import schemas
-from proposals.changes import SAME_IMAGE, Earlier, Known, known
+from proposals.changes import SAME_IMAGE, PreviousPart, PreviousTable, previous_parts
 from proposals.edgebox import EdgeBoxOptions, find_boxes
 from proposals.edges.detector import PRETRAINED_FOREST, forest_uri
 from proposals.edges.forest_file import load_forest
@@ -31,58 +31,54 @@ def make_proposals(
     fingerprint: str,
     executor: Executor,
     *,
-    earlier: Earlier | None = None,
+    previous: PreviousTable | None = None,
 ) -> tables.Commit:
-    """Find the proposals of all images and write their table: a part for each part of `images_uri`, in the same order.
+    """Find the proposals of all images and write their table.
 
     Args:
         images_uri: the `images` table.
-        out_uri: the `proposals` table to write.
-        settings: of EdgeBox.
-        fingerprint: of the stage.
+        out_uri: the `proposals` table to write, with a part for each part of `images_uri`, in the same order.
+        settings: options of EdgeBox.
+        fingerprint: fingerprint of the stage.
         executor: runs the parts.
-        earlier: proposals made with the same settings; rows of images that are unchanged since are copied.
+        previous: a table of proposals made with the same settings; its rows are copied for images that have not changed since.
 
     Returns:
-        the commit of the table. An image that EdgeBox can't use is among its rejects.
+        The commit of the table. Images that EdgeBox cannot use are among its rejects.
 
     Raises:
-        UserError: if `settings.edge_model` can't be used.
+        UserError: if `settings.edge_model` cannot be used.
     """
     if forest := forest_uri(settings.edges, settings.edge_model):
-        load_forest(forest)  # here, so that a wrong file is one sentence and not a failed task
+        load_forest(forest)  # so that a wrong file gives an error here, before any work starts
     images = tables.require_commit(images_uri)
-    units = list(zip(images.parts, known(earlier, images), strict=True))
-    make_rows = partial(_rows, images_uri, EdgeBoxOptions(**settings.model_dump()))
+    units = list(zip(images.parts, previous_parts(previous, images), strict=True))
+    make_rows = partial(_part_rows, images_uri, EdgeBoxOptions(**settings.model_dump()))
     parts = make_parts(out_uri, fingerprint, schemas.PROPOSALS, units, make_rows, executor, title="proposals")
     return tables.commit(out_uri, fingerprint, parts)
 
 
-def _rows(
-    images_uri: str, options: EdgeBoxOptions, unit: tuple[tables.Part, Known | None]
+def _part_rows(
+    images_uri: str, options: EdgeBoxOptions, unit: tuple[tables.Part, PreviousPart | None]
 ) -> Iterator[Mapping[str, Any] | tables.Reject]:
-    """The rows of one part, and its rejects."""
-    cv2.setNumThreads(1)  # each CPU has a unit of its own
-    part, known_part = unit
-    before = known_part.rows(SAME_IMAGE) if known_part else {}
+    """The rows and rejects of one part; rows of unchanged images are copied from the previous table."""
+    cv2.setNumThreads(1)  # each CPU has a part of its own
+    part, previous = unit
+    copied = previous.rows(SAME_IMAGE) if previous else {}
     for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
-        yield before[row["image_id"]][0] if row["image_id"] in before else propose(row, options)
+        yield copied[row["image_id"]][0] if row["image_id"] in copied else proposals_row(row, options)
 
 
-def edges_stamp(settings: "ProposalSettings") -> str:
-    """What tells the file that edges are found by from another; "" for the gradient. Raises UserError where there is no such file."""
-    if settings.edges == "gradient":
-        return ""
-    # The shipped one is told by its content: its times are those of its installation.
-    return (
-        storage.version_token(settings.edge_model)
-        if settings.edge_model
-        else hashlib.sha256(PRETRAINED_FOREST.read_bytes()).hexdigest()
-    )
+def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[str, Any] | tables.Reject:
+    """Find the proposals of one image.
 
+    Args:
+        row: a row of the `images` table, with `image_id` and `image`.
+        options: options of EdgeBox.
 
-def propose(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[str, Any] | tables.Reject:
-    """A row of the proposals table from one of the images table."""
+    Returns:
+        A row of the `proposals` table, or the reason why the image cannot be used.
+    """
     try:
         image = decode_image(row["image"])
         boxes, scores = find_boxes(image, options)
@@ -101,9 +97,34 @@ def propose(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[str, Any
 
 
 def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """One part's photographs in order: image_id, boxes float32 (N,4), scores float32 (N,), best first."""
+    """Read one part of a `proposals` table.
+
+    Args:
+        proposals_uri: the table.
+        part: one of its parts.
+
+    Yields:
+        For each image in order: its id, boxes float32 (N, 4) and scores float32 (N,), best first.
+    """
     for group in range(len(part.row_groups)):
         rows = tables.read_row_group(proposals_uri, part.name, group, ["image_id", "boxes", "scores"])
         for image_id, boxes, scores in zip(*rows.columns, strict=True):
             flat = boxes.values.flatten().to_numpy(zero_copy_only=False)
             yield image_id.as_py(), flat.reshape(-1, 4), scores.values.to_numpy(zero_copy_only=False)
+
+
+def edge_model_token(settings: "ProposalSettings") -> str:
+    """Return a token that changes when the file of the edge detector changes, for fingerprints.
+
+    Returns:
+        For `settings.edge_model`, its `storage.version_token`; for the forest in the package, the SHA-256 of its content, because
+        its modification time is that of the installation; "" for the gradient.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    if settings.edges == "gradient":
+        return ""
+    if settings.edge_model:
+        return storage.version_token(settings.edge_model)
+    return hashlib.sha256(PRETRAINED_FOREST.read_bytes()).hexdigest()

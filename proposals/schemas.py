@@ -1,4 +1,4 @@
-"""Columns of the tables that are read and written between images and training crops.
+"""Columns of the tables that this package reads and writes.
 
 Boxes are (x1, y1, x2, y2) in pixels of the displayed image (EXIF orientation applied); the coordinates are pixel edges, so x2 and
 y2 are exclusive. Rows of every table are sorted by image_id.
@@ -52,3 +52,22 @@ EXAMPLES = pa.schema(
     ]
 )
 """One row per training crop."""
+
+CHANGES = pa.schema(
+    [
+        _required("image_id", pa.string()),  # as in IMAGES
+        # since the previous images table: new, changed (another file), relabelled (other masks, or another split) or same
+        _required("change", pa.string()),
+    ]
+)
+"""One row per image: how it differs from the previous images table. Its parts match those of the images table one to one."""
+
+SEGMENTATIONS = pa.schema(
+    [
+        _required("image_id", pa.string()),
+        _required("image", pa.binary()),  # the encoded file (JPEG, PNG, …), unchanged
+        # one 16-bit PNG per annotator, of segment ids from 1; 0 where the segment is unknown
+        _required("segmentations", pa.list_(pa.binary())),
+    ]
+)
+"""One row per image that an edge detector is trained on."""

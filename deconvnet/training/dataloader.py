@@ -17,7 +17,7 @@ from deconvnet.training.interfaces import Batch
 from deconvnet.training.sampler import WINDOW_BYTES, Batching, Group, Window, window_count, window_rows, windows
 from infra.errors import BadInput, UserError
 from infra.storage import tables
-from proposals.image_codec import decode_image, decode_mask
+from proposals.image_codec import decode_example, decode_image, decode_mask
 
 DEV_LIMIT = 2048
 
@@ -56,7 +56,7 @@ class Examples:
     def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
         """Decode an example as stored: uint8 RGB (H, W, 3) and uint8 (H, W). Raises BadInput if that fails."""
         if self.split is None:
-            return transforms.decode_example(image, mask)
+            return decode_example(image, mask)
         rgb, class_mask = decode_image(image), decode_mask(mask)
         if class_mask.shape != rgb.shape[:2] or class_mask.dtype != np.uint8:
             raise BadInput(f"a mask of {class_mask.shape} {class_mask.dtype} for an image of {rgb.shape[:2]}")

@@ -30,18 +30,6 @@ def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, 2, position])
 
 
-def decode_example(image: bytes, mask: bytes) -> Pair:
-    """A stored example: JPEG and PNG bytes -> uint8 H×W×3 RGB and uint8 H×W. Raises BadInput where they aren't that."""
-    try:
-        rgb = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
-        label = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # no bytes at all
-        rgb = label = None
-    if rgb is None or label is None or label.ndim != 2 or label.dtype != np.uint8 or label.shape != rgb.shape[:2]:
-        raise BadInput("an example's image and mask don't decode to one size")
-    return rgb, label
-
-
 def _planes(image: np.ndarray, label: np.ndarray) -> Pair:
     return np.ascontiguousarray(image.transpose(2, 0, 1)), np.ascontiguousarray(label)
 

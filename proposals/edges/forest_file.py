@@ -1,7 +1,7 @@
-"""The file of a structured forest, as OpenCV's `createStructuredEdgeDetection` reads it: YAML, gzipped.
+"""Read, write and check the file of a structured forest, in the format of OpenCV's `createStructuredEdgeDetection`: gzipped YAML.
 
-OpenCV believes what such a file says, and reads beyond its end or ends the process where that is wrong: so a file is checked here
-before OpenCV sees it.
+OpenCV trusts such a file: with wrong content it reads beyond its arrays or ends the process. So files are checked here before
+OpenCV opens them.
 """
 
 import gzip
@@ -19,19 +19,20 @@ import numpy as np
 from infra import storage
 from infra.errors import UserError
 
-PATCH = 32  # px, what a tree sees
-INNER = 16  # px, what it tells, in the middle of the patch
-SHRINK = 2
-STRIDE = 2
-ORIENTATIONS = 4
-CHANNELS = 2 * (ORIENTATIONS + 1) + 3
-GRID = 5  # cells a side for the self-similarity features
-NORMALIZATION_RADIUS = 4
+PATCH = 32  # px, side of the patch that a tree sees
+INNER = 16  # px, side of the boundary map that a leaf holds, for the centre of the patch
+SHRINK = 2  # factor by which feature channels are smaller than the image
+STRIDE = 2  # px between neighbouring patches
+ORIENTATIONS = 4  # gradient orientations, a channel each
+CHANNELS = 2 * (ORIENTATIONS + 1) + 3  # gradient magnitude and orientations at two scales, and the colours L, u, v
+GRID = 5  # cells per side of the grid for self-similarity features
+NORMALIZATION_RADIUS = 4  # px, radii of the triangle filters on the channels
 GRADIENT_SMOOTHING = 0
 REGULAR_SMOOTHING = 2
 SIMILARITY_SMOOTHING = 8
-_A_LINE = 100  # numbers; OpenCV's parser knows lines of a few thousand characters
-_LARGEST = 1 << 29  # bytes, unpacked
+
+_NUMBERS_PER_LINE = 100  # OpenCV's parser accepts lines of a few thousand characters
+_MAX_BYTES = 1 << 29  # uncompressed
 _OPTIONS = (
     "stride",
     "shrinkNumber",
@@ -43,15 +44,18 @@ _OPTIONS = (
     "numberOfTreesToEvaluate",
 )
 _RADII = ("gradientSmoothingRadius", "regFeatureSmoothingRadius", "ssFeatureSmoothingRadius", "gradientNormalizationRadius")
-_SEQUENCES = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
+_ARRAYS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
 
 
 class EdgeTree(NamedTuple):
-    """A tree as OpenCV evaluates it, n nodes, parents before children.
+    """A tree of n nodes as OpenCV evaluates it; parents come before their children.
 
-    child: int32 (n,), 0 for a leaf, else the right child's index; the left one is right before it. feature: int32 (n,), 0 to
-    `edge_forest.FEATURES`; threshold: float32 (n,), smaller values go left. starts: int64 (n + 1,): node i's boundary pixels are
-    bins[starts[i]:starts[i + 1]], uint8, column · 16 + row in the middle 16×16 pixels.
+    Attributes:
+        child: int32 array (n,), index of the right child, with the left child just before it; 0 for a leaf.
+        feature: int32 array (n,), index of the feature that a node compares, below `training.forest.FEATURES`.
+        threshold: float32 array (n,); patches whose feature is smaller go to the left child.
+        starts: int64 array (n + 1,); the boundary pixels of node i are bins[starts[i]:starts[i + 1]].
+        bins: uint8 array, boundary pixels as 16 * column + row within the central 16x16 pixels of the patch.
     """
 
     child: np.ndarray
@@ -62,7 +66,7 @@ class EdgeTree(NamedTuple):
 
 
 def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
-    """The file's content. The same trees give the same bytes."""
+    """Return the content of the file of a forest. The same trees always give the same bytes."""
     nodes = max(len(tree.child) for tree in trees)
     options = {
         "stride": STRIDE,
@@ -78,7 +82,8 @@ def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
         "numberOfTrees": len(trees),
         "numberOfTreesToEvaluate": max(1, len(trees) // 2),
     }
-    # All trees have the same number of nodes: OpenCV finds tree k's at k · nodes. Boundaries are numbered through the whole forest.
+    # OpenCV finds the nodes of tree k from k * nodes on, so all trees are padded to the same size. The starts of boundaries are
+    # counted through the whole forest.
     offset = 0
     starts: list[np.ndarray] = []
     for tree in trees:
@@ -86,24 +91,25 @@ def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
         offset += int(tree.starts[-1])
     starts[-1] = np.append(starts[-1], offset)
     lines = ["%YAML:1.0", "---", "options:", *(f"   {key}: {value}" for key, value in options.items())]
-    lines += _sequence("childs", (_padded(tree.child, nodes) for tree in trees))
-    lines += _sequence("featureIds", (_padded(tree.feature, nodes) for tree in trees))
-    lines += _sequence("thresholds", (_padded(tree.threshold, nodes) for tree in trees), number=".4g")
-    lines += _sequence("edgeBoundaries", starts)
-    lines += _sequence("edgeBins", (tree.bins for tree in trees))
+    lines += _yaml_arrays("childs", (_padded(tree.child, nodes) for tree in trees))
+    lines += _yaml_arrays("featureIds", (_padded(tree.feature, nodes) for tree in trees))
+    lines += _yaml_arrays("thresholds", (_padded(tree.threshold, nodes) for tree in trees), number_format=".4g")
+    lines += _yaml_arrays("edgeBoundaries", starts)
+    lines += _yaml_arrays("edgeBins", (tree.bins for tree in trees))
     return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
 
 
 def _padded(values: np.ndarray, nodes: int) -> np.ndarray:
+    """Append zeros to a length of `nodes`."""
     return np.pad(values, (0, nodes - len(values)))
 
 
-def _sequence(name: str, trees: Iterable[np.ndarray], number: str = "d") -> list[str]:
-    """A sequence with a sequence for each tree, in lines short enough for OpenCV's parser."""
+def _yaml_arrays(name: str, arrays: Iterable[np.ndarray], number_format: str = "d") -> list[str]:
+    """The lines of a YAML sequence of number sequences, one per tree, short enough for OpenCV's parser."""
     lines = [f"{name}:"]
-    for values in trees:
-        words = [format(v, number) for v in values.tolist()]
-        rows = [",".join(words[i : i + _A_LINE]) for i in range(0, len(words), _A_LINE)] or [""]
+    for values in arrays:
+        words = [format(v, number_format) for v in values.tolist()]
+        rows = [",".join(words[i : i + _NUMBERS_PER_LINE]) for i in range(0, len(words), _NUMBERS_PER_LINE)] or [""]
         lines += [f"   - [ {rows[0]}"] if len(rows) == 1 else [f"   - [ {rows[0]},"]
         lines += [f"      {row}," for row in rows[1:-1]] + [f"      {row}" for row in rows[1:][-1:]]
         lines[-1] += " ]"
@@ -111,42 +117,58 @@ def _sequence(name: str, trees: Iterable[np.ndarray], number: str = "d") -> list
 
 
 def require_opencv_contrib() -> None:
-    """Raise UserError where OpenCV comes without `ximgproc`."""
+    """Raise UserError if OpenCV was installed without its contrib modules (`ximgproc`)."""
     if not hasattr(cv2, "ximgproc"):
         raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
 
 
 @lru_cache(maxsize=2)
 def load_forest(uri: str) -> Any:
-    """OpenCV's detector from the file at `uri` (path, https or s3). Raises UserError where it is not a whole structured forest."""
+    """Load a forest; the last two are kept in memory.
+
+    Args:
+        uri: path, https or s3 URI of its file.
+
+    Returns:
+        OpenCV's `StructuredEdgeDetection`.
+
+    Raises:
+        UserError: if the file cannot be fetched or is not a complete structured forest.
+    """
     require_opencv_contrib()
     with storage.local_copy(uri) as path:
-        if (fault := forest_file_error(path)) is not None:
-            raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({fault})")
+        if (error := forest_file_error(path)) is not None:
+            raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({error})")
         return cv2.ximgproc.createStructuredEdgeDetection(str(path))
 
 
 def forest_file_error(path: Path) -> str | None:
-    """What is wrong with a forest file, or None: whether it is whole, and everything that OpenCV takes as given."""
+    """Check a forest's file: that it is complete, and everything that OpenCV relies on without checking.
+
+    Returns:
+        What is wrong with the file, or None.
+    """
     data = path.read_bytes()
-    if packed := data.startswith(b"\x1f\x8b"):
+    if compressed := data.startswith(b"\x1f\x8b"):
         try:
-            unpacker = zlib.decompressobj(wbits=31)
-            data = unpacker.decompress(data, _LARGEST)
+            decompressor = zlib.decompressobj(wbits=31)
+            data = decompressor.decompress(data, _MAX_BYTES)
         except zlib.error:
             return "its compressed content is damaged"
-        if not unpacker.eof:
-            return "it is cut short" if not unpacker.unconsumed_tail else "it is too large"
-        if unpacker.unused_data:
-            return "something follows its end"
-    if packed != path.name.endswith(".gz"):  # OpenCV goes by the name
-        return "it is compressed, so its name should end in .gz" if packed else "it is not compressed, as its name says"
+        if not decompressor.eof:
+            return "it is truncated" if not decompressor.unconsumed_tail else "it is too large"
+        if decompressor.unused_data:
+            return "there is data after its end"
+    if compressed != path.name.endswith(".gz"):  # OpenCV decides by the name
+        return (
+            "it is compressed, so its name should end in .gz" if compressed else "its name ends in .gz, but it is not compressed"
+        )
     if not data.startswith(b"%YAML"):
         return "it is not YAML" if data else "it is empty"
     parts = re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", data.decode("ascii", "replace"), re.MULTILINE | re.DOTALL)
     sections = dict(parts)
     if len(sections) < len(parts):
-        return "it says something twice"
+        return "it has a section twice"
     options = {key: int(value) for key, value in re.findall(r"(\w+)\s*:\s*(\d+)\s*[,}\n]", sections.get("options", ""))}
     for name in _OPTIONS:
         if options.get(name, 0) < 1:
@@ -155,16 +177,16 @@ def forest_file_error(path: Path) -> str | None:
         if name not in options:
             return f"options.{name} is missing"
     arrays = {}
-    for name in _SEQUENCES:
-        numbers = _numbers(sections.get(name, ""), float if name == "thresholds" else np.int64)
+    for name in _ARRAYS:
+        numbers = _parse_numbers(sections.get(name, ""), float if name == "thresholds" else np.int64)
         if numbers is None or not len(numbers):
-            return f"{name} is missing, empty or no list of numbers"
+            return f"{name} is missing, empty or not a list of numbers"
         arrays[name] = numbers
-    return _tree_fault(options, arrays)
+    return _array_error(options, arrays)
 
 
-def _numbers(text: str, dtype: type) -> np.ndarray | None:
-    """The numbers of a sequence of sequences; None where there is anything else."""
+def _parse_numbers(text: str, dtype: type) -> np.ndarray | None:
+    """The numbers of a YAML sequence of sequences, joined to one array; None if there is anything else in it."""
     rows = [row.strip().rstrip(",") for row in re.findall(r"\[([^\[\]]*)\]", text)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
@@ -174,17 +196,15 @@ def _numbers(text: str, dtype: type) -> np.ndarray | None:
             return None
 
 
-def _tree_fault(options: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str | None:
-    child, feature, threshold, starts, bins = (arrays[name] for name in _SEQUENCES)
+def _array_error(options: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str | None:
+    """What is wrong with the options and arrays of a forest's file, or None."""
+    child, feature, threshold, starts, bins = (arrays[name] for name in _ARRAYS)
     trees, patch, shrink = options["numberOfTrees"], options["patchSize"], options["shrinkNumber"]
-    channels, cells, grid = (
-        2 * (options["numberOfGradientOrientations"] + 1) + 3,
-        patch // shrink,
-        options["selfsimilarityGridSize"],
-    )
+    channels = 2 * (options["numberOfGradientOrientations"] + 1) + 3
+    cells, grid = patch // shrink, options["selfsimilarityGridSize"]
     features = (cells**2 + grid**2 * (grid**2 - 1) // 2) * channels
     if patch % shrink or options["patchInnerSize"] > patch or options["stride"] % shrink or grid > cells:
-        return "options.patchSize, patchInnerSize, stride, shrinkNumber and selfsimilarityGridSize don't go together"
+        return "options.patchSize, patchInnerSize, stride, shrinkNumber and selfsimilarityGridSize contradict each other"
     if options["numberOfTreesToEvaluate"] > trees:
         return "options.numberOfTreesToEvaluate is more than numberOfTrees"
     if len(child) % trees or not len(child) == len(feature) == len(threshold):
@@ -196,9 +216,9 @@ def _tree_fault(options: Mapping[str, int], arrays: Mapping[str, np.ndarray]) ->
     if (feature < 0).any() or (feature >= features).any():
         return f"featureIds are not all from 0 to {features - 1}"
     if not np.isfinite(threshold).all():
-        return "thresholds are not all numbers"
+        return "thresholds are not all finite numbers"
     if len(starts) <= len(child) or starts[0] < 0 or (np.diff(starts) < 0).any() or starts[-1] > len(bins):
-        return "edgeBoundaries don't go with edgeBins"
+        return "edgeBoundaries do not match edgeBins"
     if (bins < 0).any() or (bins >= options["patchInnerSize"] ** 2 * channels).any():
         return "edgeBins lie outside the patch"
     return None

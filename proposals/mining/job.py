@@ -1,7 +1,7 @@
-"""The `examples` tables: training crops cut from the photographs, by an executor, in two passes.
+"""Make the `examples` tables: training crops, cut in two passes over the images.
 
-The first counts the examples of each class from the masks alone; the counts give the repeats that balance the classes; the second
-cuts. Both choose by the same function, so the counts are exact.
+The first pass counts the examples of each class from the masks alone. The counts give the repeats that balance the classes. The
+second pass cuts the crops. Both passes choose windows by the same function, so the counts are exact.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from infra.runtime.executor import Executor
 from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals import schemas
-from proposals.changes import SAME_LABELS, Earlier, Known, known
+from proposals.changes import SAME_LABELS, PreviousPart, PreviousTable, previous_parts
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 from proposals.job import iter_proposals
 from proposals.mining.rules import (
@@ -39,11 +39,17 @@ Split = Literal["train", "dev"]
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of the images, the proposals made from it (stage 2), and what an earlier table knows of it."""
+    """What one part of an `examples` table is made from.
+
+    Attributes:
+        images: a part of the `images` table.
+        proposals: the part of the `proposals` table made from it; None in stage 1.
+        previous: what can be copied from a previous `examples` table; None if nothing.
+    """
 
     images: tables.Part
     proposals: tables.Part | None
-    known: Known | None
+    previous: PreviousPart | None
 
 
 def mine_examples(
@@ -58,35 +64,35 @@ def mine_examples(
     seed: int = 0,
     fingerprint: str,
     executor: Executor,
-    earlier: Earlier | None = None,
+    previous: PreviousTable | None = None,
 ) -> tables.Commit:
     """Cut the training crops of one stage and split and write their table.
 
     Args:
-        stage: 1 for crops around annotated objects, 2 for crops of proposals that overlap one.
+        stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap one.
         images_uri: the `images` table.
-        proposals_uri: the `proposals` table; needed for stage 2 only.
-        out_uri: the `examples` table to write: a part for each part of `images_uri`, rows sorted by (image_id, box).
-        settings: of the crops.
+        proposals_uri: the `proposals` table; needed in stage 2 only.
+        out_uri: the `examples` table to write, with a part for each part of `images_uri`; rows are sorted by (image_id, box).
+        settings: rules of the crops.
         input_size: side of the network's input, px.
-        split: whose images are used. Crops of "train" carry `repeats` to balance the classes where `settings.balance`.
-        seed: of the choice where an image has more than `settings.max_per_image` crops.
-        fingerprint: of the stage.
+        split: the split whose images are used. Crops of "train" have `repeats` above 1 for rare classes if `settings.balance`.
+        seed: seed of the choice among more than `settings.max_per_image` crops.
+        fingerprint: fingerprint of the stage.
         executor: runs the parts.
-        earlier: crops of the same stage and split made with the same settings; rows of images whose pixels, masks and split are
-            unchanged are copied.
+        previous: an `examples` table of the same stage, split and settings; its rows are copied for images whose file, masks and
+            split have not changed since.
 
     Returns:
-        the commit of the table. Its `extra` counts, by class id, examples, repeats, and examples seen in an epoch.
+        The commit of the table. Its `extra` has, by class id, the number of examples, their repeats, and the product of both.
 
     Raises:
-        UserError: if not one crop of "train" can be made; a table of "dev" may be empty.
+        UserError: if not one crop of "train" can be cut; a table of "dev" may be empty.
     """
-    units = _units(stage, images_uri, proposals_uri, earlier)
+    units = _units(stage, images_uri, proposals_uri, previous)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
     counts = _count(miner, units, executor)
     if not counts and split == "train":
-        raise UserError(_nothing_to_cut(stage, split, settings))
+        raise UserError(_no_examples_message(stage, split, settings))
     balanced = settings.balance and split == "train"
     repeats = repeats_by_class(counts, settings.max_repeats if balanced else 1)
     size = example_size(input_size)
@@ -104,79 +110,90 @@ def mine_examples(
     return tables.commit(out_uri, fingerprint, parts, extra)
 
 
+@dataclass(frozen=True)
 class _Miner:
-    """What a task needs to choose and cut the examples of a unit."""
+    """Counts and cuts the examples of units. Attributes as the arguments of `mine_examples`."""
 
-    def __init__(
-        self, stage: Stage, images_uri: str, proposals_uri: str | None, settings: "ExampleSettings", split: Split, seed: int
-    ) -> None:
-        self.stage, self.images_uri, self.proposals_uri = stage, images_uri, proposals_uri
-        self.settings, self.split, self.seed = settings, split, seed
+    stage: Stage
+    images_uri: str
+    proposals_uri: str | None
+    settings: "ExampleSettings"
+    split: Split
+    seed: int
 
     def count(self, _: int, unit: Unit) -> np.ndarray:
-        """Examples of each class id in a unit: int64 (256,). Masks that can't be read count nothing; `rows` sets them aside."""
+        """Count a unit's examples by class id: int64 (256,). Images whose masks cannot be read have none."""
         counts = np.zeros(256, np.int64)
-        before = unit.known.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.known else {}
-        for row, boxes in self._photographs(unit, with_images=False):
-            if row["image_id"] in before:
-                np.add.at(counts, [each["class_id"] for each in before[row["image_id"]]], 1)
+        copied = unit.previous.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.previous else {}
+        for row, boxes in self._annotated(unit, with_images=False):
+            if row["image_id"] in copied:
+                np.add.at(counts, [each["class_id"] for each in copied[row["image_id"]]], 1)
                 continue
             try:
-                choices = self._choose(row, *_masks(row), boxes)
+                windows = self._choose(row, *_decode_masks(row), boxes)
             except BadInput:
                 continue
-            np.add.at(counts, [c.class_id for c in choices], 1)
+            np.add.at(counts, [w.class_id for w in windows], 1)
         return counts
 
     def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
-        """A unit's examples, by schema, and its rejects."""
+        """Make the rows and rejects of a unit.
+
+        Args:
+            unit: the unit.
+            repeats: by class id.
+            size: side of the crops, px.
+        """
         cv2.setNumThreads(1)  # each CPU has a unit of its own
-        before = unit.known.rows(SAME_LABELS) if unit.known else {}
-        for row, boxes in self._photographs(unit, with_images=True):
-            if row["image_id"] in before:
-                yield from ({**each, "repeats": repeats[each["class_id"]]} for each in before[row["image_id"]])
+        copied = unit.previous.rows(SAME_LABELS) if unit.previous else {}
+        for row, boxes in self._annotated(unit, with_images=True):
+            if row["image_id"] in copied:
+                yield from ({**each, "repeats": repeats[each["class_id"]]} for each in copied[row["image_id"]])
                 continue
             try:
-                classes, objects = _masks(row)
-                choices = self._choose(row, classes, objects, boxes)
-                if not choices:
+                class_mask, object_mask = _decode_masks(row)
+                windows = self._choose(row, class_mask, object_mask, boxes)
+                if not windows:
                     continue
                 image = decode_image(row["image"])
-                if image.shape[:2] != classes.shape:
-                    raise BadInput(f"photograph {image.shape[1]}×{image.shape[0]}, mask {classes.shape[1]}×{classes.shape[0]}")
+                if image.shape[:2] != class_mask.shape:
+                    raise BadInput(f"image {_size(image)}, mask {_size(class_mask)}")
             except BadInput as error:
                 yield tables.Reject(row["image_id"], "", f"examples stage {self.stage}", str(error))
                 continue
-            for choice in choices:
-                picture, label = cut_example(image, classes, objects, choice, self.stage, size)
+            for window in windows:
+                crop, mask = cut_example(image, class_mask, object_mask, window, self.stage, size)
                 yield {
                     "image_id": row["image_id"],
                     "stage": self.stage,
-                    "box": list(choice.box),
-                    "class_id": choice.class_id,
-                    "iou": choice.iou,
-                    "repeats": repeats[choice.class_id],
-                    "image": encode_jpeg(picture, self.settings.jpeg_quality),
-                    "mask": encode_mask(label),
+                    "box": list(window.box),
+                    "class_id": window.class_id,
+                    "iou": window.iou,
+                    "repeats": repeats[window.class_id],
+                    "image": encode_jpeg(crop, self.settings.jpeg_quality),
+                    "mask": encode_mask(mask),
                 }
 
-    def _photographs(self, unit: Unit, with_images: bool) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """The unit's labelled photographs of the split, with their proposals (none in stage 1)."""
+    def _annotated(self, unit: Unit, with_images: bool) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        """The rows of the split's images that have masks, each with its proposals (N, 4); none in stage 1."""
         columns = ["image_id", "split", "class_mask", "object_mask", *(["image"] if with_images else [])]
-        found: dict[str, np.ndarray] = {}
+        proposals: dict[str, np.ndarray] = {}
         if unit.proposals is not None and self.proposals_uri is not None:
-            found = {image_id: boxes for image_id, boxes, _ in iter_proposals(self.proposals_uri, unit.proposals)}
+            proposals = {image_id: boxes for image_id, boxes, _ in iter_proposals(self.proposals_uri, unit.proposals)}
         for row in tables.iter_rows(self.images_uri, columns, unit.images):
             if row["split"] == self.split and row["class_mask"] is not None and row["object_mask"] is not None:
-                yield row, found.get(row["image_id"], np.zeros((0, 4), np.float32))
+                yield row, proposals.get(row["image_id"], np.zeros((0, 4), np.float32))
 
-    def _choose(self, row: Mapping[str, Any], classes: np.ndarray, objects: np.ndarray, boxes: np.ndarray) -> list[ExampleWindow]:
+    def _choose(
+        self, row: Mapping[str, Any], class_mask: np.ndarray, object_mask: np.ndarray, boxes: np.ndarray
+    ) -> list[ExampleWindow]:
+        """Choose the windows of one image by the rules of the stage."""
         s = self.settings
-        annotated = find_objects(classes, objects, s.min_object_side)
+        objects = find_objects(class_mask, object_mask, s.min_object_side)
         if self.stage == 1:
-            return choose_stage1(annotated, s.context, s.window)
+            return choose_stage1(objects, s.context, s.window)
         return choose_stage2(
-            annotated,
+            objects,
             boxes,
             min_iou=s.min_iou,
             context=s.context,
@@ -187,8 +204,8 @@ class _Miner:
         )
 
 
-def _units(stage: Stage, images_uri: str, proposals_uri: str | None, earlier: Earlier | None) -> list[Unit]:
-    """The images' parts, in stage 2 each with its part of the proposals."""
+def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: PreviousTable | None) -> list[Unit]:
+    """A unit per part of the images; raises ValueError if the proposals are missing or do not match."""
     images = tables.require_commit(images_uri)
     proposals: Sequence[tables.Part | None] = [None] * len(images.parts)
     if stage == 2:
@@ -197,11 +214,11 @@ def _units(stage: Stage, images_uri: str, proposals_uri: str | None, earlier: Ea
         proposals = tables.require_commit(proposals_uri).parts
         if len(proposals) != len(images.parts):
             raise ValueError(f"the proposals at {proposals_uri} were not made from the images at {images_uri}")
-    return [Unit(*each) for each in zip(images.parts, proposals, known(earlier, images), strict=True)]
+    return [Unit(*each) for each in zip(images.parts, proposals, previous_parts(previous, images), strict=True)]
 
 
 def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, int]:
-    """Examples by class id over all units; classes without any are left out."""
+    """Count the examples of all units by class id, without classes that have none."""
     title = f"counting examples, stage {miner.stage}, {miner.split}"
     total = np.zeros(256, np.int64)
     for _, counts in executor.map(dict(enumerate(units)), miner.count, title=title):
@@ -209,20 +226,25 @@ def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, in
     return {int(c): int(total[c]) for c in np.flatnonzero(total)}
 
 
-def _nothing_to_cut(stage: Stage, split: Split, settings: "ExampleSettings") -> str:
-    """Why there are no examples, for a person."""
+def _no_examples_message(stage: Stage, split: Split, settings: "ExampleSettings") -> str:
+    """The error message that explains why no example can be cut, naming the settings involved."""
     objects = f"annotated object of at least {settings.min_object_side} px (examples.min_object_side)"
     if stage == 1:
-        return f"no training example can be cut: no {split} photograph has an {objects}"
+        return f"no training example can be cut: no {split} image has an {objects}"
     return (
-        f"no stage-2 training example can be cut: no proposal of a {split} photograph overlaps an {objects} "
-        f"by IoU {settings.min_iou} (examples.min_iou); smaller objects need a smaller proposals.min_box_area"
+        f"no stage-2 training example can be cut: no proposal of a {split} image has IoU {settings.min_iou} or more "
+        f"(examples.min_iou) with an {objects}; smaller objects need a smaller proposals.min_box_area"
     )
 
 
-def _masks(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """A row's class mask and object mask. Raises BadInput if one is damaged or their sizes differ."""
-    classes, objects = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
-    if classes.shape != objects.shape:
-        raise BadInput(f"class mask {classes.shape[1]}×{classes.shape[0]}, object mask {objects.shape[1]}×{objects.shape[0]}")
-    return classes, objects
+def _decode_masks(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a row's class mask and object mask; raises BadInput if one is damaged or their sizes differ."""
+    class_mask, object_mask = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
+    if class_mask.shape != object_mask.shape:
+        raise BadInput(f"class mask {_size(class_mask)}, object mask {_size(object_mask)}")
+    return class_mask, object_mask
+
+
+def _size(image: np.ndarray) -> str:
+    """Width and height, for messages."""
+    return f"{image.shape[1]}×{image.shape[0]}"

@@ -110,9 +110,10 @@ def _one_thread() -> None:
 
 
 def _propose(row: dict, keywords: dict) -> object:
-    from proposals.job import propose
+    from proposals.edgebox import EdgeBoxOptions
+    from proposals.job import proposals_row
 
-    return propose(row, keywords)
+    return proposals_row(row, EdgeBoxOptions(**keywords))
 
 
 def memory(place: Path) -> list[tuple[str, str]]:

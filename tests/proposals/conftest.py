@@ -1,4 +1,4 @@
-"""Small images tables to propose and mine on."""
+"""Small images tables for tests of proposals and training crops."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,21 +15,21 @@ Row = dict[str, Any]
 
 
 def scene(image_id: str, seed: int, split: str = "train", height: int = 90, width: int = 120) -> Row:
-    """A noisy ground with a large rectangle of class 1 (object 1), a smaller one of class 2 (object 2), and void round the first."""
+    """A row with a noisy background, a large rectangle of class 1 (object 1) with void above it, and a smaller one of class 2."""
     rng = np.random.default_rng(seed)
     x, y = rng.integers(8, 16, 2)
     image = rng.integers(90, 110, (height, width, 3))
     classes = np.zeros((height, width), np.uint8)
     objects = np.zeros((height, width), np.uint8)
-    for object_id, (place, colour) in enumerate(
+    for object_id, (window, colour) in enumerate(
         [
             ((slice(y, y + 50), slice(x, x + 44)), (200, 40, 40)),
             ((slice(y + 20, y + 60), slice(x + 55, x + 90)), (40, 60, 220)),
         ],
         start=1,
     ):
-        image[place] = colour
-        classes[place] = objects[place] = object_id
+        image[window] = colour
+        classes[window] = objects[window] = object_id
     classes[y - 1, x : x + 44] = objects[y - 1, x : x + 44] = 255
     return row(image_id, image.astype(np.uint8), classes, objects, split)
 
@@ -48,7 +48,7 @@ def row(image_id: str, image: np.ndarray, classes: np.ndarray | None, objects: n
 
 
 def write_images(folder: Path, rows: Sequence[Row], parts: int) -> str:
-    """An images table of `rows` in `parts` parts; its URI."""
+    """Write an images table with a number of parts; returns its URI."""
     uri = str(folder / f"images-{parts}")
     made = [
         tables.write_part(uri, "i" * 16, i, [rows[j] for j in piece], schemas.IMAGES, rows_per_group=2)
@@ -60,19 +60,19 @@ def write_images(folder: Path, rows: Sequence[Row], parts: int) -> str:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Callable[[Sequence[Row], int], str]:
-    """Writes an images table of rows in so many parts, and returns its URI."""
+    """A function that writes rows as an images table with a number of parts, and returns its URI."""
     return lambda rows, parts=1: write_images(tmp_path, rows, parts)
 
 
 @pytest.fixture
 def make_row() -> Callable[..., Row]:
-    """`row`, for tests that need an odd photograph."""
+    """The function `row`, for tests that need images of their own."""
     return row
 
 
 @pytest.fixture
 def rows() -> list[Row]:
-    """Ten scenes of three splits; a photograph without objects, one all void, one of a pixel, one unlabelled."""
+    """Ten scenes of three splits, an image without objects, one all void, one of one pixel, and one without masks."""
     grey = np.full((40, 50, 3), 90, np.uint8)
     empty, void = np.zeros((40, 50), np.uint8), np.full((40, 50), 255, np.uint8)
     return [
@@ -87,8 +87,8 @@ def rows() -> list[Row]:
 
 
 @pytest.fixture
-def photographs(shared: Path) -> list[Row]:
-    """Six real photographs of voc-sample with their masks, as rows of the images table."""
+def voc_rows(shared: Path) -> list[Row]:
+    """Six real images of voc-sample with their masks, as rows of the images table."""
     voc = shared / "voc-sample"
     ids = (voc / "ImageSets/Segmentation/train.txt").read_text().split()[:120:20]
     rows = []

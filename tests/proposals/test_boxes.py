@@ -1,4 +1,4 @@
-"""Boxes: windows, crops, overlap."""
+"""Enlarging boxes, rounding them to pixels, cropping, and overlap."""
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ side = st.floats(0.5, 300, width=32)
 box = st.tuples(coordinate, coordinate, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
-def test_a_square_window_is_the_longer_side_scaled_about_the_centre():
+def test_a_square_window_has_the_longer_side_times_the_scale():
     found = enlarge(np.array([[10, 20, 110, 60]]), 1.2, "square")
     np.testing.assert_allclose(found, [[0, -20, 120, 100]], atol=1e-5)
     assert found.dtype == np.float32
@@ -30,7 +30,7 @@ def test_no_boxes_stay_no_boxes():
 
 
 @given(box, st.floats(1, 3), st.sampled_from(["square", "stretched"]))
-def test_a_window_keeps_the_centre_and_holds_the_box(b, scale, window):
+def test_a_window_keeps_the_centre_and_contains_the_box(b, scale, window):
     x1, y1, x2, y2 = enlarge(np.array([b]), scale, window)[0].astype(float)
     assert x1 + x2 == pytest.approx(b[0] + b[2], abs=1e-2)
     assert y1 + y2 == pytest.approx(b[1] + b[3], abs=1e-2)
@@ -44,16 +44,16 @@ def test_a_window_keeps_the_centre_and_holds_the_box(b, scale, window):
     ("b", "pixels"),
     [
         ((0, 0, 10, 5), (0, 0, 10, 5)),
-        ((-2.5, 1.4, 2.5, 6.4), (-2, 1, 3, 6)),  # a square stays one: 5 × 5
-        ((3.2, 3.2, 3.3, 3.3), (3, 3, 4, 4)),  # at least a pixel
+        ((-2.5, 1.4, 2.5, 6.4), (-2, 1, 3, 6)),  # a square stays square: 5 × 5
+        ((3.2, 3.2, 3.3, 3.3), (3, 3, 4, 4)),  # at least one pixel
     ],
 )
-def test_window_pixels(b, pixels):
+def test_window_pixels_rounds_the_corner_and_the_sides(b, pixels):
     assert window_pixels(b) == pixels
 
 
 @given(box)
-def test_a_crop_at_its_own_size_is_the_pixels_themselves(b):
+def test_a_crop_of_its_own_size_keeps_the_pixels(b):
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     x1, y1, _, _ = window_pixels(b)
     square = (x1, y1, x1 + 40, y1 + 40)
@@ -63,13 +63,13 @@ def test_a_crop_at_its_own_size_is_the_pixels_themselves(b):
 
 
 @pytest.mark.parametrize("b", [(-50, -50, -10, -10), (100, 0, 140, 40), (0, 90, 5, 95)])
-def test_a_window_wholly_outside_is_all_fill(b):
+def test_a_window_outside_the_image_is_all_fill(b):
     assert (crop(np.zeros((50, 60, 3), np.uint8), b, 8) == MEAN_RGB).all()
     assert (crop(np.zeros((50, 60), np.uint8), b, 8, 255, cv2.INTER_NEAREST) == 255).all()
 
 
 @given(box, st.integers(1, 64))
-def test_crops_of_any_box_have_the_size_and_type_asked_for(b, size):
+def test_crops_of_any_box_have_the_requested_size_and_the_images_dtype(b, size):
     image = np.zeros((40, 50, 3), np.uint8)
     assert crop(image, b, size).shape == (size, size, 3)
     for dtype in (np.uint8, np.uint16):
@@ -77,7 +77,7 @@ def test_crops_of_any_box_have_the_size_and_type_asked_for(b, size):
         assert mask.shape == (size, size) and mask.dtype == dtype and set(np.unique(mask)) <= {0, 7}
 
 
-def test_the_crop_is_the_callers_own():
+def test_a_crop_is_never_a_view_of_the_image():
     image = np.zeros((20, 20, 3), np.uint8)
     crop(image, (0, 0, 20, 20), 20)[:] = 9
     assert not image.any()
@@ -85,8 +85,8 @@ def test_the_crop_is_the_callers_own():
 
 @pytest.mark.parametrize("b", [(3.3, 4.7, 41.3, 42.7), (-12, -7, 50, 55), (10, 10, 25, 25), (-40, -40, 150, 150)])
 @pytest.mark.parametrize("size", [24, 50, 111])
-def test_photograph_and_mask_stay_in_register(b, size):
-    """A disc cropped as a mask and as a photograph has the same centre to a small part of a pixel."""
+def test_crops_of_image_and_mask_are_aligned(b, size):
+    """A disc cropped as a mask and as an image has the same centre to a quarter of a pixel."""
     y, x = np.mgrid[:60, :70]
     disc = ((x - 22) ** 2 + (y - 25) ** 2 < 15**2).astype(np.uint8)
     soft = crop(disc * 255, b, size, 0).astype(float)
@@ -97,8 +97,8 @@ def test_photograph_and_mask_stay_in_register(b, size):
         assert (axis * soft).sum() / soft.sum() == pytest.approx((axis * hard).sum() / hard.sum(), abs=0.25)
 
 
-def test_shrinking_averages_what_it_covers():
-    """Thin stripes become grey: two samples between four pixels would miss every one of them."""
+def test_shrinking_averages_pixels_by_area():
+    """Thin stripes become grey; bilinear sampling would miss most of them."""
     stripes = np.tile(np.array([255, 0, 0, 0], np.uint8), (80, 20))
     assert (np.abs(crop(stripes, (0, 0, 80, 80), 20, 0).astype(int) - 64) <= 1).all()
     assert (np.abs(crop(stripes, (0, 0, 80, 10), 20, 0)[5:15].astype(int) - 64) <= 1).all()  # shrunk one way, enlarged the other
@@ -111,7 +111,7 @@ def test_iou_by_hand():
 
 
 @given(hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50)), hnp.arrays(np.float64, (2, 4), elements=st.floats(-50, 50)))
-def test_iou_is_symmetric_and_a_share(a, b):
+def test_iou_is_symmetric_and_from_0_to_1(a, b):
     found = iou(a, b)
     assert ((found >= 0) & (found <= 1 + 1e-9)).all()
     np.testing.assert_allclose(found, iou(b, a).T)

@@ -1,4 +1,4 @@
-"""What is new is told by content, and what is not new is taken over."""
+"""Changes are found by content, and rows of unchanged images are copied."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import pytest
 from infra import storage
 from infra.storage import tables
 from proposals import schemas
-from proposals.changes import SAME_IMAGE, SAME_LABELS, Earlier, compare, find_changes, known
+from proposals.changes import SAME_IMAGE, SAME_LABELS, PreviousTable, compare, find_changes, previous_parts
 
 Row = dict
 
@@ -41,35 +41,38 @@ def write(tmp_path) -> Callable[[str, list[Row], int], str]:
     return made
 
 
-def test_each_kind_of_change_is_told() -> None:
+def test_each_kind_of_change_is_found() -> None:
     assert dict(compare(iter(NOW), iter(BEFORE))) == EXPECTED
     assert set(dict(compare(iter(NOW), iter([]))).values()) == {"new"}
 
 
 @pytest.mark.parametrize(("before_parts", "parts"), [(1, 3), (3, 2)])
-def test_changes_don_t_depend_on_where_parts_begin(executor, write, tmp_path, before_parts, parts) -> None:
+def test_changes_do_not_depend_on_how_tables_are_divided_into_parts(executor, write, tmp_path, before_parts, parts) -> None:
     before, now = write("b", BEFORE, before_parts), write("n", NOW, parts)
     out = str(tmp_path / "changes")
     commit = find_changes(now, before, out, "c" * 16, executor)
     assert commit.extra == {"new": 1, "changed": 1, "relabelled": 2, "same": 2, "gone": 1}
     assert {r["image_id"]: r["change"] for r in tables.iter_rows(out)} == EXPECTED
-    # What is taken over of a table made of the earlier photographs, part by part of the new ones.
+    # The rows that are copied from a table made from the previous images, for each part of the current ones.
     taken: dict[str, list] = {"image": [], "labels": []}
-    for each in known(Earlier(before, out), tables.require_commit(now)):
+    for each in previous_parts(PreviousTable(before, out), tables.require_commit(now)):
         assert each is not None
-        for name, still in (("image", SAME_IMAGE), ("labels", SAME_LABELS)):
-            taken[name] += [r["image_id"] for rows in each.rows(still, ["image_id"]).values() for r in rows]
+        for name, reusable in (("image", SAME_IMAGE), ("labels", SAME_LABELS)):
+            taken[name] += [r["image_id"] for rows in each.rows(reusable, ["image_id"]).values() for r in rows]
     assert taken == {"image": ["a", "c", "d", "g"], "labels": ["a", "g"]}
 
 
-def test_without_an_earlier_table_all_is_new(executor, write, tmp_path) -> None:
+def test_without_a_previous_table_every_image_is_new(executor, write, tmp_path) -> None:
     now = write("n", NOW, 2)
     commit = find_changes(now, str(tmp_path / "none"), str(tmp_path / "changes"), "c" * 16, executor)
     assert commit.extra == {"new": 6, "changed": 0, "relabelled": 0, "same": 0, "gone": 0}
-    assert known(Earlier(str(tmp_path / "none"), str(tmp_path / "changes")), tables.require_commit(now)) == [None, None]
+    assert previous_parts(PreviousTable(str(tmp_path / "none"), str(tmp_path / "changes")), tables.require_commit(now)) == [
+        None,
+        None,
+    ]
 
 
-def test_only_parts_that_overlap_are_opened(write) -> None:
+def test_only_overlapping_parts_are_read(write) -> None:
     uri = write("b", BEFORE, 3)
     parts = tables.require_commit(uri).parts
     assert [(p.first, p.last) for p in parts] == [("a", "b"), ("c", "d"), ("e", "g")]

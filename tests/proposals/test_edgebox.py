@@ -65,23 +65,23 @@ def test_an_image_of_one_colour_has_no_boxes():
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
-def test_fewer_boxes_are_the_first_of_more(photographs):
-    image = decode_image(photographs[0]["image"])
+def test_fewer_boxes_are_the_first_of_more(voc_rows):
+    image = decode_image(voc_rows[0]["image"])
     boxes, scores = edge_boxes(image, 2000)
     few, few_scores = edge_boxes(image, 50)
     np.testing.assert_array_equal(few, boxes[:50])
     np.testing.assert_array_equal(few_scores, scores[:50])
 
 
-def test_soft_nms_makes_the_first_boxes_overlap_less(photographs):
-    image = decode_image(photographs[0]["image"])
+def test_soft_nms_makes_the_first_boxes_overlap_less(voc_rows):
+    image = decode_image(voc_rows[0]["image"])
     pairs = np.triu_indices(50, 1)
     with_soft_nms, without = (edge_boxes(image, 50, soft_nms_strength=strength)[0] for strength in (0.9, 0.0))
     assert iou(with_soft_nms, with_soft_nms)[pairs].mean() < 0.8 * iou(without, without)[pairs].mean()
 
 
-def test_edge_detectors_differ_and_a_lower_edge_gain_finds_fewer_boxes(photographs):
-    image = decode_image(photographs[0]["image"])
+def test_edge_detectors_differ_and_a_lower_edge_gain_finds_fewer_boxes(voc_rows):
+    image = decode_image(voc_rows[0]["image"])
     forest, gradient = edge_boxes(image, 100)[0], edge_boxes(image, 100, edges="gradient")[0]
     assert len(forest) == len(gradient) == 100 and not np.array_equal(forest, gradient)
     faint = edge_boxes(image, 2000, edge_gain=0.2)[1]
@@ -110,10 +110,10 @@ def test_without_opencvs_contrib_modules_the_error_names_the_package(monkeypatch
         edge_boxes(rectangle())
 
 
-def test_objects_of_real_images_are_found_with_any_number_of_threads(photographs):
+def test_objects_of_real_images_are_found_with_any_number_of_threads(voc_rows):
     """On six images; the boxes are the same with one thread and with several."""
     best = []
-    for row in photographs:
+    for row in voc_rows:
         image = decode_image(row["image"])
         boxes, _ = edge_boxes(image)
         objects = find_objects(decode_mask(row["class_mask"]), decode_mask(row["object_mask"]), min_side=32)

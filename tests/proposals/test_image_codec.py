@@ -1,4 +1,4 @@
-"""Photographs and masks of every kind are decoded, or the reason is said."""
+"""Images and masks of every kind are decoded, or refused with the reason."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import BadInput
-from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask, image_size
+from proposals.image_codec import decode_example, decode_image, decode_mask, encode_jpeg, encode_mask, image_size
 
 
 def data(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -43,22 +43,22 @@ def test_grey_and_16_bit_become_rgb(values: np.ndarray, expected: int) -> None:
 
 
 def test_exif_orientation_is_applied() -> None:
-    picture = Image.fromarray(RED)
-    exif = picture.getexif()
+    image = Image.fromarray(RED)
+    exif = image.getexif()
     exif[0x0112] = 6
-    assert decode_image(data(picture, "JPEG", exif=exif)).shape == (6, 4, 3)
+    assert decode_image(data(image, "JPEG", exif=exif)).shape == (6, 4, 3)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "empty"), (b"hello, I am a text", "not an image"), (data(Image.fromarray(RED.repeat(40, 0)))[:-40], "truncated")],
 )
-def test_broken_files_say_why(content: bytes, reason: str) -> None:
+def test_files_that_cannot_be_decoded_are_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         decode_image(content)
 
 
-def test_too_large_is_said_before_decoding() -> None:
+def test_too_large_images_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(BadInput, match="6×4 is larger than 20 pixels"):
         decode_image(data(Image.fromarray(RED)), max_pixels=20)
 
@@ -72,31 +72,43 @@ def test_masks_keep_their_ids() -> None:
     assert (decode_mask(encode_mask(wide)) == wide).all()
 
 
-def test_a_colour_mask_is_refused() -> None:
+def test_a_mask_of_colours_is_refused() -> None:
     with pytest.raises(BadInput, match="paletted or grey"):
         decode_mask(data(Image.fromarray(RED)))
 
 
-def test_jpeg_of_a_flat_colour_is_close() -> None:
+def test_jpeg_keeps_a_flat_colour_to_3_levels() -> None:
     assert np.abs(decode_image(encode_jpeg(RED)).astype(int) - RED).max() <= 3
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_damaged_exif_is_a_reason_and_found_when_preparing(rng: np.random.Generator) -> None:
-    picture = Image.fromarray(RED)
-    exif = picture.getexif()
+def test_damaged_exif_is_refused_by_image_size_if_decoding_would_fail(rng: np.random.Generator) -> None:
+    image = Image.fromarray(RED)
+    exif = image.getexif()
     exif[0x0112] = 6
-    good = data(picture, "JPEG", exif=exif)
+    good = data(image, "JPEG", exif=exif)
     start = good.index(b"Exif")
     refused = 0
     for _ in range(2000):
         broken = bytearray(good)
-        for place in rng.integers(start + 6, start + 32, size=4):
-            broken[place] = rng.integers(256)
+        for index in rng.integers(start + 6, start + 32, size=4):
+            broken[index] = rng.integers(256)
         try:
             image_size(bytes(broken))
         except BadInput:
             refused += 1
             continue
-        decode_image(bytes(broken))  # what was found usable must be
+        decode_image(bytes(broken))  # must not raise
     assert refused
+
+
+def test_examples_decode_to_the_same_pixels_as_other_images(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (40, 40, 3), np.uint8)
+    mask = rng.integers(0, 21, (40, 40), np.uint8)
+    data, mask_data = encode_jpeg(image), encode_mask(mask)
+    rgb, ids = decode_example(data, mask_data)
+    np.testing.assert_array_equal(rgb, decode_image(data))
+    np.testing.assert_array_equal(ids, mask)
+    for bad in (b"", mask_data[:40], encode_mask(mask[:30]), data):
+        with pytest.raises(BadInput):
+            decode_example(data, bad)

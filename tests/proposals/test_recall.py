@@ -1,4 +1,4 @@
-"""Recall of boxes: by hand, and summed."""
+"""Recall of boxes, against values computed by hand, and its sums."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from proposals.recall import COUNTS, Recall, best_overlaps, counts_up_to, object
 OBJECT = np.array([[0, 0, 100, 100]], np.float32)
 
 
-def test_objects_are_tight_boxes_of_ids_that_are_large_enough():
+def test_objects_are_the_tight_boxes_of_large_enough_ids():
     mask = np.zeros((200, 300), np.uint8)
     mask[10:60, 20:60] = 1  # 50×40, just enough
     mask[100:149, 20:60] = 2  # 49×40
@@ -26,7 +26,7 @@ def test_objects_are_tight_boxes_of_ids_that_are_large_enough():
     assert object_boxes(np.zeros((5, 5), np.uint8)).shape == (0, 4)
 
 
-def test_the_best_of_the_first_boxes():
+def test_best_overlaps_are_those_of_the_first_boxes():
     boxes = np.array([[0, 0, 50, 100], [200, 200, 300, 300], [0, 0, 80, 100], [0, 0, 60, 100]], np.float32)
     objects = np.vstack([OBJECT, [[200, 200, 300, 250]]]).astype(np.float32)
     found = best_overlaps(boxes, objects, (1, 2, 3, 50))
@@ -36,8 +36,8 @@ def test_the_best_of_the_first_boxes():
     assert best_overlaps(boxes, objects[:0], (1, 2)).shape == (0, 2)
 
 
-def test_figures_by_hand():
-    """Best overlaps 0.5, 0.7, 0.69 and 0 of 50 boxes; at exactly the IoU an object is found."""
+def test_rates_by_hand():
+    """Best overlaps of 0.5, 0.7, 0.69 and 0 with 50 boxes; an overlap equal to the threshold counts as found."""
     overlaps = np.array([[0.5, 0.5], [0.7, 0.95], [0.69, 0.69], [0, 1]], np.float32)
     recall = Recall.from_overlaps(overlaps, (50, 100))
     assert recall.num_objects == 4
@@ -58,7 +58,7 @@ def test_exact_overlaps_count_as_found():
         assert recall.at_iou(side / 100) == 1 and (side == 100 or recall.at_iou((side + 1) / 100) == 0)
 
 
-def test_figures_add_up(rng):
+def test_recalls_of_parts_add_up_to_that_of_the_whole(rng):
     overlaps = rng.random((30, len(COUNTS))).astype(np.float32)
     whole, parts = (
         Recall.from_overlaps(overlaps),
@@ -74,24 +74,24 @@ def test_figures_add_up(rng):
         whole + Recall.from_overlaps(overlaps[:, :2], (50, 100))
 
 
-def test_counts_go_as_far_as_there_are_boxes():
+def test_counts_end_at_the_number_of_boxes():
     assert counts_up_to(60) == (1, 2, 5, 10, 20, 50, 60) and counts_up_to(20) == (1, 2, 5, 10, 20)
     assert counts_up_to(5000)[-2:] == (2000, 5000)
     recall = Recall.from_overlaps(np.full((1, 7), 0.6, np.float32), counts_up_to(60))
     assert {*recall.metrics()} >= {"recall_50_iou50", "recall_60_iou50"} and "recall_20_iou50" not in recall.metrics()
 
 
-def test_the_table_tells_differences_to_the_first():
+def test_the_table_has_differences_from_the_first_row():
     first, second = (Recall.from_overlaps(np.array(v, np.float32).reshape(-1, 1), (50,)) for v in ([0.4, 0.8], [0.6, 0.6]))
     lines = recall_table({"gradient": first, "forest": second}).splitlines()
     assert lines[2] == "| gradient | 50 | 0.500 | 0.500 | 0.350 | 0.600 |"
     assert lines[3] == "| forest | 50 | 1.000 (+50.0) | 0.000 (-50.0) | 0.300 (-5.0) | 0.600 (+0.0) |"
 
 
-def test_real_photographs(photographs):
-    """Objects are those that crops are cut of, and EdgeBox finds most."""
+def test_edgebox_finds_most_objects_of_real_images(voc_rows):
+    """The objects are those that training crops are cut of."""
     recalls = []
-    for row in photographs:
+    for row in voc_rows:
         classes, objects = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
         tight = [list(o.box) for o in find_objects(classes, objects)]
         assert object_boxes(objects, 0).tolist() == tight

@@ -17,8 +17,8 @@ from infra.redaction import without_secrets
 from infra.runtime.ray_executor import RayExecutor
 from infra.runtime.stages import Record, Stage, Stages, digest, recorded, standing
 from infra.storage import tables
-from proposals.changes import Earlier, find_changes
-from proposals.job import edges_stamp
+from proposals.changes import PreviousTable, find_changes
+from proposals.job import edge_model_token
 from workflows.pipelines import notes
 from workflows.pipelines.channel_pruning import start_of, start_stages, weights_stamp
 from workflows.pipelines.notes import RUN_FILE
@@ -80,7 +80,7 @@ class Pipeline:
         s = self.settings
         data = as_dict(s.data)
         classes, seed = {"classes": data["classes"]}, {"seed": s.seed}
-        edges = {"edge_file": edges_stamp(s.proposals)}
+        edges = {"edge_file": edge_model_token(s.proposals)}
         folder = {"folder": images_table.data_fingerprint(s.data, self.root)}
         window = {"context": s.examples.context, "window": s.examples.window}
         schema = {"schema": tables.SCHEMA_VERSION}
@@ -203,7 +203,7 @@ class Pipeline:
     def changes(self) -> str:
         return self.place("changes")
 
-    def _earlier(self, table: str, *stages: str) -> Earlier | None:
+    def _previous_table(self, table: str, *stages: str) -> PreviousTable | None:
         """The previous workspace's table of this name, where the stages that it comes from did what they do now.
 
         It must still be the workspace that the photographs were compared with, and whole.
@@ -218,7 +218,7 @@ class Pipeline:
             return None
         if any((record := before[name]) is None or record.recipe != now[name] for name in stages):
             return None
-        return Earlier(storage.join(self.previous, table), self.changes)
+        return PreviousTable(storage.join(self.previous, table), self.changes)
 
     @property
     def dataset_name(self) -> str:
@@ -230,7 +230,7 @@ class Pipeline:
 
         made = make_proposals(
             self.images, self.proposals, self.settings.proposals, fingerprint, self.executor,
-            earlier=self._earlier("proposals", "proposals"),
+            previous=self._previous_table("proposals", "proposals"),
         )  # fmt: skip
         self._write_rejects()
         self.say(f"  of {made.rows:,} photographs")
@@ -268,7 +268,7 @@ class Pipeline:
                 split=split,
                 seed=s.seed,
                 fingerprint=fingerprint,
-                earlier=self._earlier(f"examples/{table}", "proposals", "examples"),
+                previous=self._previous_table(f"examples/{table}", "proposals", "examples"),
                 executor=self.executor,
             )
             summary[table] = made.rows

@@ -1,6 +1,7 @@
-"""Training a structured forest that finds edges (Dollár, Zitnick, ICCV 2013) from photographs and how people segmented them.
+"""Train the trees of a structured forest that detects edges (Dollár, Zitnick, ICCV 2013) from images and their segmentations.
 
-Features are OpenCV's own channels, so training sees what detection sees; `proposals.edges.forest_file` writes what OpenCV reads.
+Features are read from OpenCV's own channels, so training sees what detection sees. `proposals.edges.forest_file` writes the file
+that OpenCV reads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,37 +29,164 @@ from proposals.edges.forest_file import (
 )
 from proposals.edges.training.tree import grow
 
-UNKNOWN = 0  # the segment of pixels that nothing is known of
+UNKNOWN = 0
+"""The segment id of pixels whose segment is not known."""
 
-_CELLS = PATCH // SHRINK
-_PAD = (PATCH - INNER) // 2
+_CELLS = PATCH // SHRINK  # side of a patch in the feature channels
+_PAD = (PATCH - INNER) // 2  # px by which a patch reaches beyond its central part
 _REGULAR_FEATURES = _CELLS * _CELLS * CHANNELS
 FEATURES = _REGULAR_FEATURES + GRID**2 * (GRID**2 - 1) // 2 * CHANNELS
-_EDGES = 255  # thresholds a feature can be split at
-_SETTLE = 16_384  # patches that the thresholds are taken from
-_AT_ONCE = 8_192  # patches whose features are held as numbers
+"""Number of features of a patch."""
+_BIN_EDGES = 255  # thresholds at which a feature can be split
+_QUANTILE_PATCHES = 16_384  # patches that the thresholds are computed from
+_CHUNK = 8_192  # patches whose features are held as float32 at a time
 
 Sample = tuple[np.ndarray, Sequence[np.ndarray]]
-"""A photograph, uint8 H×W×3, RGB, and its segmentations, each uint16 H×W: ids of segments, UNKNOWN where there is none."""
+"""An image, uint8 (H, W, 3) RGB, and its segmentations, each uint16 (H, W) of segment ids from 1; UNKNOWN where not known."""
 
 
 @dataclass(frozen=True)
 class ForestOptions:
-    """What a forest is trained by; the defaults are the paper's, but for `patches` (its 1,000,000)."""
+    """Options of training. Defaults are the paper's, except `patches` (1,000,000 there). `ForestSettings` has the same fields.
+
+    Attributes:
+        trees: number of trees.
+        patches: most patches per tree.
+        positives: share of the patches with a boundary near their centre.
+        feature_share: share of the features that each tree may use.
+        pairs: pairs of pixels by which a node compares segmentations of patches.
+        min_child: fewest patches in a node.
+        max_depth: greatest depth of a tree.
+    """
 
     trees: int = 8
-    patches: int = 400_000  # a tree
-    positives: float = 0.5  # share of the patches that have a boundary in their middle
-    feature_share: float = 0.25  # share of the features that a tree may ask
+    patches: int = 400_000
+    positives: float = 0.5
+    feature_share: float = 0.25
     pairs: int = 256
     min_child: int = 8
     max_depth: int = 64
 
 
-def channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Channels for regular and for self-similarity features: float32 (h, w, 13) each, of `image`, uint8 H×W×3, RGB.
+def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
+    """Train one tree. The same samples and seed give the same tree.
 
-    They reach 8 px over the image (reflected), as in detection, and have half its resolution.
+    Each image gives about as many patches as any other, and half of the images are mirrored.
+
+    Args:
+        samples: images with segmentations, read once.
+        count: number of samples.
+        options: see `ForestOptions`.
+        seed: numbers that seed the random choices; different for each tree.
+
+    Raises:
+        UserError: if there are too few patches, or no boundary in any of them.
+    """
+    rng = np.random.default_rng(seed)
+    features = np.sort(rng.permutation(FEATURES)[: max(1, round(options.feature_share * FEATURES))]).astype(np.int32)
+    patches = _Patches(options.patches, feature_table()[features])
+    patches_per_image = -(-options.patches // max(1, count))
+    for image, segmentations in samples:
+        if rng.random() < 0.5:
+            image, segmentations = image[:, ::-1], [s[:, ::-1] for s in segmentations]
+        regular, similarity = feature_channels(np.ascontiguousarray(image))
+        share = max(2, -(-patches_per_image // max(1, len(segmentations))))
+        positives = min(max(1, round(options.positives * share)), share - 1)
+        for segmentation in segmentations:
+            segmentation = np.ascontiguousarray(segmentation)
+            patches.add(regular, similarity, segmentation, sample_patches(segmentation, positives, share - positives, rng))
+    if patches.count < 2 * options.min_child:
+        raise UserError(
+            f"only {patches.count} patches with known segments were found: too few to learn edges from; add images with masks"
+        )
+    bins, labels, thresholds = patches.finish()
+    grown = grow(
+        bins,
+        labels,
+        seed=int(rng.integers(2**31)),
+        pairs=options.pairs,
+        min_child=options.min_child,
+        max_depth=options.max_depth,
+    )
+    inner = grown.child > 0
+    threshold = np.where(inner, thresholds[grown.feature, np.minimum(grown.split, _BIN_EDGES - 1)], np.float32(0))
+    starts, edge_bins = _leaf_boundaries(labels, grown.example, ~inner)
+    if not len(edge_bins):
+        raise UserError(f"no boundary was found in {len(labels):,} patches: no mask has more than one segment")
+    return EdgeTree(grown.child, np.where(inner, features[grown.feature], 0).astype(np.int32), threshold, starts, edge_bins)
+
+
+class _Patches:
+    """Collects patches: their features, quantised to 8 bits, and their segmentations.
+
+    The thresholds of the quantisation are quantiles of the first patches, whose features are kept as float32 until there are
+    enough of them.
+
+    Attributes:
+        count: number of patches so far.
+    """
+
+    def __init__(self, capacity: int, table: np.ndarray) -> None:
+        """Start with no patches.
+
+        Args:
+            capacity: most patches; further ones are dropped.
+            table: int32 array (F, 5), the rows of `feature_table` to read.
+        """
+        self.count = 0
+        self._table = table
+        self._bins = np.empty((len(table), capacity), np.uint8)
+        self._labels = np.empty((capacity, INNER * INNER), np.uint8)
+        self._thresholds: np.ndarray | None = None
+        self._unquantised: list[np.ndarray] = []
+
+    def add(self, regular: np.ndarray, similarity: np.ndarray, segmentation: np.ndarray, corners: np.ndarray) -> None:
+        """Add patches of one image.
+
+        Args:
+            regular: float32 array (h, w, CHANNELS), see `feature_channels`.
+            similarity: float32 array of the same shape.
+            segmentation: uint16 array (H, W).
+            corners: int64 array (n, 2), see `sample_patches`.
+        """
+        corners = corners[: len(self._labels) - self.count]
+        for start in range(0, len(corners), _CHUNK):
+            chunk = corners[start : start + _CHUNK]
+            new = slice(self.count, self.count + len(chunk))
+            self._labels[new] = _patch_labels(segmentation, chunk)
+            values = _feature_values(regular, similarity, chunk, self._table)
+            self.count += len(chunk)
+            if self._thresholds is not None:
+                _quantise(values, self._thresholds, self._bins[:, new])
+            else:
+                self._unquantised.append(values)
+                if self.count >= _QUANTILE_PATCHES:
+                    self._thresholds = self._find_thresholds()
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the features uint8 (F, count), the segmentations uint8 (count, 256) and the thresholds float32 (F, 255)."""
+        if self._thresholds is None:
+            self._thresholds = self._find_thresholds()
+        return self._bins[:, : self.count], self._labels[: self.count], self._thresholds
+
+    def _find_thresholds(self) -> np.ndarray:
+        """Compute the thresholds from the features kept so far, and quantise these."""
+        values = np.concatenate(self._unquantised, axis=1)
+        thresholds = _split_thresholds(values)
+        _quantise(values, thresholds, self._bins[:, : values.shape[1]])
+        self._unquantised = []
+        return thresholds
+
+
+def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the channels that features are read from, as OpenCV's detector does.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+
+    Returns:
+        regular: float32 array (h, w, 13) for regular features: half the resolution of the image extended by 8 px (reflected).
+        similarity: float32 array (h, w, 13) for self-similarity features: the same, more strongly smoothed.
     """
     require_opencv_contrib()
     height, width = image.shape[:2]
@@ -71,14 +199,21 @@ def channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """The triangle filter of OpenCV's detector."""
+    """Smooth each channel by a triangle filter, as OpenCV's detector does."""
     ramp = np.arange(1, radius + 2, dtype=np.float32)
     kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
     return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
 
 
 def boundary_map(segmentation: np.ndarray) -> np.ndarray:
-    """Where a pixel's neighbour above, below, left or right belongs to another segment: bool H×W, two pixels wide."""
+    """Find the pixels with a direct neighbour (above, below, left or right) of another segment.
+
+    Args:
+        segmentation: array (H, W) of segment ids.
+
+    Returns:
+        bool array (H, W), lines two pixels wide.
+    """
     edges = np.zeros(segmentation.shape, bool)
     down = segmentation[1:] != segmentation[:-1]
     right = segmentation[:, 1:] != segmentation[:, :-1]
@@ -90,9 +225,18 @@ def boundary_map(segmentation: np.ndarray) -> np.ndarray:
 
 
 def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
-    """Corners (row, column), int64 (n, 2), of 16×16 patches: at most so many with a boundary within 8 px of their middle, and without.
+    """Draw patches of 16x16 px at random: some with a boundary within 8 px of their centre, some without.
 
-    Corners are even, as in detection; patches with unknown pixels are left out.
+    Patches with unknown pixels are left out, and corners lie on even pixels, as in detection.
+
+    Args:
+        segmentation: uint16 array (H, W) of segment ids.
+        positives: most patches with a boundary.
+        negatives: most patches without.
+        rng: source of the random choice.
+
+    Returns:
+        int64 array (n, 2), row and column of each patch's top left corner; the patches with a boundary come first.
     """
     height, width = segmentation.shape
     if min(height, width) < INNER:
@@ -101,21 +245,22 @@ def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng
     unknown = cv2.integral((segmentation == UNKNOWN).astype(np.uint8))
     top, left = np.ix_(rows, columns)
     known = unknown[top, left] + unknown[top + INNER, left + INNER] == unknown[top + INNER, left] + unknown[top, left + INNER]
-    drawn = boundary_map(segmentation) & (cv2.dilate((segmentation == UNKNOWN).astype(np.uint8), np.ones((3, 3))) == 0)
-    away = cv2.distanceTransform((~drawn).astype(np.uint8), cv2.DIST_L2, 3)
-    near = away[top + INNER // 2, left + INNER // 2] <= INNER // 2
+    boundary = boundary_map(segmentation) & (cv2.dilate((segmentation == UNKNOWN).astype(np.uint8), np.ones((3, 3))) == 0)
+    distance = cv2.distanceTransform((~boundary).astype(np.uint8), cv2.DIST_L2, 3)
+    near = distance[top + INNER // 2, left + INNER // 2] <= INNER // 2
     chosen = []
-    for where, count in ((known & near, positives), (known & ~near, negatives)):
-        places = np.flatnonzero(where)
-        chosen.append(np.sort(rng.permutation(places)[:count]))
+    for candidates, count in ((known & near, positives), (known & ~near, negatives)):
+        chosen.append(np.sort(rng.permutation(np.flatnonzero(candidates))[:count]))
     flat = np.concatenate(chosen)
     return np.stack([rows[flat // len(columns)], columns[flat % len(columns)]], axis=1)
 
 
 def feature_table() -> np.ndarray:
-    """What each feature reads, in OpenCV's order: int32 (FEATURES, 5), row, column, channel, and the row and column to subtract.
+    """List what each feature reads, in OpenCV's order.
 
-    The last two are -1 for regular features, which come first.
+    Returns:
+        int32 array (FEATURES, 5): row and column within the patch's channels, channel, and for self-similarity features the row
+        and column whose value is subtracted; these two are -1 for regular features, which come first.
     """
     half = round(_CELLS / (2 * GRID))
     grid = [int((i + 1) * (_CELLS + 2 * half - 1) / (GRID + 1) - half + 0.5) for i in range(GRID)]
@@ -129,23 +274,23 @@ def feature_table() -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _values(regular: np.ndarray, similarity: np.ndarray, places: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Features of the patches whose inner corners are `places`: float32 (features, patches)."""
-    out = np.empty((table.shape[0], places.shape[0]), np.float32)
+def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Read the features of the patches at `corners` (n, 2) from the channels: float32 (len(table), n)."""
+    out = np.empty((table.shape[0], corners.shape[0]), np.float32)
     for f in range(table.shape[0]):
-        row, column, channel, less_row, less_column = table[f]
-        for i in range(places.shape[0]):
-            y, x = places[i, 0] // SHRINK, places[i, 1] // SHRINK
-            if less_row < 0:
+        row, column, channel, other_row, other_column = table[f]
+        for i in range(corners.shape[0]):
+            y, x = corners[i, 0] // SHRINK, corners[i, 1] // SHRINK
+            if other_row < 0:
                 out[f, i] = regular[y + row, x + column, channel]
             else:
-                out[f, i] = similarity[y + row, x + column, channel] - similarity[y + less_row, x + less_column, channel]
+                out[f, i] = similarity[y + row, x + column, channel] - similarity[y + other_row, x + other_column, channel]
     return out
 
 
 @njit(cache=True, nogil=True)
-def _bin(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
-    """How many thresholds of its feature each value reaches: `out` uint8, same shape."""
+def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
+    """Write to `out` (uint8, shape of `values`) how many thresholds of its feature each value reaches."""
     for f in range(values.shape[0]):
         edges = thresholds[f]
         for i in range(values.shape[1]):
@@ -153,102 +298,36 @@ def _bin(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _labels(segmentation: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The inner patches as segments numbered anew from 0: uint8 (patches, 256), row by row."""
-    out = np.empty((places.shape[0], INNER * INNER), np.uint8)
+def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Cut the segmentation of each patch, with segments renumbered from 0: uint8 (n, 256), row by row."""
+    out = np.empty((corners.shape[0], INNER * INNER), np.uint8)
     seen = np.empty(INNER * INNER, segmentation.dtype)
-    for i in range(places.shape[0]):
-        kinds = 0
+    for i in range(corners.shape[0]):
+        segments = 0
         for j in range(INNER * INNER):
-            value = segmentation[places[i, 0] + j // INNER, places[i, 1] + j % INNER]
+            value = segmentation[corners[i, 0] + j // INNER, corners[i, 1] + j % INNER]
             k = 0
-            while k < kinds and seen[k] != value:
+            while k < segments and seen[k] != value:
                 k += 1
-            if k == kinds:
-                seen[kinds] = value
-                kinds += 1
+            if k == segments:
+                seen[segments] = value
+                segments += 1
             out[i, j] = min(k, 255)
     return out
 
 
-def _thresholds(values: np.ndarray) -> np.ndarray:
-    """Where features may be split: float32 (features, 255), their quantiles in `values`, with four digits, ascending.
+def _split_thresholds(values: np.ndarray) -> np.ndarray:
+    """Compute the thresholds at which features can be split: float32 (features, 255), quantiles of `values`, ascending.
 
-    Four digits keep the file small; trees are grown with the very numbers that the file will hold.
+    They are rounded to four digits, as in the forest's file, so that trees are grown with exactly the thresholds they are used
+    with.
     """
-    quantiles = np.quantile(values, np.linspace(0, 1, _EDGES + 2)[1:-1], axis=1).T
+    quantiles = np.quantile(values, np.linspace(0, 1, _BIN_EDGES + 2)[1:-1], axis=1).T
     return np.ascontiguousarray(np.vectorize(lambda v: float(f"{v:.4g}"), otypes=[np.float32])(quantiles))
 
 
-def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
-    """A tree grown from patches of `samples`, `count` in all, each seen once. The same samples and seed give the same tree.
-
-    Raises UserError where there are too few boundaries to learn from.
-    """
-    rng = np.random.default_rng(seed)
-    asked = np.sort(rng.permutation(FEATURES)[: max(1, round(options.feature_share * FEATURES))]).astype(np.int32)
-    table = feature_table()[asked]
-    bins = np.empty((len(asked), options.patches), np.uint8)
-    labels = np.empty((options.patches, INNER * INNER), np.uint8)
-    thresholds: np.ndarray | None = None
-    waiting: list[np.ndarray] = []
-    filled = waiting_count = 0
-
-    def settle() -> np.ndarray:
-        """Thresholds from the patches that wait for them, which are then binned."""
-        nonlocal waiting
-        values = np.concatenate(waiting, axis=1)
-        found = _thresholds(values)
-        _bin(values, found, bins[:, : values.shape[1]])
-        waiting = []
-        return found
-
-    each = -(-options.patches // max(1, count))
-    for image, segmentations in samples:
-        if rng.random() < 0.5:
-            image, segmentations = image[:, ::-1], [s[:, ::-1] for s in segmentations]
-        regular, similarity = channels(np.ascontiguousarray(image))
-        share = max(2, -(-each // max(1, len(segmentations))))
-        positives = min(max(1, round(options.positives * share)), share - 1)
-        for segmentation in segmentations:
-            segmentation = np.ascontiguousarray(segmentation)
-            chosen = sample_patches(segmentation, positives, share - positives, rng)[: options.patches - filled]
-            for start in range(0, len(chosen), _AT_ONCE):
-                places = chosen[start : start + _AT_ONCE]
-                here = slice(filled, filled + len(places))
-                labels[here] = _labels(segmentation, places)
-                values = _values(regular, similarity, places, table)
-                if thresholds is None:
-                    waiting.append(values)
-                    waiting_count += len(places)
-                    if waiting_count >= _SETTLE:
-                        thresholds = settle()
-                else:
-                    _bin(values, thresholds, bins[:, here])
-                filled += len(places)
-    if filled < 2 * options.min_child:
-        raise UserError(
-            f"{filled} patches with known segments were found: too few to learn edges from; add photographs with masks"
-        )
-    if thresholds is None:
-        thresholds = settle()
-    grown = grow(
-        bins[:, :filled],
-        labels[:filled],
-        seed=int(rng.integers(2**31)),
-        pairs=options.pairs,
-        min_child=options.min_child,
-        max_depth=options.max_depth,
-    )
-    inner = grown.child > 0
-    threshold = np.where(inner, thresholds[grown.feature, np.minimum(grown.split, _EDGES - 1)], np.float32(0))
-    starts, edge_bins = _leaf_boundaries(labels, grown.example, ~inner)
-    if not len(edge_bins):
-        raise UserError(f"no boundary was found in {filled:,} patches: the masks tell nothing apart")
-    return EdgeTree(grown.child, np.where(inner, asked[grown.feature], 0).astype(np.int32), threshold, starts, edge_bins)
-
-
 def _leaf_boundaries(labels: np.ndarray, example: np.ndarray, leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute `EdgeTree.starts` and `EdgeTree.bins` from the segmentation of each leaf's example."""
     starts = np.zeros(len(example) + 1, np.int64)
     bins = []
     for node in range(len(example)):

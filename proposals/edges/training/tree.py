@@ -1,7 +1,7 @@
-"""A random-forest tree whose labels are small segmentations (Dollár, Zitnick, ICCV 2013, §3), grown by numba.
+"""Grow a decision tree whose labels are small segmentations (Dollár, Zitnick, ICCV 2013, §3), compiled by numba.
 
-Features come as bins (uint8), so that a node's best split is found from histograms, in one pass over its examples for each
-feature, and a million examples of two thousand features fit in 2 GB.
+Features are quantised to 256 bins (uint8): the best split of a node is found from histograms in one pass over its examples per
+feature, and a million examples of two thousand features take 2 GB.
 """
 
 from typing import NamedTuple
@@ -10,18 +10,20 @@ import numpy as np
 from numba import njit
 
 _BINS = 256
-_CENTRED_ON = 2048  # examples that a node's principal direction is found from
-_POWER_STEPS = 12
-_LARGE = 8192  # examples; smaller nodes ask a quarter of the features, in bins four times as wide
-_FEWEST = 64  # features
+_MAX_CENTRED = 2048  # examples of a node from which the principal direction is computed
+_POWER_ITERATIONS = 12
+_LARGE_NODE = 8192  # examples; smaller nodes try a quarter of the features, in bins four times as wide
+_MIN_FEATURES = 64  # features that a node tries at least
 
 
 class GrownTree(NamedTuple):
-    """A tree of n nodes, parents before children.
+    """A tree of n nodes; parents come before their children.
 
-    child: int32 (n,), 0 for a leaf, else the index of the right child; the left one is right before it.
-    feature: int32 (n,), row of the features that the node asks. split: uint8 (n,): bins up to this one go left.
-    example: int32 (n,), the example whose label stands for the node.
+    Attributes:
+        child: int32 array (n,), index of the right child, with the left child just before it; 0 for a leaf.
+        feature: int32 array (n,), the row of `features` that a node compares.
+        split: uint8 array (n,); examples whose bin is at max_nodes this go to the left child.
+        example: int32 array (n,), the example whose label represents the node.
     """
 
     child: np.ndarray
@@ -33,11 +35,19 @@ class GrownTree(NamedTuple):
 def grow(
     features: np.ndarray, labels: np.ndarray, *, seed: int, pairs: int = 256, min_child: int = 8, max_depth: int = 64
 ) -> GrownTree:
-    """Grow a tree from `features`, uint8 (F, N), and `labels`, uint8 (N, P): the segment that each of P pixels belongs to.
+    """Grow a tree.
 
-    At each node labels are mapped to two classes: which of `pairs` random pairs of pixels lie in one segment, and then the sign
-    along the first principal direction of that (§3.2). The split is the one with the least Gini impurity of those classes.
-    A node's label is the one nearest to the mean (§3.3).
+    At each node the labels are mapped to two classes: which of `pairs` random pairs of pixels lie in the same segment, and then
+    the sign along the first principal direction of these vectors (§3.2). The split with the least Gini impurity of the two classes
+    is taken. A node is represented by the example nearest to the mean of these vectors (§3.3).
+
+    Args:
+        features: uint8 array (F, N), the bins of N examples.
+        labels: uint8 array (N, P), the segment of each of P pixels.
+        seed: seed of the random choices; the same seed gives the same tree.
+        pairs: number of pairs of pixels.
+        min_child: fewest examples in a node.
+        max_depth: greatest depth.
     """
     return GrownTree(*_grow(features, labels, seed, pairs, min_child, max_depth))
 
@@ -46,30 +56,31 @@ def grow(
 def _grow(
     features: np.ndarray, labels: np.ndarray, seed: int, pairs: int, min_child: int, max_depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Grow a tree breadth first; arguments and result as for `grow`."""
     np.random.seed(seed)
     count = labels.shape[0]
-    most = 2 * (count // min_child) + 3
-    child = np.zeros(most, np.int32)
-    feature = np.zeros(most, np.int32)
-    split = np.zeros(most, np.uint8)
-    example = np.zeros(most, np.int32)
-    first = np.zeros(most, np.int64)
-    last = np.zeros(most, np.int64)
-    depth = np.zeros(most, np.int32)
+    max_nodes = 2 * (count // min_child) + 3
+    child = np.zeros(max_nodes, np.int32)
+    feature = np.zeros(max_nodes, np.int32)
+    split = np.zeros(max_nodes, np.uint8)
+    example = np.zeros(max_nodes, np.int32)
+    first = np.zeros(max_nodes, np.int64)
+    last = np.zeros(max_nodes, np.int64)
+    depth = np.zeros(max_nodes, np.int32)
     order = np.arange(count).astype(np.int32)
-    asked = np.arange(features.shape[0])
+    feature_order = np.arange(features.shape[0])
     spare = np.empty(count, np.int32)
     classes = np.empty(count, np.uint8)
     last[0] = count
     nodes = 1
     node = 0
     while node < nodes:
-        mine = order[first[node] : last[node]]
-        example[node] = _discretize(labels, mine, pairs, classes)
-        if mine.size >= 2 * min_child and depth[node] < max_depth:
-            found, at = _best_split(features, mine, classes, min_child, asked)
+        members = order[first[node] : last[node]]
+        example[node] = _discretize(labels, members, pairs, classes)
+        if members.size >= 2 * min_child and depth[node] < max_depth:
+            found, at = _best_split(features, members, classes, min_child, feature_order)
             if found >= 0:
-                lefts = _partition(features[found], at, mine, spare)
+                lefts = _partition(features[found], at, members, spare)
                 feature[node] = found
                 split[node] = at
                 child[node] = nodes + 1
@@ -83,26 +94,36 @@ def _grow(
 
 
 @njit(cache=True, nogil=True)
-def _discretize(labels: np.ndarray, mine: np.ndarray, pairs: int, classes: np.ndarray) -> int:
-    """Write the two-class labels of the examples `mine` to the first places of `classes`; return the one nearest to their mean."""
+def _discretize(labels: np.ndarray, members: np.ndarray, pairs: int, classes: np.ndarray) -> int:
+    """Map the labels of a node's examples to two classes.
+
+    Args:
+        labels: uint8 array (N, P).
+        members: the node's examples.
+        pairs: number of random pairs of pixels.
+        classes: uint8 array; the classes of the members are written to its first elements.
+
+    Returns:
+        The member nearest to the mean of the members.
+    """
     pixels = labels.shape[1]
-    one = np.empty(pairs, np.int64)
-    other = np.empty(pairs, np.int64)
+    first = np.empty(pairs, np.int64)
+    second = np.empty(pairs, np.int64)
     for k in range(pairs):
-        one[k] = np.random.randint(pixels)
-        other[k] = (one[k] + 1 + np.random.randint(pixels - 1)) % pixels
-    step = max(1, mine.size // _CENTRED_ON)
-    some = mine[::step]
-    same = np.empty((some.size, pairs), np.float32)
+        first[k] = np.random.randint(pixels)
+        second[k] = (first[k] + 1 + np.random.randint(pixels - 1)) % pixels
+    step = max(1, members.size // _MAX_CENTRED)
+    sampled = members[::step]
+    same = np.empty((sampled.size, pairs), np.float32)
     mean = np.zeros(pairs, np.float32)
-    for i in range(some.size):
-        label = labels[some[i]]
+    for i in range(sampled.size):
+        label = labels[sampled[i]]
         for k in range(pairs):
-            same[i, k] = np.float32(label[one[k]] == label[other[k]])
+            same[i, k] = np.float32(label[first[k]] == label[second[k]])
         mean += same[i]
-    mean /= np.float32(some.size)
+    mean /= np.float32(sampled.size)
     nearest, medoid, farthest, start = np.float32(np.inf), 0, np.float32(-1), 0
-    for i in range(some.size):
+    for i in range(sampled.size):
         same[i] -= mean
         distance = np.float32(0)
         for k in range(pairs):
@@ -112,59 +133,67 @@ def _discretize(labels: np.ndarray, mine: np.ndarray, pairs: int, classes: np.nd
         if distance > farthest:
             farthest, start = distance, i
     direction = same[start].copy()  # the power iteration starts at the example farthest from the mean
-    for _ in range(_POWER_STEPS):
+    for _ in range(_POWER_ITERATIONS):
         norm = np.sqrt((direction * direction).sum())
         if norm < 1e-6:
             break
         direction /= norm
         direction = np.dot(np.dot(same, direction), same)
-    middle = np.float32(0)
+    mean_along = np.float32(0)
     for k in range(pairs):
-        middle += mean[k] * direction[k]
-    for i in range(mine.size):
-        label = labels[mine[i]]
-        along = -middle
+        mean_along += mean[k] * direction[k]
+    for i in range(members.size):
+        label = labels[members[i]]
+        along = -mean_along
         for k in range(pairs):
-            if label[one[k]] == label[other[k]]:
+            if label[first[k]] == label[second[k]]:
                 along += direction[k]
         classes[i] = along > 0
-    return some[medoid]
+    return sampled[medoid]
 
 
 @njit(cache=True, nogil=True)
 def _best_split(
-    features: np.ndarray, mine: np.ndarray, classes: np.ndarray, min_child: int, asked: np.ndarray
+    features: np.ndarray, members: np.ndarray, classes: np.ndarray, min_child: int, feature_order: np.ndarray
 ) -> tuple[int, int]:
-    """The feature and bin that part the two classes best: least Gini impurity. (-1, 0) where nothing is gained.
+    """Find the split of a node that separates the two classes best, by least Gini impurity.
 
-    asked: all features in any order, which is changed.
+    Args:
+        features: uint8 array (F, N).
+        members: the node's examples.
+        classes: the class of each member, 0 or 1.
+        min_child: fewest examples in a child.
+        feature_order: all features in any order; it is shuffled in place when only some of them are tried.
+
+    Returns:
+        The feature and the last bin that goes to the left child; (-1, 0) if no split reduces the impurity.
     """
     ones = 0
-    for i in range(mine.size):
+    for i in range(members.size):
         ones += classes[i]
-    whole = mine.size
+    whole = members.size
     if ones == 0 or ones == whole:
         return -1, 0
-    # In small nodes going through all bins would take longer than counting their examples, and there are very many such nodes.
-    shift, questions = 0, asked.size
-    if whole < _LARGE:
-        shift, questions = 2, min(asked.size, max(asked.size // 4, _FEWEST))
-        for i in range(questions):
-            j = i + np.random.randint(asked.size - i)
-            asked[i], asked[j] = asked[j], asked[i]
-    # A bin's number of examples, and 2³² times that of class 1.
+    # In small nodes, of which there are very many, going through all bins would take longer than counting the examples.
+    shift, tried = 0, feature_order.size
+    if whole < _LARGE_NODE:
+        shift, tried = 2, min(feature_order.size, max(feature_order.size // 4, _MIN_FEATURES))
+        for i in range(tried):
+            j = i + np.random.randint(feature_order.size - i)
+            feature_order[i], feature_order[j] = feature_order[j], feature_order[i]
+    # Each example adds 1 to its bin, and 2³² if it is of class 1, so that one sum counts both.
     weights = np.empty(whole, np.int64)
     for i in range(whole):
         weights[i] = 1 + (np.int64(classes[i]) << 32)
     counts = np.empty(_BINS >> shift, np.int64)
-    # Least impurity is most Σ over sides of (a² + b²) / n, a and b being the classes' counts.
+    # The least impurity is the largest sum, over the two children, of (a² + b²) / n, where a and b are the counts of the classes.
     best = (float(ones) * ones + float(whole - ones) * (whole - ones)) / whole + 1e-9
     found, found_at = -1, 0
-    for f in asked[:questions]:
+    for f in feature_order[:tried]:
         counts[:] = 0
         column = features[f]
         for i in range(whole):
-            counts[column[mine[i]] >> shift] += weights[i]
+            counts[column[members[i]] >> shift] += weights[i]
         so_far = np.int64(0)
         for at in range(counts.size - 1):
             if counts[at] == 0:
@@ -184,15 +213,25 @@ def _best_split(
 
 
 @njit(cache=True, nogil=True)
-def _partition(column: np.ndarray, at: int, mine: np.ndarray, spare: np.ndarray) -> int:
-    """Put the examples up to bin `at` first, each side in its order; return how many they are."""
+def _partition(column: np.ndarray, at: int, members: np.ndarray, spare: np.ndarray) -> int:
+    """Reorder a node's examples: those that go to the left child first, otherwise in their order.
+
+    Args:
+        column: uint8 array (N,), the bins of the feature that is split.
+        at: the last bin that goes to the left child.
+        members: the node's examples; reordered in place.
+        spare: scratch array, at least as long as `members`.
+
+    Returns:
+        The number of examples of the left child.
+    """
     lefts, rights = 0, 0
-    for i in range(mine.size):
-        if column[mine[i]] <= at:
-            mine[lefts] = mine[i]
+    for i in range(members.size):
+        if column[members[i]] <= at:
+            members[lefts] = members[i]
             lefts += 1
         else:
-            spare[rights] = mine[i]
+            spare[rights] = members[i]
             rights += 1
-    mine[lefts:] = spare[:rights]
+    members[lefts:] = spare[:rights]
     return lefts

@@ -14,8 +14,8 @@ from deconvnet.training.dataloader import (
     rebatched,
 )
 from deconvnet.training.ray_dataloader import RayDataLoader, ray_data_config
-from deconvnet.training.transforms import decode_example
 from infra.errors import UserError
+from proposals.image_codec import decode_example
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
 

@@ -6,7 +6,6 @@ import pytest
 from deconvnet.training import transforms
 from infra.errors import BadInput
 from proposals.boxes import MEAN_RGB
-from proposals.image_codec import encode_jpeg, encode_mask
 
 
 def pair(height: int, width: int) -> transforms.Pair:
@@ -18,18 +17,6 @@ def pair(height: int, width: int) -> transforms.Pair:
 def test_stored_examples_leave_room_for_the_crop():
     assert transforms.stored_size(224) == 250
     assert transforms.stored_size(64) == 71
-
-
-def test_decoding_takes_rgb_and_ids(rng):
-    image = np.zeros((40, 40, 3), np.uint8)
-    image[..., 0] = 200  # red
-    mask = rng.integers(0, 21, (40, 40), np.uint8)
-    rgb, label = transforms.decode_example(encode_jpeg(image), encode_mask(mask))
-    assert np.array_equal(label, mask)
-    assert abs(rgb.astype(int) - image).max() <= 3
-    for bad in (b"", encode_mask(mask)[:40], encode_mask(mask[:30]), encode_jpeg(image)):
-        with pytest.raises(BadInput):
-            transforms.decode_example(encode_jpeg(image), bad)
 
 
 def test_a_crop_keeps_image_and_label_in_step_and_flips_half_of_them():

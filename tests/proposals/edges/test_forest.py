@@ -16,7 +16,7 @@ SMALL = ForestOptions(trees=2, patches=3000, feature_share=0.1)
 
 
 def shapes(seed: int) -> Sample:
-    """A noisy picture of a rectangle and a disc, and its segmentation."""
+    """A noisy image of a rectangle and a disc, and its segmentation."""
     rng = np.random.default_rng(seed)
     segments = np.ones((96, 120), np.uint16)
     x, y = rng.integers(10, 40, 2)
@@ -40,11 +40,11 @@ def detector(trees: Sequence[EdgeTree], folder: Path) -> "cv2.ximgproc.Structure
 @pytest.mark.parametrize("feature", [0, 17, 255, 256 * 4 + 100, 256 * 13 - 1, 256 * 13, 256 * 13 + 311, FEATURES - 1])
 @pytest.mark.parametrize("shape", [(96, 120), (95, 121)])
 def test_training_sees_what_detection_sees(feature, shape, tmp_path):
-    """A tree of one question, whose right leaf marks the first pixel of its patch: OpenCV marks those that we would."""
+    """OpenCV evaluates a tree with one split, whose right leaf marks the first pixel of its patch, as we do."""
     image = np.ascontiguousarray(cv2.resize(shapes(1)[0], shape[::-1]))
     rows, columns = (np.arange(0, side - side % 2 - 16, 2) for side in shape)
     places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    values = forest._values(*forest.channels(image), places, feature_table()[[feature]])[0]
+    values = forest._feature_values(*forest.feature_channels(image), places, feature_table()[[feature]])[0]
     threshold = np.float32(f"{np.median(values):.4g}")
     tree = EdgeTree(
         child=np.array([2, 0, 0], np.int32),
@@ -56,9 +56,8 @@ def test_training_sees_what_detection_sees(feature, shape, tmp_path):
     even = cv2.copyMakeBorder(image, 0, shape[0] % 2, 0, shape[1] % 2, cv2.BORDER_REFLECT)
     found = detector([tree], tmp_path).detectEdges(even.astype(np.float32) / 255)
     right = found[places[:, 0], places[:, 1]] > 0
-    clear = (
-        np.abs(values - threshold) > 1e-4 * np.abs(values).max()
-    )  # the border beyond an odd side is reflected twice there, once here
+    clear = np.abs(values - threshold) > 1e-4 * np.abs(values).max()
+    # Near an odd side the padding differs: OpenCV reflects twice, we once.
     clear &= (places < np.array(shape) - 34).all(axis=1)
     assert clear.mean() > 0.4 and 0.2 < right[clear].mean() < 0.8
     np.testing.assert_array_equal(right[clear], (values >= threshold)[clear])
@@ -69,7 +68,7 @@ def trees() -> list[EdgeTree]:
     return [train_tree(samples(), 8, SMALL, [0, index]) for index in range(2)]
 
 
-def test_a_forest_finds_the_edges_it_was_taught(trees, tmp_path):
+def test_a_forest_finds_the_edges_it_was_trained_on(trees, tmp_path):
     image, (segments,) = shapes(100)
     found = detector(trees, tmp_path).detectEdges(image.astype(np.float32) / 255)
     inside = np.s_[16:-16, 16:-16]  # OpenCV looks at the outermost pixels through fewer patches
@@ -84,19 +83,19 @@ def test_the_same_seed_gives_the_same_file(trees):
     assert encode_forest(trees) != encode_forest([train_tree(samples(), 8, SMALL, [1, index]) for index in range(2)])
 
 
-def test_places_have_a_boundary_in_their_middle_or_none(rng):
+def test_sampled_patches_have_a_boundary_near_their_centre_or_none(rng):
     segments = np.ones((60, 80), np.uint16)
     segments[:, 40:] = 2
     segments[50:, :10] = forest.UNKNOWN
-    places = sample_patches(segments, 50, 30, rng)
-    assert len(places) == 80 and (places % 2 == 0).all() and (places >= 0).all() and (places <= [44, 64]).all()
-    near = np.abs(places[:, 1] + 8 - 40) <= 9
+    corners = sample_patches(segments, 50, 30, rng)
+    assert len(corners) == 80 and (corners % 2 == 0).all() and (corners >= 0).all() and (corners <= [44, 64]).all()
+    near = np.abs(corners[:, 1] + 8 - 40) <= 9
     assert near[:50].all() and not near[50:].any()
-    assert not ((places[:, 0] > 34) & (places[:, 1] < 10)).any()
+    assert not ((corners[:, 0] > 34) & (corners[:, 1] < 10)).any()
     assert len(sample_patches(segments[:10], 50, 30, rng)) == 0
 
 
-def test_few_patches_are_all_taken_and_none_is_a_mistake():
+def test_few_patches_are_all_used_and_too_few_are_a_user_error():
     tree = train_tree(samples(1), 1, ForestOptions(patches=100_000, feature_share=0.02), [0])
     assert len(tree.child) > 10
     flat = np.zeros((10, 10, 3), np.uint8), [np.ones((10, 10), np.uint16)]
@@ -104,18 +103,18 @@ def test_few_patches_are_all_taken_and_none_is_a_mistake():
         train_tree([flat], 1, SMALL, [0])
 
 
-def test_masks_without_a_boundary_are_a_mistake():
+def test_masks_without_a_boundary_are_a_user_error():
     image, (segments,) = shapes(1)
     with pytest.raises(UserError, match="no boundary"):
         train_tree([(image, [np.ones_like(segments)])] * 4, 4, SMALL, [0])
 
 
-def test_few_patches_a_photograph_are_of_both_kinds(tmp_path):
-    """Fewer patches than photographs: each still gives one with a boundary and one without."""
+def test_each_image_gives_patches_with_and_without_a_boundary(tmp_path):
+    """Even if fewer patches than images are wanted."""
     options = ForestOptions(trees=1, patches=40, feature_share=0.05, min_child=2)
     tree = train_tree(samples(40), 40, options, [0])
     assert len(tree.child) >= 3 and len(tree.bins) > 0
 
 
-def test_the_tables_own_sizes():
+def test_the_feature_table_has_7228_features():
     assert feature_table().shape == (FEATURES, 5) and FEATURES == 7228

@@ -1,4 +1,4 @@
-"""The forest's file: what OpenCV reads of it, and what is refused before OpenCV sees it."""
+"""The file of a forest: OpenCV reads what we write, and faulty files are refused before OpenCV opens them."""
 
 import gzip
 import re
@@ -14,7 +14,7 @@ from proposals.edges.training.forest import FEATURES, EdgeTree
 
 
 def tree(nodes: int, rng: np.random.Generator) -> EdgeTree:
-    """A chain of `nodes` questions: each left child is a leaf with a boundary of three pixels."""
+    """A tree that is a chain of nodes: each left child is a leaf with a boundary of three pixels."""
     child, feature = np.zeros(nodes, np.int32), np.zeros(nodes, np.int32)
     child[np.arange(0, nodes - 2, 2)] = np.arange(0, nodes - 2, 2) + 2
     inner = child > 0
@@ -28,13 +28,13 @@ def tree(nodes: int, rng: np.random.Generator) -> EdgeTree:
 
 @pytest.fixture
 def forest(tmp_path: Path, rng: np.random.Generator) -> Path:
-    """Two trees of unequal size, long enough for several lines."""
+    """The file of two trees of different size, with arrays of several lines."""
     path = tmp_path / "forest.yml.gz"
     path.write_bytes(encode_forest([tree(701, rng), tree(401, rng)]))
     return path
 
 
-def test_opencv_reads_it(forest):
+def test_opencv_reads_the_file(forest):
     assert forest_file_error(forest) is None
     file = cv2.FileStorage(str(forest), cv2.FILE_STORAGE_READ)
     assert file.getNode("options").getNode("numberOfTrees").real() == 2
@@ -43,16 +43,16 @@ def test_opencv_reads_it(forest):
     assert found.shape == (64, 64) and np.isfinite(found).all() and found.max() > 0
 
 
-def test_it_is_the_same_bytes_at_any_time(rng):
+def test_the_same_trees_give_the_same_bytes(rng):
     made = tree(51, rng)
     assert encode_forest([made]) == encode_forest([made])
 
 
-def spoilt(forest: Path, pattern: str, by: str) -> Path:
+def faulty(forest: Path, pattern: str, by: str) -> Path:
     text = gzip.decompress(forest.read_bytes()).decode()
     other, count = re.subn(pattern, by, text, count=1, flags=re.DOTALL)
     assert count == 1
-    path = forest.with_name("spoilt.yml.gz")
+    path = forest.with_name("faulty.yml.gz")
     path.write_bytes(gzip.compress(other.encode()))
     return path
 
@@ -64,7 +64,7 @@ def spoilt(forest: Path, pattern: str, by: str) -> Path:
         ("numberOfTrees: 2", "numberOfTrees: 0", "options.numberOfTrees"),
         ("numberOfTreesToEvaluate: 1", "numberOfTreesToEvaluate: 4", "more than numberOfTrees"),
         ("stride: 2", "stride: 0", "options.stride"),
-        ("stride: 2", "stride: 3", "don't go together"),
+        ("stride: 2", "stride: 3", "contradict each other"),
         ("   gradientSmoothingRadius: 0\n", "", "gradientSmoothingRadius"),
         (r"childs:\n   - \[ 2,", "childs:\n   - [ 900,", "point outside"),
         (r"childs:\n   - \[ 2,0,4", "childs:\n   - [ 2,0,2", "or back"),
@@ -79,41 +79,41 @@ def spoilt(forest: Path, pattern: str, by: str) -> Path:
         ("%YAML:1.0\n", "", "not YAML"),
     ],
 )
-def test_what_opencv_would_believe_is_checked(forest, pattern, by, reason):
-    path = spoilt(forest, pattern, by)
+def test_faults_that_opencv_would_not_notice_are_refused(forest, pattern, by, reason):
+    path = faulty(forest, pattern, by)
     with pytest.raises(UserError, match=reason):
         load_forest(str(path))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_a_truncated_file(forest, share):
+def test_a_truncated_file_is_refused(forest, share):
     content = forest.read_bytes()
     forest.write_bytes(content[: int(share * len(content))])
-    assert "cut short" in str(forest_file_error(forest))
+    assert "truncated" in str(forest_file_error(forest))
 
 
-def test_a_damaged_file(forest):
+def test_a_damaged_file_is_refused(forest):
     content = bytearray(forest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     forest.write_bytes(content)
     assert forest_file_error(forest) is not None
 
 
-def test_nothing_may_follow_the_end_or_be_said_twice(forest):
+def test_data_after_the_end_and_repeated_sections_are_refused(forest):
     content = forest.read_bytes()
     forest.write_bytes(content + gzip.compress(b"edgeBins:\n   - [ 9999 ]\n"))
-    assert "follows its end" in str(forest_file_error(forest))
+    assert "after its end" in str(forest_file_error(forest))
     forest.write_bytes(gzip.compress(gzip.decompress(content) + b"edgeBins:\n   - [ 9 ]\n"))
     assert "twice" in str(forest_file_error(forest))
 
 
-def test_without_contrib_opencv_it_says_what_is_missing(forest, monkeypatch):
+def test_without_opencvs_contrib_modules_the_error_names_the_package(forest, monkeypatch):
     monkeypatch.delattr(cv2, "ximgproc")
     with pytest.raises(UserError, match="opencv-contrib-python-headless"):
         load_forest(str(forest))
 
 
-def test_the_name_must_tell_whether_it_is_compressed(forest):
+def test_the_name_must_match_the_compression(forest):
     assert "should end in .gz" in str(forest_file_error(forest.rename(forest.with_name("forest.yml"))))
     plain = forest.with_name("plain.yml.gz")
     plain.write_bytes(b"%YAML:1.0\n---\n")

@@ -1,4 +1,4 @@
-"""What masks tell apart, and where a boundary runs in a void line."""
+"""Segments from masks, and where the boundary runs in a void line."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def test_touching_objects_and_background_are_three_segments():
     assert len(np.unique(segments_from_masks(classes, None))) == 2
 
 
-def test_a_void_line_is_shared_by_its_sides():
+def test_the_boundary_runs_along_the_middle_of_a_void_line():
     classes, objects = masks()
     classes[18:23] = objects[18:23] = 255
     segments = segments_from_masks(classes, objects)
@@ -30,7 +30,7 @@ def test_a_void_line_is_shared_by_its_sides():
     assert (segments[21:] == segments[39, 0]).all()
 
 
-def test_deep_void_is_unknown():
+def test_void_far_from_known_pixels_is_unknown():
     classes, objects = masks()
     classes[20:] = 255
     segments = segments_from_masks(classes, objects)
@@ -38,7 +38,7 @@ def test_deep_void_is_unknown():
     assert (segments_from_masks(np.full((9, 9), 255, np.uint8), None) == UNKNOWN).all()
 
 
-def test_sixteen_bit_objects_have_a_void_of_their_own():
+def test_void_of_16_bit_object_masks_is_65535():
     classes, objects = masks()
     wide = objects.astype(np.uint16)
     wide[0, 0] = 300

@@ -1,4 +1,4 @@
-"""Trees on structured labels: what is split, where, and what a leaf says."""
+"""Growing trees: which features are split, and which label represents a leaf."""
 
 import numpy as np
 
@@ -6,8 +6,10 @@ from proposals.edges.training.tree import GrownTree, grow
 
 
 def patches(rng: np.random.Generator, count: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, labels and kinds: patches of one segment (0), cut down the middle (1) or across (2). Feature 3 tells 0 from the rest,
-    feature 5 tells 1 from 2; the others are noise."""
+    """Features, labels and kinds of patches: one segment (0), two side by side (1), or one above the other (2).
+
+    Feature 3 separates kind 0 from the others, feature 5 kind 1 from kind 2; the other features are noise.
+    """
     kinds = rng.integers(0, 3, count)
     labels = np.zeros((count, 16, 16), np.uint8)
     labels[kinds == 1, :, 8:] = 1
@@ -25,24 +27,24 @@ def leaf_of(tree: GrownTree, features: np.ndarray) -> int:
     return node
 
 
-def test_examples_go_to_a_leaf_whose_label_is_theirs(rng):
+def test_examples_reach_a_leaf_with_their_label(rng):
     features, labels, kinds = patches(rng)
     tree = grow(features, labels, seed=1, min_child=5)
     leaves = [leaf_of(tree, features[:, i]) for i in range(len(kinds))]
     assert [kinds[tree.example[leaf]] for leaf in leaves] == kinds.tolist()
-    asked = set(tree.feature[tree.child > 0].tolist())
-    assert asked == {3, 5}
+    used = set(tree.feature[tree.child > 0].tolist())
+    assert used == {3, 5}
 
 
-def test_a_tree_of_like_labels_is_one_leaf(rng):
+def test_a_tree_of_equal_labels_is_one_leaf(rng):
     features, labels, _ = patches(rng)
     tree = grow(features, np.zeros_like(labels), seed=1)
     assert tree.child.tolist() == [0]
 
 
-def test_no_leaf_is_smaller_than_asked_nor_deeper(rng):
+def test_leaves_respect_min_child_and_max_depth(rng):
     features, labels, kinds = patches(rng)
-    labels = rng.integers(0, 3, labels.shape, dtype=np.uint8)  # nothing to learn, so it is split as far as it may be
+    labels = rng.integers(0, 3, labels.shape, dtype=np.uint8)  # noise, so nodes are split as far as allowed
     tree = grow(features, labels, seed=1, min_child=20, max_depth=3)
     leaves = np.array([leaf_of(tree, features[:, i]) for i in range(len(kinds))])
     assert np.bincount(leaves)[np.unique(leaves)].min() >= 20
@@ -56,7 +58,7 @@ def test_children_follow_their_parents(rng):
     assert (tree.child[inner] > inner + 1).all() and tree.child.max() < len(tree.child)
 
 
-def test_a_seed_gives_the_same_tree(rng):
+def test_the_same_seed_gives_the_same_tree(rng):
     features, labels, _ = patches(rng)
     labels = rng.integers(0, 3, labels.shape, dtype=np.uint8)
     one, same, other = (grow(features, labels, seed=seed, min_child=20) for seed in (1, 1, 2))

@@ -8,11 +8,10 @@ from infra import storage
 from infra.errors import UserError
 from infra.storage import tables
 from proposals import edge_boxes, schemas
-from proposals.changes import Earlier, find_changes
+from proposals.changes import PreviousTable, find_changes
 from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_image, decode_mask
-from proposals.job import iter_proposals, make_proposals
-from proposals.job import propose as propose_row
+from proposals.job import iter_proposals, make_proposals, proposals_row
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings, ProposalSettings
 
@@ -24,19 +23,19 @@ def content(uri: str) -> list:
 
 
 @pytest.mark.ray
-def test_tables_are_the_same_from_one_task_and_from_many(ray_executor, images, rows, tmp_path):
+def test_tables_do_not_depend_on_the_number_of_parts(ray_executor, images, rows, tmp_path):
     """One part is one task, so one CPU; five parts run on two CPUs."""
     made = {}
     for parts in (1, 5):
-        photographs, found = images(rows, parts), str(tmp_path / f"proposals-{parts}")
-        proposals = make_proposals(photographs, found, SEARCH, "p" * 16, ray_executor)
+        images_uri, found = images(rows, parts), str(tmp_path / f"proposals-{parts}")
+        proposals = make_proposals(images_uri, found, SEARCH, "p" * 16, ray_executor)
         assert len(proposals.parts) == parts and proposals.rows == len(rows) and not proposals.rejects
         made[parts] = [content(found)]
         for stage in (1, 2):
             out = str(tmp_path / f"stage{stage}-{parts}")
             settings = ExampleSettings(max_per_image=9)
             commit = mine_examples(
-                stage, photographs, found, out, settings, 64, seed=3, fingerprint="e" * 16, executor=ray_executor
+                stage, images_uri, found, out, settings, 64, seed=3, fingerprint="e" * 16, executor=ray_executor
             )
             assert commit.extra["size"] == 71 and tables.read_commit(out) == commit
             made[parts] += [content(out), commit.extra]
@@ -73,9 +72,9 @@ def test_stage_1_examples(executor, images, rows, tmp_path):
 
 
 def test_stage_2_examples_and_their_balance(executor, images, rows, tmp_path):
-    photographs, found, out = images(rows, 3), str(tmp_path / "p"), str(tmp_path / "stage2")
-    make_proposals(photographs, found, SEARCH, "p" * 16, executor)
-    commit = mine_examples(2, photographs, found, out, ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
+    images_uri, found, out = images(rows, 3), str(tmp_path / "p"), str(tmp_path / "stage2")
+    make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
+    commit = mine_examples(2, images_uri, found, out, ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
     made = content(out)
     counts = {c: sum(m["class_id"] == c for m in made) for c in (1, 2)}
     assert commit.extra["examples_by_class"] == {str(c): n for c, n in counts.items()}
@@ -87,12 +86,12 @@ def test_stage_2_examples_and_their_balance(executor, images, rows, tmp_path):
     assert any({1, 2} <= {*np.unique(decode_mask(m["mask"]))} for m in made), "no crop shows both classes"
 
 
-def test_dev_examples_are_seen_once(executor, images, rows, make_row, tmp_path):
-    """Two objects of class 1 in one photograph, classes 1 and 2 in the other: in train class 2 would be repeated."""
-    photograph = np.zeros((40, 80, 3), np.uint8)
+def test_dev_examples_are_not_repeated(executor, images, rows, make_row, tmp_path):
+    """Two objects of class 1 in one image, classes 1 and 2 in the other: in train, class 2 is repeated."""
+    image = np.zeros((40, 80, 3), np.uint8)
     objects = np.repeat(np.array([[0, 1, 2, 0]], np.uint8), 40, axis=0).repeat(20, axis=1)
-    rows = [make_row("000", photograph, (objects > 0).astype(np.uint8), objects, s) for s in ("train", "dev")]
-    rows += [make_row("001", photograph, objects, objects, s) for s in ("train", "dev")]
+    rows = [make_row("000", image, (objects > 0).astype(np.uint8), objects, s) for s in ("train", "dev")]
+    rows += [make_row("001", image, objects, objects, s) for s in ("train", "dev")]
     uri = images(rows, 1)
     seen = {}
     for name, split, settings in [
@@ -107,51 +106,51 @@ def test_dev_examples_are_seen_once(executor, images, rows, make_row, tmp_path):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_nothing_to_cut_is_a_sentence(executor, images, rows, tmp_path, stage):
-    photographs, found = images(rows[8:12], 1), str(tmp_path / "p")
-    make_proposals(photographs, found, SEARCH, "p" * 16, executor)
+def test_no_example_at_all_is_a_user_error(executor, images, rows, tmp_path, stage):
+    images_uri, found = images(rows[8:12], 1), str(tmp_path / "p")
+    make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
     with pytest.raises(UserError, match=r"no (stage-2 )?training example.*min_object_side"):
         mine_examples(
-            stage, photographs, found, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor
+            stage, images_uri, found, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor
         )
     assert tables.read_commit(str(tmp_path / "out")) is None
 
 
-def test_damaged_rows_are_set_aside_with_a_reason(executor, images, rows, tmp_path):
+def test_damaged_rows_are_rejected_with_a_reason(executor, images, rows, tmp_path):
     rows[0]["image"] = rows[0]["image"][:100]
     rows[1]["class_mask"] = b"not a mask"
     rows[2]["object_mask"] = rows[8]["object_mask"]
-    photographs = images(rows, 2)
-    proposals = make_proposals(photographs, str(tmp_path / "p"), SEARCH, "p" * 16, executor)
+    images_uri = images(rows, 2)
+    proposals = make_proposals(images_uri, str(tmp_path / "p"), SEARCH, "p" * 16, executor)
     assert [r.image_id for r in proposals.rejects] == ["000"] and proposals.rows == len(rows) - 1
     examples = mine_examples(
-        1, photographs, None, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor
+        1, images_uri, None, str(tmp_path / "out"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor
     )
     assert [r.image_id for r in examples.rejects] == ["000", "001", "002"]
     assert "mask 120×90, object mask 50×40" in examples.rejects[2].reason
     assert not {"000", "001", "002"} & {m["image_id"] for m in content(str(tmp_path / "out"))}
 
 
-def test_a_photograph_that_breaks_edgebox_is_set_aside(monkeypatch, rows):
+def test_an_image_on_which_opencv_fails_is_rejected(monkeypatch, rows):
     def broken(*_, **__):
         cv2.cvtColor(np.zeros((0, 0, 3), np.uint8), cv2.COLOR_RGB2LAB)
 
     monkeypatch.setattr("proposals.job.find_boxes", broken)
-    found = propose_row(rows[0], EdgeBoxOptions())
+    found = proposals_row(rows[0], EdgeBoxOptions())
     assert (
         isinstance(found, tables.Reject) and "EdgeBox" in found.reason and "cvtColor" in found.reason and "\n" not in found.reason
     )
 
 
-def test_a_wrong_edge_model_is_refused_before_the_job(executor, images, rows, tmp_path):
+def test_a_missing_edge_model_is_a_user_error_before_any_work(executor, images, rows, tmp_path):
     with pytest.raises(UserError, match=r"gone\.yml"):
         make_proposals(
             images(rows, 1), str(tmp_path / "p"), ProposalSettings(edge_model=str(tmp_path / "gone.yml")), "p" * 16, executor
         )
 
 
-def test_real_photographs(executor, images, photographs, tmp_path):
-    uri, found = images(photographs, 2), str(tmp_path / "p")
+def test_crops_of_real_images_have_the_classes_of_voc(executor, images, voc_rows, tmp_path):
+    uri, found = images(voc_rows, 2), str(tmp_path / "p")
     make_proposals(uri, found, ProposalSettings(), "p" * 16, executor)
     easy = mine_examples(1, uri, None, str(tmp_path / "1"), ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
     hard = mine_examples(
@@ -161,49 +160,49 @@ def test_real_photographs(executor, images, photographs, tmp_path):
     assert max(max(np.unique(decode_mask(m["mask"]))[:-1], default=0) for m in content(str(tmp_path / "2"))) <= 20
 
 
-def test_what_has_not_changed_is_taken_over_and_the_rest_made(executor, images, rows, tmp_path):
-    """The earlier tables are marked, so that what comes from them can be told; without the marks all is as made anew."""
+def test_rows_of_unchanged_images_are_copied_and_the_others_made(executor, images, rows, tmp_path):
+    """Copied rows are recognised by marks in the previous tables. Without marks, the result is the same as if all were new."""
     settings = ExampleSettings(max_per_image=9)
     before = [r for r in rows if r["image_id"] != "002"]
     other = next(r for r in rows if r["image_id"] == "005")
     before[before.index(next(r for r in before if r["image_id"] == "003"))] = {**other, "image_id": "003", "split": "dev"}
     relabelled = next(r for r in before if r["image_id"] == "001")
     before[before.index(relabelled)] = {**relabelled, "class_mask": other["class_mask"], "object_mask": other["object_mask"]}
-    place = {name: str(tmp_path / name) for name in ("old", "oldstage2", "marked", "markedstage2", "changes", "new", "newstage2")}
+    uris = {name: str(tmp_path / name) for name in ("old", "oldstage2", "marked", "markedstage2", "changes", "new", "newstage2")}
     old, now = images(before, 3), images(rows, 4)
 
-    def make(photographs: str, prefix: str, earlier: str | None = None) -> None:
-        def of(table: str) -> Earlier | None:
-            return Earlier(place[earlier + table], place["changes"]) if earlier else None
+    def make(images_uri: str, prefix: str, previous: str | None = None) -> None:
+        def of(table: str) -> PreviousTable | None:
+            return PreviousTable(uris[previous + table], uris["changes"]) if previous else None
 
-        make_proposals(photographs, place[prefix], SEARCH, "p" * 16, executor, earlier=of(""))
-        out = place[f"{prefix}stage2"]
+        make_proposals(images_uri, uris[prefix], SEARCH, "p" * 16, executor, previous=of(""))
+        out = uris[f"{prefix}stage2"]
         mine_examples(
-            2, photographs, place[prefix], out, settings, 64, fingerprint="e" * 16, executor=executor, earlier=of("stage2")
+            2, images_uri, uris[prefix], out, settings, 64, fingerprint="e" * 16, executor=executor, previous=of("stage2")
         )
 
     make(old, "old")
-    find_changes(now, old, place["changes"], "c" * 16, executor)
-    # Marked copies of the earlier tables: one box a photograph, and the stage number 7.
+    find_changes(now, old, uris["changes"], "c" * 16, executor)
+    # Marked copies of the previous tables: one box per image, and 7 as the stage.
     for table, schema, mark in (
         ("", schemas.PROPOSALS, {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.75]}),
         ("stage2", schemas.EXAMPLES, {"stage": 7}),
     ):
-        marked = [{**r, **mark} for r in tables.iter_rows(place[f"old{table}"])]
-        part = tables.write_part(place[f"marked{table}"], "m" * 16, 0, marked, schema)
-        tables.commit(place[f"marked{table}"], "m" * 16, [part])
+        marked = [{**r, **mark} for r in tables.iter_rows(uris[f"old{table}"])]
+        part = tables.write_part(uris[f"marked{table}"], "m" * 16, 0, marked, schema)
+        tables.commit(uris[f"marked{table}"], "m" * 16, [part])
     make(now, "new", "marked")
-    fresh = {r["image_id"] for r in tables.iter_rows(place["new"]) if r["scores"] != [0.75]}
-    assert fresh == {"002", "003"}, "new and changed photographs alone get new proposals"
-    recut = {r["image_id"] for r in tables.iter_rows(place["newstage2"]) if r["stage"] == 2}
-    assert "001" not in {r["image_id"] for r in tables.iter_rows(place["newstage2"]) if r["stage"] == 7}
+    fresh = {r["image_id"] for r in tables.iter_rows(uris["new"]) if r["scores"] != [0.75]}
+    assert fresh == {"002", "003"}, "only new and changed images get new proposals"
+    recut = {r["image_id"] for r in tables.iter_rows(uris["newstage2"]) if r["stage"] == 2}
+    assert "001" not in {r["image_id"] for r in tables.iter_rows(uris["newstage2"]) if r["stage"] == 7}
     assert {"000", "004"}.isdisjoint(recut)
-    # From the true earlier tables: equal, repeats and all, to tables made from nothing.
+    # With the unmarked previous tables, the result equals tables made without any, repeats included.
     for name in ("new", "newstage2"):
-        storage.remove(place[name])
+        storage.remove(uris[name])
     make(now, "new", "old")
     again = {name: str(tmp_path / f"again{name}") for name in ("", "stage2")}
     make_proposals(now, again[""], SEARCH, "p" * 16, executor)
     mine_examples(2, now, again[""], again["stage2"], settings, 64, fingerprint="e" * 16, executor=executor)
-    assert content(place["new"]) == content(again[""])
-    assert content(place["newstage2"]) == content(again["stage2"])
+    assert content(uris["new"]) == content(again[""])
+    assert content(uris["newstage2"]) == content(again["stage2"])

@@ -1,4 +1,4 @@
-"""The rules of stage 1 and stage 2, on masks small enough to count by hand."""
+"""The rules of stage 1, stage 2 and class balance, on masks small enough to count by hand."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from proposals.mining.rules import choose_stage1, choose_stage2, cut_example, ex
 
 @pytest.fixture
 def masks() -> tuple[np.ndarray, np.ndarray]:
-    """Object 1: 10×20 px of class 5 at (20, 30), three void pixels; object 2: 8×8 of class 7 at (40, 30)."""
+    """Class and object mask. Object 1: 20×10 px of class 5 at (20, 30), three void pixels. Object 2: 8×8 px of class 7 at (40, 30)."""
     classes, objects = np.zeros((80, 100), np.uint8), np.zeros((80, 100), np.uint8)
     classes[30:40, 20:40], objects[30:40, 20:40] = 5, 1
     classes[30:38, 40:48], objects[30:38, 40:48] = 7, 2
@@ -19,7 +19,7 @@ def masks() -> tuple[np.ndarray, np.ndarray]:
     return classes, objects
 
 
-def test_objects_have_tight_boxes_and_the_class_of_most_pixels(masks):
+def test_objects_have_tight_boxes_and_the_class_of_most_of_their_pixels(masks):
     classes, objects = masks
     classes[38:40, 20:40] = 9  # a fifth of object 1
     assert [(o.object_id, o.class_id, o.box) for o in find_objects(classes, objects)] == [
@@ -28,14 +28,14 @@ def test_objects_have_tight_boxes_and_the_class_of_most_pixels(masks):
     ]
 
 
-def test_void_does_not_vote(masks):
+def test_void_pixels_do_not_decide_the_class(masks):
     classes, objects = masks
     classes[30:40, 20:40] = 255
     classes[35, 30] = 3
     assert find_objects(classes, objects)[0].class_id == 3
 
 
-def test_objects_that_are_small_or_all_void_or_background_are_left_out(masks):
+def test_small_void_and_background_objects_are_left_out(masks):
     classes, objects = masks
     assert [o.object_id for o in find_objects(classes, objects, min_side=9)] == [1]
     assert [o.object_id for o in find_objects(classes, objects, min_side=10)] == [1]
@@ -45,7 +45,7 @@ def test_objects_that_are_small_or_all_void_or_background_are_left_out(masks):
     assert find_objects(classes, np.full_like(objects, 255)) == []
 
 
-def test_ids_of_16_bits_reach_past_255_and_void_is_65535(masks):
+def test_16_bit_ids_go_beyond_255_and_void_is_65535(masks):
     classes, objects = masks
     wide = objects.astype(np.uint16)
     wide[wide == 1] = 255
@@ -54,14 +54,14 @@ def test_ids_of_16_bits_reach_past_255_and_void_is_65535(masks):
     assert [o.object_id for o in find_objects(classes, wide)] == [255, 3000]
 
 
-def test_no_object_gives_no_example():
+def test_without_objects_there_are_no_windows():
     nothing = np.zeros((5, 5), np.uint8)
     assert find_objects(nothing, nothing) == []
     assert choose_stage1([]) == []
     assert choose_stage2([], np.array([[0, 0, 4, 4]])) == []
 
 
-def test_stage_1_is_the_extended_tight_box(masks):
+def test_stage_1_windows_are_the_enlarged_tight_boxes(masks):
     choices = choose_stage1(find_objects(*masks), 1.2, "square")
     assert [c.class_id for c in choices] == [5, 7]
     np.testing.assert_allclose(choices[0].box, (18, 23, 42, 47), atol=1e-4)  # 1.2 × 20 about (30, 35)
@@ -69,7 +69,7 @@ def test_stage_1_is_the_extended_tight_box(masks):
     np.testing.assert_allclose(choose_stage1(find_objects(*masks), 1.2, "stretched")[0].box, (18, 29, 42, 41), atol=1e-4)
 
 
-def test_stage_1_labels_the_objects_own_pixels_alone(masks):
+def test_stage_1_labels_only_the_objects_own_pixels(masks):
     choice = choose_stage1(find_objects(*masks), 1.2, "square")[0]
     image, label = cut_example(np.zeros((80, 100, 3), np.uint8), *masks, choice, 1, 24)
     expected = np.zeros((24, 24), np.uint8)
@@ -79,7 +79,7 @@ def test_stage_1_labels_the_objects_own_pixels_alone(masks):
     assert image.shape == (24, 24, 3)
 
 
-def test_stage_2_labels_every_class(masks):
+def test_stage_2_labels_every_class_in_the_window(masks):
     choice = choose_stage2(find_objects(*masks), np.array([[20.0, 30, 40, 40]]))[0]
     _, label = cut_example(np.zeros((80, 100, 3), np.uint8), *masks, choice, 2, 24)
     expected = np.zeros((24, 24), np.uint8)
@@ -90,7 +90,7 @@ def test_stage_2_labels_every_class(masks):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_outside_the_photograph_is_mean_colour_and_void(stage):
+def test_outside_the_image_crops_have_the_mean_colour_and_masks_are_void(stage):
     classes = np.ones((20, 20), np.uint8)
     choice = choose_stage1(find_objects(classes, classes), 2, "square")[0]  # -10…30: half of it outside
     image, label = cut_example(np.zeros((20, 20, 3), np.uint8), classes, classes, choice, stage, 40)
@@ -106,7 +106,7 @@ def test_void_of_the_object_mask_is_void_in_stage_1(masks):
     assert label[22, 12] == 255 and (label == 255).sum() == 4
 
 
-def test_stage_2_takes_proposals_by_iou_before_extension(masks):
+def test_stage_2_selects_proposals_by_iou_before_enlarging(masks):
     proposals = np.array(
         [
             [20, 30, 40, 50],  # 200 of 400: exactly 0.5 with object 1
@@ -123,7 +123,7 @@ def test_stage_2_takes_proposals_by_iou_before_extension(masks):
     assert len(choose_stage2(find_objects(*masks), proposals, min_iou=0.51)) == 1
 
 
-def test_the_limit_keeps_the_best_of_each_object_and_is_drawn_by_seed(masks):
+def test_max_per_image_keeps_the_best_of_each_object_and_draws_the_rest_by_seed(masks):
     rng = np.random.default_rng(0)
     proposals = np.array([20, 30, 40, 40]) + rng.uniform(-1, 1, (30, 4))
     proposals = np.vstack([proposals, [[20, 30, 40, 40], [40, 30, 48, 38]]])
@@ -140,7 +140,7 @@ def test_the_limit_keeps_the_best_of_each_object_and_is_drawn_by_seed(masks):
     assert len(choose_stage2(objects, proposals, max_per_image=1)) == 1
 
 
-def test_example_size():
+def test_example_size_is_250_for_224_in_proportion():
     assert [example_size(s) for s in (224, 64, 96, 32)] == [250, 71, 107, 36]
 
 
@@ -150,7 +150,7 @@ def test_repeats_by_hand():
 
 
 @given(st.dictionaries(st.integers(1, 20), st.integers(0, 10_000), max_size=20), st.integers(1, 50))
-def test_repeats_never_make_a_class_rarer_or_overshoot(counts, limit):
+def test_repeats_never_exceed_the_limit_or_the_largest_class(counts, limit):
     repeats = repeats_by_class(counts, limit)
     most = max(counts.values(), default=0)
     assert repeats.keys() == {c for c, n in counts.items() if n}
