@@ -9,27 +9,34 @@ from infra.settings import Section
 
 
 class GeneratedSettings(Section):
-    """The generated data set: used where `data.root` is empty."""
+    """The generated data set, which is used if `data.root` is empty."""
 
-    train: PositiveInt = Field(300, description="photographs to train on")
-    val: PositiveInt = Field(60, description="photographs of the final table")
-    height: int = Field(120, ge=32, le=1024, description="their height, px")
-    width: int = Field(160, ge=32, le=1024, description="their width, px")
+    train: PositiveInt = Field(300, description="number of images to train on")
+    val: PositiveInt = Field(60, description="number of images for the final results")
+    height: int = Field(120, ge=32, le=1024, description="height of the images, px")
+    width: int = Field(160, ge=32, le=1024, description="width of the images, px")
 
 
 class DataSettings(Section):
-    """Labelled photographs: a folder in VOC's layout, or a generated one."""
+    """The annotated images: a data set in VOC's layout, or a generated one."""
 
     root: str | None = Field(
-        None, description="VOC-layout folder (JPEGImages, SegmentationClass, ImageSets/Segmentation); empty: generate one"
+        None,
+        description="folder in VOC's layout (JPEGImages, SegmentationClass, ImageSets/Segmentation); empty: a data set is generated",
     )
-    train_split: str = Field("train", description="ImageSets/Segmentation/<this>.txt is trained on")
-    val_split: str = Field("val", description="ImageSets/Segmentation/<this>.txt is for the final table alone")
+    train_split: str = Field("train", description="split to train on: ImageSets/Segmentation/<this>.txt lists its images")
+    val_split: str = Field(
+        "val", description="split for the final results only: ImageSets/Segmentation/<this>.txt lists its images"
+    )
     classes: tuple[str, ...] = Field(VOC_CLASSES, description="class names by id; the first is background")
-    dev_fraction: float = Field(0.05, gt=0, le=0.5, description="share of train drawn by seed for schedules and choices")
-    max_rejects: float = Field(0.05, ge=0, le=1, description="share of photographs that may be unusable before the run stops")
-    max_pixels: PositiveInt = Field(100_000_000, description="larger photographs are rejected")
-    limit: PositiveInt | None = Field(None, description="use only this many photographs of each split (drawn by seed)")
+    dev_fraction: float = Field(
+        0.05, gt=0, le=0.5, description="share of the training images that is drawn (by seed) for validation during training"
+    )
+    max_rejects: float = Field(
+        0.05, ge=0, le=1, description="share of the images that may be unusable; if there are more, the run stops"
+    )
+    max_pixels: PositiveInt = Field(100_000_000, description="images with more pixels are rejected")
+    limit: PositiveInt | None = Field(None, description="number of images to use of each split (drawn by seed); empty: all")
     generated: GeneratedSettings = GeneratedSettings()
 
     @field_validator("classes")

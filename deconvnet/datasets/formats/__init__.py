@@ -1,17 +1,27 @@
-"""Formats of annotated data sets that can be imported. One module a format; its name is what `--from` takes.
+"""The formats of annotated data sets that can be imported: one module a format, named as `--from` names it.
 
-To add a format, add one module here that defines `FORMAT`, a `DatasetFormat`. Its `read` function gets the places to read from and
-the import rules, and returns an `AnnotatedDataset`:
+To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`, and its name to the setting `from` of import_data.py
+(`ImportSettings` in workflows/settings.py). The format's `read` function is called with
 
-1. Read the annotation files (`importing.images.read_input`, `read_json`), and find their images (`importing.images.ImageIndex`).
-2. Choose the classes: `importing.dataset.select_classes`, `class_ids`.
-3. Call `dataset.add` for each image with a function that loads it and makes its masks. It is called later, in a thread, and once an
-   image; what it needs is bound by `functools.partial`. Shapes become `importing.regions.Region` objects, which
-   `importing.painting.paint_image` paints to masks by the rules. Masks that are there are read by `importing.class_table`.
+* `sources`, a sequence of `AnnotationSource`: where images and annotations are; one for the whole data set, or one each for train and
+  val;
+* `rules`, an `ImportRules`: what the user chose about classes, overlaps and so on;
 
-What goes wrong is reported in one of four ways: `UserError` if the whole data set can't be imported; `dataset.reject` for an image
-known to be unusable while reading; `BadInput` from the loading function if an annotation can't be understood, which rejects its image,
-as the mask would be wrong; `AnnotatedImage.skipped` for an annotation that can be left out without harm.
+and returns an `AnnotatedDataset`. It usually works in three steps:
+
+1. Read the annotation files (`importing.images.read_input`, `read_json`) and list the images (`importing.images.ImageIndex`).
+2. Choose the classes and their ids (`importing.dataset.select_classes`, `class_ids`).
+3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function is
+   called later, once, in any thread; `functools.partial` gives it what it needs. If the annotations are shapes, it makes a
+   `importing.regions.Region` of each, and `importing.painting.paint_image` paints them by the rules. If they are masks, it reads them
+   by an `importing.class_table.ClassTable`.
+
+Errors are reported in four ways:
+
+* raise `UserError` from `read` if the data set can't be imported at all;
+* call `AnnotatedDataset.reject` in `read` for an image that is known to be unusable;
+* raise `BadInput` from the loading function if an annotation can't be understood: the image is rejected, as its mask would be wrong;
+* list an annotation in `AnnotatedImage.skipped` if it can be left out without harm.
 """
 
 import importlib
