@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 
-from deconvnet.serving.ray_serve import WARM_SIZE, Served, check_installed, seconds_to_label, serving_at, still_served
+from deconvnet.serving.ray_serve import WARMUP_SIZE, ServedModel, check_installed, is_serving, measure_latency, serving
 from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store
 from infra.errors import UserError
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     check_installed()
     check_free(settings.host, settings.port)
     store = model_store(settings.workspace, settings.tracking.uri)
-    served = Served(
+    served = ServedModel(
         registry.find(settings.model, store, "model"), store, settings.replicas, settings.cpus_per_replica,
         settings.gpus_per_replica, settings.max_pixels, settings.max_megabytes * 2**20, settings.max_waiting,
     )  # fmt: skip
@@ -45,21 +45,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _serve(served: Served, settings: ServeSettings) -> None:
+def _serve(served: ServedModel, settings: ServeSettings) -> None:
     nodes = settings.cluster.selector("training_nodes" if served.gpus else "data_nodes")
     with connected(settings.cluster):
         _check_room(served, nodes)
         print(f"starting {served.replicas} × {served.title} …", flush=True)
         joined = bool(settings.cluster.address or os.environ.get("RAY_ADDRESS"))
-        with serving_at(served, settings.host, settings.port, nodes, lasting=joined):
+        with serving(served, settings.host, settings.port, nodes, shared_ray=joined):
             url = f"http://{_shown(settings.host)}:{settings.port}"
-            height, width = WARM_SIZE
-            if seconds := seconds_to_label(url):
+            height, width = WARMUP_SIZE
+            if seconds := measure_latency(url):
                 print(f"one photograph of {width}×{height} px takes {seconds:.2f} s ({served.cpus} CPU threads)\n")
             print(f"serving at {url}: open it, or  curl --data-binary @photo.jpg {url} -o mask.png")
             print("Ctrl-C stops it", flush=True)
             try:
-                while still_served():
+                while is_serving():
                     time.sleep(_LOOK_SECONDS)
             except KeyboardInterrupt:
                 print("\nstopping", flush=True)
@@ -84,7 +84,7 @@ def check_free(host: str, port: int) -> None:
             raise UserError(f"can't listen at {host}:{port}: {error.strerror}: name another --port or --host") from None
 
 
-def _check_room(served: Served, nodes: dict[str, str]) -> None:
+def _check_room(served: ServedModel, nodes: dict[str, str]) -> None:
     """Raise UserError where replicas would wait for ever."""
     fits = room(nodes, served.cpus, served.gpus)
     if fits < served.replicas and not may_grow():

@@ -1,4 +1,4 @@
-"""A registered model behind Ray Serve: replicas that each hold it, and an HTTP server before them."""
+"""A registered model behind Ray Serve: replicas that each hold the model, and an HTTP server in front of them."""
 
 import asyncio
 import importlib
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.serving import http
-from deconvnet.serving.http import HOW_TO_SEND, Reply
+from deconvnet.serving.http import USAGE, Reply
 from deconvnet.tracking import registry
 from infra.errors import BadInput, UserError
 from proposals.image_codec import encode_jpeg
@@ -25,23 +25,31 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 APP = "deconvnet"
-WARM_SIZE = (375, 500)
-"""Height and width of the photograph that replicas are warmed with: most of VOC's have this size."""
-_LAST_WORDS_SECONDS = 60.0  # that a replica is granted to end what it is at
-_PATIENCE_SECONDS = 600.0
-_AT_ONCE = 4  # requests that a replica takes in: one is labelled, the next ones' bodies are read meanwhile
+"""Name of the Ray Serve application."""
+WARMUP_SIZE = (375, 500)
+"""Height and width in pixels of the image that warms a replica up: the size of most VOC images."""
+_SHUTDOWN_SECONDS = 60.0  # how long a replica may take to finish its requests when it is stopped
+_REQUEST_SECONDS = 600.0
+_ONGOING_REQUESTS = 4  # per replica: one is predicted, the bodies of the others are read meanwhile
 
 
 @dataclass(frozen=True)
-class Served:
-    """What replicas hold, and what they take.
+class ServedModel:
+    """What is served, and by how many replicas.
 
-    store: MLflow's address, where they fetch the model. cpus: of each, and its torch threads. max_pixels: None: as the model was
-    registered. max_waiting: requests that wait for a replica; more are refused (503).
+    Attributes:
+        version: version of the registered model.
+        tracking_uri: URI of the MLflow store that replicas fetch the model from.
+        replicas: number of replicas.
+        cpus: CPUs and torch threads of each replica.
+        gpus: share of a GPU of each replica; 0 predicts on CPUs.
+        max_pixels: larger images are refused; None: the limit that the model was registered with.
+        max_bytes: larger request bodies are refused.
+        max_waiting: number of requests that may wait for a replica; further ones are refused with status 503.
     """
 
     version: registry.Version
-    store: str
+    tracking_uri: str
     replicas: int = 1
     cpus: int = 1
     gpus: float = 0
@@ -51,96 +59,114 @@ class Served:
 
     @property
     def title(self) -> str:
+        """Name and version of the model, for messages and the page."""
         return f"{self.version.name} version {self.version.number}"
 
 
 class Replica:
-    """A process that holds the model and labels one photograph after another."""
+    """A process that holds the model and predicts one image after another."""
 
-    def __init__(self, served: Served) -> None:
-        """Raises UserError where the model can't be fetched."""
+    def __init__(self, model: ServedModel) -> None:
+        """Fetch the model, load it and warm it up.
+
+        Args:
+            model: what to serve.
+
+        Raises:
+            UserError: if the model can't be fetched.
+        """
         import cv2
         import torch
 
         from deconvnet.inference.saved_ensemble import SavedEnsemble
 
-        torch.set_num_threads(served.cpus)
+        torch.set_num_threads(model.cpus)
         cv2.setNumThreads(1)
-        self.served = served
-        self.folder = TemporaryDirectory(prefix="deconvnet-served-")  # the forest of edges is read from it as it is needed
-        registry.fetch(served.version, served.store, self.folder.name)
-        self.ensemble = SavedEnsemble(self.folder.name, "cuda" if served.gpus else "cpu", served.max_pixels)
-        with suppress(BadInput):  # max_pixels may be less
-            self.ensemble.predict(warm_photograph())  # what is compiled or set up once is no visitor's business
+        self.model = model
+        self.folder = TemporaryDirectory(prefix="deconvnet-served-")  # kept, as the edge forest is read from it later
+        registry.fetch(model.version, model.tracking_uri, self.folder.name)
+        self.ensemble = SavedEnsemble(self.folder.name, "cuda" if model.gpus else "cpu", model.max_pixels)
+        with suppress(BadInput):  # if max_pixels is smaller
+            self.ensemble.predict(warmup_image())  # so that no request waits for what is compiled at the first prediction
         self.worker = ThreadPoolExecutor(1)
 
     async def __call__(self, request: "Request") -> "Response":
-        """POST / with a photograph as the body; GET / and /healthz."""
+        """Answer a request: POST / with an image as the body, GET / (the page), GET /healthz."""
         from starlette.responses import Response
 
         reply = await self._reply(request)
-        return Response(reply.body, reply.status, {"X-Model": self.served.title, **reply.headers}, reply.media_type)
+        return Response(reply.body, reply.status, {"X-Model": self.model.title, **reply.headers}, reply.media_type)
 
     async def _reply(self, request: "Request") -> Reply:
+        """Choose the reply by method and path."""
         match request.method, request.url.path:
             case "GET" | "HEAD", "/":
-                return http.page(self.served.title, self.ensemble.classes)
+                return http.page_reply(self.model.title, self.ensemble.classes)
             case "GET" | "HEAD", "/healthz":
-                return http.health(self.served.title, self.ensemble.classes)
+                return http.health_reply(self.model.title, self.ensemble.classes)
             case "POST", "/":
-                return await self._label(request)
+                return await self._predict(request)
             case _, "/" | "/healthz":
-                return http.refusal(405, f"{request.method} is not understood here: {HOW_TO_SEND}")
+                return http.error_reply(405, f"{request.method} is not supported here: {USAGE}")
             case _:
-                return http.refusal(404, f"there is nothing at {request.url.path}: {HOW_TO_SEND}")
+                return http.error_reply(404, f"there is nothing at {request.url.path}: {USAGE}")
 
-    async def _label(self, request: "Request") -> Reply:
-        arrived = time.perf_counter()
+    async def _predict(self, request: "Request") -> Reply:
+        """Predict the image in a request's body."""
+        received = time.perf_counter()
         try:
-            draw = http.wants_overlay(request.query_params.get("overlay", ""))
+            with_overlay = http.parse_overlay(request.query_params.get("overlay", ""))
         except ValueError as error:
-            return http.refusal(400, str(error))
+            return http.error_reply(400, str(error))
         if request.headers.get("content-type", "").startswith("multipart/"):
-            return http.refusal(415, f"the body is a form: {HOW_TO_SEND}")
+            return http.error_reply(415, f"the body is a form: {USAGE}")
         if (data := await self._body(request)) is None:
-            return http.refusal(413, f"the body is larger than {self.served.max_bytes / 2**20:g} MiB: send a smaller photograph")
+            return http.error_reply(413, f"the body is larger than {self.model.max_bytes / 2**20:g} MiB: send a smaller image")
         if not data:
-            return http.refusal(400, f"the body is empty: {HOW_TO_SEND}")
-        work = partial(http.answer, self.ensemble, data, arrived, draw=draw)
+            return http.error_reply(400, f"the body is empty: {USAGE}")
+        work = partial(http.prediction_reply, self.ensemble, data, received, with_overlay=with_overlay)
         return await asyncio.get_running_loop().run_in_executor(self.worker, work)
 
     async def _body(self, request: "Request") -> bytes | None:
-        """The body; None where it is too large. One that is announced as such is not read."""
+        """Read the body; return None if it is too large. A body that is announced as too large is not read."""
         with suppress(ValueError):
-            if int(request.headers.get("content-length", "0")) > self.served.max_bytes:
+            if int(request.headers.get("content-length", "0")) > self.model.max_bytes:
                 return None
         data = bytearray()
         async for chunk in request.stream():
             data += chunk
-            if len(data) > self.served.max_bytes:
+            if len(data) > self.model.max_bytes:
                 return None
         return bytes(data)
 
 
 def check_installed() -> None:
-    """Raises UserError where Ray Serve is not installed."""
+    """Raise UserError if Ray Serve is not installed."""
     try:
         importlib.import_module("ray.serve")
     except ImportError:
         raise UserError(
-            "Ray Serve is not installed: pip install -c constraints.txt -e '.[serve]' in the project's folder brings it"
+            "Ray Serve is not installed; to install it run in the project's folder: pip install -c constraints.txt -e '.[serve]'"
         ) from None
 
 
 @contextmanager
-def serving_at(
-    served: Served, host: str, port: int, nodes: Mapping[str, str] | None = None, *, lasting: bool = True
+def serving(
+    model: ServedModel, host: str, port: int, nodes: Mapping[str, str] | None = None, *, shared_ray: bool = True
 ) -> Iterator[None]:
-    """Replicas that answer at host:port, for the time of a block, in the Ray that this process is connected to.
+    """Serve a model for the time of a block, on the Ray that this process is connected to.
 
-    At the block's end requests that are being answered are waited for. nodes: Ray label selector of the replicas. lasting: this Ray
-    outlives the process, so Ray Serve is taken down too. Raises UserError where that Ray serves something already, or the replicas
-    don't start.
+    At the end of the block requests that are being answered are finished first.
+
+    Args:
+        model: what to serve.
+        host: address to listen at.
+        port: port to listen at.
+        nodes: Ray labels of the nodes for replicas; None: any node.
+        shared_ray: this Ray continues after the process, so Ray Serve is shut down at the end too.
+
+    Raises:
+        UserError: if this Ray already serves something, or the replicas don't start.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -151,73 +177,84 @@ def serving_at(
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=quiet)
+        selector = {"label_selector": dict(nodes)} if nodes else {}
         deployment = serve.deployment(
             Replica,
             name="replica",
-            num_replicas=served.replicas,
-            ray_actor_options={
-                "num_cpus": served.cpus,
-                "num_gpus": served.gpus,
-                **({"label_selector": dict(nodes)} if nodes else {}),
-            },
-            max_ongoing_requests=_AT_ONCE,
-            max_queued_requests=served.max_waiting,
+            num_replicas=model.replicas,
+            ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus, **selector},
+            max_ongoing_requests=_ONGOING_REQUESTS,
+            max_queued_requests=model.max_waiting,
             max_constructor_retry_count=1,
             graceful_shutdown_wait_loop_s=0.1,
-            graceful_shutdown_timeout_s=_LAST_WORDS_SECONDS,
+            graceful_shutdown_timeout_s=_SHUTDOWN_SECONDS,
             logging_config=quiet,
         )
         try:
-            serve.run(deployment.bind(served), name=APP, route_prefix="/", logging_config=quiet)
+            serve.run(deployment.bind(model), name=APP, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
-            raise UserError(f"{served.title} can't be served: {_reason(_told() or str(error))}") from error
+            raise UserError(f"{model.title} can't be served: {failure_reason(_replica_messages() or str(error))}") from error
         yield
     finally:
         serve.delete(APP)
-        if lasting:
+        if shared_ray:
             serve.shutdown()
 
 
-def still_served() -> bool:
-    """False where Ray Serve has given the replicas up."""
+def is_serving() -> bool:
+    """Return False if Ray Serve no longer runs the replicas."""
     from ray import serve
 
     app = serve.status().applications.get(APP)
     return app is not None and app.status not in ("DEPLOY_FAILED", "NOT_STARTED", "DELETING")
 
 
-def warm_photograph() -> bytes:
-    """A generated photograph's JPEG."""
+def warmup_image() -> bytes:
+    """Return a synthetic image of `WARMUP_SIZE` as JPEG."""
     from deconvnet.datasets.synthetic import generate
 
-    return encode_jpeg(generate(0, 0, *WARM_SIZE)[0])
+    return encode_jpeg(generate(0, 0, *WARMUP_SIZE)[0])
 
 
-def seconds_to_label(url: str) -> float | None:
-    """How long one photograph takes at a server, from the request to the whole answer; None where it is refused (max_pixels).
+def measure_latency(url: str) -> float | None:
+    """Measure how long a server takes for one image of `WARMUP_SIZE`.
 
-    Raises OSError where the server does not answer.
+    Args:
+        url: address of the server.
+
+    Returns:
+        Seconds from the request to the end of the reply; None if the server refuses the image (max_pixels).
+
+    Raises:
+        OSError: if the server does not answer.
     """
-    request = urllib.request.Request(url, warm_photograph(), {"Content-Type": "image/jpeg"})
+    request = urllib.request.Request(url, warmup_image(), {"Content-Type": "image/jpeg"})
     started = time.perf_counter()
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as reply:
+        with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as reply:
             reply.read()
     except urllib.error.HTTPError:
         return None
     return time.perf_counter() - started
 
 
-def _told() -> str:
-    """What Ray Serve knows of the replicas; its exception says at times no more than that they failed."""
+def _replica_messages() -> str:
+    """Return what Ray Serve reports about the replicas; its exception may say no more than that they failed."""
     from ray import serve
 
     app = serve.status().applications.get(APP)
-    return "\n".join(each.message for each in app.deployments.values()) if app else ""
+    return "\n".join(deployment.message for deployment in app.deployments.values()) if app else ""
 
 
-def _reason(report: str) -> str:
-    """The line of Ray Serve's report that says what a replica failed by: the last of a traceback."""
+def failure_reason(report: str) -> str:
+    """Find the reason why a replica failed in Ray Serve's report.
+
+    Args:
+        report: the report, with or without a traceback; not empty.
+
+    Returns:
+        The message of the last exception, else the last line.
+    """
     lines = [line.strip() for line in report.splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line and not line.startswith(("File ", "ray::", "raise "))]
-    return (told or lines)[-1].removeprefix("infra.errors.UserError: ")
+    errors = [line for line in lines if "Error" in line and not line.startswith(("File ", "ray::", "raise "))]
+    return (errors or lines)[-1].removeprefix("infra.errors.UserError: ")

@@ -1,4 +1,4 @@
-"""Both servers by their commands, as the README has them: Ray Serve behind serve.py, and `mlflow models serve`; and the door's mistakes."""
+"""Both servers by their commands, as the README has them: Ray Serve behind serve.py, and `mlflow models serve`; and user errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from PIL import Image
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
-from deconvnet.serving.ray_serve import Served, serving_at
+from deconvnet.serving.ray_serve import ServedModel, serving
 from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import tracking_uri
@@ -62,17 +62,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def expected(workspace: Path, tmp_path: Path) -> np.ndarray:
-    """The labels of PHOTO by the registered ensemble."""
+    """The mask of PHOTO by the registered ensemble."""
     store = f"sqlite:///{workspace}/mlflow/mlflow.db"
     registry.fetch(registry.find("models:/shapes@challenger", store, "model"), store, str(tmp_path / "ensemble"))
     mask = SavedEnsemble(str(tmp_path / "ensemble")).predict(PHOTO).mask
-    assert len(np.unique(mask)) > 1, "labels all of one class would prove little"
+    assert len(np.unique(mask)) > 1, "a mask of one class would prove little"
     return mask
 
 
 @contextmanager
 def started(log: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a session of its own, with what it says in `log`; killed with its session at the end."""
+    """A server in a session of its own, with its output in `log`; killed with its session at the end."""
     clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=clean, cwd=log.parent, start_new_session=True)
@@ -115,7 +115,9 @@ def refused(url: str, data: bytes) -> tuple[int, str]:
 
 @pytest.mark.ray
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_ray_serve_answers_the_readmes_curls_and_stops_at_ctrl_c(workspace: Path, expected: np.ndarray, tmp_path: Path) -> None:
+def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_ctrl_c(
+    workspace: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
     pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
     port, log = free_port(), tmp_path / "log"
     (tmp_path / "photo.jpg").write_bytes(PHOTO)
@@ -136,8 +138,8 @@ def test_ray_serve_answers_the_readmes_curls_and_stops_at_ctrl_c(workspace: Path
             and "x-model: shapes version 1" in headers
         )
         assert Image.open(tmp_path / "overlay.jpg").format == "JPEG"
-        assert refused(url, b"text") == (400, "not a photograph that can be labelled: not an image")
-        assert refused(url, bytes(2**20 + 1)) == (413, "the body is larger than 1 MiB: send a smaller photograph")
+        assert refused(url, b"text") == (400, "the image can't be used: not an image")
+        assert refused(url, bytes(2**20 + 1)) == (413, "the body is larger than 1 MiB: send a smaller image")
         page = urllib.request.urlopen(url, timeout=60).read().decode()
         assert "shapes version 1" in page and "circle" in page
         with pytest.raises(ConnectionRefusedError):  # it listens at 127.0.0.1 alone
@@ -155,7 +157,7 @@ def test_ray_serve_answers_the_readmes_curls_and_stops_at_ctrl_c(workspace: Path
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_mlflow_models_serve_answers_the_readmes_curl(workspace: Path, expected: np.ndarray, tmp_path: Path) -> None:
+def test_mlflow_models_serve_replies_to_the_readmes_curl_command(workspace: Path, expected: np.ndarray, tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
     (tmp_path / "photo.jpg").write_bytes(PHOTO)
     environment = {
@@ -181,20 +183,20 @@ def test_the_readme_has_the_commands_that_are_tested_here() -> None:
 
 @pytest.mark.ray
 def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> None:
-    served = Served(registry.Version("shapes", "1", "id", "nowhere"), "store", replicas=2, cpus=2)
+    served = ServedModel(registry.Version("shapes", "1", "id", "nowhere"), "store", replicas=2, cpus=2)
     with pytest.raises(UserError, match="replicas 2 is more than this Ray has room for, 1 of 2 CPUs"):
         serve._check_room(served, {})
-    serve._check_room(Served(served.version, "store", replicas=2, cpus=1), {})
+    serve._check_room(ServedModel(served.version, "store", replicas=2, cpus=1), {})
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_model_whose_files_are_gone_is_a_sentence_and_nothing_is_left_serving(ray_session: None, tmp_path: Path) -> None:
+def test_a_model_whose_files_are_missing_is_a_user_error_and_nothing_stays_served(ray_session: None, tmp_path: Path) -> None:
     ray_serve = pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
     gone = registry.Version("shapes", "7", "id", str(tmp_path / "gone"))
     port = free_port()
     said = r"shapes version 7 can't be served: models:/shapes/7 can't be fetched"
-    with pytest.raises(UserError, match=said), serving_at(Served(gone, f"sqlite:///{tmp_path}/m.db"), "127.0.0.1", port):
+    with pytest.raises(UserError, match=said), serving(ServedModel(gone, f"sqlite:///{tmp_path}/m.db"), "127.0.0.1", port):
         pytest.fail("it started")
     assert not ray_serve.status().applications and not ray_serve.status().proxies
     serve.check_free("127.0.0.1", port)
@@ -202,7 +204,7 @@ def test_a_model_whose_files_are_gone_is_a_sentence_and_nothing_is_left_serving(
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that another server has, in the way in which Ray Serve would share it."""
+    """A port that another server listens at, in a way that lets Ray Serve share it."""
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         other.bind(("127.0.0.1", 0))
@@ -210,7 +212,7 @@ def taken() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-def test_a_port_or_host_that_is_not_free_is_a_sentence(taken: int) -> None:
+def test_a_port_or_host_that_is_not_free_is_a_user_error(taken: int) -> None:
     with pytest.raises(UserError, match=f"can't listen at 127.0.0.1:{taken}: .*another --port"):
         serve.main(["--workspace", "nowhere", "--port", str(taken)])
     with pytest.raises(UserError, match=r"can't listen at 203\.0\.113\.9"):
@@ -220,7 +222,7 @@ def test_a_port_or_host_that_is_not_free_is_a_sentence(taken: int) -> None:
     serve.check_free("127.0.0.1", free_port())
 
 
-def test_a_model_that_is_not_there_is_a_sentence(
+def test_a_model_that_does_not_exist_is_a_user_error(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -233,5 +235,5 @@ def test_a_model_that_is_not_there_is_a_sentence(
         serve.main([*port, "--workspace", str(workspace)])
 
 
-def test_what_is_shown_can_be_opened() -> None:
+def test_the_printed_address_can_be_opened() -> None:
     assert [serve._shown(host) for host in ("127.0.0.1", "0.0.0.0", "::", "box")] == ["127.0.0.1", "127.0.0.1", "[::1]", "box"]

@@ -1,4 +1,4 @@
-"""What a server answers, without one: masks, overlays, headers, refusals, the page; and a replica's routes and bounds."""
+"""The replies of a server, without one: masks, overlays, headers, errors, the page; and the routes and limits of a replica."""
 
 import asyncio
 import io
@@ -19,7 +19,7 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference.saved_ensemble import Prediction, SavedEnsemble
 from deconvnet.models.checkpoint import save_model
 from deconvnet.serving import http
-from deconvnet.serving.ray_serve import Replica, Served, _reason, check_installed
+from deconvnet.serving.ray_serve import Replica, ServedModel, check_installed, failure_reason
 from deconvnet.tracking import registry
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
@@ -43,7 +43,7 @@ def timings(text: str) -> dict[str, float]:
     return {part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in text.split(", ")}
 
 
-def test_headers_name_the_classes_that_were_seen_alone() -> None:
+def test_the_headers_name_only_the_classes_in_the_mask() -> None:
     class Two:
         classes = CLASSES
 
@@ -52,18 +52,18 @@ def test_headers_name_the_classes_that_were_seen_alone() -> None:
             mask[1, 2] = 2
             return Prediction(np.zeros((4, 6, 3), np.uint8), mask, 0.75)
 
-    headers = http.answer(Two(), b"", time.perf_counter()).headers  # type: ignore[arg-type]
+    headers = http.prediction_reply(Two(), b"", time.perf_counter()).headers  # type: ignore[arg-type]
     assert headers["X-Classes"] == "background,%3Cbar%3E" and headers["X-Size"] == "6x4" and headers["X-Confidence"] == "0.750"
 
 
-def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(ensemble: SavedEnsemble) -> None:
-    reply = http.answer(ensemble, PHOTO, time.perf_counter() - 2)
+def test_a_mask_is_a_paletted_png_with_headers_about_the_prediction(ensemble: SavedEnsemble) -> None:
+    reply = http.prediction_reply(ensemble, PHOTO, time.perf_counter() - 2)
     expected = ensemble.predict(PHOTO)
     image = Image.open(io.BytesIO(reply.body))
     assert (reply.status, reply.media_type, image.format, image.mode) == (200, "image/png", "PNG", "P")
     np.testing.assert_array_equal(np.asarray(image), expected.mask)
     ids = np.unique(expected.mask).tolist()
-    assert len(ids) > 1, "labels all of one class would prove little"
+    assert len(ids) > 1, "a mask of one class would prove little"
     np.testing.assert_array_equal(np.array(image.getpalette()).reshape(-1, 3)[ids], VOC_PALETTE[ids])
     encoded = ("background", "d%C3%AEner%2C table", "%3Cbar%3E")
     assert reply.headers["X-Classes"].split(",") == [encoded[i] for i in ids]
@@ -76,8 +76,8 @@ def test_a_mask_is_a_paletted_png_and_its_headers_say_what_was_seen(ensemble: Sa
         value.encode("latin-1")  # what a header may hold
 
 
-def test_an_overlay_is_a_picture_of_the_photograph_with_the_labels(ensemble: SavedEnsemble) -> None:
-    reply = http.answer(ensemble, PHOTO, time.perf_counter(), draw=True)
+def test_an_overlay_shows_the_image_with_its_mask(ensemble: SavedEnsemble) -> None:
+    reply = http.prediction_reply(ensemble, PHOTO, time.perf_counter(), with_overlay=True)
     image = Image.open(io.BytesIO(reply.body))
     assert (reply.media_type, image.format, image.size, image.mode) == ("image/jpeg", "JPEG", (80, 60), "RGB")
     seen = ensemble.predict(PHOTO)
@@ -89,15 +89,15 @@ def test_an_overlay_is_a_picture_of_the_photograph_with_the_labels(ensemble: Sav
     ("data", "reason"),
     [(b"text", "not an image"), (PHOTO[:900], "truncated"), (encode_jpeg(photograph(0, 120, 100)), "larger than 10,000 pixels")],
 )
-def test_what_is_no_usable_photograph_is_a_sentence(ensemble: SavedEnsemble, data: bytes, reason: str) -> None:
-    reply = http.answer(ensemble, data, time.perf_counter())
+def test_an_image_that_can_not_be_used_is_refused_with_the_reason(ensemble: SavedEnsemble, data: bytes, reason: str) -> None:
+    reply = http.prediction_reply(ensemble, data, time.perf_counter())
     assert (reply.status, reply.media_type) == (400, "application/json")
     told = json.loads(reply.body)
     assert list(told) == ["error"] and reason in told["error"] and "\n" not in told["error"]
 
 
-def test_the_page_names_model_and_classes_and_no_class_can_write_on_it() -> None:
-    text = http.page("shapes version 2", CLASSES).body.decode()
+def test_the_page_names_model_and_classes_and_escapes_them() -> None:
+    text = http.page_reply("shapes version 2", CLASSES).body.decode()
     assert "shapes version 2" in text and "dîner, table" in text
     assert "&lt;bar&gt;" in text and "<bar>" not in text
     assert "rgb(128 0 0)" in text, "VOC's colour of class 1"
@@ -105,8 +105,8 @@ def test_the_page_names_model_and_classes_and_no_class_can_write_on_it() -> None
 
 
 @pytest.mark.parametrize(("value", "meant"), [("1", True), ("true", True), ("YES", True), ("", False), ("0", False)])
-def test_overlay_is_yes_or_no(value: str, meant: bool) -> None:
-    assert http.wants_overlay(value) is meant
+def test_overlay_is_parsed_as_yes_or_no(value: str, meant: bool) -> None:
+    assert http.parse_overlay(value) is meant
 
 
 # A replica as Ray Serve calls it, with requests as Ray Serve makes them.
@@ -115,7 +115,7 @@ def test_overlay_is_yes_or_no(value: str, meant: bool) -> None:
 @pytest.fixture
 def replica(ensemble: SavedEnsemble) -> Replica:
     made = object.__new__(Replica)  # its model is here already
-    made.served = Served(registry.Version("shapes", "2", "id", "nowhere"), "store", max_bytes=20_000)
+    made.model = ServedModel(registry.Version("shapes", "2", "id", "nowhere"), "store", max_bytes=20_000)
     made.ensemble = ensemble
     made.worker = ThreadPoolExecutor(1)
     return made
@@ -140,7 +140,7 @@ def ask(
     return reply
 
 
-def test_a_replica_answers_with_masks_overlays_health_and_page(replica: Replica) -> None:
+def test_a_replica_replies_with_masks_overlays_health_and_page(replica: Replica) -> None:
     mask = ask(replica, body=[PHOTO[:1000], PHOTO[1000:]])
     assert (
         mask.status_code == 200 and mask.headers["content-type"] == "image/png" and mask.headers["x-model"] == "shapes version 2"
@@ -156,15 +156,15 @@ def test_a_replica_answers_with_masks_overlays_health_and_page(replica: Replica)
     ("call", "status", "sentence"),
     [
         ({"path": "/other"}, 404, "nothing at /other"),
-        ({"method": "PUT"}, 405, "PUT is not understood"),
-        ({"path": "/healthz"}, 405, "POST is not understood"),
+        ({"method": "PUT"}, 405, "PUT is not supported"),
+        ({"path": "/healthz"}, 405, "POST is not supported"),
         ({"query": "overlay=perhaps"}, 400, "overlay=perhaps is neither"),
         ({"content_type": "multipart/form-data; boundary=x", "body": [b"--x"]}, 415, "the body is a form"),
         ({"body": [b""]}, 400, "the body is empty"),
         ({"body": [b"text"]}, 400, "not an image"),
     ],
 )
-def test_a_replica_refuses_with_a_status_and_a_sentence(replica: Replica, call: dict, status: int, sentence: str) -> None:
+def test_a_replica_refuses_with_a_status_and_a_message(replica: Replica, call: dict, status: int, sentence: str) -> None:
     reply = ask(replica, **call)
     assert reply.status_code == status and sentence in json.loads(reply.body)["error"]
 
@@ -177,27 +177,27 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(replica: Replica) -> No
     assert ask(replica, content_length="20000", body=[b"x" * 10_000] * 2).status_code == 400
 
 
-def test_a_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_serve_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray.serve", None)
-    with pytest.raises(UserError, match=r"Ray Serve is not installed: pip install -c constraints\.txt -e '\.\[serve\]'"):
+    with pytest.raises(UserError, match=r"Ray Serve is not installed; .*: pip install -c constraints\.txt -e '\.\[serve\]'"):
         check_installed()
 
 
-def test_the_reason_of_a_replicas_death_is_its_last_line() -> None:
+def test_the_reason_of_a_failed_replica_is_its_last_exception() -> None:
     report = """Deploying application deconvnet failed: Failed to update the deployments ['replica'].
 Traceback (most recent call last):
   File "/x/registry.py", line 71, in fetch
     raise UserError("models:/shapes/2 can't be fetched: no such file") from error
 infra.errors.UserError: models:/shapes/2 can't be fetched: no such file"""
-    assert _reason(report) == "models:/shapes/2 can't be fetched: no such file"
-    assert _reason("no room") == "no room"
+    assert failure_reason(report) == "models:/shapes/2 can't be fetched: no such file"
+    assert failure_reason("no room") == "no room"
 
 
-def test_the_model_of_mlflow_answers_in_the_same_colours(ensemble: SavedEnsemble) -> None:
+def test_the_registered_model_predicts_the_same_png(ensemble: SavedEnsemble) -> None:
     from deconvnet.tracking.pyfunc_model import Ensemble
 
     model = Ensemble()
     model.ensemble = ensemble
     answer = model.predict(None, pd.DataFrame({"image": [PHOTO, b"text"]}))
-    assert answer["mask"][0] == http.answer(ensemble, PHOTO, 0.0).body
+    assert answer["mask"][0] == http.prediction_reply(ensemble, PHOTO, 0.0).body
     assert answer["mask"][1] is None and answer["error"].tolist() == [None, "not an image"]
