@@ -1,1 +1,1 @@
-"""DeconvNet, FCN-8s, and the weights they start from."""
+"""DeconvNet and FCN-8s, their initial weights, and model folders."""

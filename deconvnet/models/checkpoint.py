@@ -1,8 +1,9 @@
-"""Models and training states as files: tensors in safetensors, everything else in JSON beside them. Nothing is pickled.
+"""Model folders and training states: tensors in a safetensors file, everything else in a JSON file beside it. Nothing is pickled.
 
-A model is a folder of `model.safetensors` and `model.json` (architecture, its arguments, classes, input convention, digest
-of the tensors); a training state likewise `state.*`. The JSON is written last, so a folder without it is not a checkpoint,
-and holds the digest, so that tensors of another save are noticed. Save each checkpoint to a folder of its own.
+A *model folder* holds `model.safetensors` and `model.json`: architecture, constructor arguments, class names, input convention. A
+*training state* (checkpoint) holds `state.safetensors` and `state.json`: see `deconvnet.training.interfaces.State`. The JSON file is
+written last and has the SHA-256 of the tensors, so a folder without it is not complete, and tensors of another save are noticed. Each
+checkpoint has a folder of its own. Folders are local or on S3.
 """
 
 import hashlib
@@ -24,9 +25,16 @@ FORMAT = 1
 
 
 def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[str, Any] | None = None) -> None:
-    """Write `model` to the folder `uri` (local or s3). classes: names by id, background first. extra: JSON values kept with it.
+    """Save a network as a model folder.
 
-    Raises ValueError where the names are not as many as the network's classes.
+    Args:
+        model: the network.
+        uri: the folder (local or s3).
+        classes: class names by id, background first.
+        extra: JSON values to keep with it.
+
+    Raises:
+        ValueError: if the number of names is not that of the network's classes.
     """
     if len(classes) != model.num_classes:
         raise ValueError(f"{len(classes)} class names for {model.num_classes} classes")
@@ -41,10 +49,18 @@ def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[
 
 
 def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
-    """The network of the folder `uri`, in eval mode on `device`, and its description.
+    """Load the network of a model folder.
 
-    The description has architecture, config, classes, convention and extra. Raises UserError for a folder that is not a
-    whole, undamaged model.
+    Args:
+        uri: the folder (local or s3).
+        device: where to put the network.
+
+    Returns:
+        The network, in evaluation mode, and the content of model.json: "architecture", "config" (constructor arguments), "classes",
+        "convention" and "extra".
+
+    Raises:
+        UserError: if the folder is not a complete, undamaged model.
     """
     tensors, meta = _read(uri, "model")
     try:
@@ -59,12 +75,28 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
 
 
 def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a training state: named tensors, and JSON values, to the folder `uri` (local or s3)."""
+    """Save a training state.
+
+    Args:
+        uri: folder of this checkpoint (local or s3).
+        tensors: by name.
+        meta: JSON values.
+    """
     _write(uri, "state", tensors, meta)
 
 
 def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and JSON values of `save_state`. Raises UserError for anything else."""
+    """Load a training state.
+
+    Args:
+        uri: folder of the checkpoint (local or s3).
+
+    Returns:
+        The tensors, on the CPU, and the JSON values.
+
+    Raises:
+        UserError: if the folder is not a complete, undamaged training state.
+    """
     return _read(uri, "state")
 
 
@@ -93,6 +125,7 @@ def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[st
 
 
 def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write NAME.safetensors, then NAME.json."""
     data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
     digest = hashlib.sha256(data).hexdigest()
@@ -100,6 +133,7 @@ def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read NAME.json and NAME.safetensors. Raises UserError if they are not a complete, undamaged pair."""
     try:
         meta = storage.read_json(storage.join(uri, f"{name}.json"))
         data = storage.read_bytes(storage.join(uri, f"{name}.safetensors"))
@@ -119,6 +153,6 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _first_line(error: Exception) -> str:
-    """An exception in one line; torch's lists every tensor."""
+    """Return an exception's message as one line; torch's lists every tensor."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__

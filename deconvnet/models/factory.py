@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from deconvnet.models import checkpoint
 from deconvnet.models.architectures import Architecture
 from deconvnet.models.deconvnet import DeconvNet
-from deconvnet.models.init_weights import decoder, vgg16
+from deconvnet.models.init_weights.decoder import interpolate
+from deconvnet.models.init_weights.fine_tuning import load_trained_weights
+from deconvnet.models.init_weights.vgg16 import load_vgg16
 from deconvnet.models.network import Network
 
 if TYPE_CHECKING:
@@ -42,9 +44,9 @@ def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str]
     """
     if init is not None:
         source, meta = checkpoint.load_model(init)
-        vgg16.initialise_from(model, source.state_dict(), meta["classes"], classes, meta["convention"])
+        load_trained_weights(model, source.state_dict(), meta["classes"], classes, meta["convention"])
         return
     if settings.decoder_init == "interpolation" and isinstance(model, DeconvNet):
-        decoder.interpolate(model)
+        interpolate(model)
     if settings.vgg16 is not None:
-        vgg16.load_vgg16(model, settings.vgg16)
+        load_vgg16(model, settings.vgg16)

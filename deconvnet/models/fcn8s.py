@@ -1,4 +1,4 @@
-"""FCN-8s (Long, Shelhamer, Darrell, CVPR 2015), at any width."""
+"""FCN-8s (Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015), at any width."""
 
 from typing import Any
 
@@ -11,12 +11,13 @@ from deconvnet.models.network import Network
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A learnt deconvolution that enlarges scores `factor` times and starts as bilinear interpolation.
+    """A deconvolution that enlarges score maps by a factor; learnt, starting as bilinear interpolation.
 
     The border is repeated first, so that scores don't fade towards it.
     """
 
     def __init__(self, classes: int, factor: int) -> None:
+        """Build the layer for `classes` score maps; the kernel's side is twice `factor`."""
         super().__init__(classes, classes, 2 * factor, stride=factor, padding=factor + factor // 2, bias=False)
         ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
         with torch.no_grad():
@@ -24,22 +25,33 @@ class Upsample(nn.ConvTranspose2d):
             self.weight[range(classes), range(classes)] = torch.outer(ramp, ramp)
 
     def forward(self, scores: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C, factor·H, factor·W), computed in the weights' type: in bfloat16 training learns far less."""
+        """(N, C, H, W) -> (N, C, factor·H, factor·W), computed in the weights' dtype: in bfloat16 training learns far less."""
         with torch.autocast(scores.device.type, enabled=False):
             scores = F.pad(scores.to(self.weight.dtype), (1, 1, 1, 1), mode="replicate")
             return super().forward(scores, output_size)
 
 
 class FCN8s(Network):
-    """VGG-16 made fully convolutional, its scores joined with those of pool4 and pool3 (§4).
+    """VGG-16 made fully convolutional, its scores added to those of pool4 and pool3 (§4).
 
-    Dropout 0.5 on fc6 and fc7. Images of any size are padded at the bottom and right with zeros (the mean colour) to a
-    multiple of 32, and the scores are cropped; the released code's 100-pixel border is not needed, as fc6 is padded by 3.
-    Score layers start from 0, upsampling from bilinear interpolation, the rest from He's initialisation.
+    At width 1, for an image padded to H×W (multiples of 32):
 
-    num_classes, width, convention: as for DeconvNet. batch_norm: after each convolution (needed without VGG's weights). input_size:
-    the longest side of what it is trained on, px; who uses it scales larger photographs down to that, so that things are as large as
-    those it has learned. None: as they are.
+        ===========================  ===============  ===================================================
+        layer                        output           is scored by
+        ===========================  ===============  ===================================================
+        conv1 … conv3, pools: 256    H/8  × W/8       score_pool3: 1×1
+        conv4, pool4: 512            H/16 × W/16      score_pool4: 1×1
+        conv5, pool5: 512            H/32 × W/32
+        fc6: 7×7, 4096, dropout      H/32 × W/32
+        fc7: 1×1, 4096, dropout      H/32 × W/32      score: 1×1
+        up_score: 2×                 H/16 × W/16      score + score_pool4
+        up_pool4: 2×                 H/8  × W/8       (score + score_pool4) + score_pool3
+        up_pool3: 8×                 H × W
+        ===========================  ===============  ===================================================
+
+    Dropout 0.5. The padding at the bottom and right is 0, the mean colour; scores are cropped to the image. The released code's
+    border of 100 pixels is not needed, because fc6 pads by 3. Score layers start from 0, upsampling from bilinear interpolation, the
+    rest from He's initialisation.
     """
 
     architecture = "fcn8s"
@@ -52,6 +64,16 @@ class FCN8s(Network):
         convention: str = "caffe",
         input_size: int | None = None,
     ) -> None:
+        """Build the network with random weights.
+
+        Args:
+            num_classes: classes with background.
+            width: channels relative to the paper's; each layer's are rounded to a multiple of 8.
+            batch_norm: whether each convolution is followed by batch norm; needed without VGG-16's weights.
+            convention: input convention, "caffe" or "torchvision", see `deconvnet.models.preprocessing`.
+            input_size: longest side of the images it is trained on, px. Inference scales larger images down to it, so that objects
+                appear at the sizes seen in training; None: images are not scaled.
+        """
         super().__init__(num_classes, width, convention)
         self.batch_norm, self.input_size = batch_norm, input_size
         top, fc = channels(512, width), channels(FC_CHANNELS, width)
@@ -72,11 +94,18 @@ class FCN8s(Network):
         self.up_pool3 = Upsample(num_classes, 8)
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
+        """Return the constructor's arguments, as JSON values."""
         return {**super().config(), "batch_norm": self.batch_norm, "input_size": self.input_size}
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) prepared images of any size -> (N, num_classes, H, W) scores before softmax."""
+        """Score every pixel.
+
+        Args:
+            images: prepared images (N, 3, H, W) of any size.
+
+        Returns:
+            Scores before softmax (N, num_classes, H, W).
+        """
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % 32, 0, -height % 32))
         x = self.pool(self.conv2(self.pool(self.conv1(x))))

@@ -1,6 +1,6 @@
-"""The layers that both networks are built of: VGG-16's convolutions, unpooling, deconvolution.
+"""The layers that both networks are built of: VGG-16's convolutions, unpooling and deconvolution.
 
-VGG-16's layers are named alike in both: `conv3.2.conv` is VGG's conv3_2, `conv3.2.norm` the batch norm after it.
+VGG-16's layers have the same names in both networks: `conv3.2.conv` is VGG's conv3_2 and `conv3.2.norm` the batch norm after it.
 """
 
 from collections import OrderedDict
@@ -11,31 +11,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VGG16_LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Output channels of VGG-16's 13 convolutions, by block; each block is followed by 2×2 max-pooling."""
+VGG16_CONVOLUTIONS = tuple(f"conv{b}_{i}" for b, block in enumerate(VGG16_CHANNELS, 1) for i in range(1, len(block) + 1))
+"""Their names in VGG-16, in order: conv1_1, conv1_2, conv2_1, …, conv5_3."""
 FC_CHANNELS = 4096
+"""Output channels of VGG-16's fc6 and fc7."""
 
 
 def channels(paper: int, width: float) -> int:
-    """Channels of a layer that has `paper` of them at width 1: the nearest multiple of 8, at least 8."""
+    """Return the channels of a layer at a width.
+
+    Args:
+        paper: channels of the layer in the paper.
+        width: channels relative to the paper's.
+
+    Returns:
+        paper × width rounded to a multiple of 8, at least 8.
+    """
     return max(8, round(paper * width / 8) * 8)
 
 
 class Unpool(nn.Module):
-    """Undoes 2×2 max-pooling: each activation goes back to the place its switch names, zeros elsewhere.
-
-    Windows don't overlap, so no two activations want the same place. The result takes the switches' memory format: fc6-deconv
-    starts from 1×1, where channels_last is lost, and the decoder would be a third slower on CPUs without it.
-    """
+    """Undoes 2×2 max-pooling (§3.1 of DeconvNet): puts each activation back where its maximum was, and zeros elsewhere."""
 
     def forward(self, x: Tensor, switches: Tensor) -> Tensor:
-        """(N, C, H, W) activations and the int64 indices of the pooling -> (N, C, 2H, 2W)."""
+        """Unpool a map.
+
+        Args:
+            x: activations (N, C, H, W).
+            switches: int64 indices (N, C, H, W) that `nn.MaxPool2d(2, 2, return_indices=True)` returned.
+
+        Returns:
+            (N, C, 2H, 2W), in the memory format of `switches`. fc6-deconv begins at 1×1, where channels_last is lost; without it
+            the decoder would be a third slower on CPUs.
+        """
         if switches.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
         return F.max_unpool2d(x, switches, (2, 2))
 
 
 def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
-    """A layer, batch norm, ReLU."""
+    """Build a layer, batch norm (if `norm`) and ReLU, as the submodules `conv`, `norm` and `relu`."""
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=layer)
     if norm:
         parts["norm"] = nn.BatchNorm2d(cast(int, layer.out_channels))
@@ -44,7 +61,14 @@ def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
 
 
 def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[int, ...], norm: bool = True) -> nn.Sequential:
-    """Units one after the other, named 1, 2, 3 as VGG's layers are."""
+    """Build units one after the other, named 1, 2, 3 as VGG's layers are.
+
+    Args:
+        layer: makes a layer from its input and output channels.
+        inputs: input channels of the first unit.
+        outputs: output channels of each unit.
+        norm: whether the units have batch norm.
+    """
     units: OrderedDict[str, nn.Module] = OrderedDict()
     for number, out in enumerate(outputs, start=1):
         units[str(number)] = unit(layer(inputs, out), norm)
@@ -52,38 +76,50 @@ def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[in
     return nn.Sequential(units)
 
 
-def conv3(inputs: int, outputs: int) -> nn.Conv2d:
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """Build a 3×3 convolution that keeps the size of its input."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-class Deconv3(nn.ConvTranspose2d):
-    """A 3×3 deconvolution of stride 1, computed as the convolution with the turned kernel that it is: on CPUs twice as fast."""
+class Deconv3x3(nn.ConvTranspose2d):
+    """A 3×3 deconvolution of stride 1 that keeps the size of its input.
+
+    It is computed as the equivalent convolution, twice as fast on CPUs; its weights are stored as the deconvolution's.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H, W)."""
-        return F.conv2d(x, turned(self.weight), self.bias, padding=1)
+        return F.conv2d(x, as_convolution_kernel(self.weight), self.bias, padding=1)
 
 
-def turned(kernel: Tensor) -> Tensor:
-    """A deconvolution's kernel (in, out, k, k) as that of the convolution (out, in, k, k) which does the same at stride 1."""
+def as_convolution_kernel(kernel: Tensor) -> Tensor:
+    """Turn the kernel (in, out, k, k) of a deconvolution of stride 1 into that (out, in, k, k) of the equivalent convolution."""
     return kernel.transpose(0, 1).flip(2, 3)
 
 
 def vgg16_blocks(width: float, norm: bool) -> list[nn.Sequential]:
-    """VGG-16's five blocks of convolutions, without the pooling between them."""
+    """Build VGG-16's five blocks of convolutions, without the pooling after each.
+
+    Args:
+        width: channels relative to VGG-16's.
+        norm: whether each convolution is followed by batch norm.
+    """
     blocks, inputs = [], 3
-    for layers in VGG16_LAYERS:
-        outputs = tuple(channels(c, width) for c in layers)
-        blocks.append(block(conv3, inputs, outputs, norm))
+    for paper in VGG16_CHANNELS:
+        outputs = tuple(channels(c, width) for c in paper)
+        blocks.append(block(conv3x3, inputs, outputs, norm))
         inputs = outputs[-1]
     return blocks
 
 
 def he_initialise(module: nn.Module) -> None:
-    """He initialisation of every convolution below `module`, biases 0: from scratch, anything smaller dies out in 13 layers."""
+    """Set every convolution below a module to He's initialisation, its bias to 0.
+
+    Trained from scratch, activations from a smaller initialisation vanish within VGG's 13 layers.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

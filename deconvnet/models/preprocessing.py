@@ -1,4 +1,4 @@
-"""The two input conventions of VGG-16 weights. A network carries the one its weights expect."""
+"""The two input conventions that VGG-16 weights come with; a network has the one that its weights expect."""
 
 from typing import Literal
 
@@ -14,11 +14,18 @@ _TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
 
 
 def prepare(images: Tensor, convention: str) -> Tensor:
-    """Photographs as a network takes them.
+    """Turn images into a network's input.
 
-    images: uint8 (N, 3, H, W), RGB, 0–255, on any device and in any memory format (which is kept).
-    Returns float32 (N, 3, H, W): "caffe" is BGR 0–255 minus the ImageNet mean; "torchvision" is RGB 0–1, minus the
-    ImageNet mean, over its standard deviation. Raises ValueError for other conventions, dtypes or shapes.
+    Args:
+        images: uint8 (N, 3, H, W), RGB, 0–255, on any device and in any memory format, which is kept.
+        convention: "caffe": BGR 0–255 minus the ImageNet mean; "torchvision": RGB 0–1 minus the ImageNet mean, divided by its
+            standard deviation.
+
+    Returns:
+        float32 (N, 3, H, W).
+
+    Raises:
+        ValueError: for another convention, dtype or shape.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")

@@ -1,7 +1,7 @@
 """Batch norm over several workers, and its statistics recomputed after training.
 
-torch's SyncBatchNorm refuses CPUs, so there `SyncBatchNorm2d` does its work over gloo. Both have BatchNorm2d's state_dict
-keys. All functions do nothing special outside torch.distributed or in a group of one.
+torch's SyncBatchNorm runs on GPUs only; `SyncBatchNorm2d` does the same on CPUs, over gloo. Both have the state_dict keys of
+BatchNorm2d. Without torch.distributed, or in a group of one process, everything here behaves like plain batch norm.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,16 @@ Group = dist.ProcessGroup | None
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics and gradients are those of all workers' examples together, on any device.
 
-    Workers may hold different numbers of examples, none included. Every worker of `process_group` (None: all) must run the
-    same sequence of forwards and backwards.
+    Workers may hold different numbers of examples, also none. All of them must run the same sequence of forward and backward passes.
+
+    Attributes:
+        process_group: the workers; None for all.
     """
 
     process_group: Group = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape. Raises ValueError where all workers together have one value a channel."""
+        """Normalise (N, C, H, W). Raises ValueError if all workers together have fewer than 2 values for each channel."""
         self._check_input_dim(input)
         if not self.training or _world_size(self.process_group) == 1:
             return super().forward(input)
@@ -37,6 +39,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps, self.process_group))
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        """Update the running statistics as BatchNorm2d does."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -46,7 +49,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance (C,) float32 of each channel over all workers, and the number of values in each."""
+    """Compute each channel's mean and biased variance over all workers: (C,) float32 both, and the number of values in a channel."""
     count = x.numel() // x.shape[1]
     # float64 because E[x²] − E[x]² cancels where a mean is large beside its spread
     moments = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
@@ -61,7 +64,7 @@ def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalises with moments over all workers; its gradient passes through those moments too."""
+    """Normalises with the moments over all workers; the gradient passes through those moments, too."""
 
     @staticmethod
     def forward(
@@ -81,7 +84,7 @@ class _Normalise(torch.autograd.Function):
             _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 grad, values, weight, None, None, mean, inverse, True, ctx.eps, [False, True, True]
             )
-        # weight and bias keep this worker's own gradients: DDP joins them as it does all others
+        # weight and bias keep this worker's own gradients: DDP averages them as it does all others
         sums = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(sums, group=ctx.group)
         mean_grad, mean_grad_normalised = (sums / ctx.count).view(2, -1)
@@ -95,9 +98,14 @@ class _Normalise(torch.autograd.Function):
 
 
 def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
-    """`model` (changed in place) with every BatchNorm2d synchronised over `process_group` (None: all workers).
+    """Replace every BatchNorm2d of a model by a synchronised one: torch's SyncBatchNorm on GPUs, else `SyncBatchNorm2d`.
 
-    Parameters and buffers stay the same objects. Models on GPUs get torch's SyncBatchNorm, others `SyncBatchNorm2d`.
+    Args:
+        model: changed in place; parameters and buffers stay the same objects.
+        process_group: the workers; None for all.
+
+    Returns:
+        The model (a new module if it is a BatchNorm2d itself).
     """
     if any(p.is_cuda for p in model.parameters()):
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group))
@@ -106,12 +114,21 @@ def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_group: Group = None) -> int:
-    """Set every batch norm's running mean and variance (in place) to their average over `batches`, weights frozen.
+    """Set every batch norm's running mean and variance to their average over batches, with the weights as they are.
 
-    The released DeconvNet does this over 500 batches of training data before inference: the running averages of training lag
-    behind the weights. batches: prepared inputs of `model`, each counting the same; dropout is off. Over several workers the
-    statistics are the average over all of them; where batch norm is synchronised, they must have equally many batches.
-    Returns the number of batches (over all workers where batch norm is not synchronised). Raises ValueError where there is none.
+    The released DeconvNet does this over 500 batches of training data before inference, because the running averages of training
+    lag behind the weights.
+
+    Args:
+        model: changed in place; its modules' training modes are restored at the end. Dropout is off meanwhile.
+        batches: prepared inputs, which all count the same. With synchronised batch norm all workers must have as many.
+        process_group: workers to average over; None for all.
+
+    Returns:
+        The number of batches, over all workers where batch norm is not synchronised.
+
+    Raises:
+        ValueError: if there is no batch.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
@@ -119,7 +136,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative average
+        norm.momentum = None  # torch then keeps a cumulative average
         norm.train()
     count = 0
     try:
@@ -136,7 +153,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
 
 
 def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> int:
-    """Running statistics of plain batch norms averaged by number of batches; synchronised ones are equal already."""
+    """Average the running statistics of plain batch norms, weighted by batches; synchronised ones are equal already."""
     own = [n for n in norms if not isinstance(n, (SyncBatchNorm2d, nn.SyncBatchNorm))]
     if not own or _world_size(group) == 1:
         total = count
@@ -153,7 +170,7 @@ def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> 
 
 
 def _replace(model: nn.Module, group: Group) -> nn.Module:
-    """`model` with its batch norms made anew around the same parameters and buffers."""
+    """Replace a model's batch norms by synchronised ones around the same parameters and buffers."""
     if isinstance(model, nn.BatchNorm2d):
         new = SyncBatchNorm2d(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
         new.process_group = group

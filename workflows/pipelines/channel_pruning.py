@@ -47,13 +47,12 @@ def start_stages(pipeline: "Pipeline", stage: str, table: str, table_stage: str)
     }
 
     def run(fingerprint: str) -> dict[str, Any]:
-        from deconvnet.training.channel_pruning_job import narrow_start
+        from deconvnet.training.channel_pruning_job import PruningJob, prune_on
 
-        fit = narrow_start(
-            architecture.name, s.model, s.compute, table, out, s.seed, pipeline.executor, lambda line: pipeline.say(f"  {line}")
-        )
-        pipeline.mlflow_run.log_metrics({f"fit.{name}": value for name, value in fit.items()})
-        return {"fit": fit}
+        threads, cpus = s.compute.threads or s.compute.cpus_per_worker, s.compute.cpus_per_worker
+        r2 = prune_on(pipeline.executor, PruningJob(architecture.name, s.model, table, out, s.seed, threads, cpus))
+        pipeline.mlflow_run.log_metrics({f"r2.{name}": value for name, value in r2.items()})
+        return {"r2": r2}
 
     settings = {**model, "vgg16_file": weights_stamp(s.model.vgg16), "seed": s.seed}
     return [Stage(f"{stage}_start", "VGG-16 made narrower", NARROW_VERSION, settings, (table_stage,), (out,), run)]

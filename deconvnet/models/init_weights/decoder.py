@@ -1,7 +1,7 @@
-"""A start of DeconvNet's decoder from which a short training learns: what fc7 knows reaches the score from the first step.
+"""Initial weights of DeconvNet's decoder from which class information reaches the score from the first step.
 
-From the paper's Gaussian (§4.3) class information fades on its way through fourteen random deconvolutions: after each unpooling
-the pattern of switches outweighs the values, and thousands of steps pass before much but background is learned.
+With the paper's Gaussian (§4.3) it fades on its way through fourteen random deconvolutions: after each unpooling the pattern of
+switches outweighs the values, and the network needs thousands of steps before it predicts much but background.
 """
 
 from typing import cast
@@ -11,34 +11,40 @@ from torch import Tensor, nn
 
 from deconvnet.models.deconvnet import DeconvNet
 
-SHARE = 0.8
-"""Of each kernel's squared norm that interpolates; the rest is He's noise."""
-SHIFT = 1.0
-"""Of the batch norms' biases: ReLU then lets most of a normalised response pass."""
-_NORM = 2.0  # squared, of each output's kernel: what He's initialisation gives
+BOX_SHARE = 0.8
+"""Share of each kernel's squared norm that the box filter has; the rest is noise of He's initialisation."""
+NORM_BIAS = 1.0
+"""Initial bias of the decoder's batch norms, with which ReLU passes most of a normalised response."""
+_SQUARED_NORM = 2.0  # of each output channel's kernel, as He's initialisation gives it
 
 
 def interpolate(model: DeconvNet) -> None:
-    """Make each 3×3 deconvolution of `model` a box filter that spreads what unpooling placed, channel by channel, plus noise.
+    """Initialise the decoder so that it interpolates what unpooling places (`model.decoder_init: interpolation`).
 
-    As FCN's deconvolutions start bilinear. Where a layer narrows, channel o takes inputs o, o + outputs, … fc6-deconv gets He's
-    initialisation. Draws from torch's random numbers.
+    Each 3×3 deconvolution becomes a box filter, channel by channel, plus noise, as FCN's deconvolutions start as bilinear
+    interpolation. Where a layer has fewer output than input channels, output o takes the inputs o, o + outputs, …. fc6-deconv gets
+    He's initialisation.
+
+    Args:
+        model: changed in place; random numbers are drawn from torch's global generator.
     """
     with torch.no_grad():
         projection = cast(nn.ConvTranspose2d, model.fc6_deconv.conv).weight
-        nn.init.normal_(projection, std=(_NORM / projection.shape[0]) ** 0.5)  # stride 1 from 1×1: each pixel sees one product
+        # Of a 1×1 map each output pixel is one product with each input channel: fan-in is the number of channels.
+        nn.init.normal_(projection, std=(_SQUARED_NORM / projection.shape[0]) ** 0.5)
         for number in (5, 4, 3, 2, 1):
             for unit in cast(nn.Sequential, model.get_submodule(f"deconv{number}")):
                 weight = cast(nn.ConvTranspose2d, unit.conv).weight
-                nn.init.normal_(weight, std=(_NORM * (1 - SHARE) / (weight.shape[0] * weight[0, 0].numel())) ** 0.5)
-                weight += SHARE**0.5 * _boxes(weight)
-                nn.init.constant_(cast(nn.BatchNorm2d, unit.norm).bias, SHIFT)
+                fan_in = weight.shape[0] * weight[0, 0].numel()
+                nn.init.normal_(weight, std=(_SQUARED_NORM * (1 - BOX_SHARE) / fan_in) ** 0.5)
+                weight += BOX_SHARE**0.5 * _box_filters(weight)
+                nn.init.constant_(cast(nn.BatchNorm2d, unit.norm).bias, NORM_BIAS)
 
 
-def _boxes(like: Tensor) -> Tensor:
-    """Box filters in the shape of a deconvolution's kernel (in, out, k, k), each output's of squared norm 2."""
+def _box_filters(like: Tensor) -> Tensor:
+    """Make box filters of a deconvolution's shape (in, out, k, k), of squared norm 2 for each output channel."""
     inputs, outputs = like.shape[:2]
     boxes = torch.zeros_like(like)
     for channel in range(max(inputs, outputs)):
         boxes[channel % inputs, channel % outputs] = 1.0
-    return boxes * (_NORM / boxes.square().sum((0, 2, 3), keepdim=True)).sqrt()
+    return boxes * (_SQUARED_NORM / boxes.square().sum((0, 2, 3), keepdim=True)).sqrt()

@@ -1,4 +1,6 @@
-"""VGG-16 made narrower: what a redundant network loses, which channels are kept, the file, and who refuses what."""
+"""VGG-16 pruned: what a redundant network loses, which channels are kept, the file, and what is refused."""
+
+import logging
 
 import numpy as np
 import pytest
@@ -7,15 +9,15 @@ import torch.nn.functional as F
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.init_weights import channel_pruning
-from deconvnet.models.init_weights.channel_pruning import choose, explained, narrow_vgg16, regress
+from deconvnet.models.init_weights.channel_pruning import prune_vgg16, r_squared, regress, select_channels
 from deconvnet.models.init_weights.vgg16 import load_vgg16, read_vgg16, write_vgg16
-from deconvnet.models.layers import VGG16_LAYERS
-from deconvnet.settings import ComputeSettings, ModelSettings
-from deconvnet.training.channel_pruning_job import make_narrow, narrow_start
+from deconvnet.models.layers import VGG16_CHANNELS, VGG16_CONVOLUTIONS
+from deconvnet.settings import ModelSettings
+from deconvnet.training.channel_pruning_job import PruningJob, prune, prune_on
 from infra.errors import UserError
 from tests.deconvnet.training_tables import examples_table, images_table
 
-NAMES = [f"conv{b}_{i}" for b, layers in enumerate(VGG16_LAYERS, 1) for i in range(1, len(layers) + 1)]
+NAMES = list(VGG16_CONVOLUTIONS)
 COPIES = 8  # of each channel: an eighth of them says it all
 
 
@@ -35,7 +37,7 @@ def redundant():
     """A network as wide as the paper's in which channel c says what channel c // 8 of one of an eighth of the width says."""
     generator = torch.Generator().manual_seed(0)
     layers, inputs = {}, 3
-    for name, outputs in zip(NAMES, (c for block in VGG16_LAYERS for c in block), strict=True):
+    for name, outputs in zip(NAMES, (c for block in VGG16_CHANNELS for c in block), strict=True):
         distinct = inputs if inputs == 3 else inputs // COPIES
         weight = torch.randn(outputs // COPIES, distinct, 3, 3, generator=generator) * (2 / (9 * distinct)) ** 0.5
         if inputs != 3:
@@ -56,15 +58,15 @@ def unlike():
     """A network of random weights, no channel of which is another's copy."""
     generator = torch.Generator().manual_seed(4)
     layers, inputs = {}, 3
-    for name, outputs in zip(NAMES, (c for block in VGG16_LAYERS for c in block), strict=True):
+    for name, outputs in zip(NAMES, (c for block in VGG16_CHANNELS for c in block), strict=True):
         weight = torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5
         layers[name], inputs = (weight, torch.zeros(outputs)), outputs
     return layers
 
 
 @pytest.fixture(scope="module")
-def narrowed(redundant, inputs):
-    return list(narrow_vgg16(redundant, inputs, 1 / COPIES, seed=3))
+def pruned(redundant, inputs):
+    return list(prune_vgg16(redundant, inputs, 1 / COPIES, seed=3))
 
 
 def run(layers, x):
@@ -74,27 +76,27 @@ def run(layers, x):
     return x
 
 
-def test_a_redundant_network_is_made_narrow_without_loss(redundant, inputs, narrowed):
-    assert [layer.name for layer in narrowed] == NAMES
-    assert min(layer.fit for layer in narrowed) > 0.95
-    for layer in narrowed:  # one of each set of copies; a channel or two never speak up
-        assert len({k // COPIES for k in layer.kept}) > 0.9 * len(layer.kept)
+def test_a_redundant_network_is_pruned_without_loss(redundant, inputs, pruned):
+    assert [layer.name for layer in pruned] == NAMES
+    assert min(layer.r2 for layer in pruned) > 0.95
+    for layer in pruned:  # one of each set of copies; a channel or two never speak up
+        assert len({k // COPIES for k in layer.kept_channels}) > 0.9 * len(layer.kept_channels)
     fresh = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    found = run({layer.name: (layer.weight, layer.bias) for layer in narrowed}, fresh)
-    wanted = run(redundant, fresh)[:, list(narrowed[-1].kept)]
+    found = run({layer.name: (layer.weight, layer.bias) for layer in pruned}, fresh)
+    wanted = run(redundant, fresh)[:, list(pruned[-1].kept_channels)]
     # a number a layer lies between them
     assert np.corrcoef(found.flatten(), wanted.flatten())[0, 1] > 0.97
 
 
-def test_errors_of_earlier_layers_are_made_good(unlike, inputs):
+def test_later_layers_correct_the_errors_of_earlier_ones(unlike, inputs):
     """Weights that are only cut out of the full network's lose more than those that were regressed."""
-    layers = list(narrow_vgg16(unlike, inputs[:12], 0.25))
+    layers = list(prune_vgg16(unlike, inputs[:12], 0.25))
     cut, before = {}, slice(None)
     for layer in layers:
         weight, bias = unlike[layer.name]
-        cut[layer.name] = weight[list(layer.kept)][:, before], bias[list(layer.kept)]
-        before = list(layer.kept)
-    wanted = run(unlike, inputs[-4:])[:, list(layers[-1].kept)]
+        cut[layer.name] = weight[list(layer.kept_channels)][:, before], bias[list(layer.kept_channels)]
+        before = list(layer.kept_channels)
+    wanted = run(unlike, inputs[-4:])[:, list(layers[-1].kept_channels)]
 
     def alike(found):
         return np.corrcoef(found.flatten(), wanted.flatten())[0, 1]
@@ -103,9 +105,9 @@ def test_errors_of_earlier_layers_are_made_good(unlike, inputs):
     assert regressed > alike(run(cut, inputs[-4:])) + 0.1
 
 
-def test_responses_have_one_scale(inputs, narrowed):
+def test_responses_have_one_scale(inputs, pruned):
     x = inputs
-    for layer in narrowed:
+    for layer in pruned:
         x = F.max_pool2d(x, 2) if layer.name.endswith("_1") and layer.name != "conv1_1" else x
         x = F.conv2d(x, layer.weight, layer.bias, padding=1)
         torch.testing.assert_close(x.mean((0, 2, 3)), layer.mean, rtol=1e-3, atol=1e-3)
@@ -113,27 +115,27 @@ def test_responses_have_one_scale(inputs, narrowed):
         assert 0.7 < x.square().mean().sqrt() < 1.4
 
 
-def test_it_is_drawn_by_the_seed_alone(redundant, inputs):
-    one, again, other = (next(narrow_vgg16(redundant, inputs[:3], 1 / COPIES, seed)).weight for seed in (3, 3, 4))
+def test_results_depend_on_the_seed_alone(redundant, inputs):
+    one, again, other = (next(prune_vgg16(redundant, inputs[:3], 1 / COPIES, seed)).weight for seed in (3, 3, 4))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
-def test_columns_are_those_a_pivoted_qr_takes():
+def test_selected_channels_are_those_of_pivoted_qr():
     from scipy.linalg import qr
 
     x = torch.randn(500, 12) @ torch.randn(12, 30) + 0.1 * torch.randn(500, 30)
     expected = qr((x - x.mean(0)).double().numpy(), mode="r", pivoting=True)[1]
-    assert choose(x, 9) == sorted(expected[:9].tolist())
-    assert choose(torch.zeros(5, 3), 2) == sorted(set(choose(torch.zeros(5, 3), 2)))
+    assert select_channels(x, 9) == sorted(expected[:9].tolist())
+    assert select_channels(torch.zeros(5, 3), 2) == sorted(set(select_channels(torch.zeros(5, 3), 2)))
 
 
 def test_regression_is_through_relu():
-    """Where the wish is negative, anything negative will do: a plain regression spends itself on how negative."""
+    """Where the target is negative, any negative prediction is right; one plain regression also fits how negative it is."""
     x = torch.randn(4000, 6)
     y = x[:, :1] + x[:, 1:2]
     y = torch.where(y > 0, y, 5 * x[:, 2:3].square() * y)
-    after = [explained((x @ w.T + b).relu(), y.relu()) for w, b in (regress(x, y, rounds) for rounds in (1, 3, 30))]
+    after = [r_squared((x @ w.T + b).relu(), y.relu()) for w, b in (regress(x, y, rounds) for rounds in (1, 3, 30))]
     assert after[0] < after[1] < after[2]
     assert after[2] > 0.98
     weight, bias = regress(x, x @ torch.ones(6, 2) + 5)
@@ -146,14 +148,14 @@ def tensors_of(layers):
 
 
 @pytest.mark.parametrize("convention", ["caffe", "torchvision"])
-def test_the_file_starts_networks_of_its_width(tmp_path, inputs, narrowed, convention):
-    path = str(tmp_path / "narrow.npz")
-    write_vgg16(path, tensors_of(narrowed), convention)
+def test_the_file_starts_networks_of_its_width(tmp_path, inputs, pruned, convention):
+    path = str(tmp_path / "pruned.npz")
+    write_vgg16(path, tensors_of(pruned), convention)
     net = DeconvNet(3, 1 / COPIES, 32, convention)
     assert len(load_vgg16(net, path).loaded) == 13
     for training in (False, True):
         x = inputs  # batch norm leaves each response as it is, by the statistics in the file and by those of the batch
-        for layer in narrowed[:4]:
+        for layer in pruned[:4]:
             unit = net.train(training).get_submodule(layer.name.replace("_", "."))
             x = F.max_pool2d(x, 2) if layer.name == "conv2_1" else x
             expected = F.conv2d(x, layer.weight, layer.bias, padding=1).relu()
@@ -162,16 +164,16 @@ def test_the_file_starts_networks_of_its_width(tmp_path, inputs, narrowed, conve
             x = expected
     plain = FCN8s(3, 1 / COPIES, batch_norm=False, convention=convention)
     load_vgg16(plain, path)
-    torch.testing.assert_close(plain.conv5.get_submodule("3.conv").weight, narrowed[-1].weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(plain.conv5.get_submodule("3.conv").weight, pruned[-1].weight, rtol=1e-3, atol=1e-4)
     other = "caffe" if convention == "torchvision" else "torchvision"
     with pytest.raises(UserError, match=rf"set model\.convention to {convention}"):
         load_vgg16(DeconvNet(3, 1 / COPIES, 32, other), path)
 
 
 @pytest.mark.parametrize("width", [0.25, 1.0])
-def test_the_file_of_another_width_is_refused_in_a_sentence(tmp_path, narrowed, width):
-    path = str(tmp_path / "narrow.npz")
-    write_vgg16(path, tensors_of(narrowed), "caffe")
+def test_the_file_of_another_width_is_refused_in_a_sentence(tmp_path, pruned, width):
+    path = str(tmp_path / "pruned.npz")
+    write_vgg16(path, tensors_of(pruned), "caffe")
     with torch.device("meta"):
         net = DeconvNet(3, width, 32)
     with pytest.raises(UserError, match=rf"at width 0\.125 \(64 channels in conv5_3\) and the model is of width {width:g} "):
@@ -191,17 +193,17 @@ def vgg16(tmp_path_factory, unlike):
 
 
 @pytest.mark.parametrize("architecture", ["deconvnet", "fcn8s"])
-def test_a_file_is_made_of_a_table_and_trains(tmp_path, vgg16, architecture):
+def test_the_file_of_a_table_loads_into_both_networks(tmp_path, vgg16, architecture):
     table = examples_table(str(tmp_path / "t"), 8) if architecture == "deconvnet" else images_table(str(tmp_path / "t"), 12)
     settings = ModelSettings(width=0.125, fcn_width=0.25, input_size=32, fcn_input_size=64, vgg16=vgg16)
     out = str(tmp_path / "start.npz")
-    told = list(make_narrow(architecture, settings, 1, table, out, 0))
-    assert [name for name, _, _ in told] == NAMES
-    assert told[1][2].startswith(f"conv1_2: {8 if architecture == 'deconvnet' else 16} of 64 channels, R² ")
+    layers = list(prune(PruningJob(architecture, settings, table, out, 0)))
+    assert [name for name, _, _ in layers] == NAMES
+    assert layers[1][2].startswith(f"conv1_2: {8 if architecture == 'deconvnet' else 16} of 64 channels kept, R² ")
     net = DeconvNet(3, 0.125, 32) if architecture == "deconvnet" else FCN8s(3, 0.25, batch_norm=True)
     assert len(load_vgg16(net, out).loaded) == 13
     again = str(tmp_path / "again.npz")
-    list(make_narrow(architecture, settings, 1, table, again, 0))
+    list(prune(PruningJob(architecture, settings, table, again, 0)))
     with np.load(out) as one, np.load(again) as two:
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
 
@@ -209,21 +211,19 @@ def test_a_file_is_made_of_a_table_and_trains(tmp_path, vgg16, architecture):
 def test_a_table_of_one_example_is_refused(tmp_path, vgg16):
     table = examples_table(str(tmp_path / "t"), 1, repeats=(1,))
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
-    with pytest.raises(UserError, match="holds too little to make VGG-16 narrower by: add photographs"):
-        list(make_narrow("deconvnet", settings, 1, table, str(tmp_path / "start.npz"), 0))
+    with pytest.raises(UserError, match="holds too little to prune VGG-16 by: add images"):
+        list(prune(PruningJob("deconvnet", settings, table, str(tmp_path / "start.npz"), 0)))
 
 
-def test_ray_does_the_same_and_tells_as_it_goes(tmp_path, vgg16, ray_executor):
+def test_on_ray_it_does_the_same_and_logs_each_layer(tmp_path, vgg16, ray_executor, caplog):
+    caplog.set_level(logging.INFO, "deconvnet")
     table = examples_table(str(tmp_path / "t"), 8)
     settings = ModelSettings(width=0.125, input_size=32, vgg16=vgg16)
-    said: list[str] = []
-    fit = narrow_start(
-        "deconvnet", settings, ComputeSettings(), table, str(tmp_path / "ray.npz"), 0, ray_executor, say=said.append
-    )
-    assert list(fit) == NAMES
-    assert [line.split(":")[0] for line in said] == NAMES
+    r2 = prune_on(ray_executor, PruningJob("deconvnet", settings, table, str(tmp_path / "ray.npz"), 0))
+    assert list(r2) == NAMES
+    assert [line.split(":")[0].strip() for line in caplog.messages] == NAMES
     assert len(load_vgg16(DeconvNet(3, 0.125, 32), str(tmp_path / "ray.npz")).loaded) == 13
     absent = settings.model_copy(update={"vgg16": "/nowhere/vgg16.npz"})
     with pytest.raises(UserError) as error:
-        narrow_start("deconvnet", absent, ComputeSettings(), table, str(tmp_path / "none.npz"), 0, ray_executor)
+        prune_on(ray_executor, PruningJob("deconvnet", absent, table, str(tmp_path / "none.npz"), 0))
     assert str(error.value) == "there is no file /nowhere/vgg16.npz"

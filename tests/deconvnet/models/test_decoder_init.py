@@ -1,4 +1,4 @@
-"""The interpolating start: what it makes of each kernel, and what it is for."""
+"""The decoder initialised as interpolation: its kernels, and that class information reaches the score."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.architectures import DECONVNET, FCN8S
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.factory import build_network, initialise
-from deconvnet.models.init_weights.decoder import SHARE, SHIFT, interpolate
+from deconvnet.models.init_weights.decoder import BOX_SHARE, NORM_BIAS, interpolate
 from deconvnet.settings import ModelSettings
 
 CLASSES = ("background", "a", "b", "c", "d")
@@ -24,11 +24,11 @@ def deconvolutions(model: DeconvNet):
     return [unit for number in (5, 4, 3, 2, 1) for unit in model.get_submodule(f"deconv{number}")]
 
 
-def test_every_output_has_hes_norm_and_the_shift():
+def test_every_output_has_hes_norm_and_the_bias_of_batch_norm():
     for unit in deconvolutions(started()):
         squared = unit.conv.weight.square().sum((0, 2, 3))
         assert squared.mean().item() == pytest.approx(2, rel=0.1)
-        assert (unit.norm.bias == SHIFT).all() and (unit.conv.bias == 0).all()
+        assert (unit.norm.bias == NORM_BIAS).all() and (unit.conv.bias == 0).all()
 
 
 def test_a_channel_is_spread_over_its_neighbours_more_than_any_other():
@@ -37,18 +37,18 @@ def test_a_channel_is_spread_over_its_neighbours_more_than_any_other():
         inputs, outputs = weight.shape[:2]
         sums = weight.sum((2, 3))  # a box adds up, noise doesn't
         own = torch.stack([sums[channel, channel % outputs] for channel in range(inputs)])
-        box = 9 * (SHARE * 2 / (9 * inputs / outputs)) ** 0.5
+        box = 9 * (BOX_SHARE * 2 / (9 * inputs / outputs)) ** 0.5
         assert own.mean().item() == pytest.approx(box, rel=0.1)
         assert sums.abs().argmax(1).eq(torch.arange(inputs) % outputs).float().mean() > 0.9
 
 
-def test_it_is_the_same_for_a_seed():
+def test_a_seed_gives_the_same_weights():
     first, second = started().state_dict(), started().state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def share_of_codes(model: DeconvNet) -> float:
-    """Of the variance of what the score sees, the share that codes (what fc7 says) explain, over eight codes with eight photographs' switches."""
+    """Share of the variance of the score's input that fc7's outputs explain, over eight of them with the switches of eight images."""
     generator = torch.Generator().manual_seed(1)
     seen: dict[str, torch.Tensor] = {}
     model.fc7.register_forward_hook(
@@ -57,16 +57,16 @@ def share_of_codes(model: DeconvNet) -> float:
     model.score.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
     with torch.no_grad():
         model(60 * torch.randn(8, 3, 64, 64, generator=generator).repeat_interleave(8, 0))
-    x = seen["x"].unflatten(0, (8, 8))  # photographs, codes
+    x = seen["x"].unflatten(0, (8, 8))  # images, codes
     return (x.mean(0).var(0).mean() / x.flatten(0, 1).var(0).mean()).item()
 
 
-def test_what_fc7_says_reaches_the_score():
+def test_class_information_reaches_the_score():
     torch.manual_seed(0)
     assert share_of_codes(started()) > 3 * share_of_codes(DeconvNet(5, 0.25, 64))
 
 
-def test_only_an_untrained_deconvnet_is_started_so(tmp_path):
+def test_only_an_untrained_deconvnet_is_initialised_so(tmp_path):
     settings = ModelSettings(width=0.0625, fcn_width=0.0625, input_size=64, decoder_init="interpolation")
     fcn = build_network(FCN8S, settings, 5)
     before = {name: value.clone() for name, value in fcn.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Networks made ready for labelling give the scores of those they were made from."""
+"""Networks prepared for inference give the scores of those they were copied from."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.fusion import for_inference
-from deconvnet.models.layers import turned
+from deconvnet.models.layers import as_convolution_kernel
 from deconvnet.models.sync_batchnorm import recompute_statistics
 from infra.runtime.device import fast_bf16
 
@@ -50,21 +50,21 @@ def outputs(network, part, images):
 
 def test_the_same_scores_without_batch_norm(network, images):
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    ready = for_inference(network, bf16=False)
-    assert network.training and not ready.training
+    fused = for_inference(network, bf16=False)
+    assert network.training and not fused.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())  # the original is left alone
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in ready.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     expected = scores(network.eval(), images)
-    torch.testing.assert_close(scores(ready, images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(scores(fused, images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.skipif(not fast_bf16("cpu"), reason="this CPU has no AVX-512 BF16, where nothing is computed in bfloat16")
 def test_bfloat16_is_close(network, images):
     """Of an untrained DeconvNet only the convolutions are: a few switches in a hundred differ, and nothing yet evens that out."""
-    ready = for_inference(network)
-    assert next(ready.parameters()).dtype == torch.bfloat16
+    fused = for_inference(network)
+    assert next(fused.parameters()).dtype == torch.bfloat16
     part = "conv5" if isinstance(network, DeconvNet) else "up_pool3"
-    found = [outputs(each, part, images) for each in (network.eval(), ready)]
+    found = [outputs(each, part, images) for each in (network.eval(), fused)]
     assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.1
 
 
@@ -73,7 +73,7 @@ def test_a_device_that_is_not_fast_at_it_keeps_float32(network, monkeypatch):
     assert next(for_inference(network).parameters()).dtype == torch.float32
 
 
-def test_a_turned_kernel_is_the_deconvolution():
+def test_the_equivalent_convolution_computes_the_deconvolution():
     layer = nn.ConvTranspose2d(3, 4, 3, padding=1)
     x = torch.randn(2, 3, 7, 5)
-    torch.testing.assert_close(nn.functional.conv2d(x, turned(layer.weight), layer.bias, padding=1), layer(x))
+    torch.testing.assert_close(nn.functional.conv2d(x, as_convolution_kernel(layer.weight), layer.bias, padding=1), layer(x))

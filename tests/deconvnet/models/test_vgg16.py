@@ -1,4 +1,4 @@
-"""VGG-16 files of each kind, foreign files, and scores mapped from class to class."""
+"""VGG-16 files of each kind, and foreign files."""
 
 import threading
 from functools import partial
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.models.init_weights.vgg16 import initialise_from, load_vgg16, map_scores
-from deconvnet.models.layers import VGG16_LAYERS
+from deconvnet.models.init_weights.vgg16 import load_vgg16
+from deconvnet.models.layers import VGG16_CHANNELS
 from infra.errors import UserError
 
 NPZ = "vgg16-imagenet-conv-bgr.npz"
@@ -28,7 +28,7 @@ def fcn():
 def torchvision_file(norm=False, classifier=False):
     """A state dict with the names and shapes of torchvision's vgg16 or vgg16_bn; values are a ramp a layer."""
     tensors, index, inputs = {}, 0, 3
-    for layers in VGG16_LAYERS:
+    for layers in VGG16_CHANNELS:
         for outputs in layers:
             tensors[f"features.{index}.weight"] = torch.full((outputs, inputs, 3, 3), 0.001 * (index + 1))
             tensors[f"features.{index}.bias"] = torch.arange(outputs).float()
@@ -52,7 +52,7 @@ def test_the_real_file_fills_deconvnets_convolutions(shared):
     before = net.fc6.conv.weight.clone()
     report = load_vgg16(net, str(shared / NPZ))
     assert len(report.loaded) == 13
-    assert report.left.keys() == {"fc6", "fc7"}
+    assert report.skipped.keys() == {"fc6", "fc7"}
     with np.load(shared / NPZ) as file:
         for name in ("conv1_1", "conv3_2", "conv5_3"):
             conv = net.get_submodule(name.replace("_", ".")).conv
@@ -98,13 +98,13 @@ def test_fully_connected_layers_become_convolutions(tmp_path, fcn):
     safetensors.torch.save_file(torchvision_file(classifier=True), path)
     report = load_vgg16(fcn, str(path))
     assert set(report.loaded) >= {"fc6", "fc7"}
-    assert not report.left
+    assert not report.skipped
     # classifier.0 takes pool5 flattened channel by channel
     half = torch.arange(25088).half().float()
     assert torch.equal(fcn.fc6.conv.weight[5], half.view(512, 7, 7))
     small = DeconvNet(2, input_size=32, convention="torchvision")
     report = load_vgg16(small, str(path))
-    assert "another size" in report.left["fc6"]
+    assert "another size" in report.skipped["fc6"]
     assert (small.fc7.conv.bias == 1).all()
 
 
@@ -182,58 +182,7 @@ def test_truncated_files_are_refused(tmp_path, fcn, shared, suffix):
         load_vgg16(fcn, str(path))
 
 
-OLD, NEW = ("background", "cat", "dog", "cow"), ("background", "horse", "dog", "cat", "sheep")
-
-
-@pytest.mark.parametrize("kind", [DeconvNet, FCN8s])
-def test_scores_are_mapped_by_class_name(kind):
-    options = {"width": 0.125} | ({"input_size": 32} if kind is DeconvNet else {})
-    torch.manual_seed(1)
-    old, new = kind(len(OLD), **options), kind(len(NEW), **options)
-    for p in old.parameters():
-        nn.init.normal_(p)
-    fresh = {k: v.clone() for k, v in new.state_dict().items()}
-    kept = initialise_from(new, old.state_dict(), OLD, NEW, old.convention)
-    assert kept == ("background", "dog", "cat")
-    for layer in ("score",) if kind is DeconvNet else ("score", "score_pool4", "score_pool3"):
-        for j, name in enumerate(NEW):
-            expected = getattr(old, layer).weight[OLD.index(name)] if name in OLD else fresh[f"{layer}.weight"][j]
-            assert torch.equal(getattr(new, layer).weight[j], expected), (layer, name)
-    if kind is FCN8s:
-        assert torch.equal(new.up_pool3.weight[3, 2], old.up_pool3.weight[1, 2])  # cat from dog
-        assert torch.equal(new.up_pool3.weight[1], fresh["up_pool3.weight"][1])  # horse is new
-    assert torch.equal(new.conv1.get_submodule("1.conv").weight, old.conv1.get_submodule("1.conv").weight)
-
-
-def test_the_same_classes_give_the_same_network():
-    old, new = (DeconvNet(4, width=0.125, input_size=32).eval() for _ in range(2))
-    initialise_from(new, old.state_dict(), OLD, OLD, "caffe")
-    x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(old(x), new(x))
-
-
-@pytest.mark.parametrize(
-    ("other", "reason"),
-    [
-        (FCN8s(4, width=0.125), "another architecture"),
-        (DeconvNet(4, width=0.25, input_size=32), "don't fit"),
-        (DeconvNet(4, width=0.125, input_size=64), "don't fit"),
-        (DeconvNet(3, width=0.125, input_size=32), "don't fit"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(other, reason):
-    net = DeconvNet(5, width=0.125, input_size=32)
-    with pytest.raises(UserError, match=reason):
-        map_scores(net, other.state_dict(), OLD, NEW)
-
-
-def test_weights_of_another_convention_are_refused():
-    old, new = DeconvNet(4, 0.125, 32, "torchvision"), DeconvNet(5, 0.125, 32)
-    with pytest.raises(UserError, match=r"set model\.convention to torchvision"):
-        initialise_from(new, old.state_dict(), OLD, NEW, old.convention)
-
-
-def test_weights_come_by_http(shared):
+def test_weights_can_be_read_over_http(shared):
     handler = partial(SimpleHTTPRequestHandler, directory=str(shared))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -241,7 +190,7 @@ def test_weights_come_by_http(shared):
         url = f"http://127.0.0.1:{server.server_port}"
         net = DeconvNet(2, input_size=32)
         assert len(load_vgg16(net, f"{url}/{NPZ}").loaded) == 13
-        with pytest.raises(UserError, match="can't be fetched"):
+        with pytest.raises(UserError, match="can't be downloaded"):
             load_vgg16(net, f"{url}/absent.npz")
     finally:
         server.shutdown()

@@ -53,7 +53,7 @@ def test_no_description_is_longer_than_a_store_keeps() -> None:
         ("register", {"model": "my_net", "version": 3}, r"**my\_net version 3**"),
         ("verdict", {"promoted": False, "why": "a fall", "version": 4, "champion": 3}, "is **not promoted**: a fall. Champion is version 3."),
         ("champion", {}, "Measures the model"),
-        ("fcn8s_start", {"fit": {}}, "VGG-16"),
+        ("fcn8s_start", {"r2": {}}, "VGG-16"),
     ],
 )  # fmt: skip
 def test_the_description_of_a_stage_says_what_it_does_and_its_outcome(stage, summary, text) -> None:
