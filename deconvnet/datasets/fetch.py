@@ -38,6 +38,9 @@ def has_checksum(path: Path, checksum: str) -> bool:
         path: the file.
         checksum: "md5:HEX" or "sha256:HEX", where HEX may be only the first digits of the digest, 8 or more.
 
+    Returns:
+        True if the digits agree.
+
     Raises:
         UserError: if the checksum is written otherwise.
     """

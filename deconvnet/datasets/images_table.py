@@ -39,7 +39,14 @@ class _Item:
 
 
 def class_names(settings: DataSettings) -> tuple[str, ...]:
-    """Return the class names of the data by id; those of the generated data set if `settings.root` is None."""
+    """Return the class names of the data.
+
+    Args:
+        settings: the data settings.
+
+    Returns:
+        Names by id, background first: those of the settings, or of the generated data set if `settings.root` is None.
+    """
     return settings.classes if settings.root else GENERATED_CLASSES
 
 
@@ -47,8 +54,8 @@ def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
     """Return the data set's folder, after generating the data set if the settings name none.
 
     Args:
-        settings: of the data.
-        seed: of the generated data set.
+        settings: the data settings.
+        seed: seed of the generated data set.
         generated_uri: folder to generate it in.
 
     Returns:
@@ -65,7 +72,7 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
     """Compute a fingerprint of the data without reading images.
 
     Args:
-        settings: of the data.
+        settings: the data settings.
         root: folder of the data set; not used for generated data.
 
     Returns:
@@ -95,10 +102,10 @@ def prepare_images(
     """Read a data set in VOC's layout and write its `images` table.
 
     Args:
-        settings: of the data.
-        seed: of the draw of the dev split, and of the images if `settings.limit` is set.
+        settings: the data settings.
+        seed: seed of the draw of the dev split, and of the images if `settings.limit` is set.
         out_uri: the table to write.
-        fingerprint: of the stage.
+        fingerprint: fingerprint of the stage.
         root: folder of the data set.
         executor: runs the parts.
 
@@ -134,8 +141,8 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
     """List the images that `prepare_images` would read.
 
     Args:
-        settings: of the data.
-        seed: of the draw of the images if `settings.limit` is set.
+        settings: the data settings.
+        seed: seed of the draw of the images if `settings.limit` is set.
         root: folder of the data set.
 
     Returns:

@@ -20,7 +20,7 @@ def assign_splits(
         train_ids: ids of the images to train on, from which dev is drawn. All ids must be distinct.
         val_ids: ids of the images to evaluate on at the end.
         dev_fraction: share of `train_ids` that becomes dev, in (0, 1): at least one image, never all.
-        seed: of the draw.
+        seed: seed of the draw.
         limit: draw only this many of `train_ids` (dev among them) and this many of `val_ids`; None: all.
 
     Returns:

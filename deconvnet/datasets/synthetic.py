@@ -192,8 +192,8 @@ def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray
     Args:
         index: index of the image; those of validation images start at VAL_OFFSET.
         seed: seed of the data set.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
 
     Returns:
         image: uint8 array (H, W, 3), RGB.
@@ -227,8 +227,8 @@ def write_dataset(folder: str, seed: int, train: int, val: int, height: int, wid
         seed: seed of the data set.
         train: number of images in the split train.
         val: number of images in the split val.
-        height: of the images, px.
-        width: of the images, px.
+        height: height of the images, px.
+        width: width of the images, px.
     """
     recipe = {"version": GENERATOR_VERSION, "seed": seed, "train": train, "val": val, "height": height, "width": width}
     marker = storage.join(folder, "generated.json")

@@ -63,7 +63,15 @@ class VocImageFiles:
 
 
 def split_path(root: str, split: str) -> str:
-    """Return the path of the file that lists the ids of a split."""
+    """Return the path of the file that lists the ids of a split.
+
+    Args:
+        root: folder in VOC's layout.
+        split: name of the split.
+
+    Returns:
+        `root`/ImageSets/Segmentation/`split`.txt.
+    """
     return storage.join(root, "ImageSets", "Segmentation", f"{split}.txt")
 
 
@@ -93,7 +101,14 @@ def read_split(root: str, split: str) -> list[str]:
 
 
 def invalid_id_reason(image_id: str) -> str | None:
-    """Return why an id can't be the name of a file in the data set, or None if it can."""
+    """Check that an id can be the name of a file in the data set.
+
+    Args:
+        image_id: the id.
+
+    Returns:
+        Why it can't be, for the user; None if it can.
+    """
     if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
         return "an id must be a plain file name, without a path"
     if not image_id.isprintable():
@@ -128,7 +143,14 @@ class VocDataset:
                 raise UserError(f"{storage.join(self.root, folder)} is missing or empty: data.root must have VOC's layout")
 
     def find(self, image_id: str) -> VocImageFiles | Reject:
-        """Return the files of an image, or why it has no image or no class mask."""
+        """Find the files of an image.
+
+        Args:
+            image_id: id of the image.
+
+        Returns:
+            Its files, or a Reject if the image or its class mask is missing.
+        """
         image = _choose_file(self._images.get(image_id, ()), _IMAGE_SUFFIXES)
         if image is None:
             reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_IMAGE_SUFFIXES)})"

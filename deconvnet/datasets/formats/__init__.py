@@ -56,6 +56,13 @@ def format_names() -> list[str]:
 
 
 def get_format(name: str) -> DatasetFormat:
-    """Return the format of this name, one of `format_names()`."""
+    """Return the format of a name.
+
+    Args:
+        name: one of `format_names()`.
+
+    Returns:
+        The `FORMAT` of the module of that name, which is imported.
+    """
     found: DatasetFormat = importlib.import_module(f"{__name__}.{name}").FORMAT
     return found

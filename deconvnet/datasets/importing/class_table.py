@@ -47,7 +47,17 @@ class ClassTable:
     def from_mapping(
         cls, classes: Sequence[str], id_of_value: Mapping[int, int], has_colours: bool, inferred: str = ""
     ) -> "ClassTable":
-        """Make a table from a mapping of mask values to class ids; the other arguments are the attributes."""
+        """Make a table from a mapping.
+
+        Args:
+            classes: as the attribute.
+            id_of_value: class id by mask value.
+            has_colours: as the attribute.
+            inferred: as the attribute.
+
+        Returns:
+            The table.
+        """
         values = np.array(sorted(id_of_value), np.int64)
         ids = np.array([id_of_value[value] for value in values.tolist()], np.uint8)
         return cls(tuple(classes), values, ids, has_colours, inferred)
@@ -98,6 +108,9 @@ def read_table(text: str, name: str) -> ClassTable:
     Args:
         text: content of the file, as described at the top of this module.
         name: name of the file, for error messages.
+
+    Returns:
+        The table. If its values are ids, it also has 0 as background and 255 as void, unless it gives them another class.
 
     Raises:
         UserError: for a line that is no class and value, a value with two classes, ids mixed with colours, or no class at all.
@@ -156,6 +169,9 @@ def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable
     Args:
         masks: the values of each mask.
         names: class names by id, background first, if the user gave them; empty: they are inferred as well.
+
+    Returns:
+        The table, with a sentence on how it was inferred unless `names` were given.
 
     Raises:
         UserError: if names are given for colours, or the values don't look like those of classes.

@@ -151,7 +151,14 @@ class AnnotatedDataset:
 
 
 def image_id_of(name: str) -> str:
-    """Return the image id for a file name or relative path: its parts without the suffix, joined by "_"."""
+    """Return the image id for the name of an image.
+
+    Args:
+        name: file name or relative path, with "/" or "\\" between folders.
+
+    Returns:
+        Its folders and its file name without suffix, joined by "_": "a_b" for "a/b.jpg".
+    """
     path = PurePosixPath(name.replace("\\", "/"))
     return "_".join([*(part for part in path.parent.parts if part not in ("/", "..")), path.stem])
 

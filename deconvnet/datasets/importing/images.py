@@ -50,12 +50,32 @@ class ImageIndex:
         return candidates[0] if len(candidates) == 1 else None
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of the image with this relative path. Raises BadInput if it can't be read."""
+        """Read an image.
+
+        Args:
+            name: path relative to the folder.
+
+        Returns:
+            The bytes of the file.
+
+        Raises:
+            BadInput: if it can't be read.
+        """
         return read_input(storage.join(self.folder, name))
 
 
 def read_input(uri: str) -> bytes:
-    """Return a file's bytes. Raises BadInput if there is no such file or it may not be read."""
+    """Read a file.
+
+    Args:
+        uri: path or s3:// address.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        BadInput: if there is no such file, or no permission to read it.
+    """
     try:
         return storage.read_bytes(uri)
     except (FileNotFoundError, IsADirectoryError):
@@ -65,7 +85,17 @@ def read_input(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Return the content of a JSON file in UTF-8, with or without a byte order mark. Raises BadInput if it is none."""
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+        uri: path or s3:// address.
+
+    Returns:
+        Its content as Python objects.
+
+    Raises:
+        BadInput: if the file can't be read or is not JSON.
+    """
     try:
         return json.loads(read_input(uri).decode("utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -78,6 +108,9 @@ def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
     Args:
         image: encoded bytes.
         max_pixels: most pixels an image may have.
+
+    Returns:
+        Width and height in px.
 
     Raises:
         BadInput: if the image is damaged, too large or too small for the training pipeline.

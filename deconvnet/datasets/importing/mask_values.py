@@ -32,6 +32,9 @@ def read_mask_values(data: bytes, max_pixels: int) -> MaskValues:
         data: encoded bytes of the mask.
         max_pixels: most pixels a mask may have.
 
+    Returns:
+        Its ids, or its colours if it is a colour image.
+
     Raises:
         BadInput: if it can't be decoded.
     """

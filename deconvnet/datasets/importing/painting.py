@@ -38,8 +38,8 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
 
     Args:
         regions: the objects of an image; one of class 0 is background that hides what lies under it.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
         small_over_large: paint large objects before small ones; False: in the order given, so that the last lies on top.
 
     Returns:

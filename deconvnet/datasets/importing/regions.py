@@ -81,8 +81,8 @@ def polygon_region(class_id: int, outline: np.ndarray, height: int, width: int) 
     Args:
         class_id: class of the object.
         outline: float array (N, 2) of corners x, y; the last is joined to the first. Fewer than three have no inside.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
 
     Returns:
         The pixels inside the polygon; parts outside the image are cut off.
@@ -120,8 +120,8 @@ def box_region(class_id: int, corners: tuple[float, float, float, float], height
     Args:
         class_id: class of the object.
         corners: x, y of one corner and x, y of the opposite one, in any order.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
 
     Returns:
         The pixels inside the rectangle; parts outside the image are cut off.
@@ -137,8 +137,8 @@ def circle_region(class_id: int, centre: tuple[float, float], radius: float, hei
         class_id: class of the object.
         centre: x, y.
         radius: in pixels.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
 
     Returns:
         The pixels whose centres are at most `radius` from the centre; parts outside the image are cut off.
@@ -158,8 +158,8 @@ def bitmap_region(class_id: int, mask: np.ndarray, top: int, left: int, height: 
         mask: bool array (h, w), True where the object is.
         top: row of the image at which the mask's first row lies; may be negative.
         left: column of the image at which the mask's first column lies; may be negative.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
 
     Returns:
         The mask's True pixels; parts outside the image are cut off.

@@ -57,8 +57,8 @@ def run_length_region(class_id: int, counts: Any, height: int, width: int) -> Re
     Args:
         class_id: class of the object.
         counts: run lengths as `parse_run_lengths` takes them; they run down the columns of the image.
-        height: of the image, px.
-        width: of the image, px.
+        height: height of the image, px.
+        width: width of the image, px.
 
     Returns:
         The object's pixels, in the smallest window that holds them.

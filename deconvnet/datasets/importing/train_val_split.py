@@ -34,6 +34,9 @@ def read_split_list(uri: str, setting: str) -> list[str]:
         uri: path or s3:// address of the text file.
         setting: name of the setting that names it, for the error message.
 
+    Returns:
+        The lines, without those that are empty.
+
     Raises:
         UserError: if there is no such file, or it is not text.
     """

@@ -70,7 +70,14 @@ def find_near_duplicates(images: Sequence["ImageStatistics"]) -> list[tuple["Ima
 
 
 def find_identical(images: Sequence["ImageStatistics"]) -> list[list["ImageStatistics"]]:
-    """Return the groups of two or more images of one split whose files are equal byte for byte."""
+    """Find images whose files are equal byte for byte.
+
+    Args:
+        images: the images of both splits.
+
+    Returns:
+        Groups of two or more images of one split.
+    """
     groups: dict[tuple[str, str], list[ImageStatistics]] = {}
     for image in images:
         if image.digest:

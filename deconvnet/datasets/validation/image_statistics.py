@@ -72,7 +72,14 @@ class ImageStatistics:
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
     def unfindable(self, limits: ProposalLimits) -> np.ndarray:
-        """Return which objects have boxes too small for proposals, as a bool array (N,)."""
+        """Tell which objects have boxes that are too small for proposals.
+
+        Args:
+            limits: what proposals can find.
+
+        Returns:
+            bool array (N,), in the order of `objects`.
+        """
         scale = min(1.0, limits.max_side / max(self.width, self.height, 1))
         x0, y0, x1, y1 = self.objects[:, 2:].T
         return (x1 - x0) * (y1 - y0) * scale**2 < limits.min_box_area
@@ -179,6 +186,9 @@ def count_overlapping(objects: np.ndarray) -> int:
 
     Args:
         objects: int64 array (N, 6) as `ImageStatistics.objects`. Speckles, and objects beyond the first 2,000, are not compared.
+
+    Returns:
+        Number of objects.
     """
     objects = objects[objects[:, 1] >= SPECKLE_AREA][:_MOST_COMPARED]
     if len(objects) < 2:

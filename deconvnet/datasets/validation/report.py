@@ -63,6 +63,9 @@ def make_report(
         limits: which objects proposals can find.
         title: name of the data set.
         imported: content of its import.json, if there is one.
+
+    Returns:
+        The report and the suspicious images.
     """
     by_kind: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     for image in images:
