@@ -166,17 +166,11 @@ def version_description(results: Mapping[str, Any]) -> str:
     Returns:
         Markdown, short enough for the decision on the version to be appended.
     """
-    rows = [
-        f"| {title} | {percent(row['mean_iou'])} | {percent(row['pixel_accuracy'])} |"
-        for name, title in RESULT_TITLES.items()
-        if (row := results["rows"].get(name))
-    ]
+    rows = {name: row for name, row in results["rows"].items() if name in RESULT_TITLES}
     lines = [
         f"EDeconvNet+CRF, measured on {results.get('images', '?')} images of {escaped(str(results.get('dataset', '?')))}:",
         "",
-        "| per cent | mean IoU | pixel accuracy |",
-        "|---|---|---|",
-        *rows,
+        *_version_table({n: r["mean_iou"] for n, r in rows.items()}, {n: r["pixel_accuracy"] for n, r in rows.items()}),
         "",
         f"Classes, by id from 0: {escaped(', '.join(results['classes']))}.",
     ]
@@ -201,13 +195,14 @@ def model_description(name: str, store: str, versions: Sequence[VersionSummary],
         (None, versions[0]),
     )
     uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{shown.number}"
+    results = "\n".join(_version_table(shown.mean_iou, shown.pixel_accuracy)) if shown.mean_iou else "It was not measured."
     text = f"""{MODEL_HEADING}
 EDeconvNet+CRF: an ensemble of DeconvNet and FCN-8s, refined by a dense CRF. Input: an encoded image (`image`). Output: a PNG of class ids (`mask`), or why there is none (`error`).
 
 ### Results
 {(alias or "newest").capitalize()}: version {shown.number}, on the val images of its run.
 
-{_version_results(shown)}
+{results}
 
 ### How to use it
 ```python
@@ -241,11 +236,11 @@ mlflow models serve -m {uri} --env-manager local --port 5001
     return "\n".join([text, *rows, *(["", f"… and {older:,} older."] if older else [])])
 
 
-def _version_results(version: VersionSummary) -> str:
-    """Return the results of a version as a Markdown table."""
+def _version_table(mean_iou: Mapping[str, float | None], pixel_accuracy: Mapping[str, float | None]) -> list[str]:
+    """Return results as lines of a Markdown table, in the paper's order."""
     rows = [
-        f"| {title} | {percent(version.mean_iou.get(name))} | {percent(version.pixel_accuracy.get(name))} |"
+        f"| {title} | {percent(mean_iou[name])} | {percent(pixel_accuracy.get(name))} |"
         for name, title in RESULT_TITLES.items()
-        if name in version.mean_iou
+        if name in mean_iou
     ]
-    return "\n".join(["| per cent | mean IoU | pixel accuracy |", "|---|---|---|", *rows]) if rows else "It was not measured."
+    return ["| per cent | mean IoU | pixel accuracy |", "|---|---|---|", *rows]

@@ -5,11 +5,10 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deconvnet.tracking.metric_spool import Line, MetricSpool, local_folder, read_spool
-from deconvnet.tracking.store import check_store, error_summary, tracking_uri
+from deconvnet.tracking.store import check_store, error_summary, stage_histories, tracking_uri
 from infra import storage
 from infra.errors import UserError
 
@@ -24,7 +23,7 @@ ReportSink = Callable[[Mapping[str, Any]], None]
 
 
 class Run(Protocol):
-    """A run that is being logged. Methods raise UserError if the tracker does not accept what they log."""
+    """A run that is being logged: that of a pipeline, or that of a stage below it. Methods raise UserError if the tracker does not accept what they log."""
 
     @property
     def run_id(self) -> str:
@@ -42,19 +41,13 @@ class Run(Protocol):
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
         """Log numbers at a step. None values, such as the IoU of a class that does not occur, are skipped."""
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Log a local file, or a folder with its content, below `folder` of the run's artifacts (None: at the top)."""
-
     def log_dict(self, value: Any, name: str) -> None:
         """Log a JSON-like value, without secrets, as the artifact `name`."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """Log text as the artifact `name`."""
 
     def log_bytes(self, data: bytes, name: str) -> None:
         """Log the content of a file, such as a PNG, as the artifact `name`."""
 
-    def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int], context: str = "training") -> None:
+    def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
         """Log which data set the run used; no data is read.
 
         Args:
@@ -62,7 +55,6 @@ class Run(Protocol):
             digest: digest of its content.
             source: path or URI it was read from.
             splits: number of images by split.
-            context: what the data was used for.
         """
 
     def training_metrics(self) -> AbstractContextManager[ReportSink]:
@@ -74,10 +66,6 @@ class Run(Protocol):
     def system_metrics(self) -> AbstractContextManager[None]:
         """Log how busy this machine is (CPU, memory, disk, network, GPUs) for the time of a block."""
 
-
-class PipelineRun(Run, Protocol):
-    """The run of a whole pipeline; its stages are runs below it."""
-
     def stage(
         self,
         name: str,
@@ -85,8 +73,8 @@ class PipelineRun(Run, Protocol):
         settings: Mapping[str, Any] | None = None,
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
-    ) -> AbstractContextManager[Run]:
-        """Open the run of a stage. An earlier run of the same name and fingerprint is resumed.
+    ) -> AbstractContextManager["Run"]:
+        """Open a run below this one for a stage. An earlier run of the same name and fingerprint is resumed.
 
         Args:
             name: name of the stage.
@@ -105,7 +93,7 @@ class Tracker(Protocol):
 
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
-    ) -> AbstractContextManager[PipelineRun]:
+    ) -> AbstractContextManager[Run]:
         """Open the run of a pipeline.
 
         Args:
@@ -158,8 +146,6 @@ def read_histories(
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        from deconvnet.tracking.mlflow_runs import stage_histories
-
         try:
             histories |= stage_histories(MlflowClient(tracking_uri=store), run_id, stages, names)
         except MlflowException as error:
@@ -207,19 +193,13 @@ class NullRun:
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
         """Do nothing."""
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Do nothing."""
-
     def log_dict(self, value: Any, name: str) -> None:
-        """Do nothing."""
-
-    def log_text(self, text: str, name: str) -> None:
         """Do nothing."""
 
     def log_bytes(self, data: bytes, name: str) -> None:
         """Do nothing."""
 
-    def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int], context: str = "training") -> None:
+    def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
         """Do nothing."""
 
     @contextmanager
@@ -240,10 +220,6 @@ class NullRun:
         """Return a context manager that does nothing."""
         return nullcontext()
 
-
-class NullPipelineRun(NullRun):
-    """The run of a pipeline that logs nothing (see `PipelineRun`)."""
-
     @contextmanager
     def stage(
         self,
@@ -252,7 +228,7 @@ class NullPipelineRun(NullRun):
         settings: Mapping[str, Any] | None = None,
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
-    ) -> Iterator[NullRun]:
+    ) -> Iterator["NullRun"]:
         """Open the run of a stage; only its name and fingerprint matter."""
         yield NullRun(self._workspace, name, fingerprint)
 
@@ -271,6 +247,6 @@ class NullTracker:
     @contextmanager
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
-    ) -> Iterator[NullPipelineRun]:
+    ) -> Iterator[NullRun]:
         """Open the run of a pipeline. It keeps `resume_run_id`, so that a later run with tracking can resume that run."""
-        yield NullPipelineRun(self._workspace, run_id=resume_run_id or "")
+        yield NullRun(self._workspace, run_id=resume_run_id or "")

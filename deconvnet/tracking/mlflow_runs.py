@@ -11,15 +11,15 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from deconvnet.tracking.descriptions import EXPERIMENT_TAGS, NOTE
 from deconvnet.tracking.interface import ReportSink
 from deconvnet.tracking.metric_spool import Line, MetricSpool, Point, SpoolDelivery, local_folder
-from deconvnet.tracking.store import check_store, error_summary, short_timeouts, sqlite_file
+from deconvnet.tracking.store import check_store, error_summary, run_history, short_timeouts, sqlite_file, stage_histories
 from deconvnet.tracking.system_metrics import system_metrics_logged
 from deconvnet.version import code_version
 from infra import storage
@@ -27,7 +27,7 @@ from infra.errors import Interrupted, UserError
 from infra.redaction import redacted, without_secrets
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ _ITEMS_PER_REQUEST = 100  # parameters or tags
 _POINTS_PER_REQUEST = 500  # metrics
 _DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
 _FAILED_DELIVERY_SECONDS = 10.0  # the same for one that failed or was interrupted
-
-AnyRun = TypeVar("AnyRun", bound="MlflowRun")
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -130,20 +128,9 @@ class MlflowRun:
             for chunk in _chunks(points, _POINTS_PER_REQUEST):
                 self._send(chunk)
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Log a local file, or a folder with its content, below `folder` of the run's artifacts."""
-        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        with self.tracker.errors_as_messages():
-            log(self.run_id, str(path), folder)
-
     def log_dict(self, value: Any, name: str) -> None:
         """Log a JSON-like value, without secrets, as the artifact `name`."""
-        self.log_text(json.dumps(redacted(value), indent=1) + "\n", name)
-
-    def log_text(self, text: str, name: str) -> None:
-        """Log text as the artifact `name`."""
-        with self.tracker.errors_as_messages():
-            self._client.log_text(self.run_id, text, name)
+        self.log_bytes((json.dumps(redacted(value), indent=1) + "\n").encode(), name)
 
     def log_bytes(self, data: bytes, name: str) -> None:
         """Log the content of a file, such as a PNG, as the artifact `name`."""
@@ -153,7 +140,7 @@ class MlflowRun:
             path.write_bytes(data)
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
-    def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int], context: str = "training") -> None:
+    def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
         """Log which data set the run used (arguments as in `interface.Run`); no data is read."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -166,7 +153,7 @@ class MlflowRun:
             profile=json.dumps({"splits": dict(splits), "images": sum(splits.values())}),
         )
         with self.tracker.errors_as_messages():
-            self._client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+            self._client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
         self.set_tags({"data.digest": digest})
 
     @contextmanager
@@ -189,11 +176,37 @@ class MlflowRun:
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the logged values of these metrics by step."""
         with self.tracker.errors_as_messages():
-            return _history(self._client, self.run_id, names)
+            return run_history(self._client, self.run_id, names)
 
     def system_metrics(self) -> AbstractContextManager[None]:
         """Log how busy this machine is for the time of a block."""
         return system_metrics_logged(self)
+
+    @contextmanager
+    def stage(
+        self,
+        name: str,
+        fingerprint: str = "",
+        settings: Mapping[str, Any] | None = None,
+        title: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> Iterator["MlflowRun"]:
+        """Open the child run of a stage (arguments as in `interface.Run`). An existing one of this fingerprint is resumed."""
+        with self.tracker.errors_as_messages():
+            found = self._client.search_runs(
+                [self.tracker.experiment_id],
+                f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'",
+                max_results=1,
+            )
+        tags = {**(tags or {}), "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
+        with self.tracker.running(title or name, found[0].info.run_id if found else None, tags) as run:
+            run.log_params(settings or {})
+            yield run
+
+    def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
+        """Read `history` of the newest finished run of each stage; stages without one are left out."""
+        with self.tracker.errors_as_messages():
+            return stage_histories(self._client, self.run_id, stages, names)
 
     def _send(self, points: Sequence[Point]) -> None:
         """Log points; raises whatever MLflow raises."""
@@ -206,36 +219,6 @@ class MlflowRun:
         """Return the last logged step of every metric."""
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: max(m.step for m in self._client.get_metric_history(self.run_id, key)) for key in keys}
-
-
-class MlflowPipelineRun(MlflowRun):
-    """The run of a whole pipeline (see `interface.PipelineRun`); its stages are child runs."""
-
-    @contextmanager
-    def stage(
-        self,
-        name: str,
-        fingerprint: str = "",
-        settings: Mapping[str, Any] | None = None,
-        title: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-    ) -> Iterator[MlflowRun]:
-        """Open the child run of a stage (arguments as in `interface.PipelineRun`). An existing one of this fingerprint is resumed."""
-        with self.tracker.errors_as_messages():
-            found = self._client.search_runs(
-                [self.tracker.experiment_id],
-                f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'",
-                max_results=1,
-            )
-        tags = {**(tags or {}), "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
-        with self.tracker.running(title or name, found[0].info.run_id if found else None, tags, MlflowRun) as run:
-            run.log_params(settings or {})
-            yield run
-
-    def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read `history` of the newest finished run of each stage; stages without one are left out."""
-        with self.tracker.errors_as_messages():
-            return stage_histories(self._client, self.run_id, stages, names)
 
 
 class MlflowTracker:
@@ -291,9 +274,9 @@ class MlflowTracker:
     @contextmanager
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
-    ) -> Iterator[MlflowPipelineRun]:
+    ) -> Iterator[MlflowRun]:
         """Open the run of a pipeline (arguments as in `interface.Tracker`)."""
-        with self.running(name, self._existing(resume_run_id), tags or {}, MlflowPipelineRun) as run:
+        with self.running(name, self._existing(resume_run_id), tags or {}) as run:
             run.log_params(settings)
             run.log_dict(settings, "settings.json")
             yield run
@@ -311,9 +294,7 @@ class MlflowTracker:
         return run_id if info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id else None
 
     @contextmanager
-    def running(
-        self, name: str, run_id: str | None, tags: Mapping[str, Any], kind: Callable[["MlflowTracker", str], AnyRun]
-    ) -> Iterator[AnyRun]:
+    def running(self, name: str, run_id: str | None, tags: Mapping[str, Any]) -> Iterator[MlflowRun]:
         """Keep a run open for the time of a block.
 
         It ends as FINISHED; as FAILED by an exception; as KILLED by an interruption (`Interrupted`, Ctrl-C, SystemExit).
@@ -322,7 +303,6 @@ class MlflowTracker:
             name: name of a new run.
             run_id: existing run to resume, or None for a new one.
             tags: tags to set, beside those that say which code, command and user started it.
-            kind: class of the run object.
 
         Yields:
             The run object.
@@ -335,7 +315,7 @@ class MlflowTracker:
                 run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
             else:
                 self.client.update_run(run_id, status="RUNNING")
-        run = kind(self, run_id)
+        run = MlflowRun(self, run_id)
         status = "FINISHED"
         try:
             run.set_tags({**origin, **tags})
@@ -350,45 +330,3 @@ class MlflowTracker:
                     self.client.set_terminated(run_id, status=status)
             except Exception as error:  # only logged, because the exception of the block matters more
                 logger.warning("MLflow still shows run %s as running: %s", run_id, error_summary(error))
-
-
-def stage_histories(
-    client: "MlflowClient", parent_run_id: str, stages: Iterable[str], names: Collection[str]
-) -> dict[str, dict[str, Line]]:
-    """Read the metrics of a pipeline's stages by step.
-
-    Args:
-        client: client of the store.
-        parent_run_id: id of the pipeline's run.
-        stages: names of stages; of each the newest finished run is read.
-        names: metrics to read.
-
-    Returns:
-        Curves by stage and metric; those that are not there are left out.
-
-    Raises:
-        MlflowException: if the store can't be read.
-    """
-    experiment = client.get_run(parent_run_id).info.experiment_id
-    histories = {}
-    for stage in stages:
-        runs = client.search_runs(
-            [experiment],
-            f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'",
-            max_results=1,
-            order_by=["attributes.start_time DESC"],
-        )
-        if runs and (history := _history(client, runs[0].info.run_id, names)):
-            histories[stage] = history
-    return histories
-
-
-def _history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Line]:
-    """Read the metrics of one run by step."""
-    known = client.get_run(run_id).data.metrics
-    history = {}
-    for name in names:
-        if name in known:
-            points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
-            history[name] = ([point.step for point in points], [point.value for point in points])
-    return history

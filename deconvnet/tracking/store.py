@@ -1,4 +1,4 @@
-"""The MLflow store: which URI is used, and a check that the store answers before a run starts.
+"""The MLflow store: which URI is used, a check that the store answers before a run starts, and reading the curves it holds.
 
 Importing this module imports no MLflow, but sets how quiet MLflow will be.
 """
@@ -7,13 +7,18 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from deconvnet.tracking.metric_spool import Line
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -151,3 +156,45 @@ def error_summary(error: BaseException) -> str:
     if "disk is full" in str(error):
         return "its disk is full: make room"
     return without_secrets(next(iter(str(error).splitlines()), "") or type(error).__name__)[:300]
+
+
+def stage_histories(
+    client: "MlflowClient", parent_run_id: str, stages: Iterable[str], names: Collection[str]
+) -> dict[str, dict[str, Line]]:
+    """Read the metrics of a pipeline's stages by step.
+
+    Args:
+        client: client of the store.
+        parent_run_id: id of the pipeline's run.
+        stages: names of stages; of each the newest finished run is read.
+        names: metrics to read.
+
+    Returns:
+        Curves by stage and metric; those that are not there are left out.
+
+    Raises:
+        MlflowException: if the store can't be read.
+    """
+    experiment = client.get_run(parent_run_id).info.experiment_id
+    histories = {}
+    for stage in stages:
+        runs = client.search_runs(
+            [experiment],
+            f"tags.`mlflow.parentRunId` = '{parent_run_id}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        if runs and (history := run_history(client, runs[0].info.run_id, names)):
+            histories[stage] = history
+    return histories
+
+
+def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Line]:
+    """Read the metrics of one run by step (arguments as in `stage_histories`)."""
+    known = client.get_run(run_id).data.metrics
+    history = {}
+    for name in names:
+        if name in known:
+            points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.step)
+            history[name] = ([point.step for point in points], [point.value for point in points])
+    return history

@@ -1,7 +1,6 @@
 """The stages that learn an edge detector: photographs, their segments, the forest, and what it is worth."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from deconvnet.datasets import images_table
@@ -130,8 +129,7 @@ class EdgeTraining:
         storage.remove(self.place("trees"))  # those of runs that were killed, too
         self.say(f"  {made['nodes']:,} nodes, {made['bytes'] / 1e6:.1f} MB")
         self.mlflow_run.log_metrics({f"forest.{name}": value for name, value in made.items()})
-        with storage.local_copy(self.forest) as file:
-            self.mlflow_run.log_artifact(Path(file))
+        self.mlflow_run.log_bytes(storage.read_bytes(self.forest), FOREST)
         return made
 
     def _measure(self, fingerprint: str) -> dict[str, Any]:
@@ -143,7 +141,7 @@ class EdgeTraining:
             storage.write_bytes(self.place(REPORT, name), data)
         if picture := found.files.get("edges.png"):
             self.mlflow_run.log_bytes(picture, "edges.png")
-        self.mlflow_run.log_text(found.markdown, "edges.md")
+        self.mlflow_run.log_bytes(found.markdown.encode(), "edges.md")
         return found.metrics
 
 

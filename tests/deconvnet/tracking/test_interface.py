@@ -8,7 +8,7 @@ import pytest
 
 from deconvnet.settings import TrackingSettings
 from deconvnet.tracking import interface, mlflow_runs
-from deconvnet.tracking.interface import NullTracker, PipelineRun, Tracker, open_tracker, read_histories
+from deconvnet.tracking.interface import NullTracker, Run, Tracker, open_tracker, read_histories
 
 OFF = """
 import sys
@@ -26,7 +26,6 @@ assert not {"mlflow", "ray", "torch"} & set(sys.modules), "imported without need
     ("protocol", "implementations"),
     [
         (interface.Run, (interface.NullRun, mlflow_runs.MlflowRun)),
-        (interface.PipelineRun, (interface.NullPipelineRun, mlflow_runs.MlflowPipelineRun)),
         (interface.Tracker, (interface.NullTracker, mlflow_runs.MlflowTracker)),
     ],
 )
@@ -48,7 +47,7 @@ def test_tracking_that_is_switched_off_imports_no_mlflow(tmp_path):
 def test_the_null_run_keeps_the_metrics_of_a_resumed_training_and_forgets_those_of_other_settings(tmp_path):
     tracker: Tracker = open_tracker(TrackingSettings(enabled=False), str(tmp_path))
     assert isinstance(tracker, NullTracker)
-    parent: PipelineRun
+    parent: Run
     with tracker.pipeline("p", {}, resume_run_id="abc") as parent:
         assert parent.run_id == "abc"
         for steps in ((1, 2), (2, 3)):

@@ -23,7 +23,7 @@ def test_a_new_store_is_made_where_there_is_none(tmp_path):
 
 def test_nothing_is_written_to_the_current_directory(tracker, tmp_path):
     with tracker.pipeline("p", {}) as run:
-        run.log_text("hello", "report/words.txt")
+        run.log_bytes(b"hello", "report/words.txt")
     assert list(Path.cwd().iterdir()) == []
     assert (tmp_path / "my work/mlflow/artifacts" / run.run_id / "artifacts/report/words.txt").read_text() == "hello"
     assert (tmp_path / "my work/mlflow/mlflow.db").is_file()
@@ -198,12 +198,12 @@ def test_server_away_for_a_while(tmp_path, monkeypatch, new_store):
         curves = run.training_metrics()
         report = curves.__enter__()
         report({"step": 1, "loss": 1.0})
-        run.log_text("hi", "a.txt")
+        run.log_bytes(b"hi", "a.txt")
     for step in range(2, 6):
         report({"step": step, "loss": 1.0})
     time.sleep(2)
     with pytest.raises(UserError, match="did not accept it"):
-        run.log_text("hi", "b.txt")
+        run.log_bytes(b"hi", "b.txt")
     with server(tmp_path, port):
         curves.__exit__(None, None, None)
         stage.__exit__(None, None, None)
