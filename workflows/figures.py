@@ -23,7 +23,7 @@ from infra import storage
 from infra.errors import UserError
 from workflows import cli
 from workflows.pipelines.figures import ALL, FIGURES, OF_IMAGES, Album
-from workflows.pipelines.notes import RUN_FILE, report
+from workflows.pipelines.run_log import RUN_FILE, report_files
 
 REPORT = "report"
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     workspace = storage.absolute(arguments.workspace)
     out = storage.absolute(arguments.out) if arguments.out else storage.join(workspace, _folder(arguments.name))
     if arguments.name == REPORT:
-        _write(out, report(workspace))
+        _write(out, report_files(workspace))
         return 0
     album = Album(workspace, storage.join(workspace, RUN_FILE), lambda: tracking_uri(workspace, arguments.tracking_uri))
     album.check_images(arguments.image)

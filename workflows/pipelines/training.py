@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from deconvnet.datasets import images_table
 from deconvnet.models.architectures import architecture_of_stage
+from deconvnet.tracking.descriptions import stage_description, unfinished_run_description
 from deconvnet.tracking.interface import open_tracker
 from deconvnet.tracking.starting_model import source_key, starting_model
 from deconvnet.tracking.store import tracking_uri
@@ -19,9 +20,9 @@ from infra.runtime.stages import Record, Stage, Stages, digest, recorded, standi
 from infra.storage import tables
 from proposals.changes import PreviousTable, find_changes
 from proposals.job import edge_model_token
-from workflows.pipelines import notes
+from workflows.pipelines import run_log
 from workflows.pipelines.channel_pruning import start_of, start_stages, weights_stamp
-from workflows.pipelines.notes import RUN_FILE
+from workflows.pipelines.run_log import RUN_FILE
 from workflows.settings import Settings, as_dict
 
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
@@ -151,12 +152,12 @@ class Pipeline:
         stages = self.stages.stages
         with (
             self.executor,
-            tracker.pipeline(notes.name(config, s), as_dict(s), notes.tags(config, s), resume_run_id=known) as parent,
+            tracker.pipeline(run_log.name(config, s), as_dict(s), run_log.tags(config, s), resume_run_id=known) as parent,
             parent.system_metrics() if s.tracking.system_metrics else nullcontext(),
         ):
             self.mlflow_parent = parent
-            storage.write_json(run_file, notes.run_file(parent.run_id, config, s, [stage.name for stage in stages]))
-            parent.describe(notes.unfinished_run_description(config))
+            storage.write_json(run_file, run_log.run_file(parent.run_id, config, s, [stage.name for stage in stages]))
+            parent.describe(unfinished_run_description(config))
             # Now, rather than after an hour of mining.
             check_resources(s.compute, s.cluster.selector("training_nodes"))
             self.executor.check()
@@ -166,19 +167,19 @@ class Pipeline:
                     raise Interrupted(f"stopped before {stage.name}, as another run has taken the lock of this workspace")
                 number = stages.index(stage) + 1
                 self.say(f"[{number}/{len(stages)}] {stage.name}: {stage.title}")
-                title, about = f"{number} {stage.name}", notes.tags(config, s)
+                title, about = f"{number} {stage.name}", run_log.tags(config, s)
                 with parent.stage(stage.name, fingerprint, dict(stage.settings), title, about) as child:
                     self.mlflow_run = child
-                    child.describe(notes.stage_description(stage.name))
+                    child.describe(stage_description(stage.name))
                     summary = run()
-                    notes.tell_stage(child, stage.name, summary, s.workspace)
+                    run_log.describe_finished_stage(child, stage.name, summary, s.workspace)
                     return summary
 
             def skipped(stage: Stage, record: Record) -> None:
                 self.say(f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}: stands, not run again")
 
             records = self.stages.run(around, skipped, go_on)
-            notes.tell_run(parent, config, s, records)
+            run_log.log_finished_run(parent, config, s, records)
         return records
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
@@ -320,7 +321,7 @@ class Pipeline:
         histories = self.mlflow_parent.stage_histories(training_curves.STAGES, training_curves.METRICS)
         self._keep(training_curves.drawn(histories), report)
         results = self.evaluate("val", report)
-        self._keep(notes.report(self.settings.workspace), report)
+        self._keep(run_log.report_files(self.settings.workspace), report)
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
@@ -347,7 +348,7 @@ class Pipeline:
         )  # fmt: skip
         self._keep(files, report)
         if run := self.mlflow_run:
-            run.log_metrics(notes.result_metrics(split, results))
+            run.log_metrics(run_log.result_metrics(split, results))
         return results
 
     def _keep(self, files: Mapping[str, bytes], report: str = "") -> None:

@@ -1,0 +1,135 @@
+"""What a pipeline records of its run: name, tags, metrics and descriptions in MLflow, `pipeline.json`, and the report's page."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from deconvnet.reporting.report import REPORT_FILE, render_report
+from deconvnet.reporting.run_summary import RunSummary, read_run_summary
+from deconvnet.tracking.descriptions import artifact_image, results_table, run_description, run_name, stage_description
+from deconvnet.tracking.interface import Run
+from deconvnet.version import code_version
+from infra import storage
+from infra.errors import UserError
+from infra.redaction import redacted
+from infra.runtime.stages import Record, recorded
+from workflows.settings import Settings, as_dict
+
+RUN_FILE = "pipeline.json"
+"""File of a workspace that names its MLflow run, and the settings it was last run with."""
+
+
+def name(config: str, settings: Settings) -> str:
+    """Return the name of the run in MLflow: config, workspace and today's date."""
+    return run_name(config, settings.workspace, f"{datetime.now(UTC):%Y-%m-%d}")
+
+
+def tags(config: str, settings: Settings) -> dict[str, str]:
+    """Return the tags to find runs by: config, workspace and, after the stage `prepare`, the digest of the data."""
+    prepared = recorded(settings.workspace, "prepare")
+    digest = {"data.digest": prepared.key} if prepared else {}
+    return {"config": config, "workspace": settings.workspace, **digest}
+
+
+def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]) -> dict[str, Any]:
+    """Return the content of `RUN_FILE`.
+
+    Args:
+        run_id: id of the MLflow run, "" if the run is not tracked.
+        config: name of the config.
+        settings: all settings; they are stored without secrets.
+        stages: names of the stages in the order they run.
+    """
+    return {
+        "mlflow_run_id": run_id,
+        "config": config,
+        "code": code_version(),
+        "stages": list(stages),
+        "settings": redacted(as_dict(settings)),
+    }
+
+
+def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | None]:
+    """Turn results into metrics.
+
+    Args:
+        split: the split they were measured on, first part of the metrics' names.
+        results: the content of a results.json.
+
+    Returns:
+        Mean IoU and pixel accuracy of the five results, and the IoU of each class by EDeconvNet+CRF (None if it does not occur).
+    """
+    rows = results["rows"]
+    totals = {f"{split}.{metric}.{row}": rows[row][metric] for metric in ("mean_iou", "pixel_accuracy") for row in rows}
+    return {**totals, **{f"{split}.iou.{class_name}": iou for class_name, iou in rows["edeconvnet_crf"]["iou"].items()}}
+
+
+def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], workspace: str) -> None:
+    """Describe what a stage produced on its run.
+
+    Args:
+        run: the stage's run.
+        stage: name of the stage.
+        summary: what the stage returned.
+        workspace: folder or s3:// prefix of the pipeline run.
+    """
+    details = ""
+    if stage == "evaluate":
+        results = storage.read_json(storage.join(workspace, "report", "results.json"))
+        image = artifact_image(run.run_id, "report/comparison.png", "images, their ground truth and predictions")
+        details = "\n".join([*results_table(results), "", image])
+    run.describe(stage_description(stage, summary, details))
+
+
+def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapping[str, Record]) -> None:
+    """Log durations and results of a finished pipeline, describe it, and write its report again with all durations.
+
+    Args:
+        parent: the pipeline's run.
+        config: name of the config.
+        settings: all settings.
+        records: records of the stages by name.
+    """
+    parent.log_metrics({f"seconds.{stage}": record.seconds for stage, record in records.items()})
+    parent.set_tags(tags(config, settings))  # again, as the data's digest may not have been known at the start
+    if "evaluate" not in records:
+        return
+    parent.log_metrics({f"val.mean_iou.{row}": value for row, value in records["evaluate"].summary["mean_iou"].items()})
+    summary = run_summary(settings.workspace)
+    html = render_report(summary).encode()
+    storage.write_bytes(storage.join(settings.workspace, "report", REPORT_FILE), html)
+    parent.log_bytes(html, f"report/{REPORT_FILE}")
+    if image := summary.figures.get("comparison"):
+        parent.log_bytes(image, "report/comparison.png")
+    parent.describe(run_description(summary, parent.run_id))
+
+
+def report_files(workspace: str) -> dict[str, bytes]:
+    """Render the report of what is finished in a workspace.
+
+    Returns:
+        {"index.html": the page}.
+
+    Raises:
+        UserError: if the workspace has no results yet.
+    """
+    return {REPORT_FILE: render_report(run_summary(workspace)).encode()}
+
+
+def run_summary(workspace: str) -> RunSummary:
+    """Read the summary of a workspace's run; raise UserError if it has no results yet."""
+    file = storage.join(workspace, RUN_FILE)
+    run = storage.read_json(file) if storage.exists(file) else {}
+    folder = workspace.rstrip("/").rpartition("/")[2]
+    try:
+        return read_run_summary(
+            workspace,
+            title=" · ".join(dict.fromkeys(text for text in (run.get("config"), folder) if text)),
+            settings=run.get("settings", {}),
+            code=run.get("code", "unknown"),
+            stages=run.get("stages", ()),
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"{workspace} has no report/results.json, which the stage evaluate writes: run workflows/train_pipeline.py on it first"
+        ) from None
