@@ -1,6 +1,6 @@
-"""Settings of the data, the networks, their training, and segmentation."""
+"""Settings of the data, the networks, their training, segmentation, retraining and tracking."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
@@ -50,29 +50,36 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """Both networks."""
+    """DeconvNet and FCN-8s. Settings that begin with fcn_ are FCN-8s's; convention and vgg16 are for both."""
 
-    width: float = Field(1.0, gt=0, le=2, description="channels relative to the paper's")
-    input_size: int = Field(224, ge=32, le=1024, description="side of DeconvNet's input, px; a multiple of 32")
+    width: float = Field(
+        1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
+    )
+    input_size: int = Field(224, ge=32, le=1024, description="side of DeconvNet's square input, px; a multiple of 32")
     convention: Literal["caffe", "torchvision"] = Field(
-        "caffe", description="input convention: BGR 0–255 minus mean, or RGB 0–1 mean/std"
+        "caffe",
+        description="input convention, which must be that of vgg16: caffe: BGR 0–255 minus the mean; torchvision: RGB 0–1 minus the "
+        "mean, divided by the standard deviation",
     )
     vgg16: str | None = Field(
         None,
-        description="ImageNet VGG-16 weights (.pth, .safetensors, .npz; path, https or s3), made narrower for widths below 1; "
-        "empty: from scratch",
+        description="file of VGG-16's ImageNet weights to start from (.pth, .safetensors, .npz; path, https or s3); pruned for networks "
+        "of width below 1; empty: random weights",
     )
     decoder_init: Literal["gaussian", "interpolation"] = Field(
         "gaussian",
-        description="DeconvNet's decoder starts as the paper's (σ 0.01), or as interpolation, which learns within hundreds of steps",
+        description="initial weights of DeconvNet's decoder: the paper's Gaussian (σ 0.01), or interpolation, with which it learns "
+        "within hundreds of steps",
     )
-    fcn_width: float | None = Field(None, gt=0, le=2, description="channels of FCN-8s relative to the paper's; empty: as width")
-    fcn_batch_norm: bool = Field(False, description="batch norm in FCN-8s (needed from scratch)")
+    fcn_width: float | None = Field(
+        None, gt=0, le=2, description="channels of each FCN-8s layer relative to the paper's; empty: the same as width"
+    )
+    fcn_batch_norm: bool = Field(False, description="batch norm after FCN-8s's convolutions; needed where vgg16 is empty")
     fcn_input_size: int = Field(
         512,
         ge=32,
         le=2048,
-        description="square canvas FCN-8s trains on, px; a multiple of 32; larger photographs are scaled to fit",
+        description="side of the square canvas that FCN-8s is trained on, px; a multiple of 32; larger images are scaled down to fit",
     )
 
     @field_validator("input_size", "fcn_input_size")
@@ -84,74 +91,99 @@ class ModelSettings(Section):
 
 
 class ComputeSettings(Section):
-    """Training workers (Ray Train)."""
+    """The processes that train (Ray Train workers; the local executor trains in one process)."""
 
-    workers: PositiveInt = Field(1, description="DDP workers; one GPU each where gpu is true")
+    workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
-        None, description="training goes on with as few workers when nodes are lost, and grows again; empty: always all workers"
+        None,
+        description="fewest workers that training continues with when nodes are lost; it grows again when they return; empty: it "
+        "waits for all workers",
     )
-    gpu: bool = Field(False, description="train on GPUs (NCCL); else on CPUs (gloo)")
-    cpus_per_worker: PositiveInt = Field(1, description="CPUs Ray reserves for each worker")
-    threads: PositiveInt | None = Field(None, description="torch threads a worker; empty: cpus_per_worker")
-    bf16: bool = Field(True, description="train in bfloat16 where the device is fast at it: most GPUs, CPUs with AVX-512 BF16")
-    max_failures: int = Field(3, ge=0, description="times a failed worker group is restarted from its last checkpoint")
+    gpu: bool = Field(False, description="train and evaluate on GPUs (NCCL) instead of CPUs (gloo)")
+    cpus_per_worker: PositiveInt = Field(1, description="number of CPUs that Ray reserves for each worker")
+    threads: PositiveInt | None = Field(
+        None, description="torch threads of each worker; empty: cpus_per_worker, or all CPUs with the local executor"
+    )
+    bf16: bool = Field(
+        True, description="compute in bfloat16 where the device is fast at it: GPUs from Ampere on, CPUs with AVX-512 BF16"
+    )
+    max_failures: int = Field(3, ge=0, description="number of times that failed workers are restarted from the last checkpoint")
+
+
+_Batch = Annotated[PositiveInt, Field(description="examples in a global batch, over all workers")]
+_LearningRate = Annotated[PositiveFloat, Field(description="initial learning rate")]
+_BiasLrFactor = Annotated[
+    PositiveFloat,
+    Field(description="factor on the learning rate of biases; unless it is 1, biases have no weight decay (released code: 2)"),
+]
+_BnBatches = Annotated[
+    int,
+    Field(
+        ge=0, description="number of batches over which batch norm's statistics are recomputed after training; 0: they are kept"
+    ),
+]
 
 
 class StageSettings(Section):
     """One training stage. The defaults are DeconvNet's (§4.3)."""
 
     epochs: PositiveInt = Field(30, description="most passes over the examples")
-    max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: epochs decide")
-    batch: PositiveInt = Field(64, description="global batch, over all workers")
+    max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
+    batch: _Batch = 64
     micro_batch: PositiveInt | None = Field(
-        None, description="examples a worker holds at once; empty: its whole share of the batch"
+        None, description="most examples that a worker computes at once; empty: its whole share of the batch"
     )
-    lr: PositiveFloat = Field(0.01, description="learning rate")
+    lr: _LearningRate = 0.01
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay; batch norms don't decay")
-    bias_lr_factor: PositiveFloat = Field(
-        1.0, description="learning-rate factor of biases; with 2 as released, biases don't decay"
-    )
+    weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")
+    bias_lr_factor: _BiasLrFactor = 1.0
     schedule: Literal["plateau", "step", "poly", "constant"] = Field(
         "plateau",
-        description="plateau: lr × gamma when dev mean IoU stops rising; step: every step_every steps; poly: falls to 0 with the 0.9th "
-        "power of the steps left; constant",
+        description="learning rate over time: plateau: multiplied by gamma when the dev mean IoU stops rising; step: multiplied by "
+        "gamma every step_every steps; poly: proportional to the share of steps left, to the power 0.9; constant",
     )
-    step_every: PositiveInt = Field(9000, description="step schedule: steps between divisions")
-    gamma: float = Field(0.1, gt=0, lt=1, description="plateau and step: what lr is multiplied by")
-    patience: PositiveInt = Field(2, description="plateau: epochs without a rise before lr falls")
+    step_every: PositiveInt = Field(
+        9000, description="schedule step: number of steps between two reductions of the learning rate"
+    )
+    gamma: float = Field(0.1, gt=0, lt=1, description="schedules plateau and step: factor of each reduction")
+    patience: PositiveInt = Field(2, description="schedule plateau: epochs without a rise of the dev mean IoU before a reduction")
     early_stopping_patience: PositiveInt | None = Field(
-        None, description="epochs without a rise before training stops; empty: never"
+        None, description="epochs without a rise of the dev mean IoU before training stops; empty: it does not stop early"
     )
-    min_lr: NonNegativeFloat = Field(1e-5, description="plateau: training stops when lr falls under this")
-    grad_clip: PositiveFloat | None = Field(None, description="largest gradient norm; empty: not clipped")
-    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints; each epoch ends with one too")
-    log_every: PositiveInt = Field(20, description="steps between logged losses")
-    bn_batches: int = Field(500, ge=0, description="batches the batch-norm statistics are recomputed over at the end; 0: not")
-    scale_jitter: float = Field(0.0, ge=0, lt=1, description="random scale of whole photographs, ± this share (FCN-8s)")
-
-
-class InitSettings(Section):
-    """Where training starts from, other than VGG-16 or nothing: fine-tuning."""
-
-    from_: str | None = Field(
-        None, alias="from", description="model folder of a run, or models:/NAME@ALIAS; class scores are mapped by name"
+    min_lr: NonNegativeFloat = Field(1e-5, description="schedule plateau: training stops when the learning rate falls below this")
+    grad_clip: PositiveFloat | None = Field(
+        None, description="gradients whose norm, over all parameters, is larger are scaled to this; empty: they are not"
+    )
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints; each epoch also ends with one")
+    log_every: PositiveInt = Field(20, description="steps between two logged losses")
+    bn_batches: _BnBatches = 500
+    scale_jitter: float = Field(
+        0.0, ge=0, lt=1, description="FCN-8s: training images are scaled by a random factor between 1 − this and 1 + this"
     )
 
 
 class FcnStageSettings(StageSettings):
     """The training of FCN-8s. The defaults are those of Long, Shelhamer and Darrell (CVPR 2015)."""
 
-    batch: PositiveInt = Field(20, description="global batch, over all workers")
-    lr: PositiveFloat = Field(1e-4, description="learning rate")
-    bias_lr_factor: PositiveFloat = Field(
-        2.0, description="learning-rate factor of biases; with 2 as released, biases don't decay"
+    batch: _Batch = 20
+    lr: _LearningRate = 1e-4
+    bias_lr_factor: _BiasLrFactor = 2.0
+    bn_batches: _BnBatches = 0
+
+
+class InitSettings(Section):
+    """Fine-tuning: a trained model to start from, in place of VGG-16 or random weights."""
+
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="model folder, workspace, or registered model (models:/NAME@ALIAS) to start from; class scores are taken over by "
+        "class name; empty: no fine-tuning",
     )
-    bn_batches: int = Field(0, ge=0, description="batches the batch-norm statistics are recomputed over at the end; 0: not")
 
 
 class TrainSettings(Section):
-    """The three trainings."""
+    """The three training stages: FCN-8s on whole images, DeconvNet on crops of objects (1), then of proposals (2)."""
 
     fcn8s: FcnStageSettings = FcnStageSettings()
     stage1: StageSettings = StageSettings()
@@ -161,40 +193,52 @@ class TrainSettings(Section):
 class CrfSettings(Section):
     """Dense CRF (Krähenbühl, Koltun 2011); the defaults are the released DeconvNet's."""
 
-    iterations: PositiveInt = Field(10, description="rounds of mean field inference")
-    xy_sigma: PositiveFloat = Field(3.0, description="smoothness kernel, px")
-    xy_weight: NonNegativeFloat = Field(3.0, description="smoothness kernel's weight")
-    bilateral_xy_sigma: PositiveFloat = Field(20.0, description="appearance kernel, px")
-    bilateral_rgb_sigma: PositiveFloat = Field(3.0, description="appearance kernel, grey levels of 255")
-    bilateral_weight: NonNegativeFloat = Field(5.0, description="appearance kernel's weight")
+    iterations: PositiveInt = Field(10, description="number of mean-field iterations")
+    xy_sigma: PositiveFloat = Field(3.0, description="standard deviation of the smoothness kernel, px")
+    xy_weight: NonNegativeFloat = Field(3.0, description="weight of the smoothness kernel")
+    bilateral_xy_sigma: PositiveFloat = Field(20.0, description="standard deviation of the appearance kernel in position, px")
+    bilateral_rgb_sigma: PositiveFloat = Field(
+        3.0, description="standard deviation of the appearance kernel in colour, of values from 0 to 255"
+    )
+    bilateral_weight: NonNegativeFloat = Field(5.0, description="weight of the appearance kernel")
 
 
 class SegmentSettings(Section):
-    """Instance-wise segmentation (§3.3, §4.4)."""
+    """Segmentation of images by their proposals, and the ensemble with FCN-8s (§3.3, §4.4)."""
 
-    proposals: PositiveInt = Field(50, description="best boxes segmented a photograph")
+    proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
     min_side: NonNegativeFloat = Field(
-        0.0, description="extended boxes with a shorter side under this (px) are passed over; released code: 112"
+        0.0, description="boxes whose shorter side, after enlarging, is below this are left out, px (released code: 112)"
     )
-    aggregation: Literal["max", "sum"] = Field("max", description="how the boxes' scores meet in a pixel")
+    aggregation: Literal["max", "sum"] = Field("max", description="how the scores of overlapping boxes are combined in a pixel")
     ensemble: Literal["mean", "product"] = Field(
-        "mean", description="mean of probabilities (paper) or product of scores (released code)"
+        "mean",
+        description="how DeconvNet and FCN-8s are combined: mean of their probabilities (paper), or product of their scores (released "
+        "code)",
     )
-    fcn_weight: float = Field(0.5, ge=0, le=1, description="mean: FCN-8s' weight in it (paper: a half)")
-    batch: PositiveInt = Field(50, description="boxes forwarded at once")
-    bf16: bool = Field(True, description="label in bfloat16 where the device is fast at it")
-    max_side: int = Field(1024, ge=32, description="larger photographs are worked at this side, px; labels return at full size")
+    fcn_weight: float = Field(0.5, ge=0, le=1, description="weight of FCN-8s in the mean; DeconvNet has the rest (paper: 0.5)")
+    batch: PositiveInt = Field(50, description="number of boxes that go through DeconvNet at once")
+    bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
+    max_side: int = Field(
+        1024,
+        ge=32,
+        description="images with a longer side are scaled down to this, px; masks are scaled back to the image's size",
+    )
     crf: CrfSettings = CrfSettings()
 
 
 class RetrainSettings(Section):
-    """When a retrained model takes the champion's place, and what is kept of earlier ones."""
+    """When a retrained model replaces the champion, and what is kept of earlier runs."""
 
-    margin: float = Field(0.005, ge=0, lt=1, description="least rise of mean IoU over the champion's that promotes, of 1")
-    max_class_drop: float = Field(0.05, ge=0, le=1, description="largest fall of one class's IoU that is put up with, of 1")
-    keep: PositiveInt = Field(3, description="finished generations kept, beside the one that made the champion")
+    margin: float = Field(
+        0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a model to be promoted"
+    )
+    max_class_drop: float = Field(
+        0.05, ge=0, le=1, description="a model of which one class's IoU (0–1) falls by more than this is not promoted"
+    )
+    keep: PositiveInt = Field(3, description="number of finished generations that are kept, besides the champion's own")
     lock_minutes: PositiveInt = Field(
-        15, description="after so long without a sign of life a run's lock on the workspace expires"
+        15, description="minutes without a sign of life after which another run may take over the lock of the workspace"
     )
 
 
