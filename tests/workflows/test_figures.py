@@ -154,7 +154,7 @@ def test_the_report_anew(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "<h1>w</h1>" in page and page.count("data:image/png") == 4 and "EDeconvNet+CRF" in page
     (workspace / "report" / "results.json").unlink()
     assert call("report", "--workspace", str(workspace)) == 2
-    assert f"{workspace} has no report/results.json, which the stage evaluate leaves" in capsys.readouterr().err
+    assert f"{workspace} has no report/results.json, which the stage evaluate writes" in capsys.readouterr().err
 
 
 def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
