@@ -1,11 +1,11 @@
-"""Fetch VOC 2012, SBD and the VGG-16 weights from their official addresses.
+"""Download VOC 2012, SBD and the VGG-16 weights from their official addresses.
 
     python workflows/download.py voc2012|sbd|vgg16|all --to DIR
 
-DIR/VOCdevkit/VOC2012 is then what data.root wants; SBD's masks are joined into it as the split train_aug (data.train_split);
-DIR/vgg16-397923af.pth is what model.vgg16 wants. What stands complete is left alone, what broke off is gone on with.
+Set data.root to DIR/VOCdevkit/VOC2012, and model.vgg16 to DIR/vgg16-397923af.pth. SBD's masks are added to VOC 2012 as the split
+train_aug (data.train_split). Complete files are kept, and interrupted downloads resume.
 
-Exit codes: 0 done; 2 it can't be done, and the last line says why; 130 stopped by Ctrl-C (the same command goes on).
+Exit codes: 0 done; 2 an error, named in the last line; 130 stopped by Ctrl-C: the same command resumes.
 """
 
 import argparse
@@ -22,7 +22,12 @@ from infra.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file comes from and how to know it."""
+    """A file to download.
+
+    Attributes:
+        url: its address.
+        checksum: "md5:HEX" or "sha256:HEX".
+    """
 
     url: str
     checksum: str
@@ -44,7 +49,7 @@ SOURCES = {
 
 
 def get_voc2012(source: Source, to: Path) -> Path:
-    """VOC 2012's folder, fetched and unpacked if it isn't there."""
+    """Download and unpack VOC 2012 into the folder `to` unless it is there; returns its folder."""
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
         archive = fetch(source.url, to / "VOCtrainval_11-May-2012.tar", source.checksum)
@@ -54,10 +59,15 @@ def get_voc2012(source: Source, to: Path) -> Path:
 
 
 def get_sbd(source: Source, to: Path) -> Path:
-    """The list of train_aug in VOC 2012's folder, SBD fetched and joined into it if it isn't there."""
+    """Add SBD's masks to VOC 2012 in the folder `to` unless they are there; returns the list of the split train_aug.
+
+    Raises:
+        UserError: if VOC 2012 is not there.
+    """
+
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
-        raise UserError(f"SBD's masks are joined into VOC 2012, and there is no {root}: fetch voc2012 first, or all")
+        raise UserError(f"SBD's masks are added to VOC 2012, and there is no {root}: fetch voc2012 first, or all")
     split = root / "ImageSets" / "Segmentation" / "train_aug.txt"
     if not split.is_file():
         benchmark = to / "benchmark_RELEASE"
@@ -66,14 +76,14 @@ def get_sbd(source: Source, to: Path) -> Path:
             unpack(archive, "benchmark_RELEASE", benchmark, wanted=lambda name: not name.endswith(".jpg"))  # VOC has them
             archive.unlink()
         count, rejects = add_sbd_to_voc(str(benchmark / "dataset"), str(root))
-        print(f"train_aug: {count:,} photographs")
+        print(f"train_aug: {count:,} images")
         for reason, n in Counter(reject.reason for reject in rejects).most_common(5):
-            print(f"left out: {n}× {reason}")
+            print(f"not added: {n}× {reason}")
     return split
 
 
 def get_vgg16(source: Source, to: Path) -> Path:
-    """The weight file, fetched if it isn't there."""
+    """Download the VGG-16 weights into the folder `to` unless they are there; returns the file."""
     return fetch(source.url, to / "vgg16-397923af.pth", source.checksum)
 
 
@@ -81,10 +91,10 @@ GET = {"voc2012": get_voc2012, "sbd": get_sbd, "vgg16": get_vgg16}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line (None: that of the process)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*SOURCES, "all"], help="what to fetch")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to keep it in")
+    parser.add_argument("what", choices=[*SOURCES, "all"], help="what to download")
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to download to")
     for name, source in SOURCES.items():
         parser.add_argument(f"--{name}-url", default=source.url, metavar="URL", help="another address (a mirror)")
         parser.add_argument(f"--{name}-checksum", default=source.checksum, metavar="SUM", help="md5:HEX or sha256:HEX")
@@ -92,7 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fetch; returns the exit code."""
+    """Run the command with these arguments (None: those of the process); returns its exit code."""
     options = parse(arguments)
     try:
         to = options.to.expanduser().resolve()
@@ -107,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.to} can't be used: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

@@ -1,53 +1,58 @@
-"""Train DeconvNet and FCN-8s from a folder of labelled photographs, evaluate the five results, register the ensemble.
+"""Train DeconvNet and FCN-8s on images with masks, evaluate the five results, and register the ensemble in MLflow.
 
-Stages that already stand in the workspace are not run again, and a killed run continues where it was.
+Stages that are complete in the workspace are skipped; a run that was killed resumes from its last checkpoint.
 
   python workflows/train_pipeline.py                                        generated data, a few minutes
-  python workflows/train_pipeline.py --config FILE --data.root DIR          your own photographs, in VOC's layout
-  python workflows/train_pipeline.py --config FILE --dry-run                what would run, and with what settings
+  python workflows/train_pipeline.py --config FILE --data.root DIR          your own images, in VOC's layout
+  python workflows/train_pipeline.py --config FILE --dry-run                print the settings and what would run
   ray job submit -- python workflows/train_pipeline.py --config FILE        the same on a cluster
 
-Exit codes: 0 done; 2 a mistake in the settings or the data; 75 interrupted, with a checkpoint left: run it again to go on.
+Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with a checkpoint: the same command resumes.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infra import storage
 from workflows import cli
-from workflows.pipelines.training import Pipeline
 from workflows.settings import parser
+
+if TYPE_CHECKING:
+    from workflows.pipelines.training import Pipeline
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with these arguments (None: those of the process); returns its exit code."""
     command = parser(__doc__ or "")
-    command.add_argument("--dry-run", action="store_true", help="print the settings and the stages, and which would run")
+    command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
     settings, options = command.parse_settings(argv)
-    pipeline = Pipeline(settings, partial(print, flush=True))
+    from workflows.pipelines.training import Pipeline
+
+    pipeline = Pipeline(settings)
     plan = pipeline.stages.plan()
     if options.dry_run:
         print(cli.settings_text(settings))
         print(cli.plan_text(plan))
-    elif all(p.done for p in plan):
+        return 0
+    if all(p.done for p in plan):
         print(cli.plan_text(plan))
-        print("\nNothing to do: every stage stands.\n")
-        _closing(pipeline)
+        print("\nNothing to do: every stage is complete.\n")
     else:
         pipeline.run(Path(options.config).stem)
-        _closing(pipeline)
+    print(_summary(pipeline))
     return 0
 
 
-def _closing(pipeline: Pipeline) -> None:
-    results = storage.read_json(pipeline.place("report", "results.json"))
-    print(cli.results_text(results))
-    rejected = pipeline.rejects()
-    if rejected:
-        print(f"\n{rejected:,} inputs were set aside; why: {pipeline.place('rejects')}")
-    print(f"\nreport   {pipeline.place('report', 'index.html')}")
-    print(f"models   {pipeline.place('models')}")
-    print(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
+def _summary(pipeline: "Pipeline") -> str:
+    """The results, and where the report, the models and MLflow are."""
+    lines = [cli.results_text(storage.read_json(pipeline.place("report", "results.json")))]
+    if rejected := pipeline.rejects():
+        lines.append(f"\n{rejected:,} inputs were rejected; reasons: {pipeline.place('rejects')}")
+    lines.append(f"\nreport   {pipeline.place('report', 'index.html')}")
+    lines.append(f"models   {pipeline.place('models')}")
+    lines.append(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

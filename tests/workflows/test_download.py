@@ -1,4 +1,4 @@
-"""The door to the data: its command line, run against a server on this machine."""
+"""download.py against a server on this machine."""
 
 import functools
 import hashlib
@@ -120,7 +120,7 @@ def test_ctrl_c_has_its_own_exit_code(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(download.GET, "vgg16", stop)
     assert download.main(["vgg16", "--to", str(tmp_path)]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "resumes" in capsys.readouterr().err
 
 
 def test_the_official_addresses_and_the_script_itself():

@@ -14,12 +14,14 @@ from PIL import Image
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.evaluation import voc_submission_job
 from deconvnet.evaluation.voc_submission import check_submission
+from deconvnet.inference import predictor
 from deconvnet.models.checkpoint import save_model
 from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from tests.deconvnet.tracking.test_register import lively, photograph
 from workflows import evaluate
+from workflows.pipelines import submission
 
 TEST, VAL = ("2008_000006", "2008_000011"), ("2007_000033",)
 FEW = ["--segment.proposals", "3", "--proposals.max_boxes", "20", "--segment.crf.iterations", "1"]
@@ -66,7 +68,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(evaluate, "RayExecutor", lambda settings: LocalExecutor(1))
+    monkeypatch.setattr(submission, "RayExecutor", lambda settings: LocalExecutor(1))
     out = tmp_path / "made/voc.tar.gz"
     assert submit(workspace, root, out) == 0
     said = capsys.readouterr().out
@@ -94,7 +96,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
 def test_masks_that_break_a_rule_are_not_written(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "RayExecutor", lambda settings: LocalExecutor(1))
+    monkeypatch.setattr(submission, "RayExecutor", lambda settings: LocalExecutor(1))
     monkeypatch.setattr(voc_submission_job, "label_list", lambda photographs, *a, **k: {TEST[0]: b"damaged on the disk"})
     with pytest.raises(UserError, match=r"(?s)break the server's rules.*not a PNG.*2008_000006.*without a mask: 2008_000011"):
         submit(workspace, root, tmp_path / "out.tar.gz")
@@ -104,7 +106,7 @@ def test_masks_that_break_a_rule_are_not_written(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--submission", "out.zip"), r"--submission out\.zip won't do: the server takes \.tar\.gz or \.tgz"),
+        (("--submission", "out.zip"), r"--submission out\.zip is not allowed: the server takes \.tar\.gz or \.tgz"),
         (("--split", "dev"), "dev is this project's own part of train"),
         (("--data.root", ""), "name their folder, in VOC's layout, by --data.root"),
         (("--workspace", "nowhere"), "nowhere has no fcn8s and no stage2 yet"),
@@ -115,20 +117,26 @@ def test_a_mistake_is_a_sentence_before_anything_is_done(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "RayExecutor", lambda settings: pytest.fail("it went as far as Ray"))
+    monkeypatch.setattr(submission, "RayExecutor", lambda settings: pytest.fail("it went as far as Ray"))
     with pytest.raises(UserError, match=said):
         submit(workspace, root, tmp_path / "out.tar.gz", *more)
     assert not (tmp_path / "out.tar.gz").exists()
 
 
+def test_the_results_that_can_be_submitted_are_those_of_the_predictor() -> None:
+    assert evaluate.RESULTS == predictor.RESULTS
+
+
 def test_models_of_other_classes_are_refused(root: Path, tmp_path: Path) -> None:
     networks(tmp_path / "other", ("background", "cat"))
-    with pytest.raises(UserError, match=r"scores VOC's 21 classes in their order, and the models in .* know background, cat"):
+    with pytest.raises(
+        UserError, match=r"scores VOC's 21 classes in their order, and the models in .* have the classes background, cat"
+    ):
         submit(tmp_path / "other", root, tmp_path / "out.tar.gz")
 
 
-def test_test_cant_be_measured(workspace: Path, root: Path) -> None:
-    with pytest.raises(UserError, match="--split test has no masks to measure against"):
+def test_the_test_split_cant_be_evaluated(workspace: Path, root: Path) -> None:
+    with pytest.raises(UserError, match="--split test has no masks to evaluate on"):
         evaluate.main(["--workspace", str(workspace), "--data.root", str(root), "--split", "test"])
 
 

@@ -25,8 +25,7 @@ from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
 from tests.deconvnet.workspaces import made_up_tables
 from workflows import cli
-from workflows.figures import main
-from workflows.pipelines.figures import FIGURES
+from workflows.figures import FIGURES, main
 from workflows.pipelines.training import RUN_FILE
 
 CLASSES = ("background", "red", "green")
@@ -111,7 +110,7 @@ def test_named_photographs(finished: Path, tmp_path: Path) -> None:
     [
         (["confussion"], "there is no figure confussion: did you mean confusion? There are unpooling, "),
         (["instances", "--image", "5"], "--image 5: {workspace} has no such photograph; its ids are as 0"),
-        (["wins", "--image", "005"], "wins is not of single photographs: --image goes with unpooling, instances, comparison"),
+        (["wins", "--image", "005"], "wins does not show single images: --image goes with unpooling, instances, comparison"),
     ],
 )
 def test_mistakes_are_told(finished: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
 from workflows import import_data, train_pipeline
+from workflows.pipelines import data_import
 
 CLASSES = "background,disc,square,triangle,star,ring"
 
@@ -48,7 +49,7 @@ def test_a_folder_of_masks_becomes_a_data_set_that_the_pipeline_takes(data, tmp_
 
 def test_names_with_commas_reach_the_pipeline_whole():
     classes = ("background", "lamp, lit", "it's")
-    command = shlex.split(import_data.train_command(Path("/d"), classes))
+    command = shlex.split(data_import.train_command(Path("/d"), classes))
     settings = train_pipeline.parser("").parse_settings([*command[4:], "--model.vgg16", ""])[0]
     assert settings.data.classes == classes
 

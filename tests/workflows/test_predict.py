@@ -87,7 +87,7 @@ Run = Callable[..., str]
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The door's work done in this process, without Ray."""
     monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings: LocalExecutor(1))
-    monkeypatch.setattr("workflows.predict._gpus_per_actor", lambda settings: 0)
+    monkeypatch.setattr("workflows.pipelines.prediction._gpus_per_actor", lambda settings: 0)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_again_nothing_is_done(
     monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
     out = tmp_path / "out"
     said = run()
-    assert "8 photographs: 8 to label by edeconvnet version 1, 0 stand" in said
+    assert "8 images: 8 to predict by edeconvnet version 1, 0 up to date" in said
     found = rows(out)
     assert set(found) == GOOD and list(found) == sorted(found)
     expected = serve(workspace, 1, {name: (photographs / name).read_bytes() for name in GOOD})
@@ -188,7 +188,7 @@ def test_only_what_is_new_changed_or_lost_is_labelled_and_the_removed_go(run: Ru
     shutil.copy(photographs / "nested/grey.png", photographs / "thin.bmp")  # another picture of the same name
     (photographs / "a.jpg").unlink()
     (out / "masks/same.png").unlink()
-    assert "8 photographs: 6 to label by edeconvnet version 1, 2 stand" in run()
+    assert "8 images: 6 to predict by edeconvnet version 1, 2 up to date" in run()
     after, new = written(out / "masks"), rows(out)
     assert set(after) == {"nested/deep/turned.png", "nested/grey.png", "same.png", "thin.png", "new.png"}
     assert {name for name in before if after.get(name) == before[name]} == {"nested/deep/turned.png", "nested/grey.png"}
@@ -213,7 +213,7 @@ def test_another_version_does_all_anew_also_after_a_switch_that_was_cut_short(ru
     one, two = serve(workspace, 1, files), serve(workspace, 2, files)
     assert any((one[name] != two[name]).any() for name in files)
     said = run("--model", "models:/edeconvnet@challenger")
-    assert "8 to label by edeconvnet version 2, 0 stand" in said
+    assert "8 to predict by edeconvnet version 2, 0 up to date" in said
     for name, row in rows(out).items():
         assert row["model_version"] == "2"
         np.testing.assert_array_equal(np.asarray(Image.open(out / row["mask"])), two[name])
@@ -221,7 +221,7 @@ def test_another_version_does_all_anew_also_after_a_switch_that_was_cut_short(ru
     # A run of version 1 that died after a mask: version 2's rows no longer vouch for what lies there.
     state = json.loads((out / "predict.json").read_text())
     (out / "predict.json").write_text(json.dumps(state | {"model_version": "1", "generation": "cut short"}))
-    assert "8 to label by edeconvnet version 2, 0 stand" in run("--model", "models:/edeconvnet/2", "--dry-run")
+    assert "8 to predict by edeconvnet version 2, 0 up to date" in run("--model", "models:/edeconvnet/2", "--dry-run")
 
 
 @pytest.mark.usefixtures("here")
@@ -232,7 +232,7 @@ def test_too_many_rejects_refuse_the_run_and_what_is_labelled_is_kept(run: Run, 
     assert len(list(tables.iter_rows(f"{out}/rejects"))) == 3
     assert tables.read_commit(f"{out}/predictions") is None
     before = written(out / "masks")
-    assert len(before) == 5 and "3 to label by edeconvnet version 1, 5 stand" in run("--max_rejects", "0.4")
+    assert len(before) == 5 and "3 to predict by edeconvnet version 1, 5 up to date" in run("--max_rejects", "0.4")
     assert written(out / "masks") == before and set(rows(out)) == GOOD
     with pytest.raises(UserError, match="max_rejects"):
         run("--max_pixels", "4000", "--max_rejects", "0.5")
@@ -263,7 +263,7 @@ def test_killed_and_terminated_it_goes_on(workspace, tmp_path, here, capsys, mon
     before = written(out)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert predict.main(arguments(workspace, source, out, "--overlays", "true")) == 0
-    plan = re.search(r"40 photographs: (\d+) to label by edeconvnet version 1, (\d+) stand", capsys.readouterr().out)
+    plan = re.search(r"40 images: (\d+) to predict by edeconvnet version 1, (\d+) up to date", capsys.readouterr().out)
     # A dead driver's actor may have ended a part more.
     assert plan and len(finished) <= int(plan[2]) < 40 and int(plan[1]) + int(plan[2]) == 40
     after = written(out)
@@ -330,7 +330,7 @@ def test_mistakes_are_sentences(refused, workspace, photographs, tmp_path) -> No
     assert "is a file" in refused(source=photographs / "a.jpg")
     assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
     assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")
-    assert "among the photographs of the input" in refused(output=photographs)
+    assert "among the images of the input" in refused(output=photographs)
     (photographs / "masks").mkdir()
     (tmp_path / "truth" / "masks").mkdir(parents=True)
     (tmp_path / "truth" / "masks" / "a.png").write_bytes(b"somebody's labels")
@@ -384,7 +384,7 @@ def test_a_dry_run_tells_and_writes_nothing(workspace, photographs, tmp_path, ca
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert predict.main(arguments(workspace, photographs, tmp_path / "out", "--dry-run")) == 0
     said = capsys.readouterr().out
-    assert "8 photographs: 8 to label" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
+    assert "8 images: 8 to predict" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
 
 
 def test_an_output_below_the_input_is_not_taken_for_photographs(workspace, photographs, capsys, monkeypatch) -> None:
@@ -395,7 +395,7 @@ def test_an_output_below_the_input_is_not_taken_for_photographs(workspace, photo
     )
     shutil.copy(photographs / "same.png", photographs / "out" / "masks" / "old.png")
     assert predict.main(arguments(workspace, photographs, photographs / "out", "--dry-run")) == 0
-    assert "8 photographs: 8 to label" in capsys.readouterr().out
+    assert "8 images: 8 to predict" in capsys.readouterr().out
 
 
 def test_a_submitted_job_must_not_write_into_rays_copy(tmp_path, monkeypatch) -> None:
@@ -422,4 +422,4 @@ def test_one_run_at_a_time_and_a_dead_ones_lock_expires(run: Run, tmp_path) -> N
     (tmp_path / "out" / "_lock").write_text(
         json.dumps({"holder": "dead", "host": "h", "pid": 1, "since": 0.0, "expires": time.time() - 1, "token": "t"})
     )
-    assert "8 to label" in run() and not Path(lock).exists()
+    assert "8 to predict" in run() and not Path(lock).exists()

@@ -21,6 +21,7 @@ from PIL import Image
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
+from deconvnet.serving import server
 from deconvnet.serving.ray_serve import ServedModel, serving
 from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import MlflowTracker
@@ -35,7 +36,6 @@ from workflows import serve
 PHOTO = encode_jpeg(photograph(0, 90, 120))
 START_SECONDS = 200
 
-# Each line stands in the README.
 CURLS = [
     "curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png",
     "curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg -D -",
@@ -125,9 +125,9 @@ def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_ctrl_c(
         sys.executable, serve.__file__, "--workspace", str(workspace), "--model", "models:/shapes@challenger",
         "--port", str(port), "--max_megabytes", "1", "--cluster.num_cpus", "2",
     ]  # fmt: skip
-    with started(log, *command) as server:
+    with started(log, *command) as process:
         url = f"http://127.0.0.1:{port}"
-        wait_for(server, log, f"{url}/healthz")
+        wait_for(process, log, f"{url}/healthz")
         plain, drawn = (line.replace("http://127.0.0.1:8000", url) for line in CURLS)
         shell(plain, tmp_path)
         np.testing.assert_array_equal(labels(tmp_path / "mask.png"), expected)
@@ -148,10 +148,10 @@ def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_ctrl_c(
         while "Ctrl-C stops it" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        server.send_signal(signal.SIGINT)
-        assert server.wait(100) == 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(100) == 0
     said = log.read_text()
-    assert "one photograph of 500×375 px takes" in said and said.rstrip().endswith("stopped"), said
+    assert "one image of 500×375 px takes" in said and said.rstrip().endswith("stopped"), said
     assert "Traceback" not in said and "INFO" not in said, said
 
 
@@ -165,8 +165,8 @@ def test_mlflow_models_serve_replies_to_the_readmes_curl_command(workspace: Path
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # what `. .venv/bin/activate` does
     }
     command = SERVE_MLFLOW.replace("edeconvnet", "shapes").replace("5000", str(port)).split()
-    with started(log, *command, **environment) as server:
-        wait_for(server, log, f"http://127.0.0.1:{port}/ping")
+    with started(log, *command, **environment) as process:
+        wait_for(process, log, f"http://127.0.0.1:{port}/ping")
         shell(ASK_MLFLOW.replace("5000", str(port)), tmp_path)
         np.testing.assert_array_equal(labels(tmp_path / "mask.png"), expected)
         body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [["bm8gcGhvdG8="]]}}).encode()
@@ -175,18 +175,19 @@ def test_mlflow_models_serve_replies_to_the_readmes_curl_command(workspace: Path
         assert answer == {"predictions": [{"mask": None, "error": "not an image"}]}
 
 
-def test_the_readme_has_the_commands_that_are_tested_here() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for command in (*CURLS, SERVE_MLFLOW, ASK_MLFLOW):
-        assert command in readme
+def test_the_commands_that_are_tested_here_are_documented() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), Path(serve.__file__)))
+    for command in CURLS:
+        assert command.removesuffix(" -D -") in text
+    assert "mlflow models serve" in text
 
 
 @pytest.mark.ray
 def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> None:
     served = ServedModel(registry.Version("shapes", "1", "id", "nowhere"), "store", replicas=2, cpus=2)
     with pytest.raises(UserError, match="replicas 2 is more than this Ray has room for, 1 of 2 CPUs"):
-        serve._check_room(served, {})
-    serve._check_room(ServedModel(served.version, "store", replicas=2, cpus=1), {})
+        server.check_room(served, {})
+    server.check_room(ServedModel(served.version, "store", replicas=2, cpus=1), {})
 
 
 @pytest.mark.slow
@@ -199,7 +200,7 @@ def test_a_model_whose_files_are_missing_is_a_user_error_and_nothing_stays_serve
     with pytest.raises(UserError, match=said), serving(ServedModel(gone, f"sqlite:///{tmp_path}/m.db"), "127.0.0.1", port):
         pytest.fail("it started")
     assert not ray_serve.status().applications and not ray_serve.status().proxies
-    serve.check_free("127.0.0.1", port)
+    server.check_port_free("127.0.0.1", port)
 
 
 @pytest.fixture
@@ -219,7 +220,7 @@ def test_a_port_or_host_that_is_not_free_is_a_user_error(taken: int) -> None:
         serve.main(["--workspace", "nowhere", "--host", "203.0.113.9"])
     with pytest.raises(UserError, match=r"no\.such\.host\.invalid is not an address"):
         serve.main(["--workspace", "nowhere", "--host", "no.such.host.invalid"])
-    serve.check_free("127.0.0.1", free_port())
+    server.check_port_free("127.0.0.1", free_port())
 
 
 def test_a_model_that_does_not_exist_is_a_user_error(
@@ -236,4 +237,4 @@ def test_a_model_that_does_not_exist_is_a_user_error(
 
 
 def test_the_printed_address_can_be_opened() -> None:
-    assert [serve._shown(host) for host in ("127.0.0.1", "0.0.0.0", "::", "box")] == ["127.0.0.1", "127.0.0.1", "[::1]", "box"]
+    assert [server.url_host(host) for host in ("127.0.0.1", "0.0.0.0", "::", "box")] == ["127.0.0.1", "127.0.0.1", "[::1]", "box"]

@@ -14,23 +14,6 @@ from infra.storage import tables
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
-ALL = "all"
-FIGURES = {
-    "unpooling": "the most active map after each unpooling and deconvolution, for a photograph's largest object",
-    "instances": "the segmentation after 1, 5, 10, 20, 50 proposals, from the largest to the smallest",
-    "comparison": "photograph, truth and labels side by side: the best, the median and the worst",
-    "wins": "the same where DeconvNet, FCN-8s or the ensemble is furthest ahead",
-    "iou_by_class": "IoU of each class, for the five results",
-    "iou_by_proposals": "DeconvNet's mean IoU against the number of proposals",
-    "iou_by_size": "IoU of objects by their size",
-    "confusion": "which classes are taken for which",
-    "recall": "how many objects the proposals find",
-    "training_curves": "loss and accuracy of the trainings, step by step",
-    "examples": "crops of stage 1 and stage 2, with their labels",
-}
-OF_IMAGES = ("unpooling", "instances", "comparison")
-"""Those that show the photographs one names."""
-
 _STAGES = {
     "images": "prepare",
     "proposals": "proposals",
@@ -45,7 +28,7 @@ _STAGES = {
 _FIRST_LOOKED_AT = 10  # photographs tried before one without an object is shown
 
 
-class Album:
+class WorkspaceFigures:
     """Figures of the workspace `workspace`, of its split `val`. Its methods raise UserError where a stage that they need isn't finished."""
 
     def __init__(self, workspace: str, run_file: str, store: Callable[[], str]) -> None:
@@ -54,8 +37,16 @@ class Album:
         self._run_file, self._store = run_file, store
 
     def make(self, name: str, image_ids: Sequence[str] = ()) -> dict[str, bytes]:
-        """The files of the figure `name` (of FIGURES), PNGs by file name; of photographs `image_ids`, for those of OF_IMAGES."""
-        if name in OF_IMAGES:
+        """Draw a figure.
+
+        Args:
+            name: one of `workflows.figures.FIGURES`.
+            image_ids: the images to show, for figures of single images; empty: chosen by their IoU.
+
+        Returns:
+            The PNG files by name.
+        """
+        if name in ("unpooling", "instances", "comparison"):
             return self._of_images(name, image_ids)
         if name == "wins":
             chosen = gallery.largest_leads(self._mean_iou)

@@ -1,0 +1,159 @@
+"""Imports an annotated data set to VOC's layout, and checks folders in VOC's layout."""
+
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from deconvnet.datasets import formats, voc
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.train_val_split import SplitRules, read_split_list, split_images
+from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, IMPORT_FILE, REJECTS_FILE, new_folder, write_voc_layout
+from deconvnet.datasets.palette import VOC_CLASSES
+from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
+from deconvnet.datasets.validation.image_statistics import ProposalLimits
+from infra import storage
+from infra.errors import UserError
+from proposals.settings import ProposalSettings
+from workflows.settings import ImportSettings
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_COMMAND = "python workflows/download.py vgg16 --to data"
+CLASS_TABLE_FILE = "values.txt"
+"""Which class each value of the masks became."""
+
+
+def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
+    """Import the data set that the settings name, check the new folder, and log how to train on it.
+
+    Args:
+        settings: with `to`; the folder appears whole or not at all.
+        dry_run: only read the annotations and log what would be imported.
+
+    Raises:
+        UserError: if the data can't be read, too many images are unusable, or the folder exists.
+    """
+    folder = _local_folder(settings.to or "")
+    dataset = _read_dataset(settings)
+    lists = {
+        name: read_split_list(uri, name) if (uri := getattr(settings, name)) else None for name in ("train_list", "val_list")
+    }
+    splits = split_images(dataset, SplitRules(lists["train_list"], lists["val_list"], settings.val_share, settings.seed))
+    counts = {split: sum(each == split for each in splits.values()) for split in ("train", "val")}
+    logger.info(
+        f"{len(splits):,} annotated images ({counts['train']:,} train, {counts['val']:,} val), {len(dataset.rejects):,} unusable"
+    )
+    logger.info(f"classes: {', '.join(dataset.classes)}")
+    inferred = dataset.class_table if not settings.table else None
+    logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *([f"\n{inferred}"] if inferred else [])]))
+    if dry_run:
+        return
+    with new_folder(folder) as temporary:
+        origin = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
+        summary = write_voc_layout(
+            dataset, splits, temporary, max_rejects=settings.max_rejects, threads=_threads(settings), origin=origin
+        )
+        if dataset.class_table:
+            (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table, "utf-8")
+        _check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
+    if summary.rejects or summary.skipped:
+        logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.skipped):,} annotations; see {REJECTS_FILE}")
+    logger.info(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
+    logger.info("\nto train on it (the first line once, for VGG-16's weights):")
+    logger.info(f"{DOWNLOAD_COMMAND}\n{train_command(folder, dataset.classes)}")
+
+
+def check_folder(settings: ImportSettings, root: str) -> None:
+    """Check a folder in VOC's layout; write and log the report.
+
+    Args:
+        settings: with the splits, the classes and where the report goes.
+        root: the folder.
+
+    Raises:
+        UserError: if it is not a folder in VOC's layout.
+    """
+    voc.VocDataset(root)  # raises before anything is written
+    classes = settings.classes or _read_classes(root)
+    report = settings.report or root
+    _check(settings, root, classes, (settings.train_split, settings.val_split), report, Path(root).name)
+    logger.info(f"check          {storage.join(report, REPORT_FILE)}")
+    logger.info(f"contact sheet  {storage.join(report, SHEET_FILE)}")
+
+
+def train_command(folder: Path, classes: tuple[str, ...]) -> str:
+    """The shell command that trains on an imported folder."""
+    plain = all("," not in name and name == name.strip() for name in classes) and not classes[0].startswith("[")
+    names = ",".join(classes) if plain else json.dumps(classes, ensure_ascii=False)
+    command = ["python", "workflows/train_pipeline.py", "--config", "workflows/configs/own_data.yaml"]
+    command += ["--data.root", str(folder), "--data.classes", names, "--workspace", f"runs/{folder.name}"]
+    return shlex.join(command)
+
+
+def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
+    """Read the data set that the settings name."""
+    annotations = settings.annotations or ""
+    images = settings.images or annotations
+    given = settings.val_annotations
+    sources = [AnnotationSource(images, annotations, "train" if given else None)]
+    if given:
+        sources.append(AnnotationSource(settings.val_images or settings.images or given, given, "val"))
+    rules = ImportRules(
+        classes=settings.classes,
+        small_over_large=settings.overlap == "small",
+        crowd_void=settings.crowd == "void",
+        others_void=settings.others == "void",
+        unknown_void=settings.strange == "void",
+        class_table=settings.table,
+        mask_suffix=settings.mask_suffix,
+        max_pixels=settings.max_pixels,
+    )
+    return formats.get_format(settings.from_ or "").read(sources, rules)
+
+
+def _read_classes(root: str) -> tuple[str, ...]:
+    """The classes in the folder's classes.txt, else VOC's."""
+    try:
+        names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        logger.info(f"{root} has no {CLASSES_FILE}: VOC's classes are assumed (or give --classes)")
+        return VOC_CLASSES
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str) -> None:
+    """Check `root` (VOC's layout); log the report, and write it and the contact sheet to `to`."""
+    proposals = ProposalSettings()
+    import_file = storage.join(root, IMPORT_FILE)
+    imported: dict[str, Any] | None = storage.read_json(import_file) if storage.exists(import_file) else None
+    if to != root or settings.check:
+        storage.check_writable(to)
+    report, sheet = check_dataset(
+        root,
+        classes,
+        ProposalLimits(proposals.min_box_area, proposals.max_side),
+        title=title,
+        splits=splits,
+        max_pixels=settings.max_pixels,
+        threads=_threads(settings),
+        imported=imported,
+    )
+    logger.info(f"\n{report.text}")
+    storage.write_bytes(storage.join(to, REPORT_FILE), report.text.encode())
+    if sheet:
+        storage.write_bytes(storage.join(to, SHEET_FILE), sheet)
+
+
+def _threads(settings: ImportSettings) -> int:
+    """Number of threads: as set, else one for each CPU of this process."""
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _local_folder(uri: str) -> Path:
+    """The folder as a path; raises UserError for s3:// URIs."""
+    if storage.is_s3(uri):
+        raise UserError(f"--to {uri} is in a bucket: import to a folder on this machine, and copy it there")
+    return storage.local_path(uri)

@@ -1,0 +1,158 @@
+"""Predicts a folder of images with a registered model; what is up to date is not predicted again."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.inference import predictions_table
+from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
+from deconvnet.tracking import registry
+from deconvnet.tracking.store import model_store
+from infra import storage
+from infra.errors import Interrupted, UserError
+from infra.runtime.parts import check_rejects
+from infra.storage import tables
+from infra.storage.lock import Lock, hold_lock
+from workflows.settings import PredictSettings
+
+logger = logging.getLogger(__name__)
+
+LOCK = "_lock"
+LOCK_SECONDS = 300.0
+"""How long a lock counts without a sign of life: longer than S3 is waited for. A lock of this machine is freed as its process ends."""
+MODEL = "_model"
+"""Folder in the output that the actors load the model from; removed at the end of the run."""
+_REJECT_REASONS_SHOWN = 5
+
+
+class PredictionRun:
+    """A folder of images, the model for it, and what is left to predict."""
+
+    def __init__(self, settings: PredictSettings) -> None:
+        """Find the model and list the images.
+
+        Raises:
+            UserError: if the input or the model is not there, or the output holds something else.
+        """
+        self.settings = settings
+        _check_output(settings)
+        self._store = model_store(settings.workspace, settings.tracking.uri)
+        self._images = list_image_files(settings.input, leave_out=settings.output)
+        self._version = registry.find(settings.model, self._store, "model")
+        self.plan = self._make_plan()
+
+    def plan_text(self) -> str:
+        """One line: how many images are to be predicted, and by which model."""
+        model = f"{self.plan.state.model} version {self.plan.state.model_version}"
+        if self.plan.done:
+            return f"nothing to do: every prediction is by {model}"
+        new = sum(not item.part for item in self.plan.items)
+        drawn = sum(item.draw and bool(item.part) for item in self.plan.items)
+        text = f"{len(self.plan.items):,} images: {new:,} to predict by {model}, {len(self.plan.items) - new:,} up to date"
+        return text + (f", {drawn:,} of these to draw" if drawn else "")
+
+    def run(self) -> None:
+        """Predict what is left, under the output's lock.
+
+        Raises:
+            UserError: if too many images are unusable, or GPUs are requested where there are none.
+            Interrupted: if the lock was lost to another run.
+        """
+        if self.plan.done:
+            logger.info(self.plan_text())
+            return
+        output = self.settings.output
+        storage.check_writable(output)
+        with hold_lock(storage.join(output, LOCK), "predict.py", LOCK_SECONDS) as lock:
+            self.plan = self._make_plan()  # another run may have written since
+            logger.info(self.plan_text())
+            parts = self._predict(lock)
+        if predictions_table.write_rejects(output, parts):
+            logger.warning(_rejects_text(parts))
+        check_rejects(parts, len(self.plan.items), self.settings.max_rejects, "max_rejects")
+        predictions_table.finish(self.plan, output, parts)
+
+    def summary(self) -> str:
+        """A table of the classes found, and where the files are."""
+        output = self.settings.output
+        commit = tables.require_commit(storage.join(output, TABLE))
+        found = predictions_table.classes_found(output)
+        wide = max([len(each.name) for each in found] + [5])
+        lines = [f"\n  {'class':<{wide}}{'images':>13}{'of the pixels':>15}"]
+        lines += [f"  {each.name:<{wide}}{each.photographs:>13,}{100 * each.share:>13.1f} %" for each in found]
+        lines += [
+            f"\npredicted    {commit.rows:,} images, by {commit.extra['model']}",
+            f"masks        {storage.join(output, MASKS)}",
+        ]
+        if self.settings.overlays:
+            lines.append(f"overlays     {storage.join(output, OVERLAYS)}")
+        lines.append(f"predictions  {storage.join(output, TABLE)}")
+        lines.append(f"rejects      {storage.join(output, REJECTS)} ({len(commit.rejects):,})")
+        return "\n".join(lines)
+
+    def _make_plan(self) -> Plan:
+        """What is left to predict; raises UserError where the output belongs to another input."""
+        s = self.settings
+        before = predictions_table.read_state(s.output)
+        if before and before.input != s.input:
+            raise UserError(f"output {s.output} holds the predictions of {before.input}: name another one for {s.input}")
+        model = (self._version.name, self._version.number, self._version.id)
+        same_model = before is not None and (before.model, before.model_version, before.model_id) == model
+        generation = before.generation if before and same_model else predictions_table.new_generation()
+        state = State(s.input, *model, generation)
+        return predictions_table.make_plan(self._images, s.output, state, s.overlays, s.max_pixels)
+
+    def _predict(self, lock: Lock) -> list[tables.Part]:
+        """Predict with actors that load the model from the output; returns the parts of the table."""
+        from deconvnet.inference.batch import label_photographs
+        from infra.runtime.executor import Actors
+        from infra.runtime.ray_executor import RayExecutor
+
+        s = self.settings
+        model = storage.join(s.output, MODEL)
+        with RayExecutor(s.cluster) as executor:
+            gpus = _gpus_per_actor(s)
+            # Written before the first mask, so that masks left by a killed run are known to be of this generation.
+            storage.write_json(storage.join(s.output, STATE), asdict(self.plan.state))
+            try:
+                storage.remove(model)
+                registry.fetch(self._version, self._store, model)
+                actors = Actors(s.compute.actors, s.compute.cpus_per_actor, gpus)
+                parts = label_photographs(self.plan, s.output, model, executor, actors, max_pixels=s.max_pixels)
+            finally:
+                if not lock.lost:  # otherwise the model there belongs to another run
+                    storage.remove(model)
+        if lock.lost:
+            raise Interrupted(f"another run took the lock of {s.output}: its predictions count")
+        return parts
+
+
+def _check_output(settings: PredictSettings) -> None:
+    """Refuse an output among the images of the input, or an input among the files of the output."""
+    output = settings.output + "/"
+    if settings.input == settings.output or any(f"{settings.input}/".startswith(f"{output}{f}/") for f in (MASKS, OVERLAYS)):
+        raise UserError(f"output {settings.output} would be written among the images of the input: name another folder")
+
+
+def _gpus_per_actor(settings: PredictSettings) -> float:
+    """The share of a GPU that each actor gets, 0 for CPUs; raises UserError where GPUs are requested and Ray has none."""
+    import ray
+
+    from infra.runtime.cluster import may_grow
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if settings.compute.gpu and not there and not may_grow():
+        raise UserError("compute.gpu is true, and Ray has no GPU: set it to false, or leave it empty")
+    wanted = bool(there) if settings.compute.gpu is None else settings.compute.gpu
+    return settings.compute.gpus_per_actor if wanted else 0
+
+
+def _rejects_text(parts: Sequence[tables.Part]) -> str:
+    """How many images were rejected, and the most frequent reasons with an example each."""
+    rejects = [reject for part in parts for reject in part.rejects]
+    reasons = Counter(reject.reason for reject in rejects).most_common(_REJECT_REASONS_SHOWN)
+    examples = {reject.reason: reject.image_id for reject in reversed(rejects)}
+    lines = [f"  {count:>6,} × {reason} ({examples[reason]}{', …' if count > 1 else ''})" for reason, count in reasons]
+    return "\n".join([f"{len(rejects):,} rejected:", *lines])

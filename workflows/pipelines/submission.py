@@ -1,0 +1,106 @@
+"""Writes the archive of masks that VOC's test server scores, with the models of a workspace."""
+
+from deconvnet.datasets import voc
+from deconvnet.datasets.palette import VOC_CLASSES
+from deconvnet.evaluation import voc_submission_job
+from deconvnet.evaluation.voc_submission import SUFFIXES, check_submission, masks_folder, pack
+from deconvnet.inference.predictor import PredictorOptions
+from infra import storage
+from infra.errors import UserError
+from infra.runtime.ray_executor import RayExecutor
+from infra.storage.tables import COMMIT
+from workflows import cli
+from workflows.settings import Settings, as_dict
+
+
+def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
+    """Check that the workspace has the models of both networks.
+
+    Args:
+        settings: of the workspace.
+        config: the settings file, for the message.
+        proposals: whether the table of proposals is needed, too.
+
+    Raises:
+        UserError: if something is missing.
+    """
+    needed = {name: storage.join(_model(settings, name), "model.json") for name in ("fcn8s", "stage2")}
+    if proposals:
+        needed = {"proposals": storage.join(settings.workspace, "proposals", COMMIT), **needed}
+    if missing := [name for name, uri in needed.items() if not storage.exists(uri)]:
+        raise UserError(
+            f"{settings.workspace} has no {' and no '.join(missing)} yet: run workflows/train_pipeline.py --config {config} first"
+        )
+
+
+def _model(settings: Settings, stage: str) -> str:
+    """URI of the model that a stage has trained."""
+    return storage.join(settings.workspace, "models", stage)
+
+
+def write_submission(settings: Settings, archive: str, config: str, *, split: str | None, result: str, competition: str) -> str:
+    """Predict the images of a VOC list and pack their masks, checked against the server's rules.
+
+    Only the workspace's models are used: VOC's test images have no masks, so no pipeline can be run on them.
+
+    Args:
+        settings: of the workspace; `data.root` is the folder of the images, in VOC's layout.
+        archive: path or s3:// URI to write, ending in .tar.gz or .tgz.
+        config: the settings file, for messages.
+        split: the list of images; None: "test" where there is such a list, else "val".
+        result: which of the five results is submitted, one of `deconvnet.inference.predictor.RESULTS`.
+        competition: "comp5" or "comp6".
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        UserError: if the models, the images or the archive's URI can't be used.
+    """
+    target = _archive_uri(archive)
+    root, split = _image_list(settings.data.root, split)
+    check_trained(settings, config, proposals=False)
+    models = _model(settings, "stage2"), _model(settings, "fcn8s")
+    classes = tuple(storage.read_json(storage.join(models[0], "model.json"))["classes"])
+    if classes != VOC_CLASSES:
+        raise UserError(
+            f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} have "
+            f"the classes {', '.join(classes)}"
+        )
+    images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
+    options = PredictorOptions.from_settings(settings.segment, settings.examples)
+    recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
+    work = storage.join(settings.workspace, "submissions", recipe.key(images)[:16])
+    with RayExecutor(settings.cluster) as executor:
+        masks = voc_submission_job.label_list(images, recipe, work, executor, settings.compute.gpu)
+    folder = masks_folder(competition, split)
+    data = pack(masks, folder)
+    if faults := check_submission(data, folder, {each.image_id: (each.width, each.height) for each in images}):
+        raise UserError("\n  ".join([f"the masks in {work} break the server's rules (remove it, and run again):", *faults]))
+    storage.write_bytes(target, data)
+    storage.remove(work)
+    return (
+        f"{len(masks):,} masks by {result} for {split}, checked against the server's rules\n\n"
+        f"submission  {target} ({len(data) / 1e6:.1f} MB)"
+    )
+
+
+def _archive_uri(archive: str) -> str:
+    """The archive's absolute URI; raises UserError where it can't be written."""
+    if not archive.endswith(SUFFIXES):
+        raise UserError(
+            f"--submission {archive} is not allowed: the server takes {' or '.join(SUFFIXES)}, so end the name in one"
+        )
+    cli.check_job_folder("submission", archive)
+    target = storage.absolute(archive)
+    storage.check_writable(target.rpartition("/")[0] or "/")
+    return target
+
+
+def _image_list(root: str | None, split: str | None) -> tuple[str, str]:
+    """The folder in VOC's layout, and the name of its list of images to submit."""
+    if root is None:
+        raise UserError("a submission is of VOC's images: name their folder, in VOC's layout, by --data.root")
+    if split == "dev":
+        raise UserError("--split dev is this project's own part of train, and no list of VOC's: test or val can be submitted")
+    return root, split or ("test" if storage.exists(voc.split_path(root, "test")) else "val")
