@@ -1,4 +1,4 @@
-"""How runs are marked with the code that made them."""
+"""The version of the code at work, and the tags that mark runs with it."""
 
 import subprocess
 
@@ -19,11 +19,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("0.1.0", {"code": "0.1.0"}),
     ],
 )
-def test_tags(version, tags) -> None:
+def test_a_commit_has_the_tags_that_mlflow_shows(version, tags) -> None:
     assert code_tags(version) == tags
 
 
-def test_of_a_repository_and_of_one_that_merely_holds_it(tmp_path, monkeypatch) -> None:
+def test_the_code_version_is_the_commit_of_a_repository_that_tracks_the_code(tmp_path, monkeypatch) -> None:
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=t", "-c", "user.email=t@t")
         return subprocess.run(

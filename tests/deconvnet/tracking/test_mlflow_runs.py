@@ -16,7 +16,7 @@ from infra.errors import Interrupted, UserError
 from tests.deconvnet.mlflow_server import free_port, server
 
 
-def test_a_new_store_is_made_where_there_is_none(tmp_path):
+def test_a_missing_sqlite_store_is_created(tmp_path):
     MlflowTracker(tracking_uri(str(tmp_path / "new")), "test")
     assert (tmp_path / "new/mlflow/mlflow.db").is_file()
 
@@ -29,7 +29,7 @@ def test_nothing_is_written_to_the_current_directory(tracker, tmp_path):
     assert (tmp_path / "my work/mlflow/mlflow.db").is_file()
 
 
-def test_deleted_experiment_is_named(tracker):
+def test_a_deleted_experiment_is_a_user_error(tracker):
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(UserError, match="test was deleted"):
         MlflowTracker(tracker.uri, "test")
@@ -47,16 +47,13 @@ def test_no_secret_reaches_the_store(tracker, tmp_path):
         assert not file.is_file() or b"hush" not in file.read_bytes(), file
 
 
-# Params, tags, metrics
-
-
-def test_flat_names_and_lengths():
+def test_settings_become_params_with_valid_names_and_lengths():
     params = flat_params({"a": {"b": 1, "none": None, "list": ["x", "y"]}, "long": "z" * 9000, "odd*key": 2})
     assert params["a.b"] == "1" and params["a.list"] == "x, y" and params["odd_key"] == "2" and "a.none" not in params
     assert len(params["long"]) == mlflow_runs.MAX_PARAM
 
 
-def test_runs_nest_and_carry_their_tags(tracker):
+def test_a_stage_is_a_child_run_with_params_metrics_tags_and_artifacts(tracker):
     with (
         tracker.pipeline("pipeline", {"seed": 3}, tags={"config": "quickstart"}) as parent,
         parent.stage("train", "f1", settings={"lr": 0.1}) as child,
@@ -77,7 +74,7 @@ def test_runs_nest_and_carry_their_tags(tracker):
     assert top.data.tags["config"] == "quickstart" and top.data.params == {"seed": "3"}
 
 
-def test_a_stage_can_have_a_title_and_tags_and_runs_a_description(tracker):
+def test_stages_have_titles_and_tags_and_runs_have_descriptions(tracker):
     with tracker.pipeline("p", {}) as parent:
         parent.describe("**bold**")
         with parent.stage("train", "f", title="3 train", tags={"config": "c", "stage": "not this"}) as child:
@@ -89,7 +86,7 @@ def test_a_stage_can_have_a_title_and_tags_and_runs_a_description(tracker):
     assert tracker.client.get_run(parent.run_id).data.tags["mlflow.note.content"] == "**bold**"
 
 
-def test_the_experiment_is_described_and_a_persons_words_stay(tracker):
+def test_the_experiment_is_described_and_a_users_description_stays(tracker):
     made = tracker.client.get_experiment(tracker.experiment_id).tags
     assert "val.mean_iou" in made["mlflow.note.content"] and made["mlflow.experimentKind"] == "custom_model_development"
     theirs = tracker.client.create_experiment("theirs", tags={"mlflow.note.content": "Anna's"})
@@ -98,7 +95,7 @@ def test_the_experiment_is_described_and_a_persons_words_stay(tracker):
     assert tags["mlflow.note.content"] == "Anna's" and tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_a_continued_pipeline_goes_on_in_the_same_runs(tracker):
+def test_a_resumed_pipeline_continues_its_runs(tracker):
     with pytest.raises(KeyboardInterrupt), tracker.pipeline("p", {"seed": 1}) as parent, parent.stage("s", "f"):
         raise KeyboardInterrupt
     children = tracker.client.search_runs([tracker.experiment_id], "tags.stage = 's'")
@@ -118,32 +115,29 @@ def test_a_continued_pipeline_goes_on_in_the_same_runs(tracker):
     assert tracker.client.get_run(child.run_id).info.status == "FINISHED"
 
 
-def test_a_parent_run_that_is_gone_is_replaced(tracker):
+def test_a_pipeline_run_that_was_deleted_is_replaced(tracker):
     with tracker.pipeline("p", {}, resume_run_id="0" * 32) as run:
         assert run.run_id != "0" * 32
 
 
 @pytest.mark.parametrize("interruption", [Interrupted("SIGTERM"), KeyboardInterrupt(), SystemExit(75)])
-def test_interruptions_are_no_failures(tracker, interruption):
+def test_an_interrupted_run_is_killed_and_not_failed(tracker, interruption):
     with pytest.raises(type(interruption)), tracker.pipeline("p", {}) as run:
         raise interruption
     assert tracker.client.get_run(run.run_id).info.status == "KILLED"
 
 
-def test_failure_marks_both_runs(tracker):
+def test_a_failed_stage_and_its_pipeline_are_marked_failed(tracker):
     with pytest.raises(ValueError, match="boom"), tracker.pipeline("p", {}) as parent, parent.stage("s") as child:
         raise ValueError("boom")
     assert {tracker.client.get_run(r.run_id).info.status for r in (parent, child)} == {"FAILED"}
-
-
-# Curves
 
 
 def history(tracker: MlflowTracker, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((m.step, m.value) for m in tracker.client.get_metric_history(run_id, key))
 
 
-def test_curves_arrive_and_repeated_steps_are_logged_once(tracker, tmp_path):
+def test_training_metrics_arrive_and_repeated_steps_are_logged_once(tracker, tmp_path):
     with tracker.pipeline("p", {}) as parent:
         with parent.stage("train", "f") as run, run.training_metrics() as report:
             for step in range(5):
@@ -156,7 +150,7 @@ def test_curves_arrive_and_repeated_steps_are_logged_once(tracker, tmp_path):
     assert set(tracker.client.get_run(run.run_id).data.metrics) == {"loss"}
 
 
-def test_metrics_left_by_a_killed_driver_are_sent_by_the_next(tracker, tmp_path):
+def test_metrics_left_by_a_killed_driver_are_sent_by_the_resumed_run(tracker, tmp_path):
     with tracker.pipeline("p", {}) as parent:
         with parent.stage("train", "f") as run:
             MetricSpool(tmp_path / "spool" / f"{run.run_id}.jsonl")({"step": 1, "loss": 2.0})
@@ -183,7 +177,7 @@ def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker):
     assert histories == {"stage1": {"loss": ([1, 2, 3], [0.5, 0.25, 0.5 / 3])}}
 
 
-def test_server_away_for_a_while(tmp_path, monkeypatch, new_store):
+def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkeypatch, new_store):
     """A real server: logs to it, is killed in the middle of a training, comes back, and gets every metric."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # so that the failure is seen soon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -216,7 +210,7 @@ def test_server_away_for_a_while(tmp_path, monkeypatch, new_store):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_ray_train_reports_become_curves(tracker, tmp_path):
+def test_reports_of_ray_train_become_metrics(tracker, tmp_path):
     import ray.train
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

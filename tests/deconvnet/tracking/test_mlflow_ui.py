@@ -1,4 +1,4 @@
-"""MLflow's pages as a reader sees them: a real server on the store that our code writes, in a real browser."""
+"""MLflow's pages in a real browser, with a real server on the store that our code writes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TABLE = "return [...document.querySelectorAll('tr')].map(r => r.innerText.split(
 
 @dataclass(frozen=True)
 class Seen:
-    """A server's address, the window, and what is in the store."""
+    """The server's address, the browser window, and the ids in the store."""
 
     url: str
     window: Browser
@@ -61,16 +61,16 @@ OF_MLFLOW = (
 
 
 def no_faults(window: Browser) -> None:
-    """Nothing was said to the console but what MLflow's pages say of themselves."""
+    """The browser's console has only the known messages of MLflow's own pages."""
     assert [line for line in window.console() if not any(known in line for known in OF_MLFLOW)] == []
 
 
 def go(seen: Seen, place: str) -> None:
-    """Open a place of MLflow's pages, in the mode that the doors name."""
+    """Open a page of MLflow, in the mode that the commands print."""
     seen.window.open(f"{seen.url}{TRAINING_PAGES}".replace("experiments", place, 1))
 
 
-def test_from_the_address_that_the_doors_name_one_gets_to_the_runs_and_the_models(seen: Seen) -> None:
+def test_the_address_that_the_commands_print_leads_to_the_runs_and_the_models(seen: Seen) -> None:
     seen.window.open(f"{seen.url}{TRAINING_PAGES}")
     seen.window.wait("return document.body.innerText.includes('deconvnet')")
     assert "Model registry" in seen.window.text()
@@ -80,7 +80,7 @@ def test_from_the_address_that_the_doors_name_one_gets_to_the_runs_and_the_model
     no_faults(seen.window)
 
 
-def test_a_runs_page_shows_the_table_and_the_picture(seen: Seen) -> None:
+def test_a_runs_page_shows_the_results_and_the_image(seen: Seen) -> None:
     go(seen, f"experiments/{seen.experiment}/runs/{seen.run}")
     seen.window.wait("return document.body.innerText.includes('in the paper')")
     rows = seen.window.run(TABLE)
@@ -91,7 +91,7 @@ def test_a_runs_page_shows_the_table_and_the_picture(seen: Seen) -> None:
     no_faults(seen.window)
 
 
-def test_the_artifacts_show_the_picture_and_the_report(seen: Seen) -> None:
+def test_the_artifacts_show_the_image_and_the_report(seen: Seen) -> None:
     go(seen, f"experiments/{seen.experiment}/runs/{seen.run}/artifacts/report/comparison.png")
     wide = "return [...document.images].some(i => i.complete && i.naturalWidth == 1200)"
     assert seen.window.wait(wide)
@@ -100,7 +100,7 @@ def test_the_artifacts_show_the_picture_and_the_report(seen: Seen) -> None:
     no_faults(seen.window)
 
 
-def test_the_models_page_shows_what_it_is_and_its_history(seen: Seen) -> None:
+def test_a_models_page_shows_how_to_use_it_and_its_versions(seen: Seen) -> None:
     go(seen, "models/net")
     seen.window.wait("return document.body.innerText.includes('How to use it')")
     rows = seen.window.run(TABLE)

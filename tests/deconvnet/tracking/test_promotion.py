@@ -1,4 +1,4 @@
-"""Who becomes the champion, and how the registry shows it."""
+"""The decision who becomes champion, and its record in the registry."""
 
 import pytest
 from mlflow import MlflowClient
@@ -30,12 +30,12 @@ def results(mean_iou: float | None, images: int = 9, **iou: float | None) -> dic
         (results(None), results(0.1), True, "against the champion's –"),
     ],
 )
-def test_the_rule(champion, challenger, promoted, text) -> None:
+def test_the_challenger_is_promoted_by_margin_and_class_drop(champion, challenger, promoted, text) -> None:
     decision = compare(champion, challenger, margin=0.01, max_class_drop=0.1)
     assert decision.promoted is promoted and text in decision.reason
 
 
-def test_results_of_other_photographs_are_not_compared() -> None:
+def test_results_on_other_images_are_not_compared() -> None:
     with pytest.raises(ValueError):
         compare(results(0.5), results(0.6, images=10), 0, 1)
 
@@ -66,7 +66,7 @@ def test_a_promoted_challenger_gets_the_alias_and_the_reason(registry) -> None:
     assert client.get_run(run.run_id).data.tags["verdict.why"] == "because it is better"
 
 
-def test_the_models_page_tells_who_was_champion(registry) -> None:
+def test_the_models_description_shows_who_was_champion(registry) -> None:
     client: MlflowClient = registry.client
     client.update_registered_model("net", "Ours since May.")
     with registry.pipeline("p", {}) as run:
@@ -84,7 +84,7 @@ def test_the_models_page_tells_who_was_champion(registry) -> None:
     assert rows[0].endswith("| champion |")
 
 
-def test_a_verdict_keeps_its_day(registry) -> None:
+def test_a_repeated_decision_keeps_its_day(registry) -> None:
     registry.client.set_model_version_tag("net", "2", "verdict", "promoted")
     registry.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
     with registry.pipeline("p", {}) as run:
@@ -94,7 +94,7 @@ def test_a_verdict_keeps_its_day(registry) -> None:
         assert registry.client.get_model_version("net", "2").tags["verdict.on"] != "2026-01-02"
 
 
-def test_who_stays_champion_otherwise(registry) -> None:
+def test_the_champion_stays_if_the_challenger_is_worse_and_without_one_the_challenger_is_promoted(registry) -> None:
     with registry.pipeline("p", {}) as run:
         assert promote(run, "net", 2, 1, Decision(False, "worse")) == 1
         assert aliases(registry.uri, "net") == {"champion": 1}
@@ -103,11 +103,11 @@ def test_who_stays_champion_otherwise(registry) -> None:
         assert promote(run, "net", 2, None, Decision(True, "there was no champion")) == 2
 
 
-def test_a_model_that_is_not_there_has_no_aliases(registry) -> None:
+def test_a_model_that_does_not_exist_has_no_aliases(registry) -> None:
     assert aliases(registry.uri, "other") == {} and version_to_beat(registry.uri, "other") is None
 
 
-def test_a_registry_that_is_away_is_a_sentence(monkeypatch) -> None:
+def test_a_registry_that_does_not_answer_is_a_user_error(monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for ask in (lambda uri: aliases(uri, "net"), lambda uri: set_champion(uri, "net", 1)):
         with pytest.raises(UserError, match=r"registry at http://127.0.0.1:9 can't be used for net") as caught:
@@ -115,14 +115,14 @@ def test_a_registry_that_is_away_is_a_sentence(monkeypatch) -> None:
         assert "word" not in str(caught.value)
 
 
-def test_an_equal_one_is_not_higher_even_without_a_margin() -> None:
+def test_an_equal_mean_iou_is_never_promoted() -> None:
     assert not compare(results(0.5), results(0.5), margin=0, max_class_drop=1).promoted
     assert compare(results(0.5), results(0.5001), margin=0, max_class_drop=1).promoted
 
 
 @pytest.mark.parametrize("promoted", [True, False])
-def test_who_became_champion_meanwhile_stays_it(registry, promoted) -> None:
-    """Nobody was measured against that version: an operator's choice, or another run's."""
+def test_a_version_that_became_champion_meanwhile_stays_champion(registry, promoted) -> None:
+    """The challenger was not compared with that version, which a user or another run promoted."""
     registry.client.create_model_version("net", "file:///model")
     registry.client.set_registered_model_alias("net", CHAMPION, "3")
     with registry.pipeline("p", {}) as run:
@@ -132,7 +132,7 @@ def test_who_became_champion_meanwhile_stays_it(registry, promoted) -> None:
     assert version.tags["verdict"] == "not promoted" and "version 3 became champion meanwhile" in version.description
 
 
-def test_a_rejected_challenger_is_nobody_to_beat(registry) -> None:
+def test_a_rejected_challenger_is_not_the_version_to_beat(registry) -> None:
     registry.client.set_registered_model_alias("net", "challenger", "2")
     assert version_to_beat(registry.uri, "net") == 2
     registry.client.set_model_version_tag("net", "2", "verdict", "not promoted")

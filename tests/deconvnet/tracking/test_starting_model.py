@@ -1,4 +1,4 @@
-"""`init.from` finds a network in whatever a person names."""
+"""`init.from` finds a network in a workspace or a model folder."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_workspace_serves_both_networks(workspace: Path) -> None:
+def test_a_workspace_has_both_networks(workspace: Path) -> None:
     assert starting_model(str(workspace), "deconvnet", "", "") == str(workspace / "models" / "stage2")
     assert starting_model(str(workspace), "fcn8s", "", "") == str(workspace / "models" / "fcn8s")
 
 
-def test_a_model_folder_serves_its_own_architecture(workspace: Path) -> None:
+def test_a_model_folder_has_only_its_own_architecture(workspace: Path) -> None:
     folder = str(workspace / "models" / "stage2")
     assert starting_model(folder, "deconvnet", "", "") == folder
     assert starting_model(folder, "fcn8s", "", "") is None
 
 
-def test_nothing_there_is_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"init\.from .* holds no model"):
         starting_model(str(tmp_path), "deconvnet", "", "")

@@ -1,4 +1,4 @@
-"""System metrics on a run: there, by seconds, and no hindrance where psutil or MLflow is missing."""
+"""System metrics are logged by seconds, and neither a missing psutil nor a missing MLflow disturbs the run."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ def names(tracker: MlflowTracker, run_id: str) -> set[str]:
     return {name for name in tracker.client.get_run(run_id).data.metrics if name.startswith("system/")}
 
 
-def test_a_run_tells_how_busy_the_machine_was(tracker) -> None:
+def test_the_load_of_the_machine_is_logged_by_seconds(tracker) -> None:
     with tracker.pipeline("p", {}) as run:
         with system_metrics_logged(run, 0.5):
             end = time.monotonic() + 60
@@ -45,7 +45,7 @@ def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_an_mlflow_that_goes_away_does_not_hold_the_run_up(tmp_path, monkeypatch) -> None:
+def test_an_mlflow_that_stops_answering_does_not_delay_the_end_of_a_run(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     with server(tmp_path, free_port()) as url:
         run = MlflowTracker(url, "e").pipeline("p", {}).__enter__()
@@ -57,6 +57,6 @@ def test_an_mlflow_that_goes_away_does_not_hold_the_run_up(tmp_path, monkeypatch
     assert time.monotonic() - started < 5
 
 
-def test_the_block_s_own_exception_comes_through(tracker) -> None:
+def test_an_exception_of_the_block_is_raised(tracker) -> None:
     with pytest.raises(KeyError), tracker.pipeline("p", {}) as run, system_metrics_logged(run, 0.1):
         raise KeyError("x")
