@@ -116,8 +116,7 @@ def _load(
     rules: ImportRules,
 ) -> AnnotatedImage:
     """Load one image with its masks. Raises BadInput."""
-    width, height = image.get("width"), image.get("height")
-    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    size = (image.get("width"), image.get("height"))
     return paint_image(index.read(file), file, size, rules, partial(_make_regions, annotations, ids, rules))
 
 

@@ -131,8 +131,7 @@ def _load(
         data = index.read(file)
     else:
         data, file = _decode_embedded(document.get("imageData"), image_path, index)
-    width, height = document.get("imageWidth"), document.get("imageHeight")
-    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
+    size = (document.get("imageWidth"), document.get("imageHeight"))
     return paint_image(data, file, size, rules, partial(_make_regions, document["shapes"], ids))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,15 +75,14 @@ def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterat
     yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
 
 
-def paint_image(
-    image: bytes, name: str, size: tuple[int, int] | None, rules: ImportRules, make_regions: MakeRegions
-) -> AnnotatedImage:
+def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRules, make_regions: MakeRegions) -> AnnotatedImage:
     """Make the masks of an image from its annotated regions.
 
     Args:
         image: encoded bytes of the image.
         name: its file name, whose suffix tells the format.
-        size: width and height of the image that was annotated; None: those of the image as displayed.
+        size: width and height of the image that was annotated, as the annotations give them; if they are no whole numbers, those of
+            the image as displayed are taken.
         rules: how overlaps are resolved, and the largest image allowed.
         make_regions: makes the regions for the annotated height and width.
 
@@ -92,7 +92,7 @@ def paint_image(
     Raises:
         BadInput: if the image or its annotations can't be used.
     """
-    width, height = size or displayed_size(image, rules.max_pixels)
+    width, height = size if all(isinstance(side, int) for side in size) else displayed_size(image, rules.max_pixels)
     as_stored = annotated_as_stored(image, (width, height), rules.max_pixels)
     regions, skipped = make_regions(height, width)
     painted = paint_masks(regions, height, width, rules.small_over_large)
