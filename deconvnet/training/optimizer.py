@@ -1,4 +1,4 @@
-"""SGD's parameter groups, and the learning rate over a training (§4.3; the released solver's alternatives)."""
+"""SGD's parameter groups, and the learning rate over a training (DeconvNet, §4.3; the released solver's alternatives)."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,10 +14,15 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0) -> list[dict[str, Any]]:
-    """Groups for an optimiser: {"params", "names", "weight_decay", "gamma"}, empty ones left out.
+    """Divide a model's parameters into the groups of an optimiser: weights, biases, and batch norm's scales and shifts.
 
-    Weights decay; biases follow at `bias_lr_factor` × lr and, where that is not 1, don't decay (the released solver); batch norm's
-    scale and shift never decay. Frozen parameters are left out.
+    Args:
+        model: its frozen parameters are left out.
+        weight_decay: of weights and, if `bias_lr_factor` is 1, of biases. Batch norm has none.
+        bias_lr_factor: factor on the learning rate of biases; if it is not 1, biases have no weight decay (the released solver).
+
+    Returns:
+        Non-empty groups with the keys "params", "names", "weight_decay" and "lr_factor" (factor on the learning rate).
     """
     norm = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     weights: list[tuple[str, nn.Parameter]] = []
@@ -30,14 +35,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
     bias_decay = weight_decay if bias_lr_factor == 1.0 else 0.0
     groups = [(weights, weight_decay, 1.0), (biases, bias_decay, bias_lr_factor), (norms, 0.0, 1.0)]
     return [
-        {"params": [p for _, p in members], "names": [n for n, _ in members], "weight_decay": decay, "gamma": factor}
+        {"params": [p for _, p in members], "names": [n for n, _ in members], "weight_decay": decay, "lr_factor": factor}
         for members, decay, factor in groups
         if members
     ]
 
 
 def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
-    """The stage's optimiser over the trainable parameters of `model`."""
+    """Make the optimiser of a training stage over a model's trainable parameters."""
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
@@ -49,37 +54,44 @@ def named_parameters(optimiser: torch.optim.SGD) -> Iterator[tuple[str, nn.Param
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group to `rate` × the group's factor."""
+    """Set the learning rate of every group of `make_sgd`'s optimiser to `rate` × the group's factor."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["gamma"]
+        group["lr"] = rate * group["lr_factor"]
 
 
 @dataclass
 class Schedule:
     """The learning rate by step, and whether training should stop.
 
-    plateau: × `factor` after `patience` epochs in which dev mean IoU did not rise; training ends when the rate falls under `min_lr`.
-    step: × `factor` every `step_every` steps. poly: lr · (1 − step / total)^0.9. constant: lr.
-    Whatever the kind, training ends after `early_stopping_patience` epochs without a rise, where that is set.
+    Attributes:
+        kind: "plateau": × gamma after `patience` epochs in which the dev mean IoU did not rise; training ends when the rate falls below
+            `min_lr`. "step": × gamma every `step_every` steps. "poly": lr · (1 − step / total_steps)^0.9. "constant".
+        lr: initial learning rate.
+        total_steps: steps of the whole training.
+        step_every, gamma, patience, min_lr: see `kind`.
+        early_stopping_patience: of any kind: training ends after as many epochs without a rise; None: it does not.
+        scale: "plateau": product of the reductions so far.
+        best: highest dev mean IoU so far; None before the first.
+        epochs_flat: epochs since the last rise.
+        epochs_waited: epochs since the last rise or reduction.
     """
 
     kind: str
     lr: float
     total_steps: int
     step_every: int = 9000
-    factor: float = 0.1
+    gamma: float = 0.1
     patience: int = 2
     min_lr: float = 0.0
     early_stopping_patience: int | None = None
-    # What the epochs so far have shown.
     scale: float = 1.0
     best: float | None = None
-    epochs_flat: int = 0  # since the last rise
-    epochs_waited: int = 0  # since the last rise or fall of the rate
+    epochs_flat: int = 0
+    epochs_waited: int = 0
 
     @staticmethod
     def of(settings: "StageSettings", total_steps: int) -> "Schedule":
-        """The schedule that the stage's settings ask for."""
+        """Make the schedule of a training stage."""
         return Schedule(
             settings.schedule,
             settings.lr,
@@ -92,15 +104,15 @@ class Schedule:
         )
 
     def rate(self, step: int) -> float:
-        """Learning rate of the step `step` (from 0)."""
+        """Return the learning rate of a step, from 0."""
         if self.kind == "step":
-            return float(self.lr * self.factor ** (step // self.step_every))
+            return float(self.lr * self.gamma ** (step // self.step_every))
         if self.kind == "poly":
             return float(self.lr * max(0.0, 1 - step / self.total_steps) ** 0.9)
         return self.lr * self.scale
 
     def observe(self, score: float | None) -> bool:
-        """Take in an epoch's dev mean IoU (None or NaN where there is none: nothing is learnt). True if it is the best so far."""
+        """Take in an epoch's dev mean IoU; None or NaN (there is none) changes nothing. Returns True if it is the best so far."""
         if score is None or score != score:
             return False
         if self.best is None or score > self.best:
@@ -109,22 +121,22 @@ class Schedule:
         self.epochs_flat += 1
         self.epochs_waited += 1
         if self.kind == "plateau" and self.epochs_waited >= self.patience:
-            self.scale *= self.factor
+            self.scale *= self.gamma
             self.epochs_waited = 0
         return False
 
     @property
     def finished(self) -> bool:
-        """True if no further epoch is worth its time."""
+        """True if training should end before `total_steps`."""
         flat = self.early_stopping_patience is not None and self.epochs_flat >= self.early_stopping_patience
         return flat or (self.kind == "plateau" and self.lr * self.scale < min(self.min_lr, self.lr))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps (JSON)."""
+        """Return what a checkpoint keeps, as JSON values."""
         state = asdict(self)
         return {name: state[name] for name in ("scale", "best", "epochs_flat", "epochs_waited")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         for name in self.state_dict():
             setattr(self, name, state[name])

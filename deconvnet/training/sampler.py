@@ -1,10 +1,15 @@
-"""The order in which an epoch sees its examples: a permutation of (seed, epoch), the same for any number of workers.
+"""The order in which an epoch sees its examples, and how it is divided into batches and shares.
 
-Every row of a table comes `weight` times an epoch (its class balance). The order is drawn in two levels so that Parquet is read
-once: row groups are permuted and dealt into windows of so many bytes as a worker may hold, and a window's examples are permuted
-among themselves. A table that fits in one window is permuted as a whole, which is best: a row's repeats, and a photograph's crops,
-are then spread over the epoch. A position counts an epoch's examples from 0; the global batch
-b holds positions [b·B, (b+1)·B), and rank r of `world` the r-th of its consecutive shares, which differ by one example at most.
+An example is one occurrence of a row: a row with repeats (class balance) occurs several times in an epoch. Examples are counted by
+*position*, from 0, in the epoch's order, a permutation that depends on seed and epoch alone. Invariants:
+
+* Global batch b of an epoch is positions [b·B, (b + 1)·B), whatever the number of workers.
+* Rank r of w sees the r-th of the batch's w consecutive shares, which differ by one example at most.
+* Every position is in exactly one *window*, and windows are consecutive. A worker that needs a position reads that window only.
+
+The permutation has two levels so that each Parquet file is read once in an epoch: row groups are permuted and divided into windows of
+as many bytes as a worker may hold, then the examples of a window are permuted. A table that fits in one window is permuted as a whole,
+which is best: a row's repeats, and an image's crops, are then spread over the epoch.
 """
 
 from collections.abc import Sequence
@@ -14,12 +19,20 @@ import numpy as np
 
 from infra.errors import UserError
 
-WINDOW_BYTES = 256 * 2**20  # a worker holds two: the next is read while one is used
+WINDOW_BYTES = 256 * 2**20
+"""About the size of a window. A worker holds two: the next one is read while one is used."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A row group: its file below the table's folder, its index there, the examples an epoch makes of it, and its bytes."""
+    """A row group of a Parquet file.
+
+    Attributes:
+        part: the file, relative to the table's folder.
+        index: of the row group in the file.
+        examples: examples that it has in an epoch.
+        nbytes: its size, bytes.
+    """
 
     part: str
     index: int
@@ -29,7 +42,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Window:
-    """Row groups whose examples are permuted together; the first of them has the position `start` in its epoch."""
+    """Row groups whose examples are permuted together.
+
+    Attributes:
+        epoch: the epoch, from 0.
+        index: of the window in its epoch, from 0.
+        start: position of its first example.
+        examples: how many examples it has.
+        groups: its row groups.
+    """
 
     epoch: int
     index: int
@@ -40,10 +61,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Batching:
-    """How an epoch of `examples` is cut into global batches of `batch`, and those into the shares of `world` workers.
+    """How an epoch is divided into global batches, and those into the shares of the workers.
 
-    What is left over at an epoch's end is dropped (another part each epoch); an epoch of less than one batch is repeated from its
-    start until it fills one.
+    A rest at the end of an epoch is dropped (other examples each epoch). An epoch with fewer examples than a batch is repeated from
+    its start until it fills one.
+
+    Attributes:
+        examples: examples in an epoch.
+        batch: examples in a global batch.
+        world: number of workers.
     """
 
     examples: int
@@ -51,41 +77,67 @@ class Batching:
     world: int = 1
 
     def share(self, rank: int) -> range:
-        """The places in a global batch, from 0, that rank `rank` holds."""
+        """Return the indices within a global batch, from 0, that a rank sees."""
         return nearly_equal(self.batch, self.world)[rank]
 
     @property
     def steps(self) -> int:
-        """Global batches an epoch."""
+        """Global batches in an epoch."""
         return max(1, self.examples // self.batch)
 
     def positions(self, window: Window, rank: int, first_step: int = 0, stop_step: int | None = None) -> np.ndarray:
-        """The positions (int64, ascending) of `window` that rank `rank` sees in the epoch's global batches [first, stop)."""
+        """Return the positions of a window that a rank sees.
+
+        Args:
+            window: of any epoch.
+            rank: whose share.
+            first_step: first global batch of the epoch.
+            stop_step: global batch of the epoch to stop before; None for the epoch's end.
+
+        Returns:
+            int64 positions, ascending.
+        """
         end = window.start + window.examples
-        if self.examples < self.batch:  # the only window, gone through until the batch is full
+        if self.examples < self.batch:  # the only window, repeated until the batch is full
             end = self.batch
         stop = self.steps if stop_step is None else min(stop_step, self.steps)
         positions = np.arange(max(window.start, first_step * self.batch), min(end, stop * self.batch), dtype=np.int64)
-        share, places = self.share(rank), positions % self.batch
-        return positions[(places >= share.start) & (places < share.stop)]
+        share, indices = self.share(rank), positions % self.batch
+        return positions[(indices >= share.start) & (indices < share.stop)]
 
 
 def nearly_equal(count: int, parts: int) -> list[range]:
-    """0 … count − 1 cut into `parts` consecutive ranges whose lengths differ by one at most."""
+    """Divide 0 … count − 1 into consecutive ranges whose lengths differ by one at most."""
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
 def micro_batches(batch: int, world: int, micro_batch: int | None) -> int:
-    """Into how many pieces every worker cuts its share of a global batch, so that none holds more than `micro_batch` examples.
+    """Return the number of micro-batches that every worker divides its share of a global batch into.
 
-    All workers make as many, because synchronised batch norm waits for all of them at each; so none may be empty, and where shares
-    are unequal a `micro_batch` of 1 may have to hold 2.
+    It is the same for all workers, because synchronised batch norm waits for all of them at each micro-batch; so none may be empty,
+    and with a `micro_batch` of 1 and unequal shares some hold 2 examples.
+
+    Args:
+        batch: examples in a global batch.
+        world: number of workers.
+        micro_batch: most examples in a micro-batch; None: the whole share.
     """
     return min(-(-batch // (world * micro_batch)), batch // world) if micro_batch else 1
 
 
 def check_batching(batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str) -> None:
-    """Raise UserError where `workers` (or any number from `min_workers` on) can't share `batch`; `setting` names the section."""
+    """Check that a batch can be shared.
+
+    Args:
+        batch: examples in a global batch.
+        micro_batch: most examples in a micro-batch; None for no limit.
+        workers: number of workers.
+        min_workers: fewest workers that training may continue with; None: always `workers`.
+        setting: section of the settings that the error message names, as "train.stage1".
+
+    Raises:
+        UserError: if a worker would have no example, or the numbers contradict each other.
+    """
     if min_workers is not None and min_workers > workers:
         raise UserError(
             f"compute.min_workers {min_workers} is more than compute.workers {workers}: lower the first or raise the second"
@@ -100,13 +152,23 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
 
 
 def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> int:
-    """Windows an epoch is dealt into: of about `window_bytes` each, the same number every epoch."""
+    """Return the number of windows that every epoch over these row groups is divided into, of about `window_bytes` each."""
     total = sum(g.nbytes for g in groups)
     return max(1, min(len(groups), -(-total // window_bytes)))
 
 
 def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[Window]:
-    """The `count` windows of `epoch`, of about as many groups each, in the order they are seen."""
+    """Divide the row groups, in the epoch's random order, into windows.
+
+    Args:
+        groups: all row groups.
+        seed: of the training.
+        epoch: from 0.
+        count: number of windows.
+
+    Returns:
+        The windows in the order they are seen, each of about as many row groups.
+    """
     order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups)) if count > 1 else np.arange(len(groups))
     found: list[Window] = []
     start = 0
@@ -119,9 +181,18 @@ def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[
 
 
 def window_rows(window: Window, seed: int, weights: np.ndarray) -> np.ndarray:
-    """The row (index into the window's rows, in the order of its groups) at each of its positions: int64 (window.examples,).
+    """Permute the examples of a window.
 
-    `weights` (integers, a row each) says how often each row comes. Raises ValueError where they don't sum to `window.examples`.
+    Args:
+        window: the window.
+        seed: of the training.
+        weights: integer (rows,): how often each row of the window occurs, in the order of its row groups.
+
+    Returns:
+        int64 (window.examples,): the row at each position of the window.
+
+    Raises:
+        ValueError: if the weights don't sum to `window.examples`.
     """
     rows = np.repeat(np.arange(len(weights), dtype=np.int64), weights)
     if len(rows) != window.examples:

@@ -34,7 +34,7 @@ def same(a, b) -> bool:
 
 
 def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
-    # The crops differ by augmentation, so rows are told apart by what the order asks for.
+    # Crops differ by augmentation, so rows can't be told apart here; test_sampler checks how often each occurs.
     plan = BatchPlan.of(crops, 10, 1, seed=0, window_bytes=third(crops))
     assert crops.total == 90
     assert plan.steps_per_epoch == 9
@@ -45,7 +45,7 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_workers_together_see_what_one_sees(crops, world):
+def test_the_shares_of_workers_make_up_the_batches_of_one(crops, world):
     one = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
     batches = list(ThreadedLoader(one, 0).batches(0, 22))
     shares = [list(ThreadedLoader(one.for_workers(world), rank).batches(0, 22)) for rank in range(world)]
@@ -57,7 +57,7 @@ def test_workers_together_see_what_one_sees(crops, world):
 
 
 @pytest.mark.parametrize("first", [1, 5, 11, 13])
-def test_a_feed_can_start_at_any_step(crops, first):
+def test_batches_can_start_at_any_step(crops, first):
     plan = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
     whole = list(ThreadedLoader(plan, 0).batches(0, 24))
     assert same(list(ThreadedLoader(plan, 0).batches(first, 24)), whole[first:])
@@ -88,13 +88,13 @@ def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):
     assert [len(b[0]) for b in ThreadedLoader(plan, 1).batches(0, 3)] == [16, 16, 16]
 
 
-def test_photographs_of_one_split(tmp_path: Path):
+def test_only_the_images_of_one_split_are_used(tmp_path: Path):
     folder = images_table(str(tmp_path / "images"), 20)
     train, dev = open_examples(folder, 64, "train", jitter=0.2), open_examples(folder, 64, "dev")
     assert (train.total, dev.total) == (15, 5)
-    images, labels = next(ThreadedLoader(BatchPlan.of(train, 15, 1, 0)).batches(0, 1))
+    images, masks = next(ThreadedLoader(BatchPlan.of(train, 15, 1, 0)).batches(0, 1))
     assert images.shape == (15, 3, 64, 64)
-    assert (labels == 255).mean() > 0.3  # around the photograph
+    assert (masks == 255).mean() > 0.3  # around the image
     assert sum(len(b[0]) for b in DevSet(dev).batches(2)) == 5
     with pytest.raises(UserError, match="no example of the split val"):
         open_examples(folder, 64, "val")
@@ -106,7 +106,7 @@ def test_a_damaged_example_is_named(crops, monkeypatch):
         list(ThreadedLoader(BatchPlan.of(crops, 8, 1, 0)).batches(0, 1))
 
 
-def test_dev_sets_share_the_rows_once(crops):
+def test_dev_sets_of_ranks_have_each_row_once(crops):
     shares = [DevSet(crops, rank, 2, limit=1000) for rank in (0, 1)]
     assert [len(s) for s in shares] == [30, 30]
     assert [len(DevSet(crops, rank, 7, limit=16)) for rank in range(7)] == [3, 3, 2, 2, 2, 2, 2]
@@ -124,13 +124,13 @@ def test_rebatching_keeps_order_and_drops_the_rest():
 
 
 @pytest.mark.ray
-def test_ray_gives_the_same_bits(crops, ray_session):
+def test_ray_data_makes_the_same_bits_as_threads(crops, ray_session):
     plan = BatchPlan.of(crops, 8, 3, 3, window_bytes=third(crops))
     for first, stop in ((0, 24), (13, 24)):
         assert same(list(RayDataLoader(plan, 1).batches(first, stop)), list(ThreadedLoader(plan, 1).batches(first, stop)))
 
 
-def test_workers_that_start_again_share_the_batches_by_how_many_they_are_now(crops):
+def test_restarted_workers_share_the_batches_by_their_present_number(crops):
     shares = ray_data_config(1).configure({"train": BatchPlan.of(crops, 8, 4, 3)}, 3)
     assert [shard["train"].rank for shard in shares] == [0, 1, 2]
     assert {shard["train"].plan for shard in shares} == {BatchPlan.of(crops, 8, 3, 3)}

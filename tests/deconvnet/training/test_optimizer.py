@@ -1,4 +1,4 @@
-"""SGD's groups and the learning rate's course."""
+"""SGD's parameter groups, and the learning rate over a training."""
 
 import json
 
@@ -15,15 +15,15 @@ def by_name(model: nn.Module, **options) -> dict[str, dict]:
     return {name: group for group in parameter_groups(model, 0.0005, **options) for name in group["names"]}
 
 
-def test_biases_follow_the_paper_or_the_released_solver():
+def test_biases_are_treated_as_in_the_paper_or_the_released_solver():
     paper, released = by_name(Small()), by_name(Small(), bias_lr_factor=2.0)
     assert set(paper) == {n for n, _ in Small().named_parameters()}
     for groups in (paper, released):
         assert groups["layers.0.weight"]["weight_decay"] == 0.0005
         assert groups["layers.1.weight"]["weight_decay"] == groups["layers.1.bias"]["weight_decay"] == 0.0  # batch norm
-        assert groups["layers.1.bias"]["gamma"] == 1.0
-    assert (paper["layers.0.bias"]["weight_decay"], paper["layers.0.bias"]["gamma"]) == (0.0005, 1.0)
-    assert (released["layers.0.bias"]["weight_decay"], released["layers.0.bias"]["gamma"]) == (0.0, 2.0)
+        assert groups["layers.1.bias"]["lr_factor"] == 1.0
+    assert (paper["layers.0.bias"]["weight_decay"], paper["layers.0.bias"]["lr_factor"]) == (0.0005, 1.0)
+    assert (released["layers.0.bias"]["weight_decay"], released["layers.0.bias"]["lr_factor"]) == (0.0, 2.0)
 
 
 def test_frozen_parameters_are_left_out():
@@ -32,7 +32,7 @@ def test_frozen_parameters_are_left_out():
     assert "layers.0.weight" not in by_name(model)
 
 
-def test_rates_reach_the_groups():
+def test_the_rate_of_a_group_is_multiplied_by_its_factor():
     optimiser = make_sgd(Small(), StageSettings(bias_lr_factor=2.0))
     set_rate(optimiser, 0.5)
     assert {n: g["lr"] for g in optimiser.param_groups for n in g["names"]}["layers.0.bias"] == 1.0
@@ -45,7 +45,7 @@ def plateau(**changes) -> Schedule:
     return Schedule.of(StageSettings(**{"lr": 0.01, "patience": 2, "min_lr": 1e-4, **changes}), 100)
 
 
-def test_plateau_divides_when_dev_stops_rising():
+def test_plateau_reduces_the_rate_when_the_score_stops_rising():
     schedule = plateau()
     rates = []
     for score in (0.1, 0.2, 0.2, 0.15, 0.3, 0.3, 0.3, 0.1):
@@ -55,10 +55,10 @@ def test_plateau_divides_when_dev_stops_rising():
     assert schedule.best == 0.3
     assert not schedule.finished
     schedule.observe(0.3)
-    assert schedule.finished  # under min_lr
+    assert schedule.finished  # below min_lr
 
 
-def test_plateau_says_what_is_best_and_passes_over_epochs_without_a_score():
+def test_plateau_knows_the_best_score_and_ignores_epochs_without_one():
     schedule = plateau()
     assert schedule.observe(0.1)
     assert not schedule.observe(0.1)
@@ -68,7 +68,7 @@ def test_plateau_says_what_is_best_and_passes_over_epochs_without_a_score():
     assert schedule.observe(0.2)
 
 
-def test_a_small_lr_under_min_lr_is_still_trained_with():
+def test_an_initial_rate_below_min_lr_is_trained_with():
     schedule = plateau(lr=1e-5, min_lr=1e-4)
     assert not schedule.finished
     schedule.observe(0.1)
@@ -78,7 +78,7 @@ def test_a_small_lr_under_min_lr_is_still_trained_with():
     assert schedule.finished
 
 
-def test_training_stops_after_flat_epochs_whatever_the_schedule():
+def test_early_stopping_works_with_any_schedule():
     schedule = plateau(schedule="constant", early_stopping_patience=3)
     for score in (0.2, 0.1, 0.1):
         schedule.observe(score)
@@ -88,14 +88,14 @@ def test_training_stops_after_flat_epochs_whatever_the_schedule():
     assert schedule.rate(99) == 0.01
 
 
-def test_step_and_poly():
+def test_step_and_poly_follow_their_formulas():
     step = plateau(schedule="step", step_every=10, gamma=0.1)
     assert [step.rate(s) for s in (0, 9, 10, 25)] == pytest.approx([0.01, 0.01, 0.001, 0.0001])
     poly = plateau(schedule="poly")
     assert [poly.rate(s) for s in (0, 50, 100)] == pytest.approx([0.01, 0.01 * 0.5**0.9, 0.0])
 
 
-def test_a_schedule_goes_on_from_its_state():
+def test_a_schedule_continues_from_its_state():
     one, other = plateau(), plateau()
     scores = [0.1, 0.2, 0.1, 0.1, 0.1, 0.3]
     for score in scores[:3]:

@@ -1,4 +1,4 @@
-"""The order of examples: a permutation of seed and epoch, in windows, cut for any number of workers."""
+"""The order of examples: a permutation that depends on seed and epoch, in windows, shared by any number of workers."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def epoch_order(seed: int, epoch: int, count: int = 5) -> list[tuple[str, int, i
     return found
 
 
-def test_an_epoch_is_a_permutation_of_seed_and_epoch():
+def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch():
     order = epoch_order(0, 0)
     assert len(order) == TOTAL == len(set(order))
     assert order == epoch_order(0, 0)
@@ -41,16 +41,16 @@ def test_an_epoch_is_a_permutation_of_seed_and_epoch():
     assert order != sorted(order)
 
 
-def test_a_window_holds_whole_groups_and_every_epoch_has_as_many():
+def test_windows_consist_of_whole_row_groups_and_are_as_many_in_every_epoch():
     for epoch in range(5):
-        dealt = windows(GROUPS, 3, epoch, 5)
-        assert len(dealt) == 5
-        assert sorted((g.part, g.index) for w in dealt for g in w.groups) == sorted((g.part, g.index) for g in GROUPS)
-        assert max(w.examples for w in dealt) < 100
+        divided = windows(GROUPS, 3, epoch, 5)
+        assert len(divided) == 5
+        assert sorted((g.part, g.index) for w in divided for g in w.groups) == sorted((g.part, g.index) for g in GROUPS)
+        assert max(w.examples for w in divided) < 100
     assert [g.groups for g in windows(GROUPS, 0, 0, 5)] != [g.groups for g in windows(GROUPS, 0, 1, 5)]
 
 
-def test_as_many_windows_as_a_worker_s_bytes_ask_for():
+def test_the_number_of_windows_follows_their_size_in_bytes():
     assert window_count(GROUPS, 10 * TOTAL) == 1
     assert window_count(GROUPS, 10 * TOTAL - 1) == 2
     assert window_count(GROUPS, TOTAL) == 10
@@ -64,7 +64,7 @@ def test_a_small_table_is_permuted_as_a_whole():
     assert max(places) - min(places) > TOTAL / 4
 
 
-def test_rows_come_as_often_as_they_weigh():
+def test_rows_occur_as_often_as_their_weights_say():
     (window,) = windows([Group("a", 0, 7)], 0, 0, 1)
     rows = window_rows(window, 0, np.array([1, 0, 4, 2]))
     assert np.bincount(rows, minlength=4).tolist() == [1, 0, 4, 2]
@@ -79,10 +79,10 @@ def test_rows_come_as_often_as_they_weigh():
     first=st.integers(0, 12),
     stop=st.integers(0, 40),
 )
-def test_ranks_share_the_global_batches(batch, world, window, first, stop):
+def test_the_ranks_shares_make_up_the_global_batches(batch, world, window, first, stop):
     batching = Batching(TOTAL, batch, world)
-    dealt = windows(GROUPS, 0, 2, window)
-    by_rank = [np.concatenate([batching.positions(w, r, first, stop) for w in dealt]) for r in range(world)]
+    divided = windows(GROUPS, 0, 2, window)
+    by_rank = [np.concatenate([batching.positions(w, r, first, stop) for w in divided]) for r in range(world)]
     steps = max(0, min(stop, batching.steps) - first)
     shares = [len(batching.share(rank)) for rank in range(world)]
     assert batch // world <= min(shares) and max(shares) <= -(-batch // world)
@@ -92,7 +92,7 @@ def test_ranks_share_the_global_batches(batch, world, window, first, stop):
         assert joined.tolist() == list(range((first + step) * batching.batch, (first + step + 1) * batching.batch))
 
 
-def test_leftovers_are_dropped_and_a_short_epoch_is_gone_through_again():
+def test_a_rest_is_dropped_and_a_short_epoch_is_repeated():
     assert Batching(100, 32).steps == 3
     short = Batching(10, 32, 2)
     (window,) = windows([Group("a", 0, 10)], 0, 0, 1)
@@ -100,13 +100,13 @@ def test_leftovers_are_dropped_and_a_short_epoch_is_gone_through_again():
     assert [short.positions(window, r).tolist() for r in (0, 1)] == [list(range(16)), list(range(16, 32))]
 
 
-def test_shares_of_a_batch_that_divides_are_what_they_always_were():
+def test_shares_differ_by_one_example_at_most():
     assert nearly_equal(12, 3) == [range(4), range(4, 8), range(8, 12)]
     assert nearly_equal(8, 3) == [range(2), range(2, 5), range(5, 8)]
 
 
 @given(batch=st.integers(1, 300), world=st.integers(1, 16), micro=st.integers(1, 40))
-def test_every_worker_makes_as_many_micro_batches_and_none_is_empty(batch, world, micro):
+def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, world, micro):
     world = min(world, batch)
     pieces = micro_batches(batch, world, micro)
     cuts = [nearly_equal(len(share), pieces) for share in nearly_equal(batch, world)]
@@ -119,7 +119,7 @@ def test_every_worker_makes_as_many_micro_batches_and_none_is_empty(batch, world
     assert pieces == 1 or micro_batches(batch, world, micro + 1) <= pieces
 
 
-def test_no_micro_batch_is_the_whole_share():
+def test_without_micro_batch_there_is_one_piece():
     assert micro_batches(64, 4, None) == 1
     assert micro_batches(64, 4, 5) == 4
     assert micro_batches(64, 4, 32) == 1

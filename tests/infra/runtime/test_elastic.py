@@ -1,4 +1,4 @@
-"""How many workers are started: what the living, labelled nodes have room for, and more only where a checkpoint was just written."""
+"""How many workers are started: as many as the living, labelled nodes have room for; more are added only after a checkpoint."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +46,7 @@ def started(decision: Any) -> int:
     return 0 if isinstance(decision, NoopDecision) else decision.num_workers
 
 
-def test_nodes_are_those_that_live_and_have_all_labels(cluster):
+def test_live_nodes_are_alive_and_have_all_labels(cluster):
     cluster.nodes.append(node("c", 2, alive=False, pool="gpu"))
     assert [n["NodeID"] for n in live_nodes()] == ["head", "a", "b"]
     assert [n["NodeID"] for n in live_nodes({"pool": "gpu"})] == ["a", "b"]
@@ -54,7 +54,7 @@ def test_nodes_are_those_that_live_and_have_all_labels(cluster):
     assert live_nodes({"pool": "tpu"}) == []
 
 
-def test_it_starts_what_the_labelled_nodes_have_room_for(cluster):
+def test_as_many_workers_start_as_the_labelled_nodes_have_room_for(cluster):
     chosen = policy(1, 6, pool="gpu")
     assert started(chosen.make_decision_for_non_running_worker_group()) == 4
     cluster.nodes[2]["Alive"] = False
@@ -63,7 +63,7 @@ def test_it_starts_what_the_labelled_nodes_have_room_for(cluster):
     assert chosen._queue.taken == [4, 2]
 
 
-def test_it_waits_where_fewer_than_the_fewest_fit_and_says_so_once(cluster):
+def test_too_few_nodes_are_waited_for_and_reported_once(cluster):
     chosen = policy(5, 6, pool="gpu")
     assert [started(chosen.make_decision_for_non_running_worker_group()) for _ in range(3)] == [0, 0, 0]
     cluster.nodes.append(node("c", 2, pool="gpu"))
@@ -71,8 +71,8 @@ def test_it_waits_where_fewer_than_the_fewest_fit_and_says_so_once(cluster):
     assert chosen._queue.taken == [0, 6]
 
 
-def test_what_did_not_start_is_tried_again_with_what_is_free(cluster):
-    """But not after a failure in training: the workers still hold their places when it is decided."""
+def test_a_failed_start_is_retried_with_free_resources(cluster):
+    """But not after a failure in training: the dead run's resources will be released."""
     chosen = policy(1, 4, pool="gpu")
     cluster.free = {"head": {"CPU": 8}, "a": {"CPU": 1}, "b": {}, "gone": {"CPU": 9}}
     chosen.after_controller_state_update(None, RestartingState(None))
@@ -81,24 +81,24 @@ def test_what_did_not_start_is_tried_again_with_what_is_free(cluster):
     assert started(chosen.make_decision_for_non_running_worker_group()) == 1
 
 
-def test_it_grows_where_a_checkpoint_was_written_and_not_at_once(cluster):
+def test_workers_are_added_after_a_checkpoint_and_not_soon_after_a_start(cluster):
     chosen = policy(1, 4, pool="gpu")
     cluster.free = {"head": {"CPU": 8}, "b": {"CPU": 2}}
     workers = SimpleNamespace(num_workers=1, start_time=cluster.now)
     plain = SimpleNamespace(training_report=SimpleNamespace(checkpoint=None))
     silent, saved = SimpleNamespace(training_report=None), SimpleNamespace(training_report=SimpleNamespace(checkpoint="x"))
 
-    def asked(*statuses: Any) -> int:
+    def added(*statuses: Any) -> int:
         status = SimpleNamespace(worker_statuses=dict(enumerate(statuses)))
         return started(chosen.make_decision_for_running_worker_group(workers, status))
 
     cluster.now += GROW_SECONDS - 1
-    assert asked(saved) == 0
+    assert added(saved) == 0
     cluster.now += 2
-    assert (asked(plain), asked(silent), asked(silent, saved)) == (0, 0, 3)
+    assert (added(plain), added(silent), added(silent, saved)) == (0, 0, 3)
     cluster.free = {"b": {"CPU": 0}}
-    assert asked(saved) == 0
+    assert added(saved) == 0
     cluster.free, workers.num_workers = {"b": {"CPU": 2}}, 3
-    assert asked(saved) == 4
+    assert added(saved) == 4
     workers.num_workers = 4
-    assert asked(saved) == 0
+    assert added(saved) == 0
