@@ -107,7 +107,14 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
 
 
 def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
-    """Raise UserError for an error of a download if trying again is useless, or if this was the last attempt."""
+    """Raise UserError if a failed download should not be tried again.
+
+    Args:
+        url: address of the file.
+        part: file with what was received so far.
+        error: error of the attempt.
+        last: True if this was the last attempt.
+    """
     if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
         raise UserError(f"{url} can't be downloaded: the server answers {error.code} {error.reason}") from None
     if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
@@ -121,7 +128,13 @@ def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
 
 
 def _download_rest(url: str, part: Path) -> None:
-    """Append to the file `part` what it lacks. Raises OSError or HTTPException if the connection breaks."""
+    """Download what is missing at the end of the file `part`.
+
+    Raises:
+        OSError: if the connection breaks.
+        HTTPException: if the connection breaks within the headers.
+        UserError: if the disk has no room for the file.
+    """
     received = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "deconvnet", "Accept-Encoding": "identity"})
     if received:
@@ -150,7 +163,7 @@ def _download_rest(url: str, part: Path) -> None:
 
 
 def _copy_stream(source: IO[bytes], file: IO[bytes], received: int, size: int | None, name: str) -> None:
-    """Copy a stream to a file with a progress bar that starts at `received` of `size` bytes."""
+    """Copy a stream to a file and show progress, which starts at `received` of `size` bytes."""
     with tqdm(desc=name, initial=received, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
         while block := source.read(_BLOCK):
             file.write(block)
@@ -193,5 +206,5 @@ def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = la
 
 
 def _format_bytes(count: int) -> str:
-    """A number of bytes as text: "1.2 GB", "3.4 MB"."""
+    """Write a number of bytes as text: "1.2 GB", "3.4 MB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

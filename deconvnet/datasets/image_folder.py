@@ -28,7 +28,7 @@ class ImageFile:
 
     @property
     def stem(self) -> str:
-        """The name without suffix, by which its mask is called."""
+        """Path of the image without its suffix; its mask gets this name."""
         return self.name[: -len(PurePosixPath(self.name).suffix)]
 
 
@@ -65,13 +65,23 @@ def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
 
 
 def _is_image(name: str) -> bool:
-    """Whether a file is an image and not hidden, by its relative path. macOS leaves hidden files beside images, with their suffix."""
+    """Tell by its relative path whether a file is an image and not hidden.
+
+    Hidden files matter because macOS leaves some beside images, with the same suffix.
+    """
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
-    """Image files from stamps by name; of those whose masks would have one name, all but one are refused."""
+    """Refuse all but one of the images whose masks would have the same name.
+
+    Args:
+        stamps: stamp of each image by name.
+
+    Returns:
+        All images, sorted by name.
+    """
     first: dict[str, str] = {}
     for name in sorted(stamps, key=lambda name: (SUFFIXES.index(PurePosixPath(name).suffix.lower()), name)):
         first.setdefault(ImageFile(name, "").stem, name)

@@ -26,7 +26,7 @@ _PART_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class _Item:
-    """An image to read, or a line of a split that gives none."""
+    """A line of a split: an image to read, or the reason why there is none."""
 
     image_id: str
     split: str
@@ -155,7 +155,7 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
 
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
-    """The images and the rejected lines of both splits, sorted by id, as the table is."""
+    """List the images and the rejected lines of both splits, sorted by id like the rows of the table."""
     dataset = voc.VocDataset(root)
     val, val_rejects = dataset.split(settings.val_split)
     taken = dict.fromkeys((each.image_id for each in val), settings.val_split)
@@ -174,7 +174,7 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
 
 
 def _units(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Group consecutive items into parts of bounded count and bytes."""
+    """Group consecutive items into parts of at most 32 images and about 64 MB."""
     units: list[list[_Item]] = [[]]
     size = 0
     for item in items:
@@ -187,14 +187,14 @@ def _units(items: Sequence[_Item]) -> list[list[_Item]]:
 
 
 def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -> Iterator[dict[str, Any] | tables.Reject]:
-    """Yield the rows and rejects of one part."""
+    """Read the images of one part; yields their rows in order, and a Reject for each that can't be used."""
     for item in unit:
         found = item.found
         yield found if isinstance(found, tables.Reject) else voc.read_row(root, found, item.split, num_classes, max_pixels)
 
 
 def _no_usable_image(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:
-    """The error for a split without a usable image, with the two most common reasons."""
+    """Make the error for a split without a usable image, with the two most common reasons."""
     name = {"train": settings.train_split, "dev": f"dev (drawn from {settings.train_split})", "val": settings.val_split}[split]
     reasons = Counter(reject.reason for reject in rejects).most_common(2)
     why = "; ".join(f"{n}× {reason}" for reason, n in reasons)

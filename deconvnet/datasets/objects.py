@@ -49,13 +49,20 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
 
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of an array in strips of bounded size."""
+    """Divide the rows of an array of this shape into strips of bounded size."""
     rows = max(1, _STRIP_PIXELS // max(1, shape[1]))
     return (slice(top, top + rows) for top in range(0, shape[0], rows))
 
 
 def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
-    """Change `ids` (int32) in place so that each has one class; the class with most of an id's pixels keeps it."""
+    """Give each object id one class, in place.
+
+    The class with most pixels of an id keeps it; the other classes get new ids after the highest.
+
+    Args:
+        class_mask: uint8 array (H, W) of class ids.
+        ids: int32 array (H, W) of object ids; it is changed.
+    """
     area: dict[tuple[int, int], int] = {}
     for rows in _strips(ids.shape):
         inside = ids[rows] > 0
@@ -73,7 +80,16 @@ def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
 
 
 def _add_components(ids: np.ndarray, pixels: np.ndarray, last: int) -> int:
-    """Number the 8-connected components of `pixels` (bool) in `ids`, in place, from `last` + 1 on; returns the last number."""
+    """Give each 8-connected component of some pixels an id of its own, in place.
+
+    Args:
+        ids: int32 array (H, W) of object ids; it is changed.
+        pixels: bool array (H, W), True somewhere.
+        last: highest id in use.
+
+    Returns:
+        The highest id in use afterwards.
+    """
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     count, components = cv2.connectedComponents(pixels[window].astype(np.uint8), connectivity=8)

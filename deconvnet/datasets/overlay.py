@@ -49,7 +49,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.n
 
 
 def _innermost_point(region: np.ndarray) -> tuple[float, float]:
-    """x, y of the pixel farthest from the edge of the largest connected piece of a bool array (H, W)."""
+    """Find the point of a region that is farthest from its edge, in its largest connected piece.
+
+    Args:
+        region: bool array (H, W), True somewhere.
+
+    Returns:
+        x, y in px.
+    """
     _, pieces, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
     depth = cv2.distanceTransform(np.pad((pieces == largest).astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]

@@ -14,7 +14,10 @@ GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 
 
 def _voc_palette() -> np.ndarray:
-    """The palette of VOC's development kit: each three bits of the id, lowest first, become the next lower bit of R, G and B."""
+    """Compute the palette of VOC's development kit.
+
+    The bits of an id, taken three at a time from the lowest, become the bits of R, G and B from the highest down.
+    """
     ids = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):

@@ -118,7 +118,7 @@ def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
 
 
 def _read_ids(path: str) -> list[str]:
-    """The ids in one of SBD's lists. Raises UserError if there is no such file."""
+    """Read the ids in one of SBD's lists. Raises UserError if there is no such file."""
     try:
         return storage.read_bytes(path).decode().split()
     except FileNotFoundError:
@@ -126,12 +126,12 @@ def _read_ids(path: str) -> list[str]:
 
 
 def _stems(root: str, folder: str) -> set[str]:
-    """Names without suffix of the files in a folder."""
+    """Return the names without suffix of the files in a folder of `root`."""
     return {name.rsplit(".", 1)[0] for name in storage.list_files(storage.join(root, folder))}
 
 
 def _convert(sbd: str, voc_root: str, image_id: str) -> None:
-    """Write the masks of one image. Raises BadInput if SBD's files are missing or damaged."""
+    """Convert the masks of one image from SBD's files to PNG. Raises BadInput if SBD's files are missing or damaged."""
     try:
         cls_mat, inst_mat = (storage.read_bytes(storage.join(sbd, kind, f"{image_id}.mat")) for kind in ("cls", "inst"))
     except FileNotFoundError as error:

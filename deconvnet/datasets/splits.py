@@ -7,7 +7,7 @@ from infra.errors import UserError
 
 
 def _draw(ids: Collection[str], count: int, seed: int) -> list[str]:
-    """The `count` ids with the smallest SHA-256 of "seed:id"; when ids are added, few of those drawn change."""
+    """Draw `count` ids: those with the smallest SHA-256 of "seed:id", so that few of them change when ids are added."""
     return sorted(ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())[:count]
 
 

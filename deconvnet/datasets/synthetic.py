@@ -54,20 +54,28 @@ class _Shape:
 
 
 def _object_coordinates(shape: _Shape, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of each pixel along the axes of the object, in px from its centre: two float32 arrays (H, W)."""
+    """Compute coordinates along the axes of an object for each pixel.
+
+    Returns:
+        Two float32 arrays (H, W), in px from the centre of the object.
+    """
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
     return (x - shape.x) * cos + (y - shape.y) * sin, (y - shape.y) * cos - (x - shape.x) * sin
 
 
 def _circle(radius: float, count: int = 48) -> np.ndarray:
-    """A circle about the origin as a polygon: float64 array (count, 2)."""
+    """Make a circle about the origin, as a polygon: float64 array (count, 2)."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _outlines(class_id: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The outline of a class at diameter 1 about the origin, with random proportions: a list of polygons, float64 arrays (N, 2)."""
+    """Make the outline of an object, with random proportions.
+
+    Returns:
+        Polygons about the origin with a diameter of about 1: float64 arrays (N, 2) of x, y.
+    """
     match GENERATED_CLASSES[class_id]:
         case "disc":
             body = _circle(0.5) * [1, rng.uniform(0.75, 1)]
@@ -89,7 +97,7 @@ def _outlines(class_id: int, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _coverage(shape: _Shape, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """The share of each pixel that an object covers: float32 array (H, W) in [0, 1]."""
+    """Compute the share of each pixel that an object covers: float32 array (H, W) in [0, 1]."""
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
     rotation = np.array([[cos, sin], [-sin, cos]])
@@ -104,7 +112,7 @@ def _coverage(shape: _Shape, rng: np.random.Generator, height: int, width: int) 
 
 
 def _soften(wave: np.ndarray) -> np.ndarray:
-    """A pattern in [0, 1] with soft edges from a wave about 0."""
+    """Turn a wave about 0 into a pattern in [0, 1] with soft edges."""
     return 0.5 + 0.5 * np.tanh(2.5 * wave)
 
 
@@ -118,7 +126,15 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _two_shades(rng: np.random.Generator, hue: float) -> tuple[np.ndarray, np.ndarray]:
-    """A dark and a light shade of one hue (in turns of the colour wheel), in random order: float32 arrays (3,), RGB 0–255."""
+    """Draw a dark and a light shade of a hue.
+
+    Args:
+        rng: random numbers.
+        hue: in turns of the colour wheel.
+
+    Returns:
+        The two in random order: float32 arrays (3,), RGB 0–255.
+    """
     dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 1), rng.uniform(0.1, 0.4))
     light = colorsys.hsv_to_rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.55), rng.uniform(0.8, 1))
     pair = np.array([dark, light] if rng.random() < 0.5 else [light, dark], np.float32) * 255
@@ -126,14 +142,14 @@ def _two_shades(rng: np.random.Generator, hue: float) -> tuple[np.ndarray, np.nd
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Smooth noise with blotches of about `cell` px: float32 array (H, W) of mean 0 and standard deviation 1."""
+    """Make smooth noise with blotches of about `cell` px: float32 array (H, W) of mean 0 and standard deviation 1."""
     coarse = rng.standard_normal((math.ceil(height / cell) + 3, math.ceil(width / cell) + 3)).astype(np.float32)
     fine = cv2.resize(coarse, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)[:height, :width]
     return (fine - fine.mean()) / (fine.std() + 1e-6)
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A blotchy ground of two colours of medium contrast: float32 array (H, W, 3), RGB 0–255."""
+    """Make a blotchy ground of two colours of medium contrast: float32 array (H, W, 3), RGB 0–255."""
     first, second = _two_shades(rng, rng.random())
     second = first + (second - first) * rng.uniform(0.25, 0.5)
     cell = rng.uniform(0.12, 0.4) * min(height, width)
@@ -142,7 +158,17 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The image (float32 array (H, W, 3), RGB 0–255) with an object on it: textured, shaded, with a contour of 1–2 px."""
+    """Paint an object on an image: textured, lit from one side, with a dark contour of 1–2 px.
+
+    Args:
+        image: float32 array (H, W, 3), RGB 0–255.
+        shape: the object.
+        coverage: its share of each pixel, float32 array (H, W).
+        rng: random numbers.
+
+    Returns:
+        A new array like `image`.
+    """
     height, width = coverage.shape
     objects = len(GENERATED_CLASSES) - 1
     first, second = _two_shades(rng, shape.class_id / objects + rng.normal(0, _HUE_DEVIATION))
@@ -159,7 +185,11 @@ def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: n
 
 
 def _place_objects(rng: np.random.Generator, height: int, width: int) -> Iterator[tuple[_Shape, np.ndarray]]:
-    """Yield the objects from back to front, each with its coverage; none hides more than half of another."""
+    """Place one to four objects at random.
+
+    Yields:
+        The objects from back to front, each with its coverage (see `_coverage`); at least half of each stays visible.
+    """
     side = min(height, width)
     visible = np.zeros((height, width), np.int32)  # the number of the object that is visible at each pixel
     areas: dict[int, int] = {}

@@ -196,7 +196,7 @@ class VocDataset:
 
 
 def _list_files(root: str, folder: str) -> dict[str, list[VocFile]]:
-    """The files directly in a folder of the data set, by name without suffix; none if there is no such folder."""
+    """List the files directly in a folder of the data set, by name without suffix. A missing folder gives none."""
     fs, path = storage.filesystem(storage.join(root, folder))
     found: dict[str, list[VocFile]] = {}
     for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
@@ -207,7 +207,7 @@ def _list_files(root: str, folder: str) -> dict[str, list[VocFile]]:
 
 
 def _choose_file(files: Iterable[VocFile], suffixes: Sequence[str]) -> VocFile | None:
-    """The file whose suffix comes first in `suffixes`, then by name; None if no file has one of them."""
+    """Choose the file whose suffix comes first in `suffixes`. Returns None if none has one of them."""
     ranked = [(suffixes.index(s), f.name, f) for f in files if (s := PurePosixPath(f.name).suffix.lower()) in suffixes]
     return min(ranked, key=lambda each: each[:2])[2] if ranked else None
 
@@ -262,7 +262,7 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
 
 
 def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray:
-    """Read a mask. Raises BadInput if it can't be decoded or is not of this size."""
+    """Read a mask that must have this size. Raises BadInput if it can't be decoded or has another one."""
     mask = decode_mask(storage.read_bytes(uri), max_pixels)
     if mask.shape != (height, width):
         raise BadInput(f"the mask is {mask.shape[1]}×{mask.shape[0]}, the image {width}×{height} as displayed")
@@ -270,7 +270,7 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
 
 
 def _check_classes(mask: np.ndarray, num_classes: int) -> None:
-    """Raise BadInput if an id of the mask is neither a class nor void."""
+    """Raise BadInput if an id of a class mask is neither a class nor void."""
     unknown = mask[(mask >= num_classes) & (mask != VOID_ID)]
     if unknown.size:
         raise BadInput(

@@ -59,7 +59,14 @@ FORMAT = DatasetFormat("the COCO JSON file", read_coco)
 
 
 def _read_document(uri: str) -> dict[str, Any]:
-    """Read a JSON file, keeping the well-formed entries of its three lists. Raises UserError if it is no COCO JSON."""
+    """Read a COCO JSON file.
+
+    Returns:
+        The lists images, annotations and categories; entries that are no JSON objects are left out.
+
+    Raises:
+        UserError: if the file is no COCO JSON.
+    """
     try:
         document = read_json(uri)
     except BadInput as error:
@@ -70,7 +77,7 @@ def _read_document(uri: str) -> dict[str, Any]:
 
 
 def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> dict[int, str]:
-    """Category names by id. Raises UserError for a category without either."""
+    """Return a document's category names by category id. Raises UserError for a category without id or name."""
     try:
         return {int(category["id"]): str(category["name"]).strip() for category in document["categories"]}
     except (KeyError, TypeError, ValueError):
@@ -80,7 +87,15 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
 def _add_images(
     dataset: AnnotatedDataset, source: AnnotationSource, document: Mapping[str, Any], ids: Mapping[int, int], rules: ImportRules
 ) -> None:
-    """Add the images that a document lists to the data set; `ids` are class ids by category id."""
+    """Add the images of one JSON file to the data set.
+
+    Args:
+        dataset: data set to add to.
+        source: the file and its folder of images.
+        document: content of the file.
+        ids: class id by category id.
+        rules: how annotations become masks.
+    """
     index = ImageIndex(source.images)
     annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in document["annotations"]:
@@ -103,7 +118,7 @@ def _add_images(
 
 
 def _hashable(value: Any) -> Any:
-    """An image id as a dictionary key: lists and objects, which are invalid ids, are replaced by their text."""
+    """Make an image id usable as a dictionary key: lists and objects, which are no valid ids, become text."""
     return value if isinstance(value, int | str) else repr(value)
 
 
@@ -115,7 +130,19 @@ def _load(
     ids: Mapping[int, int],
     rules: ImportRules,
 ) -> AnnotatedImage:
-    """Load one image with its masks. Raises BadInput."""
+    """Load one image and make its masks.
+
+    Args:
+        index: the images of the source.
+        file: path of the image in its folder.
+        image: entry of the image in the JSON file.
+        annotations: its annotations.
+        ids: class id by category id.
+        rules: how annotations become masks.
+
+    Raises:
+        BadInput: if the image or an annotation can't be used.
+    """
     size = (image.get("width"), image.get("height"))
     return paint_image(index.read(file), file, size, rules, partial(_make_regions, annotations, ids, rules))
 
@@ -123,7 +150,14 @@ def _load(
 def _make_regions(
     annotations: Sequence[Mapping[str, Any]], ids: Mapping[int, int], rules: ImportRules, height: int, width: int
 ) -> tuple[list[Region], list[str]]:
-    """Regions of an image's annotations, and those that were skipped with the reason. Raises BadInput for one that is malformed."""
+    """Make the regions of an image of this size from its annotations.
+
+    Returns:
+        The regions, and the annotations that were skipped, each with the reason.
+
+    Raises:
+        BadInput: if an annotation is malformed.
+    """
     regions, skipped = [], []
     for annotation in annotations:
         name = f"annotation {annotation.get('id')}"
@@ -145,7 +179,14 @@ def _make_regions(
 
 
 def _make_region(annotation: Mapping[str, Any], class_id: int, height: int, width: int) -> Region | None:
-    """The pixels of an annotation; None if it has neither an outline nor a box. Raises BadInput if it is malformed."""
+    """Make the region of an annotation in an image of this size.
+
+    Returns:
+        The region; None if the annotation has neither an outline nor a box.
+
+    Raises:
+        BadInput: if the annotation is malformed.
+    """
     outline = annotation.get("segmentation")
     if not outline:
         box = annotation.get("bbox")

@@ -95,12 +95,12 @@ FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, imag
 
 
 def _is_annotation_file(name: str) -> bool:
-    """Whether a file is JSON and not hidden, by its relative path."""
+    """Tell by its relative path whether a file is JSON and neither hidden nor in a hidden folder."""
     return name.lower().endswith(".json") and not any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _index_or_none(folder: str) -> ImageIndex | None:
-    """The images of a folder; None if it has none, as all may be embedded."""
+    """List the images of a folder. Returns None if it has none, which is possible because images may be embedded in the JSON files."""
     try:
         return ImageIndex(folder)
     except UserError:
@@ -108,7 +108,7 @@ def _index_or_none(folder: str) -> ImageIndex | None:
 
 
 def _read_document(uri: str) -> dict[str, Any]:
-    """Read a JSON file. Raises BadInput if it is not LabelMe's."""
+    """Read a LabelMe file. Raises BadInput if it is damaged or of another kind."""
     document = read_json(uri)
     shapes = document.get("shapes") if isinstance(document, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
@@ -117,14 +117,26 @@ def _read_document(uri: str) -> dict[str, Any]:
 
 
 def _label_of(shape: Mapping[str, Any]) -> str:
-    """The label of a shape, "" if it has none."""
+    """Return the label of a shape, or "" if it has none."""
     return str(shape.get("label") or "").strip()
 
 
 def _load(
     index: ImageIndex | None, uri: str, name: str, image_path: str, ids: Mapping[str, int], rules: ImportRules
 ) -> AnnotatedImage:
-    """Load the image of one JSON file with its masks. Raises BadInput."""
+    """Load the image of one JSON file and make its masks.
+
+    Args:
+        index: the images of the source; None if it has only embedded ones.
+        uri: the JSON file.
+        name: its path relative to the folder of annotations.
+        image_path: imagePath of the file.
+        ids: class id by label.
+        rules: how annotations become masks.
+
+    Raises:
+        BadInput: if the file, the image or a shape can't be used.
+    """
     document = _read_document(uri)
     file = _find_image(index, name, image_path)
     if index and file:
@@ -136,7 +148,11 @@ def _load(
 
 
 def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | None:
-    """The image of the JSON file `name`: imagePath is relative to that file's folder."""
+    """Find the image of the JSON file `name`.
+
+    Its imagePath is relative to the folder of the JSON file; if there is no such image, one of the same file name is taken. Returns None
+    if there is none either.
+    """
     if index is None or not image_path:
         return None
     path = PurePosixPath(image_path.replace("\\", "/"))
@@ -144,7 +160,19 @@ def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | N
 
 
 def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tuple[bytes, str]:
-    """The image embedded in a JSON file, and a file name with a suffix that fits its format. Raises BadInput."""
+    """Decode the image that is embedded in a JSON file.
+
+    Args:
+        text: imageData of the file: the image in base64.
+        image_path: imagePath of the file, for the error message.
+        index: the images of the source, for the error message.
+
+    Returns:
+        The bytes of the image, and a file name with the suffix of its format.
+
+    Raises:
+        BadInput: if there is no embedded image, or it is damaged.
+    """
     if not text:
         where = f" below {index.folder}" if index else ""
         raise BadInput(f"no image {image_path or 'is named'}{where}, and none is embedded")
@@ -159,7 +187,14 @@ def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tu
 def _make_regions(
     shapes: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int
 ) -> tuple[list[Region], list[str]]:
-    """Regions of an image's objects, and the shapes that were skipped with the reason. Raises BadInput for a malformed shape."""
+    """Make the regions of the objects in an image of this size.
+
+    Returns:
+        A region an object, and the shapes that were skipped, each with the reason.
+
+    Raises:
+        BadInput: if a shape is malformed.
+    """
     objects: dict[Any, list[Region]] = {}
     skipped = []
     for number, shape in enumerate(shapes, start=1):
@@ -182,7 +217,7 @@ def _make_regions(
 
 
 def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int, width: int) -> Region:
-    """The pixels of a shape. Raises BadInput if it is malformed."""
+    """Make the region of a shape in an image of this size; `kind` is its shape_type. Raises BadInput if it is malformed."""
     points = parse_points(shape.get("points") or [[0, 0]], f"its {kind}")
     if kind == "circle":
         if len(points) != 2:
@@ -200,7 +235,7 @@ def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int
 
 
 def _mask_region(shape: Mapping[str, Any], points: np.ndarray, class_id: int, height: int, width: int) -> Region:
-    """The pixels of a shape of type mask: a PNG in base64, whose top left corner is the first of `points`."""
+    """Make the region of a shape of type mask: a PNG in base64, which is placed with its top left corner at the first of `points`."""
     try:
         mask = decode_mask(base64.b64decode(shape.get("mask") or ""), height * width)
     except (binascii.Error, TypeError, ValueError):

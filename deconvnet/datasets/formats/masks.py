@@ -68,7 +68,15 @@ FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
 def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
-    """File names by path without file name suffix and without `suffix`, which the path must end with; the first of several counts."""
+    """Index files by what masks and images are matched by.
+
+    Args:
+        names: relative paths of files.
+        suffix: ending that paths have before the file name suffix, such as "_mask"; files without it are left out.
+
+    Returns:
+        File by its path without both suffixes; if several files have one, the first.
+    """
     stems: dict[str, str] = {}
     for name in names:
         stem = str(PurePosixPath(name).with_suffix(""))
@@ -78,7 +86,7 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
 
 
 def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mapping[str, str]) -> UserError:
-    """The error for two folders whose names don't fit, with an example of each."""
+    """Make the error for a source without any mask that matches an image, with an example of each."""
     examples = f"{next(iter(images.values()))} and {next(iter(masks.values()), 'none')}"
     return UserError(
         f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
@@ -87,7 +95,7 @@ def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mappin
 
 
 def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
-    """The table that the rules name, or one inferred from the masks at `uris`."""
+    """Read the class table that the rules name, or infer one from the masks at `uris`."""
     if path := rules.class_table:
         try:
             return read_table(read_input(path).decode("utf-8-sig"), path)
@@ -104,7 +112,18 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
 
 
 def _load(index: ImageIndex, name: str, mask_uri: str, table: ClassTable, rules: ImportRules) -> AnnotatedImage:
-    """Load one image with its class mask; objects are not known. Raises BadInput."""
+    """Load one image and its class mask; objects are not known.
+
+    Args:
+        index: the images of the source.
+        name: path of the image in its folder.
+        mask_uri: the mask.
+        table: class of each mask value.
+        rules: how unknown values are treated, and the largest image allowed.
+
+    Raises:
+        BadInput: if the image or the mask can't be used.
+    """
     image = index.read(name)
     displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read
     class_mask = table.read_class_mask(read_input(mask_uri), rules.unknown_void, rules.max_pixels)

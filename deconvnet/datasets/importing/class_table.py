@@ -84,7 +84,12 @@ class ClassTable:
         return np.where(known, self.ids[index], VOID_ID).astype(np.uint8)
 
     def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
-        """The reason for rejecting a mask of `pixels` px, of which those with the values `unknown` have no class."""
+        """Describe the values without a class in a mask.
+
+        Args:
+            unknown: the values of those pixels.
+            pixels: number of pixels of the mask.
+        """
         values, counts = np.unique(unknown, return_counts=True)
         commonest = self._format_value(int(values[counts.argmax()]))
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""
@@ -92,11 +97,11 @@ class ClassTable:
         return f"{100 * unknown.size / pixels:.2g} % of the mask has no class: {commonest}{more}{question}"
 
     def _format_value(self, value: int) -> str:
-        """A value as shown to the user."""
+        """Write a value as the user sees it: "id 7" or "#804080"."""
         return f"#{value:06x}" if self.has_colours else f"id {value}"
 
     def to_text(self) -> str:
-        """Return the table as text that `read_table` reads."""
+        """Write the table as text that `read_table` can read."""
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
         rows = sorted(zip(self.ids.tolist(), self.values.tolist(), strict=True))
         return "".join(f"{names[class_id]}, {self._format_value(value).removeprefix('id ')}\n" for class_id, value in rows)
@@ -143,7 +148,11 @@ def read_table(text: str, name: str) -> ClassTable:
 
 
 def _parse_value(text: str) -> tuple[int, bool] | None:
-    """A value and whether it is a colour; None for a colour with a channel over 255."""
+    """Parse a value of a table.
+
+    Returns:
+        The value (a colour as R·65536 + G·256 + B), and whether it is a colour; None for a colour with a channel over 255.
+    """
     if text.startswith("#"):
         return int(text[1:], 16), True
     numbers = [int(each) for each in re.findall(r"\d+", text)]
@@ -153,7 +162,7 @@ def _parse_value(text: str) -> tuple[int, bool] | None:
 
 
 def _class_id(name: str, classes: list[str]) -> int:
-    """The id of a class name; a new name is appended to `classes`."""
+    """Return the id of a class name; a new name is appended to `classes`, names of void give 255."""
     if name.lower() in _VOID_NAMES:
         return VOID_ID
     if name.lower() == BACKGROUND:
@@ -192,7 +201,7 @@ def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable
 
 
 def _infer_from_colours(values: Sequence[int]) -> ClassTable:
-    """VOC's classes if all colours are VOC's; else a class for each colour, with black for background."""
+    """Infer a table from colours: VOC's classes if all are VOC's colours, else a class for each colour and black for background."""
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
     voc = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in zip(ids, VOC_PALETTE[ids].tolist(), strict=True)}
     if set(values) <= set(voc):
@@ -204,7 +213,7 @@ def _infer_from_colours(values: Sequence[int]) -> ClassTable:
 
 
 def _infer_from_ids(values: Sequence[int]) -> ClassTable:
-    """One class if the masks are black and white; else a class for each id, with 0 for background and 255 for void."""
+    """Infer a table from ids: one class if there are only 0 and 255, else a class for each id, 0 for background and 255 for void."""
     if set(values) <= {0, VOID_ID}:
         sentence = "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
         return ClassTable.from_mapping([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, sentence)

@@ -161,7 +161,7 @@ def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 (as stored) if there is none."""
+    """Return the EXIF orientation of an image, 1 to 8; 1 (displayed as stored) if it has none."""
     return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
 
 

@@ -69,7 +69,7 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
 
 
 def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
-    """Yield object ids and regions from bottom to top: void (id 0), then objects with ids from 1 in the order given."""
+    """Yield regions from bottom to top, each with its object id: first void (id 0), then objects with ids from 1 in the order given."""
     yield from ((0, region) for region in regions if region.class_id == VOID_ID)
     objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
     yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects

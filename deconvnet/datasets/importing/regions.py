@@ -45,7 +45,7 @@ class Region:
 
 
 def empty_region(class_id: int) -> Region:
-    """Return a region without pixels."""
+    """Return a region of this class without pixels."""
     return Region(class_id, 0, 0, np.zeros((0, 0), bool))
 
 

@@ -108,5 +108,5 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
 
 
 def _file_name(path: str) -> str:
-    """The last part of a path with "/" or "\\" between folders."""
+    """Return the last part of a path with "/" or "\\" between folders."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]

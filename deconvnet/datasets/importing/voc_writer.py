@@ -133,7 +133,7 @@ def write_voc_layout(
 
 @dataclass(frozen=True)
 class _Written:
-    """What is counted of an image that was written; the fields are those of `AnnotatedImage`, and the image's pixels."""
+    """What is counted of an image after it was written: fields of `AnnotatedImage`, and the number of its pixels."""
 
     skipped: tuple[str, ...]
     overlap_pixels: int
@@ -142,7 +142,7 @@ class _Written:
 
 
 def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
-    """Write an image and its masks below `folder`."""
+    """Write the files of one image in VOC's layout below `folder`."""
     (folder / voc.IMAGES_DIR / f"{image_id}{image.suffix}").write_bytes(image.image)
     (folder / voc.CLASS_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(image.class_mask, VOC_PALETTE))
     if image.object_mask is not None:
@@ -152,7 +152,7 @@ def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
 
 
 def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> None:
-    """Raise UserError if too many of the `inputs` images were rejected, or a split has too few images to train with."""
+    """Raise UserError if an import should be refused: too many of the `inputs` images were rejected, or a split has too few images."""
     why = most_common_reasons([reject.reason for reject in summary.rejects])
     first = f"; the first is {summary.rejects[0].path}" if summary.rejects else ""
     if summary.rejects and len(summary.rejects) > max_rejects * inputs:
@@ -186,7 +186,7 @@ def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
 
 
 def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write the split lists, classes.txt, rejects.csv and import.json."""
+    """Write the lists of the splits, classes.txt, rejects.csv and import.json below `folder`."""
     lists = folder / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     for ids in summary.splits.values():

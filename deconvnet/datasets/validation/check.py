@@ -68,7 +68,7 @@ def check_dataset(
 def _load_cell(
     root: str, files: voc.VocImageFiles, suspicious: Mapping[str, Mapping[str, str]], max_pixels: int
 ) -> SheetCell | None:
-    """Load an image for the contact sheet; None if its files have changed or gone since they were measured."""
+    """Load an image for the contact sheet. Returns None if its files changed or vanished since they were measured."""
     try:
         image = decode_image(read_bytes(join(root, files.image.name)), max_pixels)
         mask = decode_mask(read_bytes(join(root, files.class_mask.name)), max_pixels)

@@ -142,7 +142,7 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
 
 
 def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """An image and its mask, scaled to fit a cell."""
+    """Scale an image and its mask to fit a cell."""
     height, width = mask.shape
     scale = min(_CELL_WIDTH * _DPI / width, _CELL_HEIGHT * _DPI / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -151,17 +151,17 @@ def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The image with its classes painted and named; void is only paler, as it surrounds every object."""
+    """Paint and name the classes of an image. Void, which surrounds every object, only makes it paler."""
     void = mask == VOID_ID
     pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
     return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes)
 
 
 def _legend_name(class_id: int, classes: Sequence[str]) -> str:
-    """The name of a class in the legend."""
+    """Return the name of a class for the legend."""
     return "void" if class_id == VOID_ID else _shorten(classes[class_id], _LEGEND_CHARACTERS)
 
 
 def _shorten(text: str, most: int) -> str:
-    """A text cut to `most` characters, with "…" for what was cut off."""
+    """Cut a text to `most` characters; "…" stands for what was cut off."""
     return text if len(text) <= most else text[: most - 1] + "…"

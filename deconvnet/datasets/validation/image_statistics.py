@@ -63,7 +63,7 @@ class ImageStatistics:
 
     @property
     def usable(self) -> bool:
-        """Whether training would use the image."""
+        """True if training would use the image."""
         return "unusable" not in self.suspicions
 
     @property
@@ -122,7 +122,7 @@ def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_
 
 
 def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: int) -> dict[str, str]:
-    """Check the edges of an image's mask if it can be read: ids that are no classes may come from blended edges."""
+    """Check the mask of an unusable image for blended edges, if it can be read: they explain ids that are no classes."""
     try:
         return _check_edges(decode_mask(storage.read_bytes(storage.join(root, image.class_mask.name)), max_pixels))
     except (BadInput, OSError):
@@ -130,7 +130,14 @@ def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: in
 
 
 def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
-    """Suspicions by kind from the number of pixels by class id."""
+    """Look for images that are mostly void, without objects, or of one class.
+
+    Args:
+        pixels: number of pixels by class id.
+
+    Returns:
+        What was found, as a sentence by kind.
+    """
     total, void = sum(pixels.values()), pixels.get(VOID_ID, 0)
     annotated = {class_id: count for class_id, count in pixels.items() if class_id != VOID_ID}
     found = {}
@@ -146,13 +153,13 @@ def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
 
 
 def _check_speckles(objects: np.ndarray) -> dict[str, str]:
-    """Suspicion of objects too small to be meant."""
+    """Look for objects that are too small to be meant. Returns a sentence by kind, empty if there are none."""
     count = int((objects[:, 1] < SPECKLE_AREA).sum())
     return {"speckles": f"{count} object{'s' if count > 1 else ''} under {SPECKLE_AREA} px"} if count else {}
 
 
 def _check_edges(class_mask: np.ndarray) -> dict[str, str]:
-    """Suspicion of ids that come from blending along edges."""
+    """Look for ids that come from blending along edges. Returns a sentence by kind, empty if there are none."""
     ids = blended_ids(class_mask)
     names = ", ".join(str(i) for i in ids[:5]) + (", …" if len(ids) > 5 else "")
     return {"blended edges": f"ids {names} lie only along edges between other ids"} if ids else {}

@@ -92,7 +92,7 @@ def make_report(
 
 
 def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatistics]) -> str:
-    """A table with a row a split: number of images and objects, and sizes of images."""
+    """Make the table of splits: number of images and objects, smallest, median and largest image."""
     rows = []
     for split in SPLITS:
         members = [image for image in usable if image.split == split]
@@ -105,7 +105,7 @@ def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatis
 
 
 def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limits: ProposalLimits) -> str:
-    """A table with a row a class: images and objects by split, share of the pixels, and sizes of objects."""
+    """Make the table of classes, and its legend: images and objects by split, share of the pixels, sizes of objects."""
     pixels: Counter[int] = Counter()
     images_with: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     for image in usable:
@@ -130,18 +130,22 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limi
 
 
 def _object_rows(image: ImageStatistics, limits: ProposalLimits) -> np.ndarray:
-    """The objects of an image as float64 (N, 4): class id, share of the image, 1 if unfindable, index of the split."""
+    """Collect what the table of classes needs of the objects of an image.
+
+    Returns:
+        float64 array (N, 4): class id, share of the image, 1 if unfindable, index of the split.
+    """
     split = np.full(len(image.objects), SPLITS.index(image.split))
     return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(limits), split], axis=1).astype(np.float64)
 
 
 def _count_by_split(objects: np.ndarray | None) -> list[str]:
-    """Table cells with the number of objects of each split; empty for None."""
+    """Count objects, rows of `_object_rows`, by split. Returns table cells, which are empty for None."""
     return ["" if objects is None else f"{int((objects[:, 3] == i).sum()):,}" for i in range(len(SPLITS))]
 
 
 def _size_shares(objects: np.ndarray | None) -> list[str]:
-    """Table cells with the shares of small, medium, large and unfindable objects; empty if there are none."""
+    """Compute the shares of small, medium, large and unfindable objects. Returns table cells, which are empty without objects."""
     if objects is None or not len(objects):
         return [""] * 4
     share = objects[:, 1]
@@ -150,7 +154,7 @@ def _size_shares(objects: np.ndarray | None) -> list[str]:
 
 
 def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str, Any] | None) -> str:
-    """Sentences on how much objects overlap, in the masks and as they were annotated."""
+    """Describe in sentences how much objects overlap, in the masks and as they were annotated."""
     objects = sum(len(image.objects) for image in usable)
     overlapping = sum(count_overlapping(image.objects) for image in usable)
     sentences = [f"{overlapping:,} of {objects:,} objects have a box that overlaps another object's by an IoU of 0.5 or more."]
@@ -169,7 +173,7 @@ def _list_suspicions(
     classes: Sequence[str],
     by_kind: Mapping[str, Mapping[str, str]],
 ) -> str:
-    """A list of what is suspicious: classes, identical files, then each kind with examples."""
+    """List what is suspicious: first classes, then identical files, then images of each kind with examples."""
     lines = _check_classes(usable, classes)
     for same in find_identical(images)[:_MOST_EXAMPLES]:
         ids = ", ".join(image.image_id for image in same[:_MOST_EXAMPLES])
@@ -183,7 +187,7 @@ def _list_suspicions(
 
 
 def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) -> list[str]:
-    """A line for each class that is missing from a split or has few images."""
+    """List the classes that are missing from a split or have few images, a line each."""
     lines = []
     for class_id, name in enumerate(classes[1:], start=1):
         train, val = (sum(class_id in image.pixels for image in usable if image.split == split) for split in SPLITS)
@@ -199,7 +203,7 @@ def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) ->
 
 
 def _count_images(count: int) -> str:
-    """The number of images in words: "1 image", "2 images"."""
+    """Write a number of images: "1 image", "2 images"."""
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
@@ -223,7 +227,7 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in percent: "12.3 %", "<0.1 %"."""
+    """Write a share in percent: "12.3 %", "<0.1 %"."""
     if 0 < share < 0.0005:
         return "<0.1 %"
     return f"{100 * share:.1f} %"
