@@ -19,7 +19,7 @@ from deconvnet.models.checkpoint import save_model
 from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
-from tests.deconvnet.tracking.test_register import lively, photograph
+from tests.deconvnet.ensembles import random_image, randomised
 from workflows import evaluate
 from workflows.pipelines import submission
 
@@ -29,8 +29,8 @@ FEW = ["--segment.proposals", "3", "--proposals.max_boxes", "20", "--segment.crf
 
 def networks(folder: Path, classes: tuple[str, ...]) -> None:
     count = len(classes)
-    save_model(lively(DeconvNet(count, 0.05, 32), 1), str(folder / "models/stage2"), classes)
-    save_model(lively(FCN8s(count, 0.05, batch_norm=True), 2), str(folder / "models/fcn8s"), classes)
+    save_model(randomised(DeconvNet(count, 0.05, 32), 1), str(folder / "models/stage2"), classes)
+    save_model(randomised(FCN8s(count, 0.05, batch_norm=True), 2), str(folder / "models/fcn8s"), classes)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def root(tmp_path: Path) -> Path:
     (made / "JPEGImages").mkdir(parents=True)
     (made / "ImageSets/Segmentation").mkdir(parents=True)
     for i, name in enumerate((*TEST, *VAL)):
-        Image.fromarray(photograph(i, 40 + i, 60)).save(made / f"JPEGImages/{name}.jpg")
+        Image.fromarray(random_image(i, 40 + i, 60)).save(made / f"JPEGImages/{name}.jpg")
     for split, ids in (("test", TEST), ("val", VAL)):
         (made / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(ids))
     return made

@@ -27,7 +27,7 @@ from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
-from tests.deconvnet.tracking.test_register import CLASSES, EDGES, RESULTS, SEGMENT, lively, photograph
+from tests.deconvnet.ensembles import CLASSES, EDGES, RESULTS, SEGMENT, random_image, randomised
 from tests.servers import s3_server
 from workflows import predict
 from workflows.cli import load, setting_fields
@@ -49,8 +49,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracker = MlflowTracker(f"sqlite:///{folder}/mlflow/mlflow.db", "test")
     for seed, alias in ((1, "champion"), (5, "challenger")):
         networks = {
-            "deconvnet": lively(DeconvNet(num_classes=3, width=0.1, input_size=32), seed),
-            "fcn8s": lively(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), seed + 1),
+            "deconvnet": randomised(DeconvNet(num_classes=3, width=0.1, input_size=32), seed),
+            "fcn8s": randomised(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), seed + 1),
         }
         for name, network in networks.items():
             save_model(network, str(folder / f"{name}-{seed}"), CLASSES)
@@ -65,14 +65,14 @@ def photographs(tmp_path: Path) -> Path:
     """Good, grey, turned, nested, in several formats; and damaged, hidden, clashing and foreign files among them."""
     folder = tmp_path / "in"
     (folder / "nested" / "deep").mkdir(parents=True)
-    Image.fromarray(photograph(0, 60, 80)).save(folder / "a.jpg")
+    Image.fromarray(random_image(0, 60, 80)).save(folder / "a.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photograph(1, 50, 90)).save(folder / "nested/deep/turned.JPEG", exif=exif)
-    Image.fromarray(photograph(2, 64, 64)[..., 0]).save(folder / "nested/grey.png")
-    Image.fromarray(photograph(3, 48, 72)).save(folder / "same.jpg")
-    Image.fromarray(photograph(3, 48, 72)).save(folder / "same.png")
-    Image.fromarray(photograph(4, 130, 40)).save(folder / "thin.bmp")
+    Image.fromarray(random_image(1, 50, 90)).save(folder / "nested/deep/turned.JPEG", exif=exif)
+    Image.fromarray(random_image(2, 64, 64)[..., 0]).save(folder / "nested/grey.png")
+    Image.fromarray(random_image(3, 48, 72)).save(folder / "same.jpg")
+    Image.fromarray(random_image(3, 48, 72)).save(folder / "same.png")
+    Image.fromarray(random_image(4, 130, 40)).save(folder / "thin.bmp")
     (folder / "nested/cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:900])
     (folder / "text.webp").write_text("this is text")
     (folder / "notes.txt").write_text("no photograph")
@@ -184,7 +184,7 @@ def test_only_what_is_new_changed_or_lost_is_labelled_and_the_removed_go(run: Ru
     out = tmp_path / "out"
     run()
     before, old = written(out / "masks"), rows(out)
-    Image.fromarray(photograph(9, 40, 40)).save(photographs / "new.webp")
+    Image.fromarray(random_image(9, 40, 40)).save(photographs / "new.webp")
     shutil.copy(photographs / "nested/grey.png", photographs / "thin.bmp")  # another picture of the same name
     (photographs / "a.jpg").unlink()
     (out / "masks/same.png").unlink()
@@ -244,7 +244,7 @@ def test_killed_and_terminated_it_goes_on(workspace, tmp_path, here, capsys, mon
     source, out = tmp_path / "many", tmp_path / "out"
     source.mkdir()
     for i in range(40):
-        Image.fromarray(photograph(i, 160, 200)).save(source / f"{i:02}.png")
+        Image.fromarray(random_image(i, 160, 200)).save(source / f"{i:02}.png")
     for how, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
         had = set(parts_of(out))
         process = door(*arguments(workspace, source, out), "--compute.actors", "1")

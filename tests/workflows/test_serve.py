@@ -30,10 +30,10 @@ from infra.deploy.local.servers import free_port
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
 from tests.conftest import ROOT
-from tests.deconvnet.tracking.test_register import CLASSES, filed, lively, photograph
+from tests.deconvnet.ensembles import CLASSES, random_image, randomised, register_ensemble
 from workflows import serve
 
-PHOTO = encode_jpeg(photograph(0, 90, 120))
+PHOTO = encode_jpeg(random_image(0, 90, 120))
 START_SECONDS = 200
 
 CURLS = [
@@ -52,11 +52,11 @@ ASK_MLFLOW = """\
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose MLflow has a tiny ensemble, shapes@challenger."""
     folder = tmp_path_factory.mktemp("serve")
-    save_model(lively(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
-    save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
+    save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
+    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        filed(MlflowTracker(tracking_uri(str(folder / "work")), "test"), folder)
+        register_ensemble(MlflowTracker(tracking_uri(str(folder / "work")), "test"), folder)
     return folder / "work"
 
 

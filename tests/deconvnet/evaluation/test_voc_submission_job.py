@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
-from tests.deconvnet.tracking.test_register import CLASSES, EDGES, SEGMENT, lively, photograph
+from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, randomised
 
 IDS = ["2008_000001", "2008_000002", "2008_000003", "2008_000004", "2008_000005"]
 
@@ -28,18 +28,18 @@ def root(tmp_path: Path) -> Path:
     (made / "JPEGImages").mkdir(parents=True)
     (made / "ImageSets/Segmentation").mkdir(parents=True)
     for i, name in enumerate([*IDS, "2009_000001"]):
-        Image.fromarray(photograph(i, 40 + i, 60)).save(made / f"JPEGImages/{name}.jpg")
+        Image.fromarray(random_image(i, 40 + i, 60)).save(made / f"JPEGImages/{name}.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(photograph(9, 40, 60)).save(made / f"JPEGImages/{IDS[3]}.jpg", exif=exif)
+    Image.fromarray(random_image(9, 40, 60)).save(made / f"JPEGImages/{IDS[3]}.jpg", exif=exif)
     (made / "ImageSets/Segmentation/test.txt").write_text("\n".join([*reversed(IDS), IDS[0]]) + "\n")
     return made
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    save_model(lively(DeconvNet(3, 0.1, 32), 1), str(tmp_path / "deconvnet"), CLASSES)
-    save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(tmp_path / "fcn8s"), CLASSES)
+    save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(tmp_path / "deconvnet"), CLASSES)
+    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(tmp_path / "fcn8s"), CLASSES)
     return Recipe(str(tmp_path / "deconvnet"), str(tmp_path / "fcn8s"), PredictorOptions(**SEGMENT), EDGES, "edeconvnet_crf")
 
 
@@ -116,5 +116,5 @@ def test_the_key_follows_what_the_masks_depend_on(root: Path, recipe: Recipe, tm
         recipe.key([Listed(**{**vars(photographs[0]), "content": "other"}), *photographs[1:]]),
     ]
     shutil.rmtree(recipe.fcn8s)
-    save_model(lively(FCN8s(3, 0.1, batch_norm=True), 7), recipe.fcn8s, CLASSES)
+    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 7), recipe.fcn8s, CLASSES)
     assert len({key, *others, recipe.key(photographs)}) == 7

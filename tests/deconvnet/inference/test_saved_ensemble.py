@@ -15,12 +15,12 @@ from deconvnet.models.checkpoint import save_model
 from infra.errors import BadInput, UserError
 from proposals import edge_boxes
 from proposals.image_codec import encode_jpeg
-from tests.deconvnet.tracking.test_register import CLASSES, EDGES, SEGMENT, lively, photograph
+from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, randomised
 
 
 @pytest.fixture
 def networks() -> tuple:
-    return lively(DeconvNet(3, 0.1, 32), 1), lively(FCN8s(3, 0.1, batch_norm=True), 2)
+    return randomised(DeconvNet(3, 0.1, 32), 1), randomised(FCN8s(3, 0.1, batch_norm=True), 2)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, networks) -> Path:
 
 def test_mask_and_confidence_equal_those_of_the_predictor(folder: Path, networks) -> None:
     ensemble = SavedEnsemble(str(folder))
-    found = ensemble.predict(encode_jpeg(photograph(0, 60, 80)))
+    found = ensemble.predict(encode_jpeg(random_image(0, 60, 80)))
     boxes, _ = edge_boxes(found.image, **EDGES)
     predictor = Predictor(*networks, PredictorOptions(**SEGMENT))
     np.testing.assert_array_equal(found.mask, predictor.mask_and_confidence(found.image, boxes)[0])
@@ -48,7 +48,7 @@ def test_an_ensemble_registered_before_forests_existed_keeps_its_edges(folder: P
     options = json.loads((folder / "options.json").read_text())
     del options["proposals"]["edges"]
     (folder / "options.json").write_text(json.dumps(options))
-    found = SavedEnsemble(str(folder)).predict(encode_jpeg(photograph(0, 60, 80)))
+    found = SavedEnsemble(str(folder)).predict(encode_jpeg(random_image(0, 60, 80)))
     boxes, _ = edge_boxes(found.image, **(EDGES | {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}))
     np.testing.assert_array_equal(
         found.mask, Predictor(*networks, PredictorOptions(**SEGMENT)).mask_and_confidence(found.image, boxes)[0]
@@ -57,8 +57,8 @@ def test_an_ensemble_registered_before_forests_existed_keeps_its_edges(folder: P
 
 def test_an_unusable_image_is_refused_with_a_reason(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"130×90 is larger than 10,000 pixels"):
-        SavedEnsemble(str(folder)).predict(encode_jpeg(photograph(0, 90, 130)))
-    assert SavedEnsemble(str(folder), max_pixels=20_000).predict(encode_jpeg(photograph(0, 90, 130))).mask.shape == (90, 130)
+        SavedEnsemble(str(folder)).predict(encode_jpeg(random_image(0, 90, 130)))
+    assert SavedEnsemble(str(folder), max_pixels=20_000).predict(encode_jpeg(random_image(0, 90, 130))).mask.shape == (90, 130)
     with pytest.raises(BadInput, match="not an image"):
         SavedEnsemble(str(folder)).predict(b"text")
 

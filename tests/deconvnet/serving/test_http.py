@@ -23,17 +23,17 @@ from deconvnet.serving.ray_serve import Replica, ServedModel, check_installed, f
 from deconvnet.tracking import registry
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
-from tests.deconvnet.tracking.test_register import EDGES, SEGMENT, lively, photograph
+from tests.deconvnet.ensembles import EDGES, SEGMENT, random_image, randomised
 
 CLASSES = ("background", "dîner, table", "<bar>")
-PHOTO = encode_jpeg(photograph(0, 60, 80))
+PHOTO = encode_jpeg(random_image(0, 60, 80))
 
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> SavedEnsemble:
     folder = tmp_path_factory.mktemp("ensemble")
-    save_model(lively(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
-    save_model(lively(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
+    save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
+    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
     options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
     (folder / "options.json").write_text(json.dumps(options))
     return SavedEnsemble(str(folder))
@@ -87,7 +87,11 @@ def test_an_overlay_shows_the_image_with_its_mask(ensemble: SavedEnsemble) -> No
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"text", "not an image"), (PHOTO[:900], "truncated"), (encode_jpeg(photograph(0, 120, 100)), "larger than 10,000 pixels")],
+    [
+        (b"text", "not an image"),
+        (PHOTO[:900], "truncated"),
+        (encode_jpeg(random_image(0, 120, 100)), "larger than 10,000 pixels"),
+    ],
 )
 def test_an_image_that_can_not_be_used_is_refused_with_the_reason(ensemble: SavedEnsemble, data: bytes, reason: str) -> None:
     reply = http.prediction_reply(ensemble, data, time.perf_counter())

@@ -15,8 +15,8 @@ from deconvnet.tracking.descriptions import (
     truncated,
     version_description,
 )
+from tests.deconvnet.ensembles import RESULTS
 from tests.deconvnet.example_run import SCRIPT_TAG, example_results, example_summary
-from tests.deconvnet.tracking.test_register import RESULTS
 
 
 def test_the_description_of_a_run_has_its_results() -> None:

@@ -1,4 +1,4 @@
-"""The registered ensemble: what it holds, and that another process in another folder gets the pipeline's labels from it."""
+"""The registered ensemble: what it contains, and that it predicts the pipeline's masks in a process without this project."""
 
 import base64
 import io
@@ -12,36 +12,30 @@ from pathlib import Path
 import mlflow.artifacts
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s
 from deconvnet.inference.predictor import Predictor, PredictorOptions
-from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.register import Ensemble, register, requirements
+from deconvnet.tracking.register import register, requirements
 from deconvnet.tracking.store import tracking_uri
 from infra.errors import UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, encode_jpeg
+from tests.deconvnet.ensembles import (
+    CLASSES,
+    EDGES,
+    RESULTS,
+    SEGMENT,
+    ensemble_in,
+    random_image,
+    register_ensemble,
+    save_networks,
+)
 from tests.deconvnet.mlflow_server import free_port, server
 
 ROOT = Path(__file__).resolve().parents[3]
-CLASSES = ("background", "circle", "bar")
-EDGES = {"max_boxes": 50, "min_box_area": 200.0, "edges": "forest", "edge_model": None}
-SEGMENT = {"proposals": 4, "batch": 2, "max_side": 96, "crf": {"iterations": 2}, "context": 1.3}
-RESULTS = {
-    "dataset": "generated",
-    "images": 60,
-    "classes": list(CLASSES),
-    "rows": {
-        "fcn8s": {"mean_iou": 0.6221, "pixel_accuracy": 0.9, "iou": {"background": 0.9, "circle": None, "bar": 0.3}},
-        "edeconvnet_crf": {"mean_iou": 0.725, "pixel_accuracy": None, "iou": {"background": 0.9, "circle": None, "bar": 0.5}},
-    },
-}
-
-# What a stranger does: this project is on no path, Ray can't be imported, the folder is another.
-STRANGER = """
+# In another folder, with this project on no path and Ray not importable.
+OTHER_PROCESS = """
 import base64, json, pathlib, sys
 root, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 sys.path[:] = [p for p in sys.path if p and pathlib.Path(p).resolve() != root]
@@ -79,23 +73,6 @@ import deconvnet.inference.predictor
 """
 
 
-def photograph(seed: int, height: int, width: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    image = np.kron(rng.integers(0, 255, (4, 5, 3)), np.ones((height // 4 + 1, width // 5 + 1, 1)))[:height, :width]
-    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
-
-
-def lively(network: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights that give every class some pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in network.parameters():
-        fan = parameter[0].numel() if parameter.ndim > 1 else 1
-        with torch.no_grad():
-            if parameter.ndim > 1:
-                parameter.normal_(0, (2 / fan) ** 0.5, generator=generator)
-    return network.eval()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("registered")
@@ -103,24 +80,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def networks(folder):
-    made = (
-        lively(DeconvNet(num_classes=3, width=0.1, input_size=32), 1),
-        lively(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), 2),
-    )
-    for network, name in zip(made, ("deconvnet", "fcn8s"), strict=True):
-        save_model(network, str(folder / name), CLASSES, None)
-    return made
-
-
-def ensemble(folder: Path, **changes) -> Ensemble:
-    """The networks in `folder` with their options; `changes` replace fields."""
-    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT} | changes
-    return Ensemble(str(folder / "deconvnet"), str(folder / "fcn8s"), **fields)
-
-
-def filed(tracker: MlflowTracker, folder: Path, **changes) -> tuple[str, int]:
-    with tracker.pipeline("p", {}) as parent, parent.stage("register") as run:
-        return run.run_id, register(run, "shapes", ensemble(folder, **changes), RESULTS)
+    return save_networks(folder)
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +95,10 @@ def tracker(folder, networks) -> MlflowTracker:
 
 @pytest.fixture(scope="module")
 def registered(tracker, folder) -> tuple[str, int]:
-    return filed(tracker, folder)
+    return register_ensemble(tracker, folder)
 
 
-def test_version_carries_results_and_alias(tracker, registered):
+def test_a_version_has_its_results_and_alias(tracker, registered):
     run_id, number = registered
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
     assert int(version.version) == number and version.run_id == run_id
@@ -148,7 +108,7 @@ def test_version_carries_results_and_alias(tracker, registered):
     assert tags["mean_iou.edeconvnet_crf"] == "0.7250" and tags["model.version"] == str(number)
 
 
-def test_model_holds_no_pickle_and_all_it_needs(tracker, registered, folder):
+def test_a_model_contains_no_pickle_and_all_it_needs(tracker, registered, folder):
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
     inside = Path(version.source.removeprefix("file://"))
     files = {str(p.relative_to(inside)) for p in inside.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
@@ -167,26 +127,26 @@ def test_model_holds_no_pickle_and_all_it_needs(tracker, registered, folder):
     assert not (folder / "mlruns").exists()
 
 
-def test_another_process_elsewhere_gets_the_pipelines_labels(tracker, registered, networks, tmp_path):
-    photographs = {"input0.jpg": photograph(0, 60, 80), "input1.jpg": photograph(1, 130, 90)}
-    for name, image in photographs.items():
+def test_the_model_predicts_the_pipelines_masks_in_a_process_without_this_project(tracker, registered, networks, tmp_path):
+    images = {"input0.jpg": random_image(0, 60, 80), "input1.jpg": random_image(1, 130, 90)}
+    for name, image in images.items():
         (tmp_path / name).write_bytes(encode_jpeg(image))
     (tmp_path / "input2.jpg").write_text("this is text")
     (tmp_path / "input3.jpg").write_bytes((tmp_path / "input0.jpg").read_bytes()[:900])
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": tracker.uri}
-    command = [sys.executable, "-c", STRANGER, str(ROOT), str(tmp_path)]
+    command = [sys.executable, "-c", OTHER_PROCESS, str(ROOT), str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "answer.json").read_text())
 
     predictor = Predictor(*networks, PredictorOptions(**SEGMENT))
     seen = set()
-    for name in photographs:
+    for name in images:
         image = decode_image((tmp_path / name).read_bytes())
         expected = predictor.mask_and_confidence(image, edge_boxes(image, **EDGES)[0])[0]
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"mask-{name}.png")), expected)
         seen |= set(np.unique(expected).tolist())
-    assert len(seen) > 1, "labels all of one class would prove nothing"
+    assert len(seen) > 1, "masks of one class would prove nothing"
 
     assert answer["index"] == ["input0.jpg", "input1.jpg", "input2.jpg", "input3.jpg"]
     assert answer["errors"][:2] == [None, None]
@@ -203,10 +163,10 @@ def test_another_process_elsewhere_gets_the_pipelines_labels(tracker, registered
     assert bad == {"mask": None, "error": "not an image"}
 
 
-def test_a_second_version_takes_the_alias_and_an_edge_model_comes_along(tracker, registered, folder, tmp_path):
+def test_a_second_version_takes_the_alias_and_contains_its_edge_model(tracker, registered, folder, tmp_path):
     forest = tmp_path / "forest.yml.gz"
     forest.write_bytes(b"trees")
-    _, number = filed(tracker, folder, proposals=EDGES | {"edge_model": str(forest)})
+    _, number = register_ensemble(tracker, folder, proposals=EDGES | {"edge_model": str(forest)})
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
     assert int(version.version) == number == registered[1] + 1
     inside = Path(version.source.removeprefix("file://"))
@@ -215,36 +175,36 @@ def test_a_second_version_takes_the_alias_and_an_edge_model_comes_along(tracker,
     tracker.client.set_registered_model_alias("shapes", "challenger", str(registered[1]))
 
 
-def test_a_missing_edge_model_is_named_and_nothing_registered(tracker, registered, folder):
+def test_a_missing_edge_model_is_a_user_error_and_nothing_is_registered(tracker, registered, folder):
     before = len(tracker.client.search_model_versions("name = 'shapes'"))
     with pytest.raises(UserError, match=r"absent\.yml"):
-        filed(tracker, folder, proposals=EDGES | {"edge_model": str(folder / "absent.yml")})
+        register_ensemble(tracker, folder, proposals=EDGES | {"edge_model": str(folder / "absent.yml")})
     assert len(tracker.client.search_model_versions("name = 'shapes'")) == before
 
 
-def test_a_name_that_mlflow_refuses_is_a_sentence(tracker, folder, networks):
+def test_a_name_that_mlflow_refuses_is_a_user_error(tracker, folder, networks):
     with tracker.pipeline("p", {}) as run, pytest.raises(UserError, match="did not accept it"):
-        register(run, "a/b:c", ensemble(folder), RESULTS)
+        register(run, "a/b:c", ensemble_in(folder), RESULTS)
 
 
-def test_a_tracking_server_takes_it_too(folder, networks, tmp_path, monkeypatch):
+def test_models_are_registered_on_a_tracking_server_too(folder, networks, tmp_path, monkeypatch):
     shutil.copy(folder / "work/mlflow/mlflow.db", tmp_path / "server.db")
     with server(tmp_path, free_port()) as uri:
         over_http = MlflowTracker(uri, "over http")
-        _, number = filed(over_http, folder)
+        _, number = register_ensemble(over_http, folder)
         assert int(over_http.client.get_model_version_by_alias("shapes", "challenger").version) == number
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         found = Path(mlflow.artifacts.download_artifacts("models:/shapes@challenger", dst_path=str(tmp_path)))
         assert (found / "artifacts/ensemble/deconvnet/model.safetensors").is_file()
 
 
-def test_requirements_are_ranges_without_ray():
+def test_the_requirements_are_version_ranges_without_ray():
     wanted = requirements()
     assert any(w.startswith("torch==2.13") for w in wanted) and any(w.startswith("mlflow") and ">=3" in w for w in wanted)
     assert not any(w.startswith("ray") for w in wanted)
 
 
-def test_requirements_where_the_project_is_not_installed(monkeypatch):
+def test_the_requirements_are_the_same_if_the_project_is_not_installed(monkeypatch):
     import importlib.metadata
 
     installed = requirements()

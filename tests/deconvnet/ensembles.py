@@ -1,0 +1,65 @@
+"""A tiny ensemble with random weights, and how to register it: shared by the tests of tracking, inference, serving and the commands."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.checkpoint import save_model
+from deconvnet.tracking.mlflow_runs import MlflowTracker
+from deconvnet.tracking.register import Ensemble, register
+
+CLASSES = ("background", "circle", "bar")
+EDGES = {"max_boxes": 50, "min_box_area": 200.0, "edges": "forest", "edge_model": None}
+SEGMENT = {"proposals": 4, "batch": 2, "max_side": 96, "crf": {"iterations": 2}, "context": 1.3}
+RESULTS = {
+    "dataset": "generated",
+    "images": 60,
+    "classes": list(CLASSES),
+    "rows": {
+        "fcn8s": {"mean_iou": 0.6221, "pixel_accuracy": 0.9, "iou": {"background": 0.9, "circle": None, "bar": 0.3}},
+        "edeconvnet_crf": {"mean_iou": 0.725, "pixel_accuracy": None, "iou": {"background": 0.9, "circle": None, "bar": 0.5}},
+    },
+}
+
+
+def random_image(seed: int, height: int, width: int) -> np.ndarray:
+    """An RGB image of coloured rectangles with noise, uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    image = np.kron(rng.integers(0, 255, (4, 5, 3)), np.ones((height // 4 + 1, width // 5 + 1, 1)))[:height, :width]
+    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+
+def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """The network with random weights that let it predict several classes, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        fan = parameter[0].numel() if parameter.ndim > 1 else 1
+        with torch.no_grad():
+            if parameter.ndim > 1:
+                parameter.normal_(0, (2 / fan) ** 0.5, generator=generator)
+    return network.eval()
+
+
+def save_networks(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Make a tiny DeconvNet and FCN-8s for `CLASSES`, and save them in deconvnet/ and fcn8s/ below a folder."""
+    networks = (
+        randomised(DeconvNet(num_classes=3, width=0.1, input_size=32), 1),
+        randomised(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), 2),
+    )
+    for network, name in zip(networks, ("deconvnet", "fcn8s"), strict=True):
+        save_model(network, str(folder / name), CLASSES, None)
+    return networks
+
+
+def ensemble_in(folder: Path, **changes) -> Ensemble:
+    """The networks in deconvnet/ and fcn8s/ below a folder, with options; keywords replace fields."""
+    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT} | changes
+    return Ensemble(str(folder / "deconvnet"), str(folder / "fcn8s"), **fields)
+
+
+def register_ensemble(tracker: MlflowTracker, folder: Path, **changes) -> tuple[str, int]:
+    """Register `ensemble_in(folder, …)` as shapes@challenger; returns the id of the run and the version."""
+    with tracker.pipeline("p", {}) as parent, parent.stage("register") as run:
+        return run.run_id, register(run, "shapes", ensemble_in(folder, **changes), RESULTS)
