@@ -1,16 +1,16 @@
-"""The five results of the paper on a split: a job over its images, and its tables."""
+"""Evaluate DeconvNet and FCN-8s on a split: the paper's five results and their breakdowns, by a job over the images."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from deconvnet.datasets.objects import make_object_mask
-from deconvnet.evaluation.breakdowns import Analysis
+from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import UserError
@@ -20,16 +20,55 @@ from proposals.image_codec import decode_image, decode_mask
 from proposals.job import iter_proposals
 from proposals.recall import counts_up_to
 
-if TYPE_CHECKING:
-    from deconvnet.settings import SegmentSettings
-    from proposals.settings import ExampleSettings
-
-PHOTOGRAPHS_A_UNIT = 8
+IMAGES_PER_UNIT = 8
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Photographs that an actor labels at a time: of the split's rows in one row group of `images`, those numbered `rows`."""
+class EvaluationInputs:
+    """What is evaluated, and on which images.
+
+    Attributes:
+        deconvnet_uri: model folder of a DeconvNet.
+        fcn8s_uri: model folder of an FCN-8s.
+        images_uri: the table `images`.
+        proposals_uri: the table `proposals` made from it.
+        split: the images of this split that have a class mask are evaluated.
+        classes: class names by id.
+        options: how images are predicted.
+    """
+
+    deconvnet_uri: str
+    fcn8s_uri: str
+    images_uri: str
+    proposals_uri: str
+    split: str
+    classes: tuple[str, ...]
+    options: PredictorOptions
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of proposals after which DeconvNet is measured."""
+        return counts_up_to(self.options.proposals)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        results: the content of `report/results.json`.
+        mean_iou: mean IoU of each image alone, by image_id and result; None if its truth is all void.
+        breakdowns: the content of `report/analysis.json`, see `Breakdowns.as_dict`.
+    """
+
+    results: dict[str, Any]
+    mean_iou: dict[str, dict[str, float | None]]
+    breakdowns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A batch of images: the images numbered `rows` among the split's rows in one row group of the table."""
 
     images: tables.Part
     proposals: tables.Part
@@ -37,157 +76,106 @@ class Unit:
     rows: range
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """results: `results.json`. mean_iou: for each image_id, by result, of that photograph alone (None where it is all void).
-
-    analysis: what the charts are drawn from, `Analysis.as_dict`.
-    """
-
-    results: dict[str, Any]
-    mean_iou: dict[str, dict[str, float | None]]
-    analysis: dict[str, Any]
-
-
-def evaluate(
-    deconvnet_uri: str,
-    fcn8s_uri: str,
-    images_uri: str,
-    proposals_uri: str,
-    *,
-    split: str,
-    segment: "SegmentSettings",
-    examples: "ExampleSettings",
-    classes: Sequence[str],
-    dataset: str,
-    executor: Executor,
-    gpu: bool = False,
-) -> Evaluation:
-    """Segment every image of a split that has a class mask in all five ways, and measure the results.
+def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
+    """Predict every annotated image of a split in the paper's five ways and measure the predictions.
 
     Args:
-        deconvnet_uri: folder of a DeconvNet (`checkpoint.save_model`).
-        fcn8s_uri: folder of an FCN-8s.
-        images_uri: the `images` table.
-        proposals_uri: the `proposals` table made from it.
-        split: whose images are measured.
-        segment: how images are segmented.
-        examples: whose `context` and `window` say how boxes are extended, as in training.
-        classes: class names by id.
-        dataset: name of the data in the results.
+        inputs: the models and the images.
+        dataset: name of the data set in the results.
         executor: runs batches of images, by workers that hold the networks.
-        gpu: whether each worker takes a GPU.
+        gpu: each worker takes a GPU.
 
     Raises:
-        UserError: if the split has no image with a class mask, or there is no room for a worker.
+        UserError: if the split has no image with a class mask, or the executor has no room for a worker.
     """
-    if not (units := _units(images_uri, proposals_uri, split)):
-        raise _nothing(split, images_uri)
-    options = PredictorOptions.from_settings(segment, examples)
-    device = "cuda" if gpu else "cpu"
-    make = partial(_worker, (deconvnet_uri, fcn8s_uri), options, (images_uri, proposals_uri), split, len(classes), device)
+    units = dict(enumerate(_units(inputs)))
     actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory, or lower segment.max_side")
-    title = f"evaluating on {split}"
-    done = executor.map_actors(dict(enumerate(units)), make, actors, title=title, unit="batches of images")
-    counts = counts_up_to(segment.proposals)
-    return _gathered((found for _, found in done), classes, dataset, counts, _nothing(split, images_uri))
+    make = partial(_make_worker, inputs, "cuda" if gpu else "cpu")
+    title = f"evaluating on {inputs.split}"
+    measured = executor.map_actors(units, make, actors, title=title, unit="batches of images") if units else iter(())
+    return _merge((found for _, found in measured), inputs, dataset)
 
 
-def _nothing(split: str, images_uri: str) -> UserError:
-    return UserError(
-        f"the split {split!r} of {images_uri} has no labelled photograph to evaluate on: list some that have masks, or take another split"
-    )
+def _units(inputs: EvaluationInputs) -> list[_Unit]:
+    """The split's images in batches, in order."""
+    images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
+    return [
+        _Unit(part, boxes, number, rows)
+        for part, boxes in zip(images, proposals, strict=True)
+        for number, group in enumerate(part.row_groups)
+        if group.splits.get(inputs.split)
+        for rows in tables.chunks(group.splits[inputs.split], IMAGES_PER_UNIT)
+    ]
 
 
-def _gathered(
-    rows: Iterable[Mapping[str, Any]], classes: Sequence[str], dataset: str, counts: Sequence[int], nothing: UserError
-) -> Evaluation:
-    """What `_measured` found in all units, in any order. Raises `nothing` where that is no photograph."""
-    total = Analysis.empty(RESULTS, counts, len(classes))
+def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[dict[str, Any]]:
+    """Load the networks; return the work that measures a unit with them."""
+    import torch
+
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(1)
+    predictor = Predictor.load(inputs.deconvnet_uri, inputs.fcn8s_uri, device, inputs.options)
+    return lambda index, unit: _measure(predictor, inputs, unit)
+
+
+def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dict[str, Any]:
+    """The arrays of `Breakdowns` of a unit's images, with their ids and each image's mean IoU by result (nan if all is void)."""
+    boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
+    no_boxes = np.zeros((0, 4), np.float32)  # of images that EdgeBox could not read
+    breakdowns = Breakdowns.empty(RESULTS, inputs.counts, len(inputs.classes))
+    image_ids, mean_iou = [], []
+    for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
+        masks, by_count = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
+        image_ids.append(image_id)
+        mean_iou.append(breakdowns.add(class_mask, object_mask, masks, by_count))
+    return {"image_ids": image_ids, "mean_iou": mean_iou, **breakdowns.arrays()}
+
+
+def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """image_id, image, class mask and object mask of the unit's annotated images, in order."""
+    columns = ["image_id", "split", "image", "class_mask", "object_mask"]
+    rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
+    of_split = [row for row in rows if row["split"] == inputs.split]
+    for row in (of_split[i] for i in unit.rows):
+        if row["class_mask"] is not None:
+            class_mask = decode_mask(row["class_mask"])
+            object_mask = decode_mask(row["object_mask"]) if row["object_mask"] else make_object_mask(class_mask)
+            yield row["image_id"], decode_image(row["image"]), class_mask, object_mask
+
+
+def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, dataset: str) -> Evaluation:
+    """Add up what `_measure` returned for all units, in any order. Raises UserError if there was no image."""
+    classes = inputs.classes
+    total = Breakdowns.empty(RESULTS, inputs.counts, len(classes))
     mean_iou: dict[str, dict[str, float | None]] = {}
-    for row in rows:
-        total.merge(row)
-        for image_id, figures in zip(row["image_ids"], row["mean_iou"], strict=True):
-            mean_iou[image_id] = {name: _number(x) for name, x in zip(RESULTS, figures, strict=True)}
+    for found in measured:
+        total.merge(found)
+        for image_id, values in zip(found["image_ids"], found["mean_iou"], strict=True):
+            mean_iou[image_id] = {name: _or_none(value) for name, value in zip(RESULTS, values, strict=True)}
     if not mean_iou:
-        raise nothing
+        raise UserError(
+            f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
+            "list some that have masks, or take another split"
+        )
     matrices = [ConfusionMatrix(len(classes), matrix) for matrix in total.confusion]
     results = {
         "dataset": dataset,
         "images": len(mean_iou),
         "classes": list(classes),
-        "rows": {name: _row(matrix, classes) for name, matrix in zip(RESULTS, matrices, strict=True)},
+        "rows": {name: _result_row(matrix, classes) for name, matrix in zip(RESULTS, matrices, strict=True)},
     }
     return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict())
 
 
-def _worker(
-    models: tuple[str, str],
-    options: PredictorOptions,
-    tables: tuple[str, str],
-    split: str,
-    num_classes: int,
-    device: str,
-    threads: int,
-) -> Work[dict[str, Any]]:
-    """The work of a worker that holds the networks: `_measured` of each unit."""
-    import torch
-
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(1)
-    predictor = Predictor.load(*models, device, options)
-    return lambda index, unit: _measured(predictor, *tables, split, num_classes, unit)
-
-
-def _measured(
-    predictor: Predictor, images_uri: str, proposals_uri: str, split: str, num_classes: int, unit: Unit
-) -> dict[str, Any]:
-    """For one unit: `Analysis.arrays`, and each photograph's id and five mean IoUs, nan where all is void."""
-    # A photograph that EdgeBox set aside has no boxes.
-    boxes = {name: found for name, found, _ in iter_proposals(proposals_uri, unit.proposals)}
-    counts = counts_up_to(predictor.options.proposals)
-    found = Analysis.empty(RESULTS, counts, num_classes)
-    image_ids, mean_iou = [], []
-    for image_id, image, truth, objects in _photographs(unit, images_uri, split):
-        nothing = np.zeros((0, 4), np.float32)
-        labels, after = predictor.masks_by_box_count(image, boxes.get(image_id, nothing), counts)
-        image_ids.append(image_id)
-        mean_iou.append(found.add(truth, objects, labels, after))
-    return {"image_ids": image_ids, "mean_iou": mean_iou, **found.arrays()}
-
-
-def _photographs(unit: Unit, images_uri: str, split: str) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """image_id, photograph, class mask and object mask of the labelled ones of a unit, in order."""
-    columns = ["image_id", "split", "image", "class_mask", "object_mask"]
-    rows = tables.read_row_group(images_uri, unit.images.name, unit.row_group, columns).to_pylist()
-    chosen = [row for row in rows if row["split"] == split]
-    for row in (chosen[i] for i in unit.rows):
-        if row["class_mask"] is not None:
-            truth = decode_mask(row["class_mask"])
-            objects = decode_mask(row["object_mask"]) if row["object_mask"] else make_object_mask(truth)
-            yield row["image_id"], decode_image(row["image"]), truth, objects
-
-
-def _units(images_uri: str, proposals_uri: str, split: str) -> list[Unit]:
-    """The split's photographs, in order."""
-    images, proposals = (tables.require_commit(uri).parts for uri in (images_uri, proposals_uri))
-    return [
-        Unit(part, found, group, rows)
-        for part, found in zip(images, proposals, strict=True)
-        for group, about in enumerate(part.row_groups)
-        if about.splits.get(split)
-        for rows in tables.chunks(about.splits[split], PHOTOGRAPHS_A_UNIT)
-    ]
-
-
-def _number(value: float) -> float | None:
-    """A figure as JSON has it: null for nan."""
-    return None if math.isnan(value) else float(value)
-
-
-def _row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
+def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
+    """A row of `results.json`."""
     return {
-        "mean_iou": _number(matrix.mean_iou),
-        "pixel_accuracy": _number(matrix.pixel_accuracy),
-        "iou": {name: _number(iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)},
+        "mean_iou": _or_none(matrix.mean_iou),
+        "pixel_accuracy": _or_none(matrix.pixel_accuracy),
+        "iou": {name: _or_none(iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)},
     }
+
+
+def _or_none(value: float) -> float | None:
+    """The value, or None for nan, which JSON does not have."""
+    return None if math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""The measure of segmentation: a confusion matrix over pixels, and the figures of VOC that come from it."""
+"""Metrics of semantic segmentation, computed from a confusion matrix of pixels as in PASCAL VOC's development kit."""
 
 from typing import Self
 
@@ -9,13 +9,26 @@ from proposals.masks import VOID_ID
 
 
 class ConfusionMatrix:
-    """Pixels by true class (row) and predicted class (column), over any number of photographs.
+    """Counts of pixels by true class and predicted class.
 
-    Void pixels (255 in the truth) are not counted. Sums over photographs, as VOC's devkit does, and not a mean of photographs.
+    Counts are summed over all images before metrics are computed, as VOC does; metrics are not averaged over images. Pixels that are
+    void in the truth (255) are not counted.
+
+    Attributes:
+        num_classes: number of classes C.
+        matrix: int64 (C, C), pixels by true class (row) and predicted class (column).
     """
 
     def __init__(self, num_classes: int, matrix: ArrayLike | None = None) -> None:
-        """Empty, or with the counts `matrix` (C, C). Raises ValueError where its shape is another or it counts below zero."""
+        """Create a matrix.
+
+        Args:
+            num_classes: number of classes C, 1 to 255.
+            matrix: initial counts (C, C), copied; None for zeros.
+
+        Raises:
+            ValueError: if `num_classes` is out of range, or `matrix` has another shape or negative counts.
+        """
         if not 1 <= num_classes <= VOID_ID:
             raise ValueError(f"num_classes must be between 1 and {VOID_ID}, not {num_classes}")
         self.num_classes = num_classes
@@ -27,9 +40,17 @@ class ConfusionMatrix:
             self.matrix = counts
 
     def update(self, truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> Self:
-        """Count the pixels of `prediction` (ids below num_classes) against `truth` (the same, or 255 = void) of equal shape.
+        """Count the pixels of one or more images.
 
-        Raises ValueError where the shapes differ or an id is out of range; nothing is counted then.
+        Args:
+            truth: true class ids, any shape; 255 is void.
+            prediction: predicted class ids, of the same shape; no void.
+
+        Returns:
+            This matrix.
+
+        Raises:
+            ValueError: if the shapes differ or an id is out of range; then nothing is counted.
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
@@ -44,30 +65,38 @@ class ConfusionMatrix:
         return self
 
     def merge(self, other: "ConfusionMatrix") -> Self:
-        """Add the pixels of `other`. Raises ValueError where its classes are another number."""
+        """Add the counts of another matrix to this one.
+
+        Raises:
+            ValueError: if the other has a different number of classes.
+        """
         if other.num_classes != self.num_classes:
             raise ValueError(f"can't merge {other.num_classes} classes into {self.num_classes}")
         self.matrix += other.matrix
         return self
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
+        """A new matrix with the counts of both."""
         return ConfusionMatrix(self.num_classes, self.matrix).merge(other)
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union by class (C,), 0–1; nan where a class is in neither truth nor prediction."""
+        """Intersection over union of each class, TP / (TP + FP + FN): float64 (C,), 0 to 1.
+
+        It is nan for a class that occurs neither in the truth nor in the prediction.
+        """
         hits = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
         return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
 
     @property
     def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that have one; nan where none has."""
+        """Mean of `iou` over the classes that have one, 0 to 1; nan if none has."""
         iou = self.iou
         return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the counted pixels that are right, 0–1; nan where none is counted."""
+        """Share of the counted pixels whose class is predicted correctly, 0 to 1; nan if no pixel is counted."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix)) / total if total else float("nan")

@@ -1,4 +1,5 @@
-"""What an edge detector is worth: its boxes on a data set's dev photographs, its edges on BSDS500's val, beside the others we have."""
+"""The report on an edge detector: the recall of its boxes on dev images and the quality of its edges on BSDS500's val images,
+beside those of the gradient and of the forest that comes with the package."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,26 +25,37 @@ from proposals.recall import MIN_AREA, Recall, best_overlaps, counts_up_to, obje
 if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
 
-Sources = Mapping[str, EdgeBoxOptions]  # by name
+Sources = Mapping[str, EdgeBoxOptions]
+"""How boxes are found, by the name of the edges that they are found from."""
 _BSDS_SPLIT = "val"
 
 
 @dataclass(frozen=True)
 class EdgeReport:
-    """Figures by MLflow name, and the files that tell of them."""
+    """The comparison of edge detectors.
+
+    Attributes:
+        metrics: metrics of the trained forest, by their name in MLflow.
+        markdown: the tables, for all detectors.
+        files: edges.json, edges.md and, if boxes were measured, edges.png, by name.
+    """
 
     metrics: dict[str, float]
     markdown: str
     files: dict[str, bytes]
 
 
-def measure(
+def compare_edges(
     images_uri: str | None, bsds: str | None, forest: str, settings: "ProposalSettings", executor: Executor
 ) -> EdgeReport:
-    """Compare the forest file at `forest` with the gradient and with the shipped forest.
+    """Compare a trained forest with the gradient and with the forest that comes with the package.
 
-    images_uri: an `images` table, on whose dev photographs boxes are measured; bsds: BSDS500's folder, on whose val photographs
-    edges are; either may be missing. executor: runs the parts.
+    Args:
+        images_uri: a table `images`; the recall of boxes is measured on its dev images. None to leave it out.
+        bsds: folder of BSDS500; the quality of edges is measured on its val images. None to leave it out.
+        forest: URI of the trained forest's file.
+        settings: how boxes are found.
+        executor: runs parts of the table and images of BSDS500.
     """
     ours = EdgeBoxOptions(**settings.model_dump())
     sources = {
@@ -54,7 +66,7 @@ def measure(
     metrics: dict[str, float] = {}
     files: dict[str, bytes] = {}
     lines = ["# Edges", ""]
-    recalls = _boxes(images_uri, sources, min(MIN_AREA, 2 * settings.min_box_area), executor) if images_uri else {}
+    recalls = _measure_boxes(images_uri, sources, min(MIN_AREA, 2 * settings.min_box_area), executor) if images_uri else {}
     if recalls and recalls["this forest"].num_objects:
         metrics |= {f"dev.{name}": value for name, value in recalls["this forest"].metrics().items()}
         files["edges.png"] = recall_curves(recalls)
@@ -62,7 +74,7 @@ def measure(
     elif images_uri:
         lines += ["dev has no objects to measure boxes on.", ""]
     if bsds:
-        qualities = _edges(bsds, sources, executor)
+        qualities = _measure_edges(bsds, sources, executor)
         metrics |= {"bsds.ods": qualities["this forest"].ods, "bsds.ois": qualities["this forest"].ois}
         lines += [f"Edges, on BSDS500 {_BSDS_SPLIT}:", "", "| | ODS | OIS |", "|---|---:|---:|"]
         lines += [f"| {name.split(',')[0]} | {q.ods:.3f} | {q.ois:.3f} |" for name, q in qualities.items()]
@@ -71,7 +83,8 @@ def measure(
     return EdgeReport(metrics, markdown, files)
 
 
-def _boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
+def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
+    """The recall of each source's boxes on the dev images."""
     images = tables.require_commit(images_uri)
     units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
     counts = counts_up_to(max(options.max_boxes for options in sources.values()))
@@ -90,12 +103,12 @@ def _part_recalls(
             name: Recall.from_overlaps(best_overlaps(find_boxes(image, k)[0], objects, counts), counts)
             for name, k in sources.items()
         }
-        for image, objects in _dev(images_uri, part, min_area)
+        for image, objects in _dev_images(images_uri, part, min_area)
     ]
 
 
-def _dev(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The dev photographs of a part and the boxes of their objects; those that can't be read were set aside before."""
+def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The dev images of a part and the boxes (M, 4) of their objects; unreadable images were rejected before and are skipped."""
     for row in tables.iter_rows(images_uri, ["split", "image", "object_mask"], part):
         if row["split"] == "dev" and row["object_mask"] is not None:
             try:
@@ -112,7 +125,8 @@ def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -
     return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
 
 
-def _edges(bsds: str, sources: Sources, executor: Executor) -> dict[str, EdgeQuality]:
+def _measure_edges(bsds: str, sources: Sources, executor: Executor) -> dict[str, EdgeQuality]:
+    """The quality of each source's edges on BSDS500's val images."""
     units = dict(enumerate(bsds_files(bsds, _BSDS_SPLIT)))
     work = partial(_image_edge_counts, sources)
     done = [found for _, found in executor.map(units, work, title="edges of BSDS500", unit="images")]

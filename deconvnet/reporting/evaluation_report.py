@@ -1,95 +1,94 @@
-"""The files of an evaluation: the table, the figures of it, and what they are drawn from."""
+"""The files of an evaluation in `report/`: results as JSON and Markdown, charts, figures of images, and the data they show."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from deconvnet.evaluation.evaluator import Evaluation, evaluate
+from deconvnet.evaluation.evaluator import Evaluation, EvaluationInputs, evaluate
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import percent
 from infra.runtime.executor import Executor
 
-if TYPE_CHECKING:
-    from deconvnet.settings import SegmentSettings
-    from proposals.settings import ExampleSettings
-
-CONFUSED = "edeconvnet_crf"  # whose confusion is drawn
+CONFUSION_OF = "edeconvnet_crf"
+"""The result whose confusion matrix is drawn."""
 
 
-def measure(
-    models: tuple[str, str],
-    images_uri: str,
-    proposals_uri: str,
-    *,
-    split: str,
-    segment: "SegmentSettings",
-    examples: "ExampleSettings",
-    classes: Sequence[str],
-    dataset: str,
-    gpu: bool,
-    executor: Executor,
+def evaluate_and_report(
+    inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The `results.json` of a DeconvNet and an FCN-8s (their folders) on `split`, and `report_files` (see `evaluate`)."""
-    found = evaluate(
-        *models,
-        images_uri,
-        proposals_uri,
-        split=split,
-        segment=segment,
-        examples=examples,
-        classes=classes,
-        dataset=dataset,
-        executor=executor,
-        gpu=gpu,
-    )
-    options = PredictorOptions.from_settings(segment, examples)
-    draw = partial(gallery.load_and_draw_gallery, models, options, gpu, images_uri, proposals_uri, classes, found.mean_iou)
-    drawn = dict(executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu))
-    return found.results, report_files(found, drawn, options)
+    """Evaluate models on a split and make the report's files.
 
+    Args:
+        inputs: the models and the images.
+        dataset: name of the data set in the results.
+        executor: runs the evaluation and draws the figures of images.
+        gpu: predict on GPUs.
 
-def report_files(found: Evaluation, drawn: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:
-    """Every file of the report by name, results.json last: when it is there, all is.
+    Returns:
+        The content of `results.json`, and the files of the report by name (`report_files`).
 
-    drawn: PNGs by name, without suffix. options: those of the Predictor that labelled; analysis.json keeps them, so that its
-    pictures can be made again.
+    Raises:
+        UserError: as `deconvnet.evaluation.evaluator.evaluate` does.
     """
-    png = {**drawn, **result_charts(found.results, found.analysis)}
+    evaluation = evaluate(inputs, dataset, executor, gpu)
+    models = (inputs.deconvnet_uri, inputs.fcn8s_uri)
+    shown = (inputs.images_uri, inputs.proposals_uri, inputs.classes, evaluation.mean_iou)
+    draw = partial(gallery.load_and_draw_gallery, models, inputs.options, gpu, *shown)
+    figures = dict(executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu))
+    return evaluation.results, report_files(evaluation, figures, inputs.options)
+
+
+def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:
+    """Make the report's files of an evaluation.
+
+    Args:
+        evaluation: what was measured.
+        figures: PNGs of images by name without suffix.
+        options: how images were predicted; stored in `analysis.json`, so that figures can be drawn again in the same way.
+
+    Returns:
+        Files by name. `results.json` is last: a report that has it is complete.
+    """
+    charts = result_charts(evaluation.results, evaluation.breakdowns)
     return {
-        **{f"{name}.png": data for name, data in png.items()},
-        "mean_iou_by_image.json": _json(found.mean_iou),
-        "analysis.json": _json({"segmenter": asdict(options), **found.analysis}),
-        "results.md": results_markdown(found.results).encode(),
-        "results.json": _json(found.results),
+        **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
+        "mean_iou_by_image.json": _json(evaluation.mean_iou),
+        "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # its key in reports that exist
+        "results.md": results_markdown(evaluation.results).encode(),
+        "results.json": _json(evaluation.results),
     }
 
 
-def result_charts(results: Mapping[str, Any], analysis: Mapping[str, Any]) -> dict[str, bytes]:
-    """The charts of a `results.json` and its `analysis.json`, as PNGs by name."""
-    about = f"{RESULT_TITLES[CONFUSED]}, {results['dataset']}, {results['images']:,} photographs"
+def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw the charts of an evaluation.
+
+    Args:
+        results: the content of `results.json`.
+        breakdowns: the content of `analysis.json`.
+
+    Returns:
+        PNGs by name without suffix.
+    """
+    title = f"{RESULT_TITLES[CONFUSION_OF]}, {results['dataset']}, {results['images']:,} images"
     return {
         "iou_by_class": plots.iou_by_class(results),
-        "iou_by_proposals": plots.iou_by_proposals(results, analysis),
-        "iou_by_size": plots.iou_by_size(analysis),
-        "confusion": plots.confusion_matrix(np.array(analysis["confusion"][CONFUSED]), results["classes"], about),
+        "iou_by_proposals": plots.iou_by_proposals(results, breakdowns),
+        "iou_by_size": plots.iou_by_size(breakdowns),
+        "confusion": plots.confusion_matrix(np.array(breakdowns["confusion"][CONFUSION_OF]), results["classes"], title),
     }
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def results_markdown(results: dict[str, Any]) -> str:
-    """`results.md`: the five rows in the paper's order, then IoU by class; percentages, – where a class does not occur."""
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """Format `results.json` as Markdown: the five results in the paper's order, then the IoU of each class, in per cent."""
     rows = results["rows"]
     lines = [
-        f"# {results['dataset']}: {results['images']} photographs",
+        f"# {results['dataset']}: {results['images']} images",
         "",
         "| | mean IoU | pixel accuracy |",
         "|---|---:|---:|",
@@ -99,6 +98,12 @@ def results_markdown(results: dict[str, Any]) -> str:
         f"|---|{'---:|' * len(RESULTS)}",
         *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",
-        "Per cent. A class that is in neither the truth nor the labels has no IoU (–) and is left out of the mean.",
+        "All numbers are percentages. A class that occurs neither in the truth nor in the predictions has no IoU (–) and is left out "
+        "of the mean.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _json(value: Any) -> bytes:
+    """A JSON file's content."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""What is reported of a split's proposals, so that a user sees whether they or the network are to blame."""
+"""The report on a split's proposals: how many objects they find. It shows whether they or the network limit the result."""
 
 import json
 from dataclasses import dataclass
@@ -15,37 +15,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProposalReport:
-    """The figures, and the files that tell of them: proposals.json, proposals.md and proposals.png."""
+    """The recall of a split's proposals.
+
+    Attributes:
+        recall: the measured recall.
+        files: proposals.json, proposals.md and proposals.png, by name.
+    """
 
     recall: Recall
     files: dict[str, bytes]
 
 
-def measure(
-    images_uri: str,
-    proposals_uri: str,
-    split: str,
-    settings: "ProposalSettings",
-    name: str,
-    executor: Executor,
+def report_proposals(
+    images_uri: str, proposals_uri: str, split: str, settings: "ProposalSettings", title: str, executor: Executor
 ) -> ProposalReport | None:
-    """The report on the proposals of `split`, made by `settings`, under the heading `name`; None where it has no objects.
+    """Measure how many objects the proposals of a split find.
 
-    Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` where that is less: where smaller
-    boxes are sought, as in small photographs, smaller objects are to be found. executor: runs the parts.
+    Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` if that is less: where smaller boxes are
+    proposed, as for small images, smaller objects should be found.
+
+    Args:
+        images_uri: the table `images`.
+        proposals_uri: the table `proposals` made from it.
+        split: the images that are measured.
+        settings: how the proposals were made.
+        title: heading of the Markdown file.
+        executor: runs the parts of the tables.
+
+    Returns:
+        The report, or None if the split has no such objects.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
     recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area)
     if not recall.num_objects:
         return None
-    about = (
-        f"{recall.num_objects:,} objects whose box has {area:,.0f} px² or more, and the best of each photograph's first boxes."
-    )
-    markdown = f"# Proposals: {name}\n\n{recall_table({split: recall})}\n{about}\n"
-    figures = json.dumps({"min_area": area, **recall.as_dict()}, indent=1) + "\n"
+    note = f"{recall.num_objects:,} objects whose box has {area:,.0f} px² or more; the best of each image's first boxes counts."
+    content = json.dumps({"min_area": area, **recall.as_dict()}, indent=1) + "\n"
     files = {
-        "proposals.json": figures.encode(),
-        "proposals.md": markdown.encode(),
+        "proposals.json": content.encode(),
+        "proposals.md": f"# Proposals: {title}\n\n{recall_table({split: recall})}\n{note}\n".encode(),
         "proposals.png": recall_curves({split: recall}),
     }
     return ProposalReport(recall, files)

@@ -8,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvnet.evaluation.evaluator import evaluate
+from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting.evaluation_report import report_files
-from deconvnet.settings import SegmentSettings
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra import storage
 from infra.runtime.local_executor import LocalExecutor
@@ -51,18 +50,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         save_model(network, str(folder / "models" / stage), CLASSES)
-    found = evaluate(
-        str(folder / "models/stage2"),
-        str(folder / "models/fcn8s"),
-        images,
-        proposals,
-        split="val",
-        segment=SegmentSettings(**OPTIONS),
-        examples=ExampleSettings(),
-        classes=CLASSES,
-        dataset="made up val",
-        executor=LocalExecutor(1),
-    )
+    models = str(folder / "models/stage2"), str(folder / "models/fcn8s")
+    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, PredictorOptions(**OPTIONS))
+    found = evaluate(inputs, "made up val", LocalExecutor(1))
     for name, data in report_files(found, {}, PredictorOptions(**OPTIONS)).items():
         storage.write_bytes(str(folder / "report" / name), data)
     storage.write_json(str(folder / "report" / "proposals.json"), {"min_area": 100})

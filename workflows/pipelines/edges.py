@@ -133,10 +133,10 @@ class EdgeTraining:
         return made
 
     def _measure(self, fingerprint: str) -> dict[str, Any]:
-        from deconvnet.reporting.edge_report import measure
+        from deconvnet.reporting.edge_report import compare_edges
 
         s = self.settings
-        found = measure(self.images, s.bsds, self.forest, s.proposals, self.executor)
+        found = compare_edges(self.images, s.bsds, self.forest, s.proposals, self.executor)
         for name, data in found.files.items():
             storage.write_bytes(self.place(REPORT, name), data)
         if picture := found.files.get("edges.png"):

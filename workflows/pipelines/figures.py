@@ -135,7 +135,7 @@ class WorkspaceFigures:
         run_id = storage.read_json(self._run_file)["mlflow_run_id"] if storage.exists(self._run_file) else None
         store = self._store() if run_id else ""
         history = read_histories(self.workspace, store, run_id, training_curves.STAGES, training_curves.METRICS)
-        if not (files := training_curves.drawn(history)):
+        if not (files := training_curves.draw_training_curves(history)):
             raise UserError(f"{self.workspace} has no finished training yet: run workflows/train_pipeline.py on it first")
         return files
 

@@ -240,10 +240,10 @@ class Pipeline:
 
     def measure_proposals(self, split: str, report: str = "") -> None:
         """Say and log how many objects of `split` the proposals find, and write it at `report`; nothing where it has none."""
-        from deconvnet.reporting.proposal_report import measure
+        from deconvnet.reporting.proposal_report import report_proposals
 
         title = f"{self.dataset_name} {split}"
-        if not (found := measure(self.images, self.proposals, split, self.settings.proposals, title, self.executor)):
+        if not (found := report_proposals(self.images, self.proposals, split, self.settings.proposals, title, self.executor)):
             return
         self.say(f"  {found.recall.summary()} ({split})")
         for name, data in found.files.items() if report else ():
@@ -310,7 +310,7 @@ class Pipeline:
         with self.mlflow_run.training_metrics() as report:
             nodes = s.cluster.selector("training_nodes")
             outcome = train_on_ray(job, nodes=nodes, callbacks=[ReportCallback(report)], should_stop=self.stopped)
-        self._keep(training_curves.drawn({stage: self.mlflow_run.history(training_curves.METRICS)}))
+        self._keep(training_curves.draw_training_curves({stage: self.mlflow_run.history(training_curves.METRICS)}))
         return outcome
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
@@ -319,7 +319,7 @@ class Pipeline:
         report = self.place("report")
         self.measure_proposals("val", report)
         histories = self.mlflow_parent.stage_histories(training_curves.STAGES, training_curves.METRICS)
-        self._keep(training_curves.drawn(histories), report)
+        self._keep(training_curves.draw_training_curves(histories), report)
         results = self.evaluate("val", report)
         self._keep(run_log.report_files(self.settings.workspace), report)
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
@@ -330,7 +330,9 @@ class Pipeline:
         models: the folders of a DeconvNet and an FCN-8s; the workspace's where None. Raises UserError where their classes are not
         the data's.
         """
-        from deconvnet.reporting.evaluation_report import measure
+        from deconvnet.evaluation.evaluator import EvaluationInputs
+        from deconvnet.inference.predictor import PredictorOptions
+        from deconvnet.reporting.evaluation_report import evaluate_and_report
 
         s = self.settings
         classes = s.data.classes
@@ -341,11 +343,9 @@ class Pipeline:
                 f"data.classes {', '.join(classes)} are not those that the models in {s.workspace} were trained with, "
                 f"{', '.join(known)}: name the --config they were trained by"
             )
-        results, files = measure(
-            models, self.images, self.proposals, split=split, segment=s.segment, examples=s.examples, classes=classes,
-            dataset=f"{self.dataset_name} {split}", gpu=s.compute.gpu,
-            executor=self.executor,
-        )  # fmt: skip
+        options = PredictorOptions.from_settings(s.segment, s.examples)
+        inputs = EvaluationInputs(*models, self.images, self.proposals, split, tuple(classes), options)
+        results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, s.compute.gpu)
         self._keep(files, report)
         if run := self.mlflow_run:
             run.log_metrics(run_log.result_metrics(split, results))

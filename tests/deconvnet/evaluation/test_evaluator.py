@@ -1,6 +1,7 @@
-"""The evaluation job against the same work done in a loop."""
+"""The evaluation job against the same measurements made in a loop."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,24 +9,22 @@ import pytest
 import torch
 
 from deconvnet.datasets.objects import make_object_mask
-from deconvnet.evaluation.breakdowns import object_overlaps
-from deconvnet.evaluation.evaluator import evaluate
+from deconvnet.evaluation.breakdowns import object_ious
+from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
-from deconvnet.settings import SegmentSettings
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
-from proposals.settings import ExampleSettings
 
 CLASSES = ("background", "cat", "dog", "unicorn")
-SEGMENT = SegmentSettings(proposals=2, batch=3)
-UNPROPOSED = "p05"  # EdgeBox set it aside
+OPTIONS = PredictorOptions(proposals=2, batch=3)
+UNPROPOSED = "p05"  # has no row in the table of proposals
 
 
 @pytest.fixture
@@ -42,8 +41,8 @@ def models(tmp_path):
 
 
 @pytest.fixture
-def photographs(tmp_path, rng):
-    """Two parts of photographs, splits mixed; every third is of val. Of the val ones p00 is all void, p21 has no mask."""
+def image_tables(tmp_path, rng):
+    """Tables of images in two parts; every third image is of val. Of these p00 is all void and p21 has no mask."""
     rows, boxes = [], []
     for i in range(24):
         name, height, width = f"p{i:02}", 30 + i, 40
@@ -75,30 +74,24 @@ def photographs(tmp_path, rng):
 
 
 @pytest.mark.ray
-def test_the_job_counts_what_a_loop_counts(ray_executor, models, photographs):
-    images, proposals, rows = photographs
-    keywords = {
-        "segment": SEGMENT,
-        "examples": ExampleSettings(),
-        "classes": CLASSES,
-        "dataset": "made up",
-        "executor": ray_executor,
-    }
-    found = evaluate(*models, images, proposals, split="val", **keywords)
+def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_tables):
+    images, proposals, rows = image_tables
+    inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, OPTIONS)
+    found = evaluate(inputs, "made up", ray_executor)
 
-    predictor = Predictor.load(*models, options=PredictorOptions.from_settings(SEGMENT, ExampleSettings()))
+    predictor = Predictor.load(*models, options=OPTIONS)
     boxes = {row["image_id"]: row["boxes"] for row in tables.iter_rows(proposals)}
     totals = {name: ConfusionMatrix(4) for name in RESULTS}
-    first_box, overlaps = ConfusionMatrix(4), []
+    first_box, ious = ConfusionMatrix(4), []
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
-        labels = predictor.masks(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
+        masks = predictor.masks(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
         own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
         first_box.update(truth, predictor.masks(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
-        overlaps.append(object_overlaps(truth, make_object_mask(truth), {"a": labels["edeconvnet"]})[1][0])
+        ious.append(object_ious(truth, make_object_mask(truth), {"a": masks["edeconvnet"]})[1][0])
         for name in RESULTS:
-            single = ConfusionMatrix(4).update(truth, labels[name])
+            single = ConfusionMatrix(4).update(truth, masks[name])
             totals[name].merge(single)
             mine = found.mean_iou[row["image_id"]][name]
             assert mine is None if row["image_id"] == "p00" else mine == pytest.approx(single.mean_iou)
@@ -111,20 +104,20 @@ def test_the_job_counts_what_a_loop_counts(ray_executor, models, photographs):
         assert row["mean_iou"] == pytest.approx(totals[name].mean_iou)
         assert row["pixel_accuracy"] == pytest.approx(totals[name].pixel_accuracy)
         np.testing.assert_allclose([np.nan if v is None else v for v in row["iou"].values()], totals[name].iou)
-        assert found.analysis["confusion"][name] == totals[name].matrix.tolist()
+        assert found.breakdowns["confusion"][name] == totals[name].matrix.tolist()
     assert json.loads(json.dumps(found.results, allow_nan=False)) == found.results
-    steps = found.analysis["proposals"]
+    steps = found.breakdowns["proposals"]
     assert steps["counts"] == [1, 2]
     assert steps["mean_iou"] == pytest.approx([first_box.mean_iou, totals["deconvnet"].mean_iou])
-    sizes = found.analysis["sizes"]
-    assert sum(sizes["objects"]) == sum(map(len, overlaps)) > 5
+    sizes = found.breakdowns["sizes"]
+    assert sum(sizes["objects"]) == sum(map(len, ious)) > 5
     summed = sum(n * value for n, value in zip(sizes["objects"], sizes["mean_iou"]["edeconvnet"], strict=True) if n)
-    assert summed == pytest.approx(np.concatenate(overlaps).sum())
+    assert summed == pytest.approx(np.concatenate(ious).sum())
 
-    here = evaluate(*models, images, proposals, split="val", **{**keywords, "executor": LocalExecutor(2)})
-    assert here.results == found.results and here.mean_iou == found.mean_iou
-    assert here.analysis["confusion"] == found.analysis["confusion"]
-    assert here.analysis["proposals"] == found.analysis["proposals"]
+    local = evaluate(inputs, "made up", LocalExecutor(2))
+    assert local.results == found.results and local.mean_iou == found.mean_iou
+    assert local.breakdowns["confusion"] == found.breakdowns["confusion"]
+    assert local.breakdowns["proposals"] == found.breakdowns["proposals"]
 
-    with pytest.raises(UserError, match=r"split 'test' of .* has no labelled photograph"):
-        evaluate(*models, images, proposals, split="test", **keywords)
+    with pytest.raises(UserError, match=r"split 'test' of .* has no annotated image"):
+        evaluate(replace(inputs, split="test"), "made up", ray_executor)

@@ -1,4 +1,4 @@
-"""The confusion matrix against set arithmetic on pixel positions."""
+"""`ConfusionMatrix` against metrics computed from sets of pixels."""
 
 import math
 
@@ -10,51 +10,51 @@ from hypothesis import strategies as st
 from deconvnet.evaluation.metrics import ConfusionMatrix
 
 
-def independent(truth, prediction, classes):
-    """IoU, mean and accuracy from sets of positions: no matrix anywhere."""
+def metrics_by_sets(truth, prediction, classes):
+    """IoU, mean IoU and pixel accuracy from sets of pixel positions, without a matrix."""
     valid = {i for i, t in enumerate(truth.ravel()) if t != 255}
     ious = []
     for c in range(classes):
         a = {i for i in valid if truth.ravel()[i] == c}
         b = {i for i in valid if prediction.ravel()[i] == c}
         ious.append(len(a & b) / len(a | b) if a | b else math.nan)
-    there = [x for x in ious if not math.isnan(x)]
+    defined = [x for x in ious if not math.isnan(x)]
     right = sum(truth.ravel()[i] == prediction.ravel()[i] for i in valid)
-    return ious, sum(there) / len(there) if there else math.nan, right / len(valid) if valid else math.nan
+    return ious, sum(defined) / len(defined) if defined else math.nan, right / len(valid) if valid else math.nan
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 21), st.integers(0, 12), st.integers(1, 12), st.floats(0, 1))
-def test_equals_set_arithmetic(seed, classes, height, width, void):
+def test_metrics_equal_those_computed_from_sets(seed, classes, height, width, void):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, classes, (height, width)).astype(np.uint8)
     truth[rng.random(truth.shape) < void] = 255
     prediction = rng.integers(0, rng.integers(1, classes + 1), (height, width)).astype(np.uint8)
     matrix = ConfusionMatrix(classes).update(truth, prediction)
-    iou, mean, accuracy = independent(truth, prediction, classes)
+    iou, mean, accuracy = metrics_by_sets(truth, prediction, classes)
     np.testing.assert_allclose(matrix.iou, iou, atol=1e-9, rtol=0)
     np.testing.assert_allclose([matrix.mean_iou, matrix.pixel_accuracy], [mean, accuracy], atol=1e-9, rtol=0)
 
 
-def test_rows_are_truth_and_void_is_not_counted():
+def test_rows_are_true_classes_and_void_is_not_counted():
     matrix = ConfusionMatrix(3).update(np.array([[0, 1, 255]], np.uint8), np.array([[0, 2, 2]], np.uint8))
     assert matrix.matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
     assert matrix.matrix.dtype == np.int64
     assert matrix.iou.tolist() == [1.0, 0.0, 0.0]
 
 
-def test_a_class_in_neither_is_left_out_of_the_mean():
+def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
     matrix = ConfusionMatrix(3).update(np.array([0, 0, 1]), np.array([0, 0, 0]))
     assert np.isnan(matrix.iou[2])
     assert matrix.mean_iou == pytest.approx((2 / 3 + 0) / 2, abs=1e-12)
 
 
-def test_nothing_counted_is_nan():
+def test_metrics_without_counted_pixels_are_nan():
     matrix = ConfusionMatrix(2).update(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
     assert math.isnan(matrix.mean_iou) and math.isnan(matrix.pixel_accuracy)
 
 
-def test_merging_parts_equals_counting_all(rng):
+def test_merged_matrices_equal_counting_all_images(rng):
     truth, prediction = rng.integers(0, 5, (2, 4, 50))
     whole = ConfusionMatrix(5).update(truth, prediction)
     first, second = (ConfusionMatrix(5).update(truth[i : i + 2], prediction[i : i + 2]) for i in (0, 2))
@@ -73,7 +73,7 @@ def test_merging_parts_equals_counting_all(rng):
         ([0, 1], [0], "truth is"),
     ],
 )
-def test_ids_out_of_range_and_other_shapes_are_refused(truth, prediction, what):
+def test_invalid_ids_and_unequal_shapes_are_refused(truth, prediction, what):
     matrix = ConfusionMatrix(3)
     with pytest.raises(ValueError, match=what):
         matrix.update(np.array(truth), np.array(prediction))

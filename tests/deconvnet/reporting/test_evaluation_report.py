@@ -1,18 +1,18 @@
-"""The files of an evaluation: which there are, in what order, and the table."""
+"""The files of an evaluation: their names, their order and their content."""
 
 import json
 
 import numpy as np
 
-from deconvnet.evaluation.breakdowns import Analysis
+from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.evaluator import Evaluation
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting.evaluation_report import report_files, results_markdown
 
 
-def test_the_report_ends_with_the_results() -> None:
+def test_results_json_is_the_last_file_of_a_report() -> None:
     classes = ["background", "cat", "dog"]
-    counted = Analysis.empty(RESULTS, (1, 5), 3)
+    counted = Breakdowns.empty(RESULTS, (1, 5), 3)
     truth = np.zeros((20, 30), np.uint8)
     truth[5:15, 5:15] = 1
     means = counted.add(truth, truth, dict.fromkeys(RESULTS, truth), {1: truth * 0, 5: truth})
@@ -29,17 +29,17 @@ def test_the_report_ends_with_the_results() -> None:
     assert json.loads(files["results.json"]) == results
     kept = json.loads(files["analysis.json"])
     assert PredictorOptions(**kept.pop("segmenter")) == options
-    assert kept == found.analysis and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
+    assert kept == found.breakdowns and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0
     assert json.loads(files["mean_iou_by_image.json"])["a"]["fcn8s"] == 1.0
 
 
-def test_the_table_has_the_five_rows_in_order_and_a_dash_for_an_empty_class():
+def test_results_markdown_has_the_five_rows_in_order_and_dashes_for_missing_figures():
     figures = {"mean_iou": 0.5, "pixel_accuracy": 0.875, "iou": {"background": 0.9, "cat": 0.1, "unicorn": None}}
     rows = {name: {**figures, "mean_iou": 0.1 * i} for i, name in enumerate(RESULTS)}
     rows["fcn8s"]["mean_iou"] = None
     results = {"dataset": "made up", "images": 3, "classes": ["background", "cat", "unicorn"], "rows": rows}
     lines = results_markdown(results).splitlines()
-    assert lines[0] == "# made up: 3 photographs"
+    assert lines[0] == "# made up: 3 images"
     assert lines[4:9] == [
         "| FCN-8s | – | 87.5 |",
         "| DeconvNet | 10.0 | 87.5 |",

@@ -25,7 +25,7 @@ def asked(monkeypatch) -> dict:
 
 
 def test_the_files_tell_the_figures(asked, executor):
-    made = proposal_report.measure("i", "p", "dev", ProposalSettings(max_boxes=500), "mine dev", executor)
+    made = proposal_report.report_proposals("i", "p", "dev", ProposalSettings(max_boxes=500), "mine dev", executor)
     assert made is not None and asked == {
         "split": "dev", "counts": (1, 2, 5, 10, 20, 50, 100, 200, 500), "min_area": 2000, "executor": executor,
     }  # fmt: skip
@@ -40,9 +40,9 @@ def test_the_files_tell_the_figures(asked, executor):
 
 @pytest.mark.parametrize(("min_box_area", "area"), [(150, 300), (1000, 2000), (4000, 2000)])
 def test_smaller_objects_count_where_smaller_boxes_are_sought(asked, executor, min_box_area, area):
-    proposal_report.measure("i", "p", "dev", ProposalSettings(min_box_area=min_box_area), "x", executor)
+    proposal_report.report_proposals("i", "p", "dev", ProposalSettings(min_box_area=min_box_area), "x", executor)
     assert asked["min_area"] == area
 
 
 def test_no_objects_no_report(asked, executor):
-    assert proposal_report.measure("i", "p", "none", ProposalSettings(), "x", executor) is None
+    assert proposal_report.report_proposals("i", "p", "none", ProposalSettings(), "x", executor) is None

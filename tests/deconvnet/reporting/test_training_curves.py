@@ -7,10 +7,10 @@ from PIL import Image
 from deconvnet.reporting import training_curves
 
 
-def test_two_panels_a_stage() -> None:
+def test_each_stage_has_two_panels() -> None:
     line = ([1, 2], [1.0, 0.5])
-    one = training_curves.drawn({"fcn8s": {"loss": line, "dev_mean_iou": line}})
-    two = training_curves.drawn({"fcn8s": {"loss": line}, "stage1": {"loss": line}})
+    one = training_curves.draw_training_curves({"fcn8s": {"loss": line, "dev_mean_iou": line}})
+    two = training_curves.draw_training_curves({"fcn8s": {"loss": line}, "stage1": {"loss": line}})
     heights = [Image.open(io.BytesIO(each["training_curves.png"])).height for each in (one, two)]
     assert heights == [340, 680]
-    assert training_curves.drawn({}) == {}
+    assert training_curves.draw_training_curves({}) == {}
