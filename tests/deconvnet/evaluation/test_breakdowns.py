@@ -65,9 +65,9 @@ def test_object_ious_equal_a_straightforward_count(rng):
         own = objects == number
         class_id = DOG if number == 200 else CAT
         _, components = cv2.connectedComponents((prediction == class_id).astype(np.uint8), connectivity=8)
-        prediction = np.isin(components, np.unique(components[own & (components > 0)])) & (components > 0)
-        prediction &= (truth != 255) & (own | (truth != class_id))
-        expected.append((prediction & own).sum() / (prediction | own).sum())
+        touching = np.isin(components, np.unique(components[own & (components > 0)])) & (components > 0)
+        touching &= (truth != 255) & (own | (truth != class_id))
+        expected.append((touching & own).sum() / (touching | own).sum())
     assert len(expected) > 3
     np.testing.assert_allclose(ious[0], expected)
 
