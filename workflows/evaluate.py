@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         help="comp5: trained on VOC's data only; comp6: on other data too, as VGG-16's weights are (default)",
     )
     settings, options = command.parse_settings(argv)
-    from workflows.pipelines.submission import check_trained, write_submission
+    from workflows.operations.submission import check_trained, write_submission
     from workflows.pipelines.training import Pipeline
 
     if options.submission is not None:

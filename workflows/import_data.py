@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
     command.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")
     settings, options = command.parse_settings(argv)
-    from workflows.pipelines.data_import import check_folder, import_dataset
+    from workflows.operations.data_import import check_folder, import_dataset
 
     if settings.check:
         check_folder(settings, settings.check)

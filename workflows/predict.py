@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     command = cli.SettingsParser(__doc__ or "", PredictSettings, CONFIGS / "predict.yaml")
     command.add_argument("--dry-run", action="store_true", help="print the settings and what would be done")
     settings, options = command.parse_settings(argv)
-    from workflows.pipelines.prediction import PredictionRun
+    from workflows.operations.prediction import PredictionRun
 
     prediction = PredictionRun(settings)
     if options.dry_run:

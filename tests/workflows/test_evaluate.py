@@ -21,7 +21,7 @@ from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from tests.deconvnet.ensembles import random_image, randomised
 from workflows import evaluate
-from workflows.pipelines import submission
+from workflows.operations import submission
 
 TEST, VAL = ("2008_000006", "2008_000011"), ("2007_000033",)
 FEW = ["--segment.proposals", "3", "--proposals.max_boxes", "20", "--segment.crf.iterations", "1"]

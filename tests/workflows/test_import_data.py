@@ -12,7 +12,7 @@ from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
 from workflows import import_data, train_pipeline
-from workflows.pipelines import data_import
+from workflows.operations import data_import
 
 CLASSES = "background,disc,square,triangle,star,ring"
 

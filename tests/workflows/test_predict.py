@@ -87,7 +87,7 @@ Run = Callable[..., str]
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The door's work done in this process, without Ray."""
     monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings: LocalExecutor(1))
-    monkeypatch.setattr("workflows.pipelines.prediction._gpus_per_actor", lambda settings: 0)
+    monkeypatch.setattr("workflows.operations.prediction._gpus_per_actor", lambda settings: 0)
 
 
 @pytest.fixture

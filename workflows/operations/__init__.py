@@ -1,0 +1,1 @@
+"""What the commands do that is not a pipeline of stages: prediction, submissions, data import."""
