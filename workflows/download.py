@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deconvnet.datasets.fetch import fetch, unpack
-from deconvnet.datasets.sbd import add_sbd_to_voc
 from infra.errors import UserError
+from workflows import cli
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def get_sbd(source: Source, to: Path) -> Path:
     Raises:
         UserError: if VOC 2012 is not there.
     """
+    from deconvnet.datasets.sbd import add_sbd_to_voc  # imports OpenCV and SciPy
 
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
@@ -123,4 +124,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main))

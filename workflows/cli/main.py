@@ -1,10 +1,11 @@
 """The console command `deconvnet`: each subcommand is one of the scripts in workflows/."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
+from deconvnet import __version__
 from workflows.cli.exit_codes import USER_ERROR, run
 
 COMMANDS = (
@@ -35,11 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     if name == "--version":
-        print(f"deconvnet {version('deconvnet')}")
+        print(f"deconvnet {__version__}")
         return 0
     script = name.replace("-", "_")
     if script not in COMMANDS:
-        print(f"error: there is no command {name}; deconvnet --help lists the commands", file=sys.stderr)
+        near = difflib.get_close_matches(name, [command.replace("_", "-") for command in COMMANDS], n=1)
+        hint = f"did you mean {near[0]}?" if near else "deconvnet --help lists the commands"
+        print(f"error: there is no command {name}; {hint}", file=sys.stderr)
         return USER_ERROR
     module = importlib.import_module(f"workflows.{script}")
     sys.argv = [f"deconvnet {name}", *arguments]  # argparse takes the program's name from here
