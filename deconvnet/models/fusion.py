@@ -19,6 +19,7 @@ class _DeconvolutionFromOnePixel(nn.Module):
     """A deconvolution of a 1×1 map, computed as the matrix product that it is."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        """Take over the weights of a deconvolution without padding."""
         super().__init__()
         self.shape = layer.weight.shape[1:]
         self.weight = nn.Parameter(layer.weight.flatten(1).t().contiguous(), requires_grad=False)

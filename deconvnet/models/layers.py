@@ -88,6 +88,7 @@ class Deconv3x3(nn.ConvTranspose2d):
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
+        """Build the layer from its input and output channels."""
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:

@@ -188,4 +188,5 @@ def _replace(model: nn.Module, group: Group) -> nn.Module:
 
 
 def _world_size(group: Group) -> int:
+    """Return the number of workers: 1 outside torch.distributed."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1

@@ -142,6 +142,7 @@ class BatchPlan:
         """Return the numbers of the windows that the global steps [first_step, stop_step) need."""
 
         def window_of(step: int) -> int:
+            """Return the number of the window in which a step begins."""
             epoch, batch = divmod(step, self.steps_per_epoch)
             starts = [w.start for w in self.windows(epoch)]
             return epoch * self.windows_per_epoch + int(np.searchsorted(starts, batch * self.batching.batch, side="right")) - 1
@@ -179,6 +180,7 @@ class BatchPlan:
         images, masks = rows["image"], rows["mask"]
 
         def view(position: int) -> transforms.Pair:
+            """Decode and augment the example at a position."""
             row = int(order[(position - window.start) % window.examples])
             image, mask = images[row].as_py(), masks[row].as_py()
             try:

@@ -1,11 +1,9 @@
 """One training stage: what it is given (`TrainingJob`), and what every worker does with it, on Ray or in one local process."""
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,20 +73,18 @@ class TrainingJob:
     def train_examples(self) -> Examples:
         """Open the examples to train on. Raises UserError if there are none."""
         jitter = self.settings.scale_jitter if self.architecture.whole_images else 0.0
-        return open_examples(self.examples_uri, self._input_size, self.architecture.split("train"), jitter)
+        return open_examples(
+            self.examples_uri, self.architecture.input_size(self.model), self.architecture.split("train"), jitter
+        )
 
     def dev_examples(self) -> Examples | None:
         """Open the examples to evaluate on; None if there are none (a table may be empty)."""
         if self.dev_uri is None:
             return None
         try:
-            return open_examples(self.dev_uri, self._input_size, self.architecture.split("dev"))
+            return open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
         except UserError:
             return None
-
-    @property
-    def _input_size(self) -> int:
-        return self.architecture.input_size(self.model)
 
     def batch_plan(self, workers: int) -> BatchPlan:
         """Plan the global batches over the training examples for a number of workers."""
@@ -166,33 +162,3 @@ def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
     """Format a report of training as one line: step, epoch, and the metrics it has."""
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
     return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])
-
-
-class CurveFile:
-    """The reports of a training as a local file, one JSON object a line."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        """Open the file for a training that begins (`step` 0) or is resumed after `step` steps.
-
-        Reports of later steps, which a resumed training makes again, are dropped.
-        """
-        self._path = path
-        kept = [line for line in _complete_lines(path) if line["step"] <= step] if step else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def add(self, metrics: Mapping[str, float]) -> None:
-        """Append one report."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(dict(metrics)) + "\n")
-
-
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the lines that are whole JSON; a killed run may have left a partial one."""
-    found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found

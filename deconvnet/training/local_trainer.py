@@ -64,6 +64,7 @@ def train_locally(
         logger.info(f"  resumed from the checkpoint of step {state.values['step']:,}")
 
     def report(metrics: dict[str, float], state: State | None) -> None:
+        """Log a report and save the checkpoint that is due."""
         logger.info(f"  {progress_line(metrics, job.total_steps(plan))}")
         on_report(metrics)
         if state is not None:
@@ -92,10 +93,7 @@ class LocalCheckpoints:
     """The checkpoints of one run, of which the newest is kept."""
 
     def __init__(self, uri: str) -> None:
-        """
-        Args:
-            uri: folder of the run (local or s3).
-        """
+        """Keep checkpoints in the folder `uri` of a run (local or s3)."""
         self._uri = uri
         self._saved_at = time.monotonic()
 
@@ -120,6 +118,7 @@ class LocalCheckpoints:
         self._remove(keep=None)
 
     def _remove(self, keep: str | None) -> None:
+        """Delete this trainer's checkpoints but one."""
         for name in {file.split("/")[0] for file in storage.list_files(self._uri)}:
             if name.startswith(LOCAL_CHECKPOINT) and name != keep:
                 storage.remove(storage.join(self._uri, name))

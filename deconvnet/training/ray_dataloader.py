@@ -58,11 +58,13 @@ class RayDataLoader:
             """
 
             def on_execution_step(self, executor: Any) -> None:
+                """Called by the executor after each of its steps."""
                 time.sleep(POLL_SECONDS)
 
         plan, rank, threads = self.plan, self.rank, self.threads
 
         def make_window(row: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+            """Make this rank's examples of the windows in a block, in pieces."""
             with ThreadPoolExecutor(threads) as pool:
                 for window in row["item"].tolist():
                     for images, masks in plan.pieces(window, rank, first_step, stop_step, pool):
@@ -100,6 +102,8 @@ def ray_data_config(threads: int) -> Any:
     from ray.train import DataConfig
 
     class LoaderPerRank(DataConfig):
+        """Gives each rank its own loader instead of splitting a dataset."""
+
         def configure(self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any) -> list[dict[str, Any]]:
             plans = {name: plan.for_workers(world_size) for name, plan in datasets.items()}
             return [{name: RayDataLoader(plan, rank, threads) for name, plan in plans.items()} for rank in range(world_size)]

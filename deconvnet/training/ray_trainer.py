@@ -33,7 +33,7 @@ from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime.cluster import check_nodes, live_nodes, may_grow, room
 from infra.runtime.elastic import Elastic, RestartOnFailedStart
-from infra.runtime.report_queue import ReportQueue
+from infra.runtime.report_queue import ReportQueue, StopFlag
 
 POLL_SECONDS = 0.2
 """How often the controller polls its workers, and the driver the report queue. Ray's 2 s would delay every report."""
@@ -170,15 +170,18 @@ class _ElasticTrainer(ray.train.torch.TorchTrainer):
     """
 
     def __init__(self, queue: Any, *args: Any, **options: Any) -> None:
+        """Take the handle of a `ReportQueue` actor and TorchTrainer's arguments."""
         super().__init__(*args, **options)
         self._queue = queue
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        """Run the controller, with `Elastic` where the number of workers may change."""
         if self.scaling_config.elasticity_enabled:
             options["scaling_policy"] = Elastic(self.scaling_config, self._queue)
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
+        """Return Ray's callbacks without the cleaner, ours first."""
         usual = super()._create_default_callbacks()
         return [RestartOnFailedStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]
 
@@ -187,6 +190,7 @@ class ReportForwarder(ray.train.UserCallback):
     """Puts rank 0's reports, and the reasons of failures, into the report queue. Never raises: Ray would retry without end."""
 
     def __init__(self, queue: Any) -> None:
+        """Use the handle of a `ReportQueue` actor."""
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -218,6 +222,7 @@ class _Run:
     """A Ray Train run as the driver sees it: started in a thread, its messages logged, stopped on request."""
 
     def __init__(self, job: TrainingJob, trainer: _ElasticTrainer, queue: Any, total_steps: int) -> None:
+        """Prepare the run of a job; `total_steps` is shown in its progress."""
         self._job, self._trainer, self._queue, self._total_steps = job, trainer, queue, total_steps
         self._value: dict[str, Any] = {}
         self._error: BaseException | None = None
@@ -246,12 +251,14 @@ class _Run:
         return self._value
 
     def _fit(self) -> None:
+        """Run the trainer; keeps what rank 0 returned, or the error."""
         try:
             self._value = dict(self._trainer.fit().return_value)
         except BaseException as error:
             self._error = error
 
     def _log_messages(self) -> None:
+        """Log the messages in the report queue."""
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
                 reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
@@ -299,6 +306,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
 
     def report(metrics: dict[str, float], state: State | None) -> None:
+        """Report to Ray Train; rank 0 with a checkpoint where one is due."""
         if rank or state is None:
             ray.train.report(metrics)
             return
@@ -340,22 +348,3 @@ def _quieten_ray() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     # warns that progress bars are off, as they should be
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-
-
-class StopFlag:
-    """Whether the driver has requested a stop, as of the report queue's last answer; a call never waits."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-        self._stopped = False
-        self._answer = queue.stop_requested.remote()
-
-    def __call__(self) -> bool:
-        ready, _ = ray.wait([self._answer], timeout=0)
-        if ready and not self._stopped:
-            try:
-                self._stopped = bool(ray.get(self._answer))
-            except ray.exceptions.RayError:  # the driver has gone; Ray ends the job
-                return False
-            self._answer = self._queue.stop_requested.remote()
-        return self._stopped

@@ -217,9 +217,11 @@ class Trainer:
         return step % self.loader.steps_per_epoch == 0 or step == self.total_steps
 
     def _checkpoint_is_due(self, step: int) -> bool:
+        """True if the settings ask for a checkpoint after `step` steps."""
         return self._ends_epoch(step) or step % self.settings.checkpoint_every == 0
 
     def _position(self) -> dict[str, float]:
+        """Return the step and epoch of a report."""
         return {"step": self.step, "epoch": self.step / self.loader.steps_per_epoch}
 
     def _loss_metrics(self, valid_pixels: int) -> dict[str, float]:
@@ -252,9 +254,11 @@ class Trainer:
         self._dev_mean_iou = None
 
     def _prepare(self, images: Tensor) -> Tensor:
+        """Turn uint8 images into the network's input."""
         return cast(SegmentationNetwork, self.model).prepare(images)
 
     def _autocast(self) -> torch.autocast:
+        """Return the context in which the network is computed: in bfloat16 if `bf16`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _gradient_sync(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
@@ -262,6 +266,7 @@ class Trainer:
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
 
     def _distributed(self) -> DistributedDataParallel:
+        """Wrap the model in DDP, which first copies rank 0's weights to all ranks."""
         ids = None
         if self.device.type == "cuda":
             ids = [self.device.index if self.device.index is not None else torch.cuda.current_device()]
@@ -280,6 +285,7 @@ class Meter:
     """Sums of what is logged, kept on the device since the meter was made."""
 
     def __init__(self) -> None:
+        """Begin with nothing added; speed counts from now."""
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._steps = 0
@@ -325,6 +331,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
+    """True if a model has batch norm of any kind."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 

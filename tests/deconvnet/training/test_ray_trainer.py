@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
 from deconvnet.training.job import TrainingJob
+from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
 from deconvnet.training.trainer import Trainer
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
@@ -67,7 +68,7 @@ def losses(lines: list[str]) -> dict[int, float]:
     return {int(m[1]): float(m[2]) for m in found if m}
 
 
-def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path):
+def test_a_batch_that_can_t_be_shared_is_refused_before_ray_is_used(tmp_path: Path):
     with pytest.raises(UserError, match=r"train\.stage1\.batch 16 leaves some of 17 workers"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=17)))
     with pytest.raises(UserError, match=r"train\.stage1\.micro_batch 17 is more"):
@@ -77,7 +78,7 @@ def test_what_can_t_be_trained_is_refused_before_anything_starts(tmp_path: Path)
 
 
 @pytest.mark.ray
-def test_more_than_the_machine_has_is_refused(tmp_path: Path, ray_session, logged):
+def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, logged):
     with pytest.raises(UserError, match=r"room for 8 training workers of 1 CPU each \(Ray has it for 2\): lower compute.workers"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(workers=8)))
     with pytest.raises(UserError, match=r"of 1 CPU and a GPU each \(Ray has it for 0\).*compute.gpu to false"):
@@ -127,6 +128,30 @@ def test_fcn8s_trains_on_images_and_a_diverging_loss_ends_the_run_at_once(tmp_pa
         train_on_ray(job(tmp_path, **options, run_name="wild", settings=stage(batch=4, lr=1e30)))
 
 
+@pytest.mark.ray
+def test_a_run_is_resumed_by_the_other_trainer(tmp_path: Path, ray_session, logged):
+    """Begun locally and resumed on Ray, and the other way round, with the losses of an undisturbed run."""
+    examples_table(f"{tmp_path}/examples", 60)
+    compute = ComputeSettings(threads=1, bf16=False)
+
+    def stopped_after(step: int) -> Callable[[], bool]:
+        return lambda: max(losses(logged.messages), default=0) >= step
+
+    train_locally(job(tmp_path, compute=compute, run_name="whole"), device="cpu")
+    whole = losses(logged.messages)
+    for begin, resume in ((train_locally, train_on_ray), (train_on_ray, train_locally)):
+        this = job(tmp_path, compute=compute, run_name=begin.__name__, settings=stage(checkpoint_every=2))
+        logged.clear()
+        with pytest.raises(Interrupted, match="the same command resumes it"):
+            begin(this, should_stop=stopped_after(3))
+        begun = losses(logged.messages)
+        logged.clear()
+        assert resume(this)["steps"] == 8
+        resumed = losses(logged.messages)
+        assert 3 <= max(begun) < 8 and min(resumed) == max(begun) + 1
+        assert begun | resumed == pytest.approx(whole, abs=1e-3)
+
+
 class Driver:
     """`training_driver` in a process of its own."""
 
@@ -143,7 +168,7 @@ class Driver:
         )
 
     def until(self, pattern: str) -> str:
-        """Read on to a line that matches."""
+        """Read up to a line that matches, and return it."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
@@ -152,13 +177,13 @@ class Driver:
         raise AssertionError("\n".join(self.lines))
 
     def end(self) -> int:
-        """Read to the end; the exit code."""
+        """Read to the end and return the exit code."""
         assert self.process.stdout is not None
         self.lines += [line.rstrip() for line in self.process.stdout]
         return self.process.wait(60)
 
     def below(self, name: str) -> list[psutil.Process]:
-        """The processes below the driver that Ray calls so."""
+        """The processes below the driver whose command line has this name."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.Error):  # it has just ended
@@ -189,7 +214,7 @@ def driver(tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_driver_leaves_a_checkpoint_and_its_exit_code(driver, number, tmp_path: Path):
+def test_an_interrupted_driver_leaves_a_checkpoint_and_exits_with_75(driver, number, tmp_path: Path):
     first = driver()
     first.until(r"step 7/")
     first.process.send_signal(number)
@@ -207,7 +232,7 @@ def test_an_interrupted_driver_leaves_a_checkpoint_and_its_exit_code(driver, num
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_worker_and_a_killed_driver_go_on_from_the_last_checkpoint(driver):
+def test_after_a_killed_worker_and_a_killed_driver_training_resumes_from_the_last_checkpoint(driver):
     first = driver(workers=2)
     first.until(r"step 7/")
     (worker, *_) = first.workers()
@@ -218,7 +243,7 @@ def test_a_killed_worker_and_a_killed_driver_go_on_from_the_last_checkpoint(driv
     first.until(r"step 16/")
     first.process.kill()
     first.process.wait()
-    time.sleep(3)  # what Ray left behind notices
+    time.sleep(3)  # Ray's processes notice
     second = driver(workers=2)
     assert second.end() == 0, second.lines
     steps = losses(second.lines)
@@ -228,14 +253,14 @@ def test_a_killed_worker_and_a_killed_driver_go_on_from_the_last_checkpoint(driv
     assert all(steps[s] == pytest.approx(both[s], abs=1e-3) for s in steps.keys() & both.keys())
 
 
-def steps_told(lines: list[str]) -> list[int]:
+def reported_steps(lines: list[str]) -> list[int]:
     """The step of each line of progress, in the order they came."""
     return [int(found[1]) for line in lines if (found := re.search(r"step (\d+)/.*loss", line))]
 
 
 @pytest.mark.ray
-def test_training_goes_on_when_a_worker_is_killed(driver):
-    """Less than a checkpoint interval (5 steps) is done again, to the same losses, and nothing of the dead worker is left."""
+def test_elastic_training_continues_when_a_worker_is_killed(driver):
+    """Less than a checkpoint interval (5 steps) is repeated, with the same losses; no process of the dead worker is left."""
     run = driver(workers=2, epochs=2, fewest=1)
     run.until(r"step 8/")
     before, feeding = run.workers(), run.below("MapBatches")
@@ -247,7 +272,7 @@ def test_training_goes_on_when_a_worker_is_killed(driver):
     assert not {p.pid for p in before} & {p.pid for p in run.workers()}
     assert not any(p.is_running() for p in feeding)
     assert run.end() == 0, run.lines
-    first, again = steps_told(run.lines[:killed]), steps_told(run.lines[killed:])
+    first, again = reported_steps(run.lines[:killed]), reported_steps(run.lines[killed:])
     assert first == list(range(1, first[-1] + 1))
     assert again == list(range(again[0], 23))
     assert again[0] in (6, 11)  # the step after a checkpoint
@@ -257,7 +282,7 @@ def test_training_goes_on_when_a_worker_is_killed(driver):
 
 
 class DiesAtStart(WorkerGroupCallback):
-    """Kills a worker of the first group before the workers have found each other; `silent`: the others are heard of first."""
+    """Kills a worker of the first group before the workers have found each other; `silent`: another worker's error arrives first."""
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent
@@ -274,7 +299,7 @@ class DiesAtStart(WorkerGroupCallback):
 @pytest.mark.slow
 @pytest.mark.parametrize("compute", [ComputeSettings(workers=2), ComputeSettings(workers=2, min_workers=2)])
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_worker_that_dies_at_the_start_does_not_keep_its_place(tmp_path: Path, ray_session, compute, silent, logged):
+def test_a_worker_that_dies_at_the_start_does_not_keep_its_resources(tmp_path: Path, ray_session, compute, silent, logged):
     examples_table(f"{tmp_path}/examples", 60)
     train_on_ray(job(tmp_path, compute=compute), callbacks=[DiesAtStart(silent)])
     assert list(losses(logged.messages)) == list(range(1, 9))
