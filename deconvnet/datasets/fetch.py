@@ -1,7 +1,7 @@
 """Downloads of large files over HTTP, resumed where they broke off and verified by checksum; and unpacking of archives.
 
-A download grows in `<file>.part` and gets its name when its checksum is right. An archive is unpacked to a temporary folder, which
-is renamed.
+A download grows in `<file>.part` and gets its name when its checksum is right. An archive is unpacked to a temporary folder,
+which is renamed.
 """
 
 import errno
@@ -180,8 +180,8 @@ def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = la
         wanted: tells by a member's name whether to unpack it.
 
     Raises:
-        UserError: if the archive is damaged or has no such folder, the disk is full, or a member would be written outside the folder
-            (`../`, an absolute path, a link or a device). Nothing is left behind then.
+        UserError: if the archive is damaged or has no such folder, the disk is full, or a member would be written outside the
+            folder (`../`, an absolute path, a link or a device). Nothing is left behind then.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.unpacking")

@@ -9,7 +9,7 @@ from infra import storage
 from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Suffixes of images, in upper or lower case. If files differ only in the suffix, the first of these is used and others refused."""
+"""Suffixes of images, in upper or lower case. Of files that differ only in the suffix, the first of these is used."""
 
 
 @dataclass(frozen=True, slots=True)

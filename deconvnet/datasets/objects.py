@@ -15,8 +15,8 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
     """Give each annotated pixel an object, and each object one class.
 
     * Background and void come from the class mask; void in the object mask is void as well.
-    * An object id that covers several classes is split: the class with most of its pixels (the lowest id on a tie) keeps the object
-      id, the others get new ids after the last.
+    * An object id that covers several classes is split: the class with most of its pixels (the lowest id on a tie) keeps the
+      object id, the others get new ids after the last.
     * Annotated pixels without an object id become an object for each 8-connected component of a class.
 
     Args:

@@ -1,4 +1,4 @@
-"""Class names of PASCAL VOC and of the synthetic data set, and VOC's colours, with which masks are painted in files and figures."""
+"""Class names of PASCAL VOC and of the synthetic data set, and VOC's colours, in which masks are painted."""
 
 import numpy as np
 

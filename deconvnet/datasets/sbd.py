@@ -1,8 +1,8 @@
 """The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), added to a VOC 2012 folder as the split `train_aug`.
 
-SBD annotates 11,355 of VOC's images in MATLAB files: `dataset/cls/<id>.mat` has GTcls.Segmentation (class ids), `dataset/inst/<id>.mat`
-has GTinst.Segmentation (object ids from 1) and GTinst.Categories (the class of each object). Neither has void. Together with VOC's
-train and without VOC's val they are the 10,582 training images of the paper (section 5).
+SBD annotates 11,355 of VOC's images in MATLAB files: `dataset/cls/<id>.mat` has GTcls.Segmentation (class ids),
+`dataset/inst/<id>.mat` has GTinst.Segmentation (object ids from 1) and GTinst.Categories (the class of each object). Neither has
+void. Together with VOC's train and without VOC's val they are the 10,582 training images of the paper (section 5).
 """
 
 import io
@@ -82,8 +82,8 @@ def read_masks(cls_mat: bytes, inst_mat: bytes) -> tuple[np.ndarray, np.ndarray]
 def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
     """Convert SBD's masks into a VOC 2012 folder and write its split `train_aug`.
 
-    Masks that the folder already has are kept: so VOC's own are preferred, and an interrupted conversion is resumed. The list of the
-    split is written last.
+    Masks that the folder already has are kept: so VOC's own are preferred, and an interrupted conversion is resumed. The list of
+    the split is written last.
 
     Args:
         sbd: SBD's `dataset` folder, with cls, inst, train.txt and val.txt.

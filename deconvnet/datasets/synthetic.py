@@ -1,9 +1,9 @@
 """A synthetic data set, so that the pipeline runs without any data (settings section `data.generated`).
 
 The images show textured shapes on a blotchy ground. The class of an object shows in its outline and its texture and, as in real
-images, a little in its hue: objects tend to a hue of their class, but shades run from dark to light and the ground has any hue, so a
-classifier of single pixels does badly. Objects come at many scales, overlap, reach over the edge of the image, and have thin parts (the
-stalk of a disc, the points of a star, a thin ring).
+images, a little in its hue: objects tend to a hue of their class, but shades run from dark to light and the ground has any hue,
+so a classifier of single pixels does badly. Objects come at many scales, overlap, reach over the edge of the image, and have thin
+parts (the stalk of a disc, the points of a star, a thin ring).
 
 Each image depends on the seed, its index and its size alone.
 """
@@ -252,8 +252,8 @@ def write_dataset(folder: str, seed: int, train: int, val: int, height: int, wid
     """Write the data set in VOC's layout. Does nothing if it is there already, with the same seed, counts and size.
 
     Args:
-        folder: local folder or s3:// prefix. Beside VOC's files it gets classes.txt, and generated.json, which is written last and
-            describes what was generated.
+        folder: local folder or s3:// prefix. Beside VOC's files it gets classes.txt, and generated.json, which is written last
+            and describes what was generated.
         seed: seed of the data set.
         train: number of images in the split train.
         val: number of images in the split val.

@@ -5,8 +5,8 @@
     SegmentationObject/<id>.png             its object mask, optional
     ImageSets/Segmentation/<split>.txt      the ids of a split, one a line
 
-A folder that can't be read is refused (UserError); an image that can't be used becomes a Reject with the reason. Files outside the
-folder are never opened.
+A folder that can't be read is refused (UserError); an image that can't be used becomes a Reject with the reason. Files outside
+the folder are never opened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -223,9 +223,9 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
         max_pixels: most pixels an image may have.
 
     Returns:
-        A row of `proposals.schemas.IMAGES`, or why the image can't be used. In a row the image is the file's bytes, width and height
-        are those displayed (EXIF orientation applied), the class mask is an 8-bit PNG, and the object mask is made consistent with it,
-        or derived from it, by `make_object_mask`.
+        A row of `proposals.schemas.IMAGES`, or why the image can't be used. In a row the image is the file's bytes, width and
+        height are those displayed (EXIF orientation applied), the class mask is an 8-bit PNG, and the object mask is made
+        consistent with it, or derived from it, by `make_object_mask`.
     """
     file = files.image
     try:

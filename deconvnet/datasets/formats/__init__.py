@@ -1,26 +1,27 @@
 """The formats of annotated data sets that can be imported: one module a format, named as `--from` names it.
 
-To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`, and its name to the setting `from` of import_data.py
-(`ImportSettings` in workflows/settings.py). The format's `read` function is called with
+To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`, and its name to the setting `from` of
+import_data.py (`ImportSettings` in workflows/settings.py). The format's `read` function is called with
 
-* `sources`, a sequence of `AnnotationSource`: where images and annotations are; one for the whole data set, or one each for train and
-  val;
+* `sources`, a sequence of `AnnotationSource`: where images and annotations are; one for the whole data set, or one each for train
+  and val;
 * `rules`, an `ImportRules`: what the user chose about classes, overlaps and so on;
 
 and returns an `AnnotatedDataset`. It usually works in three steps:
 
 1. Read the annotation files (`importing.images.read_input`, `read_json`) and list the images (`importing.images.ImageIndex`).
 2. Choose the classes and their ids (`importing.dataset.select_classes`, `class_ids`).
-3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function is
-   called later, once, in any thread; `functools.partial` gives it what it needs. If the annotations are shapes, it makes a
-   `importing.regions.Region` of each, and `importing.painting.paint_image` paints them by the rules. If they are masks, it reads them
-   by an `importing.class_table.ClassTable`.
+3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
+   is called later, once, in any thread; `functools.partial` gives it what it needs. If the annotations are shapes, it makes a
+   `importing.regions.Region` of each, and `importing.painting.paint_image` paints them by the rules. If they are masks, it reads
+   them by an `importing.class_table.ClassTable`.
 
 Errors are reported in four ways:
 
 * raise `UserError` from `read` if the data set can't be imported at all;
 * call `AnnotatedDataset.reject` in `read` for an image that is known to be unusable;
-* raise `BadInput` from the loading function if an annotation can't be understood: the image is rejected, as its mask would be wrong;
+* raise `BadInput` from the loading function if an annotation can't be understood: the image is rejected, as its mask would be
+  wrong;
 * list an annotation in `AnnotatedImage.skipped` if it can be left out without harm.
 """
 
@@ -40,8 +41,8 @@ class DatasetFormat:
 
     Attributes:
         annotations: what `--annotations` names in this format, for error messages: "the folder of masks".
-        read: reads a data set from its sources (all of it, or one source each for train and val). Raises UserError if they hold no
-            data set of this format.
+        read: reads a data set from its sources (all of it, or one source each for train and val). Raises UserError if they hold
+            no data set of this format.
         images_beside_annotations: True if images may lie in the folder of the annotations, so that `--images` can be left out.
     """
 

@@ -1,7 +1,7 @@
 """COCO's JSON format: polygons, run lengths (compressed or not) and crowds. https://cocodataset.org/#format-data
 
-Category ids may be any integers. An annotation with a box but no outline makes its box void: an object is there, but its pixels are
-not known.
+Category ids may be any integers. An annotation with a box but no outline makes its box void: an object is there, but its pixels
+are not known.
 """
 
 from collections import defaultdict

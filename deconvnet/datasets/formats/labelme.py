@@ -1,8 +1,8 @@
 """LabelMe's format: one JSON file an image, with polygons, rectangles, circles and masks. https://github.com/wkentaro/labelme
 
 Shapes of one label and group_id are one object. The label `__ignore__` means void and `_background_` background. Points and lines
-cover no area and are skipped. An image is the file that imagePath names, below the folder of images, or the one that is embedded as
-imageData.
+cover no area and are skipped. An image is the file that imagePath names, below the folder of images, or the one that is embedded
+as imageData.
 """
 
 import base64
@@ -100,7 +100,7 @@ def _is_annotation_file(name: str) -> bool:
 
 
 def _index_or_none(folder: str) -> ImageIndex | None:
-    """List the images of a folder. Returns None if it has none, which is possible because images may be embedded in the JSON files."""
+    """List the images of a folder. Returns None if it has none, as images may be embedded in the JSON files."""
     try:
         return ImageIndex(folder)
     except UserError:
@@ -150,8 +150,8 @@ def _load(
 def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | None:
     """Find the image of the JSON file `name`.
 
-    Its imagePath is relative to the folder of the JSON file; if there is no such image, one of the same file name is taken. Returns None
-    if there is none either.
+    Its imagePath is relative to the folder of the JSON file; if there is no such image, one of the same file name is taken.
+    Returns None if there is none either.
     """
     if index is None or not image_path:
         return None
@@ -235,7 +235,7 @@ def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int
 
 
 def _mask_region(shape: Mapping[str, Any], points: np.ndarray, class_id: int, height: int, width: int) -> Region:
-    """Make the region of a shape of type mask: a PNG in base64, which is placed with its top left corner at the first of `points`."""
+    """Make the region of a shape of type mask: a PNG in base64 whose top left corner lies at the first of `points`."""
     try:
         mask = decode_mask(base64.b64decode(shape.get("mask") or ""), height * width)
     except (binascii.Error, TypeError, ValueError):

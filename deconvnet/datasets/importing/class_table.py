@@ -1,9 +1,9 @@
 """Which class each value in a folder of masks stands for: read from a table, or inferred from the masks.
 
 A table is a text file. Each line names a class and its value, an id or a colour, in either order: `road, 7`, `road: 128,64,128`,
-`128 64 128 road`, `road #804080`. CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty lines, comments
-(# and a blank) and a heading `name,id` are ignored. The class `void` (or unlabelled, ignore) is void, `background` is id 0, and the
-others get ids from 1 in the order of the lines.
+`128 64 128 road`, `road #804080`. CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty lines,
+comments (# and a blank) and a heading `name,id` are ignored. The class `void` (or unlabelled, ignore) is void, `background` is id
+0, and the others get ids from 1 in the order of the lines.
 """
 
 import re
@@ -201,7 +201,7 @@ def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable
 
 
 def _infer_from_colours(values: Sequence[int]) -> ClassTable:
-    """Infer a table from colours: VOC's classes if all are VOC's colours, else a class for each colour and black for background."""
+    """Infer a table from colours: VOC's classes if all are VOC's colours, else a class for each, black for background."""
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
     voc = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in zip(ids, VOC_PALETTE[ids].tolist(), strict=True)}
     if set(values) <= set(voc):
@@ -213,7 +213,7 @@ def _infer_from_colours(values: Sequence[int]) -> ClassTable:
 
 
 def _infer_from_ids(values: Sequence[int]) -> ClassTable:
-    """Infer a table from ids: one class if there are only 0 and 255, else a class for each id, 0 for background and 255 for void."""
+    """Infer a table from ids: one class if there are only 0 and 255, else a class for each, 0 background and 255 void."""
     if set(values) <= {0, VOID_ID}:
         sentence = "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
         return ClassTable.from_mapping([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, sentence)

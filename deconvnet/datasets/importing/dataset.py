@@ -1,6 +1,7 @@
 """An annotated data set in memory, whatever format it was read from: its classes, its images and how to load each of them.
 
-The modules of `deconvnet.datasets.formats` make an `AnnotatedDataset`; `deconvnet.datasets.importing.voc_writer` writes one to disk.
+The modules of `deconvnet.datasets.formats` make an `AnnotatedDataset`; `deconvnet.datasets.importing.voc_writer` writes one to
+disk.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,8 @@ class AnnotatedImage:
         image: encoded bytes of the image file.
         suffix: file name suffix for these bytes: ".jpg", ".jpeg" or ".png".
         class_mask: uint8 array (H, W) of class ids; 255 is void.
-        object_mask: uint8 array (H, W) of object ids (0 background, 255 void) or uint16 (65535 void); None if objects are unknown.
+        object_mask: uint8 array (H, W) of object ids (0 background, 255 void) or uint16 (65535 void); None if objects are
+            unknown.
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
         skipped: annotations that were left out, each with the reason.

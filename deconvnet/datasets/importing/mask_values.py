@@ -88,8 +88,8 @@ def read_colours(data: bytes, max_pixels: int) -> np.ndarray:
 def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:
     """Find ids that look like a blend of their neighbours rather than like a class.
 
-    Resizing with interpolation, antialiasing and JPEG leave such ids along edges: nowhere 3 px wide, and with a lower and a higher id
-    beside most of their pixels.
+    Resizing with interpolation, antialiasing and JPEG leave such ids along edges: nowhere 3 px wide, and with a lower and a
+    higher id beside most of their pixels.
 
     Args:
         mask: uint8 or uint16 array (H, W) of ids.

@@ -22,8 +22,8 @@ class PaintedMasks:
 
     Attributes:
         class_mask: uint8 array (H, W) of class ids; 255 is void.
-        object_mask: array (H, W) of object ids, counted from 1 in the order of the regions: uint8 with void 255, or uint16 with void
-            65535 if there are more than 254 objects.
+        object_mask: array (H, W) of object ids, counted from 1 in the order of the regions: uint8 with void 255, or uint16 with
+            void 65535 if there are more than 254 objects.
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
     """
@@ -69,7 +69,7 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
 
 
 def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
-    """Yield regions from bottom to top, each with its object id: first void (id 0), then objects with ids from 1 in the order given."""
+    """Yield regions from bottom to top, each with its object id: first void (0), then objects (1, 2, … as they are given)."""
     yield from ((0, region) for region in regions if region.class_id == VOID_ID)
     objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
     yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
@@ -81,8 +81,8 @@ def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRul
     Args:
         image: encoded bytes of the image.
         name: its file name, whose suffix tells the format.
-        size: width and height of the image that was annotated, as the annotations give them; if they are no whole numbers, those of
-            the image as displayed are taken.
+        size: width and height of the image that was annotated, as the annotations give them; if they are no whole numbers, those
+            of the image as displayed are taken.
         rules: how overlaps are resolved, and the largest image allowed.
         make_regions: makes the regions for the annotated height and width.
 

@@ -1,8 +1,8 @@
 """Annotated shapes as pixels: polygons, boxes, circles and bitmaps.
 
-Coordinates are pixels from the top left corner of the image, so the centre of the first pixel is at (0.5, 0.5). A pixel belongs to
-a shape if its centre lies inside, by the even-odd rule. The input may be malformed: a shape far outside the image costs no more
-than one inside.
+Coordinates are pixels from the top left corner of the image, so the centre of the first pixel is at (0.5, 0.5). A pixel belongs
+to a shape if its centre lies inside, by the even-odd rule. The input may be malformed: a shape far outside the image costs no
+more than one inside.
 """
 
 from collections.abc import Sequence

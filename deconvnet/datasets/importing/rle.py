@@ -1,7 +1,7 @@
 """COCO's run-length encoding of masks, as a list of numbers or compressed to text.
 
-Written here because pycocotools reads outside its memory where run lengths don't fit the image; here they are summed before they are
-expanded.
+Written here because pycocotools reads outside its memory where run lengths don't fit the image; here they are summed before they
+are expanded.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ def parse_run_lengths(counts: Any) -> np.ndarray:
 
     Args:
         counts: the `counts` of COCO's RLE: a list of whole numbers, or compressed text as pycocotools' rleToString writes it.
-            In the text a number is 5 bits a character, lowest first; a character's bit 0x20 says that more follow, bit 0x10 of the
-            last one is the sign. From the fourth number on, it is the difference to the number two before.
+            In the text a number is 5 bits a character, lowest first; a character's bit 0x20 says that more follow, bit 0x10 of
+            the last one is the sign. From the fourth number on, it is the difference to the number two before.
 
     Returns:
         int64 array (N,) of lengths, background first.

@@ -50,8 +50,8 @@ def read_split_list(uri: str, setting: str) -> list[str]:
 def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
     """Draw the images to validate on.
 
-    An image is drawn if the SHA-256 of "seed:val:id", as a number in [0, 1), is less than `share`. So it keeps its split when other
-    images are added or removed.
+    An image is drawn if the SHA-256 of "seed:val:id", as a number in [0, 1), is less than `share`. So it keeps its split when
+    other images are added or removed.
 
     Args:
         ids: ids of all images.
@@ -73,8 +73,8 @@ def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
 def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]:
     """Decide the split of each image of a data set.
 
-    Splits given by the source come first, then the lists of names, else val is drawn. With one list, all images that are not on it
-    belong to the other split. With two, images on neither are left out, and images on both belong to val.
+    Splits given by the source come first, then the lists of names, else val is drawn. With one list, all images that are not on
+    it belong to the other split. With two, images on neither are left out, and images on both belong to val.
 
     Args:
         dataset: the data set. Lines of the lists that fit no image are added to its `rejects`, and images on neither list are

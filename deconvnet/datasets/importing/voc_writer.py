@@ -1,7 +1,7 @@
 """Writing an annotated data set as a folder in VOC's layout, which appears complete or not at all.
 
-Beside VOC's folders it gets classes.txt (class names, one a line, by id), rejects.csv (images and annotations that were not imported,
-with reasons) and import.json (where the data set came from, and what was counted).
+Beside VOC's folders it gets classes.txt (class names, one a line, by id), rejects.csv (images and annotations that were not
+imported, with reasons) and import.json (where the data set came from, and what was counted).
 """
 
 import csv
@@ -152,7 +152,7 @@ def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
 
 
 def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> None:
-    """Raise UserError if an import should be refused: too many of the `inputs` images were rejected, or a split has too few images."""
+    """Raise UserError if too many of the `inputs` images were rejected, or a split has too few."""
     why = most_common_reasons([reject.reason for reject in summary.rejects])
     first = f"; the first is {summary.rejects[0].path}" if summary.rejects else ""
     if summary.rejects and len(summary.rejects) > max_rejects * inputs:

@@ -54,8 +54,8 @@ def select_images(
 ) -> list[str]:
     """Select the images of a data set that a contact sheet shows.
 
-    Half the sheet at most are suspicious images, and a quarter at most those of one kind. Then an image is added for each class that
-    is not shown yet, the rarest class first; the rest are evenly spread over the data set.
+    Half the sheet at most are suspicious images, and a quarter at most those of one kind. Then an image is added for each class
+    that is not shown yet, the rarest class first; the rest are evenly spread over the data set.
 
     Args:
         statistics: all images; unusable ones are not selected.

@@ -18,7 +18,7 @@ class Layout:
         self.root = root
 
     def image(self, image_id: str, content: bytes | np.ndarray | Image.Image | None = None, suffix: str = ".jpg", **save) -> None:
-        """Write an image: these bytes, or these pixels encoded by the suffix (with Pillow's options `save`), or random pixels (40, 60)."""
+        """Write an image: these bytes or pixels (encoded by the suffix, with Pillow's options `save`), or random pixels."""
         if content is None:
             seed = int.from_bytes(image_id.encode(), "big") % 2**32
             content = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)

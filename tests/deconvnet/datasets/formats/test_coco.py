@@ -18,7 +18,7 @@ SMALL = [40, 0, 50, 0, 50, 5, 40, 5]
 
 
 def read(folder, annotations, images=None, **rules):
-    """The data set of a COCO file with these annotations; they are of image 1 (a.jpg) and category 90 (cat) unless they say otherwise."""
+    """The data set of a COCO file with these annotations, by default of image 1 (a.jpg) and category 90 (cat)."""
     write_image(folder / "images/a.jpg")
     document = {
         "images": images or [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
