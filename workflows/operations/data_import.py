@@ -5,12 +5,11 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 from deconvnet.datasets import formats, voc
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.train_val_split import SplitRules, read_split_list, split_images
-from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, IMPORT_FILE, REJECTS_FILE, new_folder, write_voc_layout
+from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, REJECTS_FILE, new_folder, write_voc_layout
 from deconvnet.datasets.palette import VOC_CLASSES
 from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
 from deconvnet.datasets.validation.image_statistics import ProposalLimits
@@ -47,7 +46,7 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         f"{len(splits):,} annotated images ({counts['train']:,} train, {counts['val']:,} val), {len(dataset.rejects):,} unusable"
     )
     logger.info(f"classes: {', '.join(dataset.classes)}")
-    inferred = dataset.class_table if not settings.table else None
+    inferred = dataset.class_table_text if not settings.table else None
     logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *([f"\n{inferred}"] if inferred else [])]))
     if dry_run:
         return
@@ -56,8 +55,8 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         summary = write_voc_layout(
             dataset, splits, temporary, max_rejects=settings.max_rejects, threads=_threads(settings), origin=origin
         )
-        if dataset.class_table:
-            (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table, "utf-8")
+        if dataset.class_table_text:
+            (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table_text, "utf-8")
         _check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
     if summary.rejects or summary.skipped:
         logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.skipped):,} annotations; see {REJECTS_FILE}")
@@ -107,7 +106,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         crowd_void=settings.crowd == "void",
         others_void=settings.others == "void",
         unknown_void=settings.strange == "void",
-        class_table=settings.table,
+        class_table_uri=settings.table,
         mask_suffix=settings.mask_suffix,
         max_pixels=settings.max_pixels,
     )
@@ -127,8 +126,6 @@ def _read_classes(root: str) -> tuple[str, ...]:
 def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str) -> None:
     """Check `root` (VOC's layout); log the report, and write it and the contact sheet to `to`."""
     proposals = ProposalSettings()
-    import_file = storage.join(root, IMPORT_FILE)
-    imported: dict[str, Any] | None = storage.read_json(import_file) if storage.exists(import_file) else None
     if to != root or settings.check:
         storage.check_writable(to)
     report, sheet = check_dataset(
@@ -139,7 +136,6 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
         splits=splits,
         max_pixels=settings.max_pixels,
         threads=_threads(settings),
-        imported=imported,
     )
     logger.info(f"\n{report.text}")
     storage.write_bytes(storage.join(to, REPORT_FILE), report.text.encode())

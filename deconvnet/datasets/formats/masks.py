@@ -26,11 +26,11 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
 
     Args:
         sources: a folder of masks and a folder of images each; all together make one data set.
-        rules: `class_table`, `classes` (names by id, if there is no table), `mask_suffix`, `unknown_void` and `max_pixels` apply.
+        rules: `class_table_uri`, `classes` (names by id, if there is no table), `mask_suffix`, `unknown_void` and `max_pixels` apply.
             With neither a table nor classes, the classes are inferred from the values of all masks.
 
     Returns:
-        The data set, with its `class_table`.
+        The data set, with its `class_table_text`.
 
     Raises:
         UserError: if no mask fits an image, or the values don't look like those of classes.
@@ -55,7 +55,7 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     table = _make_table([storage.join(source.annotations, mask) for source, _, _, mask in pairs], rules)
     if table.inferred:
         notes.append(table.inferred)
-    dataset = AnnotatedDataset(table.classes, notes=notes, class_table=table.to_text())
+    dataset = AnnotatedDataset(table.classes, notes=notes, class_table_text=table.to_text())
     for source, index, name, mask in pairs:
         uri = storage.join(source.annotations, mask)
         dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, rules))
@@ -96,7 +96,7 @@ def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mappin
 
 def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     """Read the class table that the rules name, or infer one from the masks at `uris`."""
-    if path := rules.class_table:
+    if path := rules.class_table_uri:
         try:
             return read_table(read_input(path).decode("utf-8-sig"), path)
         except (BadInput, UnicodeDecodeError):

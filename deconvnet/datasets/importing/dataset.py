@@ -30,7 +30,7 @@ class ImportRules:
         crowd_void: crowds (COCO's iscrowd) become void; False: each becomes one object.
         others_void: classes that are not imported become void; False: background.
         unknown_void: mask values without a class become void; False: their image is rejected.
-        class_table: text file of class names and mask values (see `class_table.read_table`); None: inferred from the masks.
+        class_table_uri: text file of class names and mask values (see `class_table.read_table`); None: inferred from the masks.
         mask_suffix: what a mask's file name has after the image's, such as `_mask` for `a_mask.png`.
         max_pixels: images with more pixels are rejected.
     """
@@ -40,7 +40,7 @@ class ImportRules:
     crowd_void: bool = True
     others_void: bool = False
     unknown_void: bool = False
-    class_table: str | None = None
+    class_table_uri: str | None = None
     mask_suffix: str = ""
     max_pixels: int = 100_000_000
 
@@ -111,7 +111,7 @@ class AnnotatedDataset:
         rejects: images that can't be used, with reasons, as far as is known before any is loaded.
         notes: sentences for the user about the data set as a whole.
         source_names: what the source calls each image (a path), by image id.
-        class_table: text of the table of mask values, for formats whose masks have values; else None.
+        class_table_text: text of the table of mask values, for formats whose masks have values; else None.
     """
 
     classes: tuple[str, ...]
@@ -119,7 +119,7 @@ class AnnotatedDataset:
     rejects: list[Reject] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source_names: dict[str, str] = field(default_factory=dict, repr=False)
-    class_table: str | None = None
+    class_table_text: str | None = None
 
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage]) -> None:
         """Add an image, or reject it if its name is not possible as an id or gives the id of an earlier image.

@@ -1,15 +1,15 @@
 """The check of a data set in VOC's layout: every image of two splits is read once, as training would read it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from deconvnet.datasets import voc
+from deconvnet.datasets.importing.voc_writer import IMPORT_FILE
 from deconvnet.datasets.thread_map import thread_map
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet, select_images
 from deconvnet.datasets.validation.image_statistics import ImageStatistics, ProposalLimits, measure_image
 from deconvnet.datasets.validation.report import CheckReport, make_report
 from infra.errors import BadInput
-from infra.storage import join, read_bytes
+from infra.storage import exists, join, read_bytes, read_json
 from infra.storage.tables import Reject
 from proposals.image_codec import decode_image, decode_mask
 
@@ -25,9 +25,8 @@ def check_dataset(
     splits: tuple[str, str] = ("train", "val"),
     max_pixels: int = 100_000_000,
     threads: int = 1,
-    imported: Mapping[str, Any] | None = None,
 ) -> tuple[CheckReport, bytes | None]:
-    """Check a data set.
+    """Check a data set. If it was imported, its import.json adds to the report.
 
     Args:
         root: folder in VOC's layout, local or at s3://.
@@ -37,7 +36,6 @@ def check_dataset(
         splits: names of the lists that are trained on and validated on.
         max_pixels: images with more pixels are unusable.
         threads: number of threads.
-        imported: content of the folder's import.json, if there is one.
 
     Returns:
         The report, and a PNG with images to look at (None if no image is usable).
@@ -57,6 +55,8 @@ def check_dataset(
         return measure_image(dataset.root, item[1], item[0], len(classes), max_pixels)
 
     statistics = list(thread_map(measure, images, threads, "checking", "images"))
+    import_file = join(dataset.root, IMPORT_FILE)
+    imported = read_json(import_file) if exists(import_file) else None
     report = make_report(statistics, classes, limits, title, imported)
     files = {image.image_id: image for image in [*train, *val]}
     selected = [files[image_id] for image_id in select_images(statistics, report.suspicious)]

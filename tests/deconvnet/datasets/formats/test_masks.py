@@ -23,7 +23,7 @@ def read(folder, *masks, table=None, suffix=".png", **rules):
         mask.save(folder / f"masks/p{number}{rules.get('mask_suffix', '')}{suffix}")
     if table:
         (folder / "table.txt").write_text(table)
-        rules["class_table"] = str(folder / "table.txt")
+        rules["class_table_uri"] = str(folder / "table.txt")
     return read_masks([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportRules(**rules))
 
 
@@ -41,7 +41,7 @@ def test_ids_are_read_by_a_table(tmp_path):
 def test_classes_of_ids_are_inferred(tmp_path):
     dataset = read(tmp_path, IDS)
     assert dataset.classes == ("background", "id_7", "id_11") and "each id found" in dataset.notes[0]
-    assert dataset.class_table == "background, 0\nid_7, 7\nid_11, 11\nvoid, 255\n"
+    assert dataset.class_table_text == "background, 0\nid_7, 7\nid_11, 11\nvoid, 255\n"
     mask = class_mask(dataset)
     assert (mask[IDS == 11] == 2).all() and (mask[IDS == 255] == 255).all()
 
