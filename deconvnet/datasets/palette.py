@@ -1,4 +1,4 @@
-"""Class names of PASCAL VOC and of the synthetic data set, and VOC's colours, in which masks are painted."""
+"""Class names of PASCAL VOC and of the generated data set, and VOC's colours, in which masks are painted."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ VOC_CLASSES = (
 """VOC's 21 class names by id."""
 
 GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
-"""The synthetic data set's class names by id."""
+"""The class names of the generated data set (`deconvnet.datasets.synthetic`) by id."""
 
 
 def _voc_palette() -> np.ndarray:

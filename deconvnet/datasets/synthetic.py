@@ -1,4 +1,4 @@
-"""A synthetic data set, so that the pipeline runs without any data (settings section `data.generated`).
+"""The generated data set: synthetic images with masks, so that the pipeline runs without any data (settings `data.generated`).
 
 The images show textured shapes on a blotchy ground. The class of an object shows in its outline and its texture and, as in real
 images, a little in its hue: objects tend to a hue of their class, but shades run from dark to light and the ground has any hue,

@@ -1,4 +1,4 @@
-"""The synthetic data set."""
+"""The generated data set."""
 
 import numpy as np
 import pytest

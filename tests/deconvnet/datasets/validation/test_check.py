@@ -11,6 +11,7 @@ from deconvnet.datasets.validation.check import check_dataset
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
 from deconvnet.datasets.validation.duplicates import perceptual_hash
 from deconvnet.datasets.validation.image_statistics import ProposalLimits, count_overlapping, object_boxes
+from infra.storage import write_json
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
 
 CLASSES = ("background", "cat", "dog", "cow")
@@ -131,6 +132,16 @@ def test_the_contact_sheet_marks_suspicious_images_and_takes_names_that_look_lik
     assert not orange[:, :300].any() and orange[:, 300:].sum() > 1000
     with pytest.raises(ValueError, match="no images"):
         draw_contact_sheet([], CLASSES, "none")
+
+
+@pytest.mark.parametrize("key", ["images", "photographs"])
+def test_the_report_of_an_imported_data_set_has_what_the_import_counted(layout, key):
+    """Earlier versions wrote the key "photographs"."""
+    content = {"notes": ["a note"], "overlaps": {key: 3, "share_of_pixels": 0.25, "hidden_objects": 2}}
+    write_json(str(layout.root / "import.json"), content)
+    report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="imported")
+    assert "\n* a note\n" in report.text
+    assert "objects overlap in 3 images (25.0 % of all pixels); 2 objects lie wholly under others" in report.text
 
 
 def test_16_bit_masks_are_checked_too(layout):
