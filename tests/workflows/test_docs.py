@@ -1,4 +1,4 @@
-"""README and docs/: their links lead somewhere, their commands are taken by the doors, and the errors they explain are those that are raised."""
+"""README and docs/: links have targets, commands and options exist, and the errors they explain are those of the code."""
 
 import ast
 import importlib
@@ -17,13 +17,13 @@ PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "RESULTS.md", *sor
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_something(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if link.startswith("https://"):
             continue
@@ -33,14 +33,14 @@ def test_links_lead_to_something(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-def test_the_house_names_files_that_are_there() -> None:
+def test_files_named_in_the_architecture_exist() -> None:
     there = {path.name for room in ("infra", "proposals", "deconvnet", "workflows") for path in (ROOT / room).rglob("*.py")}
     named = set(re.findall(r"(\w+\.py)\b", (ROOT / "ARCHITECTURE.md").read_text("utf-8")))
     assert named <= there and len(named) > 50
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every command of a door in the pages, as words: of code blocks and of inline code."""
+    """Every command in the pages, as words, from code blocks and inline code."""
     for page in PAGES:
         text = re.sub(r" \\\n\s*", " ", page.read_text("utf-8"))
         for line in re.findall(r"python (?:workflows/|-m workflows\.|-m deconvnet\.)[^\n`]*", text):
@@ -49,7 +49,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def options_of(script: str) -> set[str]:
-    """The options of a door: those in its text, and its settings."""
+    """The options of a script: those in its source, and its settings."""
     module = importlib.import_module(script)
     options = set(re.findall(r'"(--[\w.-]+)"', Path(str(module.__file__)).read_text("utf-8")))
     settings = {
@@ -58,7 +58,7 @@ def options_of(script: str) -> set[str]:
     return options | settings | {"--config", "--help"}
 
 
-def test_commands_name_doors_options_and_files_that_are_there() -> None:
+def test_commands_name_scripts_options_and_files_that_exist() -> None:
     found = list(commands())
     assert len(found) > 30
     for page, (_, *words) in found:
@@ -71,7 +71,7 @@ def test_commands_name_doors_options_and_files_that_are_there() -> None:
 
 
 def messages() -> str:
-    """All texts in the code, a line each; what is put into them is left out."""
+    """All string constants in the code, one a line."""
     texts = []
     for room in ("infra", "proposals", "deconvnet", "workflows"):
         for path in (ROOT / room).rglob("*.py"):
@@ -83,7 +83,7 @@ def messages() -> str:
     return "\n".join(texts)
 
 
-def test_the_errors_that_are_explained_are_those_of_the_code() -> None:
+def test_explained_errors_are_those_of_the_code() -> None:
     table = (ROOT / "docs" / "operations.md").read_text("utf-8").split("## Errors and what to do")[1].split("\n## ")[0]
     explained = [match for row in table.splitlines() for match in re.findall(r"^\| `([^`]+)`", row)]
     assert len(explained) > 15
@@ -93,7 +93,7 @@ def test_the_errors_that_are_explained_are_those_of_the_code() -> None:
         assert pieces and all(piece in known for piece in pieces), text
 
 
-def test_the_readme_begins_with_the_two_commands_and_is_read_in_minutes() -> None:
+def test_the_readme_begins_with_two_commands_and_is_short() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     first = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[0]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make run", "make test"]

@@ -78,7 +78,7 @@ def mirror(tmp_path, monkeypatch):
         thread.join()
 
 
-def test_all_is_fetched_joined_and_left_alone_the_second_time(mirror, tmp_path, capsys):
+def test_everything_is_downloaded_and_a_second_run_does_nothing(mirror, tmp_path, capsys):
     served, _, options = mirror
     to = tmp_path / "data"
     assert download.main(["all", "--to", str(to), *options]) == 0
@@ -93,7 +93,7 @@ def test_all_is_fetched_joined_and_left_alone_the_second_time(mirror, tmp_path, 
     assert download.main(["all", "--to", str(to), *options]) == 0
 
 
-def test_what_fails_says_so_in_one_sentence_and_leaves_no_half(mirror, tmp_path, capsys):
+def test_errors_are_one_sentence_and_leave_no_partial_files(mirror, tmp_path, capsys):
     _, base, options = mirror
     to = tmp_path / "data"
 

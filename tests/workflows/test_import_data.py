@@ -1,4 +1,4 @@
-"""import_data.py by its door: imported, checked, refused, and taken by the pipeline."""
+"""import_data.py: data sets that are imported, checked, refused, and trained on."""
 
 import json
 import shlex
@@ -19,7 +19,7 @@ CLASSES = "background,disc,square,triangle,star,ring"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten generated photographs, with their masks as a folder beside them."""
+    """Ten generated images, and a folder with their masks."""
     folder = tmp_path_factory.mktemp("import") / "data"
     write_dataset(str(folder), 0, 8, 2, 60, 80)
     return folder
@@ -30,7 +30,7 @@ def arguments(data: Path, to: Path, *more: str) -> list[str]:
     return ["--from", "masks", "--images", images, "--annotations", masks, "--to", str(to), *more]
 
 
-def test_a_folder_of_masks_becomes_a_data_set_that_the_pipeline_takes(data, tmp_path, capsys):
+def test_a_folder_of_masks_becomes_a_data_set_to_train_on(data, tmp_path, capsys):
     to = tmp_path / "my data"
     assert import_data.main(arguments(data, to, "--classes", CLASSES)) == 0
     said = capsys.readouterr().out
@@ -63,15 +63,15 @@ def test_a_dry_run_and_a_failed_import_write_nothing(data, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_there_is_left_alone(data, tmp_path):
+def test_an_existing_folder_is_not_overwritten(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
         import_data.main(arguments(data, tmp_path, "--classes", CLASSES))
     assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_split_that_is_given(data, tmp_path):
-    """Two COCO files over one folder of photographs."""
+def test_a_given_split_is_kept(data, tmp_path):
+    """Two COCO files for one folder of images."""
     for split in ("train", "val"):
         ids = voc.read_split(str(data), split)
         square = [[5, 5, 40, 5, 40, 40, 5, 40]]
@@ -89,7 +89,7 @@ def test_a_split_that_is_given(data, tmp_path):
     assert (to / "classes.txt").read_text() == "background\nthing\n" and len(list((to / "SegmentationObject").iterdir())) == 10
 
 
-def test_the_check_alone_writes_beside_the_data_or_elsewhere(data, tmp_path, capsys):
+def test_check_writes_to_the_data_or_to_another_folder(data, tmp_path, capsys):
     before = sorted(data.rglob("*"))
     assert import_data.main(["--check", str(data), "--report", str(tmp_path / "report")]) == 0
     said = capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
         ),
     ],
 )
-def test_what_cant_be_done_is_said_in_a_sentence(given, words):
+def test_user_errors_are_sentences(given, words):
     with pytest.raises(UserError) as caught:
         import_data.main(given)
     assert words in str(caught.value)

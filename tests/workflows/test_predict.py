@@ -1,4 +1,4 @@
-"""predict.py by its door: a folder of all kinds of photographs, again, with changes, killed, refused, and on a real S3."""
+"""predict.py on a folder of images of all kinds: a first run, again, after changes, killed, with user errors, and on a real S3."""
 
 import io
 import json
@@ -33,7 +33,7 @@ from workflows import predict
 from workflows.cli import load, setting_fields
 from workflows.settings import CONFIGS, PredictSettings
 
-DOOR = Path(predict.__file__)
+SCRIPT = Path(predict.__file__)
 GOOD = {"a.jpg", "nested/deep/turned.JPEG", "nested/grey.png", "same.jpg", "thin.bmp"}
 REJECTS = {
     "nested/cut.jpg": "truncated",
@@ -62,7 +62,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Good, grey, turned, nested, in several formats; and damaged, hidden, clashing and foreign files among them."""
+    """Images in several formats, grey, rotated and in subfolders; among them damaged, hidden, clashing and other files."""
     folder = tmp_path / "in"
     (folder / "nested" / "deep").mkdir(parents=True)
     Image.fromarray(random_image(0, 60, 80)).save(folder / "a.jpg")
@@ -85,7 +85,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The door's work done in this process, without Ray."""
+    """Predict in this process, without Ray."""
     monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings: LocalExecutor(1))
     monkeypatch.setattr("workflows.operations.prediction._gpus_per_actor", lambda settings: 0)
 
@@ -94,7 +94,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(
     workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
-    """The door, in this process; returns what it printed."""
+    """Run the command in this process; returns what it printed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*more: str) -> str:
@@ -109,10 +109,10 @@ def arguments(workspace: Path, source: Path | str, output: Path | str, *more: st
     return ["--input", str(source), "--output", str(output), "--workspace", str(workspace), *more]
 
 
-def door(*options: str, **environment: str) -> subprocess.Popen[str]:
-    """The door in a process of its own, as a person starts it."""
+def start(*options: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
-    command = [sys.executable, str(DOOR), *options, "--cluster.num_cpus", "2"]
+    command = [sys.executable, str(SCRIPT), *options, "--cluster.num_cpus", "2"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean, cwd="/")
 
 
@@ -121,12 +121,12 @@ def rows(output: Path | str) -> dict[str, dict]:
 
 
 def written(folder: Path) -> dict[str, int]:
-    """Files below `folder`, and when they were written."""
+    """The files below `folder`, with their time of change."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
 def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np.ndarray]:
-    """The labels that the registered model, loaded by MLflow, gives to the same bytes."""
+    """The masks that the registered model, loaded by MLflow, predicts for the same files."""
     import mlflow.pyfunc
     from mlflow import MlflowClient
 
@@ -138,7 +138,7 @@ def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np
 
 
 @pytest.mark.ray
-def test_a_folder_gets_masks_rows_and_rejects_and_again_nothing_is_done(
+def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
     run: Run, workspace, photographs, tmp_path, ray_session, monkeypatch
 ) -> None:
     monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
@@ -180,7 +180,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_again_nothing_is_done(
 
 
 @pytest.mark.usefixtures("here")
-def test_only_what_is_new_changed_or_lost_is_labelled_and_the_removed_go(run: Run, photographs, tmp_path) -> None:
+def test_only_new_changed_or_lost_images_are_predicted_and_removed_ones_are_deleted(run: Run, photographs, tmp_path) -> None:
     out = tmp_path / "out"
     run()
     before, old = written(out / "masks"), rows(out)
@@ -206,7 +206,9 @@ def test_only_what_is_new_changed_or_lost_is_labelled_and_the_removed_go(run: Ru
 
 
 @pytest.mark.usefixtures("here")
-def test_another_version_does_all_anew_also_after_a_switch_that_was_cut_short(run: Run, workspace, photographs, tmp_path) -> None:
+def test_another_model_version_predicts_all_again_also_after_an_interrupted_switch(
+    run: Run, workspace, photographs, tmp_path
+) -> None:
     out = tmp_path / "out"
     run()
     files = {name: (photographs / name).read_bytes() for name in GOOD}
@@ -225,7 +227,7 @@ def test_another_version_does_all_anew_also_after_a_switch_that_was_cut_short(ru
 
 
 @pytest.mark.usefixtures("here")
-def test_too_many_rejects_refuse_the_run_and_what_is_labelled_is_kept(run: Run, photographs, tmp_path) -> None:
+def test_too_many_rejects_fail_the_run_and_predictions_so_far_are_kept(run: Run, photographs, tmp_path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"3 of 8 images can't be used \(1× .*max_rejects allows 10%"):
         run("--max_rejects", "0.1")
@@ -240,14 +242,14 @@ def test_too_many_rejects_refuse_the_run_and_what_is_labelled_is_kept(run: Run, 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_killed_and_terminated_it_goes_on(workspace, tmp_path, here, capsys, monkeypatch) -> None:
+def test_a_killed_or_terminated_run_resumes(workspace, tmp_path, here, capsys, monkeypatch) -> None:
     source, out = tmp_path / "many", tmp_path / "out"
     source.mkdir()
     for i in range(40):
         Image.fromarray(random_image(i, 160, 200)).save(source / f"{i:02}.png")
     for how, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)):
         had = set(parts_of(out))
-        process = door(*arguments(workspace, source, out), "--compute.actors", "1")
+        process = start(*arguments(workspace, source, out), "--compute.actors", "1")
         deadline = time.monotonic() + 100
         while len(set(parts_of(out)) - had) < 2 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -279,14 +281,14 @@ def parts_of(output: Path) -> list[str]:
 
 
 @pytest.mark.ray
-def test_photographs_and_output_on_s3(workspace, photographs, tmp_path, monkeypatch) -> None:
+def test_input_and_output_on_s3(workspace, photographs, tmp_path, monkeypatch) -> None:
     with s3_server(tmp_path / "weed") as server:
         bucket, client = server.bucket("photographs"), server.client()
         for path in photographs.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "photographs", f"holiday/{path.relative_to(photographs)}")
         wanted = arguments(workspace, f"{bucket}/holiday", f"{bucket}/out", "--overlays", "true")
-        said, code = talk(door(*wanted, **server.environment))
+        said, code = talk(start(*wanted, **server.environment))
         assert code == 0, said
         keys = {o["Key"] for o in client.list_objects_v2(Bucket="photographs", Prefix="out/")["Contents"]}
         stems = {name.rsplit(".", 1)[0] for name in GOOD}
@@ -295,7 +297,7 @@ def test_photographs_and_output_on_s3(workspace, photographs, tmp_path, monkeypa
         expected = serve(workspace, 1, {"a.jpg": (photographs / "a.jpg").read_bytes()})["a.jpg"]
         mask = client.get_object(Bucket="photographs", Key="out/masks/a.png")["Body"].read()
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
-        again, code = talk(door(*wanted, **server.environment))
+        again, code = talk(start(*wanted, **server.environment))
         assert code == 0 and "nothing to do" in again
 
 
@@ -306,7 +308,7 @@ def talk(process: subprocess.Popen[str]) -> tuple[str, int]:
 
 @pytest.fixture
 def refused(workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """What the door says to a mistake; nothing may have been written."""
+    """The message of a user error; nothing may have been written."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*more: str, source: Path = photographs, output: Path = tmp_path / "out") -> str:
@@ -319,7 +321,7 @@ def refused(workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pyt
     return call
 
 
-def test_mistakes_are_sentences(refused, workspace, photographs, tmp_path) -> None:
+def test_user_errors_are_sentences(refused, workspace, photographs, tmp_path) -> None:
     assert "input is not given" in str(caught(lambda: predict.main(["--output", "x"])))
     assert "where is the model registered?" in refused("--workspace", "")
     assert "there is no MLflow store" in refused("--workspace", str(tmp_path / "nothing"))
@@ -348,7 +350,7 @@ def config(folder: Path, text: str) -> Path:
     return folder / "config.yaml"
 
 
-def test_a_champion_that_is_not_there_yet_names_the_challenger(tmp_path, monkeypatch, photographs) -> None:
+def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch, photographs) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "test")
     tracker.client.create_registered_model("edeconvnet")
@@ -359,7 +361,7 @@ def test_a_champion_that_is_not_there_yet_names_the_challenger(tmp_path, monkeyp
 
 
 @pytest.mark.usefixtures("here")
-def test_a_model_of_somebody_elses_is_refused_and_never_loaded(run: Run, workspace, tmp_path) -> None:
+def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, workspace, tmp_path) -> None:
     tracker = MlflowTracker(f"sqlite:///{workspace}/mlflow/mlflow.db", "test")
     foreign = tmp_path / "foreign"
     (foreign / "artifacts" / "ensemble").mkdir(parents=True)
@@ -380,14 +382,14 @@ def test_an_output_belongs_to_one_input(run: Run, refused, photographs, tmp_path
     assert f"holds the predictions of {photographs}" in refused(source=other)
 
 
-def test_a_dry_run_tells_and_writes_nothing(workspace, photographs, tmp_path, capsys, monkeypatch) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, photographs, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert predict.main(arguments(workspace, photographs, tmp_path / "out", "--dry-run")) == 0
     said = capsys.readouterr().out
     assert "8 images: 8 to predict" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
 
 
-def test_an_output_below_the_input_is_not_taken_for_photographs(workspace, photographs, capsys, monkeypatch) -> None:
+def test_an_output_below_the_input_is_not_listed_as_input(workspace, photographs, capsys, monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (photographs / "out" / "masks").mkdir(parents=True)
     (photographs / "out" / "predict.json").write_text(
@@ -406,7 +408,7 @@ def test_a_submitted_job_must_not_write_into_rays_copy(tmp_path, monkeypatch) ->
     assert "output out is relative" in said
 
 
-def test_the_config_that_ships_is_valid_and_every_field_can_be_given() -> None:
+def test_the_shipped_config_is_valid_and_every_setting_can_be_given() -> None:
     made = load(str(CONFIGS / "predict.yaml"), PredictSettings, ["--input", "s3://b/in", "--output", "out"])
     assert made.model == "models:/edeconvnet@champion" and made.input == "s3://b/in" and made.output == str(Path.cwd() / "out")
     names = {name for name, _ in setting_fields(PredictSettings)}
@@ -414,7 +416,7 @@ def test_the_config_that_ships_is_valid_and_every_field_can_be_given() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_one_run_at_a_time_and_a_dead_ones_lock_expires(run: Run, tmp_path) -> None:
+def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tmp_path) -> None:
     lock = f"{tmp_path}/out/_lock"
     with hold_lock(lock, "the other"), pytest.raises(Locked, match="the other holds the lock"):
         run()

@@ -1,4 +1,4 @@
-"""Learning edges by the door, as a person does: on one worker and on two, again, and after mistakes."""
+"""train_edges.py: on one worker and on two, again, and with user errors."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
 
 
 @pytest.mark.ray
-def test_a_run_leaves_a_forest_and_what_it_is_worth(workspace):
+def test_a_run_leaves_a_forest_and_its_report(workspace):
     folder, done = workspace
     assert forest_file_error(folder / "edges.yml.gz") is None
     found = cv2.ximgproc.createStructuredEdgeDetection(str(folder / "edges.yml.gz")).detectEdges(
@@ -60,14 +60,14 @@ def test_two_workers_make_the_same_file_as_one(workspace, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_second_run_does_nothing_and_says_what_it_is_worth(workspace):
+def test_a_second_run_does_nothing_and_prints_the_report(workspace):
     again = run("--workspace", str(workspace[0]), *TINY)
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "| this forest | 50 |" in again.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_human_boundaries_alone(tmp_path):
+def test_bsds_is_enough_to_train_on(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for kind in ("images", "groundTruth"):
@@ -97,7 +97,7 @@ def test_human_boundaries_alone(tmp_path):
         (["--data.root", "/nowhere"], "/nowhere"),
     ],
 )
-def test_a_mistake_is_a_sentence(arguments, word, tmp_path):
+def test_a_user_error_is_a_sentence(arguments, word, tmp_path):
     done = run("--workspace", str(tmp_path / "w"), *arguments)
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
 

@@ -125,7 +125,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             known = [name for action in self._actions for name in action.option_strings]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-            raise UserError(f"unknown on the command line: {' '.join(unknown)}; {hint}")
+            raise UserError(f"unknown: {' '.join(unknown)}; {hint}")
         return options
 
     def error(self, message: str) -> NoReturn:
