@@ -75,7 +75,15 @@ class PreviousPart:
 
 
 def previous_parts(previous: PreviousTable | None, images: tables.Commit) -> list[PreviousPart | None]:
-    """Return, for each part of an `images` table, what it may copy from a previous table; None where that is nothing."""
+    """Find what each part of an `images` table may copy from a previous table.
+
+    Args:
+        previous: the previous table; None to copy nothing.
+        images: commit of the `images` table.
+
+    Returns:
+        One item per part of `images`; None for a part that can copy nothing.
+    """
     if previous is None or (before := tables.read_commit(previous.table)) is None:
         return [None] * len(images.parts)
     changes = tables.require_commit(previous.changes)

@@ -114,7 +114,10 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
 
 
 def edge_model_token(settings: "ProposalSettings") -> str:
-    """Return a token that changes when the file of the edge detector changes, for fingerprints.
+    """Return a token that changes when the file of the edge detector changes; it is part of the fingerprint of the stage.
+
+    Args:
+        settings: options of EdgeBox.
 
     Returns:
         For `settings.edge_model`, its `storage.version_token`; for the forest in the package, the SHA-256 of its content, because

@@ -56,7 +56,10 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
 
 
 def counts_up_to(most: int) -> tuple[int, ...]:
-    """Return the numbers of boxes to measure recall at when there are at most `most` boxes.
+    """Choose the numbers of boxes at which to measure recall.
+
+    Args:
+        most: largest number of boxes per image.
 
     Returns:
         The values of `CURVE_COUNTS` below `most`, and `most` itself.
@@ -82,7 +85,12 @@ class Recall:
 
     @classmethod
     def from_overlaps(cls, overlaps: np.ndarray, counts: Sequence[int] = COUNTS) -> "Recall":
-        """Build a recall from the result of `best_overlaps` (M, K) for the same `counts`."""
+        """Build the recall of M objects.
+
+        Args:
+            overlaps: array (M, K), the result of `best_overlaps`.
+            counts: the K numbers of boxes that it was computed for.
+        """
         edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 as the overlaps, so that exactly 0.7 counts as 0.7
         bins = np.searchsorted(edges, overlaps.astype(np.float32), side="right")
         histogram = np.stack([np.bincount(column, minlength=_BINS + 1) for column in bins.T]).astype(np.int64)
@@ -100,12 +108,19 @@ class Recall:
         return int(self.histogram[0].sum())
 
     def by_iou(self) -> np.ndarray:
-        """Return the recall at IoU 0, 0.01, ..., 1: float64 array (K, 101)."""
+        """Return the share of objects that are found at each IoU: float64 array (K, 101), for IoU 0, 0.01, ..., 1."""
         at_least = self.histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
         return at_least / (self.num_objects or np.nan)
 
     def at_iou(self, threshold: float) -> np.ndarray:
-        """Return the recall at one IoU, a multiple of 0.01: float64 array (K,)."""
+        """Return the share of objects that are found at an IoU.
+
+        Args:
+            threshold: the IoU, a multiple of 0.01.
+
+        Returns:
+            float64 array (K,), from 0 to 1.
+        """
         return self.by_iou()[:, round(threshold * _BINS)]
 
     @property
@@ -175,5 +190,13 @@ def _cell(value: float, baseline: float | None) -> str:
 
 
 def sum_recalls(recalls: Iterable[Recall], counts: Sequence[int] = COUNTS) -> Recall:
-    """Add recalls at the same `counts`; none at all give a recall of no objects."""
+    """Add the recalls of different objects.
+
+    Args:
+        recalls: any number of recalls, even none.
+        counts: their numbers of boxes.
+
+    Returns:
+        The recall of all objects; of 0 objects if there are no recalls.
+    """
     return sum(recalls, Recall.from_overlaps(np.zeros((0, len(counts)), np.float32), counts))

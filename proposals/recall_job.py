@@ -52,7 +52,16 @@ def _work(images_uri: str, proposals_uri: str, split: str, counts: Sequence[int]
 
 
 def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, counts: Sequence[int], min_area: float) -> Recall:
-    """Measure the recall on the images of one part; arguments as for `measure_recall`."""
+    """Measure the recall on the images of one part.
+
+    Args:
+        images_uri: the `images` table.
+        proposals_uri: the `proposals` table made from it.
+        unit: the same part of both.
+        split: the split to measure.
+        counts: numbers of first boxes at which recall is measured.
+        min_area: objects whose box has a smaller area (px²) are left out.
+    """
     image_part, proposal_part = unit
     boxes = {image_id: each for image_id, each, _ in iter_proposals(proposals_uri, proposal_part)}
     no_boxes = np.zeros((0, 4), np.float32)

@@ -109,7 +109,14 @@ def edge_quality(counts: Sequence[np.ndarray], thresholds: Sequence[float] = THR
 
 
 def thin_lines(mask: np.ndarray) -> np.ndarray:
-    """Thin the lines of a bool mask (H, W) to one pixel by Guo and Hall (1989), of which MATLAB's `bwmorph` uses a variant."""
+    """Thin lines to a width of one pixel by the algorithm of Guo and Hall (1989); MATLAB's `bwmorph` uses a variant of it.
+
+    Args:
+        mask: bool array (H, W), true on the lines.
+
+    Returns:
+        bool array (H, W).
+    """
     return cv2.ximgproc.thinning(mask.astype(np.uint8) * 255, thinningType=cv2.ximgproc.THINNING_GUOHALL) > 0
 
 

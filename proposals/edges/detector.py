@@ -81,7 +81,15 @@ def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = N
 
 
 def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:
-    """Return the path or URI of the forest file that these settings use, or None if they use no forest."""
+    """Find the file of the forest that these settings use.
+
+    Args:
+        edges: which detector is used.
+        edge_model: file of the forest; None for the one in the package.
+
+    Returns:
+        Path or URI of the file; None if the detector is not a forest.
+    """
     return (edge_model or str(PRETRAINED_FOREST)) if edges == "forest" else None
 
 

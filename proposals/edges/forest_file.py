@@ -66,7 +66,14 @@ class EdgeTree(NamedTuple):
 
 
 def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
-    """Return the content of the file of a forest. The same trees always give the same bytes."""
+    """Encode a forest as OpenCV reads it. The same trees always give the same bytes.
+
+    Args:
+        trees: the trees; they may differ in size.
+
+    Returns:
+        The content of a .yml.gz file.
+    """
     nodes = max(len(tree.child) for tree in trees)
     options = {
         "stride": STRIDE,
@@ -144,6 +151,9 @@ def load_forest(uri: str) -> Any:
 
 def forest_file_error(path: Path) -> str | None:
     """Check a forest's file: that it is complete, and everything that OpenCV relies on without checking.
+
+    Args:
+        path: the file, .yml or .yml.gz.
 
     Returns:
         What is wrong with the file, or None.

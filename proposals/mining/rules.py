@@ -58,6 +58,9 @@ def example_size(input_size: int) -> int:
     """Return the side of stored crops in pixels: 250 for a network input of 224, in proportion for others.
 
     The margin leaves room for a random crop of `input_size` during training.
+
+    Args:
+        input_size: side of the network's input, px.
     """
     return round(input_size * 250 / 224)
 
