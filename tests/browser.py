@@ -1,6 +1,6 @@
-"""A real browser for tests: headless Chromium, driven by its own chromedriver over W3C WebDriver (plain HTTP and JSON).
+"""A real browser for tests: headless Chromium, driven through chromedriver by the W3C WebDriver protocol (HTTP and JSON).
 
-Debian's packages `chromium` and `chromium-driver` are it; where they are absent, `missing()` says so and tests are skipped.
+It needs Debian's packages `chromium` and `chromium-driver`; tests are skipped if `missing()` returns a reason.
 """
 
 import base64
@@ -16,106 +16,109 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from infra.deploy.local.servers import free_port
+from infra.deploy.local.process import free_port
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--no-first-run",
+    "--hide-scrollbars",
+    *(f"--disable-{name}" for name in ("gpu", "dev-shm-usage", "quic", "background-networking", "component-update", "sync")),
+)
 _START_SECONDS = 60.0
 _WAIT_SECONDS = 60.0
 
 
 def missing() -> str | None:
-    """Why there is no browser to test with; None where there is one."""
+    """Why there is no browser to test with, or None if there is one."""
     absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     return f"{' and '.join(absent)} not installed: apt-get install chromium chromium-driver" if absent else None
 
 
 class Browser:
-    """A session of one window. Its methods raise RuntimeError with what the driver says."""
+    """A browser window. Methods raise RuntimeError with chromedriver's message if it refuses a call."""
 
     def __init__(self, address: str, session: str) -> None:
         self._address = f"{address}/session/{session}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return _ask(method, f"{self._address}/{path}", body)
+        return _request(method, f"{self._address}/{path}", body)
 
     def open(self, url: str) -> None:
-        """Go there, and wait until the page has loaded: anew even where only what follows # differs from the page that is open."""
+        """Load a page and wait until it has loaded. It is loaded anew even if only the part after # differs from the open page."""
         self._call("POST", "url", {"url": "about:blank"})
         self._call("POST", "url", {"url": url})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a piece of JavaScript (the body of a function of `arguments`) returns."""
+        """Run JavaScript, the body of a function that gets `arguments`, and return its result."""
         return self._call("POST", "execute/sync", {"script": script, "args": list(arguments)})
 
     def wait(self, script: str, *arguments: Any, seconds: float = _WAIT_SECONDS) -> Any:
-        """What the script returns, once that is true in JavaScript's sense. Raises TimeoutError with the page's text."""
+        """Run a script again and again until its result is truthy, and return that. Raises TimeoutError with the page's text."""
         end = time.monotonic() + seconds
         while not (found := self.run(script, *arguments)):
             if time.monotonic() > end:
-                raise TimeoutError(f"{script} stayed {found!r}; the page says:\n{self.text()[:3000]}")
+                raise TimeoutError(f"{script} stayed {found!r}; the page's text:\n{self.text()[:3000]}")
             time.sleep(0.25)
         return found
 
     def text(self) -> str:
-        """What a reader sees of the page."""
+        """The page's visible text."""
         return str(self.run("return document.body.innerText"))
 
-    def size(self, width: int, height: int) -> None:
-        """Make the page (not the window with its frame) so large, px."""
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the page in pixels, without the window's frame."""
         self._call("POST", "window/rect", {"width": width, "height": height})
         inner = self.run("return [innerWidth, innerHeight]")
         self._call("POST", "window/rect", {"width": 2 * width - inner[0], "height": 2 * height - inner[1]})
 
     def screenshot(self, path: Path) -> None:
-        """PNG of what the window shows."""
+        """Save a PNG of what the window shows."""
         path.write_bytes(base64.b64decode(self._call("GET", "screenshot")))
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        """New entries of the log `browser` (the console: level, message) or `performance` (DevTools' events)."""
+        """New entries of a log: "browser" (console messages with their level) or "performance" (DevTools events)."""
         return list(self._call("POST", "se/log", {"type": kind}))
 
     def console(self, level: str = "SEVERE") -> list[str]:
-        """New messages of the console of that level."""
+        """New console messages of a level."""
         return [entry["message"] for entry in self.log("browser") if entry["level"] == level]
 
     def requests(self) -> list[str]:
-        """The addresses asked for since this was last called, pages included; data: ones are none."""
+        """URLs that were requested since the last call, including the pages themselves but no data: URLs."""
         events = (json.loads(entry["message"])["message"] for entry in self.log("performance"))
-        asked = (event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent")
-        return [url for url in asked if not url.startswith(("data:", "about:"))]
+        requested = (event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent")
+        return [url for url in requested if not url.startswith(("data:", "about:"))]
 
 
 @contextmanager
 def browser(width: int = 1200, height: int = 900) -> Iterator[Browser]:
-    """A Chromium of its own, with an empty profile, for the time of a block."""
+    """Run a Chromium with an empty profile while the block runs."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     with TemporaryDirectory(prefix="deconvnet-chromium-", ignore_cleanup_errors=True) as profile:
         driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            _until(lambda: _ask("GET", f"{address}/status")["ready"])
+            _wait_until(lambda: _request("GET", f"{address}/status")["ready"])
             wanted = {
                 "goog:chromeOptions": {"args": [*FLAGS, f"--user-data-dir={profile}", "about:blank"]},
                 "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             }
-            session = _ask("POST", f"{address}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+            session = _request("POST", f"{address}/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
             opened = Browser(address, session)
             try:
-                opened.size(width, height)
-                opened.requests()  # of the empty page that it starts with
+                opened.resize(width, height)
+                opened.requests()  # forget those of the empty page at the start
                 yield opened
             finally:
                 with suppress(RuntimeError, OSError):
-                    _ask("DELETE", f"{address}/session/{session}")
+                    _request("DELETE", f"{address}/session/{session}")
         finally:
             driver.terminate()
             driver.wait(20)
 
 
-def _ask(method: str, url: str, body: Any = None) -> Any:
+def _request(method: str, url: str, body: Any = None) -> Any:
     data = None if method != "POST" else json.dumps(body or {}).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:
@@ -125,7 +128,7 @@ def _ask(method: str, url: str, body: Any = None) -> Any:
         raise RuntimeError(json.load(error)["value"]["message"]) from None
 
 
-def _until(ready: Callable[[], bool]) -> None:
+def _wait_until(ready: Callable[[], bool]) -> None:
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end:
         with suppress(OSError):

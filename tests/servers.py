@@ -1,4 +1,4 @@
-"""Real servers for tests: SeaweedFS's S3, and a proxy that makes one unreliable."""
+"""An S3 server for tests, and a proxy that makes it unreliable."""
 
 import http.client
 import random
@@ -12,14 +12,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.deploy.local import servers
-from infra.deploy.local.servers import S3, free_ports
+from infra.deploy.local.process import free_ports
+from infra.deploy.local.servers import S3
 
 ACCESS_KEY, SECRET_KEY = "deconvnet-test", "not-a-secret-5f0c"
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
-    """`weed server -s3` with its data in `folder` for the time of a block. Buckets must be made; only its own keys are let in."""
+    """Run SeaweedFS's S3 server with a fixed key and no buckets while the block runs; its data is in `folder`."""
     with servers.s3_server(folder, ACCESS_KEY, SECRET_KEY) as server:
         yield server
 
@@ -31,18 +32,24 @@ SLOW_DOWN = (
 
 
 class FlakyProxy(S3):
-    """An HTTP/1.1 proxy before the server at `target`: `with FlakyProxy(s3.url) as proxy`, then use `proxy` as the server.
+    """An HTTP/1.1 proxy in front of an S3 server that fails on demand: `with FlakyProxy(s3.url) as proxy`, then use it as the server.
 
-    It answers 503 SlowDown to one request in `fail_one_in` (0: none), drawn by chance, and can be taken away() and brought
-    back() at the same address. Of the next `lose_answers` requests that change something the server's answer is lost: they are
-    carried out, and 503 is said. The next `cut_answers` with a body end in its middle. `requests` and `refused` count.
+    `away()` stops the proxy and `back()` starts it again at the same address.
+
+    Attributes:
+        target: URL of the real server.
+        fail_one_in: one in so many requests, chosen at random, is answered by 503 SlowDown and not forwarded; 0 for none.
+        lose_answers: the next so many requests that change something are carried out but answered by 503.
+        cut_answers: the next so many answers with a body end in the middle of it.
+        requests: number of requests so far.
+        refused: number of requests that were not forwarded.
     """
 
     def __init__(self, target: str, fail_one_in: int = 0) -> None:
         super().__init__(f"http://127.0.0.1:{free_ports(1)[0]}", ACCESS_KEY, SECRET_KEY)
         self.target, self.fail_one_in = target, fail_one_in
         self.requests = self.refused = self.lose_answers = self.cut_answers = 0
-        self._lock, self._chance = threading.Lock(), random.Random(0)
+        self._lock, self._random = threading.Lock(), random.Random(0)
         self._listener: _Listener | None = None
 
     def __enter__(self) -> "FlakyProxy":
@@ -53,42 +60,42 @@ class FlakyProxy(S3):
         self.away()
 
     def away(self) -> None:
-        """Nobody listens any more, and every connection is cut."""
+        """Stop listening and close every connection."""
         if self._listener is not None:
             self._listener.stop()
             self._listener = None
 
     def back(self) -> None:
-        """Listen (again)."""
+        """Start to listen at the proxy's address, unless it does."""
         if self._listener is None:
             self._listener = _Listener(self)
             threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True).start()
 
     def away_for(self, seconds: float) -> threading.Thread:
-        """Go away now and come back by itself; the thread that sees to it."""
+        """Stop now and start again after some seconds; returns the timer."""
         self.away()
         timer = threading.Timer(seconds, self.back)
         timer.daemon = True
         timer.start()
         return timer
 
-    def refuses(self) -> bool:
-        """Count a request; True if it is one to be refused."""
+    def count_and_refuse(self) -> bool:
+        """Count a request; True if it is to be refused."""
         with self._lock:
             self.requests += 1
-            refused = self.fail_one_in > 0 and self._chance.random() < 1 / self.fail_one_in
+            refused = self.fail_one_in > 0 and self._random.random() < 1 / self.fail_one_in
             self.refused += refused
             return refused
 
-    def loses(self, method: str) -> bool:
+    def loses_answer(self, method: str) -> bool:
         """True if the answer to this request is to be lost."""
         with self._lock:
             lost = self.lose_answers > 0 and method in ("PUT", "POST", "DELETE")
             self.lose_answers -= lost
             return lost
 
-    def cuts(self, method: str, body: bytes) -> bool:
-        """True if this answer is to end in its middle."""
+    def cuts_answer(self, method: str, body: bytes) -> bool:
+        """True if the answer to this request is to end in the middle of its body."""
         with self._lock:
             cut = self.cut_answers > 0 and method == "GET" and len(body) > 1
             self.cut_answers -= cut
@@ -96,7 +103,7 @@ class FlakyProxy(S3):
 
 
 class _Listener(ThreadingHTTPServer):
-    """One life of the proxy, between back() and away()."""
+    """The proxy's listening socket, from back() to away()."""
 
     daemon_threads = True
     block_on_close = False
@@ -117,7 +124,7 @@ class _Listener(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections are cut here on purpose."""
+        """Print nothing: connections are closed on purpose."""
 
     def stop(self) -> None:
         self.shutdown()
@@ -128,7 +135,7 @@ class _Listener(ThreadingHTTPServer):
 
 
 class _Forward(BaseHTTPRequestHandler):
-    """One client's connection. The Host header goes on as it came, so that signatures still hold."""
+    """One client's connection. The Host header is forwarded unchanged, so that the requests' signatures stay valid."""
 
     protocol_version = "HTTP/1.1"
     server: _Listener
@@ -140,15 +147,15 @@ class _Forward(BaseHTTPRequestHandler):
             return
         body = self._body()
         proxy = self.server.proxy
-        answer = None if proxy.refuses() else self._forward(body)
-        if answer is None or proxy.loses(self.command):
+        answer = None if proxy.count_and_refuse() else self._forward(body)
+        if answer is None or proxy.loses_answer(self.command):
             answer = 503, [("Content-Type", "application/xml"), ("Content-Length", str(len(SLOW_DOWN)))], SLOW_DOWN
         status, headers, reply = answer
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
         self.end_headers()
-        if proxy.cuts(self.command, reply):
+        if proxy.cuts_answer(self.command, reply):
             reply, self.close_connection = reply[: len(reply) // 2], True
         if self.command != "HEAD":
             self.wfile.write(reply)

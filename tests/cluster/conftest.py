@@ -1,4 +1,4 @@
-"""The cluster that the tests break: a head and two nodes, S3 and MLflow, started once, and made whole again for every test."""
+"""The cluster that the tests break: a head, two nodes, S3 and MLflow, started once; dead nodes are replaced before each test."""
 
 import json
 import re
@@ -14,17 +14,18 @@ import pytest
 
 from infra import storage
 from infra.deploy.local.cluster import Cluster, ray_cluster
-from infra.deploy.local.servers import S3, Server, mlflow_server
+from infra.deploy.local.process import Server
+from infra.deploy.local.servers import S3, mlflow_server
 from tests.conftest import ROOT
 from tests.servers import s3_server
 
-# A dead node is noticed in three seconds instead of fifteen.
-SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+# Ray notices a dead node after 3 seconds instead of 15.
+FAST_HEALTH_CHECKS = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 
 
 @dataclass
 class Driver:
-    """A command, and what it has said so far."""
+    """A running command, and the lines that it has printed so far."""
 
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
@@ -39,82 +40,80 @@ class Driver:
             self.lines.append(line.rstrip())
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
+        """All that was printed so far."""
         return "\n".join(self.lines)
 
     def until(self, pattern: str, seconds: float = 120, after: int = 0) -> int:
-        """Wait for a line after the first `after` that matches; its number."""
+        """Wait for a line, after the first `after` ones, that matches a regular expression; returns its index."""
         deadline = time.monotonic() + seconds
         while True:
             ended = self.process.poll() is not None
             for number, line in enumerate(self.lines[after:], start=after):
                 if re.search(pattern, line):
                     return number
-            assert not ended and time.monotonic() < deadline, f"no {pattern!r} in:\n{self.said[-6000:]}"
+            assert not ended and time.monotonic() < deadline, f"no {pattern!r} in:\n{self.output[-6000:]}"
             time.sleep(0.05)
 
     def end(self, seconds: float = 240) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until the command ends; returns its exit code."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"not ended after {seconds:.0f} s:\n{self.said[-6000:]}")
+            pytest.fail(f"still running after {seconds:.0f} s:\n{self.output[-6000:]}")
         self._reader.join(10)
         return code
 
 
 @dataclass
-class Lab:
-    """A cluster with its S3, and a bucket."""
+class ClusterFixture:
+    """A cluster with its S3 server, and the URI of a bucket."""
 
-    cluster: Cluster
+    local: Cluster
     s3: S3
     bucket: str
 
     def start(self, *arguments: str, **variables: str) -> Driver:
-        """Python with `arguments` as a driver on the head."""
-        environment = {**self.cluster.environment, "RAY_ADDRESS": self.cluster.address, "PYTHONPATH": str(ROOT), **variables}
+        """Run Python with these arguments as a driver on the head."""
+        environment = {**self.local.environment, "RAY_ADDRESS": self.local.address, "PYTHONPATH": str(ROOT), **variables}
         return start([sys.executable, "-u", *arguments], environment)
 
     def submit(self, *arguments: str, **variables: str) -> Driver:
-        """Python with `arguments` as a job; `variables` reach all that it starts, on every node."""
+        """Submit Python with these arguments as a Ray job; `variables` are set in its processes on every node."""
         runtime = json.dumps({"env_vars": {"PYTHONUNBUFFERED": "1", **variables}})
-        command = self.cluster.ray("job", "submit", "--runtime-env-json", runtime, "--", "python", *arguments)
-        return start(command, self.cluster.environment)
+        command = self.local.ray("job", "submit", "--runtime-env-json", runtime, "--", "python", *arguments)
+        return start(command, self.local.environment)
 
-    def place(self, name: str) -> str:
-        """A place in the bucket that nobody uses."""
+    def new_uri(self, name: str) -> str:
+        """URI of a new folder in the bucket."""
         return storage.join(self.bucket, f"{name}-{uuid.uuid4().hex[:8]}")
 
-    def whole(self) -> None:
-        """Replace the nodes that are dead."""
-        for node in [n for n in self.cluster.nodes if not n.processes()]:
-            self.cluster.nodes.remove(node)
-        while len(self.cluster.nodes) < 3:
-            self.cluster.add_node()
-        until(lambda: len(self.cluster.alive()) == 3, "the dead nodes are noticed")
+    def replace_dead_nodes(self) -> None:
+        """Start a new node for each dead one, and wait until the head knows who is alive."""
+        for node in [n for n in self.local.nodes if not n.processes()]:
+            self.local.nodes.remove(node)
+        while len(self.local.nodes) < 3:
+            self.local.add_node()
+        until(lambda: len(self.local.alive()) == 3, "the head counts three nodes")
 
 
 def start(command: list[str], environment: Mapping[str, str]) -> Driver:
-    """A command in the project's folder, in a session of its own."""
-    return Driver(
-        subprocess.Popen(
-            command, env=dict(environment), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-    )  # fmt: skip
+    """Start a command in the project's folder, as the leader of a new session."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return Driver(subprocess.Popen(command, env=dict(environment), cwd=ROOT, **pipes, text=True, start_new_session=True))
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until `true()`, which is that `what`."""
+def until(condition: Callable[[], bool], description: str, seconds: float = 60) -> None:
+    """Wait until `condition()` is true; it fails with `description` after some seconds."""
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {description}"
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A real S3 server; this process finds it, too."""
+    """A real S3 server, which this process uses as its S3 too."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -122,15 +121,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 
 @pytest.fixture(scope="session")
-def started(s3: S3) -> Iterator[Lab]:
-    with ray_cluster(environment={**s3.environment, **SOON}) as cluster:
-        yield Lab(cluster, s3, s3.bucket("cluster-tests"))
+def started(s3: S3) -> Iterator[ClusterFixture]:
+    """The cluster, possibly with dead nodes."""
+    with ray_cluster(environment={**s3.environment, **FAST_HEALTH_CHECKS}) as cluster:
+        yield ClusterFixture(cluster, s3, s3.create_bucket("cluster-tests"))
 
 
 @pytest.fixture
-def lab(started: Lab) -> Lab:
-    """The cluster, with a head and two living nodes."""
-    started.whole()
+def cluster(started: ClusterFixture) -> ClusterFixture:
+    """The cluster, with a head and two live nodes."""
+    started.replace_dead_nodes()
     return started
 
 

@@ -1,6 +1,7 @@
-"""A driver on the cluster that makes tables, for tests that kill a node meanwhile: WHAT FOLDER OUT.
+"""A script that makes tables on the cluster while a test kills a node. Arguments: WHAT FOLDER OUT.
 
-WHAT is "proposals" or "mining" (examples of stage 2), from the tables in FOLDER to OUT; "all" makes these too, below OUT.
+WHAT is "proposals", "mining" (crops of stage 2), or "all" for these and the images before them. Input tables are in FOLDER, the new
+tables go to OUT.
 """
 
 import sys

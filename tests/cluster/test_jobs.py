@@ -1,4 +1,4 @@
-"""`ray job submit`, on a real `ray start --head` with its token: in the project's folder, and with the code sent along."""
+"""`ray job submit` to a real head with a token: in the project's folder, and with the code uploaded."""
 
 import re
 import shutil
@@ -18,11 +18,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 @dataclass
 class Head:
-    """A head node, and the environment a person has in its terminal."""
+    """A head node, with the environment that a user's terminal would have."""
 
     cluster: Cluster
 
     def ray(self, *arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
+        """Run a `ray` command and return what it prints."""
         done = subprocess.run(
             self.cluster.ray(*arguments),
             env=self.cluster.environment,
@@ -43,41 +44,39 @@ def head() -> Iterator[Head]:
 
 
 def test_a_job_runs_in_the_folder_of_ray_start(head: Head, tmp_path: Path) -> None:
-    said = head.ray("job", "submit", "--", "python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY)
-    assert "EDeconvNet+CRF" in said and "succeeded" in said
+    output = head.ray("job", "submit", "--", "python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY)
+    assert "EDeconvNet+CRF" in output and "succeeded" in output
     assert (tmp_path / "w" / "report" / "results.json").is_file()
 
 
 @pytest.mark.slow
-def test_a_job_brings_the_code_along(head: Head, tmp_path: Path) -> None:
-    """The cluster has only the dependencies: the code that runs must be the copy that was sent."""
+def test_a_job_runs_the_uploaded_code(head: Head, tmp_path: Path) -> None:
+    """The code that runs must be the uploaded copy, as on a cluster that has only the dependencies."""
     copy = tmp_path / "project"
     for name in ("workflows", "deconvnet", "proposals", "infra"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "infra" / "errors.py").open("a").write(
         f"\nimport pathlib\npathlib.Path({str(tmp_path / 'seen')!r}).write_text(__file__)\n"
     )
-    said = head.ray(
-        "job", "submit", "--working-dir", ".", "--", "python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"),
-        *TINY, cwd=copy,
-    )  # fmt: skip
-    assert "EDeconvNet+CRF" in said and "succeeded" in said
+    pipeline = ["python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY]
+    output = head.ray("job", "submit", "--working-dir", ".", "--", *pipeline, cwd=copy)
+    assert "EDeconvNet+CRF" in output and "succeeded" in output
     assert "runtime_resources" in (tmp_path / "seen").read_text()
 
 
-def test_a_relative_workspace_is_refused_where_it_would_be_lost(head: Head, tmp_path: Path) -> None:
-    said = head.ray(
+def test_a_relative_workspace_is_refused_if_the_jobs_folder_is_temporary(head: Head, tmp_path: Path) -> None:
+    output = head.ray(
         "job", "submit", "--working-dir", ".", "--", "python", "workflows/train_pipeline.py", "--workspace", "runs/x", check=False
     )
-    assert "absolute path" in said and "Traceback" not in said
+    assert "absolute path" in output and "Traceback" not in output
 
 
 @pytest.mark.slow
-def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(head: Head, tmp_path: Path) -> None:
-    arguments = ["python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY,
-                 "--train.fcn8s.epochs", "300", "--train.fcn8s.log_every", "1"]  # fmt: skip
-    said = head.ray("job", "submit", "--no-wait", "--submission-id", "to-stop", "--", *arguments)
-    assert "to-stop" in said
+def test_a_stopped_job_leaves_a_checkpoint_and_is_resumed(head: Head, tmp_path: Path) -> None:
+    pipeline = ["python", "workflows/train_pipeline.py", "--workspace", str(tmp_path / "w"), *TINY]
+    pipeline += ["--train.fcn8s.epochs", "300", "--train.fcn8s.log_every", "1"]
+    output = head.ray("job", "submit", "--no-wait", "--submission-id", "to-stop", "--", *pipeline)
+    assert "to-stop" in output
     for _ in range(120):
         if re.search(r"step [5-9]\d*/", head.ray("job", "logs", "to-stop")):
             break
@@ -86,7 +85,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on(head: Head, tmp_path: Pat
     logs = head.ray("job", "logs", "to-stop")
     assert "has left a checkpoint" in logs, logs[-3000:]
     stopped = max(int(n) for n in re.findall(r"step (\d+)/", logs))
-    head.ray("job", "submit", "--no-wait", "--submission-id", "again", "--", *arguments)
+    head.ray("job", "submit", "--no-wait", "--submission-id", "again", "--", *pipeline)
     for _ in range(120):
         steps = [int(n) for n in re.findall(r"step (\d+)/", head.ray("job", "logs", "again"))]
         if steps:

@@ -1,4 +1,4 @@
-"""`make cluster`: it starts everything, runs the job, and leaves nothing behind."""
+"""`make cluster` starts everything, runs the job, and leaves nothing behind."""
 
 import os
 import re
@@ -20,13 +20,13 @@ SHOW = (
 
 
 def run(folder: Path, *job: str) -> Driver:
-    """`python -m infra.deploy.local.cluster`, with `folder` for all that it keeps."""
+    """Start `python -m infra.deploy.local.cluster` with its temporary files in `folder`."""
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     return start([sys.executable, "-m", "infra.deploy.local.cluster", "--", *job], environment)
 
 
-def below(folder: Path) -> list[psutil.Process]:
-    """The processes that name `folder` in their command line, or work in it."""
+def processes_using(folder: Path) -> list[psutil.Process]:
+    """The processes with `folder` in their command line."""
     return [p for p in psutil.process_iter(["cmdline"]) if any(str(folder) in part for part in p.info["cmdline"] or ())]
 
 
@@ -39,21 +39,21 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def test_a_job_runs_and_nothing_is_left(folder: Path) -> None:
+def test_a_job_runs_and_no_process_or_file_is_left(folder: Path) -> None:
     driver = run(folder, "python", "-c", SHOW)
-    assert driver.end() == 0, driver.said
-    assert "['cpu', 'cpu', 'head'] http://" in driver.said
-    assert re.search(r"^MLflow +http://127\.0\.0\.1:\d+$", driver.said, re.MULTILINE)
-    assert not below(folder) and not list(folder.iterdir())
+    assert driver.end() == 0, driver.output
+    assert "['cpu', 'cpu', 'head'] http://" in driver.output
+    assert re.search(r"^MLflow +http://127\.0\.0\.1:\d+$", driver.output, re.MULTILINE)
+    assert not processes_using(folder) and not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_what_it_started_when_it_is_stopped(folder: Path, number: int) -> None:
+def test_a_signal_stops_the_cluster_and_no_process_or_file_is_left(folder: Path, number: int) -> None:
     driver = run(folder, "python", "-c", "print(6 * 7, flush=True); import time; time.sleep(500)")
     driver.until("^42$")
-    assert len(below(folder)) > 10
+    assert len(processes_using(folder)) > 10
     driver.process.send_signal(number)
-    assert driver.end(60) == 130, driver.said
-    assert "Traceback" not in driver.said
-    until(lambda: not below(folder), "all processes are gone", 20)
+    assert driver.end(60) == 130, driver.output
+    assert "Traceback" not in driver.output
+    until(lambda: not processes_using(folder), "all processes are gone", 20)
     assert not list(folder.iterdir())

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from infra.storage import tables
-from tests.cluster.conftest import Lab, until
+from tests.cluster.conftest import ClusterFixture, until
 from tests.cluster.tables_driver import FINGERPRINT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -13,29 +13,31 @@ DRIVER = "tests/cluster/tables_driver.py"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(started: Lab) -> str:
-    """Images, proposals and examples made while nothing happened."""
-    started.whole()
-    folder = started.place("undisturbed")
+def undisturbed(started: ClusterFixture) -> str:
+    """URI of images, proposals and examples made without a fault."""
+    started.replace_dead_nodes()
+    folder = started.new_uri("undisturbed")
     driver = started.start(DRIVER, "all", folder, folder)
-    assert driver.end() == 0, driver.said
+    assert driver.end() == 0, driver.output
     return folder
 
 
 @pytest.mark.parametrize("what", ["proposals", pytest.param("mining", marks=pytest.mark.slow)])
-def test_a_node_that_dies_while_a_table_is_made(lab: Lab, undisturbed: str, what: str) -> None:
-    place = lab.place(what)
-    out = f"{place}/{what}"
-    driver = lab.start(DRIVER, what, undisturbed, place)
-    victim = lab.cluster.nodes[1]
+def test_a_table_is_complete_and_equal_though_a_node_dies_while_it_is_made(
+    cluster: ClusterFixture, undisturbed: str, what: str
+) -> None:
+    folder = cluster.new_uri(what)
+    out = f"{folder}/{what}"
+    driver = cluster.start(DRIVER, what, undisturbed, folder)
+    victim = cluster.local.nodes[1]
     busy = partial(victim.processes, "ray::Map(")
-    until(lambda: len(tables.parts_done(out, FINGERPRINT)) >= 1 and busy(), "a part is done, and the node makes another")
+    until(lambda: len(tables.parts_done(out, FINGERPRINT)) >= 1 and busy(), "a part is complete, and the node works on another")
     victim.kill()
     done = len(tables.parts_done(out, FINGERPRINT))
     before = tables.require_commit(f"{undisturbed}/{what}")
-    assert driver.process.poll() is None and done < len(before.parts), "the kill came too late to disturb anything"
-    assert driver.end() == 0, driver.said
-    assert victim.address not in lab.cluster.alive()
+    assert driver.process.poll() is None and done < len(before.parts), "the table was complete before the node was killed"
+    assert driver.end() == 0, driver.output
+    assert victim.address not in cluster.local.alive()
     made = tables.require_commit(out)
     assert made.rows == before.rows > 150
     assert list(tables.iter_rows(out)) == list(tables.iter_rows(f"{undisturbed}/{what}"))

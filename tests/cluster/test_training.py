@@ -1,4 +1,4 @@
-"""The pipeline on a cluster of three nodes, its workspace on S3, while something dies in stage 2 or all along."""
+"""The pipeline on three nodes with its workspace on S3, while workers, nodes, the driver, MLflow or S3 fail."""
 
 import re
 import time
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from infra.deploy.local.servers import Server, mlflow_server
-from tests.cluster.conftest import Driver, Lab
+from infra.deploy.local.process import Server
+from infra.deploy.local.servers import mlflow_server
+from tests.cluster.conftest import Driver, ClusterFixture
 from tests.servers import FlakyProxy
 from tests.workflows.test_train_pipeline import TINY
 
@@ -21,22 +22,22 @@ EVERY_STEP = ["--train.stage2.log_every", "1", "--train.stage2.checkpoint_every"
 
 
 @pytest.fixture(scope="module")
-def base(started: Lab, mlflow: Server) -> str:
-    """A workspace that the pipeline has run in to the end: with other settings of stage 2 it begins there."""
-    started.whole()
-    workspace = started.place("base")
+def base(started: ClusterFixture, mlflow: Server) -> str:
+    """A workspace in which the pipeline is complete: with other settings of stage 2, only that stage and later ones run."""
+    started.replace_dead_nodes()
+    workspace = started.new_uri("base")
     driver = started.start(PIPELINE, "--workspace", workspace, *TINY, MLFLOW_TRACKING_URI=mlflow.url)
-    assert driver.end(400) == 0, driver.said
+    assert driver.end(400) == 0, driver.output
     return workspace
 
 
 def stage2(workspace: str, epochs: int) -> list[str]:
-    """The command of a stage 2 that was not run before: `epochs` tells it from others."""
+    """Arguments for a stage 2 that has not run before: each test uses another number of epochs."""
     return [PIPELINE, "--workspace", workspace, *TINY, *EVERY_STEP, "--train.stage2.epochs", str(epochs)]
 
 
 def steps(lines: Sequence[str]) -> list[int]:
-    """The numbers of the steps that stage 2 reported a loss of, in order."""
+    """The steps for which stage 2 printed a loss, in order."""
     start = next((i for i, line in enumerate(lines) if "] stage2:" in line), len(lines))
     end = next((i for i, line in enumerate(lines) if "] evaluate:" in line), len(lines))
     found = (re.search(r"step ([\d,]+)/.*loss", line) for line in lines[start:end])
@@ -44,22 +45,22 @@ def steps(lines: Sequence[str]) -> list[int]:
 
 
 def reach(driver: Driver, step: int) -> None:
-    """Wait until stage 2 has done `step`."""
+    """Wait until stage 2 has printed this step."""
     deadline = time.monotonic() + 300
     while max(steps(driver.lines), default=0) < step:
-        assert driver.process.poll() is None and time.monotonic() < deadline, f"not at step {step}:\n{driver.said[-6000:]}"
+        assert driver.process.poll() is None and time.monotonic() < deadline, f"not at step {step}:\n{driver.output[-6000:]}"
         time.sleep(0.05)
 
 
 def total(driver: Driver) -> int:
-    """How many steps stage 2 has."""
-    found = re.search(r"at most ([\d,]+) steps", driver.said[driver.said.index("] stage2:") :])
+    """The number of steps of stage 2, as printed at its start."""
+    found = re.search(r"at most ([\d,]+) steps", driver.output[driver.output.index("] stage2:") :])
     assert found
     return int(found[1].replace(",", ""))
 
 
-def delivered(server: Server, epochs: int) -> list[int]:
-    """The steps of the loss curve of stage 2 in MLflow."""
+def steps_in_mlflow(server: Server, epochs: int) -> list[int]:
+    """The steps of stage 2's loss curve in MLflow, of the finished run with this many epochs."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server.url)
@@ -72,15 +73,17 @@ def delivered(server: Server, epochs: int) -> list[int]:
     return [m.step for m in client.get_metric_history(run.info.run_id, "loss")]
 
 
-def redone(before: Sequence[int], after: Sequence[int]) -> int:
-    """How many steps were done a second time."""
+def count_repeated(before: Sequence[int], after: Sequence[int]) -> int:
+    """The number of steps that ran a second time."""
     return max(before) - min(after) + 1
 
 
-def test_a_worker_and_then_its_node_die(lab: Lab, base: str, mlflow: Server) -> None:
-    driver = lab.start(*stage2(base, 20), "--compute.workers", "2", "--compute.min_workers", "1", MLFLOW_TRACKING_URI=mlflow.url)
+def test_training_resumes_after_a_worker_and_then_its_node_die(cluster: ClusterFixture, base: str, mlflow: Server) -> None:
+    driver = cluster.start(
+        *stage2(base, 20), "--compute.workers", "2", "--compute.min_workers", "1", MLFLOW_TRACKING_URI=mlflow.url
+    )
     reach(driver, 8)
-    training = [node for node in lab.cluster.nodes if node.processes("RayTrainWorker")]
+    training = [node for node in cluster.local.nodes if node.processes("RayTrainWorker")]
     assert len(training) == 2
     for kill in (training[0].processes("RayTrainWorker")[0].kill, training[0].kill):
         seen = len(driver.lines)
@@ -88,48 +91,50 @@ def test_a_worker_and_then_its_node_die(lab: Lab, base: str, mlflow: Server) -> 
         failed = driver.until("workers failed", after=seen)
         driver.until(r"step \d+/.*loss", after=failed)
         before = steps(driver.lines[:failed])
-        assert redone(before, steps(driver.lines)[len(before) :]) <= INTERVAL
+        assert count_repeated(before, steps(driver.lines)[len(before) :]) <= INTERVAL
         reach(driver, max(before) + INTERVAL + 2)
-    assert driver.end(400) == 0, driver.said
-    assert delivered(mlflow, 20) == list(range(1, total(driver) + 1))
+    assert driver.end(400) == 0, driver.output
+    assert steps_in_mlflow(mlflow, 20) == list(range(1, total(driver) + 1))
 
 
-def test_the_driver_dies_and_the_job_is_submitted_again(lab: Lab, base: str, mlflow: Server) -> None:
-    driver = lab.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
+def test_a_job_whose_driver_died_is_resumed_when_submitted_again(cluster: ClusterFixture, base: str, mlflow: Server) -> None:
+    driver = cluster.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
     reach(driver, 9)
-    for process in lab.cluster.head.processes(PIPELINE):
+    for process in cluster.local.head.processes(PIPELINE):
         if "JobSupervisor" not in " ".join(process.cmdline()):
             process.kill()
     assert driver.end() != 0
-    again = lab.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
-    assert again.end(400) == 0, again.said
-    assert all(f"{stage}: stands, not run again" in again.said for stage in BEFORE)
-    assert redone(steps(driver.lines), steps(again.lines)) <= INTERVAL
+    again = cluster.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
+    assert again.end(400) == 0, again.output
+    assert all(f"{stage}: stands, not run again" in again.output for stage in BEFORE)
+    assert count_repeated(steps(driver.lines), steps(again.lines)) <= INTERVAL
     assert max(steps(again.lines)) == total(again)
 
 
-def test_mlflow_dies_in_the_middle_and_returns(lab: Lab, base: str, tmp_path: Path) -> None:
+def test_training_is_not_disturbed_by_an_outage_of_mlflow_and_no_metric_is_lost(
+    cluster: ClusterFixture, base: str, tmp_path: Path
+) -> None:
     with mlflow_server(tmp_path) as server:
-        # Else MLflow's client itself would wait for so short an absence.
-        impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
-        driver = lab.start(*stage2(base, 22), MLFLOW_TRACKING_URI=server.url, **impatient)
+        # MLflow's client would otherwise retry for longer than the outage lasts.
+        few_retries = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+        driver = cluster.start(*stage2(base, 22), MLFLOW_TRACKING_URI=server.url, **few_retries)
         reach(driver, 5)
         server.kill()
         reach(driver, 30)
         server.start()
-        assert driver.end(400) == 0, driver.said
+        assert driver.end(400) == 0, driver.output
         done = steps(driver.lines)
         assert done == list(range(1, total(driver) + 1)), "training was disturbed"
-        assert delivered(server, 22) == done
+        assert steps_in_mlflow(server, 22) == done
 
 
-def test_s3_refuses_one_request_in_five_and_is_away_for_20_seconds(lab: Lab, mlflow: Server) -> None:
-    workspace = lab.place("flaky")
-    with FlakyProxy(lab.s3.url, fail_one_in=5) as proxy:
+def test_the_pipeline_completes_though_s3_fails_often_and_has_an_outage(cluster: ClusterFixture, mlflow: Server) -> None:
+    workspace = cluster.new_uri("flaky")
+    with FlakyProxy(cluster.s3.url, fail_one_in=5) as proxy:
         variables = {"AWS_ENDPOINT_URL": proxy.url, "MLFLOW_TRACKING_URI": mlflow.url}
-        driver = lab.submit(PIPELINE, "--workspace", workspace, *TINY, **variables)
+        driver = cluster.submit(PIPELINE, "--workspace", workspace, *TINY, **variables)
         driver.until(r"\] stage1:", seconds=300)
         proxy.away_for(20)
-        assert driver.end(600) == 0, driver.said
+        assert driver.end(600) == 0, driver.output
         assert proxy.refused > proxy.requests / 10 > 10
     assert storage.read_json(f"{workspace}/report/results.json")["images"] == 5

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.deploy.local.servers import free_port, mlflow_server
+from infra.deploy.local.process import free_port
+from infra.deploy.local.servers import mlflow_server
 
 __all__ = ["free_port", "server"]
 

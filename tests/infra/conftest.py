@@ -15,7 +15,7 @@ from tests.servers import FlakyProxy, s3_server
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A SeaweedFS server with an empty bucket named `bucket`."""
     with s3_server(tmp_path_factory.mktemp("weed")) as server:
-        server.bucket("bucket")
+        server.create_bucket("bucket")
         yield server
 
 

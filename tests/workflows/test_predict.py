@@ -283,7 +283,7 @@ def parts_of(output: Path) -> list[str]:
 @pytest.mark.ray
 def test_input_and_output_on_s3(workspace, photographs, tmp_path, monkeypatch) -> None:
     with s3_server(tmp_path / "weed") as server:
-        bucket, client = server.bucket("photographs"), server.client()
+        bucket, client = server.create_bucket("photographs"), server.client()
         for path in photographs.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "photographs", f"holiday/{path.relative_to(photographs)}")

@@ -26,7 +26,7 @@ from deconvnet.serving.ray_serve import ServedModel, serving
 from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import tracking_uri
-from infra.deploy.local.servers import free_port
+from infra.deploy.local.process import free_port
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
 from tests.conftest import ROOT

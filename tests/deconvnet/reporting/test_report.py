@@ -113,7 +113,7 @@ def test_the_report_fits_the_window(window: Browser, tmp_path: Path, width: int)
     """Wide tables and figures scroll by themselves; on a phone a figure stays large enough to read."""
     file = tmp_path / "index.html"
     file.write_text(render_report(example_summary(settings={"long": "x" * 3000})))
-    window.size(width, 900)
+    window.resize(width, 900)
     window.open(file.as_uri())
     window.run("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert window.run("return [innerWidth, document.documentElement.scrollWidth]") == [width, width]

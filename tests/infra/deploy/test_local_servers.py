@@ -1,4 +1,4 @@
-"""The servers of the local cluster: they start, come back after a kill, and die with who started them."""
+"""The servers of the local cluster start, restart after a kill, and end with the process that started them."""
 
 import os
 import signal
@@ -9,24 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from infra.deploy.local import servers
-from infra.deploy.local.servers import Server, free_port, free_ports, postgres_programs, postgres_server, program, running
+from infra.deploy.local.process import Server, find_program, free_port, free_ports, is_listening, running
+from infra.deploy.local.servers import postgres_programs, postgres_server
 from infra.errors import UserError
 from tests.conftest import ROOT
 
 
 def web_server(folder: Path) -> Server:
+    """Python's web server, not started yet."""
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    return Server("the page", f"http://127.0.0.1:{port}", command, os.environ, folder / "log", lambda: servers.listening(port))
+    return Server("the web server", f"http://127.0.0.1:{port}", command, os.environ, folder / "log", lambda: is_listening(port))
 
 
-def test_ports_are_free_and_differ():
+def test_free_ports_are_unused_and_differ():
     found = free_ports(20)
-    assert len(set(found)) == 20 and not any(servers.listening(port) for port in found)
+    assert len(set(found)) == 20 and not any(is_listening(port) for port in found)
 
 
-def test_a_server_comes_back_after_a_kill(tmp_path: Path):
+def test_a_killed_server_can_be_started_again(tmp_path: Path):
     with running(web_server(tmp_path)) as server:
         assert server.process
         first = server.process.pid
@@ -37,19 +38,19 @@ def test_a_server_comes_back_after_a_kill(tmp_path: Path):
     assert not server.ready()
 
 
-def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path):
+def test_the_error_of_a_server_that_does_not_start_has_the_end_of_its_log(tmp_path: Path):
     server = web_server(tmp_path)
     server.command = [sys.executable, "-c", "raise SystemExit('no disk, no server')"]
-    with pytest.raises(UserError, match=r"(?s)the page does not start.*no disk, no server"), running(server):
+    with pytest.raises(UserError, match=r"(?s)the web server does not start.*no disk, no server"), running(server):
         pass
 
 
-def test_a_program_that_is_not_there_is_named():
+def test_the_error_for_a_missing_program_names_its_package():
     with pytest.raises(UserError, match="no-such-program is not installed: pip install it"):
-        program("no-such-program", "it")
+        find_program("no-such-program", "it")
 
 
-def test_a_server_dies_with_who_started_it(tmp_path: Path):
+def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path):
     source = (
         "import os, pathlib, signal; from tests.infra.deploy.test_local_servers import web_server; "
         f"s = web_server(pathlib.Path({str(tmp_path)!r})); s.start(); print(s.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
@@ -59,11 +60,11 @@ def test_a_server_dies_with_who_started_it(tmp_path: Path):
     process = Path(f"/proc/{int(done.stdout)}")
     deadline = time.monotonic() + 20
     while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
-        assert time.monotonic() < deadline, "it lives on"
+        assert time.monotonic() < deadline, "the server still runs"
         time.sleep(0.1)
 
 
-def test_postgres_lets_in_only_who_has_the_password():
+def test_postgres_accepts_only_its_password():
     psycopg2 = pytest.importorskip("psycopg2")
     if postgres_programs() is None:
         pytest.skip("PostgreSQL is not installed here")

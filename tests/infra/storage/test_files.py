@@ -14,7 +14,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from infra import storage
-from infra.deploy.local.servers import S3, free_ports
+from infra.deploy.local.process import free_ports
+from infra.deploy.local.servers import S3
 from infra.errors import UserError
 from infra.storage import s3 as s3_module
 from infra.storage import s3_client, tables
