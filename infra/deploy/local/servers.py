@@ -206,17 +206,8 @@ def postgres_server() -> Iterator[str]:
             shutil.chown(password_file, user)
         data = folder / "data"
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}
-        initdb = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-U",
-            "mlflow",
-            "-A",
-            "scram-sha-256",
-            f"--pwfile={password_file}",
-            "--no-sync",
-        ]
+        initdb = [str(programs / "initdb"), "-D", str(data), "-U", "mlflow", "-A", "scram-sha-256"]
+        initdb += [f"--pwfile={password_file}", "--no-sync"]
         done = subprocess.run(initdb, capture_output=True, text=True, cwd="/", env=environment, **as_user(user))
         if done.returncode:
             raise UserError(f"PostgreSQL's initdb fails on this machine: {done.stderr.strip()[-500:]}")
