@@ -10,7 +10,7 @@ import pytest
 from infra import storage
 from infra.deploy.local.process import Server
 from infra.deploy.local.servers import mlflow_server
-from tests.cluster.conftest import Driver, ClusterFixture
+from tests.cluster.conftest import ClusterFixture, Driver
 from tests.servers import FlakyProxy
 from tests.workflows.test_train_pipeline import TINY
 
