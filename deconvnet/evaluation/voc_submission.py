@@ -1,8 +1,8 @@
-"""What PASCAL VOC's test server takes: masks packed in one archive, and what in an archive breaks its rules.
+"""The archive that PASCAL VOC's test server accepts: writing it, and checking it against the server's rules.
 
-The rules are the VOC 2012 development kit's (§5.2, §5.3): one PNG of class ids a photograph, at its size, below
-results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for what learned from the challenge's own data alone, 6 for all else;
-networks that start from VGG-16, which saw ImageNet, are 6.
+Source: the development kit of VOC 2012, sections 5.2 and 5.3. For each image there is one PNG of class ids, of the image's size, in
+results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for methods trained on the challenge's own data only, 6 for all
+others; networks that start from VGG-16 saw ImageNet, so they belong to 6.
 """
 
 import gzip
@@ -20,20 +20,25 @@ COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar.gz", ".tgz")
 NUM_CLASSES = 21
 _ROOT = "results/VOC2012/Segmentation"
-_NAMED = 3  # photographs that a fault names
+_MAX_NAMES = 3  # images named in a message
 
 
 def masks_folder(competition: str, split: str) -> str:
-    """Where an archive has its masks: results/VOC2012/Segmentation/comp6_test_cls."""
+    """The masks' folder in the archive, such as "results/VOC2012/Segmentation/comp6_test_cls"."""
     return f"{_ROOT}/{competition}_{split}_cls"
 
 
-def pack(masks: Mapping[str, bytes], folder: str) -> bytes:
-    """A gzipped tar of masks (image_id → PNG) in `folder`. The same masks give the same bytes, whenever and whoever packs them."""
+def pack_masks(masks: Mapping[str, bytes], folder: str) -> bytes:
+    """Pack masks into a gzipped tar archive. The same masks always give the same bytes.
+
+    Args:
+        masks: PNG files by image_id.
+        folder: the masks' folder in the archive.
+    """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for image_id in sorted(masks):
-            member = tarfile.TarInfo(f"{folder}/{image_id}.png")  # time 0, owner 0, -rw-r--r--
+            member = tarfile.TarInfo(f"{folder}/{image_id}.png")  # time 0, owner 0, mode 0644
             member.size = len(masks[image_id])
             tar.addfile(member, io.BytesIO(masks[image_id]))
     return gzip.compress(packed.getvalue(), mtime=0)
@@ -42,10 +47,19 @@ def pack(masks: Mapping[str, bytes], folder: str) -> bytes:
 def check_submission(
     archive: bytes, folder: str, sizes: Mapping[str, tuple[int, int]], num_classes: int = NUM_CLASSES
 ) -> list[str]:
-    """What breaks the server's rules, a sentence a kind; [] where nothing does.
+    """Check an archive against the server's rules.
 
-    sizes: width and height, px, of each photograph of the list by image_id. Every one must have its mask in `folder`, and nothing else
-    may lie in the archive; a mask is a paletted PNG in VOC's colours, as large as its photograph, of ids below `num_classes`.
+    Each image must have exactly one mask, and the archive must hold nothing else. A mask must be a paletted PNG in VOC's colours, of
+    its image's size, with class ids below `num_classes`.
+
+    Args:
+        archive: content of the gzipped tar archive.
+        folder: the masks' folder in the archive.
+        sizes: width and height in px of every image of the list, by image_id.
+        num_classes: number of classes.
+
+    Returns:
+        One sentence per kind of violation, with the images concerned; empty if the archive is valid.
     """
     faults: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -62,33 +76,34 @@ def check_submission(
                     faults.setdefault("there more than once", []).append(image_id)
                 seen.add(image_id)
                 content = tar.extractfile(member)
-                if fault := _fault(content.read() if content else b"", sizes[image_id], num_classes):
+                if fault := _mask_fault(content.read() if content else b"", sizes[image_id], num_classes):
                     faults.setdefault(fault, []).append(image_id)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        return [f"not a whole gzipped tar: {error}"]
+        return [f"not a complete gzipped tar archive: {error}"]
     if missing := sorted(set(sizes) - seen):
         faults["without a mask"] = missing
     return [f"{fault}: {_some(names)}" for fault, names in faults.items()]
 
 
-def _fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | None:
-    """What is wrong with a mask for a photograph of `size` (width, height), without its name."""
+def _mask_fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | None:
+    """The first rule that a mask of an image of `size` (width, height) breaks, or None."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.mode != "P":
                 return "not a paletted PNG"
-            if image.size != size:  # before its pixels are unpacked
-                return "not of its photograph's size"
+            if image.size != size:  # checked before the pixels are decoded
+                return "not of its image's size"
             ids = np.asarray(image)
             palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     except (OSError, ValueError, SyntaxError):
-        return "not a PNG that can be read"
+        return "not a readable PNG"
     if (highest := int(ids.max())) >= num_classes:
-        return f"with class ids over {num_classes - 1}" + (" (255 is void, which is for truth alone)" if highest == 255 else "")
-    right = np.array_equal(palette[: highest + 1], VOC_PALETTE[: highest + 1])
-    return None if right else "not in VOC's colours"
+        return f"with class ids over {num_classes - 1}" + (" (255 is void, allowed in the truth only)" if highest == 255 else "")
+    same_colours = np.array_equal(palette[: highest + 1], VOC_PALETTE[: highest + 1])
+    return None if same_colours else "not in VOC's colours"
 
 
 def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")

@@ -1,4 +1,4 @@
-"""Labelling a list of photographs for VOC's test server: a job of workers that hold the networks, one mask a photograph, none left out."""
+"""Predict the masks of a VOC list of images for the test server: one mask for every image, or an error."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,15 +23,24 @@ from proposals import edge_boxes
 from proposals.edges.detector import forest_uri
 from proposals.image_codec import decode_image, encode_mask, image_size
 
-VERSION = 1  # raise it when the same models and photographs come to give other masks
+VERSION = 1
+"""Part of the key of a set of masks; raise it if the same models and images lead to other masks."""
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_A_UNIT = 4  # photographs that an actor labels at a time
-_AT_ONCE = 8  # photographs looked at by the driver, masks gathered
+_IMAGES_PER_UNIT = 4
+_THREADS = 8  # files that this process reads at once
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A photograph of the list. width, height: px, as displayed; content: SHA-256 of the file."""
+class ListedImage:
+    """An image of a VOC list.
+
+    Attributes:
+        image_id: name in the list.
+        uri: the image file.
+        width: px, with the EXIF orientation applied.
+        height: likewise.
+        content: SHA-256 of the file.
+    """
 
     image_id: str
     uri: str
@@ -42,95 +51,124 @@ class Listed:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What masks are made by: folders of a DeconvNet and an FCN-8s, the options of `Predictor`, keywords of `edge_boxes`, one of RESULTS."""
+    """How masks are predicted.
+
+    Attributes:
+        deconvnet: model folder of a DeconvNet.
+        fcn8s: model folder of an FCN-8s.
+        options: options of the predictor.
+        edge_boxes: keyword arguments of `proposals.edge_boxes`.
+        result: the result to submit, one of `deconvnet.inference.predictor.RESULTS`.
+    """
 
     deconvnet: str
     fcn8s: str
-    segment: PredictorOptions
-    edges: dict[str, Any]
+    options: PredictorOptions
+    edge_boxes: dict[str, Any]
     result: str
 
-    def key(self, photographs: Sequence[Listed]) -> str:
-        """Tells the masks that it makes of `photographs` from all others."""
+    def key(self, images: Sequence[ListedImage]) -> str:
+        """A digest of everything that the masks of these images depend on."""
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
-        files += [forest] if (forest := forest_uri(self.edges["edges"], self.edges["edge_model"])) else []
-        known = [(each.image_id, each.content) for each in photographs]
-        return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], known])
+        files += [forest] if (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])) else []
+        contents = [(image.image_id, image.content) for image in images]
+        return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], contents])
 
 
-def list_split(root: str, split: str, max_pixels: int) -> list[Listed]:
-    """The photographs of `split` in a folder of VOC's layout, sorted by id; each is read to its end. Masks need not be there.
+def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
+    """List the images of a split and check that each can be decoded. Masks need not exist.
 
-    Raises UserError where one of the list is absent or can't be used: the server refuses a submission with a hole.
+    Args:
+        root: folder in VOC's layout, local or s3.
+        split: name of the list, such as "test".
+        max_pixels: larger images are refused.
+
+    Returns:
+        The images, sorted by id, each once.
+
+    Raises:
+        UserError: if an image is missing or unusable, since the server refuses a submission without a mask for it.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name in sorted(storage.list_files(storage.join(root, voc.IMAGES_DIR)), key=_preference):
-        found.setdefault(PurePosixPath(name).stem, storage.join(root, voc.IMAGES_DIR, name))
+        files.setdefault(PurePosixPath(name).stem, storage.join(root, voc.IMAGES_DIR, name))
     ids = sorted(set(voc.read_split(root, split)))
     for image_id in ids:
-        if image_id not in found or voc.invalid_id_reason(image_id):
+        if image_id not in files or voc.invalid_id_reason(image_id):
             raise UserError(
-                f"{voc.split_path(root, split)} lists {image_id!r}, and {storage.join(root, voc.IMAGES_DIR)} has no photograph of it: "
-                "the server wants a mask for each of the list"
+                f"{voc.split_path(root, split)} lists {image_id!r}, and {storage.join(root, voc.IMAGES_DIR)} has no image of it: "
+                "the server wants a mask for each image of the list"
             )
 
-    def look(image_id: str) -> Listed:
+    def inspect(image_id: str) -> ListedImage:
         try:
-            data = storage.read_bytes(found[image_id])
-            return Listed(image_id, found[image_id], *image_size(data, max_pixels), hashlib.sha256(data).hexdigest())
+            data = storage.read_bytes(files[image_id])
+            return ListedImage(image_id, files[image_id], *image_size(data, max_pixels), hashlib.sha256(data).hexdigest())
         except (BadInput, OSError) as error:
-            raise _unusable(found[image_id], error) from None
+            raise _unusable(files[image_id], error) from None
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(progress(pool.map(look, ids), len(ids), f"looking at {split}", "photographs"))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(progress(pool.map(inspect, ids), len(ids), f"checking {split}", "images"))
 
 
-def label_list(
-    photographs: Sequence[Listed], recipe: Recipe, place: str, executor: Executor, gpu: bool = False
+def predict_masks(
+    images: Sequence[ListedImage], recipe: Recipe, folder: str, executor: Executor, gpu: bool = False
 ) -> dict[str, bytes]:
-    """A paletted PNG of class ids for each photograph, by image_id. They are kept in the folder `place`; what lies there is not made again.
+    """Predict the mask of every image.
 
-    Raises UserError where a photograph can't be labelled, or Ray has no room.
+    Args:
+        images: the list.
+        recipe: how masks are predicted.
+        folder: where masks are kept, local or s3; a mask that exists there is not predicted again.
+        executor: runs the workers.
+        gpu: each worker takes a GPU.
+
+    Returns:
+        Paletted PNGs of class ids by image_id.
+
+    Raises:
+        UserError: if an image cannot be segmented, or the executor has no room for a worker.
     """
-    there = set(storage.list_files(place))
-    todo = [each for each in photographs if f"{each.image_id}.png" not in there]
-    units = dict(enumerate([todo[i] for i in piece] for piece in tables.chunks(len(todo), _A_UNIT))) if todo else {}
-    make = partial(labels_by, recipe, place, "cuda" if gpu else "cpu")
+    existing = set(storage.list_files(folder))
+    left = [image for image in images if f"{image.image_id}.png" not in existing]
+    units = dict(enumerate([left[i] for i in chunk] for chunk in tables.chunks(len(left), _IMAGES_PER_UNIT))) if left else {}
+    make = partial(_make_worker, recipe, folder, "cuda" if gpu else "cpu")
     actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory; finished masks are kept")
     for _ in executor.map_actors(units, make, actors, title="segmenting", unit="batches of images"):
         pass
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        masks = pool.map(lambda each: storage.read_bytes(storage.join(place, f"{each.image_id}.png")), photographs)
-        return {each.image_id: mask for each, mask in zip(photographs, masks, strict=True)}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        masks = pool.map(lambda image: storage.read_bytes(storage.join(folder, f"{image.image_id}.png")), images)
+        return {image.image_id: mask for image, mask in zip(images, masks, strict=True)}
 
 
-def labels_by(recipe: Recipe, place: str, device: str, threads: int) -> Work[None]:
-    """The work of a worker that holds the networks: writes the masks of a unit, a list of images, to the folder `place`."""
+def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work[None]:
+    """Load the networks; return the work that writes the masks of a unit, a list of images."""
     import torch
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
-    predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, device, recipe.segment)
+    predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, device, recipe.options)
 
-    def work(index: int, unit: Sequence[Listed]) -> None:
-        for each in unit:
+    def work(index: int, unit: Sequence[ListedImage]) -> None:
+        for listed in unit:
             try:
-                image = decode_image(storage.read_bytes(each.uri))
-                boxes, _ = edge_boxes(image, **recipe.edges)
+                image = decode_image(storage.read_bytes(listed.uri))
+                boxes, _ = edge_boxes(image, **recipe.edge_boxes)
                 mask = predictor.masks(image, boxes, (recipe.result,))[recipe.result]
             except (BadInput, OSError, cv2.error) as error:
-                raise _unusable(each.uri, error) from None
-            storage.write_bytes(storage.join(place, f"{each.image_id}.png"), encode_mask(mask, VOC_PALETTE))
+                raise _unusable(listed.uri, error) from None
+            storage.write_bytes(storage.join(folder, f"{listed.image_id}.png"), encode_mask(mask, VOC_PALETTE))
 
     return work
 
 
 def _unusable(uri: str, error: Exception) -> UserError:
+    """The error for an image that cannot be segmented."""
     reason = " ".join(str(error).split())
-    return UserError(f"{uri} can't be labelled: {reason}. The server wants a mask for each photograph of the list")
+    return UserError(f"{uri} can't be segmented: {reason}. The server wants a mask for each image of the list")
 
 
 def _preference(name: str) -> tuple[int, str]:
-    """Of several files with one id the first is taken; what is no photograph comes last."""
+    """Sort key that puts the file to use first among those of one id, and files that are not images last."""
     suffix = PurePosixPath(name).suffix.lower()
     return (_SUFFIXES.index(suffix) if suffix in _SUFFIXES else len(_SUFFIXES), name)

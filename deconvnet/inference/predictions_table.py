@@ -1,7 +1,8 @@
-"""The `predictions` table of a folder of photographs: what stands of earlier runs, what is left to do, and what it comes to.
+"""The table `predictions` of a folder of images: its columns, what a run still has to predict, and a summary by class.
 
-A row is kept while its photograph's stamp is the same, its mask is there, and both were made in the same *generation*: all that one
-version of a model has written to an output since another did. What a killed run finished counts, committed or not.
+A prediction is up to date if its image has not changed since (by its stamp), its mask exists, and both belong to the current
+*generation*: everything that one version of a model has written to an output since another version did. Predictions that a killed run
+finished count, too.
 """
 
 import uuid
@@ -19,55 +20,71 @@ from infra.errors import UserError
 from infra.runtime.stages import digest
 from infra.storage import tables
 
-VERSION = 1  # raise it when the same photographs and model come to give something else
-STATE, TABLE, REJECTS, MASKS, OVERLAYS = "predict.json", "predictions", "rejects", "masks", "overlays"
-_MOST_IN_A_PART = 32
-_READERS = 16  # parts looked through at once: each waits for S3
-_LEAST_PARTS = 32  # so that few photographs keep many actors busy too, and little is lost with a killed run
+VERSION = 1
+"""Part of the table's key; raise it if the same images and model lead to other predictions."""
+STATE_FILE, TABLE, REJECTS, MASKS, OVERLAYS = "predict.json", "predictions", "rejects", "masks", "overlays"
+_MAX_PART = 32  # images in a part of the table
+_MIN_PARTS = 32  # so that few images still keep many workers busy, and a killed run loses little
+_READERS = 16  # parts read at once, because each waits for S3
 
 PREDICTIONS = pa.schema(
     [
-        pa.field("image_id", pa.string(), nullable=False),  # the photograph's path below the input
+        pa.field("image_id", pa.string(), nullable=False),  # path of the image relative to the input
         pa.field("path", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),  # px, as displayed (EXIF orientation applied)
+        pa.field("width", pa.int32(), nullable=False),  # px, with the EXIF orientation applied
         pa.field("height", pa.int32(), nullable=False),
-        pa.field("classes", pa.list_(pa.string()), nullable=False),  # those found, background too, by id
-        pa.field("shares", pa.list_(pa.float32()), nullable=False),  # of the pixels, of each of `classes`
-        pa.field("confidence", pa.float32(), nullable=False),  # mean over pixels of the chosen class's probability
-        pa.field("mask", pa.string(), nullable=False),  # path below the output
-        pa.field("overlay", pa.string()),  # likewise
+        pa.field("classes", pa.list_(pa.string()), nullable=False),  # predicted classes by id, background included
+        pa.field("shares", pa.list_(pa.float32()), nullable=False),  # share of the pixels of each of `classes`
+        pa.field("confidence", pa.float32(), nullable=False),  # mean over the pixels of the predicted class's probability
+        pa.field("mask", pa.string(), nullable=False),  # path relative to the output
+        pa.field("overlay", pa.string()),  # path relative to the output; null without overlay
         pa.field("model", pa.string(), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
-        pa.field("stamp", pa.string(), nullable=False),  # the photograph's size and time of change
+        pa.field("stamp", pa.string(), nullable=False),  # `ImageFile.stamp` of the image that was predicted
         pa.field("generation", pa.string(), nullable=False),
     ]
 )
+"""One row per predicted image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A photograph, and what is to be done with it.
+class Task:
+    """An image and what is to be done with it.
 
-    part: the part that holds its row; "" where it is to be labelled. overlay: its row names one. draw: it is to be drawn.
+    Attributes:
+        image: the image file.
+        part: part of the table that holds its up-to-date row; "" if the image is to be predicted.
+        has_overlay: an overlay exists or is to be drawn, so the row names one.
+        draw_overlay: an overlay is to be drawn.
     """
 
-    photograph: ImageFile
+    image: ImageFile
     part: str
-    overlay: bool
-    draw: bool
+    has_overlay: bool
+    draw_overlay: bool
 
     @property
-    def mask(self) -> str:
-        return f"{MASKS}/{self.photograph.stem}.png"
+    def mask_path(self) -> str:
+        """Path of the mask, relative to the output."""
+        return f"{MASKS}/{self.image.stem}.png"
 
     @property
-    def picture(self) -> str:
-        return f"{OVERLAYS}/{self.photograph.stem}.jpg"
+    def overlay_path(self) -> str:
+        """Path of the overlay, relative to the output."""
+        return f"{OVERLAYS}/{self.image.stem}.jpg"
 
 
 @dataclass(frozen=True)
-class State:
-    """What an output belongs to: the photographs' folder, and the model (`id` tells a version from all others) of a generation."""
+class OutputState:
+    """What an output's files were made from; the content of `predict.json`.
+
+    Attributes:
+        input: folder of the images.
+        model: name of the registered model.
+        model_version: its version.
+        model_id: id that tells this version from those of other registries.
+        generation: name of everything that this version has written since another did.
+    """
 
     input: str
     model: str
@@ -78,42 +95,54 @@ class State:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """What a run has to do.
 
-    key: tells photographs, model and wishes from others. before: masks and overlays that earlier rows name. lost: those
-    photographs of which one is gone. done: the table stands as it should, and nothing was planned.
+    Attributes:
+        state: what the output's files will have been made from.
+        key: changes with the images, the generation and the requested files.
+        tasks: all images, in order.
+        earlier_files: masks and overlays that rows of earlier runs name.
+        incomplete: ids of up-to-date images whose mask or overlay is missing.
+        is_complete: the table is up to date; then there are no tasks.
     """
 
-    state: State
+    state: OutputState
     key: str
-    items: list[Item]
-    before: frozenset[str]
-    lost: list[str]
-    done: bool
+    tasks: list[Task]
+    earlier_files: frozenset[str]
+    incomplete: list[str]
+    is_complete: bool
 
     @property
     def fingerprint(self) -> str:
-        """Of the table to be made."""
-        return digest([self.key, self.lost])
+        """Fingerprint of the table that the run will write."""
+        return digest([self.key, self.incomplete])
 
     @property
-    def units(self) -> list[list[Item]]:
-        """The items in the parts of the table."""
-        size = min(_MOST_IN_A_PART, max(1, len(self.items) // _LEAST_PARTS))
-        return [[self.items[i] for i in piece] for piece in tables.chunks(len(self.items), size)]
+    def units(self) -> list[list[Task]]:
+        """The tasks, split into the parts of the table."""
+        size = min(_MAX_PART, max(1, len(self.tasks) // _MIN_PARTS))
+        return [[self.tasks[i] for i in chunk] for chunk in tables.chunks(len(self.tasks), size)]
 
 
-def read_state(output: str) -> State | None:
-    """What the output belongs to; None for one that nothing was written to yet.
+def read_state(output: str) -> OutputState | None:
+    """Read what an output's files were made from.
 
-    Raises UserError where something else's masks lie there.
+    Args:
+        output: folder or s3:// prefix of the output.
+
+    Returns:
+        The state, or None for a new output.
+
+    Raises:
+        UserError: if the output holds files of another program.
     """
     try:
-        return State(**storage.read_json(storage.join(output, STATE)))
+        return OutputState(**storage.read_json(storage.join(output, STATE_FILE)))
     except FileNotFoundError:
         pass
     except (TypeError, ValueError):
-        raise UserError(f"{storage.join(output, STATE)} is not of this program's making: name another output") from None
+        raise UserError(f"{storage.join(output, STATE_FILE)} was not written by this program: name another output") from None
     for folder in (MASKS, OVERLAYS, TABLE):
         if storage.list_files(storage.join(output, folder)):
             raise UserError(
@@ -123,45 +152,53 @@ def read_state(output: str) -> State | None:
     return None
 
 
-def make_plan(photographs: Sequence[ImageFile], output: str, state: State, overlays: bool, max_pixels: int | None) -> Plan:
-    """What is left to do of `photographs` at `output`. Names, stamps and sizes are read, no photograph."""
+def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, overlays: bool, max_pixels: int | None) -> Plan:
+    """Compare the images with an output's predictions. Only names, stamps and sizes are read, no image.
+
+    Args:
+        images: all images of the input.
+        output: folder or s3:// prefix of the output.
+        state: what new predictions are made from.
+        overlays: every image shall have an overlay.
+        max_pixels: larger images are refused; None: those that the model refuses.
+    """
     table = storage.join(output, TABLE)
-    there = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
-    key = digest([VERSION, state.generation, overlays, max_pixels, [(p.name, p.stamp, p.refused) for p in photographs]])
+    files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
+    key = digest([VERSION, state.generation, overlays, max_pixels, [(i.name, i.stamp, i.refused) for i in images]])
     commit = tables.read_commit(table)
     if commit and commit.extra["key"] == key:
-        refused = {reject.image_id for reject in commit.rejects}
-        items = [Item(p, "", overlays, overlays) for p in photographs if p.name not in refused]
-        if all(item.mask in there and (item.picture in there or not overlays) for item in items):
-            return Plan(state, key, [], frozenset(), [], done=True)
+        rejected = {reject.image_id for reject in commit.rejects}
+        tasks = [Task(image, "", overlays, overlays) for image in images if image.name not in rejected]
+        if all(task.mask_path in files and (task.overlay_path in files or not overlays) for task in tasks):
+            return Plan(state, key, [], frozenset(), [], is_complete=True)
 
-    stamps = {p.name: p.stamp for p in photographs if not p.refused}
-    known: dict[str, tuple[str, bool]] = {}
-    before: set[str] = set()
-    lost: set[str] = set()
-    for part, row in _rows_that_stand(table):
-        name, files = row["image_id"], {row["mask"], row["overlay"]} - {None}
-        before |= files
-        small = max_pixels is None or row["width"] * row["height"] <= max_pixels
-        if row["generation"] == state.generation and row["stamp"] == stamps.get(name) and small:
-            if not files <= there:
-                lost.add(name)
-            if row["mask"] in there:
-                known[name] = part, row["overlay"] in there
-    items = []
-    for each in photographs:
-        part, drawn = known.get(each.name, ("", False))
-        items.append(Item(each, part, overlays or drawn, overlays and not drawn))
-    return Plan(state, key, items, frozenset(before), sorted(lost), done=False)
+    stamps = {image.name: image.stamp for image in images if not image.refused}
+    up_to_date: dict[str, tuple[str, bool]] = {}
+    earlier_files: set[str] = set()
+    incomplete: set[str] = set()
+    for part, row in _finished_rows(table):
+        name, named = row["image_id"], {row["mask"], row["overlay"]} - {None}
+        earlier_files |= named
+        allowed = max_pixels is None or row["width"] * row["height"] <= max_pixels
+        if row["generation"] == state.generation and row["stamp"] == stamps.get(name) and allowed:
+            if not named <= files:
+                incomplete.add(name)
+            if row["mask"] in files:
+                up_to_date[name] = part, row["overlay"] in files
+    tasks = []
+    for image in images:
+        part, drawn = up_to_date.get(image.name, ("", False))
+        tasks.append(Task(image, part, overlays or drawn, overlays and not drawn))
+    return Plan(state, key, tasks, frozenset(earlier_files), sorted(incomplete), is_complete=False)
 
 
 def new_generation() -> str:
-    """A name for what a model is going to write."""
+    """A new, random name of a generation."""
     return uuid.uuid4().hex[:12]
 
 
-def _rows_that_stand(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every row of a complete part, with the part's name: of the table, and of what killed runs finished."""
+def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of all complete parts, of the table and of killed runs, each with its part's name."""
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
     names = [name for name in storage.list_files(table) if name.endswith(".json") and name != tables.COMMIT]
     parts = [f"{name.removesuffix('.json')}.parquet" for name in names]
@@ -174,21 +211,27 @@ def _rows_that_stand(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from ((part, row) for row in rows)
 
 
-def finish(plan: Plan, output: str, parts: Sequence[tables.Part]) -> tables.Commit:
-    """Make `parts` the table, after removing the masks and overlays of photographs that have no row any more."""
+def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) -> tables.Commit:
+    """Commit parts as the table, after removing masks and overlays that no row names any more.
+
+    Args:
+        plan: what the run had to do.
+        output: folder or s3:// prefix of the output.
+        parts: the parts, in order.
+    """
     table = storage.join(output, TABLE)
     named: set[str] = set()
     for part in parts:
         for row in tables.iter_rows(table, ["mask", "overlay"], part):
             named |= {name for name in row.values() if name}
-    for name in sorted(plan.before - named):
+    for name in sorted(plan.earlier_files - named):
         storage.remove(storage.join(output, name))
     extra = {"key": plan.key, "input": plan.state.input, "model": f"models:/{plan.state.model}/{plan.state.model_version}"}
     return tables.commit(table, plan.fingerprint, parts, extra)
 
 
 def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
-    """Make the `rejects` table of what was set aside; returns how many."""
+    """Write the table `rejects` of the parts' rejected images; returns their number."""
     names = tables.REJECTS.names
     rows = [{name: getattr(reject, name) for name in names} for part in parts for reject in part.rejects]
     table, fingerprint = storage.join(output, REJECTS), digest(rows)
@@ -197,16 +240,22 @@ def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A class: in how many photographs it was found, and its share of the pixels of an average photograph."""
+class ClassCount:
+    """How often a class was predicted.
+
+    Attributes:
+        name: the class.
+        images: number of images in which it was predicted.
+        share: its mean share of an image's pixels, over all images, 0 to 1.
+    """
 
     name: str
-    photographs: int
+    images: int
     share: float
 
 
-def classes_found(output: str) -> list[Found]:
-    """The classes of the committed table, the commonest first."""
+def count_classes(output: str) -> list[ClassCount]:
+    """Count the classes of an output's committed predictions, most frequent first."""
     table = storage.join(output, TABLE)
     commit = tables.require_commit(table)
     counts: dict[str, list[float]] = {}
@@ -219,5 +268,5 @@ def classes_found(output: str) -> list[Found]:
                 total = counts.setdefault(row["classes"], [0, 0.0])
                 total[0] += row["shares_count"]
                 total[1] += row["shares_sum"]
-    found = [Found(name, int(n), share / commit.rows) for name, (n, share) in counts.items()]
-    return sorted(found, key=lambda f: (-f.photographs, -f.share, f.name))
+    found = [ClassCount(name, int(n), share / commit.rows) for name, (n, share) in counts.items()]
+    return sorted(found, key=lambda c: (-c.images, -c.share, c.name))

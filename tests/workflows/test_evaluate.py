@@ -97,8 +97,10 @@ def test_masks_that_break_a_rule_are_not_written(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submission, "RayExecutor", lambda settings: LocalExecutor(1))
-    monkeypatch.setattr(voc_submission_job, "label_list", lambda photographs, *a, **k: {TEST[0]: b"damaged on the disk"})
-    with pytest.raises(UserError, match=r"(?s)break the server's rules.*not a PNG.*2008_000006.*without a mask: 2008_000011"):
+    monkeypatch.setattr(voc_submission_job, "predict_masks", lambda images, *a, **k: {TEST[0]: b"damaged on the disk"})
+    with pytest.raises(
+        UserError, match=r"(?s)break the server's rules.*not a readable PNG.*2008_000006.*without a mask: 2008_000011"
+    ):
         submit(workspace, root, tmp_path / "out.tar.gz")
     assert not (tmp_path / "out.tar.gz").exists()
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.inference import predictions_table
-from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE, TABLE, Plan, State
+from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE_FILE, TABLE, OutputState, Plan
 from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store
 from infra import storage
@@ -46,11 +46,11 @@ class PredictionRun:
     def plan_text(self) -> str:
         """One line: how many images are to be predicted, and by which model."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
-        if self.plan.done:
+        if self.plan.is_complete:
             return f"nothing to do: every prediction is by {model}"
-        new = sum(not item.part for item in self.plan.items)
-        drawn = sum(item.draw and bool(item.part) for item in self.plan.items)
-        text = f"{len(self.plan.items):,} images: {new:,} to predict by {model}, {len(self.plan.items) - new:,} up to date"
+        new = sum(not task.part for task in self.plan.tasks)
+        drawn = sum(task.draw_overlay and bool(task.part) for task in self.plan.tasks)
+        text = f"{len(self.plan.tasks):,} images: {new:,} to predict by {model}, {len(self.plan.tasks) - new:,} up to date"
         return text + (f", {drawn:,} of these to draw" if drawn else "")
 
     def run(self) -> None:
@@ -60,7 +60,7 @@ class PredictionRun:
             UserError: if too many images are unusable, or GPUs are requested where there are none.
             Interrupted: if the lock was lost to another run.
         """
-        if self.plan.done:
+        if self.plan.is_complete:
             logger.info(self.plan_text())
             return
         output = self.settings.output
@@ -71,17 +71,17 @@ class PredictionRun:
             parts = self._predict(lock)
         if predictions_table.write_rejects(output, parts):
             logger.warning(_rejects_text(parts))
-        check_rejects(parts, len(self.plan.items), self.settings.max_rejects, "max_rejects")
-        predictions_table.finish(self.plan, output, parts)
+        check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
+        predictions_table.commit_predictions(self.plan, output, parts)
 
     def summary(self) -> str:
         """A table of the classes found, and where the files are."""
         output = self.settings.output
         commit = tables.require_commit(storage.join(output, TABLE))
-        found = predictions_table.classes_found(output)
+        found = predictions_table.count_classes(output)
         wide = max([len(each.name) for each in found] + [5])
         lines = [f"\n  {'class':<{wide}}{'images':>13}{'of the pixels':>15}"]
-        lines += [f"  {each.name:<{wide}}{each.photographs:>13,}{100 * each.share:>13.1f} %" for each in found]
+        lines += [f"  {each.name:<{wide}}{each.images:>13,}{100 * each.share:>13.1f} %" for each in found]
         lines += [
             f"\npredicted    {commit.rows:,} images, by {commit.extra['model']}",
             f"masks        {storage.join(output, MASKS)}",
@@ -101,12 +101,12 @@ class PredictionRun:
         model = (self._version.name, self._version.number, self._version.id)
         same_model = before is not None and (before.model, before.model_version, before.model_id) == model
         generation = before.generation if before and same_model else predictions_table.new_generation()
-        state = State(s.input, *model, generation)
+        state = OutputState(s.input, *model, generation)
         return predictions_table.make_plan(self._images, s.output, state, s.overlays, s.max_pixels)
 
     def _predict(self, lock: Lock) -> list[tables.Part]:
         """Predict with actors that load the model from the output; returns the parts of the table."""
-        from deconvnet.inference.batch import label_photographs
+        from deconvnet.inference.batch import predict_images
         from infra.runtime.executor import Actors
         from infra.runtime.ray_executor import RayExecutor
 
@@ -115,12 +115,12 @@ class PredictionRun:
         with RayExecutor(s.cluster) as executor:
             gpus = _gpus_per_actor(s)
             # Written before the first mask, so that masks left by a killed run are known to be of this generation.
-            storage.write_json(storage.join(s.output, STATE), asdict(self.plan.state))
+            storage.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
             try:
                 storage.remove(model)
                 registry.fetch(self._version, self._store, model)
                 actors = Actors(s.compute.actors, s.compute.cpus_per_actor, gpus)
-                parts = label_photographs(self.plan, s.output, model, executor, actors, max_pixels=s.max_pixels)
+                parts = predict_images(self.plan, s.output, model, executor, actors, s.max_pixels)
             finally:
                 if not lock.lost:  # otherwise the model there belongs to another run
                     storage.remove(model)

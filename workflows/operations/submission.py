@@ -3,7 +3,7 @@
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import VOC_CLASSES
 from deconvnet.evaluation import voc_submission_job
-from deconvnet.evaluation.voc_submission import SUFFIXES, check_submission, masks_folder, pack
+from deconvnet.evaluation.voc_submission import SUFFIXES, check_submission, masks_folder, pack_masks
 from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import UserError
@@ -72,9 +72,9 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
     recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
     work = storage.join(settings.workspace, "submissions", recipe.key(images)[:16])
     with RayExecutor(settings.cluster) as executor:
-        masks = voc_submission_job.label_list(images, recipe, work, executor, settings.compute.gpu)
+        masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
     folder = masks_folder(competition, split)
-    data = pack(masks, folder)
+    data = pack_masks(masks, folder)
     if faults := check_submission(data, folder, {each.image_id: (each.width, each.height) for each in images}):
         raise UserError("\n  ".join([f"the masks in {work} break the server's rules (remove it, and run again):", *faults]))
     storage.write_bytes(target, data)

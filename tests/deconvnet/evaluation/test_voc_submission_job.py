@@ -1,4 +1,4 @@
-"""Labelling a list for VOC's test server: every photograph of it or none, and what stands is not made again."""
+"""Predicting a VOC list for the test server: every image or an error, and existing masks are kept."""
 
 import shutil
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.evaluation.voc_submission_job import Listed, Recipe, label_list, list_split
+from deconvnet.evaluation.voc_submission_job import ListedImage, Recipe, list_split, predict_masks
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
 from infra.errors import UserError
@@ -23,7 +23,7 @@ IDS = ["2008_000001", "2008_000002", "2008_000003", "2008_000004", "2008_000005"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder in VOC's layout without masks, as the test photographs come; its list is not in order, and has more photographs beside."""
+    """A folder in VOC's layout without masks, like VOC's test set. Its list is unsorted, and not every image is listed."""
     made = tmp_path / "VOC2012"
     (made / "JPEGImages").mkdir(parents=True)
     (made / "ImageSets/Segmentation").mkdir(parents=True)
@@ -43,7 +43,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(str(tmp_path / "deconvnet"), str(tmp_path / "fcn8s"), PredictorOptions(**SEGMENT), EDGES, "edeconvnet_crf")
 
 
-def test_a_list_is_sorted_once_each_with_sizes_as_displayed(root: Path) -> None:
+def test_listed_images_are_sorted_unique_and_have_sizes_as_displayed(root: Path) -> None:
     found = list_split(str(root), "test", 10_000)
     assert [each.image_id for each in found] == IDS
     assert [(each.width, each.height) for each in found] == [(60, 40), (60, 41), (60, 42), (40, 60), (60, 44)]
@@ -53,68 +53,68 @@ def test_a_list_is_sorted_once_each_with_sizes_as_displayed(root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("2008_000099", "lists '2008_000099', and .* has no photograph of it"),
-        ("../JPEGImages/2008_000001", "has no photograph of it"),
+        ("2008_000099", "lists '2008_000099', and .* has no image of it"),
+        ("../JPEGImages/2008_000001", "has no image of it"),
     ],
 )
-def test_a_line_without_a_photograph_is_refused(root: Path, line: str, said: str) -> None:
+def test_a_listed_image_that_does_not_exist_is_refused(root: Path, line: str, said: str) -> None:
     with (root / "ImageSets/Segmentation/test.txt").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(UserError, match=said):
         list_split(str(root), "test", 10_000)
 
 
-def test_a_photograph_that_cant_be_read_is_refused_before_any_is_labelled(root: Path) -> None:
+def test_an_unreadable_image_is_refused_before_any_is_predicted(root: Path) -> None:
     damaged = root / "JPEGImages/2008_000002.jpg"
     damaged.write_bytes(damaged.read_bytes()[:700])
-    with pytest.raises(UserError, match=r"2008_000002\.jpg can't be labelled: truncated.*a mask for each photograph of the list"):
+    with pytest.raises(UserError, match=r"2008_000002\.jpg can't be segmented: truncated.*a mask for each image of the list"):
         list_split(str(root), "test", 10_000)
     with pytest.raises(UserError, match="is larger than 2,000 pixels"):
         list_split(str(root), "test", 2_000)
 
 
 @pytest.mark.parametrize("result", ["edeconvnet_crf", "fcn8s"])
-def test_masks_are_the_segmenters_and_what_stands_is_not_made_again(
+def test_masks_equal_those_of_the_predictor_and_existing_ones_are_kept(
     executor: LocalExecutor, root: Path, recipe: Recipe, tmp_path: Path, result: str
 ) -> None:
-    recipe = Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment, recipe.edges, result)
-    photographs = list_split(str(root), "test", 10_000)
-    place = tmp_path / "masks"
-    place.mkdir()
-    (place / f"{IDS[1]}.png").write_bytes(b"stands")
-    masks = label_list(photographs, recipe, str(place), executor)
-    assert list(masks) == IDS and masks[IDS[1]] == b"stands"
+    recipe = Recipe(recipe.deconvnet, recipe.fcn8s, recipe.options, recipe.edge_boxes, result)
+    images = list_split(str(root), "test", 10_000)
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    (folder / f"{IDS[1]}.png").write_bytes(b"existing")
+    masks = predict_masks(images, recipe, str(folder), executor)
+    assert list(masks) == IDS and masks[IDS[1]] == b"existing"
     predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, options=PredictorOptions(**SEGMENT))
-    for each in (photographs[0], photographs[3]):
+    for each in (images[0], images[3]):
         image = decode_image(Path(each.uri).read_bytes())
         expected = predictor.masks(image, edge_boxes(image, **EDGES)[0], (result,))[result]
-        labels = np.asarray(Image.open(place / f"{each.image_id}.png"))
-        np.testing.assert_array_equal(labels, expected)
-        assert labels.shape == (each.height, each.width)
+        mask = np.asarray(Image.open(folder / f"{each.image_id}.png"))
+        np.testing.assert_array_equal(mask, expected)
+        assert mask.shape == (each.height, each.width)
 
 
-def test_a_photograph_that_goes_bad_meanwhile_stops_it_with_a_sentence(
+def test_an_image_that_becomes_unreadable_during_the_run_is_a_user_error(
     executor: LocalExecutor, root: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    photographs = list_split(str(root), "test", 10_000)
+    images = list_split(str(root), "test", 10_000)
     (root / "JPEGImages/2008_000005.jpg").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"2008_000005\.jpg can't be labelled: not an image"):
-        label_list(photographs, recipe, str(tmp_path / "masks"), executor)
+    with pytest.raises(UserError, match=r"2008_000005\.jpg can't be segmented: not an image"):
+        predict_masks(images, recipe, str(tmp_path / "masks"), executor)
 
 
-def test_the_key_follows_what_the_masks_depend_on(root: Path, recipe: Recipe, tmp_path: Path) -> None:
-    photographs = list_split(str(root), "test", 10_000)
-    key = recipe.key(photographs)
-    assert recipe.key(photographs) == key
+def test_the_key_changes_with_everything_the_masks_depend_on(root: Path, recipe: Recipe, tmp_path: Path) -> None:
+    images = list_split(str(root), "test", 10_000)
+    key = recipe.key(images)
+    assert recipe.key(images) == key
     others = [
-        Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment, recipe.edges, "fcn8s").key(photographs),
-        Recipe(recipe.deconvnet, recipe.fcn8s, replace(recipe.segment, proposals=3), recipe.edges, recipe.result).key(
-            photographs
+        Recipe(recipe.deconvnet, recipe.fcn8s, recipe.options, recipe.edge_boxes, "fcn8s").key(images),
+        Recipe(recipe.deconvnet, recipe.fcn8s, replace(recipe.options, proposals=3), recipe.edge_boxes, recipe.result).key(
+            images
         ),
-        Recipe(recipe.deconvnet, recipe.fcn8s, recipe.segment, recipe.edges | {"max_boxes": 9}, recipe.result).key(photographs),
-        recipe.key(photographs[1:]),
-        recipe.key([Listed(**{**vars(photographs[0]), "content": "other"}), *photographs[1:]]),
+        Recipe(recipe.deconvnet, recipe.fcn8s, recipe.options, recipe.edge_boxes | {"max_boxes": 9}, recipe.result).key(images),
+        recipe.key(images[1:]),
+        recipe.key([ListedImage(**{**vars(images[0]), "content": "other"}), *images[1:]]),
     ]
     shutil.rmtree(recipe.fcn8s)
     save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 7), recipe.fcn8s, CLASSES)
-    assert len({key, *others, recipe.key(photographs)}) == 7
+    assert len({key, *others, recipe.key(images)}) == 7
