@@ -23,29 +23,6 @@ def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, 2, position])
 
 
-def decode_example(image: bytes, mask: bytes) -> Pair:
-    """Decode a stored crop.
-
-    Args:
-        image: JPEG.
-        mask: PNG.
-
-    Returns:
-        uint8 (H, W, 3), RGB, and uint8 (H, W).
-
-    Raises:
-        BadInput: if they are not an image and a mask of one size.
-    """
-    try:
-        rgb = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
-        decoded = cv2.imdecode(np.frombuffer(mask, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # no bytes at all
-        rgb = decoded = None
-    if rgb is None or decoded is None or decoded.ndim != 2 or decoded.dtype != np.uint8 or decoded.shape != rgb.shape[:2]:
-        raise BadInput("an example's image and mask don't decode to one size")
-    return rgb, decoded
-
-
 def random_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator) -> Pair:
     """Cut out a random square and flip it left to right half of the time.
 

@@ -105,7 +105,7 @@ class EdgeTraining:
         s = self.settings
         made = collect_samples(
             self.images, s.bsds, self.samples, fingerprint,
-            photographs=s.forest.photographs, seed=s.seed, executor=self.executor,
+            num_images=s.forest.photographs, seed=s.seed, executor=self.executor,
         )  # fmt: skip
         self.say(f"  {made.rows:,} photographs to learn from{self._aside(made)}")
         return {"photographs": made.rows, "rejects": len(made.rejects)}

@@ -36,7 +36,7 @@ def collect_samples(
     fingerprint: str,
     *,
     executor: Executor,
-    photographs: int,
+    num_images: int,
     seed: int,
 ) -> tables.Commit:
     """Write the table that a forest learns from: images and their segmentations.
@@ -47,7 +47,7 @@ def collect_samples(
         out_uri: the table to write.
         fingerprint: fingerprint of the stage.
         executor: runs the parts.
-        photographs: about how many images are drawn at random from `images_uri`.
+        num_images: about how many images are drawn at random from `images_uri`.
         seed: seed of the random choice.
 
     Returns:
@@ -61,7 +61,7 @@ def collect_samples(
     units: list[tables.Part | list[tuple[Path, Path]]] = list(images.parts) if images else []
     files = bsds_files(bsds, _BSDS_SPLIT) if bsds else []
     units += [[files[i] for i in piece] for piece in tables.chunks(len(files), _IMAGES_PER_PART)]
-    rows = partial(_rows, images_uri, seed, photographs / total if total else 0.0)
+    rows = partial(_rows, images_uri, seed, num_images / total if total else 0.0)
     parts = make_parts(out_uri, fingerprint, SEGMENTATIONS, units, rows, executor, title="segments", rows_per_group=8)
     if not any(part.rows for part in parts):
         tables.discard(out_uri, fingerprint)
@@ -131,7 +131,7 @@ def train_forest(
         executor: trains the trees, one unit of work each.
 
     Returns:
-        The numbers of `photographs` (images), `trees`, `nodes`, and `bytes` of the file.
+        The numbers of `images`, `trees`, `nodes`, and `bytes` of the file.
 
     Raises:
         UserError: if there are too few patches or no boundaries to learn from.
@@ -143,7 +143,7 @@ def train_forest(
     storage.write_bytes(out_uri, content)
     storage.remove(trees_uri)
     return {
-        "photographs": samples.rows,
+        "images": samples.rows,
         "trees": options.trees,
         "nodes": sum(nodes.values()),
         "bytes": len(content),
