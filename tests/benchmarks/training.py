@@ -1,4 +1,4 @@
-"""Training: the loop against the plainest one, Ray's feeding against memory, and the input side alone."""
+"""Training: the loop against a minimal one, batches by Ray Data against batches from memory, and augmentation alone."""
 
 import logging
 import statistics
@@ -22,7 +22,7 @@ CLASSES = 21
 
 
 def loop() -> list[Row]:
-    """Our loop against the plainest correct one, fed from memory by nobody: the same batch again and again."""
+    """Compare `Trainer` with a minimal correct loop; both get the same batch again and again."""
     import torch
 
     if torch.cuda.is_available():
@@ -60,32 +60,32 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
                 yield images, labels
 
     settings = StageSettings(batch=BATCH, max_steps=steps, bn_batches=0, schedule="constant", log_every=10**6)
-    ours_model, plain_model = DeconvNet(CLASSES, width, size), DeconvNet(CLASSES, width, size).to(device)
+    ours_model, minimal_model = DeconvNet(CLASSES, width, size), DeconvNet(CLASSES, width, size).to(device)
 
     def ours() -> None:
         Trainer(ours_model, settings, Same(), seed=0, device=device, bf16=bf16).fit()
 
-    optimiser = torch.optim.SGD(plain_model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(minimal_model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
-    def plain() -> None:
+    def minimal() -> None:
         for _ in range(steps):
-            x = plain_model.prepare(torch.from_numpy(images).to(device))
-            loss = torch.nn.functional.cross_entropy(plain_model(x), torch.from_numpy(labels).long().to(device))
+            x = minimal_model.prepare(torch.from_numpy(images).to(device))
+            loss = torch.nn.functional.cross_entropy(minimal_model(x), torch.from_numpy(labels).long().to(device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             loss.item()
 
     with FlopCounterMode(display=False) as counter:
-        x = plain_model.prepare(torch.from_numpy(images[:2]).to(device))
-        plain_model(x).sum().backward()
+        x = minimal_model.prepare(torch.from_numpy(images[:2]).to(device))
+        minimal_model(x).sum().backward()
     flops = counter.get_total_flops() / 2
-    mine, theirs = (BATCH * steps / each for each in paired([ours, plain]))
+    ours_speed, minimal_speed = (BATCH * steps / each for each in paired([ours, minimal]))
     kind = "bfloat16" if bf16 else "float32"
-    share = 100 * mine * flops / peak_flops(bf16, device)
+    share = 100 * ours_speed * flops / peak_flops(bf16, device)
     return [
-        (f"training, {name}, batch {BATCH}", f"{mine:.1f} crops/s"),
-        ("  against the plainest loop (float32, contiguous)", f"{mine / theirs:.2f}× as fast"),
+        (f"training, {name}, batch {BATCH}", f"{ours_speed:.1f} crops/s"),
+        ("  against a minimal loop (float32, contiguous)", f"{ours_speed / minimal_speed:.2f}× as fast"),
         (
             f"  share of the machine's {kind} peak ({peak_flops(bf16, device) / 1e9:,.0f} GFLOP/s by a matrix product)",
             f"{share:.0f} %",
@@ -94,7 +94,7 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
 
 
 def feeding() -> list[Row]:
-    """The same loop under Ray Train, fed by Ray Data from Parquet, and fed encoded crops from memory: pairs, the median."""
+    """Compare training under Ray Train, with batches by Ray Data from Parquet, with the same loop on crops kept in memory."""
     import ray
     import torch
 
@@ -117,17 +117,17 @@ def feeding() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         table = _examples(f"{folder}/examples", size)
         for turn in range(3):
-            said: list[dict[str, float]] = []
+            reports: list[dict[str, float]] = []
 
-            def keep(metrics: dict[str, float], state: Any, said: list[dict[str, float]] = said) -> None:
-                said.append(metrics)
+            def keep(metrics: dict[str, float], state: Any, reports: list[dict[str, float]] = reports) -> None:
+                reports.append(metrics)
 
             torch.set_num_threads(threads)
             examples = InMemory(*_fields(open_examples(table, size)))
             network = DeconvNet(CLASSES, width, size)
             shard = ThreadedLoader(BatchPlan.of(examples, BATCH, 1, 0), threads=1)
             Trainer(network, settings, shard, seed=0, device=device, bf16=fast_bf16(device)).fit(report=keep)
-            memory = _steady(said)
+            memory = _steady(reports)
             job = TrainingJob(
                 stage="stage1",
                 model=model,
@@ -149,9 +149,9 @@ def feeding() -> list[Row]:
             speeds.append(fed)
     ray.shutdown()
     return [
-        ("training under Ray Train, fed by Ray Data from Parquet, one worker", f"{statistics.median(speeds):.1f} crops/s"),
+        ("training under Ray Train, batches by Ray Data from Parquet, one worker", f"{statistics.median(speeds):.1f} crops/s"),
         (
-            "  against the same loop fed encoded crops from memory",
+            "  against the same loop on encoded crops in memory",
             f"{statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})",
         ),
     ]
@@ -159,7 +159,7 @@ def feeding() -> list[Row]:
 
 @contextmanager
 def logged_lines(name: str) -> Iterator[list[str]]:
-    """The messages that a package logs during the block."""
+    """Collect the messages that a package logs during a block."""
     lines: list[str] = []
 
     class Collect(logging.Handler):
@@ -176,7 +176,7 @@ def logged_lines(name: str) -> Iterator[list[str]]:
 
 
 def _steady(reports: list[dict[str, float]]) -> float:
-    """Crops/s of the reports after the first two, in which things start."""
+    """Return the median crops/s of the reports after the first two, in which processes start."""
     return statistics.median(r["samples_per_s"] for r in reports[2:] if "samples_per_s" in r)
 
 
@@ -186,7 +186,7 @@ def _fields(examples: Examples) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class InMemory(Examples):
-    """Examples whose encoded crops were all read beforehand."""
+    """Examples whose encoded crops are kept in memory."""
 
     kept: dict[Group, pa.Table] = field(default_factory=dict)
 
@@ -198,24 +198,31 @@ class InMemory(Examples):
 
 
 def _examples(uri: str, size: int, count: int = 1024) -> str:
-    """An `examples` table of crops from photographs, labelled by their brightness."""
+    """Write an `examples` table of crops from images, with masks made from their brightness, and return its URI."""
     from proposals.boxes import crop
     from proposals.image_codec import encode_jpeg, encode_mask
     from proposals.mining.rules import example_size
 
     rng = np.random.default_rng(0)
-    stored, pictures = example_size(size), photographs(32)
+    stored, sources = example_size(size), photographs(32)
 
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(count):
-            picture = pictures[number % len(pictures)]
+            source = sources[number % len(sources)]
             x, y = rng.uniform(0, 250), rng.uniform(0, 150)
             side = float(rng.uniform(60, 250))
-            cut = crop(picture, (x, y, x + side, y + side), stored)
+            cut = crop(source, (x, y, x + side, y + side), stored)
+            mask = (cut.mean(axis=2) // 13).astype(np.uint8)
             yield {
-                "image_id": f"{number:06}", "stage": 1, "box": [x, y, x + side, y + side], "class_id": 1, "iou": 1.0, "repeats": 1,
-                "image": encode_jpeg(cut, 95), "mask": encode_mask((cut.mean(axis=2) // 13).astype(np.uint8)),
-            }  # fmt: skip
+                "image_id": f"{number:06}",
+                "stage": 1,
+                "box": [x, y, x + side, y + side],
+                "class_id": 1,
+                "iou": 1.0,
+                "repeats": 1,
+                "image": encode_jpeg(cut, 95),
+                "mask": encode_mask(mask),
+            }
 
     part = tables.write_part(uri, "benchmark", 0, rows(), schemas.EXAMPLES)
     tables.commit(uri, "benchmark", [part])
@@ -223,7 +230,7 @@ def _examples(uri: str, size: int, count: int = 1024) -> str:
 
 
 def inputs() -> list[Row]:
-    """Decoding and augmenting stored crops, one core."""
+    """Time the decoding and augmentation of stored crops on one core."""
     rows: list[Row] = []
     for size in (_cpu_network()[1], 224):
         with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,7 @@ STORED = 36
 
 
 def example(seed: int, stored: int = STORED) -> tuple[np.ndarray, np.ndarray]:
-    """A blob of class 1 (red) or 2 (green) on grey noise, a void rim: uint8 H×W×3 and H×W."""
+    """Draw a square of class 1 (red) or 2 (green) on grey noise, void at the top: uint8 (H, W, 3) and (H, W)."""
     rng = np.random.default_rng(seed)
     image = rng.integers(90, 130, (stored, stored, 3), np.uint8)
     mask = np.zeros((stored, stored), np.uint8)
@@ -30,7 +30,7 @@ def example(seed: int, stored: int = STORED) -> tuple[np.ndarray, np.ndarray]:
 
 
 def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tuple[int, ...] = (1, 2), seed: int = 0) -> str:
-    """An examples table in two parts; row i comes `repeats[i % len(repeats)]` times."""
+    """Write an `examples` table in two parts; row i occurs `repeats[i % len(repeats)]` times in an epoch. Returns its URI."""
 
     def made(numbers: range) -> Iterator[dict[str, Any]]:
         for i in numbers:
@@ -55,7 +55,7 @@ def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tup
 
 
 def images_table(folder: str, rows: int, size: tuple[int, int] = (40, 56)) -> str:
-    """An images table: three of four photographs are in `train`, the fourth in `dev`."""
+    """Write an `images` table of which every fourth image is in `dev`, the others in `train`. Returns its URI."""
 
     def made() -> Iterator[dict[str, Any]]:
         for i in range(rows):
@@ -76,7 +76,7 @@ def images_table(folder: str, rows: int, size: tuple[int, int] = (40, 56)) -> st
 
 
 class Small(nn.Module):
-    """A little network with batch norm (and dropout, if asked): uint8 images by `prepare`, scores of three classes."""
+    """A small network with batch norm and dropout: scores of three classes."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

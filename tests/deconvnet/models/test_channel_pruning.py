@@ -105,7 +105,7 @@ def test_later_layers_correct_the_errors_of_earlier_ones(unlike, inputs):
     assert regressed > alike(run(cut, inputs[-4:])) + 0.1
 
 
-def test_responses_have_one_scale(inputs, pruned):
+def test_every_layer_s_responses_have_a_mean_square_of_about_1(inputs, pruned):
     x = inputs
     for layer in pruned:
         x = F.max_pool2d(x, 2) if layer.name.endswith("_1") and layer.name != "conv1_1" else x
@@ -148,7 +148,7 @@ def tensors_of(layers):
 
 
 @pytest.mark.parametrize("convention", ["caffe", "torchvision"])
-def test_the_file_starts_networks_of_its_width(tmp_path, inputs, pruned, convention):
+def test_the_file_loads_into_networks_of_its_width(tmp_path, inputs, pruned, convention):
     path = str(tmp_path / "pruned.npz")
     write_vgg16(path, tensors_of(pruned), convention)
     net = DeconvNet(3, 1 / COPIES, 32, convention)
@@ -171,7 +171,7 @@ def test_the_file_starts_networks_of_its_width(tmp_path, inputs, pruned, convent
 
 
 @pytest.mark.parametrize("width", [0.25, 1.0])
-def test_the_file_of_another_width_is_refused_in_a_sentence(tmp_path, pruned, width):
+def test_a_file_of_another_width_is_a_user_error(tmp_path, pruned, width):
     path = str(tmp_path / "pruned.npz")
     write_vgg16(path, tensors_of(pruned), "caffe")
     with torch.device("meta"):

@@ -27,7 +27,7 @@ def saved(net, tmp_path):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_model_comes_back_the_same(net, tmp_path, last):
+def test_a_loaded_model_equals_the_saved_one(net, tmp_path, last):
     net(torch.randn(4, 3, 32, 32))  # batch-norm statistics away from their start
     if last:
         net = net.to(memory_format=torch.channels_last)
@@ -48,7 +48,7 @@ def test_a_model_comes_back_the_same(net, tmp_path, last):
     assert all(p.requires_grad for p in again.parameters())  # can be trained on
 
 
-def test_fcn8s_comes_back_too(tmp_path):
+def test_a_loaded_fcn8s_equals_the_saved_one(tmp_path):
     net = FCN8s(3, width=0.125, batch_norm=True).eval()
     nn.init.normal_(net.score.weight)
     save_model(net, str(tmp_path), CLASSES)
@@ -114,7 +114,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damaged_models_are_refused_in_a_sentence(saved, damage):
+def test_damaged_models_are_user_errors(saved, damage):
     damage(saved)
     with pytest.raises(UserError) as error:
         load_model(str(saved))
@@ -123,7 +123,7 @@ def test_damaged_models_are_refused_in_a_sentence(saved, damage):
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_text("a file"), lambda p: p.mkdir()])
-def test_what_is_no_checkpoint_is_refused(tmp_path, make):
+def test_folders_that_are_no_checkpoints_are_user_errors(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match="is not a checkpoint"):
         load_model(str(tmp_path / "x"))

@@ -1,5 +1,7 @@
 """The networks against the papers' tables, and unpooling against its definition."""
 
+import re
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -10,21 +12,22 @@ from torch import nn
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.layers import Unpool, channels
 
-# The recipe's table: (module, channels, side) after each part of DeconvNet() on 224×224.
-TABLE = [
-    ("conv1.1", 64, 224), ("conv1.2", 64, 224),
-    ("conv2.1", 128, 112), ("conv2.2", 128, 112),
-    ("conv3.1", 256, 56), ("conv3.2", 256, 56), ("conv3.3", 256, 56),
-    ("conv4.1", 512, 28), ("conv4.2", 512, 28), ("conv4.3", 512, 28),
-    ("conv5.1", 512, 14), ("conv5.2", 512, 14), ("conv5.3", 512, 14),
-    ("fc6", 4096, 1), ("fc7", 4096, 1), ("fc6_deconv", 512, 7),
-    ("unpool5", 512, 14), ("deconv5.1", 512, 14), ("deconv5.2", 512, 14), ("deconv5.3", 512, 14),
-    ("unpool4", 512, 28), ("deconv4.1", 512, 28), ("deconv4.2", 512, 28), ("deconv4.3", 256, 28),
-    ("unpool3", 256, 56), ("deconv3.1", 256, 56), ("deconv3.2", 256, 56), ("deconv3.3", 128, 56),
-    ("unpool2", 128, 112), ("deconv2.1", 128, 112), ("deconv2.2", 64, 112),
-    ("unpool1", 64, 224), ("deconv1.1", 64, 224), ("deconv1.2", 64, 224),
-    ("score", 21, 224),
-]  # fmt: skip
+# Channels and side after each layer of DeconvNet() on 224×224: the paper's table.
+TABLE = """
+conv1.1 64 224, conv1.2 64 224
+conv2.1 128 112, conv2.2 128 112
+conv3.1 256 56, conv3.2 256 56, conv3.3 256 56
+conv4.1 512 28, conv4.2 512 28, conv4.3 512 28
+conv5.1 512 14, conv5.2 512 14, conv5.3 512 14
+fc6 4096 1, fc7 4096 1, fc6_deconv 512 7
+unpool5 512 14, deconv5.1 512 14, deconv5.2 512 14, deconv5.3 512 14
+unpool4 512 28, deconv4.1 512 28, deconv4.2 512 28, deconv4.3 256 28
+unpool3 256 56, deconv3.1 256 56, deconv3.2 256 56, deconv3.3 128 56
+unpool2 128 112, deconv2.1 128 112, deconv2.2 64 112
+unpool1 64 224, deconv1.1 64 224, deconv1.2 64 224
+score 21 224
+"""
+LAYERS = [(name, int(width), int(side)) for name, width, side in (row.split() for row in re.split(r"[,\n]", TABLE.strip()))]
 
 
 def small(**options):
@@ -38,13 +41,13 @@ def paper():
         return DeconvNet()
 
 
-def test_deconvnet_has_the_papers_parameters(paper):
+def test_deconvnet_has_as_many_parameters_as_the_paper_s(paper):
     assert round(sum(p.numel() for p in paper.parameters()) / 1e6, 1) == 251.8
 
 
-def test_deconvnet_has_the_papers_layers(paper):
+def test_deconvnet_has_the_paper_s_layers(paper):
     seen = []
-    names = {name for name, _, _ in TABLE}
+    names = {name for name, _, _ in LAYERS}
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.append((name, out.shape[1], out.shape[2])))
         for name, module in paper.named_modules()
@@ -53,8 +56,8 @@ def test_deconvnet_has_the_papers_layers(paper):
     paper(torch.empty(2, 3, 224, 224, device="meta"))
     for hook in hooks:
         hook.remove()
-    assert seen == TABLE
-    for name, _, _ in TABLE:
+    assert seen == LAYERS
+    for name, _, _ in LAYERS:
         if not name.startswith("unpool"):
             kinds = [type(m) for m in paper.get_submodule(name).modules() if not isinstance(m, nn.Sequential)]
             layer = nn.ConvTranspose2d if "deconv" in name else nn.Conv2d
@@ -63,7 +66,7 @@ def test_deconvnet_has_the_papers_layers(paper):
     assert not any(isinstance(m, nn.Dropout) for m in paper.modules())
 
 
-def test_initialisation():
+def test_initial_weights_are_he_s_or_the_paper_s_gaussian():
     net = small(width=0.5)
     for conv in (net.deconv5.get_submodule("1.conv"), net.fc6_deconv.conv, net.score):
         assert conv.weight.std().item() == pytest.approx(0.01, rel=0.15)
@@ -73,17 +76,17 @@ def test_initialisation():
 
 
 @pytest.mark.parametrize(("paper_width", "width", "expected"), [(64, 1, 64), (64, 0.1, 8), (256, 0.3, 80), (64, 0.01, 8)])
-def test_channels(paper_width, width, expected):
+def test_channels_are_rounded_to_multiples_of_8(paper_width, width, expected):
     assert channels(paper_width, width) == expected
 
 
-def test_a_deconvolution_is_what_pytorch_calls_so():
+def test_deconv3x3_computes_pytorch_s_transposed_convolution():
     layer, x = small().get_submodule("deconv4.2.conv"), torch.randn(2, 64, 7, 5)
     torch.testing.assert_close(layer(x), F.conv_transpose2d(x, layer.weight, layer.bias, padding=1))
 
 
 @pytest.mark.parametrize("size", [32, 96])
-def test_deconvnet_at_other_sizes(size):
+def test_deconvnet_works_at_other_input_sizes(size):
     net = small(input_size=size, num_classes=2)
     assert net.fc6.conv.kernel_size == (size // 32, size // 32)
     assert net(torch.randn(2, 3, size, size)).shape == (2, 2, size, size)
@@ -97,12 +100,12 @@ def test_bad_arguments_are_refused(options):
         small(**options)
 
 
-def test_deconvnet_refuses_another_size():
+def test_deconvnet_refuses_images_of_another_size():
     with pytest.raises(ValueError, match="input size 64"):
         small()(torch.zeros(1, 3, 96, 96))
 
 
-def test_channels_last_gives_the_same_and_stays_channels_last():
+def test_channels_last_gives_the_same_scores_and_is_kept():
     net = small().eval()
     images = torch.randn(2, 3, 64, 64)
     expected = net(images)
@@ -120,7 +123,7 @@ def test_channels_last_gives_the_same_and_stays_channels_last():
     values=st.sampled_from([2, 5, 10_000]),  # few values: many ties
     last=st.booleans(),
 )
-def test_unpooling_restores_every_maximum_to_its_place(shape, seed, values, last):
+def test_unpooling_puts_every_maximum_where_it_was(shape, seed, values, last):
     n, c, h, w = shape
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(1, values + 1, (n, c, 2 * h, 2 * w), generator=generator).float()
@@ -131,13 +134,13 @@ def test_unpooling_restores_every_maximum_to_its_place(shape, seed, values, last
     assert out.shape == x.shape
     windows = F.unfold(out.reshape(-1, 1, 2 * h, 2 * w), 2, stride=2)
     originals = F.unfold(x.reshape(-1, 1, 2 * h, 2 * w), 2, stride=2)
-    assert ((windows != 0).sum(1) == 1).all()  # one place in each window of 2×2
+    assert ((windows != 0).sum(1) == 1).all()  # one pixel in each window of 2×2
     kept = windows != 0
-    assert torch.equal(windows[kept], originals[kept])  # which holds what stood there
+    assert torch.equal(windows[kept], originals[kept])  # which has the original value
     assert torch.equal(windows.amax(1), originals.amax(1))  # and that was the maximum
 
 
-def test_unpooling_passes_gradients_back_from_the_switches_places():
+def test_unpooling_takes_gradients_from_where_the_switches_point():
     x = torch.randn(1, 2, 4, 4)
     pooled, switches = F.max_pool2d(x, 2, return_indices=True)
     pooled.requires_grad_()
@@ -163,7 +166,7 @@ def test_fcn_starts_from_zero_scores_and_bilinear_upsampling():
         torch.testing.assert_close(layer(scores), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fcn_joins_the_scores_of_pool3_and_pool4():
+def test_fcn_adds_the_scores_of_pool3_and_pool4():
     net = FCN8s(3, width=0.125).eval()
     images = torch.randn(1, 3, 64, 64)
     outputs = []
@@ -188,7 +191,7 @@ def test_fcn_padding_is_the_mean_colour_at_bottom_and_right():
     torch.testing.assert_close(net(images), net(padded)[..., :40, :50])
 
 
-def test_fcn_dropout_is_on_in_training_alone():
+def test_fcn_dropout_is_on_in_training_only():
     net = FCN8s(3, width=0.125)
     nn.init.normal_(net.score.weight)
     images = torch.randn(1, 3, 32, 32)

@@ -18,7 +18,7 @@ def test_torchvision_is_rgb_normalised():
 
 
 @pytest.mark.parametrize("convention", ["caffe", "torchvision"])
-def test_memory_format_is_kept_and_input_untouched(convention):
+def test_memory_format_is_kept_and_the_input_unchanged(convention):
     images = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     before = images.clone()
     out = prepare(images, convention)

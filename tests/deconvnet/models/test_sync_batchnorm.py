@@ -117,7 +117,7 @@ def test_recomputed_statistics_of_synchronised_layers_are_those_of_whole_batches
                 close(rank["recomputed_sync"][name], value)
 
 
-def test_recomputing_averages_batches_alike_and_leaves_all_else():
+def test_recomputing_averages_all_batches_and_changes_nothing_else():
     net = nn.Sequential(nn.BatchNorm2d(3, momentum=0.25), nn.Dropout(0.5)).eval()
     net[0].running_mean.fill_(100)
     batches = [torch.randn(2, 3, 4, 4) + 5, torch.randn(8, 3, 4, 4) - 1]
@@ -131,7 +131,7 @@ def test_recomputing_averages_batches_alike_and_leaves_all_else():
         recompute_statistics(net, [])
 
 
-def test_alone_it_is_plain_batch_norm():
+def test_without_other_workers_it_is_plain_batch_norm():
     plain = small_net()
     sync = convert_sync(copy.deepcopy(plain))
     assert sum(isinstance(m, SyncBatchNorm2d) for m in sync.modules()) == 2
@@ -152,5 +152,5 @@ def test_conversion_keeps_parameters_buffers_and_names():
     assert {type(m) for m in sync.modules() if "BatchNorm" in type(m).__name__} == {SyncBatchNorm2d}
 
 
-def test_a_lone_batch_norm_is_converted_too():
+def test_a_model_that_is_one_batch_norm_is_converted():
     assert isinstance(convert_sync(nn.BatchNorm2d(3)), SyncBatchNorm2d)

@@ -64,7 +64,7 @@ def test_the_real_file_fills_deconvnets_convolutions(shared):
     assert torch.equal(net.fc6.conv.weight, before)
 
 
-def test_the_real_weights_see_in_their_own_colours(shared):
+def test_the_real_weights_respond_to_their_own_input_convention(shared):
     """The right convention and channel order give VGG's known scale: activations neither die nor explode at conv5_3."""
     from proposals.image_codec import decode_image
 
@@ -120,7 +120,7 @@ def test_vgg16_bn_fills_batch_norm_or_is_folded(tmp_path, fcn):
     torch.testing.assert_close(fcn.conv1(x), net.conv1(x), rtol=1e-4, atol=1e-3)
 
 
-def test_the_other_convention_is_refused_and_says_which_setting(shared):
+def test_another_convention_is_refused_and_the_setting_is_named(shared):
     net = DeconvNet(2, input_size=32, convention="torchvision")
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with pytest.raises(UserError, match=r"set model\.convention to caffe"):
@@ -159,7 +159,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_foreign_files_are_refused_in_a_sentence(tmp_path, fcn, name):
+def test_foreign_files_are_user_errors(tmp_path, fcn, name):
     path = tmp_path / name
     if make := FOREIGN[name]:
         make(path)
