@@ -15,9 +15,9 @@ from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.dataloader import BatchPlan, Examples, open_examples
 from deconvnet.training.interfaces import BatchLoader, DevLoader, Outcome, Report, State
 from deconvnet.training.sampler import check_batching
-from deconvnet.training.trainer import Trainer, rank_and_world_size
+from deconvnet.training.trainer import Diverged, Trainer, rank_and_world_size
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from infra.runtime.device import fast_bf16
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,12 @@ def run_job(
     trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, bf16=bf16)
     if state is not None:
         trainer.load_state_dict(state)
-    outcome = trainer.fit(report=report, should_stop=should_stop, should_save=should_save)
+    try:
+        outcome = trainer.fit(report=report, should_stop=should_stop, should_save=should_save)
+    except Interrupted:
+        raise Interrupted(f"{job.stage} was interrupted and has left a checkpoint: the same command resumes it") from None
+    except Diverged as error:
+        raise Diverged(f"{job.stage}: {error}") from None
     if rank == 0:
         extra = {"stage": job.stage, "seed": job.seed, **asdict(outcome)}
         checkpoint.save_model(model, storage.absolute(job.out_uri), job.classes, extra)

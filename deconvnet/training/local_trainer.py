@@ -13,9 +13,7 @@ from deconvnet.models import checkpoint
 from deconvnet.training.dataloader import DevSet, ThreadedLoader
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, progress_line, run_job
-from deconvnet.training.trainer import Diverged
 from infra import storage
-from infra.errors import Interrupted
 
 LOCAL_CHECKPOINT = "step_"
 """What the names of this trainer's checkpoint folders begin with; Ray Train's begin with `checkpoint_`."""
@@ -70,21 +68,16 @@ def train_locally(
         if state is not None:
             checkpoints.save(state)
 
-    try:
-        outcome = run_job(
-            job,
-            ThreadedLoader(plan, threads=threads),
-            DevSet(dev_examples, threads=threads) if dev_examples else None,
-            device,
-            state=state,
-            report=report,
-            should_stop=should_stop,
-            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
-        )
-    except Interrupted:
-        raise Interrupted(f"{job.stage} was interrupted and has left a checkpoint: the same command resumes it") from None
-    except Diverged as error:
-        raise Diverged(f"{job.stage}: {error}") from None
+    outcome = run_job(
+        job,
+        ThreadedLoader(plan, threads=threads),
+        DevSet(dev_examples, threads=threads) if dev_examples else None,
+        device,
+        state=state,
+        report=report,
+        should_stop=should_stop,
+        should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
+    )
     checkpoints.clear()
     return asdict(outcome)
 

@@ -82,10 +82,10 @@ def train_on_ray(
         found = _Run(job, trainer, queue, job.total_steps(plan)).wait(should_stop)
     finally:
         ray.kill(queue)
-    if found.get("interrupted"):
-        raise Interrupted(f"{job.stage} was interrupted and has left a checkpoint: the same command resumes it")
+    if "interrupted" in found:
+        raise Interrupted(found["interrupted"])
     if "diverged" in found:
-        raise Diverged(f"{job.stage}: {found['diverged']}")
+        raise Diverged(found["diverged"])
     return found
 
 
@@ -324,8 +324,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             report=report,
             should_stop=StopFlag(config["queue"]) if rank == 0 else lambda: False,
         )
-    except Interrupted:
-        return {"interrupted": True}
+    except Interrupted as stopped:
+        return {"interrupted": str(stopped)}
     except Diverged as error:  # a restart would only repeat it
         return {"diverged": str(error)}
     return asdict(outcome)
