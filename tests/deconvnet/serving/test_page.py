@@ -1,0 +1,89 @@
+"""The page to try the model on, in a real browser, with a model that always finds the same class."""
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from deconvnet.inference.saved_ensemble import Prediction
+from deconvnet.serving import http
+from deconvnet.serving.http import Reply
+from infra.errors import BadInput
+from tests.browser import Browser, browser, missing
+
+CLASSES = ("background", "dîner, table", "<b>bar</b>")
+CHOOSE_FILE = """
+const data = new DataTransfer(), input = document.getElementById("file");
+data.items.add(new File([arguments[0]], "photo.jpg"));
+input.files = data.files;
+input.dispatchEvent(new Event("change"));
+"""
+
+
+class ConstantEnsemble:
+    """Predicts class 1 in the middle of every image."""
+
+    classes = CLASSES
+
+    def predict(self, data: bytes) -> Prediction:
+        if data == b"text":
+            raise BadInput("not an image")
+        mask = np.zeros((40, 60), np.uint8)
+        mask[10:30, 20:40] = 1
+        return Prediction(np.full((40, 60, 3), 200, np.uint8), mask, 0.75)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send(http.page_reply("shapes version 2", CLASSES))
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        overlay = "overlay=1" in self.path
+        self.send(http.prediction_reply(ConstantEnsemble(), data, time.perf_counter(), with_overlay=overlay))  # type: ignore[arg-type]
+
+    def send(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        for name, value in {"Content-Type": reply.media_type, **reply.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Browser]:
+    """The page, opened in a browser."""
+    if reason := missing():
+        pytest.skip(reason)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with browser() as window:
+        window.open(f"http://127.0.0.1:{server.server_port}/")
+        yield window
+    server.shutdown()
+
+
+def test_the_page_shows_model_classes_and_how_to_call_the_server(page: Browser) -> None:
+    assert "shapes version 2" in page.text() and "dîner, table" in page.text() and "<b>bar</b>" in page.text()
+    assert "curl --data-binary @photo.jpg http://127.0.0.1:" in page.text()
+
+
+def test_a_chosen_image_is_shown_with_its_mask_and_its_classes(page: Browser) -> None:
+    page.run(CHOOSE_FILE, "image")
+    assert page.wait("const i = document.getElementById('result'); return i.complete && i.naturalWidth") == 60
+    assert "background, dîner, table: " in page.wait("return document.getElementById('status').textContent.replace('…', '')")
+
+
+def test_a_file_that_is_no_image_shows_the_error(page: Browser) -> None:
+    page.run(CHOOSE_FILE, "text")
+    assert (
+        page.wait("return document.getElementById('status').textContent.replace('…', '')")
+        == "the image can't be used: not an image"
+    )
+    assert page.run("return document.getElementById('result').hidden")
