@@ -127,7 +127,7 @@ def _dataset(units: Mapping[int, Any]) -> Any:
 
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
     """The task of `RayExecutor.stream`: a generator, so that Ray sends each item as it comes."""
-    yield from work()
+    yield from (item for item in work())  # Ray resumes a task's generator by `send`, which the iterator of a list does not have
 
 
 def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def test_an_actor_is_made_once_and_does_unit_after_unit(any_executor: Executor, 
 
 def test_a_stream_passes_items_on_and_raises_user_errors(any_executor: Executor) -> None:
     assert list(any_executor.stream(partial(counting, 3))) == [0, 1, 2]
+    assert list(any_executor.stream(partial(list, ("a", "b")))) == ["a", "b"]  # work that returns a list
     with pytest.raises(UserError, match=r"^3 is too many$"):
         list(any_executor.stream(partial(counting, 4), training=True))
 
