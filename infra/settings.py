@@ -16,7 +16,9 @@ class ClusterSettings(Section):
     """Where the jobs run (Ray)."""
 
     address: str | None = Field(None, description="Ray address to join; empty: RAY_ADDRESS, else a Ray started here")
-    num_cpus: PositiveInt | None = Field(None, description="CPUs of a Ray started here; empty: all of the machine's")
+    num_cpus: PositiveInt | None = Field(
+        None, description="CPUs of a Ray started here, or processes of the local executor; empty: all of the machine's"
+    )
     object_store_mb: int = Field(512, ge=100, description="object store of a Ray started here, MB")
     data_nodes: str | None = Field(
         None, description="nodes for proposals, crops and evaluation on CPUs, by their Ray labels (pool=cpu); empty: any"

@@ -1,6 +1,5 @@
 """Make the `proposals` table: EdgeBox on every image of an `images` table."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -113,21 +112,16 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
             yield image_id.as_py(), flat.reshape(-1, 4), scores.values.to_numpy(zero_copy_only=False)
 
 
-def edge_model_token(settings: "ProposalSettings") -> str:
-    """Return a token that changes when the file of the edge detector changes; it is part of the fingerprint of the stage.
+def edge_model_digest(settings: "ProposalSettings") -> str:
+    """Identify the file of the edge detector by its content; it is part of the fingerprint of the stage.
 
     Args:
         settings: options of EdgeBox.
 
     Returns:
-        For `settings.edge_model`, its `storage.version_token`; for the forest in the package, the SHA-256 of its content, because
-        its modification time is that of the installation; "" for the gradient.
+        `storage.content_digest` of `settings.edge_model` or of the forest in the package; "" for the gradient.
 
     Raises:
         UserError: if there is no such file.
     """
-    if settings.edges == "gradient":
-        return ""
-    if settings.edge_model:
-        return storage.version_token(settings.edge_model)
-    return hashlib.sha256(PRETRAINED_FOREST.read_bytes()).hexdigest()
+    return "" if settings.edges == "gradient" else storage.content_digest(settings.edge_model or str(PRETRAINED_FOREST))

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates")
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)
-    report = pipeline.place("evaluations", split)
+    report = pipeline.uri("evaluations", split)
     with pipeline.executor:
         pipeline.measure_proposals(split, report)
         results = pipeline.evaluate(split, report)

@@ -45,6 +45,9 @@ class Settings(CommandSettings):
 
     workspace: str = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")
+    executor: Literal["ray", "local"] = Field(
+        "ray", description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"
+    )
     data: DataSettings = DataSettings()
     proposals: ProposalSettings = ProposalSettings()
     examples: ExampleSettings = ExampleSettings()
@@ -103,6 +106,9 @@ class EdgeSettings(CommandSettings):
 
     workspace: str = Field("runs/edges", min_length=1, description="folder or s3:// prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the choice of images and of the trees")
+    executor: Literal["ray", "local"] = Field(
+        "ray", description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"
+    )
     data: DataSettings = DataSettings()
     bsds: str | None = Field(
         None,

@@ -32,15 +32,16 @@ def main(argv: list[str] | None = None) -> int:
         print(cli.settings_text(settings))
         print(cli.plan_text(plan))
         return 0
-    if all(p.done for p in plan):
+    if all(p.complete for p in plan):
         print(cli.plan_text(plan))
         print("\nNothing to do: every stage is complete.\n")
     else:
         training.run(Path(options.config).stem)
-    print(storage.read_bytes(training.place(REPORT, "edges.md")).decode())
+    print(storage.read_bytes(training.uri(REPORT, "edges.md")).decode())
     print(f"forest   {training.forest}")
-    print(f"report   {training.place(REPORT)}")
-    print(f"MLflow   {cli.mlflow_hint(training.store)}")
+    print(f"report   {training.uri(REPORT)}")
+    if training.store:
+        print(f"MLflow   {cli.mlflow_hint(training.store)}")
     print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {training.forest}")
     return 0
 

@@ -5,6 +5,7 @@ Stages that are complete in the workspace are skipped; a run that was killed res
   python workflows/train_pipeline.py                                        generated data, a few minutes
   python workflows/train_pipeline.py --config FILE --data.root DIR          your own images, in VOC's layout
   python workflows/train_pipeline.py --config FILE --dry-run                print the settings and what would run
+  python workflows/train_pipeline.py --executor local --tracking.enabled false     without Ray and MLflow
   ray job submit -- python workflows/train_pipeline.py --config FILE        the same on a cluster
 
 Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with a checkpoint: the same command resumes.
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra import storage
+from infra.runtime.interrupts import time_limit
 from workflows import cli
 from workflows.settings import parser
 
@@ -26,16 +28,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command with these arguments (None: those of the process); returns its exit code."""
     command = parser(__doc__ or "")
     command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
+    command.add_argument(
+        "--max-minutes",
+        type=float,
+        metavar="N",
+        help="stop after N minutes, with a checkpoint and exit code 75; the same command resumes",
+    )
     settings, options = command.parse_settings(argv)
     from workflows.pipelines.training import Pipeline
 
-    pipeline = Pipeline(settings)
+    pipeline = Pipeline(settings, should_stop=time_limit(options.max_minutes))
     plan = pipeline.stages.plan()
     if options.dry_run:
         print(cli.settings_text(settings))
         print(cli.plan_text(plan))
         return 0
-    if all(p.done for p in plan):
+    if all(p.complete for p in plan):
         print(cli.plan_text(plan))
         print("\nNothing to do: every stage is complete.\n")
     else:
@@ -46,12 +54,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _summary(pipeline: "Pipeline") -> str:
     """The results, and where the report, the models and MLflow are."""
-    lines = [cli.results_text(storage.read_json(pipeline.place("report", "results.json")))]
-    if rejected := pipeline.rejects():
-        lines.append(f"\n{rejected:,} inputs were rejected; reasons: {pipeline.place('rejects')}")
-    lines.append(f"\nreport   {pipeline.place('report', 'index.html')}")
-    lines.append(f"models   {pipeline.place('models')}")
-    lines.append(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
+    lines = [cli.results_text(storage.read_json(pipeline.uri("report", "results.json")))]
+    if rejected := pipeline.num_rejects():
+        lines.append(f"\n{rejected:,} inputs were rejected; reasons: {pipeline.uri('rejects')}")
+    lines.append(f"\nreport   {pipeline.uri('report', 'index.html')}")
+    lines.append(f"models   {pipeline.uri('models')}")
+    if pipeline.store:
+        lines.append(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
     return "\n".join(lines)
 
 

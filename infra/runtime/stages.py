@@ -1,7 +1,8 @@
-"""Stages: a job with a name, inputs, outputs and a fingerprint, so that a pipeline run twice does nothing twice.
+"""Stages: named pieces of a pipeline, each with inputs, outputs and a fingerprint, so that nothing complete is done twice.
 
-A stage's fingerprint is made from its name, its code's version, the settings that matter to it and its inputs' content keys.
-Its record is written last; it stands if the record carries the same fingerprint and its outputs are still there.
+A stage's fingerprint is a digest of its recipe (its name, its code's version and the settings that matter to it) and of the content
+keys of its inputs. When a stage has run, a record with the fingerprint is written last. The stage is complete if the record has the
+present fingerprint and all outputs still exist.
 """
 
 import hashlib
@@ -15,15 +16,21 @@ from infra import storage
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON-able value, hex."""
+    """Return the SHA-256 of a JSON-like value as hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished stage left: `key` names its content (the fingerprint, unless the stage knows better).
+    """What is kept of a stage that has run.
 
-    `recipe` is what the fingerprint is made of without the inputs: records of two workspaces with one recipe differ by their data.
+    Attributes:
+        fingerprint: that the stage had.
+        recipe: digest of the stage without its inputs. Records of two workspaces with equal recipes differ by their data only.
+        inputs: names of the stages it was made from.
+        key: identifies the content of its outputs; the fingerprint, unless the stage returned a "key".
+        seconds: how long it ran.
+        summary: what its `run` returned.
     """
 
     fingerprint: str
@@ -36,11 +43,21 @@ class Record:
 
 @dataclass(frozen=True)
 class Stage:
-    """`run(fingerprint)` makes `outputs` and returns a JSON-able summary; a "key" in it becomes the content key."""
+    """A piece of a pipeline.
+
+    Attributes:
+        name: identifies it in the workspace.
+        title: what it does, as it is shown.
+        version: to be raised when the code comes to make something else of the same inputs.
+        settings: JSON-like settings that its outputs depend on.
+        inputs: names of the stages whose outputs it reads.
+        outputs: URIs of files that exist once it has run.
+        run: makes the outputs; called with the fingerprint. Returns a JSON-like summary, whose "key", if any, identifies the content.
+    """
 
     name: str
     title: str
-    version: int  # raise it when the stage's code makes something else of the same inputs
+    version: int
     settings: Mapping[str, Any]
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -48,42 +65,49 @@ class Stage:
 
     @property
     def recipe(self) -> str:
-        """What it does, whatever its inputs hold."""
+        """Digest of everything the outputs depend on, besides the inputs' content."""
         return digest([self.name, self.version, dict(self.settings)])
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A stage as it stands: `fingerprint` is None while an input has yet to be made."""
+class StageStatus:
+    """Whether a stage is complete.
+
+    Attributes:
+        stage: the stage.
+        fingerprint: its present fingerprint; None while an input is not complete.
+        record: its record if it is complete, else None.
+    """
 
     stage: Stage
     fingerprint: str | None
     record: Record | None
 
     @property
-    def done(self) -> bool:
+    def complete(self) -> bool:
+        """Whether the stage would be skipped."""
         return self.record is not None
 
 
 def record_uri(workspace: str, stage: str) -> str:
-    """Where the record of the stage of this name lies."""
+    """Return the URI of a stage's record."""
     return storage.join(workspace, "stages", f"{stage}.json")
 
 
-def recorded(workspace: str, stage: str) -> Record | None:
-    """What the stage of this name left in the workspace when it was last finished; None where it wasn't."""
+def read_record(workspace: str, stage: str) -> Record | None:
+    """Read the record of the last complete run of a stage, which may be out of date; None if there is none."""
     try:
         return Record(**storage.read_json(record_uri(workspace, stage)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
-def standing(workspace: str, stage: str) -> Record | None:
-    """The record of the stage of this name, if what it was made from is what its inputs hold: None where one was made anew since."""
-    record = recorded(workspace, stage)
+def up_to_date_record(workspace: str, stage: str) -> Record | None:
+    """Read the record of a stage if it was made from the present content of its inputs; None if an input has changed since."""
+    record = read_record(workspace, stage)
     if record is None:
         return None
-    inputs = [standing(workspace, name) for name in record.inputs]
+    inputs = [up_to_date_record(workspace, name) for name in record.inputs]
     keys = [each.key for each in inputs if each]
     return record if len(keys) == len(inputs) and record.fingerprint == _fingerprint(record.recipe, keys) else None
 
@@ -93,65 +117,77 @@ def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
 
 
 class Stages:
-    """The stages of a workspace, in the order they run."""
+    """The stages of a workspace, in the order in which they run."""
 
     def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
+        """
+        Args:
+            workspace: folder (local or s3://) with the records.
+            stages: each after the stages that it reads from.
+        """
         self.workspace = workspace
         self.stages = list(stages)
 
-    def _record(self, stage: Stage, fingerprint: str) -> Record | None:
-        record = recorded(self.workspace, stage.name)
-        stands = record and record.fingerprint == fingerprint and all(storage.exists(uri) for uri in stage.outputs)
-        return record if stands else None
-
-    def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str | None:
-        if any(name not in keys for name in stage.inputs):
-            return None
-        return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
-
-    def plan(self) -> list[Planned]:
-        """How every stage stands; nothing is run."""
+    def plan(self) -> list[StageStatus]:
+        """Find out which stages are complete, without running any."""
         keys: dict[str, str] = {}
-        planned = []
+        found = []
         for stage in self.stages:
-            fingerprint = self._fingerprint(stage, keys)
-            record = self._record(stage, fingerprint) if fingerprint else None
+            ready = all(name in keys for name in stage.inputs)
+            fingerprint = self._fingerprint(stage, keys) if ready else None
+            record = self._complete_record(stage, fingerprint) if fingerprint else None
             if record:
                 keys[stage.name] = record.key
-            planned.append(Planned(stage, fingerprint, record))
-        return planned
+            found.append(StageStatus(stage, fingerprint, record))
+        return found
 
     def run(
         self,
-        around: Callable[[Stage, str, Callable[[], dict[str, Any]]], dict[str, Any]],
-        skipped: Callable[[Stage, Record], None],
-        go_on: Callable[[Stage], bool] = lambda stage: True,
+        run_stage: Callable[[Stage, str, Callable[[], dict[str, Any]]], dict[str, Any]],
+        on_skip: Callable[[Stage, Record], None],
+        keep_going: Callable[[Stage], bool] = lambda stage: True,
     ) -> dict[str, Record]:
-        """Run what doesn't stand, in order. `around(stage, fingerprint, run)` calls `run` (to log it, say); returns the records by name.
+        """Run the stages that are not complete, in order.
 
-        `go_on(stage)`, asked after each, ends it by False.
+        Args:
+            run_stage: called as `run_stage(stage, fingerprint, run)`; calls `run()`, with logging around it, say, and returns its
+                summary.
+            on_skip: called with each complete stage and its record.
+            keep_going: called after each stage; False ends the run.
+
+        Returns:
+            the records by stage name.
         """
         keys: dict[str, str] = {}
         records: dict[str, Record] = {}
         for stage in self.stages:
             fingerprint = self._fingerprint(stage, keys)
-            assert fingerprint is not None, f"{stage.name} stands before its inputs"
-            record = self._record(stage, fingerprint)
+            record = self._complete_record(stage, fingerprint)
             if record:
-                skipped(stage, record)
+                on_skip(stage, record)
             else:
-                record = self._make(stage, fingerprint, around)
+                record = self._run(stage, fingerprint, run_stage)
             keys[stage.name] = record.key
             records[stage.name] = record
-            if not go_on(stage):
+            if not keep_going(stage):
                 break
         return records
 
-    def _make(self, stage: Stage, fingerprint: str, around: Callable[..., dict[str, Any]]) -> Record:
-        # From here on the outputs may be those of neither: an old record must not vouch for them.
+    def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str:
+        return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
+
+    def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
+        """Return the stage's record if it is complete, else None."""
+        record = read_record(self.workspace, stage.name)
+        complete = record and record.fingerprint == fingerprint and all(storage.exists(uri) for uri in stage.outputs)
+        return record if complete else None
+
+    def _run(self, stage: Stage, fingerprint: str, run_stage: Callable[..., dict[str, Any]]) -> Record:
+        """Run one stage and write its record."""
+        # If the run is killed, the outputs may be partly overwritten: the old record must not say that they are complete.
         storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
-        summary = dict(around(stage, fingerprint, lambda: stage.run(fingerprint)))
+        summary = dict(run_stage(stage, fingerprint, lambda: stage.run(fingerprint)))
         key = str(summary.pop("key", fingerprint))
         record = Record(fingerprint, stage.recipe, list(stage.inputs), key, round(time.monotonic() - started, 1), summary)
         storage.write_json(record_uri(self.workspace, stage.name), asdict(record))

@@ -7,6 +7,7 @@ from infra.storage.conditional import put_if_absent, remove_if_same, replace_if_
 from infra.storage.disk import disk_user_error, is_full
 from infra.storage.files import (
     check_writable,
+    content_digest,
     copy_file,
     copy_tree,
     exists,
@@ -25,6 +26,7 @@ from infra.storage.uri import absolute, is_s3, join, local_path
 __all__ = [
     "absolute",
     "check_writable",
+    "content_digest",
     "copy_file",
     "copy_tree",
     "disk_user_error",

@@ -5,6 +5,7 @@ visible only when its upload is complete. Wrong credentials, a missing bucket, a
 UserError; an S3 server that comes back within a minute (`s3_client.RETRY_SECONDS`) is waited for.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -62,6 +64,23 @@ def version_token(uri: str) -> str:
         status = path.stat()
         return f"{status.st_size}@{status.st_mtime_ns}"
     raise UserError(f"there is no file {uri}")
+
+
+def content_digest(uri: str) -> str:
+    """Identify the content of a file: the SHA-256 of a local file, so that copies are equal; else its `version_token`.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    token = version_token(uri)
+    return token if is_http(uri) or is_s3(uri) else _sha256(local_path(uri), token)
+
+
+@lru_cache
+def _sha256(path: Path, token: str) -> str:
+    """Read a file and return its SHA-256; `token` changes with the file, so that the answer can be cached."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(uri: str) -> bytes:

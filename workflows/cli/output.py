@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from infra.redaction import redacted, without_secrets
-from infra.runtime.stages import Planned
+from infra.runtime.stages import StageStatus
 from infra.settings import Section
 
 TRAINING_PAGES = "/#/experiments?workflowType=machine_learning"
@@ -18,15 +18,15 @@ def settings_text(settings: Section) -> str:
     return yaml.safe_dump(redacted(settings.model_dump(mode="json", by_alias=True)), sort_keys=False, allow_unicode=True)
 
 
-def plan_text(plan: Sequence[Planned]) -> str:
+def plan_text(plan: Sequence[StageStatus]) -> str:
     """The stages, a line each, and whether each is complete or would run."""
     lines = [f"  {p.stage.name:<12} {p.stage.title:<36} {_state(p)}" for p in plan]
     return "\n".join(["stages:", *lines])
 
 
-def _state(planned: Planned) -> str:
+def _state(status: StageStatus) -> str:
     """Whether the stage is complete or would run."""
-    return f"complete ({planned.record.seconds:,.0f} s when it ran)" if planned.record else "would run"
+    return f"complete ({status.record.seconds:,.0f} s when it ran)" if status.record else "would run"
 
 
 def results_text(results: Mapping[str, Any]) -> str:

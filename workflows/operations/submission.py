@@ -7,7 +7,7 @@ from deconvnet.evaluation.voc_submission import SUFFIXES, check_submission, mask
 from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import UserError
-from infra.runtime.ray_executor import RayExecutor
+from infra.runtime.executor import open_executor
 from infra.storage.tables import COMMIT
 from workflows import cli
 from workflows.settings import Settings, as_dict
@@ -71,7 +71,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
     options = PredictorOptions.from_settings(settings.segment, settings.examples)
     recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
     work = storage.join(settings.workspace, "submissions", recipe.key(images)[:16])
-    with RayExecutor(settings.cluster) as executor:
+    with open_executor(settings.executor, settings.cluster) as executor:
         masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
     folder = masks_folder(competition, split)
     data = pack_masks(masks, folder)

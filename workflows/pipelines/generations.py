@@ -1,7 +1,7 @@
-"""Generations: the workspaces that retraining leaves in `WORKSPACE/generations`, one a run, and which of them are kept.
+"""Generations: the workspaces that retraining makes below WORKSPACE/generations, one for each run, and which of them are kept.
 
-`generation.json` is written first and says what the generation was begun with; `finished` is added to it last. A folder without
-it is rubbish that an interrupted pruning left.
+`generation.json` is written first and holds what the generation was begun with; `finished` is set last. A folder without the file is
+what an interrupted deletion left.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -14,79 +14,98 @@ from infra import storage
 from infra.errors import UserError
 
 FILE = "generation.json"
-SEEN = "seen.json"
-CHECKPOINTS = ("train", "init")  # of a finished generation: its networks lie in models/
+UNCHANGED = "seen.json"
+CHECKPOINTS = ("train", "init")
+"""Folders that a finished generation no longer needs: its networks are in models/."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One retraining. `previous` is the finished workspace it compares itself with, `version` the registered one it was to beat."""
+    """One retraining.
+
+    Attributes:
+        name: of its folder.
+        previous: the complete workspace that it is compared with, or None.
+        version: the registered version to beat, or None.
+        forced: whether it trains even if nothing is new.
+        finished: whether it has run to its end.
+        outcome: what it decided, once finished: "version", "champion", "promoted", "why".
+    """
 
     name: str
     previous: str | None
     version: int | None
-    forced: bool = False  # trains even if nothing is new
+    forced: bool = False
     finished: bool = False
-    outcome: dict[str, Any] | None = None  # of a finished one
+    outcome: dict[str, Any] | None = None
 
 
 def folder(workspace: str, name: str = "") -> str:
-    """Where the generation lies."""
+    """Return the folder of a generation; without a name, that of all generations."""
     return storage.join(workspace, "generations", name).rstrip("/")
 
 
 def new_name(now: datetime | None = None) -> str:
-    """A generation's name: the time it is begun, UTC; names sort by age."""
+    """Make a generation's name of the time (None: the present), in UTC. Names sort by age."""
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def seen(workspace: str) -> str | None:
-    """The fingerprint of the data's files (`mark_seen`) that were last found to hold nothing new."""
+def unchanged_fingerprint(workspace: str) -> str | None:
+    """Read what `mark_unchanged` wrote last; None if nothing was written."""
     try:
-        return str(storage.read_json(folder(workspace, SEEN)))
+        return str(storage.read_json(folder(workspace, UNCHANGED)))
     except FileNotFoundError:
         return None
 
 
-def mark_seen(workspace: str, fingerprint: str) -> None:
-    """Keep the fingerprint of files that hold nothing new, though their times differ: they need not be read again."""
-    storage.write_json(folder(workspace, SEEN), fingerprint)
+def mark_unchanged(workspace: str, fingerprint: str) -> None:
+    """Note the fingerprint of files that hold nothing new though their times differ, so that they need not be read again."""
+    storage.write_json(folder(workspace, UNCHANGED), fingerprint)
 
 
 def write(workspace: str, generation: Generation) -> None:
-    """Keep what is known of a generation."""
+    """Write a generation's file."""
     storage.write_json(storage.join(folder(workspace, generation.name), FILE), asdict(generation))
 
 
 def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> Generation:
-    """Mark it as finished, with what came of it."""
+    """Mark a generation as finished, with its outcome; returns it."""
     done = replace(generation, finished=True, outcome=outcome)
     write(workspace, done)
     return done
 
 
 def read_all(workspace: str) -> list[Generation]:
-    """All generations, oldest first."""
+    """Read all generations, oldest first. Raises UserError if a file is not one of this version's."""
     found = []
     for name in _names(workspace):
-        place = storage.join(folder(workspace, name), FILE)
-        if storage.exists(place):
+        uri = storage.join(folder(workspace, name), FILE)
+        if storage.exists(uri):
             try:
-                found.append(Generation(**storage.read_json(place)))
+                found.append(Generation(**storage.read_json(uri)))
             except (ValueError, TypeError):
-                raise UserError(f"{place} is not one of this version's: delete its folder, or what it lacks") from None
+                raise UserError(f"{uri} was not written by this version: delete its folder, or what it lacks") from None
     return sorted(found, key=lambda generation: generation.name)
 
 
 def _names(workspace: str) -> list[str]:
-    """Folders of generations, whole or not."""
+    """List the folders of generations, complete or not."""
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
 def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
-    """Names of those that stay: unfinished ones, the newest `keep` finished ones, and the one that made the champion."""
+    """Choose the generations to keep.
+
+    Args:
+        generations: all, oldest first.
+        champion: registered version that is the champion, or None.
+        keep: how many finished ones are kept.
+
+    Returns:
+        the names of unfinished ones, of the newest `keep` finished ones, and of the one that made the champion.
+    """
     finished = [g for g in generations if g.finished]
     stay = [g for g in generations if not g.finished] + finished[-keep:]
     stay += [g for g in finished if champion is not None and (g.outcome or {}).get("version") == champion]
@@ -95,12 +114,12 @@ def kept(generations: list[Generation], champion: int | None, keep: int) -> set[
 
 def remove(workspace: str, name: str) -> None:
     """Delete a generation."""
-    storage.remove(storage.join(folder(workspace, name), FILE))  # first: what is half deleted must not look whole
+    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partly deleted one does not look complete
     storage.remove(folder(workspace, name))
 
 
 def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
-    """Delete what `kept` doesn't name, and the training checkpoints of finished generations; returns the names deleted."""
+    """Delete the generations that `kept` does not name, and the training checkpoints of finished ones; returns the names deleted."""
     generations = read_all(workspace)
     stay = kept(generations, champion, keep)
     gone = [name for name in _names(workspace) if name not in stay]

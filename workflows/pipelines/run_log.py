@@ -12,7 +12,7 @@ from deconvnet.version import code_version
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import redacted
-from infra.runtime.stages import Record, recorded
+from infra.runtime.stages import Record, read_record
 from workflows.settings import Settings, as_dict
 
 RUN_FILE = "pipeline.json"
@@ -26,7 +26,7 @@ def name(config: str, settings: Settings) -> str:
 
 def tags(config: str, settings: Settings) -> dict[str, str]:
     """Return the tags to find runs by: config, workspace and, after the stage `prepare`, the digest of the data."""
-    prepared = recorded(settings.workspace, "prepare")
+    prepared = read_record(settings.workspace, "prepare")
     digest = {"data.digest": prepared.key} if prepared else {}
     return {"config": config, "workspace": settings.workspace, **digest}
 
@@ -82,7 +82,7 @@ def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], wo
 
 
 def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapping[str, Record]) -> None:
-    """Log durations and results of a finished pipeline, describe it, and write its report again with all durations.
+    """Log the results of a finished pipeline, describe it, and write its report again with all durations.
 
     Args:
         parent: the pipeline's run.
@@ -90,7 +90,6 @@ def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapp
         settings: all settings.
         records: records of the stages by name.
     """
-    parent.log_metrics({f"seconds.{stage}": record.seconds for stage, record in records.items()})
     parent.set_tags(tags(config, settings))  # again, as the data's digest may not have been known at the start
     if "evaluate" not in records:
         return

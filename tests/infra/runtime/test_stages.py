@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from infra.runtime.stages import Stage, Stages, standing
+from infra.runtime.stages import Stage, Stages, up_to_date_record
 
 
 def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | None = None, version: int = 1) -> list[str]:
@@ -60,7 +60,7 @@ def test_the_plan_runs_nothing(tmp_path: Path) -> None:
     stage = Stage("a", "A", 1, {}, (), (), lambda fingerprint: {})
     after = Stage("b", "B", 1, {}, ("a",), (), lambda fingerprint: {})
     plan = Stages(str(tmp_path), [stage, after]).plan()
-    assert [p.done for p in plan] == [False, False]
+    assert [p.complete for p in plan] == [False, False]
     assert plan[0].fingerprint and plan[1].fingerprint is None
     assert not list(tmp_path.iterdir())
 
@@ -91,13 +91,13 @@ def test_a_stage_that_was_broken_off_leaves_no_old_record(tmp_path: Path) -> Non
 def test_what_stands_on_an_input_that_was_made_anew_does_not_stand(tmp_path: Path) -> None:
     """A run with another setting that was killed after its first stage leaves the second's old record and output."""
     run(tmp_path, log := [], a=1)
-    stages = [standing(str(tmp_path), name) for name in "ab"]
+    stages = [up_to_date_record(str(tmp_path), name) for name in "ab"]
     assert all(stages) and log == ["a", "b"]
     out = storage.join(str(tmp_path), "a.txt")
     first = Stage("a", "A", 1, {"x": 2}, (), (out,), lambda fingerprint: {})
     Stages(str(tmp_path), [first]).run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
-    assert standing(str(tmp_path), "a") and standing(str(tmp_path), "b") is None
-    assert standing(str(tmp_path), "c") is None
+    assert up_to_date_record(str(tmp_path), "a") and up_to_date_record(str(tmp_path), "b") is None
+    assert up_to_date_record(str(tmp_path), "c") is None
 
 
 def test_a_run_can_be_ended_after_a_stage(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""The stages that make tables: images, proposals and training crops."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deconvnet.datasets import images_table
+from infra import storage
+from infra.runtime.stages import Stage, Stages, read_record, up_to_date_record
+from infra.storage import tables
+from proposals.changes import PreviousTable, find_changes
+from proposals.job import edge_model_digest
+from workflows.pipelines.base import BasePipeline
+from workflows.pipelines.workspace import EXAMPLE_TABLES
+from workflows.settings import Settings, as_dict
+
+logger = logging.getLogger(__name__)
+
+
+class DataPipeline(BasePipeline):
+    """The first three stages of the pipeline: prepare, proposals, examples.
+
+    Attributes:
+        settings: all settings.
+        previous: a complete workspace from whose tables unchanged rows are copied, or None.
+        data_root: folder of the data set.
+    """
+
+    def __init__(self, settings: Settings, previous: str | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """
+        Args:
+            settings: of the pipeline.
+            previous: a complete workspace, from whose tables the rows of unchanged images are copied; None for none.
+            should_stop: asked before each stage and during long ones; once True, the run stops with Interrupted.
+
+        Raises:
+            UserError: if a file or folder that the settings name does not exist.
+        """
+        self.settings = settings
+        self.previous = previous
+        self.data_root = settings.data.root or storage.join(settings.workspace, "data")
+        super().__init__(settings, should_stop)
+
+    @property
+    def dataset_name(self) -> str:
+        """What reports and MLflow call the data."""
+        return Path(self.settings.data.root).name if self.settings.data.root else "generated"
+
+    def _prepare_stage(self) -> Stage:
+        s = self.settings
+        # Where the data are is not part of it: their files' names, sizes and times are.
+        settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
+        settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
+        outputs = (storage.join(self.images, tables.COMMIT),)
+        stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
+        if self._data_absent and not Stages(s.workspace, [stage]).plan()[0].complete:
+            images_table.data_fingerprint(s.data, self.data_root)  # raises UserError: there is no such folder
+        return stage
+
+    @property
+    def _data_absent(self) -> bool:
+        return self.settings.data.root is not None and not storage.exists(self.data_root)
+
+    def _data_fingerprint(self) -> str:
+        """Identify the data; in a workspace that was copied to a machine without them, as `prepare` found them."""
+        if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
+            return str(record.summary.get("folder"))
+        return images_table.data_fingerprint(self.settings.data, self.data_root)
+
+    def _prepare(self, fingerprint: str) -> dict[str, Any]:
+        """Make the `images` table, and compare it with that of the previous workspace."""
+        s = self.settings
+        folder = images_table.data_folder(s.data, s.seed, self.data_root)
+        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
+        self.write_rejects()
+        counts = made.extra["counts"]
+        for run in (self.run_of_pipeline, self.run_of_stage):
+            run.log_dataset(self.dataset_name, made.extra["digest"], self.data_root, counts)
+        logger.info(f"  {', '.join(f'{count:,} {split}' for split, count in counts.items())}; {len(made.rejects):,} rejected")
+        summary = {"key": made.extra["digest"], "counts": counts, "rejects": len(made.rejects)}
+        summary["folder"] = self._data_fingerprint()
+        if self.previous:
+            summary |= self._find_changes(self.previous, fingerprint)
+        return summary
+
+    def _find_changes(self, previous: str, fingerprint: str) -> dict[str, Any]:
+        """Make the `changes` table; returns its counts and the content key of the previous images."""
+        changes = find_changes(self.images, storage.join(previous, "images"), self.changes, fingerprint, self.executor)
+        before = read_record(previous, "prepare")
+        logger.info("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
+        self.run_of_stage.log_metrics({f"images.{change}": count for change, count in changes.extra.items()})
+        return {"changes": changes.extra, "since": before.key if before else None}
+
+    def _previous_table(self, table: str, *stages: str) -> PreviousTable | None:
+        """Find a table of the previous workspace whose rows may be copied.
+
+        Args:
+            table: its name.
+            stages: the stages that it comes from; all must be complete there and have the recipes that they have here.
+
+        Returns:
+            the table and the changes since; None if it can't be used.
+        """
+        prepared = read_record(self.settings.workspace, "prepare")
+        if self.previous is None or prepared is None:
+            return None
+        recipes = {stage.name: stage.recipe for stage in self.stages.stages}
+        before = {name: up_to_date_record(self.previous, name) for name in ("prepare", *stages)}
+        compared = before["prepare"]
+        if compared is None or compared.key != prepared.summary.get("since"):
+            return None
+        if any((record := before[name]) is None or record.recipe != recipes[name] for name in stages):
+            return None
+        return PreviousTable(storage.join(self.previous, table), self.changes)
+
+    def _proposals_stage(self) -> Stage:
+        s = self.settings.proposals
+        settings = {**as_dict(s), "edge_model": edge_model_digest(s), "schema": tables.SCHEMA_VERSION}
+        outputs = (storage.join(self.proposals, tables.COMMIT),)
+        return Stage("proposals", "EdgeBox proposals", 1, settings, ("prepare",), outputs, self._proposals)
+
+    def _proposals(self, fingerprint: str) -> dict[str, Any]:
+        """Make the `proposals` table and measure it on dev."""
+        from proposals.job import make_proposals
+
+        previous = self._previous_table("proposals", "proposals")
+        settings = self.settings.proposals
+        made = make_proposals(self.images, self.proposals, settings, fingerprint, self.executor, previous=previous)
+        self.write_rejects()
+        logger.info(f"  of {made.rows:,} images")
+        self.measure_proposals("dev")
+        return {"images": made.rows, "rejects": len(made.rejects)}
+
+    def measure_proposals(self, split: str, report: str = "") -> None:
+        """Measure how many annotated objects of a split the proposals find; log it, and write the report's files.
+
+        Args:
+            split: whose images are measured. If they have no objects, nothing is done.
+            report: folder for the files; "" for none.
+        """
+        from deconvnet.reporting.proposal_report import report_proposals
+
+        title = f"{self.dataset_name} {split}"
+        found = report_proposals(self.images, self.proposals, split, self.settings.proposals, title, self.executor)
+        if not found:
+            return
+        logger.info(f"  {found.recall.summary()} ({split})")
+        for name, data in found.files.items() if report else ():
+            storage.write_bytes(storage.join(report, name), data)
+        if run := self._stage_run:
+            run.log_bytes(found.files["proposals.png"], f"proposals/{split}.png")
+            run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
+
+    def _examples_stage(self) -> Stage:
+        s = self.settings
+        settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
+        outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in EXAMPLE_TABLES)
+        return Stage("examples", "training crops", 1, settings, ("prepare", "proposals"), outputs, self._examples)
+
+    def _examples(self, fingerprint: str) -> dict[str, Any]:
+        """Cut the training crops of both stages, and draw some of them."""
+        from deconvnet.reporting import gallery
+        from proposals.mining.job import mine_examples
+
+        s = self.settings
+        summary: dict[str, Any] = {}
+        for table, stage, split in EXAMPLE_TABLES:
+            made = mine_examples(
+                stage,
+                self.images,
+                self.proposals if stage == 2 else None,
+                self.examples(table),
+                s.examples,
+                s.model.input_size,
+                split=split,
+                seed=s.seed,
+                fingerprint=fingerprint,
+                previous=self._previous_table(f"examples/{table}", "proposals", "examples"),
+                executor=self.executor,
+            )
+            summary[table] = made.rows
+            self.run_of_stage.log_dict(made.extra, f"examples/{table}.json")
+        for table in ("stage1", "stage2"):
+            figure = gallery.draw_examples(self.examples(table), s.data.classes)
+            storage.write_bytes(self.report(f"examples_{table}.png"), figure)
+            self.run_of_stage.log_bytes(figure, f"examples/{table}.png")
+        self.write_rejects()
+        self.run_of_stage.log_metrics({f"examples.{table}": count for table, count in summary.items()})
+        logger.info("  " + ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items()))
+        return summary
