@@ -143,7 +143,7 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
             compared = f" Since the previous run: {changes}." if changes else ""
             return f"**{counts}** images; {summary['rejects']:,} rejected.{compared}"
         case "proposals":
-            return f"**{summary['photographs']:,} images**; `proposals/dev.png` shows how many objects the boxes find."
+            return f"**{summary['images']:,} images**; `proposals/dev.png` shows how many objects the boxes find."
         case "examples":
             crops = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items())
             return f"**{crops}** crops; `examples/*.png` shows some with their masks."

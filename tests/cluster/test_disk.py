@@ -61,4 +61,4 @@ def test_a_full_disk_gives_a_message_and_committed_tables_stay_complete(disk: Pa
     ballast.unlink()
     again = run(disk / "w", *(["--dry-run"] if when == "proposals" else []))  # a whole run takes long
     assert again.end() == 0, again.output
-    assert re.search(r"prepare .*stands|prepare: stands, not run again", again.output)
+    assert re.search(r"prepare .*complete|prepare: complete, not run again", again.output)

@@ -106,7 +106,7 @@ def test_a_job_whose_driver_died_is_resumed_when_submitted_again(cluster: Cluste
     assert driver.end() != 0
     again = cluster.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
     assert again.end(400) == 0, again.output
-    assert all(f"{stage}: stands, not run again" in again.output for stage in BEFORE)
+    assert all(f"{stage}: complete, not run again" in again.output for stage in BEFORE)
     assert count_repeated(steps(driver.lines), steps(again.lines)) <= INTERVAL
     assert max(steps(again.lines)) == total(again)
 

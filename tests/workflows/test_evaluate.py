@@ -68,7 +68,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(submission, "RayExecutor", lambda settings: LocalExecutor(1))
+    monkeypatch.setattr(submission, "open_executor", lambda *_: LocalExecutor(1))
     out = tmp_path / "made/voc.tar.gz"
     assert submit(workspace, root, out) == 0
     said = capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_an_archive_of_the_test_list_again_and_of_others(
 def test_masks_that_break_a_rule_are_not_written(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "RayExecutor", lambda settings: LocalExecutor(1))
+    monkeypatch.setattr(submission, "open_executor", lambda *_: LocalExecutor(1))
     monkeypatch.setattr(voc_submission_job, "predict_masks", lambda images, *a, **k: {TEST[0]: b"damaged on the disk"})
     with pytest.raises(
         UserError, match=r"(?s)break the server's rules.*not a readable PNG.*2008_000006.*without a mask: 2008_000011"
@@ -119,7 +119,7 @@ def test_a_mistake_is_a_sentence_before_anything_is_done(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(submission, "RayExecutor", lambda settings: pytest.fail("it went as far as Ray"))
+    monkeypatch.setattr(submission, "open_executor", lambda *_: pytest.fail("it went as far as Ray"))
     with pytest.raises(UserError, match=said):
         submit(workspace, root, tmp_path / "out.tar.gz", *more)
     assert not (tmp_path / "out.tar.gz").exists()

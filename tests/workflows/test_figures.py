@@ -25,7 +25,7 @@ from proposals.settings import ExampleSettings
 from tests.deconvnet.workspaces import made_up_tables
 from workflows import cli
 from workflows.figures import FIGURES, main
-from workflows.pipelines.training import RUN_FILE
+from workflows.pipelines.run_log import RUN_FILE
 
 CLASSES = ("background", "red", "green")
 OPTIONS = {"proposals": 6, "bf16": False, "crf": {"iterations": 1}}

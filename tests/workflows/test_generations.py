@@ -60,11 +60,11 @@ def test_what_is_half_deleted_does_not_look_whole(workspace, monkeypatch) -> Non
 
 def test_what_is_no_generation_is_a_sentence(workspace) -> None:
     storage.write_bytes(storage.join(folder(workspace, names(6)[0]), "generation.json"), b'{"of": "tomorrow"}')
-    with pytest.raises(UserError, match="not one of this version's"):
+    with pytest.raises(UserError, match="was not written by this version"):
         read_all(workspace)
 
 
 def test_files_that_hold_nothing_new_are_remembered(workspace) -> None:
-    assert generations.seen(workspace) is None
-    generations.mark_seen(workspace, "f")
-    assert generations.seen(workspace) == "f" and len(read_all(workspace)) == 6
+    assert generations.unchanged_fingerprint(workspace) is None
+    generations.mark_unchanged(workspace, "f")
+    assert generations.unchanged_fingerprint(workspace) == "f" and len(read_all(workspace)) == 6

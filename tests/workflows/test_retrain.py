@@ -125,7 +125,7 @@ def test_new_photographs(night: Night) -> None:
     done = run(*arguments, door=DOOR)  # the dead run's lock is not waited for: it is this machine's
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("prepare", "proposals", "examples"):
-        assert f"{stage}: stands, not run again" in done.stdout
+        assert f"{stage}: complete, not run again" in done.stdout
     assert f"generation {begun.name}: from edeconvnet version 1" in done.stdout
 
     client = MlflowClient(night.store, night.store)

@@ -30,24 +30,26 @@ def record(workspace: str, stage: str, inputs: list[str], keys: list[str], **sum
 
 
 def test_a_first_one(settings, champion) -> None:
-    found = retraining.begin(settings)
+    found = retraining.next_generation(settings)
     assert (found.previous, found.version, found.finished, found.forced) == (None, None, False, False)
 
 
 def test_what_a_pipeline_left_in_the_workspace_is_the_previous_one_if_it_is_whole(settings, champion) -> None:
     record(settings.workspace, "prepare", [], [])
     record(settings.workspace, "evaluate", ["prepare"], ["key of prepare"])
-    assert retraining.begin(settings).previous == settings.workspace
+    assert retraining.next_generation(settings).previous == settings.workspace
     made = Record("anew", "prepare", [], "other photographs", 1.0, {})
     storage.write_json(record_uri(settings.workspace, "prepare"), asdict(made))
-    assert retraining.begin(settings).previous is None, "killed after prepare: its other tables are of other photographs"
+    assert retraining.next_generation(settings).previous is None, (
+        "killed after prepare: its other tables are of other photographs"
+    )
 
 
 def test_the_newest_finished_one_is_the_previous_one(settings, champion) -> None:
     for name in ("20261101-000000", "20261102-000000"):
         generations.finish(settings.workspace, Generation(name, None, None), {"version": 1})
     champion["version"] = 1
-    found = retraining.begin(settings, forced=True)
+    found = retraining.next_generation(settings, forced=True)
     assert found.previous == generations.folder(settings.workspace, "20261102-000000")
     assert found.version == 1 and found.forced and found.name > "20261102-000000"
 
@@ -57,9 +59,9 @@ def test_an_unfinished_one_is_gone_on_with(settings, champion) -> None:
     generations.write(settings.workspace, begun)
     generations.finish(settings.workspace, Generation("20261103-000000", None, None), {"version": 1})  # by a clock that ran ahead
     champion["version"] = 1
-    assert retraining.begin(settings) == begun
+    assert retraining.next_generation(settings) == begun
     champion["version"] = 4
-    assert retraining.begin(settings).version == 4, "there is another champion by now"
+    assert retraining.next_generation(settings).version == 4, "there is another champion by now"
     workspace = generations.folder(settings.workspace, begun.name)
     record(workspace, "register", [], [], version=4)
-    assert retraining.begin(settings) == begun, "it is its own challenger that was promoted"
+    assert retraining.next_generation(settings) == begun, "it is its own challenger that was promoted"

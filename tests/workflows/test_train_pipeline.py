@@ -201,7 +201,7 @@ def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) 
     again = run(*arguments)
     assert again.returncode == 0, again.stderr
     for stage in ("prepare", "proposals", "examples", "fcn8s", "stage1"):
-        assert f"{stage}: stands, not run again" in again.stdout
+        assert f"{stage}: complete, not run again" in again.stdout
     stage2 = again.stdout[again.stdout.index("stage2:") :]
     first = next(int(line.split("/")[0].split()[1]) for line in stage2.splitlines() if line.strip().startswith("step "))
     assert first >= 7, f"went on at step {first}: more than a checkpoint interval (2) was redone"

@@ -47,7 +47,7 @@ def test_no_description_is_longer_than_a_store_keeps() -> None:
     ("stage", "summary", "text"),
     [
         ("prepare", {"counts": {"train": 1000, "val": 5}, "rejects": 2, "changes": {"new": 3}}, "**1,000 train, 5 val** images; 2 rejected. Since the previous run: 3 new."),
-        ("proposals", {"photographs": 1005, "rejects": 0}, "**1,005 images**"),
+        ("proposals", {"images": 1005, "rejects": 0}, "**1,005 images**"),
         ("examples", {"stage1": 70, "stage1_dev": 2}, "**70 stage1, 2 stage1 dev** crops"),
         ("stage2", {"steps": 3}, "training_curves.png"),
         ("register", {"model": "my_net", "version": 3}, r"**my\_net version 3**"),

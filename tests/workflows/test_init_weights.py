@@ -1,9 +1,9 @@
-"""When VGG-16 is made narrower, and what uses it."""
+"""When VGG-16 is pruned to a narrower network, and which stages use it."""
 
 import pytest
 
 from infra import storage
-from workflows.pipelines.channel_pruning import start_of
+from workflows.pipelines.init_weights import pruned_weights_uri
 from workflows.pipelines.training import Pipeline
 from workflows.settings import load
 
@@ -30,9 +30,9 @@ def settings(tmp_path):
         ("model: {width: 0.25}", []),
     ],
 )
-def test_only_narrow_networks_with_weights_have_a_start_made(settings, text, made):
+def test_only_networks_narrower_than_vgg16_prune_it(settings, text, made):
     s = settings(text)
-    assert [stage for stage in ("fcn8s", "stage1", "stage2") if start_of(s, stage)] == made
+    assert [stage for stage in ("fcn8s", "stage1", "stage2") if pruned_weights_uri(s, stage)] == made
     stages = {stage.name: stage for stage in Pipeline(s).stages.stages}
     assert [name for name in stages if name.endswith("_start")] == [f"{stage}_start" for stage in made]
     for name in ("fcn8s", "stage1", "stage2"):
@@ -41,7 +41,7 @@ def test_only_narrow_networks_with_weights_have_a_start_made(settings, text, mad
         assert stages[f"{name}_start"].outputs == (storage.join(s.workspace, "start", f"{name}.npz"),)
 
 
-def test_a_start_is_made_again_for_what_changes_it_alone(settings):
+def test_pruned_weights_are_made_again_only_for_settings_that_change_them(settings):
     def recipes(text: str) -> dict[str, str]:
         return {stage.name: stage.recipe for stage in Pipeline(settings(text)).stages.stages}
 

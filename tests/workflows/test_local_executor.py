@@ -1,0 +1,162 @@
+"""The pipeline by the local executor, in a Python that lacks Ray, MLflow and more; a workspace is resumed by either executor."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deconvnet.datasets import synthetic
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.models.checkpoint import load_model
+from deconvnet.tracking.interface import NullRun
+from infra.errors import Interrupted, UserError
+from infra.storage import tables
+from tests.conftest import ROOT
+from workflows.pipelines.training import Pipeline
+from workflows.settings import load
+
+MISSING = ("ray", "mlflow", "boto3")
+STEPS = 3
+SMALL = [
+    *("--executor", "local", "--tracking.enabled", "false", "--model.width", "0.05", "--model.fcn_width", "0.05"),
+    *("--model.input_size", "32", "--model.fcn_input_size", "64", "--segment.proposals", "4", "--proposals.max_boxes", "50"),
+    *("--cluster.num_cpus", "1", "--data.classes", ",".join(GENERATED_CLASSES), "--data.dev_fraction", "0.2"),
+]  # fmt: skip
+for _stage in ("fcn8s", "stage1", "stage2"):
+    SMALL += [f"--train.{_stage}.max_steps", str(STEPS), f"--train.{_stage}.batch", "4", f"--train.{_stage}.bn_batches", "1"]
+    SMALL += [f"--train.{_stage}.log_every", "1"]
+
+
+def arguments(workspace: Path, root: Path, *more: str) -> list[str]:
+    return ["--workspace", str(workspace), "--data.root", str(root), *SMALL, *more]
+
+
+def pipeline(workspace: Path, root: Path, *more: str, **options: object) -> Pipeline:
+    config = str(ROOT / "workflows/configs/quickstart.yaml")
+    return Pipeline(load(config, *arguments(workspace, root, *more)), **options)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A workspace whose images and proposals are complete, and the folder of its data."""
+    folder = tmp_path_factory.mktemp("local")
+    root, workspace = folder / "data", folder / "workspace"
+    synthetic.write_dataset(str(root), 0, 16, 3, 64, 96)
+    pipeline(workspace, root).run("small", lambda stage: stage.name != "proposals")
+    return workspace, root
+
+
+@pytest.fixture
+def copied(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The workspace copied to another place, where the data are not."""
+    shutil.copytree(prepared[0], tmp_path / "copy")
+    return tmp_path / "copy", tmp_path / "not there"
+
+
+@pytest.fixture
+def bare_environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python in which `MISSING` and OpenCV's EdgeBox can't be imported."""
+    lines = [
+        "import sys",
+        *(f"sys.modules[{name!r}] = None" for name in MISSING),
+        "import cv2",
+        "vars(cv2).pop('ximgproc', None)",
+    ]
+    (tmp_path / "sitecustomize.py").write_text("\n".join(lines))
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+def command(workspace: Path, root: Path, *more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "workflows/train_pipeline.py"), *arguments(workspace, root, *more)]
+
+
+def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_data(
+    copied: tuple[Path, Path], bare_environment: dict[str, str]
+) -> None:
+    workspace, root = copied
+    limited = subprocess.run(
+        command(workspace, root, "--max-minutes", "0"), capture_output=True, text=True, timeout=200, env=bare_environment
+    )
+    assert limited.returncode == 75, limited.stdout + limited.stderr
+    assert "the same command continues" in limited.stderr and not (workspace / "models").exists()
+
+    # Stopped in the middle of a training, at a step that has no checkpoint by itself.
+    curve = workspace / "curves/fcn8s.jsonl"
+    with pytest.raises(Interrupted):
+        pipeline(workspace, root, should_stop=lambda: curve.exists() and curve.read_text().count('"loss"') == 2).run("small")
+    assert [path.name for path in workspace.glob("train/fcn8s-*/*")] == ["step_000000002"]
+
+    done = subprocess.run(command(workspace, root), capture_output=True, text=True, timeout=280, cwd="/", env=bare_environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "prepare: complete, not run again" in done.stdout and "proposals: complete, not run again" in done.stdout
+    assert done.stdout.count("step 1/3") == 2 and "resumed from the checkpoint of step 2" in done.stdout
+    for name in ("fcn8s", "stage1", "stage2"):
+        assert NullRun(str(workspace), name).history(("loss",))["loss"][0] == list(range(1, STEPS + 1)), name
+        assert load_model(str(workspace / "models" / name))[1]["extra"]["steps"] == STEPS
+    results = json.loads((workspace / "report/results.json").read_text())
+    assert results["images"] == 3 and all(row["mean_iou"] is not None for row in results["rows"].values())
+    for figure in ("comparison.png", "training_curves.png"):
+        assert (workspace / "report" / figure).read_bytes().startswith(b"\x89PNG")
+    assert "stage2" in (workspace / "report/index.html").read_text()
+
+    again = subprocess.run(command(workspace, root), capture_output=True, text=True, timeout=100, env=bare_environment)
+    assert again.returncode == 0 and "every stage is complete" in again.stdout
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_exit_code_75(copied: tuple[Path, Path], bare_environment: dict[str, str]) -> None:
+    workspace, root = copied
+    more = ("--train.fcn8s.max_steps", "10000", "--train.fcn8s.epochs", "10000", "--max-minutes", "5")
+    process = subprocess.Popen(
+        command(workspace, root, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bare_environment
+    )
+    curve = workspace / "curves/fcn8s.jsonl"
+    deadline = time.monotonic() + 200
+    while not (curve.exists() and '"loss"' in curve.read_text()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "left a checkpoint" in errors and len(list(workspace.glob("train/fcn8s-*/step_*"))) == 1
+
+
+def test_a_workspace_without_its_data_is_refused_where_a_setting_of_the_data_differs(copied: tuple[Path, Path]) -> None:
+    with pytest.raises(UserError, match="there is no data folder"):
+        pipeline(*copied, "--data.dev_fraction", "0.3")
+    assert pipeline(*copied).stages.plan()[0].complete
+
+
+def test_copies_of_vgg16_are_the_same_file(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    def recipes(name: str, content: bytes) -> dict[str, str]:
+        (tmp_path / name).write_bytes(content)
+        made = pipeline(*prepared, "--model.vgg16", str(tmp_path / name))
+        return {stage.name: stage.recipe for stage in made.stages.stages}
+
+    one, copy, other = recipes("one.npz", b"weights"), recipes("copy.npz", b"weights"), recipes("other.npz", b"other")
+    assert "fcn8s_start" in one and one == copy
+    assert [name for name in one if one[name] != other[name]] == ["fcn8s_start", "fcn8s", "stage1_start", "stage1", "stage2"]
+
+
+@pytest.mark.ray
+def test_both_executors_make_the_same_tables_and_continue_each_others_workspace(
+    prepared: tuple[Path, Path], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import nullcontext
+
+    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
+    monkeypatch.setattr("deconvnet.training.ray_trainer.check_resources", lambda *_: None)
+    workspaces = {name: tmp_path / name for name in ("ray", "local")}
+    for name, workspace in workspaces.items():
+        made = pipeline(workspace, prepared[1], "--executor", name)
+        made.run("small", lambda stage: stage.name != "examples")
+    for table in ("images", "proposals", "examples/stage1", "examples/stage2", "examples/stage1_dev"):
+        ray, local = (list(tables.iter_rows(str(workspace / table))) for workspace in workspaces.values())
+        assert ray == local, table
+    for name, workspace in workspaces.items():
+        other = pipeline(workspace, prepared[1], "--executor", "ray" if name == "local" else "local")
+        assert [status.complete for status in other.stages.plan()[:3]] == [True] * 3
