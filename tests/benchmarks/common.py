@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians, paired ratios, what they are measured on, and the machine's peak."""
+"""What the benchmarks share: timing, the images that they run on, and a description of the machine."""
 
 import os
 import platform
@@ -11,19 +11,30 @@ from pathlib import Path
 import numpy as np
 
 SHARED = Path(os.environ.get("DECONVNET_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
+"""Folder with a sample of VOC 2012 in `voc-sample`."""
 
 Row = tuple[str, str]
-"""What was measured, and the figure."""
+"""A line of the result: what was measured, and the measurement."""
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Call a function once and return the wall-clock time that it took."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def paired(works: Sequence[Callable[[], object]], times: int = 3, warm: bool = True) -> list[float]:
-    """Median seconds of each of `works`, which take turns `times` times, after one turn that is not counted."""
+def median_seconds(works: Sequence[Callable[[], object]], times: int = 3, warm: bool = True) -> list[float]:
+    """Time functions in turns, so that changes of the machine's speed affect all of them.
+
+    Args:
+        works: the functions.
+        times: measured calls of each.
+        warm: call each once before, without measuring.
+
+    Returns:
+        The median time of each function.
+    """
     if warm:
         for work in works:
             work()
@@ -31,8 +42,8 @@ def paired(works: Sequence[Callable[[], object]], times: int = 3, warm: bool = T
     return [statistics.median(column) for column in zip(*taken, strict=True)]
 
 
-def photographs(count: int) -> list[np.ndarray]:
-    """Real photographs of val where there are any, else generated ones of the same size."""
+def sample_images(count: int) -> list[np.ndarray]:
+    """Images to measure on, uint8 (H, W, 3), RGB: val images of the VOC sample, or generated ones of the same size."""
     from proposals.image_codec import decode_image
 
     folder = SHARED / "voc-sample"
@@ -47,7 +58,7 @@ def photographs(count: int) -> list[np.ndarray]:
 
 @cache
 def peak_flops(bf16: bool, device: str = "cpu") -> float:
-    """Floating-point operations a second of the best of several large matrix products, in bfloat16 or float32."""
+    """The machine's floating-point operations per second: the best of five large matrix products, in bfloat16 or float32."""
     import torch
 
     side = 8192 if device == "cuda" else 4096
@@ -63,11 +74,11 @@ def peak_flops(bf16: bool, device: str = "cpu") -> float:
 
 
 def machine() -> str:
-    """The machine in a line."""
+    """One line that describes the machine and the versions of Python and torch."""
     import torch
 
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     gpus = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores{gpus}, Python {platform.python_version()}, torch {torch.__version__}"
+    cpu = names[0] if names else platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores{gpus}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,14 +1,15 @@
-"""Labelling photographs: DeconvNet's 50 boxes, and the CRF."""
+"""Benchmarks of inference: DeconvNet on 50 boxes, the dense CRF, and EdgeBox."""
 
 import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
-from tests.benchmarks.common import Row, paired, photographs, seconds
+from tests.benchmarks.common import Row, median_seconds, sample_images, seconds
 
 BOXES = 50
 CLASSES = 21
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 def segmentation() -> list[Row]:
-    """`segment_instances` at full size against the forward a box of the released code, and against contiguous float32."""
+    """`segment_instances` at full width, against one box at a time as in the authors' released code, and against plain float32."""
     import torch
 
     from deconvnet import DeconvNet
@@ -26,43 +27,50 @@ def segmentation() -> list[Row]:
     from proposals import edge_boxes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    image = photographs(1)[0]
+    image = sample_images(1)[0]
     boxes = edge_boxes(image, max_boxes=BOXES)[0]
     network = DeconvNet(CLASSES).to(device).eval()
-    ready, single = for_inference(network), for_inference(network, bf16=False)
-
-    def work(model: DeconvNet, batch: int) -> Callable[[], object]:
-        return lambda: segment_instances(model, image, boxes, batch=batch)
-
-    ours, folded, contiguous, released = paired([work(ready, 25), work(single, 25), work(network, 25), work(network, 1)], 3)
+    converted, converted_float32 = for_inference(network), for_inference(network, bf16=False)
+    runs = ((converted, 25), (converted_float32, 25), (network, 25), (network, 1))
+    ours, float32, unconverted, one_by_one = median_seconds(
+        [partial(segment_instances, model, image, boxes, batch=batch) for model, batch in runs]
+    )
     kind = "bfloat16" if fast_bf16(device) else "float32"
     return [
-        (f"segment_instances, {len(boxes)} boxes, full size, {kind}", f"{ours:.2f} s a photograph"),
-        ("  against a forward a box (float32)", f"{released / ours:.1f}× as fast"),
-        ("  against contiguous float32, 25 boxes at once", f"{contiguous / ours:.1f}× as fast"),
-        ("  in float32 against contiguous, 25 boxes at once", f"{contiguous / folded:.2f}× as fast"),
+        (f"segment_instances, {len(boxes)} boxes, full width, {kind}", f"{ours:.2f} s per image"),
+        ("  against one box at a time (float32, not converted)", f"{one_by_one / ours:.1f}× as fast"),
+        ("  against 25 boxes at a time (float32, not converted)", f"{unconverted / ours:.1f}× as fast"),
+        ("  converted for inference against not converted, both float32", f"{unconverted / float32:.2f}× as fast"),
     ]
 
 
 def crf() -> list[Row]:
-    """`dense_crf` against pydensecrf2 on 20 photographs: probabilities of trained networks, and with every class alive.
+    """`dense_crf` against pydensecrf2 on 20 images, with random probabilities in which every class wins somewhere.
 
-    DECONVNET_MODELS: a folder with trained networks (the `models` of a workspace); without it there are no trained ones.
+    If DECONVNET_MODELS names the folder `models` of a workspace, also with the probabilities of its networks.
     """
     from deconvnet.inference.predictor import Predictor
     from proposals import edge_boxes
 
-    pictures = photographs(20)
-    rows = _crf_rows("every class alive everywhere", [(image, _alive(image, n)) for n, image in enumerate(pictures)])
+    images = sample_images(20)
+    rows = _crf_rows("every class wins somewhere", [(image, _random_probabilities(image, n)) for n, image in enumerate(images)])
     if folder := os.environ.get("DECONVNET_MODELS"):
         predictor = Predictor.load(f"{folder}/stage2", f"{folder}/fcn8s")
-        made = [predictor.probabilities(image, edge_boxes(image)[0], ("edeconvnet",))["edeconvnet"] for image in pictures]
-        rows += _crf_rows(f"EDeconvNet's of {folder}", list(zip(pictures, made, strict=True)))
+        found = [predictor.probabilities(image, edge_boxes(image)[0], ("edeconvnet",))["edeconvnet"] for image in images]
+        rows += _crf_rows(f"EDeconvNet's probabilities, {folder}", list(zip(images, found, strict=True)))
     return rows
 
 
-def _alive(image: np.ndarray, seed: int) -> np.ndarray:
-    """Smooth random probabilities under which each of the classes wins somewhere, before and after the CRF."""
+def proposals() -> list[Row]:
+    """EdgeBox on ten images: the better of two runs each, and the median over the images."""
+    from proposals import edge_boxes
+
+    taken = [min(seconds(partial(edge_boxes, image)) for _ in range(2)) for image in sample_images(10)]
+    return [("edge_boxes, 2000 boxes, one core", f"{statistics.median(taken):.2f} s per image")]
+
+
+def _random_probabilities(image: np.ndarray, seed: int) -> np.ndarray:
+    """Smooth random class probabilities (C, H, W) in which each class wins somewhere, before and after the CRF."""
     import torch
 
     height, width = image.shape[:2]
@@ -72,39 +80,41 @@ def _alive(image: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _crf_rows(name: str, cases: list[tuple[np.ndarray, np.ndarray]]) -> list[Row]:
+    """The rows of one kind of probabilities, given as pairs of image and probabilities."""
     from deconvnet.crf import dense_crf
 
     dense_crf(*cases[0])
     taken, ratios, equal, left = [], [], [], []
     for image, probabilities in cases:
-        ours, spent = _timed(lambda image=image, p=probabilities: dense_crf(image, p))  # type: ignore[misc]
+        ours, spent = _timed(partial(dense_crf, image, probabilities))
         taken.append(spent)
         left.append(np.count_nonzero(ours.any(axis=(1, 2))))
         if (theirs := _pydensecrf(image, probabilities)) is not None:
             ratios.append(theirs[1] / spent)
             equal.append(float((theirs[0].argmax(0) == ours.argmax(0)).mean()))
-    title = f"dense_crf, {len(cases)} photographs, 21 classes, 10 iterations, one core; {name}"
-    rows = [(title, f"{statistics.median(taken):.2f} s a photograph, {statistics.median(left):.0f} classes left at the end")]
+    title = f"dense_crf, {len(cases)} images, 21 classes, 10 iterations, one core; {name}"
+    rows = [(title, f"{statistics.median(taken):.2f} s per image, {statistics.median(left):.0f} classes left at the end")]
     if not ratios:
         return [*rows, ("  against pydensecrf2", "not installed")]
     return [
         *rows,
         ("  against pydensecrf2", f"{statistics.median(ratios):.1f}× as fast ({min(ratios):.1f}–{max(ratios):.1f})"),
-        ("  equal labels", f"{100 * statistics.mean(equal):.2f} % (least {100 * min(equal):.2f} %)"),
+        ("  pixels with the same class", f"{100 * statistics.mean(equal):.2f} % (least {100 * min(equal):.2f} %)"),
     ]
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and the seconds of this thread's CPU time that it took: the better of two."""
+    """A function's result, and the CPU time in seconds that it took in this thread: the better of two calls."""
     best = float("inf")
     for _ in range(2):
         started = time.thread_time()
-        made = work()
+        result = work()
         best = min(best, time.thread_time() - started)
-    return made, best
+    return result, best
 
 
 def _pydensecrf(image: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """pydensecrf2's probabilities and its CPU time in seconds, or None if it is not installed."""
     try:
         import pydensecrf.densecrf as reference
     except ImportError:
@@ -121,10 +131,3 @@ def _pydensecrf(image: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarra
         return np.array(field.inference(10)).reshape(probabilities.shape)
 
     return _timed(work)
-
-
-def proposals() -> list[Row]:
-    from proposals import edge_boxes
-
-    taken = [min(seconds(lambda image=image: edge_boxes(image)) for _ in range(2)) for image in photographs(10)]  # type: ignore[misc]
-    return [("edge_boxes, 2000 boxes, one core", f"{statistics.median(taken):.2f} s a photograph")]

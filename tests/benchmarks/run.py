@@ -1,7 +1,7 @@
-"""`make bench`: what the parts cost on this machine, as one table; each figure a median of several runs, ratios paired in one run.
+"""Run benchmarks on this machine and print one table. Times are medians of several runs; ratios are of runs that took turns.
 
-make bench                       all: about half an hour on 2 cores
-make bench ARGS='crf loop'       some
+make bench                       all of them: about half an hour on 2 cores
+make bench ARGS='crf loop'       some of them
 """
 
 import json
@@ -14,23 +14,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import inference, training  # noqa: E402  (found only now)
+from tests.benchmarks import inference, training  # noqa: E402  (needs the path above)
 from tests.benchmarks.common import Row, machine  # noqa: E402
 
 
 def pipeline() -> list[Row]:
-    """Seconds by stage of the quickstart."""
+    """The duration of the quickstart's stages."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "workflows" / "train_pipeline.py"), "--workspace", folder]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         stages = {p.stem: json.loads(p.read_text())["seconds"] for p in sorted(Path(folder, "stages").glob("*.json"))}
-    figures = ", ".join(f"{name} {seconds:.0f}" for name, seconds in sorted(stages.items(), key=lambda pair: -pair[1]))
-    return [("the quickstart, seconds by stage", f"{figures}: {sum(stages.values()):.0f} together")]
+    durations = ", ".join(f"{name} {seconds:.0f}" for name, seconds in sorted(stages.items(), key=lambda pair: -pair[1]))
+    return [("the quickstart, seconds by stage", f"{durations}; {sum(stages.values()):.0f} in total")]
 
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
-    work.__name__: work
-    for work in (
+    benchmark.__name__: benchmark
+    for benchmark in (
         training.loop,
         training.feeding,
         training.inputs,
@@ -43,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
 
 
 def main() -> int:
+    """Run the benchmarks named on the command line, or all. Exit code 2 for an unknown name."""
     wanted = sys.argv[1:] or list(BENCHMARKS)
     if unknown := set(wanted) - set(BENCHMARKS):
         print(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)

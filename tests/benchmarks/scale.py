@@ -1,7 +1,7 @@
-"""What the data stages need as the data grows: `python tests/benchmarks/scale.py [speed] [memory]`. Minutes each; alone on the machine.
+"""How the data stages scale: `python tests/benchmarks/scale.py [speed] [memory]`. Minutes each; run nothing else meanwhile.
 
-speed    proposals a second by Ray Data with 1 and 2 workers, against a bare multiprocessing.Pool of the same function
-memory   peak resident memory of the driver and of the workers, for 200 photographs and for the same ten times over
+speed    images per second of the stage `proposals` on Ray with 1 and 2 workers, against a multiprocessing.Pool of the same function
+memory   peak resident memory of the driver and of the workers for 200 images, and for ten times as many
 """
 
 import multiprocessing
@@ -21,41 +21,48 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DECONVNET_SHARED", ROOT.parent / "shared"))
-SPEED_PHOTOGRAPHS = 320  # 10 parts: as many for each of two workers
-MEMORY_PHOTOGRAPHS = 200
+SPEED_IMAGES = 320  # 10 parts: the same number for each of two workers
+MEMORY_IMAGES = 200
 ROUNDS = 2
 
 
-def folder(place: Path, photographs: int, times: int = 1) -> Path:
-    """A VOC-layout folder with the sample's first photographs, `times` over under other ids. Files are links."""
+def make_dataset(folder: Path, images: int, times: int = 1) -> Path:
+    """Make a data set in VOC's layout from the VOC sample.
+
+    Args:
+        folder: where to make it; files are symbolic links.
+        images: number of images of the sample.
+        times: how often each image occurs, under different ids.
+
+    Returns:
+        The folder.
+    """
     sample = SHARED / "voc-sample"
     ids = [i for split in ("train", "val") for i in (sample / f"ImageSets/Segmentation/{split}.txt").read_text().split()]
-    chosen = ids[:: len(ids) // photographs][:photographs]
+    chosen = ids[:: len(ids) // images][:images]
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for kind, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png"), ("SegmentationObject", "png")):
-        (place / kind).mkdir(parents=True)
+        (folder / kind).mkdir(parents=True)
         for image_id in chosen:
             for n in range(times):
-                (place / kind / f"{image_id}_{n}.{suffix}").symlink_to(sample / kind / f"{image_id}.{suffix}")
+                (folder / kind / f"{image_id}_{n}.{suffix}").symlink_to(sample / kind / f"{image_id}.{suffix}")
     for number, image_id in enumerate(chosen):
         lists["val" if number % 5 == 0 else "train"] += [f"{image_id}_{n}" for n in range(times)]
-    (place / "ImageSets/Segmentation").mkdir(parents=True)
+    (folder / "ImageSets/Segmentation").mkdir(parents=True)
     for split, names in lists.items():
-        (place / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
-    return place
+        (folder / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
+    return folder
 
 
-@contextmanager
-def ray_of(cpus: int) -> Iterator[None]:
-    from infra.runtime.cluster import connected
-    from infra.settings import ClusterSettings
+def speed(folder: Path) -> list[tuple[str, str]]:
+    """Images per second of Ray and of a process pool. A small job starts the workers first, so start-up is not measured.
 
-    with connected(ClusterSettings(num_cpus=cpus)):
-        yield
+    Args:
+        folder: an empty folder to work in.
 
-
-def speed(place: Path) -> list[tuple[str, str]]:
-    """Photographs a second; start-up excluded on both sides: a first, small job has started the workers."""
+    Returns:
+        Pairs of what was measured and the measurement.
+    """
     from deconvnet.datasets.images_table import prepare_images
     from deconvnet.settings import DataSettings
     from infra.runtime.ray_executor import RayExecutor
@@ -65,11 +72,11 @@ def speed(place: Path) -> list[tuple[str, str]]:
     from proposals.settings import ProposalSettings
 
     uris = {}
-    for name, count in (("all", SPEED_PHOTOGRAPHS), ("few", 64)):
-        root = folder(place / name, count)
-        uris[name] = str(place / f"images-{name}")
-        with ray_of(2):
-            prepare_images(DataSettings(root=str(root)), 0, uris[name], "i" * 16, str(root), RayExecutor(ClusterSettings()))
+    for name, count in (("all", SPEED_IMAGES), ("few", 64)):
+        root = make_dataset(folder / name, count)
+        uris[name] = str(folder / f"images-{name}")
+        with RayExecutor(ClusterSettings(num_cpus=2)) as executor:
+            prepare_images(DataSettings(root=str(root)), 0, uris[name], "i" * 16, str(root), executor)
     rows = list(tables.iter_rows(uris["all"], ["image_id", "image"]))
     settings = ProposalSettings()
 
@@ -83,14 +90,10 @@ def speed(place: Path) -> list[tuple[str, str]]:
             return len(rows) / (time.perf_counter() - started)
 
     def by_ray(workers: int, number: int) -> float:
-        with ray_of(workers):
-            make_proposals(
-                uris["few"], str(place / f"few-{workers}-{number}"), settings, "p" * 16, RayExecutor(ClusterSettings())
-            )
+        with RayExecutor(ClusterSettings(num_cpus=workers)) as executor:
+            make_proposals(uris["few"], str(folder / f"few-{workers}-{number}"), settings, "p" * 16, executor)
             started = time.perf_counter()
-            commit = make_proposals(
-                uris["all"], str(place / f"all-{workers}-{number}"), settings, "p" * 16, RayExecutor(ClusterSettings())
-            )
+            commit = make_proposals(uris["all"], str(folder / f"all-{workers}-{number}"), settings, "p" * 16, executor)
             return commit.rows / (time.perf_counter() - started)
 
     found = []
@@ -98,49 +101,63 @@ def speed(place: Path) -> list[tuple[str, str]]:
         pairs = [(by_pool(workers), by_ray(workers, n)) for n in range(ROUNDS)]
         ratios = ", ".join(f"{ray / pool:.2f}" for pool, ray in pairs)
         pool, ray = (max(pair[i] for pair in pairs) for i in (0, 1))
-        found.append((f"proposals, {workers} worker{'s' if workers > 1 else ''}, {len(rows)} photographs",
-                      f"Ray Data {ray:.2f}/s, Pool {pool:.2f}/s; ratio {ratios} (each pair one after the other)"))  # fmt: skip
+        what = f"proposals, {workers} worker{'s' if workers > 1 else ''}, {len(rows)} images"
+        found.append((what, f"Ray {ray:.2f}/s, Pool {pool:.2f}/s; ratio {ratios} (each pair one after the other)"))
     return found
 
 
 def _one_thread() -> None:
+    """Keep OpenCV to one thread in a process of the pool."""
     import cv2
 
     cv2.setNumThreads(1)
 
 
 def _propose(row: dict, keywords: dict) -> object:
+    """The proposals of one row of the table `images`."""
     from proposals.edgebox import EdgeBoxOptions
     from proposals.job import proposals_row
 
     return proposals_row(row, EdgeBoxOptions(**keywords))
 
 
-def memory(place: Path) -> list[tuple[str, str]]:
-    """Peaks over prepare, proposals and crops."""
+def memory(folder: Path) -> list[tuple[str, str]]:
+    """Peak memory over the stages prepare, proposals and examples.
+
+    Args:
+        folder: an empty folder to work in.
+
+    Returns:
+        Pairs of what was measured and the measurement.
+    """
     found = []
     for times in (1, 10):
-        root = folder(place / f"data-{times}", MEMORY_PHOTOGRAPHS, times)
+        root = make_dataset(folder / f"data-{times}", MEMORY_IMAGES, times)
         code = (
             "from workflows.pipelines.training import Pipeline; from workflows.settings import load; import sys;"
             "Pipeline(load('workflows/configs/voc_sample.yaml', *sys.argv[1:])).run('scale', lambda stage: stage.name != 'examples')"
         )
-        options = ["--data.root", str(root), "--workspace", str(place / f"w-{times}"), "--compute.gpu", "false", "--compute.cpus_per_worker", "1",
-                   "--model.vgg16", ""]  # fmt: skip
+        workspace = folder / f"w-{times}"
+        options = ["--data.root", str(root), "--workspace", str(workspace), "--model.vgg16", ""]
+        options += ["--compute.gpu", "false", "--compute.cpus_per_worker", "1"]
         started = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-c", code, *options], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        with watched(process.pid) as peaks:
+        with watch_memory(process.pid) as peaks:
             assert process.wait() == 0
-        size = sum(f.stat().st_size for f in (place / f"w-{times}").rglob("*.parquet"))
+        size = sum(f.stat().st_size for f in workspace.rglob("*.parquet"))
         tables = f"{size / 1e6:,.0f} MB of tables in {time.perf_counter() - started:,.0f} s"
-        found.append((f"{MEMORY_PHOTOGRAPHS * times:,} photographs ({tables})",
-                      f"driver {peaks['driver']:,.0f} MB, largest worker {peaks['worker']:,.0f} MB"))  # fmt: skip
+        measured = f"driver {peaks['driver']:,.0f} MB, largest worker {peaks['worker']:,.0f} MB"
+        found.append((f"{MEMORY_IMAGES * times:,} images ({tables})", measured))
     return found
 
 
 @contextmanager
-def watched(pid: int) -> Iterator[dict[str, float]]:
-    """Peaks of resident memory (VmHWM, MB) of the process, and of the largest Ray worker below it, until the block ends."""
+def watch_memory(pid: int) -> Iterator[dict[str, float]]:
+    """Watch a process and its Ray workers until the block ends.
+
+    Yields:
+        Peak resident memory (VmHWM) in MB: "driver" of the process, "worker" of its largest Ray worker; updated while it runs.
+    """
     peaks = {"driver": 0.0, "worker": 0.0}
     over = threading.Event()
 
@@ -169,14 +186,15 @@ def watched(pid: int) -> Iterator[dict[str, float]]:
 
 
 def main() -> int:
+    """Run the measurements named on the command line, or both, each in a temporary folder."""
     wanted = sys.argv[1:] or ["speed", "memory"]
     for name in wanted:
-        place = Path(tempfile.mkdtemp(prefix=f"scale-{name}-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"scale-{name}-"))
         try:
-            for what, measured in {"speed": speed, "memory": memory}[name](place):
+            for what, measured in {"speed": speed, "memory": memory}[name](folder):
                 print(f"| {what} | {measured} |", flush=True)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

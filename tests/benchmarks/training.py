@@ -15,7 +15,7 @@ from deconvnet.training.dataloader import BatchPlan, Examples, ThreadedLoader, o
 from deconvnet.training.sampler import Group
 from infra.storage import tables
 from proposals import schemas
-from tests.benchmarks.common import Row, paired, peak_flops, photographs, seconds
+from tests.benchmarks.common import Row, median_seconds, peak_flops, sample_images, seconds
 
 BATCH = 64
 CLASSES = 21
@@ -80,7 +80,7 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
         x = minimal_model.prepare(torch.from_numpy(images[:2]).to(device))
         minimal_model(x).sum().backward()
     flops = counter.get_total_flops() / 2
-    ours_speed, minimal_speed = (BATCH * steps / each for each in paired([ours, minimal]))
+    ours_speed, minimal_speed = (BATCH * steps / each for each in median_seconds([ours, minimal]))
     kind = "bfloat16" if bf16 else "float32"
     share = 100 * ours_speed * flops / peak_flops(bf16, device)
     return [
@@ -204,7 +204,7 @@ def _examples(uri: str, size: int, count: int = 1024) -> str:
     from proposals.mining.rules import example_size
 
     rng = np.random.default_rng(0)
-    stored, sources = example_size(size), photographs(32)
+    stored, sources = example_size(size), sample_images(32)
 
     def rows() -> Iterator[dict[str, Any]]:
         for number in range(count):

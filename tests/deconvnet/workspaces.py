@@ -1,4 +1,4 @@
-"""Tables of a finished workspace, made up, and a stand-in for Ray that does one unit after another."""
+"""Made-up tables of a finished workspace."""
 
 from pathlib import Path
 
@@ -10,7 +10,17 @@ from proposals.image_codec import encode_jpeg, encode_mask
 
 
 def made_up_tables(folder: Path) -> tuple[str, str]:
-    """Photographs of two rectangles in two parts, every third of val and of dev; 300 boxes each, most of them far from either."""
+    """Write tables `images` and `proposals` of 18 images.
+
+    Each image shows two rectangles, which are annotated objects of classes 1 and 2. Of 300 boxes per image the last ten are close to
+    a rectangle. Image i is of dev if i % 6 is 4, of val if it is 5, else of train. Tables have two parts.
+
+    Args:
+        folder: where to write `images` and `proposals`.
+
+    Returns:
+        The URIs of both tables.
+    """
     rng = np.random.default_rng(0)
     rows, boxes = [], []
     for i in range(18):
