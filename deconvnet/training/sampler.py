@@ -111,7 +111,7 @@ def nearly_equal(count: int, parts: int) -> list[range]:
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
-def micro_batches(batch: int, world: int, micro_batch: int | None) -> int:
+def micro_batch_count(batch: int, world: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that every worker divides its share of a global batch into.
 
     It is the same for all workers, because synchronised batch norm waits for all of them at each micro-batch; so none may be empty,

@@ -22,7 +22,7 @@ from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
 from deconvnet.training.interfaces import Batch, BatchLoader, DevLoader, Outcome, Report, SegmentationNetwork, State
 from deconvnet.training.optimizer import Schedule, make_sgd, named_parameters, set_rate
-from deconvnet.training.sampler import micro_batches, nearly_equal
+from deconvnet.training.sampler import micro_batch_count, nearly_equal
 from infra.errors import Interrupted, UserError
 from proposals.masks import VOID_ID
 
@@ -70,12 +70,12 @@ class Trainer:
         self.settings, self.loader, self.dev, self.seed, self.bf16 = settings, loader, dev, seed, bf16
         self.device = torch.device(device)
         self.rank, self.world_size = rank_and_world_size()
-        self.pieces = micro_batches(settings.batch, self.world_size, settings.micro_batch)
+        self.micro_batches = micro_batch_count(settings.batch, self.world_size, settings.micro_batch)
         # Convolutions on CPUs (oneDNN) and on tensor cores are faster with channels last; it changes no value's meaning.
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.world_size > 1 and settings.batch // (self.world_size * self.pieces) < SYNC_BELOW:
+        if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             model = convert_sync(model)
-        self.model = model
+        self.model = self._network = model  # `fit` wraps the latter in DDP
         self.optimiser = make_sgd(model, settings)
         steps = settings.epochs * loader.steps_per_epoch
         self.total_steps = min(steps, settings.max_steps or steps)
@@ -106,7 +106,7 @@ class Trainer:
             Interrupted: if a stop was requested; `report` was given the state before.
             Diverged: if the loss is not finite.
         """
-        network = self._distributed() if self.world_size > 1 else self.model
+        self._network = self._distributed() if self.world_size > 1 else self.model
         self.model.train()
         self._meter = Meter()
         for images, masks in self._remaining_batches():
@@ -117,7 +117,7 @@ class Trainer:
                 raise Interrupted(f"stopped after step {self.step}")
             due = bool(save) or self._checkpoint_is_due(self.step + 1)
             logs = due or (self.step + 1) % self.settings.log_every == 0
-            rate = self.train_step(network, images, masks, valid_pixels, count_correct=logs)
+            rate = self.train_step(images, masks, valid_pixels, count_correct=logs)
             if logs:
                 metrics = {**self._position(), "lr": rate, **self._loss_metrics(valid_pixels)}
                 if self._ends_epoch(self.step):
@@ -134,13 +134,10 @@ class Trainer:
             report({**self._position(), "final_dev_mean_iou": self._dev_mean_iou}, None)
         return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
 
-    def train_step(
-        self, network: nn.Module, images: np.ndarray, masks: np.ndarray, valid_pixels: int, count_correct: bool
-    ) -> float:
+    def train_step(self, images: np.ndarray, masks: np.ndarray, valid_pixels: int, count_correct: bool) -> float:
         """Do one optimiser step on a global batch, in micro-batches where the settings ask for them.
 
         Args:
-            network: the model, or DDP around it.
             images: this rank's share: uint8 (n, 3, S, S), RGB.
             masks: uint8 (n, S, S), class ids, 255 = void.
             valid_pixels: non-void pixels of the global batch.
@@ -152,12 +149,12 @@ class Trainer:
         torch.manual_seed(_step_seed(self.seed, self.step, self.rank))
         rate = self.schedule.rate(self.step)
         set_rate(self.optimiser, rate)
-        pieces = nearly_equal(len(images), self.pieces)
+        pieces = nearly_equal(len(images), self.micro_batches)
         for piece in pieces:
             x, truth = self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])
-            with self._gradient_sync(network, piece == pieces[-1]):
+            with self._gradient_sync(last=piece == pieces[-1]):
                 with self._autocast():
-                    scores = network(self._prepare(x))
+                    scores = self._network(self._prepare(x))
                 loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(valid_pixels, 1)
                 (loss * self.world_size).backward()  # DDP averages gradients over ranks; the loss is a share of the mean already
             self._meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if count_correct else None)
@@ -179,7 +176,7 @@ class Trainer:
                 dist.broadcast(buffer, 0)
         self.model.eval()
         found = ConfusionMatrix(cast(SegmentationNetwork, self.model).num_classes)
-        size = -(-self.settings.batch // (self.world_size * self.pieces))
+        size = -(-self.settings.batch // (self.world_size * self.micro_batches))
         with torch.inference_mode(), self._autocast():
             for images, masks in self.dev.batches(size):
                 x, _ = self._to_device(images, masks)
@@ -247,7 +244,7 @@ class Trainer:
         inputs = (
             self._prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
             for images, masks in self.loader.batches(first, first + self.settings.bn_batches)
-            for piece in nearly_equal(len(images), self.pieces)
+            for piece in nearly_equal(len(images), self.micro_batches)
         )
         with self._autocast():
             recompute_statistics(self.model, inputs)
@@ -261,8 +258,9 @@ class Trainer:
         """Return the context in which the network is computed: in bfloat16 if `bf16`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def _gradient_sync(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Let DDP average gradients only at the last micro-batch."""
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context of a backward pass; DDP averages gradients only at the last micro-batch."""
+        network = self._network
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
 
     def _distributed(self) -> DistributedDataParallel:

@@ -9,7 +9,7 @@ from deconvnet.training.sampler import (
     Batching,
     Group,
     check_batching,
-    micro_batches,
+    micro_batch_count,
     nearly_equal,
     window_count,
     window_rows,
@@ -108,7 +108,7 @@ def test_shares_differ_by_one_example_at_most():
 @given(batch=st.integers(1, 300), world=st.integers(1, 16), micro=st.integers(1, 40))
 def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, world, micro):
     world = min(world, batch)
-    pieces = micro_batches(batch, world, micro)
+    pieces = micro_batch_count(batch, world, micro)
     cuts = [nearly_equal(len(share), pieces) for share in nearly_equal(batch, world)]
     sizes = [len(piece) for cut in cuts for piece in cut]
     assert sum(sizes) == batch
@@ -116,13 +116,13 @@ def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, world, 
     assert max(sizes) <= max(micro, 2)
     if batch % (world * micro) == 0:
         assert set(sizes) == {micro}
-    assert pieces == 1 or micro_batches(batch, world, micro + 1) <= pieces
+    assert pieces == 1 or micro_batch_count(batch, world, micro + 1) <= pieces
 
 
 def test_without_micro_batch_there_is_one_piece():
-    assert micro_batches(64, 4, None) == 1
-    assert micro_batches(64, 4, 5) == 4
-    assert micro_batches(64, 4, 32) == 1
+    assert micro_batch_count(64, 4, None) == 1
+    assert micro_batch_count(64, 4, 5) == 4
+    assert micro_batch_count(64, 4, 32) == 1
 
 
 def test_a_batch_that_can_t_be_shared_is_refused():
