@@ -18,7 +18,7 @@ def code_version() -> str:
     """Return which code is at work.
 
     Returns:
-        The git commit of this checkout, followed by "+" if tracked files differ from it. Outside a git checkout: `package_version`.
+        The git commit of this checkout, followed by "+" if tracked files differ from it; without git, the `package_version`.
     """
     folder = Path(__file__).resolve().parent
 

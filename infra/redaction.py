@@ -29,8 +29,8 @@ def redacted(value: Any, key: str = "") -> Any:
         key: name of the value in the mapping that holds it, "" if there is none.
 
     Returns:
-        The same structure with tuples as lists. Strings are passed through `without_secrets`; values whose key looks like that of a
-        secret (password, token, access_key, …) are replaced by `***`.
+        The same structure with tuples as lists. Strings are passed through `without_secrets`; values whose key looks like that of
+        a secret (password, token, access_key, …) are replaced by `***`.
     """
     if value is not None and _SECRET_KEY.search(key):
         return _HIDDEN

@@ -153,7 +153,8 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
             return f"**{escaped(summary['model'])} version {summary['version']}**, alias `challenger`."
         case "verdict":
             promoted = "promoted" if summary["promoted"] else "not promoted"
-            return f"Version {summary['version']} is **{promoted}**: {escaped(summary['why'])}. Champion is version {summary['champion']}."
+            outcome = f"Version {summary['version']} is **{promoted}**: {escaped(summary['why'])}."
+            return f"{outcome} Champion is version {summary['champion']}."
     return ""
 
 

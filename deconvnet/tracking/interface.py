@@ -23,7 +23,10 @@ ReportSink = Callable[[Mapping[str, Any]], None]
 
 
 class Run(Protocol):
-    """A run that is being logged: that of a pipeline, or that of a stage below it. Methods raise UserError if the tracker does not accept what they log."""
+    """A run that is being logged: that of a pipeline, or that of a stage below it.
+
+    The methods raise UserError if the tracker does not accept what they log.
+    """
 
     @property
     def run_id(self) -> str:

@@ -1,9 +1,10 @@
 """Training metrics on their way to MLflow: appended to a local file, delivered by a thread.
 
-Training reports its metrics from a process that must not wait (Ray Train calls callbacks in its controller and retries one that raises
-without end). So `MetricSpool` only appends a line to a local file, which takes microseconds. `SpoolDelivery`, a thread of the driver,
-reads the file and sends the points to MLflow, however long that takes. Ray pins the controller to the driver's node, so both see the
-file. Only the driver talks to MLflow, so a SQLite store has one writer. The file outlives a killed driver: a resumed run sends the rest.
+Training reports its metrics from a process that must not wait: Ray Train calls callbacks in its controller, and retries one that
+raises without end. So `MetricSpool` only appends a line to a local file, which takes microseconds. `SpoolDelivery`, a thread of
+the driver, reads the file and sends the points to MLflow, however long that takes. Ray pins the controller to the driver's node, so
+both see the file. Only the driver talks to MLflow, so a SQLite store has one writer. The file outlives a killed driver: a resumed
+run sends the rest.
 """
 
 import json
@@ -68,7 +69,7 @@ class MetricSpool:
         """Append the metrics of one step.
 
         Args:
-            metrics: numbers by name, with the step as "step". Values that are no numbers, and reports without a step, are ignored.
+            metrics: numbers by name, with the step as "step". Other values, and reports without a step, are ignored.
         """
         step = metrics.get("step")
         values = {k: float(v) for k, v in metrics.items() if k != "step" and isinstance(v, Real) and not isinstance(v, bool)}
@@ -106,8 +107,8 @@ def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
 class SpoolDelivery:
     """A thread that sends the points of a spool file in order and retries while sending fails.
 
-    A point at or before the last delivered step of its metric is dropped, so steps that a resumed training repeats are logged once,
-    and reading the file from its start again does no harm.
+    A point at or before the last delivered step of its metric is dropped, so steps that a resumed training repeats are logged
+    once, and reading the file from its start again does no harm.
     """
 
     def __init__(self, file: Path, send: Callable[[Sequence[Point]], None], last_steps: Callable[[], dict[str, int]]) -> None:
@@ -116,7 +117,7 @@ class SpoolDelivery:
         Args:
             file: the spool file; it need not exist yet.
             send: delivers up to 500 points; raises if they were not taken.
-            last_steps: returns the last step that was delivered by metric name; called until it succeeds once.
+            last_steps: returns the last delivered step of each metric; called until it succeeds once.
         """
         self.file = file
         self._send = send
@@ -201,7 +202,8 @@ def local_folder(uri: str | None) -> Iterator[Path]:
     """Provide a local folder for spool files.
 
     Args:
-        uri: folder where the files are kept. On S3 a temporary copy is used, and copied back at the end. None: a temporary folder.
+        uri: folder where the files are kept; on S3 a temporary copy of it is used, and copied back at the end. None: a temporary
+            folder.
 
     Yields:
         The local folder.

@@ -82,7 +82,10 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 class MlflowRun:
-    """An MLflow run that is being logged (see `interface.Run`). Methods raise UserError if the store does not accept what they log."""
+    """An MLflow run that is being logged (see `interface.Run`).
+
+    The methods raise UserError if the store does not accept what they log.
+    """
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
         """Wrap the run `run_id` of the tracker's store."""
@@ -96,7 +99,10 @@ class MlflowRun:
         return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings as parameters. One already logged with another value (a resumed run) becomes a tag `changed.NAME`."""
+        """Log nested settings as parameters.
+
+        A parameter that was logged with another value before the run was resumed becomes a tag `changed.NAME`.
+        """
         from mlflow.entities import Param
 
         params = flat_params(settings)
@@ -230,7 +236,7 @@ class MlflowTracker:
         Args:
             uri: URI of the MLflow store.
             experiment: name of the experiment.
-            spool_uri: folder (local or s3://) for metrics that MLflow has not taken yet; None: a temporary one, lost with the process.
+            spool_uri: folder (local or s3://) for metrics that MLflow has not taken yet; None: a temporary folder.
 
         Raises:
             UserError: if the store can't be used, or the experiment was deleted.

@@ -1,4 +1,4 @@
-"""The decision whether a newly trained model (the challenger) replaces the current one (the champion), and its record in the registry."""
+"""Decides whether a newly trained model (the challenger) replaces the current one (the champion), and records that."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The code of the registered model: MLflow runs this file when it loads the model ("models from code").
 
-The file is copied into the model beside `code/` (deconvnet, proposals, infra). It needs neither Ray nor this project to be installed.
+The file is copied into the model beside `code/` (deconvnet, proposals, infra), and needs neither Ray nor this project installed.
 """
 
 import base64
@@ -37,7 +37,7 @@ class Ensemble(PythonModel):
             params: not used.
 
         Returns:
-            Frame with the same index. `mask`: bytes of a paletted PNG of class ids (VOC's colours), as large as the image is displayed,
+            Frame with the same index. `mask`: bytes of a paletted PNG of class ids (VOC's colours) in the image's displayed size,
             or None; `error`: None, or why there is no mask.
         """
         predictions = [self._predict(value) for value in model_input["image"]]

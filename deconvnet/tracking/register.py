@@ -1,4 +1,4 @@
-"""Registers an ensemble in MLflow: a pyfunc model with its weights, its options and the code it needs. Nothing in it is pickled."""
+"""Registers an ensemble in MLflow as a pyfunc model with its weights, its options and the code it needs. Nothing is pickled."""
 
 import importlib.metadata
 import re
@@ -25,17 +25,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("deconvnet", "proposals", "infra")
 """Packages whose code goes into the model."""
-DISTRIBUTIONS = (
-    "mlflow",
-    "numba",
-    "numpy",
-    "opencv-contrib-python-headless",
-    "pillow",
-    "pyarrow",
-    "safetensors",
-    "scipy",
-    "torch",
-)
+_OPENCV = "opencv-contrib-python-headless"
+DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safetensors", "scipy", "torch")
 """What this code needs installed."""
 
 

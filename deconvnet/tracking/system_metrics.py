@@ -1,8 +1,9 @@
 """CPU, memory, disk, network and GPU load of the driver's machine, shown by MLflow under *System metrics*.
 
-The measuring is MLflow's own (`SystemMetricsMonitor`), the thread is ours. MLflow's thread (3.17) ends at the first request that fails,
-so one short outage would end the metrics; it counts samples from 0 instead of seconds, so a resumed run's points would mix with its
-earlier ones; and it is stopped by a join without a timeout, which blocks the end of a run while MLflow does not answer.
+The measuring is MLflow's own (`SystemMetricsMonitor`), the thread is ours, because MLflow's thread (3.17)
+* ends at the first request that fails, so one short outage would end the metrics;
+* counts samples from 0 instead of seconds, so the points of a resumed run would mix with its earlier ones;
+* is joined without a timeout, which delays the end of a run while MLflow does not answer.
 """
 
 import logging

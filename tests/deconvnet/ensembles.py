@@ -1,4 +1,4 @@
-"""A tiny ensemble with random weights, and how to register it: shared by the tests of tracking, inference, serving and the commands."""
+"""A tiny ensemble with random weights, and how to register it, for the tests of inference, tracking, serving and the commands."""
 
 from pathlib import Path
 

@@ -130,5 +130,6 @@ def run_summary(workspace: str) -> RunSummary:
         )
     except FileNotFoundError:
         raise UserError(
-            f"{workspace} has no report/results.json, which the stage evaluate writes: run workflows/train_pipeline.py on it first"
+            f"{workspace} has no report/results.json, which the stage evaluate writes: run "
+            "workflows/train_pipeline.py on it first"
         ) from None
