@@ -34,7 +34,11 @@ def test_links_have_targets(page: Path) -> None:
 
 
 def test_files_named_in_the_architecture_exist() -> None:
-    there = {path.name for room in ("infra", "proposals", "deconvnet", "workflows") for path in (ROOT / room).rglob("*.py")}
+    there = {
+        path.name
+        for package in ("infra", "proposals", "deconvnet", "workflows", "tests")
+        for path in (ROOT / package).rglob("*.py")
+    }
     named = set(re.findall(r"(\w+\.py)\b", (ROOT / "ARCHITECTURE.md").read_text("utf-8")))
     assert named <= there and len(named) > 50
 
