@@ -99,7 +99,7 @@ def test_named_photographs(finished: Path, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["confussion"], "there is no figure confussion: did you mean confusion? There are unpooling, "),
-        (["instances", "--image", "5"], "--image 5: {workspace} has no such photograph; its ids are as 0"),
+        (["instances", "--image", "5"], "--image 5: {workspace} has no such image; its ids are like 0"),
         (["wins", "--image", "005"], "wins does not show single images: --image goes with unpooling, instances, comparison"),
     ],
 )
@@ -126,10 +126,10 @@ def test_a_stage_that_is_not_finished(
     shutil.rmtree(workspace / gone)
     for name in sorted(needs):
         assert call(name, "--workspace", str(workspace)) == 2
-        assert f"{workspace} has no {gone}" in (said := capsys.readouterr().err) and f"which the stage {stage} leaves" in said
+        assert f"{workspace} has no {gone}" in (said := capsys.readouterr().err) and f"which the stage {stage} writes" in said
     assert call("all", "--workspace", str(workspace)) == 0
     left_out = capsys.readouterr().err
-    assert {line.split(":")[0].strip() for line in left_out.splitlines() if f"stage {stage} leaves" in line} == needs
+    assert {line.split(":")[0].strip() for line in left_out.splitlines() if f"stage {stage} writes" in line} == needs
     needs = needs | ({"recall"} if gone == "report" else set())  # its objects are small, which the report knows
     made = {path.stem for path in (workspace / "figures").iterdir()}
     assert made == {file for file in FILES if file not in needs and not ("examples" in needs and file.startswith("examples_"))}

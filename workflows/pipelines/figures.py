@@ -1,8 +1,9 @@
-"""The figures of a finished workspace, made from its tables, models and report; nothing in it is changed."""
+"""Draw the figures of a finished workspace again, from its tables, models and report. Nothing in the workspace is changed."""
 
 import difflib
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.reporting import gallery, plots, training_curves
@@ -14,7 +15,7 @@ from infra.storage import tables
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
-_STAGES = {
+_MADE_BY = {
     "images": "prepare",
     "proposals": "proposals",
     "examples/stage1": "examples",
@@ -24,15 +25,22 @@ _STAGES = {
     "report/results.json": "evaluate",
     "report/analysis.json": "evaluate",
     "report/mean_iou_by_image.json": "evaluate",
-}  # which stage leaves what
-_FIRST_LOOKED_AT = 10  # photographs tried before one without an object is shown
+}
+"""The stage that makes each file or table of a workspace."""
+_CANDIDATES = 10  # images that are searched for one with several objects
 
 
 class WorkspaceFigures:
-    """Figures of the workspace `workspace`, of its split `val`. Its methods raise UserError where a stage that they need isn't finished."""
+    """Figures of a workspace and its val images. Methods raise UserError if a stage that they need has not finished."""
 
     def __init__(self, workspace: str, run_file: str, store: Callable[[], str]) -> None:
-        """run_file: the workspace's record of its MLflow run; store: finds the address of its MLflow."""
+        """Read nothing yet.
+
+        Args:
+            workspace: the workspace's URI.
+            run_file: URI of the file that names the workspace's MLflow run.
+            store: returns the tracking URI of the workspace's MLflow; called only if curves are read from it.
+        """
         self.workspace = workspace
         self._run_file, self._store = run_file, store
 
@@ -51,9 +59,7 @@ class WorkspaceFigures:
         if name == "wins":
             chosen = gallery.largest_leads(self._mean_iou)
             if not chosen:
-                raise UserError(
-                    f"in {self.workspace} no network is ahead of another on any photograph: there are no wins to show"
-                )
+                raise UserError(f"in {self.workspace} no network is ahead of another on any image: there are no wins to show")
             return self._side_by_side(name, chosen)
         if name == "examples":
             return {
@@ -70,14 +76,15 @@ class WorkspaceFigures:
         return {f"{name}.png": result_charts(results, self._json("report/analysis.json"))[name]}
 
     def check_images(self, image_ids: Sequence[str]) -> None:
-        """Raises UserError where the workspace has no photograph of one of these ids."""
+        """Check that the workspace has an image of each id; raises UserError if not."""
         known = {row["image_id"] for row in tables.iter_rows(self._need("images"), ["image_id"])} if image_ids else set()
         for image_id in image_ids:
             if image_id not in known:
                 near = difflib.get_close_matches(image_id, known, n=1) or sorted(known)[:1]
-                raise UserError(f"--image {image_id}: {self.workspace} has no such photograph; its ids are as {near[0]}")
+                raise UserError(f"--image {image_id}: {self.workspace} has no such image; its ids are like {near[0]}")
 
     def _of_images(self, name: str, image_ids: Sequence[str]) -> dict[str, bytes]:
+        """Draw a figure of single images, one file per image for all but the comparison."""
         if name == "comparison" and not image_ids:
             return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
         predictor = self._predictor
@@ -85,7 +92,7 @@ class WorkspaceFigures:
             known = gallery.read_samples(self._need("images"), self._need("proposals"), image_ids)
             shown = [known[image_id] for image_id in image_ids]
         else:
-            shown = [self._one()]
+            shown = [self._default_sample()]
         if name == "comparison":
             scores = self._mean_iou if self._has("report/mean_iou_by_image.json") else {}
             return {"comparison.png": gallery.draw_comparison(predictor, [("", each) for each in shown], self._classes, scores)}
@@ -96,40 +103,40 @@ class WorkspaceFigures:
         return {f"{name}_{image_id.replace('/', '_')}.png": data for image_id, data in files.items()}
 
     def _side_by_side(self, name: str, chosen: Sequence[tuple[str, str]]) -> dict[str, bytes]:
+        """Draw a comparison of images, given as pairs of a word that says why it is shown and the image's id."""
         known = gallery.read_samples(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
         rows = [(word, known[image_id]) for word, image_id in chosen]
         return {f"{name}.png": gallery.draw_comparison(self._predictor, rows, self._classes, self._mean_iou)}
 
-    def _one(self) -> gallery.Sample:
-        """A photograph with an object: of those that DeconvNet labels best, or, where nothing is measured yet, of the first."""
+    def _default_sample(self) -> gallery.Sample:
+        """An image with objects: among those with DeconvNet's highest IoU or, before the evaluation, among the first ones."""
         images = self._need("images")
         if self._has("report/mean_iou_by_image.json"):
             ids = gallery.best_of_deconvnet(self._mean_iou)
         else:
-            ids = [
-                row["image_id"] for row, _ in zip(tables.iter_rows(images, ["image_id"]), range(_FIRST_LOOKED_AT), strict=False)
-            ]
+            ids = [row["image_id"] for row in islice(tables.iter_rows(images, ["image_id"]), _CANDIDATES)]
         known = gallery.read_samples(images, self._need("proposals"), ids)
         return gallery.with_several_objects(known[image_id] for image_id in ids)
 
     def _recall(self) -> bytes:
+        """Measure and draw the recall of the val images' proposals."""
+        from infra.runtime.local_executor import LocalExecutor
         from proposals.job import iter_proposals
-        from proposals.recall import MIN_AREA, counts_up_to, sum_recalls
-        from proposals.recall_job import part_recall
+        from proposals.recall import MIN_AREA, counts_up_to
+        from proposals.recall_job import measure_recall
 
         images, proposals = self._need("images"), self._need("proposals")
-        pairs = list(zip(tables.require_commit(images).parts, tables.require_commit(proposals).parts, strict=True))
-        counts = counts_up_to(
-            max((len(boxes) for _, part in pairs for _, boxes, _ in iter_proposals(proposals, part)), default=1)
-        )
+        parts = tables.require_commit(proposals).parts
+        most = max((len(boxes) for part in parts for _, boxes, _ in iter_proposals(proposals, part)), default=1)
         area = self._json("report/proposals.json")["min_area"] if self._has("report/proposals.json") else MIN_AREA
-        units = [pair for pair in pairs if any(group.splits.get("val") for group in pair[0].row_groups)]
-        found = sum_recalls((part_recall(images, proposals, unit, "val", counts, area) for unit in units), counts)
+        with LocalExecutor(1) as executor:
+            found = measure_recall(images, proposals, "val", executor, counts_up_to(most), area)
         if not found.num_objects:
-            raise UserError(f"the val photographs of {self.workspace} have no objects of {area:,.0f} px² or more to find")
+            raise UserError(f"the val images of {self.workspace} have no objects of {area:,.0f} px² or more to find")
         return plots.recall_curves({"val": found})
 
     def _training_curves(self) -> dict[str, bytes]:
+        """Draw the curves that the trainings logged to MLflow or to files."""
         from deconvnet.tracking.interface import read_histories
 
         run_id = storage.read_json(self._run_file)["mlflow_run_id"] if storage.exists(self._run_file) else None
@@ -141,10 +148,12 @@ class WorkspaceFigures:
 
     @cached_property
     def _mean_iou(self) -> gallery.MeanIou:
+        """Mean IoU by image and result."""
         return self._json("report/mean_iou_by_image.json")
 
     @cached_property
     def _classes(self) -> list[str]:
+        """Class names by id, of a trained model."""
         for stage in ("stage2", "fcn8s"):
             if self._has(f"models/{stage}/model.json"):
                 return list(self._json(f"models/{stage}/model.json")["classes"])
@@ -153,7 +162,7 @@ class WorkspaceFigures:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        """As it labelled for the report; by the settings' defaults where there is none."""
+        """The predictor that made the report; before the evaluation, one with the default settings."""
         import torch
 
         from deconvnet.inference.predictor import Predictor, PredictorOptions
@@ -166,17 +175,19 @@ class WorkspaceFigures:
         return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:
-        return storage.read_json(self._need(name) if name in _STAGES else storage.join(self.workspace, name))
+        """The content of a JSON file of the workspace."""
+        return storage.read_json(self._need(name) if name in _MADE_BY else storage.join(self.workspace, name))
 
     def _has(self, name: str) -> bool:
+        """Whether a file exists in the workspace."""
         return storage.exists(storage.join(self.workspace, name))
 
     def _need(self, name: str) -> str:
-        """Where `name` (of _STAGES) lies."""
+        """The URI of a file, table or model of `_MADE_BY`; raises UserError if it does not exist."""
         proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
         if not self._has(proof):
             raise UserError(
-                f"{self.workspace} has no {name}, which the stage {_STAGES[name]} leaves: "
+                f"{self.workspace} has no {name}, which the stage {_MADE_BY[name]} writes: "
                 "run workflows/train_pipeline.py on this workspace first"
             )
         return storage.join(self.workspace, name)
