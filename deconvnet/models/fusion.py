@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deconvnet.models.layers import as_convolution_kernel
 from deconvnet.models.network import Network
-from infra.runtime.device import fast_bf16
+from infra.device import fast_bf16
 
 N = TypeVar("N", bound=Network)
 

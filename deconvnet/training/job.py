@@ -17,8 +17,8 @@ from deconvnet.training.interfaces import BatchLoader, DevLoader, Outcome, Repor
 from deconvnet.training.sampler import check_batching
 from deconvnet.training.trainer import Diverged, Trainer, rank_and_world_size
 from infra import storage
+from infra.device import fast_bf16
 from infra.errors import Interrupted, UserError
-from infra.runtime.device import fast_bf16
 
 logger = logging.getLogger(__name__)
 

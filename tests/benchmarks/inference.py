@@ -23,7 +23,7 @@ def segmentation() -> list[Row]:
     from deconvnet import DeconvNet
     from deconvnet.inference.instances import segment_instances
     from deconvnet.models.fusion import for_inference
-    from infra.runtime.device import fast_bf16
+    from infra.device import fast_bf16
     from proposals import edge_boxes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -44,7 +44,7 @@ def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[
     from deconvnet import DeconvNet
     from deconvnet.settings import StageSettings
     from deconvnet.training.trainer import Trainer
-    from infra.runtime.device import fast_bf16
+    from infra.device import fast_bf16
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, 3, size, size)).astype(np.uint8)
@@ -103,7 +103,7 @@ def feeding() -> list[Row]:
     from deconvnet.training.job import TrainingJob
     from deconvnet.training.ray_trainer import train_on_ray
     from deconvnet.training.trainer import Trainer
-    from infra.runtime.device import fast_bf16
+    from infra.device import fast_bf16
 
     width, size = _cpu_network()
     gpu = torch.cuda.is_available()

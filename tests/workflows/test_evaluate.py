@@ -1,6 +1,6 @@
-"""evaluate.py by its door, as far as submissions go: the archive, whole or not at all, and each mistake a sentence.
+"""evaluate.py --submission: the archive appears whole or not at all, and user errors are sentences.
 
-That it measures is tested with the pipeline (test_train_pipeline.py).
+The evaluation itself is tested with the pipeline (test_train_pipeline.py).
 """
 
 import io
@@ -61,7 +61,7 @@ def names(archive: Path) -> list[str]:
         return tar.getnames()
 
 
-def test_an_archive_of_the_test_list_again_and_of_others(
+def test_an_archive_has_a_mask_for_each_image_of_its_list(
     workspace: Path,
     root: Path,
     tmp_path: Path,
@@ -115,7 +115,7 @@ def test_masks_that_break_a_rule_are_not_written(
         (("--data.max_pixels", "100"), "is larger than 100 pixels"),
     ],
 )
-def test_a_mistake_is_a_sentence_before_anything_is_done(
+def test_a_user_error_is_a_sentence_before_anything_is_done(
     workspace: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

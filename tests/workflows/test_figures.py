@@ -1,4 +1,4 @@
-"""figures.py by its door: every figure of a finished workspace, of photographs one names, and what it refuses."""
+"""figures.py: every figure of a finished workspace, figures of named images, and user errors."""
 
 import shutil
 from pathlib import Path
@@ -73,7 +73,7 @@ def call(*arguments: str) -> int:
     return cli.run(lambda: main(list(arguments)))
 
 
-def test_all_of_a_finished_workspace(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_draws_every_figure(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(finished.rglob("*"))
     assert call("all", "--workspace", str(finished), "--out", str(tmp_path)) == 0
     said = capsys.readouterr()
@@ -86,7 +86,7 @@ def test_all_of_a_finished_workspace(finished: Path, tmp_path: Path, capsys: pyt
         assert (tmp_path / f"{name}.png").read_bytes() == (finished / "report" / f"{name}.png").read_bytes()
 
 
-def test_named_photographs(finished: Path, tmp_path: Path) -> None:
+def test_named_images_are_shown(finished: Path, tmp_path: Path) -> None:
     for name in ("instances", "comparison"):
         assert call(name, "--workspace", str(finished), "--out", str(tmp_path), "--image", "005", "--image", "011") == 0
     assert {path.name for path in tmp_path.iterdir()} == {"instances_005.png", "instances_011.png", "comparison.png"}
@@ -96,17 +96,19 @@ def test_named_photographs(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["confussion"], "there is no figure confussion: did you mean confusion? There are unpooling, "),
         (["instances", "--image", "5"], "--image 5: {workspace} has no such image; its ids are like 0"),
         (["wins", "--image", "005"], "wins does not show single images: --image goes with unpooling, instances, comparison"),
     ],
 )
-def test_mistakes_are_told(finished: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors_are_sentences(
+    finished: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(*arguments, "--workspace", str(finished)) == 2
     said = capsys.readouterr().err
-    assert says.format(workspace=finished) in said and "Traceback" not in said
+    assert message.format(workspace=finished) in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_mistakes_are_told(finished: Path, arguments: list[str], says: str, caps
 def test_a_stage_that_is_not_finished(
     finished: Path, tmp_path: Path, gone: str, needs: set[str], stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What needs it is refused; all makes the rest, and says what it left out."""
+    """A figure that needs it is refused; `all` draws the others, and names those it does not draw."""
     workspace = shutil.copytree(finished, tmp_path / "w")
     shutil.rmtree(workspace / gone)
     for name in sorted(needs):
@@ -135,7 +137,7 @@ def test_a_stage_that_is_not_finished(
     assert made == {file for file in FILES if file not in needs and not ("examples" in needs and file.startswith("examples_"))}
 
 
-def test_the_report_anew(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_writes_the_page_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = shutil.copytree(finished, tmp_path / "w")
     assert call("report", "--workspace", str(workspace)) == 0
     assert capsys.readouterr().out.split() == [str(workspace / "report" / "index.html")]
@@ -153,8 +155,8 @@ def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_photograph_that_only_background_covers_and_tiny_tables(finished: Path, tmp_path: Path) -> None:
-    """A workspace before its evaluation: the first photographs are shown, by the settings' defaults."""
+def test_before_the_evaluation_the_first_images_with_objects_are_shown(finished: Path, tmp_path: Path) -> None:
+    """The settings' defaults are used; an image of background only is skipped."""
     workspace = tmp_path / "w"
     shutil.copytree(finished / "models", workspace / "models")
     row = {

@@ -1,4 +1,4 @@
-"""Retraining by its door: the first champion, a quiet night, new photographs, a run beside a run."""
+"""retrain.py: the first champion, a run without new data, new images, and two runs at a time."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from tests.workflows.test_train_pipeline import TINY, command, run
 from workflows.pipelines import generations
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-DOOR = "retrain.py"
+SCRIPT = "retrain.py"
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 
 
-class Night:
-    """A data folder and a workspace, and what retraining says of them."""
+class Retrainings:
+    """A data folder, and the workspace of its retrainings."""
 
     def __init__(self, place: Path) -> None:
         self.data, self.workspace = place / "data", place / "w"
@@ -41,13 +41,13 @@ class Night:
         ]  # fmt: skip
 
     def __call__(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return run(*self.arguments(*more), door=DOOR)
+        return run(*self.arguments(*more), script=SCRIPT)
 
     def generations(self) -> list[generations.Generation]:
         return generations.read_all(str(self.workspace))
 
-    def new_photographs(self) -> None:
-        """Five photographs more to train on, and one old one with another mask."""
+    def add_images(self) -> None:
+        """Add five images to train on, and change the mask of an old one."""
         for folder in FOLDERS:
             for file in (self.more / folder).iterdir():
                 if not (self.data / folder / file.name).exists():
@@ -57,90 +57,90 @@ class Night:
         shutil.copy(masks[0], masks[1])
 
     def trained(self) -> list[str]:
-        """Photographs of train that stay there when there are more."""
+        """Ids of the training images of the first generation."""
         found = self.generations()[0]
         images = storage.join(generations.folder(str(self.workspace), found.name), "images")
         return [r["image_id"] for r in tables.iter_rows(images, ["image_id", "split"]) if r["split"] == "train"]
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """After the first retraining."""
-    made = Night(tmp_path_factory.mktemp("retrain"))
+def retrainings(tmp_path_factory: pytest.TempPathFactory) -> Retrainings:
+    """The state after the first retraining."""
+    made = Retrainings(tmp_path_factory.mktemp("retrain"))
     done = made()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "version 1 is promoted: there was no champion" in done.stdout
     return made
 
 
-def test_the_first_run_makes_the_champion(night: Night) -> None:
-    (first,) = night.generations()
+def test_the_first_run_makes_the_champion(retrainings: Retrainings) -> None:
+    (first,) = retrainings.generations()
     assert first.finished and first.previous is None and first.outcome and first.outcome["champion"] == 1
-    assert aliases(night.store, "edeconvnet") == {"champion": 1, "challenger": 1}
-    assert not (night.workspace / "generations" / first.name / "train").exists(), (
+    assert aliases(retrainings.store, "edeconvnet") == {"champion": 1, "challenger": 1}
+    assert not (retrainings.workspace / "generations" / first.name / "train").exists(), (
         "checkpoints of a finished generation are deleted"
     )
-    assert not (night.workspace / "retrain.lock").exists()
+    assert not (retrainings.workspace / "retrain.lock").exists()
 
 
-def test_a_quiet_night(night: Night) -> None:
+def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
     started = time.monotonic()
-    done = night()
+    done = retrainings()
     assert done.returncode == 0 and "Nothing new" in done.stdout and time.monotonic() - started < 20
-    for file in (night.data / "JPEGImages").iterdir():
+    for file in (retrainings.data / "JPEGImages").iterdir():
         os.utime(file)
-    plan = night("--dry-run")
+    plan = retrainings("--dry-run")
     assert plan.returncode == 0 and "0 new, 0 gone" in plan.stdout
-    done = night()
+    done = retrainings()
     assert (
         done.returncode == 0 and "0 new, 0 changed, 0 relabelled, 29 same, 0 gone" in done.stdout and "Nothing new" in done.stdout
     )
-    assert "prepare" not in night().stdout, "what was read once and found to be the same is not read again"
-    assert len(night.generations()) == 1 and aliases(night.store, "edeconvnet") == {"champion": 1, "challenger": 1}
+    assert "prepare" not in retrainings().stdout, "what was read once and found to be the same is not read again"
+    assert len(retrainings.generations()) == 1 and aliases(retrainings.store, "edeconvnet") == {"champion": 1, "challenger": 1}
 
 
-def test_new_photographs(night: Night) -> None:
-    """A run is killed on its way; the next goes on with its generation, beats a third that comes meanwhile, and ends."""
-    night.new_photographs()
-    plan = night("--dry-run")
-    assert "5 new, 0 gone" in plan.stdout and "from edeconvnet version 1" in plan.stdout and len(night.generations()) == 1
-    arguments = night.arguments("--retrain.margin", "0", "--retrain.max_class_drop", "1", "--retrain.keep", "1")
+def test_new_images_are_trained_on_and_a_killed_run_is_resumed(retrainings: Retrainings) -> None:
+    """A run is killed; the next resumes its generation. A run beside another is refused."""
+    retrainings.add_images()
+    plan = retrainings("--dry-run")
+    assert "5 new, 0 gone" in plan.stdout and "from edeconvnet version 1" in plan.stdout and len(retrainings.generations()) == 1
+    arguments = retrainings.arguments("--retrain.margin", "0", "--retrain.max_class_drop", "1", "--retrain.keep", "1")
     first = subprocess.Popen(
-        command(*arguments, door=DOOR), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
+        command(*arguments, script=SCRIPT), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
     )
     assert first.stdout
     said = ""
     for line in first.stdout:
         said += line
         if "fcn8s:" in line:
-            beside = run(*arguments, door=DOOR)
+            beside = run(*arguments, script=SCRIPT)
             assert beside.returncode == 3 and "holds the lock" in beside.stderr and "Traceback" not in beside.stderr
             first.send_signal(signal.SIGKILL)
             break
     first.wait()
     assert "5 new, 0 changed," in said and " same, 0 gone" in said and "0 relabelled" not in said
-    begun = night.generations()[-1]
+    begun = retrainings.generations()[-1]
     assert not begun.finished and begun.version == 1
 
-    done = run(*arguments, door=DOOR)  # the dead run's lock is not waited for: it is this machine's
+    done = run(*arguments, script=SCRIPT)  # the lock of a dead process of this machine is not waited for
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("prepare", "proposals", "examples"):
         assert f"{stage}: complete, not run again" in done.stdout
     assert f"generation {begun.name}: from edeconvnet version 1" in done.stdout
 
-    client = MlflowClient(night.store, night.store)
+    client = MlflowClient(retrainings.store, retrainings.store)
     version = client.get_model_version("edeconvnet", "2")
-    outcome = night.generations()[-1].outcome
+    outcome = retrainings.generations()[-1].outcome
     assert outcome and outcome["version"] == 2 and version.tags["verdict.against"] == "version 1"
     assert version.tags["verdict.why"] == outcome["why"] and outcome["why"] in version.description
-    parent = json.loads((Path(generations.folder(str(night.workspace), begun.name)) / "pipeline.json").read_text())
+    parent = json.loads((Path(generations.folder(str(retrainings.workspace), begun.name)) / "pipeline.json").read_text())
     assert client.get_run(parent["mlflow_run_id"]).data.tags["verdict.why"] == outcome["why"]
-    # Version 1's figures on the photographs of today decided, and the registry says what was decided.
-    report = Path(generations.folder(str(night.workspace), begun.name)) / "report"
+    # The champion was evaluated on today's images, and the registry records the decision.
+    report = Path(generations.folder(str(retrainings.workspace), begun.name)) / "report"
     old, new = (json.loads((report / name / "results.json").read_text()) for name in ("champion", ""))
     better = new["rows"]["edeconvnet_crf"]["mean_iou"] > old["rows"]["edeconvnet_crf"]["mean_iou"]
-    assert outcome["promoted"] is better and aliases(night.store, "edeconvnet")["champion"] == (2 if better else 1)
+    assert outcome["promoted"] is better and aliases(retrainings.store, "edeconvnet")["champion"] == (2 if better else 1)
     # Kept are the newest and the one that made the champion.
-    assert len(night.generations()) == (1 if better else 2)
+    assert len(retrainings.generations()) == (1 if better else 2)
     if better:
         assert "deleted: retrain.keep is 1" in done.stdout

@@ -1,4 +1,4 @@
-"""The pipeline by its door, as a person runs it: whole, again, and after mistakes."""
+"""train_pipeline.py and evaluate.py as commands: a whole run, again, with changes, killed, and with user errors."""
 
 import json
 import os
@@ -24,13 +24,13 @@ TINY = [
 ]  # fmt: skip
 
 
-def command(*arguments: str, door: str = "train_pipeline.py") -> list[str]:
-    return [sys.executable, str(ROOT / "workflows" / door), *arguments]
+def command(*arguments: str, script: str = "train_pipeline.py") -> list[str]:
+    return [sys.executable, str(ROOT / "workflows" / script), *arguments]
 
 
-def run(*arguments: str, door: str = "train_pipeline.py", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, script: str = "train_pipeline.py", **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")} | environment
-    return subprocess.run(command(*arguments, door=door), capture_output=True, text=True, timeout=500, env=clean, cwd="/")
+    return subprocess.run(command(*arguments, script=script), capture_output=True, text=True, timeout=500, env=clean, cwd="/")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
 
 
 @pytest.mark.ray
-def test_a_second_run_does_nothing_and_says_so(workspace) -> None:
+def test_a_second_run_does_nothing(workspace) -> None:
     folder, _ = workspace
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
     started = time.monotonic()
@@ -81,7 +81,7 @@ def test_a_second_run_does_nothing_and_says_so(workspace) -> None:
 
 
 @pytest.mark.ray
-def test_the_plan_shows_what_a_changed_setting_reruns(workspace) -> None:
+def test_the_plan_shows_which_stages_a_changed_setting_runs_again(workspace) -> None:
     folder, _ = workspace
     plan = run("--workspace", str(folder), *TINY, "--train.stage2.lr", "0.02", "--dry-run")
     assert plan.returncode == 0
@@ -127,7 +127,7 @@ def test_the_runs_in_mlflow(workspace) -> None:
 
 
 @pytest.mark.ray
-def test_what_mlflow_and_the_report_tell(workspace) -> None:
+def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
     from mlflow import MlflowClient
 
     folder, _ = workspace
@@ -158,9 +158,9 @@ def test_what_mlflow_and_the_report_tell(workspace) -> None:
 
 
 @pytest.mark.ray
-def test_evaluate_measures_the_trained_models_with_other_settings(workspace) -> None:
+def test_evaluate_takes_other_segmentation_settings(workspace) -> None:
     folder, _ = workspace
-    done = run("--workspace", str(folder), *TINY, "--split", "dev", "--segment.aggregation", "sum", door="evaluate.py")
+    done = run("--workspace", str(folder), *TINY, "--split", "dev", "--segment.aggregation", "sum", script="evaluate.py")
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())
     assert results["images"] == 5 and results["dataset"] == "generated dev"
@@ -185,7 +185,7 @@ def test_fine_tuning_with_other_classes(workspace, tmp_path: Path, source: str) 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_driver_killed_in_stage_2_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--train.stage2.epochs", "12", "--train.stage2.checkpoint_every", "2",
                  "--train.stage2.log_every", "1"]  # fmt: skip
     driver = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, cwd="/")
@@ -204,11 +204,11 @@ def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) 
         assert f"{stage}: complete, not run again" in again.stdout
     stage2 = again.stdout[again.stdout.index("stage2:") :]
     first = next(int(line.split("/")[0].split()[1]) for line in stage2.splitlines() if line.strip().startswith("step "))
-    assert first >= 7, f"went on at step {first}: more than a checkpoint interval (2) was redone"
+    assert first >= 7, f"resumed at step {first}: more than a checkpoint interval (2) was redone"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--config", "no.yaml"], "--config no.yaml: there is no such file"),
         (["--model.input_size", "100"], "96 or 128 would do"),
@@ -223,10 +223,10 @@ def test_a_driver_killed_in_stage_2_goes_on_from_its_checkpoint(tmp_path: Path) 
         (["--data.root", "/no/such/folder", "--data.classes", "background,cat"], "/no/such/folder"),
     ],
 )
-def test_a_persons_mistake_is_a_sentence(tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_a_user_error_is_a_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run(*([] if "--workspace" in arguments else ["--workspace", str(tmp_path / "w")]), *arguments)
     assert done.returncode == 2, done.stderr
-    assert says in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "w").exists()
 
 
@@ -234,7 +234,7 @@ def test_a_persons_mistake_is_a_sentence(tmp_path: Path, arguments: list[str], s
 def test_evaluate_refuses_other_classes_than_the_models(workspace) -> None:
     folder, _ = workspace
     other = ["--data.root", str(folder / "data"), "--data.classes", "background,a,b"]
-    done = run("--workspace", str(folder), *TINY, *other, door="evaluate.py")
+    done = run("--workspace", str(folder), *TINY, *other, script="evaluate.py")
     assert done.returncode == 2 and "not those that the models" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -254,19 +254,19 @@ def test_sigterm_in_any_stage_is_an_interruption(tmp_path: Path) -> None:
     assert driver.wait() == 75 and "interrupted" in said and "Traceback" not in said
 
 
-def test_evaluate_without_models_says_what_to_run(tmp_path: Path) -> None:
-    done = run("--workspace", str(tmp_path / "w"), door="evaluate.py")
+def test_evaluate_without_models_names_the_command_to_run(tmp_path: Path) -> None:
+    done = run("--workspace", str(tmp_path / "w"), script="evaluate.py")
     assert done.returncode == 2 and "run workflows/train_pipeline.py" in done.stderr
 
 
-def test_an_mlflow_that_is_away_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_unreachable_mlflow_is_a_user_error_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     done = run("--workspace", str(tmp_path / "w"), MLFLOW_TRACKING_URI="http://user:secret@127.0.0.1:9")
     assert done.returncode == 2 and "MLflow" in done.stderr and "secret" not in done.stderr + done.stdout
     assert time.monotonic() - started < 30
 
 
-def test_dry_run_and_help_read_well(tmp_path: Path) -> None:
+def test_dry_run_and_help_write_nothing(tmp_path: Path) -> None:
     plan = run("--workspace", str(tmp_path / "w"), "--dry-run")
     assert plan.returncode == 0 and plan.stdout.count("would run") == 8
     assert not (tmp_path / "w").exists()

@@ -8,7 +8,7 @@ from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.fusion import for_inference
 from deconvnet.models.layers import as_convolution_kernel
 from deconvnet.models.sync_batchnorm import recompute_statistics
-from infra.runtime.device import fast_bf16
+from infra.device import fast_bf16
 
 KINDS = [lambda: DeconvNet(5, 0.125, 64), lambda: FCN8s(5, 0.125, batch_norm=True), lambda: FCN8s(5, 0.125)]
 

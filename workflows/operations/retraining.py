@@ -1,0 +1,127 @@
+"""Retraining: runs one generation under the workspace's lock, or logs what a run would do."""
+
+import getpass
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from deconvnet.tracking import promotion, registry
+from deconvnet.tracking.store import check_store, tracking_uri
+from infra import storage
+from infra.errors import Interrupted
+from infra.storage.lock import hold_lock
+from workflows import cli
+from workflows.pipelines import generations, retraining
+from workflows.pipelines.generations import Generation
+from workflows.pipelines.retraining import Retraining
+from workflows.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOCK = "retrain.lock"
+
+
+def retrain(settings: Settings, config: str, force: bool) -> None:
+    """Run a generation to its end; it ends after the stage `prepare` if nothing is new.
+
+    Args:
+        settings: of the pipeline; `workspace` holds all generations.
+        config: name of the settings file, for the MLflow run.
+        force: train even if nothing is new.
+
+    Raises:
+        UserError: if MLflow or the workspace can't be used.
+        Locked: if another retraining of this workspace is running.
+        Interrupted: if the lock was lost to another run.
+    """
+    check_store(tracking_uri(settings.workspace, settings.tracking.uri))
+    storage.check_writable(settings.workspace)
+    lock = storage.join(settings.workspace, LOCK)
+    with hold_lock(lock, _owner(), 60 * settings.retrain.lock_minutes) as held:
+        generation = retraining.next_generation(settings, force)
+        _run(Retraining(settings, generation, lambda: held.lost), config)
+
+
+def _run(pipeline: Retraining, config: str) -> None:
+    """Run the stages of a generation, finish it, and delete old ones."""
+    generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
+    logger.info(f"generation {generation.name}: {_start_text(generation, name)}")
+    if not generation.forced and retraining.files_unchanged(pipeline):
+        _nothing_new(pipeline)
+        return
+    generations.write(base, generation)
+    records = pipeline.run(
+        f"retrain {config}",
+        lambda stage: stage.name != "prepare" or generation.forced or retraining.content_changed(pipeline),
+    )
+    if "verdict" not in records:
+        generations.remove(base, generation.name)
+        generations.mark_unchanged(base, records["prepare"].fingerprint)
+        _nothing_new(pipeline)
+        return
+    if pipeline.should_stop():
+        raise Interrupted(f"another run took the lock of {base}: its results count")
+    verdict = records["verdict"].summary
+    generations.finish(base, generation, verdict)
+    for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
+        logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
+    logger.info(cli.results_text(storage.read_json(pipeline.report("results.json"))))
+    logger.info(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
+    logger.info(f"champion {name} version {verdict['champion']}")
+    logger.info(f"report   {pipeline.report()}")
+    logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
+
+
+def _nothing_new(pipeline: Retraining) -> None:
+    """Log that nothing is new, and make the version to beat the champion if there is none."""
+    logger.info(f"Nothing new: the images and masks are those of {pipeline.previous}. (--force trains anyway)")
+    name = pipeline.settings.tracking.model_name
+    aliases = registry.aliases(pipeline.store, name)
+    if registry.CHAMPION in aliases:
+        logger.info(f"champion {name} version {aliases[registry.CHAMPION]}")
+    elif pipeline.generation.version is not None:
+        promotion.set_champion(pipeline.store, name, pipeline.generation.version)
+        logger.info(f"champion {name} version {pipeline.generation.version}: there was none")
+
+
+def log_plan(settings: Settings, force: bool) -> None:
+    """Log what a run would do, as far as that is known without reading images.
+
+    Args:
+        settings: of the pipeline; `workspace` holds all generations.
+        force: as for `retrain`.
+
+    Raises:
+        UserError: if MLflow can't be used.
+    """
+    store = tracking_uri(settings.workspace, settings.tracking.uri)
+    if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
+        previous = retraining.latest_workspace(settings, generations.read_all(settings.workspace))
+        generation = Generation(generations.new_name(), previous, None)
+    else:
+        check_store(store)
+        generation = retraining.next_generation(settings)
+    pipeline = Retraining(settings, generation)
+    logger.info(f"generation {generation.name}: {_start_text(generation, settings.tracking.model_name)}")
+    if generation.previous is None:
+        logger.info("every image is new")
+    elif not (force or generation.forced) and retraining.files_unchanged(pipeline):
+        logger.info(f"nothing is new since {generation.previous}: a run would stop here (--force trains anyway)")
+        return
+    elif settings.data.root:
+        new, gone = retraining.count_new_and_gone(pipeline)
+        logger.info(f"since {generation.previous}: {new:,} new, {gone:,} gone; a run also finds images whose content changed")
+    logger.info(cli.plan_text(pipeline.stages.plan()))
+
+
+def _owner() -> str:
+    """The name of this run in the lock file."""
+    with suppress(OSError, KeyError):  # a container's user need not have a name
+        return f"retrain.py of {getpass.getuser()}"
+    return "retrain.py"
+
+
+def _start_text(generation: Generation, name: str) -> str:
+    """Which model a generation starts from, and what it is compared with."""
+    start = f"from {name} version {generation.version}" if generation.version else "no champion to start from"
+    return f"{start}; compared with {generation.previous}" if generation.previous else start
