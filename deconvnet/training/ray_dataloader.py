@@ -1,6 +1,5 @@
 """Batches for a Ray Train worker, made outside its process by Ray Data: the same as `dataloader.ThreadedLoader` makes."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from deconvnet.training.dataloader import BatchPlan, rebatched
 from deconvnet.training.interfaces import Batch
 
 WINDOWS_PER_JOB = 512
-POLL_SECONDS = 0.1
 _MiB = 2**20
 
 
@@ -49,17 +47,8 @@ class RayDataLoader:
         """Yield this rank's examples of some windows, by one Ray Data job."""
         import ray
         from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
-        from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-        class PollThrottle(ExecutionCallback):
-            """Makes Ray Data's executor, a thread of the worker, sleep between its steps.
-
-            While it holds tasks back it never sleeps by itself, and took half of the training's speed.
-            """
-
-            def on_execution_step(self, executor: Any) -> None:
-                """Called by the executor after each of its steps."""
-                time.sleep(POLL_SECONDS)
+        from infra.runtime.ray_compat import PollThrottle
 
         plan, rank, threads = self.plan, self.rank, self.threads
 

@@ -7,11 +7,9 @@ workers report and, when it is interrupted (Ctrl-C, SIGTERM, `ray job stop`), re
 
 import logging
 import os
-import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +17,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from deconvnet.models import checkpoint
 from deconvnet.settings import ComputeSettings
@@ -32,7 +29,8 @@ from deconvnet.training.trainer import Diverged, rank_and_world_size
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime.cluster import check_nodes, live_nodes, may_grow, room
-from infra.runtime.elastic import Elastic, RestartOnFailedStart
+from infra.runtime.interrupts import caught_signals
+from infra.runtime.ray_compat import ElasticTrainer
 from infra.runtime.report_queue import ReportQueue, StopFlag
 
 POLL_SECONDS = 0.2
@@ -130,11 +128,11 @@ def _ray_trainer(
     queue: Any,
     nodes: Mapping[str, str] | None,
     callbacks: Sequence[ray.train.UserCallback],
-) -> "_ElasticTrainer":
+) -> ElasticTrainer:
     """Make the Ray trainer of a job."""
     compute = job.compute
     filesystem, path = storage.filesystem(storage.absolute(job.checkpoints_uri))
-    return _ElasticTrainer(
+    return ElasticTrainer(
         queue,
         _worker,
         train_loop_config={"job": job, "dev": dev, "queue": queue},
@@ -160,30 +158,6 @@ def _ray_trainer(
         datasets={"train": plan},
         dataset_config=ray_data_config(max(1, compute.cpus_per_worker - 1)),
     )
-
-
-class _ElasticTrainer(ray.train.torch.TorchTrainer):
-    """TorchTrainer with our scaling policy where the number of workers may change, and without the placement group cleaner.
-
-    The cleaner is a detached actor that frees the workers' resources after the controller died. Ray does that when the driver
-    ends, and the actor polls the dashboard every second, which a Ray started for one run doesn't have.
-    """
-
-    def __init__(self, queue: Any, *args: Any, **options: Any) -> None:
-        """Take the handle of a `ReportQueue` actor and TorchTrainer's arguments."""
-        super().__init__(*args, **options)
-        self._queue = queue
-
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
-        """Run the controller, with `Elastic` where the number of workers may change."""
-        if self.scaling_config.elasticity_enabled:
-            options["scaling_policy"] = Elastic(self.scaling_config, self._queue)
-        return super()._initialize_and_run_controller(**options)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Return Ray's callbacks without the cleaner, ours first."""
-        usual = super()._create_default_callbacks()
-        return [RestartOnFailedStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]
 
 
 class ReportForwarder(ray.train.UserCallback):
@@ -221,7 +195,7 @@ class ReportCallback(ray.train.UserCallback):
 class _Run:
     """A Ray Train run as the driver sees it: started in a thread, its messages logged, stopped on request."""
 
-    def __init__(self, job: TrainingJob, trainer: _ElasticTrainer, queue: Any, total_steps: int) -> None:
+    def __init__(self, job: TrainingJob, trainer: ElasticTrainer, queue: Any, total_steps: int) -> None:
         """Prepare the run of a job; `total_steps` is shown in its progress."""
         self._job, self._trainer, self._queue, self._total_steps = job, trainer, queue, total_steps
         self._value: dict[str, Any] = {}
@@ -232,7 +206,7 @@ class _Run:
         """Run to the end and return what rank 0 returned."""
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main one Ray would catch Ctrl-C
         requested = False
-        with _caught_signals() as caught:
+        with caught_signals() as caught:
             thread.start()
             while thread.is_alive():
                 if (caught or should_stop()) and not requested:
@@ -241,8 +215,6 @@ class _Run:
                     requested = True
                 if requested and self._workers == 0:
                     raise Interrupted("interrupted while waiting for nodes: the same command resumes from the last checkpoint")
-                if len(caught) > 1:
-                    raise KeyboardInterrupt
                 self._log_messages()
                 thread.join(POLL_SECONDS)
             self._log_messages()
@@ -268,21 +240,6 @@ class _Run:
                 logger.info(f"  workers: {self._workers or 'none yet; waiting for nodes to train on'}")
             else:
                 logger.info(f"  {progress_line(message, self._total_steps)}")
-
-
-@contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list for the time of a block, instead of acting on them."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.signal(number, lambda s, _: caught.append(s)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:

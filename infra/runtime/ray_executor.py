@@ -10,7 +10,6 @@ from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime import cluster
 from infra.runtime.executor import Actors, Item, Result, Work
 from infra.runtime.progress import progress
-from infra.runtime.ray_compat import actor_retries
 from infra.settings import ClusterSettings
 
 
@@ -61,6 +60,8 @@ class RayExecutor:
 
         if not units:
             return
+        from infra.runtime.ray_compat import actor_retries
+
         nodes = self._nodes(training=actors.gpus > 0)
         fits = len(units) if cluster.may_grow() else cluster.room(nodes, actors.cpus, actors.gpus)
         if not fits:

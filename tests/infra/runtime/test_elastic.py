@@ -8,9 +8,9 @@ from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
-from infra.runtime import elastic
+from infra.runtime import ray_compat
 from infra.runtime.cluster import live_nodes
-from infra.runtime.elastic import GROW_SECONDS, Elastic
+from infra.runtime.ray_compat import GROW_SECONDS, Elastic
 
 
 def node(name: str, cpus: int, alive: bool = True, **labels: str) -> dict[str, Any]:
@@ -29,10 +29,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     state = SimpleNamespace(
         nodes=[node("head", 8, pool="head"), node("a", 2, pool="gpu", zone="x"), node("b", 2, pool="gpu")], free={}, now=1000.0
     )
-    monkeypatch.setattr(elastic.ray, "nodes", lambda: state.nodes)
-    monkeypatch.setattr(elastic, "available_resources_per_node", lambda: state.free)
-    monkeypatch.setattr(elastic, "time_monotonic", lambda: state.now)
-    monkeypatch.setattr(elastic.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(ray_compat.ray, "nodes", lambda: state.nodes)
+    monkeypatch.setattr(ray_compat, "available_resources_per_node", lambda: state.free)
+    monkeypatch.setattr(ray_compat, "time_monotonic", lambda: state.now)
+    monkeypatch.setattr(ray_compat.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(Elastic, "_maybe_send_resource_request", lambda self: None)
     return state
 
