@@ -1,4 +1,4 @@
-"""Fully connected CRF (Krähenbühl, Koltun, NIPS 2011)."""
+"""Fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun, NIPS 2011)."""
 
 from deconvnet.crf.mean_field import dense_crf
 

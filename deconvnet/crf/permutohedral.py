@@ -1,8 +1,9 @@
-"""Gaussian filtering of many channels at once on the permutohedral lattice (Adams, Baek, Davis 2010), in numba, one thread.
+"""Gaussian filtering of many channels at once on the permutohedral lattice (Adams, Baek and Davis, 2010), in numba on one thread.
 
-A point in feature space is spread over the d + 1 corners of the simplex it lies in ("splat"), the corners are blurred along the
-lattice's d + 1 axes, and the points read the result back ("slice"). The lattice depends on the features alone, so it is built
-once and serves any number of filterings. Rows of values are contiguous: all channels of a corner lie side by side.
+The value of each point in feature space is distributed over the d + 1 corners of the simplex that contains it ("splat"). The values
+of corners are blurred along the lattice's d + 1 axes. Each point then interpolates its result from its corners ("slice"). The lattice
+depends on the features only, so it is built once and used for any number of filterings. Values are stored as rows: the channels of
+one point or corner are adjacent in memory.
 """
 
 from dataclasses import dataclass
@@ -17,20 +18,22 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Keys = NDArray[np.uint64]
 
-_AHEAD = 12  # corners that are on their way from memory
-_TOGETHER = 32  # points that are looked up together
-_LINE = 64  # bytes of memory that come together
+_PREFETCH_DISTANCE = 12  # corners between the one that is prefetched and the one that is used
+_BATCH = 32  # points whose keys are computed before they are looked up
+_CACHE_LINE = 64  # bytes
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """The lattice of N points in d dimensions; M corners are in use.
+    """The lattice of N points in d dimensions, of which M corners are in use.
 
-    corners: int32 (N, d+1), the corners of each point's simplex, 0 to M-1.
-    weights: float32 (N, d+1), barycentric coordinates of the point; a row sums to 1.
-    chains: int32, for each axis the lines of two or more neighbouring corners, each ended by M. A corner without neighbours
-        on an axis is not changed by the blur along it (most aren't: colours are sparse), so it stands in no chain.
-    size: M.
+    Attributes:
+        corners: int32 (N, d+1), indices from 0 to M-1 of the corners of each point's simplex.
+        weights: float32 (N, d+1), barycentric coordinates of each point in its simplex; rows sum to 1.
+        chains: int32 (K,), the corners to blur: for each axis, the runs of two or more neighbouring corners, each ended by M.
+            Corners without a neighbour on an axis are left out, since the blur along that axis does not change them. Most are
+            such, because colours are sparse.
+        size: M.
     """
 
     corners: Ints
@@ -40,30 +43,42 @@ class Lattice:
 
     @property
     def gain(self) -> float:
-        """What `blur` multiplies by beyond a Gaussian of about unit sum: slices are to be divided by it."""
+        """Factor by which `blur` amplifies beyond a Gaussian of about unit sum; results must be divided by it."""
         return 1 + 2.0 ** -(self.corners.shape[1] - 1)
 
 
 def build(features: Floats) -> Lattice:
-    """The lattice of `features` float32 (N, d), in units of the Gaussian's standard deviation on each axis."""
+    """Build the lattice of points.
+
+    Args:
+        features: float32 (N, d), the points, in units of the Gaussian's standard deviation on each axis.
+    """
     multipliers = _multipliers(features.shape[1])
     corners, weights, keys, table = _embed(np.ascontiguousarray(features, np.float32), multipliers)
     return Lattice(corners, weights, _chains(keys, table, multipliers), len(keys))
 
 
 def smooth(lattice: Lattice, values: Floats) -> Floats:
-    """`values` (N, C) filtered: about Σ_j exp(-|f_i - f_j|² / 2) values_j, but for a factor that is the same everywhere."""
+    """Filter values by the Gaussian: approximately Σ_j exp(-|f_i - f_j|² / 2) · values_j, times a constant.
+
+    Args:
+        lattice: the lattice of the points' features f.
+        values: float32 (N, C), the channels of each point.
+
+    Returns:
+        float32 (N, C).
+    """
     padded = pad(values)
     rows = empty_rows(lattice.size + 1, padded.shape[1])
     rows[:] = 0
     splat(lattice.corners, lattice.weights, padded, rows)
     blur(lattice.chains, rows)
-    read(lattice.corners, lattice.weights / np.float32(lattice.gain), rows, padded)
+    slice_rows(lattice.corners, lattice.weights / np.float32(lattice.gain), rows, padded)
     return padded[:, : values.shape[1]]
 
 
 def pad(values: Floats, fill: float = 0.0) -> Floats:
-    """A copy of `values` (N, C) with columns of `fill` up to a whole number of vector registers: (N, 8·B)."""
+    """Copy values (N, C) into an array (N, 8·B) with as few blocks B of 8 columns as possible; further columns hold `fill`."""
     out = empty_rows(len(values), -(-values.shape[1] // simd.WIDTH) * simd.WIDTH)
     out[:, : values.shape[1]] = values
     out[:, values.shape[1] :] = fill
@@ -71,41 +86,41 @@ def pad(values: Floats, fill: float = 0.0) -> Floats:
 
 
 def empty_rows(count: int, columns: int) -> Floats:
-    """An uninitialised array (count, columns) that starts with a cache line: a row of 8 never lies in two."""
-    raw = np.empty(4 * count * columns + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
+    """An uninitialised float32 array (count, columns), aligned so that a block of 8 columns never spans two cache lines."""
+    raw = np.empty(4 * count * columns + _CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
     return raw[start : start + 4 * count * columns].view(np.float32).reshape(count, columns)
 
 
 def _multipliers(dimensions: int) -> Keys:
-    """Odd 64-bit multipliers, one a coordinate (the last coordinate follows from the others).
+    """Random odd 64-bit multipliers (d,), one per coordinate; the last of the d + 1 coordinates follows from the others.
 
-    A corner's key is the sum of its coordinates times these, modulo 2⁶⁴, so a neighbour's key is one addition away. Two of a
-    million corners share a key with a chance of 3 in 10⁸.
+    A corner's key is the sum of its coordinates times the multipliers, modulo 2⁶⁴, so a neighbour's key needs one addition. The
+    probability that any two of a million corners have the same key is 3 in 10⁸.
     """
     draw = np.random.default_rng(0x5EED).integers(0, 2**64, dimensions, np.uint64, endpoint=False)
     return draw | np.uint64(1)
 
 
 @njit(cache=True, nogil=True)
-def _home(table: Keys, key: np.uint64) -> np.uint64:
-    """The slot where the search for `key` begins, in an open-addressing table of (key, row + 1 or 0 where empty), 2ⁿ slots."""
+def _first_slot(table: Keys, key: np.uint64) -> np.uint64:
+    """Slot where the search for a key begins. The hash table has 2ⁿ slots of (key, corner + 1), with 0 for an empty slot."""
     return ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & np.uint64(table.shape[0] - 1)
 
 
 @njit(cache=True, nogil=True)
 def _slot(table: Keys, key: np.uint64) -> np.uint64:
-    """Where `key` is in the table, or the empty slot where it would go."""
+    """Slot of a key in the hash table, or the empty slot to insert it at (open addressing)."""
     mask = np.uint64(table.shape[0] - 1)
-    slot = _home(table, key)
+    slot = _first_slot(table, key)
     while table[slot, 1] != 0 and table[slot, 0] != key:
         slot = (slot + np.uint64(1)) & mask
     return slot
 
 
 @njit(cache=True, nogil=True)
-def _larger(table: Keys) -> Keys:
-    """The same in a table four times as large."""
+def _enlarge(table: Keys) -> Keys:
+    """A hash table four times as large with the same entries."""
     new = np.zeros((4 * table.shape[0], 2), np.uint64)
     for old in range(table.shape[0]):
         if table[old, 1] != 0:
@@ -116,9 +131,17 @@ def _larger(table: Keys) -> Keys:
 
 @njit(cache=True, nogil=True)
 def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Keys]:
-    """Corners (N, d+1), weights (N, d+1), the corners' keys (M,), numbered as the points meet them, and the table of them.
+    """Find the simplex of every point and number the corners in the order in which the points use them.
 
-    Some points' keys are worked out first and looked up then: their slots are on the way from memory meanwhile.
+    Keys are computed for a batch of points and looked up afterwards, so that the hash table's slots are prefetched meanwhile. One
+    function of more than 60 lines, because its inner loop shares a dozen scratch arrays and calls would cost time.
+
+    Args:
+        features: float32 (N, d).
+        multipliers: as `_multipliers` returns them.
+
+    Returns:
+        Corners (N, d+1), weights (N, d+1), keys of the corners (M,), and the hash table.
     """
     points, d = features.shape
     scale = np.empty(d, np.float32)
@@ -131,26 +154,26 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
         total += multipliers[i]
 
     elevated = np.empty(d + 1, np.float32)
-    zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0
+    zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0 (coordinates divisible by d + 1)
     rank = np.empty(d + 1, np.int64)
     of_rank = np.empty(d + 1, np.int64)
     bary = np.empty(d + 2, np.float32)
-    wanted = np.empty((_TOGETHER, d + 1), np.uint64)
+    batch_keys = np.empty((_BATCH, d + 1), np.uint64)
     keys = np.empty(max(1024, points // 8), np.uint64)
     used = 0
     table = np.zeros((1 << 14, 2), np.uint64)
 
-    for start in range(0, points, _TOGETHER):
-        stop = min(start + _TOGETHER, points)
+    for start in range(0, points, _BATCH):
+        stop = min(start + _BATCH, points)
         for p in range(start, stop):
-            # Onto the hyperplane Σx = 0.
+            # Map the point to the hyperplane Σx = 0.
             below = np.float32(0)
             for j in range(d, 0, -1):
                 f = features[p, j - 1] * scale[j - 1]
                 elevated[j] = below - j * f
                 below += f
             elevated[0] = below
-            # The nearest corner of remainder 0, and the order of the differences to it.
+            # Find the nearest corner of remainder 0, and rank the differences to it.
             excess = np.int64(0)
             for i in range(d + 1):
                 nearest = np.int64(np.floor(elevated[i] / np.float32(d + 1) + np.float32(0.5)))
@@ -178,7 +201,7 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
                 bary[d - rank[i]] += v
                 bary[d + 1 - rank[i]] -= v
             bary[0] += 1 + bary[d + 1]
-            # Corner k is corner k - 1, plus 1 everywhere, less d + 1 on the coordinate of rank d + 1 - k.
+            # Corner k is corner k - 1 plus 1 in every coordinate, minus d + 1 in the coordinate of rank d + 1 - k.
             key = np.uint64(0)
             for i in range(d):
                 key += np.uint64(zero[i]) * multipliers[i]
@@ -187,23 +210,23 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
                     key += total
                     if of_rank[d + 1 - k] < d:
                         key -= np.uint64(d + 1) * multipliers[of_rank[d + 1 - k]]
-                wanted[p - start, k] = key
+                batch_keys[p - start, k] = key
                 weights[p, k] = bary[k]
-                simd.prefetch(table, np.int64(_home(table, key)), 0)
+                simd.prefetch(table, np.int64(_first_slot(table, key)), 0)
         for p in range(start, stop):
             for k in range(d + 1):
-                slot = _slot(table, wanted[p - start, k])
+                slot = _slot(table, batch_keys[p - start, k])
                 if table[slot, 1] == 0:
                     if used == keys.size:
                         more = np.empty(2 * used, np.uint64)
                         more[:used] = keys
                         keys = more
-                    keys[used] = wanted[p - start, k]
+                    keys[used] = batch_keys[p - start, k]
                     used += 1
-                    table[slot, 0], table[slot, 1] = wanted[p - start, k], used
+                    table[slot, 0], table[slot, 1] = batch_keys[p - start, k], used
                     corners[p, k] = used - 1
                     if 2 * used > table.shape[0]:
-                        table = _larger(table)
+                        table = _enlarge(table)
                 else:
                     corners[p, k] = np.int32(table[slot, 1]) - 1
     return corners, weights, keys[:used].copy(), table
@@ -211,7 +234,7 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
 
 @njit(cache=True, nogil=True)
 def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
-    """`Lattice.chains` of the corners with these keys, and the table of them."""
+    """Compute `Lattice.chains` from the corners' keys and the hash table."""
     count, d = keys.size, multipliers.size
     total = np.uint64(0)
     for i in range(d):
@@ -221,12 +244,12 @@ def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
     chains = np.empty(count, np.int32)
     length = 0
     for axis in range(d + 1):
-        step = -total  # one down on every coordinate, and d up on the axis
+        step = -total  # a neighbour: minus 1 in every coordinate, plus d + 1 in that of the axis
         if axis < d:
             step += np.uint64(d + 1) * multipliers[axis]
         has_previous[:] = False
         for row in range(count):
-            simd.prefetch(table, np.int64(_home(table, keys[min(row + _AHEAD, count - 1)] + step)), 0)
+            simd.prefetch(table, np.int64(_first_slot(table, keys[min(row + _PREFETCH_DISTANCE, count - 1)] + step)), 0)
             found = np.int32(table[_slot(table, keys[row] + step), 1]) - 1
             following[row] = found
             if found >= 0:
@@ -249,10 +272,10 @@ def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
 
 @njit(cache=True, nogil=True)
 def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
-    """Add `values` (N, 8·B) to the corners' `rows` (M + 1, 8·B)."""
+    """Splat: add each point's weighted values (N, 8·B) to its corners' rows (M + 1, 8·B)."""
     for p in range(corners.shape[0]):
         for k in range(corners.shape[1]):
-            row, weight = corners[p, k], simd.fill(weights[p, k])
+            row, weight = corners[p, k], simd.broadcast(weights[p, k])
             for b in range(rows.shape[1] // simd.WIDTH):
                 more = simd.multiply(weight, simd.load(values, p, b))
                 simd.store(rows, row, b, simd.add(simd.load(rows, row, b), more))
@@ -260,7 +283,7 @@ def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def blur(chains: Ints, rows: Floats) -> None:
-    """Blur `rows` (M + 1, 8·B), the last one 0, in place along every axis: a corner plus half of either neighbour."""
+    """Blur rows (M + 1, 8·B) in place along every axis: add half of both neighbours to each corner. The last row must be 0."""
     if rows.shape[1] == simd.WIDTH:
         _blur_narrow(chains, rows)
         return
@@ -268,12 +291,12 @@ def blur(chains: Ints, rows: Floats) -> None:
     end = rows.shape[0] - 1
     previous = np.zeros((1, rows.shape[1]), np.float32)
     for i in range(chains.size - 1):
-        ahead = chains[min(i + _AHEAD, chains.size - 1)]
+        ahead = chains[min(i + _PREFETCH_DISTANCE, chains.size - 1)]
         for b in range(0, blocks, 2):
             simd.prefetch(rows, ahead, b)
         here, after = chains[i], chains[i + 1]
-        # The end row is 0 and stays so: no branch that depends on where chains end, which no processor foresees.
-        half = simd.fill(np.float32(0.5) if here != end else np.float32(0))
+        # The row M at a chain's end is 0 and stays 0. A factor does that without a branch that processors could not predict.
+        half = simd.broadcast(np.float32(0.5) if here != end else np.float32(0))
         for b in range(blocks):
             old = simd.load(rows, here, b)
             around = simd.add(simd.load(previous, 0, b), simd.load(rows, after, b))
@@ -283,13 +306,13 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """`blur` where a row is one register: the previous one never goes to memory."""
+    """`blur` for rows of one register: the previous row stays in the register."""
     end = rows.shape[0] - 1
-    previous = simd.fill(np.float32(0))
+    previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):
-        simd.prefetch(rows, chains[min(i + _AHEAD, chains.size - 1)], 0)
+        simd.prefetch(rows, chains[min(i + _PREFETCH_DISTANCE, chains.size - 1)], 0)
         here, after = chains[i], chains[i + 1]
-        half = simd.fill(np.float32(0.5) if here != end else np.float32(0))
+        half = simd.broadcast(np.float32(0.5) if here != end else np.float32(0))
         old = simd.load(rows, here, 0)
         around = simd.add(previous, simd.load(rows, after, 0))
         simd.store(rows, here, 0, simd.add(old, simd.multiply(half, around)))
@@ -297,11 +320,11 @@ def _blur_narrow(chains: Ints, rows: Floats) -> None:
 
 
 @njit(cache=True, nogil=True)
-def read(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
-    """Slice: `out` (N, 8·B) from the corners' `rows` (M + 1, 8·B)."""
+def slice_rows(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
+    """Slice: interpolate each point's result, out (N, 8·B), from its corners' rows (M + 1, 8·B)."""
     for p in range(corners.shape[0]):
         for b in range(rows.shape[1] // simd.WIDTH):
-            found = simd.fill(np.float32(0))
+            found = simd.broadcast(np.float32(0))
             for k in range(corners.shape[1]):
-                found = simd.add(found, simd.multiply(simd.fill(weights[p, k]), simd.load(rows, corners[p, k], b)))
+                found = simd.add(found, simd.multiply(simd.broadcast(weights[p, k]), simd.load(rows, corners[p, k], b)))
             simd.store(out, p, b, found)

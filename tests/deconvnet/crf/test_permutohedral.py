@@ -1,4 +1,4 @@
-"""The lattice against the Gaussian it approximates, and its own rules."""
+"""The lattice's filter against the exact Gaussian, and properties of the lattice."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,26 @@ from deconvnet.crf import permutohedral
 
 
 def gaussian(features, values):
+    """Exact filtering over all pairs of points."""
     square = ((features[:, None] - features[None]) ** 2).sum(-1)
     return np.exp(-square / 2) @ values
 
 
 @pytest.mark.parametrize("dimensions", [2, 5])
-def test_smooths_like_a_gaussian(rng, dimensions):
+def test_smooth_is_close_to_a_gaussian(rng, dimensions):
     features = rng.random((600, dimensions)).astype(np.float32) * (4 if dimensions == 2 else 2)
     values = rng.random((600, 3)).astype(np.float32)
     ones = np.ones((600, 1), np.float32)
     lattice = permutohedral.build(features)
     found = permutohedral.smooth(lattice, values) / permutohedral.smooth(lattice, ones)
     exact = gaussian(features, values) / gaussian(features, ones)
-    assert np.abs(found - exact).mean() < 0.15 * np.abs(exact - values).mean(), "nearer the Gaussian than no smoothing is"
+    assert np.abs(found - exact).mean() < 0.15 * np.abs(exact - values).mean(), (
+        "must be much closer to the Gaussian than the input is"
+    )
     assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.9
 
 
-def test_an_impulse_falls_off_as_the_gaussian_does():
+def test_the_response_to_an_impulse_is_close_to_a_gaussian():
     x = np.linspace(-3, 3, 61, dtype=np.float32)
     features = np.stack(np.meshgrid(x, x), -1).reshape(-1, 2)
     impulse = np.zeros((len(features), 1), np.float32)
@@ -33,14 +36,14 @@ def test_an_impulse_falls_off_as_the_gaussian_does():
     assert np.abs(found / found.max() - exact).max() < 0.15
 
 
-def test_weights_are_barycentric_and_corners_are_counted(rng):
+def test_weights_are_barycentric_and_corners_are_numbered_from_0(rng):
     lattice = permutohedral.build(rng.normal(size=(500, 5)).astype(np.float32) * 20)
     np.testing.assert_allclose(lattice.weights.sum(1), 1, atol=1e-4)
     assert lattice.weights.min() > -1e-4
     assert sorted(set(lattice.corners.ravel().tolist())) == list(range(lattice.size))
 
 
-def test_far_apart_points_do_not_meet_and_equal_ones_share(rng):
+def test_distant_points_do_not_affect_each_other_and_equal_points_get_equal_results(rng):
     features = np.array([[0, 0], [1000, 0], [1000, 0]], np.float32)
     values = np.array([[1, 0], [0, 1], [0, 3]], np.float32)
     found = permutohedral.smooth(permutohedral.build(features), values)
@@ -48,8 +51,8 @@ def test_far_apart_points_do_not_meet_and_equal_ones_share(rng):
     assert found[1, 1] == pytest.approx(found[2, 1])
 
 
-def test_a_table_that_has_to_grow_many_times_loses_nothing(rng):
-    """Points far apart each bring d + 1 new corners; smoothing is symmetric only if every corner is found again."""
+def test_no_corner_is_lost_when_the_hash_table_grows(rng):
+    """Distant points have d + 1 corners of their own; a value only comes back if all of them are found again."""
     features = rng.permutation(np.stack(np.meshgrid(*[np.arange(0, 2000, 10)] * 2), -1).reshape(-1, 2)).astype(np.float32)
     lattice = permutohedral.build(features)
     assert lattice.size == 3 * len(features)
@@ -58,8 +61,8 @@ def test_a_table_that_has_to_grow_many_times_loses_nothing(rng):
     assert ratio.min() > 0.2 and ratio.max() < 2
 
 
-def test_chains_blur_as_a_blur_by_neighbours_would(rng):
-    """One pass over the chains, in place, equals old + (one neighbour + other neighbour) / 2 on each axis."""
+def test_blurring_along_chains_equals_blurring_with_neighbours(rng):
+    """One pass in place over the chains gives old + (one neighbour + the other) / 2 on each axis."""
     lattice = permutohedral.build(rng.random((400, 2)).astype(np.float32) * 6)
     rows = np.vstack([rng.random((lattice.size, 16)), np.zeros((1, 16))]).astype(np.float32)
     expected, used = rows.copy(), set()
@@ -68,7 +71,7 @@ def test_chains_blur_as_a_blur_by_neighbours_would(rng):
     lines = np.split(lattice.chains, np.flatnonzero(lattice.chains == lattice.size) + 1)
     for line in (part[:-1] for part in lines if len(part)):
         if used & set(line.tolist()):
-            used = set()  # a corner seen again: the next axis
+            used = set()  # a corner is repeated: the next axis begins
         used |= set(line.tolist())
         old = np.vstack([np.zeros((1, 16)), expected[line], np.zeros((1, 16))])
         expected[line] = old[1:-1] + (old[:-2] + old[2:]) / 2
@@ -76,5 +79,5 @@ def test_chains_blur_as_a_blur_by_neighbours_would(rng):
     assert not np.array_equal(rows, before) and not rows[-1].any()
 
 
-def test_no_points():
+def test_a_lattice_of_no_points_is_empty():
     assert permutohedral.build(np.zeros((0, 5), np.float32)).size == 0
