@@ -16,7 +16,6 @@ from PIL import Image
 
 from deconvnet.datasets.palette import VOC_PALETTE
 
-COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar.gz", ".tgz")
 NUM_CLASSES = 21
 _ROOT = "results/VOC2012/Segmentation"
@@ -24,7 +23,15 @@ _MAX_NAMES = 3  # images named in a message
 
 
 def masks_folder(competition: str, split: str) -> str:
-    """The masks' folder in the archive, such as "results/VOC2012/Segmentation/comp6_test_cls"."""
+    """The masks' folder in the archive.
+
+    Args:
+        competition: "comp5" or "comp6".
+        split: name of the list of images, such as "test".
+
+    Returns:
+        A path such as "results/VOC2012/Segmentation/comp6_test_cls".
+    """
     return f"{_ROOT}/{competition}_{split}_cls"
 
 

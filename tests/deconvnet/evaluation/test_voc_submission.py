@@ -60,7 +60,7 @@ def jpeg_called_png() -> bytes:
     return sink.getvalue()
 
 
-LABELS = np.zeros((20, 30), np.uint8)
+BACKGROUND = np.zeros((20, 30), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,12 @@ LABELS = np.zeros((20, 30), np.uint8)
         (mask((30, 20), 255), "with class ids over 20 (255 is void, allowed in the truth only): 2008_000006"),
         (mask((30, 20), 21), "with class ids over 20: 2008_000006"),
         (mask((20, 30), 1), "not of its image's size: 2008_000006"),
-        (png(LABELS, None), "not a paletted PNG: 2008_000006"),
-        (png(LABELS, VOC_PALETTE[::-1]), "not in VOC's colours: 2008_000006"),
-        (png(LABELS + 3, np.vstack([VOC_PALETTE[:3], VOC_PALETTE[4:], VOC_PALETTE[:1]])), "not in VOC's colours: 2008_000006"),
+        (png(BACKGROUND, None), "not a paletted PNG: 2008_000006"),
+        (png(BACKGROUND, VOC_PALETTE[::-1]), "not in VOC's colours: 2008_000006"),
+        (
+            png(BACKGROUND + 3, np.vstack([VOC_PALETTE[:3], VOC_PALETTE[4:], VOC_PALETTE[:1]])),
+            "not in VOC's colours: 2008_000006",
+        ),
         (jpeg_called_png(), "not a readable PNG: 2008_000006"),
         (mask((30, 20), 1)[:-30], "not a readable PNG: 2008_000006"),
         (b"", "not a readable PNG: 2008_000006"),

@@ -142,8 +142,8 @@ def test_instances_order_the_best_boxes_from_the_largest_to_the_smallest(
     assert image is shown.image and truth is shown.truth
     assert boxes.tolist() == shown.boxes[:7][::-1].tolist(), "the seven best, which grow in the table"
     assert list(steps) == [1, 5, 7]
-    for count, labels in steps.items():
-        np.testing.assert_array_equal(labels, predictor.masks(image, boxes[:count], ("deconvnet",))["deconvnet"])
+    for count, mask in steps.items():
+        np.testing.assert_array_equal(mask, predictor.masks(image, boxes[:count], ("deconvnet",))["deconvnet"])
     calls.clear()
     gallery.draw_instances(predictor, gallery.read_samples(*uris, ["f"])["f"], CLASSES)
     assert list(calls[3]) == [0] and not calls[3][0].any(), "no proposals: all background"
@@ -157,11 +157,11 @@ def test_unpooling_shows_the_crop_of_the_largest_object(
     found = gallery.read_samples(*uris, "cf")
     gallery.draw_unpooling(predictor, found["c"], CLASSES)
     gallery.draw_unpooling(predictor, found["f"], CLASSES)
-    (seen, maps, labels, _, title), (whole, _, _, _, bare_title) = calls
+    (seen, maps, mask, _, title), (whole, _, _, _, bare_title) = calls
     assert title == "c, thing" and bare_title == "f"
     window = enlarge(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]
     np.testing.assert_array_equal(seen, crop(found["c"].image, window, 32))
-    assert len(maps) == 10 and labels.shape == (32, 32) and whole.shape == (32, 32, 3)
+    assert len(maps) == 10 and mask.shape == (32, 32) and whole.shape == (32, 32, 3)
 
 
 def test_examples_are_drawn_from_the_whole_table(tmp_path: Path) -> None:

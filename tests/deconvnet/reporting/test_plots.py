@@ -93,7 +93,7 @@ def test_the_height_of_the_curve_over_proposals_is_the_mean_iou():
     blue = (0x21, 0x71, 0xB5)
     drawn = pixels(iou_by_proposals(results({}), breakdowns()))
     assert drawn.shape == (420, 1200, 3)
-    line = (drawn[:, 60:900] == blue).all(axis=2)  # the legend stands right
+    line = (drawn[:, 60:900] == blue).all(axis=2)  # the legend is on the right
     heights = [np.argwhere(line[:, columns])[:, 0].mean() for columns in (slice(0, 200), slice(300, 500), slice(650, 840))]
     assert heights[0] > heights[1] > heights[2]
     assert pixels(iou_by_proposals(results({}), breakdowns((None, None, None)))).shape == (420, 1200, 3)
@@ -112,9 +112,9 @@ def test_the_confusion_matrix_shows_each_true_class_as_shares():
     counts = np.array([[10**6, 0, 0], [0, 0, 10], [0, 0, 0]])
     drawn = pixels(confusion_matrix(counts, CLASSES, "x"))
     dark = (8, 48, 107)  # of Blues, for 100 %
-    places = np.argwhere((drawn[:, :1090] == dark).all(axis=2))  # the colour bar stands right
-    middle = (places[:, 0].min() + places[:, 0].max()) / 2
-    upper, lower = places[places[:, 0] < middle], places[places[:, 0] > middle]
+    points = np.argwhere((drawn[:, :1090] == dark).all(axis=2))  # the colour bar is on the right
+    middle = (points[:, 0].min() + points[:, 0].max()) / 2
+    upper, lower = points[points[:, 0] < middle], points[points[:, 0] > middle]
     assert len(upper) == pytest.approx(len(lower), rel=0.1)
     assert upper[:, 1].max() < lower[:, 1].min() - 30, "background on the diagonal, circle in bar's column"
     with pytest.raises(ValueError, match="3 classes, and counts of"):
