@@ -65,7 +65,13 @@ def truncated(text: str, length: int = MAX_LENGTH) -> str:
 
 
 def artifact_image(run_id: str, path: str, alt: str) -> str:
-    """Return Markdown that shows an image among a run's artifacts on MLflow's own pages, at whatever address they are served."""
+    """Return Markdown that shows an image among a run's artifacts, on MLflow's own pages at whatever address they are served.
+
+    Args:
+        run_id: id of the run in MLflow.
+        path: path of the image among the run's artifacts.
+        alt: text for readers who can't see the image.
+    """
     return f"![{escaped(alt)}](get-artifact?path={quote(path, safe='')}&run_uuid={run_id})"
 
 
@@ -80,7 +86,16 @@ def results_table(results: Mapping[str, Any]) -> list[str]:
 
 
 def run_name(config: str, workspace: str, day: str) -> str:
-    """Name a pipeline's run after its config, its workspace (unless that has the config's name) and the day."""
+    """Name a pipeline's run.
+
+    Args:
+        config: name of the config.
+        workspace: folder or s3:// prefix of the run.
+        day: the day, YYYY-MM-DD.
+
+    Returns:
+        Config, last part of the workspace (unless it is the config's name) and day, separated by " · ".
+    """
     folder = workspace.rstrip("/").rpartition("/")[2]
     return " · ".join([config, *([folder] if folder not in ("", config) else []), day])
 

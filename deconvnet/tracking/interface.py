@@ -33,22 +33,49 @@ class Run(Protocol):
         """Id of the run in the tracker; "" if it has none."""
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings as parameters with dotted names, without secrets."""
+        """Log settings as parameters.
+
+        Args:
+            settings: nested settings; parameters get dotted names (`train.stage1.lr`), secrets are hidden.
+        """
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, as text without secrets."""
+        """Set tags of the run, replacing earlier ones of the same name.
+
+        Args:
+            tags: values by name; they are stored as text, secrets are removed.
+        """
 
     def describe(self, text: str) -> None:
-        """Set the run's description, Markdown."""
+        """Set the run's description.
+
+        Args:
+            text: Markdown; replaces the earlier description.
+        """
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step. None values, such as the IoU of a class that does not occur, are skipped."""
+        """Log numbers at a step.
+
+        Args:
+            metrics: values by name; None, such as the IoU of a class that does not occur, is skipped.
+            step: position on the metrics' horizontal axis.
+        """
 
     def log_dict(self, value: Any, name: str) -> None:
-        """Log a JSON-like value, without secrets, as the artifact `name`."""
+        """Log a value as a JSON file.
+
+        Args:
+            value: a JSON-like value; secrets in it are hidden.
+            name: path of the file among the run's artifacts.
+        """
 
     def log_bytes(self, data: bytes, name: str) -> None:
-        """Log the content of a file, such as a PNG, as the artifact `name`."""
+        """Log a file, such as a PNG.
+
+        Args:
+            data: content of the file.
+            name: path of the file among the run's artifacts.
+        """
 
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
         """Log which data set the run used; no data is read.
@@ -61,13 +88,24 @@ class Run(Protocol):
         """
 
     def training_metrics(self) -> AbstractContextManager[ReportSink]:
-        """Open a sink for the metrics of a training; inside the block what is reported to it is logged by step."""
+        """Log the metrics that a training reports, for the time of a block.
+
+        Returns:
+            A context manager that gives a function to call with the metrics of each reported step (see `ReportSink`).
+        """
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
-        """Return the logged values of these metrics by step; metrics that were not logged are left out."""
+        """Read metrics of this run that were logged by step.
+
+        Args:
+            names: names of the metrics.
+
+        Returns:
+            Steps and values by name; metrics that were not logged are left out.
+        """
 
     def system_metrics(self) -> AbstractContextManager[None]:
-        """Log how busy this machine is (CPU, memory, disk, network, GPUs) for the time of a block."""
+        """Log the load of this machine (CPU, memory, disk, network, GPUs) every few seconds, for the time of a block."""
 
     def stage(
         self,
@@ -85,10 +123,21 @@ class Run(Protocol):
             settings: logged as parameters.
             title: name of the run as shown; None: the stage's name.
             tags: further tags.
+
+        Returns:
+            A context manager that gives the stage's run, and marks it as finished, failed or killed at the end of the block.
         """
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Return `Run.history` of the newest finished run of each of these stages; stages without one are left out."""
+        """Read metrics of stages of this pipeline that were logged by step.
+
+        Args:
+            stages: names of the stages; of each the newest finished run is read.
+            names: names of the metrics.
+
+        Returns:
+            Steps and values by stage and metric; what was not logged is left out.
+        """
 
 
 class Tracker(Protocol):
@@ -185,25 +234,25 @@ class NullRun:
         return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Ignore the settings."""
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Ignore the tags."""
 
     def describe(self, text: str) -> None:
-        """Do nothing."""
+        """Ignore the description."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Do nothing."""
+        """Ignore the metrics."""
 
     def log_dict(self, value: Any, name: str) -> None:
-        """Do nothing."""
+        """Ignore the value."""
 
     def log_bytes(self, data: bytes, name: str) -> None:
-        """Do nothing."""
+        """Ignore the file."""
 
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
-        """Do nothing."""
+        """Ignore the data set."""
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:

@@ -89,6 +89,7 @@ def check_store(uri: str) -> None:
     failed: list[Exception] = []
 
     def query() -> None:
+        """Ask the store for one experiment."""
         from mlflow import MlflowClient
 
         try:
