@@ -163,7 +163,7 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
             crops = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items())
             return f"**{crops}** crops; `examples/*.png` shows some with their masks."
         case "fcn8s" | "stage1" | "stage2":
-            return "Curves: `report/training_curves.png`, and *Model metrics* above."
+            return "Curves by optimiser step: `report/training_curves.png`, and *Model metrics* above."
         case "register":
             return f"**{escaped(summary['model'])} version {summary['version']}**, alias `challenger`."
         case "verdict":
