@@ -1,4 +1,4 @@
-"""Settings and the pure functions that they are handed to have the same defaults (the functions may not import pydantic)."""
+"""Settings and the pure functions that take their values have the same defaults; the functions may not import pydantic."""
 
 import inspect
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
         (PredictorOptions, ExampleSettings()),
     ],
 )
-def test_defaults_are_told_once(function: Callable[..., object], settings: Section) -> None:
+def test_functions_have_the_defaults_of_their_settings(function: Callable[..., object], settings: Section) -> None:
     defaults = {
         n: p.default for n, p in inspect.signature(function).parameters.items() if p.default is not inspect.Parameter.empty
     }

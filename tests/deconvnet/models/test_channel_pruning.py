@@ -18,12 +18,12 @@ from infra.errors import UserError
 from tests.deconvnet.training_tables import examples_table, images_table
 
 NAMES = list(VGG16_CONVOLUTIONS)
-COPIES = 8  # of each channel: an eighth of them says it all
+COPIES = 8  # of each channel in the redundant network
 
 
 @pytest.fixture(scope="module", autouse=True)
 def fewer_samples():
-    """A tenth of them; and one thread, as those of many small operations wait for each other on a busy machine."""
+    """Sample fewer positions; use one thread, because several slow each other down on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -34,7 +34,7 @@ def fewer_samples():
 
 @pytest.fixture(scope="module")
 def redundant():
-    """A network as wide as the paper's in which channel c says what channel c // 8 of one of an eighth of the width says."""
+    """A network as wide as the paper's in which channels 8i to 8i + 7 are copies of each other."""
     generator = torch.Generator().manual_seed(0)
     layers, inputs = {}, 3
     for name, outputs in zip(NAMES, (c for block in VGG16_CHANNELS for c in block), strict=True):
@@ -55,7 +55,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def unlike():
-    """A network of random weights, no channel of which is another's copy."""
+    """A network of random weights without copies of channels."""
     generator = torch.Generator().manual_seed(4)
     layers, inputs = {}, 3
     for name, outputs in zip(NAMES, (c for block in VGG16_CHANNELS for c in block), strict=True):
@@ -70,7 +70,7 @@ def pruned(redundant, inputs):
 
 
 def run(layers, x):
-    """Responses of the last layer; layers: (weight, bias) by name."""
+    """Compute the responses of the last of some layers, given as (weight, bias) by name."""
     for name in NAMES:
         x = F.conv2d(F.max_pool2d(x, 2) if name.endswith("_1") and name != "conv1_1" else x, *layers[name], padding=1).relu()
     return x
@@ -79,17 +79,17 @@ def run(layers, x):
 def test_a_redundant_network_is_pruned_without_loss(redundant, inputs, pruned):
     assert [layer.name for layer in pruned] == NAMES
     assert min(layer.r2 for layer in pruned) > 0.95
-    for layer in pruned:  # one of each set of copies; a channel or two never speak up
+    for layer in pruned:  # one of each set of copies; a channel or two are always 0 after ReLU
         assert len({k // COPIES for k in layer.kept_channels}) > 0.9 * len(layer.kept_channels)
     fresh = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     found = run({layer.name: (layer.weight, layer.bias) for layer in pruned}, fresh)
     wanted = run(redundant, fresh)[:, list(pruned[-1].kept_channels)]
-    # a number a layer lies between them
+    # each layer's responses are scaled by one number, which correlation ignores
     assert np.corrcoef(found.flatten(), wanted.flatten())[0, 1] > 0.97
 
 
 def test_later_layers_correct_the_errors_of_earlier_ones(unlike, inputs):
-    """Weights that are only cut out of the full network's lose more than those that were regressed."""
+    """Weights that are only selected from the full network's lose more than those that are regressed."""
     layers = list(prune_vgg16(unlike, inputs[:12], 0.25))
     cut, before = {}, slice(None)
     for layer in layers:
@@ -154,7 +154,7 @@ def test_the_file_loads_into_networks_of_its_width(tmp_path, inputs, pruned, con
     net = DeconvNet(3, 1 / COPIES, 32, convention)
     assert len(load_vgg16(net, path).loaded) == 13
     for training in (False, True):
-        x = inputs  # batch norm leaves each response as it is, by the statistics in the file and by those of the batch
+        x = inputs  # batch norm changes no response, with the statistics of the file or of the batch
         for layer in pruned[:4]:
             unit = net.train(training).get_submodule(layer.name.replace("_", "."))
             x = F.max_pool2d(x, 2) if layer.name == "conv2_1" else x

@@ -1,4 +1,4 @@
-"""Models and training states survive their files, and damaged files are refused in a sentence."""
+"""Models and training states are loaded as they were saved; damaged files are user errors."""
 
 import json
 
@@ -28,7 +28,7 @@ def saved(net, tmp_path):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_loaded_model_equals_the_saved_one(net, tmp_path, last):
-    net(torch.randn(4, 3, 32, 32))  # batch-norm statistics away from their start
+    net(torch.randn(4, 3, 32, 32))  # changes the batch-norm statistics
     if last:
         net = net.to(memory_format=torch.channels_last)
     save_model(net, str(tmp_path), CLASSES, {"mean_iou": 0.5})
@@ -45,7 +45,7 @@ def test_a_loaded_model_equals_the_saved_one(net, tmp_path, last):
         {"mean_iou": 0.5},
     )
     assert again.config() == net.config()
-    assert all(p.requires_grad for p in again.parameters())  # can be trained on
+    assert all(p.requires_grad for p in again.parameters())  # it can be trained further
 
 
 def test_a_loaded_fcn8s_equals_the_saved_one(tmp_path):

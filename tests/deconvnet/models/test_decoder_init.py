@@ -35,7 +35,7 @@ def test_a_channel_is_spread_over_its_neighbours_more_than_any_other():
     for unit in deconvolutions(started()):
         weight = unit.conv.weight
         inputs, outputs = weight.shape[:2]
-        sums = weight.sum((2, 3))  # a box adds up, noise doesn't
+        sums = weight.sum((2, 3))  # a box filter adds up, noise cancels
         own = torch.stack([sums[channel, channel % outputs] for channel in range(inputs)])
         box = 9 * (BOX_SHARE * 2 / (9 * inputs / outputs)) ** 0.5
         assert own.mean().item() == pytest.approx(box, rel=0.1)

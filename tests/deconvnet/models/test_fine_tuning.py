@@ -26,8 +26,8 @@ def test_class_scores_are_taken_over_by_class_name(kind):
             expected = getattr(old, layer).weight[OLD.index(name)] if name in OLD else fresh[f"{layer}.weight"][j]
             assert torch.equal(getattr(new, layer).weight[j], expected), (layer, name)
     if kind is FCN8s:
-        assert torch.equal(new.up_pool3.weight[3, 2], old.up_pool3.weight[1, 2])  # cat from dog
-        assert torch.equal(new.up_pool3.weight[1], fresh["up_pool3.weight"][1])  # horse is new
+        assert torch.equal(new.up_pool3.weight[3, 2], old.up_pool3.weight[1, 2])  # from dog to cat, which both have
+        assert torch.equal(new.up_pool3.weight[1], fresh["up_pool3.weight"][1])  # horse is a new class
     assert torch.equal(new.conv1.get_submodule("1.conv").weight, old.conv1.get_submodule("1.conv").weight)
 
 

@@ -21,7 +21,7 @@ def images():
 
 @pytest.fixture(params=KINDS, ids=["deconvnet", "fcn8s with batch norm", "fcn8s"])
 def network(request, images):
-    """With weights and statistics that a training could have left."""
+    """A network with weights and batch-norm statistics as after training."""
     torch.manual_seed(3)
     made = request.param()
     for module in made.modules():
@@ -48,19 +48,19 @@ def outputs(network, part, images):
     return seen[0]
 
 
-def test_the_same_scores_without_batch_norm(network, images):
+def test_scores_are_the_same_without_batch_norm(network, images):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fused = for_inference(network, bf16=False)
     assert network.training and not fused.training
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())  # the original is left alone
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())  # the original is unchanged
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     expected = scores(network.eval(), images)
     torch.testing.assert_close(scores(fused, images), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.skipif(not fast_bf16("cpu"), reason="this CPU has no AVX-512 BF16, where nothing is computed in bfloat16")
-def test_bfloat16_is_close(network, images):
-    """Of an untrained DeconvNet only the convolutions are: a few switches in a hundred differ, and nothing yet evens that out."""
+def test_bfloat16_is_close_to_float32(network, images):
+    """Of an untrained DeconvNet only the encoder is compared: a few switches in a hundred differ, and the decoder amplifies that."""
     fused = for_inference(network)
     assert next(fused.parameters()).dtype == torch.bfloat16
     part = "conv5" if isinstance(network, DeconvNet) else "up_pool3"

@@ -1,4 +1,4 @@
-"""The networks against the papers' tables, and unpooling against its definition."""
+"""The networks are the papers', and unpooling does what its definition says."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The input conventions, against values worked by hand."""
+"""The input conventions give values computed by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Synchronised batch norm against plain batch norm on all examples together, in two real processes."""
+"""Synchronised batch norm in two processes equals plain batch norm on all examples together."""
 
 import copy
 from datetime import timedelta
@@ -21,7 +21,7 @@ def small_net():
     with torch.no_grad():
         net[1].weight.uniform_(0.5, 2)
         net[1].bias.uniform_(-1, 1)
-        net[0].bias += 50  # a mean far from 0 for its spread
+        net[0].bias += 50  # a mean that is large beside its standard deviation
     return net
 
 
@@ -30,7 +30,7 @@ def images(seed=1):
 
 
 def two_steps(net, batches):
-    """Outputs, input gradients and parameter gradients (summed) of two forwards and backwards."""
+    """Compute outputs, input gradients and summed parameter gradients of two forward and backward passes."""
     outputs, gradients = [], []
     for batch in batches:
         batch = batch.clone().requires_grad_()

@@ -26,7 +26,7 @@ def fcn():
 
 
 def torchvision_file(norm=False, classifier=False):
-    """A state dict with the names and shapes of torchvision's vgg16 or vgg16_bn; values are a ramp a layer."""
+    """Make a state dict with the names and shapes of torchvision's vgg16 or vgg16_bn; each layer's values are a ramp."""
     tensors, index, inputs = {}, 0, 3
     for layers in VGG16_CHANNELS:
         for outputs in layers:
@@ -39,7 +39,7 @@ def torchvision_file(norm=False, classifier=False):
             inputs, index = outputs, index + 2 + norm
         index += 1
     if classifier:
-        # one value a row, stored once: the file would be half a gigabyte
+        # one value for each row, stored once: otherwise the file would be half a gigabyte
         tensors["classifier.0.weight"] = torch.arange(25088).half().repeat(4096, 1)
         tensors["classifier.0.bias"] = torch.arange(4096).float()
         tensors["classifier.3.weight"] = torch.zeros(4096, 4096).half()
@@ -65,7 +65,7 @@ def test_the_real_file_fills_deconvnets_convolutions(shared):
 
 
 def test_the_real_weights_respond_to_their_own_input_convention(shared):
-    """The right convention and channel order give VGG's known scale: activations neither die nor explode at conv5_3."""
+    """With the right convention and channel order, activations at conv5_3 have VGG's known scale."""
     from proposals.image_codec import decode_image
 
     net = FCN8s(2).eval()
@@ -99,7 +99,7 @@ def test_fully_connected_layers_become_convolutions(tmp_path, fcn):
     report = load_vgg16(fcn, str(path))
     assert set(report.loaded) >= {"fc6", "fc7"}
     assert not report.skipped
-    # classifier.0 takes pool5 flattened channel by channel
+    # the inputs of classifier.0 are pool5 flattened channel by channel
     half = torch.arange(25088).half().float()
     assert torch.equal(fcn.fc6.conv.weight[5], half.view(512, 7, 7))
     small = DeconvNet(2, input_size=32, convention="torchvision")

@@ -25,7 +25,7 @@ def crops(tmp_path_factory) -> Examples:
 
 
 def third(crops: Examples) -> int:
-    """The bytes of a window of which three make an epoch."""
+    """Return the bytes of a window of which three make an epoch."""
     return -(-sum(g.nbytes for g in crops.groups) // 3)
 
 

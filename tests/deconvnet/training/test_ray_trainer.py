@@ -58,7 +58,7 @@ def job(folder: Path, **changes: Any) -> TrainingJob:
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What was logged, in its `messages`."""
+    """Collects what is logged, in its `messages`."""
     caplog.set_level(logging.INFO, "deconvnet")
     return caplog
 
@@ -96,7 +96,7 @@ def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, lo
 
 @pytest.mark.ray
 def test_two_workers_on_ray_have_the_losses_of_one_process(tmp_path: Path, ray_session, logged):
-    """With every CPU reserved by the workers; the saved model is the same, too."""
+    """The workers reserve every CPU; the saved model is the same, too."""
     table = examples_table(f"{tmp_path}/examples", 60)
     found = train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2, bf16=False)))
 
@@ -254,7 +254,7 @@ def test_after_a_killed_worker_and_a_killed_driver_training_resumes_from_the_las
 
 
 def reported_steps(lines: list[str]) -> list[int]:
-    """The step of each line of progress, in the order they came."""
+    """Return the step of each progress line, in order."""
     return [int(found[1]) for line in lines if (found := re.search(r"step (\d+)/.*loss", line))]
 
 
@@ -282,7 +282,7 @@ def test_elastic_training_continues_when_a_worker_is_killed(driver):
 
 
 class DiesAtStart(WorkerGroupCallback):
-    """Kills a worker of the first group before the workers have found each other; `silent`: another worker's error arrives first."""
+    """Kills a worker of the first group before the workers are connected; `silent`: another worker's error arrives first."""
 
     def __init__(self, silent: bool) -> None:
         self.silent = silent

@@ -22,7 +22,7 @@ TOTAL = sum(g.examples for g in GROUPS)
 
 
 def epoch_order(seed: int, epoch: int, count: int = 5) -> list[tuple[str, int, int]]:
-    """(part, group, row) at every position; every row once."""
+    """Return (part, group, row) at every position of an epoch in which every row occurs once."""
     found = []
     for window in windows(GROUPS, seed, epoch, count):
         assert window.start == len(found)
@@ -55,7 +55,7 @@ def test_the_number_of_windows_follows_their_size_in_bytes():
     assert window_count(GROUPS, 10 * TOTAL - 1) == 2
     assert window_count(GROUPS, TOTAL) == 10
     assert window_count(GROUPS, 1) == len(GROUPS)
-    assert window_count(GROUPS) == 1  # some hundred MB: every small table
+    assert window_count(GROUPS) == 1  # by default small tables fit in one window
 
 
 def test_a_small_table_is_permuted_as_a_whole():
@@ -86,7 +86,7 @@ def test_the_ranks_shares_make_up_the_global_batches(batch, world, window, first
     steps = max(0, min(stop, batching.steps) - first)
     shares = [len(batching.share(rank)) for rank in range(world)]
     assert batch // world <= min(shares) and max(shares) <= -(-batch // world)
-    assert [len(p) for p in by_rank] == [steps * share for share in shares]  # so every rank takes as many steps
+    assert [len(p) for p in by_rank] == [steps * share for share in shares]  # every rank has as many steps
     for step in range(steps):
         joined = np.concatenate([p[step * n : (step + 1) * n] for p, n in zip(by_rank, shares, strict=True)])
         assert joined.tolist() == list(range((first + step) * batching.batch, (first + step + 1) * batching.batch))

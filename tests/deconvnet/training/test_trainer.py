@@ -1,4 +1,4 @@
-"""The training loop: losses don't depend on the number of workers, a resumed run equals an undisturbed one, and it learns."""
+"""The training loop: it learns, losses don't depend on the number of workers, and a resumed run equals an undisturbed one."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def stage(**changes) -> StageSettings:
 
 
 class Seen:
-    """What a training reported: metrics, and copies of states."""
+    """Collects what a training reports: metrics, and copies of states."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.metrics: list[dict] = []
@@ -94,7 +94,7 @@ def test_the_loss_is_the_mean_over_the_batch_s_non_void_pixels(crops):
 
 
 def test_micro_batches_add_up_to_the_batch(crops):
-    """Batch norm aside (it sees a micro-batch), so the network is in a mode that does not use the batch's statistics."""
+    """In a network without batch norm, whose statistics are those of a micro-batch."""
     losses = []
     for micro in (None, 4, 1):
         torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_micro_batches_add_up_to_the_batch(crops):
 
 @pytest.mark.parametrize("stop_at", [3, 5, 11, 16])
 def test_a_resumed_run_equals_an_undisturbed_one(crops, stop_at, tmp_path: Path):
-    """In mid-epoch, through files, dropout and momentum and the schedule included."""
+    """Also within an epoch, from files, with dropout, momentum and schedule."""
     options = {"dropout": 0.3, "schedule": "plateau", "patience": 1, "checkpoint_every": 1000, "bn_batches": 3}
     whole, first, second = Seen(), Seen(stop_at), Seen()
     expected, _ = run(crops, whole, **options)
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_is_a_user_error(crops):
     seen = Seen()
     with pytest.raises(Diverged, match=r"the loss is (nan|inf).*lower lr \(now 1e\+30\)"):
         run(crops, seen, lr=1e30, log_every=3)
-    assert not seen.states  # no checkpoint of a broken network
+    assert not seen.states  # there is no checkpoint of a diverged network
     assert len(seen.losses) == 0
 
 
@@ -235,7 +235,7 @@ def test_a_checkpoint_is_due_after_a_step_where_the_caller_requests_it(crops):
 
 
 def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None, resume: bool) -> None:
-    """One rank of a run of 20 steps; rank 0 writes its losses and final state."""
+    """Run one rank of a training of 20 steps; rank 0 writes its losses and scores."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
@@ -269,7 +269,7 @@ def ranked(world: int, table: str, folder: Path, stop_at: int | None = None, res
 
 
 def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
-    """20 global batches, batch norm synchronised; two workers that one of them stops at step 7 go on as if it had not.
+    """20 global batches with synchronised batch norm; also where one of two workers requests a stop at step 7 and both are resumed.
 
     The learning rate is low because so small a network on 16 examples is chaotic at a higher one: a change of its weights by one
     part in 10⁷ is then found again in the third digit of the loss ten steps later.
@@ -314,7 +314,7 @@ def _unequal(rank: int, world: int, table: str, folder: str) -> None:
 
 
 def test_unequal_shares_learn_what_one_worker_learns(crops, tmp_path: Path):
-    """Batches of 8 on 3 workers (2, 3 and 3 examples), also in micro-batches; batch norm sees those, so only its workers agree."""
+    """Batches of 8 on 3 workers (2, 3 and 3 examples), also in micro-batches, where batch norm makes only the workers agree with each other."""
     mp.spawn(_unequal, (3, crops.table, str(tmp_path)), nprocs=3)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
     for name, (norm, micro) in CASES.items():
