@@ -79,7 +79,13 @@ class Breakdowns:
 
     @classmethod
     def empty(cls, results: Sequence[str], counts: Sequence[int], num_classes: int) -> Self:
-        """Zeros for these results, numbers of proposals and classes."""
+        """Start with no images.
+
+        Args:
+            results: names of the results that are measured.
+            counts: numbers of proposals after which DeconvNet is measured.
+            num_classes: number of classes C.
+        """
         sizes = len(SIZE_EDGES) - 1
         square = (num_classes, num_classes)
         return cls(
@@ -126,7 +132,11 @@ class Breakdowns:
         return {name: getattr(self, name) for name in ("confusion", "confusion_by_count", "objects", "ious")}
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add the sums that `arrays` of other images returned."""
+        """Add the sums of other images.
+
+        Args:
+            arrays: what `arrays` returned for them.
+        """
         for name, own in self.arrays().items():
             own += arrays[name]
 

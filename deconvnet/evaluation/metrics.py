@@ -67,6 +67,12 @@ class ConfusionMatrix:
     def merge(self, other: "ConfusionMatrix") -> Self:
         """Add the counts of another matrix to this one.
 
+        Args:
+            other: the matrix to add; it is not changed.
+
+        Returns:
+            This matrix.
+
         Raises:
             ValueError: if the other has a different number of classes.
         """

@@ -68,7 +68,14 @@ class Recipe:
     result: str
 
     def key(self, images: Sequence[ListedImage]) -> str:
-        """A digest of everything that the masks of these images depend on."""
+        """Digest everything that the masks of images depend on.
+
+        Args:
+            images: the images to predict.
+
+        Returns:
+            A hexadecimal digest; it changes with the models, the options, the forest of the edge detector and the images.
+        """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         files += [forest] if (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])) else []
         contents = [(image.image_id, image.content) for image in images]

@@ -76,6 +76,7 @@ class _RowMaker:
     """Makes the rows of tasks. The ensemble is loaded when the first image needs it, and kept."""
 
     def __init__(self, job: _Job, threads: int) -> None:
+        """Load nothing yet; `threads` is the number of CPU threads that prediction may use."""
         self.job, self.threads = job, threads
         self.table = storage.join(job.output, TABLE)
 
@@ -94,7 +95,14 @@ class _RowMaker:
         return list(read_options(self.job.model)["classes"])
 
     def rows(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | tables.Reject]:
-        """The tasks' rows and rejects, in order. A task's mask and overlay are written before its row is yielded."""
+        """Predict images, or take over their earlier rows.
+
+        Args:
+            tasks: images of one part of the table.
+
+        Yields:
+            A row of `PREDICTIONS`, or a reject, for each task in order. Its mask and overlay are written before.
+        """
         known = self._read_known_rows({task.part for task in tasks if task.part})
         for task in tasks:
             name = task.image.name

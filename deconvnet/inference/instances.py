@@ -9,7 +9,7 @@ resized to the proposal's window and 0 outside of it, the score of class c at pi
 A softmax over the classes turns P into probabilities.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf, log
 from typing import Literal, cast
@@ -94,27 +94,31 @@ def segment_instances(
         raise ValueError(f"batch must be at least 1, not {batch}")
     height, width = image.shape[:2]
     windows = [(box, pixels) for box in enlarge(boxes, context, window) if _visible(pixels := window_pixels(box), height, width)]
-    device = _device(model)
-    canvas = torch.zeros(model.num_classes, height, width, device=device)
+    canvas = torch.zeros(model.num_classes, height, width, device=_device(model))
     covered = np.zeros((height, width), bool)
-    side = model.input_size
-    crops = np.empty((min(batch, len(windows)), side, side, 3), np.uint8)
     buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in windows), default=0), np.float32)
     with _evaluating(model):
-        for start in range(0, len(windows), batch):
-            chunk = windows[start : start + batch]
-            for into, (box, _) in zip(crops, chunk, strict=False):
-                into[:] = crop(image, box, side)
-            images = torch.from_numpy(crops[: len(chunk)]).to(device).permute(0, 3, 1, 2)
-            scores = model(model.prepare(images)).float().contiguous()
-            for number, (score_map, (_, pixels)) in enumerate(zip(scores, chunk, strict=True), start + 1):
-                covered[cast(Slices, _visible(pixels, height, width))] = True
-                _merge(score_map, pixels, canvas, aggregation, buffer)
-                if on_box:
-                    on_box(number, canvas)
+        score_maps = _score_maps(model, image, [box for box, _ in windows], batch)
+        for number, (score_map, (_, pixels)) in enumerate(zip(score_maps, windows, strict=True), start=1):
+            covered[cast(Slices, _visible(pixels, height, width))] = True
+            _merge(score_map, pixels, canvas, aggregation, buffer)
+            if on_box:
+                on_box(number, canvas)
     out = canvas.cpu().numpy()
     out[0][~covered] = log(max(model.num_classes - 1, 1))
     return out
+
+
+def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floats], batch: int) -> Iterator[Tensor]:
+    """The score map (C, S, S) of each enlarged box, on the model's device; `batch` boxes are forwarded at once."""
+    side = model.input_size
+    crops = np.empty((min(batch, len(boxes)), side, side, 3), np.uint8)
+    for start in range(0, len(boxes), batch):
+        chunk = boxes[start : start + batch]
+        for into, box in zip(crops, chunk, strict=False):
+            into[:] = crop(image, box, side)
+        images = torch.from_numpy(crops[: len(chunk)]).to(_device(model)).permute(0, 3, 1, 2)
+        yield from model(model.prepare(images)).float().contiguous()
 
 
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:

@@ -231,7 +231,15 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
 
 
 def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
-    """Write the table `rejects` of the parts' rejected images; returns their number."""
+    """Write the table `rejects` of a run.
+
+    Args:
+        output: folder or s3:// prefix of the output.
+        parts: the parts of the table `predictions`, which hold the rejected images.
+
+    Returns:
+        The number of rejected images.
+    """
     names = tables.REJECTS.names
     rows = [{name: getattr(reject, name) for name in names} for part in parts for reject in part.rejects]
     table, fingerprint = storage.join(output, REJECTS), digest(rows)
@@ -255,7 +263,14 @@ class ClassCount:
 
 
 def count_classes(output: str) -> list[ClassCount]:
-    """Count the classes of an output's committed predictions, most frequent first."""
+    """Count the classes in the committed predictions.
+
+    Args:
+        output: folder or s3:// prefix of the output.
+
+    Returns:
+        The classes that were predicted, most frequent first.
+    """
     table = storage.join(output, TABLE)
     commit = tables.require_commit(table)
     counts: dict[str, list[float]] = {}

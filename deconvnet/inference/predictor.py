@@ -74,7 +74,12 @@ class PredictorOptions:
 
     @classmethod
     def from_settings(cls, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:
-        """The options that the sections `segment` and `examples` of the settings describe."""
+        """Build the options from settings.
+
+        Args:
+            segment: the section `segment`.
+            examples: the section `examples`, whose context and window apply to prediction, too.
+        """
         return cls(**segment.model_dump(mode="json"), context=examples.context, window=examples.window)
 
 
@@ -215,7 +220,14 @@ class Predictor:
         return _resize(_arg_max(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
 
     def best_boxes(self, boxes: Floats) -> Floats:
-        """The boxes, out of (N, 4) in order of preference, that DeconvNet is run on."""
+        """Select the boxes that DeconvNet is run on.
+
+        Args:
+            boxes: (N, 4) proposals in pixels, best first.
+
+        Returns:
+            float32 (M, 4), the first `options.proposals` of those that are large enough.
+        """
         o = self.options
         return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
 

@@ -85,7 +85,11 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """Format `results.json` as Markdown: the five results in the paper's order, then the IoU of each class, in per cent."""
+    """Format results as Markdown: the five results in the paper's order, then the IoU of each class, in per cent.
+
+    Args:
+        results: the content of `results.json`.
+    """
     rows = results["rows"]
     lines = [
         f"# {results['dataset']}: {results['images']} images",

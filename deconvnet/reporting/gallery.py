@@ -106,7 +106,14 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
-    """The ids of the ten images with DeconvNet's highest mean IoU."""
+    """Choose images that DeconvNet predicts well.
+
+    Args:
+        mean_iou: by image and result.
+
+    Returns:
+        The ids of the ten images with DeconvNet's highest mean IoU, highest first.
+    """
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
 
 
@@ -117,7 +124,14 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
 
 def with_several_objects(samples: Iterable[Sample]) -> Sample:
-    """The first sample with two annotated objects or more, else with one, else the first; there must be a sample."""
+    """Choose the sample that shows most.
+
+    Args:
+        samples: at least one sample.
+
+    Returns:
+        The first with two annotated objects or more, else the first with one, else the first.
+    """
     return max(samples, key=lambda sample: min(len(sample.annotated), 2))
 
 
@@ -243,7 +257,13 @@ def draw_comparison(
 
 
 def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
-    """Draw DeconvNet's prediction after 1, 5, 10, … proposals, from the largest box to the smallest (the paper's Figure 6)."""
+    """Draw DeconvNet's prediction after 1, 5, 10, 20, 50 proposals, from the largest box to the smallest (the paper's Figure 6).
+
+    Args:
+        predictor: predicts the masks.
+        sample: the image.
+        classes: class names by id.
+    """
     chosen = predictor.best_boxes(sample.boxes)
     sides = chosen[:, 2:] - chosen[:, :2]
     chosen = chosen[np.argsort(-sides.prod(axis=1), kind="stable")]
@@ -255,7 +275,10 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
 def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
     """Draw the decoder's most active maps for the largest annotated object, cropped as for training (the paper's Figure 4).
 
-    Without an object it is the whole image.
+    Args:
+        predictor: whose DeconvNet is shown.
+        sample: the image; the whole of it is shown if it has no annotated object.
+        classes: class names by id.
     """
     height, width = sample.image.shape[:2]
     largest, options = sample.largest, predictor.options
