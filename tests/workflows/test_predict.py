@@ -357,7 +357,7 @@ def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch
     tracker.client.create_model_version("edeconvnet", str(tmp_path / "nowhere"))
     tracker.client.set_registered_model_alias("edeconvnet", "challenger", "1")
     said = str(caught(lambda: predict.main(arguments(tmp_path / "w", photographs, tmp_path / "out"))))
-    assert "models:/edeconvnet@champion is not in" in said and "--model models:/edeconvnet@challenger would do" in said
+    assert "models:/edeconvnet@champion is not in" in said and "use --model models:/edeconvnet@challenger" in said
 
 
 @pytest.mark.usefixtures("here")
