@@ -1,7 +1,6 @@
 """A training stage in this process, without Ray: the same batches, loop and checkpoints as `ray_trainer`, fed by threads."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from deconvnet.training.dataloader import DevSet, ThreadedLoader
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, progress_line, run_job
 from infra import storage
+from infra.runtime.local_executor import available_cpus
 
 LOCAL_CHECKPOINT = "step_"
 """What the names of this trainer's checkpoint folders begin with; Ray Train's begin with `checkpoint_`."""
@@ -51,7 +51,7 @@ def train_locally(
     """
     job.check(workers=1)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    threads = job.compute.threads or len(os.sched_getaffinity(0))
+    threads = job.compute.threads or available_cpus()
     torch.set_num_threads(threads)
     plan = job.batch_plan(workers=1)
     job.log_plan(plan)

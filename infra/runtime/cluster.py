@@ -17,9 +17,14 @@ from infra.settings import ClusterSettings
 
 @contextmanager
 def connected(settings: ClusterSettings) -> Iterator[None]:
-    """Ray for the block: the cluster of `settings.address` or RAY_ADDRESS (set for submitted jobs), else one started here.
+    """Connect to Ray for the time of a block.
 
-    Raises UserError where the named cluster can't be joined.
+    Args:
+        settings: names the cluster to join. If it names none and RAY_ADDRESS (set for submitted jobs) is not set either, a Ray is
+            started on this machine, and stopped at the end.
+
+    Raises:
+        UserError: if the cluster can't be joined, or Ray can't be started.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; quiets its warning
     # The driver's C++ log repeats on the terminal what Python raises anyway.
@@ -37,10 +42,10 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
     if on_main:
-        signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in, which exits without a word
+        signal.signal(signal.SIGTERM, terminated)  # Ray installs its own handler, which exits without a message
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
-    context.enable_progress_bars = False  # infra.runtime.progress shows it, in a line instead of eight
+    context.enable_progress_bars = False  # infra.runtime.progress shows one line instead of Ray's eight
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
@@ -49,6 +54,7 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 
 
 def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
+    """Join the cluster at `address`, or start a Ray here if it is None."""
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
@@ -64,7 +70,7 @@ def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing on file descriptor 2: Ray's C++ says there how loud it is going to be. What goes wrong is raised."""
+    """Discard what is written to file descriptor 2 in a block: Ray's C++ code writes its log level there. Errors are still raised."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -77,7 +83,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Ray's living nodes that have all of `labels`, as `ray.nodes()` describes them."""
+    """List Ray's living nodes that have all of these labels (None: any), as `ray.nodes()` describes them."""
     import ray
 
     wanted = (labels or {}).items()
@@ -85,13 +91,27 @@ def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
 
 
 def room(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
-    """How many actors of so many CPUs and GPUs the living nodes with the labels `nodes` ({}: all) hold at once."""
+    """Count how many actors fit on the living nodes at once.
+
+    Args:
+        nodes: labels of the nodes that are counted; {} for all.
+        cpus: CPUs of an actor.
+        gpus: GPUs of an actor.
+    """
     there = [node["Resources"] for node in live_nodes(nodes)]
     return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
 
 
 def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
-    """Raise UserError where work for nodes of these labels would wait for ever; `setting` names them."""
+    """Check that there are nodes with these labels, or may be later.
+
+    Args:
+        nodes: labels; {} for any node.
+        setting: the setting that names them, for the message.
+
+    Raises:
+        UserError: if work for such nodes would wait for ever.
+    """
     if nodes and not live_nodes(nodes) and not may_grow():
         labels = ",".join(f"{key}={value}" for key, value in nodes.items())
         raise UserError(
@@ -101,5 +121,5 @@ def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
 
 
 def may_grow() -> bool:
-    """True where an autoscaler may add nodes: on Kubernetes, or in a cluster of `ray up`."""
+    """Return whether an autoscaler may add nodes: on Kubernetes, or in a cluster started by `ray up`."""
     return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

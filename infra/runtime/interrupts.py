@@ -20,6 +20,7 @@ def caught_signals() -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: object) -> None:
+        """Handle a signal."""
         caught.append(number)
         if len(caught) > 1:
             raise KeyboardInterrupt

@@ -27,7 +27,7 @@ class LocalExecutor:
             cpus: number of processes, and of threads where networks compute; None for all CPUs that this process may use.
             should_stop: asked after each unit; once True, Interrupted is raised. Units that have begun are finished.
         """
-        self.cpus = cpus or len(os.sched_getaffinity(0))
+        self.cpus = cpus or available_cpus()
         self._should_stop = should_stop
         self._pool: ProcessPoolExecutor | None = None
 
@@ -79,8 +79,14 @@ class LocalExecutor:
             self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
+        """Raise Interrupted if the run is to stop."""
         if self._should_stop():
-            raise Interrupted(f"{message}: the same command continues")
+            raise Interrupted(f"{message}: the same command resumes it")
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use; on systems that can't tell, those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log."""
+"""Shows the progress of long work: a bar on a terminal, a line every ten seconds in a log."""
 
 import sys
 import time
@@ -10,7 +10,17 @@ LOG_SECONDS = 10.0
 
 
 def progress(items: Iterable[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-    """`items`, counted on stderr against `total` (of `unit`, a plural)."""
+    """Pass items on, and show on stderr how many of them there have been.
+
+    Args:
+        items: what is passed on.
+        total: their number.
+        title: name of the work.
+        unit: plural noun for the items.
+
+    Yields:
+        the items.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm
 

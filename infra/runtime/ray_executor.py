@@ -114,8 +114,9 @@ class RayExecutor:
             self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
+        """Raise Interrupted if the run is to stop."""
         if self._should_stop():
-            raise Interrupted(f"{message}: the same command continues")
+            raise Interrupted(f"{message}: the same command resumes it")
 
 
 def _dataset(units: Mapping[int, Any]) -> Any:

@@ -113,6 +113,7 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
 
 
 def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
+    """Combine a stage's recipe with the content keys of its inputs."""
     return digest([recipe, list(keys)])
 
 
@@ -174,6 +175,7 @@ class Stages:
         return records
 
     def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str:
+        """Return a stage's fingerprint, given the content keys of the stages before it."""
         return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
 
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:

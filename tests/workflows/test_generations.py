@@ -1,4 +1,4 @@
-"""Generations of retraining: which is gone on with, which are kept."""
+"""Generations of retraining: how they are read, and which are kept."""
 
 from datetime import UTC, datetime
 
@@ -12,7 +12,7 @@ from workflows.pipelines.generations import Generation, finish, folder, kept, ne
 
 @pytest.fixture
 def workspace(tmp_path) -> str:
-    """Five finished generations, whose challengers were versions 1 to 5, and one that was begun."""
+    """Five finished generations, whose challengers were versions 1 to 5, and an unfinished one."""
     base = str(tmp_path / "w")
     for n in range(1, 6):
         generation = Generation(f"2026110{n}-000000", None, n - 1 or None)
@@ -33,14 +33,14 @@ def test_names_sort_by_age() -> None:
     assert new_name(datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)) == "20261123-040506"
 
 
-def test_all_are_read_oldest_first(workspace) -> None:
+def test_generations_are_read_oldest_first(workspace) -> None:
     found = read_all(workspace)
     assert [g.name for g in found] == names(1, 2, 3, 4, 5, 6)
     assert [g.finished for g in found] == [True] * 5 + [False] and found[2].outcome == {"version": 3}
     assert read_all(workspace + "-none") == []
 
 
-def test_the_newest_the_champions_and_the_unfinished_are_kept(workspace) -> None:
+def test_the_newest_the_champion_s_and_unfinished_generations_are_kept(workspace) -> None:
     assert kept(read_all(workspace), champion=2, keep=2) == set(names(2, 4, 5, 6))
     assert kept(read_all(workspace), champion=None, keep=1) == set(names(5, 6))
     storage.write_bytes(storage.join(folder(workspace, "20261105-120000"), "images/part"), b"left by an interrupted pruning")
@@ -51,20 +51,20 @@ def test_the_newest_the_champions_and_the_unfinished_are_kept(workspace) -> None
     assert f"{names(2)[0]}/models/stage2/model.json" in files and not [f for f in files if f.startswith("20261105-12")]
 
 
-def test_what_is_half_deleted_does_not_look_whole(workspace, monkeypatch) -> None:
+def test_a_partly_deleted_generation_does_not_look_complete(workspace, monkeypatch) -> None:
     removed: list[str] = []
     monkeypatch.setattr(generations.storage, "remove", removed.append)
     generations.remove(workspace, names(1)[0])
     assert removed == [storage.join(folder(workspace, names(1)[0]), "generation.json"), folder(workspace, names(1)[0])]
 
 
-def test_what_is_no_generation_is_a_sentence(workspace) -> None:
+def test_a_file_of_another_version_is_a_user_error(workspace) -> None:
     storage.write_bytes(storage.join(folder(workspace, names(6)[0]), "generation.json"), b'{"of": "tomorrow"}')
     with pytest.raises(UserError, match="was not written by this version"):
         read_all(workspace)
 
 
-def test_files_that_hold_nothing_new_are_remembered(workspace) -> None:
+def test_the_fingerprint_of_unchanged_files_is_remembered(workspace) -> None:
     assert generations.unchanged_fingerprint(workspace) is None
     generations.mark_unchanged(workspace, "f")
     assert generations.unchanged_fingerprint(workspace) == "f" and len(read_all(workspace)) == 6

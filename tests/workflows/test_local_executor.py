@@ -84,7 +84,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
         command(workspace, root, "--max-minutes", "0"), capture_output=True, text=True, timeout=200, env=bare_environment
     )
     assert limited.returncode == 75, limited.stdout + limited.stderr
-    assert "the same command continues" in limited.stderr and not (workspace / "models").exists()
+    assert "the same command resumes it" in limited.stderr and not (workspace / "models").exists()
 
     # Stopped in the middle of a training, at a step that has no checkpoint by itself.
     curve = workspace / "curves/fcn8s.jsonl"
@@ -125,10 +125,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_75(copied: tuple[Path, Path], 
     assert "left a checkpoint" in errors and len(list(workspace.glob("train/fcn8s-*/step_*"))) == 1
 
 
-def test_a_workspace_without_its_data_is_refused_where_a_setting_of_the_data_differs(copied: tuple[Path, Path]) -> None:
+def test_a_workspace_without_its_data_is_refused_where_a_setting_of_the_data_differs(
+    copied: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UserError, match="there is no data folder"):
         pipeline(*copied, "--data.dev_fraction", "0.3")
+    caplog.set_level("INFO", "workflows")
     assert pipeline(*copied).stages.plan()[0].complete
+    assert "does not exist: the images of" in caplog.text
 
 
 def test_copies_of_vgg16_are_the_same_file(prepared: tuple[Path, Path], tmp_path: Path) -> None:

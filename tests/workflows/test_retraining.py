@@ -1,4 +1,4 @@
-"""Which generation a retraining goes on with, from which champion, and compared with what."""
+"""Which generation a retraining runs, which champion it starts from, and what it is compared with."""
 
 from dataclasses import asdict
 
@@ -18,7 +18,7 @@ def settings(tmp_path) -> Settings:
 
 @pytest.fixture
 def champion(monkeypatch) -> dict:
-    """Who is to be beaten, as the registry says."""
+    """The version to beat, as if the registry had it."""
     found: dict = {"version": None}
     monkeypatch.setattr(retraining.promotion, "version_to_beat", lambda uri, name: found["version"])
     return found
@@ -29,12 +29,12 @@ def record(workspace: str, stage: str, inputs: list[str], keys: list[str], **sum
     storage.write_json(record_uri(workspace, stage), asdict(made))
 
 
-def test_a_first_one(settings, champion) -> None:
+def test_the_first_generation_has_neither_a_previous_workspace_nor_a_champion(settings, champion) -> None:
     found = retraining.next_generation(settings)
     assert (found.previous, found.version, found.finished, found.forced) == (None, None, False, False)
 
 
-def test_what_a_pipeline_left_in_the_workspace_is_the_previous_one_if_it_is_whole(settings, champion) -> None:
+def test_a_complete_pipeline_run_is_the_previous_workspace_of_the_first_generation(settings, champion) -> None:
     record(settings.workspace, "prepare", [], [])
     record(settings.workspace, "evaluate", ["prepare"], ["key of prepare"])
     assert retraining.next_generation(settings).previous == settings.workspace
@@ -45,7 +45,7 @@ def test_what_a_pipeline_left_in_the_workspace_is_the_previous_one_if_it_is_whol
     )
 
 
-def test_the_newest_finished_one_is_the_previous_one(settings, champion) -> None:
+def test_the_newest_finished_generation_is_the_previous_workspace(settings, champion) -> None:
     for name in ("20261101-000000", "20261102-000000"):
         generations.finish(settings.workspace, Generation(name, None, None), {"version": 1})
     champion["version"] = 1
@@ -54,7 +54,7 @@ def test_the_newest_finished_one_is_the_previous_one(settings, champion) -> None
     assert found.version == 1 and found.forced and found.name > "20261102-000000"
 
 
-def test_an_unfinished_one_is_gone_on_with(settings, champion) -> None:
+def test_an_unfinished_generation_is_resumed(settings, champion) -> None:
     begun = Generation("20261102-000000", "before", 1, forced=True)
     generations.write(settings.workspace, begun)
     generations.finish(settings.workspace, Generation("20261103-000000", None, None), {"version": 1})  # by a clock that ran ahead

@@ -65,7 +65,7 @@ class BasePipeline(Workspace):
 
         Raises:
             UserError: if the settings, the data or the cluster don't allow it.
-            Interrupted: if it was stopped; the same command continues.
+            Interrupted: if it was stopped; the same command resumes it.
         """
         tracking = self._settings.tracking
         storage.check_writable(self.root)
@@ -77,8 +77,9 @@ class BasePipeline(Workspace):
             self._check_cluster()
 
             def run_stage(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+                """Run a stage as a run of its own below the pipeline's."""
                 if self.should_stop():
-                    raise Interrupted(f"stopped before {stage.name}: the same command continues")
+                    raise Interrupted(f"stopped before {stage.name}: the same command resumes it")
                 self._log_stage(stage, stage.title)
                 title = f"{self._number(stage)} {stage.name}"
                 with parent.stage(stage.name, fingerprint, dict(stage.settings), title, self._tags(config)) as child:
@@ -96,9 +97,11 @@ class BasePipeline(Workspace):
         return records
 
     def _number(self, stage: Stage) -> int:
+        """Position of a stage, from 1."""
         return self.stages.stages.index(stage) + 1
 
     def _log_stage(self, stage: Stage, text: str) -> None:
+        """Log a line about a stage."""
         logger.info(f"[{self._number(stage)}/{len(self.stages.stages)}] {stage.name}: {text}")
 
     def _stages(self) -> Sequence[Stage]:

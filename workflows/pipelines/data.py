@@ -48,18 +48,22 @@ class DataPipeline(BasePipeline):
         return Path(self.settings.data.root).name if self.settings.data.root else "generated"
 
     def _prepare_stage(self) -> Stage:
+        """The stage `prepare`; raises UserError if the data are not there and the stage is not complete."""
         s = self.settings
         # Where the data are is not part of it: their files' names, sizes and times are.
         settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
         settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.images, tables.COMMIT),)
         stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
-        if self._data_absent and not Stages(s.workspace, [stage]).plan()[0].complete:
-            images_table.data_fingerprint(s.data, self.data_root)  # raises UserError: there is no such folder
+        if self._data_absent:
+            if not Stages(s.workspace, [stage]).plan()[0].complete:
+                images_table.data_fingerprint(s.data, self.data_root)  # raises UserError: there is no such folder
+            logger.info(f"data.root {self.data_root} does not exist: the images of {s.workspace} are used as they are")
         return stage
 
     @property
     def _data_absent(self) -> bool:
+        """Whether the folder that `data.root` names does not exist."""
         return self.settings.data.root is not None and not storage.exists(self.data_root)
 
     def _data_fingerprint(self) -> str:
@@ -115,6 +119,7 @@ class DataPipeline(BasePipeline):
         return PreviousTable(storage.join(self.previous, table), self.changes)
 
     def _proposals_stage(self) -> Stage:
+        """The stage `proposals`."""
         s = self.settings.proposals
         settings = {**as_dict(s), "edge_model": edge_model_digest(s), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.proposals, tables.COMMIT),)
@@ -153,6 +158,7 @@ class DataPipeline(BasePipeline):
             run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples_stage(self) -> Stage:
+        """The stage `examples`."""
         s = self.settings
         settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
         outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in EXAMPLE_TABLES)

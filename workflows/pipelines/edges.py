@@ -41,6 +41,7 @@ class EdgeTraining(BasePipeline):
         return self.images if self.settings.masks else None
 
     def _stages(self) -> list[Stage]:
+        """List the stages in order."""
         s = self.settings
         seed, schema = {"seed": s.seed}, {"schema": tables.SCHEMA_VERSION}
         bsds = {split: {f"bsds_{split}": _bsds_version(s.bsds, split)} for split in ("train", "val")}
@@ -65,6 +66,7 @@ class EdgeTraining(BasePipeline):
         ]
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
+        """Log the evaluation's numbers to the pipeline's run, too."""
         self.run_of_pipeline.log_metrics(records["measure"].summary)
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def pruning_stages(
     architecture = architecture_of_stage(stage)
 
     def run(fingerprint: str) -> dict[str, Any]:
+        """Prune on one training node, and log how well each layer is reproduced."""
         from deconvnet.training.channel_pruning_job import PruningJob, prune_on
 
         cpus = settings.compute.cpus_per_worker

@@ -58,6 +58,7 @@ class Retraining(Pipeline):
         super().__init__(settings.model_copy(update=changed), generation.previous, should_stop)
 
     def _stages(self) -> list[Stage]:
+        """List the pipeline's stages and two more."""
         s = self.settings
         version = {"version": self.generation.version}
         limits = {"margin": s.retrain.margin, "max_class_drop": s.retrain.max_class_drop}
@@ -70,6 +71,7 @@ class Retraining(Pipeline):
 
     @property
     def _champion_results(self) -> str:
+        """File of the champion's results."""
         return storage.join(self.settings.workspace, "report", "champion", "results.json")
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:

@@ -34,16 +34,20 @@ class Pipeline(DataPipeline):
     """
 
     def _run_name(self, config: str) -> str:
+        """Config, workspace and date."""
         return run_log.name(config, self.settings)
 
     def _tags(self, config: str) -> Mapping[str, str]:
+        """Config, workspace and, once known, the digest of the data."""
         return run_log.tags(config, self.settings)
 
     def _run_to_resume(self) -> str | None:
+        """The run that an earlier run of this workspace left in its file."""
         file = self.uri(run_log.RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def _check_cluster(self) -> None:
+        """Check the room for training workers, too."""
         s = self.settings
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources
@@ -52,17 +56,20 @@ class Pipeline(DataPipeline):
         super()._check_cluster()
 
     def _begin(self, config: str) -> None:
+        """Write which run the workspace belongs to, and describe that run as unfinished."""
         run, stages = self.run_of_pipeline, [stage.name for stage in self.stages.stages]
         storage.write_json(self.uri(run_log.RUN_FILE), run_log.run_file(run.run_id, config, self.settings, stages))
         run.describe(unfinished_run_description(config))
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
+        """Describe what the stage does and, once it has run, what came of it."""
         if summary is None:
             self.run_of_stage.describe(stage_description(name))
         else:
             run_log.describe_finished_stage(self.run_of_stage, name, summary, self.root)
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
+        """Log the results, and write the report's page again with all durations."""
         run_log.log_finished_run(self.run_of_pipeline, config, self.settings, records)
 
     def _stages(self) -> list[Stage]:
@@ -139,6 +146,7 @@ class Pipeline(DataPipeline):
         return outcome
 
     def _evaluate_stage(self) -> Stage:
+        """The stage `evaluate`."""
         s = self.settings
         window = {"context": s.examples.context, "window": s.examples.window}
         settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}
@@ -200,6 +208,7 @@ class Pipeline(DataPipeline):
                 self._stage_run.log_bytes(data, f"report/{name}")
 
     def _register_stage(self) -> Stage:
+        """The stage `register`, of which a SQLite registry is the output."""
         s = self.settings
         settings = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()

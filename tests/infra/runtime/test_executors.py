@@ -109,7 +109,7 @@ def test_it_stops_after_a_result_once_told_to(name: str, request: pytest.Fixture
         stopping(name).stream(partial(counting, 3)),
     ):
         next(results)
-        with pytest.raises(Interrupted, match="the same command continues"):
+        with pytest.raises(Interrupted, match="the same command resumes it"):
             next(results)
 
 
