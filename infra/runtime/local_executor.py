@@ -5,11 +5,12 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor as Pool
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any, Self
 
-from infra.errors import Interrupted
+from infra.errors import Interrupted, UserError
 from infra.runtime.executor import Actors, Item, Result, Work
 from infra.runtime.progress import progress
 
@@ -51,7 +52,11 @@ class LocalExecutor:
             return
         if self._pool is None:  # spawned, because a forked process would share this one's threads and locks
             self._pool = ProcessPoolExecutor(self.cpus, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
-        yield from self._until_stopped(_in_pool(self._pool, units, work), len(units), title, unit)
+        try:
+            yield from self._until_stopped(_in_pool(self._pool, units, work), len(units), title, unit)
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise UserError(f"{title}: a process died (of too little memory?): lower cluster.num_cpus") from error
 
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str

@@ -65,6 +65,10 @@ def counting(upto: int) -> Iterator[int]:
         yield number
 
 
+def deadly(index: int, unit: int) -> None:
+    os._exit(1)
+
+
 def slow(index: int, file: Path) -> None:
     time.sleep(0.3)
     file.write_text("finished")
@@ -119,6 +123,13 @@ def test_units_that_have_begun_in_a_pool_are_finished_at_a_stop(tmp_path: Path) 
         list(executor.map(files, slow, title="sleeping"))
     finished = sum(file.exists() for file in files.values())
     assert 2 <= finished < 20 and all(file.read_text() == "finished" for file in files.values() if file.exists())
+
+
+def test_a_unit_that_kills_a_process_of_the_pool_ends_the_job_and_the_next_gets_another_pool() -> None:
+    with LocalExecutor(2) as executor:
+        with pytest.raises(UserError, match=r"^dying: a process died .*: lower cluster\.num_cpus$"):
+            list(executor.map({0: 1}, deadly, title="dying"))
+        assert dict(executor.map({0: 1}, doubled, title="doubling")) == {0: 2}
 
 
 @pytest.mark.ray
