@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes infra/deploy/docker/.env from .env.example, with a random value for every empty one. Never overwrites.
-# Checked here: shellcheck; run, and its result read by compose (tests/infra/deploy/test_manifests.py).
+# Creates infra/deploy/docker/.env from .env.example, with a random value for every empty variable. An existing .env stays unchanged.
+# Tested: shellcheck; tests/infra/deploy/test_manifests.py runs it and compares the result with compose.yaml.
 set -euo pipefail
 cd "$(dirname "$0")"
 out=${1:-.env}
 if [[ -e $out ]]; then
-    echo "$out is there already; left as it is"
+    echo "$out exists; it is left unchanged"
     exit 0
 fi
 umask 077
@@ -16,4 +16,4 @@ while IFS= read -r line; do
     printf '%s\n' "$line"
 done <.env.example >"$out.part"
 mv "$out.part" "$out"
-echo "made $out, readable by you alone"
+echo "created $out, readable by you only"

@@ -1,7 +1,8 @@
-"""What a new installation needs once: the bucket, and the MLflow user that the pipeline logs in as. Does nothing twice.
+"""Creates what a new installation needs: the bucket, and the MLflow user that the pipeline logs in as. What exists is kept.
 
-Runs in the MLflow image, as a one-off service (compose) or Job (Kubernetes), by variables alone: BUCKET and the AWS ones;
-MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_USERNAME and …_PASSWORD, and the user's MLFLOW_TRACKING_USERNAME and …_PASSWORD.
+It runs in the MLflow image, as a one-off service (compose) or Job (Kubernetes), and is configured by environment variables:
+BUCKET (empty to create none) and the standard AWS ones; MLFLOW_TRACKING_URI; MLFLOW_AUTH_ADMIN_USERNAME and
+MLFLOW_AUTH_ADMIN_PASSWORD; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the user to create.
 """
 
 import base64
@@ -18,16 +19,26 @@ import boto3
 import botocore.exceptions
 from botocore.exceptions import ClientError
 
-PATIENCE_SECONDS = 120  # for servers that are still starting
-UNREACHABLE = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, OSError)
+RETRY_SECONDS = 120
+"""How long a server that may still be starting is waited for."""
+
+_UNREACHABLE = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, OSError)
 
 
-def make_bucket(name: str) -> str:
-    """Make the bucket `name` where it is missing; what was done."""
+def create_bucket(name: str) -> str:
+    """Create a bucket unless it exists.
+
+    Returns:
+        What was done, for the log.
+
+    Raises:
+        ConnectionError: if the server fails for a passing reason.
+        SystemExit: if the bucket can't be used.
+    """
     s3 = boto3.client("s3")
     try:
         s3.head_bucket(Bucket=name)
-        return f"the bucket {name} is there"
+        return f"the bucket {name} exists"
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status >= 500:
@@ -35,33 +46,51 @@ def make_bucket(name: str) -> str:
         if status != 404:
             raise SystemExit(f"the bucket {name} can't be used: {error}") from None
     region = s3.meta.region_name
-    # AWS takes its first region's name only unsaid.
-    where: dict[str, Any] = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    s3.create_bucket(Bucket=name, **where)
-    return f"made the bucket {name}"
+    # AWS refuses the name of its default region here.
+    location: dict[str, Any] = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    s3.create_bucket(Bucket=name, **location)
+    return f"created the bucket {name}"
 
 
-def make_user(server: str, name: str, password: str, admin: str, admin_password: str) -> str:
-    """Make MLflow's user `name` where it is missing, and give it `password` where it has another; what was done."""
-    if _asked(server, "experiments/search?max_results=1", name, password) == 200:
-        return f"MLflow's user {name} is there"
+def create_user(server: str, name: str, password: str, admin: str, admin_password: str) -> str:
+    """Create an MLflow user, or set the password of an existing one.
+
+    Args:
+        server: MLflow's URL.
+        name: the user's name.
+        password: the password that the user should have.
+        admin: the administrator's name.
+        admin_password: the administrator's password.
+
+    Returns:
+        What was done, for the log.
+
+    Raises:
+        SystemExit: if MLflow refuses.
+    """
+    if _request_status(server, "experiments/search?max_results=1", name, password) == 200:
+        return f"MLflow's user {name} exists"
     new = {"username": name, "password": password}
-    if (made := _asked(server, "users/create", admin, admin_password, "POST", new)) == 200:
-        return f"made MLflow's user {name}"
-    if made == 401:
-        raise SystemExit("MLflow refuses its administrator: the first start's password holds, whatever the variable says now")
-    if (changed := _asked(server, "users/update-password", admin, admin_password, "PATCH", new)) == 200:
-        return f"gave MLflow's user {name} a new password"
-    raise SystemExit(f"MLflow makes no user {name}: it answers {made} and {changed}")
+    if (created := _request_status(server, "users/create", admin, admin_password, "POST", new)) == 200:
+        return f"created MLflow's user {name}"
+    if created == 401:
+        raise SystemExit(
+            "MLflow refuses the administrator: it keeps the password of its first start, even if MLFLOW_AUTH_ADMIN_PASSWORD has changed"
+        )
+    if (changed := _request_status(server, "users/update-password", admin, admin_password, "PATCH", new)) == 200:
+        return f"changed the password of MLflow's user {name}"
+    raise SystemExit(f"MLflow does not create the user {name}: it answers {created} and {changed}")
 
 
-def _asked(server: str, call: str, user: str, password: str, method: str = "GET", body: dict[str, str] | None = None) -> int:
-    """The status that a call of MLflow's REST API ends with."""
-    key = base64.b64encode(f"{user}:{password}".encode()).decode()
+def _request_status(
+    server: str, call: str, user: str, password: str, method: str = "GET", body: dict[str, str] | None = None
+) -> int:
+    """Call MLflow's REST API as a user; returns the HTTP status."""
+    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{server}/api/2.0/mlflow/{call}",
         data=json.dumps(body).encode() if body else None,
-        headers={"Authorization": f"Basic {key}", "Content-Type": "application/json"},
+        headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
         method=method,
     )
     try:
@@ -71,27 +100,32 @@ def _asked(server: str, call: str, user: str, password: str, method: str = "GET"
         return error.code
 
 
-def patiently(make: Callable[[], str]) -> None:
-    """Print what `make()` says; called again while its server can't be reached, for PATIENCE_SECONDS."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def retry_until_reachable(step: Callable[[], str]) -> None:
+    """Run a step and print its result; repeat it for up to RETRY_SECONDS while its server can't be reached.
+
+    Raises:
+        SystemExit: if the server is not reachable by then.
+    """
+    deadline = time.monotonic() + RETRY_SECONDS
     while True:
         try:
-            print(make(), flush=True)
+            print(step(), flush=True)
             return
-        except UNREACHABLE as error:
+        except _UNREACHABLE as error:
             if time.monotonic() > deadline:
                 raise SystemExit(f"a server does not answer: {error}") from None
             time.sleep(2)
 
 
 def main() -> int:
+    """Create the bucket and the user; returns the exit code."""
     env = os.environ
     server = env["MLFLOW_TRACKING_URI"].rstrip("/")
     user = env["MLFLOW_TRACKING_USERNAME"], env["MLFLOW_TRACKING_PASSWORD"]
     admin = env["MLFLOW_AUTH_ADMIN_USERNAME"], env["MLFLOW_AUTH_ADMIN_PASSWORD"]
     if bucket := env.get("BUCKET"):
-        patiently(lambda: make_bucket(bucket))
-    patiently(lambda: make_user(server, *user, *admin))
+        retry_until_reachable(lambda: create_bucket(bucket))
+    retry_until_reachable(lambda: create_user(server, *user, *admin))
     return 0
 
 

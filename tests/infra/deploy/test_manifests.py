@@ -1,4 +1,4 @@
-"""The files that say where the project runs: that they agree with each other, with the code they start, and keep no secret."""
+"""The files for Docker, Kubernetes and AWS agree with each other and with the commands they start, and contain no secret."""
 
 import copy
 import importlib
@@ -46,6 +46,7 @@ JOB = {"backoffLimit", "entrypoint", "shutdownAfterJobFinishes", "submitterPodTe
 
 
 def of_kind(kind: str) -> list[dict[str, Any]]:
+    """The Kubernetes manifests of a kind."""
     return [doc for doc in MANIFESTS if doc["kind"] == kind]
 
 
@@ -56,31 +57,32 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 POOLS = {group["groupName"]: group for group in CLUSTER_SPEC["workerGroupSpecs"]}
 
 
-def below(node: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping in a document."""
+def mappings_in(node: Any) -> Iterator[dict[str, Any]]:
+    """Iterate over every mapping at any depth of a document."""
     if isinstance(node, dict):
         yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from below(child)
+        yield from mappings_in(child)
 
 
 def containers() -> list[dict[str, Any]]:
-    return [c for node in below(MANIFESTS) for c in node.get("containers", [])]
+    """The containers of all pods."""
+    return [c for node in mappings_in(MANIFESTS) for c in node.get("containers", [])]
 
 
 def commands() -> list[list[str]]:
-    """Every command that starts a door, as words, from the manifests."""
+    """The commands that the manifests start, split into words."""
     (submit,) = CRON["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     return [shlex.split(PIPELINE["entrypoint"]), shlex.split(RETRAIN["jobTemplate"]["entrypoint"]), submit["args"]]
 
 
-def in_comments() -> list[list[str]]:
-    """The same, from what a person is told to type in compose.yaml."""
+def commands_in_comments() -> list[list[str]]:
+    """The commands in the comments of compose.yaml, split into words."""
     text = re.sub(r" \\\n#", " ", (INFRA / "docker" / "compose.yaml").read_text())
     return [shlex.split(match) for match in re.findall(r"python workflows/\S+\.py[^\n`]*", text)]
 
 
-def test_versions_are_those_of_the_project_everywhere() -> None:
+def test_all_files_use_the_projects_versions() -> None:
     text = "\n".join(path.read_text() for path in FILES)
     ours = re.findall(r"deconvnet-(?:cpu|cuda|mlflow):([\w.]+)", text)
     assert len(ours) > 10 and set(ours) == {PROJECT["project"]["version"]}
@@ -97,8 +99,8 @@ def test_the_images_extra_packages_are_pinned() -> None:
         assert name in PINS
 
 
-@pytest.mark.parametrize("command", [*commands(), *in_comments()], ids=lambda words: words[1])
-def test_commands_are_taken_by_the_doors_and_fit_the_cluster(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [*commands(), *commands_in_comments()], ids=lambda words: words[1])
+def test_commands_parse_and_fit_the_cluster(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     python, script, *rest = command
     assert python == "python" and (ROOT / script).is_file()
@@ -115,14 +117,14 @@ def test_commands_are_taken_by_the_doors_and_fit_the_cluster(command: list[str],
         assert settings.compute.workers <= group["maxReplicas"]
 
 
-def test_both_schedules_do_the_same() -> None:
+def test_both_schedules_run_the_same_command() -> None:
     ray_s, plain = commands()[1:]
     joined = [f"{a}={b}" for a, b in zip(ray_s[2::2], ray_s[3::2], strict=True)]
     assert joined == plain[2:] and ray_s[:2] == plain[:2]
     assert RETRAIN["schedule"] == CRON["schedule"] and CRON["concurrencyPolicy"] == "Forbid"
 
 
-def test_kuberay_knows_the_fields() -> None:
+def test_manifests_use_only_fields_that_kuberay_has() -> None:
     assert set(CLUSTER_SPEC) <= CLUSTER and set(CLUSTER_SPEC["headGroupSpec"]) <= HEAD
     assert all(set(group) <= WORKERS for group in POOLS.values())
     assert set(PIPELINE) <= JOB and set(RETRAIN["jobTemplate"]) <= JOB and set(RETRAIN) == {"schedule", "jobTemplate"}
@@ -131,7 +133,7 @@ def test_kuberay_knows_the_fields() -> None:
     assert gates["RayCronJob"]
 
 
-def test_nodes_carry_the_label_of_their_pool_everywhere() -> None:
+def test_nodes_have_the_label_of_their_pool_in_all_files() -> None:
     assert CLUSTER_SPEC["headGroupSpec"]["labels"] == {"pool": "head"} and CLUSTER_SPEC["headGroupSpec"]["resources"] == {
         "CPU": "0"
     }
@@ -143,7 +145,7 @@ def test_nodes_carry_the_label_of_their_pool_everywhere() -> None:
         assert f"--labels=pool={pool}" in COMPOSE["services"][service]["command"].split()
 
 
-def test_ray_takes_the_aws_file() -> None:
+def test_ray_accepts_the_aws_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     made = prepare_config(copy.deepcopy(AWS))
@@ -152,16 +154,16 @@ def test_ray_takes_the_aws_file() -> None:
     assert any(target.endswith("/.ray/auth_token") for target in AWS["file_mounts"])
     profiles = set(re.findall(r"InstanceProfileName: ([\w-]+)", (INFRA / "aws" / "stack.yaml").read_text()))
     assert {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in AWS["available_node_types"].values()} == profiles
-    # What envsubst is told to put in is all that is left open; $USER and $RAY_HEAD_IP are the node's.
+    # The comment's envsubst fills in every variable that is left open; the nodes themselves fill in $USER and $RAY_HEAD_IP.
     text = (INFRA / "aws" / "cluster.yaml").read_text()
-    told = re.search(r"envsubst '([^']+)'", text)
-    assert told and set(told[1].split()) == {f"${name}" for name in re.findall(r"\$\{(\w+)\}", text)}
+    substituted = re.search(r"envsubst '([^']+)'", text)
+    assert substituted and set(substituted[1].split()) == {f"${name}" for name in re.findall(r"\$\{(\w+)\}", text)}
 
 
 SECRET = re.compile(r"PASSWORD|TOKEN$|SECRET|ACCESS_KEY|auth_token", re.IGNORECASE)
 
 
-def test_no_file_holds_a_secret() -> None:
+def test_no_file_contains_a_secret() -> None:
     for container in containers():
         for variable in container.get("env", []):
             assert not SECRET.search(variable["name"]) or "value" not in variable, variable
@@ -178,18 +180,18 @@ def test_no_file_holds_a_secret() -> None:
         assert line.startswith("#") or not value or not SECRET.search(name), line
 
 
-def test_pods_are_locked_down() -> None:
-    """What the namespace's pod security (restricted) asks for, which only an API server would check."""
-    found = [(pod, c) for pod in below(MANIFESTS) if "containers" in pod for c in pod["containers"]]
+def test_pods_have_no_privileges() -> None:
+    """The rules of the namespace's pod security level (restricted), which otherwise only an API server would check."""
+    found = [(pod, c) for pod in mappings_in(MANIFESTS) if "containers" in pod for c in pod["containers"]]
     assert len(found) == 9
     for pod, container in found:
         rights = {**pod.get("securityContext", {}), **container["securityContext"]}
         assert rights["runAsNonRoot"] is True and rights["seccompProfile"] == {"type": "RuntimeDefault"}, container["name"]
         assert rights["allowPrivilegeEscalation"] is False and rights["capabilities"] == {"drop": ["ALL"]}, container["name"]
         assert "memory" in container["resources"]["limits"], container["name"]
-        # Only the head speaks to Kubernetes: its autoscaler does.
-        silent = pod.get("automountServiceAccountToken") is False or pod.get("serviceAccountName") == "mlflow"
-        assert silent or pod.get("serviceAccountName") == "ray-head", container["name"]
+        # Only the head's autoscaler uses Kubernetes' API.
+        has_no_token = pod.get("automountServiceAccountToken") is False or pod.get("serviceAccountName") == "mlflow"
+        assert has_no_token or pod.get("serviceAccountName") == "ray-head", container["name"]
     for account in of_kind("ServiceAccount"):
         assert account["metadata"]["name"] == "ray-head" or account["automountServiceAccountToken"] is False
     for last in re.findall(r"^FROM .* AS (cpu|cuda|mlflow)$", DOCKERFILE, re.MULTILINE):
@@ -197,7 +199,7 @@ def test_pods_are_locked_down() -> None:
         assert "USER 1000:1000" in stage and "HEALTHCHECK" in stage, last
 
 
-def test_addresses_agree() -> None:
+def test_addresses_and_ports_agree() -> None:
     services = COMPOSE["services"]
     (config,) = of_kind("ConfigMap")
     assert config["data"]["MLFLOW_TRACKING_URI"] == services["head"]["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
@@ -215,7 +217,7 @@ def test_addresses_agree() -> None:
     assert f"http://{of_kind('RayCluster')[0]['metadata']['name']}-head-svc:8265" in submit["command"]
 
 
-def test_the_image_gets_the_project_and_nothing_else() -> None:
+def test_the_image_contains_the_project_and_nothing_else() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert allowed == packages | {"pyproject.toml", "constraints.txt", "LICENSE", "README.md"}
@@ -242,7 +244,7 @@ def test_the_wheel_contains_every_file_that_the_commands_read() -> None:
                 assert any(fnmatch(name, pattern) for pattern in patterns), name
 
 
-def test_make_env_fills_what_compose_asks_for(tmp_path: Path) -> None:
+def test_make_env_fills_the_variables_of_compose(tmp_path: Path) -> None:
     script, out = INFRA / "docker" / "make-env.sh", tmp_path / ".env"
     subprocess.run(["bash", script, out], check=True, capture_output=True, timeout=30)
     made = dict(line.split("=", 1) for line in out.read_text().splitlines() if line and not line.startswith("#"))
@@ -254,29 +256,31 @@ def test_make_env_fills_what_compose_asks_for(tmp_path: Path) -> None:
     assert dict(line.split("=", 1) for line in out.read_text().splitlines() if line and not line.startswith("#")) == made
 
 
-def test_secrets_are_made_once_and_are_all_that_pods_ask_for(tmp_path: Path) -> None:
-    """With a kubectl that keeps what it is given in files, and knows what it has."""
+def test_secrets_are_created_once_and_match_the_pods_references(tmp_path: Path) -> None:
+    """Run with a stand-in for kubectl that keeps secrets in files."""
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(
-        '#!/bin/bash\ncase "$3" in\nget) test -e "$0-$5" ;;\ncreate) cat >"$0-$6"; echo "$*" >>"$0.said" ;;\n*) exit 9 ;;\nesac\n'
+        '#!/bin/bash\ncase "$3" in\nget) test -e "$0-$5" ;;\ncreate) cat >"$0-$6"; echo "$*" >>"$0.calls" ;;\n*) exit 9 ;;\nesac\n'
     )
     kubectl.chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "very-secret"}
     for _ in range(2):
         subprocess.run(["bash", KUBERAY / "secrets.sh"], check=True, capture_output=True, timeout=30, env=env)
-    assert len((tmp_path / "kubectl.said").read_text().splitlines()) == 4  # once, though it ran twice
-    assert "very-secret" not in (tmp_path / "kubectl.said").read_text()
+    assert len((tmp_path / "kubectl.calls").read_text().splitlines()) == 4  # created once, though the script ran twice
+    assert "very-secret" not in (tmp_path / "kubectl.calls").read_text()
     made = {path.name.removeprefix("kubectl-"): path.read_text() for path in tmp_path.glob("kubectl-*")}
     keys = {name: re.findall(r"^(\w+)=.+$", text, re.MULTILINE) for name, text in made.items()}
     assert keys["ray-token"] == ["auth_token"] and keys["s3"] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-    asked = {node["secretRef"]["name"] for node in below(MANIFESTS) if "secretRef" in node}
-    named = {(node["secretKeyRef"]["name"], node["secretKeyRef"]["key"]) for node in below(MANIFESTS) if "secretKeyRef" in node}
-    assert asked | {name for name, _ in named} | {CLUSTER_SPEC["authOptions"]["secretName"]} == set(made)
-    assert all(key in keys[name] for name, key in named)
+    whole_secrets = {node["secretRef"]["name"] for node in mappings_in(MANIFESTS) if "secretRef" in node}
+    named = {
+        (node["secretKeyRef"]["name"], node["secretKeyRef"]["key"]) for node in mappings_in(MANIFESTS) if "secretKeyRef" in node
+    }
+    assert whole_secrets | {name for name, _ in single_keys} | {CLUSTER_SPEC["authOptions"]["secretName"]} == set(made)
+    assert all(key in keys[name] for name, key in single_keys)
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-def test_jobs_get_the_standing_clusters_spec() -> None:
+def test_jobs_have_the_specification_of_the_permanent_cluster() -> None:
     def built(folder: str) -> list[dict[str, Any]]:
         done = subprocess.run(["kubectl", "kustomize", KUBERAY / folder], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
@@ -290,31 +294,31 @@ def test_jobs_get_the_standing_clusters_spec() -> None:
     images = {
         c["image"]
         for folder in ("platform", "pipeline", "retrain-cronjob")
-        for n in below(built(folder))
+        for n in mappings_in(built(folder))
         for c in n.get("containers", [])
     }
     ours = images - {COMPOSE["services"]["postgres"]["image"]}
-    assert len(ours) == 3 and len({image.rpartition("/")[0] for image in ours}) == 1  # from one registry
+    assert len(ours) == 3 and len({image.rpartition("/")[0] for image in ours}) == 1  # all from one registry
 
 
 sys.path.insert(0, str(INFRA / "docker"))
 import prepare  # noqa: E402
 
 
-def test_the_bucket_is_made_once(s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the first key that it saw
-    assert prepare.make_bucket("new-one") == "made the bucket new-one"
-    assert prepare.make_bucket("new-one") == "the bucket new-one is there"
+def test_the_bucket_is_created_once(s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the first credentials
+    assert prepare.create_bucket("new-one") == "created the bucket new-one"
+    assert prepare.create_bucket("new-one") == "the bucket new-one exists"
     assert "new-one" in [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]]
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with pytest.raises(SystemExit, match="can't be used"):
-        prepare.make_bucket("new-one")
+        prepare.create_bucket("new-one")
 
 
 @pytest.fixture
 def mlflow() -> Iterator[tuple[str, dict[str, str]]]:
-    """What prepare.py needs of MLflow's users API (a real server answered it the same): its address, and the users with passwords."""
+    """A stand-in for MLflow's API of users, which answers like a real server: its URL, and the passwords by user."""
     users = {"admin": "right"}
 
     class Handler(BaseHTTPRequestHandler):
@@ -343,17 +347,19 @@ def mlflow() -> Iterator[tuple[str, dict[str, str]]]:
     server.server_close()
 
 
-def test_the_pipelines_user_is_made_once_and_follows_its_secret(mlflow: tuple[str, dict[str, str]]) -> None:
+def test_the_pipelines_user_is_created_once_and_gets_a_changed_password(mlflow: tuple[str, dict[str, str]]) -> None:
     url, users = mlflow
-    assert prepare.make_user(url, "pipeline", "first", "admin", "right") == "made MLflow's user pipeline"
-    assert prepare.make_user(url, "pipeline", "first", "admin", "wrong") == "MLflow's user pipeline is there"
-    assert prepare.make_user(url, "pipeline", "second", "admin", "right") == "gave MLflow's user pipeline a new password"
+    assert prepare.create_user(url, "pipeline", "first", "admin", "right") == "created MLflow's user pipeline"
+    assert prepare.create_user(url, "pipeline", "first", "admin", "wrong") == "MLflow's user pipeline exists"
+    assert prepare.create_user(url, "pipeline", "second", "admin", "right") == "changed the password of MLflow's user pipeline"
     assert users["pipeline"] == "second"
-    with pytest.raises(SystemExit, match="refuses its administrator"):
-        prepare.make_user(url, "other", "x", "admin", "wrong")
+    with pytest.raises(SystemExit, match="refuses the administrator"):
+        prepare.create_user(url, "other", "x", "admin", "wrong")
 
 
-def test_servers_that_start_later_are_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_servers_that_are_still_starting_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(prepare.time, "sleep", lambda _: None)
     answers: list[Any] = [
         ConnectionRefusedError("not yet"),
@@ -361,15 +367,15 @@ def test_servers_that_start_later_are_waited_for(monkeypatch: pytest.MonkeyPatch
         "done",
     ]
 
-    def make() -> str:
+    def step() -> str:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    prepare.patiently(make)
+    prepare.retry_until_reachable(step)
     assert capsys.readouterr().out == "done\n"
-    monkeypatch.setattr(prepare, "PATIENCE_SECONDS", -1)
+    monkeypatch.setattr(prepare, "RETRY_SECONDS", -1)
     answers.append(OSError("gone"))
     with pytest.raises(SystemExit, match="does not answer: gone"):
-        prepare.patiently(make)
+        prepare.retry_until_reachable(step)
