@@ -272,9 +272,8 @@ def test_secrets_are_created_once_and_match_the_pods_references(tmp_path: Path) 
     keys = {name: re.findall(r"^(\w+)=.+$", text, re.MULTILINE) for name, text in made.items()}
     assert keys["ray-token"] == ["auth_token"] and keys["s3"] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     whole_secrets = {node["secretRef"]["name"] for node in mappings_in(MANIFESTS) if "secretRef" in node}
-    named = {
-        (node["secretKeyRef"]["name"], node["secretKeyRef"]["key"]) for node in mappings_in(MANIFESTS) if "secretKeyRef" in node
-    }
+    references = [node["secretKeyRef"] for node in mappings_in(MANIFESTS) if "secretKeyRef" in node]
+    single_keys = {(reference["name"], reference["key"]) for reference in references}
     assert whole_secrets | {name for name, _ in single_keys} | {CLUSTER_SPEC["authOptions"]["secretName"]} == set(made)
     assert all(key in keys[name] for name, key in single_keys)
 
