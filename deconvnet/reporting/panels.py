@@ -33,7 +33,7 @@ class ComparisonRow:
 
 
 def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
-    """Draw image, truth, FCN-8s, DeconvNet, EDeconvNet and EDeconvNet+CRF side by side, a row per image (the paper's Figure 7).
+    """Draw image, truth, FCN-8s, DeconvNet, EDeconvNet and EDeconvNet+CRF side by side, a row per image (the paper's Figures 7 to 9).
 
     Args:
         rows: the images, top to bottom.
