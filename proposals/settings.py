@@ -8,7 +8,7 @@ from infra.settings import Section
 
 
 class ProposalSettings(Section):
-    """EdgeBox object proposals (Zitnick, Dollár 2014). Defaults that differ from the paper's were chosen by recall on voc-sample train."""
+    """EdgeBox object proposals (Zitnick, Dollár 2014). Defaults unlike the paper's were chosen by their recall on voc-sample train."""
 
     edges: Literal["forest", "gradient"] = Field(
         "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"

@@ -11,7 +11,7 @@ from proposals.mining.rules import choose_stage1, choose_stage2, cut_example, ex
 
 @pytest.fixture
 def masks() -> tuple[np.ndarray, np.ndarray]:
-    """Class and object mask. Object 1: 20×10 px of class 5 at (20, 30), three void pixels. Object 2: 8×8 px of class 7 at (40, 30)."""
+    """Class and object mask. Object 1: 20×10 px of class 5 at (20, 30), 3 px void. Object 2: 8×8 px of class 7 at (40, 30)."""
     classes, objects = np.zeros((80, 100), np.uint8), np.zeros((80, 100), np.uint8)
     classes[30:40, 20:40], objects[30:40, 20:40] = 5, 1
     classes[30:38, 40:48], objects[30:38, 40:48] = 7, 2
