@@ -102,8 +102,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
         f"|---|{'---:|' * len(RESULTS)}",
         *(f"| {c} | {' | '.join(percent(rows[n]['iou'][c]) for n in RESULTS)} |" for c in results["classes"]),
         "",
-        "All numbers are percentages. A class that occurs neither in the truth nor in the predictions has no IoU (–) and is left out "
-        "of the mean.",
+        "All numbers are percentages. A class that occurs neither in the ground truth nor in the predictions has no IoU (–) and is left "
+        "out of the mean.",
     ]
     return "\n".join(lines) + "\n"
 

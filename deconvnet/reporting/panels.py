@@ -33,7 +33,7 @@ class ComparisonRow:
 
 
 def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
-    """Draw image, truth, FCN-8s, DeconvNet, EDeconvNet and EDeconvNet+CRF side by side, a row per image (the paper's Figures 7 to 9).
+    """Draw each image beside its ground truth and predictions, a row per image (the paper's Figures 7 to 9).
 
     Args:
         rows: the images, top to bottom.
@@ -45,7 +45,7 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
     cells = [[thumbnail(p) for p in (row.image, row.truth, *(row.masks[name] for name in COMPARED))] for row in rows]
     masks = [mask for row in rows for mask in (row.truth, *row.masks.values()) if mask is not None]
     titles = [[row.title, "", *(_score(row.mean_iou.get(name)) for name in COMPARED)] for row in rows]
-    return image_grid(cells, titles, masks, classes, ["image", "truth", *(RESULT_TITLES[name] for name in COMPARED)])
+    return image_grid(cells, titles, masks, classes, ["image", "ground truth", *(RESULT_TITLES[name] for name in COMPARED)])
 
 
 def _score(mean_iou: float | None) -> str:
@@ -116,7 +116,7 @@ def instances(
         panels.append((name, _with_boxes(image, boxes[:before], boxes[before:count]), thumbnail(mask)))
         before = count
     if truth is not None:
-        panels.append(("truth", thumbnail(image), thumbnail(truth)))
+        panels.append(("ground truth", thumbnail(image), thumbnail(truth)))
     cells, titles = [], []
     columns = 3 if image.shape[0] < 0.9 * image.shape[1] else 6  # three columns of upright images would need scrolling
     for start in range(0, len(panels), columns):

@@ -16,7 +16,7 @@ REPORT_FILE = "index.html"
 _IMAGE_FIGURES = {
     "comparison": (
         "Side by side",
-        "The images with the best, the median and the worst mean IoU of EDeconvNet+CRF, with truth and predictions.",
+        "The images with the best, the median and the worst mean IoU of EDeconvNet+CRF, with ground truth and predictions.",
     ),
     "wins": (
         "Where each network is better",
