@@ -42,6 +42,7 @@ class Browser:
         self._address = f"{address}/session/{session}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
+        """Call chromedriver for this window."""
         return _request(method, f"{self._address}/{path}", body)
 
     def open(self, url: str) -> None:
@@ -119,6 +120,7 @@ def browser(width: int = 1200, height: int = 900) -> Iterator[Browser]:
 
 
 def _request(method: str, url: str, body: Any = None) -> Any:
+    """Call chromedriver and return the answer's value. Raises RuntimeError with its message if it refuses."""
     data = None if method != "POST" else json.dumps(body or {}).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     try:
@@ -129,6 +131,7 @@ def _request(method: str, url: str, body: Any = None) -> Any:
 
 
 def _wait_until(ready: Callable[[], bool]) -> None:
+    """Wait until chromedriver is ready. Raises RuntimeError if that takes too long."""
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end:
         with suppress(OSError):

@@ -112,14 +112,15 @@ class _Listener(ThreadingHTTPServer):
     def __init__(self, proxy: FlakyProxy) -> None:
         self.proxy = proxy
         self._open: set[socket.socket] = set()
-        self._stopped = False
         super().__init__(("127.0.0.1", urlsplit(proxy.url).port or 0), _Forward)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection and handle it."""
         self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
+        """Forget the connection and close it."""
         self._open.discard(request)
         super().shutdown_request(request)
 
@@ -127,6 +128,7 @@ class _Listener(ThreadingHTTPServer):
         """Print nothing: connections are closed on purpose."""
 
     def stop(self) -> None:
+        """Stop listening and close all connections."""
         self.shutdown()
         self.server_close()
         for connection in list(self._open):
@@ -141,6 +143,7 @@ class _Forward(BaseHTTPRequestHandler):
     server: _Listener
 
     def handle_one_request(self) -> None:
+        """Forward a request, or fail it as the proxy's attributes ask for."""
         self.raw_requestline = self.rfile.readline(65537)
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
@@ -162,6 +165,7 @@ class _Forward(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _body(self) -> bytes:
+        """The request's body, decoded if it is chunked."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = b""
@@ -173,6 +177,7 @@ class _Forward(BaseHTTPRequestHandler):
         return body
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Send the request to the real server; returns the answer's status, headers and body."""
         connection = http.client.HTTPConnection(urlsplit(self.server.proxy.target).netloc, timeout=120)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

@@ -204,6 +204,7 @@ def write_part(
     first = last = ""
 
     def accepted() -> Iterator[Mapping[str, Any]]:
+        """The rows, with rejects put aside."""
         for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)

@@ -3,8 +3,8 @@
   python -m infra.deploy.local.cluster -- python workflows/train_pipeline.py --workspace s3://deconvnet/run
   python -m infra.deploy.local.cluster      without a job: it runs until Ctrl-C, for looking around and submitting jobs
 
-Every node is a separate `ray start` with its own address (127.0.0.2, …), resources and `pool` label, so that one can be killed as if
-its machine died. Everything is stopped at the end, also after Ctrl-C and SIGTERM. Works on Linux only.
+Every node is a separate `ray start` with its own address (127.0.0.2, …) and `pool` label, so that it can be killed as if its machine
+died. Everything is stopped at the end, also after Ctrl-C and SIGTERM. Works on Linux only.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from infra.deploy.local.process import Server, find_program, free_port, free_ports
+from infra.deploy.local.process import Server, find_program, free_port, free_ports, write_private
 from infra.deploy.local.servers import S3, mlflow_server, postgres_programs, postgres_server, s3_server
 from infra.errors import UserError
 
@@ -47,12 +47,10 @@ class Node:
 
     Attributes:
         address: its IP address.
-        pool: value of its Ray label `pool`.
         server: its main process.
     """
 
     address: str
-    pool: str
     server: Server
 
     def processes(self, title: str = "") -> list[Any]:
@@ -117,13 +115,12 @@ class Cluster:
         head.server.ready = self._accepts_jobs
         head.server.start()
 
-    def add_node(self, pool: str = "cpu", cpus: int = 1, resources: Mapping[str, float] | None = None) -> Node:
+    def add_node(self, pool: str = "cpu", cpus: int = 1) -> Node:
         """Start another node and wait until it has joined the cluster.
 
         Args:
             pool: value of its Ray label `pool`.
             cpus: number of CPUs as Ray counts them.
-            resources: further Ray resources by name.
 
         Returns:
             The node, which is also in `nodes`.
@@ -131,7 +128,7 @@ class Cluster:
         Raises:
             UserError: if it does not start.
         """
-        node = self._node(pool, cpus, [f"--address={self.address}", f"--resources={json.dumps(dict(resources or {}))}"])
+        node = self._node(pool, cpus, [f"--address={self.address}"])
         self.nodes.append(node)
         node.server.ready = lambda: node.address in self.alive()
         try:
@@ -168,7 +165,7 @@ class Cluster:
         flags = ["--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items())]
         command, log = self.ray("start", *flags, *arguments), self.temporary / f"node-{number}.log"
         server = Server(f"Ray's node {address}", self.address, command, self.environment, log, lambda: False, folder=ROOT)
-        return Node(address, pool, server)
+        return Node(address, server)
 
     def _accepts_jobs(self) -> bool:
         """True once a test job has succeeded. The dashboard answers before the agent that runs jobs is ready."""
@@ -210,8 +207,7 @@ def ray_cluster(
     """
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # in the system's folder, since paths of Ray's sockets must be short
     token = temporary / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    write_private(token, secrets.token_hex(32))
     port, dashboard = free_ports(2)
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))} | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -298,8 +294,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     cluster = stack.enter_context(ray_cluster(pools, cpus=arguments.cpus, environment=environment))
     for_terminal = {k: v for k, v in cluster.environment.items() if k.startswith(("RAY_", "AWS_", "MLFLOW_"))}
     script = folder / "environment.sh"
-    script.touch(mode=0o600)
-    script.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in for_terminal.items()))
+    write_private(script, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in for_terminal.items()))
     logger.info(
         f"\nMLflow          {mlflow.url}"
         f"\nRay's dashboard {cluster.dashboard}   (its token is in {cluster.environment['RAY_AUTH_TOKEN_PATH']})"

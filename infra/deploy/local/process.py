@@ -65,6 +65,12 @@ def find_program(name: str, package: str) -> str:
     return found
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
 @dataclass
 class Server:
     """A server process that can be stopped, killed and started again.

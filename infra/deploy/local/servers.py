@@ -18,7 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.deploy.local.process import HOST, Server, as_user, find_program, free_port, free_ports, is_listening, running
+from infra.deploy.local.process import (
+    HOST,
+    Server,
+    as_user,
+    find_program,
+    free_port,
+    free_ports,
+    is_listening,
+    running,
+    write_private,
+)
 from infra.errors import UserError
 
 _REGION = "us-east-1"
@@ -102,7 +112,7 @@ def s3_server(folder: Path, access_key: str = "local", secret_key: str | None = 
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     user = {"name": "local", "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": actions}
     config = folder / "s3.json"
-    _write_private(config, json.dumps({"identities": [user]}))
+    write_private(config, json.dumps({"identities": [user]}))
     names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     options = {
@@ -163,6 +173,7 @@ def mlflow_server(
     }
 
     def ready() -> bool:
+        """True if the server is healthy."""
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
             return bool(reply.status == 200)
         return False
@@ -200,7 +211,7 @@ def postgres_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="deconvnet-pg-") as temporary:  # in /tmp, since that user can't enter our folders
         folder = Path(temporary)
         password_file = folder / "password"
-        _write_private(password_file, password)
+        write_private(password_file, password)
         if user is not None:
             shutil.chown(folder, user)
             shutil.chown(password_file, user)
@@ -228,12 +239,6 @@ def postgres_server() -> Iterator[str]:
         )
         with running(server):
             yield uri
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read."""
-    path.touch(mode=0o600)
-    path.write_text(text)
 
 
 def _unprivileged_user() -> str | None:
