@@ -18,8 +18,8 @@ from proposals.mining.rules import find_objects
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of the image's area that separate the sizes of objects; a size includes its upper edge."""
 SMALLEST_SIDE = 4
-"""Shortest side of an object's box, px, from which on it is counted. Smaller pieces are usually left-overs where the class mask and
-the object mask disagree; by default the network is not trained on them either."""
+"""Objects whose box has a side shorter than this (px) are not counted. They are usually left-overs where the class mask and the
+object mask disagree; by default the network is not trained on them either."""
 
 
 def object_ious(
@@ -27,8 +27,8 @@ def object_ious(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the IoU of each annotated object.
 
-    A predicted mask does not tell objects apart. The prediction of an object is taken to be the 8-connected components of its class
-    that touch it, without their pixels on other objects of the class and on void.
+    A predicted mask does not tell objects apart. The prediction of an object is taken to be the 8-connected components of its
+    class that touch it, without their pixels on other objects of the class and on void.
 
     Args:
         class_mask: true class ids, uint8 (H, W), 255 void.
@@ -144,9 +144,9 @@ class Breakdowns:
         """The content of `report/analysis.json`.
 
         Returns:
-            `confusion`: pixels by result, true class and predicted class. `proposals`: `counts`, and DeconvNet's `mean_iou` after as
-            many. `sizes`: `edges` (shares of the image), number of `objects`, and their `mean_iou` by result. None stands for a mean
-            of nothing.
+            `confusion`: pixels by result, true class and predicted class. `proposals`: `counts`, and DeconvNet's `mean_iou`
+            after as many. `sizes`: `edges` (shares of the image), number of `objects`, and their `mean_iou` by result. None
+            stands for a mean of nothing.
         """
         by_size = np.divide(self.ious, self.objects, out=np.full_like(self.ious, np.nan), where=self.objects > 0)
         by_count = [ConfusionMatrix(matrix.shape[0], matrix).mean_iou for matrix in self.confusion_by_count]

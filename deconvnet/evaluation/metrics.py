@@ -11,8 +11,8 @@ from proposals.masks import VOID_ID
 class ConfusionMatrix:
     """Counts of pixels by true class and predicted class.
 
-    Counts are summed over all images before metrics are computed, as VOC does; metrics are not averaged over images. Pixels that are
-    void in the truth (255) are not counted.
+    Counts are summed over all images before metrics are computed, as VOC does; metrics are not averaged over images. Pixels
+    that are void in the truth (255) are not counted.
 
     Attributes:
         num_classes: number of classes C.

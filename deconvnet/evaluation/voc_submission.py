@@ -1,8 +1,8 @@
 """The archive that PASCAL VOC's test server accepts: writing it, and checking it against the server's rules.
 
-Source: the development kit of VOC 2012, sections 5.2 and 5.3. For each image there is one PNG of class ids, of the image's size, in
-results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for methods trained on the challenge's own data only, 6 for all
-others; networks that start from VGG-16 saw ImageNet, so they belong to 6.
+Source: the development kit of VOC 2012, sections 5.2 and 5.3. For each image there is one PNG of class ids, of the image's
+size, in results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for methods trained on the challenge's own data
+only, 6 for all others; networks that start from VGG-16 saw ImageNet, so they belong to 6.
 """
 
 import gzip
@@ -56,8 +56,8 @@ def check_submission(
 ) -> list[str]:
     """Check an archive against the server's rules.
 
-    Each image must have exactly one mask, and the archive must hold nothing else. A mask must be a paletted PNG in VOC's colours, of
-    its image's size, with class ids below `num_classes`.
+    Each image must have exactly one mask, and the archive must hold nothing else. A mask must be a paletted PNG in VOC's
+    colours, of its image's size, with class ids below `num_classes`.
 
     Args:
         archive: content of the gzipped tar archive.

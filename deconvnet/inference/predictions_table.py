@@ -1,7 +1,7 @@
 """The table `predictions` of a folder of images: its columns, what a run still has to predict, and a summary by class.
 
-A prediction is up to date if its image has not changed since (by its stamp), its mask exists, and both belong to the current
-*generation*: everything that one version of a model has written to an output since another version did. Predictions that a killed run
+A prediction is up to date if its image has not changed since (by its stamp), its mask exists, and both were made in the current
+*generation*. A new generation begins whenever another version of the model is used for the output. Predictions that a killed run
 finished count, too.
 """
 
@@ -76,14 +76,14 @@ class Task:
 
 @dataclass(frozen=True)
 class OutputState:
-    """What an output's files were made from; the content of `predict.json`.
+    """Which images and which model an output's files were made from; the content of `predict.json`.
 
     Attributes:
         input: folder of the images.
         model: name of the registered model.
         model_version: its version.
         model_id: id that tells this version from those of other registries.
-        generation: name of everything that this version has written since another did.
+        generation: name of the current generation; a new one begins whenever another model version is used for this output.
     """
 
     input: str
@@ -193,7 +193,7 @@ def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, over
 
 
 def new_generation() -> str:
-    """A new, random name of a generation."""
+    """Create a random name for a new generation."""
     return uuid.uuid4().hex[:12]
 
 

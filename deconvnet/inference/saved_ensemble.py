@@ -1,7 +1,7 @@
 """A saved ensemble: takes an encoded image and returns its mask, doing proposals, both networks and the CRF.
 
-The registered MLflow model, `workflows/predict.py` and the server all predict with `SavedEnsemble`, so their results are the same.
-It needs neither Ray nor pydantic.
+The registered MLflow model, `workflows/predict.py` and the server all predict with `SavedEnsemble`, so their results are the
+same. It needs neither Ray nor pydantic.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the layers of DeconvNet's decoder respond to: the most active map of each (the paper's "Analysis of Deconvolution Network")."""
+"""The responses of DeconvNet's decoder: the most active map of each layer (the paper's "Analysis of Deconvolution Network")."""
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ def decoder_maps(
     Args:
         model: the network.
         crop: its input, uint8 (S, S, 3), RGB, with S the model's input size.
-        where: pixels that count in the sum, bool (S, S), such as those of an object; None or all False: all pixels. Without it the
-            background is often the most active.
+        where: pixels that count in the sum, bool (S, S), such as those of an object; None or all False: all pixels. Without it
+            the background is often the most active.
 
     Returns:
         The map of each of `LAYERS`, float32 (h, w), at least 0 (for a block of deconvolutions, of its last layer); and the

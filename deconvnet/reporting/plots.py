@@ -1,8 +1,8 @@
 """Charts of results, as PNGs of 1,200 px width.
 
 Each network has a colour, darker with the CRF; the colours can be told apart by colour-blind readers. `results` is the content of
-`report/results.json`, `breakdowns` that of `report/analysis.json` (see `deconvnet.evaluation.breakdowns`). In both, null stands for a
-figure that is undefined, such as the IoU of a class that does not occur.
+`report/results.json`, `breakdowns` that of `report/analysis.json` (see `deconvnet.evaluation.breakdowns`). In both, null stands
+for a figure that is undefined, such as the IoU of a class that does not occur.
 """
 
 from collections.abc import Mapping, Sequence

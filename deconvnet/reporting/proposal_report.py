@@ -31,8 +31,8 @@ def report_proposals(
 ) -> ProposalReport | None:
     """Measure how many objects the proposals of a split find.
 
-    Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` if that is less: where smaller boxes are
-    proposed, as for small images, smaller objects should be found.
+    Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` if that is less: where smaller boxes
+    are proposed, as for small images, smaller objects should be found.
 
     Args:
         images_uri: the table `images`.

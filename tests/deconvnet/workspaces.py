@@ -12,8 +12,8 @@ from proposals.image_codec import encode_jpeg, encode_mask
 def made_up_tables(folder: Path) -> tuple[str, str]:
     """Write tables `images` and `proposals` of 18 images.
 
-    Each image shows two rectangles, which are annotated objects of classes 1 and 2. Of 300 boxes per image the last ten are close to
-    a rectangle. Image i is of dev if i % 6 is 4, of val if it is 5, else of train. Tables have two parts.
+    Each image shows two rectangles, which are annotated objects of classes 1 and 2. Of 300 boxes per image the last ten are
+    close to a rectangle. Image i is of dev if i % 6 is 4, of val if it is 5, else of train. Tables have two parts.
 
     Args:
         folder: where to write `images` and `proposals`.
