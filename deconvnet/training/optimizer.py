@@ -1,7 +1,7 @@
 """SGD's parameter groups, and the learning rate over a training (DeconvNet, §4.3; the released solver's alternatives)."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,53 +63,39 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 class Schedule:
     """The learning rate by step, and whether training should stop.
 
+    `settings.schedule` is one of
+        plateau: lr × gamma after `patience` epochs in which the dev mean IoU did not rise; training ends when the rate falls below
+            `min_lr`;
+        step: lr × gamma every `step_every` steps;
+        poly: lr · (1 − step / total_steps)^0.9;
+        constant: lr.
+    With each of them training ends after `early_stopping_patience` epochs without a rise, if that is set.
+
     Attributes:
-        kind: "plateau": × gamma after `patience` epochs in which the dev mean IoU did not rise; training ends when the rate falls below
-            `min_lr`. "step": × gamma every `step_every` steps. "poly": lr · (1 − step / total_steps)^0.9. "constant".
-        lr: initial learning rate.
+        settings: of the training stage.
         total_steps: steps of the whole training.
-        step_every, gamma, patience, min_lr: see `kind`.
-        early_stopping_patience: of any kind: training ends after as many epochs without a rise; None: it does not.
-        scale: "plateau": product of the reductions so far.
+        scale: plateau: product of the reductions so far.
         best: highest dev mean IoU so far; None before the first.
         epochs_flat: epochs since the last rise.
         epochs_waited: epochs since the last rise or reduction.
     """
 
-    kind: str
-    lr: float
+    settings: "StageSettings"
     total_steps: int
-    step_every: int = 9000
-    gamma: float = 0.1
-    patience: int = 2
-    min_lr: float = 0.0
-    early_stopping_patience: int | None = None
     scale: float = 1.0
     best: float | None = None
     epochs_flat: int = 0
     epochs_waited: int = 0
 
-    @staticmethod
-    def of(settings: "StageSettings", total_steps: int) -> "Schedule":
-        """Make the schedule of a training stage."""
-        return Schedule(
-            settings.schedule,
-            settings.lr,
-            total_steps,
-            settings.step_every,
-            settings.gamma,
-            settings.patience,
-            settings.min_lr,
-            settings.early_stopping_patience,
-        )
-
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0."""
-        if self.kind == "step":
-            return float(self.lr * self.gamma ** (step // self.step_every))
-        if self.kind == "poly":
-            return float(self.lr * max(0.0, 1 - step / self.total_steps) ** 0.9)
-        return self.lr * self.scale
+        settings = self.settings
+        match settings.schedule:
+            case "step":
+                return float(settings.lr * settings.gamma ** (step // settings.step_every))
+            case "poly":
+                return float(settings.lr * max(0.0, 1 - step / self.total_steps) ** 0.9)
+        return settings.lr * self.scale
 
     def observe(self, score: float | None) -> bool:
         """Take in an epoch's dev mean IoU; None or NaN (there is none) changes nothing. Returns True if it is the best so far."""
@@ -120,21 +106,22 @@ class Schedule:
             return True
         self.epochs_flat += 1
         self.epochs_waited += 1
-        if self.kind == "plateau" and self.epochs_waited >= self.patience:
-            self.scale *= self.gamma
+        if self.settings.schedule == "plateau" and self.epochs_waited >= self.settings.patience:
+            self.scale *= self.settings.gamma
             self.epochs_waited = 0
         return False
 
     @property
     def finished(self) -> bool:
         """True if training should end before `total_steps`."""
-        flat = self.early_stopping_patience is not None and self.epochs_flat >= self.early_stopping_patience
-        return flat or (self.kind == "plateau" and self.lr * self.scale < min(self.min_lr, self.lr))
+        settings = self.settings
+        patience = settings.early_stopping_patience
+        flat = patience is not None and self.epochs_flat >= patience
+        return flat or (settings.schedule == "plateau" and settings.lr * self.scale < min(settings.min_lr, settings.lr))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as JSON values."""
-        state = asdict(self)
-        return {name: state[name] for name in ("scale", "best", "epochs_flat", "epochs_waited")}
+        return {name: getattr(self, name) for name in ("scale", "best", "epochs_flat", "epochs_waited")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""

@@ -79,7 +79,7 @@ class Trainer:
         self.optimiser = make_sgd(model, settings)
         steps = settings.epochs * loader.steps_per_epoch
         self.total_steps = min(steps, settings.max_steps or steps)
-        self.schedule = Schedule.of(settings, self.total_steps)
+        self.schedule = Schedule(settings, self.total_steps)
         self.step = 0
         self._meter = Meter()
         self._dev_mean_iou: float | None = None  # of the network as it is now

@@ -42,7 +42,7 @@ def test_the_rate_of_a_group_is_multiplied_by_its_factor():
 
 
 def plateau(**changes) -> Schedule:
-    return Schedule.of(StageSettings(**{"lr": 0.01, "patience": 2, "min_lr": 1e-4, **changes}), 100)
+    return Schedule(StageSettings(**{"lr": 0.01, "patience": 2, "min_lr": 1e-4, **changes}), 100)
 
 
 def test_plateau_reduces_the_rate_when_the_score_stops_rising():
