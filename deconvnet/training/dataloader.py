@@ -127,7 +127,7 @@ class BatchPlan:
 
     def for_workers(self, workers: int) -> "BatchPlan":
         """Return the plan with the same global batches for another number of workers."""
-        return replace(self, batching=replace(self.batching, world=workers))
+        return replace(self, batching=replace(self.batching, workers=workers))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -258,28 +258,28 @@ class DevSet:
     evaluation.
     """
 
-    def __init__(self, examples: Examples, rank: int = 0, world: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
+    def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
         """Read this rank's examples.
 
         Args:
             examples: the table.
             rank: whose share.
-            world: number of ranks.
+            workers: number of ranks.
             limit: most examples over all ranks.
             threads: threads that decode.
         """
         self.examples = examples
         self.threads = threads
         self._rows: list[tuple[bytes, bytes]] = []
-        self._read(rank, world, limit)
+        self._read(rank, workers, limit)
 
-    def _read(self, rank: int, world: int, limit: int) -> None:
-        """Read every n-th row, and of those every `world`-th. A row counts once, whatever its `repeats`."""
+    def _read(self, rank: int, workers: int, limit: int) -> None:
+        """Read every n-th row, and of those every `workers`-th. A row counts once, whatever its `repeats`."""
         commit = tables.require_commit(self.examples.table)
         rows = {(p.name, i): g.rows for p in commit.parts for i, g in enumerate(p.row_groups)}
         counts = [g.examples if self.examples.split else rows[g.part, g.index] for g in self.examples.groups]
         total = sum(counts)
-        chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))[rank::world]
+        chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))[rank::workers]
         start = 0
         for group, count in zip(self.examples.groups, counts, strict=True):
             here = chosen[(chosen >= start) & (chosen < start + count)] - start

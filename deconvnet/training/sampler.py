@@ -69,16 +69,16 @@ class Batching:
     Attributes:
         examples: examples in an epoch.
         batch: examples in a global batch.
-        world: number of workers.
+        workers: number of workers.
     """
 
     examples: int
     batch: int
-    world: int = 1
+    workers: int = 1
 
     def share(self, rank: int) -> range:
         """Return the indices within a global batch, from 0, that a rank sees."""
-        return nearly_equal(self.batch, self.world)[rank]
+        return even_ranges(self.batch, self.workers)[rank]
 
     @property
     def steps(self) -> int:
@@ -106,12 +106,12 @@ class Batching:
         return positions[(indices >= share.start) & (indices < share.stop)]
 
 
-def nearly_equal(count: int, parts: int) -> list[range]:
+def even_ranges(count: int, parts: int) -> list[range]:
     """Divide 0 … count − 1 into consecutive ranges whose lengths differ by one at most."""
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
-def micro_batch_count(batch: int, world: int, micro_batch: int | None) -> int:
+def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that every worker divides its share of a global batch into.
 
     It is the same for all workers, because synchronised batch norm waits for all of them at each micro-batch; so none may be empty,
@@ -119,10 +119,10 @@ def micro_batch_count(batch: int, world: int, micro_batch: int | None) -> int:
 
     Args:
         batch: examples in a global batch.
-        world: number of workers.
+        workers: number of workers.
         micro_batch: most examples in a micro-batch; None: the whole share.
     """
-    return min(-(-batch // (world * micro_batch)), batch // world) if micro_batch else 1
+    return min(-(-batch // (workers * micro_batch)), batch // workers) if micro_batch else 1
 
 
 def check_batching(batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str) -> None:

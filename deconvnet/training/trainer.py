@@ -22,7 +22,7 @@ from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
 from deconvnet.training.interfaces import Batch, BatchLoader, DevLoader, Outcome, Report, SegmentationNetwork, State
 from deconvnet.training.optimizer import Schedule, make_sgd, named_parameters, set_rate
-from deconvnet.training.sampler import micro_batch_count, nearly_equal
+from deconvnet.training.sampler import even_ranges, micro_batch_count
 from infra.errors import Interrupted, UserError
 from proposals.masks import VOID_ID
 
@@ -149,7 +149,7 @@ class Trainer:
         torch.manual_seed(_step_seed(self.seed, self.step, self.rank))
         rate = self.schedule.rate(self.step)
         set_rate(self.optimiser, rate)
-        pieces = nearly_equal(len(images), self.micro_batches)
+        pieces = even_ranges(len(images), self.micro_batches)
         for piece in pieces:
             x, truth = self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])
             with self._gradient_sync(last=piece == pieces[-1]):
@@ -244,7 +244,7 @@ class Trainer:
         inputs = (
             self._prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
             for images, masks in self.loader.batches(first, first + self.settings.bn_batches)
-            for piece in nearly_equal(len(images), self.micro_batches)
+            for piece in even_ranges(len(images), self.micro_batches)
         )
         with self._autocast():
             recompute_statistics(self.model, inputs)

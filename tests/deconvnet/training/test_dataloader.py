@@ -44,16 +44,16 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
     assert set(np.unique(np.stack([b[1] for b in batches]))) == {0, 1, 2, 255}
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_the_shares_of_workers_make_up_the_batches_of_one(crops, world):
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_shares_of_workers_make_up_the_batches_of_one(crops, workers):
     one = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
     batches = list(ThreadedLoader(one, 0).batches(0, 22))
-    shares = [list(ThreadedLoader(one.for_workers(world), rank).batches(0, 22)) for rank in range(world)]
-    assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3]}[world]
+    shares = [list(ThreadedLoader(one.for_workers(workers), rank).batches(0, 22)) for rank in range(workers)]
+    assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3]}[workers]
     joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
     assert len(batches) == 22
     assert same(batches, joined)
-    assert one.for_workers(world) == BatchPlan.of(crops, 8, world, 3, window_bytes=third(crops))
+    assert one.for_workers(workers) == BatchPlan.of(crops, 8, workers, 3, window_bytes=third(crops))
 
 
 @pytest.mark.parametrize("first", [1, 5, 11, 13])

@@ -9,8 +9,8 @@ from deconvnet.training.sampler import (
     Batching,
     Group,
     check_batching,
+    even_ranges,
     micro_batch_count,
-    nearly_equal,
     window_count,
     window_rows,
     windows,
@@ -74,18 +74,18 @@ def test_rows_occur_as_often_as_their_weights_say():
 
 @given(
     batch=st.integers(4, 24),
-    world=st.sampled_from([1, 2, 3, 4]),
+    workers=st.sampled_from([1, 2, 3, 4]),
     window=st.integers(1, 13),
     first=st.integers(0, 12),
     stop=st.integers(0, 40),
 )
-def test_the_ranks_shares_make_up_the_global_batches(batch, world, window, first, stop):
-    batching = Batching(TOTAL, batch, world)
+def test_the_ranks_shares_make_up_the_global_batches(batch, workers, window, first, stop):
+    batching = Batching(TOTAL, batch, workers)
     divided = windows(GROUPS, 0, 2, window)
-    by_rank = [np.concatenate([batching.positions(w, r, first, stop) for w in divided]) for r in range(world)]
+    by_rank = [np.concatenate([batching.positions(w, r, first, stop) for w in divided]) for r in range(workers)]
     steps = max(0, min(stop, batching.steps) - first)
-    shares = [len(batching.share(rank)) for rank in range(world)]
-    assert batch // world <= min(shares) and max(shares) <= -(-batch // world)
+    shares = [len(batching.share(rank)) for rank in range(workers)]
+    assert batch // workers <= min(shares) and max(shares) <= -(-batch // workers)
     assert [len(p) for p in by_rank] == [steps * share for share in shares]  # every rank has as many steps
     for step in range(steps):
         joined = np.concatenate([p[step * n : (step + 1) * n] for p, n in zip(by_rank, shares, strict=True)])
@@ -101,22 +101,22 @@ def test_a_rest_is_dropped_and_a_short_epoch_is_repeated():
 
 
 def test_shares_differ_by_one_example_at_most():
-    assert nearly_equal(12, 3) == [range(4), range(4, 8), range(8, 12)]
-    assert nearly_equal(8, 3) == [range(2), range(2, 5), range(5, 8)]
+    assert even_ranges(12, 3) == [range(4), range(4, 8), range(8, 12)]
+    assert even_ranges(8, 3) == [range(2), range(2, 5), range(5, 8)]
 
 
-@given(batch=st.integers(1, 300), world=st.integers(1, 16), micro=st.integers(1, 40))
-def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, world, micro):
-    world = min(world, batch)
-    pieces = micro_batch_count(batch, world, micro)
-    cuts = [nearly_equal(len(share), pieces) for share in nearly_equal(batch, world)]
+@given(batch=st.integers(1, 300), workers=st.integers(1, 16), micro=st.integers(1, 40))
+def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, workers, micro):
+    workers = min(workers, batch)
+    pieces = micro_batch_count(batch, workers, micro)
+    cuts = [even_ranges(len(share), pieces) for share in even_ranges(batch, workers)]
     sizes = [len(piece) for cut in cuts for piece in cut]
     assert sum(sizes) == batch
     assert min(sizes) >= 1
     assert max(sizes) <= max(micro, 2)
-    if batch % (world * micro) == 0:
+    if batch % (workers * micro) == 0:
         assert set(sizes) == {micro}
-    assert pieces == 1 or micro_batch_count(batch, world, micro + 1) <= pieces
+    assert pieces == 1 or micro_batch_count(batch, workers, micro + 1) <= pieces
 
 
 def test_without_micro_batch_there_is_one_piece():

@@ -55,9 +55,9 @@ class Seen:
         return [m["loss"] for m in self.metrics if "loss" in m]
 
 
-def loader(crops: Examples, rank: int = 0, world: int = 1) -> ThreadedLoader:
+def loader(crops: Examples, rank: int = 0, workers: int = 1) -> ThreadedLoader:
     """Batches of 8, in three windows an epoch."""
-    return ThreadedLoader(BatchPlan.of(crops, 8, world, 0, THREE_WINDOWS), rank, 1)
+    return ThreadedLoader(BatchPlan.of(crops, 8, workers, 0, THREE_WINDOWS), rank, 1)
 
 
 def run(
@@ -234,20 +234,20 @@ def test_a_checkpoint_is_due_after_a_step_where_the_caller_requests_it(crops):
     assert [state.values["step"] for state in seen.states] == [2, 4]
 
 
-def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None, resume: bool) -> None:
+def _ranked(rank: int, workers: int, table: str, folder: str, stop_at: int | None, resume: bool) -> None:
     """Run one rank of a training of 20 steps; rank 0 writes its losses and scores."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
     try:
         settings = stage(batch=16, max_steps=20, epochs=9, lr=0.002, schedule="plateau", bn_batches=2)
         crops = open_examples(table, SIZE)
-        torch.manual_seed(rank if world > 1 and rank else 0)  # DDP must give rank 0's weights to all
+        torch.manual_seed(rank if workers > 1 and rank else 0)  # DDP must give rank 0's weights to all
         model = DeconvNet(3, 0.1, SIZE)
         seen = Seen(stop_at if rank == 1 else None)
         state = State(*checkpoint.load_state(f"{folder}/../state")) if resume else None
         try:
-            batches = ThreadedLoader(BatchPlan.of(crops, 16, world, 0), rank, 1)
-            trainer = Trainer(model, settings, batches, seed=0, dev=DevSet(crops, rank, world, 20))
+            batches = ThreadedLoader(BatchPlan.of(crops, 16, workers, 0), rank, 1)
+            trainer = Trainer(model, settings, batches, seed=0, dev=DevSet(crops, rank, workers, 20))
             if state is not None:
                 trainer.load_state_dict(state)
             outcome = trainer.fit(report=seen, should_stop=seen.stopping).dev_mean_iou
@@ -262,9 +262,9 @@ def _ranked(rank: int, world: int, table: str, folder: str, stop_at: int | None,
         torch.distributed.destroy_process_group()
 
 
-def ranked(world: int, table: str, folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
+def ranked(workers: int, table: str, folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
     folder.mkdir()
-    mp.spawn(_ranked, (world, table, str(folder), stop_at, resume), nprocs=world)
+    mp.spawn(_ranked, (workers, table, str(folder), stop_at, resume), nprocs=workers)
     return json.loads((folder / "found.json").read_text())
 
 
@@ -290,7 +290,7 @@ def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
 CASES = {"whole": (True, None), "in pieces of one": (False, 1), "batch norm in pieces": (True, 2)}
 
 
-def _case(crops: Examples, name: str, rank: int = 0, world: int = 1) -> dict:
+def _case(crops: Examples, name: str, rank: int = 0, workers: int = 1) -> dict:
     norm, micro = CASES[name]
     torch.manual_seed(0)
     model = Small()
@@ -298,16 +298,16 @@ def _case(crops: Examples, name: str, rank: int = 0, world: int = 1) -> dict:
         del model.layers[1]
     seen = Seen()
     settings = stage(micro_batch=micro, max_steps=12, bn_batches=2)
-    trainer = Trainer(model, settings, loader(crops, rank, world), seed=0, dev=DevSet(crops, rank, world, 16))
+    trainer = Trainer(model, settings, loader(crops, rank, workers), seed=0, dev=DevSet(crops, rank, workers, 16))
     outcome = trainer.fit(report=seen)
     return {"losses": seen.losses, "dev": outcome.dev_mean_iou, "state": model.state_dict()}
 
 
-def _unequal(rank: int, world: int, table: str, folder: str) -> None:
+def _unequal(rank: int, workers: int, table: str, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
     try:
-        found = {name: _case(open_examples(table, SIZE), name, rank, world) for name in CASES}
+        found = {name: _case(open_examples(table, SIZE), name, rank, workers) for name in CASES}
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
