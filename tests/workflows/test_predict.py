@@ -369,7 +369,7 @@ def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, worksp
     (foreign / "artifacts" / "ensemble" / "options.json").write_text('{"classes": ["a"]}')
     tracker.client.create_registered_model("foreign")
     tracker.client.create_model_version("foreign", foreign.as_uri())
-    with pytest.raises(UserError, match="models:/foreign/1 is not an ensemble that this project registered"):
+    with pytest.raises(UserError, match="models:/foreign/1 was not registered by this project"):
         run("--model", "models:/foreign/1")
     assert not (tmp_path / "out" / "_model").exists() and not (tmp_path / "out" / "_lock").exists()
 
