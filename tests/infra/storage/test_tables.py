@@ -1,4 +1,4 @@
-"""Tables are whole or absent, and parts are not made twice."""
+"""Tables are complete or absent, and complete parts are not made twice."""
 
 from pathlib import Path
 
@@ -15,10 +15,11 @@ SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False), pa.field(
 
 
 def row(name: str) -> dict:
+    """A row with this image_id."""
     return {"image_id": name, "boxes": [[0.0, 0.0, 1.0, 1.0]]}
 
 
-def test_no_commit_no_table(tmp_path: Path) -> None:
+def test_a_table_is_absent_until_it_is_committed(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     tables.write_part(table, "f", 0, [row("a")], SCHEMA)
     assert tables.read_commit(table) is None
@@ -26,7 +27,7 @@ def test_no_commit_no_table(tmp_path: Path) -> None:
         tables.require_commit(table)
 
 
-def test_rows_come_back_in_order_with_rejects_aside(tmp_path: Path) -> None:
+def test_rows_are_read_in_order_and_rejects_are_kept_apart(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     reject = tables.Reject("b", "b.jpg", "proposals", "broken")
     parts = [
@@ -56,7 +57,7 @@ def test_a_complete_part_is_not_made_again(tmp_path: Path) -> None:
     assert tables.write_part(table, "f", 0, never(), SCHEMA) == first
 
 
-def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_part_whose_rows_fail_leaves_no_file(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
 
     def broken():
@@ -68,7 +69,7 @@ def test_a_part_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert storage.list_files(table) == []
 
 
-def test_a_new_table_replaces_the_old_in_one_step(tmp_path: Path) -> None:
+def test_a_commit_replaces_the_earlier_table_in_one_step(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     tables.commit(table, "old", [tables.write_part(table, "old", 0, [row("a")], SCHEMA)])
     part = tables.write_part(table, "new", 0, [row("b")], SCHEMA)
@@ -78,14 +79,14 @@ def test_a_new_table_replaces_the_old_in_one_step(tmp_path: Path) -> None:
     assert not [f for f in storage.list_files(table) if f.startswith("old")]
 
 
-def test_discarded_parts_are_made_anew(tmp_path: Path) -> None:
+def test_discarded_parts_are_made_again(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], SCHEMA)
     tables.discard(table, "f")
     assert tables.write_part(table, "f", 0, [row("a")], SCHEMA).rows == 1
 
 
-def test_another_schema_version_is_no_table(tmp_path: Path) -> None:
+def test_a_table_of_another_schema_version_counts_as_absent(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     tables.commit(table, "f", [])
     raw = storage.read_json(storage.join(table, tables.COMMIT))
@@ -100,21 +101,21 @@ def test_a_row_group_sums_repeats_and_the_bytes_of_binary_columns(tmp_path: Path
     assert part.row_groups == [tables.RowGroup(2, 4, 4), tables.RowGroup(1, 2, 2)]
 
 
-def test_chunks_cover_everything_once() -> None:
+def test_chunks_cover_the_range_once() -> None:
     pieces = tables.chunks(103, 25)
     assert [i for p in pieces for i in p] == list(range(103))
     assert max(map(len, pieces)) <= 25 and len(pieces) == 5
     assert list(tables.chunks(0, 25)[0]) == []
 
 
-def test_too_many_rejects_stop_with_the_reasons() -> None:
+def test_too_many_rejects_raise_an_error_with_the_reasons() -> None:
     part = tables.Part("p", [], [tables.Reject(str(i), "", "prepare", "the file is empty") for i in range(3)])
     check_rejects([part], 30, 0.1)
     with pytest.raises(UserError, match=r"3 of 20 images.*3× the file is empty.*raise data\.max_rejects"):
         check_rejects([part], 20, 0.1)
 
 
-def test_the_job_makes_every_part_and_only_what_is_missing(tmp_path: Path, executor: LocalExecutor) -> None:
+def test_make_parts_makes_only_the_missing_parts(tmp_path: Path, executor: LocalExecutor) -> None:
     table = str(tmp_path / "t")
     tables.write_part(table, "f", 1, [row("kept")], SCHEMA)
     parts = make_parts(table, "f", SCHEMA, ["a", "b", "c"], lambda name: [row(name)], executor, title="test")

@@ -1,0 +1,93 @@
+"""prepare.py, which creates the bucket and the MLflow user of a new installation."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+import pytest
+
+from infra.deploy.local.servers import S3
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "infra" / "deploy" / "docker"))
+import prepare  # noqa: E402
+
+
+def test_the_bucket_is_created_once(s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the first credentials
+    assert prepare.create_bucket("new-one") == "created the bucket new-one"
+    assert prepare.create_bucket("new-one") == "the bucket new-one exists"
+    assert "new-one" in [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]]
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(SystemExit, match="can't be used"):
+        prepare.create_bucket("new-one")
+
+
+@pytest.fixture
+def mlflow() -> Iterator[tuple[str, dict[str, str]]]:
+    """A stand-in for MLflow's API of users, which answers like a real server: its URL, and the passwords by user."""
+    users = {"admin": "right"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            import base64
+
+            name, _, password = base64.b64decode(self.headers["Authorization"].split()[1]).decode().partition(":")
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            status = 200 if users.get(name) == password else 401
+            if status == 200 and self.path.endswith("users/create") and body["username"] in users:
+                status = 400
+            elif status == 200 and "/users/" in self.path:
+                users[body["username"]] = body["password"]
+            self.send_response(status)
+            self.end_headers()
+
+        do_GET = do_POST = do_PATCH = answer
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", users
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_pipelines_user_is_created_once_and_gets_a_changed_password(mlflow: tuple[str, dict[str, str]]) -> None:
+    url, users = mlflow
+    assert prepare.create_user(url, "pipeline", "first", "admin", "right") == "created MLflow's user pipeline"
+    assert prepare.create_user(url, "pipeline", "first", "admin", "wrong") == "MLflow's user pipeline exists"
+    assert prepare.create_user(url, "pipeline", "second", "admin", "right") == "changed the password of MLflow's user pipeline"
+    assert users["pipeline"] == "second"
+    with pytest.raises(SystemExit, match="refuses the administrator"):
+        prepare.create_user(url, "other", "x", "admin", "wrong")
+
+
+def test_servers_that_are_still_starting_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare.time, "sleep", lambda _: None)
+    answers: list[Any] = [
+        ConnectionRefusedError("not yet"),
+        prepare.botocore.exceptions.EndpointConnectionError(endpoint_url="x"),
+        "done",
+    ]
+
+    def step() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    prepare.retry_until_reachable(step)
+    assert capsys.readouterr().out == "done\n"
+    monkeypatch.setattr(prepare, "RETRY_SECONDS", -1)
+    answers.append(OSError("gone"))
+    with pytest.raises(SystemExit, match="does not answer: gone"):
+        prepare.retry_until_reachable(step)

@@ -1,0 +1,40 @@
+"""What several tests of storage use."""
+
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+import pytest
+
+from infra import storage
+from infra.errors import UserError
+from infra.storage import tables
+from tests.servers import SECRET_KEY
+
+SCHEMA = pa.schema([pa.field("image_id", pa.string()), pa.field("repeats", pa.int16())])
+
+
+def make_table(uri: str) -> list[str]:
+    """Write a table of 200 rows in four parts, and return the ids of its rows as read back."""
+    rows = [{"image_id": f"{i:03d}", "repeats": 1} for i in range(200)]
+    parts = [tables.write_part(uri, "f" * 64, i, rows[i * 50 : (i + 1) * 50], SCHEMA, rows_per_group=25) for i in range(4)]
+    tables.commit(uri, "f" * 64, parts)
+    return [row["image_id"] for row in tables.iter_rows(uri)]
+
+
+def message_of(act: Callable[[], object]) -> str:
+    """The message of the UserError that a function raises."""
+    with pytest.raises(UserError) as caught:
+        act()
+    return str(caught.value)
+
+
+def message_of_check(uri: str) -> str:
+    """The UserError of check_writable: raised within 15 s, on one line, without keys."""
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        storage.check_writable(uri)
+    assert time.monotonic() - started < 15
+    message = str(caught.value)
+    assert SECRET_KEY not in message and "\n" not in message
+    return message

@@ -1,0 +1,193 @@
+"""A real S3 server with failing requests, outages and wrong configuration."""
+
+import os
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.fs as pafs
+import pytest
+
+from infra import storage
+from infra.deploy.local.process import free_ports
+from infra.deploy.local.servers import S3
+from infra.errors import UserError
+from infra.storage import s3 as s3_module
+from infra.storage import s3_client
+from tests.infra.conftest import use_s3
+from tests.infra.storage.helpers import make_table, message_of, message_of_check
+from tests.servers import SECRET_KEY, FlakyProxy
+
+
+def test_listing_and_removing_work_beyond_one_page(bucket, monkeypatch):
+    monkeypatch.setattr(s3_module, "PAGE", 20)
+    for i in range(50):
+        storage.write_bytes(f"{bucket}/many/{i:02d}", b"")
+    assert storage.list_files(bucket) == [f"many/{i:02d}" for i in range(50)]
+    storage.remove(bucket)
+    assert storage.list_files(bucket) == [] and not storage.exists(bucket)
+
+
+def test_folder_markers_are_not_listed_as_files(bucket):
+    fs, path = storage.filesystem(bucket)
+    fs.create_dir(f"{path}/empty", recursive=True)
+    assert storage.exists(f"{bucket}/empty") and storage.list_files(bucket) == []
+    storage.remove(bucket)
+    assert not storage.exists(bucket)
+
+
+def test_occasional_failures_are_retried(proxy, bucket, monkeypatch, tmp_path):
+    use_s3(monkeypatch, proxy)
+    proxy.fail_one_in = 5
+    assert make_table(bucket) == [f"{i:03d}" for i in range(200)]
+    # As Ray Train uploads and downloads checkpoints.
+    fs, path = storage.filesystem(bucket)
+    (tmp_path / "up").mkdir()
+    for i in range(10):
+        (tmp_path / "up" / str(i)).write_bytes(os.urandom(2**20))
+    pafs.copy_files(str(tmp_path / "up"), f"{path}/checkpoint", destination_filesystem=fs, use_threads=False)
+    (tmp_path / "down").mkdir()
+    pafs.copy_files(f"{path}/checkpoint", str(tmp_path / "down"), source_filesystem=fs)
+    for i in range(10):
+        assert (tmp_path / "up" / str(i)).read_bytes() == (tmp_path / "down" / str(i)).read_bytes()
+        assert storage.exists(f"{bucket}/checkpoint/{i}")
+    storage.remove(bucket)
+    assert storage.list_files(bucket) == []
+    assert proxy.refused > 5
+
+
+def use_during_outage(proxy: FlakyProxy, bucket: str, seconds: float) -> None:
+    """Write, read and list by boto3 and by a pickled pyarrow filesystem, starting while the server is away."""
+    storage.write_bytes(f"{bucket}/there", b"content")
+    fs, path = storage.filesystem(bucket)
+    fs = pickle.loads(pickle.dumps(fs))
+
+    def by_pyarrow() -> bytes:
+        fs.create_dir(f"{path}/folder")
+        with fs.open_output_stream(f"{path}/arrow") as stream:
+            stream.write(b"arrow")
+        with fs.open_input_file(f"{path}/there") as file:
+            return file.read()
+
+    started = time.monotonic()
+    proxy.away_for(seconds)
+    with ThreadPoolExecutor(4) as pool:
+        done = [
+            pool.submit(storage.write_bytes, f"{bucket}/new", b"new"),
+            pool.submit(storage.read_bytes, f"{bucket}/there"),
+            pool.submit(storage.list_files, f"{bucket}/there"),
+            pool.submit(by_pyarrow),
+        ]
+        assert [each.result() for each in done] == [None, b"content", [], b"content"]
+    assert time.monotonic() - started >= seconds
+    assert storage.read_bytes(f"{bucket}/new") == b"new" and storage.read_bytes(f"{bucket}/arrow") == b"arrow"
+
+
+def test_an_outage_of_5_seconds_is_waited_for(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    use_during_outage(proxy, bucket, 5)
+
+
+@pytest.mark.slow
+def test_an_outage_of_20_seconds_is_waited_for(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    use_during_outage(proxy, bucket, 20)
+
+
+@pytest.mark.slow
+def test_retries_do_not_run_out_over_many_failing_requests(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    storage.write_bytes(f"{bucket}/x", b"x")
+    fs, path = storage.filesystem(bucket)
+    proxy.fail_one_in = 3
+    for _ in range(400):  # enough to exhaust a client with a quota of retries
+        assert fs.get_file_info(f"{path}/x").size == 1
+        assert storage.version_token(f"{bucket}/x")
+    assert proxy.refused > 200
+
+
+def test_retries_end_after_retry_seconds(proxy, bucket, monkeypatch):
+    use_s3(monkeypatch, proxy)
+    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 1)
+    proxy.away()
+    with pytest.raises(UserError, match=f"does not answer at {proxy.url}"):
+        storage.read_bytes(f"{bucket}/x")
+    proxy.back()
+    proxy.fail_one_in = 1
+    with pytest.raises(UserError, match="SlowDown"):
+        storage.read_bytes(f"{bucket}/x")
+
+
+def test_a_truncated_answer_is_read_again(proxy, bucket, monkeypatch):
+    content = os.urandom(2**20)
+    storage.write_bytes(f"{bucket}/x", content)
+    use_s3(monkeypatch, proxy)
+    proxy.cut_answers = 2
+    assert storage.read_bytes(f"{bucket}/x") == content and proxy.cut_answers == 0
+
+
+def test_wrong_credentials_give_a_message(s3, bucket, monkeypatch):
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.setenv(name, "wrong-and-secret")
+        for message in (
+            message_of_check(bucket),
+            message_of(lambda: storage.exists(bucket)),
+            message_of(lambda: storage.list_files(bucket)),
+        ):
+            assert s3.url in message and "credentials" in message and "wrong-and-secret" not in message
+        use_s3(monkeypatch, s3)
+
+
+def test_a_missing_bucket_gives_a_message(s3, bucket, monkeypatch):
+    uri = "s3://no-such-bucket/runs"
+    assert message_of_check(uri).startswith(f"there is no bucket no-such-bucket at {s3.url}")
+    for act in (storage.read_bytes, storage.exists, storage.list_files, storage.remove, lambda u: storage.write_bytes(u, b"")):
+        assert "there is no bucket no-such-bucket" in message_of(lambda act=act: act(uri))
+    assert "names no bucket" in message_of_check("s3://")
+
+
+def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(s3_client, "CHECK_SECONDS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
+    assert "does not answer at http://127.0.0.1:" in message_of_check(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
+    assert "does not answer at http://192.0.2.255:9" in message_of_check(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "seaweed:8333")
+    assert "AWS_ENDPOINT_URL" in message_of_check(bucket)
+    use_s3(monkeypatch, s3)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "credentials" in message_of_check(bucket)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "set AWS_ACCESS_KEY_ID" in message_of_check(bucket)
+
+
+def test_a_pickled_filesystem_contains_no_key(bucket):
+    fs, _ = storage.filesystem(bucket)
+    sent = pickle.dumps(fs)
+    assert SECRET_KEY.encode() not in sent
+    assert pickle.loads(sent).get_file_info("bucket").type == pafs.FileType.Directory
+
+
+def test_the_filesystem_uses_the_clients_endpoint_and_region(s3, bucket, monkeypatch):
+    monkeypatch.delenv("AWS_DEFAULT_REGION")  # servers other than Amazon's need none
+    make_table(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # AWS_ENDPOINT_URL_S3 takes precedence
+    make_table(bucket + "2")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    from botocore.stub import Stubber
+
+    with Stubber(s3_client.client()) as amazon:
+        amazon.add_response("head_bucket", {"BucketRegion": "eu-west-1"}, {"Bucket": "elsewhere"})
+        fs, _ = storage.filesystem("s3://elsewhere/x")
+    assert fs.region == "eu-west-1"
+
+
+def test_many_threads_can_use_s3(s3: S3, bucket):
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda i: storage.write_json(f"{bucket}/{i}", i), range(64)))
+        assert list(pool.map(lambda i: storage.read_json(f"{bucket}/{i}"), range(64))) == list(range(64))
