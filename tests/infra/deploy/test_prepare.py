@@ -14,7 +14,7 @@ from infra.deploy.local.servers import S3
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "infra" / "deploy" / "docker"))
-import prepare  # noqa: E402
+import prepare
 
 
 def test_the_bucket_is_created_once(s3: S3, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
