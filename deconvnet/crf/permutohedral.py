@@ -133,8 +133,8 @@ def _enlarge(table: Keys) -> Keys:
 def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Keys]:
     """Find the simplex of every point and number the corners in the order in which the points use them.
 
-    Keys are computed for a batch of points and looked up afterwards, so that the hash table's slots are prefetched meanwhile. One
-    function of more than 60 lines, because its inner loop shares a dozen scratch arrays and calls would cost time.
+    Keys are computed for a batch of points and looked up afterwards, so that the hash table's slots are prefetched meanwhile.
+    Long because its inner loop shares a dozen scratch arrays, and calls would cost time.
 
     Args:
         features: float32 (N, d).
