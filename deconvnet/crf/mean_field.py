@@ -20,7 +20,7 @@ MIN_PROBABILITY = 1e-5
 MIN_PEAK = 0.15
 """Classes that are nowhere the arg max and stay below this probability are pruned before the first iteration.
 
-Keeping them would change the result in a few of ten thousand pixels (RESULTS.md).
+Keeping them would change the result in a few of ten thousand pixels (docs/experiments.md).
 """
 
 

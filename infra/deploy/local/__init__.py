@@ -1,0 +1,1 @@
+"""A cluster on this machine: Ray nodes, an S3 server and MLflow."""
