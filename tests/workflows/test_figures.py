@@ -39,9 +39,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, proposals = made_up_tables(folder)
     for stage in (1, 2):
         mine_examples(
-            stage, images, proposals if stage == 2 else None, str(folder / "examples" / f"stage{stage}"),
-            ExampleSettings(max_per_image=2), 32, split="train", seed=0, fingerprint="b" * 16, executor=LocalExecutor(1),
-        )  # fmt: skip
+            stage,
+            images,
+            proposals if stage == 2 else None,
+            str(folder / "examples" / f"stage{stage}"),
+            ExampleSettings(max_per_image=2),
+            32,
+            split="train",
+            seed=0,
+            fingerprint="b" * 16,
+            executor=LocalExecutor(1),
+        )
     torch.manual_seed(1)
     for stage, network in (
         ("stage2", DeconvNet(num_classes=3, width=0.0625, input_size=32)),
@@ -114,12 +122,16 @@ def test_user_errors_are_sentences(
 @pytest.mark.parametrize(
     ("gone", "needs", "stage"),
     [
-        ("images", set(FIGURES) - {"confusion", "examples", "iou_by_class", "iou_by_proposals", "iou_by_size", "training_curves"}, "prepare"),
+        (
+            "images",
+            set(FIGURES) - {"confusion", "examples", "iou_by_class", "iou_by_proposals", "iou_by_size", "training_curves"},
+            "prepare",
+        ),
         ("models/stage2", {"unpooling", "instances", "comparison", "wins"}, "stage2"),
         ("report", {"comparison", "wins", "iou_by_class", "iou_by_proposals", "iou_by_size", "confusion"}, "evaluate"),
         ("examples/stage2", {"examples"}, "examples"),
     ],
-)  # fmt: skip
+)
 def test_a_stage_that_is_not_finished(
     finished: Path, tmp_path: Path, gone: str, needs: set[str], stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,10 +172,14 @@ def test_before_the_evaluation_the_first_images_with_objects_are_shown(finished:
     workspace = tmp_path / "w"
     shutil.copytree(finished / "models", workspace / "models")
     row = {
-        "image_id": "nested/one", "split": "val", "width": 40, "height": 30,
-        "image": encode_jpeg(np.zeros((30, 40, 3), np.uint8)), "class_mask": encode_mask(np.zeros((30, 40), np.uint8)),
+        "image_id": "nested/one",
+        "split": "val",
+        "width": 40,
+        "height": 30,
+        "image": encode_jpeg(np.zeros((30, 40, 3), np.uint8)),
+        "class_mask": encode_mask(np.zeros((30, 40), np.uint8)),
         "object_mask": None,
-    }  # fmt: skip
+    }
     boxes = {"image_id": "nested/one", "width": 40, "height": 30, "boxes": [[0.0, 0.0, 20.0, 20.0]], "scores": [1.0]}
     for uri, schema, each in (("images", schemas.IMAGES, row), ("proposals", schemas.PROPOSALS, boxes)):
         place = str(workspace / uri)

@@ -27,7 +27,7 @@ SMALL = [
     *("--executor", "local", "--tracking.enabled", "false", "--model.width", "0.05", "--model.fcn_width", "0.05"),
     *("--model.input_size", "32", "--model.fcn_input_size", "64", "--segment.proposals", "4", "--proposals.max_boxes", "50"),
     *("--cluster.num_cpus", "1", "--data.classes", ",".join(GENERATED_CLASSES), "--data.dev_fraction", "0.2"),
-]  # fmt: skip
+]
 for _stage in ("fcn8s", "stage1", "stage2"):
     SMALL += [f"--train.{_stage}.max_steps", str(STEPS), f"--train.{_stage}.batch", "4", f"--train.{_stage}.bn_batches", "1"]
     SMALL += [f"--train.{_stage}.log_every", "1"]

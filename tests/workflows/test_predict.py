@@ -163,8 +163,12 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
     assert any(len(row["classes"]) > 1 for row in found.values()), "labels all of one class would prove nothing"
     assert (found["nested/deep/turned.JPEG"]["height"], found["nested/deep/turned.JPEG"]["width"]) == (90, 50)
     assert {p.relative_to(out / "masks").as_posix() for p in (out / "masks").rglob("*.png")} == {
-        "a.png", "nested/deep/turned.png", "nested/grey.png", "same.png", "thin.png",
-    }  # fmt: skip
+        "a.png",
+        "nested/deep/turned.png",
+        "nested/grey.png",
+        "same.png",
+        "thin.png",
+    }
     rejects = {row["image_id"]: row for row in tables.iter_rows(f"{out}/rejects")}
     assert set(rejects) == set(REJECTS)
     assert all(rejects[name]["reason"].startswith(reason) for name, reason in REJECTS.items())

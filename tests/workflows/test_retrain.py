@@ -36,9 +36,15 @@ class Retrainings:
 
     def arguments(self, *more: str) -> list[str]:
         return [
-            *TINY, "--data.root", str(self.data), "--data.classes", ",".join(GENERATED_CLASSES), "--workspace", str(self.workspace),
+            *TINY,
+            "--data.root",
+            str(self.data),
+            "--data.classes",
+            ",".join(GENERATED_CLASSES),
+            "--workspace",
+            str(self.workspace),
             *more,
-        ]  # fmt: skip
+        ]
 
     def __call__(self, *more: str) -> subprocess.CompletedProcess[str]:
         return run(*self.arguments(*more), script=SCRIPT)

@@ -122,9 +122,19 @@ def test_ray_serve_replies_to_the_readmes_curl_commands_and_stops_at_ctrl_c(
     port, log = free_port(), tmp_path / "log"
     (tmp_path / "photo.jpg").write_bytes(PHOTO)
     command = [
-        sys.executable, serve.__file__, "--workspace", str(workspace), "--model", "models:/shapes@challenger",
-        "--port", str(port), "--max_megabytes", "1", "--cluster.num_cpus", "2",
-    ]  # fmt: skip
+        sys.executable,
+        serve.__file__,
+        "--workspace",
+        str(workspace),
+        "--model",
+        "models:/shapes@challenger",
+        "--port",
+        str(port),
+        "--max_megabytes",
+        "1",
+        "--cluster.num_cpus",
+        "2",
+    ]
     with started(log, *command) as process:
         url = f"http://127.0.0.1:{port}"
         wait_for(process, log, f"{url}/healthz")
