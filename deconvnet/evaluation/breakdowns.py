@@ -128,7 +128,7 @@ class Breakdowns:
         return [each.mean_iou for each in single]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The sums by attribute, as one process sends them to another."""
+        """Return the sums by attribute name, for sending to another process."""
         return {name: getattr(self, name) for name in ("confusion", "confusion_by_count", "objects", "ious")}
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -47,7 +47,7 @@ class EvaluationInputs:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of proposals after which DeconvNet is measured."""
+        """Numbers of proposals after which DeconvNet is measured, up to `options.proposals`."""
         return counts_up_to(self.options.proposals)
 
 
@@ -68,7 +68,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A batch of images: the images numbered `rows` among the split's rows in one row group of the table."""
+    """A batch of images that a worker measures.
+
+    Attributes:
+        images: part of the table `images` that holds them.
+        proposals: part of the table `proposals` with their boxes.
+        row_group: number of the row group in the part.
+        rows: their numbers among the split's rows in that row group.
+    """
 
     images: tables.Part
     proposals: tables.Part
@@ -84,6 +91,9 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
         dataset: name of the data set in the results.
         executor: runs batches of images, by workers that hold the networks.
         gpu: each worker takes a GPU.
+
+    Returns:
+        The results, the mean IoU of each image, and the breakdowns.
 
     Raises:
         UserError: if the split has no image with a class mask, or the executor has no room for a worker.
@@ -119,7 +129,11 @@ def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[di
 
 
 def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dict[str, Any]:
-    """The arrays of `Breakdowns` of a unit's images, with their ids and each image's mean IoU by result (nan if all is void)."""
+    """Measure a unit's images.
+
+    Returns:
+        The arrays of `Breakdowns`, `image_ids`, and `mean_iou`: for each image a list by result, nan if its truth is all void.
+    """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # of images that EdgeBox could not read
     breakdowns = Breakdowns.empty(RESULTS, inputs.counts, len(inputs.classes))
@@ -168,7 +182,7 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
 
 
 def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
-    """A row of `results.json`."""
+    """Make a row of `results.json` from a result's confusion matrix."""
     return {
         "mean_iou": _or_none(matrix.mean_iou),
         "pixel_accuracy": _or_none(matrix.pixel_accuracy),

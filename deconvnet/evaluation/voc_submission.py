@@ -41,6 +41,9 @@ def pack_masks(masks: Mapping[str, bytes], folder: str) -> bytes:
     Args:
         masks: PNG files by image_id.
         folder: the masks' folder in the archive.
+
+    Returns:
+        Content of the archive.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -111,6 +114,6 @@ def _mask_fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | N
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names to a text, with the number of the others."""
     names = list(names)
     return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")

@@ -52,7 +52,7 @@ def predict_images(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all workers of a job share; see `predict_images`."""
+    """What all workers of a job have in common; the fields are those of `predict_images` and its plan."""
 
     state: OutputState
     output: str
@@ -63,7 +63,7 @@ class _Job:
 
 
 def _make_worker(job: _Job, threads: int) -> Work[None]:
-    """A worker's work: writes the part of the table for each unit, a list of tasks."""
+    """Create a worker; return the function that writes the part of the table for a unit, a list of tasks."""
     writer = _RowMaker(job, threads)
 
     def work(index: int, tasks: Sequence[Task]) -> None:
@@ -121,7 +121,7 @@ class _RowMaker:
                 yield {**known[name, task.part], "overlay": task.overlay_path if task.has_overlay else None}
 
     def _read_known_rows(self, parts: set[str]) -> dict[tuple[str, str], dict[str, Any]]:
-        """The rows of earlier parts, by image_id and part."""
+        """Read the rows that earlier runs wrote to these parts, by image_id and part."""
         found = ((part, tables.iter_rows(self.table, part=tables.Part(part, []))) for part in sorted(parts))
         return {(row["image_id"], part): row for part, rows in found for row in rows}
 

@@ -95,7 +95,7 @@ class OutputState:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has to do.
+    """What a run of batch prediction has to do.
 
     Attributes:
         state: what the output's files will have been made from.
@@ -161,6 +161,9 @@ def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, over
         state: what new predictions are made from.
         overlays: every image shall have an overlay.
         max_pixels: larger images are refused; None: those that the model refuses.
+
+    Returns:
+        The plan; it is complete if the committed predictions are up to date.
     """
     table = storage.join(output, TABLE)
     files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
@@ -218,6 +221,9 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
         plan: what the run had to do.
         output: folder or s3:// prefix of the output.
         parts: the parts, in order.
+
+    Returns:
+        The committed table.
     """
     table = storage.join(output, TABLE)
     named: set[str] = set()

@@ -119,6 +119,9 @@ class Predictor:
             device: torch device to predict on.
             options: None for the defaults.
 
+        Returns:
+            The predictor.
+
         Raises:
             UserError: if a folder holds no model, or another kind of network.
         """

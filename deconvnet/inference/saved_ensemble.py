@@ -78,6 +78,9 @@ class SavedEnsemble:
         Args:
             data: the file's bytes, in any format that `proposals.image_codec.decode_image` reads.
 
+        Returns:
+            The decoded image, its mask and the confidence.
+
         Raises:
             BadInput: if the image cannot be used; its message says why.
         """

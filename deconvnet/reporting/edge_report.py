@@ -56,6 +56,9 @@ def compare_edges(
         forest: URI of the trained forest's file.
         settings: how boxes are found.
         executor: runs parts of the table and images of BSDS500.
+
+    Returns:
+        The metrics of the trained forest, and tables and a chart of all three.
     """
     ours = EdgeBoxOptions(**settings.model_dump())
     sources = {

@@ -89,6 +89,9 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
     Args:
         results: the content of `results.json`.
+
+    Returns:
+        Content of `results.md`.
     """
     rows = results["rows"]
     lines = [
@@ -109,5 +112,5 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any) -> bytes:
-    """A JSON file's content."""
+    """Encode a value as the content of a JSON file."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

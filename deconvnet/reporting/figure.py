@@ -41,6 +41,9 @@ def new_figure(height: float, constrained: bool = True) -> "Figure":
     Args:
         height: height in inches of 100 px.
         constrained: let matplotlib's constrained layout place the axes.
+
+    Returns:
+        The figure, without axes.
     """
     from matplotlib.figure import Figure
 

@@ -31,7 +31,7 @@ _CANDIDATES = 10  # images that are searched for one with several objects
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with what the tables hold about it.
+    """An image with its annotation and its proposals, as read from the tables.
 
     Attributes:
         image_id: id in the table `images`.
@@ -124,7 +124,7 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
 
 def with_several_objects(samples: Iterable[Sample]) -> Sample:
-    """Choose the sample that shows most.
+    """Choose a sample with several objects, if there is one.
 
     Args:
         samples: at least one sample.
@@ -242,6 +242,9 @@ def draw_comparison(
         samples: pairs of a word that says why the image is shown (or "") and the sample, top to bottom.
         classes: class names by id.
         mean_iou: by image and result; images may be missing.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     rows = [
         panels.ComparisonRow(
@@ -263,6 +266,9 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
         predictor: predicts the masks.
         sample: the image.
         classes: class names by id.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     chosen = predictor.best_boxes(sample.boxes)
     sides = chosen[:, 2:] - chosen[:, :2]
@@ -279,6 +285,9 @@ def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str
         predictor: whose DeconvNet is shown.
         sample: the image; the whole of it is shown if it has no annotated object.
         classes: class names by id.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     height, width = sample.image.shape[:2]
     largest, options = sample.largest, predictor.options
@@ -298,6 +307,9 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
         examples_uri: a table of training crops.
         classes: class names by id.
         count: number of crops, spread evenly over the table.
+
+    Returns:
+        A PNG of 1,200 px width.
 
     Raises:
         ValueError: if the table is empty.

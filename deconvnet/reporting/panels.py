@@ -39,6 +39,9 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
         rows: the images, top to bottom.
         classes: class names by id.
 
+    Returns:
+        A PNG of 1,200 px width.
+
     Raises:
         ValueError: if there are no rows.
     """
@@ -49,7 +52,7 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
 
 
 def _score(mean_iou: float | None) -> str:
-    """The text above a mask."""
+    """Format a result's mean IoU as the text above its mask; empty if it has none."""
     return "" if mean_iou is None else f"mean IoU {100 * mean_iou:.0f} %"
 
 
@@ -75,6 +78,9 @@ def example_crops(crops: Sequence[ExampleCrop], classes: Sequence[str], columns:
         crops: the crops, in reading order.
         classes: class names by id.
         columns: pairs of crop and mask per row.
+
+    Returns:
+        A PNG of 1,200 px width.
 
     Raises:
         ValueError: if there are no crops.
@@ -108,6 +114,9 @@ def instances(
         masks_by_count: for some numbers of boxes, rising, the class ids predicted from as many, uint8 (H, W).
         classes: class names by id.
         title: text before the first step's.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     panels: list[tuple[str, np.ndarray | None, np.ndarray | None]] = []
     before = 0
@@ -151,6 +160,9 @@ def unpooling(
         mask: predicted class ids, uint8 (S, S).
         classes: class names by id.
         title: text above the crop.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     from matplotlib import colormaps
 

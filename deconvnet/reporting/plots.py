@@ -39,6 +39,9 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
 
     Args:
         results: the content of `results.json`.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     classes = list(results["classes"])
     rows = {name: results["rows"][name] for name in RESULT_TITLES if name in results["rows"]}
@@ -64,6 +67,9 @@ def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
 
     Args:
         curves: by panel title, then by line name: steps and values.
+
+    Returns:
+        A PNG of 1,200 px width.
 
     Raises:
         ValueError: if there are no curves.
@@ -94,6 +100,9 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
     Args:
         recalls: recall by name; each name has a colour.
         max_boxes: the curve over IoU is that of the largest measured number of boxes up to this.
+
+    Returns:
+        A PNG of 1,200 px width.
 
     Raises:
         ValueError: if `recalls` is empty.
@@ -129,6 +138,9 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     Args:
         results: the content of `results.json`.
         breakdowns: the content of `analysis.json` of the same images.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     counts, values = breakdowns["proposals"]["counts"], breakdowns["proposals"]["mean_iou"]
     figure = new_figure(4.2)
@@ -159,6 +171,9 @@ def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
 
     Args:
         breakdowns: the content of `analysis.json`.
+
+    Returns:
+        A PNG of 1,200 px width.
     """
     sizes = breakdowns["sizes"]
     edges, objects = sizes["edges"], sizes["objects"]
@@ -186,6 +201,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> 
         counts: (C, C), pixels by true class (row) and predicted class (column).
         classes: the C class names by id.
         title: text above the matrix.
+
+    Returns:
+        A PNG of 1,200 px width.
 
     Raises:
         ValueError: if the shape of `counts` does not fit `classes`.

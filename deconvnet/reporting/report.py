@@ -49,6 +49,9 @@ def render_report(run: RunSummary) -> str:
 
     Args:
         run: the run to report on.
+
+    Returns:
+        Content of `report/index.html`.
     """
     rows = run.results["rows"]
     results = [name for name in RESULT_TITLES if name in rows]

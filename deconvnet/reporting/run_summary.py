@@ -69,7 +69,7 @@ class Rejects:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is known of a run.
+    """What the report and MLflow's description say about a run.
 
     Attributes:
         title: heading of the report.
@@ -113,6 +113,9 @@ def read_run_summary(
         settings: the run's settings, JSON values, without secrets.
         code: version of the code.
         stages: names of the stages in the order they run; default: those of `STAGE_DESCRIPTIONS`.
+
+    Returns:
+        The summary; what is missing in the workspace is empty.
 
     Raises:
         FileNotFoundError: if the workspace has no `report/results.json`.
