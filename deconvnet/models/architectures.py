@@ -36,32 +36,74 @@ class Architecture:
         return found
 
     def width(self, settings: "ModelSettings") -> float:
-        """Return the number of channels relative to the paper's."""
+        """Read the network's width.
+
+        Args:
+            settings: settings of the networks.
+
+        Returns:
+            Channels relative to the paper's; FCN-8s' default is DeconvNet's width.
+        """
         width = getattr(settings, self.arguments["width"])
         return float(settings.width if width is None else width)
 
     def input_size(self, settings: "ModelSettings") -> int:
-        """Return the side of the square input that the network is trained on, in pixels."""
+        """Read the side of the square input that the network is trained on.
+
+        Args:
+            settings: settings of the networks.
+
+        Returns:
+            Side in pixels.
+        """
         return int(getattr(settings, self.arguments["input_size"]))
 
     def constructor_arguments(self, settings: "ModelSettings") -> dict[str, Any]:
-        """Return the keyword arguments of the network's constructor, `num_classes` aside."""
+        """Collect the arguments of the network's constructor.
+
+        Args:
+            settings: settings of the networks.
+
+        Returns:
+            Keyword arguments, all but `num_classes`.
+        """
         return {
             argument: self.width(settings) if argument == "width" else getattr(settings, field)
             for argument, field in self.arguments.items()
         }
 
     def settings_used(self, settings: "ModelSettings") -> dict[str, Any]:
-        """Return the settings that this network's training depends on, as JSON values; the other network's are left out."""
+        """Collect the settings that the training of this network depends on, to tell whether it must run again.
+
+        Args:
+            settings: settings of the networks.
+
+        Returns:
+            JSON values by name, without those of the other network.
+        """
         used = {**self.constructor_arguments(settings), "vgg16": settings.vgg16}
         return used if self.whole_images else {**used, "decoder_init": settings.decoder_init}
 
     def needs_pruned_vgg16(self, settings: "ModelSettings") -> bool:
-        """True if VGG-16's weights are to be loaded and the network is narrower than they are."""
+        """Decide whether VGG-16's weights must be pruned to initialise the network.
+
+        Args:
+            settings: settings of the networks.
+
+        Returns:
+            True if the settings name VGG-16's weights and the network is narrower than they are.
+        """
         return settings.vgg16 is not None and self.width(settings) < 1
 
     def split(self, split: Literal["train", "dev"]) -> str | None:
-        """Return the split of its table that is read for `split`: the same name, or None where a table holds one split only."""
+        """Name the split to read from the table that the network is trained or evaluated on.
+
+        Args:
+            split: what the examples are for.
+
+        Returns:
+            The same name for an `images` table, which holds all splits; None for an `examples` table, which holds one.
+        """
         return split if self.whole_images else None
 
 
@@ -90,5 +132,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {each.name: each for each in (DECONV
 
 
 def architecture_of_stage(stage: str) -> Architecture:
-    """Return the architecture that a training stage ("fcn8s", "stage1" or "stage2") trains."""
+    """Look up the architecture that a training stage trains.
+
+    Args:
+        stage: "fcn8s", "stage1" or "stage2".
+    """
     return next(each for each in ARCHITECTURES.values() if stage in each.trained_by)

@@ -17,7 +17,12 @@ class Upsample(nn.ConvTranspose2d):
     """
 
     def __init__(self, classes: int, factor: int) -> None:
-        """Build the layer for `classes` score maps; the kernel's side is twice `factor`."""
+        """Build the layer.
+
+        Args:
+            classes: number of score maps, in and out.
+            factor: enlargement of each side; the kernel's side is twice as long.
+        """
         super().__init__(classes, classes, 2 * factor, stride=factor, padding=factor + factor // 2, bias=False)
         ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
         with torch.no_grad():
@@ -25,7 +30,15 @@ class Upsample(nn.ConvTranspose2d):
             self.weight[range(classes), range(classes)] = torch.outer(ramp, ramp)
 
     def forward(self, scores: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C, factor·H, factor·W), computed in the weights' dtype: in bfloat16 training learns far less."""
+        """Enlarge score maps.
+
+        Args:
+            scores: (N, C, H, W).
+            output_size: not used.
+
+        Returns:
+            (N, C, factor·H, factor·W). It is computed in the dtype of the weights also under autocast: in bfloat16 training learns far less.
+        """
         with torch.autocast(scores.device.type, enabled=False):
             scores = F.pad(scores.to(self.weight.dtype), (1, 1, 1, 1), mode="replicate")
             return super().forward(scores, output_size)

@@ -27,7 +27,7 @@ class _DeconvolutionFromOnePixel(nn.Module):
         self.bias = nn.Parameter(bias.repeat_interleave(self.shape[1:].numel()), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in, 1, 1) -> (N, out, k, k)."""
+        """Compute (N, in, 1, 1) -> (N, out, k, k)."""
         return F.linear(x.flatten(1), self.weight, self.bias).view(-1, *self.shape)
 
 

@@ -52,7 +52,15 @@ class Unpool(nn.Module):
 
 
 def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
-    """Build a layer, batch norm (if `norm`) and ReLU, as the submodules `conv`, `norm` and `relu`."""
+    """Build a layer followed by batch norm and ReLU.
+
+    Args:
+        layer: a convolution or deconvolution.
+        norm: whether there is batch norm.
+
+    Returns:
+        A module with the submodules `conv` (the layer), `norm` and `relu`.
+    """
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=layer)
     if norm:
         parts["norm"] = nn.BatchNorm2d(cast(int, layer.out_channels))
@@ -92,12 +100,19 @@ class Deconv3x3(nn.ConvTranspose2d):
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H, W)."""
+        """Compute (N, inputs, H, W) -> (N, outputs, H, W); `output_size` is not used."""
         return F.conv2d(x, as_convolution_kernel(self.weight), self.bias, padding=1)
 
 
 def as_convolution_kernel(kernel: Tensor) -> Tensor:
-    """Turn the kernel (in, out, k, k) of a deconvolution of stride 1 into that (out, in, k, k) of the equivalent convolution."""
+    """Turn the kernel of a deconvolution of stride 1 into that of the equivalent convolution.
+
+    Args:
+        kernel: (in, out, k, k), as `nn.ConvTranspose2d` keeps it.
+
+    Returns:
+        (out, in, k, k), a view, as `nn.Conv2d` keeps it.
+    """
     return kernel.transpose(0, 1).flip(2, 3)
 
 
@@ -117,9 +132,12 @@ def vgg16_blocks(width: float, norm: bool) -> list[nn.Sequential]:
 
 
 def he_initialise(module: nn.Module) -> None:
-    """Set every convolution below a module to He's initialisation, its bias to 0.
+    """Set convolutions to He's initialisation and their biases to 0.
 
-    Trained from scratch, activations from a smaller initialisation vanish within VGG's 13 layers.
+    When training from scratch, activations from a smaller initialisation vanish within VGG's 13 layers.
+
+    Args:
+        module: every `nn.Conv2d` below it is changed in place.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -22,7 +22,16 @@ class Network(nn.Module):
     input_size: int | None = None
 
     def __init__(self, num_classes: int, width: float, convention: str) -> None:
-        """Check and keep what both networks have in common. Raises ValueError for values out of range."""
+        """Check and keep what both networks have in common.
+
+        Args:
+            num_classes: classes with background.
+            width: channels relative to the paper's.
+            convention: input convention, "caffe" or "torchvision".
+
+        Raises:
+            ValueError: for values out of range.
+        """
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; at least 1 is needed")

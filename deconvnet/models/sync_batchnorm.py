@@ -28,7 +28,17 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     process_group: Group = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, H, W). Raises ValueError if all workers together have fewer than 2 values for each channel."""
+        """Normalise each channel; in training mode by the moments over all workers' examples.
+
+        Args:
+            input: (N, C, H, W); N may differ between workers and may be 0.
+
+        Returns:
+            The same shape.
+
+        Raises:
+            ValueError: if all workers together have fewer than 2 values for each channel.
+        """
         self._check_input_dim(input)
         if not self.training or _world_size(self.process_group) == 1:
             return super().forward(input)
@@ -70,12 +80,14 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float, group: Group
     ) -> Tensor:
+        """Normalise x (N, C, H, W) by mean and var (C,) over `count` values of all workers."""
         ctx.save_for_backward(x, weight, mean, var)
         ctx.count, ctx.eps, ctx.group = count, eps, group
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the gradients for x, weight and bias."""
         x, weight, mean, var = ctx.saved_tensors
         grad, values = grads[0].float(), x.float()
         inverse = (var + ctx.eps).rsqrt()

@@ -57,6 +57,10 @@ class PruningJob:
 def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
     """Prune VGG-16 on a training node and write the file `job.out_uri`; logs a line for each layer.
 
+    Args:
+        executor: runs the job as one piece of work.
+        job: what to prune, and for which network.
+
     Returns:
         R² of each layer's responses on held-out inputs, by VGG-16's layer names.
 
@@ -72,6 +76,9 @@ def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
 
 def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
     """Prune VGG-16 in this process and write the file `job.out_uri` after the last layer.
+
+    Args:
+        job: what to prune, and for which network.
 
     Yields:
         Each layer's name, its R² and a line that describes it.

@@ -46,7 +46,14 @@ class Examples:
         return sum(g.examples for g in self.groups)
 
     def read(self, group: Group) -> pa.Table:
-        """Read a row group: columns `image`, `mask` (encoded bytes) and `weight` (int64, times an epoch sees the row)."""
+        """Read a row group.
+
+        Args:
+            group: one of `groups`.
+
+        Returns:
+            Table with the columns `image` and `mask` (encoded bytes) and `weight` (int64, how often an epoch sees the row).
+        """
         names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
         found = tables.read_row_group(self.table, group.part, group.index, names)
         image, mask, last = (found[name] for name in names)
@@ -54,7 +61,15 @@ class Examples:
         return pa.table({"image": image, "mask": mask, "weight": weight})
 
     def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """Decode an example as stored: uint8 RGB (H, W, 3) and uint8 (H, W). Raises BadInput if that fails."""
+        """Decode an example as it is stored.
+
+        Args:
+            image: encoded image.
+            mask: encoded mask.
+
+        Returns:
+            uint8 (H, W, 3), RGB, and uint8 (H, W). Raises BadInput if they are not an image and a mask of one size.
+        """
         if self.split is None:
             return decode_example(image, mask)
         rgb, class_mask = decode_image(image), decode_mask(mask)
@@ -63,13 +78,22 @@ class Examples:
         return rgb, class_mask
 
     def train_view(self, image: bytes, mask: bytes, rng: np.random.Generator) -> transforms.Pair:
-        """Decode and augment an example for a training step: uint8 (3, S, S) and (S, S)."""
+        """Decode an example and augment it for a training step.
+
+        Args:
+            image: encoded image.
+            mask: encoded mask.
+            rng: the example's random generator, see `transforms.example_rng`.
+
+        Returns:
+            uint8 (3, S, S), RGB, and uint8 (S, S).
+        """
         if self.split is None:
             return transforms.random_crop(*self.decode(image, mask), self.size, rng)
         return transforms.random_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
 
     def dev_view(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """Decode an example for evaluation, without randomness: uint8 (3, S, S) and (S, S)."""
+        """Decode an example for evaluation, without randomness; arguments and result as for `train_view`."""
         if self.split is None:
             return transforms.centre_crop(*self.decode(image, mask), self.size)
         return transforms.centre_canvas(*self.decode(image, mask), self.size)
@@ -121,7 +145,15 @@ class BatchPlan:
 
     @staticmethod
     def of(examples: Examples, batch: int, workers: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "BatchPlan":
-        """Plan global batches of `batch` examples for a number of workers, in windows of at most about `window_bytes`."""
+        """Make the plan for a table.
+
+        Args:
+            examples: the table.
+            batch: examples in a global batch.
+            workers: number of workers.
+            seed: of the order and of augmentation.
+            window_bytes: about the size of a window.
+        """
         count = window_count(examples.groups, window_bytes) if examples.total >= batch else 1
         return BatchPlan(examples, Batching(examples.total, batch, workers), seed, count)
 
@@ -135,11 +167,19 @@ class BatchPlan:
         return self.batching.steps
 
     def windows(self, epoch: int) -> list[Window]:
-        """Return the windows of an epoch in the order they are seen."""
+        """Return the windows of an epoch (from 0) in the order they are seen."""
         return windows(self.examples.groups, self.seed, epoch, self.windows_per_epoch)
 
     def window_range(self, first_step: int, stop_step: int) -> range:
-        """Return the numbers of the windows that the global steps [first_step, stop_step) need."""
+        """Find the windows that some steps need.
+
+        Args:
+            first_step: first global step.
+            stop_step: global step to stop before.
+
+        Returns:
+            Consecutive window numbers, counted over all epochs.
+        """
 
         def window_of(step: int) -> int:
             """Return the number of the window in which a step begins."""
@@ -194,12 +234,12 @@ class BatchPlan:
 
 
 def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
-    """Stack examples of one size into a batch."""
+    """Stack images (3, S, S) and masks (S, S) into a batch."""
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
 def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Yield the examples of batches of any sizes in batches of exactly `size`; a rest at the end is dropped."""
+    """Regroup examples, in order, into batches of exactly `size`; a rest at the end is dropped."""
     held: list[Batch] = []
     count = 0
     for piece in pieces:
@@ -213,7 +253,7 @@ def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same batches; a thread makes the next one while one is used."""
+    """Yield the same batches, each made by a thread while the one before it is in use."""
     with ThreadPoolExecutor(1) as maker:
         following = maker.submit(next, batches, None)
         while (batch := following.result()) is not None:

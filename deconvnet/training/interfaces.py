@@ -17,7 +17,11 @@ class SegmentationNetwork(Protocol):
     num_classes: int
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn uint8 images (N, 3, S, S), RGB, into the network's input."""
+        """Turn images into the network's input.
+
+        Args:
+            images: uint8 (N, 3, S, S), RGB.
+        """
         ...
 
 
@@ -30,7 +34,12 @@ class BatchLoader(Protocol):
         ...
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Yield the share of the global steps [first_step, stop_step)."""
+        """Yield this rank's share of some global batches.
+
+        Args:
+            first_step: first global step, counted over all epochs.
+            stop_step: global step to stop before.
+        """
         ...
 
 

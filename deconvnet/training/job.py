@@ -66,7 +66,15 @@ class TrainingJob:
         return storage.join(storage.absolute(self.checkpoints_uri), self.run_name)
 
     def check(self, workers: int, min_workers: int | None = None) -> None:
-        """Raise UserError if `workers` processes (or any number from `min_workers` on) can't share the batch."""
+        """Check that the batch can be shared.
+
+        Args:
+            workers: number of training processes.
+            min_workers: fewest that the training may continue with; None: always `workers`.
+
+        Raises:
+            UserError: if it can't.
+        """
         settings = self.settings
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
 
@@ -91,7 +99,11 @@ class TrainingJob:
         return BatchPlan.of(self.train_examples(), self.settings.batch, workers, self.seed)
 
     def total_steps(self, plan: BatchPlan) -> int:
-        """Return the most optimiser steps that the settings allow."""
+        """Compute the most optimiser steps that the settings allow.
+
+        Args:
+            plan: a plan over the training examples.
+        """
         return min(self.settings.epochs * plan.steps_per_epoch, self.settings.max_steps or sys.maxsize)
 
     def log_plan(self, plan: BatchPlan) -> None:
@@ -164,6 +176,11 @@ _FORMATS = (
 
 
 def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
-    """Format a report of training as one line: step, epoch, and the metrics it has."""
+    """Format a report of training as one line.
+
+    Args:
+        metrics: "step", "epoch" and any of "loss", "pixel_accuracy", "lr", "samples_per_s", "dev_mean_iou", "final_dev_mean_iou".
+        total_steps: shown as the number of steps to do.
+    """
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
     return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])

@@ -42,7 +42,15 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
 
 
 def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
-    """Make the optimiser of a training stage over a model's trainable parameters."""
+    """Make the optimiser of a training stage.
+
+    Args:
+        model: its trainable parameters are optimised.
+        settings: learning rate, momentum, weight decay and `bias_lr_factor`.
+
+    Returns:
+        SGD with the groups of `parameter_groups`.
+    """
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
@@ -54,7 +62,12 @@ def named_parameters(optimiser: torch.optim.SGD) -> Iterator[tuple[str, nn.Param
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group of `make_sgd`'s optimiser to `rate` × the group's factor."""
+    """Set the learning rate.
+
+    Args:
+        optimiser: of `make_sgd`.
+        rate: multiplied by each group's "lr_factor".
+    """
     for group in optimiser.param_groups:
         group["lr"] = rate * group["lr_factor"]
 
@@ -88,7 +101,11 @@ class Schedule:
     epochs_waited: int = 0
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, from 0."""
+        """Compute a step's learning rate.
+
+        Args:
+            step: from 0.
+        """
         settings = self.settings
         match settings.schedule:
             case "step":
@@ -98,7 +115,14 @@ class Schedule:
         return settings.lr * self.scale
 
     def observe(self, score: float | None) -> bool:
-        """Take in an epoch's dev mean IoU; None or NaN (there is none) changes nothing. Returns True if it is the best so far."""
+        """Take in the score of an epoch.
+
+        Args:
+            score: dev mean IoU; None or NaN (there is none) changes nothing.
+
+        Returns:
+            True if it is the best so far.
+        """
         if score is None or score != score:
             return False
         if self.best is None or score > self.best:

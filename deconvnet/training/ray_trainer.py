@@ -203,7 +203,18 @@ class _Run:
         self._workers: int | None = None
 
     def wait(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Run to the end and return what rank 0 returned."""
+        """Run to the end, logging messages.
+
+        Args:
+            should_stop: polled; where it returns True the workers are requested to stop.
+
+        Returns:
+            What rank 0 returned.
+
+        Raises:
+            UserError: if that made the run fail.
+            Interrupted: if a stop was requested while no workers ran.
+        """
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main one Ray would catch Ctrl-C
         requested = False
         with caught_signals() as caught:

@@ -107,7 +107,12 @@ class Batching:
 
 
 def even_ranges(count: int, parts: int) -> list[range]:
-    """Divide 0 … count − 1 into consecutive ranges whose lengths differ by one at most."""
+    """Divide 0 … count − 1 into consecutive ranges whose lengths differ by one at most.
+
+    Args:
+        count: numbers to divide.
+        parts: how many ranges.
+    """
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
@@ -152,7 +157,15 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
 
 
 def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> int:
-    """Return the number of windows that every epoch over these row groups is divided into, of about `window_bytes` each."""
+    """Compute the number of windows that every epoch is divided into.
+
+    Args:
+        groups: all row groups.
+        window_bytes: about the size of a window.
+
+    Returns:
+        At least 1, at most the number of row groups.
+    """
     total = sum(g.nbytes for g in groups)
     return max(1, min(len(groups), -(-total // window_bytes)))
 

@@ -192,7 +192,14 @@ class Trainer:
         return State(tensors, {"step": self.step, "seed": self.seed, "schedule": self.schedule.state_dict()})
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from a checkpoint. Raises UserError if it is of another network or seed."""
+        """Continue from a checkpoint.
+
+        Args:
+            state: of a training of the same network and seed.
+
+        Raises:
+            UserError: if it is of another.
+        """
         weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
         own = self.model.state_dict()
         if state.values["seed"] != self.seed or {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in own.items()}:
@@ -291,7 +298,12 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, loss: Tensor, correct: Tensor | None) -> None:
-        """Add a micro-batch: its part of the step's loss and, where they are counted, its correctly classified pixels."""
+        """Add a micro-batch.
+
+        Args:
+            loss: its part of the step's loss, a scalar on the device.
+            correct: its correctly classified pixels; None where they are not counted.
+        """
         self._losses.append(loss)
         if correct is not None:
             self._correct.append(correct)

@@ -19,7 +19,13 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Return the random generator of the example at a position (see `sampler`) of an epoch."""
+    """Make the random generator of an example.
+
+    Args:
+        seed: of the training.
+        epoch: from 0.
+        position: of the example in the epoch, see `sampler`.
+    """
     return np.random.default_rng([seed, epoch, 2, position])
 
 
@@ -82,7 +88,15 @@ def centre_canvas(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
 
 
 def fit_scale(mask: np.ndarray, size: int) -> float:
-    """Return the factor by which an image with this mask is scaled to fit a canvas; 1 if it fits already."""
+    """Compute the factor by which an image is scaled to fit a canvas.
+
+    Args:
+        mask: the image's mask (H, W).
+        size: side of the canvas, px.
+
+    Returns:
+        At most 1; 1 if the image fits already.
+    """
     return min(1.0, size / max(mask.shape))
 
 

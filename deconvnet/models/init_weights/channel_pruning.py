@@ -177,7 +177,15 @@ def regress(x: Tensor, y: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]
 
 
 def r_squared(found: Tensor, target: Tensor) -> float:
-    """Return R² of a prediction (M, C) over all channels: 1 − squared errors / squared distances from the channels' means."""
+    """Compute R² over all channels: 1 − squared errors / squared distances from the channels' means.
+
+    Args:
+        found: predictions (M, C).
+        target: what they approximate (M, C).
+
+    Returns:
+        At most 1, which means equal; 0 is as good as the channels' means.
+    """
     spread = (target - target.mean(0)).square().sum()
     return float(1 - (found - target).square().sum() / spread.clamp(min=1e-12))
 
