@@ -64,27 +64,6 @@ class ConfusionMatrix:
         self.matrix += np.bincount(rows * n + prediction[counted], minlength=n * n).reshape(n, n)
         return self
 
-    def merge(self, other: "ConfusionMatrix") -> Self:
-        """Add the counts of another matrix to this one.
-
-        Args:
-            other: the matrix to add; it is not changed.
-
-        Returns:
-            This matrix.
-
-        Raises:
-            ValueError: if the other has a different number of classes.
-        """
-        if other.num_classes != self.num_classes:
-            raise ValueError(f"can't merge {other.num_classes} classes into {self.num_classes}")
-        self.matrix += other.matrix
-        return self
-
-    def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        """A new matrix with the counts of both."""
-        return ConfusionMatrix(self.num_classes, self.matrix).merge(other)
-
     @property
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union of each class, TP / (TP + FP + FN): float64 (C,), 0 to 1.

@@ -92,7 +92,7 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
         ious.append(object_ious(truth, make_object_mask(truth), {"a": masks["edeconvnet"]})[1][0])
         for name in RESULTS:
             single = ConfusionMatrix(4).update(truth, masks[name])
-            totals[name].merge(single)
+            totals[name].update(truth, masks[name])
             mine = found.mean_iou[row["image_id"]][name]
             assert mine is None if row["image_id"] == "p00" else mine == pytest.approx(single.mean_iou)
 
