@@ -15,24 +15,10 @@ from proposals.edges.forest_file import forest_file_error
 from proposals.image_codec import encode_jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "--data.generated.train",
-    "24",
-    "--data.generated.val",
-    "2",
-    "--data.dev_fraction",
-    "0.3",
-    "--proposals.min_box_area",
-    "200",
-    "--proposals.max_boxes",
-    "60",
-    "--forest.trees",
-    "2",
-    "--forest.patches",
-    "2000",
-    "--forest.feature_share",
-    "0.05",
-]
+TINY = (
+    "--data.generated.train 24 --data.generated.val 2 --data.dev_fraction 0.3 --proposals.min_box_area 200 --proposals.max_boxes 60 "
+    "--forest.trees 2 --forest.patches 2000 --forest.feature_share 0.05"
+).split()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
