@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ from proposals.edges.forest_file import forest_file_error
 from proposals.image_codec import encode_jpeg
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
+TINY = shlex.split(
     "--data.generated.train 24 --data.generated.val 2 --data.dev_fraction 0.3 --proposals.min_box_area 200 --proposals.max_boxes 60 "
     "--forest.trees 2 --forest.patches 2000 --forest.feature_share 0.05"
-).split()
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

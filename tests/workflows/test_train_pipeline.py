@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from deconvnet.version import code_version
 from infra.storage import tables
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
+TINY = shlex.split(
     "--data.generated.train 24 --data.generated.val 5 --data.generated.height 64 --data.generated.width 80 --data.dev_fraction 0.2 "
     "--model.width 0.05 --model.fcn_width 0.05 --model.fcn_input_size 96 --proposals.max_boxes 60 --segment.proposals 10 "
     "--train.fcn8s.epochs 1 --train.stage1.epochs 1 --train.stage2.epochs 1 --train.stage1.batch 16 --train.stage2.batch 16 "
     "--train.fcn8s.bn_batches 2 --train.stage1.bn_batches 2 --train.stage2.bn_batches 2"
-).split()
+)
 
 
 def command(*arguments: str, script: str = "train_pipeline.py") -> list[str]:
@@ -187,7 +188,7 @@ def test_fine_tuning_with_other_classes(workspace, tmp_path: Path, source: str) 
 @pytest.mark.ray
 def test_a_driver_killed_in_stage_2_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     few = "--train.stage2.epochs 12 --train.stage2.checkpoint_every 2 --train.stage2.log_every 1"
-    arguments = ["--workspace", str(tmp_path / "w"), *TINY, *few.split()]
+    arguments = ["--workspace", str(tmp_path / "w"), *TINY, *shlex.split(few)]
     driver = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True, cwd="/")
     assert driver.stdout
     step = 0
