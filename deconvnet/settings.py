@@ -125,7 +125,7 @@ _BnBatches = Annotated[
 
 
 class StageSettings(Section):
-    """One training stage. The defaults are DeconvNet's (§4.3)."""
+    """One training stage. The defaults are DeconvNet's (§6.1)."""
 
     epochs: PositiveInt = Field(30, description="most passes over the examples")
     max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
@@ -204,7 +204,7 @@ class CrfSettings(Section):
 
 
 class SegmentSettings(Section):
-    """Segmentation of images by their proposals, and the ensemble with FCN-8s (§3.3, §4.4)."""
+    """Segmentation of images by their proposals, and the ensemble with FCN-8s (§5.1, §5.2)."""
 
     proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
     min_side: NonNegativeFloat = Field(

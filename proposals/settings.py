@@ -84,7 +84,7 @@ class ForestSettings(Section):
 
 
 class ExampleSettings(Section):
-    """Training crops of stage 1 and stage 2 (DeconvNet, Noh et al. 2015, §4.2–4.3)."""
+    """Training crops of stage 1 and stage 2 (DeconvNet, Noh et al. 2015, §4.2 and §6.1)."""
 
     context: float = Field(1.2, ge=1, description="factor by which a box is enlarged about its centre")
     window: Literal["square", "stretched"] = Field(

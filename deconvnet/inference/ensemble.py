@@ -1,6 +1,6 @@
 """Combine the scores of DeconvNet and FCN-8s into one prediction.
 
-Source: Noh, Hong, Han (ICCV 2015), "Ensemble with FCN". DeconvNet is good at details and FCN at overall shape, so the mean of
+Source: Noh, Hong, Han (ICCV 2015), §5.2, "Ensemble with FCN". DeconvNet is good at details and FCN at overall shape, so the mean of
 their class probabilities is better than either.
 """
 

@@ -1,7 +1,7 @@
 """Class scores of an image: by DeconvNet from its proposals, or by FCN-8s from the whole image.
 
-Source: Noh, Hong, Han (ICCV 2015), "Aggregating Instance-wise Segmentation Maps". With G_i(x, y, c) the score map of proposal i,
-resized to the proposal's window and 0 outside of it, the score of class c at pixel (x, y) is
+Source: Noh, Hong, Han (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". With G_i(x, y, c) the score map of
+proposal i, resized to the proposal's window and 0 outside of it, the score of class c at pixel (x, y) is
 
     P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
     P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)

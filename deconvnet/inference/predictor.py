@@ -6,7 +6,7 @@
     edeconvnet      ensemble of `deconvnet` and `fcn8s` (`ensemble`)
     edeconvnet_crf  dense CRF on `edeconvnet`; the final result
 
-Source: Noh, Hong, Han (ICCV 2015), "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
+Source: Noh, Hong, Han (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
 unary potential -log p (`deconvnet.crf`).
 """
 

@@ -74,7 +74,7 @@ class DeconvNet(Network):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Set the initial weights (§4.3)."""
+        """Set the initial weights (§6.1)."""
         he_initialise(self)
         for layer in self.modules():
             if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:

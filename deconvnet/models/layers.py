@@ -33,7 +33,7 @@ def channels(paper: int, width: float) -> int:
 
 
 class Unpool(nn.Module):
-    """Undoes 2×2 max-pooling (§3.1 of DeconvNet): puts each activation back where its maximum was, and zeros elsewhere."""
+    """Undoes 2×2 max-pooling (§3.2.1 of DeconvNet): puts each activation back where its maximum was, and zeros elsewhere."""
 
     def forward(self, x: Tensor, switches: Tensor) -> Tensor:
         """Unpool a map.

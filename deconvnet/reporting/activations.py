@@ -1,4 +1,4 @@
-"""The responses of DeconvNet's decoder: the most active map of each layer (the paper's "Analysis of Deconvolution Network")."""
+"""The most active map of each layer of DeconvNet's decoder (§3.2.3 of the paper, "Analysis of Deconvolution Network")."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""SGD's parameter groups, and the learning rate over a training (DeconvNet, §4.3; the released solver's alternatives)."""
+"""SGD's parameter groups, and the learning rate over a training (DeconvNet, §6.1; the released solver's alternatives)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Augmentation: a random crop and flip of a stored crop (DeconvNet, §4.3), or a random position of an image on a canvas (FCN-8s).
+"""Augmentation: a random crop and flip of a stored crop (DeconvNet, §6.1), or a random position of an image on a canvas (FCN-8s).
 
 An example is a pair of arrays: image uint8 (H, W, 3), RGB, and mask uint8 (H, W), class ids with 255 = void. For the network it
 becomes uint8 (3, S, S) and uint8 (S, S). Random numbers depend on seed, epoch and position alone, so an example looks the same on any

@@ -1,4 +1,4 @@
-"""The rules by which training crops are chosen, labelled and balanced (DeconvNet, Noh et al. 2015, §4.2 and §4.3).
+"""The rules by which training crops are chosen, labelled and balanced (DeconvNet, Noh et al. 2015, §4.2 and §6.1).
 
 * Stage 1, easy examples: the tight box of each annotated object, enlarged to a 1.2x window. In the mask, the object's own pixels
   have its class and everything else is background.

@@ -1,6 +1,6 @@
 """Initial weights of DeconvNet's decoder from which class information reaches the score from the first step.
 
-With the paper's Gaussian (§4.3) it fades on its way through fourteen random deconvolutions: after each unpooling the pattern of
+With the paper's Gaussian (§6.1) it fades on its way through fourteen random deconvolutions: after each unpooling the pattern of
 switches outweighs the values, and the network needs thousands of steps before it predicts much but background.
 """
 
