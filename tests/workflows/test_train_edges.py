@@ -85,7 +85,7 @@ def test_bsds_is_enough_to_train_on(tmp_path):
             scipy.io.savemat(tmp_path / f"bsds/groundTruth/{split}/{i}.mat", {"groundTruth": cells})
     done = run("--workspace", str(tmp_path / "w"), "--bsds", str(tmp_path / "bsds"), *TINY[6:])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 photographs to learn from" in done.stdout and "| this forest | 0." in done.stdout
+    assert "4 images to learn from" in done.stdout and "| this forest | 0." in done.stdout
     assert "bsds.ods" in json.loads((tmp_path / "w/report/edges.json").read_text())
 
 
