@@ -114,7 +114,9 @@ def test_each_fault_is_a_sentence(config, text: str, message: str) -> None:
         (["--compute.gpu"], r"--compute\.gpu: expected one argument"),
         (["--train.stage1.lr", "fast", "--seed=-1"], r"(?s)seed: '-1' is not allowed.*\n.*lr: 'fast' is not allowed: a number"),
         (["--examples.window", "round"], r"examples\.window: 'round' is not allowed: .*'square' or 'stretched'"),
-        (["--train.stage1", "{lr: 3}"], r"train"),
+        (["--train.stage1", "{lr: 3}"], r"--train\.stage1 is a section, and has settings below it"),
+        (["--data.classes", '["a"'], r"data\.classes: Missing end delimiter"),
+        (["--train.stage1.lr", "0.5", "--data", '{"root": "/x"}'], r"--data is a section"),
         (["--model.width", ""], r"model\.width: None is not allowed"),
     ],
 )

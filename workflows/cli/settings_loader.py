@@ -112,10 +112,13 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             UserError: one sentence for each fault of the command line or the file.
         """
         options = self.parse_args(argv)
+        sections = [action.dest for action in self._actions if action.help == argparse.SUPPRESS and action.dest in vars(options)]
+        if sections:
+            raise UserError(f"--{sections[0]} is a section, and has settings below it: --{sections[0]}.NAME; --help lists them")
         try:
             overrides = self._settings(parsed_args=options)()
         except SettingsError as error:
-            raise UserError(f"{error}; --help lists the settings") from None
+            raise UserError(str(error)) from None
         return _load(options.config, self.kind, _unset_empty(overrides)), options
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
