@@ -1,7 +1,7 @@
-"""Downloads of large files over HTTP, resumed where they broke off and verified by checksum; and unpacking of archives.
+"""Downloading large files over HTTP, and unpacking tar archives.
 
-A download grows in `<file>.part` and gets its name when its checksum is right. An archive is unpacked to a temporary folder,
-which is renamed.
+A download that broke off is resumed, and its checksum is verified. It is saved as `<file>.part` and renamed when its checksum is
+right. An archive is unpacked to a temporary folder, which is renamed when it is complete.
 """
 
 import errno
@@ -24,25 +24,25 @@ from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # bytes to read at once
 _ATTEMPTS = 5
 _TIMEOUT = 60.0  # seconds without a byte before a connection counts as broken
 _RESERVE = 100_000_000  # bytes of disk to leave free
-_FATAL_ERRNOS = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_FATAL_ERRNOS = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # another attempt would fail in the same way
 
 
 def has_checksum(path: Path, checksum: str) -> bool:
-    """Tell whether a file has this checksum.
+    """Tell whether a file has a given checksum.
 
     Args:
-        path: the file.
-        checksum: "md5:HEX" or "sha256:HEX", where HEX may be only the first digits of the digest, 8 or more.
+        path: path of the file.
+        checksum: "md5:HEX" or "sha256:HEX". HEX is the digest in hex digits, or at least its first 8 digits.
 
     Returns:
-        True if the digits agree.
+        True if the file's digest begins with these digits.
 
     Raises:
-        UserError: if the checksum is written otherwise.
+        UserError: if the checksum is written in another way.
     """
     kind, _, expected = checksum.lower().partition(":")
     if kind not in ("md5", "sha256") or len(expected) < 8 or set(expected) - set("0123456789abcdef"):
@@ -52,12 +52,15 @@ def has_checksum(path: Path, checksum: str) -> bool:
 
 
 def require_disk_space(folder: Path, size: int, what: str) -> None:
-    """Raise UserError if the disk of a folder has no room for more bytes.
+    """Check that a disk has room for a number of bytes, and for 100 MB more.
 
     Args:
-        folder: an existing folder.
-        size: bytes needed; 100 MB beside them must stay free.
-        what: what needs them, for the message.
+        folder: an existing folder on the disk.
+        size: number of bytes needed.
+        what: name of what needs them, for the message.
+
+    Raises:
+        UserError: if the disk has less room.
     """
     free = shutil.disk_usage(folder).free
     if free < size + _RESERVE:
@@ -66,20 +69,22 @@ def require_disk_space(folder: Path, size: int, what: str) -> None:
 
 
 def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.0) -> Path:
-    """Download a file, or resume a download that broke off. A target that exists and has the right checksum is kept.
+    """Download a file, or resume a download that broke off.
+
+    If the target exists with the right checksum, nothing is downloaded. Progress is shown on stderr.
 
     Args:
-        url: http:// or https:// address.
-        target: where to save the file; its folder is created.
-        checksum: what the file must have (see `has_checksum`); None: it is not verified.
-        pause: seconds to wait before a broken connection is tried again; doubled each time, five attempts in all.
+        url: http:// or https:// address of the file.
+        target: path to save the file to; its folder is created if needed.
+        checksum: checksum that the file must have, as for `has_checksum`. If None, it is not verified.
+        pause: seconds to wait before the second of five attempts when the connection breaks; the wait doubles each time.
 
     Returns:
-        The target.
+        `target`.
 
     Raises:
-        UserError: for other addresses, if the server refuses, the connection keeps breaking, the disk is full, the checksum is
-            wrong, or the target exists with another checksum.
+        UserError: if the address is not http:// or https://, the server refuses, the connection keeps breaking, the disk is full,
+            the downloaded file has a wrong checksum, or the target exists with another checksum.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url} can't be downloaded: the address must begin with http:// or https://")
@@ -107,13 +112,16 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
 
 
 def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
-    """Raise UserError if a failed download should not be tried again.
+    """Raise UserError if a failed download should not be tried again. Otherwise do nothing.
 
     Args:
         url: address of the file.
-        part: file with what was received so far.
-        error: error of the attempt.
-        last: True if this was the last attempt.
+        part: file that holds what was received so far.
+        error: exception that ended the attempt.
+        last: True if no attempt is left.
+
+    Raises:
+        UserError: if the server refuses, the file can't be written, or this was the last attempt.
     """
     if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
         raise UserError(f"{url} can't be downloaded: the server answers {error.code} {error.reason}") from None
@@ -128,12 +136,16 @@ def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
 
 
 def _download_rest(url: str, part: Path) -> None:
-    """Download what is missing at the end of the file `part`.
+    """Download the rest of a file and append it to what was received earlier, or download it all if the server can't resume.
+
+    Args:
+        url: address of the file.
+        part: file that holds what was received so far; it need not exist.
 
     Raises:
-        OSError: if the connection breaks.
-        HTTPException: if the connection breaks within the headers.
-        UserError: if the disk has no room for the file.
+        OSError: if the connection breaks or the server answers with an error. (urllib's HTTPError is an OSError.)
+        HTTPException: if the server's answer is cut short or malformed.
+        UserError: if the disk has no room for the rest.
     """
     received = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "deconvnet", "Accept-Encoding": "identity"})
@@ -144,9 +156,9 @@ def _download_rest(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
         if error.code == 416 and total == str(received):
-            return  # it was complete and only not verified yet
+            return  # the file is complete; only its checksum has not been verified
         if error.code == 416:
-            part.unlink()  # it is longer than the file, so not the beginning of it
+            part.unlink()  # what was received is longer than the file, so it is not the beginning of the file
             raise ConnectionError("the server's file is shorter than what was received of it") from None
         raise
     with reply:
@@ -163,7 +175,15 @@ def _download_rest(url: str, part: Path) -> None:
 
 
 def _copy_stream(source: IO[bytes], file: IO[bytes], received: int, size: int | None, name: str) -> None:
-    """Copy a stream to a file and show progress, which starts at `received` of `size` bytes."""
+    """Copy a stream to a file and show a progress bar on stderr.
+
+    Args:
+        source: stream to read to its end.
+        file: file to write to.
+        received: number of bytes that were received earlier, at which the progress bar starts.
+        size: size of the whole file in bytes; None if it is not known.
+        name: name of the file for the progress bar.
+    """
     with tqdm(desc=name, initial=received, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
         while block := source.read(_BLOCK):
             file.write(block)
@@ -171,17 +191,17 @@ def _copy_stream(source: IO[bytes], file: IO[bytes], received: int, size: int | 
 
 
 def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Unpack a folder of a tar archive to a new folder, which appears complete or not at all.
+    """Unpack one folder of a tar archive to a new folder, which appears only when it is complete.
 
     Args:
-        archive: the archive.
-        top: folder in the archive whose content is unpacked.
-        to: the new folder.
-        wanted: tells by a member's name whether to unpack it.
+        archive: path of the archive.
+        top: path of the folder in the archive.
+        to: path of the new folder.
+        wanted: predicate that gets the path of each member of the archive; members for which it is False are not unpacked.
 
     Raises:
-        UserError: if the archive is damaged or has no such folder, the disk is full, or a member would be written outside the
-            folder (`../`, an absolute path, a link or a device). Nothing is left behind then.
+        UserError: if the archive is damaged, has no such folder, or has a member that would be written outside the new folder
+            (through `../`, an absolute path, a link or a device), or if the disk is full. Nothing is left behind then.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.unpacking")
@@ -206,5 +226,5 @@ def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = la
 
 
 def _format_bytes(count: int) -> str:
-    """Write a number of bytes as text: "1.2 GB", "3.4 MB"."""
+    """Write a number of bytes as text, such as "1.2 GB" or "3.4 MB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

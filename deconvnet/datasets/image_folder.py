@@ -1,4 +1,4 @@
-"""The images in a folder of any layout, local or at s3://, and the names that their predicted masks get."""
+"""Listing the images in a folder of any layout, local or at s3://, and choosing the names of their predicted masks."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ from infra import storage
 from infra.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Suffixes of images, in upper or lower case. Of files that differ only in the suffix, the first of these is used."""
+"""Suffixes of image files, which may be in upper or lower case. Of files that differ only in the suffix, the first is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class ImageFile:
     """An image file in a folder.
 
     Attributes:
-        name: path relative to the folder.
-        stamp: size and time of the last change; it changes when the file does.
-        refused: why the image can't be used, as far as its name shows; else empty.
+        name: path of the file relative to the folder.
+        stamp: text made of the file's size and time of modification, by which a changed file is noticed.
+        refused: reason why the image must not be used, for the user; empty if it may be used.
     """
 
     name: str
@@ -28,16 +28,18 @@ class ImageFile:
 
     @property
     def stem(self) -> str:
-        """Path of the image without its suffix; its mask gets this name."""
+        """Relative path of the image without its suffix, which is also the name of its predicted mask."""
         return self.name[: -len(PurePosixPath(self.name).suffix)]
 
 
 def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
-    """List the images in a folder and the folders below it. Hidden files and folders are ignored.
+    """List the images in a folder and its subfolders. Hidden files and folders are ignored.
+
+    If several images would give masks of the same name, all but one of them are marked as refused.
 
     Args:
         folder: local folder or s3:// prefix.
-        leave_out: folder whose files are ignored, such as the folder that masks are written to; empty: none.
+        leave_out: folder whose files are ignored, such as the folder to which the masks are written; empty if there is none.
 
     Returns:
         The images, sorted by name.
@@ -65,19 +67,25 @@ def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
 
 
 def _is_image(name: str) -> bool:
-    """Tell by its relative path whether a file is an image and not hidden.
+    """Tell whether a file is an image by its suffix, and neither hidden nor in a hidden folder.
 
-    Hidden files matter because macOS leaves some beside images, with the same suffix.
+    Hidden files are excluded because macOS leaves hidden files beside images, with the same suffix.
+
+    Args:
+        name: path of the file relative to the folder that is listed.
+
+    Returns:
+        True if it is such an image.
     """
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
 
 
 def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
-    """Refuse all but one of the images whose masks would have the same name.
+    """Mark as refused all but one of the images that would give masks of the same name.
 
     Args:
-        stamps: stamp of each image by name.
+        stamps: the `ImageFile.stamp` of each image, by the image's relative path.
 
     Returns:
         All images, sorted by name.

@@ -1,4 +1,8 @@
-"""The first stage of the pipeline: a data set in VOC's layout, or a generated one, becomes the `images` table."""
+"""The `images` table, which the first stage of the pipeline writes.
+
+The stage reads a data set in VOC's layout, or generates one first (`deconvnet.datasets.synthetic`). Each row of the table holds
+an image with its class mask and its object mask (columns: `proposals.schemas.IMAGES`).
+"""
 
 import hashlib
 import json
@@ -20,13 +24,19 @@ from infra.storage import tables
 from proposals import schemas
 
 PREPARE_VERSION = 1  # increase it when a change makes the same input give another table
-_PER_PART = 32
-_PART_BYTES = 64_000_000
+_PER_PART = 32  # most images in a part of the table
+_PART_BYTES = 64_000_000  # about the most bytes of image files in a part
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A line of a split: an image to read, or the reason why there is none."""
+    """An id from the list of a split, with the image files found for it or the reason why it can't be used.
+
+    Attributes:
+        image_id: the id.
+        split: "train", "dev" or "val".
+        found: the files of the image, or a Reject with the reason.
+    """
 
     image_id: str
     split: str
@@ -34,7 +44,7 @@ class _Item:
 
     @property
     def size(self) -> int:
-        """Size of the image file in bytes."""
+        """Size of the image file in bytes; 0 if there is no usable file."""
         return self.found.image.size if isinstance(self.found, voc.VocImageFiles) else 0
 
 
@@ -42,21 +52,22 @@ def class_names(settings: DataSettings) -> tuple[str, ...]:
     """Return the class names of the data.
 
     Args:
-        settings: the data settings.
+        settings: the `data` section of the settings.
 
     Returns:
-        Names by id, background first: those of the settings, or of the generated data set if `settings.root` is None.
+        Class names by id, background first: `settings.classes`, or the generated data set's classes if `settings.root` is empty.
     """
     return settings.classes if settings.root else GENERATED_CLASSES
 
 
 def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
-    """Return the data set's folder, after generating the data set if the settings name none.
+    """Return the data set's folder; generate the data set there first if `settings.root` is empty.
 
     Args:
-        settings: the data settings.
-        seed: seed of the generated data set.
-        generated_uri: folder to generate it in.
+        settings: the `data` section of the settings.
+        seed: seed of the generated images.
+        generated_uri: folder to write a generated data set to. A data set that an earlier call generated there with the same
+            settings and seed is kept.
 
     Returns:
         Absolute path or s3:// address of a folder in VOC's layout.
@@ -69,18 +80,19 @@ def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
 
 
 def data_fingerprint(settings: DataSettings, root: str) -> str:
-    """Compute a fingerprint of the data without reading images.
+    """Compute a fingerprint of the data set without reading its images.
 
     Args:
-        settings: the data settings.
-        root: folder of the data set; not used for generated data.
+        settings: the `data` section of the settings.
+        root: folder of the data set in VOC's layout; ignored if `settings.root` is empty, because the data set is generated then.
 
     Returns:
-        Hex SHA-256 of the names, sizes and times of change of all files of both splits; for generated data, of its settings (the
-        caller must add the seed).
+        SHA-256 in hex digits. For a given folder it covers the names, sizes and modification times of all image and mask files of
+        both splits, and the ids that can't be used. For generated data it covers the settings of the generator, but not the seed,
+        which the caller must add.
 
     Raises:
-        UserError: if the folder is not in VOC's layout.
+        UserError: if the folder is not in VOC's layout, or the list of a split can't be read.
     """
     if not settings.root:
         recipe: Any = [synthetic.GENERATOR_VERSION, settings.generated.model_dump()]
@@ -102,20 +114,20 @@ def prepare_images(
     """Read a data set in VOC's layout and write its `images` table.
 
     Args:
-        settings: the data settings.
-        seed: seed of the draw of the dev split, and of the images if `settings.limit` is set.
-        out_uri: the table to write.
-        fingerprint: fingerprint of the stage.
+        settings: the `data` section of the settings.
+        seed: seed of the random choice of the dev images and, if `settings.limit` is set, of the images to use at all.
+        out_uri: path or s3:// address of the table to write.
+        fingerprint: fingerprint of this pipeline stage; the table's files are written under it.
         root: folder of the data set.
-        executor: runs the parts.
+        executor: runs the units of work, each of which reads up to 32 images and writes one part of the table.
 
     Returns:
-        The commit of the table. Its `extra` has `counts` (number of images by split), `classes` (names by id), and `digest` (hex
-        SHA-256 of the table's content: the same for the same images, masks and splits).
+        The commit of the table. Its `extra` has three entries: `counts` (number of images by split), `classes` (class names by
+        id) and `digest` (SHA-256 of the table's content in hex digits, the same for the same images, masks and splits).
 
     Raises:
-        UserError: if the folder or a split can't be read, more images than `settings.max_rejects` are unusable, or a split has no
-            usable image. Nothing is committed then.
+        UserError: if the folder or the list of a split can't be read, a larger share of the images than `settings.max_rejects` is
+            unusable, or a split has no usable image. In each case the table is not committed.
     """
     root = storage.absolute(root)
     classes = class_names(settings)
@@ -130,7 +142,7 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        tables.discard(out_uri, fingerprint)  # so that files are read again: a corrected file may look unchanged
+        tables.discard(out_uri, fingerprint)  # so that the next run reads all files again: a corrected file may look unchanged
         raise
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
     extra = {"counts": {split: counts[split] for split in ("train", "dev", "val")}, "classes": list(classes), "digest": digest}
@@ -138,24 +150,39 @@ def prepare_images(
 
 
 def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
-    """List the images that `prepare_images` would read.
+    """List the ids of the images that `prepare_images` would read.
 
     Args:
-        settings: the data settings.
-        seed: seed of the draw of the images if `settings.limit` is set.
+        settings: the `data` section of the settings.
+        seed: seed of the random choice of images if `settings.limit` is set.
         root: folder of the data set.
 
     Returns:
-        Their ids, with those that turn out to be unusable.
+        The ids. Images that turn out to be unusable when they are read are among them.
 
     Raises:
-        UserError: if the folder or a split can't be read, or a split has no image.
+        UserError: if the folder or the list of a split can't be read, or a split has no image.
     """
     return {item.image_id for item in _items(settings, seed, root)}
 
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
-    """List the images and the rejected lines of both splits, sorted by id like the rows of the table."""
+    """List the images of both splits, and the ids there that can't be used.
+
+    Some of the images to train on are assigned to the split dev. If `settings.limit` is set, only the images drawn are listed,
+    and no unusable ids.
+
+    Args:
+        settings: the `data` section of the settings.
+        seed: seed of the random choice of the dev images and, if `settings.limit` is set, of the images to use at all.
+        root: folder of the data set.
+
+    Returns:
+        The items, sorted by id, as the rows of the table are.
+
+    Raises:
+        UserError: if the folder or the list of a split can't be read, or a split has no image.
+    """
     dataset = voc.VocDataset(root)
     val, val_rejects = dataset.split(settings.val_split)
     taken = dict.fromkeys((each.image_id for each in val), settings.val_split)
@@ -174,7 +201,7 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
 
 
 def _units(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Group consecutive items into parts of at most 32 images and about 64 MB."""
+    """Group consecutive items into units of work of at most 32 images and about 64 MB each."""
     units: list[list[_Item]] = [[]]
     size = 0
     for item in items:
@@ -187,14 +214,33 @@ def _units(items: Sequence[_Item]) -> list[list[_Item]]:
 
 
 def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -> Iterator[dict[str, Any] | tables.Reject]:
-    """Read the images of one part; yields their rows in order, and a Reject for each that can't be used."""
+    """Read the images of one unit of work as rows of the `images` table.
+
+    Args:
+        unit: the items of one part of the table.
+        root: folder of the data set.
+        num_classes: number of classes, background included; a mask with a higher id is rejected.
+        max_pixels: an image with more pixels is rejected.
+
+    Yields:
+        For each item, in order, its row, or a Reject with the reason if it can't be used.
+    """
     for item in unit:
         found = item.found
         yield found if isinstance(found, tables.Reject) else voc.read_row(root, found, item.split, num_classes, max_pixels)
 
 
 def _no_usable_image(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:
-    """Make the error for a split without a usable image, with the two most common reasons."""
+    """Make the error message for a split without a usable image.
+
+    Args:
+        split: "train", "dev" or "val".
+        settings: the `data` section of the settings, for the user's name of the split.
+        rejects: the images that can't be used; the message quotes the two most common reasons.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     name = {"train": settings.train_split, "dev": f"dev (drawn from {settings.train_split})", "val": settings.val_split}[split]
     reasons = Counter(reject.reason for reject in rejects).most_common(2)
     why = "; ".join(f"{n}× {reason}" for reason, n in reasons)

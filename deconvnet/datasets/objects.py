@@ -1,4 +1,8 @@
-"""Object masks that fit a class mask. Stage 1 of the training crops these objects; stage 2 compares proposals with them."""
+"""Object masks that are consistent with a class mask.
+
+Training crops are cut round these objects in stage 1 of the training, and round region proposals that are compared with these
+objects in stage 2.
+"""
 
 from collections.abc import Iterator
 
@@ -12,19 +16,21 @@ _STRIP_PIXELS = 4_000_000  # masks are converted to 64 bits in strips of this si
 
 
 def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
-    """Give each annotated pixel an object, and each object one class.
+    """Make an object mask that gives every annotated pixel an object, and every object one class.
 
-    * Background and void come from the class mask; void in the object mask is void as well.
-    * An object id that covers several classes is split: the class with most of its pixels (the lowest id on a tie) keeps the
-      object id, the others get new ids after the last.
-    * Annotated pixels without an object id become an object for each 8-connected component of a class.
+    * Background and void are taken from the class mask. Pixels that are void in the given object mask become void too.
+    * An object id that covers several classes is split. The class with most of its pixels keeps the id (on a tie, the class with
+      the lowest id); each other class gets a new id after the highest one.
+    * Annotated pixels without an object id are grouped into 8-connected regions of one class, and each region becomes an object.
 
     Args:
         class_mask: uint8 array (H, W) of class ids; 0 is background, 255 void.
-        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is no object, 255 or 65535 void. None if objects are unknown.
+        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is no object, void is 255 (uint8) or 65535 (uint16). None if
+            the objects are not annotated.
 
     Returns:
-        uint8 array (H, W) of object ids: 0 background, 255 void. If there are more than 254 objects, uint16 with void 65535.
+        uint8 array (H, W) of object ids, with background 0 and void 255. With more than 254 objects, a uint16 array with void
+        65535.
 
     Raises:
         BadInput: if there are more objects than 16 bits can number.
@@ -49,19 +55,26 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
 
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Divide the rows of an array of this shape into strips of bounded size."""
+    """Divide the rows of an array into strips of about 4 million pixels.
+
+    Args:
+        shape: shape of the array, (H, W).
+
+    Returns:
+        An iterator over slices of rows, from top to bottom, which together cover the array.
+    """
     rows = max(1, _STRIP_PIXELS // max(1, shape[1]))
     return (slice(top, top + rows) for top in range(0, shape[0], rows))
 
 
 def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
-    """Give each object id one class, in place.
+    """Split each object that covers several classes into one object for each class, in place.
 
-    The class with most pixels of an id keeps it; the other classes get new ids after the highest.
+    The class with most of an object's pixels keeps the object id. Each other class gets a new id after the highest one.
 
     Args:
         class_mask: uint8 array (H, W) of class ids.
-        ids: int32 array (H, W) of object ids; it is changed.
+        ids: int32 array (H, W) of object ids, 0 for no object; it is changed.
     """
     area: dict[tuple[int, int], int] = {}
     for rows in _strips(ids.shape):
@@ -80,12 +93,12 @@ def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
 
 
 def _add_components(ids: np.ndarray, pixels: np.ndarray, last: int) -> int:
-    """Give each 8-connected component of some pixels an id of its own, in place.
+    """Give each 8-connected region of some pixels an object id of its own, in place.
 
     Args:
         ids: int32 array (H, W) of object ids; it is changed.
-        pixels: bool array (H, W), True somewhere.
-        last: highest id in use.
+        pixels: bool array (H, W), True at the pixels that need an id; at least one must be True.
+        last: highest id in use; new ids are counted from `last` + 1.
 
     Returns:
         The highest id in use afterwards.

@@ -1,4 +1,4 @@
-"""An image with a class mask painted over it."""
+"""Painting a class mask over its image."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,19 @@ from PIL import Image, ImageDraw, ImageFont
 from deconvnet.datasets.palette import VOC_PALETTE, colourise
 
 _OPACITY = 0.5
-_MIN_NAMED_SHARE = 0.002  # classes that cover a smaller share of the image are not named: the name would hide what is around them
+_MIN_NAMED_SHARE = 0.002  # classes that cover a smaller share of the image are not named, as the name would hide its surroundings
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """Paint a class mask over an image.
 
-    Classes are half transparent in VOC's colours, outlined, and named once, in their largest piece. Background stays as it is.
+    Each class is painted half transparent in its VOC colour, with an outline. Its name is written once, in its largest connected
+    piece, unless the class covers less than 0.2 % of the image. Background stays as it is.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
         mask: uint8 array (H, W) of class ids; 0 is background.
-        classes: class names by id; ids without a name are shown as "id 7".
+        classes: class names by id; an id without a name is shown as text such as "id 7".
 
     Returns:
         uint8 array (H, W, 3), RGB.
@@ -49,13 +50,13 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.n
 
 
 def _innermost_point(region: np.ndarray) -> tuple[float, float]:
-    """Find the point of a region that is farthest from its edge, in its largest connected piece.
+    """Find the point that is farthest from the edge, in the largest connected piece of a region.
 
     Args:
-        region: bool array (H, W), True somewhere.
+        region: bool array (H, W), True inside the region; at least one pixel must be True.
 
     Returns:
-        x, y in px.
+        The coordinates x and y of the point in px.
     """
     _, pieces, statistics, _ = cv2.connectedComponentsWithStats(region.astype(np.uint8), connectivity=4)
     largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())

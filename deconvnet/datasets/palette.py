@@ -1,4 +1,4 @@
-"""Class names of PASCAL VOC and of the generated data set, and VOC's colours, in which masks are painted."""
+"""Class names of PASCAL VOC and of the generated data set, and the colours in which masks are painted (VOC's)."""
 
 import numpy as np
 
@@ -16,7 +16,11 @@ GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 def _voc_palette() -> np.ndarray:
     """Compute the palette of VOC's development kit.
 
-    The bits of an id, taken three at a time from the lowest, become the bits of R, G and B from the highest down.
+    The three highest bits of red are bits 0, 3 and 6 of the id, the highest bit first. Those of green are bits 1, 4 and 7, and
+    the two highest bits of blue are bits 2 and 5.
+
+    Returns:
+        uint8 array (256, 3): RGB colour by id.
     """
     ids = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
@@ -27,7 +31,7 @@ def _voc_palette() -> np.ndarray:
 
 
 VOC_PALETTE = _voc_palette()
-"""uint8 array (256, 3): RGB colour by id. Background (0) is black, void (255) is the pale (224, 224, 192)."""
+"""uint8 array (256, 3): RGB colour by id. Background (0) is black; void (255) is cream, (224, 224, 192)."""
 
 
 def colourise(mask: np.ndarray) -> np.ndarray:

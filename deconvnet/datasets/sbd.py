@@ -1,8 +1,9 @@
-"""The Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), added to a VOC 2012 folder as the split `train_aug`.
+"""Adding the Semantic Boundaries Dataset (SBD; Hariharan et al., ICCV 2011) to a VOC 2012 folder, as the split `train_aug`.
 
-SBD annotates 11,355 of VOC's images in MATLAB files: `dataset/cls/<id>.mat` has GTcls.Segmentation (class ids),
-`dataset/inst/<id>.mat` has GTinst.Segmentation (object ids from 1) and GTinst.Categories (the class of each object). Neither has
-void. Together with VOC's train and without VOC's val they are the 10,582 training images of the paper (section 5).
+SBD annotates 11,355 of VOC's images in MATLAB files. The file `dataset/cls/<id>.mat` has the class ids of the pixels in
+GTcls.Segmentation. The file `dataset/inst/<id>.mat` has their object ids, counted from 1, in GTinst.Segmentation, and the class
+of each object in GTinst.Categories. Neither uses void. SBD's images and VOC's train images, without VOC's val images, are the
+10,582 training images of the DeconvNet paper (section 5).
 """
 
 import io
@@ -26,14 +27,15 @@ TRAIN_AUG = "train_aug"
 
 
 def read_mat(data: bytes, struct_name: str) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Read one of SBD's MATLAB files.
+    """Decode one of SBD's MATLAB files.
 
     Args:
         data: content of the file.
-        struct_name: "GTcls" or "GTinst".
+        struct_name: name of the MATLAB struct to read: "GTcls" or "GTinst".
 
     Returns:
-        Segmentation, a uint8 array (H, W), and Categories, the class id of each object (empty for GTcls).
+        The struct's Segmentation, a uint8 array (H, W), and its Categories, the class id of each object. Categories is empty for
+        GTcls.
 
     Raises:
         BadInput: if the file is damaged or lacks the struct.
@@ -57,17 +59,17 @@ def read_mat(data: bytes, struct_name: str) -> tuple[np.ndarray, tuple[int, ...]
 
 
 def read_masks(cls_mat: bytes, inst_mat: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Read the masks of one image.
+    """Decode the class mask and the object mask of one image from SBD's MATLAB files.
 
     Args:
-        cls_mat: content of its file in `cls`.
-        inst_mat: content of its file in `inst`.
+        cls_mat: content of the image's file in `cls`.
+        inst_mat: content of the image's file in `inst`.
 
     Returns:
-        Class mask and object mask, uint8 arrays (H, W).
+        The class mask and the object mask, uint8 arrays (H, W); 0 is background.
 
     Raises:
-        BadInput: if a file is damaged or the two don't fit.
+        BadInput: if a file is damaged, or the two differ in size, or the object mask has an object without a class.
     """
     class_mask, _ = read_mat(cls_mat, "GTcls")
     object_mask, categories = read_mat(inst_mat, "GTinst")
@@ -80,20 +82,20 @@ def read_masks(cls_mat: bytes, inst_mat: bytes) -> tuple[np.ndarray, np.ndarray]
 
 
 def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
-    """Convert SBD's masks into a VOC 2012 folder and write its split `train_aug`.
+    """Convert SBD's masks to PNG files in a VOC 2012 folder, and write the list of its split `train_aug`.
 
-    Masks that the folder already has are kept: so VOC's own are preferred, and an interrupted conversion is resumed. The list of
-    the split is written last.
+    An image that already has a class mask and an object mask there is not converted. So VOC's own masks are kept, and an
+    interrupted conversion can be resumed. The list is written last. Progress is shown on stderr.
 
     Args:
-        sbd: SBD's `dataset` folder, with cls, inst, train.txt and val.txt.
-        voc_root: the VOC 2012 folder.
+        sbd: path or s3:// address of SBD's folder `dataset`, with cls, inst, train.txt and val.txt.
+        voc_root: path or s3:// address of the VOC 2012 folder.
 
     Returns:
-        Number of images in `train_aug`, and the images of SBD that were left out, with reasons.
+        The number of images in `train_aug`, and a Reject with the reason for each image of SBD that was left out.
 
     Raises:
-        UserError: if a list of either data set can't be read.
+        UserError: if a list of images of either data set can't be read.
     """
     val = set(voc.read_split(voc_root, "val"))
     train = voc.read_split(voc_root, "train")
@@ -118,7 +120,17 @@ def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
 
 
 def _read_ids(path: str) -> list[str]:
-    """Read the ids in one of SBD's lists. Raises UserError if there is no such file."""
+    """Read the image ids in one of SBD's lists.
+
+    Args:
+        path: path or s3:// address of train.txt or val.txt.
+
+    Returns:
+        The ids, in the order of the file.
+
+    Raises:
+        UserError: if there is no such file.
+    """
     try:
         return storage.read_bytes(path).decode().split()
     except FileNotFoundError:
@@ -126,12 +138,29 @@ def _read_ids(path: str) -> list[str]:
 
 
 def _stems(root: str, folder: str) -> set[str]:
-    """Return the names without suffix of the files in a folder of `root`."""
+    """Return the names, without suffix, of all files in a folder.
+
+    Args:
+        root: path or s3:// address of the data set.
+        folder: path of the folder relative to `root`.
+
+    Returns:
+        The names; empty if there is no such folder.
+    """
     return {name.rsplit(".", 1)[0] for name in storage.list_files(storage.join(root, folder))}
 
 
 def _convert(sbd: str, voc_root: str, image_id: str) -> None:
-    """Convert the masks of one image from SBD's files to PNG. Raises BadInput if SBD's files are missing or damaged."""
+    """Convert the masks of one image from SBD's MATLAB files to PNG files in the VOC folder.
+
+    Args:
+        sbd: SBD's folder `dataset`.
+        voc_root: the VOC 2012 folder to write to.
+        image_id: id of the image.
+
+    Raises:
+        BadInput: if one of SBD's files is missing or damaged.
+    """
     try:
         cls_mat, inst_mat = (storage.read_bytes(storage.join(sbd, kind, f"{image_id}.mat")) for kind in ("cls", "inst"))
     except FileNotFoundError as error:

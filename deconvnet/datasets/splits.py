@@ -1,4 +1,4 @@
-"""The split of a data set into train, dev and val, from the images' ids and a seed alone."""
+"""The assignment of images to the splits train, dev and val, which depends only on the image ids and a seed."""
 
 import hashlib
 from collections.abc import Collection
@@ -7,27 +7,36 @@ from infra.errors import UserError
 
 
 def _draw(ids: Collection[str], count: int, seed: int) -> list[str]:
-    """Draw `count` ids: those with the smallest SHA-256 of "seed:id", so that few of them change when ids are added."""
+    """Choose ids at random, such that adding ids to the data set changes few of the choices.
+
+    Args:
+        ids: ids to choose from.
+        count: number of ids to choose; if there are fewer, all are chosen.
+        seed: seed of the choice.
+
+    Returns:
+        The ids with the smallest SHA-256 hashes of "seed:id", in the order of the hashes.
+    """
     return sorted(ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())[:count]
 
 
 def assign_splits(
     train_ids: Collection[str], val_ids: Collection[str], dev_fraction: float, seed: int, limit: int | None = None
 ) -> dict[str, str]:
-    """Assign each image to a split.
+    """Assign each image to the split train, dev or val.
 
     Args:
-        train_ids: ids of the images to train on, from which dev is drawn. All ids must be distinct.
+        train_ids: ids of the images to train on; the dev images are drawn from them. No id may be in both arguments.
         val_ids: ids of the images to evaluate on at the end.
-        dev_fraction: share of `train_ids` that becomes dev, in (0, 1): at least one image, never all.
-        seed: seed of the draw.
-        limit: draw only this many of `train_ids` (dev among them) and this many of `val_ids`; None: all.
+        dev_fraction: share of the images to train on that becomes dev, in (0, 1). At least one image becomes dev, and never all.
+        seed: seed of the random choices.
+        limit: number of ids to use of `train_ids` (dev included), and likewise of `val_ids`, chosen at random. None uses all.
 
     Returns:
-        "train", "dev" or "val" by image id.
+        The split, "train", "dev" or "val", by image id. Ids that the limit leaves out are missing.
 
     Raises:
-        UserError: if fewer than two images are left of `train_ids`: one to train on, one for dev.
+        UserError: if fewer than two of `train_ids` are left, as one image is needed for train and one for dev.
     """
     train, val = list(train_ids), list(val_ids)
     if limit is not None:

@@ -1,11 +1,11 @@
-"""The generated data set: synthetic images with masks, so that the pipeline runs without any data (settings `data.generated`).
+"""The generated data set: synthetic images with masks, so that the pipeline can run without any data (settings `data.generated`).
 
-The images show textured shapes on a blotchy ground. The class of an object shows in its outline and its texture and, as in real
-images, a little in its hue: objects tend to a hue of their class, but shades run from dark to light and the ground has any hue,
-so a classifier of single pixels does badly. Objects come at many scales, overlap, reach over the edge of the image, and have thin
-parts (the stalk of a disc, the points of a star, a thin ring).
+The images show textured shapes on a background of soft colour patches. The class of an object can be told from its outline and
+its texture. As in real images, colour helps only a little: each class tends to one hue, but its shades run from dark to light,
+and the background may have any hue. So a classifier that looks at single pixels does badly. Objects come in many sizes, overlap,
+extend beyond the edge of the image, and have thin parts: the stalk of a disc, the points of a star, a thin ring.
 
-Each image depends on the seed, its index and its size alone.
+An image is determined by the seed, its index and its size.
 """
 
 import colorsys
@@ -24,25 +24,26 @@ from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.masks import VOID_ID
 
 GENERATOR_VERSION = 2  # increase it when a change makes the same seed give other images
-VAL_OFFSET = 1_000_000  # index of the first validation image, so that more training images don't change it
-# Standard deviation in turns of the colour wheel; the hues of classes are a fifth of a turn apart, so they overlap.
+VAL_OFFSET = 1_000_000  # index of the first validation image; so high that it does not depend on the number of training images
+# Standard deviation of the hue of objects of one class, as a share of a turn of the colour wheel. The mean hues of the classes
+# are a fifth of a turn apart, so their ranges overlap.
 _HUE_DEVIATION = 0.1
-_SUPERSAMPLING = 4  # outlines are filled on a grid this many times finer and averaged, for soft edges
-_MIN_VISIBLE = 0.5  # share of an object that others must leave visible
-_ATTEMPTS = 12  # to place an object
+_SUPERSAMPLING = 4  # outlines are filled on a grid this many times finer, and averaged to make soft edges
+_MIN_VISIBLE = 0.5  # share of an object that later objects must leave visible
+_ATTEMPTS = 12  # places that an object tries before it is dropped
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """An object's class and where it lies.
+    """The class, position and size of an object to paint.
 
     Attributes:
         class_id: index in GENERATED_CLASSES.
-        x: column of the centre, px.
-        y: row of the centre, px.
-        size: diameter, px.
-        angle: rotation, radians.
-        period: period of its texture, px.
+        x: column of the centre in px.
+        y: row of the centre in px.
+        size: diameter in px.
+        angle: rotation in radians.
+        period: distance in px after which the texture repeats.
     """
 
     class_id: int
@@ -54,10 +55,15 @@ class _Shape:
 
 
 def _object_coordinates(shape: _Shape, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute coordinates along the axes of an object for each pixel.
+    """Compute the coordinates of each pixel in the rotated frame of an object.
+
+    Args:
+        shape: the object; its centre is the origin of the frame, and its angle turns the axes.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        Two float32 arrays (H, W), in px from the centre of the object.
+        Two float32 arrays (H, W), in px: the coordinate along the object's first axis, and that along its second axis.
     """
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
@@ -65,16 +71,29 @@ def _object_coordinates(shape: _Shape, height: int, width: int) -> tuple[np.ndar
 
 
 def _circle(radius: float, count: int = 48) -> np.ndarray:
-    """Make a circle about the origin, as a polygon: float64 array (count, 2)."""
+    """Make a regular polygon that approximates a circle about the origin.
+
+    Args:
+        radius: radius of the circle.
+        count: number of corners.
+
+    Returns:
+        float64 array (count, 2) of x, y.
+    """
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _outlines(class_id: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Make the outline of an object, with random proportions.
+    """Make the outline of an object with random proportions.
+
+    Args:
+        class_id: index in GENERATED_CLASSES, from 1.
+        rng: source of random numbers.
 
     Returns:
-        Polygons about the origin with a diameter of about 1: float64 arrays (N, 2) of x, y.
+        One or two polygons, float64 arrays (N, 2) of x, y, centred on the origin and about 1 in diameter. The two polygons of a
+        disc are the disc and its stalk; those of a ring are its outer and its inner edge.
     """
     match GENERATED_CLASSES[class_id]:
         case "disc":
@@ -97,7 +116,17 @@ def _outlines(class_id: int, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _coverage(shape: _Shape, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Compute the share of each pixel that an object covers: float32 array (H, W) in [0, 1]."""
+    """Compute what share of each pixel an object covers.
+
+    Args:
+        shape: the object.
+        rng: source of random numbers, for the proportions of the outline.
+        height: height of the image in px.
+        width: width of the image in px.
+
+    Returns:
+        float32 array (H, W) in [0, 1].
+    """
     fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
     rotation = np.array([[cos, sin], [-sin, cos]])
@@ -112,7 +141,7 @@ def _coverage(shape: _Shape, rng: np.random.Generator, height: int, width: int) 
 
 
 def _soften(wave: np.ndarray) -> np.ndarray:
-    """Turn a wave about 0 into a pattern in [0, 1] with soft edges."""
+    """Turn a wave that oscillates about 0 into a pattern in [0, 1] with smooth edges."""
     return 0.5 + 0.5 * np.tanh(2.5 * wave)
 
 
@@ -126,14 +155,14 @@ _TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _two_shades(rng: np.random.Generator, hue: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a dark and a light shade of a hue.
+    """Draw a dark and a light shade of about the same hue.
 
     Args:
-        rng: random numbers.
-        hue: in turns of the colour wheel.
+        rng: source of random numbers.
+        hue: hue as a share of a full turn of the colour wheel; whole turns don't matter.
 
     Returns:
-        The two in random order: float32 arrays (3,), RGB 0–255.
+        The two colours in random order: float32 arrays (3,), RGB from 0 to 255.
     """
     dark = colorsys.hsv_to_rgb(hue, rng.uniform(0.3, 1), rng.uniform(0.1, 0.4))
     light = colorsys.hsv_to_rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.1, 0.55), rng.uniform(0.8, 1))
@@ -142,14 +171,33 @@ def _two_shades(rng: np.random.Generator, hue: float) -> tuple[np.ndarray, np.nd
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Make smooth noise with blotches of about `cell` px: float32 array (H, W) of mean 0 and standard deviation 1."""
+    """Make smooth random noise.
+
+    Args:
+        rng: source of random numbers.
+        height: height of the noise in px.
+        width: width of the noise in px.
+        cell: approximate diameter of its patches in px.
+
+    Returns:
+        float32 array (H, W) with mean 0 and standard deviation 1.
+    """
     coarse = rng.standard_normal((math.ceil(height / cell) + 3, math.ceil(width / cell) + 3)).astype(np.float32)
     fine = cv2.resize(coarse, None, fx=cell, fy=cell, interpolation=cv2.INTER_CUBIC)[:height, :width]
     return (fine - fine.mean()) / (fine.std() + 1e-6)
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Make a blotchy ground of two colours of medium contrast: float32 array (H, W, 3), RGB 0–255."""
+    """Paint a background of soft patches that blend from one random shade to another of medium contrast.
+
+    Args:
+        rng: source of random numbers.
+        height: height of the image in px.
+        width: width of the image in px.
+
+    Returns:
+        float32 array (H, W, 3), RGB from 0 to 255.
+    """
     first, second = _two_shades(rng, rng.random())
     second = first + (second - first) * rng.uniform(0.25, 0.5)
     cell = rng.uniform(0.12, 0.4) * min(height, width)
@@ -158,16 +206,16 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paint an object on an image: textured, lit from one side, with a dark contour of 1–2 px.
+    """Paint an object on an image: textured, lit from one side, with a dark contour 1–2 px wide.
 
     Args:
-        image: float32 array (H, W, 3), RGB 0–255.
+        image: float32 array (H, W, 3), RGB from 0 to 255; it is not changed.
         shape: the object.
-        coverage: its share of each pixel, float32 array (H, W).
-        rng: random numbers.
+        coverage: float32 array (H, W) in [0, 1], the share of each pixel that the object covers.
+        rng: source of random numbers, for the colours.
 
     Returns:
-        A new array like `image`.
+        The painted image, as a new array with the shape and dtype of `image`.
     """
     height, width = coverage.shape
     objects = len(GENERATED_CLASSES) - 1
@@ -185,10 +233,18 @@ def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: n
 
 
 def _place_objects(rng: np.random.Generator, height: int, width: int) -> Iterator[tuple[_Shape, np.ndarray]]:
-    """Place one to four objects at random.
+    """Place up to four objects at random.
+
+    One to four objects are drawn. Each gets 12 random sizes and positions to try, and is dropped if each of them would hide more
+    than half of an earlier object.
+
+    Args:
+        rng: source of random numbers.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Yields:
-        The objects from back to front, each with its coverage (see `_coverage`); at least half of each stays visible.
+        The objects from back to front, each with its coverage: a float32 array (H, W) in [0, 1], the share of each pixel covered.
     """
     side = min(height, width)
     visible = np.zeros((height, width), np.int32)  # the number of the object that is visible at each pixel
@@ -217,19 +273,18 @@ def _place_objects(rng: np.random.Generator, height: int, width: int) -> Iterato
 
 
 def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Generate one image of the data set.
+    """Generate one image of the data set, with its masks.
 
     Args:
-        index: index of the image; those of validation images start at VAL_OFFSET.
+        index: index of the image in the data set; validation images are counted from VAL_OFFSET.
         seed: seed of the data set.
-        height: height of the image, px.
-        width: width of the image, px.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        image: uint8 array (H, W, 3), RGB.
-        class_mask: uint8 array (H, W) of indices in GENERATED_CLASSES; 255 is void. Void covers 1 px on each side of every border
-            between objects or ground.
-        object_mask: uint8 array (H, W) of object ids from 1; 0 is background, 255 void.
+        Three arrays. The image is uint8 (H, W, 3), RGB. The class mask is uint8 (H, W) of indices in GENERATED_CLASSES; along
+        every border of an object, 1 px on either side is void (255). The object mask is uint8 (H, W) of object ids from 1, with
+        background 0 and the same void pixels.
     """
     rng = np.random.default_rng([seed, index])
     image = _ground(rng, height, width)
@@ -249,16 +304,18 @@ def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray
 
 
 def write_dataset(folder: str, seed: int, train: int, val: int, height: int, width: int) -> None:
-    """Write the data set in VOC's layout. Does nothing if it is there already, with the same seed, counts and size.
+    """Generate the data set and write it in VOC's layout, unless the folder already has it with the same seed, counts and size.
+
+    Beside the files of VOC's layout, classes.txt and generated.json are written. The latter describes what was generated. It is
+    written last, so an unfinished data set is generated anew.
 
     Args:
-        folder: local folder or s3:// prefix. Beside VOC's files it gets classes.txt, and generated.json, which is written last
-            and describes what was generated.
+        folder: local folder or s3:// prefix to write to.
         seed: seed of the data set.
         train: number of images in the split train.
         val: number of images in the split val.
-        height: height of the images, px.
-        width: width of the images, px.
+        height: height of the images in px.
+        width: width of the images in px.
     """
     recipe = {"version": GENERATOR_VERSION, "seed": seed, "train": train, "val": val, "height": height, "width": width}
     marker = storage.join(folder, "generated.json")

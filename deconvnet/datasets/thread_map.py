@@ -1,4 +1,4 @@
-"""A function applied to many items by several threads, with progress shown and results in order."""
+"""A function that applies another function to many items in several threads, and shows progress."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,23 +8,24 @@ from infra.runtime.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_AHEAD = 64  # items being worked on or waiting to be taken, at most
+_AHEAD = 64  # items in a batch: no more results than this wait to be taken
 
 
 def thread_map(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int, title: str, unit: str
 ) -> Iterator[Result]:
-    """Apply a function to each item.
+    """Apply a function to each item in several threads, and show the progress on stderr.
 
     Args:
-        function: called once an item, in any thread.
-        items: what it is called with.
+        function: function to apply; it is called once for each item, in any of the threads.
+        items: the arguments of the calls.
         threads: number of threads.
-        title: what is being done, for the progress display: "checking".
-        unit: what the items are, in the plural: "images".
+        title: name of the work for the progress display, such as "checking".
+        unit: name of the items for the progress display, in the plural, such as "images".
 
     Yields:
-        The results, in the order of the items. At most 64 are computed ahead of the one taken.
+        The results, in the order of the items. They are computed in batches of 64; a batch starts when all results of the one
+        before were taken. An exception of `function` is raised when its result is reached.
     """
 
     def results() -> Iterator[Result]:

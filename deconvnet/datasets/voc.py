@@ -1,12 +1,12 @@
 """Images and masks in PASCAL VOC's layout, in a local folder or at s3://.
 
-    JPEGImages/<id>.jpg                     the image; also .jpeg or .png, in upper or lower case
+    JPEGImages/<id>.jpg                     the image; the suffix may also be .jpeg or .png, in upper or lower case
     SegmentationClass/<id>.png              its class mask
     SegmentationObject/<id>.png             its object mask, optional
-    ImageSets/Segmentation/<split>.txt      the ids of a split, one a line
+    ImageSets/Segmentation/<split>.txt      the ids of the images of a split, one on each line
 
-A folder that can't be read is refused (UserError); an image that can't be used becomes a Reject with the reason. Files outside
-the folder are never opened.
+If the folder itself can't be used, UserError is raised. If an image can't be used, it becomes a Reject, which records the reason.
+Files outside the folder are never opened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ from proposals.image_codec import decode_mask, encode_mask, image_size
 from proposals.masks import VOID_ID
 
 IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR = "JPEGImages", "SegmentationClass", "SegmentationObject"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # if an id has several files, the first of these is taken
-MIN_SIDE = 16  # px: in smaller images VGG's five poolings leave less than one cell, and crops are not worth resizing
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # if an image has several files, the first of these suffixes is taken
+MIN_SIDE = 16  # px; VGG's five poolings would leave less than one cell of a smaller image, and its crops are not worth enlarging
 STAGE = "prepare"
 
 
@@ -35,9 +35,9 @@ class VocFile:
     """A file of the data set.
 
     Attributes:
-        name: path relative to the data set's folder.
-        size: in bytes.
-        mtime_ns: time of the last change, in nanoseconds since 1970.
+        name: path of the file relative to the data set's folder.
+        size: size in bytes.
+        mtime_ns: time of the last modification, in nanoseconds since 1970; 0 if it is not known.
     """
 
     name: str
@@ -50,10 +50,10 @@ class VocImageFiles:
     """The files of one image.
 
     Attributes:
-        image_id: the files' name without suffix.
-        image: the image.
-        class_mask: its class mask.
-        object_mask: its object mask, or None if there is none.
+        image_id: id of the image, which is the name of its files without suffix.
+        image: file of the image.
+        class_mask: file of its class mask.
+        object_mask: file of its object mask; None if there is none.
     """
 
     image_id: str
@@ -63,7 +63,7 @@ class VocImageFiles:
 
 
 def split_path(root: str, split: str) -> str:
-    """Return the path of the file that lists the ids of a split.
+    """Return the path of the file that lists the image ids of a split.
 
     Args:
         root: folder in VOC's layout.
@@ -76,17 +76,17 @@ def split_path(root: str, split: str) -> str:
 
 
 def read_split(root: str, split: str) -> list[str]:
-    """Read the ids of a split.
+    """Read the list of the image ids of a split.
 
     Args:
         root: folder in VOC's layout.
         split: name of the split.
 
     Returns:
-        The lines of the file, in their order, as they are: they may repeat or be invalid.
+        The ids in the order of the file, at least one. They are not checked, so they may repeat or be invalid.
 
     Raises:
-        UserError: if there is no such file, it is not text, or it is empty.
+        UserError: if there is no such file, it is not text in UTF-8, or it lists no id.
     """
     path = split_path(root, split)
     try:
@@ -101,13 +101,13 @@ def read_split(root: str, split: str) -> list[str]:
 
 
 def invalid_id_reason(image_id: str) -> str | None:
-    """Check that an id can be the name of a file in the data set.
+    """Check that an image id can be used as the name of a file in the data set.
 
     Args:
         image_id: the id.
 
     Returns:
-        Why it can't be, for the user; None if it can.
+        None if it can; otherwise a sentence for the user that says why it can't.
     """
     if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
         return "an id must be a plain file name, without a path"
@@ -117,7 +117,7 @@ def invalid_id_reason(image_id: str) -> str | None:
 
 
 class VocDataset:
-    """A data set in VOC's layout. Its folders are listed once, when it is created.
+    """A data set in VOC's layout. The files in its folders are listed once, when the object is created.
 
     Attributes:
         root: absolute path or s3:// address of the folder.
@@ -127,10 +127,10 @@ class VocDataset:
         """List the files of a data set.
 
         Args:
-            root: folder in VOC's layout.
+            root: path or s3:// address of a folder in VOC's layout.
 
         Raises:
-            UserError: if the folder, its images or its class masks are missing.
+            UserError: if there is no such folder, or it has no images or no class masks.
         """
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
@@ -149,7 +149,7 @@ class VocDataset:
             image_id: id of the image.
 
         Returns:
-            Its files, or a Reject if the image or its class mask is missing.
+            The files, or a Reject with the reason if the image or its class mask is missing.
         """
         image = _choose_file(self._images.get(image_id, ()), _IMAGE_SUFFIXES)
         if image is None:
@@ -162,14 +162,15 @@ class VocDataset:
         return VocImageFiles(image_id, image, mask, _choose_file(self._object_masks.get(image_id, ()), (".png",)))
 
     def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
-        """Find the images of a split.
+        """Find the files of all images of a split.
 
         Args:
             name: name of the split.
-            taken: ids that belong to another split, with its name; they are rejected here.
+            taken: images that belong to another split: the name of that split by image id. They are rejected here. None if there
+                are none.
 
         Returns:
-            The images, in the order of the list, and the lines of the list that give none, with reasons.
+            The images in the order of the split's list, and a Reject with the reason for each id that can't be used.
 
         Raises:
             UserError: if the list can't be read.
@@ -196,7 +197,15 @@ class VocDataset:
 
 
 def _list_files(root: str, folder: str) -> dict[str, list[VocFile]]:
-    """List the files directly in a folder of the data set, by name without suffix. A missing folder gives none."""
+    """List the files that lie directly in a folder of the data set.
+
+    Args:
+        root: path or s3:// address of the data set.
+        folder: name of the folder, such as "JPEGImages".
+
+    Returns:
+        The files by their name without suffix; empty if there is no such folder.
+    """
     fs, path = storage.filesystem(storage.join(root, folder))
     found: dict[str, list[VocFile]] = {}
     for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
@@ -207,7 +216,15 @@ def _list_files(root: str, folder: str) -> dict[str, list[VocFile]]:
 
 
 def _choose_file(files: Iterable[VocFile], suffixes: Sequence[str]) -> VocFile | None:
-    """Choose the file whose suffix comes first in `suffixes`. Returns None if none has one of them."""
+    """Choose one of several files by its suffix.
+
+    Args:
+        files: files to choose from.
+        suffixes: allowed suffixes in lower case, the preferred one first. The suffix of a file may be in upper or lower case.
+
+    Returns:
+        The file with the most preferred suffix; None if no file has an allowed suffix.
+    """
     ranked = [(suffixes.index(s), f.name, f) for f in files if (s := PurePosixPath(f.name).suffix.lower()) in suffixes]
     return min(ranked, key=lambda each: each[:2])[2] if ranked else None
 
@@ -217,15 +234,16 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
 
     Args:
         root: folder of the data set.
-        files: the image's files.
-        split: split to put in the row.
-        num_classes: number of classes, with background; masks with other ids are rejected.
-        max_pixels: most pixels an image may have.
+        files: the files of the image.
+        split: split that the row names.
+        num_classes: number of classes, background included; a mask with a higher id than theirs, other than void, is rejected.
+        max_pixels: an image or a mask with more pixels is rejected.
 
     Returns:
-        A row of `proposals.schemas.IMAGES`, or why the image can't be used. In a row the image is the file's bytes, width and
-        height are those displayed (EXIF orientation applied), the class mask is an 8-bit PNG, and the object mask is made
-        consistent with it, or derived from it, by `make_object_mask`.
+        A row as in `proposals.schemas.IMAGES`, or a Reject with the reason if the image can't be used. The row holds the bytes of
+        the image file unchanged. Its width and height are those of the image as displayed (EXIF orientation applied). Its masks
+        are PNG files. Its object mask is made by `make_object_mask`, so it agrees with the class mask even if the data set has
+        none or a contradictory one.
     """
     file = files.image
     try:
@@ -262,7 +280,20 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
 
 
 def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray:
-    """Read a mask that must have this size. Raises BadInput if it can't be decoded or has another one."""
+    """Read a mask and check its size.
+
+    Args:
+        uri: path or s3:// address of the file.
+        width: width that the mask must have, in px.
+        height: height that the mask must have, in px.
+        max_pixels: most pixels that a mask may have.
+
+    Returns:
+        uint8 or uint16 array (H, W).
+
+    Raises:
+        BadInput: if the mask can't be decoded or has another size.
+    """
     mask = decode_mask(storage.read_bytes(uri), max_pixels)
     if mask.shape != (height, width):
         raise BadInput(f"the mask is {mask.shape[1]}×{mask.shape[0]}, the image {width}×{height} as displayed")
@@ -270,7 +301,15 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
 
 
 def _check_classes(mask: np.ndarray, num_classes: int) -> None:
-    """Raise BadInput if an id of a class mask is neither a class nor void."""
+    """Check that a class mask has no other ids than those of the classes and void.
+
+    Args:
+        mask: array (H, W) of class ids.
+        num_classes: number of classes, background included; their ids are 0 to `num_classes` - 1.
+
+    Raises:
+        BadInput: if the mask has another id.
+    """
     unknown = mask[(mask >= num_classes) & (mask != VOID_ID)]
     if unknown.size:
         raise BadInput(

@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """A format that can be imported.
+    """A format of annotated data sets that can be imported.
 
     Attributes:
-        annotations: what `--annotations` names in this format, for error messages: "the folder of masks".
-        read: reads a data set from its sources (all of it, or one source each for train and val). Raises UserError if they hold
-            no data set of this format.
-        images_beside_annotations: True if images may lie in the folder of the annotations, so that `--images` can be left out.
+        annotations: description, for error messages, of what `--annotations` must name in this format, such as "the folder of
+            masks".
+        read: function that reads a data set. Its first argument is the sources: one for the whole data set, or one each for train
+            and val. Its second argument is the rules that the user chose. It raises UserError if a source is not of this format.
+        images_beside_annotations: True if the images may lie in the folder of the annotations, so that `--images` can be omitted.
     """
 
     annotations: str
@@ -57,13 +58,13 @@ def format_names() -> list[str]:
 
 
 def get_format(name: str) -> DatasetFormat:
-    """Return the format of a name.
+    """Import the module of a format and return the format.
 
     Args:
-        name: one of `format_names()`.
+        name: name of the format, one of `format_names()`.
 
     Returns:
-        The `FORMAT` of the module of that name, which is imported.
+        The `FORMAT` that the module defines.
     """
     found: DatasetFormat = importlib.import_module(f"{__name__}.{name}").FORMAT
     return found

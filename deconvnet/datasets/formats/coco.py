@@ -1,7 +1,7 @@
-"""COCO's JSON format: polygons, run lengths (compressed or not) and crowds. https://cocodataset.org/#format-data
+"""Reading data sets in COCO's JSON format (https://cocodataset.org/#format-data).
 
-Category ids may be any integers. An annotation with a box but no outline makes its box void: an object is there, but its pixels
-are not known.
+Polygons, run lengths (compressed or not) and crowds are read. Category ids may be any integers. If an annotation has a box but no
+outline, all pixels in its box become void, because it is not known which of them belong to the object.
 """
 
 from collections import defaultdict
@@ -30,17 +30,17 @@ _SECTIONS = ("images", "annotations", "categories")
 
 
 def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
-    """Read COCO JSON files.
+    """Read one or two COCO JSON files as one data set.
 
     Args:
-        sources: a JSON file and its folder of images each; all files together make one data set.
-        rules: `classes`, `others_void`, `crowd_void`, `small_over_large` and `max_pixels` apply.
+        sources: the JSON files, each with its folder of images.
+        rules: rules that the user chose. `classes`, `others_void`, `crowd_void`, `small_over_large` and `max_pixels` apply.
 
     Returns:
-        The data set; if `rules.classes` is empty its classes are all categories, in the order of their ids.
+        The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids.
 
     Raises:
-        UserError: for a file that is no COCO JSON, or if no annotation of any file has an outline.
+        UserError: if a file is not COCO JSON, the classes can't be chosen, or no annotation of any file has an outline.
     """
     documents = [_read_document(source.annotations) for source in sources]
     names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
@@ -61,11 +61,14 @@ FORMAT = DatasetFormat("the COCO JSON file", read_coco)
 def _read_document(uri: str) -> dict[str, Any]:
     """Read a COCO JSON file.
 
+    Args:
+        uri: path or s3:// address of the file.
+
     Returns:
-        The lists images, annotations and categories; entries that are no JSON objects are left out.
+        The file's lists "images", "annotations" and "categories", by name. Entries that are not JSON objects are left out.
 
     Raises:
-        UserError: if the file is no COCO JSON.
+        UserError: if the file can't be read or is not COCO JSON.
     """
     try:
         document = read_json(uri)
@@ -77,7 +80,18 @@ def _read_document(uri: str) -> dict[str, Any]:
 
 
 def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> dict[int, str]:
-    """Return a document's category names by category id. Raises UserError for a category without id or name."""
+    """Return the category names of a COCO file.
+
+    Args:
+        document: content of the file.
+        source: source of the file, for the error message.
+
+    Returns:
+        Category names by category id.
+
+    Raises:
+        UserError: if a category has no name or no integer id.
+    """
     try:
         return {int(category["id"]): str(category["name"]).strip() for category in document["categories"]}
     except (KeyError, TypeError, ValueError):
@@ -87,14 +101,16 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
 def _add_images(
     dataset: AnnotatedDataset, source: AnnotationSource, document: Mapping[str, Any], ids: Mapping[int, int], rules: ImportRules
 ) -> None:
-    """Add the images of one JSON file to the data set.
+    """Add the images of one COCO file to a data set, without loading them.
+
+    Images that can't be used are added to the data set's rejects. Annotations of unlisted images are counted in its notes.
 
     Args:
         dataset: data set to add to.
         source: the file and its folder of images.
         document: content of the file.
         ids: class id by category id.
-        rules: how annotations become masks.
+        rules: rules that the user chose, for painting the masks.
     """
     index = ImageIndex(source.images)
     annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
@@ -118,7 +134,7 @@ def _add_images(
 
 
 def _hashable(value: Any) -> Any:
-    """Make an image id usable as a dictionary key: lists and objects, which are no valid ids, become text."""
+    """Make an image id usable as a dictionary key. Anything but an integer or a string, such as a list, becomes text."""
     return value if isinstance(value, int | str) else repr(value)
 
 
@@ -130,15 +146,18 @@ def _load(
     ids: Mapping[int, int],
     rules: ImportRules,
 ) -> AnnotatedImage:
-    """Load one image and make its masks.
+    """Load one image and paint its masks from its annotations.
 
     Args:
-        index: the images of the source.
-        file: path of the image in its folder.
-        image: entry of the image in the JSON file.
-        annotations: its annotations.
+        index: images of the source.
+        file: path of the image in the source's folder.
+        image: the image's entry in the COCO file.
+        annotations: the COCO file's annotations of this image.
         ids: class id by category id.
-        rules: how annotations become masks.
+        rules: rules that the user chose, for painting the masks.
+
+    Returns:
+        The image with its masks.
 
     Raises:
         BadInput: if the image or an annotation can't be used.
@@ -150,10 +169,18 @@ def _load(
 def _make_regions(
     annotations: Sequence[Mapping[str, Any]], ids: Mapping[int, int], rules: ImportRules, height: int, width: int
 ) -> tuple[list[Region], list[str]]:
-    """Make the regions of an image of this size from its annotations.
+    """Turn the annotations of an image into regions of pixels.
+
+    Args:
+        annotations: the COCO file's annotations of this image.
+        ids: class id by category id.
+        rules: rules that the user chose; `crowd_void` applies.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The regions, and the annotations that were skipped, each with the reason.
+        The regions, and a sentence with the reason for each annotation that was skipped. Annotations of classes that are not
+        imported are in neither list, unless they are void.
 
     Raises:
         BadInput: if an annotation is malformed.
@@ -179,10 +206,16 @@ def _make_regions(
 
 
 def _make_region(annotation: Mapping[str, Any], class_id: int, height: int, width: int) -> Region | None:
-    """Make the region of an annotation in an image of this size.
+    """Turn an annotation into a region of pixels.
+
+    Args:
+        annotation: one annotation of the COCO file.
+        class_id: class id for the region.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The region; None if the annotation has neither an outline nor a box.
+        The region. If the annotation has a box but no outline, it is the box with the class void. If it has neither, None.
 
     Raises:
         BadInput: if the annotation is malformed.

@@ -1,8 +1,8 @@
-"""LabelMe's format: one JSON file an image, with polygons, rectangles, circles and masks. https://github.com/wkentaro/labelme
+"""Reading data sets in LabelMe's format: one JSON file for each image (https://github.com/wkentaro/labelme).
 
-Shapes of one label and group_id are one object. The label `__ignore__` means void and `_background_` background. Points and lines
-cover no area and are skipped. An image is the file that imagePath names, below the folder of images, or the one that is embedded
-as imageData.
+Polygons, rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes with the same label
+and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The image is the file that
+imagePath names, in the folder of images, or else it is embedded in the JSON file as imageData.
 """
 
 import base64
@@ -44,22 +44,23 @@ from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID
 
 VOID_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
-_NO_AREA = ("point", "points", "line", "linestrip")
-_EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}
+_NO_AREA = ("point", "points", "line", "linestrip")  # types of shapes without pixels
+_EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # file name suffix by name of the format in Pillow
 
 
 def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
-    """Read folders of LabelMe files.
+    """Read one or two folders of LabelMe files as one data set.
 
     Args:
-        sources: a folder of JSON files and a folder of images each, which may be the same; all together make one data set.
-        rules: `classes`, `others_void`, `small_over_large` and `max_pixels` apply.
+        sources: folders of JSON files, each with its folder of images, which may be the same folder.
+        rules: rules that the user chose. `classes`, `others_void`, `small_over_large` and `max_pixels` apply.
 
     Returns:
-        The data set; if `rules.classes` is empty its classes are all labels, in alphabetical order.
+        The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
-        UserError: for a folder without JSON files, or if none of `rules.classes` is a label.
+        UserError: if a folder has no JSON file, or the classes can't be chosen, for example because no shape has any of the
+            labels in `rules.classes`.
     """
     labels: set[str] = set()
     files: list[tuple[AnnotationSource, str, str]] = []  # source, name of the JSON file, imagePath
@@ -95,12 +96,19 @@ FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, imag
 
 
 def _is_annotation_file(name: str) -> bool:
-    """Tell by its relative path whether a file is JSON and neither hidden nor in a hidden folder."""
+    """Tell whether a file is JSON by its suffix, and neither hidden nor in a hidden folder.
+
+    Args:
+        name: path of the file relative to the folder of annotations.
+
+    Returns:
+        True if it is such a file.
+    """
     return name.lower().endswith(".json") and not any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _index_or_none(folder: str) -> ImageIndex | None:
-    """List the images of a folder. Returns None if it has none, as images may be embedded in the JSON files."""
+    """List the images in a folder. Return None if it has none, because the images may be embedded in the JSON files."""
     try:
         return ImageIndex(folder)
     except UserError:
@@ -108,7 +116,17 @@ def _index_or_none(folder: str) -> ImageIndex | None:
 
 
 def _read_document(uri: str) -> dict[str, Any]:
-    """Read a LabelMe file. Raises BadInput if it is damaged or of another kind."""
+    """Read a LabelMe file.
+
+    Args:
+        uri: path or s3:// address of the file.
+
+    Returns:
+        Its content; the entry "shapes" is sure to be a list of JSON objects.
+
+    Raises:
+        BadInput: if the file can't be read or is not a LabelMe file.
+    """
     document = read_json(uri)
     shapes = document.get("shapes") if isinstance(document, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
@@ -117,22 +135,25 @@ def _read_document(uri: str) -> dict[str, Any]:
 
 
 def _label_of(shape: Mapping[str, Any]) -> str:
-    """Return the label of a shape, or "" if it has none."""
+    """Return the label of a shape, without blanks round it. Return "" if the shape has no label."""
     return str(shape.get("label") or "").strip()
 
 
 def _load(
     index: ImageIndex | None, uri: str, name: str, image_path: str, ids: Mapping[str, int], rules: ImportRules
 ) -> AnnotatedImage:
-    """Load the image of one JSON file and make its masks.
+    """Load the image of one LabelMe file and paint its masks from its shapes.
 
     Args:
-        index: the images of the source; None if it has only embedded ones.
-        uri: the JSON file.
-        name: its path relative to the folder of annotations.
-        image_path: imagePath of the file.
+        index: images of the source; None if the source has no image files, so that the image must be embedded.
+        uri: path or s3:// address of the LabelMe file.
+        name: path of the LabelMe file relative to the folder of annotations.
+        image_path: value of imagePath in the LabelMe file.
         ids: class id by label.
-        rules: how annotations become masks.
+        rules: rules that the user chose, for painting the masks.
+
+    Returns:
+        The image with its masks.
 
     Raises:
         BadInput: if the file, the image or a shape can't be used.
@@ -148,10 +169,18 @@ def _load(
 
 
 def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | None:
-    """Find the image of the JSON file `name`.
+    """Find the image file that belongs to a LabelMe file.
 
-    Its imagePath is relative to the folder of the JSON file; if there is no such image, one of the same file name is taken.
-    Returns None if there is none either.
+    The imagePath is first taken relative to the folder of the LabelMe file. If there is no such image, the image with the same
+    file name is taken, wherever it lies in the folder of images.
+
+    Args:
+        index: images of the source; None if the source has no image files.
+        name: path of the LabelMe file relative to the folder of annotations.
+        image_path: value of imagePath in the LabelMe file.
+
+    Returns:
+        The path of the image in the folder of images; None if it is not found.
     """
     if index is None or not image_path:
         return None
@@ -160,15 +189,15 @@ def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | N
 
 
 def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tuple[bytes, str]:
-    """Decode the image that is embedded in a JSON file.
+    """Decode the image that is embedded in a LabelMe file.
 
     Args:
-        text: imageData of the file: the image in base64.
-        image_path: imagePath of the file, for the error message.
-        index: the images of the source, for the error message.
+        text: value of imageData in the file: the bytes of the image in base64. None or "" if there is none.
+        image_path: value of imagePath in the file, for the error message.
+        index: images of the source, for the error message; None if the source has no image files.
 
     Returns:
-        The bytes of the image, and a file name with the suffix of its format.
+        The bytes of the image, and a made-up file name with the suffix of its format.
 
     Raises:
         BadInput: if there is no embedded image, or it is damaged.
@@ -187,10 +216,17 @@ def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tu
 def _make_regions(
     shapes: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int
 ) -> tuple[list[Region], list[str]]:
-    """Make the regions of the objects in an image of this size.
+    """Turn the shapes of a LabelMe file into regions of pixels, one for each object.
+
+    Args:
+        shapes: shapes of the file.
+        ids: class id by label.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        A region an object, and the shapes that were skipped, each with the reason.
+        The regions, and a sentence with the reason for each shape that was skipped. Shapes of classes that are not imported are
+        in neither list, unless they become void.
 
     Raises:
         BadInput: if a shape is malformed.
@@ -217,7 +253,21 @@ def _make_regions(
 
 
 def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int, width: int) -> Region:
-    """Make the region of a shape in an image of this size; `kind` is its shape_type. Raises BadInput if it is malformed."""
+    """Turn a shape into a region of pixels.
+
+    Args:
+        shape: one shape of the LabelMe file.
+        kind: its shape_type, such as "polygon".
+        class_id: class id for the region.
+        height: height of the image in px.
+        width: width of the image in px.
+
+    Returns:
+        The region.
+
+    Raises:
+        BadInput: if the shape is malformed or its type is unknown.
+    """
     points = parse_points(shape.get("points") or [[0, 0]], f"its {kind}")
     if kind == "circle":
         if len(points) != 2:
@@ -235,7 +285,21 @@ def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int
 
 
 def _mask_region(shape: Mapping[str, Any], points: np.ndarray, class_id: int, height: int, width: int) -> Region:
-    """Make the region of a shape of type mask: a PNG in base64 whose top left corner lies at the first of `points`."""
+    """Turn a shape of type mask into a region of pixels.
+
+    Args:
+        shape: the shape; its entry "mask" is a small PNG in base64, not 0 where the object is.
+        points: float64 array (N, 2) of x, y; the first point is the position of the PNG's top left corner in the image.
+        class_id: class id for the region.
+        height: height of the image in px.
+        width: width of the image in px.
+
+    Returns:
+        The region.
+
+    Raises:
+        BadInput: if the PNG is damaged or has more pixels than the image.
+    """
     try:
         mask = decode_mask(base64.b64decode(shape.get("mask") or ""), height * width)
     except (binascii.Error, TypeError, ValueError):

@@ -1,4 +1,7 @@
-"""A folder of masks and a folder of images, matched by file name. The masks hold ids (paletted or grey images) or colours."""
+"""Reading a folder of masks and a folder of images. A mask belongs to the image of the same file name.
+
+The values of the masks are ids (in paletted or grey images) or colours.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,18 +25,20 @@ from infra.runtime.progress import progress
 
 
 def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
-    """Read folders of masks.
+    """Read one or two folders of masks as one data set.
 
     Args:
-        sources: a folder of masks and a folder of images each; all together make one data set.
-        rules: `class_table_uri`, `classes` (names by id, if there is no table), `mask_suffix`, `unknown_void` and `max_pixels` apply.
-            With neither a table nor classes, the classes are inferred from the values of all masks.
+        sources: folders of masks, each with its folder of images.
+        rules: rules that the user chose. `class_table_uri`, `classes`, `mask_suffix`, `unknown_void` and `max_pixels` apply. The
+            class table says which class each value in the masks stands for. Without a table, `classes` are the class names by id.
+            Without either, the classes are inferred from the values of all masks.
 
     Returns:
-        The data set, with its `class_table_text`.
+        The data set. Its `class_table_text` is the table that was given or inferred.
 
     Raises:
-        UserError: if no mask fits an image, or the values don't look like those of classes.
+        UserError: if a folder of masks has no mask for any of its images, the table can't be read, or the values of the masks
+            don't look like those of classes.
     """
     pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, name of its mask
     rejects: list[tuple[str, str, str]] = []
@@ -68,14 +73,15 @@ FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
 def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
-    """Index files by what masks and images are matched by.
+    """Index files by the name that a mask and its image have in common.
 
     Args:
-        names: relative paths of files.
-        suffix: ending that paths have before the file name suffix, such as "_mask"; files without it are left out.
+        names: paths of the files, relative to their folder.
+        suffix: ending such as "_mask" that a file must have before its file name suffix; files without it are left out.
 
     Returns:
-        File by its path without both suffixes; if several files have one, the first.
+        The path of the file by that path without `suffix` and file name suffix. If several files have the same, the first is
+        taken.
     """
     stems: dict[str, str] = {}
     for name in names:
@@ -86,7 +92,16 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
 
 
 def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mapping[str, str]) -> UserError:
-    """Make the error for a source without any mask that matches an image, with an example of each."""
+    """Make the error message for a folder in which no mask matches an image.
+
+    Args:
+        source: the folder of masks and the folder of images.
+        images: images by path without suffix; the message quotes the first.
+        masks: masks by path without suffix; the message quotes the first, if there is one.
+
+    Returns:
+        The error, for the caller to raise.
+    """
     examples = f"{next(iter(images.values()))} and {next(iter(masks.values()), 'none')}"
     return UserError(
         f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
@@ -95,7 +110,18 @@ def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mappin
 
 
 def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
-    """Read the class table that the rules name, or infer one from the masks at `uris`."""
+    """Read the class table that the user named, or infer one from the values of the masks.
+
+    Args:
+        uris: paths or s3:// addresses of all masks.
+        rules: rules that the user chose; `class_table_uri`, `classes` and `max_pixels` apply.
+
+    Returns:
+        The class of each mask value.
+
+    Raises:
+        UserError: if the table can't be read, or the values of the masks don't look like those of classes.
+    """
     if path := rules.class_table_uri:
         try:
             return read_table(read_input(path).decode("utf-8-sig"), path)
@@ -112,17 +138,20 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
 
 
 def _load(index: ImageIndex, name: str, mask_uri: str, table: ClassTable, rules: ImportRules) -> AnnotatedImage:
-    """Load one image and its class mask; objects are not known.
+    """Load one image and its class mask. Its objects remain unknown.
 
     Args:
-        index: the images of the source.
-        name: path of the image in its folder.
-        mask_uri: the mask.
+        index: images of the source.
+        name: path of the image in the source's folder.
+        mask_uri: path or s3:// address of the mask.
         table: class of each mask value.
-        rules: how unknown values are treated, and the largest image allowed.
+        rules: rules that the user chose; `unknown_void` and `max_pixels` apply.
+
+    Returns:
+        The image with its class mask.
 
     Raises:
-        BadInput: if the image or the mask can't be used.
+        BadInput: if the image or the mask can't be used, or they differ in size.
     """
     image = index.read(name)
     displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read

@@ -1,9 +1,9 @@
-"""Which class each value in a folder of masks stands for: read from a table, or inferred from the masks.
+"""The table that says which class each value in a folder of masks stands for. It is read from a file or inferred from the masks.
 
-A table is a text file. Each line names a class and its value, an id or a colour, in either order: `road, 7`, `road: 128,64,128`,
-`128 64 128 road`, `road #804080`. CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty lines,
-comments (# and a blank) and a heading `name,id` are ignored. The class `void` (or unlabelled, ignore) is void, `background` is id
-0, and the others get ids from 1 in the order of the lines.
+The file is text. Each line has a class name and its value, in either order. The value is an id or a colour: `road, 7`, `road:
+128,64,128`, `128 64 128 road`, `road #804080`. CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty
+lines, comments (# and a blank) and the heading `name,id` are ignored. The name `void` (or unlabelled, ignore) means void, and
+`background` means id 0. The other classes get ids from 1, in the order of the lines.
 """
 
 import re
@@ -27,14 +27,14 @@ _HEADINGS = ("name,id", "name,value")
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The class of each mask value.
+    """The class id of each value that occurs in masks.
 
     Attributes:
         classes: class names by id; the first is background.
-        values: int64 array (N,), ascending: ids, or colours as R·65536 + G·256 + B.
-        ids: uint8 array (N,): the class id of each value, 255 for void.
+        values: int64 array (N,) of the values in ascending order. They are ids, or colours as R·65536 + G·256 + B.
+        ids: uint8 array (N,) of the class id of each value; 255 is void.
         has_colours: True if the values are colours, False if they are ids.
-        inferred: a sentence for the user on how the table was inferred; empty if it was given.
+        inferred: sentence for the user that tells how the table was inferred; empty if it was given.
     """
 
     classes: tuple[str, ...]
@@ -47,13 +47,13 @@ class ClassTable:
     def from_mapping(
         cls, classes: Sequence[str], id_of_value: Mapping[int, int], has_colours: bool, inferred: str = ""
     ) -> "ClassTable":
-        """Make a table from a mapping.
+        """Make a table from a dictionary.
 
         Args:
-            classes: as the attribute.
-            id_of_value: class id by mask value.
-            has_colours: as the attribute.
-            inferred: as the attribute.
+            classes: class names by id; the first is background.
+            id_of_value: class id (255 for void) by mask value.
+            has_colours: True if the values are colours, False if they are ids.
+            inferred: sentence for the user that tells how the table was inferred; empty if it was given.
 
         Returns:
             The table.
@@ -63,18 +63,18 @@ class ClassTable:
         return cls(tuple(classes), values, ids, has_colours, inferred)
 
     def read_class_mask(self, data: bytes, unknown_void: bool, max_pixels: int) -> np.ndarray:
-        """Decode a mask file to class ids.
+        """Decode a mask file and convert its values to class ids.
 
         Args:
             data: encoded bytes of the mask.
-            unknown_void: values that are not in the table become void; False: they are refused.
-            max_pixels: most pixels a mask may have.
+            unknown_void: True to turn values that are not in the table into void, False to refuse them.
+            max_pixels: most pixels that the mask may have.
 
         Returns:
             uint8 array (H, W) of class ids; 255 is void.
 
         Raises:
-            BadInput: if the mask can't be decoded or has values that are not in the table.
+            BadInput: if the mask can't be decoded, or a value is refused.
         """
         mask = read_colours(data, max_pixels) if self.has_colours else read_ids(data, max_pixels)
         index = np.searchsorted(self.values, mask).clip(max=len(self.values) - 1)
@@ -84,11 +84,14 @@ class ClassTable:
         return np.where(known, self.ids[index], VOID_ID).astype(np.uint8)
 
     def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
-        """Describe the values without a class in a mask.
+        """Describe the pixels of a mask whose values are not in the table.
 
         Args:
-            unknown: the values of those pixels.
-            pixels: number of pixels of the mask.
+            unknown: array (N,) with the values of these pixels; at least one.
+            pixels: number of pixels of the whole mask.
+
+        Returns:
+            A sentence for the user with their share of the mask and their commonest value.
         """
         values, counts = np.unique(unknown, return_counts=True)
         commonest = self._format_value(int(values[counts.argmax()]))
@@ -97,7 +100,7 @@ class ClassTable:
         return f"{100 * unknown.size / pixels:.2g} % of the mask has no class: {commonest}{more}{question}"
 
     def _format_value(self, value: int) -> str:
-        """Write a value as the user sees it: "id 7" or "#804080"."""
+        """Write a mask value as text for the user, such as "id 7" or "#804080"."""
         return f"#{value:06x}" if self.has_colours else f"id {value}"
 
     def to_text(self) -> str:
@@ -108,17 +111,18 @@ class ClassTable:
 
 
 def read_table(text: str, name: str) -> ClassTable:
-    """Read a table of classes and their values.
+    """Read a class table from the text of a file.
 
     Args:
-        text: content of the file, as described at the top of this module.
+        text: content of the file, in the form described at the top of this module.
         name: name of the file, for error messages.
 
     Returns:
-        The table. If its values are ids, it also has 0 as background and 255 as void, unless it gives them another class.
+        The table. If its values are ids, then 0 is background and 255 is void, unless the text gives them another class.
 
     Raises:
-        UserError: for a line that is no class and value, a value with two classes, ids mixed with colours, or no class at all.
+        UserError: if a line is not a class and a value, a value has two classes, ids and colours are mixed, there is no class
+            beside background and void, or there are more than 255 classes.
     """
     classes = [BACKGROUND]
     id_of_value: dict[int, int] = {}
@@ -148,10 +152,13 @@ def read_table(text: str, name: str) -> ClassTable:
 
 
 def _parse_value(text: str) -> tuple[int, bool] | None:
-    """Parse a value of a table.
+    """Parse a value of a class table, which is an id or a colour.
+
+    Args:
+        text: the value: an id as "7", or a colour as "#804080" or "128,64,128".
 
     Returns:
-        The value (a colour as R·65536 + G·256 + B), and whether it is a colour; None for a colour with a channel over 255.
+        The value (a colour as R·65536 + G·256 + B), and True if it is a colour. None if a channel of the colour is over 255.
     """
     if text.startswith("#"):
         return int(text[1:], 16), True
@@ -162,7 +169,15 @@ def _parse_value(text: str) -> tuple[int, bool] | None:
 
 
 def _class_id(name: str, classes: list[str]) -> int:
-    """Return the id of a class name; a new name is appended to `classes`, names of void give 255."""
+    """Return the id of a class, and append the class to the list if it is new.
+
+    Args:
+        name: name of the class; names of void, such as "ignore", give 255, and "background" gives 0.
+        classes: class names by id, background first; a new name is appended.
+
+    Returns:
+        The class id.
+    """
     if name.lower() in _VOID_NAMES:
         return VOID_ID
     if name.lower() == BACKGROUND:
@@ -173,20 +188,20 @@ def _class_id(name: str, classes: list[str]) -> int:
 
 
 def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable:
-    """Infer the table from the values of all masks.
+    """Infer the class table from the values of all masks.
 
     Args:
-        masks: the values of each mask.
-        names: class names by id, background first, if the user gave them; empty: they are inferred as well.
+        masks: values of each mask.
+        names: class names by id, background first, if the user gave them. If empty, the names are inferred as well.
 
     Returns:
-        The table, with a sentence on how it was inferred unless `names` were given.
+        The table. Unless `names` were given, it has a sentence for the user that tells how it was inferred.
 
     Raises:
-        UserError: if names are given for colours, or the values don't look like those of classes.
+        UserError: if names are given and the masks have colours, or if the values don't look like those of classes.
     """
     has_colours = any(mask.are_colours for mask in masks)
-    # A mask that is all 0 reads as ids, and is black among colour masks.
+    # A mask that is all 0 is read as ids; among colour masks it is black.
     values = sorted({int(v) for mask in masks if mask.are_colours == has_colours or not mask.values.any() for v in mask.values})
     if names:
         if has_colours:
@@ -201,7 +216,16 @@ def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable
 
 
 def _infer_from_colours(values: Sequence[int]) -> ClassTable:
-    """Infer a table from colours: VOC's classes if all are VOC's colours, else a class for each, black for background."""
+    """Infer a class table from the colours in the masks.
+
+    If all are colours of VOC's palette, the classes are VOC's. Otherwise black is background, and each other colour is a class.
+
+    Args:
+        values: the colours as R·65536 + G·256 + B, in ascending order.
+
+    Returns:
+        The table, with a sentence for the user that tells how it was inferred.
+    """
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
     voc = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in zip(ids, VOC_PALETTE[ids].tolist(), strict=True)}
     if set(values) <= set(voc):
@@ -213,7 +237,17 @@ def _infer_from_colours(values: Sequence[int]) -> ClassTable:
 
 
 def _infer_from_ids(values: Sequence[int]) -> ClassTable:
-    """Infer a table from ids: one class if there are only 0 and 255, else a class for each, 0 background and 255 void."""
+    """Infer a class table from the ids in the masks.
+
+    If there are no others than 0 and 255, then 255 is the only class. Otherwise 0 is background, 255 is void, and each other id
+    is a class.
+
+    Args:
+        values: the ids, in ascending order.
+
+    Returns:
+        The table, with a sentence for the user that tells how it was inferred.
+    """
     if set(values) <= {0, VOID_ID}:
         sentence = "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
         return ClassTable.from_mapping([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, sentence)

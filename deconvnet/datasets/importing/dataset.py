@@ -1,7 +1,7 @@
-"""An annotated data set in memory, whatever format it was read from: its classes, its images and how to load each of them.
+"""An annotated data set in memory, independent of the format it was read from.
 
-The modules of `deconvnet.datasets.formats` make an `AnnotatedDataset`; `deconvnet.datasets.importing.voc_writer` writes one to
-disk.
+It holds the class names, the list of images, and a function for each image that loads the image and makes its masks. The modules
+of `deconvnet.datasets.formats` make such a data set, and `deconvnet.datasets.importing.voc_writer` writes it to disk.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +17,25 @@ from proposals.masks import VOID_ID
 
 STAGE = "import"
 BACKGROUND = "background"
-_MOST_CLASSES = 254  # beside background: ids are 8 bits, and 255 is void
+_MOST_CLASSES = 254  # besides background, as ids have 8 bits and 255 is void
 
 
 @dataclass(frozen=True)
 class ImportRules:
-    """How annotations become masks. A format ignores the rules that mean nothing to it.
+    """Rules that the user chose for turning annotations into masks. A format ignores the rules that do not concern it.
 
     Attributes:
-        classes: names of the classes to import, in the order of their ids, with or without background; empty imports all.
-        small_over_large: where objects overlap, the smaller lies on top; False: the one that comes later in the file does.
-        crowd_void: crowds (COCO's iscrowd) become void; False: each becomes one object.
-        others_void: classes that are not imported become void; False: background.
-        unknown_void: mask values without a class become void; False: their image is rejected.
-        class_table_uri: text file of class names and mask values (see `class_table.read_table`); None: inferred from the masks.
-        mask_suffix: what a mask's file name has after the image's, such as `_mask` for `a_mask.png`.
-        max_pixels: images with more pixels are rejected.
+        classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
+            imported.
+        small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
+            the file.
+        crowd_void: True turns groups of objects annotated as one (COCO's iscrowd) into void. False makes each group one object.
+        others_void: True turns classes that are not imported into void. False turns them into background.
+        unknown_void: True turns mask values without a class into void. False rejects the image.
+        class_table_uri: path or s3:// address of a text file with class names and mask values (see `class_table.read_table`). If
+            None, the table is inferred from the masks.
+        mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
+        max_pixels: an image with more pixels is rejected.
     """
 
     classes: tuple[str, ...] = ()
@@ -47,12 +50,12 @@ class ImportRules:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """Where to read images and their annotations from: a whole data set, or one split of it.
+    """The location of a data set's images and annotations, or of those of one split.
 
     Attributes:
-        images: folder or s3:// prefix of images.
-        annotations: annotation file, or folder or prefix of annotation files, as the format needs.
-        split: "train" or "val" if all its images belong to that split; None if the split is still to be drawn.
+        images: folder or s3:// prefix of the images.
+        annotations: path or s3:// address of the annotation file, or of the folder of annotation files, depending on the format.
+        split: "train" or "val" if all images of the source belong to that split. None if they are still to be split.
     """
 
     images: str
@@ -62,17 +65,17 @@ class AnnotationSource:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image and its masks, in memory. Masks have the size of the image as displayed (EXIF orientation applied).
+    """An image and its masks in memory. The masks have the size of the image as displayed (EXIF orientation applied).
 
     Attributes:
         image: encoded bytes of the image file.
         suffix: file name suffix for these bytes: ".jpg", ".jpeg" or ".png".
         class_mask: uint8 array (H, W) of class ids; 255 is void.
-        object_mask: uint8 array (H, W) of object ids (0 background, 255 void) or uint16 (65535 void); None if objects are
-            unknown.
+        object_mask: array (H, W) of object ids, with background 0 and void 255 if it is uint8, or 65535 if it is uint16. None if
+            the objects are unknown.
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
-        skipped: annotations that were left out, each with the reason.
+        skipped: a sentence with the reason for each annotation that was left out.
     """
 
     image: bytes
@@ -86,13 +89,13 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """An image of a data set that is not loaded yet.
+    """An image of a data set, which is not loaded yet.
 
     Attributes:
-        image_id: name of its files in the imported data set, without suffix.
-        uri: file that messages about this image name.
-        split: "train" or "val" if the source gives it, else None.
-        load: reads the image and makes its masks; raises BadInput with the reason if that is not possible.
+        image_id: id of the image in the imported data set, which is the name of its files without suffix.
+        uri: path or s3:// address of the file that messages about this image name.
+        split: "train" or "val" if the source says so, otherwise None.
+        load: function that reads the image and makes its masks. It raises BadInput with the reason if that is not possible.
     """
 
     image_id: str
@@ -103,15 +106,15 @@ class DatasetEntry:
 
 @dataclass
 class AnnotatedDataset:
-    """What a format's reader found.
+    """A data set that was read from some format: its classes and its images, which are not loaded yet.
 
     Attributes:
         classes: class names by id; the first is background.
         entries: images to import, in the order in which the source lists them.
-        rejects: images that can't be used, with reasons, as far as is known before any is loaded.
+        rejects: a Reject with the reason for each image that is known to be unusable before any is loaded.
         notes: sentences for the user about the data set as a whole.
-        source_names: what the source calls each image (a path), by image id.
-        class_table_text: text of the table of mask values, for formats whose masks have values; else None.
+        source_names: name of each image in the source, such as a relative path, by image id.
+        class_table_text: text of the class table (see `class_table`); None for formats whose annotations are not masks.
     """
 
     classes: tuple[str, ...]
@@ -122,13 +125,13 @@ class AnnotatedDataset:
     class_table_text: str | None = None
 
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage]) -> None:
-        """Add an image, or reject it if its name is not possible as an id or gives the id of an earlier image.
+        """Add an image. If its name can't be an id, or another image already has that id, reject it instead.
 
         Args:
-            name: what the source calls the image: a file name or relative path.
-            uri: file that messages about this image name.
-            split: "train", "val" or None, as in `DatasetEntry`.
-            load: loads the image, as in `DatasetEntry`.
+            name: name of the image in the source, a file name or relative path, from which its id is derived.
+            uri: path or s3:// address of the file that messages about this image name.
+            split: "train" or "val" if the source says so, otherwise None.
+            load: function that reads the image and makes its masks, as in `DatasetEntry`.
         """
         image_id = image_id_of(name)
         if reason := invalid_id_reason(image_id):
@@ -142,24 +145,24 @@ class AnnotatedDataset:
             self.entries.append(DatasetEntry(image_id, uri, split, load))
 
     def reject(self, name: str, uri: str, reason: str) -> None:
-        """Record an image that can't be used.
+        """Record that an image can't be used.
 
         Args:
-            name: what the source calls the image or its annotation.
-            uri: file that the reason is about.
-            reason: why, for `rejects.csv`.
+            name: name of the image in the source, or of its annotation file.
+            uri: path or s3:// address of the file that the reason is about.
+            reason: sentence for the user, which is written to `rejects.csv`.
         """
         self.rejects.append(Reject(image_id_of(name), uri, STAGE, reason))
 
 
 def image_id_of(name: str) -> str:
-    """Return the image id for the name of an image.
+    """Make the id of an image from its name in the source.
 
     Args:
         name: file name or relative path, with "/" or "\\" between folders.
 
     Returns:
-        Its folders and its file name without suffix, joined by "_": "a_b" for "a/b.jpg".
+        The names of its folders and its file name without suffix, joined by "_": "a_b" for "a/b.jpg".
     """
     path = PurePosixPath(name.replace("\\", "/"))
     return "_".join([*(part for part in path.parent.parts if part not in ("/", "..")), path.stem])
@@ -169,15 +172,17 @@ def select_classes(annotated: Sequence[str], requested: Sequence[str], must_exis
     """Choose the classes of the imported data set.
 
     Args:
-        annotated: class names in the annotations, in the order of their ids; background and repetitions are ignored.
-        requested: names to import, in this order; empty for all.
-        must_exist: refuse if any requested name is not in the annotations; False: only if none of them is.
+        annotated: class names in the annotations, in the order of their ids. Background and repetitions are ignored.
+        requested: names of the classes that the user wants, in the order of their ids. If empty, all are chosen.
+        must_exist: True to refuse if any requested class is missing from the annotations. False to refuse only if all are
+            missing.
 
     Returns:
         Class names by id, background first.
 
     Raises:
-        UserError: for requested names that are not in the annotations, no class, too many, or unprintable names.
+        UserError: if requested classes are missing (see `must_exist`), there is no class or more than 254, or a name is empty or
+            unprintable.
     """
     annotated = [name for name in dict.fromkeys(annotated) if name.lower() != BACKGROUND]
     names = [name for name in requested if name.lower() != BACKGROUND] or annotated
@@ -195,15 +200,15 @@ def select_classes(annotated: Sequence[str], requested: Sequence[str], must_exis
 
 
 def class_ids(classes: Sequence[str], annotated: Sequence[str], rules: ImportRules) -> Mapping[str, int]:
-    """Map each annotated class name to the id that its pixels get.
+    """Choose the class id of each class name in the annotations.
 
     Args:
         classes: class names by id, from `select_classes`.
         annotated: class names in the annotations.
-        rules: `others_void` decides what classes that were not selected become.
+        rules: rules that the user chose; `others_void` says whether classes that are not imported become void or background.
 
     Returns:
-        Id by name: the index in `classes`, 0 for background, and 0 or 255 (void) for names that are not in `classes`.
+        Class id by class name. Names that are not in `classes` have 255 (void) or 0 (background).
     """
     other = VOID_ID if rules.others_void else 0
     ids = {name: index for index, name in enumerate(classes)}

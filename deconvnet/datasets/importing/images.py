@@ -1,4 +1,4 @@
-"""Reading the images of a data set that is being imported: finding them, their displayed size, EXIF orientation."""
+"""Finding and reading the images of a data set that is imported, and handling their size and EXIF orientation."""
 
 import io
 import json
@@ -18,15 +18,22 @@ _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte 
 
 
 class ImageIndex:
-    """The images below a folder or s3:// prefix, listed once, to be found by the names that annotations give them.
+    """A list of all images in a folder or s3:// prefix and its subfolders, for finding images by the names in annotations.
 
     Attributes:
         folder: the folder or prefix.
-        names: paths of the images relative to it, sorted.
+        names: paths of the images relative to the folder, sorted.
     """
 
     def __init__(self, folder: str) -> None:
-        """List the images of `folder`. Raises UserError if it does not exist or has no image."""
+        """List the images of a folder and its subfolders.
+
+        Args:
+            folder: path of the folder, or s3:// prefix.
+
+        Raises:
+            UserError: if there is no such folder, or no image in it.
+        """
         self.folder = folder
         self.names = [file.name for file in list_image_files(folder)]
         self._paths = set(self.names)
@@ -38,10 +45,11 @@ class ImageIndex:
         """Find an image by the name that an annotation gives it.
 
         Args:
-            name: relative path, or any path whose file name is unique in the folder; "/" or "\\" between folders.
+            name: path relative to the folder, or any other path whose file name occurs only once in the folder. Folders are
+                separated by "/" or "\\".
 
         Returns:
-            The image's path relative to the folder, or None if there is no such image or several.
+            The path of the image relative to the folder. None if no image or more than one fits.
         """
         path = name.replace("\\", "/")
         if path in self._paths:
@@ -50,28 +58,28 @@ class ImageIndex:
         return candidates[0] if len(candidates) == 1 else None
 
     def read(self, name: str) -> bytes:
-        """Read an image.
+        """Read an image file.
 
         Args:
-            name: path relative to the folder.
+            name: path of the image relative to the folder.
 
         Returns:
             The bytes of the file.
 
         Raises:
-            BadInput: if it can't be read.
+            BadInput: if there is no such file, or no permission to read it.
         """
         return read_input(storage.join(self.folder, name))
 
 
 def read_input(uri: str) -> bytes:
-    """Read a file.
+    """Read a file, with errors as BadInput.
 
     Args:
-        uri: path or s3:// address.
+        uri: path or s3:// address of the file.
 
     Returns:
-        Its bytes.
+        The bytes of the file.
 
     Raises:
         BadInput: if there is no such file, or no permission to read it.
@@ -85,10 +93,10 @@ def read_input(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Read a JSON file in UTF-8, with or without a byte order mark.
+    """Read a JSON file, with errors as BadInput.
 
     Args:
-        uri: path or s3:// address.
+        uri: path or s3:// address of the file. It must be in UTF-8, with or without a byte order mark.
 
     Returns:
         Its content as Python objects.
@@ -103,17 +111,17 @@ def read_json(uri: str) -> Any:
 
 
 def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return the width and height of an image as displayed, with its EXIF orientation applied.
+    """Return the width and height of an image as displayed, that is, with its EXIF orientation applied.
 
     Args:
-        image: encoded bytes.
-        max_pixels: most pixels an image may have.
+        image: encoded bytes of the image.
+        max_pixels: most pixels that the image may have.
 
     Returns:
         Width and height in px.
 
     Raises:
-        BadInput: if the image is damaged, too large or too small for the training pipeline.
+        BadInput: if the image is damaged, has too many pixels, or is too small for training.
     """
     width, height = image_size(image, max_pixels)
     if min(width, height) < MIN_SIDE:
@@ -122,20 +130,22 @@ def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def annotated_as_stored(image: bytes, size: tuple[int, int], max_pixels: int) -> bool:
-    """Decide whether annotations were made on an image as it is stored or as it is displayed.
+    """Tell whether an image was annotated as it is stored, or as it is displayed.
 
-    The two differ where EXIF orientation turns the image by a quarter; then the annotations' size shows which one it was.
+    If EXIF orientation turns the image by 90°, width and height are exchanged when it is displayed. So the size that the
+    annotations give tells which of the two was annotated.
 
     Args:
-        image: encoded bytes.
-        size: width and height of the image that was annotated.
-        max_pixels: most pixels an image may have.
+        image: encoded bytes of the image.
+        size: width and height, in px, that the annotations give for the image.
+        max_pixels: most pixels that the image may have.
 
     Returns:
-        True if the annotations must be turned like the image (`apply_orientation`); False if they fit it as displayed.
+        True if the image was annotated as stored, so its masks must be turned by `apply_orientation`. False if the masks fit the
+        image as displayed.
 
     Raises:
-        BadInput: if the image is unusable, or the size is neither that as stored nor that as displayed.
+        BadInput: if the image is unusable, or `size` is neither its stored nor its displayed size.
     """
     width, height = displayed_size(image, max_pixels)
     if size == (width, height):
@@ -146,10 +156,10 @@ def annotated_as_stored(image: bytes, size: tuple[int, int], max_pixels: int) ->
 
 
 def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
-    """Turn a mask by the EXIF orientation of its image.
+    """Turn a mask as the EXIF orientation of its image demands.
 
     Args:
-        image: encoded bytes whose EXIF orientation is applied.
+        image: encoded bytes of the image.
         mask: uint8 or uint16 array (H, W) that fits the image as stored.
 
     Returns:
@@ -161,19 +171,21 @@ def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: bytes) -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 (displayed as stored) if it has none."""
+    """Return the EXIF orientation of an image, from 1 to 8. An image without one has 1, which means that it is displayed as
+    stored.
+    """
     return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def as_layout_file(image: bytes, name: str) -> tuple[bytes, str]:
-    """Return an image file as VOC's layout takes it: JPEG and PNG files unchanged, others converted to PNG.
+    """Convert an image file to PNG unless its format is allowed in VOC's layout.
 
     Args:
-        image: encoded bytes.
-        name: file name, whose suffix tells the format.
+        image: encoded bytes of the image.
+        name: file name of the image, whose suffix tells its format.
 
     Returns:
-        The bytes, and their suffix in lower case: ".jpg", ".jpeg" or ".png".
+        The bytes, unchanged for JPEG and PNG files, and their suffix in lower case: ".jpg", ".jpeg" or ".png".
     """
     suffix = PurePosixPath(name).suffix.lower()
     return (image, suffix) if suffix in _COPIED else (encode_mask(decode_image(image)), ".png")

@@ -1,4 +1,4 @@
-"""The values in mask files, ids or colours, and whether they look like values of classes."""
+"""Reading the values in mask files, which are ids or colours, and judging whether they look like values of classes."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from proposals.masks import VOID_ID, void_id
 
 @dataclass(frozen=True)
 class MaskValues:
-    """What values a mask file has.
+    """The set of values that occur in a mask file.
 
     Attributes:
         are_colours: True if the values are colours, False if they are ids.
-        values: int64 array (N,), ascending: ids, or colours as R·65536 + G·256 + B.
-        blended: True if some ids look like blends of their neighbours along edges (see `blended_ids`).
+        values: int64 array (N,) of the values in ascending order. They are ids, or colours as R·65536 + G·256 + B.
+        blended: True if some ids look like blends of their neighbours along edges (see `blended_ids`); always False for colours.
     """
 
     are_colours: bool
@@ -26,17 +26,17 @@ class MaskValues:
 
 
 def read_mask_values(data: bytes, max_pixels: int) -> MaskValues:
-    """Read which values a mask has.
+    """Find the values that occur in a mask file.
 
     Args:
         data: encoded bytes of the mask.
-        max_pixels: most pixels a mask may have.
+        max_pixels: most pixels that the mask may have.
 
     Returns:
-        Its ids, or its colours if it is a colour image.
+        The ids in the mask, or the colours if it is a colour image.
 
     Raises:
-        BadInput: if it can't be decoded.
+        BadInput: if the mask can't be decoded.
     """
     try:
         ids = read_ids(data, max_pixels)
@@ -47,17 +47,19 @@ def read_mask_values(data: bytes, max_pixels: int) -> MaskValues:
 
 
 def read_ids(data: bytes, max_pixels: int) -> np.ndarray:
-    """Read the ids of a mask: palette indices, grey levels, or the levels of a colour image that is all grey.
+    """Decode a mask file to ids.
+
+    The ids are palette indices or grey levels. A colour image is accepted if all its pixels are grey.
 
     Args:
         data: encoded bytes of the mask.
-        max_pixels: most pixels a mask may have.
+        max_pixels: most pixels that the mask may have.
 
     Returns:
-        int64 array (H, W).
+        int64 array (H, W) of ids.
 
     Raises:
-        BadInput: if it can't be decoded, or has colours.
+        BadInput: if the mask can't be decoded, or has colours.
     """
     try:
         return decode_mask(data, max_pixels).astype(np.int64)
@@ -69,34 +71,34 @@ def read_ids(data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def read_colours(data: bytes, max_pixels: int) -> np.ndarray:
-    """Read the colours of a mask.
+    """Decode a mask file to colours.
 
     Args:
         data: encoded bytes of the mask.
-        max_pixels: most pixels a mask may have.
+        max_pixels: most pixels that the mask may have.
 
     Returns:
-        int64 array (H, W) of R·65536 + G·256 + B.
+        int64 array (H, W) of colours as R·65536 + G·256 + B.
 
     Raises:
-        BadInput: if it can't be decoded.
+        BadInput: if the mask can't be decoded.
     """
     image = decode_image(data, max_pixels).astype(np.int64)
     return image[..., 0] << 16 | image[..., 1] << 8 | image[..., 2]
 
 
 def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:
-    """Find ids that look like a blend of their neighbours rather than like a class.
+    """Find the ids in a mask that look like blends of their neighbours rather than like classes.
 
-    Resizing with interpolation, antialiasing and JPEG leave such ids along edges: nowhere 3 px wide, and with a lower and a
-    higher id beside most of their pixels.
+    Resizing with interpolation, antialiasing and JPEG leave such ids along edges. An id looks blended if it nowhere fills a
+    square of 3×3 px, and if at least half of its pixels have both a lower and a higher id beside them.
 
     Args:
         mask: uint8 or uint16 array (H, W) of ids.
-        min_pixels: ids with fewer pixels, and void, are not considered.
+        min_pixels: ids with fewer pixels are not considered; neither is void.
 
     Returns:
-        The ids that look blended, ascending.
+        The ids that look blended, in ascending order.
     """
     void = void_id(mask)
     square = np.ones((3, 3), np.uint8)

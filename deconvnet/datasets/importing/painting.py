@@ -1,4 +1,4 @@
-"""Class and object masks painted from the regions of an image's objects."""
+"""Painting class masks and object masks from the regions of an image's objects."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,21 @@ from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT
 
 MakeRegions = Callable[[int, int], tuple[list[Region], list[str]]]
-"""Makes an image's regions from its height and width. Returns them, and the annotations it skipped, each with the reason."""
+"""A function that turns an image's annotations into regions.
+
+It is called with the height and width of the image that was annotated. It returns the regions, and a sentence with the reason for
+each annotation that it skipped.
+"""
 
 
 @dataclass(frozen=True)
 class PaintedMasks:
-    """The masks of one image, and how its objects overlap.
+    """The masks of one image, and numbers that tell how much its objects overlap.
 
     Attributes:
         class_mask: uint8 array (H, W) of class ids; 255 is void.
-        object_mask: array (H, W) of object ids, counted from 1 in the order of the regions: uint8 with void 255, or uint16 with
-            void 65535 if there are more than 254 objects.
+        object_mask: array (H, W) of object ids, counted from 1 in the order in which the regions were given; 0 is background. It
+            is uint8 with void 255, or uint16 with void 65535 if there are more than 254 objects.
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
     """
@@ -35,16 +39,19 @@ class PaintedMasks:
 
 
 def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_large: bool = True) -> PaintedMasks:
-    """Paint regions on background: void first, so that it never hides an object, then the objects.
+    """Paint the regions of an image's objects on background.
+
+    Void regions are painted first, so that they never hide an object.
 
     Args:
-        regions: the objects of an image; one of class 0 is background that hides what lies under it.
-        height: height of the image, px.
-        width: width of the image, px.
-        small_over_large: paint large objects before small ones; False: in the order given, so that the last lies on top.
+        regions: regions of the objects. A region of class 0 is background, which hides the objects that lie under it.
+        height: height of the image in px.
+        width: width of the image in px.
+        small_over_large: True to paint large objects before small ones. False to paint objects in the order given, so that the
+            last one lies on top.
 
     Returns:
-        The masks.
+        The masks, and how much the objects overlap.
 
     Raises:
         BadInput: if there are more objects than 16 bits can number.
@@ -69,25 +76,34 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
 
 
 def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
-    """Yield regions from bottom to top, each with its object id: first void (0), then objects (1, 2, … as they are given)."""
+    """Sort regions in the order in which they are painted, from bottom to top.
+
+    Args:
+        regions: regions of an image's objects.
+        small_over_large: True to put large objects before small ones. False to keep their order.
+
+    Yields:
+        Pairs of an object id and a region: first the void regions with the id 0, then the others. Their ids are counted from 1 in
+        the order in which they were given.
+    """
     yield from ((0, region) for region in regions if region.class_id == VOID_ID)
     objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
     yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
 
 
 def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRules, make_regions: MakeRegions) -> AnnotatedImage:
-    """Make the masks of an image from its annotated regions.
+    """Make the masks of an image from its annotated shapes.
 
     Args:
         image: encoded bytes of the image.
-        name: its file name, whose suffix tells the format.
-        size: width and height of the image that was annotated, as the annotations give them; if they are no whole numbers, those
-            of the image as displayed are taken.
-        rules: how overlaps are resolved, and the largest image allowed.
-        make_regions: makes the regions for the annotated height and width.
+        name: file name of the image, whose suffix tells its format.
+        size: width and height, in px, that the annotations give for the image. If they are not both integers, the image is taken
+            to be annotated as displayed.
+        rules: rules that the user chose; `small_over_large` and `max_pixels` apply.
+        make_regions: function that turns the annotated shapes into regions; it is called with the annotated height and width.
 
     Returns:
-        The image with masks that fit it as displayed.
+        The image, with masks that fit it as displayed.
 
     Raises:
         BadInput: if the image or its annotations can't be used.

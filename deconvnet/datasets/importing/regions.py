@@ -1,8 +1,8 @@
-"""Annotated shapes as pixels: polygons, boxes, circles and bitmaps.
+"""Turning annotated shapes into pixels: polygons, rectangles, circles and bitmaps.
 
-Coordinates are pixels from the top left corner of the image, so the centre of the first pixel is at (0.5, 0.5). A pixel belongs
-to a shape if its centre lies inside, by the even-odd rule. The input may be malformed: a shape far outside the image costs no
-more than one inside.
+Coordinates are in px from the top left corner of the image, so the centre of the first pixel is at (0.5, 0.5). A pixel belongs to
+a shape if its centre lies inside, by the even-odd rule. The shapes may be malformed; one that extends far outside the image takes
+no more time or memory than one inside.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ import numpy as np
 
 from infra.errors import BadInput
 
-_MOST_CROSSINGS = 50_000_000  # of a polygon's edges with rows of pixels: 1 GB while it is filled
+_MOST_CROSSINGS = 50_000_000  # of the edges of a polygon with rows of pixels; to fill a polygon with this many takes 1 GB
 
 
 @dataclass(frozen=True)
 class Region:
-    """The pixels of one object, in a window of the image.
+    """The pixels of one object, stored as a bitmap for a rectangular window of the image.
 
     Attributes:
-        class_id: class of the object; 0 background, 255 void.
-        top: row of the window's first pixel.
-        left: column of the window's first pixel.
-        pixels: bool array (h, w) over the window: True where the object is.
+        class_id: class id of the object; 0 is background, 255 void.
+        top: row of the window's top left pixel in the image.
+        left: column of the window's top left pixel in the image.
+        pixels: bool array (h, w) of the size of the window, True where the object is.
     """
 
     class_id: int
@@ -39,28 +39,28 @@ class Region:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image that the window covers."""
+        """Slices of the image's rows and columns that cut out the window."""
         height, width = self.pixels.shape
         return np.s_[self.top : self.top + height, self.left : self.left + width]
 
 
 def empty_region(class_id: int) -> Region:
-    """Return a region of this class without pixels."""
+    """Return a region of a class without any pixel."""
     return Region(class_id, 0, 0, np.zeros((0, 0), bool))
 
 
 def parse_points(values: Any, what: str) -> np.ndarray:
-    """Convert coordinates from an annotation file to an array.
+    """Convert the coordinates in an annotation file to an array.
 
     Args:
         values: list of pairs [x, y], or flat list [x, y, x, y, …].
-        what: the shape, for the error message: "its polygon".
+        what: name of the shape for the error message, such as "its polygon".
 
     Returns:
         float64 array (N, 2) of x, y.
 
     Raises:
-        BadInput: if the values are no finite numbers or no pairs.
+        BadInput: if a value is not a finite number, or the values are not pairs.
     """
     try:
         points = np.asarray(values, np.float64)
@@ -79,16 +79,17 @@ def polygon_region(class_id: int, outline: np.ndarray, height: int, width: int) 
     """Fill a polygon.
 
     Args:
-        class_id: class of the object.
-        outline: float array (N, 2) of corners x, y; the last is joined to the first. Fewer than three have no inside.
-        height: height of the image, px.
-        width: width of the image, px.
+        class_id: class id of the object.
+        outline: float array (N, 2) of the corners x, y; the last corner is joined to the first. With fewer than three corners the
+            region is empty.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The pixels inside the polygon; parts outside the image are cut off.
+        The pixels inside the polygon. Parts outside the image are cut off.
 
     Raises:
-        BadInput: if the outline crosses the rows of the image so often that filling it would take over a gigabyte.
+        BadInput: if the outline crosses the rows of the image so often that filling it would take over 1 GB of memory.
     """
     if len(outline) < 3:
         return empty_region(class_id)
@@ -118,13 +119,13 @@ def box_region(class_id: int, corners: tuple[float, float, float, float], height
     """Fill a rectangle.
 
     Args:
-        class_id: class of the object.
-        corners: x, y of one corner and x, y of the opposite one, in any order.
-        height: height of the image, px.
-        width: width of the image, px.
+        class_id: class id of the object.
+        corners: x and y of one corner, then x and y of the opposite corner; any two opposite corners will do.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The pixels inside the rectangle; parts outside the image are cut off.
+        The pixels inside the rectangle. Parts outside the image are cut off.
     """
     x0, y0, x1, y1 = corners
     return polygon_region(class_id, np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), height, width)
@@ -134,14 +135,14 @@ def circle_region(class_id: int, centre: tuple[float, float], radius: float, hei
     """Fill a circle.
 
     Args:
-        class_id: class of the object.
-        centre: x, y.
-        radius: in pixels.
-        height: height of the image, px.
-        width: width of the image, px.
+        class_id: class id of the object.
+        centre: x and y of the centre in px.
+        radius: radius in px.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The pixels whose centres are at most `radius` from the centre; parts outside the image are cut off.
+        The pixels whose centres are at most `radius` from the centre of the circle. Parts outside the image are cut off.
     """
     x, y = centre
     top, bottom = (int(np.clip(v, 0, height)) for v in (np.floor(y - radius), np.ceil(y + radius)))
@@ -151,31 +152,31 @@ def circle_region(class_id: int, centre: tuple[float, float], radius: float, hei
 
 
 def bitmap_region(class_id: int, mask: np.ndarray, top: int, left: int, height: int, width: int) -> Region:
-    """Place a small mask in the image.
+    """Place a small bitmap in the image.
 
     Args:
-        class_id: class of the object.
+        class_id: class id of the object.
         mask: bool array (h, w), True where the object is.
-        top: row of the image at which the mask's first row lies; may be negative.
-        left: column of the image at which the mask's first column lies; may be negative.
-        height: height of the image, px.
-        width: width of the image, px.
+        top: row of the image where the first row of the bitmap lies; may be negative.
+        left: column of the image where the first column of the bitmap lies; may be negative.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The mask's True pixels; parts outside the image are cut off.
+        The pixels where the bitmap is True. Parts outside the image are cut off.
     """
     inside = mask[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
     return Region(class_id, max(0, top), max(0, left), inside) if inside.size else empty_region(class_id)
 
 
 def merge_regions(regions: Sequence[Region]) -> Region:
-    """Unite the pieces of one object.
+    """Merge the pieces of one object into one region.
 
     Args:
-        regions: at least one region; the first one's class is that of the result.
+        regions: the pieces, at least one.
 
     Returns:
-        A region of all their pixels.
+        A region of the pixels of all pieces, with the class of the first piece.
     """
     if len(regions) == 1:
         return regions[0]

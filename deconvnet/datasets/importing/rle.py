@@ -1,7 +1,7 @@
-"""COCO's run-length encoding of masks, as a list of numbers or compressed to text.
+"""Decoding COCO's run-length encoding of masks, which is a list of numbers or compressed text.
 
-Written here because pycocotools reads outside its memory where run lengths don't fit the image; here they are summed before they
-are expanded.
+pycocotools is not used, because it reads memory out of bounds if the run lengths don't fit the image. Here the run lengths are
+summed and checked before they are expanded.
 """
 
 from typing import Any
@@ -13,18 +13,21 @@ from infra.errors import BadInput
 
 
 def parse_run_lengths(counts: Any) -> np.ndarray:
-    """Read run lengths from an annotation file.
+    """Decode the run lengths of a mask in a COCO annotation file.
+
+    In compressed text (as pycocotools' rleToString writes it), each character holds 6 bits: its code minus 48. The low 5 bits are
+    the next bits of a number, lowest first. Bit 0x20 is set if the number goes on in the next character. In the last character of
+    a number, bit 0x10 is the sign. From the fourth number on, each number is the difference from the run length two positions
+    before.
 
     Args:
-        counts: the `counts` of COCO's RLE: a list of whole numbers, or compressed text as pycocotools' rleToString writes it.
-            In the text a number is 5 bits a character, lowest first; a character's bit 0x20 says that more follow, bit 0x10 of
-            the last one is the sign. From the fourth number on, it is the difference to the number two before.
+        counts: value of `counts` in the annotation: a list of integers, or compressed text.
 
     Returns:
-        int64 array (N,) of lengths, background first.
+        int64 array (N,) of run lengths. The first is of background, the second of the object, and so on alternately.
 
     Raises:
-        BadInput: if the counts are neither.
+        BadInput: if `counts` is of another type or damaged.
     """
     if isinstance(counts, list):
         if not all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < 2**40 for each in counts):
@@ -55,16 +58,16 @@ def run_length_region(class_id: int, counts: Any, height: int, width: int) -> Re
     """Decode COCO's run lengths to a region.
 
     Args:
-        class_id: class of the object.
-        counts: run lengths as `parse_run_lengths` takes them; they run down the columns of the image.
-        height: height of the image, px.
-        width: width of the image, px.
+        class_id: class id of the object.
+        counts: run lengths, a list or compressed text (see `parse_run_lengths`); they run down the columns of the image.
+        height: height of the image in px.
+        width: width of the image in px.
 
     Returns:
-        The object's pixels, in the smallest window that holds them.
+        The pixels of the object, in the smallest window that holds them.
 
     Raises:
-        BadInput: if the run lengths are damaged or don't add up to the pixels of the image.
+        BadInput: if the run lengths are damaged, or their sum is not the number of pixels of the image.
     """
     lengths = parse_run_lengths(counts)
     if (total := int(lengths.sum())) != height * width:

@@ -1,4 +1,4 @@
-"""The split of an imported data set into train and val: given by the source, by lists of names, or drawn."""
+"""Splitting an imported data set into train and val: as the source says, by lists of names, or at random."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -12,13 +12,13 @@ from infra.storage.tables import Reject
 
 @dataclass(frozen=True)
 class SplitRules:
-    """How images are split if the source does not give their splits.
+    """Rules for splitting a data set into train and val if the source does not say the split of its images.
 
     Attributes:
-        train: names or ids of the images of train; None if there is no such list.
-        val: names or ids of the images of val; None if there is no such list.
-        val_share: share of the images to draw for val, in (0, 1), if there is no list.
-        seed: seed of that draw.
+        train: names or ids of the images of train; None if the user gave no such list.
+        val: names or ids of the images of val; None if the user gave no such list.
+        val_share: share of the images to choose at random for val if there is no list, in (0, 1).
+        seed: seed of the random choice.
     """
 
     train: Sequence[str] | None = None
@@ -28,14 +28,14 @@ class SplitRules:
 
 
 def read_split_list(uri: str, setting: str) -> list[str]:
-    """Read a list of images, one name or id a line.
+    """Read a list of images from a text file with one name or id on each line.
 
     Args:
-        uri: path or s3:// address of the text file.
-        setting: name of the setting that names it, for the error message.
+        uri: path or s3:// address of the file.
+        setting: name of the setting that names this file, for the error message.
 
     Returns:
-        The lines, without those that are empty.
+        The lines without surrounding blanks; empty lines are left out.
 
     Raises:
         UserError: if there is no such file, or it is not text.
@@ -48,18 +48,18 @@ def read_split_list(uri: str, setting: str) -> list[str]:
 
 
 def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
-    """Draw the images to validate on.
+    """Choose images at random for val.
 
-    An image is drawn if the SHA-256 of "seed:val:id", as a number in [0, 1), is less than `share`. So it keeps its split when
-    other images are added or removed.
+    An image is chosen if the SHA-256 of "seed:val:id", read as a number in [0, 1), is less than `share`. So an image stays in its
+    split when other images are added or removed.
 
     Args:
         ids: ids of all images.
-        share: share to draw, in (0, 1).
-        seed: another seed draws other images.
+        share: share of the images to choose, in (0, 1).
+        seed: seed of the random choice.
 
     Returns:
-        The ids drawn; of two or more at least one, and never all.
+        The ids chosen. Of two or more images, at least one is chosen and at least one is not. A single image is not chosen.
     """
     hashes = {
         image_id: int.from_bytes(hashlib.sha256(f"{seed}:val:{image_id}".encode()).digest()[:8], "big") / 2**64
@@ -71,18 +71,19 @@ def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
 
 
 def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]:
-    """Decide the split of each image of a data set.
+    """Assign each image of a data set to train or val.
 
-    Splits given by the source come first, then the lists of names, else val is drawn. With one list, all images that are not on
-    it belong to the other split. With two, images on neither are left out, and images on both belong to val.
+    If the source says the split of any image, the source decides; its images without a split go to train. Otherwise the user's
+    lists decide. With one list, images that are not on it go to the other split. With two lists, images on neither are left out,
+    and images on both go to val. Without a list, val is chosen at random.
 
     Args:
-        dataset: the data set. Lines of the lists that fit no image are added to its `rejects`, and images on neither list are
-            counted in its `notes`.
-        rules: the lists, or how to draw val.
+        dataset: the data set. Names on the lists that fit no image, and images on both lists, are added to its `rejects`. The
+            number of images on neither list is added to its `notes`.
+        rules: the lists, or the share and seed of the random choice.
 
     Returns:
-        "train" or "val" by image id, for the images to import.
+        "train" or "val" by image id. Images that are left out are missing.
     """
     ids = [entry.image_id for entry in dataset.entries]
     if any(entry.split for entry in dataset.entries):
@@ -108,5 +109,5 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
 
 
 def _file_name(path: str) -> str:
-    """Return the last part of a path with "/" or "\\" between folders."""
+    """Return the last part of a path. Folders may be separated by "/" or "\\"."""
     return path.replace("\\", "/").rsplit("/", 1)[-1]

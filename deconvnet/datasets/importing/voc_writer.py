@@ -1,7 +1,8 @@
-"""Writing an annotated data set as a folder in VOC's layout, which appears complete or not at all.
+"""Writing an annotated data set as a new folder in VOC's layout.
 
-Beside VOC's folders it gets classes.txt (class names, one a line, by id), rejects.csv (images and annotations that were not
-imported, with reasons) and import.json (where the data set came from, and what was counted).
+The folder appears only when it is complete. Beside the files of VOC's layout, three files are written. classes.txt has the class
+names, one on each line, in the order of their ids. rejects.csv has the images and annotations that were not imported, with the
+reasons. import.json has the origin of the data set and the counts of the import.
 """
 
 import csv
@@ -27,14 +28,14 @@ _LEAST_IMAGES = {"train": 2, "val": 1}
 
 @dataclass
 class ImportSummary:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
-        splits: ids of the imported images by split, "train" and "val", sorted.
-        rejects: images that could not be imported, with reasons.
-        skipped: annotations that were left out: their image, and the reason.
+        splits: sorted ids of the imported images by split, "train" and "val".
+        rejects: a Reject with the reason for each image that could not be imported.
+        skipped: annotations that were left out. Each is a pair of the image that it belongs to and a sentence with the reason.
         overlapping_images: number of images in which objects overlap.
-        overlap_share: share of all pixels that more than one object covers, in [0, 1].
+        overlap_share: share of the pixels of all images that more than one object covers, in [0, 1].
         hidden_objects: number of objects that lie wholly under others.
     """
 
@@ -48,13 +49,13 @@ class ImportSummary:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Create a folder that appears complete or not at all.
+    """Create a folder that appears only when its content is complete.
 
     Args:
-        folder: the folder to create; an empty one may exist.
+        folder: path of the folder to create. An empty folder may exist there.
 
     Yields:
-        A temporary folder to fill. It is renamed to `folder` at the end of the block, or removed if the block fails.
+        A temporary folder to fill. It is renamed to `folder` at the end of the `with` block, or deleted if the block raises.
 
     Raises:
         UserError: if the folder exists and is not empty, or the disk is full or not writable.
@@ -86,21 +87,24 @@ def write_voc_layout(
     threads: int,
     origin: Mapping[str, Any],
 ) -> ImportSummary:
-    """Load the images of a data set and write them in VOC's layout.
+    """Load the images of a data set, and write them with their masks and lists to a folder in VOC's layout.
+
+    Progress is shown on stderr.
 
     Args:
         dataset: the data set.
-        splits: "train" or "val" by image id; images without a split are not written.
-        folder: empty folder to write to.
+        splits: "train" or "val" by image id. Images without a split are not written.
+        folder: existing empty folder to write to.
         max_rejects: share of the images that may be unusable, in [0, 1].
-        threads: number of threads.
-        origin: where the data set came from, for import.json.
+        threads: number of threads that load and write images.
+        origin: JSON values that describe the origin of the data set; they are written to import.json.
 
     Returns:
-        What was imported and what was not.
+        A summary of what was imported and what was not.
 
     Raises:
-        UserError: if more images than `max_rejects` are unusable, or a split is left with too few.
+        UserError: if a larger share than `max_rejects` is unusable, or fewer than two images are left in train or none in val.
+            The caller must delete the folder then.
     """
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()
@@ -133,7 +137,14 @@ def write_voc_layout(
 
 @dataclass(frozen=True)
 class _Written:
-    """What is counted of an image after it was written: fields of `AnnotatedImage`, and the number of its pixels."""
+    """The counts of an image that was written.
+
+    Attributes:
+        skipped: a sentence with the reason for each annotation that was left out.
+        overlap_pixels: number of pixels that more than one object covers.
+        hidden_objects: number of objects that lie wholly under others.
+        pixels: number of pixels of the image.
+    """
 
     skipped: tuple[str, ...]
     overlap_pixels: int
@@ -142,7 +153,13 @@ class _Written:
 
 
 def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
-    """Write the files of one image in VOC's layout below `folder`."""
+    """Write the image file and the masks of one image to a folder in VOC's layout.
+
+    Args:
+        image_id: id of the image, which is the name of its files without suffix.
+        image: the image with its masks.
+        folder: folder of the data set.
+    """
     (folder / voc.IMAGES_DIR / f"{image_id}{image.suffix}").write_bytes(image.image)
     (folder / voc.CLASS_MASKS_DIR / f"{image_id}.png").write_bytes(encode_mask(image.class_mask, VOC_PALETTE))
     if image.object_mask is not None:
@@ -152,7 +169,16 @@ def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
 
 
 def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> None:
-    """Raise UserError if too many of the `inputs` images were rejected, or a split has too few."""
+    """Check that not too many images were rejected, and that each split has enough images.
+
+    Args:
+        summary: result of the import.
+        inputs: number of images that the import tried to use.
+        max_rejects: share of them that may be unusable, in [0, 1].
+
+    Raises:
+        UserError: if more were rejected, or train has fewer than two images or val none.
+    """
     why = most_common_reasons([reject.reason for reject in summary.rejects])
     first = f"; the first is {summary.rejects[0].path}" if summary.rejects else ""
     if summary.rejects and len(summary.rejects) > max_rejects * inputs:
@@ -169,14 +195,14 @@ def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> N
 
 
 def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
-    """Summarise reasons for rejection in one line.
+    """Summarise the reasons of many rejects in one line.
 
     Args:
-        reasons: the reasons; those that differ in numbers only are counted together.
+        reasons: the reason of each reject. Reasons that differ only in numbers are counted as the same.
         most: number of different reasons to show.
 
     Returns:
-        The most common reasons with their counts: "12× the file is empty; 1× not an image".
+        The most common reasons with their counts, such as "12× the file is empty; 1× not an image".
     """
     kinds: dict[str, list[str]] = {}
     for reason in reasons:
@@ -186,7 +212,14 @@ def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
 
 
 def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write the lists of the splits, classes.txt, rejects.csv and import.json below `folder`."""
+    """Write the lists of the splits, classes.txt, rejects.csv and import.json.
+
+    Args:
+        dataset: the data set, for its class names and notes.
+        summary: result of the import; the ids of its splits are sorted in place.
+        folder: folder of the data set.
+        origin: JSON values that describe the origin of the data set, for import.json.
+    """
     lists = folder / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     for ids in summary.splits.values():

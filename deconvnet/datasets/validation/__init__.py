@@ -1,5 +1,5 @@
 """The check of a data set before training.
 
-`check.check_dataset` measures each image (`image_statistics`), looks for images that occur twice (`duplicates`), and makes a
-report in Markdown (`report`) and a contact sheet (`contact_sheet`).
+`check.check_dataset` runs the whole check. Its steps are to measure each image (`image_statistics`), to look for images that
+occur twice (`duplicates`), to compose a report in Markdown (`report`), and to draw a contact sheet (`contact_sheet`).
 """

@@ -1,4 +1,4 @@
-"""The check of a data set in VOC's layout: every image of two splits is read once, as training would read it."""
+"""The check of a data set in VOC's layout, which reads every image of two splits as training would read it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,22 +26,25 @@ def check_dataset(
     max_pixels: int = 100_000_000,
     threads: int = 1,
 ) -> tuple[CheckReport, bytes | None]:
-    """Check a data set. If it was imported, its import.json adds to the report.
+    """Check a data set, and return a report and a contact sheet. Nothing is written to disk.
+
+    Progress is shown on stderr. If the data set was imported, the report also quotes what its import.json recorded.
 
     Args:
-        root: folder in VOC's layout, local or at s3://.
+        root: path or s3:// address of a folder in VOC's layout.
         classes: class names by id, background first.
-        limits: which objects proposals can find.
+        limits: limits of region proposals, by which the report tells which objects are too small to be found.
         title: name of the data set, for the headings.
-        splits: names of the lists that are trained on and validated on.
-        max_pixels: images with more pixels are unusable.
-        threads: number of threads.
+        splits: names of the split to train on and of the split to validate on.
+        max_pixels: images with more pixels count as unusable.
+        threads: number of threads that read images.
 
     Returns:
-        The report, and a PNG with images to look at (None if no image is usable).
+        The report, and the contact sheet: a PNG with some of the images and their masks. The latter is None if no image is
+        usable.
 
     Raises:
-        UserError: if the folder or a list can't be read.
+        UserError: if the folder or the list of a split can't be read.
     """
     dataset = voc.VocDataset(root)
     train_list, val_list = splits
@@ -68,7 +71,17 @@ def check_dataset(
 def _load_cell(
     root: str, files: voc.VocImageFiles, suspicious: Mapping[str, Mapping[str, str]], max_pixels: int
 ) -> SheetCell | None:
-    """Load an image for the contact sheet. Returns None if its files changed or vanished since they were measured."""
+    """Load an image and its class mask for the contact sheet.
+
+    Args:
+        root: folder of the data set.
+        files: files of the image.
+        suspicious: what is suspicious about each image, by image id and then by kind, as in `CheckReport.suspicious`.
+        max_pixels: most pixels that the image may have.
+
+    Returns:
+        The image with its caption and warning. None if it can't be read, because its files changed after they were measured.
+    """
     try:
         image = decode_image(read_bytes(join(root, files.image.name)), max_pixels)
         mask = decode_mask(read_bytes(join(root, files.class_mask.name)), max_pixels)

@@ -1,4 +1,4 @@
-"""The contact sheet of a check: images with their masks over them, suspicious ones first, as a PNG 1,200 px wide."""
+"""The contact sheet of a check: a PNG, 1,200 px wide, that shows some images with their masks painted over them."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ _WARNING_COLOUR = "#d94801"
 
 @dataclass(frozen=True)
 class SheetCell:
-    """An image on a contact sheet.
+    """An image for a contact sheet.
 
     Attributes:
         image: uint8 array (H, W, 3), RGB.
         mask: uint8 array (H, W) of class ids; 255 is void.
-        title: caption, usually the image id.
-        warning: what is suspicious about the image; empty if nothing is.
+        title: caption of the image, usually its id.
+        warning: text on what is suspicious about the image; empty if nothing is.
     """
 
     image: np.ndarray
@@ -52,15 +52,16 @@ class SheetCell:
 def select_images(
     statistics: Sequence[ImageStatistics], suspicious: Mapping[str, Mapping[str, str]], most: int = 32
 ) -> list[str]:
-    """Select the images of a data set that a contact sheet shows.
+    """Choose the images of a data set for its contact sheet.
 
-    Half the sheet at most are suspicious images, and a quarter at most those of one kind. Then an image is added for each class
-    that is not shown yet, the rarest class first; the rest are evenly spread over the data set.
+    Suspicious images are chosen first. They fill at most half of the sheet, and those of one kind at most a quarter. For each
+    class that is then still missing, rarest class first, the image with the largest share of that class is added. The remaining
+    places go to images that are evenly spread over the data set.
 
     Args:
-        statistics: all images; unusable ones are not selected.
-        suspicious: `CheckReport.suspicious`.
-        most: number of images to select.
+        statistics: measurements of all images; unusable images are not chosen.
+        suspicious: what is suspicious about each image, by image id and then by kind, as in `CheckReport.suspicious`.
+        most: number of images to choose; if there are fewer usable images, all are chosen.
 
     Returns:
         Ids of the images, suspicious ones first.
@@ -92,12 +93,12 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
     """Draw a contact sheet.
 
     Args:
-        cells: at least one image; they are drawn four a row.
-        classes: class names by id; those that occur are named in the legend.
+        cells: images to draw, four in a row; at least one.
+        classes: class names by id; the legend lists the classes that occur.
         title: heading of the sheet.
 
     Returns:
-        PNG bytes.
+        The sheet as the bytes of a PNG file.
 
     Raises:
         ValueError: if there is no image.
@@ -142,7 +143,15 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
 
 
 def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale an image and its mask to fit a cell."""
+    """Scale an image and its mask up or down so that they just fit a cell of the sheet.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        mask: uint8 array (H, W) of class ids.
+
+    Returns:
+        The scaled image and the scaled mask; their aspect ratio is kept.
+    """
     height, width = mask.shape
     scale = min(_CELL_WIDTH * _DPI / width, _CELL_HEIGHT * _DPI / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -151,17 +160,26 @@ def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Paint and name the classes of an image. Void, which surrounds every object, only makes it paler."""
+    """Paint the classes of a mask over its image and write their names. Void pixels are only made paler.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        mask: uint8 array (H, W) of class ids; 255 is void.
+        classes: class names by id.
+
+    Returns:
+        uint8 array (H, W, 3), RGB.
+    """
     void = mask == VOID_ID
     pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
     return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes)
 
 
 def _legend_name(class_id: int, classes: Sequence[str]) -> str:
-    """Return the name of a class for the legend."""
+    """Return the name of a class for the legend: "void" for the id 255, otherwise the class name, shortened to 18 characters."""
     return "void" if class_id == VOID_ID else _shorten(classes[class_id], _LEGEND_CHARACTERS)
 
 
 def _shorten(text: str, most: int) -> str:
-    """Cut a text to `most` characters; "…" stands for what was cut off."""
+    """Cut a text to at most `most` characters, of which the last is "…" if anything was cut off."""
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,4 +1,7 @@
-"""Images that a data set has more than once: files that are equal, and images of train and val that look alike."""
+"""Finding images that a data set has more than once.
+
+Two kinds are found: equal files within a split, and images that look alike, one in train and the other in val.
+"""
 
 import io
 from collections.abc import Sequence
@@ -10,24 +13,26 @@ from PIL import ExifTags, Image
 if TYPE_CHECKING:
     from deconvnet.datasets.validation.image_statistics import ImageStatistics
 
-# Of 256 bits. Copies that were halved and re-encoded differ in up to 22; of shared/voc-sample's images no two differ in under 46.
+# Images whose hashes differ in no more bits (of 256) look alike. Copies at half size and re-encoded differ in up to 22 bits; any two
+# images of shared/voc-sample differ in 46 or more.
 NEAR_DUPLICATE_BITS = 28
-_MIN_EDGES = 16  # of 256 bits: a hash with fewer bits set, or fewer unset, says nothing (skies, blank pages)
-_GRID = 16
-_PAIRS_AT_ONCE = 4_000_000
+_MIN_EDGES = 16  # a hash (of 256 bits) with fewer bits set or unset belongs to a plain image, such as a blank page
+_GRID = 16  # rows of a hash, and bits in each row
+_PAIRS_AT_ONCE = 4_000_000  # most pairs of images that are compared in one step, to bound the memory
 _ROTATIONS = {3: 180, 6: 270, 8: 90}  # degrees anticlockwise that undo an EXIF orientation
 
 
 def perceptual_hash(image: bytes) -> np.ndarray | None:
-    """Hash what an image shows, such that copies that were scaled, re-encoded or slightly retouched differ in few bits (dHash).
+    """Compute a hash of what an image shows (dHash).
 
-    The image as displayed is reduced to a grid of grey cells; a bit tells whether a cell is darker than its right neighbour.
+    The hashes of two copies differ in few bits even if one was scaled, re-encoded or slightly retouched. The image as displayed
+    is reduced to 16 rows of 17 grey cells. Each bit tells whether a cell is darker than its right neighbour.
 
     Args:
-        image: encoded bytes of a valid image.
+        image: encoded bytes of a valid image file.
 
     Returns:
-        uint64 array (4,) of 256 bits; None if the image is too plain to be told from others.
+        uint64 array (4,), which holds 256 bits; None if the image is too plain to be told from others by its hash.
     """
     picture = Image.open(io.BytesIO(image))
     picture.draft("L", (128, 128))
@@ -43,13 +48,14 @@ def perceptual_hash(image: bytes) -> np.ndarray | None:
 
 
 def find_near_duplicates(images: Sequence["ImageStatistics"]) -> list[tuple["ImageStatistics", "ImageStatistics", int]]:
-    """Find pairs of a train and a val image that look alike.
+    """Find pairs of a train image and a val image that look alike.
 
     Args:
-        images: the images of both splits.
+        images: measurements of the images of both splits.
 
     Returns:
-        Train image, val image, and the number of bits of 256 in which their hashes differ; the most similar pairs first.
+        For each pair the train image, the val image, and the number of bits (of 256) in which their hashes differ. The pairs are
+        sorted, most similar first.
     """
     train, val = ([each for each in images if each.split == s and each.perceptual_hash is not None] for s in ("train", "val"))
     if not train or not val:
@@ -70,13 +76,13 @@ def find_near_duplicates(images: Sequence["ImageStatistics"]) -> list[tuple["Ima
 
 
 def find_identical(images: Sequence["ImageStatistics"]) -> list[list["ImageStatistics"]]:
-    """Find images whose files are equal byte for byte.
+    """Find images of the same split whose files are equal byte for byte.
 
     Args:
-        images: the images of both splits.
+        images: measurements of the images of both splits.
 
     Returns:
-        Groups of two or more images of one split.
+        Groups of two or more equal images.
     """
     groups: dict[tuple[str, str], list[ImageStatistics]] = {}
     for image in images:

@@ -1,4 +1,4 @@
-"""What the check of a data set measures on each image: its classes, its objects, and what is suspicious about it."""
+"""Measurements of a single image for the check of a data set: its classes, its objects, and what is suspicious about it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from infra.storage.tables import Reject
 from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID, void_id
 
-SPECKLE_AREA = 10  # px: an object smaller than this is more often a slip of the brush than an object
-MUCH_VOID = 0.3  # share of an image's pixels
-ONE_CLASS = 0.99  # share of an image's pixels that are not void
-_MIN_OVERLAP = 0.5  # IoU of boxes
-_MOST_COMPARED = 2000  # objects of an image
+SPECKLE_AREA = 10  # pixels; a smaller object is more often a slip of the brush than intended
+MUCH_VOID = 0.3  # share of the pixels; an image with more void is suspicious
+ONE_CLASS = 0.99  # share of the pixels that are not void; an image in which one class covers more is suspicious
+_MIN_OVERLAP = 0.5  # IoU of two bounding boxes that count as overlapping
+_MOST_COMPARED = 2000  # objects of one image that are compared with each other
 
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """Which objects region proposals can find.
+    """Limits of the region proposals, which decide whether an object is too small to be proposed.
 
     Attributes:
-        min_box_area: smallest box proposed, in px² of the scaled image.
-        max_side: larger images are scaled down to this longer side, px, before proposals are made.
+        min_box_area: area in px² of the smallest box that is proposed, measured in the image after scaling.
+        max_side: length in px to which the longer side of larger images is scaled down before boxes are proposed.
     """
 
     min_box_area: float
@@ -42,13 +42,14 @@ class ImageStatistics:
     Attributes:
         image_id: id of the image.
         split: "train" or "val".
-        width: in px, as displayed; 0 if the image is unusable.
-        height: in px, as displayed; 0 if the image is unusable.
+        width: width in px, as displayed; 0 if the image is unusable.
+        height: height in px, as displayed; 0 if the image is unusable.
         pixels: number of pixels by class id; 255 is void.
-        objects: int64 array (N, 6), a row an object: class id, area in px, and box x0, y0, x1, y1 in px, x1 and y1 exclusive.
-        suspicions: what is suspicious, as a sentence by kind; the kinds are those of `report.KINDS`.
+        objects: int64 array (N, 6) with one row for each object: class id, area in px, and bounding box x0, y0, x1, y1 in px.
+            Here x1 and y1 are exclusive.
+        suspicions: what is suspicious about the image: a sentence by kind. The kinds are the keys of `report.KINDS`.
         perceptual_hash: uint64 array (4,), similar for images that look alike; None if the image is unusable or too plain.
-        digest: hex SHA-256 of the image file; empty if the image is unusable.
+        digest: SHA-256 of the image file in hex digits; empty if the image is unusable.
     """
 
     image_id: str
@@ -68,14 +69,14 @@ class ImageStatistics:
 
     @property
     def object_shares(self) -> np.ndarray:
-        """Share of the image's pixels that each object covers: float64 array (N,) in [0, 1]."""
+        """Share of the image's pixels that each object covers: float64 array (N,) in [0, 1], in the order of `objects`."""
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
     def unfindable(self, limits: ProposalLimits) -> np.ndarray:
-        """Tell which objects have boxes that are too small for proposals.
+        """Tell which objects have a bounding box that is too small to be proposed.
 
         Args:
-            limits: what proposals can find.
+            limits: limits of the region proposals.
 
         Returns:
             bool array (N,), in the order of `objects`.
@@ -86,17 +87,17 @@ class ImageStatistics:
 
 
 def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_classes: int, max_pixels: int) -> ImageStatistics:
-    """Read one image of a data set, as training would, and measure it.
+    """Read one image of a data set as training would, and measure it.
 
     Args:
-        root: folder in VOC's layout.
-        image: the image's files, or why there are none.
-        split: "train" or "val".
-        num_classes: number of classes, with background.
-        max_pixels: most pixels an image may have.
+        root: folder of the data set in VOC's layout.
+        image: files of the image, or a Reject with the reason why it can't be used.
+        split: split of the image, "train" or "val".
+        num_classes: number of classes, background included.
+        max_pixels: an image with more pixels is unusable.
 
     Returns:
-        The measurements; for an unusable image only its id, its split and the suspicion "unusable".
+        The measurements. Those of an unusable image have only its id, its split and its suspicions, among them "unusable".
     """
     if isinstance(image, Reject):
         return ImageStatistics(image.image_id, split, suspicions={"unusable": image.reason})
@@ -122,7 +123,16 @@ def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_
 
 
 def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: int) -> dict[str, str]:
-    """Check the mask of an unusable image for blended edges, if it can be read: they explain ids that are no classes."""
+    """Check the class mask of an unusable image for ids that come from blending along edges, as they may be why it is unusable.
+
+    Args:
+        root: folder of the data set in VOC's layout.
+        image: files of the image.
+        max_pixels: most pixels that the mask may have.
+
+    Returns:
+        A sentence by kind of suspicion; empty if nothing was found or the mask can't be read.
+    """
     try:
         return _check_edges(decode_mask(storage.read_bytes(storage.join(root, image.class_mask.name)), max_pixels))
     except (BadInput, OSError):
@@ -130,13 +140,13 @@ def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: in
 
 
 def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
-    """Look for images that are mostly void, without objects, or of one class.
+    """Check whether an image is mostly void, has no object, or is covered by one class.
 
     Args:
-        pixels: number of pixels by class id.
+        pixels: number of pixels by class id; 255 is void.
 
     Returns:
-        What was found, as a sentence by kind.
+        A sentence for each suspicion found, by its kind ("void", "empty" or "one class").
     """
     total, void = sum(pixels.values()), pixels.get(VOID_ID, 0)
     annotated = {class_id: count for class_id, count in pixels.items() if class_id != VOID_ID}
@@ -153,24 +163,39 @@ def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
 
 
 def _check_speckles(objects: np.ndarray) -> dict[str, str]:
-    """Look for objects that are too small to be meant. Returns a sentence by kind, empty if there are none."""
+    """Check whether an image has objects that are too small to be intended.
+
+    Args:
+        objects: int64 array (N, 6) as `ImageStatistics.objects`.
+
+    Returns:
+        A sentence by the kind "speckles"; empty if there are none.
+    """
     count = int((objects[:, 1] < SPECKLE_AREA).sum())
     return {"speckles": f"{count} object{'s' if count > 1 else ''} under {SPECKLE_AREA} px"} if count else {}
 
 
 def _check_edges(class_mask: np.ndarray) -> dict[str, str]:
-    """Look for ids that come from blending along edges. Returns a sentence by kind, empty if there are none."""
+    """Check whether a class mask has ids that come from blending along edges, as after resizing with interpolation.
+
+    Args:
+        class_mask: uint8 or uint16 array (H, W) of class ids.
+
+    Returns:
+        A sentence by the kind "blended edges"; empty if there are none.
+    """
     ids = blended_ids(class_mask)
     names = ", ".join(str(i) for i in ids[:5]) + (", …" if len(ids) > 5 else "")
     return {"blended edges": f"ids {names} lie only along edges between other ids"} if ids else {}
 
 
 def object_boxes(class_mask: np.ndarray, object_mask: np.ndarray) -> np.ndarray:
-    """Find the class, area and bounding box of each object.
+    """Measure the class, the area and the bounding box of each object in a mask.
 
     Args:
         class_mask: uint8 array (H, W) of class ids.
-        object_mask: uint8 or uint16 array (H, W) of object ids, each of one class; 0 is background, 255 or 65535 void.
+        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is background, void is 255 (uint8) or 65535 (uint16). All
+            pixels of an object must have the same class.
 
     Returns:
         int64 array (N, 6) as `ImageStatistics.objects`, in the order of the object ids.
@@ -189,13 +214,14 @@ def object_boxes(class_mask: np.ndarray, object_mask: np.ndarray) -> np.ndarray:
 
 
 def count_overlapping(objects: np.ndarray) -> int:
-    """Count the objects of an image whose box overlaps another object's box by an IoU of 0.5 or more.
+    """Count the objects of an image whose bounding box overlaps that of another object with an IoU of 0.5 or more.
 
     Args:
-        objects: int64 array (N, 6) as `ImageStatistics.objects`. Speckles, and objects beyond the first 2,000, are not compared.
+        objects: int64 array (N, 6) as `ImageStatistics.objects`. Objects of fewer than 10 pixels are ignored, and so are all after the first
+            2,000.
 
     Returns:
-        Number of objects.
+        The number of such objects.
     """
     objects = objects[objects[:, 1] >= SPECKLE_AREA][:_MOST_COMPARED]
     if len(objects) < 2:

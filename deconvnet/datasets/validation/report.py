@@ -1,4 +1,4 @@
-"""The report of a check in Markdown, and which images are suspicious."""
+"""The report of a check as Markdown text, and the list of the suspicious images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from deconvnet.datasets.validation.image_statistics import (
 from proposals.masks import VOID_ID
 
 SPLITS = ("train", "val")
-SMALL, LARGE = 0.01, 0.1  # share of the image: smaller objects than the first are small, larger ones than the second are large
-FEW_IMAGES = 5  # train images of a class: fewer are too few to learn it
+SMALL, LARGE = 0.01, 0.1  # share of the image that an object covers: below SMALL it is small, above LARGE it is large
+FEW_IMAGES = 5  # a class in fewer train images than this has too few to be learned
 _MOST_EXAMPLES = 5
 _NEAR_DUPLICATE = "near duplicate"
 KINDS = {
@@ -32,7 +32,7 @@ KINDS = {
     "void": f"over {MUCH_VOID:.0%} is void: little to learn from",
     "speckles": f"objects under {SPECKLE_AREA} px: slips of the brush, or remains of objects under others",
 }
-"""What can be suspicious about an image, and what it means; the most serious kind first."""
+"""The kinds of suspicion about an image, the most serious first, each with an explanation for the user."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class CheckReport:
     """The result of a check.
 
     Attributes:
-        text: the report, in Markdown.
-        suspicious: for each suspicious image (by id), what was found (a sentence by kind); the most serious kinds first.
+        text: the report in Markdown.
+        suspicious: what is suspicious about each image: by image id, a sentence by kind. Images without suspicion are missing.
+            The most serious kinds come first, both among the images and within each image.
     """
 
     text: str
@@ -55,17 +56,17 @@ def make_report(
     title: str,
     imported: Mapping[str, Any] | None = None,
 ) -> CheckReport:
-    """Write the report on a data set.
+    """Compose the report on a data set.
 
     Args:
-        images: all its images, with the unusable ones.
+        images: measurements of all images, including unusable ones.
         classes: class names by id, background first.
-        limits: which objects proposals can find.
+        limits: limits of region proposals, by which the report tells which objects are too small to be found.
         title: name of the data set.
-        imported: content of its import.json, if there is one.
+        imported: content of the data set's import.json; None if it was not imported.
 
     Returns:
-        The report and the suspicious images.
+        The report, with the suspicious images.
     """
     by_kind: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     for image in images:
@@ -92,7 +93,15 @@ def make_report(
 
 
 def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatistics]) -> str:
-    """Make the table of splits: number of images and objects, smallest, median and largest image."""
+    """Make the Markdown table of the splits: number of images and objects, and the smallest, the median and the largest image.
+
+    Args:
+        images: measurements of all images, including unusable ones.
+        usable: measurements of the usable images only.
+
+    Returns:
+        The table.
+    """
     rows = []
     for split in SPLITS:
         members = [image for image in usable if image.split == split]
@@ -105,13 +114,23 @@ def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatis
 
 
 def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limits: ProposalLimits) -> str:
-    """Make the table of classes, and its legend: images and objects by split, share of the pixels, sizes of objects."""
+    """Make the Markdown table of the classes: number of images and objects in each split, share of the pixels, sizes of the
+    objects.
+
+    Args:
+        usable: measurements of the usable images.
+        classes: class names by id, background first.
+        limits: limits of region proposals, for the column of unfindable objects.
+
+    Returns:
+        The table, followed by a paragraph that explains its columns.
+    """
     pixels: Counter[int] = Counter()
     images_with: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     for image in usable:
         pixels.update(image.pixels)
         images_with[image.split].update(image.pixels.keys())
-    # A row an object: class id, share of its image, whether it is unfindable, index of its split.
+    # One row for each object; the columns are class id, share of the image, 1 if unfindable, and index of the split.
     objects = np.concatenate([np.zeros((0, 4)), *(_object_rows(image, limits) for image in usable)])
     total = max(sum(pixels.values()), 1)
     rows = []
@@ -130,22 +149,41 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limi
 
 
 def _object_rows(image: ImageStatistics, limits: ProposalLimits) -> np.ndarray:
-    """Collect what the table of classes needs of the objects of an image.
+    """Collect the numbers that the table of classes needs about the objects of an image.
+
+    Args:
+        image: measurements of the image.
+        limits: limits of region proposals.
 
     Returns:
-        float64 array (N, 4): class id, share of the image, 1 if unfindable, index of the split.
+        float64 array (N, 4) with one row for each object: class id, share of the image's pixels, 1 if it is too small to be
+        proposed (else 0), and the index of its split in SPLITS.
     """
     split = np.full(len(image.objects), SPLITS.index(image.split))
     return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(limits), split], axis=1).astype(np.float64)
 
 
 def _count_by_split(objects: np.ndarray | None) -> list[str]:
-    """Count objects, rows of `_object_rows`, by split. Returns table cells, which are empty for None."""
+    """Count objects in each split, for the table of classes.
+
+    Args:
+        objects: rows of `_object_rows`; None for a class that has no objects by definition, such as background.
+
+    Returns:
+        One table cell for each split, empty for None.
+    """
     return ["" if objects is None else f"{int((objects[:, 3] == i).sum()):,}" for i in range(len(SPLITS))]
 
 
 def _size_shares(objects: np.ndarray | None) -> list[str]:
-    """Compute the shares of small, medium, large and unfindable objects. Returns table cells, which are empty without objects."""
+    """Compute the shares of small, medium, large and unfindable objects among some objects, for the table of classes.
+
+    Args:
+        objects: rows of `_object_rows`; None for a class that has no objects by definition, such as background.
+
+    Returns:
+        Four table cells in this order, empty if there are no objects.
+    """
     if objects is None or not len(objects):
         return [""] * 4
     share = objects[:, 1]
@@ -154,7 +192,15 @@ def _size_shares(objects: np.ndarray | None) -> list[str]:
 
 
 def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str, Any] | None) -> str:
-    """Describe in sentences how much objects overlap, in the masks and as they were annotated."""
+    """Describe how much the objects overlap, in the masks and, if the data set was imported, as they were annotated.
+
+    Args:
+        usable: measurements of the usable images.
+        imported: content of the data set's import.json; None if it was not imported.
+
+    Returns:
+        One or two sentences.
+    """
     objects = sum(len(image.objects) for image in usable)
     overlapping = sum(count_overlapping(image.objects) for image in usable)
     sentences = [f"{overlapping:,} of {objects:,} objects have a box that overlaps another object's by an IoU of 0.5 or more."]
@@ -173,7 +219,17 @@ def _list_suspicions(
     classes: Sequence[str],
     by_kind: Mapping[str, Mapping[str, str]],
 ) -> str:
-    """List what is suspicious: first classes, then identical files, then images of each kind with examples."""
+    """List everything suspicious as Markdown: first about classes, then identical files, then each kind with examples of images.
+
+    Args:
+        images: measurements of all images, including unusable ones.
+        usable: measurements of the usable images only.
+        classes: class names by id, background first.
+        by_kind: for each kind of suspicion, a sentence by image id.
+
+    Returns:
+        The list, or a sentence that nothing was found.
+    """
     lines = _check_classes(usable, classes)
     for same in find_identical(images)[:_MOST_EXAMPLES]:
         ids = ", ".join(image.image_id for image in same[:_MOST_EXAMPLES])
@@ -187,7 +243,15 @@ def _list_suspicions(
 
 
 def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) -> list[str]:
-    """List the classes that are missing from a split or have few images, a line each."""
+    """Find the classes that are missing from a split or have few images to learn from.
+
+    Args:
+        usable: measurements of the usable images.
+        classes: class names by id, background first.
+
+    Returns:
+        A line of Markdown for each such class.
+    """
     lines = []
     for class_id, name in enumerate(classes[1:], start=1):
         train, val = (sum(class_id in image.pixels for image in usable if image.split == split) for split in SPLITS)
@@ -203,19 +267,19 @@ def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) ->
 
 
 def _count_images(count: int) -> str:
-    """Write a number of images: "1 image", "2 images"."""
+    """Write a number of images as text, such as "1 image" or "2 images"."""
     return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a Markdown table whose columns line up in a terminal too.
+    """Make a Markdown table whose columns also line up when it is read as plain text.
 
     Args:
         heads: column headings.
-        rows: cells, as many a row as there are headings.
+        rows: cells of each row, as many as there are headings.
 
     Returns:
-        The table; its first column is flush left, the others are flush right.
+        The table. Its first column is aligned left, the others right.
     """
     widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
     rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
@@ -227,7 +291,7 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _percent(share: float) -> str:
-    """Write a share in percent: "12.3 %", "<0.1 %"."""
+    """Write a share in [0, 1] as a percentage, such as "12.3 %" or "<0.1 %"."""
     if 0 < share < 0.0005:
         return "<0.1 %"
     return f"{100 * share:.1f} %"
