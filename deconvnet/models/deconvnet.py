@@ -106,4 +106,5 @@ class DeconvNet(Network):
         for number in (5, 4, 3, 2, 1):
             x = self.get_submodule(f"unpool{number}")(x, switches[number])
             x = self.get_submodule(f"deconv{number}")(x)
-        return self.score(x)
+        scores: Tensor = self.score(x)
+        return scores

@@ -128,4 +128,5 @@ class FCN8s(Network):
         x = self.dropout(self.fc7(self.dropout(self.fc6(x))))
         x = self.up_score(self.score(x)) + self.score_pool4(pool4)
         x = self.up_pool4(x) + self.score_pool3(pool3)
-        return self.up_pool3(x)[..., :height, :width]
+        scores: Tensor = self.up_pool3(x)
+        return scores[..., :height, :width]

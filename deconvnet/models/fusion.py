@@ -56,7 +56,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
                 del unit.norm
             unit.conv = _without_deconvolution(layer)
     dtype = torch.bfloat16 if bf16 and fast_bf16(device) else torch.float32
-    return fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fused
 
 
 def _without_deconvolution(layer: nn.Module) -> nn.Module:

@@ -97,7 +97,7 @@ def fit_scale(mask: np.ndarray, size: int) -> float:
     Returns:
         At most 1; 1 if the image fits already.
     """
-    return min(1.0, size / max(mask.shape))
+    return float(min(1.0, size / max(mask.shape)))
 
 
 def _checked_size(mask: np.ndarray, size: int) -> tuple[int, int]:
