@@ -41,8 +41,8 @@ class PruningJob:
         examples_uri: table that the network will train on: `examples`, or `images` for FCN-8s.
         out_uri: `.npz` file that is written, for `deconvnet.models.init_weights.vgg16.load_vgg16`.
         seed: of the inputs and the sampled positions.
-        threads: torch threads; Ray reserves as many CPUs as `cpus`.
-        cpus: CPUs that are reserved.
+        threads: torch threads to compute with.
+        cpus: CPUs that the executor reserves for the job.
     """
 
     architecture: str
