@@ -1,7 +1,7 @@
 """Downloading large files over HTTP, and unpacking tar archives.
 
-A download that broke off is resumed, and its checksum is verified. It is saved as `<file>.part` and renamed when its checksum is
-right. An archive is unpacked to a temporary folder, which is renamed when it is complete.
+A download is saved as `<file>.part` at first. If it breaks off, it is resumed from there. When it is complete and its checksum is
+right, it is renamed. An archive is unpacked to a temporary folder, which is renamed when it is complete.
 """
 
 import errno
@@ -57,7 +57,7 @@ def require_disk_space(folder: Path, size: int, what: str) -> None:
     Args:
         folder: an existing folder on the disk.
         size: number of bytes needed.
-        what: name of what needs them, for the message.
+        what: name of what needs the room, for the message, such as "unpacking data.tar".
 
     Raises:
         UserError: if the disk has less room.
@@ -71,13 +71,14 @@ def require_disk_space(folder: Path, size: int, what: str) -> None:
 def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.0) -> Path:
     """Download a file, or resume a download that broke off.
 
-    If the target exists with the right checksum, nothing is downloaded. Progress is shown on stderr.
+    If the target exists with the right checksum, nothing is downloaded. If the connection breaks, the download is resumed up to
+    four times. Progress is shown on stderr.
 
     Args:
         url: http:// or https:// address of the file.
         target: path to save the file to; its folder is created if needed.
         checksum: checksum that the file must have, as for `has_checksum`. If None, it is not verified.
-        pause: seconds to wait before the second of five attempts when the connection breaks; the wait doubles each time.
+        pause: seconds to wait before the download is resumed for the first time; the wait doubles each time.
 
     Returns:
         `target`.
@@ -193,11 +194,13 @@ def _copy_stream(source: IO[bytes], file: IO[bytes], received: int, size: int | 
 def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Unpack one folder of a tar archive to a new folder, which appears only when it is complete.
 
+    Progress is shown on stderr.
+
     Args:
         archive: path of the archive.
         top: path of the folder in the archive.
-        to: path of the new folder.
-        wanted: predicate that gets the path of each member of the archive; members for which it is False are not unpacked.
+        to: path of the new folder, which must not exist yet.
+        wanted: function that is called with the path of each file in the archive. The file is unpacked if it returns True.
 
     Raises:
         UserError: if the archive is damaged, has no such folder, or has a member that would be written outside the new folder

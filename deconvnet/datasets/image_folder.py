@@ -18,8 +18,8 @@ class ImageFile:
 
     Attributes:
         name: path of the file relative to the folder.
-        stamp: text made of the file's size and time of modification, by which a changed file is noticed.
-        refused: reason why the image must not be used, for the user; empty if it may be used.
+        stamp: text made of the file's size and modification time; it changes when the file does.
+        refused: sentence for the user that says why the image must not be used; empty if it may be used.
     """
 
     name: str
@@ -67,9 +67,10 @@ def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
 
 
 def _is_image(name: str) -> bool:
-    """Tell whether a file is an image by its suffix, and neither hidden nor in a hidden folder.
+    """Tell by the path of a file whether it is an image that is not hidden.
 
-    Hidden files are excluded because macOS leaves hidden files beside images, with the same suffix.
+    It must have the suffix of an image, and neither its name nor that of a folder may begin with ".". macOS leaves such hidden
+    files beside images, with the same suffix.
 
     Args:
         name: path of the file relative to the folder that is listed.

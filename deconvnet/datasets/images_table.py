@@ -34,7 +34,7 @@ class _Item:
 
     Attributes:
         image_id: the id.
-        split: "train", "dev" or "val".
+        split: "train", "dev" (drawn from train for validation during training) or "val".
         found: the files of the image, or a Reject with the reason.
     """
 
@@ -49,25 +49,26 @@ class _Item:
 
 
 def class_names(settings: DataSettings) -> tuple[str, ...]:
-    """Return the class names of the data.
+    """Return the names of the classes in the data.
 
     Args:
         settings: the `data` section of the settings.
 
     Returns:
-        Class names by id, background first: `settings.classes`, or the generated data set's classes if `settings.root` is empty.
+        Class names by id, background first. They are `settings.classes`, or those of the generated data set if `settings.root` is
+        empty.
     """
     return settings.classes if settings.root else GENERATED_CLASSES
 
 
 def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
-    """Return the data set's folder; generate the data set there first if `settings.root` is empty.
+    """Return the folder of the data set. If `settings.root` is empty, generate a data set first.
 
     Args:
         settings: the `data` section of the settings.
         seed: seed of the generated images.
-        generated_uri: folder to write a generated data set to. A data set that an earlier call generated there with the same
-            settings and seed is kept.
+        generated_uri: folder to write a generated data set to. If it already holds one that was generated with the same settings
+            and seed, that is kept.
 
     Returns:
         Absolute path or s3:// address of a folder in VOC's layout.
@@ -83,13 +84,13 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
     """Compute a fingerprint of the data set without reading its images.
 
     Args:
-        settings: the `data` section of the settings.
-        root: folder of the data set in VOC's layout; ignored if `settings.root` is empty, because the data set is generated then.
+        settings: the `data` section of the settings. If its `root` is empty, the data set is a generated one.
+        root: folder of the data set in VOC's layout; ignored for a generated data set.
 
     Returns:
-        SHA-256 in hex digits. For a given folder it covers the names, sizes and modification times of all image and mask files of
-        both splits, and the ids that can't be used. For generated data it covers the settings of the generator, but not the seed,
-        which the caller must add.
+        SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of both splits, and
+        the ids that can't be used. For a generated data set it covers the generator's settings instead, but not the seed, which
+        the caller must add.
 
     Raises:
         UserError: if the folder is not in VOC's layout, or the list of a split can't be read.
@@ -115,19 +116,21 @@ def prepare_images(
 
     Args:
         settings: the `data` section of the settings.
-        seed: seed of the random choice of the dev images and, if `settings.limit` is set, of the images to use at all.
+        seed: seed for drawing the split dev (validation during training) from train. If `settings.limit` is set, the seed also
+            determines which images are used at all.
         out_uri: path or s3:// address of the table to write.
-        fingerprint: fingerprint of this pipeline stage; the table's files are written under it.
+        fingerprint: hash of everything that this stage of the pipeline depends on. Parts of the table that an interrupted run
+            wrote with the same fingerprint are kept.
         root: folder of the data set.
-        executor: runs the units of work, each of which reads up to 32 images and writes one part of the table.
+        executor: runs the units of work. Each unit reads up to 32 images and writes one part of the table.
 
     Returns:
-        The commit of the table. Its `extra` has three entries: `counts` (number of images by split), `classes` (class names by
-        id) and `digest` (SHA-256 of the table's content in hex digits, the same for the same images, masks and splits).
+        The commit record of the table. Its `extra` has three entries: `counts` (number of images by split), `classes` (class
+        names by id) and `digest` (SHA-256 of the table's content in hex digits, the same for the same images, masks and splits).
 
     Raises:
-        UserError: if the folder or the list of a split can't be read, a larger share of the images than `settings.max_rejects` is
-            unusable, or a split has no usable image. In each case the table is not committed.
+        UserError: if the folder or the list of a split can't be read, the share of unusable images is larger than
+            `settings.max_rejects`, or a split has no usable image. In each case the table is not committed.
     """
     root = storage.absolute(root)
     classes = class_names(settings)
@@ -154,11 +157,11 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
 
     Args:
         settings: the `data` section of the settings.
-        seed: seed of the random choice of images if `settings.limit` is set.
+        seed: seed for choosing the images if `settings.limit` is set.
         root: folder of the data set.
 
     Returns:
-        The ids. Images that turn out to be unusable when they are read are among them.
+        The ids. They include images that turn out to be unusable when they are read.
 
     Raises:
         UserError: if the folder or the list of a split can't be read, or a split has no image.
@@ -167,18 +170,18 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
 
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
-    """List the images of both splits, and the ids there that can't be used.
+    """List the images of the splits train and val, and the ids on their lists that can't be used.
 
-    Some of the images to train on are assigned to the split dev. If `settings.limit` is set, only the images drawn are listed,
-    and no unusable ids.
+    Some train images are assigned to the split dev. If `settings.limit` is set, only the images chosen are listed, and unusable
+    ids are left out.
 
     Args:
         settings: the `data` section of the settings.
-        seed: seed of the random choice of the dev images and, if `settings.limit` is set, of the images to use at all.
+        seed: seed for drawing dev and, if `settings.limit` is set, for choosing the images.
         root: folder of the data set.
 
     Returns:
-        The items, sorted by id, as the rows of the table are.
+        The items, sorted by image id, as the rows of the table must be.
 
     Raises:
         UserError: if the folder or the list of a split can't be read, or a split has no image.
@@ -201,7 +204,14 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
 
 
 def _units(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Group consecutive items into units of work of at most 32 images and about 64 MB each."""
+    """Group consecutive items into units of work of at most 32 images and about 64 MB each.
+
+    Args:
+        items: all items, in the order of the table's rows.
+
+    Returns:
+        The units in order. Each becomes one part of the table.
+    """
     units: list[list[_Item]] = [[]]
     size = 0
     for item in items:
@@ -217,13 +227,13 @@ def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -
     """Read the images of one unit of work as rows of the `images` table.
 
     Args:
-        unit: the items of one part of the table.
+        unit: the items of the unit.
         root: folder of the data set.
-        num_classes: number of classes, background included; a mask with a higher id is rejected.
+        num_classes: number of classes, background included. A mask with a higher id (other than 255, void) is rejected.
         max_pixels: an image with more pixels is rejected.
 
     Yields:
-        For each item, in order, its row, or a Reject with the reason if it can't be used.
+        A row for each item, in order, or a Reject with the reason if the item can't be used.
     """
     for item in unit:
         found = item.found
@@ -231,12 +241,12 @@ def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -
 
 
 def _no_usable_image(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:
-    """Make the error message for a split without a usable image.
+    """Make the error for a split that has no usable image.
 
     Args:
         split: "train", "dev" or "val".
-        settings: the `data` section of the settings, for the user's name of the split.
-        rejects: the images that can't be used; the message quotes the two most common reasons.
+        settings: the `data` section of the settings, which has the user's name of the split.
+        rejects: the images that can't be used; the message gives the two most common reasons.
 
     Returns:
         The error, for the caller to raise.

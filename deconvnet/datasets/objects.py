@@ -1,7 +1,7 @@
 """Object masks that are consistent with a class mask.
 
-Training crops are cut round these objects in stage 1 of the training, and round region proposals that are compared with these
-objects in stage 2.
+The training crops of stage 1 are cut round single objects of these masks. Those of stage 2 are cut round region proposals, which
+are compared with the objects.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ _STRIP_PIXELS = 4_000_000  # masks are converted to 64 bits in strips of this si
 
 
 def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
-    """Make an object mask that gives every annotated pixel an object, and every object one class.
+    """Make an object mask in which every annotated pixel belongs to an object, and every object has one class.
 
     * Background and void are taken from the class mask. Pixels that are void in the given object mask become void too.
     * An object id that covers several classes is split. The class with most of its pixels keeps the id (on a tie, the class with
-      the lowest id); each other class gets a new id after the highest one.
-    * Annotated pixels without an object id are grouped into 8-connected regions of one class, and each region becomes an object.
+      the lowest id). Each other class gets a new id after the highest one.
+    * Annotated pixels without an object id are grouped into 8-connected regions of one class. Each region becomes an object.
 
     Args:
         class_mask: uint8 array (H, W) of class ids; 0 is background, 255 void.
@@ -29,8 +29,8 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
             the objects are not annotated.
 
     Returns:
-        uint8 array (H, W) of object ids, with background 0 and void 255. With more than 254 objects, a uint16 array with void
-        65535.
+        uint8 array (H, W) of object ids, with background 0 and void 255. If there are more than 254 objects, it is uint16 with
+        void 65535.
 
     Raises:
         BadInput: if there are more objects than 16 bits can number.

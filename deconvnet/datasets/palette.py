@@ -1,4 +1,4 @@
-"""Class names of PASCAL VOC and of the generated data set, and the colours in which masks are painted (VOC's)."""
+"""Class names of PASCAL VOC and of the generated data set, and VOC's colours, in which masks are painted."""
 
 import numpy as np
 
@@ -16,8 +16,8 @@ GENERATED_CLASSES = ("background", "disc", "square", "triangle", "star", "ring")
 def _voc_palette() -> np.ndarray:
     """Compute the palette of VOC's development kit.
 
-    The three highest bits of red are bits 0, 3 and 6 of the id, the highest bit first. Those of green are bits 1, 4 and 7, and
-    the two highest bits of blue are bits 2 and 5.
+    The bits of an id are dealt out to the colour channels. From bit 0 up they become the highest bit of red, of green and of
+    blue, then the second highest bit of red, of green and of blue, and so on.
 
     Returns:
         uint8 array (256, 3): RGB colour by id.

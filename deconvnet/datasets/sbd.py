@@ -2,8 +2,10 @@
 
 SBD annotates 11,355 of VOC's images in MATLAB files. The file `dataset/cls/<id>.mat` has the class ids of the pixels in
 GTcls.Segmentation. The file `dataset/inst/<id>.mat` has their object ids, counted from 1, in GTinst.Segmentation, and the class
-of each object in GTinst.Categories. Neither uses void. SBD's images and VOC's train images, without VOC's val images, are the
-10,582 training images of the DeconvNet paper (section 5).
+of each object in GTinst.Categories. No pixel is void in either file.
+
+The split `train_aug` has the images of SBD and of VOC's train, without those of VOC's val. These are the 10,582 images on which
+VOC 2012 networks are commonly trained.
 """
 
 import io
@@ -84,8 +86,8 @@ def read_masks(cls_mat: bytes, inst_mat: bytes) -> tuple[np.ndarray, np.ndarray]
 def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
     """Convert SBD's masks to PNG files in a VOC 2012 folder, and write the list of its split `train_aug`.
 
-    An image that already has a class mask and an object mask there is not converted. So VOC's own masks are kept, and an
-    interrupted conversion can be resumed. The list is written last. Progress is shown on stderr.
+    An image that already has a class mask and an object mask there is skipped. So VOC's own masks are kept, and an interrupted
+    conversion can be resumed. The list is written last. Progress is shown on stderr.
 
     Args:
         sbd: path or s3:// address of SBD's folder `dataset`, with cls, inst, train.txt and val.txt.
@@ -95,7 +97,7 @@ def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
         The number of images in `train_aug`, and a Reject with the reason for each image of SBD that was left out.
 
     Raises:
-        UserError: if a list of images of either data set can't be read.
+        UserError: if a list of image ids can't be read, in either data set.
     """
     val = set(voc.read_split(voc_root, "val"))
     train = voc.read_split(voc_root, "train")

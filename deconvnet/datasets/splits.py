@@ -7,12 +7,12 @@ from infra.errors import UserError
 
 
 def _draw(ids: Collection[str], count: int, seed: int) -> list[str]:
-    """Choose ids at random, such that adding ids to the data set changes few of the choices.
+    """Choose ids at random, in such a way that adding ids to the data set changes few of the choices.
 
     Args:
         ids: ids to choose from.
         count: number of ids to choose; if there are fewer, all are chosen.
-        seed: seed of the choice.
+        seed: seed of the random choice.
 
     Returns:
         The ids with the smallest SHA-256 hashes of "seed:id", in the order of the hashes.
@@ -23,20 +23,21 @@ def _draw(ids: Collection[str], count: int, seed: int) -> list[str]:
 def assign_splits(
     train_ids: Collection[str], val_ids: Collection[str], dev_fraction: float, seed: int, limit: int | None = None
 ) -> dict[str, str]:
-    """Assign each image to the split train, dev or val.
+    """Assign each image to a split: train, dev (for validation during training) or val (for evaluation at the end).
 
     Args:
-        train_ids: ids of the images to train on; the dev images are drawn from them. No id may be in both arguments.
-        val_ids: ids of the images to evaluate on at the end.
+        train_ids: ids of the images to train on. The dev images are drawn from them.
+        val_ids: ids of the images to evaluate on at the end. None of them may be in `train_ids`.
         dev_fraction: share of the images to train on that becomes dev, in (0, 1). At least one image becomes dev, and never all.
         seed: seed of the random choices.
-        limit: number of ids to use of `train_ids` (dev included), and likewise of `val_ids`, chosen at random. None uses all.
+        limit: number of images to use of `train_ids` (dev included), and also of `val_ids`. They are chosen at random. None uses
+            all.
 
     Returns:
-        The split, "train", "dev" or "val", by image id. Ids that the limit leaves out are missing.
+        "train", "dev" or "val" by image id. Ids that are not used because of the limit are missing.
 
     Raises:
-        UserError: if fewer than two of `train_ids` are left, as one image is needed for train and one for dev.
+        UserError: if fewer than two of `train_ids` are used, as one image is needed for train and one for dev.
     """
     train, val = list(train_ids), list(val_ids)
     if limit is not None:

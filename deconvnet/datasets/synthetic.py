@@ -55,15 +55,15 @@ class _Shape:
 
 
 def _object_coordinates(shape: _Shape, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the coordinates of each pixel in the rotated frame of an object.
+    """Compute the coordinates of each pixel relative to the centre and the rotated axes of an object.
 
     Args:
-        shape: the object; its centre is the origin of the frame, and its angle turns the axes.
+        shape: the object.
         height: height of the image in px.
         width: width of the image in px.
 
     Returns:
-        Two float32 arrays (H, W), in px: the coordinate along the object's first axis, and that along its second axis.
+        Two float32 arrays (H, W), in px: the coordinates along the object's first axis, and along its second axis.
     """
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
     cos, sin = math.cos(shape.angle), math.sin(shape.angle)
@@ -141,7 +141,7 @@ def _coverage(shape: _Shape, rng: np.random.Generator, height: int, width: int) 
 
 
 def _soften(wave: np.ndarray) -> np.ndarray:
-    """Turn a wave that oscillates about 0 into a pattern in [0, 1] with smooth edges."""
+    """Turn a wave that oscillates about 0 into a pattern in [0, 1] with smooth edges, element by element."""
     return 0.5 + 0.5 * np.tanh(2.5 * wave)
 
 
@@ -235,8 +235,8 @@ def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: n
 def _place_objects(rng: np.random.Generator, height: int, width: int) -> Iterator[tuple[_Shape, np.ndarray]]:
     """Place up to four objects at random.
 
-    One to four objects are drawn. Each gets 12 random sizes and positions to try, and is dropped if each of them would hide more
-    than half of an earlier object.
+    One to four objects are drawn, and each tries up to 12 random sizes and positions. It takes the first at which at least half
+    of every earlier object stays visible. If there is none, the object is dropped.
 
     Args:
         rng: source of random numbers.
@@ -276,15 +276,15 @@ def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray
     """Generate one image of the data set, with its masks.
 
     Args:
-        index: index of the image in the data set; validation images are counted from VAL_OFFSET.
+        index: index of the image in the data set. Validation images are counted from VAL_OFFSET.
         seed: seed of the data set.
         height: height of the image in px.
         width: width of the image in px.
 
     Returns:
-        Three arrays. The image is uint8 (H, W, 3), RGB. The class mask is uint8 (H, W) of indices in GENERATED_CLASSES; along
-        every border of an object, 1 px on either side is void (255). The object mask is uint8 (H, W) of object ids from 1, with
-        background 0 and the same void pixels.
+        The image, a uint8 array (H, W, 3), RGB. Then the class mask, a uint8 array (H, W) of indices in GENERATED_CLASSES.
+        Finally the object mask, a uint8 array (H, W) of object ids from 1, with background 0. In both masks, the pixels next to
+        the border of an object are void (255): 1 px on either side.
     """
     rng = np.random.default_rng([seed, index])
     image = _ground(rng, height, width)
@@ -306,8 +306,8 @@ def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray
 def write_dataset(folder: str, seed: int, train: int, val: int, height: int, width: int) -> None:
     """Generate the data set and write it in VOC's layout, unless the folder already has it with the same seed, counts and size.
 
-    Beside the files of VOC's layout, classes.txt and generated.json are written. The latter describes what was generated. It is
-    written last, so an unfinished data set is generated anew.
+    Besides the files of VOC's layout, classes.txt and generated.json are written. The latter records what was generated. It is
+    written last, so a data set that was left incomplete is generated anew.
 
     Args:
         folder: local folder or s3:// prefix to write to.

@@ -1,4 +1,4 @@
-"""A function that applies another function to many items in several threads, and shows progress."""
+"""Applying a function to many items in several threads, with a progress display."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,14 @@ def thread_map(
 
     Args:
         function: function to apply; it is called once for each item, in any of the threads.
-        items: the arguments of the calls.
+        items: items to call the function with.
         threads: number of threads.
         title: name of the work for the progress display, such as "checking".
         unit: name of the items for the progress display, in the plural, such as "images".
 
     Yields:
-        The results, in the order of the items. They are computed in batches of 64; a batch starts when all results of the one
-        before were taken. An exception of `function` is raised when its result is reached.
+        The results, in the order of the items. Items are processed in batches of 64. The next batch starts when the results of
+        the previous one have all been taken. An exception in `function` is raised here when its result is due.
     """
 
     def results() -> Iterator[Result]:

@@ -166,8 +166,8 @@ class VocDataset:
 
         Args:
             name: name of the split.
-            taken: images that belong to another split: the name of that split by image id. They are rejected here. None if there
-                are none.
+            taken: ids to reject because they belong to another split, each with the name of that split. None rejects no id for
+                this reason.
 
         Returns:
             The images in the order of the split's list, and a Reject with the reason for each id that can't be used.
@@ -235,15 +235,15 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
     Args:
         root: folder of the data set.
         files: the files of the image.
-        split: split that the row names.
-        num_classes: number of classes, background included; a mask with a higher id than theirs, other than void, is rejected.
+        split: value for the column `split`.
+        num_classes: number of classes, background included. A class mask with a higher id (other than 255, void) is rejected.
         max_pixels: an image or a mask with more pixels is rejected.
 
     Returns:
         A row as in `proposals.schemas.IMAGES`, or a Reject with the reason if the image can't be used. The row holds the bytes of
         the image file unchanged. Its width and height are those of the image as displayed (EXIF orientation applied). Its masks
-        are PNG files. Its object mask is made by `make_object_mask`, so it agrees with the class mask even if the data set has
-        none or a contradictory one.
+        are PNG files. Its object mask is made by `make_object_mask`, so it agrees with the class mask even if the data set has no
+        object mask or one that contradicts the class mask.
     """
     file = files.image
     try:

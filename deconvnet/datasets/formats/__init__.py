@@ -1,28 +1,28 @@
-"""The formats of annotated data sets that can be imported: one module a format, named as `--from` names it.
+"""The formats of annotated data sets that can be imported: one module for each, named as the user names it in `--from`.
 
-To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`, and its name to the setting `from` of
-import_data.py (`ImportSettings` in workflows/settings.py). The format's `read` function is called with
+To add a format, add one module here that defines `FORMAT = DatasetFormat(…)`. Then add its name to the setting `from` of
+import_data.py (`ImportSettings` in workflows/settings.py). The `read` function of the format is called with two arguments:
 
-* `sources`, a sequence of `AnnotationSource`: where images and annotations are; one for the whole data set, or one each for train
-  and val;
-* `rules`, an `ImportRules`: what the user chose about classes, overlaps and so on;
+* `sources`, a sequence of `AnnotationSource`, says where the images and annotations are. There is one source for the whole data
+  set, or one each for train and val.
+* `rules`, an `ImportRules`, says what the user chose about classes, overlaps and so on.
 
-and returns an `AnnotatedDataset`. It usually works in three steps:
+It returns an `AnnotatedDataset`. It usually works in three steps:
 
 1. Read the annotation files (`importing.images.read_input`, `read_json`) and list the images (`importing.images.ImageIndex`).
 2. Choose the classes and their ids (`importing.dataset.select_classes`, `class_ids`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
-   is called later, once, in any thread; `functools.partial` gives it what it needs. If the annotations are shapes, it makes a
-   `importing.regions.Region` of each, and `importing.painting.paint_image` paints them by the rules. If they are masks, it reads
-   them by an `importing.class_table.ClassTable`.
+   is called later, once, in any thread. `functools.partial` gives it the arguments it needs. If the annotations are shapes, it
+   turns each of them into an `importing.regions.Region`, and `importing.painting.paint_image` paints the regions by the rules. If
+   the annotations are masks, it reads them with an `importing.class_table.ClassTable`.
 
 Errors are reported in four ways:
 
-* raise `UserError` from `read` if the data set can't be imported at all;
-* call `AnnotatedDataset.reject` in `read` for an image that is known to be unusable;
-* raise `BadInput` from the loading function if an annotation can't be understood: the image is rejected, as its mask would be
-  wrong;
-* list an annotation in `AnnotatedImage.skipped` if it can be left out without harm.
+* If the data set can't be imported at all, `read` raises `UserError`.
+* If an image is known to be unusable before it is loaded, `read` calls `AnnotatedDataset.reject`.
+* If an annotation can't be understood, the loading function raises `BadInput`. The image is then rejected, as its mask would be
+  wrong.
+* If an annotation can be left out without harm, the loading function lists it in `AnnotatedImage.skipped`.
 """
 
 import importlib

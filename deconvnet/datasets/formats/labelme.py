@@ -96,7 +96,9 @@ FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, imag
 
 
 def _is_annotation_file(name: str) -> bool:
-    """Tell whether a file is JSON by its suffix, and neither hidden nor in a hidden folder.
+    """Tell by the path of a file whether it is a JSON file that is not hidden.
+
+    It must have the suffix .json, and neither its name nor that of a folder may begin with ".".
 
     Args:
         name: path of the file relative to the folder of annotations.

@@ -1,6 +1,6 @@
 """Reading a folder of masks and a folder of images. A mask belongs to the image of the same file name.
 
-The values of the masks are ids (in paletted or grey images) or colours.
+The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,15 +73,16 @@ FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
 def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
-    """Index files by the name that a mask and its image have in common.
+    """Index files by the part of the name that a mask and its image have in common.
 
     Args:
         names: paths of the files, relative to their folder.
-        suffix: ending such as "_mask" that a file must have before its file name suffix; files without it are left out.
+        suffix: ending, such as "_mask", that the name of a file must have before its file name suffix. Files without it are left
+            out.
 
     Returns:
-        The path of the file by that path without `suffix` and file name suffix. If several files have the same, the first is
-        taken.
+        The path of each file by the same path without the ending and the file name suffix. Of files with the same key, the first
+        is kept.
     """
     stems: dict[str, str] = {}
     for name in names:

@@ -171,9 +171,7 @@ def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: bytes) -> int:
-    """Return the EXIF orientation of an image, from 1 to 8. An image without one has 1, which means that it is displayed as
-    stored.
-    """
+    """Return the EXIF orientation of an image, from 1 to 8. Return 1 (displayed as stored) if the image has none."""
     return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
 
 

@@ -104,7 +104,7 @@ def write_voc_layout(
 
     Raises:
         UserError: if a larger share than `max_rejects` is unusable, or fewer than two images are left in train or none in val.
-            The caller must delete the folder then.
+            Files that were already written stay in the folder, which the caller must delete.
     """
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()

@@ -33,7 +33,7 @@ def check_dataset(
     Args:
         root: path or s3:// address of a folder in VOC's layout.
         classes: class names by id, background first.
-        limits: limits of region proposals, by which the report tells which objects are too small to be found.
+        limits: limits of the region proposals; the report counts the objects that are too small to be proposed.
         title: name of the data set, for the headings.
         splits: names of the split to train on and of the split to validate on.
         max_pixels: images with more pixels count as unusable.
@@ -76,7 +76,7 @@ def _load_cell(
     Args:
         root: folder of the data set.
         files: files of the image.
-        suspicious: what is suspicious about each image, by image id and then by kind, as in `CheckReport.suspicious`.
+        suspicious: the suspicious images, as in `CheckReport.suspicious`; the image's sentences become its warning.
         max_pixels: most pixels that the image may have.
 
     Returns:

@@ -40,7 +40,7 @@ class SheetCell:
         image: uint8 array (H, W, 3), RGB.
         mask: uint8 array (H, W) of class ids; 255 is void.
         title: caption of the image, usually its id.
-        warning: text on what is suspicious about the image; empty if nothing is.
+        warning: text that says what is suspicious about the image; empty if nothing is.
     """
 
     image: np.ndarray
@@ -54,13 +54,13 @@ def select_images(
 ) -> list[str]:
     """Choose the images of a data set for its contact sheet.
 
-    Suspicious images are chosen first. They fill at most half of the sheet, and those of one kind at most a quarter. For each
-    class that is then still missing, rarest class first, the image with the largest share of that class is added. The remaining
-    places go to images that are evenly spread over the data set.
+    Suspicious images are chosen first. They fill at most half of the sheet, and those of one kind at most a quarter. Then, for
+    each class that no chosen image shows, starting with the rarest, the image with the largest share of that class is added. The
+    remaining places go to images that are evenly spread over the data set.
 
     Args:
         statistics: measurements of all images; unusable images are not chosen.
-        suspicious: what is suspicious about each image, by image id and then by kind, as in `CheckReport.suspicious`.
+        suspicious: the suspicious images, as in `CheckReport.suspicious`.
         most: number of images to choose; if there are fewer usable images, all are chosen.
 
     Returns:

@@ -24,11 +24,13 @@ _MOST_COMPARED = 2000  # objects of one image that are compared with each other
 
 @dataclass(frozen=True)
 class ProposalLimits:
-    """Limits of the region proposals, which decide whether an object is too small to be proposed.
+    """Limits of the region proposals, below which an object is too small to be proposed.
+
+    Region proposals are the boxes that EdgeBox finds in an image as likely objects.
 
     Attributes:
-        min_box_area: area in px² of the smallest box that is proposed, measured in the image after scaling.
-        max_side: length in px to which the longer side of larger images is scaled down before boxes are proposed.
+        min_box_area: area in px² of the smallest box that is proposed, measured after the image was scaled.
+        max_side: longest side in px of an image after scaling; larger images are scaled down to it before boxes are proposed.
     """
 
     min_box_area: float
@@ -47,7 +49,7 @@ class ImageStatistics:
         pixels: number of pixels by class id; 255 is void.
         objects: int64 array (N, 6) with one row for each object: class id, area in px, and bounding box x0, y0, x1, y1 in px.
             Here x1 and y1 are exclusive.
-        suspicions: what is suspicious about the image: a sentence by kind. The kinds are the keys of `report.KINDS`.
+        suspicions: a sentence for each kind of suspicion about the image. The kinds are keys of `report.KINDS`.
         perceptual_hash: uint64 array (4,), similar for images that look alike; None if the image is unusable or too plain.
         digest: SHA-256 of the image file in hex digits; empty if the image is unusable.
     """
@@ -123,7 +125,9 @@ def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_
 
 
 def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: int) -> dict[str, str]:
-    """Check the class mask of an unusable image for ids that come from blending along edges, as they may be why it is unusable.
+    """Check the class mask of an unusable image for ids that come from blending along edges.
+
+    Such ids may be why the image is unusable.
 
     Args:
         root: folder of the data set in VOC's layout.
@@ -131,7 +135,7 @@ def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: in
         max_pixels: most pixels that the mask may have.
 
     Returns:
-        A sentence by kind of suspicion; empty if nothing was found or the mask can't be read.
+        A dictionary with a sentence under "blended edges"; empty if no such id was found or the mask can't be read.
     """
     try:
         return _check_edges(decode_mask(storage.read_bytes(storage.join(root, image.class_mask.name)), max_pixels))
@@ -146,7 +150,7 @@ def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
         pixels: number of pixels by class id; 255 is void.
 
     Returns:
-        A sentence for each suspicion found, by its kind ("void", "empty" or "one class").
+        A dictionary with a sentence for each suspicion found, under its kind: "void", "empty" or "one class".
     """
     total, void = sum(pixels.values()), pixels.get(VOID_ID, 0)
     annotated = {class_id: count for class_id, count in pixels.items() if class_id != VOID_ID}
@@ -169,7 +173,7 @@ def _check_speckles(objects: np.ndarray) -> dict[str, str]:
         objects: int64 array (N, 6) as `ImageStatistics.objects`.
 
     Returns:
-        A sentence by the kind "speckles"; empty if there are none.
+        A dictionary with a sentence under "speckles"; empty if there is no such object.
     """
     count = int((objects[:, 1] < SPECKLE_AREA).sum())
     return {"speckles": f"{count} object{'s' if count > 1 else ''} under {SPECKLE_AREA} px"} if count else {}
@@ -182,7 +186,7 @@ def _check_edges(class_mask: np.ndarray) -> dict[str, str]:
         class_mask: uint8 or uint16 array (H, W) of class ids.
 
     Returns:
-        A sentence by the kind "blended edges"; empty if there are none.
+        A dictionary with a sentence under "blended edges"; empty if there is no such id.
     """
     ids = blended_ids(class_mask)
     names = ", ".join(str(i) for i in ids[:5]) + (", …" if len(ids) > 5 else "")
@@ -217,8 +221,8 @@ def count_overlapping(objects: np.ndarray) -> int:
     """Count the objects of an image whose bounding box overlaps that of another object with an IoU of 0.5 or more.
 
     Args:
-        objects: int64 array (N, 6) as `ImageStatistics.objects`. Objects of fewer than 10 pixels are ignored, and so are all after the first
-            2,000.
+        objects: int64 array (N, 6) as `ImageStatistics.objects`. Objects of fewer than 10 pixels are ignored. So are all others
+            after the first 2,000.
 
     Returns:
         The number of such objects.

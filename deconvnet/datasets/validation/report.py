@@ -41,8 +41,8 @@ class CheckReport:
 
     Attributes:
         text: the report in Markdown.
-        suspicious: what is suspicious about each image: by image id, a sentence by kind. Images without suspicion are missing.
-            The most serious kinds come first, both among the images and within each image.
+        suspicious: the suspicious images by id. For each image there is a dictionary with a sentence for each kind of suspicion.
+            The most serious kinds come first, both among the images and within each dictionary.
     """
 
     text: str
@@ -61,7 +61,7 @@ def make_report(
     Args:
         images: measurements of all images, including unusable ones.
         classes: class names by id, background first.
-        limits: limits of region proposals, by which the report tells which objects are too small to be found.
+        limits: limits of the region proposals; the report counts the objects that are too small to be proposed.
         title: name of the data set.
         imported: content of the data set's import.json; None if it was not imported.
 
@@ -114,13 +114,12 @@ def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatis
 
 
 def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limits: ProposalLimits) -> str:
-    """Make the Markdown table of the classes: number of images and objects in each split, share of the pixels, sizes of the
-    objects.
+    """Make the Markdown table of the classes: images and objects in each split, share of the pixels, sizes of the objects.
 
     Args:
         usable: measurements of the usable images.
         classes: class names by id, background first.
-        limits: limits of region proposals, for the column of unfindable objects.
+        limits: limits of the region proposals, for the column of objects that are too small to be proposed.
 
     Returns:
         The table, followed by a paragraph that explains its columns.
@@ -153,7 +152,7 @@ def _object_rows(image: ImageStatistics, limits: ProposalLimits) -> np.ndarray:
 
     Args:
         image: measurements of the image.
-        limits: limits of region proposals.
+        limits: limits of the region proposals.
 
     Returns:
         float64 array (N, 4) with one row for each object: class id, share of the image's pixels, 1 if it is too small to be
@@ -225,7 +224,7 @@ def _list_suspicions(
         images: measurements of all images, including unusable ones.
         usable: measurements of the usable images only.
         classes: class names by id, background first.
-        by_kind: for each kind of suspicion, a sentence by image id.
+        by_kind: for each kind of suspicion, a dictionary from image id to a sentence.
 
     Returns:
         The list, or a sentence that nothing was found.
