@@ -1,9 +1,15 @@
 """The table that says which class each value in a folder of masks stands for. It is read from a file or inferred from the masks.
 
-The file is text. Each line has a class name and its value, in either order. The value is an id or a colour: `road, 7`, `road:
-128,64,128`, `128 64 128 road`, `road #804080`. CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty
-lines, comments (# and a blank) and the heading `name,id` are ignored. The name `void` (or unlabelled, ignore) means void, and
-`background` means id 0. The other classes get ids from 1, in the order of the lines.
+The file is text. Each line has a class name and its value, in either order. The value is an id or a colour:
+
+    road, 7
+    road: 128,64,128
+    128 64 128 road
+    road #804080
+
+CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty lines, comments (# and a blank) and the heading
+`name,id` are ignored. The name `void` (or unlabelled, ignore) means void, and `background` means id 0. The other classes get ids
+from 1, in the order of the lines.
 """
 
 import re
@@ -104,7 +110,7 @@ class ClassTable:
         return f"#{value:06x}" if self.has_colours else f"id {value}"
 
     def to_text(self) -> str:
-        """Write the table as text that `read_table` can read."""
+        """Write the table as text, in the form that `read_table` reads: a line with class name and value for each value."""
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
         rows = sorted(zip(self.ids.tolist(), self.values.tolist(), strict=True))
         return "".join(f"{names[class_id]}, {self._format_value(value).removeprefix('id ')}\n" for class_id, value in rows)
@@ -239,8 +245,8 @@ def _infer_from_colours(values: Sequence[int]) -> ClassTable:
 def _infer_from_ids(values: Sequence[int]) -> ClassTable:
     """Infer a class table from the ids in the masks.
 
-    If there are no others than 0 and 255, then 255 is the only class. Otherwise 0 is background, 255 is void, and each other id
-    is a class.
+    If the masks have no other ids than 0 and 255, then 255 is the only class. Otherwise 0 is background, 255 is void, and each
+    other id is a class.
 
     Args:
         values: the ids, in ascending order.

@@ -50,7 +50,7 @@ class ImportRules:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """The location of a data set's images and annotations, or of those of one split.
+    """Where the images and annotations of a data set, or of one split of it, are read from.
 
     Attributes:
         images: folder or s3:// prefix of the images.
@@ -145,7 +145,7 @@ class AnnotatedDataset:
             self.entries.append(DatasetEntry(image_id, uri, split, load))
 
     def reject(self, name: str, uri: str, reason: str) -> None:
-        """Record that an image can't be used.
+        """Add an image that can't be used to the list of rejects.
 
         Args:
             name: name of the image in the source, or of its annotation file.

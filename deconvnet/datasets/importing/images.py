@@ -73,7 +73,7 @@ class ImageIndex:
 
 
 def read_input(uri: str) -> bytes:
-    """Read a file, with errors as BadInput.
+    """Read a file. Report a missing or protected file as BadInput, for which the image is rejected.
 
     Args:
         uri: path or s3:// address of the file.
@@ -93,10 +93,10 @@ def read_input(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Read a JSON file, with errors as BadInput.
+    """Read a JSON file in UTF-8, with or without a byte order mark.
 
     Args:
-        uri: path or s3:// address of the file. It must be in UTF-8, with or without a byte order mark.
+        uri: path or s3:// address of the file.
 
     Returns:
         Its content as Python objects.

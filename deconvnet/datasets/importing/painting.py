@@ -76,15 +76,15 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
 
 
 def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
-    """Sort regions in the order in which they are painted, from bottom to top.
+    """Yield regions in the order in which they are painted, from bottom to top.
 
     Args:
         regions: regions of an image's objects.
-        small_over_large: True to put large objects before small ones. False to keep their order.
+        small_over_large: True to yield large objects before small ones. False to keep their order.
 
     Yields:
-        Pairs of an object id and a region: first the void regions with the id 0, then the others. Their ids are counted from 1 in
-        the order in which they were given.
+        Pairs of an object id and a region. The void regions come first, with the id 0. The ids of the others are counted from 1
+        in the order in which they were given.
     """
     yield from ((0, region) for region in regions if region.class_id == VOID_ID)
     objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
