@@ -50,7 +50,7 @@ class ImportRules:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """Where the images and annotations of a data set, or of one split of it, are read from.
+    """The place from which the images and annotations of a data set, or of one split of it, are read.
 
     Attributes:
         images: folder or s3:// prefix of the images.

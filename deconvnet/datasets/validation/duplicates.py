@@ -13,8 +13,8 @@ from PIL import ExifTags, Image
 if TYPE_CHECKING:
     from deconvnet.datasets.validation.image_statistics import ImageStatistics
 
-# Images look alike if their hashes differ in at most this many of 256 bits. Copies that were halved and re-encoded differ in up to
-# 22 bits, and any two images of shared/voc-sample differ in 46 or more.
+# Images look alike if their hashes differ in at most this many of 256 bits. Copies that were halved and re-encoded differ in up
+# to 22 bits, and any two images of shared/voc-sample differ in 46 or more.
 NEAR_DUPLICATE_BITS = 28
 _MIN_EDGES = 16  # a hash (of 256 bits) with fewer bits set or unset belongs to a plain image, such as a blank page
 _GRID = 16  # rows of a hash, and bits in each row
