@@ -1,4 +1,4 @@
-"""Object proposals (boxes where objects may be) and the training crops cut by them."""
+"""Object proposals (boxes that may contain an object) and the training crops that are cut out with their help."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,14 @@ __all__ = ["edge_boxes"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `edge_boxes` when it is first used, so that `proposals.settings` can be imported without OpenCV."""
+    """Import `edge_boxes` when it is first used.
+
+    Python calls this function for names that the module does not define yet. Because of it, `proposals.settings` can be imported
+    without OpenCV.
+
+    Raises:
+        AttributeError: if `name` is anything but "edge_boxes".
+    """
     if name in __all__:
         from proposals import edgebox
 

@@ -1,7 +1,7 @@
-"""Boxes: enlarging, overlap, and the rule by which a box is cut out of an image.
+"""Operations on boxes: enlarge them, measure their overlap, and cut them out of images.
 
-A box is (x1, y1, x2, y2) in pixels. Coordinates are pixel edges, not centres: x2 and y2 are exclusive, and the top left pixel is
-the box (0, 0, 1, 1). A box may reach beyond the image.
+A box is (x1, y1, x2, y2) in pixels. Coordinates are pixel edges, not pixel centres, so x2 and y2 are exclusive: the top left
+pixel of an image is the box (0, 0, 1, 1). A box may reach beyond the image.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 WindowShape = Literal["square", "stretched"]
-"""How `enlarge` treats a box that is not square: see there."""
+"""How a box that is not square is enlarged, see `enlarge`."""
 
 MEAN_RGB = (124, 117, 104)
-"""Fill colour outside the image (uint8, RGB): ImageNet's mean, which becomes 0 (to rounding) when images are normalised."""
+"""Fill colour outside the image (uint8, RGB). It is ImageNet's mean, so normalising images turns it into 0, up to rounding."""
 
 
 def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square") -> np.ndarray:
@@ -22,9 +22,9 @@ def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square
 
     Args:
         boxes: array (N, 4).
-        scale: factor, 1.2 in DeconvNet.
-        window: "square" makes both sides `scale` times the longer side, so that a crop keeps the aspect ratio, as in the lists
-            of examples released with DeconvNet; "stretched" scales each side by itself.
+        scale: the factor; DeconvNet uses 1.2.
+        window: "square" makes both sides `scale` times the longer side of the box, so that a square crop of it is not distorted.
+            The lists of training crops released with DeconvNet do the same. "stretched" multiplies each side by `scale`.
 
     Returns:
         float32 array (N, 4); the boxes may reach beyond the image.
@@ -41,15 +41,14 @@ def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square
 def window_pixels(box: Sequence[float] | np.ndarray) -> tuple[int, int, int, int]:
     """Round a box to whole pixels.
 
-    The one rounding rule for crops: training and inference cut these pixels and resize them, and the scores of a crop are resized
-    back to these pixels. The top left corner and the two sides are rounded (halves up), not the four edges, so a square box gives
-    a square window.
+    Training and inference both use this function, so that they agree on the pixels of a crop. It rounds the top left corner and
+    the two side lengths (halves up) instead of the four edges, so that a square box remains square.
 
     Args:
         box: 4 coordinates.
 
     Returns:
-        (x1, y1, x2, y2), at least one pixel wide and high; may reach beyond the image.
+        (x1, y1, x2, y2), at least one pixel wide and high; it may reach beyond the image.
     """
     x1, y1, x2, y2 = (float(edge) for edge in box)
     left, top, width, height = (int(np.floor(v + 0.5)) for v in (x1, y1, x2 - x1, y2 - y1))
@@ -63,16 +62,18 @@ def crop(
     fill: int | Sequence[int] = MEAN_RGB,
     interpolation: int = cv2.INTER_LINEAR,
 ) -> np.ndarray:
-    """Cut `window_pixels(box)` out of an image or a mask and resize it to a square.
+    """Cut a box out of an image or a mask and resize it to a square.
+
+    The box is first rounded by `window_pixels`.
 
     Args:
         image: array (H, W, C), or (H, W) for a mask.
-        box: 4 coordinates; may lie partly or wholly outside the image.
+        box: 4 coordinates; the box may lie partly or wholly outside the image.
         size: side of the result in pixels.
-        fill: value of the pixels outside the image, one per channel or one for all.
-        interpolation: cv2.INTER_LINEAR for images: bilinear when enlarging; when shrinking, pixels are averaged by area first, so
-            that fine texture does not alias. cv2.INTER_NEAREST for masks of ids: OpenCV's INTER_NEAREST_EXACT, which samples at
-            pixel centres, so that a mask stays aligned with its image (plain INTER_NEAREST samples at top left corners).
+        fill: value of the pixels outside the image: one number for all channels, or one per channel.
+        interpolation: cv2.INTER_LINEAR for images. They are enlarged bilinearly; when they are shrunk, pixels are first averaged
+            by area, so that fine texture does not alias. cv2.INTER_NEAREST for masks of ids. They are resized by OpenCV's
+            INTER_NEAREST_EXACT, which samples at pixel centres and so keeps a mask aligned with its image.
 
     Returns:
         Array (size, size, C) or (size, size) of the image's dtype; never a view of `image`.
@@ -91,7 +92,16 @@ def crop(
 
 
 def _resize(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
-    """Resize an image to (size, size), with the interpolations that `crop` describes."""
+    """Resize an image to a square.
+
+    Args:
+        image: array (H, W, C) or (H, W).
+        size: side of the result in pixels.
+        interpolation: cv2.INTER_LINEAR for images or cv2.INTER_NEAREST for masks of ids; see `crop`.
+
+    Returns:
+        A new array (size, size, C) or (size, size) of the same dtype.
+    """
     if interpolation in (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT):
         return cv2.resize(image, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     height, width = image.shape[:2]
@@ -121,5 +131,5 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    """Areas of boxes (..., 4) in px²; 0 for empty ones."""
+    """Return the areas of boxes (..., 4) in px² as an array (...); the area of an empty box is 0."""
     return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)

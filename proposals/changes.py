@@ -1,8 +1,9 @@
-"""Find which images changed since a previous `images` table, and reuse rows of tables made from that one.
+"""Find the images that have changed since the previous run, and reuse the results of the others.
 
-Retraining compares its images with those of the previous run by content. Rows of proposals and of training crops are copied for
-images that have not changed. Both `images` tables are sorted by image_id, so each part is compared with the few parts of the
-previous table that overlap it.
+Retraining compares its `images` table with that of the previous run, image by image and byte by byte. The proposals and training
+crops of unchanged images are then copied from the previous run's tables instead of being computed again. Both `images` tables are
+sorted by image_id, so each part (Parquet file) of the current table needs to be compared only with the few parts of the previous
+table whose ids overlap its own.
 """
 
 from bisect import bisect_left, bisect_right
@@ -19,20 +20,20 @@ from infra.storage import tables
 from proposals.schemas import CHANGES
 
 Change = Literal["new", "changed", "relabelled", "same"]
-"""How an image differs from the previous table: "changed" is another file, "relabelled" other masks or another split."""
+"""How an image differs from the previous table. "changed": its file differs; "relabelled": only its masks or its split differ."""
 SAME_IMAGE: frozenset[Change] = frozenset(("same", "relabelled"))
-"""Changes that leave the image's file as it was."""
+"""Changes after which the image's file is still the same."""
 SAME_LABELS: frozenset[Change] = frozenset(("same",))
-"""Changes that leave the image, its masks and its split as they were: none."""
+"""Changes after which the image's file, masks and split are all still the same."""
 
 
 @dataclass(frozen=True)
 class PreviousTable:
-    """A table whose rows may be copied: made with the same settings from a previous `images` table.
+    """A table of the previous run whose rows may be copied. It was made with the same settings as the new table.
 
     Attributes:
-        table: its URI.
-        changes: URI of the `changes` table that says what changed since.
+        table: URI of the previous table, for example of proposals.
+        changes: URI of the `changes` table, which says how each image differs from the previous run.
     """
 
     table: str
@@ -41,13 +42,13 @@ class PreviousTable:
 
 @dataclass(frozen=True)
 class PreviousPart:
-    """What one part of an `images` table may copy from a previous table.
+    """The rows of a previous table that may be copied for one part of the current `images` table.
 
     Attributes:
         table: URI of the previous table.
-        parts: its parts that may hold images of this part.
-        changes: URI of the `changes` table.
-        part: this part, in the `changes` table.
+        parts: the parts of the previous table that may contain rows of these images.
+        changes: URI of the `changes` table, which says how each image differs from the previous run.
+        part: the part of the `changes` table that covers these images.
     """
 
     table: str
@@ -56,14 +57,14 @@ class PreviousPart:
     part: tables.Part
 
     def rows(self, reusable: frozenset[Change], columns: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-        """Read the previous rows of this part's images.
+        """Read the previous rows of the images that have not changed too much.
 
         Args:
-            reusable: only images with one of these changes.
-            columns: columns to read, with image_id among them; None for all.
+            reusable: the changes after which rows are still valid; rows of images with another change are left out.
+            columns: the columns to read, which must include image_id; None for all.
 
         Returns:
-            Rows by image_id; an image may have several.
+            A list of rows for each image_id; an image without previous rows has no entry.
         """
         changes = tables.iter_rows(self.changes, part=self.part)
         wanted = {row["image_id"] for row in changes if row["change"] in reusable}
@@ -75,14 +76,18 @@ class PreviousPart:
 
 
 def previous_parts(previous: PreviousTable | None, images: tables.Commit) -> list[PreviousPart | None]:
-    """Find what each part of an `images` table may copy from a previous table.
+    """Find the rows that each part of an `images` table may copy from a previous table.
 
     Args:
         previous: the previous table; None to copy nothing.
-        images: commit of the `images` table.
+        images: commit record of the current `images` table.
 
     Returns:
-        One item per part of `images`; None for a part that can copy nothing.
+        One item per part of `images`. It is None if there is nothing to copy for that part; all are None if the previous table
+        does not exist.
+
+    Raises:
+        FileNotFoundError: if the previous table exists but the `changes` table does not.
     """
     if previous is None or (before := tables.read_commit(previous.table)) is None:
         return [None] * len(images.parts)
@@ -94,24 +99,28 @@ def previous_parts(previous: PreviousTable | None, images: tables.Commit) -> lis
 
 
 def find_changes(images_uri: str, before_uri: str | None, out_uri: str, fingerprint: str, executor: Executor) -> tables.Commit:
-    """Compare an `images` table with a previous one and write a `changes` table.
+    """Compare an `images` table with the previous one and write the result as a `changes` table.
 
     Args:
-        images_uri: the `images` table.
-        before_uri: the previous one; if it is None or does not exist, every image is new.
-        out_uri: the `changes` table to write, with a part for each part of `images_uri`.
-        fingerprint: fingerprint of the stage.
-        executor: runs the parts.
+        images_uri: URI of the current `images` table.
+        before_uri: URI of the previous `images` table; if it is None or there is no such table, every image is new.
+        out_uri: URI of the `changes` table to write. It gets one part for each part of the current `images` table.
+        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        executor: runs the comparisons, one unit of work per part, locally or on Ray.
 
     Returns:
-        The commit of the table. Its `extra` counts `new`, `changed`, `relabelled`, `same` and `gone` images.
+        The commit record of the `changes` table. Its `extra` counts the `new`, `changed`, `relabelled` and `same` images, and
+        those `gone` from the previous table.
+
+    Raises:
+        FileNotFoundError: if there is no complete table at `images_uri`.
     """
     images = tables.require_commit(images_uri)
     before = tables.read_commit(before_uri) if before_uri else None
     units = list(zip(images.parts, _overlapping(before.parts if before else (), images.parts), strict=True))
     make_rows = partial(_part_rows, images_uri, before_uri)
     parts = make_parts(out_uri, fingerprint, CHANGES, units, make_rows, executor, title="comparing")
-    with ThreadPoolExecutor(16) as pool:  # many small files, each with some latency on S3
+    with ThreadPoolExecutor(16) as pool:  # reads many small files, each with some latency on S3
         counted = pool.map(lambda part: Counter(row["change"] for row in tables.iter_rows(out_uri, ["change"], part)), parts)
         counts = sum(counted, Counter[str]())
     gone = (before.rows if before else 0) - (images.rows - counts["new"])
@@ -122,7 +131,16 @@ def find_changes(images_uri: str, before_uri: str | None, out_uri: str, fingerpr
 def _part_rows(
     images_uri: str, before_uri: str | None, unit: tuple[tables.Part, tuple[tables.Part, ...]]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one part, from its images and the previous parts that overlap it."""
+    """Make the rows of one part of the `changes` table.
+
+    Args:
+        images_uri: URI of the current `images` table.
+        before_uri: URI of the previous one; None if there is none.
+        unit: the part of the current table, and the parts of the previous table whose ids overlap it.
+
+    Yields:
+        Rows with the keys `image_id` and `change`, sorted by image_id.
+    """
     part, overlapping = unit
     before = tables.rows_between(before_uri, overlapping, part.first, part.last) if before_uri else iter(())
     for image_id, change in compare(tables.iter_rows(images_uri, part=part), before):
@@ -130,14 +148,14 @@ def _part_rows(
 
 
 def compare(rows: Iterator[Mapping[str, Any]], before: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, Change]]:
-    """Compare rows of two `images` tables, holding one row of each in memory.
+    """Compare two `images` tables row by row, with only one row of each in memory.
 
     Args:
         rows: rows of the current table, sorted by image_id.
         before: rows of the previous table, sorted by image_id.
 
     Yields:
-        For each of `rows`, its image_id and its change.
+        The image_id and the change of each row of the current table, in order.
     """
     old = next(before, None)
     for row in rows:
@@ -154,7 +172,15 @@ def compare(rows: Iterator[Mapping[str, Any]], before: Iterator[Mapping[str, Any
 
 
 def _overlapping(before: Sequence[tables.Part], parts: Sequence[tables.Part]) -> list[tuple[tables.Part, ...]]:
-    """For each of `parts`, those of `before` whose range of image ids overlaps its own; both are of sorted tables."""
+    """Find the parts of a previous table that may contain the same images as parts of the current table.
+
+    Args:
+        before: parts of the previous table, in order.
+        parts: parts of the current table, in order.
+
+    Returns:
+        For each item of `parts`, the items of `before` whose range of image ids overlaps its own.
+    """
     filled = [each for each in before if each.rows]
     firsts, lasts = [each.first for each in filled], [each.last for each in filled]
     return [

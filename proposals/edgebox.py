@@ -1,4 +1,7 @@
-"""EdgeBox object proposals (Zitnick, Dollár, ECCV 2014) by OpenCV's `ximgproc`, reordered by Soft-NMS."""
+"""EdgeBox object proposals (Zitnick, Dollár, ECCV 2014).
+
+OpenCV's `ximgproc` module finds the boxes, and Soft-NMS reorders them (see `soft_nms.py`).
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,34 +13,36 @@ from proposals.edges.detector import EdgeSource, edge_map
 from proposals.edges.forest_file import require_opencv_contrib
 from proposals.soft_nms import soft_nms
 
-_MIN_CANDIDATES = 2000  # boxes that Soft-NMS chooses the best from
+_MIN_CANDIDATES = 2000  # number of boxes from which Soft-NMS chooses the best, even if fewer are returned
 _MIN_SIDE = 8  # px; EdgeBox reads two pixels to each side of an edge and cannot search smaller images
 
 
 @dataclass(frozen=True)
 class EdgeBoxOptions:
-    """Options of the search for boxes. The setting type `ProposalSettings` has the same fields and defaults.
+    """Options of the search for boxes. The settings section `ProposalSettings` has the same fields and defaults.
 
     Attributes:
-        max_boxes: number of boxes returned at most.
-        edges: edge detector: "forest" (structured forest) or "gradient" (colour gradient, needs no model file).
-        edge_model: file of the structured forest (path, https or s3); None for the one in the package.
-        multiscale: average the edges at half, full and double size; about six times slower.
-        edge_gain: factor on edge strengths (clipped at 1) before EdgeBox's thresholds are applied.
-        alpha: step size of the sliding window search, as the IoU of neighbouring windows.
-        beta: IoU above which EdgeBox's non-maximum suppression removes the lower-scoring box.
-        eta: adaptation rate of beta during the suppression; 1 keeps it constant.
-        min_score: lowest objectness of a box that is kept.
-        edge_min_mag: edges weaker than this are ignored.
-        edge_merge_thr: edge pixels are grouped until their changes of orientation sum to this, in units of π.
-        min_box_area: smallest area of a box in px², at the size that is searched (see `max_side`).
-        max_aspect_ratio: largest ratio of the longer to the shorter side.
-        gamma: exponent of the affinity of edge groups; larger values require more similar orientations.
-        kappa: exponent of the box's perimeter that scores are divided by; larger values favour smaller boxes.
-        max_side: images with a longer side than this are shrunk to it for the search, px.
-        soft_nms_strength: how much boxes that overlap better ones are lowered, 0 to 1; 0 turns Soft-NMS off.
+        max_boxes: largest number of boxes to return.
+        edges: the edge detector: "forest" (structured forest) or "gradient" (colour gradient, which needs no model file).
+        edge_model: file of the structured forest (path, https or s3 URI); None for the one in the package.
+        multiscale: whether to average the edges found at half, full and double image size; about six times slower.
+        edge_gain: factor by which edge strengths are multiplied (and then clipped at 1) before EdgeBox sees them.
+        alpha: step size of the sliding window search, given as the IoU of neighbouring windows.
+        beta: IoU above which EdgeBox's non-maximum suppression removes the box with the lower score.
+        eta: adaptation rate of beta during the suppression; 1 keeps beta constant.
+        min_score: lowest objectness score of a box that is kept.
+        edge_min_mag: edge strength below which a pixel is ignored.
+        edge_merge_thr: limit of an edge group: neighbouring edge pixels are grouped until their differences in orientation add up
+            to this, in units of π.
+        min_box_area: smallest area of a box in px², measured in the image that is searched (see `max_side`).
+        max_aspect_ratio: largest ratio of the longer to the shorter side of a box.
+        gamma: exponent of the affinity of two edge groups; larger values require more similar orientations.
+        kappa: exponent of the perimeter of a box, by which its score is divided; larger values favour smaller boxes.
+        max_side: images whose longer side exceeds this are shrunk to it for the search, px.
+        soft_nms_strength: how much Soft-NMS lowers the score of a box that overlaps a better one, from 0 to 1; 0 turns Soft-NMS
+            off.
         soft_nms_power: exponent of the IoU in Soft-NMS.
-        soft_nms_first: number of first boxes that lower the scores of others.
+        soft_nms_first: number of top-ranked boxes that lower the scores of others in Soft-NMS.
     """
 
     max_boxes: int = 2000
@@ -62,40 +67,44 @@ class EdgeBoxOptions:
 
 
 PAPER_OPTIONS = EdgeBoxOptions(edges="gradient", edge_gain=1.0, gamma=2.0, kappa=1.5, soft_nms_strength=0.0)
-"""EdgeBox as published, on edges that need no model: the baseline that our proposals are compared with."""
+"""EdgeBox with the paper's options and without an edge model: the baseline with which our proposals are compared."""
 
 
 def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Find boxes that are likely to contain an object.
 
-    `edge_boxes(image, 50)` gives the first 50 of the boxes that `edge_boxes(image, 2000)` gives. The result does not depend on the
-    number of threads.
+    `edge_boxes(image, 50)` returns the first 50 boxes of `edge_boxes(image, 2000)`. The result does not depend on the number of
+    threads.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        max_boxes: number of boxes returned at most.
-        **options: the other fields of `EdgeBoxOptions`, by name.
+        max_boxes: largest number of boxes to return.
+        **options: other fields of `EdgeBoxOptions`, by name.
 
     Returns:
-        boxes: float32 array (N, 4), x1, y1, x2, y2 in pixels of `image`, all inside it, best first; N may be 0.
-        scores: float32 array (N,), objectness, lowered for near-duplicates of better boxes; highest first.
+        boxes: float32 array (N, 4) of x1, y1, x2, y2 in pixels of `image`; all lie inside the image, the best first. N may be 0.
+        scores: float32 array (N,) of objectness, highest first. The scores of near-duplicates of better boxes have been lowered.
 
     Raises:
         UserError: if `edge_model` cannot be used, or OpenCV was installed without its contrib modules.
-        TypeError: for an unknown option.
+        TypeError: if an option is unknown.
     """
     return find_boxes(image, EdgeBoxOptions(max_boxes, **options))
 
 
 def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Find boxes that are likely to contain an object: `edge_boxes` with its options as one object.
+    """Find boxes that are likely to contain an object. It works as `edge_boxes`, but takes all options as one object.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        options: see `EdgeBoxOptions`.
+        options: options of the search.
 
     Returns:
-        Boxes (N, 4) and scores (N,), float32, as `edge_boxes`.
+        boxes: float32 array (N, 4) of x1, y1, x2, y2 in pixels of `image`, the best first. N is 0 for images too small to search.
+        scores: float32 array (N,), highest first.
+
+    Raises:
+        UserError: if `options.edge_model` cannot be used, or OpenCV was installed without its contrib modules.
     """
     require_opencv_contrib()
     height, width = image.shape[:2]
@@ -120,7 +129,16 @@ def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, 
 
 
 def _search(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Run OpenCV's EdgeBox; returns boxes float64 (N, 4) in pixels of `image` and scores float32 (N,)."""
+    """Run OpenCV's EdgeBox on an image, without Soft-NMS.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB, already shrunk to `options.max_side`.
+        options: options of the search.
+
+    Returns:
+        boxes: float64 array (N, 4) in pixels of `image`; they may reach slightly beyond it.
+        scores: float32 array (N,).
+    """
     edges, orientation = edge_map(image, options.edges, options.edge_model, options.multiscale)
     edges = np.minimum(edges * options.edge_gain, 1).astype(np.float32)
     # OpenCV's object keeps state from its last image, so each image gets a new one.

@@ -1,8 +1,8 @@
 """Decode and encode images and masks.
 
-`decode_image` and `decode_mask` read files of any origin. They use Pillow, which keeps the indices of paletted PNGs, reads EXIF,
-CMYK and 16-bit files, and reports truncated files. `decode_example` reads training crops, which this package has written, by
-OpenCV: it gives the same pixels 1.4 to 2.7 times as fast, but accepts truncated files.
+`decode_image` and `decode_mask` read files of any origin. They use Pillow, because it keeps the indices of paletted PNGs, reads
+EXIF, CMYK and 16-bit files, and reports truncated files. `decode_example` reads training crops, which this package has written
+itself. It uses OpenCV, which gives the same pixels 1.4 to 2.7 times as fast but accepts truncated files.
 """
 
 import io
@@ -20,19 +20,19 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is an argument, checke
 
 
 def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
-    """Decode an image as it is displayed.
+    """Decode an image as it should be displayed.
 
-    EXIF orientation is applied; grey, CMYK and 16-bit images are converted to RGB, and transparency is dropped.
+    The EXIF orientation is applied. Grey, CMYK and 16-bit images are converted to RGB, and transparency is dropped.
 
     Args:
         data: content of the file, in any format that Pillow reads.
-        max_pixels: images of more pixels are refused; None for no limit.
+        max_pixels: largest number of pixels that is accepted; None for no limit.
 
     Returns:
         uint8 array (H, W, 3), RGB.
 
     Raises:
-        BadInput: with the reason, if the file is not an image, damaged, or too large.
+        BadInput: if the file is not an image, is damaged or is too large; the message says which.
     """
     image = _open(data, max_pixels)
     _load(image)
@@ -48,13 +48,17 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
 
 
 def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
-    """Return width and height of an image as it is displayed, after checking that it can be decoded.
+    """Return the width and height of an image as displayed, after checking that `decode_image` can decode it.
 
-    The file is read to its end. JPEGs are decoded at an eighth of their size, so that large ones take little memory.
+    The file is read to its end to find damage. JPEGs are decoded at an eighth of their size, so that large ones take little
+    memory.
 
     Args:
         data: content of the file.
-        max_pixels: images of more pixels are refused; None for no limit.
+        max_pixels: largest number of pixels that is accepted; None for no limit.
+
+    Returns:
+        (width, height) in pixels, after the EXIF orientation has been applied.
 
     Raises:
         BadInput: whenever `decode_image` would raise it.
@@ -77,17 +81,17 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
 
 
 def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
-    """Decode a mask of ids: palette indices or grey levels.
+    """Decode a mask of ids, which are the palette indices or grey levels of the image.
 
     Args:
         data: content of the file.
-        max_pixels: masks of more pixels are refused; None for no limit.
+        max_pixels: largest number of pixels that is accepted; None for no limit.
 
     Returns:
-        uint8 or uint16 array (H, W).
+        uint8 array (H, W), or uint16 for 16-bit files.
 
     Raises:
-        BadInput: with the reason, if the file is damaged, or an image of colours, which are not ids.
+        BadInput: if the file is not an image, is damaged, is too large, or holds colours instead of ids; the message says which.
     """
     image = _open(data, max_pixels)
     _load(image)
@@ -101,15 +105,15 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
 
 
 def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a training crop and its mask, as stored in an examples table.
+    """Decode a training crop and its mask from a row of an `examples` table.
 
     Args:
-        image: JPEG.
-        mask: PNG of class ids.
+        image: content of the crop's JPEG file.
+        mask: content of the mask's PNG file.
 
     Returns:
         image: uint8 array (S, S, 3), RGB.
-        mask: uint8 array (S, S).
+        mask: uint8 array (S, S) of class ids.
 
     Raises:
         BadInput: if they cannot be decoded or differ in size.
@@ -125,11 +129,14 @@ def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
-    """Encode a mask of ids as PNG.
+    """Encode a mask of ids as a PNG file.
 
     Args:
         mask: uint8 or uint16 array (H, W).
-        palette: uint8 array (256, 3), RGB by id, to make a paletted PNG (of a uint8 mask only); None for a grey one.
+        palette: uint8 array (256, 3) of RGB colours by id, to make a paletted PNG (uint8 masks only); None to make a grey one.
+
+    Returns:
+        The content of the file.
     """
     image = Image.fromarray(mask)
     if palette is not None:
@@ -141,11 +148,14 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
-    """Encode an image as JPEG without chroma subsampling.
+    """Encode an image as a JPEG file without chroma subsampling.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        quality: from 1 to 100.
+        quality: JPEG quality from 1 to 100.
+
+    Returns:
+        The content of the file.
     """
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
@@ -153,7 +163,18 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
-    """Read the header of an image; raises BadInput if it is not one or has too many pixels."""
+    """Read the header of an image file, without decoding its pixels.
+
+    Args:
+        data: content of the file.
+        max_pixels: largest number of pixels that is accepted; None for no limit.
+
+    Returns:
+        The image; its pixels are decoded later, by `_load`.
+
+    Raises:
+        BadInput: if the file is empty, is not an image, or has too many pixels.
+    """
     if not data:
         raise BadInput("the file is empty")
     try:
@@ -170,7 +191,11 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the pixels of an opened image; raises BadInput if it is truncated or damaged."""
+    """Decode the pixels of an image opened by `_open`.
+
+    Raises:
+        BadInput: if the file is truncated or damaged.
+    """
     try:
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Make the `proposals` table: EdgeBox on every image of an `images` table."""
+"""Make the `proposals` table by running EdgeBox on every image of an `images` table."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -32,24 +32,26 @@ def make_proposals(
     *,
     previous: PreviousTable | None = None,
 ) -> tables.Commit:
-    """Find the proposals of all images and write their table.
+    """Find the proposals of all images and write them to a table.
 
     Args:
-        images_uri: the `images` table.
-        out_uri: the `proposals` table to write, with a part for each part of `images_uri`, in the same order.
+        images_uri: URI of the `images` table.
+        out_uri: URI of the `proposals` table to write. It gets one part for each part of the `images` table, in the same order.
         settings: options of EdgeBox.
-        fingerprint: fingerprint of the stage.
-        executor: runs the parts.
-        previous: a table of proposals made with the same settings; its rows are copied for images that have not changed since.
+        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        executor: runs the units of work, one per part of the table, locally or on Ray.
+        previous: an earlier table of proposals made with the same settings. Its rows are copied for images that have not changed
+            since. None to compute all.
 
     Returns:
-        The commit of the table. Images that EdgeBox cannot use are among its rejects.
+        The commit record of the table. Its rejects name the images that EdgeBox could not use.
 
     Raises:
         UserError: if `settings.edge_model` cannot be used.
+        FileNotFoundError: if there is no complete table at `images_uri`.
     """
     if forest := forest_uri(settings.edges, settings.edge_model):
-        load_forest(forest)  # so that a wrong file gives an error here, before any work starts
+        load_forest(forest)  # a wrong file gives an error here, before any work starts
     images = tables.require_commit(images_uri)
     units = list(zip(images.parts, previous_parts(previous, images), strict=True))
     make_rows = partial(_part_rows, images_uri, EdgeBoxOptions(**settings.model_dump()))
@@ -60,8 +62,19 @@ def make_proposals(
 def _part_rows(
     images_uri: str, options: EdgeBoxOptions, unit: tuple[tables.Part, PreviousPart | None]
 ) -> Iterator[Mapping[str, Any] | tables.Reject]:
-    """The rows and rejects of one part; rows of unchanged images are copied from the previous table."""
-    cv2.setNumThreads(1)  # each CPU has a part of its own
+    """Make the rows of one part of the `proposals` table, and rejects for the images that cannot be used.
+
+    Rows of unchanged images are copied from the previous table. OpenCV is limited to one thread in this process.
+
+    Args:
+        images_uri: URI of the `images` table.
+        options: options of EdgeBox.
+        unit: a part of the `images` table, and what may be copied for it from a previous table (None if nothing).
+
+    Yields:
+        A row or a reject for each image of the part.
+    """
+    cv2.setNumThreads(1)  # every CPU already has a unit of work
     part, previous = unit
     copied = previous.rows(SAME_IMAGE) if previous else {}
     for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
@@ -72,11 +85,11 @@ def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[st
     """Find the proposals of one image.
 
     Args:
-        row: a row of the `images` table, with `image_id` and `image`.
+        row: a row of the `images` table, with at least `image_id` and `image` (the encoded file).
         options: options of EdgeBox.
 
     Returns:
-        A row of the `proposals` table, or the reason why the image cannot be used.
+        A row of the `proposals` table, or a reject with the reason why the image cannot be used.
     """
     try:
         image = decode_image(row["image"])
@@ -96,14 +109,14 @@ def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[st
 
 
 def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Read one part of a `proposals` table.
+    """Iterate over the proposals in one part of a `proposals` table.
 
     Args:
-        proposals_uri: the table.
-        part: one of its parts.
+        proposals_uri: URI of the table.
+        part: the part to read.
 
     Yields:
-        For each image in order: its id, boxes float32 (N, 4) and scores float32 (N,), best first.
+        The image id, the boxes, float32 (N, 4), and their scores, float32 (N,), of each image in order. The best box comes first.
     """
     for group in range(len(part.row_groups)):
         rows = tables.read_row_group(proposals_uri, part.name, group, ["image_id", "boxes", "scores"])
@@ -113,13 +126,15 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
 
 
 def edge_model_digest(settings: "ProposalSettings") -> str:
-    """Identify the file of the edge detector by its content; it is part of the fingerprint of the stage.
+    """Return a text that identifies the model of the edge detector by its content.
+
+    It becomes part of the fingerprint of the proposals' pipeline stage, so that another model makes the stage run again.
 
     Args:
         settings: options of EdgeBox.
 
     Returns:
-        `storage.content_digest` of `settings.edge_model` or of the forest in the package; "" for the gradient.
+        A digest of the forest's file (see `storage.content_digest`); "" if the detector is the gradient, which has no model.
 
     Raises:
         UserError: if there is no such file.

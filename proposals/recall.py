@@ -1,7 +1,8 @@
-"""How well proposals cover the objects of a data set: recall at an IoU, and the average best overlap, of the first k boxes.
+"""Measure how well proposals cover the objects of a data set, using only the first k boxes of each image.
 
-An object is found at IoU t by the first k boxes if one of them has IoU >= t with the object's tight box (Hosang, Benenson, Dollár,
-Schiele, "What makes for effective detection proposals?", PAMI 2016).
+An object is found at IoU t by the first k boxes if the IoU of one of them with the object's tight box is at least t. Recall is
+the share of objects that are found. (See Hosang, Benenson, Dollár, Schiele, "What makes for effective detection proposals?", PAMI
+2016.)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +15,20 @@ from proposals.boxes import iou
 from proposals.masks import void_id
 
 COUNTS = (50, 100, 500, 1000, 2000)
-"""Numbers of boxes that tables and metrics report."""
+"""Numbers of boxes at which tables and metrics report recall."""
 CURVE_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
-"""Numbers of boxes at which curves have a point."""
+"""Numbers of boxes at which recall curves have a point."""
 MIN_AREA = 2000
-"""Area in px² from which an object's box counts; EdgeBox does not search for much smaller ones."""
-_BINS = 100  # of the IoU
+"""Smallest area in px² of an object's box that counts. EdgeBox does not search for much smaller ones."""
+_BINS = 100  # steps of the IoU in the histograms
 
 
 def object_boxes(object_mask: np.ndarray, min_area: float = MIN_AREA) -> np.ndarray:
     """Find the tight boxes of the objects in a mask.
 
     Args:
-        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is background, the largest value of the dtype void.
-        min_area: objects whose box has a smaller area (px²) are left out.
+        object_mask: uint8 or uint16 array (H, W) of object ids; 0 is background, and the largest value of the dtype is void.
+        min_area: objects whose box has a smaller area than this are left out, px².
 
     Returns:
         float32 array (M, 4), ordered by object id.
@@ -39,12 +40,12 @@ def object_boxes(object_mask: np.ndarray, min_area: float = MIN_AREA) -> np.ndar
 
 
 def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] = COUNTS) -> np.ndarray:
-    """Compute each object's highest IoU with any of the first k boxes.
+    """Compute the highest IoU of each object with any of the first k boxes.
 
     Args:
-        boxes: array (N, 4), best first.
-        objects: array (M, 4), the objects' tight boxes.
-        counts: the values of k; with fewer than k boxes, all of them are used.
+        boxes: array (N, 4), the proposals of an image, best first.
+        objects: array (M, 4), the tight boxes of the image's objects.
+        counts: the values of k; where there are fewer than k boxes, all of them are used.
 
     Returns:
         float32 array (M, len(counts)); 0 if there are no boxes.
@@ -62,21 +63,22 @@ def counts_up_to(most: int) -> tuple[int, ...]:
         most: largest number of boxes per image.
 
     Returns:
-        The values of `CURVE_COUNTS` below `most`, and `most` itself.
+        The values of `CURVE_COUNTS` below `most`, followed by `most`.
     """
     return (*(k for k in CURVE_COUNTS if k < most), most)
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall of a set of objects by the first k boxes. Recalls of different objects are added with `+`.
+    """Recall of a set of objects by the first k boxes, for K values of k. Use `+` to combine it with that of other objects.
 
-    Stored as histograms, so its size does not depend on the number of objects. Without any object all rates are nan.
+    The numbers are kept as histograms, so their size does not depend on the number of objects. If there are no objects, all rates
+    are nan.
 
     Attributes:
         counts: the K values of k, ascending.
-        histogram: int64 array (K, 101), the number of objects by best IoU, in steps of 0.01.
-        total: float64 array (K,), the sum of the best IoUs.
+        histogram: int64 array (K, 101), the number of objects by their best IoU, in steps of 0.01.
+        total: float64 array (K,), the sum of the objects' best IoUs.
     """
 
     counts: tuple[int, ...]
@@ -85,56 +87,71 @@ class Recall:
 
     @classmethod
     def from_overlaps(cls, overlaps: np.ndarray, counts: Sequence[int] = COUNTS) -> "Recall":
-        """Build the recall of M objects.
+        """Compute the recall of M objects from their best IoUs.
 
         Args:
-            overlaps: array (M, K), the result of `best_overlaps`.
-            counts: the K numbers of boxes that it was computed for.
+            overlaps: array (M, K) of best IoUs, as `best_overlaps` returns it.
+            counts: the K numbers of boxes that were passed to `best_overlaps`.
+
+        Returns:
+            The recall.
         """
-        edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 as the overlaps, so that exactly 0.7 counts as 0.7
+        edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 like the overlaps, so that 0.7 counts as 0.7
         bins = np.searchsorted(edges, overlaps.astype(np.float32), side="right")
         histogram = np.stack([np.bincount(column, minlength=_BINS + 1) for column in bins.T]).astype(np.int64)
         return cls(tuple(counts), histogram, overlaps.sum(axis=0, dtype=np.float64))
 
     def __add__(self, other: "Recall") -> "Recall":
-        """Combine with the recall of other objects. Raises ValueError if the counts differ."""
+        """Combine this recall with that of other objects.
+
+        Raises:
+            ValueError: if the two were measured at different numbers of boxes.
+        """
         if self.counts != other.counts:
             raise ValueError(f"recalls at {self.counts} boxes and at {other.counts} boxes cannot be added")
         return Recall(self.counts, self.histogram + other.histogram, self.total + other.total)
 
     @property
     def num_objects(self) -> int:
-        """The number of objects."""
+        """Return the number of objects."""
         return int(self.histogram[0].sum())
 
     def by_iou(self) -> np.ndarray:
-        """Return the share of objects that are found at each IoU: float64 array (K, 101), for IoU 0, 0.01, ..., 1."""
+        """Compute recall at each IoU threshold 0, 0.01, ..., 1.
+
+        Returns:
+            float64 array (K, 101), the share of objects found, for each number of boxes and threshold.
+        """
         at_least = self.histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
         return at_least / (self.num_objects or np.nan)
 
     def at_iou(self, threshold: float) -> np.ndarray:
-        """Return the share of objects that are found at an IoU.
+        """Compute recall at one IoU threshold.
 
         Args:
             threshold: the IoU, a multiple of 0.01.
 
         Returns:
-            float64 array (K,), from 0 to 1.
+            float64 array (K,), the share of objects found, from 0 to 1, for each number of boxes.
         """
         return self.by_iou()[:, round(threshold * _BINS)]
 
     @property
     def average_best_overlap(self) -> np.ndarray:
-        """The mean over objects of their best IoU: float64 array (K,)."""
+        """Return the mean of the objects' best IoUs: float64 array (K,)."""
         return self.total / (self.num_objects or np.nan)
 
     @property
     def average_recall(self) -> np.ndarray:
-        """The mean recall at IoU 0.5, 0.55, ..., 0.95: float64 array (K,)."""
+        """Return the mean recall at the IoU thresholds 0.5, 0.55, ..., 0.95: float64 array (K,)."""
         return self.by_iou()[:, 50:100:5].mean(axis=1)
 
     def _rates(self) -> dict[str, np.ndarray]:
-        """All rates, each float64 (K,), by a name in which {} stands for the number of boxes."""
+        """Return all reported rates by name.
+
+        Returns:
+            float64 arrays (K,). Their names contain {} where the number of boxes is to be inserted.
+        """
         return {
             "recall_{}_iou50": self.at_iou(0.5),
             "recall_{}_iou70": self.at_iou(0.7),
@@ -143,33 +160,33 @@ class Recall:
         }
 
     def _reported(self) -> list[int]:
-        """Indices of the counts that tables and metrics report: those in COUNTS, and the largest."""
+        """Return the indices of the numbers of boxes to report: those in COUNTS, and the largest."""
         return [i for i, k in enumerate(self.counts) if k in COUNTS or k == max(self.counts)]
 
     def metrics(self) -> dict[str, float]:
-        """Return the rates by metric name, such as `recall_50_iou70` and `average_best_overlap_50`."""
+        """Return the reported rates by metric name, such as `recall_50_iou70` and `average_best_overlap_50`."""
         return {name.format(self.counts[i]): float(values[i]) for name, values in self._rates().items() for i in self._reported()}
 
     def as_dict(self) -> dict[str, float]:
-        """Return `metrics` and the number of objects (key "objects"), ready for JSON."""
+        """Return the result of `metrics` and the number of objects (key "objects"), ready for JSON."""
         return {"objects": self.num_objects, **self.metrics()}
 
     def summary(self) -> str:
-        """Return one sentence with the recall of the smallest reported number of boxes."""
+        """Return a sentence with the recall at IoU 0.5 and 0.7 of the smallest reported number of boxes."""
         i = self._reported()[0]
         loose, tight = self.at_iou(0.5)[i], self.at_iou(0.7)[i]
         return f"{self.counts[i]} boxes find {loose:.0%} of {self.num_objects:,} objects at IoU 0.5, {tight:.0%} at 0.7"
 
 
 def recall_table(recalls: Mapping[str, Recall]) -> str:
-    """Format recalls as a Markdown table.
+    """Format several recalls as a Markdown table.
 
     Args:
-        recalls: by name; the first is the baseline.
+        recalls: the recalls to compare, by name. The first is the baseline. All must have the same numbers of boxes.
 
     Returns:
-        Markdown with a row per name and number of boxes; rows after the baseline's also give the difference from it in percentage
-        points.
+        Markdown with one row for each name and reported number of boxes. Every rate except the baseline's is followed by its
+        difference from the baseline in percentage points.
     """
     lines = [
         "| | boxes | recall, IoU 0.5 | recall, IoU 0.7 | average recall | average best overlap |",
@@ -185,18 +202,26 @@ def recall_table(recalls: Mapping[str, Recall]) -> str:
 
 
 def _cell(value: float, baseline: float | None) -> str:
-    """Format a rate and, if there is a baseline, the difference from it in percentage points."""
+    """Format one rate for the table.
+
+    Args:
+        value: the rate, from 0 to 1.
+        baseline: the baseline's rate, to append the difference from it in percentage points; None to append nothing.
+
+    Returns:
+        The text, such as "0.712 (+1.5)".
+    """
     return f"{value:.3f}" if baseline is None else f"{value:.3f} ({100 * (value - baseline):+.1f})"
 
 
 def sum_recalls(recalls: Iterable[Recall], counts: Sequence[int] = COUNTS) -> Recall:
-    """Add the recalls of different objects.
+    """Combine the recalls of different objects.
 
     Args:
         recalls: any number of recalls, even none.
-        counts: their numbers of boxes.
+        counts: the numbers of boxes at which they were measured.
 
     Returns:
-        The recall of all objects; of 0 objects if there are no recalls.
+        The recall of all objects. If there are no recalls, it has 0 objects.
     """
     return sum(recalls, Recall.from_overlaps(np.zeros((0, len(counts)), np.float32), counts))

@@ -1,4 +1,4 @@
-"""Measure the recall of a `proposals` table on the annotated objects of a split."""
+"""Measure the recall of a `proposals` table: the share of annotated objects that its boxes find."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from proposals.job import iter_proposals
 from proposals.recall import COUNTS, MIN_AREA, Recall, best_overlaps, object_boxes, sum_recalls
 
 Unit = tuple[tables.Part, tables.Part]
-"""A part of an `images` table and the part of the `proposals` table made from it."""
+"""The unit of work: a part of an `images` table, and the part of the `proposals` table with the same images."""
 
 
 def measure_recall(
@@ -24,20 +24,23 @@ def measure_recall(
     counts: Sequence[int] = COUNTS,
     min_area: float = MIN_AREA,
 ) -> Recall:
-    """Measure which share of the annotated objects of a split the proposals find.
+    """Measure the share of a split's annotated objects that the proposals find.
 
-    None of an image's objects is found if it has no proposals. Images whose object mask is missing or damaged are left out.
+    If an image has no proposals, its objects count as not found. Images whose object mask is missing or damaged are left out.
 
     Args:
-        images_uri: the `images` table.
-        proposals_uri: the `proposals` table made from it.
+        images_uri: URI of the `images` table.
+        proposals_uri: URI of the `proposals` table that was made from it.
         split: the split to measure, such as "dev".
-        executor: runs the parts.
-        counts: numbers of first boxes at which recall is measured.
-        min_area: objects whose box has a smaller area (px²) are left out.
+        executor: runs the units of work, one per part of the tables, locally or on Ray.
+        counts: the values of k for which the recall of the first k boxes is measured.
+        min_area: objects whose box has a smaller area than this are left out, px².
 
     Returns:
-        The recall; of 0 objects if the split has none.
+        The recall. It has 0 objects if the split has none.
+
+    Raises:
+        FileNotFoundError: if one of the tables is not complete.
     """
     images, proposals = (tables.require_commit(uri).parts for uri in (images_uri, proposals_uri))
     units = [unit for unit in zip(images, proposals, strict=True) if any(group.splits.get(split) for group in unit[0].row_groups)]
@@ -47,20 +50,36 @@ def measure_recall(
 
 
 def _work(images_uri: str, proposals_uri: str, split: str, counts: Sequence[int], min_area: float, _: int, unit: Unit) -> Recall:
-    """`part_recall` with its arguments in the order in which an executor passes them."""
+    """Call `part_recall` with the arguments in the order in which an executor passes them.
+
+    Args:
+        images_uri: URI of the `images` table.
+        proposals_uri: URI of the `proposals` table.
+        split: the split to measure.
+        counts: the values of k for which the recall of the first k boxes is measured.
+        min_area: objects whose box has a smaller area than this are left out, px².
+        _: index of the unit; not used.
+        unit: a part of each table.
+
+    Returns:
+        The recall of the unit's objects.
+    """
     return part_recall(images_uri, proposals_uri, unit, split, counts, min_area)
 
 
 def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, counts: Sequence[int], min_area: float) -> Recall:
-    """Measure the recall on the images of one part.
+    """Measure recall on the images of one part of the `images` table.
 
     Args:
-        images_uri: the `images` table.
-        proposals_uri: the `proposals` table made from it.
-        unit: the same part of both.
-        split: the split to measure.
-        counts: numbers of first boxes at which recall is measured.
-        min_area: objects whose box has a smaller area (px²) are left out.
+        images_uri: URI of the `images` table.
+        proposals_uri: URI of the `proposals` table that was made from it.
+        unit: a part of the `images` table, and the part of the `proposals` table with the same images.
+        split: the split to measure; images of other splits are left out.
+        counts: the values of k for which the recall of the first k boxes is measured.
+        min_area: objects whose box has a smaller area than this are left out, px².
+
+    Returns:
+        The recall of the objects in these images.
     """
     image_part, proposal_part = unit
     boxes = {image_id: each for image_id, each, _ in iter_proposals(proposals_uri, proposal_part)}

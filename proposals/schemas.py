@@ -1,7 +1,7 @@
-"""Columns of the tables that this package reads and writes.
+"""Columns of the Parquet tables that this package reads and writes.
 
-Boxes are (x1, y1, x2, y2) in pixels of the displayed image (EXIF orientation applied); the coordinates are pixel edges, so x2 and
-y2 are exclusive. Rows of every table are sorted by image_id.
+Boxes are (x1, y1, x2, y2) in pixels of the image as displayed, that is, after its EXIF orientation has been applied. Their
+coordinates are pixel edges, so x2 and y2 are exclusive. The rows of every table are sorted by image_id.
 """
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ _BOX = pa.list_(pa.float32(), 4)
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
-    """A column that is never null."""
+    """Return a column that is never null."""
     return pa.field(name, kind, nullable=False)
 
 
@@ -37,16 +37,16 @@ PROPOSALS = pa.schema(
         _required("scores", pa.list_(pa.float32())),  # EdgeBox's objectness, one per box
     ]
 )
-"""One row per image: its region proposals. Its parts match those of the images table one to one."""
+"""One row per image: its proposals. Each part of this table covers the same images as that part of the `images` table."""
 
 EXAMPLES = pa.schema(
     [
         _required("image_id", pa.string()),  # the image that the crop was cut from; one image may give many rows
         _required("stage", pa.int8()),  # 1: crops of annotated objects; 2: crops of proposals
         _required("box", _BOX),  # the crop, enlarged by `examples.context` (1.2×); may reach beyond the image
-        _required("class_id", pa.int16()),  # class of the object in the crop, by which classes are balanced
-        _required("iou", pa.float32()),  # of the box before enlarging with that object's box; 1 in stage 1
-        _required("repeats", pa.int16()),  # times the crop is seen per epoch, from class balancing
+        _required("class_id", pa.int16()),  # class of the crop's object; classes are balanced by it
+        _required("iou", pa.float32()),  # IoU of the object's box with the box before it was enlarged; 1 in stage 1
+        _required("repeats", pa.int16()),  # how often the crop is used per epoch, to balance the classes
         _required("image", pa.binary()),  # JPEG, square
         _required("mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; same size as the JPEG
     ]
@@ -56,18 +56,18 @@ EXAMPLES = pa.schema(
 CHANGES = pa.schema(
     [
         _required("image_id", pa.string()),  # as in IMAGES
-        # since the previous images table: new, changed (another file), relabelled (other masks, or another split) or same
+        # compared with the previous run: new, changed (another file), relabelled (other masks or another split) or same
         _required("change", pa.string()),
     ]
 )
-"""One row per image: how it differs from the previous images table. Its parts match those of the images table one to one."""
+"""One row per image: how it differs from the previous run. Each part covers the same images as that part of the `images` table."""
 
 SEGMENTATIONS = pa.schema(
     [
         _required("image_id", pa.string()),
         _required("image", pa.binary()),  # the encoded file (JPEG, PNG, …), unchanged
-        # one 16-bit PNG per annotator, of segment ids from 1; 0 where the segment is unknown
+        # one 16-bit PNG of segment ids (from 1) per annotator; 0 where the segment is unknown
         _required("segmentations", pa.list_(pa.binary())),
     ]
 )
-"""One row per image that an edge detector is trained on."""
+"""One row per image from which an edge detector is trained."""

@@ -1,4 +1,4 @@
-"""Settings of proposals, of training crops, and of training an edge detector."""
+"""Settings of object proposals, of training crops, and of training an edge detector."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from infra.settings import Section
 
 
 class ProposalSettings(Section):
-    """EdgeBox object proposals (Zitnick, Dollár 2014). Defaults unlike the paper's were chosen by their recall on voc-sample train."""
+    """EdgeBox object proposals (Zitnick, Dollár 2014), with defaults tuned for recall on the train split of voc-sample."""
 
     edges: Literal["forest", "gradient"] = Field(
         "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"
@@ -46,7 +46,7 @@ class ProposalSettings(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ProposalSettings":
-        """Refuse a model file for the gradient, which would be ignored."""
+        """Check that no model file is given for the gradient detector, which would ignore it."""
         if self.edges == "gradient" and self.edge_model:
             raise ValueError(
                 f"proposals.edge_model {self.edge_model} is not used with proposals.edges gradient: leave one of them out"
@@ -55,7 +55,7 @@ class ProposalSettings(Section):
 
 
 class ForestSettings(Section):
-    """Training a structured forest, an edge detector (Dollár, Zitnick 2013)."""
+    """Training of an edge detector, a structured forest (Dollár, Zitnick 2013)."""
 
     photographs: PositiveInt = Field(
         2000, description="about how many images with masks the forest learns from (drawn at random by the seed)"
@@ -75,7 +75,7 @@ class ForestSettings(Section):
 
     @model_validator(mode="after")
     def _enough(self) -> "ForestSettings":
-        """Refuse settings under which no node could be split."""
+        """Check that there are enough patches to split at least one node."""
         if 2 * self.min_child > self.patches:
             raise ValueError(
                 f"forest.min_child {self.min_child} is more than half of forest.patches {self.patches}: no tree can grow"
@@ -84,7 +84,7 @@ class ForestSettings(Section):
 
 
 class ExampleSettings(Section):
-    """Training crops of stage 1 and stage 2 (DeconvNet, Noh et al. 2015, §4.2 and §6.1)."""
+    """Training crops of stages 1 and 2 (DeconvNet, Noh et al. 2015, §4.2 and §6.1)."""
 
     context: float = Field(1.2, ge=1, description="factor by which a box is enlarged about its centre")
     window: Literal["square", "stretched"] = Field(

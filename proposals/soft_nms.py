@@ -1,32 +1,33 @@
 """Soft-NMS: reorder boxes so that near-duplicates of better boxes come later.
 
-EdgeBox's own non-maximum suppression keeps near-duplicates (IoU up to 0.75). Training crops are mined from them, but they would
-waste most of the few boxes that segmentation uses. Both take their boxes from one list, so the list is reordered and nothing is
-removed: any number of first boxes is then a good choice.
+EdgeBox's own non-maximum suppression keeps near-duplicates with an IoU of up to 0.75. They are useful as training crops. But
+segmentation uses only the first few boxes, and most of these would show the same objects. Both uses share one list of boxes. So
+the list is reordered and nothing is removed: training can use the whole list, and its first k boxes are a good choice for any k.
 
-How this relates to Soft-NMS (Bodla, Singh, Chellappa, Davis, ICCV 2017): as there, boxes are taken greedily by score, and each
-box that is taken lowers the scores of the others by how much they overlap it. What differs:
+As in the paper (Bodla, Singh, Chellappa, Davis, ICCV 2017), boxes are taken greedily by score, and each box that is taken lowers
+the scores of the remaining boxes according to their overlap with it. There are three differences:
 
-* The factor is 1 - strength * IoU^power, where the paper has 1 - IoU above a threshold, or exp(-IoU² / sigma).
-* No box is dropped, however low its score becomes; only the order and the scores change.
-* Only the first boxes taken (`first`) lower the scores of others, which bounds the time for lists of thousands of boxes.
+* A score is multiplied by 1 - strength * IoU^power. The paper uses 1 - IoU above a threshold, or exp(-IoU² / sigma).
+* No box is dropped, however low its score becomes. Only the order and the scores change.
+* Only the first boxes that are taken (argument `first`) lower the scores of others. This limits the time for lists of thousands
+  of boxes.
 """
 
 import numpy as np
 
 
 def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: float, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rank boxes anew, lowering the scores of those that overlap better ones.
+    """Rank boxes anew after lowering the scores of those that overlap better ones.
 
     Args:
         boxes: float32 array (N, 4).
         scores: float32 array (N,), highest first.
-        strength: how much a full overlap lowers a score, from 0 (not at all) to 1 (to zero).
-        power: exponent of the IoU. A high one spares boxes that overlap little; with 5.5 those below an IoU of about 0.5.
-        first: how many boxes lower the scores of those that follow.
+        strength: how much a box of IoU 1 lowers a score, from 0 (not at all) to 1 (to zero).
+        power: exponent of the IoU. A high exponent spares boxes that overlap little; with 5.5 those with an IoU below about 0.5.
+        first: number of top-ranked boxes that lower the scores of others.
 
     Returns:
-        order: int64 array (N,), indices of the boxes in their new order. Of equal scores the earlier box comes first.
+        order: int64 array (N,), the indices of the boxes in their new order. Among equal scores the earlier box comes first.
         scores: float32 array (N,), the lowered scores in the new order, highest first.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

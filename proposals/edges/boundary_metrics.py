@@ -1,14 +1,15 @@
-"""Measure edges against boundaries drawn by people: F-measure by the protocol of BSDS500.
+"""Compare detected edges with boundaries drawn by people, by the F-measure and the protocol of BSDS500.
 
 References: Martin, Fowlkes, Malik, PAMI 2004; Arbeláez, Maire, Fowlkes, Malik, PAMI 2011.
 
-At each threshold the edge map is thinned, and its pixels are matched one to one with those of each annotator, within 0.0075 of the
-image's diagonal. Precision is the share of detected pixels that match any annotator; recall is summed over the annotators.
+At each threshold the edge map is thinned, and its pixels are matched one to one with those of each annotator. Matched pixels may
+be at most 0.0075 of the image's diagonal apart. Precision is the share of detected pixels that match any annotator. Recall is the
+share of annotated pixels that are matched, summed over the annotators.
 
-The standard code finds a least-cost assignment in which an unmatched pixel costs a hundred times the tolerance, so it matches as
-many pixels as possible and prefers near ones. Ours also matches as many as possible, beginning with the nearest: the number of
-pairs is the same, but other pixels may be paired. Compared on parts of five images, recall was the same and precision within 0.5
-percentage points.
+The standard BSDS code finds a least-cost assignment. In it an unmatched pixel costs a hundred times the tolerance, so it matches
+as many pixels as possible and prefers near ones. This module also matches as many pixels as possible, beginning with the nearest.
+It finds the same number of pairs but may pair other pixels. On parts of five images, its recall was equal to that of the standard
+code and its precision differed by at most 0.5 percentage points.
 """
 
 import math
@@ -21,23 +22,23 @@ import numpy as np
 from numba import njit
 
 THRESHOLDS = tuple((k / 26) ** 2 for k in range(1, 26))
-"""25 thresholds on edge strength, denser at low values: a forest's best threshold is about 0.1."""
+"""25 thresholds on edge strength. They are denser at low values, since the best threshold of a forest is about 0.1."""
 BSDS_THINNING: dict[str, Any] = {"radius": 1, "border": 5}
-"""Arguments of `edge_map` with which edges are thinned to be measured, as Dollár's toolbox does for BSDS500."""
+"""Arguments that `edge_map` needs when its edges are to be measured. Dollár's toolbox uses the same for BSDS500."""
 TOLERANCE = 0.0075
 """Largest distance between matched pixels, as a share of the image's diagonal."""
 
 
 @dataclass(frozen=True)
 class EdgeQuality:
-    """How well edges agree with annotated boundaries; all values from 0 to 1.
+    """Quality of detected edges compared with annotated boundaries. All values are from 0 to 1.
 
     Attributes:
-        ods: "optimal data set scale", the best F-measure with one threshold for all images.
-        threshold: the threshold of `ods`.
+        ods: the best F-measure with one threshold for all images ("optimal data set scale").
+        threshold: the threshold on edge strength that gives `ods`.
         precision: precision at that threshold.
         recall: recall at that threshold.
-        ois: "optimal image scale", the F-measure when each image has its own best threshold.
+        ois: the F-measure when each image has its own best threshold ("optimal image scale").
         average_precision: area under the precision-recall curve.
     """
 
@@ -55,17 +56,17 @@ def edge_counts(
     thresholds: Sequence[float] = THRESHOLDS,
     tolerance: float = TOLERANCE,
 ) -> np.ndarray:
-    """Count detected, annotated and matched pixels of one image at each threshold.
+    """Count the detected, annotated and matched pixels of one image at each threshold.
 
     Args:
-        edges: float array (H, W), thin edges with strengths from 0 to 1.
-        boundaries: per annotator, bool array (H, W).
-        thresholds: the T edge strengths from which a pixel counts as detected.
-        tolerance: largest distance between matched pixels, as a share of the diagonal.
+        edges: float array (H, W) of thin edges with strengths from 0 to 1.
+        boundaries: a bool array (H, W) per annotator, true on boundaries.
+        thresholds: T thresholds; a pixel is detected if its edge strength reaches the threshold.
+        tolerance: largest distance between matched pixels, as a share of the image's diagonal.
 
     Returns:
-        int64 array (T, 4): detected pixels that match any annotator; detected pixels; annotated pixels that are matched, summed
-        over annotators; annotated pixels, summed over annotators.
+        int64 array (T, 4). Its columns are: detected pixels that match any annotator; detected pixels; annotated pixels that are
+        matched, summed over annotators; annotated pixels, summed over annotators.
     """
     offsets = _offsets(tolerance * math.hypot(*edges.shape))
     annotated = sum(int(b.sum()) for b in boundaries)
@@ -83,14 +84,17 @@ def edge_counts(
 
 
 def edge_quality(counts: Sequence[np.ndarray], thresholds: Sequence[float] = THRESHOLDS) -> EdgeQuality:
-    """Compute ODS, OIS and average precision.
+    """Compute the edge quality of a set of images: ODS, OIS and average precision.
 
-    For ODS, precision and recall are interpolated linearly in 100 steps between neighbouring thresholds, as in the standard code.
-    OIS is the F-measure of the counts summed over images, each at its own best threshold.
+    For ODS, precision and recall are interpolated linearly in 100 steps between neighbouring thresholds, as in the standard BSDS
+    code. For OIS, each image's counts at its own best threshold are added up, and the F-measure of the sum is taken.
 
     Args:
-        counts: the `edge_counts` of each image.
-        thresholds: the thresholds that they were counted at.
+        counts: the result of `edge_counts` for each image.
+        thresholds: the thresholds that were passed to `edge_counts`.
+
+    Returns:
+        The quality of the edges of all images.
 
     Raises:
         ValueError: if there are no images.
@@ -109,27 +113,29 @@ def edge_quality(counts: Sequence[np.ndarray], thresholds: Sequence[float] = THR
 
 
 def thin_lines(mask: np.ndarray) -> np.ndarray:
-    """Thin lines to a width of one pixel by the algorithm of Guo and Hall (1989); MATLAB's `bwmorph` uses a variant of it.
+    """Thin lines to a width of one pixel by the algorithm of Guo and Hall (1989).
+
+    MATLAB's `bwmorph`, which the standard BSDS code uses, applies a variant of this algorithm.
 
     Args:
         mask: bool array (H, W), true on the lines.
 
     Returns:
-        bool array (H, W).
+        bool array (H, W), true on the thinned lines.
     """
     return cv2.ximgproc.thinning(mask.astype(np.uint8) * 255, thinningType=cv2.ximgproc.THINNING_GUOHALL) > 0
 
 
 def matched_pixels(detected: np.ndarray, annotated: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Match detected with annotated pixels one to one, as many as possible.
+    """Match detected pixels with annotated pixels one to one, as many as possible.
 
     Args:
-        detected: bool array (H, W).
-        annotated: bool array (H, W).
-        offsets: int64 array (K, 2), the differences (rows, columns) that a pair may have, nearest first.
+        detected: bool array (H, W), true on detected pixels.
+        annotated: bool array (H, W), true on annotated pixels.
+        offsets: int64 array (K, 2) of the allowed differences (rows, columns) between matched pixels, shortest first.
 
     Returns:
-        bool array (H, W), the detected pixels that have a partner.
+        bool array (H, W), true on the detected pixels that have a partner.
     """
     margin = int(np.abs(offsets).max())  # padding, so that no neighbour lies outside
     padded_detected, padded_annotated = (np.pad(mask, margin) for mask in (detected, annotated))
@@ -139,7 +145,14 @@ def matched_pixels(detected: np.ndarray, annotated: np.ndarray, offsets: np.ndar
 
 
 def _offsets(radius: float) -> np.ndarray:
-    """All whole (row, column) differences no longer than `radius` px, nearest first: int64 (K, 2)."""
+    """List all whole (row, column) differences that are at most `radius` pixels long.
+
+    Args:
+        radius: the largest length in pixels; it need not be a whole number.
+
+    Returns:
+        int64 array (K, 2), shortest first.
+    """
     reach = np.arange(-math.floor(radius), math.floor(radius) + 1)
     steps = np.stack(np.meshgrid(reach, reach, indexing="ij"), axis=-1).reshape(-1, 2)
     squares = (steps**2).sum(axis=1)
@@ -149,19 +162,20 @@ def _offsets(radius: float) -> np.ndarray:
 
 @njit(cache=True)
 def _largest_matching(detected: np.ndarray, annotated: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Find a largest one-to-one matching of two sets of pixels.
+    """Find a one-to-one matching of two sets of pixels with as many pairs as possible.
 
-    First pairs are formed greedily, nearest first. Then each pixel without a partner searches for an augmenting path, breadth
-    first (Kuhn 1955). Pixels that a failed search has seen cannot be on any later augmenting path, so they stay marked, and all
-    failed searches together visit each pair once. One function of more than 50 lines, because numba compiles it as a whole.
+    First, pairs are formed greedily, nearest first. Then each detected pixel without a partner searches breadth first for an
+    augmenting path (Kuhn 1955). Pixels that a failed search has seen cannot be on any later augmenting path, so they stay marked.
+    Therefore all failed searches together visit each pair only once. The function is longer than 50 lines because numba compiles
+    it as a whole.
 
     Args:
-        detected: flat bool array.
-        annotated: flat bool array of the same size.
-        steps: differences of flat indices that a pair may have, nearest first.
+        detected: bool array, the flattened mask of detected pixels, padded so that no step leaves the array.
+        annotated: bool array of the same size, the flattened mask of annotated pixels.
+        steps: int64 array (K,) of the allowed differences between the flat indices of matched pixels, nearest first.
 
     Returns:
-        Flat bool array, the detected pixels that have a partner.
+        Flat bool array, true on the detected pixels that have a partner.
     """
     nothing = -1
     partner_of_detected = np.full(detected.size, nothing, np.int32)
@@ -209,11 +223,18 @@ def _largest_matching(detected: np.ndarray, annotated: np.ndarray, steps: np.nda
 
 
 def _precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall (...) from counts (..., 4) of `edge_counts`; 0 where nothing was counted."""
+    """Compute precision and recall from pixel counts.
+
+    Args:
+        counts: array (..., 4), one or several results of `edge_counts`.
+
+    Returns:
+        Two float64 arrays (...), precision and recall; 0 where nothing was counted.
+    """
     matched, detected, found, annotated = np.moveaxis(counts.astype(np.float64), -1, 0)
     return matched / np.maximum(detected, 1), found / np.maximum(annotated, 1)
 
 
 def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """The harmonic mean of precision and recall; 0 where both are 0."""
+    """Return the harmonic mean of precision and recall, elementwise; it is 0 where both are 0."""
     return 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)

@@ -1,7 +1,7 @@
 """Read BSDS500, the Berkeley segmentation data set (Arbeláez, Maire, Fowlkes, Malik, PAMI 2011).
 
-The folder is laid out as the data set's archive: `images/SPLIT/ID.jpg` and `groundTruth/SPLIT/ID.mat`, where a .mat file holds a
-MATLAB cell per annotator with `Segmentation` (segment ids) and `Boundaries` (the thin lines between segments).
+The folder must have the layout of the data set's archive: `images/SPLIT/ID.jpg` and `groundTruth/SPLIT/ID.mat`. A .mat file holds
+one MATLAB cell per annotator, with the arrays `Segmentation` (segment ids) and `Boundaries` (thin lines between segments).
 """
 
 import zlib
@@ -20,13 +20,13 @@ _READ_ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, EOF
 
 @dataclass(frozen=True)
 class BsdsImage:
-    """An image with the annotations of several people.
+    """An image of BSDS500 with the annotations of several people.
 
     Attributes:
-        image_id: the file's name without its suffix.
+        image_id: the name of the image file without its suffix.
         image: uint8 array (H, W, 3), RGB.
-        boundaries: per annotator, bool array (H, W), true on boundary pixels.
-        segmentations: per annotator, uint16 array (H, W) of segment ids.
+        boundaries: a bool array (H, W) per annotator, true on boundary pixels.
+        segmentations: a uint16 array (H, W) of segment ids per annotator.
     """
 
     image_id: str
@@ -36,17 +36,17 @@ class BsdsImage:
 
 
 def bsds_files(folder: str | Path, split: str) -> list[tuple[Path, Path]]:
-    """List the files of a split.
+    """List the image and annotation files of a split.
 
     Args:
-        folder: BSDS500's folder.
+        folder: the folder of BSDS500.
         split: "train", "val" or "test".
 
     Returns:
-        (image file, annotation file) of each image, ordered by id.
+        A pair (image file, annotation file) for each image, sorted by file name.
 
     Raises:
-        UserError: if the folder does not hold BSDS500, or an image is missing.
+        UserError: if the folder does not hold BSDS500 or lacks this split, or an image is missing.
     """
     images, annotations = Path(folder) / "images" / split, Path(folder) / "groundTruth" / split
     pairs = [(images / f"{path.stem}.jpg", path) for path in sorted(annotations.glob("*.mat"))]
@@ -64,7 +64,10 @@ def read_bsds_image(files: tuple[Path, Path]) -> BsdsImage:
     """Read an image and its annotations.
 
     Args:
-        files: one of the pairs that `bsds_files` returns.
+        files: the image file and the annotation file, as `bsds_files` returns them.
+
+    Returns:
+        The decoded image and the arrays of all annotators.
 
     Raises:
         UserError: if either file cannot be read, or their sizes differ.
@@ -88,7 +91,18 @@ def read_bsds_image(files: tuple[Path, Path]) -> BsdsImage:
 
 
 def _read_annotations(path: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Read each annotator's boundaries and segmentation; raises one of _READ_ERRORS for other files."""
+    """Read the annotations in a .mat file.
+
+    Args:
+        path: the annotation file.
+
+    Returns:
+        boundaries: a bool array (H, W) per annotator, true on boundary pixels.
+        segmentations: a uint16 array (H, W) of segment ids per annotator.
+
+    Raises:
+        ValueError: if the file has no annotator. Files with other contents raise any of the exceptions in `_READ_ERRORS`.
+    """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

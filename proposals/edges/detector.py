@@ -1,8 +1,8 @@
-"""Edge maps for EdgeBox: thin edges and their orientations.
+"""Compute edge maps for EdgeBox: thin edges and their orientations.
 
-Two detectors: a structured forest (Dollár, Zitnick, ICCV 2013), evaluated by OpenCV, and a colour gradient, which needs no model.
-Both results are thinned in the same way, as in Dollár's edge toolbox, here with OpenCV's filters. Thinning is needed: on thick
-edges EdgeBox is tens of times slower.
+There are two edge detectors: a structured forest (Dollár, Zitnick, ICCV 2013), which OpenCV evaluates, and a colour gradient,
+which needs no model. The edges of both are thinned in the same way as in Dollár's edge toolbox, here with OpenCV's filters.
+Without thinning, EdgeBox would be tens of times slower.
 """
 
 import math
@@ -17,11 +17,11 @@ from proposals.edges.forest_file import load_forest
 EdgeSource = Literal["forest", "gradient"]
 """The name of an edge detector."""
 PRETRAINED_FOREST = Path(__file__).parent / "pretrained" / "edges.yml.gz"
-"""The forest in the package; README.md beside it says what it was trained on."""
+"""The forest in the package. The README.md beside it describes its training data."""
 
 _SMOOTHING = 2.0  # px, σ of the blur before the gradient
-_STRONG_PERCENTILE = 99.0  # percentile of the gradient that is scaled to strength 1 ...
-_LEAST_STRONG = 4.0  # ... but at least this gradient (Lab units per pixel), so that noise in a flat image stays faint
+_STRONG_PERCENTILE = 99.0  # this percentile of the gradients is scaled to strength 1
+_LEAST_STRONG = 4.0  # smallest gradient (Lab units per pixel) that is scaled to 1, so that noise in a flat image stays faint
 _ORIENTATION_RADIUS = 4  # px, radius of the triangle filter before orientations are computed, as in Dollár's edgesDetect
 _PATCH = 32  # px, side of the forest's patches; smaller images are padded to it
 _MARGIN = 16  # px, padding on each side
@@ -39,16 +39,16 @@ def edge_map(
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        edges: which detector to use.
-        edge_model: file of the forest (path, https or s3); None for the one in the package.
-        multiscale: whether to average the edges of the image at half, full and double size.
-        radius: see `suppress_non_maxima`.
-        border: see `suppress_non_maxima`.
+        edges: the edge detector to use, "forest" or "gradient".
+        edge_model: file of the forest (path, https or s3 URI); None for the one in the package. The gradient ignores it.
+        multiscale: whether to average the edges found at half, full and double image size.
+        radius: distance in pixels within which an edge must be the strongest, see `suppress_non_maxima`.
+        border: width in pixels of the margin in which edges are weakened, see `suppress_non_maxima`.
 
     Returns:
-        edges: float32 array (H, W), strengths from 0 to 1.
-        orientations: float32 array (H, W), the angle of the edge's normal in radians, from 0 to π, measured from the x axis
-            towards the y axis.
+        edges: float32 array (H, W) of strengths from 0 to 1; 0 where there is no edge.
+        orientations: float32 array (H, W) of the direction perpendicular to the edge: an angle from 0 to π in radians, measured
+            from the x axis towards the y axis.
 
     Raises:
         UserError: if `edge_model` is not a forest that OpenCV can read.
@@ -70,25 +70,28 @@ def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = N
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        edges: which detector to use.
-        edge_model: file of the forest; None for the one in the package.
+        edges: the edge detector to use, "forest" or "gradient".
+        edge_model: file of the forest (path, https or s3 URI); None for the one in the package.
 
     Returns:
-        float32 array (H, W), strengths from 0 to 1.
+        float32 array (H, W) of strengths from 0 to 1.
+
+    Raises:
+        UserError: if `edge_model` is not a forest that OpenCV can read.
     """
     forest = forest_uri(edges, edge_model)
     return forest_edges(image, forest) if forest else gradient_edges(image)
 
 
 def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:
-    """Find the file of the forest that these settings use.
+    """Return the location of the forest that an edge detector uses.
 
     Args:
-        edges: which detector is used.
-        edge_model: file of the forest; None for the one in the package.
+        edges: the edge detector, "forest" or "gradient".
+        edge_model: file of the forest chosen by the user; None for the one in the package.
 
     Returns:
-        Path or URI of the file; None if the detector is not a forest.
+        Path or URI of the file; None if the detector is the gradient.
     """
     return (edge_model or str(PRETRAINED_FOREST)) if edges == "forest" else None
 
@@ -96,13 +99,15 @@ def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:
 def gradient_edges(image: np.ndarray) -> np.ndarray:
     """Detect edges by how fast the colour changes.
 
-    The strength is the largest gradient among L, a and b (CIE Lab), after a Gaussian blur of σ = 2 px.
+    The image is converted to CIE Lab and blurred by a Gaussian of σ = 2 px. The gradient of a pixel is the largest of those of L,
+    a and b. It is divided by the 99th percentile of all gradients in the image (or by 4 Lab units per pixel, if that is more) and
+    clipped at 1.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
 
     Returns:
-        float32 array (H, W), thick edges with strengths from 0 to 1.
+        float32 array (H, W) of thick edges with strengths from 0 to 1.
     """
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     smooth = cv2.GaussianBlur(lab, (0, 0), _SMOOTHING)
@@ -120,7 +125,10 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
         edge_model: path or URI of the forest's file.
 
     Returns:
-        float32 array (H, W), thick edges with strengths from 0 to 1.
+        float32 array (H, W) of thick edges with strengths from 0 to 1.
+
+    Raises:
+        UserError: if the file cannot be fetched or is not a forest that OpenCV can read.
     """
     height, width = image.shape[:2]
     # The image is extended by reflection because OpenCV sees the outermost 16 px in fewer patches, which makes edges fainter
@@ -135,14 +143,15 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
 def edge_orientations(edges: np.ndarray) -> np.ndarray:
     """Compute the orientation of the edge at each pixel of a thick edge map.
 
-    An edge is a ridge of the map. Its normal is the direction in which the smoothed map curves most: an eigenvector of its second
-    derivatives, concave on the ridge and convex beside it. (Dollár's toolbox approximates it by tan θ = Oyy / Oxx.)
+    An edge is a ridge of the map. The direction perpendicular to it is the one in which the smoothed map curves most, which is an
+    eigenvector of the map's second derivatives. On the ridge the curvature is concave, beside it convex. (Dollár's toolbox
+    approximates this direction by tan θ = Oyy / Oxx.)
 
     Args:
-        edges: float32 array (H, W), thick edges.
+        edges: float32 array (H, W) of thick edges.
 
     Returns:
-        float32 array (H, W), the normals' angles in radians, from 0 to π.
+        float32 array (H, W) of the directions perpendicular to the edges, as angles from 0 to π in radians.
     """
     ramp = np.arange(1, _ORIENTATION_RADIUS + 2, dtype=np.float32)
     triangle = np.concatenate([ramp, ramp[-2::-1]]) / (_ORIENTATION_RADIUS + 1) ** 2
@@ -156,18 +165,19 @@ def edge_orientations(edges: np.ndarray) -> np.ndarray:
 
 
 def suppress_non_maxima(edges: np.ndarray, orientation: np.ndarray, radius: int = 2, border: int = 0) -> np.ndarray:
-    """Thin edges: keep only pixels that are the maximum along the edge's normal.
+    """Thin edges: keep only pixels that are strongest along the direction perpendicular to the edge.
 
-    Dollár's toolbox uses radius 2 and border 0 for proposals, radius 1 and border 5 when it measures edges.
+    Dollár's toolbox uses radius 2 and border 0 for proposals, and radius 1 and border 5 for measuring the quality of edges.
 
     Args:
-        edges: float32 array (H, W), thick edges.
-        orientation: float32 array (H, W), the normals' angles.
-        radius: how far to each side of a pixel its neighbours are compared, px (interpolated bilinearly).
-        border: edges nearer than this to the image's border are weakened, down to 0 at the border, px.
+        edges: float32 array (H, W) of thick edges.
+        orientation: float32 array (H, W) of the directions perpendicular to the edges, in radians.
+        radius: how many pixels to each side a pixel is compared with (their strengths are interpolated bilinearly).
+        border: distance from the image's border in pixels below which edges are weakened, linearly down to 0 at the border; 0 to
+            weaken none.
 
     Returns:
-        float32 array (H, W), 0 where an edge was removed.
+        float32 array (H, W); 0 where an edge was removed.
     """
     height, width = edges.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)

@@ -1,7 +1,7 @@
-"""Read, write and check the file of a structured forest, in the format of OpenCV's `createStructuredEdgeDetection`: gzipped YAML.
+"""Read, write and check files of structured forests, which detect edges.
 
-OpenCV trusts such a file: with wrong content it reads beyond its arrays or ends the process. So files are checked here before
-OpenCV opens them.
+The format is that of OpenCV's `createStructuredEdgeDetection`: gzipped YAML. OpenCV trusts such a file. If its content is wrong,
+OpenCV reads beyond its arrays or ends the process. Therefore this module checks a file before OpenCV opens it.
 """
 
 import gzip
@@ -48,14 +48,15 @@ _ARRAYS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
 
 
 class EdgeTree(NamedTuple):
-    """A tree of n nodes as OpenCV evaluates it; parents come before their children.
+    """A decision tree of n nodes in the form that OpenCV evaluates. Parents come before their children.
 
     Attributes:
-        child: int32 array (n,), index of the right child, with the left child just before it; 0 for a leaf.
-        feature: int32 array (n,), index of the feature that a node compares, below `training.forest.FEATURES`.
-        threshold: float32 array (n,); patches whose feature is smaller go to the left child.
-        starts: int64 array (n + 1,); the boundary pixels of node i are bins[starts[i]:starts[i + 1]].
-        bins: uint8 array, boundary pixels as 16 * column + row within the central 16x16 pixels of the patch.
+        child: int32 array (n,), index of a node's right child; the left child is just before it. It is 0 for leaves.
+        feature: int32 array (n,), index of the feature that a node compares, from 0 to `training.forest.FEATURES` - 1.
+        threshold: float32 array (n,); a patch goes to the left child if its feature is smaller than this.
+        starts: int64 array (n + 1,); bins[starts[i]:starts[i + 1]] are the boundary pixels that node i predicts. Only leaves have
+            any.
+        bins: uint8 array of boundary pixels, each given as 16 * column + row within the central 16x16 pixels of the patch.
     """
 
     child: np.ndarray
@@ -66,10 +67,10 @@ class EdgeTree(NamedTuple):
 
 
 def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
-    """Encode a forest as OpenCV reads it. The same trees always give the same bytes.
+    """Encode a forest in OpenCV's format. The same trees always give the same bytes.
 
     Args:
-        trees: the trees; they may differ in size.
+        trees: at least one tree; the trees may differ in size.
 
     Returns:
         The content of a .yml.gz file.
@@ -107,12 +108,23 @@ def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
 
 
 def _padded(values: np.ndarray, nodes: int) -> np.ndarray:
-    """Append zeros to a length of `nodes`."""
+    """Append zeros to an array until it has `nodes` elements."""
     return np.pad(values, (0, nodes - len(values)))
 
 
 def _yaml_arrays(name: str, arrays: Iterable[np.ndarray], number_format: str = "d") -> list[str]:
-    """The lines of a YAML sequence of number sequences, one per tree, short enough for OpenCV's parser."""
+    """Format one number array per tree as a YAML sequence of sequences.
+
+    Long arrays are split into several lines, since OpenCV's parser does not accept long ones.
+
+    Args:
+        name: the YAML key.
+        arrays: a flat array per tree.
+        number_format: format specification of a number, such as "d" or ".4g".
+
+    Returns:
+        The lines of YAML, without line ends.
+    """
     lines = [f"{name}:"]
     for values in arrays:
         words = [format(v, number_format) for v in values.tolist()]
@@ -131,16 +143,16 @@ def require_opencv_contrib() -> None:
 
 @lru_cache(maxsize=2)
 def load_forest(uri: str) -> Any:
-    """Load a forest; the last two are kept in memory.
+    """Load a structured forest. The two forests used last are kept in memory.
 
     Args:
-        uri: path, https or s3 URI of its file.
+        uri: path, https or s3 URI of the file.
 
     Returns:
-        OpenCV's `StructuredEdgeDetection`.
+        OpenCV's detector object (`cv2.ximgproc.StructuredEdgeDetection`).
 
     Raises:
-        UserError: if the file cannot be fetched or is not a complete structured forest.
+        UserError: if the file cannot be fetched or is not a complete structured forest, or OpenCV lacks its contrib modules.
     """
     require_opencv_contrib()
     with storage.local_copy(uri) as path:
@@ -150,13 +162,13 @@ def load_forest(uri: str) -> Any:
 
 
 def forest_file_error(path: Path) -> str | None:
-    """Check a forest's file: that it is complete, and everything that OpenCV relies on without checking.
+    """Check that a forest's file is complete and that OpenCV can safely read it.
 
     Args:
-        path: the file, .yml or .yml.gz.
+        path: a local file, .yml or .yml.gz.
 
     Returns:
-        What is wrong with the file, or None.
+        A description of the first error found, or None if the file is good.
     """
     data = path.read_bytes()
     if compressed := data.startswith(b"\x1f\x8b"):
@@ -196,7 +208,15 @@ def forest_file_error(path: Path) -> str | None:
 
 
 def _parse_numbers(text: str, dtype: type) -> np.ndarray | None:
-    """The numbers of a YAML sequence of sequences, joined to one array; None if there is anything else in it."""
+    """Read all numbers in a YAML sequence of sequences.
+
+    Args:
+        text: the YAML text after the key.
+        dtype: type of the numbers, float or np.int64.
+
+    Returns:
+        A flat array of all numbers in order; None if the text contains anything that is not a number.
+    """
     rows = [row.strip().rstrip(",") for row in re.findall(r"\[([^\[\]]*)\]", text)]
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
@@ -207,7 +227,15 @@ def _parse_numbers(text: str, dtype: type) -> np.ndarray | None:
 
 
 def _array_error(options: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str | None:
-    """What is wrong with the options and arrays of a forest's file, or None."""
+    """Check that the options and arrays of a forest's file fit together.
+
+    Args:
+        options: the section `options` of the file.
+        arrays: the flat number arrays of the file by name.
+
+    Returns:
+        A description of the first error found, or None if there is none.
+    """
     child, feature, threshold, starts, bins = (arrays[name] for name in _ARRAYS)
     trees, patch, shrink = options["numberOfTrees"], options["patchSize"], options["shrinkNumber"]
     channels = 2 * (options["numberOfGradientOrientations"] + 1) + 3

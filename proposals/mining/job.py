@@ -1,7 +1,8 @@
-"""Make the `examples` tables: training crops, cut in two passes over the images.
+"""Make the `examples` tables: training crops, which are cut in two passes over the images.
 
-The first pass counts the examples of each class from the masks alone. The counts give the repeats that balance the classes. The
-second pass cuts the crops. Both passes choose windows by the same function, so the counts are exact.
+The first pass counts the crops of each class, using the masks alone. From these counts follows how often crops of each class are
+repeated to balance the classes. The second pass cuts the crops. Both passes choose the boxes to cut by the same function, so the
+counts are exact.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,12 +40,12 @@ Split = Literal["train", "dev"]
 
 @dataclass(frozen=True)
 class Unit:
-    """What one part of an `examples` table is made from.
+    """The inputs for one part of an `examples` table. Making this part is one unit of work.
 
     Attributes:
         images: a part of the `images` table.
-        proposals: the part of the `proposals` table made from it; None in stage 1.
-        previous: what can be copied from a previous `examples` table; None if nothing.
+        proposals: the part of the `proposals` table with the same images; None in stage 1.
+        previous: the rows that may be copied from a previous `examples` table; None if there are none.
     """
 
     images: tables.Part
@@ -66,27 +67,32 @@ def mine_examples(
     executor: Executor,
     previous: PreviousTable | None = None,
 ) -> tables.Commit:
-    """Cut the training crops of one stage and split and write their table.
+    """Cut the training crops for one training stage and one split, and write them to a table.
 
     Args:
-        stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap one.
-        images_uri: the `images` table.
-        proposals_uri: the `proposals` table; needed in stage 2 only.
-        out_uri: the `examples` table to write, with a part for each part of `images_uri`; rows are sorted by (image_id, box).
-        settings: rules of the crops.
-        input_size: side of the network's input, px.
-        split: the split whose images are used. Crops of "train" have `repeats` above 1 for rare classes if `settings.balance`.
-        seed: seed of the choice among more than `settings.max_per_image` crops.
-        fingerprint: fingerprint of the stage.
-        executor: runs the parts.
-        previous: an `examples` table of the same stage, split and settings; its rows are copied for images whose file, masks and
-            split have not changed since.
+        stage: the training stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap an annotated object.
+        images_uri: URI of the `images` table.
+        proposals_uri: URI of the `proposals` table; only stage 2 needs it.
+        out_uri: URI of the `examples` table to write. It gets one part for each part of the `images` table. Rows are sorted by
+            (image_id, box).
+        settings: rules by which crops are chosen and stored.
+        input_size: side of the network's input in pixels.
+        split: the split whose images are used. If `settings.balance` is on, crops of rare classes have `repeats` above 1 in
+            "train".
+        seed: seed of the random choice in images with more than `settings.max_per_image` crops.
+        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        executor: runs the units of work, one per part of the table, locally or on Ray.
+        previous: an earlier `examples` table of the same stage, split and settings. Its rows are copied for images whose file,
+            masks and split have not changed since. None to cut all crops.
 
     Returns:
-        The commit of the table. Its `extra` has, by class id, the number of examples, their repeats, and the product of both.
+        The commit record of the table. Its `extra` gives for each class id the number of crops, how often each is repeated in an
+        epoch, and the product of both. Its rejects name the images that could not be used.
 
     Raises:
-        UserError: if not one crop of "train" can be cut; a table of "dev" may be empty.
+        UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.
+        ValueError: if stage 2 has no proposals, or they were not made from these images.
+        FileNotFoundError: if one of the input tables is not complete.
     """
     units = _units(stage, images_uri, proposals_uri, previous)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
@@ -112,7 +118,10 @@ def mine_examples(
 
 @dataclass(frozen=True)
 class _Miner:
-    """Counts and cuts the examples of units. Attributes as the arguments of `mine_examples`."""
+    """The two passes over a unit of work: counting its training crops and cutting them.
+
+    The attributes are the arguments of `mine_examples` with the same names.
+    """
 
     stage: Stage
     images_uri: str
@@ -122,7 +131,17 @@ class _Miner:
     seed: int
 
     def count(self, _: int, unit: Unit) -> np.ndarray:
-        """Count a unit's examples by class id: int64 (256,). Images whose masks cannot be read have none."""
+        """Count the training crops of one unit of work by class.
+
+        Images whose masks cannot be decoded count as having no crops.
+
+        Args:
+            _: index of the unit; not used.
+            unit: the unit of work.
+
+        Returns:
+            int64 array (256,), the number of crops by class id.
+        """
         counts = np.zeros(256, np.int64)
         copied = unit.previous.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.previous else {}
         for row, boxes in self._annotated(unit, with_images=False):
@@ -137,14 +156,19 @@ class _Miner:
         return counts
 
     def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
-        """Make the rows and rejects of a unit.
+        """Make the rows of one part of the `examples` table, and rejects for the images that cannot be used.
+
+        OpenCV is limited to one thread in this process.
 
         Args:
-            unit: the unit.
-            repeats: by class id.
-            size: side of the crops, px.
+            unit: the unit of work, which describes the part's inputs.
+            repeats: how often a crop is repeated in an epoch, by class id.
+            size: side of the crops in pixels.
+
+        Yields:
+            Rows, and rejects with the reason.
         """
-        cv2.setNumThreads(1)  # each CPU has a unit of its own
+        cv2.setNumThreads(1)  # every CPU already has a unit of work
         copied = unit.previous.rows(SAME_LABELS) if unit.previous else {}
         for row, boxes in self._annotated(unit, with_images=True):
             if row["image_id"] in copied:
@@ -175,7 +199,15 @@ class _Miner:
                 }
 
     def _annotated(self, unit: Unit, with_images: bool) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        """The rows of the split's images that have masks, each with its proposals (N, 4); none in stage 1."""
+        """Iterate over the images of the split that have a class mask and an object mask.
+
+        Args:
+            unit: the unit of work.
+            with_images: whether to read the image files too, not only the masks.
+
+        Yields:
+            A row of the `images` table, and the image's proposals as an array (N, 4), which is empty in stage 1.
+        """
         columns = ["image_id", "split", "class_mask", "object_mask", *(["image"] if with_images else [])]
         proposals: dict[str, np.ndarray] = {}
         if unit.proposals is not None and self.proposals_uri is not None:
@@ -187,7 +219,17 @@ class _Miner:
     def _choose(
         self, row: Mapping[str, Any], class_mask: np.ndarray, object_mask: np.ndarray, boxes: np.ndarray
     ) -> list[ExampleWindow]:
-        """Choose the windows of one image by the rules of the stage."""
+        """Choose the boxes of one image that become training crops.
+
+        Args:
+            row: the image's row of the `images` table; only `image_id` is used.
+            class_mask: uint8 array (H, W) of class ids.
+            object_mask: uint8 or uint16 array (H, W) of object ids.
+            boxes: array (N, 4), the image's proposals; not used in stage 1.
+
+        Returns:
+            The enlarged boxes, sorted.
+        """
         s = self.settings
         objects = find_objects(class_mask, object_mask, s.min_object_side)
         if self.stage == 1:
@@ -205,7 +247,21 @@ class _Miner:
 
 
 def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: PreviousTable | None) -> list[Unit]:
-    """A unit per part of the images; raises ValueError if the proposals are missing or do not match."""
+    """Divide the job into units of work, one for each part of the `images` table.
+
+    Args:
+        stage: the training stage, 1 or 2.
+        images_uri: URI of the `images` table.
+        proposals_uri: URI of the `proposals` table; only stage 2 needs it.
+        previous: an earlier `examples` table whose rows may be copied; None if there is none.
+
+    Returns:
+        The units, in the order of the parts.
+
+    Raises:
+        ValueError: if stage 2 has no proposals, or they were not made from these images.
+        FileNotFoundError: if one of the tables is not complete.
+    """
     images = tables.require_commit(images_uri)
     proposals: Sequence[tables.Part | None] = [None] * len(images.parts)
     if stage == 2:
@@ -218,7 +274,16 @@ def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: P
 
 
 def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, int]:
-    """Count the examples of all units by class id, without classes that have none."""
+    """Count the training crops of all units of work by class.
+
+    Args:
+        miner: counts the crops of a unit.
+        units: the units of work.
+        executor: runs the units, locally or on Ray.
+
+    Returns:
+        The number of crops by class id; classes without crops are left out.
+    """
     title = f"counting examples, stage {miner.stage}, {miner.split}"
     total = np.zeros(256, np.int64)
     for _, counts in executor.map(dict(enumerate(units)), miner.count, title=title):
@@ -227,7 +292,13 @@ def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, in
 
 
 def _no_examples_message(stage: Stage, split: Split, settings: "ExampleSettings") -> str:
-    """The error message that explains why no example can be cut, naming the settings involved."""
+    """Return the error message for the case that no training crop can be cut. It names the settings to change.
+
+    Args:
+        stage: the training stage, 1 or 2.
+        split: the split of the images, "train" or "dev".
+        settings: rules by which crops are chosen.
+    """
     objects = f"annotated object of at least {settings.min_object_side} px (examples.min_object_side)"
     if stage == 1:
         return f"no training example can be cut: no {split} image has an {objects}"
@@ -238,7 +309,17 @@ def _no_examples_message(stage: Stage, split: Split, settings: "ExampleSettings"
 
 
 def _decode_masks(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a row's class mask and object mask; raises BadInput if one is damaged or their sizes differ."""
+    """Decode the class mask and the object mask of an image.
+
+    Args:
+        row: a row of the `images` table with both masks.
+
+    Returns:
+        The class mask, uint8 (H, W), and the object mask, uint8 or uint16 (H, W).
+
+    Raises:
+        BadInput: if one of them is damaged, or their sizes differ.
+    """
     class_mask, object_mask = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
     if class_mask.shape != object_mask.shape:
         raise BadInput(f"class mask {_size(class_mask)}, object mask {_size(object_mask)}")
@@ -246,5 +327,5 @@ def _decode_masks(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _size(image: np.ndarray) -> str:
-    """Width and height, for messages."""
+    """Return the width and height of an image as text for messages, such as "500×375"."""
     return f"{image.shape[1]}×{image.shape[0]}"

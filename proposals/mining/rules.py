@@ -1,13 +1,14 @@
 """The rules by which training crops are chosen, labelled and balanced (DeconvNet, Noh et al. 2015, §4.2 and §6.1).
 
-* Stage 1, easy examples: the tight box of each annotated object, enlarged to a 1.2x window. In the mask, the object's own pixels
+* Stage 1, easy crops: the tight box of each annotated object, enlarged 1.2 times. In the crop's mask, the object's own pixels
   have its class and everything else is background.
-* Stage 2, hard examples: each EdgeBox proposal with IoU >= 0.5 with an annotated object, enlarged to a 1.2x window. In the mask,
-  every class in the window is labelled.
-* Class balance: examples of rare classes are repeated in an epoch, up to 10 times.
+* Stage 2, hard crops: each EdgeBox proposal that overlaps an annotated object with an IoU of at least 0.5, enlarged 1.2 times. In
+  the crop's mask, every class is labelled.
+* Class balance: crops of rare classes are repeated in an epoch, up to 10 times.
 
-The numbers are the defaults of `ExampleSettings`. Pure functions on arrays. Class masks are uint8 (H, W) of class ids, 0 background
-and 255 void. Object masks are uint8 or uint16 (H, W) of object ids, 0 background and the largest value of the dtype void.
+These numbers are the defaults of `ExampleSettings`. The functions work on arrays and have no side effects. Class masks are uint8
+(H, W) of class ids, with 0 for background and 255 for void. Object masks are uint8 or uint16 (H, W) of object ids, with 0 for
+background and the largest value of the dtype for void.
 """
 
 import zlib
@@ -24,12 +25,12 @@ from proposals.masks import VOID_ID, void_id
 
 @dataclass(frozen=True)
 class AnnotatedObject:
-    """An object of the ground truth.
+    """An annotated object of an image.
 
     Attributes:
         object_id: its id in the object mask.
         class_id: its class.
-        box: its tight box, x1, y1, x2, y2 in pixels.
+        box: its tight box (x1, y1, x2, y2) in pixels.
     """
 
     object_id: int
@@ -39,13 +40,13 @@ class AnnotatedObject:
 
 @dataclass(frozen=True)
 class ExampleWindow:
-    """A window of an image that becomes a training crop.
+    """A box of an image that becomes a training crop.
 
     Attributes:
-        box: the enlarged box, x1, y1, x2, y2 in pixels; may reach beyond the image.
-        class_id: class of the object; classes are balanced by it.
-        object_id: id of the object that the window was chosen for.
-        iou: IoU of the box before it was enlarged with the object's tight box; 1 in stage 1.
+        box: the enlarged box (x1, y1, x2, y2) in pixels; it may reach beyond the image.
+        class_id: class of the object in the box; classes are balanced by it.
+        object_id: id of the object for which the box was chosen.
+        iou: IoU of the box with the object's tight box, before the box was enlarged; 1 in stage 1.
     """
 
     box: tuple[float, float, float, float]
@@ -55,12 +56,12 @@ class ExampleWindow:
 
 
 def example_size(input_size: int) -> int:
-    """Return the side of stored crops in pixels: 250 for a network input of 224, in proportion for others.
+    """Return the side of stored training crops in pixels: 250 for a network input of 224, in proportion for others.
 
-    The margin leaves room for a random crop of `input_size` during training.
+    The difference leaves room for a random crop of `input_size` during training.
 
     Args:
-        input_size: side of the network's input, px.
+        input_size: side of the network's input in pixels.
     """
     return round(input_size * 250 / 224)
 
@@ -68,13 +69,13 @@ def example_size(input_size: int) -> int:
 def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int = 1) -> list[AnnotatedObject]:
     """Find the annotated objects of an image.
 
-    An object's class is the one that most of its non-void pixels have; ties go to the lowest class id. Objects that are all void
-    or mostly background are left out.
+    An object's class is the most frequent one among its pixels, void pixels excluded. Ties go to the lowest class id. Objects
+    that are all void or mostly background are left out.
 
     Args:
-        class_mask: uint8 array (H, W).
-        object_mask: uint8 or uint16 array (H, W).
-        min_side: objects whose box has a shorter side than this (px) are left out.
+        class_mask: uint8 array (H, W) of class ids.
+        object_mask: uint8 or uint16 array (H, W) of object ids.
+        min_side: objects whose box has a side shorter than this are left out, px.
 
     Returns:
         The objects, ordered by object id.
@@ -97,15 +98,15 @@ def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int 
 def choose_stage1(
     objects: Sequence[AnnotatedObject], context: float = 1.2, window: WindowShape = "square"
 ) -> list[ExampleWindow]:
-    """Choose the windows of stage 1: the tight box of every object, enlarged.
+    """Choose the boxes that become training crops of stage 1: the tight box of every object, enlarged.
 
     Args:
-        objects: the image's objects.
+        objects: the annotated objects of the image.
         context: factor by which boxes are enlarged.
-        window: shape of the enlarged box, see `boxes.enlarge`.
+        window: how a box that is not square is enlarged, "square" or "stretched"; see `boxes.enlarge`.
 
     Returns:
-        One window per object, sorted by box.
+        One enlarged box per object, sorted by coordinates.
     """
     tight = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
     return _windows(enlarge(tight, context, window), objects, np.ones(len(objects)))
@@ -122,23 +123,24 @@ def choose_stage2(
     seed: int = 0,
     image_id: str = "",
 ) -> list[ExampleWindow]:
-    """Choose the windows of stage 2: the proposals with IoU >= `min_iou` with an object's tight box, then enlarged.
+    """Choose the boxes that become training crops of stage 2: proposals that overlap an annotated object, enlarged.
 
-    A window belongs to the object that its proposal overlaps best. If there are more than `max_per_image`, the best proposal of
-    each object is kept and the others are drawn at random, in a way that depends only on `seed` and `image_id`.
+    A proposal is used if its IoU with an object's tight box is at least `min_iou`. It belongs to the object with which its IoU is
+    highest. If an image has more than `max_per_image` such proposals, the best one of each object is kept and the others are
+    drawn at random. The random choice depends only on `seed` and `image_id`.
 
     Args:
-        objects: the image's objects.
+        objects: the annotated objects of the image.
         proposals: array (N, 4) of boxes in pixels.
-        min_iou: lowest IoU, before enlarging.
+        min_iou: lowest IoU of a proposal that is used, measured before it is enlarged.
         context: factor by which boxes are enlarged.
-        window: shape of the enlarged box, see `boxes.enlarge`.
-        max_per_image: most windows per image; None for all.
+        window: how a box that is not square is enlarged, "square" or "stretched"; see `boxes.enlarge`.
+        max_per_image: largest number of boxes per image; None for no limit.
         seed: seed of the random choice.
         image_id: id of the image.
 
     Returns:
-        The windows, sorted by box.
+        The enlarged boxes, sorted by coordinates.
     """
     if not objects or not len(proposals):
         return []
@@ -155,15 +157,15 @@ def choose_stage2(
 def cut_example(
     image: np.ndarray, class_mask: np.ndarray, object_mask: np.ndarray, window: ExampleWindow, stage: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a training crop and its mask.
+    """Cut a training crop and its mask out of an image.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        class_mask: uint8 array (H, W).
-        object_mask: uint8 or uint16 array (H, W).
-        window: the window to cut.
-        stage: 1 labels the window's own object and makes everything else background; 2 labels every class in the window. Void
-            stays void in both.
+        class_mask: uint8 array (H, W) of class ids.
+        object_mask: uint8 or uint16 array (H, W) of object ids.
+        window: the box to cut, and its object.
+        stage: the training stage. In stage 1 only the window's own object is labelled, and all other objects become background.
+            In stage 2 every class is labelled. Void pixels stay void in both.
         size: side of the crop in pixels.
 
     Returns:
@@ -179,23 +181,33 @@ def cut_example(
 
 
 def repeats_by_class(counts: Mapping[int, int], max_repeats: int) -> dict[int, int]:
-    """Compute how often examples of each class are seen per epoch, so that rare classes approach the most frequent one.
+    """Compute how often training crops of each class are repeated in an epoch, to balance the classes.
 
-    A class is repeated (largest count / its own count) times, rounded (halves up) and limited to 1 ... `max_repeats`.
+    The number of repeats is the count of the most frequent class divided by that of the class. It is rounded (halves up) and
+    limited to the range from 1 to `max_repeats`.
 
     Args:
-        counts: number of examples by class id.
-        max_repeats: most repeats of one example.
+        counts: number of crops by class id.
+        max_repeats: largest number of repeats.
 
     Returns:
-        Repeats by class id, without the classes that have no examples.
+        Repeats by class id; classes without crops are left out.
     """
     most = max(counts.values(), default=0)
     return {c: min(max((2 * most + n) // (2 * n), 1), max_repeats) for c, n in sorted(counts.items()) if n > 0}
 
 
 def _windows(boxes: np.ndarray, owners: Sequence[AnnotatedObject], overlaps: np.ndarray) -> list[ExampleWindow]:
-    """Combine boxes (N, 4), their objects and their IoUs to windows, sorted by box."""
+    """Combine enlarged boxes with their objects.
+
+    Args:
+        boxes: array (N, 4) of enlarged boxes.
+        owners: the object of each box.
+        overlaps: array (N,), the IoU of each box with its object before the box was enlarged.
+
+    Returns:
+        One ExampleWindow per box, sorted by coordinates.
+    """
     windows = [
         ExampleWindow((b[0], b[1], b[2], b[3]), o.class_id, o.object_id, float(v))
         for b, o, v in zip(boxes.tolist(), owners, overlaps, strict=True)

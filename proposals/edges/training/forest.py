@@ -1,7 +1,7 @@
-"""Train the trees of a structured forest that detects edges (Dollár, Zitnick, ICCV 2013) from images and their segmentations.
+"""Train the trees of a structured forest that detects edges (Dollár, Zitnick, ICCV 2013).
 
-Features are read from OpenCV's own channels, so training sees what detection sees. `proposals.edges.forest_file` writes the file
-that OpenCV reads.
+A tree learns from images and their segmentations. Its features are computed by OpenCV, so they are the same in training and in
+detection. The trained trees are written to a file by `proposals.edges.forest_file`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,32 +30,34 @@ from proposals.edges.forest_file import (
 from proposals.edges.training.tree import grow
 
 UNKNOWN = 0
-"""The segment id of pixels whose segment is not known."""
+"""Segment id of pixels whose segment is not known."""
 
 _CELLS = PATCH // SHRINK  # side of a patch in the feature channels
-_PAD = (PATCH - INNER) // 2  # px by which a patch reaches beyond its central part
+_PAD = (PATCH - INNER) // 2  # px by which a patch reaches beyond its central part on each side
 _REGULAR_FEATURES = _CELLS * _CELLS * CHANNELS
 FEATURES = _REGULAR_FEATURES + GRID**2 * (GRID**2 - 1) // 2 * CHANNELS
 """Number of features of a patch."""
 _BIN_EDGES = 255  # thresholds at which a feature can be split
-_QUANTILE_PATCHES = 16_384  # patches that the thresholds are computed from
-_CHUNK = 8_192  # patches whose features are held as float32 at a time
+_QUANTILE_PATCHES = 16_384  # number of patches from which the thresholds are computed
+_CHUNK = 8_192  # number of patches whose features are computed at once
 
 Sample = tuple[np.ndarray, Sequence[np.ndarray]]
-"""An image, uint8 (H, W, 3) RGB, and its segmentations, each uint16 (H, W) of segment ids from 1; UNKNOWN where not known."""
+"""An image, uint8 (H, W, 3) RGB, and its segmentations: uint16 arrays (H, W) of segment ids from 1, or UNKNOWN."""
 
 
 @dataclass(frozen=True)
 class ForestOptions:
-    """Options of training. Defaults are the paper's, except `patches` (1,000,000 there). `ForestSettings` has the same fields.
+    """Options for training a structured forest. The settings section `ForestSettings` has the same fields.
+
+    The defaults are those of the paper, except `patches`, which is 1,000,000 there.
 
     Attributes:
         trees: number of trees.
-        patches: most patches per tree.
-        positives: share of the patches with a boundary near their centre.
-        feature_share: share of the features that each tree may use.
-        pairs: pairs of pixels by which a node compares segmentations of patches.
-        min_child: fewest patches in a node.
+        patches: largest number of image patches that a tree is trained on.
+        positives: share of the patches that have a boundary near their centre.
+        feature_share: share of the features that each tree may use, drawn at random per tree.
+        pairs: number of pixel pairs by which a node compares the segmentations of patches.
+        min_child: smallest number of patches in a node.
         max_depth: greatest depth of a tree.
     """
 
@@ -69,18 +71,21 @@ class ForestOptions:
 
 
 def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
-    """Train one tree. The same samples and seed give the same tree.
+    """Train one tree of a forest. The same samples and seed give the same tree.
 
-    Each image gives about as many patches as any other, and half of the images are mirrored.
+    All images contribute about the same number of patches. Half of the images, chosen at random, are mirrored.
 
     Args:
-        samples: images with segmentations, read once.
+        samples: pairs of an image and its segmentations; they are iterated over once.
         count: number of samples.
-        options: see `ForestOptions`.
-        seed: numbers that seed the random choices; different for each tree.
+        options: options for training.
+        seed: numbers that seed the random choices; they should differ between trees.
+
+    Returns:
+        The tree in the form that OpenCV evaluates.
 
     Raises:
-        UserError: if there are too few patches, or no boundary in any of them.
+        UserError: if there are too few patches, or none of them contains a boundary.
     """
     rng = np.random.default_rng(seed)
     features = np.sort(rng.permutation(FEATURES)[: max(1, round(options.feature_share * FEATURES))]).astype(np.int32)
@@ -117,21 +122,21 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
 
 
 class _Patches:
-    """Collects patches: their features, quantised to 8 bits, and their segmentations.
+    """A growing collection of training patches: their features, quantised to 8 bits, and their segmentations.
 
-    The thresholds of the quantisation are quantiles of the first patches, whose features are kept as float32 until there are
-    enough of them.
+    A feature is quantised by 255 thresholds, which are quantiles of its values in the first patches. Until there are enough
+    patches to compute them, the features are kept as float32.
 
     Attributes:
         count: number of patches so far.
     """
 
     def __init__(self, capacity: int, table: np.ndarray) -> None:
-        """Start with no patches.
+        """Create an empty collection.
 
         Args:
-            capacity: most patches; further ones are dropped.
-            table: int32 array (F, 5), the rows of `feature_table` to read.
+            capacity: largest number of patches; further ones are dropped.
+            table: int32 array (F, 5), the rows of `feature_table` that describe the features to compute.
         """
         self.count = 0
         self._table = table
@@ -144,10 +149,10 @@ class _Patches:
         """Add patches of one image.
 
         Args:
-            regular: float32 array (h, w, CHANNELS), see `feature_channels`.
-            similarity: float32 array of the same shape.
-            segmentation: uint16 array (H, W).
-            corners: int64 array (n, 2), see `sample_patches`.
+            regular: float32 array (h, w, CHANNELS), the first result of `feature_channels`.
+            similarity: float32 array of the same shape, the second result of `feature_channels`.
+            segmentation: uint16 array (H, W) of segment ids.
+            corners: int64 array (n, 2), row and column of each patch's top left corner.
         """
         corners = corners[: len(self._labels) - self.count]
         for start in range(0, len(corners), _CHUNK):
@@ -164,13 +169,23 @@ class _Patches:
                     self._thresholds = self._find_thresholds()
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the features uint8 (F, count), the segmentations uint8 (count, 256) and the thresholds float32 (F, 255)."""
+        """Return the collected patches and the thresholds that quantised their features.
+
+        Returns:
+            features: uint8 array (F, count) of quantised features.
+            segmentations: uint8 array (count, 256), the segment of each of the patch's 16x16 central pixels.
+            thresholds: float32 array (F, 255).
+        """
         if self._thresholds is None:
             self._thresholds = self._find_thresholds()
         return self._bins[:, : self.count], self._labels[: self.count], self._thresholds
 
     def _find_thresholds(self) -> np.ndarray:
-        """Compute the thresholds from the features kept so far, and quantise these."""
+        """Compute the thresholds from the float32 features kept so far, then quantise these and free them.
+
+        Returns:
+            float32 array (F, 255).
+        """
         values = np.concatenate(self._unquantised, axis=1)
         thresholds = _split_thresholds(values)
         _quantise(values, thresholds, self._bins[:, : values.shape[1]])
@@ -179,14 +194,17 @@ class _Patches:
 
 
 def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the channels that features are read from, as OpenCV's detector does.
+    """Compute the image channels from which features are read, in the same way as OpenCV's edge detector.
+
+    The image is extended by 8 px on each side by reflection (one more at the bottom and right if a side is odd), then halved in
+    resolution. A channel is a colour, a gradient magnitude, or the gradient in one orientation.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
 
     Returns:
-        regular: float32 array (h, w, 13) for regular features: half the resolution of the image extended by 8 px (reflected).
-        similarity: float32 array (h, w, 13) for self-similarity features: the same, more strongly smoothed.
+        regular: float32 array (h, w, 13), slightly smoothed, for regular features.
+        similarity: float32 array (h, w, 13), the same but more strongly smoothed, for self-similarity features.
     """
     require_opencv_contrib()
     height, width = image.shape[:2]
@@ -199,20 +217,28 @@ def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth each channel by a triangle filter, as OpenCV's detector does."""
+    """Smooth each channel by a triangle filter, as OpenCV's edge detector does.
+
+    Args:
+        raw: float32 array (h, w, channels).
+        radius: radius of the filter in pixels.
+
+    Returns:
+        float32 array of the same shape.
+    """
     ramp = np.arange(1, radius + 2, dtype=np.float32)
     kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
     return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
 
 
 def boundary_map(segmentation: np.ndarray) -> np.ndarray:
-    """Find the pixels with a direct neighbour (above, below, left or right) of another segment.
+    """Find the pixels that touch a pixel of another segment (above, below, left or right).
 
     Args:
         segmentation: array (H, W) of segment ids.
 
     Returns:
-        bool array (H, W), lines two pixels wide.
+        bool array (H, W), true on boundaries, which are two pixels wide.
     """
     edges = np.zeros(segmentation.shape, bool)
     down = segmentation[1:] != segmentation[:-1]
@@ -225,14 +251,14 @@ def boundary_map(segmentation: np.ndarray) -> np.ndarray:
 
 
 def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw patches of 16x16 px at random: some with a boundary within 8 px of their centre, some without.
+    """Draw 16x16 px patches at random: some with a boundary within 8 px of their centre, some without.
 
-    Patches with unknown pixels are left out, and corners lie on even pixels, as in detection.
+    Patches with pixels of unknown segment are left out. Corners have even coordinates, as in detection.
 
     Args:
         segmentation: uint16 array (H, W) of segment ids.
-        positives: most patches with a boundary.
-        negatives: most patches without.
+        positives: largest number of patches with a boundary.
+        negatives: largest number of patches without one.
         rng: source of the random choice.
 
     Returns:
@@ -256,11 +282,14 @@ def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng
 
 
 def feature_table() -> np.ndarray:
-    """List what each feature reads, in OpenCV's order.
+    """List the positions that each feature reads, in OpenCV's order of features.
+
+    A regular feature is the value of a channel at one position. A self-similarity feature is the difference of a channel's values
+    at two positions.
 
     Returns:
-        int32 array (FEATURES, 5): row and column within the patch's channels, channel, and for self-similarity features the row
-        and column whose value is subtracted; these two are -1 for regular features, which come first.
+        int32 array (FEATURES, 5): row and column of the first position within the patch's channels; channel; row and column of
+        the second position. The last two are -1 for regular features, which come first.
     """
     half = round(_CELLS / (2 * GRID))
     grid = [int((i + 1) * (_CELLS + 2 * half - 1) / (GRID + 1) - half + 0.5) for i in range(GRID)]
@@ -275,7 +304,17 @@ def feature_table() -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Read the features of the patches at `corners` (n, 2) from the channels: float32 (len(table), n)."""
+    """Compute the features of patches from the image channels.
+
+    Args:
+        regular: float32 array (h, w, CHANNELS), the first result of `feature_channels`.
+        similarity: float32 array of the same shape, the second result of `feature_channels`.
+        corners: int64 array (n, 2), row and column of each patch's top left corner in the image.
+        table: int32 array (F, 5), rows of `feature_table`.
+
+    Returns:
+        float32 array (F, n).
+    """
     out = np.empty((table.shape[0], corners.shape[0]), np.float32)
     for f in range(table.shape[0]):
         row, column, channel, other_row, other_column = table[f]
@@ -290,7 +329,13 @@ def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.nda
 
 @njit(cache=True, nogil=True)
 def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
-    """Write to `out` (uint8, shape of `values`) how many thresholds of its feature each value reaches."""
+    """Replace each value by the number of its feature's thresholds that it reaches.
+
+    Args:
+        values: float32 array (F, n) of features.
+        thresholds: float32 array (F, 255), ascending for each feature.
+        out: uint8 array (F, n) to which the result is written.
+    """
     for f in range(values.shape[0]):
         edges = thresholds[f]
         for i in range(values.shape[1]):
@@ -299,7 +344,15 @@ def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> No
 
 @njit(cache=True, nogil=True)
 def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Cut the segmentation of each patch, with segments renumbered from 0: uint8 (n, 256), row by row."""
+    """Cut the segmentation of each patch out of that of the image.
+
+    Args:
+        segmentation: uint16 array (H, W) of segment ids.
+        corners: int64 array (n, 2), row and column of each patch's top left corner.
+
+    Returns:
+        uint8 array (n, 256), the segments of a patch's 16x16 pixels row by row, numbered from 0 within each patch.
+    """
     out = np.empty((corners.shape[0], INNER * INNER), np.uint8)
     seen = np.empty(INNER * INNER, segmentation.dtype)
     for i in range(corners.shape[0]):
@@ -317,17 +370,34 @@ def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def _split_thresholds(values: np.ndarray) -> np.ndarray:
-    """Compute the thresholds at which features can be split: float32 (features, 255), quantiles of `values`, ascending.
+    """Compute the thresholds at which features can be split: quantiles of their values.
 
-    They are rounded to four digits, as in the forest's file, so that trees are grown with exactly the thresholds they are used
-    with.
+    The thresholds are rounded to four digits, as in the forest's file. So detection compares features with exactly the thresholds
+    of training.
+
+    Args:
+        values: float32 array (F, n), n values of each feature.
+
+    Returns:
+        float32 array (F, 255), ascending for each feature.
     """
     quantiles = np.quantile(values, np.linspace(0, 1, _BIN_EDGES + 2)[1:-1], axis=1).T
     return np.ascontiguousarray(np.vectorize(lambda v: float(f"{v:.4g}"), otypes=[np.float32])(quantiles))
 
 
 def _leaf_boundaries(labels: np.ndarray, example: np.ndarray, leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute `EdgeTree.starts` and `EdgeTree.bins` from the segmentation of each leaf's example."""
+    """Compute the boundary pixels that each leaf of a tree predicts.
+
+    A leaf predicts the boundaries between the segments of its representative patch.
+
+    Args:
+        labels: uint8 array (N, 256), the segmentations of all patches.
+        example: int array (n,), index of the representative patch of each node.
+        leaf: bool array (n,), true for leaves; other nodes predict no boundary.
+
+    Returns:
+        The arrays `starts` (n + 1,) and `bins` of an `EdgeTree`.
+    """
     starts = np.zeros(len(example) + 1, np.int64)
     bins = []
     for node in range(len(example)):

@@ -1,6 +1,7 @@
-"""Train a structured forest: write a table of images with their segmentations, then train the trees, one unit of work each.
+"""Train a structured forest in two steps: write a table of images with their segmentations, then train the trees.
 
-Each tree reads the table by itself, one image at a time, so a machine holds only the patches of the trees that it is training.
+Each tree is one unit of work. It reads the table by itself, one image at a time, so a machine needs memory only for the patches
+of the trees that it is training.
 """
 
 import io
@@ -25,7 +26,7 @@ from proposals.edges.training.segmentations import segments_from_masks
 from proposals.image_codec import decode_image, decode_mask, encode_mask
 from proposals.schemas import SEGMENTATIONS
 
-_IMAGES_PER_PART = 32  # of BSDS500
+_IMAGES_PER_PART = 32  # images of BSDS500 in one part of the table
 _BSDS_SPLIT = "train"
 
 
@@ -39,22 +40,23 @@ def collect_samples(
     num_images: int,
     seed: int,
 ) -> tables.Commit:
-    """Write the table that a forest learns from: images and their segmentations.
+    """Write the table from which a forest is trained: images and their segmentations.
 
     Args:
-        images_uri: an `images` table, whose train split is used; None for none.
+        images_uri: URI of an `images` table, whose train split is used; None for none.
         bsds: folder of BSDS500, whose train split is used; None for none.
-        out_uri: the table to write.
-        fingerprint: fingerprint of the stage.
-        executor: runs the parts.
-        num_images: about how many images are drawn at random from `images_uri`.
+        out_uri: URI of the table to write.
+        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        executor: runs the units of work, one per part of the table, locally or on Ray.
+        num_images: approximate number of images to draw at random from the `images` table.
         seed: seed of the random choice.
 
     Returns:
-        The commit of the table. Images and masks that cannot be read are among its rejects.
+        The commit record of the table. Its rejects name the images and masks that could not be read.
 
     Raises:
-        UserError: if `bsds` is not BSDS500, or there are no images with masks.
+        UserError: if `bsds` is not the folder of BSDS500, or there are no images with masks.
+        FileNotFoundError: if there is no complete table at `images_uri`.
     """
     images = tables.require_commit(images_uri) if images_uri else None
     total = sum(group.splits.get("train", 0) for part in images.parts for group in part.row_groups) if images else 0
@@ -74,13 +76,16 @@ def collect_samples(
 def _rows(
     images_uri: str | None, seed: int, share: float, unit: tables.Part | list[tuple[Path, Path]]
 ) -> Iterator[Mapping[str, Any] | tables.Reject]:
-    """The rows and rejects of one part.
+    """Make the rows of one part of the table, and rejects for the images that cannot be used.
 
     Args:
-        images_uri: the `images` table.
-        seed: seed of the random choice.
-        share: share of the images that are drawn from the `images` table.
-        unit: a part of the `images` table, or files of BSDS500 (image, annotations).
+        images_uri: URI of the `images` table; None if only BSDS500 is used.
+        seed: seed of the random choice of images.
+        share: share of the images in the `images` table to draw, 0 to 1 or more.
+        unit: a part of the `images` table, or a list of BSDS500's files as (image, annotations).
+
+    Yields:
+        A row or a reject for each image used.
     """
     if isinstance(unit, tables.Part):
         for row in tables.iter_rows(str(images_uri), ["image_id", "split", "image", "class_mask", "object_mask"], unit):
@@ -93,12 +98,12 @@ def _rows(
 
 
 def _random_number(image_id: str, seed: int) -> float:
-    """A number from 0 to 1 that depends only on the image's id and the seed, not on which other images there are."""
+    """Return a number from 0 to 1 that depends only on an image's id and the seed, not on the other images."""
     return zlib.crc32(f"{seed}/{image_id}".encode()) / 2**32
 
 
 def _from_masks(row: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
-    """Make a row from a row of the `images` table."""
+    """Make a row of the table from a row of the `images` table, or a reject if its masks cannot be decoded."""
     try:
         classes = decode_mask(row["class_mask"])
         objects = decode_mask(row["object_mask"]) if row["object_mask"] else None
@@ -108,7 +113,16 @@ def _from_masks(row: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
 
 
 def _row(image_id: str, image: bytes, segmentations: list[np.ndarray]) -> Mapping[str, Any]:
-    """A row of the table."""
+    """Make a row of the table of images and segmentations.
+
+    Args:
+        image_id: id of the image.
+        image: content of the image file.
+        segmentations: uint16 arrays (H, W) of segment ids, one per annotator; they are stored as PNG.
+
+    Returns:
+        The row as a dict.
+    """
     return {"image_id": image_id, "image": image, "segmentations": [encode_mask(each) for each in segmentations]}
 
 
@@ -120,21 +134,24 @@ def train_forest(
     trees_uri: str,
     executor: Executor,
 ) -> dict[str, Any]:
-    """Train the trees and write the forest's file. The same seed gives the same file, however many workers there are.
+    """Train the trees of a forest and write its file.
+
+    The same seed gives the same file, however many workers there are.
 
     Args:
-        samples_uri: the table written by `collect_samples`.
-        out_uri: the file to write.
-        options: see `ForestOptions`.
+        samples_uri: URI of the table written by `collect_samples`.
+        out_uri: URI of the file to write (.yml.gz).
+        options: options for training.
         seed: seed of the random choices.
-        trees_uri: folder for finished trees, so that a killed run is resumed; deleted at the end.
-        executor: trains the trees, one unit of work each.
+        trees_uri: folder in which finished trees are kept until the end, so that a killed run can continue. It is then deleted.
+        executor: runs the units of work, one per tree, locally or on Ray.
 
     Returns:
-        The numbers of `images`, `trees`, `nodes`, and `bytes` of the file.
+        The number of `images`, of `trees`, of their `nodes`, and of `bytes` in the file.
 
     Raises:
-        UserError: if there are too few patches or no boundaries to learn from.
+        UserError: if there are too few patches, or no boundaries to learn from.
+        FileNotFoundError: if there is no complete table at `samples_uri`.
     """
     samples = tables.require_commit(samples_uri)
     work = partial(_train_and_write, samples_uri, options, seed, trees_uri)
@@ -151,8 +168,20 @@ def train_forest(
 
 
 def _train_and_write(samples_uri: str, options: ForestOptions, seed: int, trees_uri: str, index: int, _: None) -> int:
-    """Train tree `index` and write it to a file, unless the file exists; returns its number of nodes."""
-    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    """Train one tree and write it to a file in the folder of trees, unless the file already exists.
+
+    Args:
+        samples_uri: URI of the table of images and segmentations.
+        options: options for training.
+        seed: seed of the random choices; that of the tree also depends on `index`.
+        trees_uri: folder of the finished trees.
+        index: number of the tree, from 0.
+        _: not used; the executor passes the unit of work here.
+
+    Returns:
+        The number of nodes of the tree.
+    """
+    cv2.setNumThreads(1)  # every CPU already has a unit of work
     uri = storage.join(trees_uri, f"{index}.npz")
     if not storage.exists(uri):
         samples = tables.require_commit(samples_uri)
@@ -163,7 +192,15 @@ def _train_and_write(samples_uri: str, options: ForestOptions, seed: int, trees_
 
 
 def _read_samples(samples_uri: str, parts: list[tables.Part]) -> Iterator[Sample]:
-    """Decode the images and segmentations of some parts of the table, one at a time."""
+    """Decode the images and segmentations in some parts of the table, one image at a time.
+
+    Args:
+        samples_uri: URI of the table.
+        parts: the parts to read, in this order.
+
+    Yields:
+        An image, uint8 (H, W, 3), and the list of its segmentations, each uint16 (H, W).
+    """
     for part in parts:
         for row in tables.iter_rows(samples_uri, ["image", "segmentations"], part):
             yield decode_image(row["image"]), [decode_mask(each) for each in row["segmentations"]]
@@ -177,6 +214,6 @@ def _write_tree(tree: EdgeTree, uri: str) -> None:
 
 
 def _read_tree(uri: str) -> EdgeTree:
-    """Read a tree written by `_write_tree`."""
+    """Read a tree from an .npz file written by `_write_tree`."""
     with storage.local_copy(uri) as path, np.load(path, allow_pickle=False) as arrays:
         return EdgeTree(**{name: arrays[name] for name in EdgeTree._fields})

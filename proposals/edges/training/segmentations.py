@@ -1,4 +1,4 @@
-"""Make the segmentations that a structured forest learns edges from out of a data set's class and object masks."""
+"""Make the segmentations from which a structured forest learns edges, given the class and object masks of a data set."""
 
 import cv2
 import numpy as np
@@ -10,17 +10,18 @@ _REACH = 6.0  # px; the void lines that VOC draws around objects are about 5 px 
 
 
 def segments_from_masks(class_mask: np.ndarray, object_mask: np.ndarray | None) -> np.ndarray:
-    """Divide an image into segments, one per combination of class and object.
+    """Divide an image into segments, one for each combination of class and object.
 
-    Void pixels within 6 px of a known pixel join the segment of the nearest one, so that the boundary runs along the middle of a
-    void line. Void pixels further away are UNKNOWN.
+    Void pixels at most 6 px away from a known pixel join the segment of the nearest one. So where two segments are separated by a
+    line of void pixels, their boundary runs along the middle of that line. Void pixels further away get the id UNKNOWN.
 
     Args:
-        class_mask: uint8 array (H, W) of class ids, 255 void.
-        object_mask: uint8 or uint16 array (H, W) of object ids, the largest value of the dtype void; None to divide by class only.
+        class_mask: uint8 array (H, W) of class ids; 255 is void.
+        object_mask: uint8 or uint16 array (H, W) of object ids; the largest value of the dtype is void. None to divide by class
+            only.
 
     Returns:
-        uint16 array (H, W) of segment ids from 1, and UNKNOWN.
+        uint16 array (H, W) of segment ids from 1, or UNKNOWN (0).
     """
     ids, void = class_mask.astype(np.int64), class_mask == VOID_ID
     if object_mask is not None:

@@ -1,7 +1,7 @@
-"""Grow a decision tree whose labels are small segmentations (Dollár, Zitnick, ICCV 2013, §3), compiled by numba.
+"""Grow a decision tree whose labels are small segmentations (Dollár, Zitnick, ICCV 2013, §3). numba compiles the code.
 
-Features are quantised to 256 bins (uint8): the best split of a node is found from histograms in one pass over its examples per
-feature, and a million examples of two thousand features take 2 GB.
+Features are quantised to 256 bins (uint8). Therefore the best split of a node can be found from histograms, in one pass over its
+patches per feature. A million patches with two thousand features take 2 GB.
 """
 
 from typing import NamedTuple
@@ -10,20 +10,20 @@ import numpy as np
 from numba import njit
 
 _BINS = 256
-_MAX_CENTRED = 2048  # examples of a node from which the principal direction is computed
+_MAX_CENTRED = 2048  # the principal direction of a node is computed from about this many of its patches, at most twice as many
 _POWER_ITERATIONS = 12
-_LARGE_NODE = 8192  # examples; smaller nodes try a quarter of the features, in bins four times as wide
-_MIN_FEATURES = 64  # features that a node tries at least
+_LARGE_NODE = 8192  # nodes with fewer patches try only a quarter of the features, in bins four times as wide
+_MIN_FEATURES = 64  # smallest number of features that a node tries
 
 
 class GrownTree(NamedTuple):
-    """A tree of n nodes; parents come before their children.
+    """A decision tree of n nodes over training patches. Parents come before their children.
 
     Attributes:
-        child: int32 array (n,), index of the right child, with the left child just before it; 0 for a leaf.
-        feature: int32 array (n,), the row of `features` that a node compares.
-        split: uint8 array (n,); examples whose bin is at max_nodes this go to the left child.
-        example: int32 array (n,), the example whose label represents the node.
+        child: int32 array (n,), index of a node's right child; the left child is just before it. It is 0 for leaves.
+        feature: int32 array (n,), index of the feature (row of `features`) that a node compares.
+        split: uint8 array (n,); a patch goes to the left child if the bin of its feature is at most this.
+        example: int32 array (n,), index of the training patch whose segmentation represents the node.
     """
 
     child: np.ndarray
@@ -35,19 +35,23 @@ class GrownTree(NamedTuple):
 def grow(
     features: np.ndarray, labels: np.ndarray, *, seed: int, pairs: int = 256, min_child: int = 8, max_depth: int = 64
 ) -> GrownTree:
-    """Grow a tree.
+    """Grow a decision tree from patches and their segmentations.
 
-    At each node the labels are mapped to two classes: which of `pairs` random pairs of pixels lie in the same segment, and then
-    the sign along the first principal direction of these vectors (§3.2). The split with the least Gini impurity of the two classes
-    is taken. A node is represented by the example nearest to the mean of these vectors (§3.3).
+    At each node, the segmentations are first mapped to two classes (§3.2 of the paper): each becomes a vector that says for
+    `pairs` random pairs of pixels whether both lie in the same segment, and the class is the sign of this vector along the first
+    principal direction. Then the split with the least Gini impurity of the two classes is taken. A node is represented by the
+    patch whose vector is nearest to the mean (§3.3).
 
     Args:
-        features: uint8 array (F, N), the bins of N examples.
-        labels: uint8 array (N, P), the segment of each of P pixels.
+        features: uint8 array (F, N), the quantised features of N patches.
+        labels: uint8 array (N, P), the segment of each of the P pixels of a patch.
         seed: seed of the random choices; the same seed gives the same tree.
         pairs: number of pairs of pixels.
-        min_child: fewest examples in a node.
-        max_depth: greatest depth.
+        min_child: smallest number of patches in a node.
+        max_depth: greatest depth of the tree.
+
+    Returns:
+        The grown tree.
     """
     return GrownTree(*_grow(features, labels, seed, pairs, min_child, max_depth))
 
@@ -56,7 +60,11 @@ def grow(
 def _grow(
     features: np.ndarray, labels: np.ndarray, seed: int, pairs: int, min_child: int, max_depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Grow a tree breadth first; arguments and result as for `grow`."""
+    """Grow a tree breadth first. The arguments are those of `grow`.
+
+    Returns:
+        The four arrays of a `GrownTree`, in the order of its fields.
+    """
     np.random.seed(seed)
     count = labels.shape[0]
     max_nodes = 2 * (count // min_child) + 3
@@ -95,16 +103,16 @@ def _grow(
 
 @njit(cache=True, nogil=True)
 def _discretize(labels: np.ndarray, members: np.ndarray, pairs: int, classes: np.ndarray) -> int:
-    """Map the labels of a node's examples to two classes.
+    """Map the segmentations of a node's patches to two classes.
 
     Args:
-        labels: uint8 array (N, P).
-        members: the node's examples.
-        pairs: number of random pairs of pixels.
-        classes: uint8 array; the classes of the members are written to its first elements.
+        labels: uint8 array (N, P), the segmentations of all patches.
+        members: int32 array (m,), indices of the node's patches.
+        pairs: number of random pairs of pixels by which segmentations are compared.
+        classes: uint8 array of at least m elements; the class (0 or 1) of each member is written to its first m elements.
 
     Returns:
-        The member nearest to the mean of the members.
+        Index of the patch that represents the node: the one nearest to the mean.
     """
     pixels = labels.shape[1]
     first = np.empty(pairs, np.int64)
@@ -132,7 +140,7 @@ def _discretize(labels: np.ndarray, members: np.ndarray, pairs: int, classes: np
             nearest, medoid = distance, i
         if distance > farthest:
             farthest, start = distance, i
-    direction = same[start].copy()  # the power iteration starts at the example farthest from the mean
+    direction = same[start].copy()  # the power iteration starts at the patch farthest from the mean
     for _ in range(_POWER_ITERATIONS):
         norm = np.sqrt((direction * direction).sum())
         if norm < 1e-6:
@@ -156,17 +164,20 @@ def _discretize(labels: np.ndarray, members: np.ndarray, pairs: int, classes: np
 def _best_split(
     features: np.ndarray, members: np.ndarray, classes: np.ndarray, min_child: int, feature_order: np.ndarray
 ) -> tuple[int, int]:
-    """Find the split of a node that separates the two classes best, by least Gini impurity.
+    """Find the feature and threshold that best separate the two classes of a node's patches, by Gini impurity.
+
+    Nodes of fewer than 8192 patches try only a random quarter of the features (at least 64), with bins four times as wide.
 
     Args:
-        features: uint8 array (F, N).
-        members: the node's examples.
-        classes: the class of each member, 0 or 1.
-        min_child: fewest examples in a child.
-        feature_order: all features in any order; it is shuffled in place when only some of them are tried.
+        features: uint8 array (F, N), the quantised features of all patches.
+        members: int32 array (m,), indices of the node's patches.
+        classes: uint8 array; its first m elements are the classes of the members, 0 or 1.
+        min_child: smallest number of patches in a child.
+        feature_order: int64 array (F,) of all feature indices in any order; it is shuffled in place when only some features are
+            tried.
 
     Returns:
-        The feature and the last bin that goes to the left child; (-1, 0) if no split reduces the impurity.
+        Index of the feature, and the last bin that goes to the left child; (-1, 0) if no split reduces the impurity.
     """
     ones = 0
     for i in range(members.size):
@@ -174,14 +185,14 @@ def _best_split(
     whole = members.size
     if ones == 0 or ones == whole:
         return -1, 0
-    # In small nodes, of which there are very many, going through all bins would take longer than counting the examples.
+    # There are very many small nodes. In them, going through all bins would take longer than counting the patches.
     shift, tried = 0, feature_order.size
     if whole < _LARGE_NODE:
         shift, tried = 2, min(feature_order.size, max(feature_order.size // 4, _MIN_FEATURES))
         for i in range(tried):
             j = i + np.random.randint(feature_order.size - i)
             feature_order[i], feature_order[j] = feature_order[j], feature_order[i]
-    # Each example adds 1 to its bin, and 2³² if it is of class 1, so that one sum counts both.
+    # Each patch adds 1 to its bin, and also 2³² if it is of class 1. So one sum counts both.
     weights = np.empty(whole, np.int64)
     for i in range(whole):
         weights[i] = 1 + (np.int64(classes[i]) << 32)
@@ -214,16 +225,18 @@ def _best_split(
 
 @njit(cache=True, nogil=True)
 def _partition(column: np.ndarray, at: int, members: np.ndarray, spare: np.ndarray) -> int:
-    """Reorder a node's examples: those that go to the left child first, otherwise in their order.
+    """Reorder a node's patches in place so that those of the left child come first.
+
+    The order within each child does not change.
 
     Args:
-        column: uint8 array (N,), the bins of the feature that is split.
+        column: uint8 array (N,), the bins of all patches for the feature that is split.
         at: the last bin that goes to the left child.
-        members: the node's examples; reordered in place.
-        spare: scratch array, at least as long as `members`.
+        members: int32 array (m,), indices of the node's patches; it is reordered.
+        spare: int32 scratch array of at least m elements.
 
     Returns:
-        The number of examples of the left child.
+        The number of patches in the left child.
     """
     lefts, rights = 0, 0
     for i in range(members.size):
