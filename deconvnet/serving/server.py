@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from deconvnet.serving.ray_serve import WARMUP_SIZE, ServedModel, is_serving, measure_latency, serving
 from infra.errors import UserError
-from infra.runtime.cluster import connected, may_grow, room
+from infra.runtime.cluster import actor_slots, can_autoscale, connected
 from infra.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def check_room(model: ServedModel, nodes: Mapping[str, str]) -> None:
     Raises:
         UserError: if there is no room, and the cluster can't grow.
     """
-    fits = room(nodes, model.cpus, model.gpus)
-    if fits < model.replicas and not may_grow():
+    fits = actor_slots(nodes, model.cpus, model.gpus)
+    if fits < model.replicas and not can_autoscale():
         each = f"{model.cpus} CPUs" + (f" and {model.gpus:g} of a GPU" if model.gpus else "")
         raise UserError(
             f"replicas {model.replicas} is more than this Ray has room for, {fits} of {each}: lower it, or give each less"

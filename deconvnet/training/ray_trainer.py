@@ -28,7 +28,7 @@ from deconvnet.training.ray_dataloader import ray_data_config
 from deconvnet.training.trainer import Diverged, rank_and_world_size
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
-from infra.runtime.cluster import check_nodes, live_nodes, may_grow, room
+from infra.runtime.cluster import actor_slots, can_autoscale, check_nodes, live_nodes
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.ray_compat import ElasticTrainer
 from infra.runtime.report_queue import ReportQueue, StopFlag
@@ -98,13 +98,13 @@ def check_resources(compute: ComputeSettings, nodes: Mapping[str, str] | None = 
         UserError: if this Ray will never have them.
     """
     workers = compute.min_workers or compute.workers
-    fits = room(nodes or {}, compute.cpus_per_worker, 1 if compute.gpu else 0)
+    fits = actor_slots(nodes or {}, compute.cpus_per_worker, 1 if compute.gpu else 0)
     if fits >= workers:
         return
     check_nodes(nodes or {}, "cluster.training_nodes")
     each = f"{compute.cpus_per_worker} CPU{'s' * (compute.cpus_per_worker > 1)}" + (" and a GPU" if compute.gpu else "")
     what = f"room for {workers} training workers of {each} each (Ray has it for {fits})"
-    if not may_grow() and len(live_nodes()) == 1:
+    if not can_autoscale() and len(live_nodes()) == 1:
         raise UserError(
             f"compute requests {what}: lower compute.workers or compute.cpus_per_worker"
             + (", or set compute.gpu to false" if compute.gpu else "")

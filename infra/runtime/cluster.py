@@ -90,7 +90,7 @@ def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and wanted <= (node["Labels"] or {}).items()]
 
 
-def room(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
+def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
     """Count how many actors fit on the living nodes at once.
 
     Args:
@@ -112,7 +112,7 @@ def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
     Raises:
         UserError: if work for such nodes would wait for ever.
     """
-    if nodes and not live_nodes(nodes) and not may_grow():
+    if nodes and not live_nodes(nodes) and not can_autoscale():
         labels = ",".join(f"{key}={value}" for key, value in nodes.items())
         raise UserError(
             f"no living node of this Ray is labelled {labels} ({setting}): start one with `ray start --labels {labels}`, "
@@ -120,6 +120,6 @@ def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
         )
 
 
-def may_grow() -> bool:
+def can_autoscale() -> bool:
     """Return whether an autoscaler may add nodes: on Kubernetes, or in a cluster started by `ray up`."""
     return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

@@ -18,10 +18,10 @@ Work = Callable[[int, Any], Result]
 
 @dataclass(frozen=True)
 class Actors:
-    """How many workers that hold something heavy (networks, say) a job wants, and what each takes.
+    """How many workers that hold something heavy (networks, for instance) a job uses, and what each takes.
 
     Attributes:
-        most: upper limit of their number; None for as many as there is room for.
+        most: upper limit of their number; None for as many as fit.
         cpus: CPUs of each.
         gpus: GPUs of each, a fraction to share one.
         retries: how often a unit is tried again after its worker died.
@@ -110,7 +110,7 @@ def open_executor(
     Args:
         name: "ray" for the nodes of a Ray cluster, "local" for this process and a pool of processes.
         cluster: where Ray runs; of the local executor, `cluster.num_cpus` is the number of processes.
-        should_stop: asked after each unit; once True, Interrupted is raised.
+        should_stop: checked after each unit; once True, Interrupted is raised.
     """
     if name == "local":
         from infra.runtime.local_executor import LocalExecutor

@@ -26,7 +26,7 @@ class LocalExecutor:
 
         Args:
             cpus: number of processes, and of threads where networks compute; None for all CPUs that this process may use.
-            should_stop: asked after each unit; once True, Interrupted is raised. Units that have begun are finished.
+            should_stop: checked after each unit; once True, Interrupted is raised. Units that have begun are finished.
         """
         self.cpus = cpus or available_cpus()
         self._should_stop = should_stop

@@ -24,7 +24,7 @@ class RayExecutor:
 
         Args:
             settings: the cluster to join, and the labels of its nodes.
-            should_stop: asked after each unit; once True, Interrupted is raised.
+            should_stop: checked after each unit; once True, Interrupted is raised.
         """
         self._settings = settings
         self._should_stop = should_stop
@@ -63,7 +63,7 @@ class RayExecutor:
         from infra.runtime.ray_compat import actor_retries
 
         nodes = self._nodes(training=actors.gpus > 0)
-        fits = len(units) if cluster.may_grow() else cluster.room(nodes, actors.cpus, actors.gpus)
+        fits = len(units) if cluster.can_autoscale() else cluster.actor_slots(nodes, actors.cpus, actors.gpus)
         if not fits:
             raise UserError(_no_room(actors, nodes))
         with actor_retries(actors.retries) as retries:

@@ -151,7 +151,7 @@ class Stages:
         """Run the stages that are not complete, in order.
 
         Args:
-            run_stage: called as `run_stage(stage, fingerprint, run)`; calls `run()`, with logging around it, say, and returns its
+            run_stage: called as `run_stage(stage, fingerprint, run)`; calls `run()`, with logging around it, for instance, and returns its
                 summary.
             on_skip: called with each complete stage and its record.
             keep_going: called after each stage; False ends the run.
@@ -186,7 +186,7 @@ class Stages:
 
     def _run(self, stage: Stage, fingerprint: str, run_stage: Callable[..., dict[str, Any]]) -> Record:
         """Run one stage and write its record."""
-        # If the run is killed, the outputs may be partly overwritten: the old record must not say that they are complete.
+        # If the run is killed, the outputs may be partly overwritten: so the old record must be gone.
         storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
         summary = dict(run_stage(stage, fingerprint, lambda: stage.run(fingerprint)))

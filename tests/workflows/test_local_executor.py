@@ -54,7 +54,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def copied(prepared: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """The workspace copied to another place, where the data are not."""
+    """The workspace copied to another folder, and a data folder that does not exist."""
     shutil.copytree(prepared[0], tmp_path / "copy")
     return tmp_path / "copy", tmp_path / "not there"
 

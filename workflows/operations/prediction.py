@@ -140,10 +140,10 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
     """The share of a GPU that each actor gets, 0 for CPUs; raises UserError where GPUs are requested and Ray has none."""
     import ray
 
-    from infra.runtime.cluster import may_grow
+    from infra.runtime.cluster import can_autoscale
 
     there = ray.cluster_resources().get("GPU", 0)
-    if settings.compute.gpu and not there and not may_grow():
+    if settings.compute.gpu and not there and not can_autoscale():
         raise UserError("compute.gpu is true, and Ray has no GPU: set it to false, or leave it empty")
     wanted = bool(there) if settings.compute.gpu is None else settings.compute.gpu
     return settings.compute.gpus_per_actor if wanted else 0

@@ -26,7 +26,7 @@ class BasePipeline(Workspace):
     Attributes:
         stages: the stages and their state.
         executor: runs the jobs of the stages.
-        should_stop: asked before each stage and during long ones; once True, the run stops with Interrupted.
+        should_stop: checked before each stage and during long ones; once True, the run stops with Interrupted.
         store: URI of the MLflow store; "" with `tracking.enabled false`.
     """
 

@@ -32,7 +32,7 @@ class DataPipeline(BasePipeline):
         Args:
             settings: of the pipeline.
             previous: a complete workspace, from whose tables the rows of unchanged images are copied; None for none.
-            should_stop: asked before each stage and during long ones; once True, the run stops with Interrupted.
+            should_stop: checked before each stage and during long ones; once True, the run stops with Interrupted.
 
         Raises:
             UserError: if a file or folder that the settings name does not exist.

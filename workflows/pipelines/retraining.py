@@ -38,7 +38,7 @@ class Retraining(Pipeline):
         Args:
             settings: of the pipeline; `workspace` holds all generations.
             generation: the one to run.
-            should_stop: asked before each stage and during long ones; once True, the run stops with Interrupted.
+            should_stop: checked before each stage and during long ones; once True, the run stops with Interrupted.
 
         Raises:
             UserError: if tracking is switched off, or a file or folder that the settings name does not exist.

@@ -47,7 +47,7 @@ class Pipeline(DataPipeline):
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def _check_cluster(self) -> None:
-        """Check the room for training workers, too."""
+        """Check that the training workers fit, too."""
         s = self.settings
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources

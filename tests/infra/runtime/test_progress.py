@@ -1,4 +1,4 @@
-"""Progress passes everything on, and in a log says now and then how far it is."""
+"""Progress passes items on, and prints a line now and then in a log."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Stages are run once, again when what matters changed, and not for the sake of an input that came out the same."""
+"""Stages run once, and again when a setting or the content of an input has changed."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from infra.runtime.stages import Stage, Stages, up_to_date_record
 
 
 def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | None = None, version: int = 1) -> list[str]:
-    """Run two stages, b after a, and say which ran."""
+    """Run two stages, b after a, and return the names of those that ran."""
     out = {name: storage.join(str(workspace), f"{name}.txt") for name in "ab"}
 
     def make(name: str):
@@ -43,7 +43,7 @@ def test_a_changed_setting_reruns_the_stage_and_what_follows(tmp_path: Path) -> 
     assert run(tmp_path, log, a=2, b=2, version=2) == ["a", "b"]
 
 
-def test_equal_content_spares_what_follows(tmp_path: Path) -> None:
+def test_equal_content_of_an_input_does_not_rerun_what_follows(tmp_path: Path) -> None:
     log: list[str] = []
     run(tmp_path, log, key="same")
     assert run(tmp_path, log, a=2, key="same") == ["a"]
@@ -65,7 +65,7 @@ def test_the_plan_runs_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stage_that_was_broken_off_leaves_no_old_record(tmp_path: Path) -> None:
+def test_a_stage_that_was_interrupted_leaves_no_old_record(tmp_path: Path) -> None:
     """Its outputs may be half another's: going back to the old settings must make them again."""
     made: list[str] = []
 
@@ -88,7 +88,7 @@ def test_a_stage_that_was_broken_off_leaves_no_old_record(tmp_path: Path) -> Non
     assert made == ["1", "2", "1"]
 
 
-def test_what_stands_on_an_input_that_was_made_anew_does_not_stand(tmp_path: Path) -> None:
+def test_a_record_is_out_of_date_once_an_input_was_made_anew(tmp_path: Path) -> None:
     """A run with another setting that was killed after its first stage leaves the second's old record and output."""
     run(tmp_path, log := [], a=1)
     stages = [up_to_date_record(str(tmp_path), name) for name in "ab"]
