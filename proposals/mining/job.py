@@ -73,26 +73,21 @@ def mine_examples(
         stage: the training stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap an annotated object.
         images_uri: URI of the `images` table.
         proposals_uri: URI of the `proposals` table; only stage 2 needs it.
-        out_uri: URI of the `examples` table to write. It gets one part for each part of the `images` table. Rows are sorted by
-            (image_id, box).
+        out_uri: URI of the `examples` table to write, with one part for each part of the `images` table.
         settings: rules by which crops are chosen and stored.
         input_size: side of the network's input in pixels.
-        split: the split whose images are used. If `settings.balance` is on, crops of rare classes have `repeats` above 1 in
-            "train".
+        split: the split whose images are used. Only crops of "train" are repeated to balance the classes.
         seed: seed of the random choice in images with more than `settings.max_per_image` crops.
         fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
         executor: runs the units of work, one per part of the table, locally or on Ray.
-        previous: an earlier `examples` table of the same stage, split and settings. Its rows are copied for images whose file,
-            masks and split have not changed since. None to cut all crops.
+        previous: an earlier table made with the same options. Its rows are copied for images that have not changed since.
 
     Returns:
-        The commit record of the table. Its `extra` gives for each class id the number of crops, how often each is repeated in an
-        epoch, and the product of both. Its rejects name the images that could not be used.
+        The table's commit record. Its `extra` has by class id the number of crops, the repeats, and their product.
 
     Raises:
         UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.
         ValueError: if stage 2 has no proposals, or they were not made from these images.
-        FileNotFoundError: if one of the input tables is not complete.
     """
     units = _units(stage, images_uri, proposals_uri, previous)
     miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)

@@ -47,9 +47,7 @@ Sample = tuple[np.ndarray, Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class ForestOptions:
-    """Options for training a structured forest. The settings section `ForestSettings` has the same fields.
-
-    The defaults are those of the paper, except `patches`, which is 1,000,000 there.
+    """Options for training a structured forest. The defaults are those of the paper, except `patches`, which is 1,000,000 there.
 
     Attributes:
         trees: number of trees.
@@ -71,7 +69,7 @@ class ForestOptions:
 
 
 def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
-    """Train one tree of a forest. The same samples and seed give the same tree.
+    """Train one tree of a forest, in the form that OpenCV evaluates. The same samples and seed give the same tree.
 
     All images contribute about the same number of patches. Half of the images, chosen at random, are mirrored.
 
@@ -80,9 +78,6 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
         count: number of samples.
         options: options for training.
         seed: numbers that seed the random choices; they should differ between trees.
-
-    Returns:
-        The tree in the form that OpenCV evaluates.
 
     Raises:
         UserError: if there are too few patches, or none of them contains a boundary.
@@ -169,23 +164,16 @@ class _Patches:
                     self._thresholds = self._find_thresholds()
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the collected patches and the thresholds that quantised their features.
+        """Return the patches' features, uint8 (F, count), their segmentations, and the features' thresholds, float32 (F, 255).
 
-        Returns:
-            features: uint8 array (F, count) of quantised features.
-            segmentations: uint8 array (count, 256), the segment of each of the patch's 16x16 central pixels.
-            thresholds: float32 array (F, 255).
+        The segmentations are uint8 (count, 256): the segments of the 16x16 pixels at the centre of each patch.
         """
         if self._thresholds is None:
             self._thresholds = self._find_thresholds()
         return self._bins[:, : self.count], self._labels[: self.count], self._thresholds
 
     def _find_thresholds(self) -> np.ndarray:
-        """Compute the thresholds from the float32 features kept so far, then quantise these and free them.
-
-        Returns:
-            float32 array (F, 255).
-        """
+        """Return thresholds, float32 (F, 255), computed from the float32 features; quantise these features and free them."""
         values = np.concatenate(self._unquantised, axis=1)
         thresholds = _split_thresholds(values)
         _quantise(values, thresholds, self._bins[:, : values.shape[1]])
@@ -196,8 +184,8 @@ class _Patches:
 def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the image channels from which features are read, in the same way as OpenCV's edge detector.
 
-    The image is extended by 8 px on each side by reflection (one more at the bottom and right if a side is odd), then halved in
-    resolution. A channel is a colour, a gradient magnitude, or the gradient in one orientation.
+    A channel is a colour, a gradient magnitude, or the gradient in one orientation. The image is first extended by 8 px on each
+    side by reflection (and by one more pixel if its height or width is odd). The channels have half its resolution.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
@@ -217,29 +205,14 @@ def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth each channel by a triangle filter, as OpenCV's edge detector does.
-
-    Args:
-        raw: float32 array (h, w, channels).
-        radius: radius of the filter in pixels.
-
-    Returns:
-        float32 array of the same shape.
-    """
+    """Smooth each channel of `raw` (h, w, channels) by a triangle filter with a radius in pixels, as OpenCV's detector does."""
     ramp = np.arange(1, radius + 2, dtype=np.float32)
     kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
     return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
 
 
 def boundary_map(segmentation: np.ndarray) -> np.ndarray:
-    """Find the pixels that touch a pixel of another segment (above, below, left or right).
-
-    Args:
-        segmentation: array (H, W) of segment ids.
-
-    Returns:
-        bool array (H, W), true on boundaries, which are two pixels wide.
-    """
+    """Return a bool array (H, W) that is true where a pixel touches another segment (above, below, left or right)."""
     edges = np.zeros(segmentation.shape, bool)
     down = segmentation[1:] != segmentation[:-1]
     right = segmentation[:, 1:] != segmentation[:, :-1]
@@ -304,16 +277,10 @@ def feature_table() -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Compute the features of patches from the image channels.
+    """Compute the features of patches from both results of `feature_channels`.
 
-    Args:
-        regular: float32 array (h, w, CHANNELS), the first result of `feature_channels`.
-        similarity: float32 array of the same shape, the second result of `feature_channels`.
-        corners: int64 array (n, 2), row and column of each patch's top left corner in the image.
-        table: int32 array (F, 5), rows of `feature_table`.
-
-    Returns:
-        float32 array (F, n).
+    `corners` (n, 2) has the patches' top left corners (row, column), and `table` (F, 5) the rows of `feature_table` to compute.
+    The result is float32 (F, n).
     """
     out = np.empty((table.shape[0], corners.shape[0]), np.float32)
     for f in range(table.shape[0]):
@@ -329,13 +296,7 @@ def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.nda
 
 @njit(cache=True, nogil=True)
 def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
-    """Replace each value by the number of its feature's thresholds that it reaches.
-
-    Args:
-        values: float32 array (F, n) of features.
-        thresholds: float32 array (F, 255), ascending for each feature.
-        out: uint8 array (F, n) to which the result is written.
-    """
+    """Write to `out`, uint8 (F, n), how many of its `thresholds` (F, 255) each feature in `values` (F, n) reaches."""
     for f in range(values.shape[0]):
         edges = thresholds[f]
         for i in range(values.shape[1]):
@@ -344,15 +305,7 @@ def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> No
 
 @njit(cache=True, nogil=True)
 def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Cut the segmentation of each patch out of that of the image.
-
-    Args:
-        segmentation: uint16 array (H, W) of segment ids.
-        corners: int64 array (n, 2), row and column of each patch's top left corner.
-
-    Returns:
-        uint8 array (n, 256), the segments of a patch's 16x16 pixels row by row, numbered from 0 within each patch.
-    """
+    """Cut out the segmentation of each patch at `corners` (n, 2), with its segments renumbered from 0: uint8 (n, 256)."""
     out = np.empty((corners.shape[0], INNER * INNER), np.uint8)
     seen = np.empty(INNER * INNER, segmentation.dtype)
     for i in range(corners.shape[0]):
@@ -370,33 +323,20 @@ def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def _split_thresholds(values: np.ndarray) -> np.ndarray:
-    """Compute the thresholds at which features can be split: quantiles of their values.
+    """Compute the thresholds at which features can be split: quantiles of `values` (F, n), ascending, as float32 (F, 255).
 
-    The thresholds are rounded to four digits, as in the forest's file. So detection compares features with exactly the thresholds
-    of training.
-
-    Args:
-        values: float32 array (F, n), n values of each feature.
-
-    Returns:
-        float32 array (F, 255), ascending for each feature.
+    They are rounded to four digits, as in the forest's file. So detection compares features with exactly the thresholds of
+    training.
     """
     quantiles = np.quantile(values, np.linspace(0, 1, _BIN_EDGES + 2)[1:-1], axis=1).T
     return np.ascontiguousarray(np.vectorize(lambda v: float(f"{v:.4g}"), otypes=[np.float32])(quantiles))
 
 
 def _leaf_boundaries(labels: np.ndarray, example: np.ndarray, leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the boundary pixels that each leaf of a tree predicts.
+    """Compute the arrays `starts` and `bins` of an `EdgeTree`, that is, the boundary pixels that its leaves predict.
 
-    A leaf predicts the boundaries between the segments of its representative patch.
-
-    Args:
-        labels: uint8 array (N, 256), the segmentations of all patches.
-        example: int array (n,), index of the representative patch of each node.
-        leaf: bool array (n,), true for leaves; other nodes predict no boundary.
-
-    Returns:
-        The arrays `starts` (n + 1,) and `bins` of an `EdgeTree`.
+    A leaf predicts the boundaries in the segmentation of its representative patch. `labels` (N, 256) has the segmentations of all
+    patches, `example` (n,) the index of each node's representative, and `leaf` (n,) is true for leaves.
     """
     starts = np.zeros(len(example) + 1, np.int64)
     bins = []
