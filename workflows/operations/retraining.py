@@ -50,17 +50,20 @@ def _run(pipeline: Retraining, config: str) -> None:
         _nothing_new(pipeline)
         return
     generations.write(base, generation)
-    records = pipeline.run(
-        f"retrain {config}",
-        lambda stage: stage.name != "prepare" or generation.forced or retraining.content_changed(pipeline),
-    )
+    try:
+        records = pipeline.run(
+            f"retrain {config}",
+            lambda stage: stage.name != "prepare" or generation.forced or retraining.content_changed(pipeline),
+        )
+    except Interrupted:
+        _check_lock(pipeline)  # says why, if that was it
+        raise
     if "verdict" not in records:
         generations.remove(base, generation.name)
         generations.mark_unchanged(base, records["prepare"].fingerprint)
         _nothing_new(pipeline)
         return
-    if pipeline.should_stop():
-        raise Interrupted(f"another run took the lock of {base}: its results count")
+    _check_lock(pipeline)
     verdict = records["verdict"].summary
     generations.finish(base, generation, verdict)
     for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
@@ -70,6 +73,12 @@ def _run(pipeline: Retraining, config: str) -> None:
     logger.info(f"champion {name} version {verdict['champion']}")
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
+
+
+def _check_lock(pipeline: Retraining) -> None:
+    """Raise Interrupted if the lock was lost to another run."""
+    if pipeline.should_stop():
+        raise Interrupted(f"another run took the lock of {pipeline.base}: its results count")
 
 
 def _nothing_new(pipeline: Retraining) -> None:
