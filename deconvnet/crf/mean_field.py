@@ -1,8 +1,8 @@
 """Mean-field inference in a fully connected CRF over the pixels of an image (Krähenbühl and Koltun, NIPS 2011).
 
-Pairwise potentials are Potts potentials weighted by two Gaussian kernels: smoothness (of position) and appearance (of position and
-colour). Kernels are normalised symmetrically, as in the authors' code. Everything is computed in float32 on one thread, without
-holding Python's global lock.
+The pairwise potentials are Potts potentials, weighted by two Gaussian kernels. The smoothness kernel depends on the positions of
+two pixels, the appearance kernel on their positions and colours. Both are normalised symmetrically, as in the authors' code.
+Everything is computed in float32 on one thread, and Python's global lock is released meanwhile.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from deconvnet.crf import permutohedral, simd
 from deconvnet.crf.permutohedral import Floats, Ints, Lattice
 
 MIN_PROBABILITY = 1e-5
-"""Probabilities are raised to this before their logarithm is taken, so that it stays finite (-11.5)."""
+"""Smallest probability: lower ones are raised to it before the logarithm is taken, which is then at least -11.5."""
 
 MIN_PEAK = 0.15
-"""Classes that are nowhere the arg max and stay below this probability are pruned before the first iteration.
+"""Classes are removed before the first iteration if they are nowhere the most probable class and nowhere exceed this.
 
 Keeping them would change the result in a few of ten thousand pixels (docs/experiments.md).
 """
@@ -26,12 +26,13 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A Gaussian kernel for all pairs of N pixels.
+    """A Gaussian kernel between all pairs of N pixels, approximated on a lattice.
 
     Attributes:
-        lattice: the lattice of the pixels' features.
-        weights: float32 (N, d+1), weights for both splatting and slicing. They contain the square roots of the kernel's weight,
-            its normalisation and the lattice's gain, so that splatting, blurring and slicing apply the whole kernel.
+        lattice: the permutohedral lattice of the pixels' features (position, or position and colour).
+        weights: float32 (N, d+1), the weights by which pixels are splatted onto the lattice and sliced from it. They include the
+            square root of the kernel's weight, of its normalisation and of the lattice's gain. So splatting, blurring and slicing
+            together apply the whole kernel.
     """
 
     lattice: Lattice
@@ -49,27 +50,28 @@ def dense_crf(
     bilateral_rgb_sigma: float = 3.0,
     bilateral_weight: float = 5.0,
 ) -> Floats:
-    """Refine class probabilities so that near pixels of similar colour tend to have the same class.
+    """Refine class probabilities so that nearby pixels of similar colour tend to get the same class.
 
-    Defaults are the parameters released with DeconvNet. Classes that can't become the arg max of any pixel are pruned, at the start
-    (MIN_PEAK) and between iterations (`_pruning_threshold`); their result is 0.
+    The default parameters are those released with DeconvNet. To save time, classes that cannot become the most probable one of
+    any pixel are removed: before the first iteration (see MIN_PEAK) and between iterations (see `_pruning_threshold`). Their
+    result is 0.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        probabilities: float array (C, H, W), 0 to 1; the unary potential is -log of them.
+        probabilities: float array (C, H, W) of values from 0 to 1; their negative logarithm is the unary potential.
         iterations: number of mean-field updates.
-        xy_sigma: standard deviation of the smoothness kernel, in pixels.
-        xy_weight: weight of the smoothness kernel; 0 leaves it out.
-        bilateral_xy_sigma: standard deviation of the appearance kernel in position, in pixels.
-        bilateral_rgb_sigma: standard deviation of the appearance kernel in colour, in levels of 0 to 255.
-        bilateral_weight: weight of the appearance kernel; 0 leaves it out.
+        xy_sigma: standard deviation of the smoothness kernel in pixels.
+        xy_weight: weight of the smoothness kernel; 0 turns it off.
+        bilateral_xy_sigma: standard deviation of the appearance kernel for positions, in pixels.
+        bilateral_rgb_sigma: standard deviation of the appearance kernel for colours, in units of the image's 0 to 255.
+        bilateral_weight: weight of the appearance kernel; 0 turns it off.
 
     Returns:
-        float32 array (C, H, W) that sums to 1 over the classes.
+        float32 array (C, H, W) of probabilities that sum to 1 over the classes.
 
     Raises:
-        ValueError: if shapes or dtypes don't fit, probabilities are not finite, iterations or a sigma is not positive, or a weight
-            is negative.
+        ValueError: if shapes or dtypes do not fit, a probability is not finite, `iterations` or a sigma is not positive, or a
+            weight is negative.
     """
     _check(image, probabilities, iterations, (xy_sigma, bilateral_xy_sigma, bilateral_rgb_sigma), (xy_weight, bilateral_weight))
     classes, height, width = probabilities.shape
@@ -95,7 +97,15 @@ def dense_crf(
 def _check(
     image: NDArray[np.uint8], probabilities: Floats, iterations: int, sigmas: tuple[float, ...], weights: tuple[float, ...]
 ) -> None:
-    """Raise ValueError if the arguments of `dense_crf` are not valid."""
+    """Raise ValueError if the arguments of `dense_crf` are not valid.
+
+    Args:
+        image: must be a uint8 array (H, W, 3).
+        probabilities: must be an array (C, H, W) of finite numbers with C > 0.
+        iterations: must be at least 1.
+        sigmas: standard deviations of the kernels; all must be positive.
+        weights: weights of the kernels; none may be negative.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
     if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[:2] or not len(probabilities):
@@ -107,19 +117,31 @@ def _check(
 
 
 def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
-    """Ids of the classes to start with: those that are the arg max of a pixel or reach MIN_PEAK in one."""
+    """Return the ids of the classes to keep before the first iteration.
+
+    These are the classes that are the most probable one of any pixel, or exceed MIN_PEAK in any pixel.
+
+    Args:
+        probabilities: float array (C, H, W).
+
+    Returns:
+        Integer array of class ids, ascending.
+    """
     peaks = probabilities.reshape(len(probabilities), -1).max(axis=1, initial=0)
     return np.flatnonzero(_is_arg_max(probabilities) | (peaks > MIN_PEAK))
 
 
 @njit(cache=True, nogil=True)
 def _is_arg_max(probabilities: Floats) -> NDArray[np.bool_]:
-    """For each class of (C, H, W), whether it is the arg max of any pixel: bool (C,). Ties go to the lowest class id."""
+    """Return for each class of `probabilities` (C, H, W) whether it is the most probable one of any pixel: bool (C,).
+
+    If several classes of a pixel are equal, the one with the lowest id counts.
+    """
     classes, height, width = probabilities.shape
     found = np.zeros(classes, np.bool_)
     for y in range(height):
         best, arg_max = probabilities[0, y].copy(), np.zeros(width, np.int32)
-        for c in range(1, classes):  # row by row, in the order of memory
+        for c in range(1, classes):  # goes through each image row in the order of memory
             for x in range(width):
                 if probabilities[c, y, x] > best[x]:
                     best[x], arg_max[x] = probabilities[c, y, x], c
@@ -129,29 +151,34 @@ def _is_arg_max(probabilities: Floats) -> NDArray[np.bool_]:
 
 
 def _pruning_threshold(classes: int, weight: float) -> float:
-    """Probability above which a class must be in some pixel after an iteration, else it is pruned.
+    """Return the peak probability up to which a class may be removed after an iteration, because it cannot recover.
 
-    In a pixel the class has the probability a·exp(m). Its message m is at most `weight` times its highest probability anywhere; a is
-    its share of the rest. For a ≤ 1 / (e·weight) the equation x = a·exp(weight·x) has a solution, and as long as the other classes
-    don't lose, the class can't exceed the smallest solution, which is at most 1 / weight. The threshold is also below half of what
-    the arg max of `classes` classes has at least (1 / classes).
+    The peak x of a class is its highest probability in any pixel. An iteration gives the class the probability a·exp(m) in a
+    pixel. Its message m is at most `weight`·x, and the factor a contains everything else. If a ≤ 1 / (e·weight), the equation x =
+    a·exp(weight·x) has a solution, and the smallest solution is at most 1 / weight. The peak then never exceeds this solution, as
+    long as the other classes do not become weaker. The threshold is also at most 0.5 / `classes`, half of the lowest probability
+    that the most probable class of a pixel can have.
 
     Args:
-        classes: number of classes left.
+        classes: number of classes that are left.
         weight: sum of the kernels' weights.
     """
     return min(1 / (np.e * max(weight, 1e-9)), 0.5 / classes)
 
 
 def _above(peaks: Floats, threshold: float) -> NDArray[np.intp]:
-    """Indices of the classes whose highest probability exceeds a threshold; all classes if none does."""
+    """Return the indices of the `peaks` (C,) that exceed a threshold, or all indices if none does."""
     return np.flatnonzero(peaks > threshold) if (peaks > threshold).any() else np.arange(len(peaks))
 
 
 def _build_kernel(features: NDArray[np.floating], weight: float) -> _Kernel:
-    """Build a kernel on features (N, d), in units of its standard deviation.
+    """Build a Gaussian kernel between pixels.
 
-    The symmetric normalisation is 1/sqrt(Σ_j k_ij · Σ_i k_ij).
+    Its entry k_ij is multiplied by 1 / sqrt(Σ_j k_ij · Σ_i k_ij), so that it stays symmetric.
+
+    Args:
+        features: float array (N, d), the pixels' features divided by the kernel's standard deviations.
+        weight: weight of the kernel.
     """
     lattice = permutohedral.build(features.astype(np.float32))
     norm = permutohedral.smooth(lattice, np.ones((len(features), 1), np.float32))
@@ -162,19 +189,19 @@ def _build_kernel(features: NDArray[np.floating], weight: float) -> _Kernel:
 def _mean_field(
     log_p: Floats, classes: int, kernels: tuple[_Kernel, _Kernel], iterations: int, weight: float
 ) -> tuple[Floats, NDArray[np.intp]]:
-    """Repeat the parallel update Q ∝ p · exp(Σ_kernels K Q), starting from Q = p.
+    """Run the mean-field iterations: repeat the parallel update Q ∝ p · exp(Σ_kernels K Q), starting from Q = p.
 
-    Classes are pruned between iterations where that saves a vector register per pixel.
+    Between iterations, classes that cannot recover are removed if that saves a vector register (8 classes) per pixel.
 
     Args:
-        log_p: float32 (N, columns), log probabilities; columns after the classes are padding.
+        log_p: float32 (N, columns), logarithms of the probabilities p. The first columns are classes, the others are padding.
         classes: number of classes.
-        kernels: the smoothness and the appearance kernel.
+        kernels: the smoothness kernel and the appearance kernel.
         iterations: number of updates.
         weight: sum of the kernels' weights.
 
     Returns:
-        Q, float32 (N, columns), and the classes that its first columns belong to.
+        Q as float32 (N, columns), and the indices of the remaining classes, to which its first columns belong.
     """
     left = np.arange(classes)
     q = np.exp(log_p)
@@ -208,7 +235,20 @@ def _update(
     rows_b: Floats,
     q: Floats,
 ) -> None:
-    """Write the softmax of log_p plus both kernels' messages to q (N, columns); messages are sliced from the kernels' blurred rows."""
+    """Write the softmax over the classes of log_p plus the messages of both kernels to q.
+
+    The messages are interpolated ("sliced") from the blurred rows of each kernel's lattice.
+
+    Args:
+        log_p: float32 (N, columns), logarithms of the probabilities.
+        corners_a: int32 (N, d+1), the lattice corners of each pixel for the first kernel.
+        weights_a: float32 (N, d+1), the weights of these corners.
+        rows_a: float32 (M + 1, columns), the blurred values of the first kernel's lattice corners.
+        corners_b: the corners for the second kernel.
+        weights_b: the weights of these corners.
+        rows_b: the blurred values of the second kernel's lattice corners.
+        q: float32 (N, columns), to which the result is written.
+    """
     blocks = log_p.shape[1] // simd.WIDTH
     for p in range(log_p.shape[0]):
         top = simd.broadcast(np.float32(-np.inf))

@@ -1,9 +1,10 @@
-"""Gaussian filtering of many channels at once on the permutohedral lattice (Adams, Baek and Davis, 2010), in numba on one thread.
+"""Gaussian filtering on the permutohedral lattice (Adams, Baek and Davis, 2010), in numba on one thread.
 
-The value of each point in feature space is distributed over the d + 1 corners of the simplex that contains it ("splat"). The values
-of corners are blurred along the lattice's d + 1 axes. Each point then interpolates its result from its corners ("slice"). The lattice
-depends on the features only, so it is built once and used for any number of filterings. Values are stored as rows: the channels of
-one point or corner are adjacent in memory.
+Points in a d-dimensional feature space have values of several channels. First the values of each point are distributed over the d
++ 1 corners of the simplex that contains it ("splat"). Then the values of the corners are blurred along the d + 1 axes of the
+lattice. Last, each point interpolates its result from its corners ("slice"). The lattice depends only on the features, so it is
+built once and used for any number of filterings. Values are stored as rows: the channels of a point or corner are adjacent in
+memory.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Keys = NDArray[np.uint64]
 
-_PREFETCH_DISTANCE = 12  # corners between the one that is prefetched and the one that is used
-_BATCH = 32  # points whose keys are computed before they are looked up
+_PREFETCH_DISTANCE = 12  # how many corners ahead of their use data are prefetched
+_BATCH = 32  # number of points whose keys are computed before they are looked up
 _CACHE_LINE = 64  # bytes
 
 
@@ -29,11 +30,11 @@ class Lattice:
 
     Attributes:
         corners: int32 (N, d+1), indices from 0 to M-1 of the corners of each point's simplex.
-        weights: float32 (N, d+1), barycentric coordinates of each point in its simplex; rows sum to 1.
-        chains: int32 (K,), the corners to blur: for each axis, the runs of two or more neighbouring corners, each ended by M.
-            Corners without a neighbour on an axis are left out, since the blur along that axis does not change them. Most are
-            such, because colours are sparse.
-        size: M.
+        weights: float32 (N, d+1), barycentric coordinates of each point in its simplex; each row sums to 1.
+        chains: int32 (K,), the order in which corners are blurred: for each axis, all runs of two or more neighbouring corners,
+            each followed by M as an end mark. Corners without a neighbour on an axis are left out, since blurring along it does
+            not change them. Most corners are such, because colours are sparse.
+        size: the number of corners M.
     """
 
     corners: Ints
@@ -43,15 +44,15 @@ class Lattice:
 
     @property
     def gain(self) -> float:
-        """Factor by which `blur` amplifies beyond a Gaussian of about unit sum; results must be divided by it."""
+        """Return the factor by which `blur` amplifies values too much. Results must be divided by it."""
         return 1 + 2.0 ** -(self.corners.shape[1] - 1)
 
 
 def build(features: Floats) -> Lattice:
-    """Build the lattice of points.
+    """Build the lattice of N points.
 
     Args:
-        features: float32 (N, d), the points, in units of the Gaussian's standard deviation on each axis.
+        features: float32 (N, d), the coordinates of the points, divided by the Gaussian's standard deviation on each axis.
     """
     multipliers = _multipliers(features.shape[1])
     corners, weights, keys, table = _embed(np.ascontiguousarray(features, np.float32), multipliers)
@@ -62,11 +63,11 @@ def smooth(lattice: Lattice, values: Floats) -> Floats:
     """Filter values by the Gaussian: approximately Σ_j exp(-|f_i - f_j|² / 2) · values_j, times a constant.
 
     Args:
-        lattice: the lattice of the points' features f.
+        lattice: the lattice built from the points' features f.
         values: float32 (N, C), the channels of each point.
 
     Returns:
-        float32 (N, C).
+        float32 (N, C), the filtered channels of each point.
     """
     padded = pad(values)
     rows = empty_rows(lattice.size + 1, padded.shape[1])
@@ -78,7 +79,7 @@ def smooth(lattice: Lattice, values: Floats) -> Floats:
 
 
 def pad(values: Floats, fill: float = 0.0) -> Floats:
-    """Copy values (N, C) into an array (N, 8·B) with as few blocks B of 8 columns as possible; further columns hold `fill`."""
+    """Copy values (N, C) into a new array with the next multiple of 8 columns; the added columns hold `fill`."""
     out = empty_rows(len(values), -(-values.shape[1] // simd.WIDTH) * simd.WIDTH)
     out[:, : values.shape[1]] = values
     out[:, values.shape[1] :] = fill
@@ -86,17 +87,18 @@ def pad(values: Floats, fill: float = 0.0) -> Floats:
 
 
 def empty_rows(count: int, columns: int) -> Floats:
-    """An uninitialised float32 array (count, columns), aligned so that a block of 8 columns never spans two cache lines."""
+    """Return an uninitialised float32 array (count, columns), aligned so that 8 columns never span two cache lines."""
     raw = np.empty(4 * count * columns + _CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % _CACHE_LINE
     return raw[start : start + 4 * count * columns].view(np.float32).reshape(count, columns)
 
 
 def _multipliers(dimensions: int) -> Keys:
-    """Random odd 64-bit multipliers (d,), one per coordinate; the last of the d + 1 coordinates follows from the others.
+    """Return `dimensions` random odd 64-bit numbers, by which the coordinates of a corner are multiplied to form its hash key.
 
-    A corner's key is the sum of its coordinates times the multipliers, modulo 2⁶⁴, so a neighbour's key needs one addition. The
-    probability that any two of a million corners have the same key is 3 in 10⁸.
+    A corner has d + 1 coordinates, but the last one follows from the others. Its key is the sum of its coordinates times the
+    multipliers, modulo 2⁶⁴, so the key of a neighbour needs only one addition. The probability that any two of a million corners
+    have the same key is 3 in 10⁸.
     """
     draw = np.random.default_rng(0x5EED).integers(0, 2**64, dimensions, np.uint64, endpoint=False)
     return draw | np.uint64(1)
@@ -104,13 +106,16 @@ def _multipliers(dimensions: int) -> Keys:
 
 @njit(cache=True, nogil=True)
 def _first_slot(table: Keys, key: np.uint64) -> np.uint64:
-    """Slot where the search for a key begins. The hash table has 2ⁿ slots of (key, corner + 1), with 0 for an empty slot."""
+    """Return the slot of the hash table at which the search for a key begins.
+
+    The table is an array (2ⁿ, 2). Each slot holds a key and the index of its corner plus 1, or 0 if the slot is empty.
+    """
     return ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & np.uint64(table.shape[0] - 1)
 
 
 @njit(cache=True, nogil=True)
 def _slot(table: Keys, key: np.uint64) -> np.uint64:
-    """Slot of a key in the hash table, or the empty slot to insert it at (open addressing)."""
+    """Return the slot of the hash table that holds a key, or the empty slot at which to insert it (open addressing)."""
     mask = np.uint64(table.shape[0] - 1)
     slot = _first_slot(table, key)
     while table[slot, 1] != 0 and table[slot, 0] != key:
@@ -120,7 +125,7 @@ def _slot(table: Keys, key: np.uint64) -> np.uint64:
 
 @njit(cache=True, nogil=True)
 def _enlarge(table: Keys) -> Keys:
-    """A hash table four times as large with the same entries."""
+    """Return a hash table of four times the size with the same entries."""
     new = np.zeros((4 * table.shape[0], 2), np.uint64)
     for old in range(table.shape[0]):
         if table[old, 1] != 0:
@@ -131,17 +136,17 @@ def _enlarge(table: Keys) -> Keys:
 
 @njit(cache=True, nogil=True)
 def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Keys]:
-    """Find the simplex of every point and number the corners in the order in which the points use them.
+    """Find the simplex of every point, and number the corners in the order in which the points first use them.
 
-    Keys are computed for a batch of points and looked up afterwards, so that the hash table's slots are prefetched meanwhile.
-    Long because its inner loop shares a dozen scratch arrays, and calls would cost time.
+    The keys of a batch of points are computed first and looked up afterwards, so that the slots of the hash table can be
+    prefetched meanwhile. Long because its inner loop shares a dozen scratch arrays, and calls would cost time.
 
     Args:
-        features: float32 (N, d).
-        multipliers: as `_multipliers` returns them.
+        features: float32 (N, d), the coordinates of the points.
+        multipliers: uint64 (d,), the result of `_multipliers`.
 
     Returns:
-        Corners (N, d+1), weights (N, d+1), keys of the corners (M,), and the hash table.
+        Corners, int32 (N, d+1); weights, float32 (N, d+1); the keys of the M corners, uint64 (M,); and the hash table.
     """
     points, d = features.shape
     scale = np.empty(d, np.float32)
@@ -154,7 +159,7 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
         total += multipliers[i]
 
     elevated = np.empty(d + 1, np.float32)
-    zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0 (coordinates divisible by d + 1)
+    zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0: its coordinates are divisible by d + 1
     rank = np.empty(d + 1, np.int64)
     of_rank = np.empty(d + 1, np.int64)
     bary = np.empty(d + 2, np.float32)
@@ -234,7 +239,7 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
 
 @njit(cache=True, nogil=True)
 def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
-    """Compute `Lattice.chains` from the corners' keys and the hash table."""
+    """Compute `Lattice.chains` from the keys of the M corners, the hash table and the multipliers that `_embed` used."""
     count, d = keys.size, multipliers.size
     total = np.uint64(0)
     for i in range(d):
@@ -244,7 +249,7 @@ def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
     chains = np.empty(count, np.int32)
     length = 0
     for axis in range(d + 1):
-        step = -total  # a neighbour: minus 1 in every coordinate, plus d + 1 in that of the axis
+        step = -total  # to get a neighbour, subtract 1 from every coordinate and add d + 1 to that of the axis
         if axis < d:
             step += np.uint64(d + 1) * multipliers[axis]
         has_previous[:] = False
@@ -272,7 +277,14 @@ def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
 
 @njit(cache=True, nogil=True)
 def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
-    """Splat: add each point's weighted values (N, 8·B) to its corners' rows (M + 1, 8·B)."""
+    """Add each point's weighted values to the rows of its corners ("splat").
+
+    Args:
+        corners: int32 (N, d+1), the corners of each point.
+        weights: float32 (N, d+1), the weights of these corners.
+        values: float32 (N, 8·B), the channels of each point.
+        rows: float32 (M + 1, 8·B), the values of the corners, to which is added.
+    """
     for p in range(corners.shape[0]):
         for k in range(corners.shape[1]):
             row, weight = corners[p, k], simd.broadcast(weights[p, k])
@@ -283,7 +295,10 @@ def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def blur(chains: Ints, rows: Floats) -> None:
-    """Blur rows (M + 1, 8·B) in place along every axis: add half of both neighbours to each corner. The last row must be 0."""
+    """Blur the corners' rows (M + 1, 8·B) in place along every axis: add half of both neighbours to each corner.
+
+    `chains` is that of the lattice. The last of the rows must be 0; it stands for missing neighbours.
+    """
     if rows.shape[1] == simd.WIDTH:
         _blur_narrow(chains, rows)
         return
@@ -295,7 +310,7 @@ def blur(chains: Ints, rows: Floats) -> None:
         for b in range(0, blocks, 2):
             simd.prefetch(rows, ahead, b)
         here, after = chains[i], chains[i + 1]
-        # The row M at a chain's end is 0 and stays 0. A factor does that without a branch that processors could not predict.
+        # The row M at a chain's end is 0 and must stay 0. A factor of 0 avoids a branch that processors could not predict.
         half = simd.broadcast(np.float32(0.5) if here != end else np.float32(0))
         for b in range(blocks):
             old = simd.load(rows, here, b)
@@ -306,7 +321,7 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """`blur` for rows of one register: the previous row stays in the register."""
+    """Blur rows of exactly 8 columns. It does the same as `blur`, but keeps the previous row in a vector register."""
     end = rows.shape[0] - 1
     previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):
@@ -321,7 +336,10 @@ def _blur_narrow(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def slice_rows(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
-    """Slice: interpolate each point's result, out (N, 8·B), from its corners' rows (M + 1, 8·B)."""
+    """Interpolate each point's result from the rows (M + 1, 8·B) of its corners ("slice") and write it to `out` (N, 8·B).
+
+    `corners` and `weights`, both (N, d+1), are the corners of each point and their weights.
+    """
     for p in range(corners.shape[0]):
         for b in range(rows.shape[1] // simd.WIDTH):
             found = simd.broadcast(np.float32(0))

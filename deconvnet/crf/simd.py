@@ -1,11 +1,12 @@
-"""A numba type for vector registers of eight float32, with arithmetic, for use in `@njit` functions.
+"""A numba type for a vector register of eight float32 numbers, with arithmetic for use in `@njit` functions.
 
-numba does not reliably vectorise loops over rows as short as ours (8 to 24 columns): the CRF of a 500×375 image with 21 classes took
-1.5 times as long with plain loops (0.80 s instead of 0.53 s on one thread of a Xeon with AVX-512, results equal to 5e-5).
+numba does not reliably vectorise loops over rows as short as ours (8 to 24 columns). With plain loops, the CRF of a 500×375 image
+with 21 classes took 1.5 times as long: 0.80 s instead of 0.53 s on one thread of a Xeon with AVX-512. The results were equal to
+5e-5.
 
-Functions that take a row and a block address C-contiguous float32 arrays (N, 8·B); block b has the columns 8b to 8b + 7.
+Functions that take a row and a block access C-contiguous float32 arrays of shape (N, 8·B). Block b has the columns 8b to 8b + 7.
 
-After a change of this file delete numba's caches (__pycache__): numba notices only changes of the calling file.
+Delete numba's caches (`__pycache__`) after changing this file. numba only notices changes in the file of the calling function.
 """
 
 from collections.abc import Callable
@@ -20,9 +21,10 @@ WIDTH = 8
 
 
 class _Float8(types.Type):
-    """The type: eight float32."""
+    """The numba type of a vector of eight float32 numbers."""
 
     def __init__(self) -> None:
+        """Create the type, with the name that numba shows in messages."""
         super().__init__(name="Float8")
 
 
@@ -33,37 +35,62 @@ _FLOATS, _INTS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_INT, WIDTH)
 
 @register_model(_Float8)
 class _Float8Model(models.PrimitiveModel):
-    """How LLVM represents the type: a vector."""
+    """Tells numba to represent the type `_Float8` by an LLVM vector."""
 
     def __init__(self, manager: Any, fe_type: Any) -> None:
+        """Create the model.
+
+        Args:
+            manager: numba's data model manager.
+            fe_type: the numba type that the model is for.
+        """
         super().__init__(manager, fe_type, _FLOATS)
 
 
 def _constant(value: float) -> ir.Constant:
-    """The same float in every element."""
+    """Return an LLVM constant vector whose eight elements are all the float `value`."""
     return ir.Constant(_FLOATS, [value] * WIDTH)
 
 
 def _integers(value: int) -> ir.Constant:
-    """The same int32 in every element."""
+    """Return an LLVM constant vector whose eight elements are all the 32-bit integer `value`."""
     return ir.Constant(_INTS, [value] * WIDTH)
 
 
 def _broadcast(builder: Any, scalar: Any) -> Any:
-    """LLVM code for a vector with the same scalar in every element."""
+    """Emit LLVM code that copies a float32 to all eight elements of a vector. Returns the vector."""
     undefined = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(undefined, scalar, _INT(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * WIDTH))
 
 
 def _unary(builder: Any, name: str, value: Any) -> Any:
-    """LLVM code for a call of one of LLVM's own functions of a vector."""
+    """Emit a call of one of LLVM's built-in functions for vectors, such as `floor`.
+
+    Args:
+        builder: llvmlite's IRBuilder.
+        name: name of the LLVM function without prefix and type.
+        value: the vector to which the function is applied.
+
+    Returns:
+        The resulting vector.
+    """
     kind = ir.FunctionType(_FLOATS, [_FLOATS])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32"), [value])
 
 
 def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """LLVM code for the pointer to a block; args are the array, the row and the block."""
+    """Emit LLVM code that computes the address of a block in a row of an array.
+
+    Args:
+        context: numba's target context.
+        builder: llvmlite's IRBuilder.
+        signature: the numba types of the calling intrinsic's arguments.
+        args: LLVM values of these arguments; the first three are the array, the row and the block.
+
+    Returns:
+        A pointer to a vector of eight float32.
+    """
     array = context.make_array(signature.args[0])(context, builder, args[0])
     row, block = (context.cast(builder, v, t, types.intp) for v, t in zip(args[1:3], signature.args[1:3], strict=True))
     width = builder.extract_value(array.shape, 1)
@@ -73,7 +100,10 @@ def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, array: Any, row: Any, block: Any) -> Any:
-    """Read a block of a row."""
+    """Read the columns 8·block to 8·block + 7 of a row of a float32 array, as a vector.
+
+    In `@njit` functions, call it as `load(array, row, block)`.
+    """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_address(context, builder, signature, args), align=4)
@@ -83,7 +113,10 @@ def load(typing: Any, array: Any, row: Any, block: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, row: Any, block: Any, vector: Any) -> Any:
-    """Write a block of a row."""
+    """Write a vector to the columns 8·block to 8·block + 7 of a row of a float32 array.
+
+    In `@njit` functions, call it as `store(array, row, block, vector)`.
+    """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[3], _address(context, builder, signature, args), align=4)
@@ -94,7 +127,10 @@ def store(typing: Any, array: Any, row: Any, block: Any, vector: Any) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, array: Any, row: Any, block: Any) -> Any:
-    """Start loading a block of a row into the cache, to be read and written soon. With block 0 the array may have any type."""
+    """Start loading the columns 8·block to 8·block + 7 of a row into the cache, to be read and written soon.
+
+    In `@njit` functions, call it as `prefetch(array, row, block)`. If `block` is 0, the array may have any dtype.
+    """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.bitcast(_address(context, builder, signature, args), ir.IntType(8).as_pointer())
@@ -108,7 +144,10 @@ def prefetch(typing: Any, array: Any, row: Any, block: Any) -> Any:
 
 @intrinsic
 def broadcast(typing: Any, scalar: Any) -> Any:
-    """A vector with the same float32 in every element."""
+    """Make a vector whose eight elements are all the float32 `scalar`.
+
+    In `@njit` functions, call it as `broadcast(scalar)`.
+    """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _broadcast(builder, args[0])
@@ -117,7 +156,12 @@ def broadcast(typing: Any, scalar: Any) -> Any:
 
 
 def _binary(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
-    """Make an intrinsic of two vectors from the LLVM operation on them."""
+    """Make a numba function of two vectors from the LLVM operation on them.
+
+    Args:
+        operation: emits the LLVM code; called with the IRBuilder and the two vectors.
+        doc: docstring of the function.
+    """
 
     def binary(typing: Any, a: Any, b: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -130,12 +174,12 @@ def _binary(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
 
 
 def _add(builder: Any, a: Any, b: Any) -> Any:
-    """LLVM code for a + b."""
+    """Emit LLVM code for the elementwise sum a + b."""
     return builder.fadd(a, b)
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
-    """LLVM code for the maximum of a and b."""
+    """Emit LLVM code for the elementwise maximum of a and b."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
@@ -146,7 +190,12 @@ maximum = _binary(_maximum, "Elementwise maximum of a and b.")
 
 
 def _reduce(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
-    """Make an intrinsic that combines the eight elements of a vector to one float32, by the LLVM operation on two vectors."""
+    """Make a numba function that combines the eight elements of a vector into one float32.
+
+    Args:
+        operation: emits the LLVM code that combines two vectors elementwise; called with the IRBuilder and the vectors.
+        doc: docstring of the function.
+    """
 
     def reduce(typing: Any, vector: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -168,10 +217,11 @@ reduce_sum = _reduce(_add, "The sum of the eight elements: float32.")
 
 @intrinsic
 def exp(typing: Any, vector: Any) -> Any:
-    """Elementwise exp for values up to 0, with a relative error below 2·10⁻⁷.
+    """Compute the elementwise exponential of values up to 0, with a relative error below 2·10⁻⁷.
 
-    Values below -87 give exactly 0, which avoids slow denormal numbers. The method is that of expf in the Cephes library: exp(x) is
-    2ⁿ, made by setting the exponent's bits, times a polynomial of degree 5 of the remainder.
+    In `@njit` functions, call it as `exp(vector)`. Values below -87 give exactly 0, which avoids slow denormal numbers. The
+    method is that of `expf` in the Cephes library. It splits exp(x) into a power 2ⁿ, made by setting the bits of the exponent,
+    and a factor, which a polynomial of degree 5 in the remainder approximates.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
