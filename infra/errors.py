@@ -1,35 +1,37 @@
-"""Exceptions that the commands report as a message, without a traceback."""
+"""Exceptions with a special meaning for the commands and jobs. Commands report them by their message, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can correct: settings, input files, or a server that can't be reached.
+    """An error that the user can correct, such as a wrong setting, a bad input file or a server that can't be reached.
 
-    The message is one sentence that names what is wrong, its value, and what to do. The commands print it and exit with code 2.
+    Its message is one sentence that names the problem, the value that causes it, and the remedy. Commands print the message and
+    exit with code 2.
     """
 
 
 class BadInput(Exception):
-    """One image, mask or training crop that can't be used.
+    """An error about a single image, mask or training crop that can't be used.
 
-    The message becomes the reason in the `rejects` table. It never stops a run by itself: jobs skip the input and count it.
+    Its message becomes the reason in the table of rejected inputs. It does not stop a run: jobs skip the input and count it.
     """
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM, `ray job stop`); its work so far is kept, and the same command resumes it.
+    """Raised when the run was asked to stop by Ctrl-C, SIGTERM or `ray job stop`.
 
-    The commands print the message and exit with code 75.
+    The work done so far is kept, and the same command continues it. Commands print the message and exit with code 75.
     """
 
 
 def find_user_error(error: BaseException) -> UserError | None:
-    """Find the UserError that caused an error, for example within the errors that Ray wraps round a failed task.
+    """Find the UserError that caused another error, for example among the errors in which Ray wraps that of a failed task.
 
     Args:
-        error: any exception; its `cause` attribute (Ray's) and `__cause__` (Python's) are followed.
+        error: any exception. Its causes are searched through Ray's attribute `cause` and Python's `__cause__`.
 
     Returns:
-        A UserError with the same message, or None if no UserError is among the causes.
+        A new UserError with the message of the one found; None if there is none. If `error` is itself a UserError, its message is
+        used.
     """
     causes, seen = [error], set()
     while causes:

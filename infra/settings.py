@@ -1,4 +1,4 @@
-"""The base class of all settings sections, and the settings of the machines that jobs run on."""
+"""The base class of all sections of settings, and the settings of the machines on which jobs run."""
 
 import re
 from typing import Literal
@@ -7,13 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 
 class Section(BaseModel):
-    """Base class of settings sections: unknown keys are errors, defaults are validated too, and values can't be changed afterwards."""
+    """The base class of all sections of settings.
+
+    Unknown keys are errors, defaults are validated too, and values can't be changed after creation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ClusterSettings(Section):
-    """Where jobs run: which Ray cluster, and which of its nodes."""
+    """Where jobs run: on which Ray cluster, and on which of its nodes."""
 
     address: str | None = Field(
         None, description="address of a Ray cluster to join; empty: that in RAY_ADDRESS, else Ray is started on this machine"
@@ -34,20 +37,20 @@ class ClusterSettings(Section):
     @field_validator("data_nodes", "training_nodes")
     @classmethod
     def _check_labels(cls, text: str | None) -> str | None:
-        """Refuse text that is not key=value pairs separated by commas."""
+        """Check that a setting consists of key=value pairs separated by commas; raise ValueError if not."""
         for pair in text.split(",") if text else ():
             if not re.fullmatch(r"\s*[\w./-]+\s*=\s*[\w.-]+\s*", pair):
                 raise ValueError("must be labels, key=value, separated by commas: pool=cpu")
         return text
 
     def selector(self, nodes: Literal["data_nodes", "training_nodes"]) -> dict[str, str]:
-        """The Ray label selector of a setting.
+        """Return the Ray labels that a node must have to run a kind of job.
 
         Args:
-            nodes: name of the setting.
+            nodes: name of the setting that holds the labels.
 
         Returns:
-            Label values by key; {} for any node.
+            Label values by key; {} if any node will do.
         """
         text: str | None = getattr(self, nodes)
         pairs = (pair.split("=") for pair in (text or "").split(",") if pair)

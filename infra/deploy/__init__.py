@@ -1,1 +1,1 @@
-"""Files for Docker, Kubernetes and AWS, and a cluster on this machine for trying things out."""
+"""Files to deploy the project with Docker, Kubernetes and AWS, and a cluster on this machine for trying things out."""

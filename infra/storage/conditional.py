@@ -1,6 +1,7 @@
-"""Writes that happen only if a file is absent or still holds known content, so that one of several writers wins.
+"""Write a file only if it is absent or still has the expected content, so that only one of several writers succeeds.
 
-On S3 the server ensures this by conditional requests; on a local disk, an exclusive `flock` on a guard file beside the target does.
+On S3, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a guard file beside the target
+does.
 """
 
 import fcntl
@@ -16,44 +17,66 @@ from infra.storage.uri import is_s3, local_path
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
-    """Create a file unless one exists. Of several processes at once, one succeeds.
+    """Create a file unless it exists. If several processes try at once, exactly one succeeds.
 
     Args:
         uri: the file, local or s3://.
-        data: content that no other process would write (with a random token, say): if the answer of a successful S3 request is
-            lost, finding exactly this content is how the writer knows that it succeeded.
+        data: the content. It must differ from what any other process writes, for example by a random token. If the answer to a
+            successful S3 request is lost, the writer recognises its success by finding exactly this content.
 
     Returns:
-        True if the file was created, False if there was one.
+        True if this call created the file, False if it already existed.
+
+    Raises:
+        UserError: if the storage can't be used.
     """
     return _exchange(uri, None, data)
 
 
 def replace_if_same(uri: str, data: bytes, old: bytes) -> bool:
-    """Replace a file that holds exactly `old`. Of several processes at once, one succeeds.
+    """Replace a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
 
     Args:
         uri: the file, local or s3://.
-        data: new content that no other process would write (see `put_if_absent`).
-        old: the content that is expected.
+        data: the new content. It must differ from what any other process writes (see `put_if_absent`).
+        old: the expected content.
 
     Returns:
-        True if the file was replaced, False if it is absent or holds something else.
+        True if this call replaced the file, False if it is absent or has other content.
+
+    Raises:
+        UserError: if the storage can't be used.
     """
     return _exchange(uri, old, data)
 
 
 def remove_if_same(uri: str, old: bytes) -> bool:
-    """Delete a file that holds exactly `old`.
+    """Delete a file if its content is exactly `old`.
+
+    Args:
+        uri: the file, local or s3://.
+        old: the expected content.
 
     Returns:
-        True if the file was deleted, False if it is absent or holds something else.
+        True if this call deleted the file, False if it is absent or has other content.
+
+    Raises:
+        UserError: if the storage can't be used.
     """
     return _exchange(uri, old, None)
 
 
 def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
-    """Change a file's content from `old` to `new` in one step; None stands for no file. False if the content is not `old`."""
+    """Change the content of a file from `old` to `new` in one step.
+
+    Args:
+        uri: the file, local or s3://.
+        old: the expected content; None if there should be no file.
+        new: the new content; None to delete the file.
+
+    Returns:
+        True if the file was changed, False if its content was not `old`.
+    """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
             return s3.exchange(bucket, key, old, new)
@@ -73,7 +96,14 @@ def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time, of all that share the folder, run the block for `path`. The guard file is deleted at the end."""
+    """Run the block of the `with` statement in only one process at a time.
+
+    This holds for all processes that use the same `path`, on any machine that shares its folder. The others wait. The guard file
+    on which they wait is deleted at the end.
+
+    Args:
+        path: the file to be changed in the block; the guard file lies beside it.
+    """
     guard = path.with_name(f".{path.name}.guard")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -94,7 +124,12 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _is_open_file(descriptor: int, path: Path) -> bool:
-    """True if the open file `descriptor` is the one that `path` names now."""
+    """Return whether an open file is the one that a path names now. It is not if the path was deleted or replaced.
+
+    Args:
+        descriptor: file descriptor of the open file.
+        path: the path under which it was opened.
+    """
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

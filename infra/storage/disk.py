@@ -1,4 +1,4 @@
-"""Writing local files whole, and disk errors as messages for the user."""
+"""Write local files in one step, and turn disk errors into messages for the user."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ _NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def is_full(error: BaseException) -> TypeGuard[OSError]:
-    """True for the error that a full disk or an exhausted quota raises."""
+    """Return whether an error was raised because the disk is full or a quota is exhausted."""
     return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
@@ -25,12 +25,12 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
     """Explain to the user why writing below a folder failed.
 
     Args:
-        error: what the write raised.
-        folder: the folder that was written to; its free space is part of the message.
+        error: the error that the write raised.
+        folder: the folder; if its disk is full, the message gives the free space.
 
     Returns:
-        The error to raise instead, or None if it is not for the user to correct (not a full disk, missing permission or a path
-        that can't be a folder).
+        A UserError to raise instead: the disk is full, a permission is missing, or the path can't be a folder. None for errors
+        that the user can't correct.
     """
     if is_full(error):
         free = ""
@@ -47,7 +47,11 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
 
 @contextmanager
 def disk_errors_for_user(path: Path) -> Iterator[None]:
-    """Turn disk errors within the block, raised while writing the file `path`, into UserErrors where possible."""
+    """Turn disk errors in the block of the `with` statement into UserErrors, if the user can correct them.
+
+    Args:
+        path: the file that the block writes.
+    """
     try:
         yield
     except OSError as error:
@@ -58,15 +62,19 @@ def disk_errors_for_user(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Replace a file in one step, so that readers see its old content or the new, never a part.
+    """Replace a file in one step, so that readers see either its old or its new content, never a part.
 
-    Parent folders are created. If the block fails, `path` is unchanged and nothing else is left behind.
+    The block of the `with` statement writes a temporary file, which is renamed to `path` at the end. Parent folders are created.
+    If the block fails, `path` is unchanged and the temporary file is deleted.
 
     Args:
         path: the file to create or replace.
 
     Yields:
-        A temporary path in the same folder to write to; it is renamed to `path` at the end of the block.
+        The path of the temporary file, in the same folder.
+
+    Raises:
+        UserError: for disk errors that the user can correct.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with disk_errors_for_user(path):
@@ -79,13 +87,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
+    """Write a file and wait until its content is physically on the disk."""
     with path.open("wb") as file:
         file.write(data)
         sync(file)
 
 
 def sync(file: BinaryIO) -> None:
-    """Wait until what was written to an open file is on the disk."""
+    """Wait until everything written to an open file is physically on the disk."""
     file.flush()
     os.fsync(file.fileno())

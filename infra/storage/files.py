@@ -1,8 +1,10 @@
-"""Reading, writing, listing and copying files by URI: local paths, file:// or s3://.
+"""Read, write, list and copy files given by a URI: a local path, file:// or s3://.
 
-Every written file appears complete or not at all: locally it is written under a temporary name and renamed; an S3 object becomes
-visible only when its upload is complete. Wrong credentials, a missing bucket, an S3 server that stays away and a full disk raise
-UserError; an S3 server that comes back within a minute (`s3_client.RETRY_SECONDS`) is waited for.
+A written file appears complete or not at all. Locally it is written under a temporary name and then renamed. On S3 an object
+becomes visible only when its upload is complete.
+
+Functions raise UserError for wrong credentials, a missing bucket, an S3 server that does not answer, and a full disk. If an S3
+server does not answer, requests are retried for a minute (`s3_client.RETRY_SECONDS`).
 """
 
 import hashlib
@@ -28,7 +30,13 @@ from infra.storage.uri import is_http, is_s3, join, local_path
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a URI, and the path within it. S3 filesystems retry as this module does."""
+    """Return the pyarrow filesystem for a URI, and the path within that filesystem.
+
+    S3 filesystems retry failed requests for about as long as the functions of this module.
+
+    Args:
+        uri: a file or folder, local or s3://.
+    """
     if is_s3(uri):
         with s3.location(uri) as (bucket, _):
             return s3_client.filesystem(bucket), uri.removeprefix("s3://")
@@ -36,7 +44,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(uri: str) -> bool:
-    """True if there is a file or a folder at `uri`. On S3 a folder exists while there are keys below it."""
+    """Return whether there is a file or folder at `uri`. On S3 a folder exists if any key lies below it."""
     if not is_s3(uri):
         return local_path(uri).exists()
     with s3.location(uri) as (bucket, key):
@@ -47,9 +55,10 @@ def exists(uri: str) -> bool:
 
 
 def version_token(uri: str) -> str:
-    """A token that changes when the file changes: size and modification time, or size and ETag on S3.
+    """Return a short text that changes when the file changes. The file is not read.
 
-    The file is not read. For http(s) URIs the token is the URI itself, so a changed file is not noticed.
+    For local files the text consists of size and modification time, on S3 of size and ETag. For http(s) URIs it is the URI
+    itself, so changes of such files go unnoticed.
 
     Raises:
         UserError: if there is no such file.
@@ -67,7 +76,9 @@ def version_token(uri: str) -> str:
 
 
 def content_digest(uri: str) -> str:
-    """Identify the content of a file: the SHA-256 of a local file, so that copies are equal; else its `version_token`.
+    """Return a text that identifies the content of a file.
+
+    For local files this is the SHA-256, so copies of a file have the same digest. For other files it is the `version_token`.
 
     Raises:
         UserError: if there is no such file.
@@ -78,16 +89,21 @@ def content_digest(uri: str) -> str:
 
 @lru_cache
 def _sha256(path: Path, token: str) -> str:
-    """Read a file and return its SHA-256; `token` changes with the file, so that the answer can be cached."""
+    """Read a file and return its SHA-256 in hexadecimal. Results are cached.
+
+    Args:
+        path: the file.
+        token: the file's `version_token`, so that the cached result is not used after the file has changed.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a file.
+    """Return the content of a file.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
@@ -96,7 +112,12 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Create or replace a file in one step. Local parent folders are created."""
+    """Create or replace a file in one step. Missing parent folders are created.
+
+    Args:
+        uri: the file, local or s3://.
+        data: its content.
+    """
     if not is_s3(uri):
         with replacing(local_path(uri)) as path:
             write_synced(path, data)
@@ -109,7 +130,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """Read the value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -118,12 +139,19 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Create or replace a JSON file in one step."""
+    """Create or replace a JSON file in one step. `value` must be serialisable by `json.dumps`."""
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
 def list_files(uri: str) -> list[str]:
-    """Files at any depth below a folder, as sorted paths relative to it; [] if there is no such folder."""
+    """List the files at any depth below a folder.
+
+    Args:
+        uri: the folder, local or s3://.
+
+    Returns:
+        Sorted paths relative to the folder; [] if there is no such folder.
+    """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
             prefix = f"{key}/" if key else ""
@@ -136,7 +164,7 @@ def list_files(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Delete a file, or a folder with everything below it. Nothing happens if there is neither."""
+    """Delete a file, or a folder with everything in it. Do nothing if neither exists."""
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
             below = s3.keys(bucket, f"{key}/" if key else "")
@@ -154,7 +182,11 @@ def remove(uri: str) -> None:
 
 
 def copy_file(source: str, target: str) -> None:
-    """Copy one file between any two URIs, local or on S3, without holding all of it in memory.
+    """Copy one file, without holding all of it in memory.
+
+    Args:
+        source: the file to copy, local or s3://.
+        target: the file to create or replace, local or s3://.
 
     Raises:
         FileNotFoundError: if there is no file at `source`.
@@ -179,16 +211,26 @@ def copy_file(source: str, target: str) -> None:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy every file below the folder `source` to `target`, one at a time; both may be local or on S3."""
+    """Copy every file below one folder to another, one after the other.
+
+    Args:
+        source: the folder to copy, local or s3://.
+        target: the folder to copy into, local or s3://; files of the same name are replaced.
+    """
     for name in list_files(source):
         copy_file(join(source, name), join(target, name))
 
 
 def check_writable(uri: str) -> None:
-    """Check within seconds that files can be written, read, listed and deleted below a folder, before a run depends on it.
+    """Check that files can be written, read, listed and deleted below a folder.
+
+    Commands call this before a run depends on the folder. It takes at most a few seconds, and leaves no file behind.
+
+    Args:
+        uri: the folder, local or s3://; a missing local folder is created.
 
     Raises:
-        UserError: if not; the message says why.
+        UserError: if one of these operations fails; the message says why.
     """
     name = f".writable-{uuid.uuid4().hex}"
     if is_s3(uri):
@@ -211,13 +253,13 @@ def check_writable(uri: str) -> None:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """Give a block of code a local path to a file's content.
+    """Provide a local path to a file for the duration of a `with` statement.
 
     Args:
-        uri: a local file, s3:// or http(s)://.
+        uri: a local path, s3:// or http(s)://.
 
     Yields:
-        The local file itself, or a temporary download of the same name that is deleted after the block.
+        The local file itself, or a temporary download with the same file name. The download is deleted at the end.
 
     Raises:
         UserError: if there is no such file or it can't be downloaded.
@@ -238,7 +280,11 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def _download(uri: str, target: Path) -> None:
-    """Download an s3:// or http(s):// file to a local path."""
+    """Download an s3:// or http(s):// file to a local path.
+
+    Raises:
+        UserError: if there is no such file or it can't be downloaded.
+    """
     try:
         if is_s3(uri):
             copy_file(uri, str(target))

@@ -1,8 +1,8 @@
-"""A lock in storage, for runs on any machine: one run holds it at a time, and the lock of a run that died expires.
+"""A lock file in storage, by which only one of several runs on any machines can do something at a time.
 
-The lock is a small JSON file that is written only if it is absent or unchanged (`conditional.py`). Its holder renews the time of
-expiry while it runs. Clocks of the machines must agree to within a small part of the time to live, and their host names must
-differ (those of Kubernetes pods do).
+The lock is a small JSON file that is written only if it is absent or unchanged (see `conditional.py`). It has a time of expiry,
+which its holder postpones again and again. So if a run dies, its lock expires by itself. The clocks of the machines may differ
+only by a small part of the lock's time to live. Each machine must have its own host name, as Kubernetes pods have.
 """
 
 import json
@@ -21,20 +21,23 @@ from infra.errors import UserError
 
 
 class Locked(Exception):
-    """Another run holds the lock; the message names it, its start and its machine. The commands exit with code 3."""
+    """Raised if another run holds the lock. Commands then exit with code 3.
+
+    The message names the other run, its start and its machine.
+    """
 
 
 @dataclass(frozen=True)
 class LockRecord:
-    """Content of a lock file.
+    """The content of a lock file.
 
     Attributes:
         holder: name of the run that holds the lock, for messages.
-        host: its machine.
-        pid: its process id there.
-        since: when it took the lock, as a Unix time.
-        expires: when the lock expires unless it is renewed, as a Unix time.
-        token: random text that tells apart holders of the same name.
+        host: name of the machine on which that run's process runs.
+        pid: id of this process.
+        since: time when the run took the lock, as a Unix time.
+        expires: time when the lock expires unless it is renewed, as a Unix time.
+        token: random text that distinguishes holders of the same name.
     """
 
     holder: str
@@ -45,20 +48,20 @@ class LockRecord:
     token: str
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Return the record as the content of the lock file (JSON)."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
 
 class Lock:
-    """A lock that this process holds; a thread renews it until `release`."""
+    """A lock that this process holds. A background thread renews it until `release` is called."""
 
     def __init__(self, uri: str, record: LockRecord, ttl_seconds: float) -> None:
-        """Start renewing.
+        """Start the background thread.
 
         Args:
             uri: the lock file.
-            record: its content, already written.
-            ttl_seconds: time to live: a third of it passes between renewals.
+            record: its content, which has already been written.
+            ttl_seconds: time to live. The lock is renewed whenever a third of it has passed.
         """
         self.uri = uri
         self._record, self._ttl = record, ttl_seconds
@@ -68,11 +71,11 @@ class Lock:
 
     @property
     def lost(self) -> bool:
-        """True once another run may hold the lock: it was taken over, or it expired because it could not be renewed."""
+        """Return whether another run may hold the lock now: it took the lock over, or ours expired because renewing failed."""
         return self._lost.is_set() or time.time() >= self._record.expires
 
     def _renew(self) -> None:
-        """Postpone the time of expiry again and again, until the lock is released or lost."""
+        """Postpone the lock's expiry again and again until the lock is released or lost. The background thread runs this."""
         while not self._released.wait(self._ttl / 3):
             try:
                 renewed = replace(self._record, expires=time.time() + self._ttl)
@@ -85,10 +88,10 @@ class Lock:
                 continue  # storage is away for longer than its retries last; it may come back before the lock expires
 
     def _own_content(self) -> bytes:
-        """What the lock file holds if it is still ours.
+        """Return the content that the lock file has if the lock is still ours.
 
-        Usually that is the last record. If the answer to a renewal was lost, it is a newer record with the same token, which is
-        read from the file.
+        Usually this is the last record written. If the answer to a renewal was lost, the file may hold a newer record with our
+        token. That record is then read from the file.
         """
         with suppress(FileNotFoundError):
             content = storage.read_bytes(self.uri)
@@ -97,7 +100,10 @@ class Lock:
         return self._record.to_bytes()
 
     def release(self) -> None:
-        """Stop renewing, and delete the lock file if it is still ours. Never raises: a file that can't be deleted expires."""
+        """Stop renewing and delete the lock file if the lock is still ours.
+
+        Storage errors are ignored, since a lock file that can't be deleted expires by itself.
+        """
         self._released.set()
         self._thread.join()
         with suppress(UserError, OSError):
@@ -106,19 +112,20 @@ class Lock:
 
 @contextmanager
 def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]:
-    """Hold a lock while the block runs. A lock that another run holds is not waited for.
+    """Hold a lock for the duration of a `with` statement. If another run holds the lock, raise an error instead of waiting.
 
     Args:
         uri: the lock file, local or s3://.
-        holder: name of this run, for the message that others get.
-        ttl_seconds: time to live: the lock is renewed every third of it, and others may take it over once it has expired.
+        holder: name of this run, for the message that other runs get.
+        ttl_seconds: time to live. The lock is renewed whenever a third of it has passed. If it is not renewed in time, it expires
+            and other runs may take it over.
 
     Yields:
-        The lock; check `lost` before writing what only its holder may write.
+        The lock. Check its `lost` before writing anything that only its holder may write.
 
     Raises:
         Locked: if another run holds the lock.
-        UserError: if the file at `uri` is not a lock, or storage can't be used.
+        UserError: if the file at `uri` is not a lock, or the storage can't be used.
     """
     lock = Lock(uri, _acquire(uri, holder, ttl_seconds), ttl_seconds)
     try:
@@ -128,7 +135,20 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
 
 
 def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
-    """Write our record to the lock file, in place of none or of an expired one. Raises Locked."""
+    """Write the lock file for this run if there is none, or if the existing one has expired or its process is gone.
+
+    Args:
+        uri: the lock file, local or s3://.
+        holder: name of this run.
+        ttl_seconds: time from now until the lock expires.
+
+    Returns:
+        The record that was written.
+
+    Raises:
+        Locked: if another run holds the lock.
+        UserError: if the file at `uri` is not a lock, or the storage can't be used.
+    """
     now = time.time()
     ours = LockRecord(holder, socket.gethostname(), os.getpid(), now, now + ttl_seconds, uuid.uuid4().hex)
     while not storage.put_if_absent(uri, ours.to_bytes()):
@@ -145,7 +165,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
 
 
 def _process_is_gone(record: LockRecord) -> bool:
-    """True if the holder was a process of this machine that has ended, so that its lock can be taken over before it expires."""
+    """Return whether the holder of a lock was a process on this machine that has ended. Its lock can be taken over at once."""
     if record.host != socket.gethostname():
         return False
     try:
@@ -158,7 +178,18 @@ def _process_is_gone(record: LockRecord) -> bool:
 
 
 def _parse(uri: str, content: bytes) -> LockRecord:
-    """Read a lock file's content. Raises UserError if it is something else."""
+    """Decode the content of a lock file.
+
+    Args:
+        uri: the lock file, for the error message.
+        content: its content.
+
+    Returns:
+        The decoded record.
+
+    Raises:
+        UserError: if the content is not that of a lock file.
+    """
     try:
         return LockRecord(**json.loads(content))
     except (ValueError, TypeError):
@@ -166,7 +197,12 @@ def _parse(uri: str, content: bytes) -> LockRecord:
 
 
 def _locked_message(uri: str, theirs: LockRecord) -> str:
-    """Who holds the lock, and when it expires."""
+    """Return the error message that names the holder of a lock and says when the lock expires.
+
+    Args:
+        uri: the lock file.
+        theirs: the record of the run that holds the lock.
+    """
     since, until = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") for t in (theirs.since, theirs.expires))
     return (
         f"{theirs.holder} holds the lock {uri} since {since} (process {theirs.pid} on {theirs.host}); "

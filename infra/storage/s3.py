@@ -1,4 +1,8 @@
-"""Operations on S3 objects that need more than one call of boto3."""
+"""Operations on S3 objects that need more than one call of boto3.
+
+Except for `location`, the functions raise botocore's errors. Callers run them inside `location`, which turns those into messages
+for the user.
+"""
 
 import time
 from collections.abc import Iterator
@@ -12,22 +16,25 @@ from infra.storage.s3_errors import is_condition_failed, is_not_found, s3_errors
 from infra.storage.uri import split_s3
 
 PART_BYTES = 16 * 2**20
-"""Larger objects are transferred in parts of this size; boto3 holds up to ten parts in memory."""
+"""Size in bytes of the parts in which larger objects are transferred. boto3 holds up to ten parts in memory."""
 
 PAGE = 1000
-"""Keys that one request lists or deletes, at most: S3's limit."""
+"""Largest number of keys that one request can list or delete, a limit of S3."""
 
 
 @contextmanager
 def location(uri: str) -> Iterator[tuple[str, str]]:
-    """Split an s3:// URI, and turn S3 errors within the block into messages for the user.
+    """Split an s3:// URI, and turn S3 errors in the block of the `with` statement into messages for the user.
+
+    Args:
+        uri: an object, folder or bucket.
 
     Yields:
         The bucket and the key.
 
     Raises:
-        UserError: for S3 errors, and for a URI without a bucket.
-        FileNotFoundError: for an object that does not exist.
+        UserError: if the URI has no bucket, or the block raises an S3 error.
+        FileNotFoundError: if the block raises an S3 error because an object does not exist.
     """
     bucket, key = split_s3(uri)
     with s3_errors_for_user(uri):
@@ -35,10 +42,14 @@ def location(uri: str) -> Iterator[tuple[str, str]]:
 
 
 def read(bucket: str, key: str) -> tuple[bytes, str]:
-    """Read an object; if the connection breaks midway, it is read again from its start.
+    """Read an object. If the connection breaks midway, read it again from its start.
+
+    Args:
+        bucket: the bucket.
+        key: the object.
 
     Returns:
-        The content and its ETag.
+        The content and the ETag of the object.
     """
     first_failure, attempt = None, 0
     while True:
@@ -54,21 +65,25 @@ def read(bucket: str, key: str) -> tuple[bytes, str]:
 
 
 def transfer_config() -> Any:
-    """Settings of boto3's transfers of large objects: in parts, four at a time."""
+    """Return the boto3 settings for transferring large objects: in parts, four at a time."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 
 
 def keys(bucket: str, prefix: str) -> Iterator[str]:
-    """Iterate over all keys that begin with `prefix`, sorted; each request lists a page of them."""
+    """Iterate over all keys that begin with `prefix`, in sorted order. They are listed page by page as needed."""
     pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE})
     for page in pages:
         yield from (found["Key"] for found in page.get("Contents", ()))
 
 
 def delete(bucket: str, keys: list[str]) -> None:
-    """Delete up to PAGE objects; keys that do not exist are ignored.
+    """Delete objects. Keys that do not exist are ignored. Transient failures are retried a few times.
+
+    Args:
+        bucket: the bucket.
+        keys: the objects, at most PAGE of them.
 
     Raises:
         UserError: if the server does not delete all of them.
@@ -85,7 +100,7 @@ def delete(bucket: str, keys: list[str]) -> None:
 
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
-    """An object's metadata (ContentLength, ETag, …) without its content, or None if it does not exist."""
+    """Return the metadata of an object (ContentLength, ETag, …), or None if it does not exist. Its content is not read."""
     from botocore.exceptions import ClientError
 
     try:
@@ -97,15 +112,15 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
 
 
 def exchange(bucket: str, key: str, old: bytes | None, new: bytes | None) -> bool:
-    """Change an object's content from `old` to `new` in one step, by a conditional request.
+    """Change the content of an object from `old` to `new` in one step, by a conditional request.
 
-    The server must support conditional writes and deletes (AWS, MinIO, SeaweedFS from 4.18).
+    The server must support conditional writes and deletes, as AWS, MinIO and SeaweedFS (from 4.18) do.
 
     Args:
         bucket: the bucket.
         key: the object.
-        old: the content that is expected; None if there should be no object.
-        new: the new content, which no other process would write; None to delete the object.
+        old: the expected content; None if there should be no object.
+        new: the new content, which must differ from what any other process writes; None to delete the object.
 
     Returns:
         True if this call changed the object, False if its content was not `old`.

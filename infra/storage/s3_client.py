@@ -1,6 +1,7 @@
-"""Connections to S3, by boto3 and pyarrow, that retry requests which fail for a passing reason.
+"""Connections to S3 by boto3 and pyarrow. Requests with transient failures are retried.
 
-Endpoint, region and credentials come from where boto3 finds them: the standard AWS variables, profiles, the machine's role.
+Endpoint, region and credentials are found as boto3 finds them: in the standard AWS variables, in profiles, or from the machine's
+role.
 """
 
 import os
@@ -17,10 +18,10 @@ import pyarrow.fs as pafs
 from infra.errors import UserError
 
 RETRY_SECONDS = 60.0
-"""How long a request is retried after its first failure."""
+"""How many seconds after its first failure a request is still retried."""
 
 CHECK_SECONDS = 4.0
-"""The same for the check at the start of a run, where the user is waiting."""
+"""The same for the check at the start of a run, while the user is waiting."""
 
 TRANSIENT_CODES = (
     "SlowDown",
@@ -30,23 +31,29 @@ TRANSIENT_CODES = (
     "ConditionalRequestConflict",
     "IncompleteBody",
 )
-"""S3 error codes of failures that may pass."""
+"""S3 error codes of transient failures, after which a request is retried."""
 
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 _MAX_BACKOFF_SECONDS = 5.0
-_ARROW_ATTEMPTS = 11  # pyarrow pauses 25 ms · 2ⁿ: 51 s in total, the nearest to RETRY_SECONDS
+_ARROW_ATTEMPTS = 11  # pyarrow pauses for 25 ms · 2ⁿ, which is 51 s in total, the nearest to RETRY_SECONDS
 
 
 def backoff_seconds(attempt: int) -> float:
-    """Pause after the `attempt`-th failure (from 1): exponential, and random so that workers don't all retry at once."""
+    """Return how many seconds to pause before retrying a failed request.
+
+    The pause grows exponentially. It is partly random, so that workers do not all retry at once.
+
+    Args:
+        attempt: number of failures so far, from 1.
+    """
     return random.uniform(0.5, 1) * min(0.1 * 2**attempt, _MAX_BACKOFF_SECONDS)
 
 
 def client(retry_seconds: float | None = None) -> Any:
-    """This process's boto3 S3 client.
+    """Return the boto3 S3 client of this process. It is created when first needed.
 
     Args:
-        retry_seconds: how long a request is retried after its first failure; None for RETRY_SECONDS.
+        retry_seconds: how many seconds after its first failure a request is still retried; None for RETRY_SECONDS.
 
     Raises:
         UserError: if AWS_ENDPOINT_URL is not a URL.
@@ -55,27 +62,40 @@ def client(retry_seconds: float | None = None) -> Any:
 
 
 def filesystem(bucket: str) -> pafs.FileSystem:
-    """A pyarrow S3 filesystem with the client's endpoint and region that retries about as long.
+    """Return a pyarrow S3 filesystem for a bucket.
 
-    It can be pickled and sent to workers: credentials are not part of the pickle, and the copy retries like the original.
+    It uses the endpoint and region of the boto3 client and retries failed requests for about as long. It can be pickled and sent
+    to workers: the pickle has no credentials, and the copy retries failed requests too.
     """
     return _filesystem(os.getpid(), _aws_variables(), bucket)
 
 
 def _aws_variables() -> frozenset[tuple[str, str]]:
-    """The environment's AWS variables: part of the cache's key, since other variables may mean another server."""
+    """Return the environment's AWS variables as a set of pairs of name and value.
+
+    Clients are cached by these, since with other variables they may have to connect to another server.
+    """
     return frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
 
 
 @cache
 def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: float) -> Any:
-    """Make a client; cached by process, since clients must not be shared by forked processes."""
+    """Create a boto3 S3 client. It is cached by all arguments.
+
+    Args:
+        pid: id of this process, because forked processes must not share a client.
+        variables: the environment's AWS variables.
+        retry_seconds: how many seconds after its first failure a request is still retried.
+
+    Raises:
+        UserError: if AWS_ENDPOINT_URL is not a URL.
+    """
     import boto3
     from botocore.config import Config
 
     quick = retry_seconds < RETRY_SECONDS
     config = Config(
-        # botocore's own retries stop too soon for us; _RetryHandler replaces them.
+        # botocore's own retries stop too soon, so _RetryHandler replaces them.
         retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=3 if quick else 10,
         read_timeout=6 if quick else 60,
@@ -92,13 +112,28 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
 
 @dataclass(frozen=True)
 class _RetryHandler:
-    """Botocore's `needs-retry` hook: returns the seconds to wait before the next attempt, or None to give up."""
+    """A handler that decides for botocore (event `needs-retry`) whether to retry a failed request.
+
+    Attributes:
+        seconds: how many seconds after its first failure a request is still retried.
+    """
 
     seconds: float
 
     def __call__(
         self, *, response: Any, attempts: int, caught_exception: Any, request_dict: dict[str, Any], **_: Any
     ) -> float | None:
+        """Decide whether botocore should retry a request.
+
+        Args:
+            response: the HTTP response and its parsed content; None if there was none.
+            attempts: number of attempts so far.
+            caught_exception: the exception that the attempt raised, or None.
+            request_dict: botocore's description of the request; the time of the first failure is kept in its "context".
+
+        Returns:
+            The number of seconds to wait before the next attempt; None to give up or if the request succeeded.
+        """
         if not _is_transient(response, caught_exception):
             return None
         first_failure = request_dict["context"].setdefault("first_failure", time.monotonic())
@@ -106,7 +141,12 @@ class _RetryHandler:
 
 
 def _is_transient(response: Any, error: BaseException | None) -> bool:
-    """True for a failed request that may succeed when it is repeated."""
+    """Return whether a request had a transient failure, which may not occur again.
+
+    Args:
+        response: the HTTP response and its parsed content; not used if there is an error.
+        error: the exception that the attempt raised, or None.
+    """
     if error is not None:
         return isinstance(error, network_errors())
     raw, parsed = response
@@ -115,24 +155,35 @@ def _is_transient(response: Any, error: BaseException | None) -> bool:
 
 @cache
 def network_errors() -> tuple[type[Exception], ...]:
-    """Botocore's exceptions for a server that can't be reached or a connection that broke."""
+    """Return botocore's exceptions for a server that can't be reached or a connection that broke."""
     from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError
 
     return ConnectionError, HTTPClientError, IncompleteReadError
 
 
 class _RetryingS3FileSystem(pafs.S3FileSystem):
-    """pyarrow's S3 filesystem, but unpickling makes a new one: pyarrow's own pickles lose the retry strategy."""
+    """A pyarrow S3 filesystem that is created anew when it is unpickled. pyarrow's own pickles lose the retry strategy.
+
+    Attributes:
+        bucket: the bucket for which it was created.
+    """
 
     bucket: str
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Tell pickle to create the copy by calling `filesystem(bucket)`."""
         return filesystem, (self.bucket,)
 
 
 @cache
 def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) -> pafs.FileSystem:
-    """Make a filesystem; cached by process and environment, as clients are."""
+    """Create a pyarrow S3 filesystem. It is cached by all arguments.
+
+    Args:
+        pid: id of this process, because forked processes must not share a filesystem.
+        variables: the environment's AWS variables.
+        bucket: the bucket; on Amazon's S3 its region is looked up.
+    """
     s3 = client()
     host = urlsplit(s3.meta.endpoint_url)
     amazon = (host.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
@@ -152,7 +203,7 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
 
 
 def endpoint() -> str:
-    """The server's address for messages, without a password."""
+    """Return the address of the S3 server for messages, without a password."""
     try:
         return without_password(client().meta.endpoint_url)
     except Exception:  # while another error is being explained, a second one would only hide it

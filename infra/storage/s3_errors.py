@@ -1,4 +1,4 @@
-"""S3 errors as messages for the user. Messages name the server and the URI, never a key or password."""
+"""Turn S3 errors into messages for the user. The messages name the server and the URI, but no access key or password."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,25 +23,25 @@ _CONDITION_FAILED = ("PreconditionFailed", "412")
 
 
 def is_not_found(error: Any) -> bool:
-    """True for a botocore ClientError that says that the object does not exist."""
+    """Return whether a botocore ClientError says that the object does not exist."""
     return _code(error) in _NOT_FOUND
 
 
 def is_condition_failed(error: Any) -> bool:
-    """True for a botocore ClientError that says that a conditional request's condition was not met."""
+    """Return whether a botocore ClientError says that the condition of a conditional request was not met."""
     return _code(error) in _CONDITION_FAILED
 
 
 @contextmanager
 def s3_errors_for_user(uri: str) -> Iterator[None]:
-    """Turn S3 errors within the block into messages for the user.
+    """Turn S3 errors raised in the block of the `with` statement into messages for the user.
 
     Args:
-        uri: what the block works on, for the message.
+        uri: the file or folder that the block works on, for the message.
 
     Raises:
-        UserError: for S3 errors.
-        FileNotFoundError: for an object that does not exist.
+        UserError: if the block raises an S3 error.
+        FileNotFoundError: if the block raises an S3 error because an object does not exist.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -57,12 +57,17 @@ def s3_errors_for_user(uri: str) -> Iterator[None]:
 
 
 def _code(error: Any) -> str:
-    """The S3 error code of a botocore ClientError, "" if it has none."""
+    """Return the S3 error code of a botocore ClientError, or "" if it has none."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _refused_message(uri: str, error: Any) -> str:
-    """The message for a request that the server answered with an error."""
+    """Return the message for a request that the server answered with an error.
+
+    Args:
+        uri: the file or folder, for the message.
+        error: botocore's ClientError.
+    """
     code, bucket = _code(error), urlsplit(uri).netloc
     if code in ("NoSuchBucket", *_NOT_FOUND):
         return f"there is no bucket {bucket} at {endpoint()}: create it, or correct {uri}"
@@ -81,7 +86,12 @@ def _refused_message(uri: str, error: Any) -> str:
 
 
 def _failed_message(uri: str, error: Exception) -> str:
-    """The message for a request that got no answer or was never sent."""
+    """Return the message for a request that got no answer or was never sent.
+
+    Args:
+        uri: the file or folder, for the message.
+        error: the exception of botocore or boto3.
+    """
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
     if isinstance(error, NoCredentialsError | PartialCredentialsError):

@@ -1,10 +1,10 @@
-"""Tables that stages hand to each other: sorted Parquet files in a folder, either complete or absent.
+"""Tables that pipeline stages pass to each other: sorted Parquet files in a folder, either complete or absent.
 
-A table has one folder with Parquet files, its parts. The parts lie in a subfolder named by the table's fingerprint, and become the
-table when the file `_commit.json` names them. That file is written last and in one step, so a reader never sees half a table, and a
-new version of a table replaces the old one at once.
+The Parquet files of a table are its parts. They lie in a subfolder that is named after the table's fingerprint, a digest of what
+it was made from. The parts become the table when the file `_commit.json` lists them. This file is written last and in one step,
+so a reader never sees half a table, and a new version of a table replaces the old one at once.
 
-Rows are sorted by the column `image_id`, which every table has.
+Every table has a column `image_id`, by which its rows are sorted. Arguments called `table` are the URI of a table's folder.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from infra import storage
 
 SCHEMA_VERSION = 3
-"""Raised when the tables' columns change: tables of other versions count as absent."""
+"""Version of the tables' columns, increased when they change. Tables of other versions count as absent."""
 
 COMMIT = "_commit.json"
-"""Name of the file that makes a folder a table."""
+"""Name of the file that makes the parts in a folder a table."""
 
 REJECTS = pa.schema(
     [
@@ -40,7 +40,7 @@ REJECTS = pa.schema(
 
 @dataclass(frozen=True)
 class Reject:
-    """An input that could not be used, and why: a row of REJECTS."""
+    """An input that could not be used, and the reason. The fields are the columns of REJECTS."""
 
     image_id: str
     path: str
@@ -50,13 +50,13 @@ class Reject:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Summary of one row group of a Parquet file.
+    """A summary of one row group of a Parquet file.
 
     Attributes:
         rows: number of rows.
         repeats: sum of the column `repeats`, or the number of rows if there is no such column.
-        nbytes: bytes in the binary columns (encoded images and masks).
-        splits: number of rows by the value of the column `split`; empty if there is no such column.
+        nbytes: number of bytes in the binary columns (encoded images and masks).
+        splits: number of rows for each value of the column `split`; empty if there is no such column.
     """
 
     rows: int
@@ -67,15 +67,15 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Part:
-    """Summary of one Parquet file of a table: all that the driver of a job keeps of it in memory.
+    """A summary of one Parquet file (part) of a table. A job's driver keeps only this in memory.
 
     Attributes:
-        name: the file's path below the table's folder.
+        name: path of the file below the table's folder.
         row_groups: summaries of its row groups, in order.
         rejects: the inputs of this part that could not be used.
-        digest: SHA-256 of the file, in hexadecimal.
-        first: image_id of the first row, "" if there are no rows.
-        last: image_id of the last row, "" if there are no rows.
+        digest: SHA-256 of the file in hexadecimal.
+        first: image_id of the first row; "" if there are no rows.
+        last: image_id of the last row; "" if there are no rows.
     """
 
     name: str
@@ -87,20 +87,20 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return sum(g.rows for g in self.row_groups)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """Content of `_commit.json`, which makes a folder of parts a table.
+    """The content of `_commit.json`, which makes the parts in a folder a table.
 
     Attributes:
-        fingerprint: identifies what the table was made from: code version, settings and inputs.
-        schema_version: SCHEMA_VERSION at the time of writing.
+        fingerprint: digest of what the table was made from: code version, settings and inputs.
+        schema_version: SCHEMA_VERSION when the table was written.
         rows: number of rows.
-        parts: the parts, in the order of their rows.
-        extra: facts about the table from the job that made it, as JSON values.
+        parts: summaries of the parts, in the order of their rows.
+        extra: further facts about the table from the job that made it, as JSON values.
     """
 
     fingerprint: str
@@ -111,16 +111,12 @@ class Commit:
 
     @property
     def rejects(self) -> list[Reject]:
-        """The inputs that could not be used, of all parts."""
+        """Return the rejected inputs of all parts."""
         return [r for p in self.parts for r in p.rejects]
 
 
 def read_commit(table: str) -> Commit | None:
-    """A table's commit, or None if there is no table or it has another schema version.
-
-    Args:
-        table: URI of the table's folder, here and in all functions of this module.
-    """
+    """Return a table's commit record, or None if there is no table or it has another schema version."""
     try:
         raw = storage.read_json(storage.join(table, COMMIT))
     except FileNotFoundError:
@@ -131,10 +127,10 @@ def read_commit(table: str) -> Commit | None:
 
 
 def require_commit(table: str) -> Commit:
-    """A table's commit.
+    """Return a table's commit record.
 
     Raises:
-        FileNotFoundError: if there is no complete table.
+        FileNotFoundError: if there is no table or it has another schema version.
     """
     if (found := read_commit(table)) is None:
         raise FileNotFoundError(f"no complete table at {table}")
@@ -142,30 +138,46 @@ def require_commit(table: str) -> Commit:
 
 
 def _parse_part(raw: Mapping[str, Any]) -> Part:
-    """A Part of its JSON value."""
+    """Convert the JSON value of a part's summary to a `Part`."""
     groups = [RowGroup(**group) for group in raw["row_groups"]]
     return Part(**{**raw, "row_groups": groups, "rejects": [Reject(**reject) for reject in raw["rejects"]]})
 
 
 def part_name(fingerprint: str, index: int) -> str:
-    """Path of a part below its table's folder; the paths sort as the rows do."""
+    """Return the path of a part below its table's folder. These paths sort in the order of the parts.
+
+    Args:
+        fingerprint: the table's fingerprint.
+        index: position of the part in the table, from 0.
+    """
     return f"{fingerprint[:16]}/part-{index:05d}.parquet"
 
 
 def _summary_uri(table: str, fingerprint: str, index: int) -> str:
-    """URI of a part's summary. It is written after the part, so its presence shows that the part is complete."""
+    """Return the URI of the file with a part's summary.
+
+    This file is written after the part, so if it exists, the part is complete.
+    """
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
 
 def parts_done(table: str, fingerprint: str) -> set[str]:
-    """Names of the complete parts of this fingerprint, committed or not, found by listing the folder once."""
+    """Return the names of all complete parts with this fingerprint, whether they are committed or not.
+
+    The folder is listed once, which is faster than looking for each part.
+    """
     folder = fingerprint[:16]
     names = storage.list_files(storage.join(table, folder))
     return {f"{folder}/{name.removesuffix('.json')}.parquet" for name in names if name.endswith(".json")}
 
 
 def read_part(table: str, fingerprint: str, index: int) -> Part:
-    """The summary of a complete part.
+    """Read the summary of a complete part.
+
+    Args:
+        table: URI of the table's folder.
+        fingerprint: the table's fingerprint.
+        index: position of the part in the table, from 0.
 
     Raises:
         FileNotFoundError: if the part is not complete.
@@ -181,20 +193,20 @@ def write_part(
     schema: pa.Schema,
     rows_per_group: int = 64,
 ) -> Part:
-    """Write one part of a table in one step, unless it is already complete.
+    """Write one part of a table, unless it is already complete.
 
-    A complete part is kept and `rows` is not consumed, so a task that is retried, or a job that is resumed, does no work twice.
+    If it is complete, `rows` is not iterated over. So a task that is retried or a job that is continued does no work twice.
 
     Args:
         table: URI of the table's folder.
         fingerprint: the table's fingerprint.
-        index: position of the part in the table.
-        rows: rows as dicts, sorted by image_id, and `Reject`s, which go to the part's summary.
-        schema: the rows' columns.
-        rows_per_group: rows of a Parquet row group, the unit in which rows are read.
+        index: position of the part in the table, from 0.
+        rows: rows as dicts, sorted by image_id, and `Reject`s for inputs that can't be used.
+        schema: columns of the rows.
+        rows_per_group: number of rows in a Parquet row group, which is what a reader loads at once.
 
     Returns:
-        The part's summary.
+        The summary of the part, with the rejects.
     """
     name = part_name(fingerprint, index)
     with suppress(FileNotFoundError):
@@ -204,7 +216,7 @@ def write_part(
     first = last = ""
 
     def accepted() -> Iterator[Mapping[str, Any]]:
-        """The rows, with rejects put aside."""
+        """Iterate over the rows, and collect the rejects among them."""
         for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)
@@ -227,7 +239,12 @@ def write_part(
 
 
 def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
-    """Summary of the row group of these rows."""
+    """Return the summary of a row group.
+
+    Args:
+        rows: its rows as dicts.
+        schema: columns of the rows.
+    """
     splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
     repeats = sum(int(row.get("repeats", 1)) for row in rows)
     nbytes = sum(len(value) for row in rows for value in row.values() if isinstance(value, bytes))
@@ -235,21 +252,21 @@ def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup
 
 
 def discard(table: str, fingerprint: str) -> None:
-    """Delete the parts of a fingerprint that are not committed, so that they are made again next time."""
+    """Delete the parts with this fingerprint, which are not committed, so that they will be made again."""
     storage.remove(storage.join(table, fingerprint[:16]))
 
 
 def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[str, Any] | None = None) -> Commit:
-    """Make parts the table, in place of an earlier one, and delete the files of other fingerprints.
+    """Make parts the table. They replace an earlier table, whose files are deleted.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: the table's fingerprint.
-        parts: summaries of all its parts, in any order.
-        extra: JSON values to keep in the commit.
+        fingerprint: the fingerprint of the parts.
+        parts: summaries of all parts, in any order.
+        extra: JSON values to store in the commit record.
 
     Returns:
-        What was written.
+        The commit record that was written.
     """
     ordered = sorted(parts, key=lambda p: p.name)
     written = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
@@ -262,7 +279,7 @@ def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[s
 
 
 def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | None = None) -> Iterator[dict[str, Any]]:
-    """Iterate over rows in order, with one row group in memory at a time.
+    """Iterate over the rows of a table or of one part. Only one row group is in memory at a time.
 
     Args:
         table: URI of the table's folder.
@@ -270,7 +287,7 @@ def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | Non
         part: the part to read; None for all parts of the committed table.
 
     Yields:
-        Rows as dicts.
+        The rows as dicts, sorted by image_id.
 
     Raises:
         FileNotFoundError: if `part` is None and there is no complete table.
@@ -286,14 +303,17 @@ def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | Non
 def rows_between(
     table: str, parts: Iterable[Part], first: str, last: str, columns: Sequence[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Iterate over the rows with first ≤ image_id ≤ last, in order. Parts without such rows are not opened.
+    """Iterate over the rows whose image_id is from `first` to `last`. Parts without such rows are not opened.
 
     Args:
         table: URI of the table's folder.
-        parts: parts of the table, in order.
+        parts: summaries of the parts to search, in order.
         first: the lowest image_id.
-        last: the highest image_id.
-        columns: the columns to read, with image_id among them; None for all.
+        last: the highest image_id, included.
+        columns: the columns to read, which must include image_id; None for all.
+
+    Yields:
+        The rows as dicts, sorted by image_id.
     """
     for part in parts:
         if part.rows and part.first <= last and part.last >= first:
@@ -301,7 +321,7 @@ def rows_between(
 
 
 def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one row group.
+    """Read one row group of a part as a pyarrow table.
 
     Args:
         table: URI of the table's folder.
@@ -315,6 +335,9 @@ def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str
 
 
 def chunks(count: int, size: int) -> list[range]:
-    """Cut `range(count)` into consecutive ranges of at most `size`, as equal as possible; one empty range if `count` is 0."""
+    """Divide `range(count)` into consecutive ranges of nearly equal length, at most `size` each.
+
+    If `count` is 0, the result is a single empty range.
+    """
     pieces = max(1, math.ceil(count / size))
     return [range(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]

@@ -1,4 +1,4 @@
-"""URIs of files and folders: a local path, file://, s3:// or, for reading, http(s)://."""
+"""Functions on the URIs of files and folders: local paths, file://, s3:// and, for reading only, http(s)://."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from infra.errors import UserError
 
 
 def is_s3(uri: str) -> bool:
-    """True for s3:// URIs."""
+    """Return whether a URI begins with s3://."""
     return uri.startswith("s3://")
 
 
 def is_http(uri: str) -> bool:
-    """True for http:// and https:// URIs."""
+    """Return whether a URI begins with http:// or https://."""
     return uri.startswith(("http://", "https://"))
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI, with ~ expanded.
+    """Return the path that a local URI names, with ~ expanded.
 
     Raises:
         UserError: if the URI is not local.
@@ -27,20 +27,20 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """Make a local path absolute, since workers run in other folders; URIs of S3 and HTTP stay as they are."""
+    """Make a local path absolute, since workers run in other folders. URIs of S3 and HTTP only lose a slash at their end."""
     return uri.rstrip("/") if is_s3(uri) or is_http(uri) else str(local_path(uri).resolve())
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path components to a URI: `join("s3://bucket/run", "images", "a.png")`."""
+    """Append path components to a URI: `join("s3://bucket/run", "images", "a.png")` is "s3://bucket/run/images/a.png"."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """Split an s3:// URI.
+    """Split an s3:// URI into its bucket and key.
 
     Returns:
-        The bucket, and the key without a slash at its end; the key is "" for the bucket itself.
+        The bucket, and the key without a slash at its end. The key is "" if the URI names the bucket itself.
 
     Raises:
         UserError: if the URI has no bucket.

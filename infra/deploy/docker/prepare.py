@@ -1,8 +1,12 @@
-"""Creates what a new installation needs: the bucket, and the MLflow user that the pipeline logs in as. What exists is kept.
+"""Create what a new installation needs: the bucket, and the MLflow user as which the pipeline logs in.
 
-It runs in the MLflow image, as a one-off service (compose) or Job (Kubernetes), and is configured by environment variables:
-BUCKET (empty to create none) and the standard AWS ones; MLFLOW_TRACKING_URI; MLFLOW_AUTH_ADMIN_USERNAME and
-MLFLOW_AUTH_ADMIN_PASSWORD; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of the user to create.
+If they already exist, they are kept. The script runs once in the MLflow image, as a service of Docker Compose or as a Kubernetes
+Job. It reads these environment variables:
+
+* BUCKET: name of the bucket; empty to create none. The standard AWS variables say where and with which credentials.
+* MLFLOW_TRACKING_URI: URL of the MLflow server.
+* MLFLOW_AUTH_ADMIN_USERNAME and MLFLOW_AUTH_ADMIN_PASSWORD: MLflow's administrator.
+* MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: the user to create.
 """
 
 import base64
@@ -20,20 +24,23 @@ import botocore.exceptions
 from botocore.exceptions import ClientError
 
 RETRY_SECONDS = 120
-"""How long a server that may still be starting is waited for."""
+"""How many seconds to wait for a server that may still be starting."""
 
 _UNREACHABLE = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, OSError)
 
 
 def create_bucket(name: str) -> str:
-    """Create a bucket unless it exists.
+    """Create an S3 bucket unless it exists.
+
+    Args:
+        name: the name of the bucket.
 
     Returns:
-        What was done, for the log.
+        A message that says what was done, for the log.
 
     Raises:
-        ConnectionError: if the server fails for a passing reason.
-        SystemExit: if the bucket can't be used.
+        ConnectionError: if the server reports an error of its own (status 500 or above), so that trying again may help.
+        SystemExit: if the bucket can't be used, for example for lack of permission.
     """
     s3 = boto3.client("s3")
     try:
@@ -53,17 +60,17 @@ def create_bucket(name: str) -> str:
 
 
 def create_user(server: str, name: str, password: str, admin: str, admin_password: str) -> str:
-    """Create an MLflow user, or set the password of an existing one.
+    """Create an MLflow user, or set the password if the user exists with another one.
 
     Args:
-        server: MLflow's URL.
-        name: the user's name.
+        server: URL of MLflow.
+        name: name of the user.
         password: the password that the user should have.
-        admin: the administrator's name.
-        admin_password: the administrator's password.
+        admin: name of MLflow's administrator.
+        admin_password: password of the administrator.
 
     Returns:
-        What was done, for the log.
+        A message that says what was done, for the log.
 
     Raises:
         SystemExit: if MLflow refuses.
@@ -85,7 +92,19 @@ def create_user(server: str, name: str, password: str, admin: str, admin_passwor
 def _request_status(
     server: str, call: str, user: str, password: str, method: str = "GET", body: dict[str, str] | None = None
 ) -> int:
-    """Call MLflow's REST API as a user; returns the HTTP status."""
+    """Send a request to MLflow's REST API.
+
+    Args:
+        server: URL of MLflow.
+        call: path of the request after `/api/2.0/mlflow/`.
+        user: name of the user who makes the request.
+        password: password of this user.
+        method: the HTTP method.
+        body: JSON object to send; None for none.
+
+    Returns:
+        The HTTP status of the answer, also if it is an error.
+    """
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{server}/api/2.0/mlflow/{call}",
@@ -101,10 +120,13 @@ def _request_status(
 
 
 def retry_until_reachable(step: Callable[[], str]) -> None:
-    """Run a step and print its result; repeat it for up to RETRY_SECONDS while its server can't be reached.
+    """Run a step and print its result. While its server can't be reached, try again every two seconds, for up to RETRY_SECONDS.
+
+    Args:
+        step: does the work and returns a message.
 
     Raises:
-        SystemExit: if the server is not reachable by then.
+        SystemExit: if the server still can't be reached at the end of that time.
     """
     deadline = time.monotonic() + RETRY_SECONDS
     while True:
@@ -118,7 +140,7 @@ def retry_until_reachable(step: Callable[[], str]) -> None:
 
 
 def main() -> int:
-    """Create the bucket and the user; returns the exit code."""
+    """Create the bucket and the MLflow user. Returns the exit code of the script."""
     env = os.environ
     server = env["MLFLOW_TRACKING_URI"].rstrip("/")
     user = env["MLFLOW_TRACKING_USERNAME"], env["MLFLOW_TRACKING_PASSWORD"]

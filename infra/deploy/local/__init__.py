@@ -1,1 +1,1 @@
-"""A cluster on this machine: Ray nodes, an S3 server and MLflow."""
+"""A cluster on this machine, consisting of Ray nodes, an S3 server and MLflow."""

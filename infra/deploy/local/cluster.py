@@ -1,10 +1,10 @@
-"""A whole cluster on this machine: a Ray head and nodes, an S3 server and MLflow; and a job submitted to it.
+"""Run a whole cluster on this machine (a Ray head and nodes, an S3 server and MLflow), and submit a job to it.
 
   python -m infra.deploy.local.cluster -- python workflows/train_pipeline.py --workspace s3://deconvnet/run
   python -m infra.deploy.local.cluster      without a job: it runs until Ctrl-C, for looking around and submitting jobs
 
-Every node is a separate `ray start` with its own address (127.0.0.2, …) and `pool` label, so that it can be killed as if its machine
-died. Everything is stopped at the end, also after Ctrl-C and SIGTERM. Works on Linux only.
+Every node is a separate `ray start` with its own address (127.0.0.2, …) and its own Ray label `pool`. So a node can be killed as
+if its machine died. Everything is stopped at the end, also after Ctrl-C and SIGTERM. This works on Linux only.
 """
 
 import argparse
@@ -36,14 +36,14 @@ ROOT = Path(__file__).resolve().parents[3]
 BUCKET = "deconvnet"
 OBJECT_STORE_MB = 256
 JOB_STOP_SECONDS = 120
-"""How long `ray job stop` waits for a job to write a checkpoint before it kills the job."""
+"""How many seconds `ray job stop` gives a job to write a checkpoint before it kills the job."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Node:
-    """One `ray start`, which stands for a machine of the cluster.
+    """A Ray node, started by its own `ray start`. It stands for one machine of the cluster.
 
     Attributes:
         address: its IP address.
@@ -54,10 +54,10 @@ class Node:
     server: Server
 
     def processes(self, title: str = "") -> list[Any]:
-        """The node's running processes, as psutil objects.
+        """Return the node's running processes as psutil objects.
 
         Args:
-            title: only processes whose command line contains this text.
+            title: only processes whose command line contains this text are returned.
         """
         import ray  # noqa: F401  adds the psutil that comes with Ray to the path
         from psutil import Error, Process
@@ -74,7 +74,7 @@ class Node:
         return found
 
     def kill(self) -> None:
-        """Kill all processes of the node by SIGKILL, as if its power was cut. May be called again."""
+        """Kill all processes of the node by SIGKILL, as if its power failed. Does nothing if they have already ended."""
         for process in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -83,14 +83,14 @@ class Node:
 
 @dataclass
 class Cluster:
-    """A running Ray head with its nodes.
+    """A running Ray head node and the other nodes of its cluster.
 
     Attributes:
-        address: address of the head, for `ray.init` and `ray start --address`.
-        dashboard: URL of the dashboard and the API for jobs.
-        environment: environment of every node; commands need it to use the cluster.
+        address: address of the head (IP:port), for `ray.init` and `ray start --address`.
+        dashboard: URL of Ray's dashboard, which also accepts jobs.
+        environment: environment variables of every node. Commands need them too in order to use the cluster.
         temporary: folder for logs and Ray's files.
-        nodes: the nodes, the head first.
+        nodes: all nodes; the head is the first.
     """
 
     address: str
@@ -103,11 +103,15 @@ class Cluster:
 
     @property
     def head(self) -> Node:
-        """The head node."""
+        """Return the head node."""
         return self.nodes[0]
 
     def start_head(self, cpus: int) -> None:
-        """Start the head node with this many CPUs, and wait until it accepts jobs."""
+        """Start the head node with this many CPUs, and wait until it accepts jobs.
+
+        Raises:
+            UserError: if it does not start.
+        """
         port, dashboard = self.address.rpartition(":")[2], self.dashboard.rpartition(":")[2]
         arguments = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         head = self._node("head", cpus, [*arguments, f"--temp-dir={self.temporary}", f"--ray-client-server-port={free_port()}"])
@@ -119,11 +123,11 @@ class Cluster:
         """Start another node and wait until it has joined the cluster.
 
         Args:
-            pool: value of its Ray label `pool`.
-            cpus: number of CPUs as Ray counts them.
+            pool: value of the node's Ray label `pool`.
+            cpus: number of CPUs that Ray may use on it.
 
         Returns:
-            The node, which is also in `nodes`.
+            The node. It is also appended to `nodes`.
 
         Raises:
             UserError: if it does not start.
@@ -138,18 +142,24 @@ class Cluster:
         return node
 
     def alive(self) -> list[str]:
-        """Addresses of the nodes that the head counts as alive; [] if the head does not answer."""
+        """Return the addresses of the nodes that the head counts as alive, or [] if the head does not answer."""
         with suppress(OSError):
             found = self._request("/api/v0/nodes")["data"]["result"]["result"]
             return [node["node_ip"] for node in found if node["state"] == "ALIVE"]
         return []
 
     def ray(self, *arguments: str) -> list[str]:
-        """Command line of `ray` with these arguments, to be run with `environment`."""
+        """Return a command line that calls `ray` with these arguments. It must be run with `environment`."""
         return [find_program("ray", "'ray[default]'"), *arguments]
 
     def _node(self, pool: str, cpus: int, arguments: Sequence[str]) -> Node:
-        """A node that is not started yet."""
+        """Create a node without starting it.
+
+        Args:
+            pool: value of the node's Ray label `pool`.
+            cpus: number of CPUs that Ray may use on it.
+            arguments: further arguments of `ray start`.
+        """
         number = next(self._numbers)
         address = f"127.0.0.{number}"
         agents = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
@@ -168,7 +178,10 @@ class Cluster:
         return Node(address, server)
 
     def _accepts_jobs(self) -> bool:
-        """True once a test job has succeeded. The dashboard answers before the agent that runs jobs is ready."""
+        """Submit a test job, wait for its end and return whether it succeeded.
+
+        An answer from the dashboard would not be enough: it comes before the agent that runs jobs is ready.
+        """
         with suppress(OSError, KeyError):
             job = self._request("/api/jobs/", {"entrypoint": "true"})["submission_id"]
             while (status := self._request(f"/api/jobs/{job}")["status"]) in ("PENDING", "RUNNING"):
@@ -177,7 +190,12 @@ class Cluster:
         return False
 
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON answer of the dashboard's API: to GET, or to POST if there is a body."""
+        """Send a request to the dashboard's API and return its JSON answer.
+
+        Args:
+            path: path of the request.
+            body: JSON object to send by POST; None to use GET.
+        """
         headers = {"Authorization": f"Bearer {Path(self.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -194,18 +212,21 @@ def ray_cluster(
     head_cpus: int = 0,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
-    """Run a Ray cluster on this machine while the block runs. A random token keeps other users out.
+    """Run a Ray cluster on this machine for the duration of a `with` statement. A random token keeps other users out.
 
     Args:
-        pools: the pool of each node beside the head.
-        cpus: CPUs of each node, as Ray counts them.
-        head_cpus: CPUs of the head.
-        environment: further environment variables of every process of the cluster, such as those of S3 and MLflow.
+        pools: value of the Ray label `pool` of each node other than the head.
+        cpus: number of CPUs that Ray may use on each of these nodes.
+        head_cpus: number of CPUs that Ray may use on the head.
+        environment: further environment variables of every process, for example those for S3 and MLflow.
+
+    Yields:
+        The cluster, with all nodes running.
 
     Raises:
-        UserError: if it does not start.
+        UserError: if a node does not start.
     """
-    temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # in the system's folder, since paths of Ray's sockets must be short
+    temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # in the system's temporary folder: Ray needs short socket paths
     token = temporary / "token"
     write_private(token, secrets.token_hex(32))
     port, dashboard = free_ports(2)
@@ -232,11 +253,16 @@ def ray_cluster(
 
 @contextmanager
 def tracking_server(folder: Path, s3: S3) -> Iterator[Server]:
-    """Run MLflow while the block runs, with artifacts on S3 and runs in PostgreSQL, or in SQLite where PostgreSQL does not start.
+    """Run an MLflow server for the duration of a `with` statement.
+
+    It keeps artifacts on S3, and runs in PostgreSQL, or in SQLite if PostgreSQL can't be started.
 
     Args:
-        folder: folder for its log and SQLite's file.
-        s3: the S3 server; the bucket `mlflow` is created.
+        folder: folder for the server's log and for SQLite's file.
+        s3: the S3 server, on which the bucket `mlflow` is created.
+
+    Yields:
+        The running MLflow server.
     """
     with ExitStack() as stack:
         store = None
@@ -252,13 +278,13 @@ def tracking_server(folder: Path, s3: S3) -> Iterator[Server]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start everything, run the job, and stop everything.
+    """Start the servers and the cluster, run the job, and stop everything.
 
     Args:
         argv: command-line arguments; None for those of this process.
 
     Returns:
-        The exit code: the job's, 2 for a UserError, 130 after Ctrl-C or SIGTERM.
+        The exit code: that of the job, 2 for a UserError, 130 after Ctrl-C or SIGTERM.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", default="cpu,cpu", help="the nodes' pools (default: cpu,cpu)")
@@ -281,7 +307,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
-    """Start the servers and the cluster, which the stack stops; run the job; return its exit code."""
+    """Start the servers and the cluster, run the job if there is one, and wait for Ctrl-C if asked to.
+
+    Args:
+        arguments: the parsed command-line arguments.
+        stack: stops the servers and the cluster when it is closed.
+
+    Returns:
+        The exit code of the job; 0 without a job.
+    """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deconvnet-cluster-")))
     logger.info("starting S3")
     s3 = stack.enter_context(s3_server(folder / "s3"))

@@ -1,4 +1,4 @@
-"""Server processes on this machine: starting, waiting until they answer, stopping; free ports and installed programs."""
+"""Start server processes on this machine, wait until they answer, and stop them. Find free ports and installed programs."""
 
 import os
 import pwd
@@ -18,13 +18,13 @@ from typing import Any
 from infra.errors import UserError
 
 HOST = "127.0.0.1"
-_PORTS = (12000, 32000)  # below the range from which Linux gives ports to connections: a restarted server finds its port free
+_PORTS = (12000, 32000)  # below the range of Linux's temporary ports, so that a restarted server finds its port free
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports of this machine that are not in use now."""
+    """Return `count` different TCP ports that nothing on this machine uses at the moment."""
     found: list[int] = []
     while len(found) < count:
         port = random.randrange(*_PORTS)
@@ -35,25 +35,25 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is not in use now."""
+    """Return a TCP port that nothing on this machine uses at the moment."""
     return free_ports(1)[0]
 
 
 def is_listening(port: int) -> bool:
-    """True if a server accepts connections at a port of this machine."""
+    """Return whether a server accepts connections at a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
 
 def find_program(name: str, package: str) -> str:
-    """Find a program beside this Python or on PATH.
+    """Find an installed program, first in the folder of this Python, then on PATH.
 
     Args:
-        name: the program's file name.
-        package: what `pip install` needs to install it, for the message.
+        name: the file name of the program.
+        package: the package to `pip install`, for the error message.
 
     Returns:
-        Its path.
+        The path of the program.
 
     Raises:
         UserError: if it is not installed.
@@ -66,28 +66,28 @@ def find_program(name: str, package: str) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read."""
+    """Write a text file that only its owner may read."""
     path.touch(mode=0o600)
     path.write_text(text)
 
 
 @dataclass
 class Server:
-    """A server process that can be stopped, killed and started again.
+    """A server process that can be started, stopped, killed and started again.
 
-    On Linux the process is terminated when the thread that started it ends, so that nothing is left behind by a test or command
-    that was killed.
+    On Linux, the process is terminated when the thread that started it ends. So a test or command that is killed leaves nothing
+    behind.
 
     Attributes:
-        name: what it is, for messages.
-        url: its address.
-        command: its command line.
-        variables: its environment, all of it.
-        log: file that its output is appended to.
-        ready: tells whether it answers by now.
-        user: user that it runs as; None for the current one. Others than the current one need root.
-        stop_seconds: time between asking it to stop and killing it.
-        folder: working directory; None for the log's folder.
+        name: a description of the server, for messages.
+        url: the address of the server.
+        command: the command line.
+        variables: all environment variables of the process.
+        log: file to which the output is appended.
+        ready: function that returns whether the server is ready by now.
+        user: name of the user as whom the process runs; None for the current user. Only root can use another one.
+        stop_seconds: time from asking the process to stop until it is killed.
+        folder: working directory; None for the folder of the log.
         process: the running process; None while it is stopped.
     """
 
@@ -106,7 +106,7 @@ class Server:
         """Start the process and wait until it is ready.
 
         Raises:
-            UserError: if it ends or is not ready within two minutes; the message has the end of its log.
+            UserError: if the process ends or is not ready within two minutes. The message includes the end of the log.
         """
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -128,10 +128,10 @@ class Server:
             time.sleep(0.1)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Stop the process with all its children.
+        """Stop the process and all its children. Does nothing if it is not running.
 
         Args:
-            number: the signal to send first; SIGKILL follows after `stop_seconds`.
+            number: the signal to send first. SIGKILL follows if the process has not ended after `stop_seconds`.
         """
         process, self.process = self.process, None
         if process is None:
@@ -145,24 +145,41 @@ class Server:
         process.wait()
 
     def kill(self) -> None:
-        """Kill the process with all its children by SIGKILL, as if the power was cut."""
+        """Kill the process and all its children by SIGKILL, as if the power failed."""
         self.stop(signal.SIGKILL)
 
 
 def _terminate_with_parent() -> list[str]:
-    """Start of a command line that lets Linux terminate the process when ours ends; [] where `setpriv` is not installed."""
+    """Return the beginning of a command line that makes Linux terminate the command when its parent process ends.
+
+    The result is [] if the program `setpriv` is not installed.
+    """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 def as_user(name: str | None) -> dict[str, Any]:
-    """Arguments of subprocess.Popen that run the process as another user; {} for None. Needs root."""
+    """Return the arguments of `subprocess.Popen` that run a process as another user, which only root may do.
+
+    Args:
+        name: name of the user; None for the current user, which gives {}.
+
+    Raises:
+        KeyError: if there is no such user.
+    """
     return {} if name is None else {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": ()}
 
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """Run a server while the block runs."""
+    """Start a server, and stop it at the end of the `with` statement.
+
+    Yields:
+        The same server.
+
+    Raises:
+        UserError: if it does not start.
+    """
     try:
         server.start()
         yield server

@@ -1,6 +1,7 @@
-"""An S3 server (SeaweedFS), an MLflow server and a PostgreSQL server on this machine, for `make cluster` and for tests.
+"""Run an S3 server (SeaweedFS), an MLflow server or a PostgreSQL server on this machine, for `make cluster` and for tests.
 
-Each runs while a `with` block runs, listens on 127.0.0.1 only, and keeps its data and its log in a folder of its own.
+Each server runs for the duration of a `with` statement and listens on 127.0.0.1 only. It keeps its data and its log in a folder
+of its own.
 """
 
 import json
@@ -36,13 +37,13 @@ _REGION = "us-east-1"
 
 @dataclass
 class S3:
-    """An S3 server as its clients see it.
+    """An S3 server and the credentials for it.
 
     Attributes:
-        url: its endpoint.
-        access_key: access key id.
-        secret_key: secret access key.
-        server: its process; None if it was not started here.
+        url: the endpoint of the server.
+        access_key: the access key id.
+        secret_key: the secret access key.
+        server: the server's process; None if it was not started here.
     """
 
     url: str
@@ -52,7 +53,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The standard AWS variables with which clients find the server."""
+        """Return the standard AWS environment variables by which clients find the server and log in."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -61,7 +62,7 @@ class S3:
         }
 
     def client(self) -> Any:
-        """A boto3 client that ignores the environment and does not retry."""
+        """Return a new boto3 client for the server. It ignores AWS environment variables and does not retry."""
         import boto3
         from botocore.config import Config
 
@@ -75,14 +76,17 @@ class S3:
         )
 
     def create_bucket(self, name: str) -> str:
-        """Create a bucket unless it exists, and return its URI."""
+        """Create a bucket unless it exists. Returns its URI."""
         client = self.client()
         with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
             client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def stores_objects(self) -> bool:
-        """True if an object can be written. A starting SeaweedFS answers before it can store anything."""
+        """Return whether the server can store an object by now, tested by writing one.
+
+        It is not enough that the server answers: a starting SeaweedFS answers before it can store anything.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         with suppress(BotoCoreError, ClientError):
@@ -96,12 +100,15 @@ class S3:
 
 @contextmanager
 def s3_server(folder: Path, access_key: str = "local", secret_key: str | None = None) -> Iterator[S3]:
-    """Run SeaweedFS's S3 server (`weed server -s3`) while the block runs.
+    """Run SeaweedFS's S3 server (`weed server -s3`) for the duration of a `with` statement.
 
     Args:
-        folder: folder for its objects, configuration and log; created if it does not exist.
-        access_key: id of the only key that is accepted.
-        secret_key: that key's secret; None for a random one.
+        folder: folder for the objects, configuration and log; created if it does not exist.
+        access_key: the only access key id that the server accepts.
+        secret_key: the secret access key; None for a random one.
+
+    Yields:
+        The running server and its credentials.
 
     Raises:
         UserError: if `weed` is not installed or does not start.
@@ -147,14 +154,17 @@ def mlflow_server(
     artifacts: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Run `mlflow server` while the block runs.
+    """Run `mlflow server` for the duration of a `with` statement.
 
     Args:
-        folder: folder for its log, and for what is not stored elsewhere; created if it does not exist.
-        port: TCP port to listen at; None for a free one.
-        store: URI of the database; None for SQLite in `folder`.
-        artifacts: URI where the server keeps artifacts, which clients send to it over HTTP; None for a folder in `folder`.
-        environment: further environment variables of the server, such as those of S3.
+        folder: folder for the log, and for everything that is not stored elsewhere; created if it does not exist.
+        port: TCP port at which the server listens; None for a free one.
+        store: URI of the database; None for an SQLite file in `folder`.
+        artifacts: URI where the server stores the artifacts that clients send to it; None for a folder in `folder`.
+        environment: further environment variables of the server, for example those for S3.
+
+    Yields:
+        The running server.
 
     Raises:
         UserError: if it does not start.
@@ -173,7 +183,7 @@ def mlflow_server(
     }
 
     def ready() -> bool:
-        """True if the server is healthy."""
+        """Return whether the server says that it is healthy."""
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
             return bool(reply.status == 200)
         return False
@@ -183,7 +193,7 @@ def mlflow_server(
 
 
 def postgres_programs() -> Path | None:
-    """The folder with PostgreSQL's `initdb` and `postgres`, or None if they are not installed."""
+    """Return the folder with PostgreSQL's programs `initdb` and `postgres`, or None if they are not installed."""
     on_path = shutil.which("initdb")
     folders = [Path(on_path).resolve().parent] if on_path else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian does not put them on PATH
@@ -192,15 +202,15 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """Run a PostgreSQL server with an empty database while the block runs; its data is deleted afterwards.
+    """Run a PostgreSQL server with an empty database for the duration of a `with` statement. Its data is then deleted.
 
-    PostgreSQL refuses to run as root. Started by root, it runs as the user `postgres` or `nobody`.
+    PostgreSQL refuses to run as root. If this process belongs to root, the server runs as the user `postgres` or `nobody`.
 
     Yields:
-        The database's URI for SQLAlchemy, with the user and password.
+        The URI of the database for SQLAlchemy, with user name and password.
 
     Raises:
-        UserError: if it is not installed or does not start.
+        UserError: if PostgreSQL is not installed or does not start.
     """
     programs = postgres_programs()
     if programs is None:
@@ -242,7 +252,10 @@ def postgres_server() -> Iterator[str]:
 
 
 def _unprivileged_user() -> str | None:
-    """The user as whom root runs PostgreSQL; None if we are not root."""
+    """Return the name of the user as whom PostgreSQL should run; None if this process does not belong to root.
+
+    It is also None if there is neither a user `postgres` nor `nobody`.
+    """
     if os.geteuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
