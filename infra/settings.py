@@ -37,7 +37,7 @@ class ClusterSettings(Section):
     @field_validator("data_nodes", "training_nodes")
     @classmethod
     def _check_labels(cls, text: str | None) -> str | None:
-        """Check that a setting consists of key=value pairs separated by commas; raise ValueError if not."""
+        """Return the text unchanged; raise ValueError if it does not consist of key=value pairs separated by commas."""
         for pair in text.split(",") if text else ():
             if not re.fullmatch(r"\s*[\w./-]+\s*=\s*[\w.-]+\s*", pair):
                 raise ValueError("must be labels, key=value, separated by commas: pool=cpu")

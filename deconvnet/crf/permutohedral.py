@@ -2,9 +2,8 @@
 
 Points in a d-dimensional feature space have values of several channels. First the values of each point are distributed over the d
 + 1 corners of the simplex that contains it ("splat"). Then the values of the corners are blurred along the d + 1 axes of the
-lattice. Last, each point interpolates its result from its corners ("slice"). The lattice depends only on the features, so it is
-built once and used for any number of filterings. Values are stored as rows: the channels of a point or corner are adjacent in
-memory.
+lattice. Last, each point interpolates its result from its corners ("slice"). The lattice depends only on the features, so it can
+be reused for other values. Values are stored as rows: the channels of a point or corner are adjacent.
 """
 
 from dataclasses import dataclass
@@ -32,8 +31,7 @@ class Lattice:
         corners: int32 (N, d+1), indices from 0 to M-1 of the corners of each point's simplex.
         weights: float32 (N, d+1), barycentric coordinates of each point in its simplex; each row sums to 1.
         chains: int32 (K,), the order in which corners are blurred: for each axis, all runs of two or more neighbouring corners,
-            each followed by M as an end mark. Corners without a neighbour on an axis are left out, since blurring along it does
-            not change them. Most corners are such, because colours are sparse.
+            each followed by M as an end mark. Blurring leaves corners without a neighbour as they are, so they are left out.
         size: the number of corners M.
     """
 
@@ -79,7 +77,7 @@ def smooth(lattice: Lattice, values: Floats) -> Floats:
 
 
 def pad(values: Floats, fill: float = 0.0) -> Floats:
-    """Copy values (N, C) into a new array with the next multiple of 8 columns; the added columns hold `fill`."""
+    """Return a copy of values (N, C) with the next multiple of 8 columns; the added columns hold `fill`."""
     out = empty_rows(len(values), -(-values.shape[1] // simd.WIDTH) * simd.WIDTH)
     out[:, : values.shape[1]] = values
     out[:, values.shape[1] :] = fill
@@ -239,7 +237,10 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
 
 @njit(cache=True, nogil=True)
 def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
-    """Compute `Lattice.chains` from the keys of the M corners, the hash table and the multipliers that `_embed` used."""
+    """Find the runs of neighbouring corners along each axis, as `Lattice.chains` describes them.
+
+    The arguments are the keys of the M corners, uint64 (M,), the hash table, and the multipliers that formed the keys.
+    """
     count, d = keys.size, multipliers.size
     total = np.uint64(0)
     for i in range(d):
@@ -321,7 +322,7 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """Blur rows of exactly 8 columns. It does the same as `blur`, but keeps the previous row in a vector register."""
+    """Blur rows (M + 1, 8) in place, as `blur` does. The previous row stays in a vector register, which is faster."""
     end = rows.shape[0] - 1
     previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):

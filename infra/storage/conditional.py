@@ -96,10 +96,10 @@ def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Run the block of the `with` statement in only one process at a time.
+    """Run the block of the `with` statement in only one process at a time; other processes wait for their turn.
 
-    This holds for all processes that use the same `path`, on any machine that shares its folder. The others wait. The guard file
-    on which they wait is deleted at the end.
+    This holds for all processes that use the same `path`, on any machine that shares its folder. They wait on a guard file, which
+    is deleted at the end.
 
     Args:
         path: the file to be changed in the block; the guard file lies beside it.

@@ -164,7 +164,7 @@ def _summary_uri(table: str, fingerprint: str, index: int) -> str:
 def parts_done(table: str, fingerprint: str) -> set[str]:
     """Return the names of all complete parts with this fingerprint, whether they are committed or not.
 
-    The folder is listed once, which is faster than looking for each part.
+    They are found by listing the folder once, which is faster than looking for each part.
     """
     folder = fingerprint[:16]
     names = storage.list_files(storage.join(table, folder))
@@ -252,7 +252,7 @@ def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup
 
 
 def discard(table: str, fingerprint: str) -> None:
-    """Delete the parts with this fingerprint, which are not committed, so that they will be made again."""
+    """Delete all parts with this fingerprint, so that they will be made again. They must not be those of the committed table."""
     storage.remove(storage.join(table, fingerprint[:16]))
 
 

@@ -1,0 +1,1 @@
+"""Choose and cut training crops."""

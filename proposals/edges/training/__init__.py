@@ -1,0 +1,1 @@
+"""Train the structured forest that detects edges."""

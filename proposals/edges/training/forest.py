@@ -120,10 +120,7 @@ class _Patches:
     """A growing collection of training patches: their features, quantised to 8 bits, and their segmentations.
 
     A feature is quantised by 255 thresholds, which are quantiles of its values in the first patches. Until there are enough
-    patches to compute them, the features are kept as float32.
-
-    Attributes:
-        count: number of patches so far.
+    patches to compute them, the features are kept as float32. `count` is the number of patches so far.
     """
 
     def __init__(self, capacity: int, table: np.ndarray) -> None:
@@ -205,7 +202,7 @@ def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth each channel of `raw` (h, w, channels) by a triangle filter with a radius in pixels, as OpenCV's detector does."""
+    """Return the channels `raw` (h, w, channels), each smoothed by a triangle filter whose radius is given in pixels."""
     ramp = np.arange(1, radius + 2, dtype=np.float32)
     kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
     return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
@@ -296,7 +293,10 @@ def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.nda
 
 @njit(cache=True, nogil=True)
 def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
-    """Write to `out`, uint8 (F, n), how many of its `thresholds` (F, 255) each feature in `values` (F, n) reaches."""
+    """Quantise features to 8 bits: replace each value by the number of its feature's thresholds that it reaches.
+
+    `values` (F, n) are the features, and `thresholds` (F, 255) ascend. The result is written to `out`, uint8 (F, n).
+    """
     for f in range(values.shape[0]):
         edges = thresholds[f]
         for i in range(values.shape[1]):

@@ -81,7 +81,7 @@ def _rows(
     Args:
         images_uri: URI of the `images` table; None if only BSDS500 is used.
         seed: seed of the random choice of images.
-        share: share of the images in the `images` table to draw, 0 to 1 or more.
+        share: probability with which an image of the `images` table is used; 1 or more to use all.
         unit: a part of the `images` table, or a list of BSDS500's files as (image, annotations).
 
     Yields:

@@ -60,7 +60,15 @@ def grow(
 def _grow(
     features: np.ndarray, labels: np.ndarray, seed: int, pairs: int, min_child: int, max_depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Grow a tree breadth first. The arguments are those of `grow`.
+    """Grow a decision tree breadth first, from the root down.
+
+    Args:
+        features: uint8 array (F, N), the quantised features of N patches.
+        labels: uint8 array (N, P), the segment of each of the P pixels of a patch.
+        seed: seed of the random choices.
+        pairs: number of pixel pairs by which a node compares segmentations.
+        min_child: smallest number of patches in a node.
+        max_depth: greatest depth of the tree.
 
     Returns:
         The four arrays of a `GrownTree`, in the order of its fields.
