@@ -44,7 +44,7 @@ class ClusterSettings(Section):
         return text
 
     def selector(self, nodes: Literal["data_nodes", "training_nodes"]) -> dict[str, str]:
-        """Return the Ray labels that a node must have to run a kind of job.
+        """Return the Ray labels that select the nodes for one kind of job.
 
         Args:
             nodes: name of the setting that holds the labels.

@@ -57,14 +57,14 @@ class PreviousPart:
     part: tables.Part
 
     def rows(self, reusable: frozenset[Change], columns: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-        """Read the previous rows of the images that have not changed too much.
+        """Read the rows of the previous table for those images whose rows are still valid.
 
         Args:
-            reusable: the changes after which rows are still valid; rows of images with another change are left out.
+            reusable: the changes of an image after which its rows are still valid.
             columns: the columns to read, which must include image_id; None for all.
 
         Returns:
-            A list of rows for each image_id; an image without previous rows has no entry.
+            A list of rows for each image_id; an image without valid rows has no entry.
         """
         changes = tables.iter_rows(self.changes, part=self.part)
         wanted = {row["image_id"] for row in changes if row["change"] in reusable}

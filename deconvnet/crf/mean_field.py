@@ -172,9 +172,9 @@ def _above(peaks: Floats, threshold: float) -> NDArray[np.intp]:
 
 
 def _build_kernel(features: NDArray[np.floating], weight: float) -> _Kernel:
-    """Build a Gaussian kernel between pixels.
+    """Build a Gaussian kernel between pixels and normalise it symmetrically.
 
-    Its entry k_ij is multiplied by 1 / sqrt(Σ_j k_ij · Σ_i k_ij), so that it stays symmetric.
+    Each entry k_ij is divided by sqrt(Σ_j k_ij · Σ_i k_ij).
 
     Args:
         features: float array (N, d), the pixels' features divided by the kernel's standard deviations.

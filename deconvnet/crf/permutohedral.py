@@ -1,7 +1,7 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek and Davis, 2010), in numba on one thread.
 
-Points in a d-dimensional feature space have values of several channels. First the values of each point are distributed over the d
-+ 1 corners of the simplex that contains it ("splat"). Then the values of the corners are blurred along the d + 1 axes of the
+Points in a d-dimensional feature space have values of several channels. First the values of each point are distributed over the
+d+1 corners of the simplex that contains it ("splat"). Then the values of the corners are blurred along the d+1 axes of the
 lattice. Last, each point interpolates its result from its corners ("slice"). The lattice depends only on the features, so it can
 be reused for other values. Values are stored as rows: the channels of a point or corner are adjacent.
 """
@@ -42,7 +42,7 @@ class Lattice:
 
     @property
     def gain(self) -> float:
-        """Return the factor by which `blur` amplifies values too much. Results must be divided by it."""
+        """Return the factor by which `blur` makes values larger than a normalised Gaussian filter would."""
         return 1 + 2.0 ** -(self.corners.shape[1] - 1)
 
 
@@ -94,7 +94,7 @@ def empty_rows(count: int, columns: int) -> Floats:
 def _multipliers(dimensions: int) -> Keys:
     """Return `dimensions` random odd 64-bit numbers, by which the coordinates of a corner are multiplied to form its hash key.
 
-    A corner has d + 1 coordinates, but the last one follows from the others. Its key is the sum of its coordinates times the
+    A corner has d+1 coordinates, but the last one follows from the others. The key is the sum of the coordinates times the
     multipliers, modulo 2⁶⁴, so the key of a neighbour needs only one addition. The probability that any two of a million corners
     have the same key is 3 in 10⁸.
     """
@@ -284,7 +284,7 @@ def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
         corners: int32 (N, d+1), the corners of each point.
         weights: float32 (N, d+1), the weights of these corners.
         values: float32 (N, 8·B), the channels of each point.
-        rows: float32 (M + 1, 8·B), the values of the corners, to which is added.
+        rows: float32 (M + 1, 8·B), the values of the corners; they are changed in place.
     """
     for p in range(corners.shape[0]):
         for k in range(corners.shape[1]):
@@ -298,7 +298,7 @@ def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
 def blur(chains: Ints, rows: Floats) -> None:
     """Blur the corners' rows (M + 1, 8·B) in place along every axis: add half of both neighbours to each corner.
 
-    `chains` is that of the lattice. The last of the rows must be 0; it stands for missing neighbours.
+    `chains` is the lattice's list of corners to blur. The last row must be 0; it stands for missing neighbours.
     """
     if rows.shape[1] == simd.WIDTH:
         _blur_narrow(chains, rows)

@@ -49,8 +49,13 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
 def disk_errors_for_user(path: Path) -> Iterator[None]:
     """Turn disk errors in the block of the `with` statement into UserErrors, if the user can correct them.
 
+    Other errors are raised unchanged.
+
     Args:
         path: the file that the block writes.
+
+    Raises:
+        UserError: if the disk is full, a permission is missing, or a parent folder of the file can't exist.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A lock file in storage, by which only one of several runs on any machines can do something at a time.
+"""A lock file that lets only one run at a time do its work, even if the runs are on different machines.
 
 The lock is a small JSON file that is written only if it is absent or unchanged (see `conditional.py`). It has a time of expiry,
 which its holder postpones again and again. So if a run dies, its lock expires by itself. The clocks of the machines may differ
@@ -33,8 +33,8 @@ class LockRecord:
 
     Attributes:
         holder: name of the run that holds the lock, for messages.
-        host: name of the machine on which that run's process runs.
-        pid: id of this process.
+        host: host name of the machine on which this run is.
+        pid: process id of this run.
         since: time when the run took the lock, as a Unix time.
         expires: time when the lock expires unless it is renewed, as a Unix time.
         token: random text that distinguishes holders of the same name.
@@ -85,7 +85,7 @@ class Lock:
                     self._lost.set()
                     return
             except (UserError, OSError):
-                continue  # storage is away for longer than its retries last; it may come back before the lock expires
+                continue  # storage does not answer, despite retries; it may come back before the lock expires
 
     def _own_content(self) -> bytes:
         """Return the content that the lock file has if the lock is still ours.

@@ -84,7 +84,7 @@ def edge_counts(
 
 
 def edge_quality(counts: Sequence[np.ndarray], thresholds: Sequence[float] = THRESHOLDS) -> EdgeQuality:
-    """Compute the edge quality of a set of images: ODS, OIS and average precision.
+    """Compute the edge quality of a set of images: ODS, OIS and average precision (see `EdgeQuality`).
 
     For ODS, precision and recall are interpolated linearly in 100 steps between neighbouring thresholds, as in the standard BSDS
     code. For OIS, each image's counts at its own best threshold are added up, and the F-measure of the sum is taken.

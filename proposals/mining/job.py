@@ -115,7 +115,13 @@ def mine_examples(
 class _Miner:
     """The two passes over a unit of work: counting its training crops and cutting them.
 
-    The attributes are the arguments of `mine_examples` with the same names.
+    Attributes:
+        stage: the training stage, 1 or 2.
+        images_uri: URI of the `images` table.
+        proposals_uri: URI of the `proposals` table; None in stage 1.
+        settings: rules by which crops are chosen and stored.
+        split: the split whose images are used.
+        seed: seed of the random choice in images with more than `settings.max_per_image` crops.
     """
 
     stage: Stage

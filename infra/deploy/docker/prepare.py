@@ -1,9 +1,9 @@
-"""Create what a new installation needs: the bucket, and the MLflow user as which the pipeline logs in.
+"""Create what a new installation needs: the bucket, and the user account with which the pipeline logs in to MLflow.
 
 If they already exist, they are kept. The script runs once in the MLflow image, as a service of Docker Compose or as a Kubernetes
 Job. It reads these environment variables:
 
-* BUCKET: name of the bucket; empty to create none. The standard AWS variables say where and with which credentials.
+* BUCKET: name of the bucket; empty to create none. The server and the credentials come from the standard AWS variables.
 * MLFLOW_TRACKING_URI: URL of the MLflow server.
 * MLFLOW_AUTH_ADMIN_USERNAME and MLFLOW_AUTH_ADMIN_PASSWORD: MLflow's administrator.
 * MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: the user to create.

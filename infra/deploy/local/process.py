@@ -85,7 +85,7 @@ class Server:
         variables: all environment variables of the process.
         log: file to which the output is appended.
         ready: function that returns whether the server is ready by now.
-        user: name of the user as whom the process runs; None for the current user. Only root can use another one.
+        user: name of the user that runs the process; None for the current user. Only root can choose another one.
         stop_seconds: time from asking the process to stop until it is killed.
         folder: working directory; None for the folder of the log.
         process: the running process; None while it is stopped.

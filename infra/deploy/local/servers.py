@@ -252,9 +252,9 @@ def postgres_server() -> Iterator[str]:
 
 
 def _unprivileged_user() -> str | None:
-    """Return the name of the user as whom PostgreSQL should run; None if this process does not belong to root.
+    """Return the name of the user that PostgreSQL should run as, if this process belongs to root.
 
-    It is also None if there is neither a user `postgres` nor `nobody`.
+    It is `postgres` if there is such a user, else `nobody`. None if there is neither, or this process does not belong to root.
     """
     if os.geteuid() != 0:
         return None

@@ -274,7 +274,7 @@ def feature_table() -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Compute the features of patches from both results of `feature_channels`.
+    """Compute the features of patches from the image channels `regular` and `similarity`, both (h, w, 13).
 
     `corners` (n, 2) has the patches' top left corners (row, column), and `table` (F, 5) the rows of `feature_table` to compute.
     The result is float32 (F, n).

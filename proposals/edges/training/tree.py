@@ -37,10 +37,10 @@ def grow(
 ) -> GrownTree:
     """Grow a decision tree from patches and their segmentations.
 
-    At each node, the segmentations are first mapped to two classes (§3.2 of the paper): each becomes a vector that says for
-    `pairs` random pairs of pixels whether both lie in the same segment, and the class is the sign of this vector along the first
-    principal direction. Then the split with the least Gini impurity of the two classes is taken. A node is represented by the
-    patch whose vector is nearest to the mean (§3.3).
+    At each node, the segmentations are first mapped to two classes (§3.2 of the paper). To this end, `pairs` random pairs of
+    pixels are drawn, and each segmentation becomes a vector that says for each pair whether both pixels lie in the same segment.
+    The class is the sign of this vector, minus the mean, along the first principal direction. Then the split with the least Gini
+    impurity of the two classes is taken. A node is represented by the patch whose vector is nearest to the mean (§3.3).
 
     Args:
         features: uint8 array (F, N), the quantised features of N patches.
@@ -111,16 +111,19 @@ def _grow(
 
 @njit(cache=True, nogil=True)
 def _discretize(labels: np.ndarray, members: np.ndarray, pairs: int, classes: np.ndarray) -> int:
-    """Map the segmentations of a node's patches to two classes.
+    """Map the segmentations of a node's patches to two classes, and choose a representative patch.
+
+    Each segmentation becomes a vector that says for each of `pairs` random pairs of pixels whether both lie in the same segment.
+    The class is the sign of this vector, minus the mean, along the first principal direction.
 
     Args:
         labels: uint8 array (N, P), the segmentations of all patches.
         members: int32 array (m,), indices of the node's patches.
-        pairs: number of random pairs of pixels by which segmentations are compared.
+        pairs: number of random pairs of pixels.
         classes: uint8 array of at least m elements; the class (0 or 1) of each member is written to its first m elements.
 
     Returns:
-        Index of the patch that represents the node: the one nearest to the mean.
+        Index of the patch whose vector is nearest to the mean.
     """
     pixels = labels.shape[1]
     first = np.empty(pairs, np.int64)
