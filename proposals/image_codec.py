@@ -67,7 +67,7 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
     width, height = image.size
     try:
         rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        # `decode_image` rewrites the EXIF data of the image, which fails for some; this is tried on an image of one pixel.
+        # `decode_image` rewrites the EXIF data of the image, which can fail. Here this is tried on an image of one pixel.
         probe = Image.new("L", (1, 1))
         probe.info |= image.info
         ImageOps.exif_transpose(probe)

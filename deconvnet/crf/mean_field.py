@@ -141,7 +141,7 @@ def _is_arg_max(probabilities: Floats) -> NDArray[np.bool_]:
     found = np.zeros(classes, np.bool_)
     for y in range(height):
         best, arg_max = probabilities[0, y].copy(), np.zeros(width, np.int32)
-        for c in range(1, classes):  # goes through each image row in the order of memory
+        for c in range(1, classes):  # each image row is read in the order of memory
             for x in range(width):
                 if probabilities[c, y, x] > best[x]:
                     best[x], arg_max[x] = probabilities[c, y, x], c

@@ -154,7 +154,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
     while not storage.put_if_absent(uri, ours.to_bytes()):
         try:
             content = storage.read_bytes(uri)
-        except FileNotFoundError:  # released since the last line
+        except FileNotFoundError:  # the other run has just released the lock
             continue
         theirs = _parse(uri, content)
         if theirs.expires > time.time() and not _process_is_gone(theirs):

@@ -214,7 +214,7 @@ def _largest_matching(detected: np.ndarray, annotated: np.ndarray, steps: np.nda
             continue
         for q in visited[:count]:
             seen[q] = False
-        while end != nothing:  # exchange the pairs along the path, back to `start`
+        while end != nothing:  # swap the pairs along the path, going back to `start`
             p = reached_from[end]
             partner_of_annotated[end] = p
             partner_of_detected[p], end = end, partner_of_detected[p]
