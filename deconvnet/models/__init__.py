@@ -1,1 +1,1 @@
-"""DeconvNet and FCN-8s, their initial weights, and model folders."""
+"""The networks DeconvNet and FCN-8s, their initial weights, and the folders that trained models are saved in."""

@@ -1,4 +1,7 @@
-"""The two architectures by name: what differs between DeconvNet and FCN-8s outside their layers. Imports no torch."""
+"""A description of each of the two network architectures, DeconvNet and FCN-8s.
+
+Code that only needs to know how the networks differ can import this module without importing torch.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network is built from the settings, and what it is trained on.
+    """A network architecture: how it is built from the settings and which data it is trained on.
 
     Attributes:
-        name: the architecture's name in model folders and in code: "deconvnet" or "fcn8s".
-        class_path: module and class of the network, "module:Class"; imported when first used, because it needs torch.
-        arguments: the field of `ModelSettings` that gives each argument of the network's constructor, by argument name.
-        whole_images: True for a network trained on whole images (the `images` table, of which it uses the splits "train"
-            and "dev"); False for one trained on crops (an `examples` table for each split).
-        trained_by: the training stages that train this architecture.
+        name: name of the architecture in model folders and in code, "deconvnet" or "fcn8s".
+        class_path: module and class of the network as "module:Class". The module needs torch, so it is imported only on use.
+        arguments: where the arguments of the network's constructor come from. The keys are argument names, the values are names
+            of fields of `ModelSettings`.
+        whole_images: True if the network is trained on whole images. They are in an `images` table, and it uses the splits
+            "train" and "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
+            split.
+        trained_by: names of the training stages that train this architecture.
     """
 
     name: str
@@ -30,42 +35,39 @@ class Architecture:
     trained_by: tuple[str, ...]
 
     def network_class(self) -> "type[Network]":
-        """Import and return the network's class."""
+        """Import the module of the network and return the network's class."""
         module, name = self.class_path.split(":")
         found: type[Network] = getattr(import_module(module), name)
         return found
 
     def width(self, settings: "ModelSettings") -> float:
-        """Read the network's width.
+        """Return the network's width: its number of channels per layer as a fraction of the paper's.
 
         Args:
-            settings: settings of the networks.
+            settings: settings of both networks.
 
         Returns:
-            Channels relative to the paper's; FCN-8s' default is DeconvNet's width.
+            The width, 1 for the paper's network. If FCN-8s has no width of its own in the settings, this is DeconvNet's width.
         """
         width = getattr(settings, self.arguments["width"])
         return float(settings.width if width is None else width)
 
     def input_size(self, settings: "ModelSettings") -> int:
-        """Read the side of the square input that the network is trained on.
+        """Return the side, in pixels, of the square input that the network is trained on.
 
         Args:
-            settings: settings of the networks.
-
-        Returns:
-            Side in pixels.
+            settings: settings of both networks.
         """
         return int(getattr(settings, self.arguments["input_size"]))
 
     def constructor_arguments(self, settings: "ModelSettings") -> dict[str, Any]:
-        """Collect the arguments of the network's constructor.
+        """Return the arguments for the network's constructor.
 
         Args:
-            settings: settings of the networks.
+            settings: settings of both networks.
 
         Returns:
-            Keyword arguments, all but `num_classes`.
+            The keyword arguments that the settings give. These are all arguments except `num_classes`.
         """
         return {
             argument: self.width(settings) if argument == "width" else getattr(settings, field)
@@ -73,36 +75,39 @@ class Architecture:
         }
 
     def settings_used(self, settings: "ModelSettings") -> dict[str, Any]:
-        """Collect the settings that the training of this network depends on, to tell whether it must run again.
+        """Return the settings that influence the training of this network.
+
+        The network must be trained again if one of them changes. Settings of the other network are left out.
 
         Args:
-            settings: settings of the networks.
+            settings: settings of both networks.
 
         Returns:
-            JSON values by name, without those of the other network.
+            JSON values by name of the constructor argument or setting.
         """
         used = {**self.constructor_arguments(settings), "vgg16": settings.vgg16}
         return used if self.whole_images else {**used, "decoder_init": settings.decoder_init}
 
     def needs_pruned_vgg16(self, settings: "ModelSettings") -> bool:
-        """Decide whether VGG-16's weights must be pruned to initialise the network.
+        """Return whether VGG-16's weights must be pruned before the network can start from them.
 
         Args:
-            settings: settings of the networks.
+            settings: settings of both networks.
 
         Returns:
-            True if the settings name VGG-16's weights and the network is narrower than they are.
+            True if the settings name a file of VGG-16 weights and the network is narrower than VGG-16.
         """
         return settings.vgg16 is not None and self.width(settings) < 1
 
     def split(self, split: Literal["train", "dev"]) -> str | None:
-        """Name the split to read from the table that the network is trained or evaluated on.
+        """Return the split to select when reading the network's training or evaluation table.
 
         Args:
-            split: what the examples are for.
+            split: "train" for the training data, "dev" for the data evaluated during training.
 
         Returns:
-            The same name for an `images` table, which holds all splits; None for an `examples` table, which holds one.
+            The same name for a network trained on whole images, because an `images` table holds all splits. None for a network
+            trained on crops, because an `examples` table holds a single split.
         """
         return split if self.whole_images else None
 
@@ -128,13 +133,13 @@ FCN8S = Architecture(
 )
 
 ARCHITECTURES: Mapping[str, Architecture] = {each.name: each for each in (DECONVNET, FCN8S)}
-"""Every architecture by its name."""
+"""All architectures by name."""
 
 
 def architecture_of_stage(stage: str) -> Architecture:
-    """Look up the architecture that a training stage trains.
+    """Return the architecture that a training stage trains.
 
     Args:
-        stage: "fcn8s", "stage1" or "stage2".
+        stage: name of the stage: "fcn8s", "stage1" or "stage2".
     """
     return next(each for each in ARCHITECTURES.values() if stage in each.trained_by)

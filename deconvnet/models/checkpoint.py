@@ -1,9 +1,12 @@
-"""Model folders and training states: tensors in a safetensors file, everything else in a JSON file beside it. Nothing is pickled.
+"""Reading and writing of model folders and training checkpoints.
 
-A *model folder* holds `model.safetensors` and `model.json`: architecture, constructor arguments, class names, input convention. A
-*training state* (checkpoint) holds `state.safetensors` and `state.json`: see `deconvnet.training.interfaces.State`. The JSON file is
-written last and has the SHA-256 of the tensors, so a folder without it is not complete, and tensors of another save are noticed. Each
-checkpoint has a folder of its own. Folders are local or on S3.
+A model folder holds a trained network: `model.safetensors` with its tensors, and `model.json` with its architecture,
+constructor arguments, class names and input convention. A checkpoint holds a training state
+(`deconvnet.training.interfaces.State`) in the files `state.safetensors` and `state.json`. Each checkpoint has its own folder.
+Folders are local or on S3, and nothing in them is pickled.
+
+The JSON file is written after the tensors and contains their SHA-256. So a folder without a JSON file is incomplete, and a JSON
+file with the tensors of another save is detected.
 """
 
 import hashlib
@@ -25,16 +28,16 @@ FORMAT = 1
 
 
 def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[str, Any] | None = None) -> None:
-    """Save a network as a model folder.
+    """Save a network in a model folder.
 
     Args:
         model: the network.
-        uri: the folder (local or s3).
-        classes: class names by id, background first.
-        extra: JSON values to keep with it.
+        uri: the folder (local or s3://).
+        classes: class names by class id, background first.
+        extra: further JSON values to store in model.json.
 
     Raises:
-        ValueError: if the number of names is not that of the network's classes.
+        ValueError: if the number of class names differs from the network's number of classes.
     """
     if len(classes) != model.num_classes:
         raise ValueError(f"{len(classes)} class names for {model.num_classes} classes")
@@ -49,18 +52,18 @@ def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[
 
 
 def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
-    """Load the network of a model folder.
+    """Load a network from a model folder.
 
     Args:
-        uri: the folder (local or s3).
-        device: where to put the network.
+        uri: the folder (local or s3://).
+        device: device to put the network on.
 
     Returns:
-        The network, in evaluation mode, and the content of model.json: "architecture", "config" (constructor arguments), "classes",
-        "convention" and "extra".
+        The network in evaluation mode, and the content of model.json. The latter has the keys "architecture", "config"
+        (constructor arguments), "classes", "convention" and "extra", among others.
 
     Raises:
-        UserError: if the folder is not a complete, undamaged model.
+        UserError: if the folder does not hold a complete, undamaged model.
     """
     tensors, meta = _read(uri, "model")
     try:
@@ -75,42 +78,42 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
 
 
 def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Save a training state.
+    """Save a training state as a checkpoint.
 
     Args:
-        uri: folder of this checkpoint (local or s3).
-        tensors: by name.
-        meta: JSON values.
+        uri: folder for this checkpoint (local or s3://).
+        tensors: the tensors of the state by name.
+        meta: the JSON values of the state by name.
     """
     _write(uri, "state", tensors, meta)
 
 
 def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load a training state.
+    """Load a training state from a checkpoint.
 
     Args:
-        uri: folder of the checkpoint (local or s3).
+        uri: folder of the checkpoint (local or s3://).
 
     Returns:
-        The tensors, on the CPU, and the JSON values.
+        The tensors by name, on the CPU, and the content of state.json.
 
     Raises:
-        UserError: if the folder is not a complete, undamaged training state.
+        UserError: if the folder does not hold a complete, undamaged training state.
     """
     return _read(uri, "state")
 
 
 def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Load the complete training state with the most steps among the folders directly below `uri`.
+    """Load the checkpoint with the most training steps.
 
-    Folders that a killed run left half written are passed over.
+    Incomplete checkpoints, which a killed run may have left, are ignored.
 
     Args:
-        uri: folder of checkpoint folders (local or s3); may be absent.
-        prefix: only folders whose name begins with this are looked at.
+        uri: folder whose direct subfolders are checkpoints (local or s3://). It need not exist.
+        prefix: only subfolders whose names begin with this are considered.
 
     Returns:
-        What `load_state` returns, or None where there is no complete state.
+        The tensors and JSON values as returned by `load_state`, or None if there is no complete checkpoint.
     """
     found: list[tuple[int, str]] = []
     for file in storage.list_files(uri):
@@ -125,7 +128,14 @@ def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[st
 
 
 def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write NAME.safetensors, then NAME.json."""
+    """Write the files NAME.safetensors and NAME.json, in this order.
+
+    Args:
+        uri: folder to write them in.
+        name: NAME in the file names, "model" or "state".
+        tensors: content of the safetensors file.
+        meta: content of the JSON file, to which the format number and the SHA-256 of the tensors are added.
+    """
     data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
     digest = hashlib.sha256(data).hexdigest()
@@ -133,7 +143,18 @@ def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read NAME.json and NAME.safetensors. Raises UserError if they are not a complete, undamaged pair."""
+    """Read the files NAME.json and NAME.safetensors and check that they belong together.
+
+    Args:
+        uri: folder that holds them.
+        name: NAME in the file names, "model" or "state".
+
+    Returns:
+        The tensors by name, on the CPU, and the content of the JSON file.
+
+    Raises:
+        UserError: if a file is missing or damaged, has another format, or belongs to another save.
+    """
     try:
         meta = storage.read_json(storage.join(uri, f"{name}.json"))
         data = storage.read_bytes(storage.join(uri, f"{name}.safetensors"))
@@ -153,6 +174,10 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _first_line(error: Exception) -> str:
-    """Return an exception's message as one line; torch's lists every tensor."""
+    """Shorten the message of an exception to one line of at most 200 characters.
+
+    torch's messages about unexpected weights list every tensor, on many lines. The first two lines are kept. If there is no
+    message, the name of the exception's class is returned.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__

@@ -1,4 +1,7 @@
-"""DeconvNet (Noh, Hong, Han: Learning Deconvolution Network for Semantic Segmentation, ICCV 2015), at any width."""
+"""DeconvNet, at any width.
+
+Noh, Hong, Han: Learning Deconvolution Network for Semantic Segmentation, ICCV 2015.
+"""
 
 from typing import Any, cast
 
@@ -8,13 +11,14 @@ from deconvnet.models.layers import FC_CHANNELS, Deconv3x3, Unpool, block, chann
 from deconvnet.models.network import Network
 
 DECODER_CHANNELS = {5: (512, 512, 512), 4: (512, 512, 256), 3: (256, 256, 128), 2: (128, 64), 1: (64, 64)}
-"""Output channels of the deconvolutions after each unpooling, in the order they run."""
+"""Output channels of the decoder's deconvolutions at width 1, in the order they run. The keys are the numbers of the blocks."""
 
 
 class DeconvNet(Network):
-    """VGG-16 and its mirror image: pooling remembers where each maximum was, unpooling puts activations back there (§3).
+    """VGG-16 followed by its mirror image as decoder (§3 of the paper).
 
-    At width 1 and 224×224 input:
+    Each pooling layer remembers the position of every maximum. The matching unpooling layer puts activations back at these
+    positions. This is the network at width 1 with an input of 224×224:
 
         =================  =======  ============================  =======
         encoder            output   decoder                       output
@@ -33,9 +37,11 @@ class DeconvNet(Network):
         fc7: 1×1, 4096     1×1      score: 1×1, num_classes       224×224
         =================  =======  ============================  =======
 
-    Every convolution and deconvolution but `score` is followed by batch norm and ReLU; there is no dropout. 251.8 million
-    parameters at 21 classes. Convolutions start from He's initialisation (until VGG-16's weights are loaded), deconvolutions and
-    `score` from a Gaussian of σ 0.01, biases from 0.
+    Every convolution and deconvolution except `score` is followed by batch norm and ReLU. There is no dropout. With 21 classes
+    the network has 251.8 million parameters.
+
+    Before any trained weights are loaded, convolutions have He's initialisation. Deconvolutions and `score` have Gaussian
+    weights with σ = 0.01. Biases are 0.
     """
 
     architecture = "deconvnet"
@@ -45,13 +51,15 @@ class DeconvNet(Network):
         """Build the network with random weights.
 
         Args:
-            num_classes: classes with background.
-            width: channels relative to the paper's; each layer's are rounded to a multiple of 8.
-            input_size: side of the square input, px, a multiple of 32. The kernel of fc6 covers all of pool5: input_size / 32.
-            convention: input convention, "caffe" or "torchvision", see `deconvnet.models.preprocessing`.
+            num_classes: number of classes, including background.
+            width: number of channels per layer as a fraction of the paper's. Each layer's channels are rounded to a multiple of
+                8.
+            input_size: side of the square input in pixels, a multiple of 32. The kernel of fc6 has the side input_size / 32, so
+                that it covers the whole output of pool5.
+            convention: input convention, "caffe" or "torchvision". See `deconvnet.models.preprocessing`.
 
         Raises:
-            ValueError: for values out of range.
+            ValueError: if an argument is out of range.
         """
         super().__init__(num_classes, width, convention)
         if input_size < 32 or input_size % 32:
@@ -74,7 +82,7 @@ class DeconvNet(Network):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Set the initial weights (§6.1)."""
+        """Set the initial weights of all layers, as in §6.1 of the paper."""
         he_initialise(self)
         for layer in self.modules():
             if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:
@@ -82,17 +90,17 @@ class DeconvNet(Network):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as JSON values."""
+        """Return the constructor's arguments as JSON values."""
         return {**super().config(), "input_size": self.input_size}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score every pixel.
+        """Compute the scores of all classes for every pixel.
 
         Args:
-            images: prepared images (N, 3, S, S), S the input size.
+            images: prepared images of shape (N, 3, S, S), where S is the network's input size.
 
         Returns:
-            Scores before softmax (N, num_classes, S, S).
+            Scores before softmax, of shape (N, num_classes, S, S).
 
         Raises:
             ValueError: if the images have another size.

@@ -1,4 +1,4 @@
-"""Networks built from the settings, and the weights that their training starts from."""
+"""Functions that build a network from the settings and load the weights that its training starts from."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,31 +16,32 @@ if TYPE_CHECKING:
 
 
 def build_network(architecture: Architecture, settings: "ModelSettings", num_classes: int) -> Network:
-    """Build the untrained network that the settings describe.
+    """Build an untrained network as described by the settings.
 
     Args:
-        architecture: which network.
+        architecture: the network to build.
         settings: widths, input sizes and input convention.
-        num_classes: classes with background.
+        num_classes: number of classes, including background.
 
     Returns:
-        The network with the initial weights of its constructor, drawn from torch's global random generator.
+        The network with its random initial weights. They are drawn from torch's global random generator.
     """
     return architecture.network_class()(num_classes, **architecture.constructor_arguments(settings))
 
 
 def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str], init: str | None) -> None:
-    """Fill a network, in place, with the weights that its training starts from.
+    """Load the weights that the training of a network starts from. The network is changed in place.
 
     Args:
-        model: an untrained network of `build_network`.
-        settings: without `init`, `vgg16` names ImageNet weights (None: no such weights) and `decoder_init` how DeconvNet's
-            decoder starts.
-        classes: class names by id, background first.
-        init: URI of a model folder whose weights are taken over instead, class scores by class name; None for none.
+        model: an untrained network made by `build_network`.
+        settings: source of the initial weights if `init` is None. `vgg16` names a file of ImageNet weights, or is None for no
+            such weights. `decoder_init` says how DeconvNet's decoder is initialised.
+        classes: class names by class id, background first.
+        init: URI of a folder with a trained model. All weights are taken from it; class scores are matched by class name. None:
+            the weights are initialised as `settings` says.
 
     Raises:
-        UserError: if the named weights can't be read or don't fit the network.
+        UserError: if the weights can't be read or don't fit the network.
     """
     if init is not None:
         source, meta = checkpoint.load_model(init)

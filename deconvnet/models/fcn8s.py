@@ -1,4 +1,7 @@
-"""FCN-8s (Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015), at any width."""
+"""FCN-8s, at any width.
+
+Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015.
+"""
 
 from typing import Any
 
@@ -11,17 +14,18 @@ from deconvnet.models.network import Network
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A deconvolution that enlarges score maps by a factor; learnt, starting as bilinear interpolation.
+    """A learnable deconvolution that enlarges score maps by an integer factor.
 
-    The border is repeated first, so that scores don't fade towards it.
+    It is initialised as bilinear interpolation. The border pixels are replicated first, so that scores don't fade towards the
+    border.
     """
 
     def __init__(self, classes: int, factor: int) -> None:
         """Build the layer.
 
         Args:
-            classes: number of score maps, in and out.
-            factor: enlargement of each side; the kernel's side is twice as long.
+            classes: number of score maps, the same in the input and the output.
+            factor: even factor by which height and width grow. The kernel's side is twice this number.
         """
         super().__init__(classes, classes, 2 * factor, stride=factor, padding=factor + factor // 2, bias=False)
         ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
@@ -33,11 +37,12 @@ class Upsample(nn.ConvTranspose2d):
         """Enlarge score maps.
 
         Args:
-            scores: (N, C, H, W).
-            output_size: not used.
+            scores: tensor of shape (N, C, H, W).
+            output_size: unused; it is there because the base class has it.
 
         Returns:
-            (N, C, factor·H, factor·W). It is computed in the dtype of the weights also under autocast: in bfloat16 training learns far less.
+            Tensor of shape (N, C, factor·H, factor·W). The computation ignores autocast and uses the dtype of the weights,
+            because the network learns much less when this layer is computed in bfloat16.
         """
         with torch.autocast(scores.device.type, enabled=False):
             scores = F.pad(scores.to(self.weight.dtype), (1, 1, 1, 1), mode="replicate")
@@ -45,9 +50,9 @@ class Upsample(nn.ConvTranspose2d):
 
 
 class FCN8s(Network):
-    """VGG-16 made fully convolutional, its scores added to those of pool4 and pool3 (§4).
+    """VGG-16 made fully convolutional, with scores from three depths added up (§4 of the paper).
 
-    At width 1, for an image padded to H×W (multiples of 32):
+    This is the network at width 1, for an image that is padded to H×W (multiples of 32):
 
         ===========================  ===============  ===================================================
         layer                        output           is scored by
@@ -62,9 +67,12 @@ class FCN8s(Network):
         up_pool3: 8×                 H × W
         ===========================  ===============  ===================================================
 
-    Dropout 0.5. The padding at the bottom and right is 0, the mean colour; scores are cropped to the image. The released code's
-    border of 100 pixels is not needed, because fc6 pads by 3. Score layers start from 0, upsampling from bilinear interpolation, the
-    rest from He's initialisation.
+    The dropout rate is 0.5. Images are padded at the bottom and right with 0, which is the mean colour of prepared images. The
+    scores are cropped to the image again. The released code adds a border of 100 pixels. It is not needed here, because fc6 has
+    a padding of 3.
+
+    Initially the score layers are 0 and the upsampling layers interpolate bilinearly. All other layers have He's
+    initialisation.
     """
 
     architecture = "fcn8s"
@@ -80,12 +88,17 @@ class FCN8s(Network):
         """Build the network with random weights.
 
         Args:
-            num_classes: classes with background.
-            width: channels relative to the paper's; each layer's are rounded to a multiple of 8.
-            batch_norm: whether each convolution is followed by batch norm; needed without VGG-16's weights.
-            convention: input convention, "caffe" or "torchvision", see `deconvnet.models.preprocessing`.
-            input_size: longest side of the images it is trained on, px. Inference scales larger images down to it, so that objects
-                appear at the sizes seen in training; None: images are not scaled.
+            num_classes: number of classes, including background.
+            width: number of channels per layer as a fraction of the paper's. Each layer's channels are rounded to a multiple of
+                8.
+            batch_norm: whether each VGG-16 layer is followed by batch norm. It is needed when training does not start from
+                VGG-16's weights.
+            convention: input convention, "caffe" or "torchvision". See `deconvnet.models.preprocessing`.
+            input_size: longest side in pixels of the images that the network is trained on. Inference scales larger images down
+                to this size, so that objects have about the same size as in training. None: images are not scaled.
+
+        Raises:
+            ValueError: if an argument is out of range.
         """
         super().__init__(num_classes, width, convention)
         self.batch_norm, self.input_size = batch_norm, input_size
@@ -107,17 +120,17 @@ class FCN8s(Network):
         self.up_pool3 = Upsample(num_classes, 8)
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as JSON values."""
+        """Return the constructor's arguments as JSON values."""
         return {**super().config(), "batch_norm": self.batch_norm, "input_size": self.input_size}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score every pixel.
+        """Compute the scores of all classes for every pixel.
 
         Args:
-            images: prepared images (N, 3, H, W) of any size.
+            images: prepared images of shape (N, 3, H, W). H and W may have any value.
 
         Returns:
-            Scores before softmax (N, num_classes, H, W).
+            Scores before softmax, of shape (N, num_classes, H, W).
         """
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % 32, 0, -height % 32))

@@ -1,4 +1,4 @@
-"""Copies of networks prepared for inference: the same scores in a fraction of the time."""
+"""Conversion of trained networks to a form that computes the same scores much faster, for inference only."""
 
 import copy
 from typing import TypeVar, cast
@@ -16,10 +16,14 @@ N = TypeVar("N", bound=Network)
 
 
 class _DeconvolutionFromOnePixel(nn.Module):
-    """A deconvolution of a 1×1 map, computed as the matrix product that it is."""
+    """A deconvolution whose input is a single pixel (a 1×1 map). It is computed as a matrix product."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
-        """Take over the weights of a deconvolution without padding."""
+        """Copy the weights of a deconvolution.
+
+        Args:
+            layer: a deconvolution without padding.
+        """
         super().__init__()
         self.shape = layer.weight.shape[1:]
         self.weight = nn.Parameter(layer.weight.flatten(1).t().contiguous(), requires_grad=False)
@@ -27,23 +31,30 @@ class _DeconvolutionFromOnePixel(nn.Module):
         self.bias = nn.Parameter(bias.repeat_interleave(self.shape[1:].numel()), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute (N, in, 1, 1) -> (N, out, k, k)."""
+        """Compute the deconvolution.
+
+        Args:
+            x: tensor of shape (N, in, 1, 1).
+
+        Returns:
+            Tensor of shape (N, out, k, k), where k is the side of the kernel.
+        """
         return F.linear(x.flatten(1), self.weight, self.bias).view(-1, *self.shape)
 
 
 def for_inference(network: N, *, bf16: bool = True) -> N:
-    """Copy a network into a form that computes the same scores faster.
+    """Return a copy of a network that computes the same scores faster.
 
-    Batch norms are folded into the layers before them, deconvolutions of stride 1 become convolutions or a matrix product, and
-    memory is channels_last.
+    Batch norms are folded into the layers before them. Deconvolutions with stride 1 become convolutions or matrix products. The
+    memory format is channels_last.
 
     Args:
-        network: any network, in any mode; left as it is.
-        bf16: compute in bfloat16 where the device is fast at it (`fast_bf16`). It has 8 bits of mantissa, so scores differ by some
-            thousandths of their size.
+        network: a network in training or evaluation mode. It is not changed.
+        bf16: whether to compute in bfloat16, if the device is fast at it. bfloat16 has a mantissa of 8 bits, so scores change
+            by a few thousandths of their size.
 
     Returns:
-        The copy, on the same device, in evaluation mode. It can be neither trained nor saved.
+        The copy, on the same device and in evaluation mode. It can be neither trained nor saved.
     """
     device = next(network.parameters()).device
     fused = copy.deepcopy(network).eval().requires_grad_(False)
@@ -61,7 +72,14 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
 
 
 def _without_deconvolution(layer: nn.Module) -> nn.Module:
-    """Turn a deconvolution of stride 1 into a convolution or a matrix product; return any other layer as it is."""
+    """Convert a deconvolution with stride 1 to a faster layer that computes the same.
+
+    Args:
+        layer: any layer.
+
+    Returns:
+        A convolution or a matrix product if the layer is such a deconvolution, else the layer itself.
+    """
     if not isinstance(layer, nn.ConvTranspose2d):
         return layer
     if layer.padding == (0, 0):

@@ -1,6 +1,7 @@
-"""The layers that both networks are built of: VGG-16's convolutions, unpooling and deconvolution.
+"""Layers that both networks are built of: VGG-16's convolutions, unpooling and 3×3 deconvolution.
 
-VGG-16's layers have the same names in both networks: `conv3.2.conv` is VGG's conv3_2 and `conv3.2.norm` the batch norm after it.
+VGG-16's layers have the same names in both networks. For example, `conv3.2.conv` is VGG-16's conv3_2, and `conv3.2.norm` is the
+batch norm after it.
 """
 
 from collections import OrderedDict
@@ -12,39 +13,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of VGG-16's 13 convolutions, by block; each block is followed by 2×2 max-pooling."""
+"""Output channels of VGG-16's 13 convolutions, grouped by block. A 2×2 max-pooling follows each block."""
 VGG16_CONVOLUTIONS = tuple(f"conv{b}_{i}" for b, block in enumerate(VGG16_CHANNELS, 1) for i in range(1, len(block) + 1))
-"""Their names in VGG-16, in order: conv1_1, conv1_2, conv2_1, …, conv5_3."""
+"""Names of VGG-16's 13 convolutions in order: conv1_1, conv1_2, conv2_1, …, conv5_3."""
 FC_CHANNELS = 4096
 """Output channels of VGG-16's fc6 and fc7."""
 
 
 def channels(paper: int, width: float) -> int:
-    """Return the channels of a layer at a width.
+    """Return the number of channels that a layer has at some width.
 
     Args:
-        paper: channels of the layer in the paper.
-        width: channels relative to the paper's.
+        paper: number of channels of the layer in the paper.
+        width: width of the network as a fraction of the paper's.
 
     Returns:
-        paper × width rounded to a multiple of 8, at least 8.
+        paper × width, rounded to a multiple of 8, and at least 8.
     """
     return max(8, round(paper * width / 8) * 8)
 
 
 class Unpool(nn.Module):
-    """Undoes 2×2 max-pooling (§3.2.1 of DeconvNet): puts each activation back where its maximum was, and zeros elsewhere."""
+    """The inverse of 2×2 max-pooling (§3.2.1 of DeconvNet's paper).
+
+    It puts each activation at the position of the maximum that pooling found, and zeros everywhere else.
+    """
 
     def forward(self, x: Tensor, switches: Tensor) -> Tensor:
-        """Unpool a map.
+        """Enlarge activations to twice their height and width.
 
         Args:
-            x: activations (N, C, H, W).
-            switches: int64 indices (N, C, H, W) that `nn.MaxPool2d(2, 2, return_indices=True)` returned.
+            x: activations of shape (N, C, H, W).
+            switches: positions of the maxima: int64 indices of shape (N, C, H, W), as `nn.MaxPool2d(2, 2, return_indices=True)`
+                returned them.
 
         Returns:
-            (N, C, 2H, 2W), in the memory format of `switches`. fc6-deconv begins at 1×1, where channels_last is lost; without it
-            the decoder would be a third slower on CPUs.
+            Tensor of shape (N, C, 2H, 2W) in the memory format of `switches`. The decoder starts from a 1×1 map, which does not
+            record that the memory format is channels_last. Taking the format from `switches` restores it. Otherwise the decoder
+            would be a third slower on CPUs.
         """
         if switches.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
@@ -52,14 +58,14 @@ class Unpool(nn.Module):
 
 
 def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
-    """Build a layer followed by batch norm and ReLU.
+    """Build a module of a layer, batch norm and ReLU.
 
     Args:
         layer: a convolution or deconvolution.
-        norm: whether there is batch norm.
+        norm: whether to include batch norm.
 
     Returns:
-        A module with the submodules `conv` (the layer), `norm` and `relu`.
+        A module with the submodules `conv` (the layer), `norm` (unless `norm` is False) and `relu`.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=layer)
     if norm:
@@ -69,13 +75,13 @@ def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
 
 
 def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[int, ...], norm: bool = True) -> nn.Sequential:
-    """Build units one after the other, named 1, 2, 3 as VGG's layers are.
+    """Build a sequence of layers, each followed by batch norm and ReLU. They are named "1", "2", "3" as in VGG-16.
 
     Args:
-        layer: makes a layer from its input and output channels.
-        inputs: input channels of the first unit.
-        outputs: output channels of each unit.
-        norm: whether the units have batch norm.
+        layer: function that makes a layer from its numbers of input and output channels.
+        inputs: number of input channels of the first layer.
+        outputs: number of output channels of each layer.
+        norm: whether to include batch norm.
     """
     units: OrderedDict[str, nn.Module] = OrderedDict()
     for number, out in enumerate(outputs, start=1):
@@ -85,43 +91,65 @@ def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[in
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    """Build a 3×3 convolution that keeps the size of its input."""
+    """Build a 3×3 convolution that keeps the height and width of its input.
+
+    Args:
+        inputs: number of input channels.
+        outputs: number of output channels.
+    """
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 class Deconv3x3(nn.ConvTranspose2d):
-    """A 3×3 deconvolution of stride 1 that keeps the size of its input.
+    """A 3×3 deconvolution with stride 1 that keeps the height and width of its input.
 
-    It is computed as the equivalent convolution, twice as fast on CPUs; its weights are stored as the deconvolution's.
+    It is computed as the equivalent convolution, because this is twice as fast on CPUs. Its weights are stored in the layout of
+    a deconvolution.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        """Build the layer from its input and output channels."""
+        """Build the layer.
+
+        Args:
+            inputs: number of input channels.
+            outputs: number of output channels.
+        """
         super().__init__(inputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Compute (N, inputs, H, W) -> (N, outputs, H, W); `output_size` is not used."""
+        """Compute the deconvolution.
+
+        Args:
+            x: tensor of shape (N, inputs, H, W).
+            output_size: unused; it is there because the base class has it.
+
+        Returns:
+            Tensor of shape (N, outputs, H, W).
+        """
         return F.conv2d(x, as_convolution_kernel(self.weight), self.bias, padding=1)
 
 
 def as_convolution_kernel(kernel: Tensor) -> Tensor:
-    """Turn the kernel of a deconvolution of stride 1 into that of the equivalent convolution.
+    """Convert the kernel of a deconvolution with stride 1 to the kernel of the equivalent convolution.
 
     Args:
-        kernel: (in, out, k, k), as `nn.ConvTranspose2d` keeps it.
+        kernel: tensor of shape (in, out, k, k), the layout of `nn.ConvTranspose2d`.
 
     Returns:
-        (out, in, k, k), a view, as `nn.Conv2d` keeps it.
+        Tensor of shape (out, in, k, k), the layout of `nn.Conv2d`.
     """
     return kernel.transpose(0, 1).flip(2, 3)
 
 
 def vgg16_blocks(width: float, norm: bool) -> list[nn.Sequential]:
-    """Build VGG-16's five blocks of convolutions, without the pooling after each.
+    """Build VGG-16's five blocks of convolutions, without the pooling after each block.
 
     Args:
-        width: channels relative to VGG-16's.
+        width: number of channels per layer as a fraction of VGG-16's.
         norm: whether each convolution is followed by batch norm.
+
+    Returns:
+        The five blocks, in the order in which they run.
     """
     blocks, inputs = [], 3
     for paper in VGG16_CHANNELS:
@@ -132,12 +160,12 @@ def vgg16_blocks(width: float, norm: bool) -> list[nn.Sequential]:
 
 
 def he_initialise(module: nn.Module) -> None:
-    """Set convolutions to He's initialisation and their biases to 0.
+    """Give all convolutions in a module He's initialisation, with biases of 0.
 
-    When training from scratch, activations from a smaller initialisation vanish within VGG's 13 layers.
+    With smaller initial weights, activations would vanish within VGG-16's 13 layers when training from scratch.
 
     Args:
-        module: every `nn.Conv2d` below it is changed in place.
+        module: a network or layer. Every `nn.Conv2d` in it is changed in place.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""The base class of both networks: the arguments they are built from and the input they expect."""
+"""The base class of both networks. It holds the constructor arguments and prepares the input."""
 
 from typing import Any
 
@@ -8,29 +8,31 @@ from deconvnet.models.preprocessing import CONVENTIONS, prepare
 
 
 class Network(nn.Module):
-    """A segmentation network that can be rebuilt from its `architecture` and `config()`.
+    """The base class of the segmentation networks.
+
+    A network can be rebuilt from its `architecture` and the arguments that `config()` returns.
 
     Attributes:
-        architecture: its name in `deconvnet.models.architectures`.
-        num_classes: classes with background.
-        width: channels relative to the paper's.
-        convention: input convention of its weights, see `deconvnet.models.preprocessing`.
-        input_size: side of the square input it is trained on, px; None for any.
+        architecture: name of the architecture, a key of `deconvnet.models.architectures.ARCHITECTURES`.
+        num_classes: number of classes, including background.
+        width: number of channels per layer as a fraction of the paper's.
+        convention: format of the input that the weights expect, "caffe" or "torchvision". See `deconvnet.models.preprocessing`.
+        input_size: side in pixels of the square input that the network is trained on. None if there is no fixed size.
     """
 
     architecture: str
     input_size: int | None = None
 
     def __init__(self, num_classes: int, width: float, convention: str) -> None:
-        """Check and keep what both networks have in common.
+        """Check and store the arguments that both networks share.
 
         Args:
-            num_classes: classes with background.
-            width: channels relative to the paper's.
+            num_classes: number of classes, including background; at least 1.
+            width: number of channels per layer as a fraction of the paper's; above 0.
             convention: input convention, "caffe" or "torchvision".
 
         Raises:
-            ValueError: for values out of range.
+            ValueError: if an argument is out of range.
         """
         super().__init__()
         if num_classes < 1:
@@ -42,16 +44,16 @@ class Network(nn.Module):
         self.num_classes, self.width, self.convention = num_classes, width, convention
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as JSON values."""
+        """Return the constructor's arguments as JSON values."""
         return {"num_classes": self.num_classes, "width": self.width, "convention": self.convention}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn images into the network's input.
+        """Convert images to the network's input.
 
         Args:
-            images: uint8 (N, 3, H, W), RGB.
+            images: uint8 RGB images of shape (N, 3, H, W).
 
         Returns:
-            (N, 3, H, W) by the network's input convention, in the dtype of its weights.
+            Tensor of the same shape, normalised by the network's input convention, in the dtype of its weights.
         """
         return prepare(images, self.convention).to(next(self.parameters()).dtype)

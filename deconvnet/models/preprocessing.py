@@ -1,4 +1,8 @@
-"""The two input conventions that VGG-16 weights come with; a network has the one that its weights expect."""
+"""Conversion of images to the input of a network.
+
+Published VGG-16 weights come with two input conventions, Caffe's and torchvision's. A network must get its input in the
+convention of the weights that it started from.
+"""
 
 from typing import Literal
 
@@ -14,18 +18,18 @@ _TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
 
 
 def prepare(images: Tensor, convention: str) -> Tensor:
-    """Turn images into a network's input.
+    """Convert images to a network's input.
 
     Args:
-        images: uint8 (N, 3, H, W), RGB, 0–255, on any device and in any memory format, which is kept.
-        convention: "caffe": BGR 0–255 minus the ImageNet mean; "torchvision": RGB 0–1 minus the ImageNet mean, divided by its
-            standard deviation.
+        images: uint8 RGB images of shape (N, 3, H, W) on any device. Their memory format is kept.
+        convention: "caffe": BGR values from 0 to 255 minus the ImageNet mean. "torchvision": RGB values from 0 to 1 minus the
+            ImageNet mean, divided by the ImageNet standard deviation.
 
     Returns:
-        float32 (N, 3, H, W).
+        float32 tensor of shape (N, 3, H, W).
 
     Raises:
-        ValueError: for another convention, dtype or shape.
+        ValueError: if the convention is unknown, or the images have another dtype or shape.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
