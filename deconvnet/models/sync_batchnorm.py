@@ -1,7 +1,8 @@
-"""Batch norm over several workers, and its statistics recomputed after training.
+"""Batch norm synchronised over several training workers, and recomputation of its statistics after training.
 
-torch's SyncBatchNorm runs on GPUs only; `SyncBatchNorm2d` does the same on CPUs, over gloo. Both have the state_dict keys of
-BatchNorm2d. Without torch.distributed, or in a group of one process, everything here behaves like plain batch norm.
+torch's SyncBatchNorm works on GPUs only. `SyncBatchNorm2d` does the same on CPUs, with gloo as communication backend. Both have
+the same state_dict keys as BatchNorm2d. Without torch.distributed, or in a process group with one member, everything here
+behaves like plain batch norm.
 """
 
 from collections.abc import Iterable
@@ -17,27 +18,31 @@ Group = dist.ProcessGroup | None
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics and gradients are those of all workers' examples together, on any device.
+    """A BatchNorm2d that normalises over the examples of all workers together, on any device.
 
-    Workers may hold different numbers of examples, also none. All of them must run the same sequence of forward and backward passes.
+    The gradients also take all workers' examples into account. Workers may have different numbers of examples, including none.
+    All workers must run the same sequence of forward and backward passes, because each pass waits for the others.
 
     Attributes:
-        process_group: the workers; None for all.
+        process_group: the workers. None stands for all processes of torch.distributed.
     """
 
     process_group: Group = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each channel; in training mode by the moments over all workers' examples.
+        """Normalise each channel.
+
+        In training mode, the mean and variance of all workers' examples are used and the running statistics are updated. In
+        evaluation mode, the running statistics are used.
 
         Args:
-            input: (N, C, H, W); N may differ between workers and may be 0.
+            input: tensor of shape (N, C, H, W). N may differ between workers and may be 0.
 
         Returns:
-            The same shape.
+            Tensor of the same shape.
 
         Raises:
-            ValueError: if all workers together have fewer than 2 values for each channel.
+            ValueError: if all workers together have fewer than 2 values per channel in training mode.
         """
         self._check_input_dim(input)
         if not self.training or _world_size(self.process_group) == 1:
@@ -49,7 +54,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps, self.process_group))
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Update the running statistics as BatchNorm2d does."""
+        """Update the running mean and variance, as BatchNorm2d does in training.
+
+        Args:
+            mean: each channel's mean over the current examples of all workers, of shape (C,).
+            unbiased_var: each channel's unbiased variance, of shape (C,).
+        """
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -59,7 +69,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
-    """Compute each channel's mean and biased variance over all workers: (C,) float32 both, and the number of values in a channel."""
+    """Compute each channel's mean and variance over all workers. Every worker of the group must call this.
+
+    Args:
+        x: this worker's activations of shape (N, C, H, W). N may be 0.
+        group: the workers; None for all.
+
+    Returns:
+        The mean and the biased variance of each channel (float32 tensors of shape (C,)), and the number of values in a channel
+        over all workers.
+    """
     count = x.numel() // x.shape[1]
     # float64 because E[x²] − E[x]² cancels where a mean is large beside its spread
     moments = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
@@ -74,20 +93,43 @@ def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalises with the moments over all workers; the gradient passes through those moments, too."""
+    """The normalisation by moments over all workers, with a gradient that also passes through these moments."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float, group: Group
     ) -> Tensor:
-        """Normalise x (N, C, H, W) by mean and var (C,) over `count` values of all workers."""
+        """Normalise activations and store what the backward pass needs.
+
+        Args:
+            ctx: autograd's context object.
+            x: activations of shape (N, C, H, W).
+            weight: scale of each channel, of shape (C,).
+            bias: shift of each channel, of shape (C,).
+            mean: mean of each channel over all workers, of shape (C,).
+            var: biased variance of each channel over all workers, of shape (C,).
+            count: number of values in a channel over all workers.
+            eps: number that is added to the variance.
+            group: the workers; None for all.
+
+        Returns:
+            Tensor of the shape of `x`.
+        """
         ctx.save_for_backward(x, weight, mean, var)
         ctx.count, ctx.eps, ctx.group = count, eps, group
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients for x, weight and bias."""
+        """Compute the gradients of x, weight and bias. Every worker of the group must call this.
+
+        Args:
+            ctx: autograd's context object, filled by `forward`.
+            grads: a single tensor, the gradient of the output.
+
+        Returns:
+            A gradient for each argument of `forward`, None for all but x, weight and bias.
+        """
         x, weight, mean, var = ctx.saved_tensors
         grad, values = grads[0].float(), x.float()
         inverse = (var + ctx.eps).rsqrt()
@@ -110,14 +152,16 @@ class _Normalise(torch.autograd.Function):
 
 
 def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
-    """Replace every BatchNorm2d of a model by a synchronised one: torch's SyncBatchNorm on GPUs, else `SyncBatchNorm2d`.
+    """Replace every BatchNorm2d in a model by a synchronised batch norm.
+
+    torch's SyncBatchNorm is used if the model is on a GPU, otherwise `SyncBatchNorm2d`.
 
     Args:
-        model: changed in place; parameters and buffers stay the same objects.
+        model: the model, changed in place. Its parameters and buffers stay the same objects.
         process_group: the workers; None for all.
 
     Returns:
-        The model (a new module if it is a BatchNorm2d itself).
+        The model. If the model itself is a BatchNorm2d, a new module is returned.
     """
     if any(p.is_cuda for p in model.parameters()):
         return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group))
@@ -126,18 +170,20 @@ def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_group: Group = None) -> int:
-    """Set every batch norm's running mean and variance to their average over batches, with the weights as they are.
+    """Set the running mean and variance of every batch norm to their average over some batches.
 
-    The released DeconvNet does this over 500 batches of training data before inference, because the running averages of training
-    lag behind the weights.
+    The running averages of training lag behind the weights. Therefore the released DeconvNet also recomputes them over 500
+    batches of training data before inference. The weights stay as they are.
 
     Args:
-        model: changed in place; its modules' training modes are restored at the end. Dropout is off meanwhile.
-        batches: prepared inputs, which all count the same. With synchronised batch norm all workers must have as many.
-        process_group: workers to average over; None for all.
+        model: the model, changed in place. While it runs, only batch norms are in training mode, so dropout is off. All
+            modules' modes are restored at the end.
+        batches: prepared inputs for the model. Each batch has the same weight in the average. If batch norm is synchronised,
+            all workers must have the same number of batches.
+        process_group: the workers to average over; None for all.
 
     Returns:
-        The number of batches, over all workers where batch norm is not synchronised.
+        The number of batches. It is the sum over all workers, unless all batch norms are synchronised.
 
     Raises:
         ValueError: if there is no batch.
@@ -165,7 +211,21 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
 
 
 def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> int:
-    """Average the running statistics of plain batch norms, weighted by batches; synchronised ones are equal already."""
+    """Average the running statistics of plain batch norms over all workers, weighted by their numbers of batches.
+
+    The statistics of synchronised batch norms are already equal on all workers and are not changed.
+
+    Args:
+        norms: all batch norms of the model, changed in place.
+        count: number of batches of this worker.
+        group: the workers; None for all.
+
+    Returns:
+        The number of batches: the sum over all workers if there was anything to average, else `count`.
+
+    Raises:
+        ValueError: if that number is 0.
+    """
     own = [n for n in norms if not isinstance(n, (SyncBatchNorm2d, nn.SyncBatchNorm))]
     if not own or _world_size(group) == 1:
         total = count
@@ -182,7 +242,15 @@ def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> 
 
 
 def _replace(model: nn.Module, group: Group) -> nn.Module:
-    """Replace a model's batch norms by synchronised ones around the same parameters and buffers."""
+    """Replace the batch norms in a model by instances of `SyncBatchNorm2d` with the same parameters and buffers.
+
+    Args:
+        model: the model, changed in place.
+        group: the workers; None for all.
+
+    Returns:
+        The model, or the replacement if the model itself is a batch norm.
+    """
     if isinstance(model, nn.BatchNorm2d):
         new = SyncBatchNorm2d(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
         new.process_group = group
@@ -200,5 +268,5 @@ def _replace(model: nn.Module, group: Group) -> nn.Module:
 
 
 def _world_size(group: Group) -> int:
-    """Return the number of workers: 1 outside torch.distributed."""
+    """Return the number of workers in a process group, or 1 if torch.distributed is not in use."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1

@@ -1,1 +1,5 @@
-"""Initial weights: VGG-16 (also pruned), a decoder that interpolates, and trained models of other classes."""
+"""Initial weights of the networks.
+
+They come from VGG-16 (possibly pruned), from a model that was trained for other classes, or, for DeconvNet's decoder, from
+interpolation filters.
+"""

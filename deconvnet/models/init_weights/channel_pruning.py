@@ -1,8 +1,12 @@
-"""VGG-16 pruned to fewer channels in each layer, so that a network narrower than the paper's can start from ImageNet's weights.
+"""Pruning of VGG-16 to fewer channels per layer.
 
-Layer by layer, on a sample of inputs (cf. He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017): a
-pivoted factorisation of the full network's responses selects the channels to keep, and their weights are regressed on the responses
-of the *pruned* network's previous layer, so that each layer corrects the errors of those before it.
+A network that is narrower than the paper's can't use VGG-16's ImageNet weights directly, but it can start from the pruned
+weights. The method follows He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017. It works on
+the responses to a sample of inputs, one layer after the other:
+
+1. A pivoted factorisation of the full network's responses selects the channels to keep.
+2. The weights of these channels are fitted by regression. Its inputs are the responses of the previous *pruned* layer, so each
+   layer corrects the errors of the layers before it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,29 +20,32 @@ from torch import Tensor
 from deconvnet.models.layers import VGG16_CONVOLUTIONS, channels
 
 SAMPLES = 30_000
-"""Positions at which a layer's responses are sampled, over all inputs."""
+"""Number of positions, over all inputs, at which the responses of a layer are sampled."""
 HELD_OUT = 0.1
-"""Share of the inputs that nothing is fitted to; R² is measured on them."""
+"""Fraction of the inputs that is not used for fitting. R² is measured on these inputs."""
 RIDGE = 1e-2
-"""Ridge of the regression, relative to the mean variance of its inputs."""
+"""Strength of the ridge penalty in the regression, relative to the mean variance of the regression's inputs."""
 ROUNDS = 8
-"""Rounds of `regress` for each layer."""
+"""Number of rounds of `regress` for each layer."""
 _BATCH_NORM_EPSILON = 1e-5  # torch's default
 _CHUNK = 32  # inputs that go through a layer at once
 
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """A convolution of the pruned network, followed by ReLU.
+    """A convolution of the pruned network, to be followed by ReLU.
+
+    O is the number of output channels and I the number of input channels. A response is the output of the convolution before
+    ReLU.
 
     Attributes:
-        name: VGG-16's name of the layer: "conv1_1" …
-        weight: (O, I, 3, 3).
-        bias: (O,).
-        mean: (O,), mean of its responses to all inputs, before ReLU.
-        var: (O,), their biased variance.
-        kept_channels: the full network's channels that its outputs stand for, ascending.
-        r2: R² of its responses, after ReLU, against the full network's on the held-out inputs.
+        name: VGG-16's name of the layer, such as "conv1_1".
+        weight: tensor of shape (O, I, 3, 3).
+        bias: tensor of shape (O,).
+        mean: mean response of each channel over all inputs, of shape (O,).
+        var: biased variance of the responses of each channel, of shape (O,).
+        kept_channels: indices of the full network's channels that were kept, ascending.
+        r2: R² of the outputs after ReLU on the held-out inputs, compared with the full network.
     """
 
     name: str
@@ -50,14 +57,15 @@ class PrunedLayer:
     r2: float
 
     def tensors(self) -> dict[str, Tensor]:
-        """Split the layer into a convolution and a batch norm after it, which together compute the same.
+        """Convert the layer to a convolution and a batch norm, which together compute the same as the layer.
 
-        With batch norm the scale of weights only decides how fast they turn under a given learning rate. So each output channel's are
-        scaled to a squared norm of 2, which He's initialisation has; the weights on pixels (0–255), as they are, would be lost in
-        one step.
+        With batch norm, the scale of a convolution's weights has no effect on the output. It only decides how fast the weights
+        change at a given learning rate. So each output channel's weights are scaled to a squared norm of 2, as in He's
+        initialisation. Otherwise one training step would destroy the small weights of the first layer, whose inputs are pixel
+        values from 0 to 255.
 
         Returns:
-            "NAME.weight", "NAME.bias", "NAME.norm.weight", … as `vgg16.write_vgg16` takes them.
+            Tensors named "NAME.weight", "NAME.bias", "NAME.norm.weight" and so on, in the form that `vgg16.write_vgg16` takes.
         """
         scale = (2 / self.weight.square().sum((1, 2, 3)).clamp(min=1e-12)).sqrt()
         var = self.var * scale.square()
@@ -81,16 +89,17 @@ def prune_vgg16(
 ) -> Iterator[PrunedLayer]:
     """Prune VGG-16's 13 convolutions, one after the other.
 
-    The responses of each pruned layer are those of the full network divided by one number, which makes their mean square 1. Batch norm
-    cancels it, and without batch norm VGG's own responses, in the hundreds, would be hard to train on.
+    The outputs of each pruned layer approximate the full network's kept channels, divided by one number per layer. This number
+    gives them a mean square of 1. VGG-16's own responses are in the hundreds, which would make training hard without batch
+    norm. With batch norm the division has no effect.
 
     Args:
-        full: weight (O, I, 3, 3) and bias (O,) of the full network's layers, by VGG's names.
-        inputs: (N, 3, H, W), N ≥ 2, H and W ≥ 16, prepared by the input convention of `full`, of the size that the pruned network will
-            be given.
-        width: channels relative to VGG-16's, below 1.
-        seed: of the sampled positions.
-        dtype: what the full network is computed in.
+        full: weight (O, I, 3, 3) and bias (O,) of each layer of the full network, by VGG-16's layer names.
+        inputs: at least 2 prepared images of shape (N, 3, H, W), with H and W at least 16. They must have the input convention
+            of `full` and the size that the pruned network will get.
+        width: channels per layer as a fraction of VGG-16's, below 1.
+        seed: seed for drawing the sampled positions.
+        dtype: dtype in which the full network is computed.
 
     Yields:
         The pruned layers in order.
@@ -122,17 +131,17 @@ def prune_vgg16(
 
 
 def select_channels(responses: Tensor, count: int) -> list[int]:
-    """Select the channels from which the others can best be predicted.
+    """Select the channels from which all others can be predicted best by a linear map.
 
-    Greedily: each time the channel of which the selected ones explain least is added. It is the choice of pivoted QR, computed by a
-    Cholesky factorisation of the covariance.
+    The selection is greedy. Each step adds the channel with the largest variance that the selected channels don't explain. This
+    is the choice of QR factorisation with pivoting. It is computed by a Cholesky factorisation of the covariance matrix.
 
     Args:
-        responses: (M, C), M samples of C channels.
-        count: how many channels to select.
+        responses: tensor of shape (M, C) with M samples of C channels.
+        count: number of channels to select.
 
     Returns:
-        Channel indices, ascending.
+        The indices of the selected channels, ascending.
     """
     centred = responses - responses.mean(0)
     covariance = (centred.T @ centred).double()
@@ -150,18 +159,19 @@ def select_channels(responses: Tensor, count: int) -> list[int]:
 
 
 def regress(x: Tensor, y: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
-    """Fit a linear map so that ReLU of it approximates ReLU of y, by ridge regression in rounds.
+    """Fit a linear map to targets so that both agree after ReLU.
 
-    Where y is negative, any negative prediction is right. So after each round negative targets are replaced by the prediction, clipped
-    at 0. Rounds lower an upper bound of the squared error and share one factorisation. The bias is not shrunk.
+    Where a target is negative, any negative prediction is equally good. So the map is fitted by ridge regression in several
+    rounds. After each round, every negative target is replaced by its prediction or by 0, whichever is smaller. Each round
+    lowers an upper bound of the squared error after ReLU. All rounds share one matrix factorisation. The bias is not penalised.
 
     Args:
-        x: (M, I).
-        y: (M, O).
-        rounds: number of regressions.
+        x: inputs of shape (M, I) for M samples.
+        y: targets before ReLU, of shape (M, O).
+        rounds: number of rounds.
 
     Returns:
-        Weight (O, I) and bias (O,).
+        Weight of shape (O, I) and bias of shape (O,).
     """
     mean = x.mean(0)
     x = x - mean
@@ -177,29 +187,37 @@ def regress(x: Tensor, y: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]
 
 
 def r_squared(found: Tensor, target: Tensor) -> float:
-    """Compute R² over all channels: 1 − squared errors / squared distances from the channels' means.
+    """Compute R² over all channels: 1 − (sum of squared errors) / (sum of squared distances from each channel's mean).
 
     Args:
-        found: predictions (M, C).
-        target: what they approximate (M, C).
+        found: predictions of shape (M, C).
+        target: true values of shape (M, C).
 
     Returns:
-        At most 1, which means equal; 0 is as good as the channels' means.
+        At most 1. The value 1 means perfect predictions. The value 0 means they are only as good as predicting each channel's
+        mean.
     """
     spread = (target - target.mean(0)).square().sum()
     return float(1 - (found - target).square().sum() / spread.clamp(min=1e-12))
 
 
 def _follows_pooling(name: str) -> bool:
-    """True for the first layer of a block, which follows pooling; conv1_1 follows nothing."""
+    """Return whether a layer comes directly after a pooling layer: the first layer of every block but the first."""
     return name.endswith("_1") and name != "conv1_1"
 
 
 def _sampled_positions(names: list[str], shape: torch.Size, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Draw the positions at which each layer's maps are sampled.
+    """Draw the pixel positions at which the responses of each layer are sampled.
+
+    Args:
+        names: VGG-16's layer names in order.
+        shape: shape of the inputs, (N, 3, H, W).
+        rng: source of the random numbers.
 
     Returns:
-        By layer: int64 (N, P), pixel indices in row-major order; all pixels of small maps, draws with repetition in large ones.
+        For each layer name, int64 pixel indices in row-major order, of shape (N, P). P is chosen so that N·P is about SAMPLES.
+        If the layer's output has no more than P pixels, all of its pixels are returned once. Otherwise P positions are drawn
+        with replacement for each input.
     """
     count, _, height, width = shape
     wanted = -(-SAMPLES // count)
@@ -216,7 +234,17 @@ def _sampled_positions(names: list[str], shape: torch.Size, rng: np.random.Gener
 def _responses(
     full: Mapping[str, tuple[Tensor, Tensor]], inputs: Tensor, positions: Mapping[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Compute the full network's responses before ReLU at the sampled positions: (N, P, C) by layer, in `dtype`."""
+    """Compute the responses (before ReLU) of the full network at the sampled positions.
+
+    Args:
+        full: weight and bias of each layer by name.
+        inputs: prepared images of shape (N, 3, H, W).
+        positions: pixel indices of shape (N, P) for each layer name, as made by `_sampled_positions`.
+        dtype: dtype to compute in.
+
+    Returns:
+        Responses of shape (N, P, C) for each layer name, in `dtype`.
+    """
     found: dict[str, list[Tensor]] = {name: [] for name in positions}
     layers = {name: (w.to(dtype, memory_format=torch.channels_last), b.to(dtype)) for name, (w, b) in full.items()}
     for start in range(0, len(inputs), _CHUNK):
@@ -230,7 +258,15 @@ def _responses(
 
 
 def _patches(x: Tensor, positions: Tensor) -> Tensor:
-    """Cut the 3×3 patches of x (N, C, H, W) around positions (N, P): (N, P, C·9), ordered as a convolution's weights."""
+    """Cut out the 3×3 patch around each sampled position.
+
+    Args:
+        x: input of a layer, of shape (N, C, H, W). It is padded with zeros at the border.
+        positions: pixel indices in row-major order, of shape (N, P).
+
+    Returns:
+        Tensor of shape (N, P, C·9). The last dimension is ordered like the flattened weights of a convolution.
+    """
     found = []
     for part, where in zip(x.split(_CHUNK), positions.split(_CHUNK), strict=True):
         rows, columns = where // x.shape[3], where % x.shape[3]

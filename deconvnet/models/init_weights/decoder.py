@@ -1,7 +1,8 @@
-"""Initial weights of DeconvNet's decoder from which class information reaches the score from the first step.
+"""An initialisation of DeconvNet's decoder by interpolation filters, with which the network learns from the first step.
 
-With the paper's Gaussian (§6.1) it fades on its way through fourteen random deconvolutions: after each unpooling the pattern of
-switches outweighs the values, and the network needs thousands of steps before it predicts much but background.
+The paper's initialisation draws Gaussian weights (§6.1). Then information about classes is lost in fourteen random
+deconvolutions. After each unpooling, the pattern of the pooling positions is stronger than the values themselves. The network
+needs thousands of steps before it predicts much except background.
 """
 
 from typing import cast
@@ -12,21 +13,22 @@ from torch import Tensor, nn
 from deconvnet.models.deconvnet import DeconvNet
 
 BOX_SHARE = 0.8
-"""Share of each kernel's squared norm that the box filter has; the rest is noise of He's initialisation."""
+"""Share of each kernel's squared norm that comes from the box filter. The rest is noise as in He's initialisation."""
 NORM_BIAS = 1.0
-"""Initial bias of the decoder's batch norms, with which ReLU passes most of a normalised response."""
+"""Initial bias of the decoder's batch norms. With it most of the normalised responses pass the ReLU."""
 _SQUARED_NORM = 2.0  # of each output channel's kernel, as He's initialisation gives it
 
 
 def interpolate(model: DeconvNet) -> None:
-    """Initialise the decoder so that it interpolates what unpooling places (`model.decoder_init: interpolation`).
+    """Initialise DeconvNet's decoder so that it interpolates between the activations that unpooling places.
 
-    Each 3×3 deconvolution becomes a box filter, channel by channel, plus noise, as FCN's deconvolutions start as bilinear
-    interpolation. Where a layer has fewer output than input channels, output o takes the inputs o, o + outputs, …. fc6-deconv gets
-    He's initialisation.
+    The setting `model.decoder_init: interpolation` selects this. Each 3×3 deconvolution becomes a box filter plus noise,
+    similar to FCN's deconvolutions, which start as bilinear interpolation. Output channel o is filtered from input channel o.
+    If a layer has fewer output than input channels, output channel o adds up the input channels o, o + (number of outputs), and
+    so on. The layer fc6_deconv gets He's initialisation.
 
     Args:
-        model: changed in place; random numbers are drawn from torch's global generator.
+        model: the network, changed in place. Random numbers are drawn from torch's global generator.
     """
     with torch.no_grad():
         projection = cast(nn.ConvTranspose2d, model.fc6_deconv.conv).weight
@@ -42,7 +44,14 @@ def interpolate(model: DeconvNet) -> None:
 
 
 def _box_filters(like: Tensor) -> Tensor:
-    """Make box filters of a deconvolution's shape (in, out, k, k), of squared norm 2 for each output channel."""
+    """Make the weights of a deconvolution that applies box filters.
+
+    Args:
+        like: tensor of shape (in, out, k, k), the weights of the deconvolution. It only provides shape, dtype and device.
+
+    Returns:
+        Tensor of the same shape in which the kernel of each output channel has the squared norm 2.
+    """
     inputs, outputs = like.shape[:2]
     boxes = torch.zeros_like(like)
     for channel in range(max(inputs, outputs)):

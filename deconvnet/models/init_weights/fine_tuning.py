@@ -1,4 +1,7 @@
-"""A trained model as initial weights for other classes: class scores are taken over by class name, everything else as it is."""
+"""Fine-tuning: initial weights from a model that was trained for other classes.
+
+The weights of the class scores are taken over for classes with the same name. All other weights are taken over unchanged.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,17 +15,17 @@ from infra.errors import UserError
 def load_trained_weights(
     model: Network, state: Mapping[str, Tensor], old_classes: Sequence[str], new_classes: Sequence[str], convention: str
 ) -> tuple[str, ...]:
-    """Load a trained model's weights into a network, in place.
+    """Load the weights of a trained model into a network. The network is changed in place.
 
     Args:
-        model: network of `new_classes`.
+        model: a network for the classes `new_classes`.
         state: state_dict of the trained model.
-        old_classes: the trained model's class names by id.
-        new_classes: class names by id.
-        convention: input convention of the trained model.
+        old_classes: the trained model's class names by class id.
+        new_classes: the network's class names by class id.
+        convention: input convention of the trained model, "caffe" or "torchvision".
 
     Returns:
-        The classes whose scores were taken over.
+        Names of the classes whose score weights were taken over.
 
     Raises:
         UserError: if the trained model has another architecture, width, input size or input convention.
@@ -39,22 +42,23 @@ def load_trained_weights(
 def map_classes(
     model: Network, state: Mapping[str, Tensor], old_classes: Sequence[str], new_classes: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Make a state_dict for a network of new classes from that of one of old classes.
+    """Convert the state_dict of a network for old classes to a state_dict for new classes.
 
-    Tensors that depend on the classes (the score layers, FCN-8s's upsampling) are taken over for the classes that both have; new
-    classes keep the network's own values. All other tensors are taken over whole.
+    The weights of the score layers and of FCN-8s's upsampling layers depend on the classes. They are taken over for classes
+    that are both old and new. For other new classes, the network's present weights are kept. All other tensors are taken over
+    unchanged.
 
     Args:
-        model: network of `new_classes`.
-        state: state_dict of a network of `old_classes`.
-        old_classes: class names by id.
-        new_classes: class names by id.
+        model: a network for the classes `new_classes`; not changed.
+        state: state_dict of a network for the classes `old_classes`.
+        old_classes: class names by class id.
+        new_classes: class names by class id.
 
     Returns:
-        A state_dict for `model`.
+        A state_dict that fits `model`.
 
     Raises:
-        UserError: if `state` is of another architecture, width or input size.
+        UserError: if `state` belongs to another architecture, width or input size.
     """
     own = model.state_dict()
     if differing := sorted(own.keys() ^ state.keys()):
@@ -79,10 +83,26 @@ def map_classes(
 
 
 def _class_dimensions(name: str) -> tuple[int, ...]:
-    """Return the dimensions of a tensor that run over classes: a score layer's output; input and output of upsampling."""
+    """Return which dimensions of a tensor of the state_dict are indexed by class.
+
+    Args:
+        name: name of the tensor in the state_dict.
+
+    Returns:
+        (0,) for a score layer, whose output channels are classes. (0, 1) for an upsampling layer, whose input and output
+        channels are classes. () for any other tensor.
+    """
     return (0,) if name.startswith("score") else (0, 1) if name.startswith("up_") else ()
 
 
 def _index(classes: Tensor, dimensions: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Make the index that selects `classes` along each of one or two leading dimensions."""
+    """Make an index that selects some classes in a tensor.
+
+    Args:
+        classes: int64 tensor of class ids.
+        dimensions: dimensions that are indexed by class, (0,) or (0, 1).
+
+    Returns:
+        A tuple of index tensors, one for each of these dimensions.
+    """
     return (classes,) if len(dimensions) == 1 else (classes[:, None], classes[None, :])

@@ -1,6 +1,7 @@
-"""ImageNet's VGG-16 as initial weights: reading files of weights, and loading them into a network.
+"""Reading and writing files of VGG-16 weights, and loading them into a network.
 
-A layer has VGG-16's own name, such as "conv3_2", which is `conv3.2` in our networks.
+Layers are called by VGG-16's own names, such as "conv3_2". In the networks of this package this layer is the submodule
+`conv3.2`.
 """
 
 import io
@@ -28,12 +29,12 @@ _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_vgg16` loaded.
+    """A report on the layers that `load_vgg16` loaded.
 
     Attributes:
-        convention: input convention of the file.
-        loaded: VGG-16's layers whose weights were loaded.
-        skipped: layers that keep their initialisation, and why.
+        convention: input convention of the file, "caffe" or "torchvision".
+        loaded: names of the layers whose weights were loaded.
+        skipped: reasons why layers were not loaded, by layer name. These layers keep their initial weights.
     """
 
     convention: str
@@ -43,12 +44,13 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer of a file.
+    """The weights of one layer in a file.
 
     Attributes:
-        weight: (O, I, kH, kW), or (O, I) of a fully connected layer.
-        bias: (O,).
-        norm: the batch norm after it ("weight", "bias", "running_mean", "running_var"); None where the file has none.
+        weight: tensor of shape (O, I, kH, kW), or (O, I) for a fully connected layer.
+        bias: tensor of shape (O,).
+        norm: tensors of the batch norm after the layer, with the keys "weight", "bias", "running_mean" and "running_var". None
+            if there is no batch norm in the file.
     """
 
     weight: Tensor
@@ -56,7 +58,10 @@ class _Layer:
     norm: Mapping[str, Tensor] | None = None
 
     def folded(self) -> "_Layer":
-        """Return the layer that computes the same without batch norm."""
+        """Return an equivalent layer without batch norm.
+
+        The batch norm is folded into the weight and bias. If there is no batch norm, the layer itself is returned.
+        """
         if self.norm is None:
             return self
         scale = self.norm["weight"] / (self.norm["running_var"] + 1e-5).sqrt()
@@ -65,24 +70,23 @@ class _Layer:
 
 
 def load_vgg16(model: Network, uri: str) -> LoadReport:
-    """Load VGG-16's convolutions into a network, and fc6 and fc7 where the file has them and they fit.
+    """Load VGG-16's weights into a network.
 
-    Batch norms are loaded from files that have them (torchvision's vgg16_bn, pruned weights); otherwise they keep their
-    initialisation.
+    All convolutions are loaded, and also fc6 and fc7 if the file has them in the network's size. Batch norms are loaded if the
+    file has them, as torchvision's vgg16_bn and files of pruned weights do. Otherwise they keep their initial values.
 
     Args:
-        model: changed in place.
-        uri: local, https or s3; one of
-            `.pth` or `.safetensors` with torchvision's names (vgg16 or vgg16_bn, input RGB 0–1);
-            `.npz` with Caffe's ("conv1_1.weight", …, input BGR 0–255);
-            `.npz` of `write_vgg16` (pruned weights).
+        model: the network, changed in place.
+        uri: file of weights (local, https:// or s3://) in one of these formats: a `.pth` or `.safetensors` file with
+            torchvision's names (vgg16 or vgg16_bn, torchvision's input convention); a `.npz` file with Caffe's names
+            ("conv1_1.weight", …, Caffe's input convention); a `.npz` file of pruned weights made by `write_vgg16`.
 
     Returns:
-        Which layers were loaded.
+        A report on the layers that were loaded.
 
     Raises:
-        UserError: if the file can't be read, is not VGG-16, or has another input convention or width than the model; the model is then
-            unchanged.
+        UserError: if the file can't be read, does not hold VGG-16, or has another input convention or width than the network.
+            In this case the network is not changed.
     """
     convention, layers = _read_layers(uri)
     _check_convention(uri, convention, model.convention)
@@ -111,17 +115,17 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
 
 
 def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the 13 convolutions of VGG-16 at width 1, batch norms folded in.
+    """Read VGG-16's 13 convolutions from a file, with batch norms folded into them.
 
     Args:
-        uri: file, as for `load_vgg16`.
-        convention: input convention that the file must have.
+        uri: file of weights, in a format that `load_vgg16` accepts.
+        convention: input convention that the file must have, "caffe" or "torchvision".
 
     Returns:
-        Weight (O, I, 3, 3) and bias (O,) by layer.
+        Weight (O, I, 3, 3) and bias (O,) by layer name.
 
     Raises:
-        UserError: if the file can't be read, is not VGG-16 at width 1, or has another input convention.
+        UserError: if the file can't be read, does not hold VGG-16 at full width, or has another input convention.
     """
     found, layers = _read_layers(uri)
     _check_convention(uri, found, convention)
@@ -135,12 +139,13 @@ def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> None:
-    """Write VGG-16's convolutions as an `.npz` file.
+    """Write VGG-16's convolutions to an `.npz` file.
 
     Args:
-        uri: of the file (local or s3).
-        tensors: "conv1_1.weight", "conv1_1.bias", … and, where there is batch norm, "conv1_1.norm.weight", ….
-        convention: their input convention.
+        uri: URI of the file (local or s3://).
+        tensors: weights named "conv1_1.weight", "conv1_1.bias" and so on. Batch norms, if there are any, are named
+            "conv1_1.norm.weight" and so on.
+        convention: input convention of the weights, "caffe" or "torchvision".
     """
     sink = io.BytesIO()
     arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
@@ -149,19 +154,35 @@ def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> Non
 
 
 def _unit(model: Network, name: str) -> nn.Module:
-    """Return the model's unit of a VGG-16 layer: conv3_2 is conv3.2."""
+    """Return the submodule of a network that holds a VGG-16 layer, its batch norm (if any) and ReLU.
+
+    Args:
+        model: the network.
+        name: VGG-16's name of the layer. For "conv3_2" the submodule `conv3.2` is returned.
+    """
     return model.get_submodule(name.replace("_", "."))
 
 
 def _conv(model: Network, name: str) -> nn.Conv2d:
-    """Return the model's convolution of a VGG-16 layer."""
+    """Return the convolution of a network that corresponds to a VGG-16 layer.
+
+    Args:
+        model: the network.
+        name: VGG-16's name of the layer, such as "conv3_2".
+    """
     conv = _unit(model, name).get_submodule("conv")
     assert isinstance(conv, nn.Conv2d)
     return conv
 
 
 def _fill(model: Network, name: str, layer: _Layer) -> None:
-    """Copy a layer of a file into the model; its batch norm is folded where the model has none."""
+    """Copy a layer from a file into a network. If the network has no batch norm there, the file's is folded into the weights.
+
+    Args:
+        model: the network, changed in place.
+        name: VGG-16's name of the layer, such as "conv3_2".
+        layer: the layer's weights from the file.
+    """
     norm = dict(_unit(model, name).named_children()).get("norm")
     if norm is None:
         layer = layer.folded()
@@ -175,7 +196,17 @@ def _fill(model: Network, name: str, layer: _Layer) -> None:
 
 
 def _read(uri: str) -> dict[str, Tensor]:
-    """Read a file's tensors, as float32. Raises UserError if it is not a complete file of weights."""
+    """Read all tensors of a file of weights.
+
+    Args:
+        uri: URI of a .pth, .pt, .safetensors or .npz file.
+
+    Returns:
+        The tensors by name, as float32.
+
+    Raises:
+        UserError: if the file has another format, is incomplete or can't be read.
+    """
     suffix = PurePosixPath(urlsplit(uri).path).suffix.lower()
     with storage.local_copy(uri) as path:
         try:
@@ -197,7 +228,17 @@ def _read(uri: str) -> dict[str, Tensor]:
 
 
 def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
-    """Read a file's input convention and its layers by VGG-16's names. Raises UserError if it is not VGG-16."""
+    """Read a file of VGG-16 weights.
+
+    Args:
+        uri: file of weights, in a format that `load_vgg16` accepts.
+
+    Returns:
+        The file's input convention and the layers by VGG-16's names.
+
+    Raises:
+        UserError: if the file can't be read or does not hold VGG-16.
+    """
     tensors = _read(uri)
     if any(name.startswith("features.") for name in tensors):
         return "torchvision", _torchvision_layers(tensors, uri)
@@ -206,13 +247,33 @@ def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
 
 
 def _check_convention(uri: str, found: str, expected: str) -> None:
-    """Raise UserError if a file's input convention is not the model's."""
+    """Check that a file of weights has the expected input convention.
+
+    Args:
+        uri: URI of the file, for the error message.
+        found: input convention of the file.
+        expected: input convention of the network.
+
+    Raises:
+        UserError: if the conventions differ.
+    """
     if found != expected:
         raise UserError(f"{uri} expects {found} input and the model is built for {expected}: set model.convention to {found}")
 
 
 def _caffe_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
-    """Find the layers among tensors with Caffe's names."""
+    """Group tensors with Caffe's names by layer.
+
+    Args:
+        tensors: tensors of a file by name, such as "conv1_1.weight".
+        uri: URI of the file, for the error message.
+
+    Returns:
+        The layers by VGG-16's names.
+
+    Raises:
+        UserError: if a convolution of VGG-16 is missing.
+    """
     layers = {}
     for name in (*VGG16_CONVOLUTIONS, *_FULLY_CONNECTED):
         if f"{name}.weight" in tensors and f"{name}.bias" in tensors:
@@ -224,7 +285,18 @@ def _caffe_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
 
 
 def _torchvision_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
-    """Find the layers among tensors with torchvision's names, in which layers are numbered."""
+    """Group tensors with torchvision's names by layer. These names number the layers, for example "features.0.weight".
+
+    Args:
+        tensors: tensors of a file by name.
+        uri: URI of the file, for the error message.
+
+    Returns:
+        The layers by VGG-16's names.
+
+    Raises:
+        UserError: if the number of convolutions is not VGG-16's, or a tensor of a layer is missing.
+    """
     numbers = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", name)))
     convolutions = [n for n in numbers if tensors[f"features.{n}.weight"].ndim == 4]
     if len(convolutions) != len(VGG16_CONVOLUTIONS):
