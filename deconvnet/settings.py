@@ -1,4 +1,4 @@
-"""Settings of the data, the networks, their training, segmentation, retraining and tracking."""
+"""Settings of the data, the networks, their training, segmentation, retraining and experiment tracking."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ class GeneratedSettings(Section):
 
 
 class DataSettings(Section):
-    """The annotated images: a data set in VOC's layout, or a generated one."""
+    """The annotated images: a data set in VOC's folder layout, or a generated one."""
 
     root: str | None = Field(
         None,
@@ -42,6 +42,7 @@ class DataSettings(Section):
     @field_validator("classes")
     @classmethod
     def _classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Check that there are 2 to 255 different class names; raise ValueError if not."""
         if not 2 <= len(names) <= 255:
             raise ValueError("needs between 2 and 255 names, background first")
         if repeated := sorted({n for n in names if names.count(n) > 1}):
@@ -50,7 +51,7 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """DeconvNet and FCN-8s. Settings that begin with fcn_ are FCN-8s's; convention and vgg16 are for both."""
+    """The networks. Names with fcn_ are for FCN-8s, `convention` and `vgg16` for both networks, and the others for DeconvNet."""
 
     width: float = Field(
         1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
@@ -85,13 +86,14 @@ class ModelSettings(Section):
     @field_validator("input_size", "fcn_input_size")
     @classmethod
     def _multiple_of_32(cls, size: int) -> int:
+        """Check that an input size is a multiple of 32; raise ValueError if not."""
         if size % 32:
             raise ValueError(f"must be a multiple of 32; {size // 32 * 32} or {size // 32 * 32 + 32} would do")
         return size
 
 
 class ComputeSettings(Section):
-    """The processes that train (Ray Train workers; the local executor trains in one process)."""
+    """The processes that train: Ray Train workers, or a single process with the local executor."""
 
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
@@ -125,7 +127,7 @@ _BnBatches = Annotated[
 
 
 class StageSettings(Section):
-    """One training stage. The defaults are DeconvNet's (§6.1)."""
+    """One training stage. The defaults are those of DeconvNet's paper (§6.1)."""
 
     epochs: PositiveInt = Field(30, description="most passes over the examples")
     max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
@@ -163,7 +165,7 @@ class StageSettings(Section):
 
 
 class FcnStageSettings(StageSettings):
-    """The training of FCN-8s. The defaults are those of Long, Shelhamer and Darrell (CVPR 2015)."""
+    """The training stage of FCN-8s. The defaults are those of its paper (Long, Shelhamer, Darrell, CVPR 2015)."""
 
     batch: _Batch = 20
     lr: _LearningRate = 1e-4
@@ -172,7 +174,7 @@ class FcnStageSettings(StageSettings):
 
 
 class InitSettings(Section):
-    """Fine-tuning: a trained model to start from, in place of VGG-16 or random weights."""
+    """Fine-tuning: a trained model to start from instead of VGG-16's weights or random weights."""
 
     from_: str | None = Field(
         None,
@@ -183,7 +185,7 @@ class InitSettings(Section):
 
 
 class TrainSettings(Section):
-    """The three training stages: FCN-8s on whole images, DeconvNet on crops of objects (1), then of proposals (2)."""
+    """The training stages: FCN-8s on whole images, and DeconvNet on crops of objects (stage 1), then of proposals (stage 2)."""
 
     fcn8s: FcnStageSettings = FcnStageSettings()
     stage1: StageSettings = StageSettings()
@@ -191,7 +193,7 @@ class TrainSettings(Section):
 
 
 class CrfSettings(Section):
-    """Dense CRF (Krähenbühl, Koltun 2011); the defaults are the released DeconvNet's."""
+    """The dense CRF (Krähenbühl, Koltun 2011) that refines masks. The defaults are those of the released DeconvNet."""
 
     iterations: PositiveInt = Field(10, description="number of mean-field iterations")
     xy_sigma: PositiveFloat = Field(3.0, description="standard deviation of the smoothness kernel, px")
@@ -204,7 +206,7 @@ class CrfSettings(Section):
 
 
 class SegmentSettings(Section):
-    """Segmentation of images by their proposals, and the ensemble with FCN-8s (§5.1, §5.2)."""
+    """Segmentation: DeconvNet on an image's proposals, and its ensemble with FCN-8s (§5.1, §5.2)."""
 
     proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
     min_side: NonNegativeFloat = Field(
@@ -228,7 +230,7 @@ class SegmentSettings(Section):
 
 
 class RetrainSettings(Section):
-    """When a retrained model replaces the champion, and what is kept of earlier runs."""
+    """When a retrained model replaces the champion (the model in use), and how many earlier retraining runs are kept."""
 
     margin: float = Field(
         0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a model to be promoted"
@@ -243,7 +245,7 @@ class RetrainSettings(Section):
 
 
 class TrackingSettings(Section):
-    """Experiment tracking and model registry (MLflow)."""
+    """Experiment tracking and the model registry (MLflow)."""
 
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
     uri: str | None = Field(

@@ -1,1 +1,1 @@
-"""Training: the loop, its batches, and the two ways to run it (Ray Train, or this process)."""
+"""Training of the networks: the training loop, its batches, and two ways to run it (on Ray Train, or in this process)."""

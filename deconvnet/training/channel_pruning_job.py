@@ -1,4 +1,4 @@
-"""Initial weights of a network narrower than VGG-16: VGG-16 pruned on the images or crops that the network will train on."""
+"""Pruning of VGG-16, on the images that a network will be trained on, to initialise a network narrower than VGG-16."""
 
 import logging
 from collections.abc import Iterator
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from deconvnet.settings import ModelSettings
 
 MOST_INPUTS = 1000
-"""Images or crops that responses are computed for, at most."""
+"""Largest number of images or crops that are used for pruning."""
 MOST_BYTES = 2**28
-"""Size of the pruned network's first maps for all inputs, at most. Memory used is about six times this, and at least 1 GB."""
+"""Largest size in bytes of the outputs of the pruned network's first layer, over all inputs.
+
+The job takes about six times as much memory, and at least 1 GB.
+"""
 _BATCH = 50
 
 logger = logging.getLogger(__name__)
@@ -33,16 +36,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PruningJob:
-    """What VGG-16 is pruned for.
+    """The description of a job that prunes VGG-16 for a network.
 
     Attributes:
-        architecture: "deconvnet" or "fcn8s".
-        model: settings of the networks; `vgg16` names the full weights.
-        examples_uri: table that the network will train on: `examples`, or `images` for FCN-8s.
-        out_uri: `.npz` file that is written, for `deconvnet.models.init_weights.vgg16.load_vgg16`.
-        seed: of the inputs and the sampled positions.
-        threads: torch threads to compute with.
-        cpus: CPUs that the executor reserves for the job.
+        architecture: name of the network's architecture, "deconvnet" or "fcn8s".
+        model: settings of the networks. `vgg16` names the file of unpruned weights.
+        examples_uri: URI of the table that the network will be trained on: an `examples` table for DeconvNet, an `images` table
+            for FCN-8s.
+        out_uri: URI of the `.npz` file to write. `deconvnet.models.init_weights.vgg16.load_vgg16` can read it.
+        seed: seed for drawing the inputs and the sampled positions.
+        threads: number of torch threads to compute with.
+        cpus: number of CPUs that the executor reserves for the job.
     """
 
     architecture: str
@@ -55,14 +59,16 @@ class PruningJob:
 
 
 def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
-    """Prune VGG-16 on a training node and write the file `job.out_uri`; logs a line for each layer.
+    """Prune VGG-16 on a training node and write the file `job.out_uri`.
+
+    This function waits for the result and logs a line for each layer.
 
     Args:
-        executor: runs the job as one piece of work.
-        job: what to prune, and for which network.
+        executor: executor that runs the job, as a single piece of work.
+        job: description of the job.
 
     Returns:
-        R² of each layer's responses on held-out inputs, by VGG-16's layer names.
+        R² of each pruned layer on held-out inputs, by VGG-16's layer names.
 
     Raises:
         UserError: if the weights or the table can't be used.
@@ -78,13 +84,14 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
     """Prune VGG-16 in this process and write the file `job.out_uri` after the last layer.
 
     Args:
-        job: what to prune, and for which network.
+        job: description of the job.
 
     Yields:
-        Each layer's name, its R² and a line that describes it.
+        For each layer: its name, its R² on held-out inputs, and a line of text for the log.
 
     Raises:
         UserError: if the weights or the table can't be used.
+        ValueError: if the network is not narrower than VGG-16, or the settings name no weights.
     """
     torch.set_num_threads(job.threads)
     architecture, model = ARCHITECTURES[job.architecture], job.model
@@ -103,7 +110,18 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
 
 
 def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
-    """Make as many prepared inputs (N, 3, S, S) as memory allows, the first of those that the first epoch of training has."""
+    """Make the inputs for pruning. They are taken from the start of the first training epoch, as many as memory allows.
+
+    Args:
+        job: description of the job.
+        first_channels: number of channels of the pruned network's first layer.
+
+    Returns:
+        float32 tensor of shape (N, 3, S, S), where S is the network's input size and N is at most MOST_INPUTS.
+
+    Raises:
+        UserError: if the table holds fewer than 2 examples.
+    """
     architecture = ARCHITECTURES[job.architecture]
     size = architecture.input_size(job.model)
     examples = open_examples(job.examples_uri, size, architecture.split("train"))

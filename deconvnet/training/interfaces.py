@@ -1,4 +1,4 @@
-"""What the training loop takes and gives: batches, networks, states and outcomes."""
+"""The types that the training loop works with: networks, batches, training states and results."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,56 +8,78 @@ import numpy as np
 from torch import Tensor
 
 Batch = tuple[np.ndarray, np.ndarray]
-"""Images uint8 (n, 3, S, S), RGB, and masks uint8 (n, S, S), class ids with 255 = void."""
+"""A batch: uint8 RGB images of shape (n, 3, S, S), and uint8 masks of shape (n, S, S) with class ids and 255 for void pixels."""
 
 
 class SegmentationNetwork(Protocol):
-    """What can be trained: an `nn.Module` from prepared images to scores (N, num_classes, S, S)."""
+    """An `nn.Module` that can be trained. Calling it on prepared images returns class scores of shape (N, num_classes, S, S).
+
+    Attributes:
+        num_classes: number of classes, including background.
+    """
 
     num_classes: int
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn images into the network's input.
+        """Convert images to the network's input.
 
         Args:
-            images: uint8 (N, 3, S, S), RGB.
+            images: uint8 RGB images of shape (N, 3, S, S).
+
+        Returns:
+            Floating-point tensor of the same shape.
         """
         ...
 
 
 class BatchLoader(Protocol):
-    """A rank's share of each global batch. The shares of two ranks may differ by one example."""
+    """A source of training batches for one rank (training process).
+
+    Every optimiser step uses a global batch, which is divided into one share per rank. The loader gives the share of its rank.
+    The shares of two ranks may differ in size by one example.
+    """
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+        """Return the number of global batches in an epoch."""
         ...
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Yield this rank's share of some global batches.
+        """Iterate over this rank's shares of consecutive global batches.
 
         Args:
-            first_step: first global step, counted over all epochs.
-            stop_step: global step to stop before.
+            first_step: number of the first optimiser step, counted from 0 over all epochs.
+            stop_step: number of the step to stop before.
+
+        Yields:
+            One batch for each step.
         """
         ...
 
 
 class DevLoader(Protocol):
-    """A rank's share of the examples that a training is evaluated on."""
+    """A source of dev examples for one rank. They are used to evaluate the network during training."""
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the share in batches of at most `size` examples."""
+        """Iterate over this rank's share of the dev examples.
+
+        Args:
+            size: largest number of examples in a batch.
+
+        Yields:
+            Batches that together hold each example of the share once.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class State:
-    """A training between two steps.
+    """The state of a training run between two steps, as stored in a checkpoint.
 
     Attributes:
-        tensors: "model.NAME": parameters and buffers; "momentum.NAME": SGD's momenta. Not copies.
-        values: JSON values: "step" (steps done), "seed", "schedule" (see `Schedule.state_dict`).
+        tensors: the network's parameters and buffers, named "model.NAME", and SGD's momenta, named "momentum.NAME". They share
+            memory with the network and the optimiser, so later steps change them.
+        values: JSON values: "step" (number of steps done), "seed", and "schedule" (see `Schedule.state_dict`).
     """
 
     tensors: dict[str, Tensor]
@@ -66,13 +88,13 @@ class State:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished training.
+    """The result of a finished training run.
 
     Attributes:
-        steps: optimiser steps done.
-        epochs: epochs done, a fraction where `max_steps` ended the training within one.
-        dev_mean_iou: mean IoU of the final network on the dev examples; None without dev examples.
-        best_dev_mean_iou: the highest after any epoch.
+        steps: number of optimiser steps done.
+        epochs: number of epochs done. It is a fraction if `max_steps` ended the training within an epoch.
+        dev_mean_iou: mean IoU (0–1) of the final network on the dev examples. None if there are no dev examples.
+        best_dev_mean_iou: highest mean IoU on the dev examples after any epoch. None if there was no such evaluation.
     """
 
     steps: int
@@ -82,4 +104,5 @@ class Outcome:
 
 
 Report = Callable[[dict[str, float], State | None], None]
-"""Called on every rank with metrics and, where a checkpoint is due, the state."""
+"""A function that every rank calls with metrics by name, and with the training state if a checkpoint must be saved (else None).
+"""

@@ -1,4 +1,7 @@
-"""SGD's parameter groups, and the learning rate over a training (DeconvNet, §6.1; the released solver's alternatives)."""
+"""The SGD optimiser's parameter groups, and the learning rate during training.
+
+The schedules are those of DeconvNet's paper (§6.1), and those that Caffe's solver offers.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,15 +17,17 @@ NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0) -> list[dict[str, Any]]:
-    """Divide a model's parameters into the groups of an optimiser: weights, biases, and batch norm's scales and shifts.
+    """Divide a model's parameters into groups for an optimiser: weights, biases, and the parameters of batch norm.
 
     Args:
-        model: its frozen parameters are left out.
-        weight_decay: of weights and, if `bias_lr_factor` is 1, of biases. Batch norm has none.
-        bias_lr_factor: factor on the learning rate of biases; if it is not 1, biases have no weight decay (the released solver).
+        model: the model. Its frozen parameters are left out.
+        weight_decay: weight decay of the weights. Biases have the same if `bias_lr_factor` is 1. Batch norm has none.
+        bias_lr_factor: factor on the learning rate of biases. If it is not 1, biases have no weight decay, as in the released
+            DeconvNet's training.
 
     Returns:
-        Non-empty groups with the keys "params", "names", "weight_decay" and "lr_factor" (factor on the learning rate).
+        The groups that are not empty. Each has the keys "params", "names" (of the parameters in the model), "weight_decay" and
+        "lr_factor" (factor on the learning rate).
     """
     norm = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     weights: list[tuple[str, nn.Parameter]] = []
@@ -45,28 +50,35 @@ def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
     """Make the optimiser of a training stage.
 
     Args:
-        model: its trainable parameters are optimised.
-        settings: learning rate, momentum, weight decay and `bias_lr_factor`.
+        model: the model, whose trainable parameters are optimised.
+        settings: settings of the stage. Learning rate, momentum, weight decay and `bias_lr_factor` are used.
 
     Returns:
-        SGD with the groups of `parameter_groups`.
+        SGD with the groups that `parameter_groups` returns.
     """
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 def named_parameters(optimiser: torch.optim.SGD) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of an optimiser of `make_sgd`, with their names in the model."""
+    """Iterate over the parameters of an optimiser.
+
+    Args:
+        optimiser: an optimiser made by `make_sgd`.
+
+    Yields:
+        The name of each parameter in the model, and the parameter.
+    """
     for group in optimiser.param_groups:
         yield from zip(group["names"], group["params"], strict=True)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate.
+    """Set the learning rate of an optimiser.
 
     Args:
-        optimiser: of `make_sgd`.
-        rate: multiplied by each group's "lr_factor".
+        optimiser: an optimiser made by `make_sgd`.
+        rate: the learning rate. In each parameter group it is multiplied by the group's "lr_factor".
     """
     for group in optimiser.param_groups:
         group["lr"] = rate * group["lr_factor"]
@@ -74,23 +86,26 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 @dataclass
 class Schedule:
-    """The learning rate by step, and whether training should stop.
+    """The learning rate at each step, and the decision when to end the training early.
 
-    `settings.schedule` is one of
-        plateau: lr × gamma after `patience` epochs in which the dev mean IoU did not rise; training ends when the rate falls below
-            `min_lr`;
-        step: lr × gamma every `step_every` steps;
-        poly: lr · (1 − step / total_steps)^0.9;
-        constant: lr.
-    With each of them training ends after `early_stopping_patience` epochs without a rise, if that is set.
+    The setting `schedule` selects one of these:
+
+    * plateau: the rate is multiplied by `gamma` after `patience` epochs without a rise of the dev mean IoU. Training ends when
+      the rate falls below `min_lr`.
+    * step: the rate is multiplied by `gamma` every `step_every` steps.
+    * poly: the rate is lr · (1 − step / total_steps)^0.9.
+    * constant: the rate is always lr.
+
+    In addition, if `early_stopping_patience` is set, training ends after this number of epochs without a rise of the dev mean
+    IoU.
 
     Attributes:
-        settings: of the training stage.
-        total_steps: steps of the whole training.
-        scale: plateau: product of the reductions so far.
-        best: highest dev mean IoU so far; None before the first.
-        epochs_flat: epochs since the last rise.
-        epochs_waited: epochs since the last rise or reduction.
+        settings: settings of the training stage.
+        total_steps: largest number of steps of the whole training.
+        scale: product of the reductions so far by schedule plateau.
+        best: highest dev mean IoU so far; None before the first evaluation.
+        epochs_flat: number of epochs since the last rise of the dev mean IoU.
+        epochs_waited: number of epochs since the last rise or the last reduction of the rate, whichever was later.
     """
 
     settings: "StageSettings"
@@ -101,10 +116,10 @@ class Schedule:
     epochs_waited: int = 0
 
     def rate(self, step: int) -> float:
-        """Compute a step's learning rate.
+        """Return the learning rate of a step.
 
         Args:
-            step: from 0.
+            step: number of the step, from 0.
         """
         settings = self.settings
         match settings.schedule:
@@ -115,13 +130,13 @@ class Schedule:
         return settings.lr * self.scale
 
     def observe(self, score: float | None) -> bool:
-        """Take in the score of an epoch.
+        """Take the result of an epoch into account. With schedule plateau this may reduce the learning rate.
 
         Args:
-            score: dev mean IoU; None or NaN (there is none) changes nothing.
+            score: dev mean IoU after the epoch. If it is None or NaN, nothing changes.
 
         Returns:
-            True if it is the best so far.
+            True if the score is the highest so far.
         """
         if score is None or score != score:
             return False
@@ -137,17 +152,21 @@ class Schedule:
 
     @property
     def finished(self) -> bool:
-        """True if training should end before `total_steps`."""
+        """Return whether the training should end now, although `total_steps` is not reached."""
         settings = self.settings
         patience = settings.early_stopping_patience
         flat = patience is not None and self.epochs_flat >= patience
         return flat or (settings.schedule == "plateau" and settings.lr * self.scale < min(settings.min_lr, settings.lr))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, as JSON values."""
+        """Return the values that a checkpoint must store to continue the schedule, as JSON values."""
         return {name: getattr(self, name) for name in ("scale", "best", "epochs_flat", "epochs_waited")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Continue from stored values.
+
+        Args:
+            state: values that `state_dict` returned.
+        """
         for name in self.state_dict():
             setattr(self, name, state[name])

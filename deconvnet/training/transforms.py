@@ -1,8 +1,11 @@
-"""Augmentation: a random crop and flip of a stored crop (DeconvNet, §6.1), or a random position of an image on a canvas (FCN-8s).
+"""Augmentation of training examples, and the corresponding views without randomness for evaluation.
 
-An example is a pair of arrays: image uint8 (H, W, 3), RGB, and mask uint8 (H, W), class ids with 255 = void. For the network it
-becomes uint8 (3, S, S) and uint8 (S, S). Random numbers depend on seed, epoch and position alone, so an example looks the same on any
-number of workers.
+DeconvNet is trained on a random square of a stored crop (§6.1), FCN-8s on an image at a random position on a square canvas.
+Both are flipped at random.
+
+An example is an image and its mask. They are stored as a uint8 RGB array (H, W, 3) and a uint8 array (H, W) with class ids and
+255 for void. The network gets arrays of shape (3, S, S) and (S, S). Random numbers depend only on the seed, the epoch and the
+example's position in it. So augmentation does not depend on the number of workers.
 """
 
 from collections.abc import Callable
@@ -19,30 +22,30 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
-    """Make the random generator of an example.
+    """Make the random generator for the augmentation of one example.
 
     Args:
-        seed: of the training.
-        epoch: from 0.
-        position: of the example in the epoch, see `sampler`.
+        seed: seed of the training.
+        epoch: number of the epoch, from 0.
+        position: position of the example in the order of the epoch, from 0.
     """
     return np.random.default_rng([seed, epoch, 2, position])
 
 
 def random_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator) -> Pair:
-    """Cut out a random square and flip it left to right half of the time.
+    """Cut out a random square, and flip it horizontally with probability ½.
 
     Args:
-        image: uint8 (H, W, 3).
-        mask: uint8 (H, W).
-        size: side of the square, px.
+        image: uint8 array of shape (H, W, 3).
+        mask: uint8 array of shape (H, W).
+        size: side of the square in pixels.
         rng: source of the random numbers.
 
     Returns:
-        uint8 (3, size, size) and uint8 (size, size).
+        The image, uint8 (3, size, size), and the mask, uint8 (size, size).
 
     Raises:
-        BadInput: if the example is smaller than the square.
+        BadInput: if the image is smaller than the square.
     """
     height, width = _checked_size(mask, size)
     y, x = (int(rng.integers(side - size + 1)) for side in (height, width))
@@ -52,7 +55,19 @@ def random_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.G
 
 
 def centre_crop(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
-    """Cut out the square in the middle; arguments, result and errors as for `random_crop`."""
+    """Cut out the square in the middle of an image.
+
+    Args:
+        image: uint8 array of shape (H, W, 3).
+        mask: uint8 array of shape (H, W).
+        size: side of the square in pixels.
+
+    Returns:
+        The image, uint8 (3, size, size), and the mask, uint8 (size, size).
+
+    Raises:
+        BadInput: if the image is smaller than the square.
+    """
     height, width = _checked_size(mask, size)
     y, x = (height - size) // 2, (width - size) // 2
     window = np.s_[y : y + size, x : x + size]
@@ -60,20 +75,20 @@ def centre_crop(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
 
 
 def random_canvas(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, jitter: float = 0.0) -> Pair:
-    """Place an image at a random position on a square canvas, flipped left to right half of the time.
+    """Place an image at a random position on a square canvas, flipped horizontally with probability ½.
 
-    The image is scaled down to fit where it is larger, then by a random factor; what then exceeds the canvas is cut off. Around it are
-    the mean colour and void.
+    An image that is larger than the canvas is first scaled down to fit. Then every image is scaled by a random factor, and
+    cropped if it no longer fits. The rest of the canvas has the mean colour in the image and void in the mask.
 
     Args:
-        image: uint8 (H, W, 3).
-        mask: uint8 (H, W).
-        size: side of the canvas, px.
+        image: uint8 array of shape (H, W, 3).
+        mask: uint8 array of shape (H, W).
+        size: side of the canvas in pixels.
         rng: source of the random numbers.
         jitter: the random factor lies between 1 − jitter and 1 + jitter.
 
     Returns:
-        uint8 (3, size, size) and uint8 (size, size).
+        The image, uint8 (3, size, size), and the mask, uint8 (size, size).
     """
     scale = fit_scale(mask, size) * (1 + jitter * float(rng.uniform(-1, 1)))
     step = -1 if rng.random() < 0.5 else 1
@@ -82,26 +97,43 @@ def random_canvas(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random
 
 
 def centre_canvas(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
-    """Place an image in the middle of a square canvas, scaled down to fit; arguments and result as for `random_canvas`."""
+    """Place an image in the middle of a square canvas. If the image is larger than the canvas, it is scaled down to fit.
+
+    Args:
+        image: uint8 array of shape (H, W, 3).
+        mask: uint8 array of shape (H, W).
+        size: side of the canvas in pixels.
+
+    Returns:
+        The image, uint8 (3, size, size), and the mask, uint8 (size, size). Around the image they have the mean colour and void.
+    """
     image, mask = _scaled(image, mask, fit_scale(mask, size))
     return _on_canvas(image, mask, size, lambda slack: slack // 2)
 
 
 def fit_scale(mask: np.ndarray, size: int) -> float:
-    """Compute the factor by which an image is scaled to fit a canvas.
+    """Return the factor that scales an image down to fit on a canvas.
 
     Args:
-        mask: the image's mask (H, W).
-        size: side of the canvas, px.
+        mask: mask of the image, of shape (H, W).
+        size: side of the square canvas in pixels.
 
     Returns:
-        At most 1; 1 if the image fits already.
+        A factor of at most 1. It is 1 if the image already fits.
     """
     return float(min(1.0, size / max(mask.shape)))
 
 
 def _checked_size(mask: np.ndarray, size: int) -> tuple[int, int]:
-    """Return height and width. Raises BadInput if one is below `size`."""
+    """Return the height and width of an example.
+
+    Args:
+        mask: the example's mask, of shape (H, W).
+        size: smallest height and width allowed, in pixels.
+
+    Raises:
+        BadInput: if the height or width is smaller.
+    """
     height, width = mask.shape
     if min(height, width) < size:
         raise BadInput(f"an example of {width}×{height} is smaller than the input of {size}×{size}")
@@ -109,12 +141,32 @@ def _checked_size(mask: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def _channels_first(image: np.ndarray, mask: np.ndarray) -> Pair:
-    """Turn an image (H, W, 3) into (3, H, W); both arrays become contiguous."""
+    """Move the channels of an image to the front, and make image and mask contiguous in memory.
+
+    Args:
+        image: array of shape (H, W, 3).
+        mask: array of shape (H, W).
+
+    Returns:
+        The image with shape (3, H, W), and the mask.
+    """
     return np.ascontiguousarray(image.transpose(2, 0, 1)), np.ascontiguousarray(mask)
 
 
 def _scaled(image: np.ndarray, mask: np.ndarray, scale: float) -> Pair:
-    """Resize an example: the image by area where it shrinks and bilinearly where it grows, the mask by nearest pixel."""
+    """Resize an image and its mask.
+
+    The image is resized by area averaging if it becomes smaller, bilinearly if it becomes larger. The mask takes the class of
+    the nearest pixel.
+
+    Args:
+        image: uint8 array of shape (H, W, 3).
+        mask: uint8 array of shape (H, W).
+        scale: factor for height and width.
+
+    Returns:
+        The resized image and mask.
+    """
     if scale == 1.0:
         return image, mask
     height, width = mask.shape
@@ -124,14 +176,18 @@ def _scaled(image: np.ndarray, mask: np.ndarray, scale: float) -> Pair:
 
 
 def _on_canvas(image: np.ndarray, mask: np.ndarray, size: int, offset: Callable[[int], int]) -> Pair:
-    """Place an example on a canvas of size×size.
+    """Place an image and its mask on a square canvas of the mean colour (image) and void (mask).
 
     Args:
-        image: uint8 (H, W, 3).
-        mask: uint8 (H, W).
-        size: side of the canvas, px.
-        offset: called for each axis with the difference of the two lengths, px; returns how much of it lies before the image or,
-            where the image is longer, is cut off before the part that is kept.
+        image: uint8 array of shape (H, W, 3).
+        mask: uint8 array of shape (H, W).
+        size: side of the canvas in pixels.
+        offset: function that decides the position along each axis. It gets the difference in pixels between the image's and the
+            canvas's length. If the image is shorter, it returns the space before the image. If the image is longer, it returns
+            how much to cut off at its start.
+
+    Returns:
+        The canvas, uint8 (3, size, size), and its mask, uint8 (size, size).
     """
     canvas = np.empty((size, size, 3), np.uint8)
     canvas[:] = MEAN_RGB
