@@ -12,7 +12,6 @@ Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: the 
 """
 
 import sys
-from pathlib import Path
 
 from infra import storage
 from workflows import cli
@@ -27,16 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     from workflows.pipelines.edges import REPORT, EdgeTraining
 
     training = EdgeTraining(settings)
-    plan = training.stages.plan()
-    if options.dry_run:
-        print(cli.settings_text(settings))
-        print(cli.plan_text(plan))
+    if not cli.run_pipeline(training, settings, options):
         return 0
-    if all(p.complete for p in plan):
-        print(cli.plan_text(plan))
-        print("\nNothing to do: every stage is complete.\n")
-    else:
-        training.run(Path(options.config).stem)
     print(storage.read_bytes(training.uri(REPORT, "edges.md")).decode())
     print(f"forest   {training.forest}")
     print(f"report   {training.uri(REPORT)}")

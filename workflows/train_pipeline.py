@@ -12,7 +12,6 @@ Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with
 """
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra import storage
@@ -38,17 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     from workflows.pipelines.training import Pipeline
 
     pipeline = Pipeline(settings, should_stop=time_limit(options.max_minutes))
-    plan = pipeline.stages.plan()
-    if options.dry_run:
-        print(cli.settings_text(settings))
-        print(cli.plan_text(plan))
-        return 0
-    if all(p.complete for p in plan):
-        print(cli.plan_text(plan))
-        print("\nNothing to do: every stage is complete.\n")
-    else:
-        pipeline.run(Path(options.config).stem)
-    print(_summary(pipeline))
+    if cli.run_pipeline(pipeline, settings, options):
+        print(_summary(pipeline))
     return 0
 
 

@@ -1,1 +1,28 @@
 """Experiment tracking and the model registry: MLflow, or nothing (`tracking.enabled false`)."""
+
+from typing import TYPE_CHECKING
+
+from deconvnet.tracking.interface import NullTracker, Tracker
+from deconvnet.tracking.store import tracking_uri
+from infra import storage
+
+if TYPE_CHECKING:
+    from deconvnet.settings import TrackingSettings
+
+
+def open_tracker(settings: "TrackingSettings", workspace: str) -> Tracker:
+    """Open the tracker that the settings ask for. MLflow is imported only if `settings.enabled`.
+
+    Args:
+        settings: the section `tracking`.
+        workspace: folder or s3:// prefix of the pipeline run.
+
+    Raises:
+        UserError: if the MLflow store can't be used.
+    """
+    if not settings.enabled:
+        return NullTracker(workspace)
+    from deconvnet.tracking.mlflow_runs import MlflowTracker
+
+    spool = storage.join(workspace, "mlflow", "spool")
+    return MlflowTracker(tracking_uri(workspace, settings.uri), settings.experiment, spool)

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deconvnet.tracking.metric_spool import Line, MetricSpool, local_folder, read_spool
-from deconvnet.tracking.store import check_store, error_summary, stage_histories, tracking_uri
+from deconvnet.tracking.store import check_store, error_summary, stage_histories
 from infra import storage
 from infra.errors import UserError
 
 if TYPE_CHECKING:
-    from deconvnet.settings import TrackingSettings
+    pass
 
 CURVES_FOLDER = "curves"
 """Folder of a workspace in which the metrics of its trainings are kept when tracking is switched off."""
@@ -154,24 +154,6 @@ class Tracker(Protocol):
             tags: further tags.
             resume_run_id: run to resume, if the tracker still has it; None starts a new one.
         """
-
-
-def open_tracker(settings: "TrackingSettings", workspace: str) -> Tracker:
-    """Open the tracker that the settings ask for. MLflow is imported only if `settings.enabled`.
-
-    Args:
-        settings: the section `tracking`.
-        workspace: folder or s3:// prefix of the pipeline run.
-
-    Raises:
-        UserError: if the MLflow store can't be used.
-    """
-    if not settings.enabled:
-        return NullTracker(workspace)
-    from deconvnet.tracking.mlflow_runs import MlflowTracker
-
-    spool = storage.join(workspace, "mlflow", "spool")
-    return MlflowTracker(tracking_uri(workspace, settings.uri), settings.experiment, spool)
 
 
 def read_histories(

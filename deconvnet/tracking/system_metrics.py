@@ -9,20 +9,36 @@ The measuring is MLflow's own (`SystemMetricsMonitor`), the thread is ours, beca
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import MlflowRun
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 2.0  # how long the end of a run waits for a sample that is being sent
 
 
+class LoggedRun(Protocol):
+    """The parts of an MLflow run that are needed here.
+
+    Attributes:
+        tracker: the tracker of the run, with its `client` and the `uri` of its store.
+    """
+
+    tracker: Any
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of the run in MLflow."""
+        ...
+
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
+        """Log numbers at a step."""
+        ...
+
+
 @contextmanager
-def system_metrics_logged(run: "MlflowRun", interval: float = 15.0) -> Iterator[None]:
+def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[None]:
     """Log the load of this machine while the block runs, as metrics `system/…` by seconds since the run began.
 
     A sample that MLflow does not accept is lost, and nothing is measured if psutil is missing: neither disturbs the run.
@@ -51,7 +67,7 @@ def system_metrics_logged(run: "MlflowRun", interval: float = 15.0) -> Iterator[
         thread.join(_STOP_SECONDS)
 
 
-def _sample(run: "MlflowRun", monitor: Any, run_start: float, stop: threading.Event) -> None:
+def _sample(run: LoggedRun, monitor: Any, run_start: float, stop: threading.Event) -> None:
     """Measure and log until `stop` is set."""
     _clear(monitor)
     while not stop.wait(monitor.sampling_interval):

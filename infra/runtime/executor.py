@@ -6,9 +6,7 @@ units are fixed beforehand, the result does not depend on the executor or on the
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
-
-from infra.settings import ClusterSettings
+from typing import Any, Protocol, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,22 +98,3 @@ class Executor(Protocol):
             the items of `work()`.
         """
         ...
-
-
-def open_executor(
-    name: Literal["ray", "local"], cluster: ClusterSettings, should_stop: Callable[[], bool] = lambda: False
-) -> Executor:
-    """Make the executor that the setting `executor` names. Ray is imported only for "ray".
-
-    Args:
-        name: "ray" for the nodes of a Ray cluster, "local" for this process and a pool of processes.
-        cluster: where Ray runs; of the local executor, `cluster.num_cpus` is the number of processes.
-        should_stop: checked after each unit; once True, Interrupted is raised.
-    """
-    if name == "local":
-        from infra.runtime.local_executor import LocalExecutor
-
-        return LocalExecutor(cluster.num_cpus, should_stop)
-    from infra.runtime.ray_executor import RayExecutor
-
-    return RayExecutor(cluster, should_stop)

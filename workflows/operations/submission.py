@@ -7,7 +7,7 @@ from deconvnet.evaluation.voc_submission import SUFFIXES, check_submission, mask
 from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import UserError
-from infra.runtime.executor import open_executor
+from infra.runtime import open_executor
 from infra.storage.tables import COMMIT
 from workflows import cli
 from workflows.settings import Settings, as_dict

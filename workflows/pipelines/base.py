@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from deconvnet.tracking.interface import Run, open_tracker
+from deconvnet.tracking import open_tracker
+from deconvnet.tracking.interface import Run
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import Interrupted
-from infra.runtime.executor import open_executor
+from infra.runtime import open_executor
 from infra.runtime.stages import Record, Stage, Stages
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import as_dict

@@ -3,51 +3,19 @@
 Two kinds are found: equal files within a split, and images that look alike, one in train and the other in val.
 """
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
 
-if TYPE_CHECKING:
-    from deconvnet.datasets.validation.image_statistics import ImageStatistics
+from deconvnet.datasets.validation.image_statistics import ImageStatistics
 
 # Images look alike if their hashes differ in at most this many of 256 bits. Copies that were halved and re-encoded differ in up
 # to 22 bits, and any two images of shared/voc-sample differ in 46 or more.
 NEAR_DUPLICATE_BITS = 28
-_MIN_EDGES = 16  # a hash (of 256 bits) with fewer bits set or unset belongs to a plain image, such as a blank page
-_GRID = 16  # rows of a hash, and bits in each row
 _PAIRS_AT_ONCE = 4_000_000  # most pairs of images that are compared in one step, to bound the memory
-_ROTATIONS = {3: 180, 6: 270, 8: 90}  # degrees anticlockwise that undo an EXIF orientation
 
 
-def perceptual_hash(image: bytes) -> np.ndarray | None:
-    """Compute a hash of what an image shows (dHash).
-
-    The hashes of two copies differ in few bits even if one was scaled, re-encoded or slightly retouched. The image as displayed
-    is reduced to 16 rows of 17 grey cells. Each bit tells whether a cell is darker than its right neighbour.
-
-    Args:
-        image: encoded bytes of a valid image file.
-
-    Returns:
-        uint64 array (4,), which holds 256 bits; None if the image is too plain to be told from others by its hash.
-    """
-    picture = Image.open(io.BytesIO(image))
-    picture.draft("L", (128, 128))
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    grey = picture.convert("L")
-    if orientation in _ROTATIONS:
-        grey = grey.rotate(_ROTATIONS[orientation], expand=True)
-    cells = np.asarray(grey.resize((_GRID + 1, _GRID), Image.Resampling.BOX), np.int16)
-    bits = cells[:, :-1] < cells[:, 1:]
-    if not _MIN_EDGES <= bits.sum() <= bits.size - _MIN_EDGES:
-        return None
-    return np.packbits(bits.ravel()).view(np.uint64)
-
-
-def find_near_duplicates(images: Sequence["ImageStatistics"]) -> list[tuple["ImageStatistics", "ImageStatistics", int]]:
+def find_near_duplicates(images: Sequence[ImageStatistics]) -> list[tuple[ImageStatistics, ImageStatistics, int]]:
     """Find pairs of a train image and a val image that look alike.
 
     Args:
@@ -75,7 +43,7 @@ def find_near_duplicates(images: Sequence["ImageStatistics"]) -> list[tuple["Ima
     return sorted(pairs, key=lambda pair: (pair[2], pair[0].image_id, pair[1].image_id))
 
 
-def find_identical(images: Sequence["ImageStatistics"]) -> list[list["ImageStatistics"]]:
+def find_identical(images: Sequence[ImageStatistics]) -> list[list[ImageStatistics]]:
     """Find images of the same split whose files are equal byte for byte.
 
     Args:

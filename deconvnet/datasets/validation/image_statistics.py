@@ -8,7 +8,7 @@ import numpy as np
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.importing.mask_values import blended_ids
-from deconvnet.datasets.validation.duplicates import perceptual_hash
+from deconvnet.datasets.validation.perceptual_hash import perceptual_hash
 from infra import storage
 from infra.errors import BadInput
 from infra.storage.tables import Reject

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from deconvnet.settings import TrackingSettings
-from deconvnet.tracking import interface, mlflow_runs
-from deconvnet.tracking.interface import NullTracker, Run, Tracker, open_tracker, read_histories
+from deconvnet.tracking import interface, mlflow_runs, open_tracker
+from deconvnet.tracking.interface import NullTracker, Run, Tracker, read_histories
 
 OFF = """
 import sys
 from deconvnet.settings import TrackingSettings
-from deconvnet.tracking.interface import open_tracker
+from deconvnet.tracking import open_tracker
 with open_tracker(TrackingSettings(enabled=False), sys.argv[1]).pipeline("p", {}) as parent, parent.stage("stage1", "f") as run:
     run.log_metrics({"loss": 1.0})
     with run.system_metrics(), run.training_metrics() as report:

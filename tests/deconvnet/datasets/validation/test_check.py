@@ -9,8 +9,8 @@ from PIL import Image
 from deconvnet.datasets.synthetic import generate
 from deconvnet.datasets.validation.check import check_dataset
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
-from deconvnet.datasets.validation.duplicates import perceptual_hash
 from deconvnet.datasets.validation.image_statistics import ProposalLimits, count_overlapping, object_boxes
+from deconvnet.datasets.validation.perceptual_hash import perceptual_hash
 from infra.storage import write_json
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
 
