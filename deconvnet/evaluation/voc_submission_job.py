@@ -51,7 +51,9 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How masks are predicted.
+    """How masks are predicted: networks, options and which result.
+
+    All images of a submission share it.
 
     Attributes:
         deconvnet: model folder of a DeconvNet.

@@ -93,13 +93,10 @@ def read_input(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Read a JSON file in UTF-8, with or without a byte order mark.
+    """Read a JSON file in UTF-8, with or without a byte order mark, as Python objects.
 
     Args:
         uri: path or s3:// address of the file.
-
-    Returns:
-        Its content as Python objects.
 
     Raises:
         BadInput: if the file can't be read or is not JSON.
