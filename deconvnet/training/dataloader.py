@@ -1,7 +1,11 @@
-"""Batches for a training process: read from a table in the epoch's order, decoded, augmented, in its share of each global batch.
+"""Training batches for one training process, read from a table.
 
-`ThreadedLoader` makes them with threads of the process; `ray_dataloader.RayDataLoader` makes the same ones with Ray Data. A batch is
-two uint8 arrays: images (n, 3, S, S), RGB, and masks (n, S, S), class ids with 255 = void.
+The examples are read in the random order of the epoch, decoded and augmented. A process (rank) makes only its share of each
+global batch. `ThreadedLoader` makes batches with threads of its own process. `ray_dataloader.RayDataLoader` makes the same
+batches with Ray Data.
+
+A batch is a pair of uint8 arrays: RGB images of shape (n, 3, S, S), and masks of shape (n, S, S) with class ids and 255 for
+void.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,18 +24,22 @@ from infra.storage import tables
 from proposals.image_codec import decode_example, decode_image, decode_mask
 
 DEV_LIMIT = 2048
+"""Largest number of dev examples over all ranks, unless the caller of `DevSet` sets another."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a table offers to training: the crops of an `examples` table, or the images of one split of an `images` table.
+    """The examples that a table offers for training.
+
+    An `examples` table holds crops, each of which is an example. An `images` table holds whole images, and the images of one
+    split are the examples.
 
     Attributes:
         table: URI of the table.
-        size: side of the network's input, px.
-        groups: the row groups that hold examples.
-        split: None for an `examples` table, else the split of the `images` table.
-        jitter: images are scaled by a random factor of 1 ± this.
+        size: side of the network's square input in pixels.
+        groups: the row groups of the table's Parquet files that hold examples.
+        split: split of the `images` table to use; None for an `examples` table.
+        jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
     """
 
     table: str
@@ -42,17 +50,18 @@ class Examples:
 
     @property
     def total(self) -> int:
-        """Examples in an epoch, repeats counted."""
+        """Return the number of examples in an epoch. A row that is repeated in the epoch counts repeatedly."""
         return sum(g.examples for g in self.groups)
 
     def read(self, group: Group) -> pa.Table:
-        """Read a row group.
+        """Read a row group of the table.
 
         Args:
             group: one of `groups`.
 
         Returns:
-            Table with the columns `image` and `mask` (encoded bytes) and `weight` (int64, how often an epoch sees the row).
+            Table with the columns `image` and `mask` (encoded bytes) and `weight` (int64). The weight says how often the row
+            occurs in an epoch; it is 0 for images of another split.
         """
         names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
         found = tables.read_row_group(self.table, group.part, group.index, names)
@@ -61,14 +70,17 @@ class Examples:
         return pa.table({"image": image, "mask": mask, "weight": weight})
 
     def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """Decode an example as it is stored.
+        """Decode an example.
 
         Args:
             image: encoded image.
             mask: encoded mask.
 
         Returns:
-            uint8 (H, W, 3), RGB, and uint8 (H, W). Raises BadInput if they are not an image and a mask of one size.
+            The image, uint8 RGB of shape (H, W, 3), and the mask, uint8 of shape (H, W).
+
+        Raises:
+            BadInput: if the bytes are not an image and a mask of the same size.
         """
         if self.split is None:
             return decode_example(image, mask)
@@ -78,39 +90,53 @@ class Examples:
         return rgb, class_mask
 
     def train_view(self, image: bytes, mask: bytes, rng: np.random.Generator) -> transforms.Pair:
-        """Decode an example and augment it for a training step.
+        """Decode an example and augment it for training.
 
         Args:
             image: encoded image.
             mask: encoded mask.
-            rng: the example's random generator, see `transforms.example_rng`.
+            rng: random generator for this example, made by `transforms.example_rng`.
 
         Returns:
-            uint8 (3, S, S), RGB, and uint8 (S, S).
+            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is `size`.
+
+        Raises:
+            BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
         """
         if self.split is None:
             return transforms.random_crop(*self.decode(image, mask), self.size, rng)
         return transforms.random_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
 
     def dev_view(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """Decode an example for evaluation, without randomness; arguments and result as for `train_view`."""
+        """Decode an example for evaluation, without random augmentation.
+
+        Args:
+            image: encoded image.
+            mask: encoded mask.
+
+        Returns:
+            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is `size`.
+
+        Raises:
+            BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
+        """
         if self.split is None:
             return transforms.centre_crop(*self.decode(image, mask), self.size)
         return transforms.centre_canvas(*self.decode(image, mask), self.size)
 
 
 def open_examples(table: str, size: int, split: str | None = None, jitter: float = 0.0) -> Examples:
-    """Open a complete table for training.
+    """Open a table for training.
 
     Args:
-        table: URI of an `examples` table (`split` None) or an `images` table.
-        size: side of the network's input, px.
-        split: split of the `images` table; None for an `examples` table.
-        jitter: images are scaled by a random factor of 1 ± this.
+        table: URI of an `examples` table (crops) or an `images` table (whole images).
+        size: side of the network's square input in pixels.
+        split: split of the `images` table to use; None for an `examples` table.
+        jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
 
     Raises:
-        FileNotFoundError: if there is no complete table.
-        UserError: if it holds no example.
+        FileNotFoundError: if there is no complete table at this URI.
+        UserError: if the table holds no example.
     """
     commit = tables.require_commit(table)
     groups = []
@@ -126,16 +152,18 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which examples each rank sees at each global step.
+    """A plan of which examples each rank sees at each training step.
 
-    Global step s is batch s % steps_per_epoch of epoch s // steps_per_epoch. An epoch's examples come in windows (see `sampler`);
-    windows are numbered over all epochs: window w is window w % windows_per_epoch of epoch w // windows_per_epoch.
+    Steps are counted over all epochs. So step s is batch s % steps_per_epoch of epoch s // steps_per_epoch.
+
+    The examples of an epoch are divided into windows, groups of examples that are read and shuffled together (see `sampler`).
+    Windows are counted over all epochs, too. So window w is window w % windows_per_epoch of epoch w // windows_per_epoch.
 
     Attributes:
-        examples: the table.
+        examples: the examples to train on.
         batching: sizes of the global batch and of the ranks' shares.
-        seed: of the order and of augmentation.
-        windows_per_epoch: number of windows an epoch is divided into.
+        seed: seed of the order of examples and of their augmentation.
+        windows_per_epoch: number of windows in an epoch.
     """
 
     examples: Examples
@@ -145,44 +173,52 @@ class BatchPlan:
 
     @staticmethod
     def of(examples: Examples, batch: int, workers: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "BatchPlan":
-        """Make the plan for a table.
+        """Make a plan.
 
         Args:
-            examples: the table.
-            batch: examples in a global batch.
-            workers: number of workers.
-            seed: of the order and of augmentation.
-            window_bytes: about the size of a window.
+            examples: the examples to train on.
+            batch: number of examples in a global batch.
+            workers: number of training processes.
+            seed: seed of the order of examples and of their augmentation.
+            window_bytes: approximate size of a window in bytes.
         """
         count = window_count(examples.groups, window_bytes) if examples.total >= batch else 1
         return BatchPlan(examples, Batching(examples.total, batch, workers), seed, count)
 
     def for_workers(self, workers: int) -> "BatchPlan":
-        """Return the plan with the same global batches for another number of workers."""
+        """Return a plan with the same global batches, divided among another number of training processes.
+
+        Args:
+            workers: number of training processes.
+        """
         return replace(self, batching=replace(self.batching, workers=workers))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+        """Return the number of global batches in an epoch."""
         return self.batching.steps
 
     def windows(self, epoch: int) -> list[Window]:
-        """Return the windows of an epoch (from 0) in the order they are seen."""
+        """Return the windows of an epoch in the order in which they are used.
+
+        Args:
+            epoch: number of the epoch, from 0.
+        """
         return windows(self.examples.groups, self.seed, epoch, self.windows_per_epoch)
 
     def window_range(self, first_step: int, stop_step: int) -> range:
-        """Find the windows that some steps need.
+        """Find the windows that hold the examples of some steps.
 
         Args:
-            first_step: first global step.
-            stop_step: global step to stop before.
+            first_step: number of the first step, counted over all epochs.
+            stop_step: number of the step to stop before.
 
         Returns:
             Consecutive window numbers, counted over all epochs.
         """
 
         def window_of(step: int) -> int:
-            """Return the number of the window in which a step begins."""
+            """Return the number of the window that holds the first example of a step."""
             epoch, batch = divmod(step, self.steps_per_epoch)
             starts = [w.start for w in self.windows(epoch)]
             return epoch * self.windows_per_epoch + int(np.searchsorted(starts, batch * self.batching.batch, side="right")) - 1
@@ -194,17 +230,20 @@ class BatchPlan:
         return range(window_of(first_step), epoch * self.windows_per_epoch + last)
 
     def pieces(self, number: int, rank: int, first_step: int, stop_step: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        """Decode and augment the examples of one window that a rank sees in the global steps [first_step, stop_step).
+        """Read, decode and augment the examples of one window that a rank needs for some steps.
+
+        The window is only read if the rank needs at least one of its examples.
 
         Args:
-            number: of the window, counted over all epochs.
-            rank: whose share of each global batch.
-            first_step: first global step.
-            stop_step: global step to stop before.
+            number: number of the window, counted over all epochs.
+            rank: the rank, whose share of each global batch is made.
+            first_step: number of the first step, counted over all epochs.
+            stop_step: number of the step to stop before.
             pool: threads that read, decode and augment.
 
         Yields:
-            Examples in order, at most a rank's share of a batch at a time.
+            The examples in order, in batches of at most the size of the rank's share. These batches need not agree with the
+            training batches; `rebatched` makes those.
 
         Raises:
             UserError: if an example can't be decoded.
@@ -220,7 +259,7 @@ class BatchPlan:
         images, masks = rows["image"], rows["mask"]
 
         def view(position: int) -> transforms.Pair:
-            """Decode and augment the example at a position."""
+            """Decode and augment the example at a position of the epoch's order."""
             row = int(order[(position - window.start) % window.examples])
             image, mask = images[row].as_py(), masks[row].as_py()
             try:
@@ -234,12 +273,24 @@ class BatchPlan:
 
 
 def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
-    """Stack images (3, S, S) and masks (S, S) into a batch."""
+    """Stack examples to a batch.
+
+    Args:
+        pairs: images of shape (3, S, S) and masks of shape (S, S).
+    """
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
 def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Regroup examples, in order, into batches of exactly `size`; a rest at the end is dropped."""
+    """Divide a stream of examples into batches of equal size, in the same order.
+
+    Args:
+        pieces: batches of any sizes.
+        size: number of examples in each new batch.
+
+    Yields:
+        Batches of exactly `size` examples. Remaining examples at the end are dropped.
+    """
     held: list[Batch] = []
     count = 0
     for piece in pieces:
@@ -253,7 +304,14 @@ def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same batches, each made by a thread while the one before it is in use."""
+    """Iterate over batches, while a thread already makes the next one.
+
+    Args:
+        batches: iterator that makes the batches. It runs in the thread.
+
+    Yields:
+        The same batches.
+    """
     with ThreadPoolExecutor(1) as maker:
         following = maker.submit(next, batches, None)
         while (batch := following.result()) is not None:
@@ -263,12 +321,12 @@ def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class ThreadedLoader:
-    """A rank's share of the batches, made by threads of its own process.
+    """A `BatchLoader` that makes a rank's batches with threads of its own process.
 
     Attributes:
-        plan: the global batches, for the number of workers there is.
-        rank: whose share.
-        threads: threads that read, decode and augment.
+        plan: the plan of the global batches, made for the present number of ranks.
+        rank: the rank, whose share of each global batch is made.
+        threads: number of threads that read, decode and augment.
     """
 
     plan: BatchPlan
@@ -277,13 +335,22 @@ class ThreadedLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+        """Return the number of global batches in an epoch."""
         return self.plan.steps_per_epoch
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Yield this rank's share of the global steps [first_step, stop_step), a batch for each step."""
+        """Iterate over this rank's shares of consecutive global batches.
+
+        Args:
+            first_step: number of the first step, counted over all epochs.
+            stop_step: number of the step to stop before.
+
+        Yields:
+            One batch for each step.
+        """
 
         def pieces() -> Iterator[Batch]:
+            """Iterate over this rank's examples, in batches whose sizes may vary."""
             with ThreadPoolExecutor(self.threads) as pool:
                 for window in self.plan.window_range(first_step, stop_step):
                     yield from self.plan.pieces(window, self.rank, first_step, stop_step, pool)
@@ -292,21 +359,21 @@ class ThreadedLoader:
 
 
 class DevSet:
-    """A rank's share of the examples that a training is evaluated on after each epoch.
+    """A rank's share of the dev examples, on which the network is evaluated after each epoch.
 
-    At most `limit` examples over all ranks, spread evenly over the table. They are kept encoded in memory and decoded at each
+    The dev examples are spread evenly over the table. They are kept in memory in their encoded form and decoded for each
     evaluation.
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
-        """Read this rank's examples.
+        """Read this rank's examples from the table.
 
         Args:
-            examples: the table.
-            rank: whose share.
+            examples: the examples of the table.
+            rank: the rank whose share is read.
             workers: number of ranks.
-            limit: most examples over all ranks.
-            threads: threads that decode.
+            limit: largest number of examples over all ranks.
+            threads: number of threads that decode.
         """
         self.examples = examples
         self.threads = threads
@@ -314,7 +381,13 @@ class DevSet:
         self._read(rank, workers, limit)
 
     def _read(self, rank: int, workers: int, limit: int) -> None:
-        """Read every n-th row, and of those every `workers`-th. A row counts once, whatever its `repeats`."""
+        """Read this rank's encoded examples into memory. A row is used at most once, even if it is repeated in training epochs.
+
+        Args:
+            rank: the rank whose share is read.
+            workers: number of ranks.
+            limit: largest number of examples over all ranks.
+        """
         commit = tables.require_commit(self.examples.table)
         rows = {(p.name, i): g.rows for p in commit.parts for i, g in enumerate(p.row_groups)}
         counts = [g.examples if self.examples.split else rows[g.part, g.index] for g in self.examples.groups]
@@ -336,9 +409,17 @@ class DevSet:
         return len(self._rows)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the share in batches of at most `size` examples."""
+        """Iterate over this rank's examples.
+
+        Args:
+            size: largest number of examples in a batch.
+
+        Yields:
+            Batches that together hold each example once.
+        """
 
         def made() -> Iterator[Batch]:
+            """Decode the examples, one batch after the other."""
             with ThreadPoolExecutor(self.threads) as pool:
                 for start in range(0, len(self._rows), size):
                     yield stacked(list(pool.map(lambda row: self.examples.dev_view(*row), self._rows[start : start + size])))

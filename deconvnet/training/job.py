@@ -1,4 +1,7 @@
-"""One training stage: what it is given (`TrainingJob`), and what every worker does with it, on Ray or in one local process."""
+"""The description of one training stage, and the function that every training process runs for it.
+
+The function is the same for workers on Ray and for the single process of a local run.
+"""
 
 import logging
 import sys
@@ -25,21 +28,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that one training stage is given. Picklable, so that it can be sent to Ray workers.
+    """The description of one training stage. It can be pickled and sent to Ray workers.
 
     Attributes:
-        stage: "fcn8s", "stage1" or "stage2"; says which architecture is trained.
-        model: settings of the networks; `vgg16` names weights of the network's own width.
-        settings: batch size, learning rate, schedule, … of this stage.
-        compute: workers, threads, GPU, bfloat16.
-        examples_uri: table trained on: `examples`, or `images` for FCN-8s.
-        dev_uri: table evaluated on after each epoch, of the same kind (for FCN-8s the same table); None for no evaluation.
-        classes: class names by id, background first.
-        checkpoints_uri: folder (local or s3) of the checkpoints of all runs.
-        run_name: this run's folder below `checkpoints_uri`; a run of this name that has checkpoints is resumed.
-        out_uri: folder that the trained model is saved to.
-        seed: of the initial weights, the order of examples, augmentation and dropout.
-        init: model folder to start from; None: as `model` says (VGG-16, or random).
+        stage: name of the stage, "fcn8s", "stage1" or "stage2". It determines the architecture.
+        model: settings of the networks. If `vgg16` is set, it names weights of the network's own width.
+        settings: settings of this stage, such as batch size and learning rate.
+        compute: settings of the training processes, such as their number and their threads.
+        examples_uri: URI of the table to train on: an `examples` table for DeconvNet, an `images` table for FCN-8s.
+        dev_uri: URI of the table to evaluate on after each epoch, of the same kind. FCN-8s uses another split of the same
+            table. None: no evaluation.
+        classes: class names by class id, background first.
+        checkpoints_uri: folder (local or s3://) that holds the checkpoints of all runs.
+        run_name: name of this run's folder below `checkpoints_uri`. If there are checkpoints in it, the run is resumed.
+        out_uri: folder that the trained model is saved in.
+        seed: seed of the initial weights, the order of examples, augmentation and dropout.
+        init: URI of a model folder to start from. None: the initial weights are chosen by `model` (VGG-16 or random weights).
     """
 
     stage: str
@@ -57,36 +61,48 @@ class TrainingJob:
 
     @property
     def architecture(self) -> Architecture:
-        """The architecture that is trained."""
+        """Return the architecture that this stage trains."""
         return architecture_of_stage(self.stage)
 
     @property
     def run_uri(self) -> str:
-        """Folder of this run's checkpoints."""
+        """Return the URI of the folder with this run's checkpoints."""
         return storage.join(storage.absolute(self.checkpoints_uri), self.run_name)
 
     def check(self, workers: int, min_workers: int | None = None) -> None:
-        """Check that the batch can be shared.
+        """Check that a global batch can be divided among the training processes.
 
         Args:
             workers: number of training processes.
-            min_workers: fewest that the training may continue with; None: always `workers`.
+            min_workers: smallest number that training may continue with after failures. None: always `workers`.
 
         Raises:
-            UserError: if it can't.
+            UserError: if a process would get no example, or the settings contradict each other.
         """
         settings = self.settings
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
 
     def train_examples(self) -> Examples:
-        """Open the examples to train on. Raises UserError if there are none."""
+        """Open the table of training examples.
+
+        Raises:
+            FileNotFoundError: if there is no complete table.
+            UserError: if the table holds no training examples.
+        """
         jitter = self.settings.scale_jitter if self.architecture.whole_images else 0.0
         return open_examples(
             self.examples_uri, self.architecture.input_size(self.model), self.architecture.split("train"), jitter
         )
 
     def dev_examples(self) -> Examples | None:
-        """Open the examples to evaluate on; None if there are none (a table may be empty)."""
+        """Open the table of dev examples.
+
+        Returns:
+            The examples, or None if the job has no such table or the table has no dev examples.
+
+        Raises:
+            FileNotFoundError: if the table is not complete.
+        """
         if self.dev_uri is None:
             return None
         try:
@@ -95,19 +111,27 @@ class TrainingJob:
             return None
 
     def batch_plan(self, workers: int) -> BatchPlan:
-        """Plan the global batches over the training examples for a number of workers."""
+        """Plan the global batches over the training examples.
+
+        Args:
+            workers: number of training processes.
+        """
         return BatchPlan.of(self.train_examples(), self.settings.batch, workers, self.seed)
 
     def total_steps(self, plan: BatchPlan) -> int:
-        """Compute the most optimiser steps that the settings allow.
+        """Return the largest number of optimiser steps that the settings allow.
 
         Args:
-            plan: a plan over the training examples.
+            plan: plan of the batches over the training examples.
         """
         return min(self.settings.epochs * plan.steps_per_epoch, self.settings.max_steps or sys.maxsize)
 
     def log_plan(self, plan: BatchPlan) -> None:
-        """Log how many examples and steps there are."""
+        """Log the number of examples and steps.
+
+        Args:
+            plan: plan of the batches over the training examples.
+        """
         logger.info(
             f"  {plan.examples.total:,} examples an epoch, {plan.steps_per_epoch:,} steps of {self.settings.batch}, "
             f"at most {self.total_steps(plan):,} steps"
@@ -125,24 +149,26 @@ def run_job(
     should_stop: Callable[[], bool],
     should_save: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train the network of a job from start or checkpoint to its end; rank 0 saves it at `job.out_uri`.
+    """Train the network of a job, from the start or from a checkpoint. Rank 0 saves the trained network at `job.out_uri`.
+
+    Each training process (rank) calls this.
 
     Args:
-        job: what to train.
-        loader: this rank's share of the batches.
-        dev: this rank's share of the dev examples, or None.
-        device: where to compute.
-        state: checkpoint to resume from; None to begin.
-        report: called with metrics, and with a `State` where a checkpoint is due.
-        should_stop: checked before each step.
-        should_save: checked before each step; True makes a checkpoint due after it.
+        job: description of the training stage.
+        loader: source of this rank's batches.
+        dev: source of this rank's dev examples; None for no evaluation.
+        device: device to compute on.
+        state: training state to continue from; None to start anew.
+        report: function that receives metrics, and the training state if a checkpoint must be saved.
+        should_stop: called before each step. If it returns True on any rank, training stops.
+        should_save: called before each step. If it returns True on any rank, a checkpoint is reported after the step.
 
     Returns:
-        Steps done and the dev scores.
+        The number of steps and the results on the dev examples.
 
     Raises:
-        UserError: if weights to start from don't fit, or the loss diverges.
-        Interrupted: if `should_stop` returned True on any rank.
+        UserError: if the initial weights don't fit the network, or the loss diverges.
+        Interrupted: if training was stopped by `should_stop`. A checkpoint was reported before.
     """
     rank, _ = rank_and_world_size()
     torch.manual_seed(job.seed)
@@ -176,11 +202,12 @@ _FORMATS = (
 
 
 def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
-    """Format a report of training as one line.
+    """Format a report about training as one line of text.
 
     Args:
-        metrics: "step", "epoch" and any of "loss", "pixel_accuracy", "lr", "samples_per_s", "dev_mean_iou", "final_dev_mean_iou".
-        total_steps: shown as the number of steps to do.
+        metrics: metrics by name. "step" and "epoch" are required. "loss", "pixel_accuracy", "lr", "samples_per_s",
+            "dev_mean_iou" and "final_dev_mean_iou" are shown if present.
+        total_steps: largest number of steps of the training, shown beside the current step.
     """
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
     return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])

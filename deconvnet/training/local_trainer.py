@@ -1,4 +1,7 @@
-"""A training stage in this process, without Ray: the same batches, loop and checkpoints as `ray_trainer`, fed by threads."""
+"""Training of one stage in this process, without Ray.
+
+The batches, the training loop and the checkpoints are the same as in `ray_trainer`. Threads of this process make the batches.
+"""
 
 import logging
 import time
@@ -17,10 +20,10 @@ from infra import storage
 from infra.runtime.local_executor import available_cpus
 
 LOCAL_CHECKPOINT = "step_"
-"""What the names of this trainer's checkpoint folders begin with; Ray Train's begin with `checkpoint_`."""
+"""Prefix of the names of this module's checkpoint folders. Names of Ray Train's checkpoints begin with `checkpoint_`."""
 
 CHECKPOINT_SECONDS = 300.0
-"""A checkpoint is saved at least this often, besides those that `checkpoint_every` asks for."""
+"""Longest time between two checkpoints, in seconds. The setting `checkpoint_every` may cause further checkpoints."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +35,24 @@ def train_locally(
     on_report: Callable[[dict[str, float]], None] = lambda metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train one stage to its end in this process and save the network as a model folder at `job.out_uri`.
+    """Train one stage in this process and save the trained network in the model folder `job.out_uri`.
 
-    One process takes the whole global batch, whatever `job.compute.workers` is. A run that `train_on_ray` began is resumed from
-    its newest complete checkpoint, and the other way round.
+    The process computes the whole global batch, whatever `job.compute.workers` is. A run that was interrupted is resumed from
+    its newest complete checkpoint. It does not matter whether this function or `train_on_ray` saved the checkpoint. Progress is
+    logged.
 
     Args:
-        job: what to train.
-        device: where to compute; None: the GPU if there is one, else the CPU.
-        on_report: called with the metrics of each report ("step", "epoch", "loss", …).
-        should_stop: checked before each step; where it returns True a checkpoint is saved and the training stops.
+        job: description of the training stage.
+        device: device to compute on. None: the GPU if there is one, else the CPU.
+        on_report: called with the metrics of each report ("step", "epoch", "loss" and others).
+        should_stop: called before each step. If it returns True, a checkpoint is saved and training stops.
 
     Returns:
-        {"steps", "epochs", "dev_mean_iou", "best_dev_mean_iou"}.
+        The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". See `Outcome`.
 
     Raises:
-        UserError: for settings or data that can't be trained with, and where the loss diverges.
-        Interrupted: where `should_stop` returned True.
+        UserError: if the settings or the data are not suitable, or the loss diverges.
+        Interrupted: if training was stopped by `should_stop`.
     """
     job.check(workers=1)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -64,7 +68,7 @@ def train_locally(
         logger.info(f"  resumed from the checkpoint of step {state.values['step']:,}")
 
     def report(metrics: dict[str, float], state: State | None) -> None:
-        """Log a report and save the checkpoint that is due."""
+        """Log the metrics, pass them to `on_report`, and save the training state if there is one."""
         logger.info(f"  {progress_line(metrics, job.total_steps(plan))}")
         on_report(metrics)
         if state is not None:
@@ -85,35 +89,51 @@ def train_locally(
 
 
 class LocalCheckpoints:
-    """The checkpoints of one run, of which the newest is kept."""
+    """The checkpoints of one training run in this process. Only the newest one is kept."""
 
     def __init__(self, uri: str) -> None:
-        """Keep checkpoints in the folder `uri` of a run (local or s3)."""
+        """Start without reading or writing anything.
+
+        Args:
+            uri: folder of the run's checkpoints (local or s3://).
+        """
         self._uri = uri
         self._saved_at = time.monotonic()
 
     def newest(self) -> State | None:
-        """Load the newest complete checkpoint, of this trainer or Ray Train; None if there is none."""
+        """Load the newest complete checkpoint, no matter whether Ray Train or this class saved it.
+
+        Returns:
+            The training state, or None if there is no complete checkpoint.
+        """
         found = checkpoint.newest_state(self._uri)
         return State(*found) if found else None
 
     def seconds_since_save(self) -> float:
-        """Seconds since the last save, or since this object was made."""
+        """Return the number of seconds since the last call of `save`, or since this object was made."""
         return time.monotonic() - self._saved_at
 
     def save(self, state: State) -> None:
-        """Save a checkpoint, then delete this trainer's older ones."""
+        """Save a checkpoint, then delete the older checkpoints that this class saved.
+
+        Args:
+            state: the training state.
+        """
         name = f"{LOCAL_CHECKPOINT}{state.values['step']:09}"
         checkpoint.save_state(storage.join(self._uri, name), state.tensors, state.values)
         self._remove(keep=name)
         self._saved_at = time.monotonic()
 
     def clear(self) -> None:
-        """Delete all of this trainer's checkpoints: the training has ended."""
+        """Delete all checkpoints that this class saved, because the training has ended."""
         self._remove(keep=None)
 
     def _remove(self, keep: str | None) -> None:
-        """Delete this trainer's checkpoints but one."""
+        """Delete the checkpoints that this class saved, except one.
+
+        Args:
+            keep: folder name of the checkpoint to keep; None to delete all.
+        """
         for name in {file.split("/")[0] for file in storage.list_files(self._uri)}:
             if name.startswith(LOCAL_CHECKPOINT) and name != keep:
                 storage.remove(storage.join(self._uri, name))

@@ -1,4 +1,4 @@
-"""Batches for a Ray Train worker, made outside its process by Ray Data: the same as `dataloader.ThreadedLoader` makes."""
+"""Training batches that Ray Data makes outside the training process. They equal those of `dataloader.ThreadedLoader`."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,20 +11,25 @@ from deconvnet.training.dataloader import BatchPlan, rebatched
 from deconvnet.training.interfaces import Batch
 
 WINDOWS_PER_JOB = 512
+"""Largest number of windows (groups of examples that are read together) in one Ray Data job."""
 _MiB = 2**20
 
 
 @dataclass(frozen=True)
 class RayDataLoader:
-    """A rank's share of the batches, made by Ray Data: a task for each window, whose blocks arrive in order and are bounded.
+    """A `BatchLoader` whose batches are made by Ray Data, for a worker of Ray Train.
 
-    The Ray Data job starts at the step that is requested, which only the worker knows: it has loaded the checkpoint. Its tasks
-    run on the worker's node and reserve no CPUs: they are part of those that the worker reserves (`compute.cpus_per_worker`).
+    One Ray task makes the examples of each window (a group of examples that are read together). The results arrive in order,
+    and the memory that they take is limited.
+
+    The Ray Data job is started by the worker, because only the worker knows the first step: it has loaded the checkpoint. The
+    tasks run on the worker's node. They reserve no CPUs of their own but use those that the worker reserves
+    (`compute.cpus_per_worker`).
 
     Attributes:
-        plan: the global batches, for the number of workers there is.
-        rank: whose share.
-        threads: threads of a task that decode and augment.
+        plan: the plan of the global batches, made for the present number of workers.
+        rank: the rank, whose share of each global batch is made.
+        threads: number of threads in each task that decode and augment.
     """
 
     plan: BatchPlan
@@ -33,18 +38,35 @@ class RayDataLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+        """Return the number of global batches in an epoch."""
         return self.plan.steps_per_epoch
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Yield this rank's share of the global steps [first_step, stop_step), a batch for each step."""
+        """Iterate over this rank's shares of consecutive global batches.
+
+        Args:
+            first_step: number of the first step, counted over all epochs.
+            stop_step: number of the step to stop before.
+
+        Yields:
+            One batch for each step.
+        """
         windows = self.plan.window_range(first_step, stop_step)
         jobs = (windows[start : start + WINDOWS_PER_JOB] for start in range(0, len(windows), WINDOWS_PER_JOB))
         pieces = (piece for job in jobs for piece in self._pieces(job, first_step, stop_step))
         return rebatched(pieces, len(self.plan.batching.share(self.rank)))
 
     def _pieces(self, windows: range, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Yield this rank's examples of some windows, by one Ray Data job."""
+        """Make this rank's examples of some windows in a single Ray Data job.
+
+        Args:
+            windows: numbers of the windows, counted over all epochs.
+            first_step: number of the first step whose examples are needed.
+            stop_step: number of the step to stop before.
+
+        Yields:
+            The examples in order, in batches whose sizes may vary.
+        """
         import ray
         from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
@@ -53,7 +75,14 @@ class RayDataLoader:
         plan, rank, threads = self.plan, self.rank, self.threads
 
         def make_window(row: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-            """Make this rank's examples of the windows in a block, in pieces."""
+            """Make this rank's examples of a window. This function runs in a Ray task.
+
+            Args:
+                row: a block of the data set. Its column "item" holds the number of the window.
+
+            Yields:
+                Batches of examples with the columns "image" and "mask".
+            """
             with ThreadPoolExecutor(threads) as pool:
                 for window in row["item"].tolist():
                     for images, masks in plan.pieces(window, rank, first_step, stop_step, pool):
@@ -81,19 +110,29 @@ class RayDataLoader:
 
 
 def ray_data_config(threads: int) -> Any:
-    """Return a `ray.train.DataConfig` under which a trainer's dataset is a `BatchPlan` and each worker's shard a `RayDataLoader`.
+    """Return a `ray.train.DataConfig` that gives each worker a `RayDataLoader`.
 
-    Ray calls it for the shards whenever it starts workers, with their number at that time.
+    The trainer's datasets must be instances of `BatchPlan`. Whenever Ray starts workers, it asks this object for their loaders
+    and passes the number of workers.
 
     Args:
-        threads: threads of a Ray Data task.
+        threads: number of threads in each Ray Data task.
     """
     from ray.train import DataConfig
 
     class LoaderPerRank(DataConfig):
-        """Gives each rank its own loader instead of splitting a dataset."""
+        """A `DataConfig` that makes a loader for each rank instead of splitting a data set."""
 
         def configure(self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any) -> list[dict[str, Any]]:
+            """Make the loaders of all ranks.
+
+            Args:
+                datasets: instances of `BatchPlan` by name.
+                world_size: number of ranks.
+
+            Returns:
+                For each rank, its loaders by the same names.
+            """
             plans = {name: plan.for_workers(world_size) for name, plan in datasets.items()}
             return [{name: RayDataLoader(plan, rank, threads) for name, plan in plans.items()} for rank in range(world_size)]
 

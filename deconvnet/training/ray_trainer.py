@@ -1,8 +1,11 @@
-"""A training stage on Ray Train: DDP over N workers (NCCL on GPUs, gloo on CPUs), each with its own stream of batches.
+"""Training of one stage on Ray Train.
 
-When a worker or its node dies, Ray Train restarts all of them from the last checkpoint: as many as before or, with
-`compute.min_workers`, as many as there is room for. The driver checks the settings, starts the run and waits. It logs what the
-workers report and, when it is interrupted (Ctrl-C, SIGTERM, `ray job stop`), requests a stop; the workers then leave a checkpoint.
+The training is distributed over several workers by DDP, with NCCL on GPUs and gloo on CPUs. Each worker makes its own batches.
+If a worker or its node dies, Ray Train restarts all workers from the last checkpoint. It starts the same number again. With
+`compute.min_workers` it starts as many as there is room for.
+
+The driver (the process that calls `train_on_ray`) checks the settings, starts the run, logs the workers' reports and waits.
+When it is interrupted by Ctrl-C, SIGTERM or `ray job stop`, it asks the workers to stop. They save a checkpoint first.
 """
 
 import logging
@@ -34,11 +37,14 @@ from infra.runtime.ray_compat import ElasticTrainer
 from infra.runtime.report_queue import ReportQueue, StopFlag
 
 POLL_SECONDS = 0.2
-"""How often the controller polls its workers, and the driver the report queue. Ray's 2 s would delay every report."""
+"""Seconds between two looks of Ray Train's controller at the workers, and of the driver at the report queue.
+
+Ray's default of 2 s would delay every report.
+"""
 PLACEMENT_SECONDS = 20
-"""How long elastic workers wait for the resources they were promised before the nodes are counted again."""
+"""Seconds that workers wait for their promised resources, if their number may change. Then the nodes are counted again."""
 COLLECTIVE_SECONDS = 600
-"""How long a worker waits for the others in a collective operation; longer than it takes to write a checkpoint."""
+"""Seconds that a worker waits for the others in a collective operation. Writing a checkpoint takes less."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +56,24 @@ def train_on_ray(
     callbacks: Sequence[ray.train.UserCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train one stage to its end on Ray and save the network as a model folder at `job.out_uri`. Ray must be running.
+    """Train one stage on Ray and save the trained network in the model folder `job.out_uri`.
 
-    A run that `train_locally` began is resumed from its newest complete checkpoint, and the other way round.
+    Ray must be running. This function waits for the end of the training and logs its progress. A run that was interrupted is
+    resumed from its newest complete checkpoint. It does not matter whether this function or `train_locally` saved the
+    checkpoint.
 
     Args:
-        job: what to train.
-        nodes: Ray labels of the nodes that workers may run on; None or {} for any.
-        callbacks: Ray Train callbacks, called in the controller; they must not raise.
-        should_stop: polled in the driver; where it returns True the run is stopped as by an interruption.
+        job: description of the training stage.
+        nodes: Ray labels of the nodes that workers may run on; None or {} for any node.
+        callbacks: Ray Train callbacks, which run in the controller process. They must not raise errors.
+        should_stop: called regularly in the driver. If it returns True, the workers save a checkpoint and stop.
 
     Returns:
-        {"steps", "epochs", "dev_mean_iou", "best_dev_mean_iou"}.
+        The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". See `Outcome`.
 
     Raises:
-        UserError: for settings or data that can't be trained with, and where the loss diverges.
-        Interrupted: where a stop was requested; there is a checkpoint then.
+        UserError: if the settings, the cluster or the data are not suitable, or the loss diverges.
+        Interrupted: if the training was stopped. The same call resumes it from the last checkpoint.
     """
     compute = job.compute
     job.check(compute.workers, compute.min_workers)
@@ -88,14 +96,16 @@ def train_on_ray(
 
 
 def check_resources(compute: ComputeSettings, nodes: Mapping[str, str] | None = None) -> None:
-    """Check that Ray has, or may get, the resources that the fewest workers reserve; logs where the run has to wait for them.
+    """Check that Ray has the CPUs and GPUs for the smallest permitted number of workers, or may get them later.
+
+    If the run has to wait for resources, this is logged.
 
     Args:
-        compute: number of workers and what each reserves.
-        nodes: Ray labels of the nodes that workers may run on; None or {} for any.
+        compute: settings with the number of workers and their resources.
+        nodes: Ray labels of the nodes that workers may run on; None or {} for any node.
 
     Raises:
-        UserError: if this Ray will never have them.
+        UserError: if this Ray can never have the resources.
     """
     workers = compute.min_workers or compute.workers
     fits = actor_slots(nodes or {}, compute.cpus_per_worker, 1 if compute.gpu else 0)
@@ -113,7 +123,11 @@ def check_resources(compute: ComputeSettings, nodes: Mapping[str, str] | None = 
 
 
 def _set_ray_train_variables(compute: ComputeSettings) -> None:
-    """Set what Ray Train reads from the environment, where the user has not."""
+    """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
+
+    Args:
+        compute: settings of the training processes.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     if len(ray.nodes()) == 1:  # the driver's own node: nobody would be left to see it go
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -129,7 +143,16 @@ def _ray_trainer(
     nodes: Mapping[str, str] | None,
     callbacks: Sequence[ray.train.UserCallback],
 ) -> ElasticTrainer:
-    """Make the Ray trainer of a job."""
+    """Make the Ray trainer for a job, without starting it.
+
+    Args:
+        job: description of the training stage.
+        plan: plan of the global batches.
+        dev: the dev examples; None for no evaluation.
+        queue: handle of a `ReportQueue` actor that connects the run with the driver.
+        nodes: Ray labels of the nodes that workers may run on; None or {} for any node.
+        callbacks: further Ray Train callbacks.
+    """
     compute = job.compute
     filesystem, path = storage.filesystem(storage.absolute(job.checkpoints_uri))
     return ElasticTrainer(
@@ -161,18 +184,36 @@ def _ray_trainer(
 
 
 class ReportForwarder(ray.train.UserCallback):
-    """Puts rank 0's reports, and the reasons of failures, into the report queue. Never raises: Ray would retry without end."""
+    """A Ray Train callback that puts rank 0's metrics, and the reasons of failures, into the report queue.
+
+    Its methods never raise errors, because Ray would then retry without end.
+    """
 
     def __init__(self, queue: Any) -> None:
-        """Use the handle of a `ReportQueue` actor."""
+        """Store the queue.
+
+        Args:
+            queue: handle of a `ReportQueue` actor.
+        """
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called in the controller after every `ray.train.report`."""
+        """Put rank 0's metrics into the queue. Ray Train's controller calls this after every `ray.train.report`.
+
+        Args:
+            run_context: unused.
+            metrics: metrics of each rank.
+            checkpoint: unused.
+        """
         self._queue.put.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller when workers failed."""
+        """Put the reasons of failures into the queue. Ray Train's controller calls this when workers have failed.
+
+        Args:
+            run_context: unused.
+            worker_exceptions: the errors by rank. The last line of each message is used, shortened to 200 characters.
+        """
         reasons = {
             rank: str(error).strip().splitlines()[-1][:200] for rank, error in worker_exceptions.items() if str(error).strip()
         }
@@ -180,40 +221,61 @@ class ReportForwarder(ray.train.UserCallback):
 
 
 class ReportCallback(ray.train.UserCallback):
-    """Ray Train callback that passes the metrics that rank 0 reports to a function."""
+    """A Ray Train callback that passes rank 0's metrics to a function."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Use `report`, called in the controller's process; it must return at once and never raise."""
+        """Store the function.
+
+        Args:
+            report: function that takes the metrics by name. It is called in the controller process, and must return at once and
+                never raise errors.
+        """
         self._report = report
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pass rank 0's metrics on; called after every `ray.train.report`."""
+        """Pass rank 0's metrics to the function. Ray Train's controller calls this after every `ray.train.report`.
+
+        Args:
+            run_context: unused.
+            metrics: metrics of each rank.
+            checkpoint: unused.
+        """
         if metrics:
             self._report(metrics[0])
 
 
 class _Run:
-    """A Ray Train run as the driver sees it: started in a thread, its messages logged, stopped on request."""
+    """The driver's side of a Ray Train run: it starts the run in a thread, logs its messages, and stops it on request."""
 
     def __init__(self, job: TrainingJob, trainer: ElasticTrainer, queue: Any, total_steps: int) -> None:
-        """Prepare the run of a job; `total_steps` is shown in its progress."""
+        """Prepare the run without starting it.
+
+        Args:
+            job: description of the training stage.
+            trainer: the Ray trainer.
+            queue: handle of the `ReportQueue` actor that the run puts its messages in.
+            total_steps: largest number of steps, which is shown in the log.
+        """
         self._job, self._trainer, self._queue, self._total_steps = job, trainer, queue, total_steps
         self._value: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._workers: int | None = None
 
     def wait(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Run to the end, logging messages.
+        """Start the run, log its messages and wait for its end.
+
+        SIGINT and SIGTERM are caught meanwhile. The first one makes the workers save a checkpoint and stop; a second one raises
+        KeyboardInterrupt.
 
         Args:
-            should_stop: polled; where it returns True the workers are requested to stop.
+            should_stop: called regularly. If it returns True, the workers are asked to stop.
 
         Returns:
-            What rank 0 returned.
+            The return value of rank 0's `_worker`.
 
         Raises:
-            UserError: if that made the run fail.
-            Interrupted: if a stop was requested while no workers ran.
+            UserError: if a mistake of the user made the run fail.
+            Interrupted: if a stop was requested while no workers were running.
         """
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main one Ray would catch Ctrl-C
         requested = False
@@ -234,14 +296,14 @@ class _Run:
         return self._value
 
     def _fit(self) -> None:
-        """Run the trainer; keeps what rank 0 returned, or the error."""
+        """Run the trainer to its end. The result or the error is stored in this object, because this runs in a thread."""
         try:
             self._value = dict(self._trainer.fit().return_value)
         except BaseException as error:
             self._error = error
 
     def _log_messages(self) -> None:
-        """Log the messages in the report queue."""
+        """Log all messages in the report queue: metrics, failures, and changes of the number of workers."""
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
                 reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
@@ -254,7 +316,16 @@ class _Run:
 
 
 def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
-    """Return the user error (also a full disk) that made the workers or the controller fail, or the error itself."""
+    """Find the cause of a failed run that the user can do something about.
+
+    Args:
+        error: the error that Ray Train raised.
+        checkpoints_uri: folder of the checkpoints, which may be on a full disk.
+
+    Returns:
+        The UserError that made a worker or the controller fail, or a UserError about a full disk. If there is neither, `error`
+        itself.
+    """
     for failure in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)):
         cause = getattr(failure, "_base_exc", failure)
         if user_error := find_user_error(cause):
@@ -266,7 +337,18 @@ def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train as one rank; rank 0 keeps checkpoints and the finished model. Runs in a Ray Train worker."""
+    """Train as one rank of a Ray Train run. This runs in a worker process.
+
+    Rank 0 saves the checkpoints and the trained network.
+
+    Args:
+        config: the `TrainingJob` as "job", the dev examples or None as "dev", and the handle of the `ReportQueue` actor as
+            "queue".
+
+    Returns:
+        The fields of `Outcome` by name. If training was stopped or diverged, the key "interrupted" or "diverged" with the error
+        message instead.
+    """
     job: TrainingJob = config["job"]
     dev: Examples | None = config["dev"]
     _quieten_ray()
@@ -274,7 +356,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
 
     def report(metrics: dict[str, float], state: State | None) -> None:
-        """Report to Ray Train; rank 0 with a checkpoint where one is due."""
+        """Report metrics to Ray Train, on rank 0 with a checkpoint if there is a training state to save."""
         if rank or state is None:
             ray.train.report(metrics)
             return
@@ -300,7 +382,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _newest_state(job: TrainingJob) -> State | None:
-    """Load Ray Train's last checkpoint or `train_locally`'s, whichever has more steps; None if there is neither."""
+    """Load the newer of Ray Train's last checkpoint and the last checkpoint of `train_locally`.
+
+    Args:
+        job: description of the training stage.
+
+    Returns:
+        The training state with more steps, or None if there is no checkpoint.
+    """
     states = []
     if (last := ray.train.get_checkpoint()) is not None:
         with last.as_directory() as folder:
@@ -311,7 +400,7 @@ def _newest_state(job: TrainingJob) -> State | None:
 
 
 def _quieten_ray() -> None:
-    """Keep Ray's lines about every report and every execution of a data set out of the worker's output."""
+    """Suppress Ray's log messages about each report and each execution of a data set in this worker."""
     for library in ("", "ray.train", "ray.data"):  # some of Ray's loggers have no library's name
         logging.getLogger(library).setLevel(logging.WARNING)
     # warns that progress bars are off, as they should be

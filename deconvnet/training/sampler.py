@@ -1,15 +1,20 @@
-"""The order in which an epoch sees its examples, and how it is divided into batches and shares.
+"""The random order of the examples in an epoch, and its division into batches and shares of the workers.
 
-An example is one occurrence of a row: a row with repeats (class balance) occurs several times in an epoch. Examples are counted by
-*position*, from 0, in the epoch's order, a permutation that depends on seed and epoch alone. Invariants:
+An example is one occurrence of a row of the table. A row may be repeated in an epoch to balance the classes; each repeat is an
+example. The order of an epoch is a permutation that depends only on the seed and the epoch. The place of an example in this
+order, counted from 0, is its *position*. These rules hold:
 
-* Global batch b of an epoch is positions [b·B, (b + 1)·B), whatever the number of workers.
-* Rank r of w sees the r-th of the batch's w consecutive shares, which differ by one example at most.
-* Every position is in exactly one *window*, and windows are consecutive. A worker that needs a position reads that window only.
+* Global batch b of an epoch has the positions from b·B to (b + 1)·B − 1, where B is the batch size. The number of workers
+  doesn't matter.
+* A global batch is divided into consecutive shares, one for each worker (rank), in the order of the ranks. The sizes of shares
+  differ by at most one example.
+* Every position lies in exactly one *window*, and each window covers consecutive positions. A worker that needs a position
+  reads only the window around it.
 
-The permutation has two levels so that each Parquet file is read once in an epoch: row groups are permuted and divided into windows of
-as many bytes as a worker may hold, then the examples of a window are permuted. A table that fits in one window is permuted as a whole,
-which is best: a row's repeats, and an image's crops, are then spread over the epoch.
+The permutation has two levels, so that each Parquet file is read only once in an epoch. First the files' row groups are
+permuted and divided into windows, whose size in bytes is limited by a worker's memory. Then the examples within each window are
+permuted. If the table fits in one window, all examples are permuted together. This is the best case, because the repeats of a
+row and the crops of an image are then spread over the whole epoch.
 """
 
 from collections.abc import Sequence
@@ -20,18 +25,18 @@ import numpy as np
 from infra.errors import UserError
 
 WINDOW_BYTES = 256 * 2**20
-"""About the size of a window. A worker holds two: the next one is read while one is used."""
+"""Approximate size of a window in bytes. A worker holds two windows: it reads the next one while it uses the present one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A row group of a Parquet file.
+    """A row group of a Parquet file of the table.
 
     Attributes:
-        part: the file, relative to the table's folder.
-        index: of the row group in the file.
-        examples: examples that it has in an epoch.
-        nbytes: its size, bytes.
+        part: path of the file below the table's folder.
+        index: index of the row group in the file.
+        examples: number of examples that the row group has in an epoch, repeats included.
+        nbytes: size of the row group in bytes.
     """
 
     part: str
@@ -42,14 +47,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Window:
-    """Row groups whose examples are permuted together.
+    """A part of an epoch: some row groups whose examples are read and permuted together.
 
     Attributes:
-        epoch: the epoch, from 0.
-        index: of the window in its epoch, from 0.
-        start: position of its first example.
-        examples: how many examples it has.
-        groups: its row groups.
+        epoch: number of the epoch, from 0.
+        index: index of the window in the epoch, from 0.
+        start: position of the window's first example in the epoch.
+        examples: number of examples in the window.
+        groups: the row groups.
     """
 
     epoch: int
@@ -61,14 +66,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Batching:
-    """How an epoch is divided into global batches, and those into the shares of the workers.
+    """The division of an epoch into global batches, and of these into shares of the workers.
 
-    A rest at the end of an epoch is dropped (other examples each epoch). An epoch with fewer examples than a batch is repeated from
-    its start until it fills one.
+    If examples remain at the end of an epoch that don't fill a batch, they are not used. They are different ones in each epoch.
+    If an epoch has fewer examples than a batch, its examples are repeated until they fill one batch.
 
     Attributes:
-        examples: examples in an epoch.
-        batch: examples in a global batch.
+        examples: number of examples in an epoch.
+        batch: number of examples in a global batch.
         workers: number of workers.
     """
 
@@ -77,25 +82,30 @@ class Batching:
     workers: int = 1
 
     def share(self, rank: int) -> range:
-        """Return the indices within a global batch, from 0, that a rank sees."""
+        """Return a rank's share of a global batch, as indices into the batch (from 0).
+
+        Args:
+            rank: the rank, from 0.
+        """
         return even_ranges(self.batch, self.workers)[rank]
 
     @property
     def steps(self) -> int:
-        """Global batches in an epoch."""
+        """Return the number of global batches in an epoch; at least 1."""
         return max(1, self.examples // self.batch)
 
     def positions(self, window: Window, rank: int, first_step: int = 0, stop_step: int | None = None) -> np.ndarray:
-        """Return the positions of a window that a rank sees.
+        """Return the positions in a window that a rank sees in some steps of the epoch.
 
         Args:
-            window: of any epoch.
-            rank: whose share.
-            first_step: first global batch of the epoch.
-            stop_step: global batch of the epoch to stop before; None for the epoch's end.
+            window: a window of any epoch.
+            rank: the rank, from 0.
+            first_step: index of the first global batch in the epoch.
+            stop_step: index of the global batch to stop before. None: up to the end of the epoch.
 
         Returns:
-            int64 positions, ascending.
+            int64 array of positions, ascending. If the batch is larger than the epoch, positions may exceed the number of
+            examples, which stands for repeated examples.
         """
         end = window.start + window.examples
         if self.examples < self.batch:  # the only window, repeated until the batch is full
@@ -107,41 +117,41 @@ class Batching:
 
 
 def even_ranges(count: int, parts: int) -> list[range]:
-    """Divide 0 … count − 1 into consecutive ranges whose lengths differ by one at most.
+    """Divide the numbers from 0 to count − 1 into consecutive ranges. The lengths of the ranges differ by at most one.
 
     Args:
-        count: numbers to divide.
-        parts: how many ranges.
+        count: how many numbers to divide.
+        parts: how many ranges to make.
     """
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
 def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
-    """Return the number of micro-batches that every worker divides its share of a global batch into.
+    """Return the number of micro-batches that each worker divides its share of a global batch into.
 
-    It is the same for all workers, because synchronised batch norm waits for all of them at each micro-batch; so none may be empty,
-    and with a `micro_batch` of 1 and unequal shares some hold 2 examples.
+    The number is the same for all workers, because with synchronised batch norm they wait for each other at every micro-batch.
+    No micro-batch is empty. So if `micro_batch` is 1 and the shares differ in size, some micro-batches have 2 examples.
 
     Args:
-        batch: examples in a global batch.
+        batch: number of examples in a global batch.
         workers: number of workers.
-        micro_batch: most examples in a micro-batch; None: the whole share.
+        micro_batch: largest number of examples in a micro-batch. None: the whole share is one micro-batch.
     """
     return min(-(-batch // (workers * micro_batch)), batch // workers) if micro_batch else 1
 
 
 def check_batching(batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str) -> None:
-    """Check that a batch can be shared.
+    """Check that a global batch can be divided among the workers.
 
     Args:
-        batch: examples in a global batch.
-        micro_batch: most examples in a micro-batch; None for no limit.
+        batch: number of examples in a global batch.
+        micro_batch: largest number of examples in a micro-batch; None for no limit.
         workers: number of workers.
-        min_workers: fewest workers that training may continue with; None: always `workers`.
-        setting: section of the settings that the error message names, as "train.stage1".
+        min_workers: smallest number of workers that training may continue with after failures. None: always `workers`.
+        setting: section of the settings that error messages name, such as "train.stage1".
 
     Raises:
-        UserError: if a worker would have no example, or the numbers contradict each other.
+        UserError: if a worker would get no example, `min_workers` exceeds `workers`, or `micro_batch` exceeds `batch`.
     """
     if min_workers is not None and min_workers > workers:
         raise UserError(
@@ -157,30 +167,30 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
 
 
 def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> int:
-    """Compute the number of windows that every epoch is divided into.
+    """Return the number of windows that every epoch is divided into.
 
     Args:
-        groups: all row groups.
-        window_bytes: about the size of a window.
+        groups: all row groups of the table that hold examples.
+        window_bytes: approximate size of a window in bytes.
 
     Returns:
-        At least 1, at most the number of row groups.
+        A number from 1 to the number of row groups.
     """
     total = sum(g.nbytes for g in groups)
     return max(1, min(len(groups), -(-total // window_bytes)))
 
 
 def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[Window]:
-    """Divide the row groups, in the epoch's random order, into windows.
+    """Divide the row groups into the windows of an epoch, in a random order.
 
     Args:
-        groups: all row groups.
-        seed: of the training.
-        epoch: from 0.
-        count: number of windows.
+        groups: all row groups of the table that hold examples.
+        seed: seed of the training.
+        epoch: number of the epoch, from 0.
+        count: number of windows. If it is 1, the row groups stay in order.
 
     Returns:
-        The windows in the order they are seen, each of about as many row groups.
+        The windows in the order in which they are used. Their numbers of row groups differ by at most one.
     """
     order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups)) if count > 1 else np.arange(len(groups))
     found: list[Window] = []
@@ -198,14 +208,15 @@ def window_rows(window: Window, seed: int, weights: np.ndarray) -> np.ndarray:
 
     Args:
         window: the window.
-        seed: of the training.
-        weights: integer (rows,): how often each row of the window occurs, in the order of its row groups.
+        seed: seed of the training.
+        weights: integer array of shape (rows,). It says how often each row of the window occurs. The rows are in the order of
+            the window's row groups.
 
     Returns:
-        int64 (window.examples,): the row at each position of the window.
+        int64 array of shape (window.examples,): the index of the row at each position of the window.
 
     Raises:
-        ValueError: if the weights don't sum to `window.examples`.
+        ValueError: if the sum of the weights is not `window.examples`.
     """
     rows = np.repeat(np.arange(len(weights), dtype=np.int64), weights)
     if len(rows) != window.examples:

@@ -1,8 +1,10 @@
-"""The training loop in plain PyTorch: a network and batches in, metrics and checkpoints out.
+"""The training loop, in plain PyTorch.
 
-One process and many (torch.distributed, a rank each) learn the same: the global batch does not depend on the number of ranks, and
-the loss is the mean over its non-void pixels. Dropout's random numbers are seeded before each step from seed, step and rank, so a
-checkpoint that holds seed and step holds the random state.
+The loop runs in one process, or in several processes (ranks) of torch.distributed. The result is the same. The global batch
+does not depend on the number of ranks, and the loss is the mean over all non-void pixels of the global batch.
+
+Before each step, the random generator for dropout is seeded with the seed, the step and the rank. So a checkpoint with the seed
+and the step is enough to restore the random state.
 """
 
 import math
@@ -30,19 +32,22 @@ if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
 
 SYNC_BELOW = 32
-"""Batch norm is synchronised over the ranks where one of them would normalise over fewer examples than this."""
+"""Smallest number of examples per rank and forward pass with which batch norm works well on its own.
+
+If a rank would have fewer, batch norm is synchronised over all ranks.
+"""
 
 
 class Diverged(UserError):
-    """The loss is infinite or not a number. Every rank raises it, at the same step."""
+    """The error that the loss became infinite or NaN. All ranks raise it at the same step."""
 
 
 class Trainer:
-    """Trains a network by SGD; each rank of torch.distributed makes one, or a single process does.
+    """Trains a network by SGD. Each rank of torch.distributed makes its own trainer.
 
     Attributes:
-        step: optimiser steps done.
-        total_steps: the most that the settings allow.
+        step: number of optimiser steps done.
+        total_steps: largest number of steps that the settings allow.
     """
 
     def __init__(
@@ -56,16 +61,17 @@ class Trainer:
         device: torch.device | str = "cpu",
         bf16: bool = False,
     ) -> None:
-        """Move the model to the device and prepare its optimiser and schedule.
+        """Move the model to the device and make its optimiser and learning-rate schedule.
 
         Args:
-            model: a `SegmentationNetwork`; trained in place. Rank 0's weights are used on all ranks.
-            settings: batch size, epochs, learning rate, schedule, …
-            loader: this rank's share of the batches.
-            seed: of dropout.
-            dev: this rank's share of the examples evaluated on after each epoch; None for no evaluation.
-            device: where to compute.
-            bf16: compute the network in bfloat16; weights and the loss stay float32.
+            model: a network with the methods of `SegmentationNetwork`. It is trained in place. All ranks start from the weights
+                of rank 0.
+            settings: settings of the training stage.
+            loader: source of this rank's batches.
+            seed: seed for dropout.
+            dev: source of this rank's dev examples, which are evaluated after each epoch. None: no evaluation.
+            device: device to compute on.
+            bf16: whether to compute the network in bfloat16. The weights and the loss stay in float32.
         """
         self.settings, self.loader, self.dev, self.seed, self.bf16 = settings, loader, dev, seed, bf16
         self.device = torch.device(device)
@@ -94,17 +100,18 @@ class Trainer:
         """Train from the current step to the end.
 
         Args:
-            report: called every `log_every` steps with the loss, at the end of each epoch with the dev scores, and with the state
-                every `checkpoint_every` steps and at the end of each epoch.
-            should_stop: checked before each step; True on any rank stops all.
-            should_save: checked before each step; True on any rank makes a checkpoint due after it.
+            report: function that receives metrics by name and, if a checkpoint must be saved, the training state (else None).
+                It is called every `log_every` steps and at the end of each epoch. It gets the state every `checkpoint_every`
+                steps and at the end of each epoch.
+            should_stop: called before each step. If it returns True on any rank, all ranks stop.
+            should_save: called before each step. If it returns True on any rank, the state is reported after the step.
 
         Returns:
-            Steps, epochs and dev scores.
+            The number of steps and epochs, and the results on the dev examples.
 
         Raises:
-            Interrupted: if a stop was requested; `report` was given the state before.
-            Diverged: if the loss is not finite.
+            Interrupted: if `should_stop` returned True. The state was reported before.
+            Diverged: if the loss is infinite or NaN.
         """
         self._network = self._distributed() if self.world_size > 1 else self.model
         self.model.train()
@@ -135,16 +142,18 @@ class Trainer:
         return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
 
     def train_step(self, images: np.ndarray, masks: np.ndarray, valid_pixels: int, count_correct: bool) -> float:
-        """Do one optimiser step on a global batch, in micro-batches where the settings ask for them.
+        """Do one optimiser step on a global batch.
+
+        This rank's share is computed in micro-batches if the settings ask for them.
 
         Args:
-            images: this rank's share: uint8 (n, 3, S, S), RGB.
-            masks: uint8 (n, S, S), class ids, 255 = void.
-            valid_pixels: non-void pixels of the global batch.
-            count_correct: whether to count the correctly classified pixels, which takes an arg max.
+            images: this rank's images: uint8 RGB array of shape (n, 3, S, S).
+            masks: this rank's masks: uint8 array of shape (n, S, S) with class ids and 255 for void.
+            valid_pixels: number of non-void pixels in the global batch.
+            count_correct: whether to count correctly classified pixels. This costs an additional arg max.
 
         Returns:
-            The learning rate used.
+            The learning rate of this step.
         """
         torch.manual_seed(_step_seed(self.seed, self.step, self.rank))
         rate = self.schedule.rate(self.step)
@@ -168,7 +177,16 @@ class Trainer:
         return rate
 
     def evaluate(self) -> ConfusionMatrix:
-        """Return the confusion matrix of the model over the dev examples of all ranks; leaves the model in evaluation mode."""
+        """Evaluate the model on the dev examples of all ranks. Every rank must call this.
+
+        The model is in evaluation mode afterwards. The batch-norm statistics of rank 0 are copied to all ranks first.
+
+        Returns:
+            The confusion matrix over all dev examples, on every rank.
+
+        Raises:
+            ValueError: if the trainer has no dev examples.
+        """
         if self.dev is None:
             raise ValueError("there are no dev examples to evaluate on")
         if self.world_size > 1:  # rank 0's batch-norm statistics are those that are saved
@@ -184,7 +202,7 @@ class Trainer:
         return ConfusionMatrix(found.num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
 
     def state_dict(self) -> State:
-        """Return what a checkpoint keeps."""
+        """Return the training state for a checkpoint. Its tensors are not copied."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in named_parameters(self.optimiser):
             if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
@@ -195,10 +213,10 @@ class Trainer:
         """Continue from a checkpoint.
 
         Args:
-            state: of a training of the same network and seed.
+            state: training state of a trainer with the same network and seed.
 
         Raises:
-            UserError: if it is of another.
+            UserError: if the network or the seed differs.
         """
         weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
         own = self.model.state_dict()
@@ -212,31 +230,53 @@ class Trainer:
         self.step = int(state.values["step"])
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Yield the batches from the current step on; none if the training is finished."""
+        """Iterate over this rank's batches from the current step to the last. There are none if the training has finished."""
         if self.step < self.total_steps and not self.schedule.finished:
             yield from self.loader.batches(self.step, self.total_steps)
 
     def _ends_epoch(self, step: int) -> bool:
-        """True if an epoch, or the training, ends after `step` steps."""
+        """Return whether an epoch, or the whole training, ends after a step.
+
+        Args:
+            step: number of steps done.
+        """
         return step % self.loader.steps_per_epoch == 0 or step == self.total_steps
 
     def _checkpoint_is_due(self, step: int) -> bool:
-        """True if the settings ask for a checkpoint after `step` steps."""
+        """Return whether the settings ask for a checkpoint after a step.
+
+        Args:
+            step: number of steps done.
+        """
         return self._ends_epoch(step) or step % self.settings.checkpoint_every == 0
 
     def _position(self) -> dict[str, float]:
-        """Return the step and epoch of a report."""
+        """Return the present "step" and "epoch" (a fraction) for a report."""
         return {"step": self.step, "epoch": self.step / self.loader.steps_per_epoch}
 
     def _loss_metrics(self, valid_pixels: int) -> dict[str, float]:
-        """Read the meter. Raises Diverged."""
+        """Return the loss, accuracy and speed since the last report. All ranks must call this.
+
+        Args:
+            valid_pixels: number of non-void pixels in the last global batch.
+
+        Returns:
+            The metrics of `Meter.read` by name.
+
+        Raises:
+            Diverged: if the loss is infinite or NaN.
+        """
         metrics = self._meter.read(valid_pixels)
         if not math.isfinite(loss := metrics["loss"]):
             raise Diverged(f"the loss is {loss} by step {self.step}: lower lr (now {self.settings.lr:g}), or set grad_clip")
         return metrics
 
     def _evaluate_epoch(self) -> dict[str, float]:
-        """Evaluate on the dev examples, if there are any, and let the schedule see the score."""
+        """Evaluate the network after an epoch and update the learning-rate schedule. The model is in training mode afterwards.
+
+        Returns:
+            The metrics "dev_mean_iou" and "dev_pixel_accuracy", or {} if there are no dev examples.
+        """
         if self.dev is None:
             return {}
         found = self.evaluate()
@@ -246,7 +286,10 @@ class Trainer:
         return {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
 
     def _recompute_batch_norm(self) -> None:
-        """Recompute batch norm's statistics over batches of an epoch that training did not come to."""
+        """Recompute batch norm's statistics with the final weights.
+
+        The batches continue the random order after the last training epoch. They are augmented like all training batches.
+        """
         first = self.settings.epochs * self.loader.steps_per_epoch
         inputs = (
             self._prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
@@ -258,27 +301,45 @@ class Trainer:
         self._dev_mean_iou = None
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Turn uint8 images into the network's input."""
+        """Convert uint8 images to the network's input.
+
+        Args:
+            images: uint8 RGB images of shape (n, 3, S, S).
+        """
         return cast(SegmentationNetwork, self.model).prepare(images)
 
     def _autocast(self) -> torch.autocast:
-        """Return the context in which the network is computed: in bfloat16 if `bf16`."""
+        """Return a context manager in which the network is computed in bfloat16 if `bf16` is set."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Return the context of a backward pass; DDP averages gradients only at the last micro-batch."""
+        """Return a context manager for the forward and backward pass of a micro-batch.
+
+        With DDP, the gradients are averaged over the ranks only in the last micro-batch of a step.
+
+        Args:
+            last: whether this is the last micro-batch of the step.
+        """
         network = self._network
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
 
     def _distributed(self) -> DistributedDataParallel:
-        """Wrap the model in DDP, which first copies rank 0's weights to all ranks."""
+        """Wrap the model in DDP. This copies rank 0's weights to all ranks."""
         ids = None
         if self.device.type == "cuda":
             ids = [self.device.index if self.device.index is not None else torch.cuda.current_device()]
         return DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
 
     def _to_device(self, images: np.ndarray, masks: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Copy uint8 arrays to the device: uint8 images in channels_last and int64 masks."""
+        """Copy a batch to the device.
+
+        Args:
+            images: uint8 array of shape (n, 3, S, S).
+            masks: uint8 array of shape (n, S, S).
+
+        Returns:
+            The images as uint8 tensor in channels_last memory format, and the masks as int64 tensor.
+        """
         x, y = (torch.from_numpy(np.require(a, requirements=("C", "W"))) for a in (images, masks))
         if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
@@ -287,10 +348,10 @@ class Trainer:
 
 
 class Meter:
-    """Sums of what is logged, kept on the device since the meter was made."""
+    """The sums from which loss, accuracy and speed are computed for the log. They stay on the device until they are read."""
 
     def __init__(self) -> None:
-        """Begin with nothing added; speed counts from now."""
+        """Start with empty sums. The speed is measured from now on."""
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._steps = 0
@@ -298,29 +359,34 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, loss: Tensor, correct: Tensor | None) -> None:
-        """Add a micro-batch.
+        """Add the results of a micro-batch.
 
         Args:
-            loss: its part of the step's loss, a scalar on the device.
-            correct: its correctly classified pixels; None where they are not counted.
+            loss: the micro-batch's contribution to the loss of the step, a scalar tensor on the device.
+            correct: number of correctly classified pixels, a scalar tensor on the device. None if they were not counted.
         """
         self._losses.append(loss)
         if correct is not None:
             self._correct.append(correct)
 
     def count_step(self, examples: int) -> None:
-        """Count a step of `examples` examples over all ranks."""
+        """Count an optimiser step.
+
+        Args:
+            examples: number of examples in the global batch.
+        """
         self._steps += 1
         self._examples += examples
 
     def read(self, valid_pixels: int) -> dict[str, float]:
-        """Return the means over all ranks.
+        """Return the metrics over all ranks. Every rank must call this.
 
         Args:
-            valid_pixels: non-void pixels of the last step, the only one whose correct pixels were counted.
+            valid_pixels: number of non-void pixels in the global batch of the last step. Correct pixels must have been counted
+                in this step only.
 
         Returns:
-            "loss" (mean over the steps), "pixel_accuracy" (of the last step), "samples_per_s".
+            "loss" (mean over the steps), "pixel_accuracy" (0–1, of the last step) and "samples_per_s" (examples per second).
         """
         sums = torch.stack([torch.stack(self._losses).sum().double(), torch.stack(self._correct).sum().double()])
         loss, correct = sum_over_ranks(sums.cpu()).tolist()
@@ -329,22 +395,35 @@ class Meter:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Return this process's rank and the number of processes: (0, 1) outside torch.distributed."""
+    """Return this process's rank and the number of processes, or (0, 1) if torch.distributed is not in use."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum a CPU tensor over all ranks (gloo), in place, and return it."""
+    """Sum a tensor over all ranks. Every rank must call this.
+
+    Args:
+        values: tensor on the CPU, changed in place.
+
+    Returns:
+        The same tensor, which now holds the sum.
+    """
     if rank_and_world_size()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
-    """True if a model has batch norm of any kind."""
+    """Return whether a model has batch norm of any kind."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Mix seed, step (from 0) and rank into the seed of torch's random numbers."""
+    """Combine a seed, a step and a rank into the seed of torch's random generator for this step.
+
+    Args:
+        seed: seed of the training.
+        step: number of the step, from 0.
+        rank: rank of this process.
+    """
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""How work runs: stages that are skipped when complete, executors for their jobs, and what is needed to use Ray."""
+"""Running of work: pipeline stages that are skipped when complete, executors for their jobs, and the connection to Ray."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,12 +10,12 @@ from infra.settings import ClusterSettings
 def open_executor(
     name: Literal["ray", "local"], cluster: ClusterSettings, should_stop: Callable[[], bool] = lambda: False
 ) -> Executor:
-    """Make the executor that the setting `executor` names. Ray is imported only for "ray".
+    """Make the executor that the setting `executor` names. It is not started yet. Ray is imported only if needed.
 
     Args:
-        name: "ray" for the nodes of a Ray cluster, "local" for this process and a pool of processes.
-        cluster: where Ray runs; of the local executor, `cluster.num_cpus` is the number of processes.
-        should_stop: checked after each unit; once True, Interrupted is raised.
+        name: "ray" to use the nodes of a Ray cluster, "local" to use processes on this machine.
+        cluster: settings of the Ray cluster. The local executor only uses `num_cpus`, as its number of processes.
+        should_stop: called after each unit. If it returns True, the executor raises Interrupted.
     """
     if name == "local":
         from infra.runtime.local_executor import LocalExecutor

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one for this run."""
+"""Joining a Ray cluster, or starting Ray on this machine, and looking at the cluster's nodes."""
 
 import logging
 import math
@@ -17,11 +17,11 @@ from infra.settings import ClusterSettings
 
 @contextmanager
 def connected(settings: ClusterSettings) -> Iterator[None]:
-    """Connect to Ray for the time of a block.
+    """Connect to Ray while the `with` block runs, and disconnect at its end.
 
     Args:
-        settings: names the cluster to join. If it names none and RAY_ADDRESS (set for submitted jobs) is not set either, a Ray is
-            started on this machine, and stopped at the end.
+        settings: settings of the cluster. If neither these nor the environment variable RAY_ADDRESS (set for submitted jobs)
+            name a cluster, Ray is started on this machine and stopped at the end of the block.
 
     Raises:
         UserError: if the cluster can't be joined, or Ray can't be started.
@@ -54,7 +54,13 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 
 
 def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
-    """Join the cluster at `address`, or start a Ray here if it is None."""
+    """Join a cluster, or start Ray on this machine.
+
+    Args:
+        ray: the module `ray`.
+        address: address of the cluster; None to start Ray on this machine.
+        settings: resources of a Ray on this machine.
+    """
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
@@ -70,7 +76,10 @@ def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard what is written to file descriptor 2 in a block: Ray's C++ code writes its log level there. Errors are still raised."""
+    """Discard everything written to file descriptor 2 (stderr) while the `with` block runs.
+
+    Ray's C++ code writes messages there when it starts. Python exceptions are not affected.
+    """
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -83,7 +92,14 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """List Ray's living nodes that have all of these labels (None: any), as `ray.nodes()` describes them."""
+    """Return Ray's living nodes with certain labels.
+
+    Args:
+        labels: label values by key, all of which a node must have. None or {}: all living nodes.
+
+    Returns:
+        The nodes' descriptions from `ray.nodes()`.
+    """
     import ray
 
     wanted = (labels or {}).items()
@@ -91,26 +107,28 @@ def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
 
 
 def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
-    """Count how many actors fit on the living nodes at once.
+    """Return how many actors fit on the living nodes at the same time.
+
+    Resources that are in use count like free ones.
 
     Args:
-        nodes: labels of the nodes that are counted; {} for all.
-        cpus: CPUs of an actor.
-        gpus: GPUs of an actor.
+        nodes: labels of the nodes that may run actors; {} for any node.
+        cpus: number of CPUs that each actor takes.
+        gpus: number of GPUs that each actor takes.
     """
     there = [node["Resources"] for node in live_nodes(nodes)]
     return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
 
 
 def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
-    """Check that there are nodes with these labels, or may be later.
+    """Check that the cluster has nodes with certain labels, or may get them later.
 
     Args:
-        nodes: labels; {} for any node.
-        setting: the setting that names them, for the message.
+        nodes: labels of the nodes; {} for any node.
+        setting: name of the setting that holds the labels, for the error message.
 
     Raises:
-        UserError: if work for such nodes would wait for ever.
+        UserError: if there are no such nodes and none can be added, so that work for them would wait for ever.
     """
     if nodes and not live_nodes(nodes) and not can_autoscale():
         labels = ",".join(f"{key}={value}" for key, value in nodes.items())
@@ -121,5 +139,5 @@ def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
 
 
 def can_autoscale() -> bool:
-    """Return whether an autoscaler may add nodes: on Kubernetes, or in a cluster started by `ray up`."""
+    """Return whether the cluster may add nodes by itself: it runs on Kubernetes, or was started by `ray up`."""
     return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

@@ -1,4 +1,4 @@
-"""Stopping long work in an orderly way: signals that are noted instead of obeyed, and a time limit."""
+"""Two ways to stop long work in an orderly manner: catching signals, and a time limit."""
 
 import signal
 import threading
@@ -9,10 +9,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Note the first SIGINT or SIGTERM in a block instead of stopping at once, so that work can be saved; a second one interrupts.
+    """Catch SIGINT and SIGTERM while the `with` block runs, so that work can be saved before stopping.
+
+    The first signal is only recorded. A second one raises KeyboardInterrupt.
 
     Yields:
-        a list that receives the numbers of the signals. Outside the main thread, where Python can't handle signals, it stays empty.
+        A list to which the number of each signal is appended. It stays empty outside the main thread, because Python can't
+        handle signals there.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -20,7 +23,7 @@ def caught_signals() -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: object) -> None:
-        """Handle a signal."""
+        """Record a signal; raise KeyboardInterrupt if it is not the first."""
         caught.append(number)
         if len(caught) > 1:
             raise KeyboardInterrupt
@@ -34,7 +37,14 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 def time_limit(minutes: float | None) -> Callable[[], bool]:
-    """Return a function that is False at first and True once so many minutes have passed; None: always False."""
+    """Return a function that tells whether a time limit has been reached.
+
+    Args:
+        minutes: the limit in minutes from now; None for no limit.
+
+    Returns:
+        A function that returns False before the limit and True after it.
+    """
     if minutes is None:
         return lambda: False
     deadline = time.monotonic() + 60 * minutes

@@ -1,4 +1,7 @@
-"""Runs a job's units on this machine without Ray: in a pool of processes, and in this process for work that holds networks."""
+"""An executor that runs the units of a job on this machine, without Ray.
+
+Ordinary units run in a pool of processes. Units that need networks run in this process.
+"""
 
 import os
 import signal
@@ -16,37 +19,47 @@ from infra.runtime.progress import progress
 
 
 class LocalExecutor:
-    """An `Executor` of this machine's CPUs.
+    """An `Executor` that uses the CPUs of this machine, and its GPU for work with networks.
 
-    With one CPU everything runs in this process, so a debugger can stop in it.
+    With one CPU everything runs in this process, so that a debugger can be used.
     """
 
     def __init__(self, cpus: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Start nothing yet.
+        """Store the settings. Processes are started by the first call that needs them.
 
         Args:
-            cpus: number of processes, and of threads where networks compute; None for all CPUs that this process may use.
-            should_stop: checked after each unit; once True, Interrupted is raised. Units that have begun are finished.
+            cpus: number of processes, and of threads where networks compute. None: all CPUs that this process may use.
+            should_stop: called after each unit. If it returns True, Interrupted is raised. Units that have already begun are
+                finished first.
         """
         self.cpus = cpus or available_cpus()
         self._should_stop = should_stop
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
+        """Return the executor itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Stop the processes. Units that have not begun are cancelled."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     def check(self) -> None:
-        """Do nothing: this machine is there."""
+        """Do nothing, because this machine can always run units."""
 
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """See `Executor.map`. Each unit runs in one of `cpus` processes, which stay until the executor is left."""
+        """Call `work(index, unit)` for every unit in a pool of processes. See `Executor.map` for arguments and results.
+
+        The processes stay for further calls until the `with` block of the executor ends.
+
+        Raises:
+            UserError: if a unit raises it, or a process dies.
+            Interrupted: after a result, if the run must stop.
+        """
         if self.cpus == 1 or not units:
             yield from self._until_stopped(_one_by_one(units, work), len(units), title, unit)
             return
@@ -61,7 +74,11 @@ class LocalExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """See `Executor.map_actors`. One worker in this process: with a GPU, `cpus` threads keep it busy; else the network's own do."""
+        """Do all units with a single worker in this process. See `Executor.map_actors` for arguments and results.
+
+        If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise units are done
+        one after the other, and the network itself uses all CPUs.
+        """
         if not units:
             return
         work = make(self.cpus)
@@ -72,36 +89,70 @@ class LocalExecutor:
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """See `Executor.stream`. Runs in this process."""
+        """Run a function in this process. See `Executor.stream` for arguments and results."""
         for item in work():
             yield item
             self._check_stop("stopped")
 
     def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-        """Pass results on with a progress display, until the run is to stop."""
+        """Pass on results and show the progress.
+
+        Args:
+            done: the results.
+            total: number of results.
+            title: name of the work in the progress display.
+            unit: plural noun for the units in the progress display.
+
+        Yields:
+            The results.
+
+        Raises:
+            Interrupted: after a result, if the run must stop.
+        """
         for item in progress(done, total, title, unit):
             yield item
             self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run is to stop."""
+        """Raise Interrupted if the run must stop.
+
+        Args:
+            message: beginning of the error message.
+        """
         if self._should_stop():
             raise Interrupted(f"{message}: the same command resumes it")
 
 
 def available_cpus() -> int:
-    """Count the CPUs that this process may use; on systems that can't tell, those of the machine."""
+    """Return the number of CPUs that this process may use. If the system can't tell, return the number of CPUs of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
-    """Index and result of every unit, in order, computed in this thread."""
+    """Do all units in this thread, in order.
+
+    Args:
+        units: the units by index.
+        work: function that does a unit.
+
+    Yields:
+        The index and the result of each unit.
+    """
     for index, item in units.items():
         yield index, work(index, item)
 
 
 def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
-    """Index and result of every unit as they finish; those that have not begun are cancelled when the caller stops."""
+    """Do all units in a pool of processes or threads. If the caller stops early, units that have not begun are cancelled.
+
+    Args:
+        pool: the pool.
+        units: the units by index.
+        work: function that does a unit.
+
+    Yields:
+        The index and the result of each unit, in the order in which units finish.
+    """
     begun = {pool.submit(work, index, item): index for index, item in units.items()}
     try:
         for future in as_completed(begun):
@@ -112,5 +163,8 @@ def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterat
 
 
 def _ignore_interrupts() -> None:
-    """Let a process of the pool finish its unit at Ctrl-C, which a terminal sends to all processes; the parent stops the run."""
+    """Ignore SIGINT in a process of the pool, so that it finishes its unit.
+
+    At Ctrl-C a terminal sends SIGINT to all processes. The parent process then stops the run.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""Makes a table part by part: one unit of work for each part, run by an `Executor`.
+"""Making a table in parts. Each part is a Parquet file and one unit of work for an `Executor`.
 
-The parts are fixed before the job starts, so their content does not depend on the number of workers. A part that a killed run
-finished is not made again. The driver holds names and counts, never rows.
+The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers. Parts
+that an earlier, killed run finished are not made again. The driver holds only names and counts in memory, no rows.
 """
 
 from collections import Counter
@@ -16,7 +16,10 @@ from infra.runtime.executor import Executor
 from infra.storage import tables
 
 MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject]]
-"""Makes the rows of a part from its unit, sorted, and the rejects among them. It must be picklable."""
+"""A function that makes the rows of a part from its unit of work. The rows are sorted by image_id. It must be picklable.
+
+For inputs that can't be used it returns rejects among the rows.
+"""
 
 
 def make_parts(
@@ -30,20 +33,22 @@ def make_parts(
     title: str,
     rows_per_group: int = 64,
 ) -> list[tables.Part]:
-    """Write one part of a table for each unit; the table is complete only once the caller commits the parts.
+    """Write the parts of a table, one for each unit of work.
+
+    The parts become a table only when the caller commits them. The function waits until all parts are written.
 
     Args:
-        table: URI of the table.
-        fingerprint: of the stage that makes it; names the parts' folder.
-        schema: of the rows.
-        units: picklable units, one a part, in the order of the parts.
-        make_rows: makes a unit's rows, which must come sorted.
-        executor: runs the units.
+        table: URI of the table's folder.
+        fingerprint: digest of everything that the table is made from. The subfolder with the parts is named after it.
+        schema: schema of the rows.
+        units: the units of work in the order of the parts. They must be picklable.
+        make_rows: function that makes the sorted rows of a unit.
+        executor: executor that does the units.
         title: name of the work in the progress display.
-        rows_per_group: rows of a Parquet row group, which is what a reader reads at once.
+        rows_per_group: number of rows in a row group, which is the smallest piece that can be read.
 
     Returns:
-        the parts, in the order of `units`.
+        Summaries of the parts, in the order of `units`.
     """
     work = partial(_write_part, table, fingerprint, schema, rows_per_group, make_rows)
     finished = tables.parts_done(table, fingerprint)
@@ -60,7 +65,20 @@ def make_parts(
 def _write_part(
     table: str, fingerprint: str, schema: pa.Schema, rows_per_group: int, make_rows: MakeRows, index: int, unit: Any
 ) -> tables.Part:
-    """Make and write the part of one unit."""
+    """Make the rows of one unit of work and write them as a part of the table.
+
+    Args:
+        table: URI of the table's folder.
+        fingerprint: digest of everything that the table is made from.
+        schema: schema of the rows.
+        rows_per_group: number of rows in a row group.
+        make_rows: function that makes the rows of a unit.
+        index: number of the part.
+        unit: the unit of work.
+
+    Returns:
+        The summary of the part.
+    """
     return tables.write_part(table, fingerprint, index, make_rows(unit), schema, rows_per_group)
 
 
@@ -68,13 +86,13 @@ def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setti
     """Check that not too many inputs were rejected.
 
     Args:
-        parts: the parts of a finished table, which hold the rejects.
-        inputs: number of inputs, rejected or not.
-        limit: share of them that may be rejected, 0 to 1.
-        setting: name of the setting that holds `limit`, for the message.
+        parts: summaries of all parts of a table. They list the rejected inputs.
+        inputs: total number of inputs, rejected or not.
+        limit: largest fraction of inputs that may be rejected, from 0 to 1.
+        setting: name of the setting that holds the limit, for the error message.
 
     Raises:
-        UserError: if more were rejected; the message has the three commonest reasons.
+        UserError: if more inputs were rejected. The message names the three most frequent reasons.
     """
     rejects = [reject for part in parts for reject in part.rejects]
     if rejects and len(rejects) > limit * inputs:

@@ -1,4 +1,4 @@
-"""Shows the progress of long work: a bar on a terminal, a line every ten seconds in a log."""
+"""A progress display for long work: a bar on a terminal, otherwise a line every ten seconds for a log."""
 
 import sys
 import time
@@ -10,16 +10,16 @@ LOG_SECONDS = 10.0
 
 
 def progress(items: Iterable[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-    """Pass items on, and show on stderr how many of them there have been.
+    """Pass on items, and show on stderr how many there have been.
 
     Args:
-        items: what is passed on.
-        total: their number.
-        title: name of the work.
-        unit: plural noun for the items.
+        items: the items.
+        total: number of items.
+        title: name of the work in the display.
+        unit: plural noun for the items in the display.
 
     Yields:
-        the items.
+        The same items.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm

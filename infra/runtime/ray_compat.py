@@ -1,8 +1,8 @@
-"""Everything of Ray that is not public API and that we use all the same, each with the reason.
+"""All uses of Ray's private API in this project, with the reason for each.
 
-Written against Ray 2.60. `tests/infra/runtime/test_ray_compat.py` fails where another Ray no longer has what is used here: look the
-class or argument up in Ray's source at the path that its docstring names, and adapt this file. Nothing else of the project imports a
-module of Ray with `_private`, `_internal` or `.v2.` in its name.
+They were written for Ray 2.60. `tests/infra/runtime/test_ray_compat.py` fails if another version of Ray lacks something that is
+used here. In this case, look up the class or argument in Ray's source code at the path in the docstring, and adapt this file.
+No other file of the project imports a module of Ray with `_private`, `_internal` or `.v2.` in its name.
 """
 
 import time
@@ -26,25 +26,29 @@ from ray.train.v2._internal.util import time_monotonic
 from infra.runtime.cluster import live_nodes
 
 GROW_SECONDS = 60.0
-"""How long after a start no workers are added."""
+"""Seconds after a start of the workers in which no workers are added."""
 RETRY_SECONDS = 1.0
-"""Pause between two looks at the nodes while there are too few for the fewest workers."""
+"""Seconds between two looks at the nodes while there is no room for the smallest number of workers."""
 
 
 class Elastic(ElasticScalingPolicy):
-    """Starts as many workers as the living nodes with the right labels have room for, and reports their number.
+    """A scaling policy that starts as many training workers as the living nodes with the right labels have room for.
 
-    Ray's own policy (ray/train/v2/_internal/execution/scaling_policy/elastic.py) asks a coordinator actor for resources. That
-    coordinator ignores node labels, learns of a dead node up to 20 s late, and keeps the resources of a killed driver's run for 3
-    minutes. This one looks at the nodes instead, and adds workers only just after a checkpoint, when a restart repeats no step.
+    It also reports the number of workers to the driver.
+
+    Ray's own policy (ray/train/v2/_internal/execution/scaling_policy/elastic.py) asks a coordinator actor for resources. The
+    coordinator ignores node labels and learns of a dead node up to 20 s late. It also keeps the resources of a killed driver's
+    run for 3 minutes. This policy looks at the nodes instead. It adds workers only just after a checkpoint, when a restart
+    loses no finished steps.
     """
 
     def __init__(self, scaling_config: ray.train.ScalingConfig, queue: Any) -> None:
-        """Keep what decisions are made from.
+        """Store the arguments.
 
         Args:
-            scaling_config: fewest and most workers, resources and node labels of each.
-            queue: handle of a `ReportQueue` actor; {"workers": N} is put there, 0 while waiting for nodes.
+            scaling_config: smallest and largest number of workers, and the resources and node labels of each.
+            queue: handle of a `ReportQueue` actor. The message {"workers": N} is put there when the number of workers changes;
+                N is 0 while waiting for nodes.
         """
         super().__init__(scaling_config)
         self._queue = queue
@@ -52,11 +56,22 @@ class Elastic(ElasticScalingPolicy):
         self._start_failed = False
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Called in the controller when its state changes; notes whether the last start failed."""
+        """Record whether the last start of workers failed. Ray Train's controller calls this when its state changes.
+
+        Args:
+            previous_state: unused.
+            current_state: the new state of the controller.
+        """
         self._start_failed = isinstance(current_state, ReschedulingState)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        """Decide how many workers to start: as many as the nodes have resources for or, after a failed start, free resources."""
+        """Decide how many workers to start. Ray Train's controller calls this repeatedly until workers are started.
+
+        If there is no room for the smallest number of workers, this waits a moment before it returns.
+
+        Returns:
+            Ray's decision object: start a number of workers, or do nothing yet.
+        """
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, ResizeDecision):
             self._queue.put.remote({"workers": decision.num_workers})
@@ -69,7 +84,17 @@ class Elastic(ElasticScalingPolicy):
         return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """Decide whether to restart with more workers: where there are free resources and a checkpoint has just been written."""
+        """Decide whether to restart the training with more workers.
+
+        This is done if resources are free and a checkpoint has just been saved. Ray Train's controller calls this regularly.
+
+        Args:
+            worker_group_state: number of workers and time of their start.
+            worker_group_status: status and last report of each worker.
+
+        Returns:
+            Ray's decision object: change the number of workers, or do nothing.
+        """
         self._maybe_send_resource_request()  # so that a cluster that can grow does
         reports = [status.training_report for status in worker_group_status.worker_statuses.values()]
         saved = any(report is not None and report.checkpoint is not None for report in reports)
@@ -83,15 +108,22 @@ class Elastic(ElasticScalingPolicy):
         return self._get_resize_decision(could)
 
     def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
-        """Return the resources for workers, by node id.
+        """Return the resources that a start of workers may use, by node id. This overrides a method of Ray.
 
-        A dead run may still hold some, which will be released: so all resources count. After a failed start others hold them: then
-        only free ones count.
+        Normally all resources of the nodes count, even those in use. If a dead run still holds some, they will be released
+        soon. After a failed start only free resources count, because something else holds the others.
         """
         return self._room(free=self._start_failed)
 
     def _room(self, free: bool) -> dict[str, dict[str, float]]:
-        """Return the resources, or the free ones, of living nodes with the right labels, by node id."""
+        """Return the resources of the living nodes with the right labels.
+
+        Args:
+            free: whether to count only free resources.
+
+        Returns:
+            For each node id, the amounts by name of the resource ("CPU", "GPU" and others).
+        """
         nodes = {node["NodeID"]: node["Resources"] for node in live_nodes(self.scaling_config.label_selector)}
         if not free:
             return nodes
@@ -99,17 +131,23 @@ class Elastic(ElasticScalingPolicy):
 
 
 class RestartOnFailedStart(WorkerGroupCallback):
-    """Cleans up and restarts where a worker dies while the workers are being started; must be the first of the callbacks.
+    """A Ray Train callback that cleans up if a worker dies during the start of the workers, and makes Ray start them again.
 
-    Ray does neither: it keeps the resources of the others, so that no new workers ever find room, and gives up if another worker's error
-    (a lost connection) arrives before the dead worker's (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`).
+    It must be the first callback in the list. Ray does neither of the two
+    (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`). It keeps the resources of the other workers,
+    so that new workers never find room. And it gives up if another worker's error, such as a lost connection, arrives before
+    the dead worker's error.
     """
 
     _group: Any = None
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Called in the controller around a start; releases the workers' resources if it fails."""
+        """Release the workers' resources if their start fails. Ray Train's controller starts the workers inside this context.
+
+        Raises:
+            WorkerGroupError: if an error in a worker made the start fail. Ray then starts the workers again.
+        """
         self._group = None
         try:
             yield
@@ -121,24 +159,29 @@ class RestartOnFailedStart(WorkerGroupCallback):
             raise
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called in the controller when the processes run, before they connect to each other."""
+        """Store the worker group. Ray Train's controller calls this when the processes run, before they connect to each other.
+
+        Args:
+            worker_group: Ray's object for the group of workers.
+        """
         self._group = worker_group
 
 
 @contextmanager
 def actor_retries(count: int) -> Iterator[dict[str, Any]]:
-    """Keywords of `Dataset.map` that limit how often a unit is tried again after its actor died.
+    """Provide keyword arguments for `Dataset.map` that limit how often a row is tried again after its actor died.
 
-    Ray Data retries for ever by default (`max_task_retries` -1, ray/data/_internal/execution/operators/actor_pool_map_operator.py,
-    `_apply_default_remote_args`), so a unit that kills every actor would never end the job. Both ways to change that,
-    `ray_remote_args` and `ray_remote_args_fn`, are deprecated in Ray 2.60 for removal in 2.64, and no named argument replaces them yet
+    By default Ray Data retries for ever (`max_task_retries` is -1 in
+    ray/data/_internal/execution/operators/actor_pool_map_operator.py, `_apply_default_remote_args`). Then a row that kills
+    every actor would keep the job running without end. There are two arguments that change this, `ray_remote_args` and
+    `ray_remote_args_fn`. Ray 2.60 deprecates both and will remove them in 2.64, but has no replacement yet
     (ray/data/dataset.py).
 
     Args:
-        count: retries of one unit.
+        count: number of retries of a row.
 
     Yields:
-        the keywords. The deprecation warning is silent inside the block.
+        The keyword arguments. Deprecation warnings are suppressed inside the `with` block.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -146,39 +189,59 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
 
 
 class PollThrottle(ExecutionCallback):
-    """Makes Ray Data's executor, a thread of the training worker, sleep between its steps.
+    """A Ray Data callback that makes the executor sleep after each of its steps.
 
-    While it holds tasks back it never sleeps by itself (ray/data/_internal/execution/streaming_executor.py, `run`), and took half of
-    the training's speed. `DataContext.custom_execution_callback_classes`, which it is registered by, is public; its base class is not.
+    The executor is a thread of the training worker. While it holds tasks back, it loops without sleeping
+    (ray/data/_internal/execution/streaming_executor.py, `run`) and thereby halved the speed of training. The callback is
+    registered with `DataContext.custom_execution_callback_classes`. This is public API, but the callback's base class is not.
+
+    Attributes:
+        seconds: time to sleep.
     """
 
     seconds = 0.1
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called by the executor after each of its steps."""
+        """Sleep. Ray Data's executor calls this after each of its steps.
+
+        Args:
+            executor: unused.
+        """
         time.sleep(self.seconds)
 
 
 class ElasticTrainer(ray.train.torch.TorchTrainer):
-    """TorchTrainer with our scaling policy where the number of workers may change, and without the placement group cleaner.
+    """A TorchTrainer that uses the scaling policy `Elastic` if the number of workers may change.
 
-    Both are chosen in private methods of ray/train/v2/api/data_parallel_trainer.py. The cleaner is a detached actor that frees the
-    workers' resources after the controller died. Ray does that anyway when the driver ends, and the actor polls the dashboard every
-    second, which a Ray started for one run doesn't have.
+    It also leaves out Ray's placement group cleaner. This is a separate actor that frees the workers' resources after the
+    controller has died. Ray frees them anyway when the driver ends. The actor also asks Ray's dashboard something every second,
+    but a Ray that is started for a single run has no dashboard.
+
+    Ray chooses both in private methods of ray/train/v2/api/data_parallel_trainer.py, which are overridden here.
     """
 
     def __init__(self, queue: Any, *args: Any, **options: Any) -> None:
-        """Take the handle of a `ReportQueue` actor and TorchTrainer's arguments."""
+        """Make the trainer.
+
+        Args:
+            queue: handle of a `ReportQueue` actor, to which the number of workers is reported.
+            *args: positional arguments of TorchTrainer.
+            **options: keyword arguments of TorchTrainer.
+        """
         super().__init__(*args, **options)
         self._queue = queue
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        """Run the controller, with `Elastic` where the number of workers may change."""
+        """Run Ray Train's controller, with the scaling policy `Elastic` if the number of workers may change.
+
+        Args:
+            **options: keyword arguments of Ray's controller.
+        """
         if self.scaling_config.elasticity_enabled:
             options["scaling_policy"] = Elastic(self.scaling_config, self._queue)
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Return Ray's callbacks without the cleaner, ours first."""
+        """Return Ray's default callbacks without the placement group cleaner. `RestartOnFailedStart` is the first."""
         usual = super()._create_default_callbacks()
         return [RestartOnFailedStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

@@ -1,4 +1,4 @@
-"""Runs a job's units on a Ray cluster, each as a Ray Data task or by an actor."""
+"""An executor that runs the units of a job on a Ray cluster, as tasks or in actors of Ray Data."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,37 +14,44 @@ from infra.settings import ClusterSettings
 
 
 class RayExecutor:
-    """An `Executor` of the nodes of a Ray cluster. Entering it joins the cluster, or starts a Ray on this machine.
+    """An `Executor` that uses the nodes of a Ray cluster.
 
-    Tasks, and actors without a GPU, run on the nodes of `cluster.data_nodes`; actors with a GPU on those of `cluster.training_nodes`.
+    Entering its `with` block joins the cluster, or starts Ray on this machine. Tasks and actors without a GPU run on the nodes
+    that `cluster.data_nodes` names. Actors with a GPU run on the nodes that `cluster.training_nodes` names.
     """
 
     def __init__(self, settings: ClusterSettings, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Connect to nothing yet.
+        """Store the settings without connecting to Ray.
 
         Args:
-            settings: the cluster to join, and the labels of its nodes.
-            should_stop: checked after each unit; once True, Interrupted is raised.
+            settings: settings of the cluster, with the labels of its nodes.
+            should_stop: called after each unit. If it returns True, Interrupted is raised.
         """
         self._settings = settings
         self._should_stop = should_stop
         self._connection = ExitStack()
 
     def __enter__(self) -> Self:
+        """Connect to Ray."""
         self._connection.enter_context(cluster.connected(self._settings))
         return self
 
     def __exit__(self, *error: object) -> None:
+        """Disconnect from Ray. If it was started on this machine, it is stopped."""
         self._connection.close()
 
     def check(self) -> None:
-        """Raise UserError if no node has the labels of `cluster.data_nodes`, and none can come."""
+        """Check that a node has the labels of `cluster.data_nodes`, or may be added later.
+
+        Raises:
+            UserError: if there is no such node and none can be added.
+        """
         cluster.check_nodes(self._nodes(training=False), "cluster.data_nodes")
 
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """See `Executor.map`. Each unit is a task of Ray Data."""
+        """Call `work(index, unit)` for every unit, each in a Ray Data task. See `Executor.map` for arguments and results."""
         if not units:
             return
         selector = {"label_selector": nodes} if (nodes := self._nodes(training=False)) else {}
@@ -54,7 +61,7 @@ class RayExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """See `Executor.map_actors`. Each worker is an actor of Ray Data's pool."""
+        """Do all units with actors of a Ray Data pool. See `Executor.map_actors` for arguments and results."""
         import ray.data
         import ray.exceptions
 
@@ -87,7 +94,7 @@ class RayExecutor:
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """See `Executor.stream`. Runs as one Ray task."""
+        """Run a function as a Ray task and pass on its items. See `Executor.stream` for arguments and results."""
         import ray
         import ray.exceptions
 
@@ -101,11 +108,29 @@ class RayExecutor:
             raise find_user_error(error.cause) or error from error
 
     def _nodes(self, training: bool) -> dict[str, str]:
-        """Labels of the nodes to use; {} for any."""
+        """Return the labels of the nodes to use; {} for any node.
+
+        Args:
+            training: whether to use the nodes for training instead of the nodes for data.
+        """
         return self._settings.selector("training_nodes" if training else "data_nodes")
 
     def _results(self, done: Any, total: int, title: str, unit: str) -> Iterator[tuple[int, Any]]:
-        """Index and result of every row that `_answer` made. Raises the UserError that a row holds."""
+        """Pass on the results of a Ray Data job and show the progress.
+
+        Args:
+            done: Ray dataset with the rows that `_answer` returns.
+            total: number of rows.
+            title: name of the work in the progress display.
+            unit: plural noun for the units in the progress display.
+
+        Yields:
+            The index and the result of each unit, in the order in which units finish.
+
+        Raises:
+            UserError: if a unit raised it.
+            Interrupted: after a result, if the run must stop.
+        """
         for row in progress(done.iter_rows(), total, title, unit):
             result = pickle.loads(row["result"])
             if isinstance(result, UserError):
@@ -114,13 +139,24 @@ class RayExecutor:
             self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run is to stop."""
+        """Raise Interrupted if the run must stop.
+
+        Args:
+            message: beginning of the error message.
+        """
         if self._should_stop():
             raise Interrupted(f"{message}: the same command resumes it")
 
 
 def _dataset(units: Mapping[int, Any]) -> Any:
-    """The Ray dataset of the units, one block each, so that a task is sent its own unit; in its closure it would get all of them."""
+    """Return a Ray dataset with a row for each unit. A row has the unit's "index" and the pickled "unit".
+
+    Each unit is a block of its own, so a task is only sent its own unit. If the units were in the closure of the task's
+    function, every task would get all of them.
+
+    Args:
+        units: the units by index.
+    """
     import ray.data
 
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
@@ -128,14 +164,27 @@ def _dataset(units: Mapping[int, Any]) -> Any:
 
 
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
-    """The task of `RayExecutor.stream`: a generator, so that Ray sends each item as it comes."""
+    """Iterate over the items that a function returns. This is the Ray task behind `RayExecutor.stream`.
+
+    It is a generator, so that Ray sends each item as soon as it is made.
+
+    Args:
+        work: function that returns an iterable.
+    """
     yield from (item for item in work())  # Ray resumes a task's generator by `send`, which the iterator of a list does not have
 
 
 def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a row of `_dataset`: the result is what `work` returns, or the UserError it raises.
+    """Do one unit of work, given as a row of the dataset that `_dataset` returns.
 
-    The UserError is returned because Ray Data keeps only the traceback of what a task raises.
+    A UserError is returned rather than raised, because Ray Data keeps only the traceback of an error that a task raises.
+
+    Args:
+        work: function that does a unit.
+        row: the unit's "index" and the pickled "unit".
+
+    Returns:
+        The "index", and as "result" the pickled return value of `work` or the pickled UserError.
     """
     try:
         result = work(row["index"], pickle.loads(row["unit"]))
@@ -145,17 +194,29 @@ def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Actor:
-    """What Ray Data makes once in each worker of its pool, and calls for each unit."""
+    """A worker of a Ray Data actor pool. It loads something heavy once and then does one unit after the other."""
 
     def __init__(self, make: Callable[[int], Work[Any]], threads: int) -> None:
+        """Load what the worker needs.
+
+        Args:
+            make: function that gets the number of CPU threads and returns the function that does a unit.
+            threads: number of CPU threads that the worker may use.
+        """
         self.work = make(threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do one unit of work. See `_answer` for argument and result."""
         return _answer(self.work, row)
 
 
 def _no_room(actors: Actors, nodes: Mapping[str, str]) -> str:
-    """The message where no node can hold an actor."""
+    """Return the error message for the case that no node has room for an actor.
+
+    Args:
+        actors: resources of an actor.
+        nodes: labels of the nodes that may run it; {} for any node.
+    """
     labels = ",".join(f"{key}={value}" for key, value in nodes.items())
     which = f"no living node labelled {labels}" if labels else "no node of this Ray"
     needs = ("1 CPU" if actors.cpus == 1 else f"{actors.cpus} CPUs") + (f" and {actors.gpus:g} of a GPU" if actors.gpus else "")

@@ -1,4 +1,7 @@
-"""Messages between a driver and its training run. A module of its own, so that the actor's process imports no torch."""
+"""Messages between the driver and its training run.
+
+This is a separate module, so that the process of the `ReportQueue` actor doesn't need to import torch.
+"""
 
 from typing import Any
 
@@ -6,13 +9,13 @@ import ray
 
 
 class ReportQueue:
-    """A Ray actor between driver and run: the run puts reports, the driver takes them; the driver requests a stop, the run checks.
+    """A queue of messages from a training run to its driver, and a stop request in the other direction.
 
-    Messages are dictionaries of JSON values.
+    It is run as a Ray actor. Messages are dictionaries of JSON values.
     """
 
     def __init__(self) -> None:
-        """Begin without messages or request."""
+        """Start with no messages and no stop request."""
         self._messages: list[dict[str, Any]] = []
         self._stop_requested = False
 
@@ -21,30 +24,34 @@ class ReportQueue:
         self._messages.append(message)
 
     def take(self) -> list[dict[str, Any]]:
-        """Return the messages put since the last call, oldest first, and forget them."""
+        """Remove and return all messages, oldest first."""
         messages, self._messages = self._messages, []
         return messages
 
     def request_stop(self) -> None:
-        """Request that the run stops."""
+        """Ask the training run to stop."""
         self._stop_requested = True
 
     def stop_requested(self) -> bool:
-        """Return True once a stop was requested."""
+        """Return whether the driver has asked the run to stop."""
         return self._stop_requested
 
 
 class StopFlag:
-    """Whether the driver has requested a stop, as of the report queue's last answer; a call never waits."""
+    """A function object that tells whether the driver has asked the training run to stop. A call never waits for an answer."""
 
     def __init__(self, queue: Any) -> None:
-        """Use the handle of a `ReportQueue` actor."""
+        """Send the first question to the queue.
+
+        Args:
+            queue: handle of a `ReportQueue` actor.
+        """
         self._queue = queue
         self._stopped = False
         self._answer = queue.stop_requested.remote()
 
     def __call__(self) -> bool:
-        """Return True if the last answer was that a stop is requested, and send the next question."""
+        """Return whether a stop was requested, according to the last answer that has arrived. Then ask again."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready and not self._stopped:
             try:

@@ -1,8 +1,11 @@
-"""Stages: named pieces of a pipeline, each with inputs, outputs and a fingerprint, so that nothing complete is done twice.
+"""Pipeline stages with fingerprints, so that no stage runs again if its outputs are complete.
 
-A stage's fingerprint is a digest of its recipe (its name, its code's version and the settings that matter to it) and of the content
-keys of its inputs. When a stage has run, a record with the fingerprint is written last. The stage is complete if the record has the
-present fingerprint and all outputs still exist.
+Each stage has inputs, outputs, settings and a fingerprint. The *recipe* of a stage is a digest of its name, the version of its
+code and its settings. The *content key* of a stage identifies the content of its outputs. The *fingerprint* is a digest of the
+stage's recipe and the content keys of its inputs.
+
+After a stage has run, a record with its fingerprint is written to the workspace. A stage is complete if its record has the
+present fingerprint and all its outputs exist.
 """
 
 import hashlib
@@ -16,21 +19,27 @@ from infra import storage
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON-like value as hex digits."""
+    """Return the SHA-256 of a JSON value as hexadecimal digits.
+
+    Args:
+        value: the value. The order of keys in dictionaries doesn't matter.
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a stage that has run.
+    """The record that is stored after a stage has run.
 
     Attributes:
-        fingerprint: that the stage had.
-        recipe: digest of the stage without its inputs. Records of two workspaces with equal recipes differ by their data only.
-        inputs: names of the stages it was made from.
-        key: identifies the content of its outputs; the fingerprint, unless the stage returned a "key".
-        seconds: how long it ran.
-        summary: what its `run` returned.
+        fingerprint: fingerprint that the stage had.
+        recipe: digest of the stage's name, version and settings. If it is equal in two workspaces, the results can only differ
+            because of the data.
+        inputs: names of the stages whose outputs the stage read.
+        key: content key, which identifies the content of the outputs. It equals the fingerprint unless the stage returned
+            another key.
+        seconds: time that the stage took, in seconds.
+        summary: values that the stage's function `run` returned, except "key".
     """
 
     fingerprint: str
@@ -43,16 +52,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Stage:
-    """A piece of a pipeline.
+    """A step of a pipeline.
 
     Attributes:
-        name: identifies it in the workspace.
-        title: what it does, as it is shown.
-        version: to be raised when the code comes to make something else of the same inputs.
-        settings: JSON-like settings that its outputs depend on.
-        inputs: names of the stages whose outputs it reads.
-        outputs: URIs of files that exist once it has run.
-        run: makes the outputs; called with the fingerprint. Returns a JSON-like summary, whose "key", if any, identifies the content.
+        name: name of the stage, unique in the workspace.
+        title: short description that is shown to the user.
+        version: version of the code. It must be increased when the code makes different outputs from the same inputs.
+        settings: the settings that influence the outputs, as JSON values.
+        inputs: names of the stages whose outputs this stage reads.
+        outputs: URIs of files that exist after the stage has run.
+        run: function that makes the outputs. It gets the fingerprint and returns a summary of JSON values. The summary may have
+            a value "key" that identifies the content of the outputs.
     """
 
     name: str
@@ -65,18 +75,18 @@ class Stage:
 
     @property
     def recipe(self) -> str:
-        """Digest of everything the outputs depend on, besides the inputs' content."""
+        """Return the digest of the stage's name, version and settings."""
         return digest([self.name, self.version, dict(self.settings)])
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Whether a stage is complete.
+    """The answer to the question whether a stage is complete.
 
     Attributes:
         stage: the stage.
-        fingerprint: its present fingerprint; None while an input is not complete.
-        record: its record if it is complete, else None.
+        fingerprint: present fingerprint of the stage. None if a stage that it reads from is not complete.
+        record: record of the stage if it is complete, else None.
     """
 
     stage: Stage
@@ -85,17 +95,30 @@ class StageStatus:
 
     @property
     def complete(self) -> bool:
-        """Whether the stage would be skipped."""
+        """Return whether the stage is complete, so that it need not run."""
         return self.record is not None
 
 
 def record_uri(workspace: str, stage: str) -> str:
-    """Return the URI of a stage's record."""
+    """Return the URI of the file with a stage's record.
+
+    Args:
+        workspace: folder with the records (local or s3://).
+        stage: name of the stage.
+    """
     return storage.join(workspace, "stages", f"{stage}.json")
 
 
 def read_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of the last complete run of a stage, which may be out of date; None if there is none."""
+    """Read the record of a stage. It may be out of date.
+
+    Args:
+        workspace: folder with the records (local or s3://).
+        stage: name of the stage.
+
+    Returns:
+        The record of the stage's last finished run, or None if there is none.
+    """
     try:
         return Record(**storage.read_json(record_uri(workspace, stage)))
     except (FileNotFoundError, ValueError, TypeError):
@@ -103,7 +126,17 @@ def read_record(workspace: str, stage: str) -> Record | None:
 
 
 def up_to_date_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage if it was made from the present content of its inputs; None if an input has changed since."""
+    """Read the record of a stage if it fits the present outputs of the stages that it reads from.
+
+    This only compares records. It does not look at settings or output files.
+
+    Args:
+        workspace: folder with the records (local or s3://).
+        stage: name of the stage.
+
+    Returns:
+        The record, or None if there is none or the stage's inputs have changed since.
+    """
     record = read_record(workspace, stage)
     if record is None:
         return None
@@ -113,7 +146,12 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
 
 
 def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
-    """Combine a stage's recipe with the content keys of its inputs."""
+    """Return the fingerprint for a recipe and the content keys of the inputs.
+
+    Args:
+        recipe: digest of the stage's name, version and settings.
+        keys: content keys of the stages that it reads from.
+    """
     return digest([recipe, list(keys)])
 
 
@@ -121,16 +159,21 @@ class Stages:
     """The stages of a workspace, in the order in which they run."""
 
     def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
-        """
+        """Store the stages without running any.
+
         Args:
-            workspace: folder (local or s3://) with the records.
-            stages: each after the stages that it reads from.
+            workspace: folder for the records (local or s3://).
+            stages: the stages. Each one comes after the stages that it reads from.
         """
         self.workspace = workspace
         self.stages = list(stages)
 
     def plan(self) -> list[StageStatus]:
-        """Find out which stages are complete, without running any."""
+        """Find out which stages are complete, without running any.
+
+        Returns:
+            The status of each stage, in order.
+        """
         keys: dict[str, str] = {}
         found = []
         for stage in self.stages:
@@ -148,16 +191,17 @@ class Stages:
         on_skip: Callable[[Stage, Record], None],
         keep_going: Callable[[Stage], bool] = lambda stage: True,
     ) -> dict[str, Record]:
-        """Run the stages that are not complete, in order.
+        """Run all stages that are not complete, in order.
 
         Args:
-            run_stage: called as `run_stage(stage, fingerprint, run)`; calls `run()`, with logging around it, for instance, and returns its
-                summary.
-            on_skip: called with each complete stage and its record.
-            keep_going: called after each stage; False ends the run.
+            run_stage: function that is called as `run_stage(stage, fingerprint, run)` for each of these stages. It must call
+                `run()` and return its result. It may do more around the call, such as logging.
+            on_skip: function that is called with each complete stage and its record.
+            keep_going: function that is called after each stage, complete or not. If it returns False, the remaining stages are
+                left out.
 
         Returns:
-            the records by stage name.
+            The records of all stages that were run or skipped, by stage name.
         """
         keys: dict[str, str] = {}
         records: dict[str, Record] = {}
@@ -175,17 +219,38 @@ class Stages:
         return records
 
     def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str:
-        """Return a stage's fingerprint, given the content keys of the stages before it."""
+        """Return the fingerprint of a stage.
+
+        Args:
+            stage: the stage.
+            keys: content keys of the stages before it, by name.
+        """
         return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
 
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
-        """Return the stage's record if it is complete, else None."""
+        """Return the record of a stage if the stage is complete, else None.
+
+        Args:
+            stage: the stage.
+            fingerprint: its present fingerprint.
+        """
         record = read_record(self.workspace, stage.name)
         complete = record and record.fingerprint == fingerprint and all(storage.exists(uri) for uri in stage.outputs)
         return record if complete else None
 
     def _run(self, stage: Stage, fingerprint: str, run_stage: Callable[..., dict[str, Any]]) -> Record:
-        """Run one stage and write its record."""
+        """Run one stage and write its record.
+
+        The old record is deleted first. So if the run is killed, the stage counts as not complete.
+
+        Args:
+            stage: the stage.
+            fingerprint: its present fingerprint.
+            run_stage: function that calls the stage's `run` and returns its summary. See `Stages.run`.
+
+        Returns:
+            The new record.
+        """
         # If the run is killed, the outputs may be partly overwritten: so the old record must be gone.
         storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
