@@ -1,4 +1,8 @@
-"""Predict a folder of images with a saved ensemble: a job whose workers each hold the model and write parts of the table."""
+"""Predict a folder of images with a saved ensemble.
+
+The images are split into parts. Each worker holds the ensemble in memory, predicts one part after another, and writes the masks,
+the overlays and that part of the table `predictions`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,21 +28,23 @@ _OVERLAY_QUALITY = 90
 def predict_images(
     plan: Plan, output: str, model: str, executor: Executor, actors: Actors, max_pixels: int | None = None
 ) -> list[tables.Part]:
-    """Write the masks and overlays of a plan, and the parts of its table. Parts that a killed run finished are kept.
+    """Predict the images of a plan and write their masks, their overlays and the parts of the table `predictions`.
+
+    Parts that an earlier, interrupted run finished are not made again. The call returns when all parts are written.
 
     Args:
-        plan: the images and what is to be done with each.
+        plan: the images and what to do with each.
         output: folder or s3:// prefix of the output.
-        model: folder of the saved ensemble; every node must be able to read it.
+        model: folder of the saved ensemble. Every node must be able to read it.
         executor: runs the workers.
-        actors: how many workers, and what each takes; with GPUs they predict on "cuda".
-        max_pixels: larger images are rejected; None for the ensemble's own limit.
+        actors: number of workers and the resources of each. Workers that have a GPU predict on it.
+        max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
 
     Returns:
-        The parts of the table, in order, not yet committed.
+        Summaries of the table's parts, in order. The table itself is not committed yet.
 
     Raises:
-        UserError: if no node has room for a worker, or workers die over a part again and again.
+        UserError: if no node has room for a worker, or workers die repeatedly over the same part.
     """
     table, fingerprint, units = storage.join(output, TABLE), plan.fingerprint, plan.units
     done = tables.parts_done(table, fingerprint)
@@ -52,7 +58,16 @@ def predict_images(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all workers of a job have in common; the fields are those of `predict_images` and its plan."""
+    """The inputs that all workers of a prediction job share.
+
+    Attributes:
+        state: input folder, model version and generation, which are written to every row.
+        output: folder or s3:// prefix of the output.
+        model: folder of the saved ensemble.
+        max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
+        device: torch device to predict on, "cuda" or "cpu".
+        fingerprint: fingerprint of the table `predictions`.
+    """
 
     state: OutputState
     output: str
@@ -63,7 +78,15 @@ class _Job:
 
 
 def _make_worker(job: _Job, threads: int) -> Work[None]:
-    """Create a worker; return the function that writes the part of the table for a unit, a list of tasks."""
+    """Set up a worker that writes parts of the table `predictions`.
+
+    Args:
+        job: the inputs that all workers share.
+        threads: number of CPU threads that prediction may use.
+
+    Returns:
+        A function that takes the index of a part and its tasks (one per image) and writes that part.
+    """
     writer = _RowMaker(job, threads)
 
     def work(index: int, tasks: Sequence[Task]) -> None:
@@ -73,16 +96,21 @@ def _make_worker(job: _Job, threads: int) -> Work[None]:
 
 
 class _RowMaker:
-    """Makes the rows of tasks. The ensemble is loaded when the first image needs it, and kept."""
+    """A worker's maker of table rows. It loads the ensemble when the first image needs it, and then keeps it in memory."""
 
     def __init__(self, job: _Job, threads: int) -> None:
-        """Load nothing yet; `threads` is the number of CPU threads that prediction may use."""
+        """Store the arguments. The ensemble is not loaded yet.
+
+        Args:
+            job: the inputs that all workers share.
+            threads: number of CPU threads that prediction may use.
+        """
         self.job, self.threads = job, threads
         self.table = storage.join(job.output, TABLE)
 
     @cached_property
     def ensemble(self) -> SavedEnsemble:
-        """The saved ensemble."""
+        """Load the saved ensemble on first use and limit the CPU threads of torch and OpenCV."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -91,17 +119,19 @@ class _RowMaker:
 
     @cached_property
     def classes(self) -> Sequence[str]:
-        """Class names by id; reading them does not load the ensemble."""
+        """Read the class names, ordered by id. The ensemble's networks are not loaded for this."""
         return list(read_options(self.job.model)["classes"])
 
     def rows(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | tables.Reject]:
-        """Predict images, or take over their earlier rows.
+        """Make the table rows of one part: predict each image, or copy its row from an earlier run.
+
+        The mask and the overlay of an image are written before its row is yielded.
 
         Args:
-            tasks: images of one part of the table.
+            tasks: the images of one part of the table.
 
         Yields:
-            A row of `PREDICTIONS`, or a reject, for each task in order. Its mask and overlay are written before.
+            For each task in order, a row with the columns `PREDICTIONS`, or a reject if the image cannot be used.
         """
         known = self._read_known_rows({task.part for task in tasks if task.part})
         for task in tasks:
@@ -121,12 +151,29 @@ class _RowMaker:
                 yield {**known[name, task.part], "overlay": task.overlay_path if task.has_overlay else None}
 
     def _read_known_rows(self, parts: set[str]) -> dict[tuple[str, str], dict[str, Any]]:
-        """Read the rows that earlier runs wrote to these parts, by image_id and part."""
+        """Read the rows that earlier runs wrote.
+
+        Args:
+            parts: names of the parts of the table `predictions` to read.
+
+        Returns:
+            The rows, each under its image_id and the name of its part.
+        """
         found = ((part, tables.iter_rows(self.table, part=tables.Part(part, []))) for part in sorted(parts))
         return {(row["image_id"], part): row for part, rows in found for row in rows}
 
     def _predict(self, task: Task) -> dict[str, Any]:
-        """Predict an image, write its mask and overlay, and return its row."""
+        """Predict an image and write its mask and, if wanted, its overlay.
+
+        Args:
+            task: the image and the files to write for it.
+
+        Returns:
+            The image's row with the columns `PREDICTIONS`.
+
+        Raises:
+            BadInput: if the image cannot be read or segmented.
+        """
         prediction = self.ensemble.predict(self._read_image(task))
         mask = prediction.mask
         storage.write_bytes(storage.join(self.job.output, task.mask_path), encode_mask(mask, VOC_PALETTE))
@@ -152,12 +199,18 @@ class _RowMaker:
         }
 
     def _draw_overlay(self, task: Task, image: np.ndarray, mask: np.ndarray) -> None:
-        """Write an image with its mask drawn over it."""
+        """Draw a mask over its image and write the result as a JPEG file.
+
+        Args:
+            task: the image's task, which names the file.
+            image: uint8 (H, W, 3), RGB.
+            mask: class ids, uint8 (H, W).
+        """
         data = encode_jpeg(overlay(image, mask, self.classes), _OVERLAY_QUALITY)
         storage.write_bytes(storage.join(self.job.output, task.overlay_path), data)
 
     def _read_image(self, task: Task) -> bytes:
-        """The image file's bytes; raises BadInput if it cannot be read."""
+        """Return the content of an image file. Raises BadInput if the file cannot be read."""
         try:
             return storage.read_bytes(storage.join(self.job.state.input, task.image.name))
         except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Combine the scores of DeconvNet and FCN-8s into one prediction.
 
-Source: Noh, Hong, Han (ICCV 2015), §5.2, "Ensemble with FCN". DeconvNet is good at details and FCN at overall shape, so the mean of
-their class probabilities is better than either.
+Source: Noh, Hong, Han (ICCV 2015), §5.2, "Ensemble with FCN". DeconvNet is good at details and FCN at overall shapes, so the mean
+of their class probabilities is better than either.
 """
 
 from typing import Literal
@@ -20,7 +20,7 @@ def softmax(scores: Floats) -> Floats:
         scores: float array (C, H, W).
 
     Returns:
-        float32 array (C, H, W) that sums to 1 over the first axis.
+        Probabilities, float32 (C, H, W), whose sum over the first axis is 1.
     """
     out = np.exp(scores - scores.max(axis=0, keepdims=True), dtype=np.float32)
     out /= out.sum(axis=0, keepdims=True)
@@ -28,14 +28,14 @@ def softmax(scores: Floats) -> Floats:
 
 
 def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_weight: float = 0.5) -> Floats:
-    """Compute the class probabilities of the ensemble EDeconvNet.
+    """Compute the class probabilities of the ensemble of both networks (EDeconvNet in the paper).
 
     Args:
-        deconvnet: DeconvNet's scores before softmax, (C, H, W).
-        fcn: FCN-8s' scores before softmax, (C, H, W).
-        how: "mean" (the paper): (1 - w) * softmax(deconvnet) + w * softmax(fcn).
-            "product" (the authors' released code): softmax(deconvnet * max(fcn, 0)).
-        fcn_weight: w of "mean", 0 to 1; the paper's is 0.5. Ignored by "product".
+        deconvnet: DeconvNet's scores before the softmax, float32 (C, H, W).
+        fcn: FCN-8s' scores before the softmax, float32 (C, H, W).
+        how: "mean" as in the paper: (1 - fcn_weight) * softmax(deconvnet) + fcn_weight * softmax(fcn).
+            "product" as in the authors' released code: softmax(deconvnet * max(fcn, 0)).
+        fcn_weight: weight of FCN-8s in the "mean", 0 to 1. The paper uses 0.5. "product" ignores it.
 
     Returns:
         Class probabilities, float32 (C, H, W).

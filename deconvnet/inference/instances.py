@@ -1,7 +1,7 @@
-"""Class scores of an image: by DeconvNet from its proposals, or by FCN-8s from the whole image.
+"""Compute the class scores of an image, either with DeconvNet from its object proposals or with FCN-8s from the whole image.
 
-Source: Noh, Hong, Han (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". With G_i(x, y, c) the score map of
-proposal i, resized to the proposal's window and 0 outside of it, the score of class c at pixel (x, y) is
+Source: Noh, Hong, Han (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". Let G_i(x, y, c) be the score map of
+proposal i, resized to the proposal's window and 0 outside it. Then the score of class c at pixel (x, y) is
 
     P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
     P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)
@@ -29,7 +29,11 @@ Aggregation = Literal["max", "sum"]
 Floats = NDArray[np.float32]
 Slices = tuple[slice, slice]
 OnBox = Callable[[int, Tensor], None]
-"""Called after each box with the number merged so far and the score canvas (C, H, W), which is 0 where no box has reached yet."""
+"""A callback that is called after the score map of each box has been merged.
+
+Its arguments are the number of boxes merged so far and the score canvas, a float tensor (C, H, W). The canvas is 0 where no box
+has reached yet. It is still being filled, so the callback must copy whatever it keeps.
+"""
 
 
 def choose_boxes(
@@ -39,13 +43,13 @@ def choose_boxes(
 
     Args:
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, best first.
-        n: number of boxes to return; None for all. Boxes that are too small do not count.
-        min_side: boxes whose enlarged window has a shorter side below this (px) are skipped.
-        context: factor by which a box is enlarged, see `proposals.boxes.enlarge`.
-        window: shape of the enlarged window, see `proposals.boxes.enlarge`.
+        n: largest number of boxes to return; None for no limit. Boxes that are too small do not count.
+        min_side: smallest shorter side of an enlarged box, in pixels. Boxes below it are skipped.
+        context: factor by which the boxes are enlarged for this test, see `proposals.boxes.enlarge`.
+        window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
 
     Returns:
-        float32 (M, 4), the selected boxes, not enlarged, in their order.
+        The selected boxes in their original order and size (not enlarged), float32 (M, 4).
     """
     enlarged = enlarge(boxes, context, window)
     sides = (enlarged[:, 2:] - enlarged[:, :2]).min(axis=1, initial=np.inf)
@@ -65,25 +69,26 @@ def segment_instances(
 ) -> Floats:
     """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
 
-    Each box is enlarged, cropped by the rule that cuts training examples (`proposals.boxes.crop`) and forwarded. Its score map is
-    resized (bilinear) to its window and merged into a canvas that starts at 0, so "max" never gives a negative score, as in the
-    authors' released code.
+    Each box is enlarged, then cropped in the same way as the training crops (`proposals.boxes.crop`), and passed through the
+    network. Its score map is resized to the enlarged box with bilinear interpolation and merged into a canvas (C, H, W) that
+    starts at 0. Because of that start, "max" never gives a negative score. The authors' released code does the same.
 
-    In pixels that no box covers, no object was proposed. There every score is 0 except background's, which is log(C - 1): its
-    probability is one half. So background is the arg max there, while a confident FCN-8s or the CRF can still overrule it.
+    Pixels that no box covers get the score log(C - 1) for the background and 0 for every other class. The softmax then gives the
+    background a probability of one half. So the background is predicted there, but a confident FCN-8s or the CRF can still
+    overrule it.
 
     Args:
-        model: the network; it is run on its own device, in evaluation mode.
+        model: the network. It runs on the device that it is on, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
-        context: factor by which boxes are enlarged, see `proposals.boxes.enlarge`.
-        window: shape of the enlarged window, see `proposals.boxes.enlarge`.
-        aggregation: how score maps are merged, "max" or "sum" (see the module's docstring).
-        batch: boxes forwarded at once.
-        on_box: called after each box with the number merged so far and the score canvas (C, H, W).
+        context: factor by which the boxes are enlarged, see `proposals.boxes.enlarge`.
+        window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
+        aggregation: how the score maps are merged, "max" or "sum" (see the module's docstring).
+        batch: number of boxes in one forward pass.
+        on_box: callback for each merged box, see `OnBox`; None for none.
 
     Returns:
-        Scores before softmax, float32 (C, H, W).
+        Scores before the softmax, float32 (C, H, W).
 
     Raises:
         ValueError: if `aggregation` is unknown or `batch` is below 1.
@@ -110,7 +115,17 @@ def segment_instances(
 
 
 def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floats], batch: int) -> Iterator[Tensor]:
-    """The score map (C, S, S) of each enlarged box, on the model's device; `batch` boxes are forwarded at once."""
+    """Run DeconvNet on the crop of each box, in batches.
+
+    Args:
+        model: the network.
+        image: uint8 (H, W, 3), RGB.
+        boxes: enlarged boxes x1, y1, x2, y2 in pixels.
+        batch: number of boxes in one forward pass.
+
+    Yields:
+        The score map of each box in order, float32 (C, S, S), on the model's device. S is the side of the network's input.
+    """
     side = model.input_size
     crops = np.empty((min(batch, len(boxes)), side, side, 3), np.uint8)
     for start in range(0, len(boxes), batch):
@@ -122,17 +137,17 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floa
 
 
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
-    """Compute the class scores of an image by a fully convolutional network.
+    """Compute the class scores of a whole image with a fully convolutional network.
 
-    An image larger than those the network was trained on (`fcn.input_size`, None for no limit) is scaled down for it, and the
-    scores are scaled back (bilinear).
+    If the longer side of the image exceeds `fcn.input_size`, the image is scaled down to that size, and the scores are scaled
+    back up with bilinear interpolation. If `fcn.input_size` is None, no image is scaled.
 
     Args:
-        fcn: a network that accepts any input size; it is run on its own device, in evaluation mode.
+        fcn: a network that accepts any input size. It runs on the device that it is on, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
 
     Returns:
-        Scores before softmax, float32 (C, H, W).
+        Scores before the softmax, float32 (C, H, W).
     """
     height, width = image.shape[:2]
     scale = min(1.0, (fcn.input_size or inf) / max(height, width))
@@ -148,13 +163,13 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
 
 
 def _device(model: torch.nn.Module) -> torch.device:
-    """The device of the model's parameters."""
+    """Return the device of the model's parameters."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode without gradients, and restore its mode afterwards."""
+    """Put the model in evaluation mode and switch gradients off inside the `with` block. Afterwards restore the model's mode."""
     training = model.training
     model.eval()
     try:
@@ -165,7 +180,16 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _visible(pixels: tuple[int, int, int, int], height: int, width: int) -> Slices | None:
-    """The rows and columns of the image that a window covers, or None if it lies outside the image."""
+    """Clip a window to the image.
+
+    Args:
+        pixels: the window x1, y1, x2, y2 in whole pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+
+    Returns:
+        The slices of rows and of columns where the window and the image overlap, or None if they do not.
+    """
     x1, y1, x2, y2 = pixels
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
     return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
@@ -175,11 +199,11 @@ def _merge(scores: Tensor, pixels: tuple[int, int, int, int], canvas: Tensor, ag
     """Resize a score map to its window and merge it into the canvas, in place.
 
     Args:
-        scores: score map of one box, (C, S, S).
-        pixels: window of the box x1, y1, x2, y2; part of it must lie in the image.
-        canvas: merged scores so far, (C, H, W); changed.
+        scores: score map of one box, float32 (C, S, S).
+        pixels: window of the box, x1, y1, x2, y2 in whole pixels. It must overlap the canvas.
+        canvas: scores merged so far, (C, H, W), on the same device; it is changed.
         aggregation: "max" or "sum".
-        buffer: flat scratch memory with at least as many values as the window has pixels; used on CPUs.
+        buffer: scratch memory, a flat float32 array with at least as many elements as the window has pixels. Only used on CPUs.
     """
     x1, y1, x2, y2 = pixels
     rows, columns = cast(Slices, _visible(pixels, *canvas.shape[-2:]))

@@ -1,13 +1,13 @@
-"""The five results of the paper for one image: FCN-8s, DeconvNet, their ensemble, and the dense CRF after them.
+"""Predict the paper's five results for an image: FCN-8s, DeconvNet, their ensemble, and the last two refined by a dense CRF.
 
-    fcn8s           softmax of FCN-8s' scores of the whole image
-    deconvnet       softmax of DeconvNet's scores, merged over the proposals (`instances`)
-    deconvnet_crf   dense CRF on `deconvnet`
-    edeconvnet      ensemble of `deconvnet` and `fcn8s` (`ensemble`)
-    edeconvnet_crf  dense CRF on `edeconvnet`; the final result
+    fcn8s           softmax of FCN-8s' scores for the whole image
+    deconvnet       softmax of DeconvNet's scores, merged over the proposals (module `instances`)
+    deconvnet_crf   dense CRF applied to `deconvnet`
+    edeconvnet      ensemble of `deconvnet` and `fcn8s` (module `ensemble`)
+    edeconvnet_crf  dense CRF applied to `edeconvnet`; the final result
 
-Source: Noh, Hong, Han (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
-unary potential -log p (`deconvnet.crf`).
+Source: Noh, Hong, Han (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with
+the unary potential -log p (`deconvnet.crf`).
 """
 
 from collections.abc import Collection, Mapping
@@ -43,21 +43,21 @@ RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """How the networks' scores become the five results; `dataclasses.asdict` gives values for JSON.
+    """The options for turning the networks' scores into the five results. `dataclasses.asdict` gives values that JSON can store.
 
     Attributes:
-        proposals: number of boxes DeconvNet is run on, the best ones.
-        min_side: boxes whose enlarged window has a shorter side below this (px) are skipped and do not count.
-        aggregation: how the boxes' score maps are merged, see `instances`.
-        ensemble: how the two networks are combined, see `ensemble.combine`.
-        fcn_weight: FCN-8s' weight in the ensemble "mean", 0 to 1.
-        batch: boxes forwarded at once.
-        bf16: compute in bfloat16 on devices that are fast at it.
-        max_side: an image whose longer side exceeds this (px) is scaled down to it; its masks are scaled back. `min_side` and the
-            CRF's sigmas then count pixels of the smaller image.
+        proposals: largest number of boxes that DeconvNet is run on; the best boxes are taken.
+        min_side: smallest shorter side of an enlarged box, in pixels. Boxes below it are skipped and do not count.
+        aggregation: how the score maps of the boxes are merged, "max" or "sum", see `instances`.
+        ensemble: how the two networks are combined, "mean" or "product", see `ensemble.combine`.
+        fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
+        batch: number of boxes in one forward pass.
+        bf16: whether to compute in bfloat16 on devices that are fast at it.
+        max_side: largest longer side of an image in pixels. A larger image is scaled down to it, and its masks are scaled back.
+            `min_side` and the CRF's sigmas then refer to pixels of the smaller image.
         crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
-        context: factor by which boxes are enlarged, as for training examples.
-        window: shape of the enlarged window, as for training examples; see `proposals.boxes.enlarge`.
+        context: factor by which boxes are enlarged; the same as for training crops.
+        window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`; the same as for training crops.
     """
 
     proposals: int = 50
@@ -77,28 +77,32 @@ class PredictorOptions:
         """Build the options from settings.
 
         Args:
-            segment: the section `segment`.
-            examples: the section `examples`, whose context and window apply to prediction, too.
+            segment: the settings section `segment`.
+            examples: the settings section `examples`, which says how training crops are cut. Its `context` and `window` are used
+                for prediction, too.
+
+        Returns:
+            The options.
         """
         return cls(**segment.model_dump(mode="json"), context=examples.context, window=examples.window)
 
 
 class Predictor:
-    """Predicts the classes of an image's pixels with DeconvNet and FCN-8s.
+    """A predictor of an image's pixel classes that uses DeconvNet, FCN-8s and a dense CRF.
 
     Attributes:
         deconvnet: DeconvNet, converted for inference (`deconvnet.models.fusion`).
         fcn8s: FCN-8s, converted for inference.
-        options: see `PredictorOptions`.
+        options: the options of prediction, see `PredictorOptions`.
     """
 
     def __init__(self, deconvnet: DeconvNet, fcn8s: FCN8s, options: PredictorOptions | None = None) -> None:
-        """Convert copies of the networks for inference; the networks themselves are not changed.
+        """Convert copies of the networks for inference. The given networks are not changed.
 
         Args:
             deconvnet: a trained DeconvNet.
             fcn8s: a trained FCN-8s on the same device.
-            options: None for the defaults.
+            options: the options of prediction; None for the defaults.
 
         Raises:
             ValueError: if the networks have different numbers of classes.
@@ -111,13 +115,13 @@ class Predictor:
 
     @classmethod
     def load(cls, deconvnet_uri: str, fcn8s_uri: str, device: str = "cpu", options: PredictorOptions | None = None) -> Self:
-        """Load both networks from model folders.
+        """Load both networks from their folders.
 
         Args:
-            deconvnet_uri: folder of a DeconvNet written by `deconvnet.models.checkpoint.save_model`, local or s3.
-            fcn8s_uri: likewise of an FCN-8s.
+            deconvnet_uri: folder of a DeconvNet written by `deconvnet.models.checkpoint.save_model`, local or s3://.
+            fcn8s_uri: folder of an FCN-8s written in the same way.
             device: torch device to predict on.
-            options: None for the defaults.
+            options: the options of prediction; None for the defaults.
 
         Returns:
             The predictor.
@@ -133,17 +137,17 @@ class Predictor:
     def probabilities(
         self, image: Image, boxes: Floats, results: Collection[str] = RESULTS, on_box: OnBox | None = None
     ) -> dict[str, Floats]:
-        """Compute class probabilities.
+        """Compute the class probabilities of the pixels.
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            boxes: float32 (N, 4), proposals x1, y1, x2, y2 in pixels, best first.
-            results: names from `RESULTS`; only these and what they depend on are computed.
-            on_box: called after each box with the number merged so far and DeconvNet's score canvas (C, h, w).
+            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
+            results: names from `RESULTS`. Only these results, and those that they depend on, are computed.
+            on_box: callback for each box that DeconvNet's scores are merged from, see `instances.OnBox`; None for none.
 
         Returns:
-            By result, in the order of `RESULTS`: float32 (C, h, w). h, w are the image's size, or its size scaled down to
-            `options.max_side`.
+            A dict from result name to probabilities, float32 (C, h, w), in the order of `RESULTS`. (h, w) is the size of the
+            image, or its size scaled down to `options.max_side`.
 
         Raises:
             ValueError: if a name is not in `RESULTS`.
@@ -174,11 +178,14 @@ class Predictor:
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            boxes: float32 (N, 4), proposals in pixels, best first.
+            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
             results: names from `RESULTS`.
 
         Returns:
-            By result, in the order of `RESULTS`: class ids, uint8 (H, W).
+            A dict from result name to class ids, uint8 (H, W), in the order of `RESULTS`.
+
+        Raises:
+            ValueError: if a name is not in `RESULTS`.
         """
         size = image.shape[:2]
         return {name: _resize(_arg_max(p), size) for name, p in self.probabilities(image, boxes, results).items()}
@@ -186,17 +193,17 @@ class Predictor:
     def masks_by_box_count(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
     ) -> tuple[dict[str, Mask], dict[int, Mask]]:
-        """Predict the class of every pixel, and what DeconvNet predicts from the first k boxes alone.
+        """Predict the class of every pixel, and also the mask that DeconvNet predicts from only the first k boxes, for several k.
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            boxes: float32 (N, 4), proposals in pixels, best first.
-            counts: numbers of boxes k.
+            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
+            counts: the numbers of boxes k.
             results: names from `RESULTS`; "deconvnet" must be one of them.
 
         Returns:
-            The masks that `masks` returns, and DeconvNet's mask by k, rising. Where there are fewer than k boxes it is the mask
-            from all of them.
+            The masks by result name, as `masks` returns them, and DeconvNet's masks by k in ascending order. If there are fewer
+            than k boxes, the mask for k is the one from all boxes.
         """
         size = image.shape[:2]
         after: dict[int, Mask] = {}
@@ -214,10 +221,11 @@ class Predictor:
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            boxes: float32 (N, 4), proposals in pixels, best first.
+            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
 
         Returns:
-            Class ids, uint8 (H, W), and the confidence: the mean over the pixels of the predicted class's probability, 0 to 1.
+            The class ids, uint8 (H, W), and the confidence: the probability of the predicted class, averaged over the pixels, 0
+            to 1.
         """
         found = self.probabilities(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
         return _resize(_arg_max(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
@@ -226,16 +234,25 @@ class Predictor:
         """Select the boxes that DeconvNet is run on.
 
         Args:
-            boxes: (N, 4) proposals in pixels, best first.
+            boxes: proposals x1, y1, x2, y2 in pixels, (N, 4), best first.
 
         Returns:
-            float32 (M, 4), the first `options.proposals` of those that are large enough.
+            The first `options.proposals` boxes that are large enough, float32 (M, 4).
         """
         o = self.options
         return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
 
     def _deconvnet_scores(self, image: Image, boxes: Floats, on_box: OnBox | None) -> Floats:
-        """DeconvNet's scores from its best boxes."""
+        """Compute DeconvNet's scores, merged over the best boxes.
+
+        Args:
+            image: uint8 (h, w, 3), RGB.
+            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
+            on_box: callback for each merged box; None for none.
+
+        Returns:
+            Scores before the softmax, float32 (C, h, w).
+        """
         o = self.options
         return segment_instances(
             self.deconvnet,
@@ -249,7 +266,16 @@ class Predictor:
         )
 
     def _scaled(self, image: Image, boxes: Floats) -> tuple[Image, Floats]:
-        """The image and its boxes, scaled down if the image is larger than `options.max_side`."""
+        """Scale an image and its boxes down if the image's longer side exceeds `options.max_side`.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            boxes: (N, 4) boxes in pixels.
+
+        Returns:
+            The image, uint8 (h, w, 3), and the boxes in its pixels, float32 (N, 4). An image that is small enough is returned
+            unchanged.
+        """
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         height, width = image.shape[:2]
         if max(height, width) <= self.options.max_side:
@@ -261,12 +287,15 @@ class Predictor:
 
 
 def _arg_max(probabilities: Floats) -> Mask:
-    """The most probable class of each pixel. Ties go to the lowest class id, so background wins."""
+    """Return the most probable class of each pixel, uint8 (H, W), given probabilities (C, H, W).
+
+    Ties go to the lowest class id, so the background wins them.
+    """
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
 def _resize(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """A mask (h, w) resized to `size` (H, W) by nearest neighbour."""
+    """Resize a mask (h, w) to `size`, which is (H, W), by nearest neighbour. A mask of that size is returned as it is."""
     if mask.shape == size:
         return mask
     return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,7 +1,8 @@
-"""A saved ensemble: takes an encoded image and returns its mask, doing proposals, both networks and the CRF.
+"""Load a saved ensemble and predict the mask of an encoded image.
 
-The registered MLflow model, `workflows/predict.py` and the server all predict with `SavedEnsemble`, so their results are the
-same. It needs neither Ray nor pydantic.
+Prediction includes the object proposals (EdgeBox), both networks and the CRF. The model registered in MLflow,
+`workflows/predict.py` and the server all predict with `SavedEnsemble`, so they give the same results. This module needs neither
+Ray nor pydantic.
 """
 
 import importlib
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 OPTIONS = "options.json"
 NETWORKS = ("deconvnet", "fcn8s")
 _BEFORE_FORESTS = {"edges": "gradient", "edge_gain": 1.0, "soft_nms_strength": 0.0}
-"""Options of `edge_boxes` for ensembles that were registered before these options existed."""
+"""Options of `edge_boxes` for ensembles saved before these options existed; without them, today's defaults would apply."""
 _REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 
@@ -32,9 +33,9 @@ class Prediction:
     """An image and its predicted mask.
 
     Attributes:
-        image: uint8 (H, W, 3), RGB, with the file's EXIF orientation applied.
+        image: uint8 (H, W, 3), RGB, turned as the file's EXIF orientation says.
         mask: class ids, uint8 (H, W).
-        confidence: mean over the pixels of the predicted class's probability, 0 to 1.
+        confidence: probability of the predicted class, averaged over the pixels, 0 to 1.
     """
 
     image: np.ndarray
@@ -43,10 +44,10 @@ class Prediction:
 
 
 class SavedEnsemble:
-    """EDeconvNet+CRF loaded from a folder that holds `deconvnet/`, `fcn8s/` and `options.json`.
+    """The complete predictor (EDeconvNet+CRF), loaded from a folder with `deconvnet/`, `fcn8s/` and `options.json`.
 
     Attributes:
-        classes: class names by id.
+        classes: class names, ordered by id.
         max_pixels: images with more pixels are refused.
     """
 
@@ -54,12 +55,12 @@ class SavedEnsemble:
         """Load the ensemble. Nothing in the folder is unpickled or executed.
 
         Args:
-            folder: the ensemble's folder, local or s3.
+            folder: the ensemble's folder, local or s3://.
             device: torch device to predict on.
-            max_pixels: largest image accepted; None for the limit stored with the ensemble.
+            max_pixels: largest number of pixels of an image; None for the limit stored with the ensemble.
 
         Raises:
-            UserError: if the folder holds no such ensemble.
+            UserError: if the folder does not hold a complete ensemble.
         """
         options = read_options(folder)
         self.classes: tuple[str, ...] = tuple(options["classes"])
@@ -76,13 +77,13 @@ class SavedEnsemble:
         """Predict the mask of an image file.
 
         Args:
-            data: the file's bytes, in any format that `proposals.image_codec.decode_image` reads.
+            data: content of the file, in any format that `proposals.image_codec.decode_image` reads.
 
         Returns:
             The decoded image, its mask and the confidence.
 
         Raises:
-            BadInput: if the image cannot be used; its message says why.
+            BadInput: if the image cannot be used; the message gives the reason.
         """
         image = decode_image(data, self.max_pixels)
         try:
@@ -93,16 +94,17 @@ class SavedEnsemble:
 
 
 def read_options(folder: str) -> dict[str, Any]:
-    """Read the options of a saved ensemble.
+    """Read the options of a saved ensemble and check that the folder is complete.
 
     Args:
-        folder: the ensemble's folder, local or s3.
+        folder: the ensemble's folder, local or s3://.
 
     Returns:
-        `classes` (names by id), `proposals` (keywords of `edge_boxes`), `segment` (fields of `PredictorOptions`), `max_pixels`.
+        A dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of `edge_boxes`), `segment` (fields of
+        `PredictorOptions`) and `max_pixels`.
 
     Raises:
-        UserError: if the folder holds no ensemble.
+        UserError: if the folder does not hold a complete ensemble.
     """
     try:
         options = storage.read_json(storage.join(folder, OPTIONS))
@@ -115,7 +117,16 @@ def read_options(folder: str) -> dict[str, Any]:
 
 
 def _load_predictor(folder: str, device: str, options: dict[str, Any]) -> "Predictor":
-    """The predictor of an ensemble's folder, with the fields of `PredictorOptions` as stored."""
+    """Load both networks of a saved ensemble.
+
+    Args:
+        folder: the ensemble's folder, local or s3://.
+        device: torch device to predict on.
+        options: the fields of `PredictorOptions`, as stored in `options.json`.
+
+    Returns:
+        The predictor.
+    """
     from deconvnet.inference.predictor import Predictor, PredictorOptions
 
     deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
@@ -123,9 +134,13 @@ def _load_predictor(folder: str, device: str, options: dict[str, Any]) -> "Predi
 
 
 def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:
-    """A temporary folder for numba's cache if neither the code's folder nor the home is writable, else None.
+    """Make sure that numba can cache the functions that it compiles.
 
-    Numba refuses to compile cached functions, at import, if it has nowhere to write.
+    Importing `deconvnet.crf` raises RuntimeError if numba can write neither to the folder of the code nor to the home folder. In
+    that case numba is told to use a new temporary folder.
+
+    Returns:
+        The temporary folder, which exists as long as this object does, or None if numba needs none.
     """
     import numba
 
