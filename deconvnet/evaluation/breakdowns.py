@@ -1,6 +1,6 @@
-"""Breakdowns of the evaluation: confusion between classes, mean IoU by number of proposals, IoU by size of the object.
+"""Break the evaluation down: confusion between classes, mean IoU by number of proposals, and IoU by object size.
 
-All are sums over images, so any number of processes can count and their counts can be added.
+All figures are computed from sums over images. So several processes can count different images, and their sums can be added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,11 @@ from proposals.masks import VOID_ID
 from proposals.mining.rules import find_objects
 
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Shares of the image's area that separate the sizes of objects; a size includes its upper edge."""
+"""Limits of the size bins of objects, as shares of the image's area. A bin includes its upper limit."""
 SMALLEST_SIDE = 4
-"""Objects whose box has a side shorter than this (px) are not counted. They are usually left-overs where the class mask and the
-object mask disagree; by default the network is not trained on them either."""
+"""Smallest shorter side, in pixels, of the bounding box of an object that is counted. Smaller objects are usually fragments
+where the class mask and the object mask disagree. By default the network is not trained on them either.
+"""
 
 
 def object_ious(
@@ -27,17 +28,18 @@ def object_ious(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the IoU of each annotated object.
 
-    A predicted mask does not tell objects apart. The prediction of an object is taken to be the 8-connected components of its
-    class that touch it, without their pixels on other objects of the class and on void.
+    A predicted mask does not separate the objects of a class. So the prediction of an object is taken to be all 8-connected
+    components of its class that touch the object, without pixels that are void or belong to other objects of the class in the
+    truth.
 
     Args:
-        class_mask: true class ids, uint8 (H, W), 255 void.
-        object_mask: object ids from 1, uint8 or uint16 (H, W); see `proposals.schemas.IMAGES`.
-        predictions: predicted class ids, uint8 (H, W), by result.
+        class_mask: true class ids, uint8 (H, W); 255 is void.
+        object_mask: true object ids from 1, uint8 or uint16 (H, W); see `proposals.schemas.IMAGES`.
+        predictions: predicted class ids, uint8 (H, W), by result name. R is their number.
 
     Returns:
-        For the M objects whose box has sides of at least SMALLEST_SIDE: their share of the image's pixels, float64 (M,), and
-        their IoU, float64 (len(predictions), M).
+        Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` wide and high: the share of the image's
+        pixels that each object covers, float64 (M,), and its IoU in each result, float64 (R, M).
     """
     objects = find_objects(class_mask, object_mask, SMALLEST_SIDE)
     ious = np.zeros((len(predictions), len(objects)))
@@ -48,7 +50,7 @@ def object_ious(
         for class_id in {o.class_id for o in objects}:
             count, components = cv2.connectedComponents((prediction == class_id).astype(np.uint8), connectivity=8)
             wrong = (class_mask != class_id) & (class_mask != VOID_ID)
-            false_positives = np.bincount(components[wrong], minlength=count)  # by component: pixels of other classes
+            false_positives = np.bincount(components[wrong], minlength=count)  # pixels of other classes in each component
             for i, each in enumerate(objects):
                 if each.class_id == class_id:
                     inside = np.bincount(components[boxes[i]][own[i]], minlength=count)
@@ -59,15 +61,15 @@ def object_ious(
 
 @dataclass
 class Breakdowns:
-    """Sums over images; `add` counts an image, `merge` adds the sums of other images.
+    """Sums over the images evaluated so far. `add` counts one image, and `merge` adds the sums of other images.
 
     Attributes:
-        results: the R results that are measured.
+        results: names of the R results that are measured.
         counts: the K numbers of proposals after which DeconvNet is measured.
-        confusion: int64 (R, C, C), pixels by result, true class and predicted class.
-        confusion_by_count: int64 (K, C, C), the same of DeconvNet after each of `counts` proposals.
-        objects: int64 (B,), annotated objects by size (`SIZE_EDGES`).
-        ious: float64 (R, B), sum of the objects' IoU by result and size.
+        confusion: numbers of pixels by result, true class and predicted class, int64 (R, C, C).
+        confusion_by_count: numbers of pixels by entry of `counts`, true class and DeconvNet's predicted class, int64 (K, C, C).
+        objects: numbers of annotated objects in each of the B size bins (`SIZE_EDGES`), int64 (B,).
+        ious: sums of the objects' IoU by result and size bin, float64 (R, B).
     """
 
     results: tuple[str, ...]
@@ -79,12 +81,15 @@ class Breakdowns:
 
     @classmethod
     def empty(cls, results: Sequence[str], counts: Sequence[int], num_classes: int) -> Self:
-        """Start with no images.
+        """Create breakdowns of no images, with all sums 0.
 
         Args:
             results: names of the results that are measured.
             counts: numbers of proposals after which DeconvNet is measured.
             num_classes: number of classes C.
+
+        Returns:
+            The empty breakdowns.
         """
         sizes = len(SIZE_EDGES) - 1
         square = (num_classes, num_classes)
@@ -107,13 +112,13 @@ class Breakdowns:
         """Count one image.
 
         Args:
-            class_mask: true class ids, uint8 (H, W), 255 void.
-            object_mask: object ids from 1, uint8 or uint16 (H, W).
-            predictions: predicted class ids, uint8 (H, W), by result.
+            class_mask: true class ids, uint8 (H, W); 255 is void.
+            object_mask: true object ids from 1, uint8 or uint16 (H, W).
+            predictions: predicted class ids, uint8 (H, W), by result name.
             by_count: DeconvNet's predicted class ids, uint8 (H, W), by number of proposals.
 
         Returns:
-            The image's own mean IoU by result, in the order of `results`; nan if the truth is all void.
+            The mean IoU of this image alone for each result, in the order of `results`; nan if the truth is all void.
         """
         classes = self.confusion.shape[-1]
         single = [ConfusionMatrix(classes).update(class_mask, predictions[name]) for name in self.results]
@@ -128,25 +133,27 @@ class Breakdowns:
         return [each.mean_iou for each in single]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the sums by attribute name, for sending to another process."""
+        """Return the arrays of sums by attribute name, for sending them to another process. They are not copied."""
         return {name: getattr(self, name) for name in ("confusion", "confusion_by_count", "objects", "ious")}
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Add the sums of other images.
 
         Args:
-            arrays: what `arrays` returned for them.
+            arrays: the arrays of another `Breakdowns` with the same shapes, as its method `arrays` returns them.
         """
         for name, own in self.arrays().items():
             own += arrays[name]
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of `report/analysis.json`.
+        """Compute the breakdowns as JSON values, which are stored in `report/analysis.json`.
 
         Returns:
-            `confusion`: pixels by result, true class and predicted class. `proposals`: `counts`, and DeconvNet's `mean_iou`
-            after as many. `sizes`: `edges` (shares of the image), number of `objects`, and their `mean_iou` by result. None
-            stands for a mean of nothing.
+            A dict with three entries. None stands for a mean of nothing.
+
+            * `confusion` holds a matrix of pixel numbers (true class, predicted class) for each result.
+            * `proposals` holds the `counts` of proposals and the `mean_iou` of DeconvNet after each count.
+            * `sizes` holds the `edges` of the size bins, the numbers of `objects` in them, and their `mean_iou` for each result.
         """
         by_size = np.divide(self.ious, self.objects, out=np.full_like(self.ious, np.nan), where=self.objects > 0)
         by_count = [ConfusionMatrix(matrix.shape[0], matrix).mean_iou for matrix in self.confusion_by_count]
@@ -162,5 +169,5 @@ class Breakdowns:
 
 
 def _with_none(values: Sequence[float]) -> list[float | None]:
-    """The values with None in place of nan, for JSON."""
+    """Return the values with None in place of nan, because JSON has no nan."""
     return [None if isnan(value) else float(value) for value in values]

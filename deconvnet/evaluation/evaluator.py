@@ -1,4 +1,8 @@
-"""Evaluate DeconvNet and FCN-8s on a split: the paper's five results and their breakdowns, by a job over the images."""
+"""Evaluate DeconvNet and FCN-8s on one split of a data set.
+
+The images are split into batches. Workers that hold both networks predict each image in the paper's five ways (`RESULTS`) and
+compare the masks with the annotation. The counts of all batches are then added up.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,16 +29,16 @@ IMAGES_PER_UNIT = 8
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """What is evaluated, and on which images.
+    """The networks, the images and the options of an evaluation.
 
     Attributes:
-        deconvnet_uri: model folder of a DeconvNet.
-        fcn8s_uri: model folder of an FCN-8s.
-        images_uri: the table `images`.
-        proposals_uri: the table `proposals` made from it.
-        split: the images of this split that have a class mask are evaluated.
-        classes: class names by id.
-        options: how images are predicted.
+        deconvnet_uri: folder of a trained DeconvNet.
+        fcn8s_uri: folder of a trained FCN-8s.
+        images_uri: URI of the table `images`.
+        proposals_uri: URI of the table `proposals` that was made from these images.
+        split: name of the split. Its images with a class mask are evaluated.
+        classes: class names, ordered by id.
+        options: options of the predictor.
     """
 
     deconvnet_uri: str
@@ -47,18 +51,19 @@ class EvaluationInputs:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of proposals after which DeconvNet is measured, up to `options.proposals`."""
+        """Return the numbers of proposals after which DeconvNet is measured, in ascending order up to `options.proposals`."""
         return counts_up_to(self.options.proposals)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The outcome of an evaluation.
 
     Attributes:
-        results: the content of `report/results.json`.
-        mean_iou: mean IoU of each image alone, by image_id and result; None if its truth is all void.
-        breakdowns: the content of `report/analysis.json`, see `Breakdowns.as_dict`.
+        results: mean IoU, pixel accuracy and IoU by class of the five results; the content of `report/results.json`.
+        mean_iou: a dict from image_id to a dict from result name to the mean IoU of this image alone. It is None for an image
+            whose annotation is all void.
+        breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
     """
 
     results: dict[str, Any]
@@ -68,13 +73,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A batch of images that a worker measures.
+    """A batch of images that one worker call measures.
 
     Attributes:
-        images: part of the table `images` that holds them.
-        proposals: part of the table `proposals` with their boxes.
-        row_group: number of the row group in the part.
-        rows: their numbers among the split's rows in that row group.
+        images: the part of the table `images` that holds them.
+        proposals: the part of the table `proposals` that holds their boxes.
+        row_group: index of the row group in the part of `images`.
+        rows: positions of the images, counted among those rows of the row group that belong to the split.
     """
 
     images: tables.Part
@@ -87,16 +92,16 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
     """Predict every annotated image of a split in the paper's five ways and measure the predictions.
 
     Args:
-        inputs: the models and the images.
-        dataset: name of the data set in the results.
-        executor: runs batches of images, by workers that hold the networks.
-        gpu: each worker takes a GPU.
+        inputs: the networks, the images and the options.
+        dataset: name of the data set, which is stored in the results.
+        executor: runs the workers, each of which holds both networks.
+        gpu: whether each worker takes a GPU.
 
     Returns:
         The results, the mean IoU of each image, and the breakdowns.
 
     Raises:
-        UserError: if the split has no image with a class mask, or the executor has no room for a worker.
+        UserError: if the split has no image with a class mask, or no node has room for a worker.
     """
     units = dict(enumerate(_units(inputs)))
     actors = Actors(gpus=1.0 if gpu else 0.0, remedy="use nodes with more memory, or lower segment.max_side")
@@ -107,7 +112,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
 
 
 def _units(inputs: EvaluationInputs) -> list[_Unit]:
-    """The split's images in batches, in order."""
+    """Split the images of the split into batches of at most `IMAGES_PER_UNIT`, in the order of the table."""
     images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
     return [
         _Unit(part, boxes, number, rows)
@@ -119,7 +124,16 @@ def _units(inputs: EvaluationInputs) -> list[_Unit]:
 
 
 def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[dict[str, Any]]:
-    """Load the networks; return the work that measures a unit with them."""
+    """Load the networks into a worker.
+
+    Args:
+        inputs: the networks, the images and the options.
+        device: torch device to predict on.
+        threads: number of CPU threads that the worker may use.
+
+    Returns:
+        A function that takes the index of a batch and the batch, and returns its measurements (see `_measure`).
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -129,13 +143,19 @@ def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[di
 
 
 def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dict[str, Any]:
-    """Measure a unit's images.
+    """Predict and measure the images of one batch.
+
+    Args:
+        predictor: predicts the masks.
+        inputs: the networks, the images and the options.
+        unit: the batch of images.
 
     Returns:
-        The arrays of `Breakdowns`, `image_ids`, and `mean_iou`: for each image a list by result, nan if its truth is all void.
+        A dict with the arrays of `Breakdowns`, `image_ids` (a list) and `mean_iou`. The latter holds for each image a list of
+        floats, one per result in the order of `RESULTS`; they are nan if the annotation is all void.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
-    no_boxes = np.zeros((0, 4), np.float32)  # of images that EdgeBox could not read
+    no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
     breakdowns = Breakdowns.empty(RESULTS, inputs.counts, len(inputs.classes))
     image_ids, mean_iou = [], []
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
@@ -146,7 +166,16 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
 
 
 def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """image_id, image, class mask and object mask of the unit's annotated images, in order."""
+    """Read the annotated images of a batch.
+
+    Args:
+        inputs: the networks, the images and the options.
+        unit: the batch of images.
+
+    Yields:
+        The image_id, the image, uint8 (H, W, 3), the class mask and the object mask, both (H, W), of each image in order. Images
+        without a class mask are skipped. If only the object mask is missing, it is made from the class mask.
+    """
     columns = ["image_id", "split", "image", "class_mask", "object_mask"]
     rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
     of_split = [row for row in rows if row["split"] == inputs.split]
@@ -158,7 +187,19 @@ def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, n
 
 
 def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, dataset: str) -> Evaluation:
-    """Add up what `_measure` returned for all units, in any order. Raises UserError if there was no image."""
+    """Add up the measurements of all batches.
+
+    Args:
+        measured: the return values of `_measure`, in any order.
+        inputs: the networks, the images and the options.
+        dataset: name of the data set.
+
+    Returns:
+        The results, the mean IoU of each image, and the breakdowns.
+
+    Raises:
+        UserError: if no image was measured.
+    """
     classes = inputs.classes
     total = Breakdowns.empty(RESULTS, inputs.counts, len(classes))
     mean_iou: dict[str, dict[str, float | None]] = {}
@@ -182,7 +223,15 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
 
 
 def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
-    """Make a row of `results.json` from a result's confusion matrix."""
+    """Compute the metrics of one result.
+
+    Args:
+        matrix: confusion matrix of the result.
+        classes: class names, ordered by id.
+
+    Returns:
+        A dict with `mean_iou`, `pixel_accuracy` and `iou` (a dict by class name); None stands for an undefined metric.
+    """
     return {
         "mean_iou": _or_none(matrix.mean_iou),
         "pixel_accuracy": _or_none(matrix.pixel_accuracy),
@@ -191,5 +240,5 @@ def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, An
 
 
 def _or_none(value: float) -> float | None:
-    """The value, or None for nan, which JSON does not have."""
+    """Return the value, or None if it is nan, because JSON has no nan."""
     return None if math.isnan(value) else float(value)

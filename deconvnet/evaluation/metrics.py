@@ -1,4 +1,4 @@
-"""Metrics of semantic segmentation, computed from a confusion matrix of pixels as in PASCAL VOC's development kit."""
+"""Compute metrics of semantic segmentation from a confusion matrix of pixels, as PASCAL VOC's development kit does."""
 
 from typing import Self
 
@@ -9,14 +9,14 @@ from proposals.masks import VOID_ID
 
 
 class ConfusionMatrix:
-    """Counts of pixels by true class and predicted class.
+    """Numbers of pixels by true class and predicted class.
 
-    Counts are summed over all images before metrics are computed, as VOC does; metrics are not averaged over images. Pixels
-    that are void in the truth (255) are not counted.
+    As in VOC, the pixels of all images are counted together before the metrics are computed. The metrics are not averaged over
+    images. Pixels that are void (255) in the truth are not counted.
 
     Attributes:
         num_classes: number of classes C.
-        matrix: int64 (C, C), pixels by true class (row) and predicted class (column).
+        matrix: number of pixels of each true class (row) and predicted class (column), int64 (C, C).
     """
 
     def __init__(self, num_classes: int, matrix: ArrayLike | None = None) -> None:
@@ -24,7 +24,7 @@ class ConfusionMatrix:
 
         Args:
             num_classes: number of classes C, 1 to 255.
-            matrix: initial counts (C, C), copied; None for zeros.
+            matrix: initial counts (C, C), which are copied; None for zeros.
 
         Raises:
             ValueError: if `num_classes` is out of range, or `matrix` has another shape or negative counts.
@@ -40,17 +40,17 @@ class ConfusionMatrix:
             self.matrix = counts
 
     def update(self, truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> Self:
-        """Count the pixels of one or more images.
+        """Add the pixels of one or more images.
 
         Args:
-            truth: true class ids, any shape; 255 is void.
-            prediction: predicted class ids, of the same shape; no void.
+            truth: true class ids, integers of any shape; 255 is void.
+            prediction: predicted class ids, integers of the same shape, without void.
 
         Returns:
-            This matrix.
+            This matrix, so that calls can be chained.
 
         Raises:
-            ValueError: if the shapes differ or an id is out of range; then nothing is counted.
+            ValueError: if the shapes differ or an id is out of range. Then nothing is counted.
         """
         if truth.shape != prediction.shape:
             raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
@@ -66,9 +66,10 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each class, TP / (TP + FP + FN): float64 (C,), 0 to 1.
+        """Compute the intersection over union of each class, TP / (TP + FP + FN).
 
-        It is nan for a class that occurs neither in the truth nor in the prediction.
+        Returns:
+            float64 (C,), 0 to 1; nan for a class that occurs neither in the truth nor in the prediction.
         """
         hits = np.diag(self.matrix).astype(np.float64)
         union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
@@ -76,12 +77,12 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that have one, 0 to 1; nan if none has."""
+        """Compute the mean IoU, 0 to 1. Classes whose IoU is nan are left out; the result is nan if all are."""
         iou = self.iou
         return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the counted pixels whose class is predicted correctly, 0 to 1; nan if no pixel is counted."""
+        """Compute the share of the counted pixels whose class is predicted correctly, 0 to 1; nan if no pixel is counted."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix)) / total if total else float("nan")

@@ -1,8 +1,9 @@
-"""The archive that PASCAL VOC's test server accepts: writing it, and checking it against the server's rules.
+"""Write the archive that PASCAL VOC's test server accepts, and check an archive against the server's rules.
 
-Source: the development kit of VOC 2012, sections 5.2 and 5.3. For each image there is one PNG of class ids, of the image's
-size, in results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for methods trained on the challenge's own data
-only, 6 for all others; networks that start from VGG-16 saw ImageNet, so they belong to 6.
+Source: the development kit of VOC 2012, sections 5.2 and 5.3. The archive holds one PNG of class ids for each image, of the
+image's size, in the folder results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for methods that were trained on
+the challenge's own data only, and competition 6 is for all others. Networks that start from VGG-16 have seen ImageNet, so they
+belong to competition 6.
 """
 
 import gzip
@@ -19,15 +20,15 @@ from deconvnet.datasets.palette import VOC_PALETTE
 SUFFIXES = (".tar.gz", ".tgz")
 NUM_CLASSES = 21
 _ROOT = "results/VOC2012/Segmentation"
-_MAX_NAMES = 3  # images named in a message
+_MAX_NAMES = 3  # largest number of images named in a message
 
 
 def masks_folder(competition: str, split: str) -> str:
-    """The masks' folder in the archive.
+    """Return the path of the masks' folder in the archive.
 
     Args:
         competition: "comp5" or "comp6".
-        split: name of the list of images, such as "test".
+        split: name of the image list, such as "test".
 
     Returns:
         A path such as "results/VOC2012/Segmentation/comp6_test_cls".
@@ -40,10 +41,10 @@ def pack_masks(masks: Mapping[str, bytes], folder: str) -> bytes:
 
     Args:
         masks: PNG files by image_id.
-        folder: the masks' folder in the archive.
+        folder: path of the masks' folder in the archive.
 
     Returns:
-        Content of the archive.
+        The content of the archive.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -59,17 +60,17 @@ def check_submission(
 ) -> list[str]:
     """Check an archive against the server's rules.
 
-    Each image must have exactly one mask, and the archive must hold nothing else. A mask must be a paletted PNG in VOC's
-    colours, of its image's size, with class ids below `num_classes`.
+    Each image must have exactly one mask, and the archive must hold nothing else. A mask must be a paletted PNG in VOC's colours,
+    of the size of its image, with class ids below `num_classes`.
 
     Args:
         archive: content of the gzipped tar archive.
-        folder: the masks' folder in the archive.
-        sizes: width and height in px of every image of the list, by image_id.
-        num_classes: number of classes.
+        folder: path of the masks' folder in the archive.
+        sizes: width and height in pixels of every image of the list, by image_id.
+        num_classes: number of classes, including the background.
 
     Returns:
-        One sentence per kind of violation, with the images concerned; empty if the archive is valid.
+        A message for each kind of violation, with the names of some of the images concerned; empty if the archive is valid.
     """
     faults: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -96,7 +97,16 @@ def check_submission(
 
 
 def _mask_fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | None:
-    """The first rule that a mask of an image of `size` (width, height) breaks, or None."""
+    """Check one mask against the server's rules.
+
+    Args:
+        data: content of the mask's PNG file.
+        size: width and height of the image in pixels.
+        num_classes: number of classes, including the background.
+
+    Returns:
+        A phrase for the first rule that the mask breaks, such as "not a paletted PNG", or None if it breaks none.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.mode != "P":
@@ -114,6 +124,6 @@ def _mask_fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | N
 
 
 def _some(names: Iterable[str]) -> str:
-    """Join the first names to a text, with the number of the others."""
+    """Join the first three names with commas, and add the number of the others, as in "a, b, c and 5 more"."""
     names = list(names)
     return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")

@@ -1,4 +1,7 @@
-"""Predict the masks of a VOC list of images for the test server: one mask for every image, or an error."""
+"""Predict the masks of a VOC image list for the test server.
+
+The server refuses an incomplete submission. So an image that cannot be segmented is an error here and is not skipped.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,22 +27,25 @@ from proposals.edges.detector import forest_uri
 from proposals.image_codec import decode_image, encode_mask, image_size
 
 VERSION = 1
-"""Part of the key of a set of masks; raise it if the same models and images lead to other masks."""
+"""Version of the prediction code, which is part of the key of a set of masks.
+
+Raise it when the same models and images would give other masks.
+"""
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _IMAGES_PER_UNIT = 4
-_THREADS = 8  # files that this process reads at once
+_THREADS = 8  # number of files that this process reads at once
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image of a VOC list.
+    """An image that a VOC image list names.
 
     Attributes:
-        image_id: name in the list.
-        uri: the image file.
-        width: px, with the EXIF orientation applied.
-        height: likewise.
-        content: SHA-256 of the file.
+        image_id: name of the image in the list.
+        uri: URI of the image file.
+        width: width in pixels, after the rotation that the file's EXIF data ask for.
+        height: height in pixels, after the same rotation.
+        content: SHA-256 of the file, in hexadecimal.
     """
 
     image_id: str
@@ -51,16 +57,14 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How masks are predicted: networks, options and which result.
-
-    All images of a submission share it.
+    """The networks, the options and the result that the masks of a submission are predicted with.
 
     Attributes:
-        deconvnet: model folder of a DeconvNet.
-        fcn8s: model folder of an FCN-8s.
+        deconvnet: folder of a trained DeconvNet.
+        fcn8s: folder of a trained FCN-8s.
         options: options of the predictor.
-        edge_boxes: keyword arguments of `proposals.edge_boxes`.
-        result: the result to submit, one of `deconvnet.inference.predictor.RESULTS`.
+        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the object proposals.
+        result: name of the result to submit, one of `deconvnet.inference.predictor.RESULTS`.
     """
 
     deconvnet: str
@@ -70,13 +74,13 @@ class Recipe:
     result: str
 
     def key(self, images: Sequence[ListedImage]) -> str:
-        """Digest everything that the masks of images depend on.
+        """Compute a digest of everything that the masks depend on.
 
         Args:
             images: the images to predict.
 
         Returns:
-            A hexadecimal digest; it changes with the models, the options, the forest of the edge detector and the images.
+            A digest in hexadecimal. It changes with the networks, the options, the forest of the edge detector and the images.
         """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         files += [forest] if (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])) else []
@@ -85,18 +89,18 @@ class Recipe:
 
 
 def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
-    """List the images of a split and check that each can be decoded. Masks need not exist.
+    """List the images of a split and check that each can be decoded. Annotated masks need not exist.
 
     Args:
-        root: folder in VOC's layout, local or s3.
-        split: name of the list, such as "test".
-        max_pixels: larger images are refused.
+        root: folder in VOC's layout, local or s3://.
+        split: name of the image list, such as "test".
+        max_pixels: images with more pixels are refused.
 
     Returns:
-        The images, sorted by id, each once.
+        The images sorted by id, each once.
 
     Raises:
-        UserError: if an image is missing or unusable, since the server refuses a submission without a mask for it.
+        UserError: if an image is missing or unusable, because the server wants a mask of every image.
     """
     files: dict[str, str] = {}
     for name in sorted(storage.list_files(storage.join(root, voc.IMAGES_DIR)), key=_preference):
@@ -123,20 +127,20 @@ def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
 def predict_masks(
     images: Sequence[ListedImage], recipe: Recipe, folder: str, executor: Executor, gpu: bool = False
 ) -> dict[str, bytes]:
-    """Predict the mask of every image.
+    """Predict the mask of every image and write it to a folder. Masks that already exist there are not predicted again.
 
     Args:
-        images: the list.
-        recipe: how masks are predicted.
-        folder: where masks are kept, local or s3; a mask that exists there is not predicted again.
-        executor: runs the workers.
-        gpu: each worker takes a GPU.
+        images: the images of the list.
+        recipe: the models and options to predict with.
+        folder: folder of the masks, local or s3://.
+        executor: runs the workers, each of which holds both networks.
+        gpu: whether each worker takes a GPU.
 
     Returns:
-        Paletted PNGs of class ids by image_id.
+        A dict from image_id to the mask, a paletted PNG of class ids.
 
     Raises:
-        UserError: if an image cannot be segmented, or the executor has no room for a worker.
+        UserError: if an image cannot be segmented, or no node has room for a worker.
     """
     existing = set(storage.list_files(folder))
     left = [image for image in images if f"{image.image_id}.png" not in existing]
@@ -151,7 +155,18 @@ def predict_masks(
 
 
 def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work[None]:
-    """Load the networks; return the work that writes the masks of a unit, a list of images."""
+    """Load the networks into a worker.
+
+    Args:
+        recipe: the models and options to predict with.
+        folder: folder that the masks are written to.
+        device: torch device to predict on.
+        threads: number of CPU threads that the worker may use.
+
+    Returns:
+        A function that takes the index of a batch and its images, and writes their masks. It raises UserError if an image cannot
+        be segmented.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -172,12 +187,23 @@ def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work
 
 
 def _unusable(uri: str, error: Exception) -> UserError:
-    """The error for an image that cannot be segmented."""
+    """Make the error for an image that cannot be segmented.
+
+    Args:
+        uri: URI of the image file.
+        error: the reason.
+
+    Returns:
+        The error to raise.
+    """
     reason = " ".join(str(error).split())
     return UserError(f"{uri} can't be segmented: {reason}. The server wants a mask for each image of the list")
 
 
 def _preference(name: str) -> tuple[int, str]:
-    """Sort key that puts the file to use first among those of one id, and files that are not images last."""
+    """Return a sort key by which the best of several files with the same id comes first.
+
+    JPEG files come before PNG files, and files that are not images come last.
+    """
     suffix = PurePosixPath(name).suffix.lower()
     return (_SUFFIXES.index(suffix) if suffix in _SUFFIXES else len(_SUFFIXES), name)

@@ -1,8 +1,8 @@
-"""The table `predictions` of a folder of images: its columns, what a run still has to predict, and a summary by class.
+"""The table `predictions` of a folder of images: its columns, the plan of a run, and the counts of predicted classes.
 
-A prediction is up to date if its image has not changed since (by its stamp), its mask exists, and both were made in the current
-*generation*. A new generation begins whenever another version of the model is used for the output. Predictions that a killed run
-finished count, too.
+A prediction is up to date if three conditions hold: the image file has not changed since (its stamp is the same), the mask file
+exists, and the prediction belongs to the current *generation*. A new generation begins whenever another version of the model is
+used for the same output. Predictions that an interrupted run finished count as well.
 """
 
 import uuid
@@ -21,11 +21,14 @@ from infra.runtime.stages import digest
 from infra.storage import tables
 
 VERSION = 1
-"""Part of the table's key; raise it if the same images and model lead to other predictions."""
+"""Version of the prediction code, which is part of the table's key.
+
+Raise it when the same images and model would give other predictions.
+"""
 STATE_FILE, TABLE, REJECTS, MASKS, OVERLAYS = "predict.json", "predictions", "rejects", "masks", "overlays"
-_MAX_PART = 32  # images in a part of the table
-_MIN_PARTS = 32  # so that few images still keep many workers busy, and a killed run loses little
-_READERS = 16  # parts read at once, because each waits for S3
+_MAX_PART = 32  # largest number of images in a part of the table
+_MIN_PARTS = 32  # so that many workers are busy even with few images, and an interrupted run loses little work
+_READERS = 16  # number of parts read at once; each read mostly waits for S3
 
 PREDICTIONS = pa.schema(
     [
@@ -34,8 +37,8 @@ PREDICTIONS = pa.schema(
         pa.field("width", pa.int32(), nullable=False),  # px, with the EXIF orientation applied
         pa.field("height", pa.int32(), nullable=False),
         pa.field("classes", pa.list_(pa.string()), nullable=False),  # predicted classes by id, background included
-        pa.field("shares", pa.list_(pa.float32()), nullable=False),  # share of the pixels of each of `classes`
-        pa.field("confidence", pa.float32(), nullable=False),  # mean over the pixels of the predicted class's probability
+        pa.field("shares", pa.list_(pa.float32()), nullable=False),  # share of the pixels that has each of `classes`
+        pa.field("confidence", pa.float32(), nullable=False),  # probability of the predicted class, averaged over the pixels
         pa.field("mask", pa.string(), nullable=False),  # path relative to the output
         pa.field("overlay", pa.string()),  # path relative to the output; null without overlay
         pa.field("model", pa.string(), nullable=False),
@@ -44,18 +47,18 @@ PREDICTIONS = pa.schema(
         pa.field("generation", pa.string(), nullable=False),
     ]
 )
-"""One row per predicted image."""
+"""The columns of the table `predictions`, which has one row per predicted image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """An image and what is to be done with it.
+    """An image and what a run of batch prediction does with it.
 
     Attributes:
         image: the image file.
-        part: part of the table that holds its up-to-date row; "" if the image is to be predicted.
-        has_overlay: an overlay exists or is to be drawn, so the row names one.
-        draw_overlay: an overlay is to be drawn.
+        part: name of the part of the table that already holds an up-to-date row of the image; "" if the image must be predicted.
+        has_overlay: whether the image will have an overlay when the run ends, so that its row names one.
+        draw_overlay: whether this run draws the overlay.
     """
 
     image: ImageFile
@@ -65,25 +68,25 @@ class Task:
 
     @property
     def mask_path(self) -> str:
-        """Path of the mask, relative to the output."""
+        """Return the path of the mask, relative to the output."""
         return f"{MASKS}/{self.image.stem}.png"
 
     @property
     def overlay_path(self) -> str:
-        """Path of the overlay, relative to the output."""
+        """Return the path of the overlay, relative to the output."""
         return f"{OVERLAYS}/{self.image.stem}.jpg"
 
 
 @dataclass(frozen=True)
 class OutputState:
-    """Which images and which model an output's files were made from; the content of `predict.json`.
+    """The images and the model that an output was made from. It is stored as `predict.json` in the output.
 
     Attributes:
         input: folder of the images.
         model: name of the registered model.
-        model_version: its version.
-        model_id: id that tells this version from those of other registries.
-        generation: name of the current generation; a new one begins whenever another model version is used for this output.
+        model_version: version of the registered model.
+        model_id: id of this model version, which differs from those in other registries.
+        generation: name of the current generation, see the module's docstring.
     """
 
     input: str
@@ -95,15 +98,15 @@ class OutputState:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run of batch prediction has to do.
+    """The work of one run of batch prediction.
 
     Attributes:
-        state: what the output's files will have been made from.
-        key: changes with the images, the generation and the requested files.
-        tasks: all images, in order.
-        earlier_files: masks and overlays that rows of earlier runs name.
-        incomplete: ids of up-to-date images whose mask or overlay is missing.
-        is_complete: the table is up to date; then there are no tasks.
+        state: the input folder, model version and generation of the run.
+        key: digest of the images, the generation and the requested files. If it has not changed, the table is up to date.
+        tasks: one task per image, in order; empty if the table is up to date.
+        earlier_files: paths of the masks and overlays of earlier runs, relative to the output.
+        incomplete: ids of images whose row is up to date but whose mask or overlay is missing.
+        is_complete: whether the table is up to date, so that nothing is left to do.
     """
 
     state: OutputState
@@ -115,27 +118,27 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the table that the run will write."""
+        """Return the fingerprint of the table that the run will write."""
         return digest([self.key, self.incomplete])
 
     @property
     def units(self) -> list[list[Task]]:
-        """The tasks, split into the parts of the table."""
+        """Split the tasks into lists, one for each part of the table."""
         size = min(_MAX_PART, max(1, len(self.tasks) // _MIN_PARTS))
         return [[self.tasks[i] for i in chunk] for chunk in tables.chunks(len(self.tasks), size)]
 
 
 def read_state(output: str) -> OutputState | None:
-    """Read what an output's files were made from.
+    """Read which images and which model an output was made from.
 
     Args:
         output: folder or s3:// prefix of the output.
 
     Returns:
-        The state, or None for a new output.
+        The content of the output's `predict.json`, or None for a new output.
 
     Raises:
-        UserError: if the output holds files of another program.
+        UserError: if the output holds files that this program did not write.
     """
     try:
         return OutputState(**storage.read_json(storage.join(output, STATE_FILE)))
@@ -153,17 +156,19 @@ def read_state(output: str) -> OutputState | None:
 
 
 def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, overlays: bool, max_pixels: int | None) -> Plan:
-    """Compare the images with an output's predictions. Only names, stamps and sizes are read, no image.
+    """Find out which images of a folder still need a prediction, by comparing them with those in the output.
+
+    No image is read, only the names, stamps and sizes of the files.
 
     Args:
-        images: all images of the input.
+        images: all images of the input folder.
         output: folder or s3:// prefix of the output.
-        state: what new predictions are made from.
-        overlays: every image shall have an overlay.
-        max_pixels: larger images are refused; None: those that the model refuses.
+        state: the input folder, model version and generation of the run.
+        overlays: whether every image shall have an overlay.
+        max_pixels: images with more pixels are refused; None for the limit stored with the model.
 
     Returns:
-        The plan; it is complete if the committed predictions are up to date.
+        The plan. If the committed table is up to date and all its files exist, `is_complete` is True and there are no tasks.
     """
     table = storage.join(output, TABLE)
     files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
@@ -196,12 +201,19 @@ def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, over
 
 
 def new_generation() -> str:
-    """Create a random name for a new generation."""
+    """Return a random name for a new generation, 12 hexadecimal digits."""
     return uuid.uuid4().hex[:12]
 
 
 def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows of all complete parts, of the table and of killed runs, each with its part's name."""
+    """Iterate over the rows of all complete parts, including parts of interrupted runs that were never committed.
+
+    Args:
+        table: URI of the table `predictions`.
+
+    Yields:
+        The name of a part and one of its rows.
+    """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
     names = [name for name in storage.list_files(table) if name.endswith(".json") and name != tables.COMMIT]
     parts = [f"{name.removesuffix('.json')}.parquet" for name in names]
@@ -215,12 +227,14 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) -> tables.Commit:
-    """Commit parts as the table, after removing masks and overlays that no row names any more.
+    """Commit parts as the table `predictions`.
+
+    Before that, masks and overlays of earlier runs are deleted if no row names them any more.
 
     Args:
-        plan: what the run had to do.
+        plan: the plan of the run.
         output: folder or s3:// prefix of the output.
-        parts: the parts, in order.
+        parts: the table's parts, in order.
 
     Returns:
         The committed table.
@@ -237,11 +251,11 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
 
 
 def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
-    """Write the table `rejects` of a run.
+    """Write the table `rejects`, which lists the images that could not be used.
 
     Args:
         output: folder or s3:// prefix of the output.
-        parts: the parts of the table `predictions`, which hold the rejected images.
+        parts: the parts of the table `predictions`; each holds its own rejected images.
 
     Returns:
         The number of rejected images.
@@ -258,9 +272,9 @@ class ClassCount:
     """How often a class was predicted.
 
     Attributes:
-        name: the class.
-        images: number of images in which it was predicted.
-        share: its mean share of an image's pixels, over all images, 0 to 1.
+        name: name of the class.
+        images: number of images in which at least one pixel has the class.
+        share: share of an image's pixels that has the class, averaged over all images, 0 to 1.
     """
 
     name: str
@@ -269,13 +283,16 @@ class ClassCount:
 
 
 def count_classes(output: str) -> list[ClassCount]:
-    """Count the classes in the committed predictions.
+    """Count how often each class was predicted, according to the committed table `predictions`.
 
     Args:
         output: folder or s3:// prefix of the output.
 
     Returns:
-        The classes that were predicted, most frequent first.
+        The predicted classes, most frequent first.
+
+    Raises:
+        FileNotFoundError: if the output has no committed table.
     """
     table = storage.join(output, TABLE)
     commit = tables.require_commit(table)
