@@ -1,4 +1,4 @@
-"""The most active map of each layer of DeconvNet's decoder (§3.2.3 of the paper, "Analysis of Deconvolution Network")."""
+"""Find the most active map of each layer of DeconvNet's decoder (§3.2.3 of the paper, "Analysis of Deconvolution Network")."""
 
 import numpy as np
 import torch
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 from deconvnet.models.deconvnet import DeconvNet
 
 LAYERS = tuple(f"{kind}{number}" for number in (5, 4, 3, 2, 1) for kind in ("unpool", "deconv"))
-"""The decoder's unpooling layers and blocks of deconvolutions, from 1/16 of the input's size up to all of it."""
+"""Names of the decoder's layers, from coarse to fine: an unpooling layer and a block of deconvolutions at each resolution."""
 
 
 def decoder_maps(
     model: DeconvNet, crop: NDArray[np.uint8], where: NDArray[np.bool_] | None = None
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
-    """Find the most active map of each decoder layer: the channel whose activations have the largest sum.
+    """Find the most active map of each decoder layer, which is the channel with the largest sum of activations.
 
-    The model is run in evaluation mode and left as it was.
+    The model is run in evaluation mode, and its mode is restored afterwards.
 
     Args:
         model: the network.
-        crop: its input, uint8 (S, S, 3), RGB, with S the model's input size.
-        where: pixels that count in the sum, bool (S, S), such as those of an object; None or all False: all pixels. Without it
-            the background is often the most active.
+        crop: the network's input, uint8 (S, S, 3), RGB, where S is the model's input size.
+        where: the pixels that count in the sum, bool (S, S), such as the pixels of an object. If it is None or all False, all
+            pixels count; then the chosen map often responds to the background.
 
     Returns:
-        The map of each of `LAYERS`, float32 (h, w), at least 0 (for a block of deconvolutions, of its last layer); and the
-        predicted class ids, uint8 (S, S).
+        A dict from layer name (`LAYERS`) to its most active map, float32 (h, w), with values of at least 0, and the predicted
+        class ids, uint8 (S, S). For a block of deconvolutions it is a map of the block's last layer.
     """
     counts = torch.ones(crop.shape[:2]) if where is None or not where.any() else torch.from_numpy(where).float()
     found: dict[str, NDArray[np.float32]] = {}

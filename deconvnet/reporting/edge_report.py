@@ -1,5 +1,8 @@
-"""The report on an edge detector: the recall of its boxes on dev images and the quality of its edges on BSDS500's val images,
-beside those of the gradient and of the forest that comes with the package."""
+"""Compare a newly trained edge detector with two others.
+
+The others are the image gradient and the structured forest that comes with the package. The comparison measures the recall of
+EdgeBox's boxes on the dev images and the quality of the edges on BSDS500's val images.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,18 +29,18 @@ if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
 
 Sources = Mapping[str, EdgeBoxOptions]
-"""How boxes are found, by the name of the edges that they are found from."""
+"""The options for finding boxes with each edge detector that is compared, by name of the detector."""
 _BSDS_SPLIT = "val"
 
 
 @dataclass(frozen=True)
 class EdgeReport:
-    """The comparison of edge detectors.
+    """The outcome of a comparison of edge detectors.
 
     Attributes:
-        metrics: metrics of the trained forest, by their name in MLflow.
-        markdown: the tables, for all detectors.
-        files: edges.json, edges.md and, if boxes were measured, edges.png, by name.
+        metrics: metrics of the newly trained forest, by their name in MLflow.
+        markdown: Markdown tables of all detectors.
+        files: contents of edges.json, edges.md and, if boxes were measured, edges.png, by file name.
     """
 
     metrics: dict[str, float]
@@ -48,17 +51,19 @@ class EdgeReport:
 def compare_edges(
     images_uri: str | None, bsds: str | None, forest: str, settings: "ProposalSettings", executor: Executor
 ) -> EdgeReport:
-    """Compare a trained forest with the gradient and with the forest that comes with the package.
+    """Compare a newly trained forest with the image gradient and with the forest that comes with the package.
+
+    No file is written.
 
     Args:
-        images_uri: a table `images`; the recall of boxes is measured on its dev images. None to leave it out.
-        bsds: folder of BSDS500; the quality of edges is measured on its val images. None to leave it out.
-        forest: URI of the trained forest's file.
-        settings: how boxes are found.
-        executor: runs parts of the table and images of BSDS500.
+        images_uri: URI of a table `images`. The recall of boxes is measured on its dev images; None to leave this out.
+        bsds: folder of BSDS500. The quality of edges is measured on its val images; None to leave this out.
+        forest: URI of the newly trained forest's file.
+        settings: options for finding boxes.
+        executor: runs the measurements, on several parts of the table or several images of BSDS500 at once.
 
     Returns:
-        The metrics of the trained forest, and tables and a chart of all three.
+        The metrics of the newly trained forest, and tables and a chart of all three detectors.
     """
     ours = EdgeBoxOptions(**settings.model_dump())
     sources = {
@@ -87,7 +92,17 @@ def compare_edges(
 
 
 def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
-    """The recall of each source's boxes on the dev images."""
+    """Measure the recall of the boxes that each edge detector leads to on the dev images.
+
+    Args:
+        images_uri: URI of the table `images`.
+        sources: options for finding boxes, by name of the edge detector.
+        min_area: smallest area of the bounding box of an object that counts, in square pixels.
+        executor: runs the measurement of several parts of the table at once.
+
+    Returns:
+        The recall over all dev images, by name of the edge detector.
+    """
     images = tables.require_commit(images_uri)
     units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
     counts = counts_up_to(max(options.max_boxes for options in sources.values()))
@@ -99,8 +114,22 @@ def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor:
 def _part_recalls(
     images_uri: str, sources: Sources, min_area: float, counts: Sequence[int], index: int, part: tables.Part
 ) -> list[dict[str, Recall]]:
-    """For each dev image of a part, the recall of each source's boxes."""
-    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    """Measure the recall of each edge detector's boxes on the dev images in one part of the table.
+
+    An executor calls this function.
+
+    Args:
+        images_uri: URI of the table `images`.
+        sources: options for finding boxes, by name of the edge detector.
+        min_area: smallest area of the bounding box of an object that counts, in square pixels.
+        counts: numbers of boxes after which recall is measured.
+        index: index of the part; not used.
+        part: the part of the table.
+
+    Returns:
+        For each dev image, the recall by name of the edge detector.
+    """
+    cv2.setNumThreads(1)  # every CPU already works on another image or part
     return [
         {
             name: Recall.from_overlaps(best_overlaps(find_boxes(image, k)[0], objects, counts), counts)
@@ -111,7 +140,16 @@ def _part_recalls(
 
 
 def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The dev images of a part and the boxes (M, 4) of their objects; unreadable images were rejected before and are skipped."""
+    """Read the dev images in one part of the table. Images without an object mask and images that cannot be decoded are skipped.
+
+    Args:
+        images_uri: URI of the table `images`.
+        part: the part of the table.
+        min_area: smallest area of the bounding box of an object that counts, in square pixels.
+
+    Yields:
+        An image, uint8 (H, W, 3), RGB, and the bounding boxes (M, 4) of its objects.
+    """
     for row in tables.iter_rows(images_uri, ["split", "image", "object_mask"], part):
         if row["split"] == "dev" and row["object_mask"] is not None:
             try:
@@ -121,15 +159,35 @@ def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator
 
 
 def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
-    """For one image of BSDS500, the matched and unmatched edge pixels of each source's edges (`edge_counts`)."""
-    cv2.setNumThreads(1)  # each CPU has a unit of its own
+    """Count the matched and unmatched edge pixels of each edge detector on one image of BSDS500.
+
+    An executor calls this function.
+
+    Args:
+        sources: options for finding boxes, by name of the edge detector. Only those of the edges are used.
+        index: index of the image; not used.
+        files: paths of the image and of its annotation.
+
+    Returns:
+        The counts by name of the edge detector, see `proposals.edges.boundary_metrics.edge_counts`.
+    """
+    cv2.setNumThreads(1)  # every CPU already works on another image or part
     annotated = read_bsds_image(files)
     edges = {n: edge_map(annotated.image, k.edges, k.edge_model, k.multiscale, **BSDS_THINNING)[0] for n, k in sources.items()}
     return {name: edge_counts(thin, annotated.boundaries) for name, thin in edges.items()}
 
 
 def _measure_edges(bsds: str, sources: Sources, executor: Executor) -> dict[str, EdgeQuality]:
-    """The quality of each source's edges on BSDS500's val images."""
+    """Measure the quality of each edge detector's edges on BSDS500's val images.
+
+    Args:
+        bsds: folder of BSDS500.
+        sources: options for finding boxes, by name of the edge detector.
+        executor: runs the measurement of several images at once.
+
+    Returns:
+        The quality by name of the edge detector.
+    """
     units = dict(enumerate(bsds_files(bsds, _BSDS_SPLIT)))
     work = partial(_image_edge_counts, sources)
     done = [found for _, found in executor.map(units, work, title="edges of BSDS500", unit="images")]

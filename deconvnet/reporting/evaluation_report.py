@@ -1,4 +1,4 @@
-"""The files of an evaluation in `report/`: results as JSON and Markdown, charts, figures of images, and the data they show."""
+"""Evaluate models and make the report's files: results as JSON and Markdown, charts, figures of images, and their data."""
 
 import json
 from collections.abc import Mapping
@@ -16,25 +16,25 @@ from deconvnet.reporting.run_summary import percent
 from infra.runtime.executor import Executor
 
 CONFUSION_OF = "edeconvnet_crf"
-"""The result whose confusion matrix is drawn."""
+"""Name of the result whose confusion matrix is drawn."""
 
 
 def evaluate_and_report(
     inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Evaluate models on a split and make the report's files.
+    """Evaluate models on a split and make the contents of the report's files. No file is written.
 
     Args:
-        inputs: the models and the images.
-        dataset: name of the data set in the results.
+        inputs: the networks, the images and the options.
+        dataset: name of the data set, which is stored in the results.
         executor: runs the evaluation and draws the figures of images.
-        gpu: predict on GPUs.
+        gpu: whether to predict on GPUs.
 
     Returns:
-        The content of `results.json`, and the files of the report by name (`report_files`).
+        The content of `results.json`, and the report's files by name, see `report_files`.
 
     Raises:
-        UserError: as `deconvnet.evaluation.evaluator.evaluate` does.
+        UserError: if the split has no image with a class mask, or no node has room for a worker.
     """
     evaluation = evaluate(inputs, dataset, executor, gpu)
     models = (inputs.deconvnet_uri, inputs.fcn8s_uri)
@@ -45,21 +45,23 @@ def evaluate_and_report(
 
 
 def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:
-    """Make the report's files of an evaluation.
+    """Make the report's files from an evaluation.
 
     Args:
-        evaluation: what was measured.
-        figures: PNGs of images by name without suffix.
-        options: how images were predicted; stored in `analysis.json`, so that figures can be drawn again in the same way.
+        evaluation: the outcome of the evaluation.
+        figures: PNG figures of images, by name without suffix.
+        options: the options that the images were predicted with. They are stored in `analysis.json`, so that the figures can be
+            drawn again in the same way.
 
     Returns:
-        Files by name. `results.json` is last: a report that has it is complete.
+        The files' contents by name. `results.json` comes last. So if the files are written in this order, a report with that file
+        is complete.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
     return {
         **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
         "mean_iou_by_image.json": _json(evaluation.mean_iou),
-        "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # its key in reports that exist
+        "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # the key of existing reports
         "results.md": results_markdown(evaluation.results).encode(),
         "results.json": _json(evaluation.results),
     }
@@ -73,7 +75,7 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
         breakdowns: the content of `analysis.json`.
 
     Returns:
-        PNGs by name without suffix.
+        The charts as PNGs, by name without suffix.
     """
     title = f"{RESULT_TITLES[CONFUSION_OF]}, {results['dataset']}, {results['images']:,} images"
     return {
@@ -85,13 +87,15 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """Format results as Markdown: the five results in the paper's order, then the IoU of each class, in per cent.
+    """Format the results as Markdown, in per cent.
+
+    The first table has the five results in the paper's order, and the second one has the IoU of each class.
 
     Args:
         results: the content of `results.json`.
 
     Returns:
-        Content of `results.md`.
+        The content of `results.md`.
     """
     rows = results["rows"]
     lines = [
@@ -112,5 +116,5 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any) -> bytes:
-    """Encode a value as the content of a JSON file."""
+    """Encode a value as the content of a JSON file. Raises ValueError if it contains nan or infinity."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

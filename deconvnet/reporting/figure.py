@@ -1,6 +1,6 @@
-"""What all figures share: a matplotlib figure of 1,200 px width, a grid of images with titles, a legend of class colours.
+"""Create figures: empty matplotlib figures of 1,200 px width, grids of images with titles, and legends of class colours.
 
-pyplot is not used: it keeps global state, and these figures may be drawn in any thread.
+pyplot is not used, because it keeps global state and these figures may be drawn in any thread.
 """
 
 import io
@@ -24,7 +24,7 @@ RESULT_TITLES = {
     "edeconvnet": "EDeconvNet",
     "edeconvnet_crf": "EDeconvNet+CRF",
 }
-"""The paper's names of the five results, in its order."""
+"""The paper's names of the five results, in the paper's order."""
 
 _DPI = 100
 _WIDTH = 12.0  # inches; the heights below are in inches, too
@@ -32,15 +32,15 @@ _LEGEND_COLUMNS = 7
 _LEGEND_ROW = 0.26
 _TITLE_ROW = 0.24
 _GAP = 0.05
-_MAX_ASPECT = 1.6  # height / width of a grid cell: very tall images do not make a row taller
+_MAX_ASPECT = 1.6  # largest height / width of a grid cell, so that very tall images do not make a row taller
 
 
 def new_figure(height: float, constrained: bool = True) -> "Figure":
     """Create an empty figure, 1,200 px wide.
 
     Args:
-        height: height in inches of 100 px.
-        constrained: let matplotlib's constrained layout place the axes.
+        height: height of the figure in inches; an inch is 100 px.
+        constrained: whether matplotlib's constrained layout places the axes.
 
     Returns:
         The figure, without axes.
@@ -51,18 +51,18 @@ def new_figure(height: float, constrained: bool = True) -> "Figure":
 
 
 def to_png(figure: "Figure") -> bytes:
-    """Encode a figure as PNG."""
+    """Encode a figure as the content of a PNG file."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
 
 
 def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
-    """Draw only the left and bottom spines, and grid lines behind the data.
+    """Hide the top and right spines of the axes and draw grid lines behind the data.
 
     Args:
-        axes: the axes to style.
-        grid: direction of the grid lines: "x", "y" or "both".
+        axes: the axes to change.
+        grid: axis whose ticks get grid lines, "x", "y" or "both".
     """
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
@@ -70,14 +70,14 @@ def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
 
 
 def thumbnail(pixels: np.ndarray | None, max_side: int = 480) -> np.ndarray | None:
-    """Prepare an image or a mask for a grid cell.
+    """Prepare an image or a mask for a cell of an image grid: shrink it, and colour it if it is a mask.
 
     Args:
         pixels: an image, uint8 (H, W, 3), RGB, or a mask of class ids, uint8 (H, W), or None.
-        max_side: longest side of the result, px; a cell shows no more.
+        max_side: longest side of the result in pixels. Smaller images are not enlarged.
 
     Returns:
-        uint8 (h, w, 3), RGB, masks in VOC's colours; None for None.
+        An RGB image, uint8 (h, w, 3), in which masks have VOC's colours; None if `pixels` is None.
     """
     if pixels is None:
         return None
@@ -95,14 +95,15 @@ def image_grid(
     classes: Sequence[str],
     heads: Sequence[str] = (),
 ) -> bytes:
-    """Draw images in rows and columns with a legend of the classes below.
+    """Draw images in rows and columns, with a legend of the classes below.
 
     Args:
-        cells: rows of images, uint8 (h, w, 3), RGB; None leaves a cell empty. All rows are equally long.
-        titles: for each row the texts above it, spread evenly over its width; there may be fewer or more than columns.
-        masks: masks of class ids whose classes the legend names.
-        classes: class names by id.
-        heads: texts above the columns.
+        cells: rows of images, uint8 (h, w, 3), RGB; None leaves a cell empty. All rows have the same length.
+        titles: for each row, the texts above it. They are spread evenly over the width, and their number may differ from that of
+            the columns.
+        masks: masks of class ids, uint8 (H, W). The legend names the classes that occur in them.
+        classes: class names, ordered by id.
+        heads: headings of the columns; empty for none.
 
     Returns:
         A PNG of 1,200 px width.
@@ -142,12 +143,12 @@ def image_grid(
 
 
 def add_legend(figure: "Figure", class_ids: Sequence[int], classes: Sequence[str]) -> None:
-    """Add the names and colours of classes at the bottom of a figure.
+    """Add a legend of class names and colours at the bottom of a figure.
 
     Args:
         figure: the figure to change.
-        class_ids: ids to name; 255 is void.
-        classes: class names by id.
+        class_ids: ids of the classes to name; 255 is void.
+        classes: class names, ordered by id.
     """
     from matplotlib.patches import Patch
 

@@ -1,4 +1,4 @@
-"""The report's figures of images: which images and crops are shown, and the figures drawn of them."""
+"""Choose the images and training crops that the report shows, and draw the figures of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor, PredictorOptions
 
 MeanIou = Mapping[str, Mapping[str, float | None]]
-"""Mean IoU of each image, 0 to 1 or None, by image_id and result (see `deconvnet.evaluation.evaluator.Evaluation`)."""
+"""A dict from image_id to a dict from result name to the mean IoU of this image alone, 0 to 1, or None if it is undefined."""
 
 RANKED_BY = "edeconvnet_crf"
 STEPS = (1, 5, 10, 20, 50)
-"""Numbers of proposals after which DeconvNet's prediction is shown (the paper's Figure 6)."""
-_CANDIDATES = 10  # images that are searched for one with several objects
+"""Numbers of proposals after which DeconvNet's prediction is shown, as in the paper's Figure 6."""
+_CANDIDATES = 10  # number of images that are searched for one with several objects
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Sample:
     """An image with its annotation and its proposals, as read from the tables.
 
     Attributes:
-        image_id: id in the table `images`.
+        image_id: id of the image in the table `images`.
         image: uint8 (H, W, 3), RGB.
-        truth: annotated class ids, uint8 (H, W), 255 void; None without annotation.
-        objects: annotated object ids, (H, W), 0 background; None without annotation.
-        boxes: (N, 4) proposals x1, y1, x2, y2 in pixels, best first.
+        truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
+        objects: annotated object ids, (H, W), where 0 is the background; None if the image is not annotated.
+        boxes: proposals x1, y1, x2, y2 in pixels, (N, 4), best first.
     """
 
     image_id: str
@@ -49,12 +49,12 @@ class Sample:
 
     @property
     def annotated(self) -> list[AnnotatedObject]:
-        """The annotated objects that are large enough to count in the evaluation."""
+        """Find the annotated objects that are large enough to count in the evaluation."""
         return [] if self.truth is None or self.objects is None else find_objects(self.truth, self.objects, SMALLEST_SIDE)
 
     @property
     def largest(self) -> AnnotatedObject | None:
-        """The annotated object with the largest box, or None."""
+        """Find the annotated object with the largest bounding box. None if there is no object."""
         return max(self.annotated, key=lambda o: np.ptp(np.reshape(o.box, (2, 2)), 0).prod(), default=None)
 
 
@@ -62,11 +62,12 @@ def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]
     """Choose the images with the best, the median and the worst mean IoU of EDeconvNet+CRF.
 
     Args:
-        mean_iou: by image and result.
-        each: images of each kind.
+        mean_iou: mean IoU by image_id and result. Images whose value is None are never chosen.
+        each: number of images of each kind.
 
     Returns:
-        Pairs ("best" | "median" | "worst", image_id), best first; ties are in order of image_id. Each image occurs once.
+        Pairs of "best", "median" or "worst" and an image_id, from the best to the worst. Images with equal IoU are in order of
+        their ids. Each image occurs once, even if there are too few images for all kinds.
     """
     order = _ranked(mean_iou, lambda row: row[RANKED_BY])
     count, middle = len(order), (len(order) - each) // 2
@@ -80,14 +81,16 @@ def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]
 
 
 def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
-    """Choose the images where DeconvNet is furthest ahead of FCN-8s, FCN-8s of DeconvNet, and the ensemble of both.
+    """Choose the images on which one network is furthest ahead of another.
+
+    There are three kinds: DeconvNet ahead of FCN-8s, FCN-8s ahead of DeconvNet, and the ensemble ahead of both.
 
     Args:
-        mean_iou: by image and result.
-        each: images of each kind, at most.
+        mean_iou: mean IoU by image_id and result.
+        each: largest number of images of each kind.
 
     Returns:
-        Pairs (text that names the better network, image_id).
+        Pairs of a text that names the kind, such as "DeconvNet over FCN-8s", and an image_id.
     """
     contests = {
         "DeconvNet over FCN-8s": ("deconvnet", "fcn8s"),
@@ -109,42 +112,50 @@ def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
     """Choose images that DeconvNet predicts well.
 
     Args:
-        mean_iou: by image and result.
+        mean_iou: mean IoU by image_id and result.
 
     Returns:
-        The ids of the ten images with DeconvNet's highest mean IoU, highest first.
+        The ids of up to ten images with DeconvNet's highest mean IoU, highest first.
     """
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
 
 
 def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], float | None]) -> list[tuple[float, str]]:
-    """Pairs (score, image_id), highest first; images whose score is None are left out."""
+    """Rank images by a score. Images whose score is None are left out.
+
+    Args:
+        mean_iou: mean IoU by image_id and result.
+        score: computes the score of an image from its mean IoU by result.
+
+    Returns:
+        Pairs of a score and an image_id, highest score first. Images with equal scores are in order of their ids.
+    """
     scored = [(value, image_id) for image_id, row in mean_iou.items() if (value := score(row)) is not None]
     return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
 
 
 def with_several_objects(samples: Iterable[Sample]) -> Sample:
-    """Choose a sample with several objects, if there is one.
+    """Choose a sample with several annotated objects, if there is one.
 
     Args:
         samples: at least one sample.
 
     Returns:
-        The first with two annotated objects or more, else the first with one, else the first.
+        The first sample with at least two objects. If there is none, the first with one object, or else the first sample.
     """
     return max(samples, key=lambda sample: min(len(sample.annotated), 2))
 
 
 def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable[str]) -> dict[str, Sample]:
-    """Read images by id.
+    """Read images by id, with their annotations and proposals.
 
     Args:
-        images_uri: the table `images`.
-        proposals_uri: the table `proposals` made from it; None to read no boxes.
-        image_ids: ids to read; unknown ones are skipped.
+        images_uri: URI of the table `images`.
+        proposals_uri: URI of the table `proposals` that was made from these images; None to read no boxes.
+        image_ids: ids of the images to read. Unknown ids are skipped.
 
     Returns:
-        Samples by image_id.
+        The samples by image_id.
     """
     wanted = set(image_ids)
     found: dict[str, Sample] = {}
@@ -169,7 +180,18 @@ def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable
 
 
 def _read_rows(images_uri: str, part: tables.Part, image_ids: set[str]) -> list[dict[str, Any]]:
-    """The rows of `image_ids` in a part; only row groups that hold one of them are read whole."""
+    """Read the rows of some images from one part of the table `images`.
+
+    The column of ids is read first. The other columns are read only from row groups that contain one of the ids.
+
+    Args:
+        images_uri: URI of the table `images`.
+        part: the part of the table.
+        image_ids: ids of the images to read.
+
+    Returns:
+        The rows as dicts, with the encoded image and masks.
+    """
     found = []
     columns = ["image_id", "image", "class_mask", "object_mask"]
     for group in range(len(part.row_groups)):
@@ -187,14 +209,14 @@ def draw_gallery(
 
     Args:
         predictor: predicts the masks that are shown.
-        images_uri: the table `images`.
-        proposals_uri: the table `proposals`.
-        classes: class names by id.
-        mean_iou: by image and result; decides which images are shown.
+        images_uri: URI of the table `images`.
+        proposals_uri: URI of the table `proposals` that was made from these images.
+        classes: class names, ordered by id.
+        mean_iou: mean IoU by image_id and result, from which the images to show are chosen.
 
     Returns:
-        PNGs by name: "comparison", "wins" (if a network is ahead on some image), "instances" and "unpooling"; empty if no image
-        has a mean IoU.
+        PNGs by name: "comparison", "wins" (left out if no network is ahead on any image), "instances" and "unpooling". Empty if
+        no image has a mean IoU.
     """
     chosen = {"comparison": best_median_worst(mean_iou), "wins": largest_leads(mean_iou)}
     candidates = best_of_deconvnet(mean_iou)
@@ -215,13 +237,13 @@ def draw_gallery(
 def load_and_draw_gallery(
     models: tuple[str, str], options: "PredictorOptions", gpu: bool, *arguments: Any
 ) -> list[tuple[str, bytes]]:
-    """`draw_gallery` as work for `Executor.stream`, with a predictor loaded by the process that draws.
+    """Load the networks and call `draw_gallery`. `Executor.stream` runs this function in the process that draws.
 
     Args:
-        models: model folders of DeconvNet and FCN-8s.
+        models: folders of a trained DeconvNet and a trained FCN-8s.
         options: options of the predictor.
-        gpu: predict on a GPU.
-        *arguments: the arguments of `draw_gallery` after the predictor.
+        gpu: whether to predict on a GPU.
+        *arguments: the arguments of `draw_gallery` after `predictor`.
 
     Returns:
         Pairs of a figure's name and its PNG.
@@ -235,13 +257,14 @@ def load_and_draw_gallery(
 def draw_comparison(
     predictor: "Predictor", samples: Iterable[tuple[str, Sample]], classes: Sequence[str], mean_iou: MeanIou
 ) -> bytes:
-    """Draw images beside their truth and predictions.
+    """Draw images beside their ground truth and their predictions, one row per image.
 
     Args:
         predictor: predicts the masks.
-        samples: pairs of a word that says why the image is shown (or "") and the sample, top to bottom.
-        classes: class names by id.
-        mean_iou: by image and result; images may be missing.
+        samples: pairs of a word and a sample, from top to bottom. The word is shown as the reason for choosing the image and may
+            be "".
+        classes: class names, ordered by id.
+        mean_iou: mean IoU by image_id and result, shown above the masks. Images may be missing.
 
     Returns:
         A PNG of 1,200 px width.
@@ -260,12 +283,14 @@ def draw_comparison(
 
 
 def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
-    """Draw DeconvNet's prediction after 1, 5, 10, 20, 50 proposals, from the largest box to the smallest (the paper's Figure 6).
+    """Draw DeconvNet's prediction after 1, 5, 10, 20 and 50 proposals and after all of them, as in the paper's Figure 6.
+
+    The boxes are merged from the largest to the smallest.
 
     Args:
-        predictor: predicts the masks.
+        predictor: predicts the masks and limits the number of boxes.
         sample: the image.
-        classes: class names by id.
+        classes: class names, ordered by id.
 
     Returns:
         A PNG of 1,200 px width.
@@ -279,12 +304,14 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
 
 
 def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
-    """Draw the decoder's most active maps for the largest annotated object, cropped as for training (the paper's Figure 4).
+    """Draw the most active map of each decoder layer for the largest annotated object, as in the paper's Figure 4.
+
+    The object is cropped as for training. If there is no annotated object, the whole image is used.
 
     Args:
-        predictor: whose DeconvNet is shown.
-        sample: the image; the whole of it is shown if it has no annotated object.
-        classes: class names by id.
+        predictor: contains the DeconvNet that is shown.
+        sample: the image.
+        classes: class names, ordered by id.
 
     Returns:
         A PNG of 1,200 px width.
@@ -301,12 +328,12 @@ def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str
 
 
 def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) -> bytes:
-    """Draw training crops with their masks.
+    """Draw training crops beside their masks.
 
     Args:
-        examples_uri: a table of training crops.
-        classes: class names by id.
-        count: number of crops, spread evenly over the table.
+        examples_uri: URI of a table of training crops.
+        classes: class names, ordered by id.
+        count: number of crops to draw, spread evenly over the table.
 
     Returns:
         A PNG of 1,200 px width.
@@ -335,5 +362,5 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """At most `count` indices, spread evenly over range(length)."""
+    """Return at most `count` indices that are spread evenly over range(length), in ascending order."""
     return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))

@@ -1,4 +1,4 @@
-"""Figures of images and masks, as PNGs of 1,200 px width. Masks are drawn in VOC's colours with a legend below."""
+"""Draw figures of images and masks, as PNGs of 1,200 px width. Masks have VOC's colours, with a legend below."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,20 @@ from PIL import Image, ImageDraw
 from deconvnet.reporting.figure import RESULT_TITLES, image_grid, thumbnail
 
 COMPARED = ("fcn8s", "deconvnet", "edeconvnet", "edeconvnet_crf")
-"""The results that a comparison shows."""
+"""Names of the results that a comparison shows."""
 _NEW_BOX, _OLD_BOX = (255, 176, 0), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One image of a comparison.
+    """One image of a comparison, with its ground truth and predictions.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        truth: annotated class ids, uint8 (H, W), 255 void; None for an image without annotation.
-        masks: predicted class ids, uint8 (H, W), by result (`COMPARED`).
+        truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
+        masks: predicted class ids, uint8 (H, W), by result name (`COMPARED`).
         title: text above the image.
-        mean_iou: this image's mean IoU by result, 0 to 1 or None; written above the masks.
+        mean_iou: mean IoU of this image alone by result name, 0 to 1, shown above the masks. None shows nothing.
     """
 
     image: np.ndarray
@@ -33,11 +33,11 @@ class ComparisonRow:
 
 
 def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
-    """Draw each image beside its ground truth and predictions, a row per image (the paper's Figures 7 to 9).
+    """Draw images beside their ground truth and their predictions, one row per image, as in the paper's Figures 7 to 9.
 
     Args:
-        rows: the images, top to bottom.
-        classes: class names by id.
+        rows: the images, from top to bottom.
+        classes: class names, ordered by id.
 
     Returns:
         A PNG of 1,200 px width.
@@ -52,17 +52,17 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
 
 
 def _score(mean_iou: float | None) -> str:
-    """Format a result's mean IoU as the text above its mask; empty if it has none."""
+    """Format a mean IoU as the text above a mask, such as "mean IoU 72 %", or "" for None."""
     return "" if mean_iou is None else f"mean IoU {100 * mean_iou:.0f} %"
 
 
 @dataclass(frozen=True)
 class ExampleCrop:
-    """One training crop.
+    """A training crop with its mask.
 
     Attributes:
         image: uint8 (S, S, 3), RGB.
-        mask: class ids, uint8 (S, S), 255 void.
+        mask: class ids, uint8 (S, S), where 255 is void.
         title: text above the crop.
     """
 
@@ -76,8 +76,8 @@ def example_crops(crops: Sequence[ExampleCrop], classes: Sequence[str], columns:
 
     Args:
         crops: the crops, in reading order.
-        classes: class names by id.
-        columns: pairs of crop and mask per row.
+        classes: class names, ordered by id.
+        columns: number of crops in a row, each with its mask.
 
     Returns:
         A PNG of 1,200 px width.
@@ -103,17 +103,19 @@ def instances(
     classes: Sequence[str],
     title: str = "",
 ) -> bytes:
-    """Draw how the prediction grows with the number of proposals (the paper's Figure 6): boxes on the image, the mask below.
+    """Draw how the prediction grows with the number of proposals, as in the paper's Figure 6.
 
-    Boxes that are new in a step are orange, earlier ones white.
+    Each step shows the boxes on the image, and below it the mask predicted from them. Boxes that are new in a step are orange,
+    and earlier ones are white.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        truth: annotated class ids, uint8 (H, W), shown last; or None.
-        boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, in the order they are merged.
-        masks_by_count: for some numbers of boxes, rising, the class ids predicted from as many, uint8 (H, W).
-        classes: class names by id.
-        title: text before the first step's.
+        truth: annotated class ids, uint8 (H, W), shown after the last step; None if the image is not annotated.
+        boxes: boxes x1, y1, x2, y2 in pixels, (N, 4), in the order in which they are merged.
+        masks_by_count: predicted class ids, uint8 (H, W), by the number of boxes that they are predicted from, in ascending
+            order.
+        classes: class names, ordered by id.
+        title: text before the title of the first step.
 
     Returns:
         A PNG of 1,200 px width.
@@ -137,7 +139,16 @@ def instances(
 
 
 def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """The image's thumbnail with boxes, given in the image's pixels, drawn on it."""
+    """Draw boxes on a thumbnail of an image.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        old: boxes x1, y1, x2, y2 in pixels of the image, (N, 4), drawn in white.
+        new: boxes like `old`, drawn in orange.
+
+    Returns:
+        The thumbnail with the boxes, uint8 (h, w, 3), RGB.
+    """
     small = thumbnail(image)
     assert small is not None
     drawn = Image.fromarray(np.ascontiguousarray(small))
@@ -152,13 +163,14 @@ def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarr
 def unpooling(
     crop: np.ndarray, maps: Mapping[str, np.ndarray], mask: np.ndarray, classes: Sequence[str], title: str = "input"
 ) -> bytes:
-    """Draw DeconvNet's decoder at work on a crop (the paper's Figure 4): the crop, a map of each layer, the predicted mask.
+    """Draw a crop, one activation map of each layer of DeconvNet's decoder, and the predicted mask, as in the paper's Figure 4.
 
     Args:
         crop: the network's input, uint8 (S, S, 3), RGB.
-        maps: one activation map (h, w), at least 0, by layer, in the decoder's order; brighter is more active.
+        maps: an activation map (h, w), with values of at least 0, for each layer name, in the decoder's order. Active pixels are
+            bright.
         mask: predicted class ids, uint8 (S, S).
-        classes: class names by id.
+        classes: class names, ordered by id.
         title: text above the crop.
 
     Returns:

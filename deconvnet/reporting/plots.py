@@ -1,8 +1,9 @@
-"""Charts of results, as PNGs of 1,200 px width.
+"""Draw charts of results, as PNGs of 1,200 px width.
 
-Each network has a colour, darker with the CRF; the colours can be told apart by colour-blind readers. `results` is the content of
-`report/results.json`, `breakdowns` that of `report/analysis.json` (see `deconvnet.evaluation.breakdowns`). In both, null stands
-for a figure that is undefined, such as the IoU of a class that does not occur.
+Each network has its own colour, which is darker for the results with the CRF. Colour-blind readers can tell the colours apart.
+Arguments called `results` are the content of `report/results.json`, and `breakdowns` is the content of `report/analysis.json`
+(see `deconvnet.evaluation.breakdowns`). In both, None stands for an undefined figure, such as the IoU of a class that does not
+occur.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,18 +28,18 @@ _COLOURS = {
 }
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the palette of Okabe and Ito
 _NUMBER_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # keeps numbers readable where lines cross them
-_MAX_NUMBERED = 30  # classes of a confusion matrix up to which its cells hold numbers
+_MAX_NUMBERED = 30  # a confusion matrix with more classes has no numbers in its cells
 _ABSENT = "not in these images"
 
 Curve = tuple[Sequence[int], Sequence[float]]
-"""Steps and the values at them."""
+"""The steps and the values of one curve, two sequences of equal length."""
 
 
 def iou_by_class(results: Mapping[str, Any]) -> bytes:
-    """Draw a bar of IoU for each class and result; a class without an IoU has no bar.
+    """Draw horizontal bars of the IoU, one for each class and result. A class without an IoU has no bar.
 
     Args:
-        results: the content of `results.json`.
+        results: the content of `report/results.json`.
 
     Returns:
         A PNG of 1,200 px width.
@@ -63,16 +64,16 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
 
 
 def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """Draw panels of curves over training steps, two panels per row.
+    """Draw panels of curves against the training step, two panels per row.
 
     Args:
-        curves: by panel title, then by line name: steps and values.
+        curves: a dict from panel title to a dict from curve name to the curve's steps and values.
 
     Returns:
         A PNG of 1,200 px width.
 
     Raises:
-        ValueError: if there are no curves.
+        ValueError: if there are no panels.
     """
     if not curves:
         raise ValueError("no curves to draw")
@@ -95,11 +96,14 @@ def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
 
 
 def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> bytes:
-    """Draw the recall of proposals over the number of boxes (at IoU 0.5 and 0.7), and over IoU.
+    """Draw the recall of proposals in two panels.
+
+    The first shows recall at IoU 0.5 and 0.7 against the number of boxes, the second shows recall against the IoU threshold.
 
     Args:
-        recalls: recall by name; each name has a colour.
-        max_boxes: the curve over IoU is that of the largest measured number of boxes up to this.
+        recalls: measured recalls by name. Each name has its own colour.
+        max_boxes: limit of the number of boxes for the second panel. It shows the recall at the largest measured number up to
+            this limit.
 
     Returns:
         A PNG of 1,200 px width.
@@ -133,11 +137,11 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
 
 
 def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> bytes:
-    """Draw DeconvNet's mean IoU against the number of proposals, and FCN-8s', which needs none, as a line.
+    """Draw DeconvNet's mean IoU against the number of proposals. FCN-8s needs no proposals, so it is drawn as a horizontal line.
 
     Args:
-        results: the content of `results.json`.
-        breakdowns: the content of `analysis.json` of the same images.
+        results: the content of `report/results.json`.
+        breakdowns: the content of `report/analysis.json` of the same images.
 
     Returns:
         A PNG of 1,200 px width.
@@ -167,10 +171,10 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
 
 
 def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
-    """Draw bars of the objects' mean IoU by the share of the image that they cover.
+    """Draw bars of the objects' mean IoU for each result and size bin. Sizes are shares of the image's area.
 
     Args:
-        breakdowns: the content of `analysis.json`.
+        breakdowns: the content of `report/analysis.json`.
 
     Returns:
         A PNG of 1,200 px width.
@@ -193,20 +197,21 @@ def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> bytes:
-    """Draw a confusion matrix: in each row, how a true class's pixels are divided among the predicted classes, in per cent.
+    """Draw a confusion matrix in per cent.
 
-    Up to 30 classes the cells hold numbers, from 0.5 % on.
+    Each row shows how the pixels of a true class are divided among the predicted classes.
+    If there are at most 30 classes, every cell of at least 0.5 % shows its number.
 
     Args:
-        counts: (C, C), pixels by true class (row) and predicted class (column).
-        classes: the C class names by id.
+        counts: numbers of pixels by true class (row) and predicted class (column), (C, C).
+        classes: the C class names, ordered by id.
         title: text above the matrix.
 
     Returns:
         A PNG of 1,200 px width.
 
     Raises:
-        ValueError: if the shape of `counts` does not fit `classes`.
+        ValueError: if the shape of `counts` does not fit the number of classes.
     """
     from matplotlib.colors import PowerNorm
 
@@ -241,13 +246,13 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> 
 def _grouped_bars(
     axes: "Axes", bars: Mapping[str, Sequence[float | None]], suffixes: Mapping[str, str], *, horizontal: bool = False
 ) -> None:
-    """Draw a group of bars for each position, one bar of it for each result.
+    """Draw groups of bars. Each position has one group, and each group has one bar per result.
 
     Args:
-        axes: where to draw.
-        bars: values by result; None draws no bar.
-        suffixes: what the legend adds to a result's title.
-        horizontal: bars go to the right.
+        axes: the axes to draw on.
+        bars: a dict from result name to its value at each position; None draws no bar.
+        suffixes: a dict from result name to text that the legend adds to the result's title. Results may be missing.
+        horizontal: whether the bars extend to the right instead of upwards.
     """
     thick = 0.8 / max(len(bars), 1)
     for i, (name, values) in enumerate(bars.items()):
@@ -257,5 +262,5 @@ def _grouped_bars(
 
 
 def _with_nan(values: Sequence[float | None]) -> list[float]:
-    """The values with nan in place of None."""
+    """Return the values with nan in place of None."""
     return [np.nan if value is None else value for value in values]

@@ -1,4 +1,7 @@
-"""The report on a split's proposals: how many objects they find. It shows whether they or the network limit the result."""
+"""Report how many of a split's objects the proposals find.
+
+DeconvNet cannot segment an object that no proposal covers. So this shows whether the proposals or the network limit the result.
+"""
 
 import json
 from dataclasses import dataclass
@@ -15,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProposalReport:
-    """The recall of a split's proposals.
+    """The recall of a split's proposals and the files that report it.
 
     Attributes:
         recall: the measured recall.
-        files: proposals.json, proposals.md and proposals.png, by name.
+        files: contents of proposals.json, proposals.md and proposals.png, by file name.
     """
 
     recall: Recall
@@ -29,21 +32,22 @@ class ProposalReport:
 def report_proposals(
     images_uri: str, proposals_uri: str, split: str, settings: "ProposalSettings", title: str, executor: Executor
 ) -> ProposalReport | None:
-    """Measure how many objects the proposals of a split find.
+    """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
-    Objects count from 2,000 px² (`recall.MIN_AREA`), or from twice `settings.min_box_area` if that is less: where smaller boxes
-    are proposed, as for small images, smaller objects should be found.
+    No file is written. An object counts if its bounding box has at least 2,000 px² (`recall.MIN_AREA`), or at least twice
+    `settings.min_box_area` if that is less. Small images are usually given smaller proposals, so their smaller objects should be
+    found, too.
 
     Args:
-        images_uri: the table `images`.
-        proposals_uri: the table `proposals` made from it.
-        split: the images that are measured.
-        settings: how the proposals were made.
-        title: heading of the Markdown file.
-        executor: runs the parts of the tables.
+        images_uri: URI of the table `images`.
+        proposals_uri: URI of the table `proposals` that was made from these images.
+        split: name of the split whose images are measured.
+        settings: the settings that the proposals were made with.
+        title: heading of the Markdown file, after "Proposals: ".
+        executor: runs the measurement of several parts of the tables at once.
 
     Returns:
-        The report, or None if the split has no such objects.
+        The report, or None if the split has no objects that count.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
     recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area)

@@ -1,4 +1,7 @@
-"""`report/index.html`: a run's results on one HTML page that needs no other file: images inline, no script, nothing fetched."""
+"""Render `report/index.html`, the page with the results of a pipeline run.
+
+The page is self-contained: its images are embedded, it has no scripts, and it loads nothing from elsewhere.
+"""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -45,13 +48,15 @@ _MAX_REASONS = 12
 
 
 def render_report(run: RunSummary) -> str:
-    """Render the report as HTML. All texts are escaped, and the page's content policy forbids scripts and external addresses.
+    """Render the report as HTML.
+
+    All texts are escaped, and the page's content security policy forbids scripts and external addresses.
 
     Args:
-        run: the run to report on.
+        run: the summary of the pipeline run.
 
     Returns:
-        Content of `report/index.html`.
+        The content of `report/index.html`.
     """
     rows = run.results["rows"]
     results = [name for name in RESULT_TITLES if name in rows]
@@ -89,7 +94,7 @@ def render_report(run: RunSummary) -> str:
 
 @cache
 def _environment() -> "Environment":
-    """jinja2 with the templates of this package and the filters that they use."""
+    """Create the jinja2 environment with this package's templates and their filters. Later calls return the same environment."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(loader=PackageLoader("deconvnet.reporting"), autoescape=True, undefined=StrictUndefined)
@@ -101,13 +106,14 @@ def _environment() -> "Environment":
 
 
 def proposals_sentence(proposals: Mapping[str, Any]) -> str:
-    """Summarise how many objects the first boxes find.
+    """Summarise in one sentence how many objects the best proposals find.
 
     Args:
         proposals: the content of `report/proposals.json`.
 
     Returns:
-        A sentence on the first 50 boxes, or the smallest number measured; "" if there are no figures.
+        A sentence about the first 50 boxes of each image, or about the smallest number of boxes measured if 50 was not measured.
+        "" if the content has no recall.
     """
     counts = sorted(int(name.split("_")[1]) for name in proposals if name.startswith("recall_") and name.endswith("_iou50"))
     if not counts:
@@ -118,7 +124,15 @@ def proposals_sentence(proposals: Mapping[str, Any]) -> str:
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Pairs of a setting's dotted name and its value as text; settings that are None are left out."""
+    """Flatten nested settings. Settings that are None are left out.
+
+    Args:
+        settings: settings by name; a mapping among the values is a section.
+        prefix: text before every name, such as "train.stage1.".
+
+    Yields:
+        The dotted name of a setting and its value as text.
+    """
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")

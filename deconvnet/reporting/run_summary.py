@@ -1,4 +1,4 @@
-"""A summary of a run, read from its workspace: what the report and MLflow's description of the run say about it."""
+"""Summarise a pipeline run from the files in its workspace, for the HTML report and for the run's description in MLflow."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from infra import storage
 from infra.storage import tables
 
 PAPER_MEAN_IOU = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "edeconvnet": 0.717, "edeconvnet_crf": 0.725}
-"""The paper's mean IoU on VOC 2012's test set, trained on VOC's data alone (Noh, Hong, Han 2015, Table 1)."""
+"""The paper's mean IoU of each result on VOC 2012's test set, when trained on VOC's data alone (Noh, Hong, Han 2015, Table 1)."""
 
 STAGE_DESCRIPTIONS = {
     "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
@@ -29,7 +29,7 @@ STAGE_DESCRIPTIONS = {
     "champion": "Measures the model that is champion now on the same val images.",
     "verdict": "Compares the two models and promotes the new one if it is better by the rule of `retrain.*`.",
 }
-"""What each stage does, in Markdown."""
+"""Markdown texts that explain what each pipeline stage does, by name of the stage."""
 
 _FIGURES = (
     "comparison",
@@ -51,11 +51,11 @@ _SPLITS = ("train", "dev", "val")
 
 @dataclass(frozen=True)
 class Rejects:
-    """Inputs that could not be used.
+    """The inputs of a run that could not be used, grouped by reason.
 
     Attributes:
         counts: number of inputs by reason, most frequent first.
-        examples: up to three inputs by reason.
+        examples: paths or ids of up to three inputs by reason.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -63,28 +63,28 @@ class Rejects:
 
     @property
     def total(self) -> int:
-        """Number of rejected inputs."""
+        """Return the number of rejected inputs."""
         return sum(self.counts.values())
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What the report and MLflow's description say about a run.
+    """The facts about a pipeline run that the report and MLflow's description show.
 
     Attributes:
         title: heading of the report.
         workspace: URI of the workspace.
         results: the content of `report/results.json`.
-        figures: PNGs of `report/`, by name without suffix.
+        figures: PNGs in the folder `report/`, by name without suffix.
         splits: number of images by split.
         digest: digest of all images and masks; "" if unknown.
-        crops: number of training crops by table.
-        rejects: inputs that could not be used.
-        seconds: duration by stage, in the order of the stages.
-        proposals: the content of `report/proposals.json`; {} if there is none.
-        settings: the run's settings, JSON values, without secrets.
+        crops: number of training crops by name of their table.
+        rejects: the inputs that could not be used.
+        seconds: duration of each finished stage in seconds, in the order of the stages.
+        proposals: the content of `report/proposals.json`; {} if there is no such file.
+        settings: the settings of the run as JSON values, without secrets.
         code: version of the code.
-        when: time of the summary, UTC.
+        when: time when this summary was made, in UTC.
     """
 
     title: str
@@ -105,17 +105,17 @@ class RunSummary:
 def read_run_summary(
     workspace: str, *, title: str, settings: Mapping[str, Any], code: str, stages: Sequence[str] = ()
 ) -> RunSummary:
-    """Read the summary of a run that has been evaluated. Everything but the results may be missing.
+    """Read the summary of a run from its workspace. The run must have been evaluated; other files may be missing.
 
     Args:
-        workspace: the workspace's URI.
+        workspace: URI of the workspace.
         title: heading of the report.
-        settings: the run's settings, JSON values, without secrets.
+        settings: the settings of the run as JSON values, without secrets.
         code: version of the code.
-        stages: names of the stages in the order they run; default: those of `STAGE_DESCRIPTIONS`.
+        stages: names of the stages in the order in which they run; empty for those of `STAGE_DESCRIPTIONS`.
 
     Returns:
-        The summary; what is missing in the workspace is empty.
+        The summary. Fields whose file is missing are empty.
 
     Raises:
         FileNotFoundError: if the workspace has no `report/results.json`.
@@ -145,13 +145,14 @@ def read_run_summary(
 
 
 def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Format the five results beside the paper's.
+    """Format the five results beside the paper's as rows of a table.
 
     Args:
-        results: the content of `results.json`.
+        results: the content of `report/results.json`.
 
     Returns:
-        By result, in the paper's order: title, mean IoU, pixel accuracy, the paper's mean IoU; in per cent, "–" for none.
+        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The numbers are
+        texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [
@@ -162,12 +163,12 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def percent(fraction: float | None) -> str:
-    """Format a fraction as per cent: 0.7254 as "72.5", None as "–"."""
+    """Format a fraction in per cent, without the sign: 0.7254 as "72.5", None as "–"."""
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: "8 s", "3 min 20 s", "2 h 05 min"."""
+    """Format a duration in seconds as text, such as "8 s", "3 min 20 s" or "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -177,7 +178,14 @@ def duration(seconds: float) -> str:
 
 
 def _count_splits(images: tables.Commit | None) -> dict[str, int]:
-    """Images by split: train, dev, val, then others by name."""
+    """Count the images of each split.
+
+    Args:
+        images: the commit record of the table `images`; None if there is no table.
+
+    Returns:
+        Number of images by split: train, dev and val first, then other splits by name.
+    """
     found: Counter[str] = Counter()
     for part in images.parts if images else ():
         for group in part.row_groups:
@@ -186,7 +194,7 @@ def _count_splits(images: tables.Commit | None) -> dict[str, int]:
 
 
 def _read_rejects(table: str) -> Rejects:
-    """The content of a table `rejects`; empty if there is none."""
+    """Read a table `rejects` and group its rows by reason. The result is empty if there is no table."""
     if tables.read_commit(table) is None:
         return Rejects()
     counts: Counter[str] = Counter()
@@ -201,7 +209,7 @@ def _read_rejects(table: str) -> Rejects:
 
 
 def _read_bytes(*parts: str) -> bytes | None:
-    """A file's content, or None if it does not exist."""
+    """Return the content of the file whose URI is made by joining `parts`, or None if it does not exist."""
     try:
         return storage.read_bytes(storage.join(*parts))
     except FileNotFoundError:
@@ -209,6 +217,6 @@ def _read_bytes(*parts: str) -> bytes | None:
 
 
 def _read_json(*parts: str) -> Any:
-    """A JSON file's content, or None if it does not exist."""
+    """Return the value in the JSON file whose URI is made by joining `parts`, or None if the file does not exist."""
     data = _read_bytes(*parts)
     return None if data is None else json.loads(data)

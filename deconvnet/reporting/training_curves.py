@@ -1,33 +1,33 @@
-"""The figure of the training curves: loss, pixel accuracy and mean IoU of each training, by optimiser step."""
+"""Draw the training curves: loss, pixel accuracy and mean IoU of each training stage against the optimiser step."""
 
 from collections.abc import Mapping
 
 from deconvnet.reporting import plots
 
 Line = tuple[list[int], list[float]]
-"""Steps and the values at them."""
+"""The steps and the values of one curve, two lists of equal length."""
 History = Mapping[str, Mapping[str, Line]]
-"""Lines by stage and metric."""
+"""Curves by training stage, then by metric name."""
 
 STAGES = {"fcn8s": "FCN-8s", "stage1": "DeconvNet, stage 1", "stage2": "DeconvNet, stage 2"}
-"""Titles of the stages that train a network."""
+"""Titles of the training stages by name."""
 _ACCURACIES = {
     "pixel_accuracy": "pixel accuracy on training crops",
     "dev_mean_iou": "mean IoU on dev",
     "final_dev_mean_iou": "mean IoU on dev, final batch norms",
 }
 METRICS = ("loss", *_ACCURACIES)
-"""The metrics that are drawn."""
+"""Names of the metrics that are drawn."""
 
 
 def draw_training_curves(history: History) -> dict[str, bytes]:
-    """Draw two panels per stage: the loss, and beside it pixel accuracy and mean IoU.
+    """Draw two panels for each training stage: the loss on the left, pixel accuracy and mean IoU on the right.
 
     Args:
-        history: lines by stage and metric (`METRICS`).
+        history: curves by training stage, then by metric name. Metrics that are not in `METRICS` are ignored.
 
     Returns:
-        {"training_curves.png": PNG}; empty if there is no stage.
+        {"training_curves.png": content of the PNG}, or an empty dict if `history` has no stage.
     """
     panels: dict[str, dict[str, Line]] = {}
     for stage, lines in history.items():

@@ -27,7 +27,7 @@ _MADE_BY = {
     "report/mean_iou_by_image.json": "evaluate",
 }
 """The stage that makes each file or table of a workspace."""
-_CANDIDATES = 10  # images that are searched for one with several objects
+_CANDIDATES = 10  # number of images that are searched for one with several objects
 
 
 class WorkspaceFigures:
