@@ -67,7 +67,7 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
     """
     tensors, meta = _read(uri, "model")
     try:
-        with torch.device("meta"):  # no memory and no initialisation for values that are replaced at once
+        with torch.device("meta"):  # allocates no memory, because the weights are replaced below
             model = ARCHITECTURES[meta["architecture"]].network_class()(**meta["config"])
         if len(meta["classes"]) != model.num_classes or meta["convention"] != model.convention:
             raise ValueError("its class names or input convention contradict its architecture")
@@ -119,7 +119,7 @@ def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[st
     for file in storage.list_files(uri):
         folder, _, name = file.rpartition("/")
         if name == "state.json" and "/" not in folder and folder.startswith(prefix):
-            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # a half-written file; one deleted meanwhile
+            with suppress(ValueError, KeyError, TypeError, FileNotFoundError):  # half written, or deleted meanwhile
                 found.append((int(storage.read_json(storage.join(uri, file))["step"]), folder))
     for _, folder in sorted(found, reverse=True):
         with suppress(UserError):

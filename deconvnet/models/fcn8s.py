@@ -25,7 +25,7 @@ class Upsample(nn.ConvTranspose2d):
 
         Args:
             classes: number of score maps, the same in the input and the output.
-            factor: factor by which height and width grow. The kernel's side is twice this number.
+            factor: even factor by which height and width grow. The kernel's side is twice this number.
         """
         super().__init__(classes, classes, 2 * factor, stride=factor, padding=factor + factor // 2, bias=False)
         ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor

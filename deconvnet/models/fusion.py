@@ -59,7 +59,7 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
     device = next(network.parameters()).device
     fused = copy.deepcopy(network).eval().requires_grad_(False)
     for unit in fused.modules():
-        if isinstance(unit, nn.Sequential) and hasattr(unit, "conv"):  # a layer, its batch norm, ReLU
+        if isinstance(unit, nn.Sequential) and hasattr(unit, "conv"):  # a module made by `layers.unit`
             layer = unit.get_submodule("conv")
             if hasattr(unit, "norm"):
                 norm = cast(nn.BatchNorm2d, unit.get_submodule("norm"))

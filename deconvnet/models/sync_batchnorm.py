@@ -80,10 +80,10 @@ def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
         over all workers.
     """
     count = x.numel() // x.shape[1]
-    # float64 because E[x²] − E[x]² cancels where a mean is large beside its spread
+    # float64, because E[x²] − E[x]² loses precision if the mean is large compared with the standard deviation
     moments = torch.zeros(2, x.shape[1], dtype=torch.float64, device=x.device)
     if count:
-        mean, var = torch.batch_norm_update_stats(x.float(), None, None, 0.0)  # batch norm's own kernel: 5× var_mean's speed
+        mean, var = torch.batch_norm_update_stats(x.float(), None, None, 0.0)  # 5 times as fast as torch.var_mean
         moments[0], moments[1] = mean, var.double() + mean.double() ** 2
     sums = torch.cat([(moments * count).flatten(), moments.new_tensor([count])])
     dist.all_reduce(sums, group=group)
@@ -138,12 +138,12 @@ class _Normalise(torch.autograd.Function):
             _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 grad, values, weight, None, None, mean, inverse, True, ctx.eps, [False, True, True]
             )
-        # weight and bias keep this worker's own gradients: DDP averages them as it does all others
+        # The gradients of weight and bias are this worker's own. DDP averages them over the workers, like all others.
         sums = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(sums, group=ctx.group)
         mean_grad, mean_grad_normalised = (sums / ctx.count).view(2, -1)
         per_channel = (1, -1, 1, 1)
-        # γ/σ · (grad − mean(grad) − x̂ · mean(grad·x̂)), gathered into grad·a + x·b + c to read the activations once
+        # γ/σ · (grad − mean(grad) − x̂ · mean(grad·x̂)), written as grad·a + x·b + c, so that activations are read only once
         a = weight * inverse
         b = -a * mean_grad_normalised * inverse
         c = -a * mean_grad - b * mean
@@ -194,7 +194,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch then keeps a cumulative average
+        norm.momentum = None  # None makes torch compute a cumulative average
         norm.train()
     count = 0
     try:

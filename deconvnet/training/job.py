@@ -173,7 +173,7 @@ def run_job(
     rank, _ = rank_and_world_size()
     torch.manual_seed(job.seed)
     model = build_network(job.architecture, job.model, len(job.classes))
-    if state is None and rank == 0:  # DDP gives rank 0's weights to all
+    if state is None and rank == 0:  # DDP copies rank 0's weights to all ranks
         initialise(model, job.model, job.classes, job.init)
     bf16 = job.compute.bf16 and fast_bf16(device)
     trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, bf16=bf16)

@@ -58,7 +58,7 @@ def train_locally(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     threads = job.compute.threads or available_cpus()
     torch.set_num_threads(threads)
-    cv2.setNumThreads(1)  # the loader's threads decode an example each
+    cv2.setNumThreads(1)  # the loader already decodes examples in several threads
     plan = job.batch_plan(workers=1)
     job.log_plan(plan)
     dev_examples = job.dev_examples()

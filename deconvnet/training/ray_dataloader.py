@@ -90,7 +90,7 @@ class RayDataLoader:
 
         share = len(plan.batching.share(rank))
         batch_bytes = 4 * share * plan.examples.size**2
-        # The numbers of windows are given as blocks: reading even a range would reserve a CPU, and there may be none left.
+        # `from_items` makes the blocks here. A task that reads them (`ray.data.range`) would reserve a CPU, and there may be none.
         dataset = ray.data.from_items(list(windows), override_num_blocks=len(windows))
         dataset.context.enable_progress_bars = False
         dataset.context.custom_execution_callback_classes = [PollThrottle]
@@ -100,9 +100,9 @@ class RayDataLoader:
         )
         made = dataset.map_batches(
             make_window,
-            batch_size=None,  # a block, which is one window
+            batch_size=None,  # one block at a time, which is one window
             num_cpus=0,
-            compute=TaskPoolStrategy(size=min(2, plan.windows_per_epoch)),  # the next window is read while one is used
+            compute=TaskPoolStrategy(size=min(2, plan.windows_per_epoch)),  # reads the next window while one is used
             label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
         )
         for batch in made.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):

@@ -80,7 +80,7 @@ def train_on_ray(
     check_resources(compute, nodes)
     plan, dev = job.batch_plan(compute.workers), job.dev_examples()
     _set_ray_train_variables(compute)
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # elsewhere it could die with its node
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # on another node the queue could die with it
     queue = ray.remote(ReportQueue).options(num_cpus=0, label_selector=here).remote()
     trainer = _ray_trainer(job, plan, dev, queue, nodes, callbacks)
     job.log_plan(plan)
@@ -129,7 +129,7 @@ def _set_ray_train_variables(compute: ComputeSettings) -> None:
         compute: settings of the training processes.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
-    if len(ray.nodes()) == 1:  # the driver's own node: nobody would be left to see it go
+    if len(ray.nodes()) == 1:  # if this node is preempted, the driver ends with it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if compute.min_workers is not None:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
@@ -159,7 +159,7 @@ def _ray_trainer(
         queue,
         _worker,
         train_loop_config={"job": job, "dev": dev, "queue": queue},
-        # CPU tensors (counts, the stop flag) are summed by gloo in any case, so that they don't wait for the GPU.
+        # CPU tensors (counts, the stop flag) are always summed by gloo, so that they don't wait for the GPU.
         torch_config=ray.train.torch.TorchConfig(
             backend="cpu:gloo,cuda:nccl" if compute.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS
         ),
@@ -277,7 +277,7 @@ class _Run:
             UserError: if a mistake of the user made the run fail.
             Interrupted: if a stop was requested while no workers were running.
         """
-        thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main one Ray would catch Ctrl-C
+        thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main thread Ray would catch Ctrl-C
         requested = False
         with caught_signals() as caught:
             thread.start()
@@ -330,7 +330,7 @@ def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
         cause = getattr(failure, "_base_exc", failure)
         if user_error := find_user_error(cause):
             return user_error
-        if storage.is_full(cause):  # with S3 the disk is the one on which checkpoints are put together
+        if storage.is_full(cause):  # checkpoints for S3 are first written to a temporary folder
             folder = tempfile.gettempdir() if storage.is_s3(checkpoints_uri) else checkpoints_uri
             return storage.disk_user_error(cause, folder) or error
     return error
@@ -376,7 +376,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         )
     except Interrupted as stopped:
         return {"interrupted": str(stopped)}
-    except Diverged as error:  # a restart would only repeat it
+    except Diverged as error:  # not raised, because a restart would diverge again
         return {"diverged": str(error)}
     return asdict(outcome)
 
@@ -401,7 +401,7 @@ def _newest_state(job: TrainingJob) -> State | None:
 
 def _quieten_ray() -> None:
     """Suppress Ray's log messages about each report and each execution of a data set in this worker."""
-    for library in ("", "ray.train", "ray.data"):  # some of Ray's loggers have no library's name
+    for library in ("", "ray.train", "ray.data"):  # "" is the root logger, for loggers of Ray with other names
         logging.getLogger(library).setLevel(logging.WARNING)
-    # warns that progress bars are off, as they should be
+    # This logger warns that progress bars are off, which is intended.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -108,7 +108,7 @@ class Batching:
             examples, which stands for repeated examples.
         """
         end = window.start + window.examples
-        if self.examples < self.batch:  # the only window, repeated until the batch is full
+        if self.examples < self.batch:  # there is only one window, repeated until it fills a batch
             end = self.batch
         stop = self.steps if stop_step is None else min(stop_step, self.steps)
         positions = np.arange(max(window.start, first_step * self.batch), min(end, stop * self.batch), dtype=np.int64)

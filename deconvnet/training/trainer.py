@@ -77,18 +77,18 @@ class Trainer:
         self.device = torch.device(device)
         self.rank, self.world_size = rank_and_world_size()
         self.micro_batches = micro_batch_count(settings.batch, self.world_size, settings.micro_batch)
-        # Convolutions on CPUs (oneDNN) and on tensor cores are faster with channels last; it changes no value's meaning.
+        # Convolutions on CPUs (oneDNN) and on tensor cores are faster in this memory format. It does not change the results.
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             model = convert_sync(model)
-        self.model = self._network = model  # `fit` wraps the latter in DDP
+        self.model = self._network = model  # `fit` replaces `_network` by a DDP wrapper
         self.optimiser = make_sgd(model, settings)
         steps = settings.epochs * loader.steps_per_epoch
         self.total_steps = min(steps, settings.max_steps or steps)
         self.schedule = Schedule(settings, self.total_steps)
         self.step = 0
         self._meter = Meter()
-        self._dev_mean_iou: float | None = None  # of the network as it is now
+        self._dev_mean_iou: float | None = None  # of the present weights; None if not evaluated
 
     def fit(
         self,
@@ -165,7 +165,7 @@ class Trainer:
                 with self._autocast():
                     scores = self._network(self._prepare(x))
                 loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(valid_pixels, 1)
-                (loss * self.world_size).backward()  # DDP averages gradients over ranks; the loss is a share of the mean already
+                (loss * self.world_size).backward()  # DDP averages the gradients over the ranks, but they must be summed
             self._meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if count_correct else None)
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
@@ -189,7 +189,7 @@ class Trainer:
         """
         if self.dev is None:
             raise ValueError("there are no dev examples to evaluate on")
-        if self.world_size > 1:  # rank 0's batch-norm statistics are those that are saved
+        if self.world_size > 1:  # rank 0's batch-norm statistics are saved, so evaluate with them
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
         self.model.eval()

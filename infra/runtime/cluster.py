@@ -26,8 +26,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     Raises:
         UserError: if the cluster can't be joined, or Ray can't be started.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; quiets its warning
-    # The driver's C++ log repeats on the terminal what Python raises anyway.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the default of later Ray versions; avoids a warning
+    # Ray's C++ code would print errors on the terminal that are also raised as Python exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
@@ -42,10 +42,10 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
     if on_main:
-        signal.signal(signal.SIGTERM, terminated)  # Ray installs its own handler, which exits without a message
+        signal.signal(signal.SIGTERM, terminated)  # restores the handler, because Ray's own exits without a message
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
-    context.enable_progress_bars = False  # infra.runtime.progress shows one line instead of Ray's eight
+    context.enable_progress_bars = False  # infra.runtime.progress shows the progress in one line; Ray needs eight
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

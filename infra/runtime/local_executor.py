@@ -63,7 +63,7 @@ class LocalExecutor:
         if self.cpus == 1 or not units:
             yield from self._until_stopped(_one_by_one(units, work), len(units), title, unit)
             return
-        if self._pool is None:  # spawned, because a forked process would share this one's threads and locks
+        if self._pool is None:  # spawned, because a forked process would inherit locks that other threads hold
             self._pool = ProcessPoolExecutor(self.cpus, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
         try:
             yield from self._until_stopped(_in_pool(self._pool, units, work), len(units), title, unit)

@@ -80,7 +80,7 @@ class Elastic(ElasticScalingPolicy):
         if not self._waiting:
             self._queue.put.remote({"workers": 0})
             self._waiting = True
-        time.sleep(RETRY_SECONDS)  # Ray calls again at once
+        time.sleep(RETRY_SECONDS)  # Ray calls this method again at once
         return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
@@ -95,7 +95,7 @@ class Elastic(ElasticScalingPolicy):
         Returns:
             Ray's decision object: change the number of workers, or do nothing.
         """
-        self._maybe_send_resource_request()  # so that a cluster that can grow does
+        self._maybe_send_resource_request()  # makes an autoscaling cluster add nodes
         reports = [status.training_report for status in worker_group_status.worker_statuses.values()]
         saved = any(report is not None and report.checkpoint is not None for report in reports)
         now = worker_group_state.num_workers

@@ -104,7 +104,7 @@ class RayExecutor:
             for reference in task.remote(work):
                 yield ray.get(reference)
                 self._check_stop("stopped")
-        except ray.exceptions.RayTaskError as error:  # a UserError comes back as one whose message is a traceback
+        except ray.exceptions.RayTaskError as error:  # Ray wraps a UserError in an error whose message is a traceback
             raise find_user_error(error.cause) or error from error
 
     def _nodes(self, training: bool) -> dict[str, str]:
@@ -171,7 +171,7 @@ def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
     Args:
         work: function that returns an iterable.
     """
-    yield from (item for item in work())  # Ray resumes a task's generator by `send`, which the iterator of a list does not have
+    yield from (item for item in work())  # a generator, because Ray calls its method `send`
 
 
 def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:

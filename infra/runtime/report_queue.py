@@ -56,7 +56,7 @@ class StopFlag:
         if ready and not self._stopped:
             try:
                 self._stopped = bool(ray.get(self._answer))
-            except ray.exceptions.RayError:  # the driver has gone; Ray ends the job
+            except ray.exceptions.RayError:  # the driver has died, and Ray will end the job
                 return False
             self._answer = self._queue.stop_requested.remote()
         return self._stopped

@@ -251,7 +251,7 @@ class Stages:
         Returns:
             The new record.
         """
-        # If the run is killed, the outputs may be partly overwritten: so the old record must be gone.
+        # If the run is killed, outputs may be partly overwritten. The old record must not make them look complete.
         storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
         summary = dict(run_stage(stage, fingerprint, lambda: stage.run(fingerprint)))

@@ -28,7 +28,7 @@ RIDGE = 1e-2
 ROUNDS = 8
 """Number of rounds of `regress` for each layer."""
 _BATCH_NORM_EPSILON = 1e-5  # torch's default
-_CHUNK = 32  # inputs that go through a layer at once
+_CHUNK = 32  # number of inputs that a layer processes at once
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prune_vgg16(
         if _follows_pooling(name):
             x = F.max_pool2d(x, 2)
         target = full_responses.pop(name).float()
-        # A channel counts by how strongly the next layer weighs it.
+        # The importance of a channel is the norm of its weights in the next layer.
         importance = full[following][0].square().sum((0, 2, 3)).sqrt() if following else torch.ones(target.shape[-1])
         kept = select_channels(target[:fitted].flatten(0, 1).relu() * importance, channels(target.shape[-1], width))
         target = target[..., kept]

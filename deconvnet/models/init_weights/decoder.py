@@ -16,7 +16,7 @@ BOX_SHARE = 0.8
 """Share of each kernel's squared norm that comes from the box filter. The rest is noise as in He's initialisation."""
 NORM_BIAS = 1.0
 """Initial bias of the decoder's batch norms. With it most of the normalised responses pass the ReLU."""
-_SQUARED_NORM = 2.0  # of each output channel's kernel, as He's initialisation gives it
+_SQUARED_NORM = 2.0  # squared norm of each output channel's kernel in He's initialisation
 
 
 def interpolate(model: DeconvNet) -> None:
@@ -32,7 +32,7 @@ def interpolate(model: DeconvNet) -> None:
     """
     with torch.no_grad():
         projection = cast(nn.ConvTranspose2d, model.fc6_deconv.conv).weight
-        # Of a 1×1 map each output pixel is one product with each input channel: fan-in is the number of channels.
+        # The input is 1×1, so each output pixel has one product per input channel. Fan-in is the number of input channels.
         nn.init.normal_(projection, std=(_SQUARED_NORM / projection.shape[0]) ** 0.5)
         for number in (5, 4, 3, 2, 1):
             for unit in cast(nn.Sequential, model.get_submodule(f"deconv{number}")):

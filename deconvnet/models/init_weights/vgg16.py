@@ -223,7 +223,7 @@ def _read(uri: str) -> dict[str, Tensor]:
             return {str(name): value.float() for name, value in values.items() if isinstance(value, Tensor)}
         except UserError:
             raise
-        except Exception as error:  # a foreign or truncated file makes these readers raise almost anything
+        except Exception as error:  # these readers raise all kinds of errors for wrong or truncated files
             raise UserError(f"{uri} can't be used: it is not a whole {suffix} file of weights") from error
 
 
