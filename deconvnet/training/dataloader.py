@@ -236,14 +236,14 @@ class BatchPlan:
 
         Args:
             number: number of the window, counted over all epochs.
-            rank: the rank, whose share of each global batch is made.
+            rank: rank of the process whose share of each global batch is made.
             first_step: number of the first step, counted over all epochs.
             stop_step: number of the step to stop before.
             pool: threads that read, decode and augment.
 
         Yields:
-            The examples in order, in batches of at most the size of the rank's share. These batches need not agree with the
-            training batches; `rebatched` makes those.
+            The examples in order, in batches of at most the size of the rank's share. The function `rebatched` turns them into
+            batches of equal size for the steps.
 
         Raises:
             UserError: if an example can't be decoded.
@@ -273,7 +273,7 @@ class BatchPlan:
 
 
 def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
-    """Stack examples to a batch.
+    """Combine examples into a batch.
 
     Args:
         pairs: images of shape (3, S, S) and masks of shape (S, S).
@@ -304,7 +304,7 @@ def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Iterate over batches, while a thread already makes the next one.
+    """Iterate over batches. While one is used, a thread makes the next one.
 
     Args:
         batches: iterator that makes the batches. It runs in the thread.
@@ -324,8 +324,8 @@ class ThreadedLoader:
     """A `BatchLoader` that makes a rank's batches with threads of its own process.
 
     Attributes:
-        plan: the plan of the global batches, made for the present number of ranks.
-        rank: the rank, whose share of each global batch is made.
+        plan: the plan of the global batches, made for the current number of ranks.
+        rank: rank of the process whose share of each global batch is made.
         threads: number of threads that read, decode and augment.
     """
 
@@ -370,7 +370,7 @@ class DevSet:
 
         Args:
             examples: the examples of the table.
-            rank: the rank whose share is read.
+            rank: rank of the process whose share is read.
             workers: number of ranks.
             limit: largest number of examples over all ranks.
             threads: number of threads that decode.
@@ -384,7 +384,7 @@ class DevSet:
         """Read this rank's encoded examples into memory. A row is used at most once, even if it is repeated in training epochs.
 
         Args:
-            rank: the rank whose share is read.
+            rank: rank of the process whose share is read.
             workers: number of ranks.
             limit: largest number of examples over all ranks.
         """

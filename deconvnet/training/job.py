@@ -111,7 +111,7 @@ class TrainingJob:
             return None
 
     def batch_plan(self, workers: int) -> BatchPlan:
-        """Plan the global batches over the training examples.
+        """Return a plan of the global batches over the training examples.
 
         Args:
             workers: number of training processes.

@@ -1,4 +1,4 @@
-"""Training of one stage in this process, without Ray.
+"""Running a training stage in this process, without Ray.
 
 The batches, the training loop and the checkpoints are the same as in `ray_trainer`. Threads of this process make the batches.
 """
@@ -35,7 +35,7 @@ def train_locally(
     on_report: Callable[[dict[str, float]], None] = lambda metrics: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train one stage in this process and save the trained network in the model folder `job.out_uri`.
+    """Run a training stage in this process and save the trained network in the model folder `job.out_uri`.
 
     The process computes the whole global batch, whatever `job.compute.workers` is. A run that was interrupted is resumed from
     its newest complete checkpoint. It does not matter whether this function or `train_on_ray` saved the checkpoint. Progress is

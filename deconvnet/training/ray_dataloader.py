@@ -27,8 +27,8 @@ class RayDataLoader:
     (`compute.cpus_per_worker`).
 
     Attributes:
-        plan: the plan of the global batches, made for the present number of workers.
-        rank: the rank, whose share of each global batch is made.
+        plan: the plan of the global batches, made for the current number of workers.
+        rank: rank of the process whose share of each global batch is made.
         threads: number of threads in each task that decode and augment.
     """
 

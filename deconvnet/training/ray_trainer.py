@@ -1,4 +1,4 @@
-"""Training of one stage on Ray Train.
+"""Running a training stage on Ray Train.
 
 The training is distributed over several workers by DDP, with NCCL on GPUs and gloo on CPUs. Each worker makes its own batches.
 If a worker or its node dies, Ray Train restarts all workers from the last checkpoint. It starts the same number again. With
@@ -56,7 +56,7 @@ def train_on_ray(
     callbacks: Sequence[ray.train.UserCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train one stage on Ray and save the trained network in the model folder `job.out_uri`.
+    """Run a training stage on Ray and save the trained network in the model folder `job.out_uri`.
 
     Ray must be running. This function waits for the end of the training and logs its progress. A run that was interrupted is
     resumed from its newest complete checkpoint. It does not matter whether this function or `train_locally` saved the

@@ -25,7 +25,7 @@ import numpy as np
 from infra.errors import UserError
 
 WINDOW_BYTES = 256 * 2**20
-"""Approximate size of a window in bytes. A worker holds two windows: it reads the next one while it uses the present one."""
+"""Approximate size of a window in bytes. A worker holds two windows: it reads the next one while it uses the current one."""
 
 
 @dataclass(frozen=True)

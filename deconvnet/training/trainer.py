@@ -1,7 +1,8 @@
 """The training loop, in plain PyTorch.
 
-The loop runs in one process, or in several processes (ranks) of torch.distributed. The result is the same. The global batch
-does not depend on the number of ranks, and the loss is the mean over all non-void pixels of the global batch.
+The loop runs in one process, or in several processes (ranks) of torch.distributed. In both cases the network learns the same,
+because the global batch does not depend on the number of ranks, and the loss is the mean over all non-void pixels of the global
+batch.
 
 Before each step, the random generator for dropout is seeded with the seed, the step and the rank. So a checkpoint with the seed
 and the step is enough to restore the random state.
@@ -98,6 +99,9 @@ class Trainer:
         should_save: Callable[[], bool] = lambda: False,
     ) -> Outcome:
         """Train from the current step to the end.
+
+        The end is after `total_steps`, or earlier if the schedule decides so. Then batch norm's statistics are recomputed, if
+        the settings ask for it, and the network is evaluated on the dev examples.
 
         Args:
             report: function that receives metrics by name and, if a checkpoint must be saved, the training state (else None).
@@ -251,7 +255,7 @@ class Trainer:
         return self._ends_epoch(step) or step % self.settings.checkpoint_every == 0
 
     def _position(self) -> dict[str, float]:
-        """Return the present "step" and "epoch" (a fraction) for a report."""
+        """Return the current "step" and "epoch" (a fraction) for a report."""
         return {"step": self.step, "epoch": self.step / self.loader.steps_per_epoch}
 
     def _loss_metrics(self, valid_pixels: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ def open_executor(
     Args:
         name: "ray" to use the nodes of a Ray cluster, "local" to use processes on this machine.
         cluster: settings of the Ray cluster. The local executor only uses `num_cpus`, as its number of processes.
-        should_stop: called after each unit. If it returns True, the executor raises Interrupted.
+        should_stop: called after each unit of work. If it returns True, the executor raises Interrupted.
     """
     if name == "local":
         from infra.runtime.local_executor import LocalExecutor

@@ -65,8 +65,8 @@ class Executor(Protocol):
         """Call `work(index, unit)` for every unit. Each call takes one CPU.
 
         Args:
-            units: the units by index. They must be picklable.
-            work: function that does a unit.
+            units: the units of work by index. They must be picklable.
+            work: function that does a unit of work, given its index and the unit.
             title: name of the work in the progress display.
             unit: plural noun for the units in the progress display.
 
@@ -78,10 +78,10 @@ class Executor(Protocol):
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units with workers that load something heavy once and then do one unit after the other.
+        """Do all units of work, with workers that load something heavy once and then do one unit after the other.
 
         Args:
-            units: the units by index. They must be picklable.
+            units: the units of work by index. They must be picklable.
             make: function that each worker calls once with the number of CPU threads it may use. It returns the function that
                 does a unit.
             actors: number of workers and resources of each.

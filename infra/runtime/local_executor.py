@@ -29,8 +29,8 @@ class LocalExecutor:
 
         Args:
             cpus: number of processes, and of threads where networks compute. None: all CPUs that this process may use.
-            should_stop: called after each unit. If it returns True, Interrupted is raised. Units that have already begun are
-                finished first.
+            should_stop: called after each unit of work. If it returns True, Interrupted is raised. Units that have already
+                begun are finished first.
         """
         self.cpus = cpus or available_cpus()
         self._should_stop = should_stop
@@ -74,7 +74,7 @@ class LocalExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units with a single worker in this process. See `Executor.map_actors` for arguments and results.
+        """Do all units of work with a single worker in this process. See `Executor.map_actors` for arguments and results.
 
         If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise units are done
         one after the other, and the network itself uses all CPUs.
@@ -129,11 +129,11 @@ def available_cpus() -> int:
 
 
 def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
-    """Do all units in this thread, in order.
+    """Do all units of work in this thread, in order.
 
     Args:
-        units: the units by index.
-        work: function that does a unit.
+        units: the units of work by index.
+        work: function that does a unit of work, given its index and the unit.
 
     Yields:
         The index and the result of each unit.
@@ -143,12 +143,12 @@ def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[
 
 
 def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
-    """Do all units in a pool of processes or threads. If the caller stops early, units that have not begun are cancelled.
+    """Do all units of work in a pool of processes or threads. If the caller stops early, units that have not begun are cancelled.
 
     Args:
         pool: the pool.
-        units: the units by index.
-        work: function that does a unit.
+        units: the units of work by index.
+        work: function that does a unit of work, given its index and the unit.
 
     Yields:
         The index and the result of each unit, in the order in which units finish.

@@ -35,7 +35,8 @@ def make_parts(
 ) -> list[tables.Part]:
     """Write the parts of a table, one for each unit of work.
 
-    The parts become a table only when the caller commits them. The function waits until all parts are written.
+    Parts that an earlier run has finished are kept. The function waits until all parts are written. They become a table only
+    when the caller commits them.
 
     Args:
         table: URI of the table's folder.

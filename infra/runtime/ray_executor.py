@@ -25,7 +25,7 @@ class RayExecutor:
 
         Args:
             settings: settings of the cluster, with the labels of its nodes.
-            should_stop: called after each unit. If it returns True, Interrupted is raised.
+            should_stop: called after each unit of work. If it returns True, Interrupted is raised.
         """
         self._settings = settings
         self._should_stop = should_stop
@@ -61,7 +61,7 @@ class RayExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units with actors of a Ray Data pool. See `Executor.map_actors` for arguments and results."""
+        """Do all units of work with actors of a Ray Data pool. See `Executor.map_actors` for arguments and results."""
         import ray.data
         import ray.exceptions
 
@@ -155,7 +155,7 @@ def _dataset(units: Mapping[int, Any]) -> Any:
     function, every task would get all of them.
 
     Args:
-        units: the units by index.
+        units: the units of work by index.
     """
     import ray.data
 
@@ -180,7 +180,7 @@ def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
     A UserError is returned rather than raised, because Ray Data keeps only the traceback of an error that a task raises.
 
     Args:
-        work: function that does a unit.
+        work: function that does a unit of work, given its index and the unit.
         row: the unit's "index" and the pickled "unit".
 
     Returns:

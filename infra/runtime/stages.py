@@ -5,7 +5,7 @@ code and its settings. The *content key* of a stage identifies the content of it
 stage's recipe and the content keys of its inputs.
 
 After a stage has run, a record with its fingerprint is written to the workspace. A stage is complete if its record has the
-present fingerprint and all its outputs exist.
+current fingerprint and all its outputs exist.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """The record that is stored after a stage has run.
+    """The record that is stored after a pipeline stage has run.
 
     Attributes:
         fingerprint: fingerprint that the stage had.
@@ -81,11 +81,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """The answer to the question whether a stage is complete.
+    """The status of a pipeline stage: whether it is complete.
 
     Attributes:
         stage: the stage.
-        fingerprint: present fingerprint of the stage. None if a stage that it reads from is not complete.
+        fingerprint: current fingerprint of the stage. None if a stage that it reads from is not complete.
         record: record of the stage if it is complete, else None.
     """
 
@@ -110,7 +110,7 @@ def record_uri(workspace: str, stage: str) -> str:
 
 
 def read_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage. It may be out of date.
+    """Read the record of a stage, even if it is out of date.
 
     Args:
         workspace: folder with the records (local or s3://).
@@ -126,7 +126,7 @@ def read_record(workspace: str, stage: str) -> Record | None:
 
 
 def up_to_date_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage if it fits the present outputs of the stages that it reads from.
+    """Read the record of a stage if it fits the current outputs of the stages that it reads from.
 
     This only compares records. It does not look at settings or output files.
 
@@ -156,7 +156,7 @@ def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
 
 
 class Stages:
-    """The stages of a workspace, in the order in which they run."""
+    """The stages of a pipeline, in the order in which they run. Their records are in the folder of a workspace."""
 
     def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
         """Store the stages without running any.
@@ -223,7 +223,7 @@ class Stages:
 
         Args:
             stage: the stage.
-            keys: content keys of the stages before it, by name.
+            keys: content keys of the stages before it, by stage name.
         """
         return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
 
@@ -232,7 +232,7 @@ class Stages:
 
         Args:
             stage: the stage.
-            fingerprint: its present fingerprint.
+            fingerprint: its current fingerprint.
         """
         record = read_record(self.workspace, stage.name)
         complete = record and record.fingerprint == fingerprint and all(storage.exists(uri) for uri in stage.outputs)
@@ -245,7 +245,7 @@ class Stages:
 
         Args:
             stage: the stage.
-            fingerprint: its present fingerprint.
+            fingerprint: its current fingerprint.
             run_stage: function that calls the stage's `run` and returns its summary. See `Stages.run`.
 
         Returns:

@@ -45,7 +45,7 @@ def map_classes(
     """Convert the state_dict of a network for old classes to a state_dict for new classes.
 
     The weights of the score layers and of FCN-8s's upsampling layers depend on the classes. They are taken over for classes
-    that are both old and new. For other new classes, the network's present weights are kept. All other tensors are taken over
+    that are both old and new. For other new classes, the network's current weights are kept. All other tensors are taken over
     unchanged.
 
     Args:
