@@ -1,4 +1,4 @@
-"""DeconvNet, at any width.
+"""The network DeconvNet, with an adjustable width (number of channels per layer).
 
 Noh, Hong, Han: Learning Deconvolution Network for Semantic Segmentation, ICCV 2015.
 """
@@ -18,7 +18,8 @@ class DeconvNet(Network):
     """VGG-16 followed by its mirror image as decoder (§3 of the paper).
 
     Each pooling layer remembers the position of every maximum. The matching unpooling layer puts activations back at these
-    positions. This is the network at width 1 with an input of 224×224:
+    positions. The table shows the network at width 1 with an input of 224×224. The entry "2× 3×3, 64" stands for two 3×3
+    convolutions with 64 channels.
 
         =================  =======  ============================  =======
         encoder            output   decoder                       output
@@ -97,7 +98,7 @@ class DeconvNet(Network):
         """Compute the scores of all classes for every pixel.
 
         Args:
-            images: prepared images of shape (N, 3, S, S), where S is the network's input size.
+            images: images converted by `prepare`, of shape (N, 3, S, S), where S is the network's input size.
 
         Returns:
             Scores before softmax, of shape (N, num_classes, S, S).

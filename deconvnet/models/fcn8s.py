@@ -1,4 +1,4 @@
-"""FCN-8s, at any width.
+"""The network FCN-8s, with an adjustable width (number of channels per layer).
 
 Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation, CVPR 2015.
 """
@@ -67,9 +67,9 @@ class FCN8s(Network):
         up_pool3: 8×                 H × W
         ===========================  ===============  ===================================================
 
-    The dropout rate is 0.5. Images are padded at the bottom and right with 0, which is the mean colour of prepared images. The
-    scores are cropped to the image again. The released code adds a border of 100 pixels. It is not needed here, because fc6 has
-    a padding of 3.
+    The dropout rate is 0.5. Images are padded at the bottom and right with 0, which is the mean colour of the network's input.
+    The scores are cropped to the image again. The authors' code adds a border of 100 pixels. It is not needed here, because fc6
+    has a padding of 3.
 
     Initially the score layers are 0 and the upsampling layers interpolate bilinearly. All other layers have He's
     initialisation.
@@ -127,7 +127,7 @@ class FCN8s(Network):
         """Compute the scores of all classes for every pixel.
 
         Args:
-            images: prepared images of shape (N, 3, H, W). H and W may have any value.
+            images: images converted by `prepare`, of shape (N, 3, H, W). H and W may have any value.
 
         Returns:
             Scores before softmax, of shape (N, num_classes, H, W).

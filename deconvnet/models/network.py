@@ -1,4 +1,4 @@
-"""The base class of both networks. It holds the constructor arguments and prepares the input."""
+"""The base class of both networks. It stores the constructor arguments and converts images to the network's input."""
 
 from typing import Any
 

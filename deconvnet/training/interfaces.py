@@ -12,7 +12,9 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class SegmentationNetwork(Protocol):
-    """An `nn.Module` that can be trained. Calling it on prepared images returns class scores of shape (N, num_classes, S, S).
+    """An `nn.Module` that can be trained.
+
+    Called on images that `prepare` has converted, it returns class scores before softmax, of shape (N, num_classes, S, S).
 
     Attributes:
         num_classes: number of classes, including background.

@@ -90,13 +90,13 @@ def prune_vgg16(
     """Prune VGG-16's 13 convolutions, one after the other.
 
     The outputs of each pruned layer approximate the full network's kept channels, divided by one number per layer. This number
-    gives them a mean square of 1. VGG-16's own responses are in the hundreds, which would make training hard without batch
-    norm. With batch norm the division has no effect.
+    is chosen so that the outputs after ReLU have a mean square of 1. VGG-16's own outputs are in the hundreds, which would make
+    training hard without batch norm. With batch norm the division has no effect.
 
     Args:
         full: weight (O, I, 3, 3) and bias (O,) of each layer of the full network, by VGG-16's layer names.
-        inputs: at least 2 prepared images of shape (N, 3, H, W), with H and W at least 16. They must have the input convention
-            of `full` and the size that the pruned network will get.
+        inputs: at least 2 images of shape (N, 3, H, W), with H and W at least 16, converted by `preprocessing.prepare`. They
+            must have the input convention of `full` and the size that the pruned network will get.
         width: channels per layer as a fraction of VGG-16's, below 1.
         seed: seed for drawing the sampled positions.
         dtype: dtype in which the full network is computed.
@@ -202,7 +202,13 @@ def r_squared(found: Tensor, target: Tensor) -> float:
 
 
 def _follows_pooling(name: str) -> bool:
-    """Return whether a layer comes directly after a pooling layer: the first layer of every block but the first."""
+    """Return whether a layer comes directly after a pooling layer.
+
+    These are the first layers of all blocks except conv1_1.
+
+    Args:
+        name: VGG-16's name of the layer, such as "conv3_1".
+    """
     return name.endswith("_1") and name != "conv1_1"
 
 
@@ -215,9 +221,9 @@ def _sampled_positions(names: list[str], shape: torch.Size, rng: np.random.Gener
         rng: source of the random numbers.
 
     Returns:
-        For each layer name, int64 pixel indices in row-major order, of shape (N, P). P is chosen so that N·P is about SAMPLES.
-        If the layer's output has no more than P pixels, all of its pixels are returned once. Otherwise P positions are drawn
-        with replacement for each input.
+        For each layer name, int64 pixel indices in row-major order, of shape (N, P). For each input, P positions are drawn with
+        replacement, where N·P is about SAMPLES. If the layer's output has no more pixels than that, P is its number of pixels,
+        and each pixel is returned once.
     """
     count, _, height, width = shape
     wanted = -(-SAMPLES // count)
@@ -238,7 +244,7 @@ def _responses(
 
     Args:
         full: weight and bias of each layer by name.
-        inputs: prepared images of shape (N, 3, H, W).
+        inputs: images converted by `preprocessing.prepare`, of shape (N, 3, H, W).
         positions: pixel indices of shape (N, P) for each layer name, as made by `_sampled_positions`.
         dtype: dtype to compute in.
 
