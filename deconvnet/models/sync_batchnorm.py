@@ -176,8 +176,8 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
     batches of training data before inference. The weights stay as they are.
 
     Args:
-        model: the model, changed in place. While it runs, only batch norms are in training mode, so dropout is off. All
-            modules' modes are restored at the end.
+        model: the model, changed in place. While this function runs, only batch norms are in training mode, so dropout is off.
+            All modules' modes are restored at the end.
         batches: input tensors for the model. Each batch has the same weight in the average. If batch norm is synchronised, all
             workers must have the same number of batches.
         process_group: the workers to average over; None for all.

@@ -52,9 +52,19 @@ class LocalExecutor:
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """Call `work(index, unit)` for every unit in a pool of processes. See `Executor.map` for arguments and results.
+        """Call `work(index, unit)` for every unit of work, in a pool of processes.
 
-        The processes stay for further calls until the `with` block of the executor ends.
+        The processes stay for further calls until the `with` block of the executor ends. With a single CPU, this process does
+        all units.
+
+        Args:
+            units: the units of work by index. They must be picklable.
+            work: function that does a unit.
+            title: name of the work in the progress display.
+            unit: plural noun for the units in the progress display.
+
+        Yields:
+            The index and the result of each unit, in the order in which units finish.
 
         Raises:
             UserError: if a unit raises it, or a process dies.
@@ -74,10 +84,25 @@ class LocalExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work with a single worker in this process. See `Executor.map_actors` for arguments and results.
+        """Do all units of work with a single worker in this process, which loads something heavy once.
 
         If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise units are done
         one after the other, and the network itself uses all CPUs.
+
+        Args:
+            units: the units of work by index.
+            make: function that is called once with the number of CPU threads it may use. It returns the function that does a
+                unit.
+            actors: resources of the worker. Only `gpus` is used.
+            title: name of the work in the progress display.
+            unit: plural noun for the units in the progress display.
+
+        Yields:
+            The index and the result of each unit, in the order in which units finish.
+
+        Raises:
+            UserError: if a unit raises it.
+            Interrupted: after a result, if the run must stop.
         """
         if not units:
             return
@@ -89,7 +114,20 @@ class LocalExecutor:
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """Run a function in this process. See `Executor.stream` for arguments and results."""
+        """Run a function in this process and pass on its items as soon as they come.
+
+        Args:
+            work: function that returns an iterable.
+            cpus: unused.
+            gpus: unused.
+            training: unused.
+
+        Yields:
+            The items of `work()`.
+
+        Raises:
+            Interrupted: after an item, if the run must stop.
+        """
         for item in work():
             yield item
             self._check_stop("stopped")

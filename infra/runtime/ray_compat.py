@@ -189,7 +189,7 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
 
 
 class PollThrottle(ExecutionCallback):
-    """A Ray Data callback that makes the executor sleep after each of its steps.
+    """A Ray Data callback that makes Ray Data's executor sleep after each of its steps.
 
     The executor is a thread of the training worker. While it holds tasks back, it loops without sleeping
     (ray/data/_internal/execution/streaming_executor.py, `run`) and thereby halved the speed of training. The callback is

@@ -51,7 +51,21 @@ class RayExecutor:
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """Call `work(index, unit)` for every unit, each in a Ray Data task. See `Executor.map` for arguments and results."""
+        """Call `work(index, unit)` for every unit of work, each in a Ray Data task with one CPU.
+
+        Args:
+            units: the units of work by index. They must be picklable.
+            work: function that does a unit. It must be picklable.
+            title: name of the work in the progress display.
+            unit: plural noun for the units in the progress display.
+
+        Yields:
+            The index and the result of each unit, in the order in which units finish.
+
+        Raises:
+            UserError: if a unit raises it.
+            Interrupted: after a result, if the run must stop.
+        """
         if not units:
             return
         selector = {"label_selector": nodes} if (nodes := self._nodes(training=False)) else {}
@@ -61,7 +75,24 @@ class RayExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work with actors of a Ray Data pool. See `Executor.map_actors` for arguments and results."""
+        """Do all units of work with a pool of Ray Data actors. Each actor loads something heavy once.
+
+        Args:
+            units: the units of work by index. They must be picklable.
+            make: function that each actor calls once with the number of CPU threads it may use. It returns the function that
+                does a unit.
+            actors: number of actors and resources of each.
+            title: name of the work in the progress display.
+            unit: plural noun for the units in the progress display.
+
+        Yields:
+            The index and the result of each unit, in the order in which units finish.
+
+        Raises:
+            UserError: if a unit raises it, no node has room for an actor, or a unit still fails after all retries because its
+                actors die.
+            Interrupted: after a result, if the run must stop.
+        """
         import ray.data
         import ray.exceptions
 
@@ -94,7 +125,21 @@ class RayExecutor:
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """Run a function as a Ray task and pass on its items. See `Executor.stream` for arguments and results."""
+        """Run a function as a single Ray task and pass on its items as soon as they come.
+
+        Args:
+            work: picklable function that returns an iterable.
+            cpus: number of CPUs that the task takes.
+            gpus: number of GPUs that the task takes.
+            training: whether to run it on a node of `cluster.training_nodes` instead of `cluster.data_nodes`.
+
+        Yields:
+            The items of `work()`.
+
+        Raises:
+            UserError: if the function raises it.
+            Interrupted: after an item, if the run must stop.
+        """
         import ray
         import ray.exceptions
 
@@ -206,7 +251,14 @@ class _Actor:
         self.work = make(threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do one unit of work. See `_answer` for argument and result."""
+        """Do one unit of work.
+
+        Args:
+            row: the unit's "index" and the pickled "unit".
+
+        Returns:
+            The "index", and as "result" the pickled result of the unit or the pickled UserError that it raised.
+        """
         return _answer(self.work, row)
 
 
