@@ -1,4 +1,4 @@
-"""DeconvNet and FCN-8s for semantic segmentation: data, networks, training, inference, evaluation, serving."""
+"""DeconvNet and FCN-8s for semantic segmentation: data sets, networks, training, inference, evaluation and serving."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,20 @@ __all__ = ["DeconvNet", "FCN8s", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a network when it is first used: settings and data jobs don't need torch, which takes 2 s and 250 MB."""
+    """Import a network class when it is first used.
+
+    Python calls this function for every name that the module does not define. Importing torch takes about 2 s and 250 MB, which
+    code for settings and data does not need.
+
+    Args:
+        name: name of the attribute. Only "DeconvNet" and "FCN8s" are known.
+
+    Returns:
+        The class of the network.
+
+    Raises:
+        AttributeError: if the name is any other.
+    """
     if name in ("DeconvNet", "FCN8s"):
         from deconvnet.models.architectures import ARCHITECTURES
 

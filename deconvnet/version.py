@@ -1,4 +1,4 @@
-"""The version of this package and of the code at work."""
+"""The version of the installed package, and the git commit of the code that is running."""
 
 import importlib.metadata
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def package_version() -> str:
-    """Return the version of the installed package `deconvnet`, or "unknown" where only its files are present."""
+    """Return the version of the installed package `deconvnet`, or "unknown" if the package is not installed."""
     try:
         return importlib.metadata.version("deconvnet")
     except importlib.metadata.PackageNotFoundError:
@@ -15,10 +15,11 @@ def package_version() -> str:
 
 
 def code_version() -> str:
-    """Return which code is at work.
+    """Return the git commit of the code that is running, or the package version if there is no git repository.
 
     Returns:
-        The git commit of this checkout, followed by "+" if tracked files differ from it; without git, the `package_version`.
+        The hash of the checked-out commit, 40 hex digits. It is followed by "+" if files that git tracks were changed since. If
+        this file is not tracked by git, or git is not available, the result of `package_version`.
     """
     folder = Path(__file__).resolve().parent
 

@@ -1,4 +1,4 @@
-"""Secrets removed from text and settings before they are logged, stored or printed."""
+"""Remove secrets from text and settings before these are logged, stored or printed."""
 
 import re
 from collections.abc import Mapping
@@ -9,28 +9,30 @@ _HIDDEN = "***"
 
 
 def without_secrets(text: str) -> str:
-    """Remove user, password, query and fragment from every URI in a text.
+    """Remove user names, passwords, queries and fragments from all URIs in a text.
 
     Args:
         text: any text, for example an error message or a single URI.
 
     Returns:
-        The text with `scheme://user:password@host/path?query#fragment` shortened to `scheme://host/path`.
+        The text, in which each `scheme://user:password@host/path?query#fragment` is shortened to `scheme://host/path`.
     """
     text = re.sub(r"(?<=://)[^/\s@]*@(?=[^\s])", "", text)
     return re.sub(r"(\w://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1", text)
 
 
 def redacted(value: Any, key: str = "") -> Any:
-    """Copy a JSON-like value with its secrets removed.
+    """Copy a JSON-like value and remove the secrets from the copy.
+
+    A value counts as a secret if its key looks like that of one: it contains "password", "token", "access_key" or the like. Such
+    a value becomes "***". All other strings go through `without_secrets`.
 
     Args:
-        value: mapping, list, tuple, string, number, bool or None; nested as deep as wanted.
-        key: name of the value in the mapping that holds it, "" if there is none.
+        value: mapping, list, tuple, string, number, bool or None. Mappings and sequences may be nested.
+        key: key of the value in the mapping that contains it. "" if it is not in a mapping.
 
     Returns:
-        The same structure with tuples as lists. Strings are passed through `without_secrets`; values whose key looks like that of
-        a secret (password, token, access_key, …) are replaced by `***`.
+        A copy of the same structure, with lists in place of tuples.
     """
     if value is not None and _SECRET_KEY.search(key):
         return _HIDDEN

@@ -1,1 +1,1 @@
-"""Serving a registered model over HTTP."""
+"""Serve a registered model over HTTP with Ray Serve."""

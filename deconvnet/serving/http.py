@@ -1,6 +1,7 @@
-"""The HTTP replies of a server: masks and overlays, errors, the health check and the page to try the model on.
+"""Build the server's HTTP replies: masks, overlays, errors, the health check and the page on which to try the model.
 
-Plain values in and out, without Ray or a web framework; `ray_serve` connects it to Ray Serve.
+The functions here take and return plain values. They need neither Ray nor a web framework. `ray_serve.py` calls them for the
+requests that Ray Serve receives.
 """
 
 import json
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from deconvnet.inference.saved_ensemble import SavedEnsemble
 
 USAGE = "send an image file as the body: curl --data-binary @photo.jpg"
-"""How to call the server, for error messages."""
+"""Instructions for calling the server, added to error messages."""
 _JPEG_QUALITY = 90
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
 
@@ -35,9 +36,9 @@ class Reply:
 
     Attributes:
         status: HTTP status code.
-        media_type: content type of the body.
-        body: the body.
-        headers: further headers.
+        media_type: content type of the body, such as "image/png".
+        body: content of the reply.
+        headers: further HTTP headers, values by name.
     """
 
     status: int
@@ -47,21 +48,24 @@ class Reply:
 
 
 def prediction_reply(ensemble: "SavedEnsemble", data: bytes, received: float, *, with_overlay: bool = False) -> Reply:
-    """Predict the mask of an image.
+    """Predict the mask of an image and make an HTTP reply of it.
 
     Args:
         ensemble: the model.
         data: an encoded image (JPEG, PNG, …).
-        received: when the request arrived, as `time.perf_counter()`.
-        with_overlay: reply with a JPEG of the image with the mask drawn over it, instead of the mask.
+        received: time at which the request arrived, from `time.perf_counter()`. It serves to report the waiting time.
+        with_overlay: True to reply with a JPEG of the image with the mask drawn over it, False to reply with the mask.
 
     Returns:
-        Status 200 with a paletted PNG of class ids (or the JPEG), and these headers:
-        X-Size: width x height of the image as displayed, in pixels.
-        X-Classes: the predicted classes in the order of their ids, percent-encoded, separated by commas.
-        X-Confidence: mean over the pixels of the predicted class's probability, 0 to 1.
-        Server-Timing: milliseconds spent waiting (`wait`), predicting (`label`) and encoding the reply (`picture`).
-        Status 400 with the reason if the image can't be used.
+        If the image can be used, a reply with status 200. Its body is the mask as a paletted PNG of class ids, or the JPEG. It
+        has these headers:
+
+        * X-Size: width x height of the mask in pixels, with the image's EXIF orientation applied.
+        * X-Classes: the predicted classes in the order of their ids, percent-encoded and separated by commas.
+        * X-Confidence: mean over all pixels of the predicted class's probability, 0 to 1.
+        * Server-Timing: milliseconds spent waiting (`wait`), predicting (`label`) and encoding the reply (`picture`).
+
+        If the image can't be used, a reply with status 400 and the reason.
     """
     started = time.perf_counter()
     try:
@@ -85,25 +89,49 @@ def prediction_reply(ensemble: "SavedEnsemble", data: bytes, received: float, *,
 
 
 def error_reply(status: int, message: str) -> Reply:
-    """Return an error as JSON: `{"error": message}`."""
+    """Return a reply whose body is the JSON object `{"error": message}`.
+
+    Args:
+        status: HTTP status code, 400 or above.
+        message: description of the error for the user.
+    """
     return _json_reply(status, {"error": message})
 
 
 def health_reply(model: str, classes: Sequence[str]) -> Reply:
-    """Return the health check as JSON: `status` ("ok"), `model` (its name and version), `classes` (names by id)."""
+    """Return the reply to a health check, with status 200.
+
+    Args:
+        model: name and version of the model.
+        classes: class names in the order of their ids.
+
+    Returns:
+        A reply whose body is a JSON object with the keys `status` (always "ok"), `model` and `classes`.
+    """
     return _json_reply(200, {"status": "ok", "model": model, "classes": list(classes)})
 
 
 def _json_reply(status: int, value: object) -> Reply:
-    """Return a value as JSON in UTF-8."""
+    """Return a reply whose body is a value as JSON, in UTF-8.
+
+    Args:
+        status: HTTP status code.
+        value: any value that the module `json` can encode.
+    """
     return Reply(status, "application/json", json.dumps(value, ensure_ascii=False).encode())
 
 
 def parse_overlay(value: str) -> bool:
-    """Parse the query parameter `overlay`: 1, true or yes; 0, false, no or empty.
+    """Parse the query parameter `overlay`, with which a client asks for an overlay instead of a mask.
+
+    Args:
+        value: text of the parameter, in upper or lower case. "" if the request has no such parameter.
+
+    Returns:
+        True for "1", "true" and "yes". False for "0", "false", "no" and "".
 
     Raises:
-        ValueError: for any other value.
+        ValueError: for any other text.
     """
     if value.lower() in _TRUE + _FALSE:
         return value.lower() in _TRUE
@@ -111,11 +139,14 @@ def parse_overlay(value: str) -> bool:
 
 
 def page_reply(model: str, classes: Sequence[str]) -> Reply:
-    """Return the page that says what the server is and predicts images that a visitor chooses or drops on it.
+    """Return the HTML page of the server. A visitor can choose an image or drop it on the page, and sees its mask.
 
     Args:
-        model: name and version of the model.
-        classes: class names by id, shown with their colours.
+        model: name and version of the model, shown on the page.
+        classes: class names in the order of their ids. The page shows them with their colours in the masks.
+
+    Returns:
+        A reply with status 200 and the page as its body.
     """
     colours = [f"rgb({red} {green} {blue})" for red, green, blue in VOC_PALETTE[: len(classes)].tolist()]
     html = _page_template().render(model=model, legend=list(zip(classes, colours, strict=False)))  # the palette has 256 colours
@@ -124,7 +155,7 @@ def page_reply(model: str, classes: Sequence[str]) -> Reply:
 
 @cache
 def _page_template() -> "Template":
-    """Load the page's template with its style and script; values are escaped."""
+    """Load the Jinja template of the HTML page, once per process. It escapes all values that are inserted."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("deconvnet.serving"), autoescape=True, undefined=StrictUndefined)

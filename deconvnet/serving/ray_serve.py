@@ -1,4 +1,8 @@
-"""A registered model behind Ray Serve: replicas that each hold the model, and an HTTP server in front of them."""
+"""Run a registered model behind Ray Serve.
+
+Ray Serve starts several replicas, which are processes that each hold the model. Its HTTP server passes each request to one of
+them.
+"""
 
 import asyncio
 import importlib
@@ -25,9 +29,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 APP = "deconvnet"
-"""Name of the Ray Serve application."""
+"""Name of the application in Ray Serve."""
 WARMUP_SIZE = (375, 500)
-"""Height and width in pixels of the image that warms a replica up: the size of most VOC images."""
+"""Height and width in pixels of the image with which each replica warms up. Most VOC images have this size."""
 _SHUTDOWN_SECONDS = 60.0  # how long a replica may take to finish its requests when it is stopped
 _REQUEST_SECONDS = 600.0
 _ONGOING_REQUESTS = 4  # per replica: one is predicted, the bodies of the others are read meanwhile
@@ -35,17 +39,19 @@ _ONGOING_REQUESTS = 4  # per replica: one is predicted, the bodies of the others
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What is served, and by how many replicas.
+    """A model to serve, with the number, the size and the limits of its replicas.
+
+    A replica is a process that holds the model and answers requests.
 
     Attributes:
         version: version of the registered model.
-        tracking_uri: URI of the MLflow store that replicas fetch the model from.
+        tracking_uri: URI of the MLflow store from which replicas fetch the model.
         replicas: number of replicas.
-        cpus: CPUs and torch threads of each replica.
-        gpus: share of a GPU of each replica; 0 predicts on CPUs.
-        max_pixels: larger images are refused; None: the limit that the model was registered with.
-        max_bytes: larger request bodies are refused.
-        max_waiting: number of requests that may wait for a replica; further ones are refused with status 503.
+        cpus: number of CPUs, and of torch threads, of each replica.
+        gpus: share of a GPU that each replica takes, 0 to 1. 0 predicts on CPUs.
+        max_pixels: largest image that is accepted, in pixels. None for the limit that was registered with the model.
+        max_bytes: largest request body that is accepted, in bytes.
+        max_waiting: number of requests that may wait for a replica. Further requests are refused with status 503.
     """
 
     version: registry.Version
@@ -59,21 +65,21 @@ class ServedModel:
 
     @property
     def title(self) -> str:
-        """Name and version of the model, for messages and the page."""
+        """Return the name and version of the model, for messages and the HTML page."""
         return f"{self.version.name} version {self.version.number}"
 
 
 class Replica:
-    """A process that holds the model and predicts one image after another."""
+    """A process of Ray Serve that holds the model and predicts one image after another."""
 
     def __init__(self, model: ServedModel) -> None:
-        """Fetch the model, load it and warm it up.
+        """Download the model, load it, and predict one synthetic image so that everything is compiled.
 
         Args:
-            model: what to serve.
+            model: the model to serve, and the limits of this replica.
 
         Raises:
-            UserError: if the model can't be fetched.
+            UserError: if the model can't be downloaded, or is not one of this project's ensembles.
         """
         import cv2
         import torch
@@ -91,14 +97,31 @@ class Replica:
         self.worker = ThreadPoolExecutor(1)
 
     async def __call__(self, request: "Request") -> "Response":
-        """Answer a request: POST / with an image as the body, GET / (the page), GET /healthz."""
+        """Answer an HTTP request.
+
+        There are three kinds: POST / with an image as the body returns its mask, GET / returns the HTML page, and GET /healthz
+        returns the health check. Other requests are answered with an error.
+
+        Args:
+            request: the request, whose body is not yet read.
+
+        Returns:
+            The response. Its header X-Model holds the name and version of the model.
+        """
         from starlette.responses import Response
 
         reply = await self._reply(request)
         return Response(reply.body, reply.status, {"X-Model": self.model.title, **reply.headers}, reply.media_type)
 
     async def _reply(self, request: "Request") -> Reply:
-        """Choose the reply by method and path."""
+        """Choose the reply to a request by its HTTP method and its path.
+
+        Args:
+            request: the request, whose body is not yet read.
+
+        Returns:
+            The reply. For an unknown path it is an error with status 404, for an unsupported method with status 405.
+        """
         match request.method, request.url.path:
             case "GET" | "HEAD", "/":
                 return http.page_reply(self.model.title, self.ensemble.classes)
@@ -112,7 +135,18 @@ class Replica:
                 return http.error_reply(404, f"there is nothing at {request.url.path}: {USAGE}")
 
     async def _predict(self, request: "Request") -> Reply:
-        """Predict the image in a request's body."""
+        """Predict the image in the body of a request.
+
+        The prediction runs in the replica's only worker thread, so one image is predicted at a time. Meanwhile the event loop can
+        read the bodies of other requests.
+
+        Args:
+            request: the POST request, whose body is not yet read.
+
+        Returns:
+            The reply with the mask or overlay. If the request can't be used, an error with status 400, 413 (too large) or 415 (a
+            form).
+        """
         received = time.perf_counter()
         try:
             with_overlay = http.parse_overlay(request.query_params.get("overlay", ""))
@@ -128,7 +162,15 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self.worker, work)
 
     async def _body(self, request: "Request") -> bytes | None:
-        """Read the body; return None if it is too large. A body that is announced as too large is not read."""
+        """Read the body of a request.
+
+        Args:
+            request: the request, whose body is not yet read.
+
+        Returns:
+            The body, or None if it is larger than `max_bytes`. Reading stops at this limit. If the header Content-Length already
+            exceeds it, nothing is read.
+        """
         with suppress(ValueError):
             if int(request.headers.get("content-length", "0")) > self.model.max_bytes:
                 return None
@@ -141,7 +183,7 @@ class Replica:
 
 
 def check_installed() -> None:
-    """Raise UserError if Ray Serve is not installed."""
+    """Raise UserError if Ray Serve is not installed. The message says how to install it."""
     try:
         importlib.import_module("ray.serve")
     except ImportError:
@@ -154,19 +196,19 @@ def check_installed() -> None:
 def serving(
     model: ServedModel, host: str, port: int, nodes: Mapping[str, str] | None = None, *, shared_ray: bool = True
 ) -> Iterator[None]:
-    """Serve a model for the time of a block, on the Ray that this process is connected to.
+    """Serve a model as long as a `with` block runs, on the Ray cluster to which this process is connected.
 
-    At the end of the block requests that are being answered are finished first.
+    At the end of the block, the replicas first finish the requests that they are answering.
 
     Args:
-        model: what to serve.
+        model: the model to serve, with the number and size of its replicas.
         host: address to listen at.
         port: port to listen at.
-        nodes: Ray labels of the nodes for replicas; None: any node.
-        shared_ray: this Ray continues after the process, so Ray Serve is shut down at the end too.
+        nodes: Ray labels that a node must have to run replicas, values by key. None for all nodes.
+        shared_ray: True if the Ray cluster continues to run after this process. Then Ray Serve is shut down at the end, too.
 
     Raises:
-        UserError: if this Ray already serves something, or the replicas don't start.
+        UserError: if Ray Serve already runs on this cluster, or the replicas don't start.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -202,7 +244,7 @@ def serving(
 
 
 def is_serving() -> bool:
-    """Return False if Ray Serve no longer runs the replicas."""
+    """Return whether Ray Serve runs the application. False means that it has failed, was deleted or was never started."""
     from ray import serve
 
     app = serve.status().applications.get(APP)
@@ -210,20 +252,21 @@ def is_serving() -> bool:
 
 
 def warmup_image() -> bytes:
-    """Return a synthetic image of `WARMUP_SIZE` as JPEG."""
+    """Return a synthetic image as JPEG. Its size is `WARMUP_SIZE`."""
     from deconvnet.datasets.synthetic import generate
 
     return encode_jpeg(generate(0, 0, *WARMUP_SIZE)[0])
 
 
 def measure_latency(url: str) -> float | None:
-    """Measure how long a server takes for one image of `WARMUP_SIZE`.
+    """Measure how long a server takes to predict one synthetic image whose size is `WARMUP_SIZE`.
 
     Args:
         url: address of the server.
 
     Returns:
-        Seconds from the request to the end of the reply; None if the server refuses the image (max_pixels).
+        Seconds from sending the request to receiving the whole reply. None if the server answers with an error, for example
+        because the image has more than `max_pixels` pixels.
 
     Raises:
         OSError: if the server does not answer.
@@ -239,7 +282,11 @@ def measure_latency(url: str) -> float | None:
 
 
 def _replica_messages() -> str:
-    """Return what Ray Serve reports about the replicas; its exception may say no more than that they failed."""
+    """Return the messages of Ray Serve about the replicas, one a line.
+
+    They tell why a replica failed, whereas the exception from Ray Serve may only tell that it failed. The result is "" if the
+    application does not exist.
+    """
     from ray import serve
 
     app = serve.status().applications.get(APP)
@@ -247,13 +294,13 @@ def _replica_messages() -> str:
 
 
 def failure_reason(report: str) -> str:
-    """Find the reason why a replica failed in Ray Serve's report.
+    """Find the reason why a replica failed in the text that Ray Serve reports.
 
     Args:
-        report: the report, with or without a traceback; not empty.
+        report: the text, with or without a traceback. It must not be empty.
 
     Returns:
-        The message of the last exception, else the last line.
+        The last line that names an exception, or the last line if none does. The prefix `infra.errors.UserError: ` is removed.
     """
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line and not line.startswith(("File ", "ray::", "raise "))]

@@ -1,4 +1,4 @@
-"""Serves a registered model until it is stopped, and checks first that it can be."""
+"""Serve a registered model until the user stops it. Checks beforehand find out whether the model can be served at all."""
 
 import logging
 import os
@@ -14,21 +14,23 @@ from infra.settings import ClusterSettings
 logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 5.0
-"""How often it is checked whether Ray Serve is still running."""
+"""Seconds between two checks whether Ray Serve is still running."""
 
 
 def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) -> None:
-    """Start Ray Serve and wait until it is stopped.
+    """Serve a model with Ray Serve, and block until the user stops it.
+
+    The function logs the address of the server and how long one image takes.
 
     Args:
-        model: the model and its replicas.
+        model: the model to serve, with the number and size of its replicas.
         host: address to listen at.
         port: port to listen at.
-        cluster: the Ray to run in.
+        cluster: settings that say which Ray cluster to use, or to start Ray on this machine.
 
     Raises:
-        KeyboardInterrupt: when it is stopped by Ctrl-C.
-        UserError: if there is no room for the replicas, or Ray Serve gives up.
+        KeyboardInterrupt: if the user stops the server with Ctrl-C. It is raised after the server has shut down.
+        UserError: if the cluster can't be used, has no room for the replicas, or Ray Serve stops running them.
     """
     nodes = cluster.selector("training_nodes" if model.gpus else "data_nodes")
     with connected(cluster):
@@ -54,10 +56,16 @@ def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) ->
 
 
 def check_port_free(host: str, port: int) -> None:
-    """Check that this process can listen at host:port: Ray Serve would silently share a port with another server.
+    """Check that this process can listen at an address and port.
+
+    Ray Serve itself would not complain: it would share the port with another server.
+
+    Args:
+        host: host name or IP address of this machine.
+        port: port to listen at.
 
     Raises:
-        UserError: if the host is not of this machine, or the port is taken.
+        UserError: if the address is not one of this machine, or the port is already in use.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -73,14 +81,14 @@ def check_port_free(host: str, port: int) -> None:
 
 
 def check_room(model: ServedModel, nodes: Mapping[str, str]) -> None:
-    """Check that Ray has room for all replicas, as they would otherwise wait forever.
+    """Check that the Ray cluster has room for all replicas. Without this check, a replica that does not fit would wait forever.
 
     Args:
-        model: the model and its replicas.
-        nodes: Ray label selector of the nodes that count; {} for all.
+        model: the model to serve, with the number and size of its replicas.
+        nodes: Ray labels that a node must have to run replicas, values by key. {} for all nodes.
 
     Raises:
-        UserError: if there is no room, and the cluster can't grow.
+        UserError: if the replicas don't fit on the present nodes and no autoscaler could add nodes.
     """
     fits = actor_slots(nodes, model.cpus, model.gpus)
     if fits < model.replicas and not can_autoscale():
@@ -91,6 +99,14 @@ def check_room(model: ServedModel, nodes: Mapping[str, str]) -> None:
 
 
 def url_host(host: str) -> str:
-    """The host to put into a URL that this machine can open: 127.0.0.1 for 0.0.0.0; IPv6 addresses in brackets."""
+    """Return the host part of a URL by which this machine can reach the server.
+
+    Args:
+        host: the address at which the server listens.
+
+    Returns:
+        The address. The wildcard addresses 0.0.0.0 and :: become the loopback addresses 127.0.0.1 and ::1. IPv6 addresses are in
+        square brackets.
+    """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host

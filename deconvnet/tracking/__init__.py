@@ -1,4 +1,4 @@
-"""Experiment tracking and the model registry: MLflow, or nothing (`tracking.enabled false`)."""
+"""Track experiments and register models with MLflow, or track nothing if `tracking.enabled` is false."""
 
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,14 @@ if TYPE_CHECKING:
 
 
 def open_tracker(settings: "TrackingSettings", workspace: str) -> Tracker:
-    """Open the tracker that the settings ask for. MLflow is imported only if `settings.enabled`.
+    """Open the tracker that the settings ask for. MLflow is imported only if tracking is enabled.
 
     Args:
-        settings: the section `tracking`.
+        settings: the section `tracking` of the settings.
         workspace: folder or s3:// prefix of the pipeline run.
+
+    Returns:
+        A tracker that logs to MLflow, or a `NullTracker` if `settings.enabled` is false.
 
     Raises:
         UserError: if the MLflow store can't be used.

@@ -1,6 +1,6 @@
-"""The descriptions that MLflow shows of the experiment, of runs and of registered models, in Markdown.
+"""Write the Markdown descriptions that MLflow shows for the experiment, for runs and for registered models.
 
-MLflow stores descriptions as plain text; its pages render them as Markdown with tables and images, but without HTML.
+MLflow stores a description as plain text. Its web pages render the text as Markdown with tables and images, but without HTML.
 """
 
 import re
@@ -13,11 +13,11 @@ from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
 
 NOTE = "mlflow.note.content"
-"""The tag in which MLflow keeps the description of a run or an experiment."""
+"""Name of the tag in which MLflow keeps the description of a run or an experiment."""
 MAX_LENGTH = 5000
-"""Longest description in characters that every MLflow store keeps."""
+"""Number of characters of a description that every MLflow store can hold."""
 MODEL_HEADING = "### What this model is"
-"""Heading of the generated part of a registered model's description. What a user wrote above it is kept."""
+"""Heading of the generated part of a registered model's description. Text above it was written by a user, and is kept."""
 EXPERIMENT_TAGS = {
     NOTE: """DeconvNet: semantic segmentation, trained and retrained as a pipeline.
 
@@ -27,22 +27,23 @@ EXPERIMENT_TAGS = {
 """,
     "mlflow.experimentKind": "custom_model_development",  # lets MLflow's pages show training runs rather than agents and traces
 }
-"""Tags of a new experiment."""
+"""Tags that a new experiment gets."""
 
 _MAX_VERSION_LENGTH = 4000  # the decision on a version is appended to its description later
 
 
 @dataclass(frozen=True)
 class VersionSummary:
-    """A version of a registered model, as the registry knows it.
+    """A version of a registered model, with its results and the decision whether it was promoted.
 
     Attributes:
         number: version number.
-        day: day it was registered, UTC, as YYYY-MM-DD.
-        mean_iou: mean IoU (0 to 1) by result, such as "edeconvnet_crf"; results that were not measured are absent.
-        pixel_accuracy: pixel accuracy (0 to 1) by result.
-        decision: whether it was promoted, and why.
-        aliases: aliases that point at it now.
+        day: day on which the version was registered, in UTC, as YYYY-MM-DD.
+        mean_iou: mean IoU (0 to 1) by the name of the result, such as "edeconvnet_crf". Results that were not measured are
+            absent.
+        pixel_accuracy: pixel accuracy (0 to 1) by the name of the result.
+        decision: sentence that says whether the version was promoted, and why.
+        aliases: names of the aliases that point at the version now.
     """
 
     number: int
@@ -54,18 +55,20 @@ class VersionSummary:
 
 
 def escaped(text: str) -> str:
-    """Escape text so that Markdown and HTML show it as it is; line breaks become spaces."""
+    """Escape a text so that Markdown and HTML show its characters unchanged. Line breaks become spaces."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", text)
 
 
 def truncated(text: str, length: int = MAX_LENGTH) -> str:
-    """Cut a text to at most `length` characters; a cut text ends in …."""
+    """Cut a text to at most `length` characters. A text that was cut ends in "…"."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def artifact_image(run_id: str, path: str, alt: str) -> str:
-    """Return Markdown that shows an image among a run's artifacts, on MLflow's own pages at whatever address they are served.
+    """Return Markdown that shows an image from a run's artifacts.
+
+    The link is relative, so it works at every address at which MLflow's web pages may be served.
 
     Args:
         run_id: id of the run in MLflow.
@@ -76,44 +79,52 @@ def artifact_image(run_id: str, path: str, alt: str) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> list[str]:
-    """Return the five results beside the paper's as lines of a Markdown table.
+    """Format the five results of a run as a Markdown table, beside the results in the paper.
 
     Args:
-        results: the content of a results.json.
+        results: content of the run's results.json.
+
+    Returns:
+        The lines of the table, with numbers in per cent.
     """
     rows = (f"| {title} | {mean_iou} | {accuracy} | {paper} |" for title, mean_iou, accuracy, paper in result_rows(results))
     return ["| per cent | mean IoU | pixel accuracy | mean IoU in the paper |", "|---|---|---|---|", *rows]
 
 
 def run_name(config: str, workspace: str, day: str) -> str:
-    """Name a pipeline's run.
+    """Make the name of a pipeline's run: config, workspace and day, separated by " · ".
 
     Args:
-        config: name of the config.
-        workspace: folder or s3:// prefix of the run.
-        day: the day, YYYY-MM-DD.
+        config: name of the settings file, without its folder and extension.
+        workspace: folder or s3:// prefix of the pipeline run. Only its last part is used, and only if it differs from `config`.
+        day: day of the run, as YYYY-MM-DD.
 
     Returns:
-        Config, last part of the workspace (unless it is the config's name) and day, separated by " · ".
+        The name, for example "voc2012 · mine · 2026-03-01".
     """
     folder = workspace.rstrip("/").rpartition("/")[2]
     return " · ".join([config, *([folder] if folder not in ("", config) else []), day])
 
 
 def unfinished_run_description(config: str) -> str:
-    """Describe a pipeline's run that has no results yet."""
+    """Return the description of a pipeline's run that has no results yet.
+
+    Args:
+        config: name of the settings file, without its folder and extension.
+    """
     return f"Pipeline with the config `{config}`, running or interrupted. The results appear here after the stage `evaluate`."
 
 
 def run_description(summary: RunSummary, run_id: str) -> str:
-    """Describe a pipeline's run that has its results.
+    """Return the description of a pipeline's run that has results.
 
     Args:
-        summary: what is known of the run.
-        run_id: its id in MLflow, for the image among its artisummary.
+        summary: what the run's workspace holds: results, splits, rejected inputs, durations and figures.
+        run_id: id of the run in MLflow. It is needed to show an image from the run's artifacts.
 
     Returns:
-        Markdown, at most `MAX_LENGTH` characters. The main result comes first, as MLflow folds a long description.
+        Markdown of at most `MAX_LENGTH` characters. The main result comes first, because MLflow shows only the beginning of a
+        long description.
     """
     results = summary.results
     images = ", ".join(f"{count:,} {name}" for name, count in summary.splits.items())
@@ -127,7 +138,7 @@ def run_description(summary: RunSummary, run_id: str) -> str:
         f"**Data**: {images + ' images, ' if images else ''}{len(results['classes'])} classes.{rejected} "
         "The paper's column is for the test set of VOC 2012.",
         "",
-        f"**Time**: {duration(sum(summary.seconds.values()))}. **Report**: `report/index.html` among the artisummary.",
+        f"**Time**: {duration(sum(summary.seconds.values()))}. **Report**: `report/index.html` among the artifacts.",
     ]
     if "comparison" in summary.figures:
         lines += ["", artifact_image(run_id, "report/comparison.png", "images, their ground truth and predictions")]
@@ -135,22 +146,30 @@ def run_description(summary: RunSummary, run_id: str) -> str:
 
 
 def stage_description(name: str, summary: Mapping[str, Any] | None = None, details: str = "") -> str:
-    """Describe the run of a stage.
+    """Return the description of a stage's run.
 
     Args:
-        name: name of the stage.
-        summary: what the stage returned; None while it is running.
+        name: name of the stage, such as "stage1".
+        summary: JSON-like result that the stage returned. None while it is running.
         details: Markdown to append.
 
     Returns:
-        Markdown, at most `MAX_LENGTH` characters: what the stage does, its outcome, and the details.
+        Markdown of at most `MAX_LENGTH` characters: the purpose of the stage, its outcome, and the details.
     """
     outcome = "" if summary is None else _outcome(name, summary)
     return truncated("\n\n".join(text for text in (STAGE_DESCRIPTIONS.get(name, ""), outcome, details) if text))
 
 
 def _outcome(name: str, summary: Mapping[str, Any]) -> str:
-    """Say in a sentence what a stage produced; "" if there is nothing to add."""
+    """Return a sentence in Markdown about the outcome of a stage.
+
+    Args:
+        name: name of the stage.
+        summary: JSON-like result that the stage returned.
+
+    Returns:
+        The sentence, or "" if there is nothing to say about this stage.
+    """
     match name:
         case "prepare":
             counts = ", ".join(f"{count:,} {split}" for split, count in summary["counts"].items())
@@ -174,13 +193,13 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def version_description(results: Mapping[str, Any]) -> str:
-    """Describe a version of the registered model by its results.
+    """Return the description of a version of the registered model: its results and its classes.
 
     Args:
-        results: the content of a results.json.
+        results: content of a results.json.
 
     Returns:
-        Markdown, short enough for the decision on the version to be appended.
+        Markdown of at most 4,000 characters. There is room left for a sentence about the promotion, which is appended later.
     """
     rows = {name: row for name, row in results["rows"].items() if name in RESULT_TITLES}
     lines = [
@@ -194,14 +213,16 @@ def version_description(results: Mapping[str, Any]) -> str:
 
 
 def model_description(name: str, store: str, versions: Sequence[VersionSummary], length: int = MAX_LENGTH) -> str:
-    """Describe a registered model: what it is, how good, how to use it, and its versions.
+    """Return the description of a registered model: purpose, results, usage and list of versions.
+
+    The results shown are those of the champion. If there is none, they are those of the challenger, else those of the newest
+    version.
 
     Args:
         name: name of the registered model.
         store: URI of the MLflow store, without secrets.
-        versions: its versions, newest first; at least one. The results shown are those of the champion; without a champion, those
-            of the challenger, else of the newest.
-        length: longest description, in characters; the oldest versions are left out to keep it.
+        versions: versions of the model, newest first. At least one.
+        length: maximum number of characters. The oldest versions are left out if the list would exceed it.
 
     Returns:
         Markdown that begins with `MODEL_HEADING`.
@@ -253,7 +274,15 @@ mlflow models serve -m {uri} --env-manager local --port 5001
 
 
 def _version_table(mean_iou: Mapping[str, float | None], pixel_accuracy: Mapping[str, float | None]) -> list[str]:
-    """Return results as lines of a Markdown table, in the paper's order."""
+    """Format the results of one version as a Markdown table, in the order of the paper.
+
+    Args:
+        mean_iou: mean IoU by the name of the result, 0 to 1. None if it could not be measured.
+        pixel_accuracy: pixel accuracy by the name of the result, 0 to 1.
+
+    Returns:
+        The lines of the table, with numbers in per cent. Results without an entry in `mean_iou` are left out.
+    """
     rows = [
         f"| {title} | {percent(mean_iou[name])} | {percent(pixel_accuracy.get(name))} |"
         for name, title in RESULT_TITLES.items()

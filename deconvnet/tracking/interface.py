@@ -1,6 +1,10 @@
-"""What pipelines need of an experiment tracker, and a tracker that logs nothing. Importing this module imports no MLflow.
+"""The interface between pipelines and an experiment tracker, and a tracker that logs nothing.
 
-`open_tracker` chooses: MLflow (`mlflow_runs.py`), or with `tracking.enabled false` the `NullTracker` of this file.
+`deconvnet.tracking.open_tracker` returns the tracker that the settings ask for: that of `mlflow_runs.py`, or the `NullTracker` of
+this file if `tracking.enabled` is false. Importing this module does not import MLflow.
+
+A pipeline consists of stages, which are named steps such as training FCN-8s. The tracker has one run for the pipeline, and below
+it one run for each stage. A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -16,96 +20,96 @@ if TYPE_CHECKING:
     pass
 
 CURVES_FOLDER = "curves"
-"""Folder of a workspace in which the metrics of its trainings are kept when tracking is switched off."""
+"""Folder in the workspace that holds the training metrics if tracking is switched off."""
 
 ReportSink = Callable[[Mapping[str, Any]], None]
-"""Takes the metrics of one training step, with the step as "step". It can be pickled, returns at once and never raises."""
+"""A function that takes the metrics of one training step by name, with the number of the step as "step".
+
+It can be pickled, returns at once and never raises.
+"""
 
 
 class Run(Protocol):
-    """A run that is being logged: that of a pipeline, or that of a stage below it.
+    """A run that is being logged: that of a pipeline, or that of one of its stages.
 
-    The methods raise UserError if the tracker does not accept what they log.
+    All methods that log raise UserError if the tracker does not accept the data.
     """
 
     @property
     def run_id(self) -> str:
-        """Id of the run in the tracker; "" if it has none."""
+        """Return the id of the run in the tracker, or "" if it has none."""
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Log settings as parameters.
+        """Log settings as parameters of the run.
 
         Args:
-            settings: nested settings; parameters get dotted names (`train.stage1.lr`), secrets are hidden.
+            settings: settings by name, which may be nested. Parameters get dotted names (`train.stage1.lr`). Secrets are hidden.
         """
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags of the run, replacing earlier ones of the same name.
+        """Set tags of the run. A tag replaces an earlier one of the same name.
 
         Args:
-            tags: values by name; they are stored as text, secrets are removed.
+            tags: values by name. They are stored as text, and secrets are removed.
         """
 
     def describe(self, text: str) -> None:
-        """Set the run's description.
-
-        Args:
-            text: Markdown; replaces the earlier description.
-        """
+        """Set the description of the run to `text` (Markdown), in place of the earlier description."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step.
+        """Log the values of metrics at one step.
 
         Args:
-            metrics: values by name; None, such as the IoU of a class that does not occur, is skipped.
-            step: position on the metrics' horizontal axis.
+            metrics: values by name. None is skipped: it stands for a value that does not exist, such as the IoU of a class that
+                no image shows.
+            step: position on the horizontal axis of the metrics' curves.
         """
 
     def log_dict(self, value: Any, name: str) -> None:
-        """Log a value as a JSON file.
+        """Log a value as a JSON file among the run's artifacts.
 
         Args:
-            value: a JSON-like value; secrets in it are hidden.
-            name: path of the file among the run's artifacts.
+            value: a JSON-like value. Secrets in it are hidden.
+            name: path of the file among the artifacts.
         """
 
     def log_bytes(self, data: bytes, name: str) -> None:
-        """Log a file, such as a PNG.
+        """Log a file, such as a PNG, among the run's artifacts.
 
         Args:
             data: content of the file.
-            name: path of the file among the run's artifacts.
+            name: path of the file among the artifacts.
         """
 
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
-        """Log which data set the run used; no data is read.
+        """Log which data set the run uses. The data themselves are not read.
 
         Args:
             name: name of the data set.
-            digest: digest of its content.
-            source: path or URI it was read from.
-            splits: number of images by split.
+            digest: digest of the content of the data set.
+            source: path or URI of the data set.
+            splits: number of images in each split, by the name of the split.
         """
 
     def training_metrics(self) -> AbstractContextManager[ReportSink]:
-        """Log the metrics that a training reports, for the time of a block.
+        """Log the metrics that a training reports while a `with` block runs.
 
         Returns:
-            A context manager that gives a function to call with the metrics of each reported step (see `ReportSink`).
+            A context manager. It provides a function that the training calls with the metrics of each step (see `ReportSink`).
         """
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
-        """Read metrics of this run that were logged by step.
+        """Read the curves of metrics that were logged to this run step by step.
 
         Args:
             names: names of the metrics.
 
         Returns:
-            Steps and values by name; metrics that were not logged are left out.
+            The steps and the values at them, by metric. Metrics that were not logged are left out.
         """
 
     def system_metrics(self) -> AbstractContextManager[None]:
-        """Log the load of this machine (CPU, memory, disk, network, GPUs) every few seconds, for the time of a block."""
+        """Log the load of this machine (CPU, memory, disk, network, GPUs) every few seconds while a `with` block runs."""
 
     def stage(
         self,
@@ -115,33 +119,35 @@ class Run(Protocol):
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> AbstractContextManager["Run"]:
-        """Open a run below this one for a stage. An earlier run of the same name and fingerprint is resumed.
+        """Open a run for a stage, below this run of the pipeline.
+
+        If this pipeline already has a run for the stage with the same fingerprint, that run is resumed.
 
         Args:
             name: name of the stage.
-            fingerprint: identifies the stage's code, settings and inputs.
-            settings: logged as parameters.
-            title: name of the run as shown; None: the stage's name.
-            tags: further tags.
+            fingerprint: text that identifies the stage's code, settings and inputs.
+            settings: settings of the stage, logged as parameters.
+            title: name under which the tracker shows the run. None for the name of the stage.
+            tags: further tags of the run.
 
         Returns:
-            A context manager that gives the stage's run, and marks it as finished, failed or killed at the end of the block.
+            A context manager that provides the run of the stage. At its end, the run is marked as finished, failed or killed.
         """
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read metrics of stages of this pipeline that were logged by step.
+        """Read the curves of metrics that stages of this pipeline have logged step by step.
 
         Args:
-            stages: names of the stages; of each the newest finished run is read.
+            stages: names of the stages. For each, its newest finished run is read.
             names: names of the metrics.
 
         Returns:
-            Steps and values by stage and metric; what was not logged is left out.
+            The steps and the values at them, by stage and then by metric. Stages and metrics that were not logged are left out.
         """
 
 
 class Tracker(Protocol):
-    """Opens the runs of pipelines."""
+    """An experiment tracker, in which pipelines open their runs."""
 
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
@@ -149,27 +155,32 @@ class Tracker(Protocol):
         """Open the run of a pipeline.
 
         Args:
-            name: name of the run as shown.
-            settings: all settings, logged as parameters and as the artifact settings.json.
-            tags: further tags.
-            resume_run_id: run to resume, if the tracker still has it; None starts a new one.
+            name: name under which the tracker shows the run.
+            settings: all settings of the pipeline. They are logged as parameters and as the artifact settings.json.
+            tags: further tags of the run.
+            resume_run_id: id of the run to resume. None, or the id of a run that the tracker no longer has, starts a new run.
+
+        Returns:
+            A context manager that provides the run. At its end, the run is marked as finished, failed or killed.
         """
 
 
 def read_histories(
     workspace: str, store: str, run_id: str | None, stages: Iterable[str], names: Collection[str]
 ) -> dict[str, dict[str, Line]]:
-    """Read the training metrics of a finished or interrupted pipeline.
+    """Read the training curves of a pipeline run, even if the run was interrupted.
+
+    Curves in MLflow take precedence over those that runs without tracking left in the workspace.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run; read for stages that were not tracked.
+        workspace: folder or s3:// prefix of the pipeline run.
         store: URI of the MLflow store.
-        run_id: MLflow run of the pipeline; None or "" if it was not tracked, then MLflow is not imported.
-        stages: names of training stages.
-        names: metrics.
+        run_id: id of the pipeline's run in MLflow. None or "" if it was not tracked: then MLflow is not imported.
+        stages: names of the training stages.
+        names: names of the metrics.
 
     Returns:
-        Curves by stage and metric; those that are not there are left out.
+        The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
 
     Raises:
         UserError: if the MLflow store can't be read.
@@ -188,22 +199,34 @@ def read_histories(
 
 
 def _workspace_histories(workspace: str, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-    """Read the training metrics that runs without tracking left in the workspace."""
+    """Read the training curves that runs without tracking left in the workspace.
+
+    Args:
+        workspace: folder or s3:// prefix of the pipeline run.
+        stages: names of the training stages.
+        names: names of the metrics.
+
+    Returns:
+        The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
+    """
     histories = ((stage, NullRun(workspace, stage).history(names)) for stage in stages)
     return {stage: history for stage, history in histories if history}
 
 
 class NullRun:
-    """A run that logs nothing (see `Run`). Only training metrics are kept, in the workspace, for the report's curves."""
+    """A run that logs nothing, with the methods of `Run`.
+
+    Only training metrics are kept: they go to a file in the workspace, because the report draws their curves.
+    """
 
     def __init__(self, workspace: str, stage: str = "", fingerprint: str = "", run_id: str = "") -> None:
-        """Describe the run.
+        """Create the run. Nothing is written yet.
 
         Args:
             workspace: folder or s3:// prefix of the pipeline run.
-            stage: name of the stage, "" for the run of the whole pipeline.
-            fingerprint: identifies the stage's code, settings and inputs.
-            run_id: id of the tracked run that this one continues without tracking, "" if there is none.
+            stage: name of the stage. "" for the run of the whole pipeline.
+            fingerprint: text that identifies the stage's code, settings and inputs.
+            run_id: id of the tracked run that this run continues without tracking. "" if there is none.
         """
         self._workspace = workspace
         self._stage = stage
@@ -212,7 +235,7 @@ class NullRun:
 
     @property
     def run_id(self) -> str:
-        """Id of the tracked run that this one continues, or ""."""
+        """Return the id of the tracked run that this run continues without tracking, or "" if there is none."""
         return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
@@ -238,12 +261,22 @@ class NullRun:
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:
-        """Open a sink that keeps the metrics of a training in the workspace, in `curves/STAGE.jsonl`."""
+        """Keep the metrics that a training reports in the file `curves/STAGE.jsonl` of the workspace.
+
+        Metrics of an earlier training with the same fingerprint are continued, those of any other are deleted. If the workspace
+        is on S3, the file is written locally and copied there at the end.
+
+        Yields:
+            A function to call with the metrics of each training step.
+        """
         with local_folder(storage.join(self._workspace, CURVES_FOLDER)) as folder:
             yield MetricSpool((folder / f"{self._stage}.jsonl").absolute(), self._fingerprint)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
-        """Read the kept values of these metrics by step."""
+        """Read the curves of the metrics `names` from the workspace.
+
+        Returns the steps and the values at them, by metric. Metrics without values are left out.
+        """
         try:
             data = storage.read_bytes(storage.join(self._workspace, CURVES_FOLDER, f"{self._stage}.jsonl"))
         except FileNotFoundError:
@@ -263,24 +296,43 @@ class NullRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["NullRun"]:
-        """Open the run of a stage; only its name and fingerprint matter."""
+        """Open a run that logs nothing for the stage `name`.
+
+        The fingerprint marks the training metrics that are kept. The other arguments are not used.
+        """
         yield NullRun(self._workspace, name, fingerprint)
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Return the training metrics kept in the workspace."""
+        """Read the training curves of stages from the workspace.
+
+        Args:
+            stages: names of the training stages.
+            names: names of the metrics.
+
+        Returns:
+            The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
+        """
         return _workspace_histories(self._workspace, stages, names)
 
 
 class NullTracker:
-    """A tracker that logs nothing (see `Tracker`): used with `tracking.enabled false`."""
+    """A tracker that logs nothing, with the method of `Tracker`. It is used if `tracking.enabled` is false."""
 
     def __init__(self, workspace: str) -> None:
-        """Use `workspace` (folder or s3:// prefix) for the metrics of trainings."""
+        """Create the tracker.
+
+        Args:
+            workspace: folder or s3:// prefix of the pipeline run. Training metrics are kept there.
+        """
         self._workspace = workspace
 
     @contextmanager
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
     ) -> Iterator[NullRun]:
-        """Open the run of a pipeline. It keeps `resume_run_id`, so that a later run with tracking can resume that run."""
+        """Open a run that logs nothing for a pipeline.
+
+        The new run has the id `resume_run_id`, so that a later run with tracking can resume that run. The other arguments are not
+        used.
+        """
         yield NullRun(self._workspace, run_id=resume_run_id or "")

@@ -1,10 +1,10 @@
-"""Training metrics on their way to MLflow: appended to a local file, delivered by a thread.
+"""Carry training metrics to MLflow through a local file, so that training never waits for MLflow.
 
-Training reports its metrics from a process that must not wait: Ray Train calls callbacks in its controller, and retries one that
-raises without end. So `MetricSpool` only appends a line to a local file, which takes microseconds. `SpoolDelivery`, a thread of
-the driver, reads the file and sends the points to MLflow, however long that takes. Ray pins the controller to the driver's node, so
-both see the file. Only the driver talks to MLflow, so a SQLite store has one writer. The file outlives a killed driver: a resumed
-run sends the rest.
+Training reports its metrics from a process that must not wait: Ray Train calls callbacks in its controller process, and it
+repeats without end a call that raises. Therefore `MetricSpool` only appends a line to a local file (the spool), which takes
+microseconds. `SpoolDelivery` is a thread of the driver process. It reads the file and sends its points to MLflow, however long
+that takes. Ray places the controller on the driver's node, so both processes see the file. Only the driver talks to MLflow, so a
+SQLite store has only one writer. The file outlives a driver that is killed, and a resumed run sends the rest.
 """
 
 import json
@@ -24,7 +24,7 @@ from infra import storage
 logger = logging.getLogger(__name__)
 
 Line = tuple[list[int], list[float]]
-"""A curve: the steps in ascending order, and the value at each."""
+"""A curve: a list of the steps in ascending order, and a list of the values at these steps."""
 
 POLL_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
@@ -37,9 +37,9 @@ class Point:
 
     Attributes:
         key: name of the metric.
-        value: its value.
-        step: optimiser step.
-        time_ms: when it was reported, milliseconds since the epoch.
+        value: value of the metric.
+        step: optimiser step at which the value was measured.
+        time_ms: time at which it was reported, in milliseconds since the epoch.
     """
 
     key: str
@@ -49,15 +49,18 @@ class Point:
 
 
 class MetricSpool:
-    """A file of reported metrics, one JSON object a line. Call it with each report of a training; it never raises."""
+    """A local file (the spool) to which a training appends its metrics.
+
+    Training calls the object with the metrics of each step. Such a call never raises. The file has one JSON object a line.
+    """
 
     def __init__(self, file: Path, training: str | None = None) -> None:
-        """Open the spool.
+        """Create the file and its folder if they don't exist.
 
         Args:
-            file: local file, created with its folder if missing.
-            training: identifies the training, for example its fingerprint. A file written for another training is emptied first;
-                None appends to whatever is there.
+            file: path of the local file.
+            training: text that identifies the training, for example its fingerprint. It is written to the first line of the file.
+                A file with the metrics of another training is emptied. None appends to any existing file.
         """
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +69,11 @@ class MetricSpool:
             file.write_text(header + "\n")
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
-        """Append the metrics of one step.
+        """Append the metrics of one step to the file. If the file can't be written, a warning is logged.
 
         Args:
-            metrics: numbers by name, with the step as "step". Other values, and reports without a step, are ignored.
+            metrics: numbers by name, and the number of the step as "step". Values that are not numbers are ignored. If there is
+                no step, all are ignored.
         """
         step = metrics.get("step")
         values = {k: float(v) for k, v in metrics.items() if k != "step" and isinstance(v, Real) and not isinstance(v, bool)}
@@ -86,11 +90,12 @@ def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
     """Read curves from the content of a spool file.
 
     Args:
-        data: the file's bytes. A last line that is still being written is ignored.
-        names: metrics to read.
+        data: content of the file. A last line that is only half written is ignored.
+        names: names of the metrics to read.
 
     Returns:
-        A curve for each of these metrics that was reported. Steps that a resumed training repeated are in it once.
+        The curves by metric. Metrics that were not reported are left out. If a resumed training has repeated a step, the curve
+        has only its first value.
     """
     curves: dict[str, Line] = {}
     for line in data.splitlines():
@@ -105,19 +110,20 @@ def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
 
 
 class SpoolDelivery:
-    """A thread that sends the points of a spool file in order and retries while sending fails.
+    """A thread that sends the points in a spool file to MLflow, in order. If sending fails, it tries again.
 
-    A point at or before the last delivered step of its metric is dropped, so steps that a resumed training repeats are logged
-    once, and reading the file from its start again does no harm.
+    A point is dropped if its metric has already been delivered for its step or a later one. Thus a step that a resumed training
+    repeats is logged only once, and reading the file again from its start does no harm.
     """
 
     def __init__(self, file: Path, send: Callable[[Sequence[Point]], None], last_steps: Callable[[], dict[str, int]]) -> None:
         """Start the thread.
 
         Args:
-            file: the spool file; it need not exist yet.
-            send: delivers up to 500 points; raises if they were not taken.
-            last_steps: returns the last delivered step of each metric; called until it succeeds once.
+            file: path of the spool file. It need not exist yet.
+            send: function that sends up to 500 points. It raises an exception if they were not accepted.
+            last_steps: function that returns the last step delivered earlier, by metric. It is called again until it succeeds
+                once.
         """
         self.file = file
         self._send = send
@@ -130,13 +136,13 @@ class SpoolDelivery:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Send what is left and stop the thread.
+        """Send the points that are left, and stop the thread.
 
         Args:
-            timeout: longest time to wait, in seconds.
+            timeout: maximum time to wait, in seconds.
 
         Returns:
-            False if some points could not be sent in time.
+            True if all points were sent, False if some could not be sent in time.
         """
         self._closing.set()
         self._thread.join(timeout)
@@ -144,7 +150,10 @@ class SpoolDelivery:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        """Deliver until closed, with growing pauses while MLflow can't be reached."""
+        """Send new points again and again until `close` is called. The thread runs this method.
+
+        The pauses between attempts grow while MLflow can't be reached.
+        """
         pause = POLL_SECONDS
         while not self._abandoned.is_set():
             closing = self._closing.is_set()  # read before delivering, so that all that was written before close() is sent
@@ -162,7 +171,7 @@ class SpoolDelivery:
             (self._abandoned if closing else self._closing).wait(min(pause, 1.0) if closing else pause)
 
     def _deliver(self) -> None:
-        """Send the points that were appended since the last call."""
+        """Send the points that were appended to the file since the last call. Raises any exception that sending raises."""
         if self._last is None:
             self._last = self._last_steps()
         for points, end in self._read():
@@ -173,7 +182,12 @@ class SpoolDelivery:
             self._offset = end
 
     def _read(self) -> list[tuple[list[Point], int]]:
-        """Read new points in batches, each with the file offset after it. A line still being written is left for later."""
+        """Read the points that follow the delivered part of the file.
+
+        Returns:
+            Batches of points. With each batch comes the offset in the file, in bytes, at which it ends. A line that is only half
+            written is left for the next call.
+        """
         if not self.file.exists():
             return []
         batches: list[tuple[list[Point], int]] = []
@@ -192,21 +206,31 @@ class SpoolDelivery:
 
 
 def _points(line: bytes) -> Iterable[Point]:
-    """Parse one line of a spool file; the header line holds no points."""
+    """Parse one line of a spool file.
+
+    Args:
+        line: the line, a JSON object.
+
+    Returns:
+        A point for each metric in the line. The first line of a file may be a header, which has none.
+
+    Raises:
+        ValueError: if the line is not JSON.
+    """
     record = json.loads(line)
     return [Point(k, v, record["step"], record["time_ms"]) for k, v in record.get("values", {}).items()]
 
 
 @contextmanager
 def local_folder(uri: str | None) -> Iterator[Path]:
-    """Provide a local folder for spool files.
+    """Provide a local folder for spool files while a `with` block runs.
 
     Args:
-        uri: folder where the files are kept; on S3 a temporary copy of it is used, and copied back at the end. None: a temporary
-            folder.
+        uri: folder in which to keep the files. If it is on S3, its content is copied to a temporary folder first, and copied back
+            at the end. None for a temporary folder that is not kept.
 
     Yields:
-        The local folder.
+        Path of the local folder.
     """
     if uri is not None and not storage.is_s3(uri):
         yield Path(uri)

@@ -1,7 +1,7 @@
-"""MLflow runs: one for a pipeline and one below it for each stage. Only the driver's process logs.
+"""Log to MLflow: one run for a pipeline, and below it one run for each of its stages. Only the driver process logs.
 
 Nothing here uses MLflow's global state (active run, current store), so threads and several stores can be used side by side. User
-names, passwords and queries of URIs are removed from what is logged.
+names, passwords and queries of URIs are removed from everything that is logged.
 """
 
 import getpass
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_PARAM = 500
-"""Longest parameter in characters that every MLflow server accepts. The artifact settings.json has the whole value."""
+"""Number of characters of a parameter that every MLflow server accepts. The artifact settings.json has the whole value."""
 _MAX_TAG = 5000
 _ITEMS_PER_REQUEST = 100  # parameters or tags
 _POINTS_PER_REQUEST = 500  # metrics
@@ -44,11 +44,11 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
     """Flatten nested settings to MLflow parameters.
 
     Args:
-        settings: nested settings.
-        prefix: put before every name.
+        settings: settings by name, which may be nested.
+        prefix: text to put before every name.
 
     Returns:
-        Values as text by dotted name, without secrets, at most `MAX_PARAM` characters; None values are left out.
+        Values as text by dotted name, without secrets and cut to `MAX_PARAM` characters. Settings that are None are left out.
     """
     params: dict[str, str] = {}
     for key, value in settings.items():
@@ -62,7 +62,10 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
 
 
 def code_tags(version: str) -> dict[str, str]:
-    """Return tags for a `code_version`: `code`, and for a commit those by which MLflow's pages show it."""
+    """Return the tags that say which code a run uses.
+
+    `version` is the result of `code_version`. For a git commit there are also tags from which MLflow's pages show it.
+    """
     commit = version.removesuffix("+")
     if len(commit) < 40:  # a package version, not a commit
         return {"code": version}
@@ -71,37 +74,34 @@ def code_tags(version: str) -> dict[str, str]:
 
 
 def _valid_name(name: str) -> str:
-    """Replace the characters that MLflow does not allow in names."""
+    """Replace the characters that MLflow does not allow in names by "_", and cut the name to 250 characters."""
     return re.sub(r"[^\w\-. /]", "_", name)[:250]
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Split a sequence into pieces of at most `size`."""
+    """Split a sequence into pieces of at most `size` items, and yield them in order."""
     for i in range(0, len(items), size):
         yield items[i : i + size]
 
 
 class MlflowRun:
-    """An MLflow run that is being logged (see `interface.Run`).
-
-    The methods raise UserError if the store does not accept what they log.
-    """
+    """An MLflow run that is being logged (see `interface.Run`). Methods raise UserError if the store does not accept the data."""
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
-        """Wrap the run `run_id` of the tracker's store."""
+        """Wrap the existing run `run_id` of the tracker's store."""
         self.tracker = tracker
         self._run_id = run_id
         self._client = tracker.client
 
     @property
     def run_id(self) -> str:
-        """Id of the run in MLflow."""
+        """Return the id of the run in MLflow."""
         return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings as parameters.
+        """Log nested settings as parameters with dotted names.
 
-        A parameter that was logged with another value before the run was resumed becomes a tag `changed.NAME`.
+        MLflow can't change a parameter. If a resumed run has another value for one, the new value becomes the tag `changed.NAME`.
         """
         from mlflow.entities import Param
 
@@ -114,7 +114,7 @@ class MlflowRun:
         self.set_tags({f"changed.{name}": value for name, value in params.items() if known.get(name, value) != value})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, as text without secrets, cut at 5,000 characters."""
+        """Set tags of the run. Their values are stored as text without secrets, cut to 5,000 characters."""
         from mlflow.entities import RunTag
 
         entities = [RunTag(_valid_name(name), without_secrets(str(value))[:_MAX_TAG]) for name, value in tags.items()]
@@ -123,11 +123,11 @@ class MlflowRun:
                 self._client.log_batch(self.run_id, tags=chunk)
 
     def describe(self, text: str) -> None:
-        """Set the run's description, Markdown."""
+        """Set the description of the run to `text` (Markdown), in place of the earlier description."""
         self.set_tags({NOTE: text})
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step; None values are skipped."""
+        """Log the values of metrics, by name, at one step. Values that are None are skipped."""
         now = time.time_ns() // 1_000_000
         points = [Point(name, float(value), step, now) for name, value in metrics.items() if value is not None]
         with self.tracker.errors_as_messages():
@@ -135,11 +135,11 @@ class MlflowRun:
                 self._send(chunk)
 
     def log_dict(self, value: Any, name: str) -> None:
-        """Log a JSON-like value, without secrets, as the artifact `name`."""
+        """Log a JSON-like value, without its secrets, as a JSON file at the path `name` among the run's artifacts."""
         self.log_bytes((json.dumps(redacted(value), indent=1) + "\n").encode(), name)
 
     def log_bytes(self, data: bytes, name: str) -> None:
-        """Log the content of a file, such as a PNG, as the artifact `name`."""
+        """Log a file, such as a PNG, with the content `data` at the path `name` among the run's artifacts."""
         folder, _, file = name.rpartition("/")
         with tempfile.TemporaryDirectory() as temporary, self.tracker.errors_as_messages():
             path = Path(temporary, file)
@@ -147,7 +147,10 @@ class MlflowRun:
             self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
-        """Log which data set the run used (arguments as in `interface.Run`); no data is read."""
+        """Log which data set the run uses, and set the tag `data.digest`. The data themselves are not read.
+
+        The data set has the path or URI `source`, and `splits` has its number of images by split.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         kind = "s3" if storage.is_s3(source) else "http" if source.startswith("http") else "local"
@@ -164,9 +167,10 @@ class MlflowRun:
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:
-        """Open a sink whose reports become this run's metrics by step.
+        """Log the metrics that a training reports while a `with` block runs.
 
-        Metrics that MLflow has not taken yet are kept in the tracker's spool folder; a resumed run of the same id sends them.
+        Yields a function to call with the metrics of each step. The end waits up to 120 s (10 s after an error) for MLflow to
+        take the last metrics. The rest stays in the spool folder, and a resumed run sends it.
         """
         with local_folder(self.tracker.spool_uri) as folder:
             spool = MetricSpool(folder.resolve() / f"{self.run_id}.jsonl")
@@ -180,12 +184,12 @@ class MlflowRun:
                     logger.warning("MLflow did not take the last metrics of %s; they are kept in %s", self.run_id, spool.file)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
-        """Read the logged values of these metrics by step."""
+        """Read the curves of the metrics `names`: the steps and the values at them, by metric."""
         with self.tracker.errors_as_messages():
             return run_history(self._client, self.run_id, names)
 
     def system_metrics(self) -> AbstractContextManager[None]:
-        """Log how busy this machine is for the time of a block."""
+        """Log the load of this machine every few seconds while a `with` block runs."""
         return system_metrics_logged(self)
 
     @contextmanager
@@ -197,7 +201,10 @@ class MlflowRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["MlflowRun"]:
-        """Open the child run of a stage (arguments as in `interface.Run`). An existing one of this fingerprint is resumed."""
+        """Open a run for a stage, below this run. An existing run of the same stage and fingerprint is resumed.
+
+        It is shown as `title`, or as `name` if that is None. The settings are logged as parameters.
+        """
         with self.tracker.errors_as_messages():
             found = self._client.search_runs(
                 [self.tracker.experiment_id],
@@ -210,33 +217,33 @@ class MlflowRun:
             yield run
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read `history` of the newest finished run of each stage; stages without one are left out."""
+        """Read the curves of the metrics `names` from each stage's newest finished run, by stage and then by metric."""
         with self.tracker.errors_as_messages():
             return stage_histories(self._client, self.run_id, stages, names)
 
     def _send(self, points: Sequence[Point]) -> None:
-        """Log points; raises whatever MLflow raises."""
+        """Send points to MLflow as metrics of this run. Raises any exception that MLflow raises."""
         from mlflow.entities import Metric
 
         metrics = [Metric(_valid_name(point.key), point.value, point.time_ms, point.step) for point in points]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def _last_steps(self) -> dict[str, int]:
-        """Return the last logged step of every metric."""
+        """Return the last logged step of each metric of this run, by metric."""
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: max(m.step for m in self._client.get_metric_history(self.run_id, key)) for key in keys}
 
 
 class MlflowTracker:
-    """The runs of one experiment (see `interface.Tracker`)."""
+    """An experiment in an MLflow store, in which pipelines open their runs (see `interface.Tracker`)."""
 
     def __init__(self, uri: str, experiment: str, spool_uri: str | None = None) -> None:
-        """Open the store, and create the experiment if it is new.
+        """Open the store, and create the experiment if it does not exist.
 
         Args:
             uri: URI of the MLflow store.
             experiment: name of the experiment.
-            spool_uri: folder (local or s3://) for metrics that MLflow has not taken yet; None: a temporary folder.
+            spool_uri: folder, local or s3://, for metrics that MLflow has not taken yet. None for a temporary folder.
 
         Raises:
             UserError: if the store can't be used, or the experiment was deleted.
@@ -251,7 +258,7 @@ class MlflowTracker:
             self.experiment_id = self._experiment(experiment)
 
     def _experiment(self, name: str) -> str:
-        """Return the id of the experiment; a new one is created and described."""
+        """Return the id of the experiment `name`. It is created if it is new. UserError is raised if it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             # A server chooses where artifacts are kept. With SQLite MLflow's own default would be the current directory.
@@ -269,7 +276,7 @@ class MlflowTracker:
 
     @contextmanager
     def errors_as_messages(self) -> Iterator[None]:
-        """Turn errors of MLflow in this block into a UserError of one sentence."""
+        """Turn exceptions of MLflow in a `with` block into a UserError with a message of one sentence."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -281,14 +288,17 @@ class MlflowTracker:
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
     ) -> Iterator[MlflowRun]:
-        """Open the run of a pipeline (arguments as in `interface.Tracker`)."""
+        """Open a run for a pipeline. The run `resume_run_id` is resumed if this experiment still has it.
+
+        A new run gets the name `name`. The settings are logged as parameters and as the artifact settings.json.
+        """
         with self.running(name, self._existing(resume_run_id), tags or {}) as run:
             run.log_params(settings)
             run.log_dict(settings, "settings.json")
             yield run
 
     def _existing(self, run_id: str | None) -> str | None:
-        """Return `run_id` if this experiment has that run and it was not deleted, else None."""
+        """Return `run_id` if this experiment has a run with this id that was not deleted, else None."""
         from mlflow.exceptions import MlflowException
 
         if not run_id:
@@ -301,17 +311,17 @@ class MlflowTracker:
 
     @contextmanager
     def running(self, name: str, run_id: str | None, tags: Mapping[str, Any]) -> Iterator[MlflowRun]:
-        """Keep a run open for the time of a block.
+        """Keep a run open while a `with` block runs, and set its status at the end.
 
-        It ends as FINISHED; as FAILED by an exception; as KILLED by an interruption (`Interrupted`, Ctrl-C, SystemExit).
+        The status is then KILLED (`Interrupted`, Ctrl-C, SystemExit), FAILED (any other exception) or FINISHED (no exception).
 
         Args:
-            name: name of a new run.
-            run_id: existing run to resume, or None for a new one.
-            tags: tags to set, beside those that say which code, command and user started it.
+            name: name of the run if it is new.
+            run_id: id of an existing run to resume. None to create a run.
+            tags: tags to set. Tags that name the code, the command and the user are added.
 
         Yields:
-            The run object.
+            The run.
         """
         origin = {**code_tags(code_version()), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
         with suppress(OSError, KeyError):  # the user of a container may have no name

@@ -1,4 +1,8 @@
-"""Decides whether a newly trained model (the challenger) replaces the current one (the champion), and records that."""
+"""Decide whether a newly trained model replaces the current one, and record the decision in the model registry.
+
+The registry has two aliases: the champion is the version in use, and the challenger is the newest version that a pipeline
+registered.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +17,19 @@ if TYPE_CHECKING:
     from deconvnet.tracking.mlflow_runs import MlflowRun
 
 PROMOTED, REJECTED = "promoted", "not promoted"
-"""Values of the tag `verdict` of a version."""
+"""Values of the tag `verdict`, which a version gets once it has been compared with the champion."""
 DECISIVE_RESULT = "edeconvnet_crf"
-"""The result that is compared: what the registered model predicts."""
+"""Name of the one of the five results by which two models are compared. It measures what the registered model predicts."""
 _ROUNDING = 1e-9  # 0.55 - 0.5 must count as a rise of 0.05
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a challenger is promoted.
+    """A decision whether the challenger becomes the champion.
 
     Attributes:
-        promoted: True if it becomes the champion.
-        reason: why, or why not, as a sentence for the user.
+        promoted: True if the challenger becomes the champion.
+        reason: sentence for the user that says why, or why not.
     """
 
     promoted: bool
@@ -33,19 +37,20 @@ class Decision:
 
 
 def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: float, max_class_drop: float) -> Decision:
-    """Compare two models by their results on the same images.
+    """Decide whether a challenger is better than the champion, by their results on the same images.
 
     Args:
-        champion: the content of the champion's results.json.
-        challenger: the same of the challenger.
-        margin: least rise of mean IoU that promotes, 0 to 1; an equal mean IoU never does.
-        max_class_drop: largest fall of the IoU of a class that is accepted, 0 to 1. Classes without an IoU in either are ignored.
+        champion: content of the champion's results.json.
+        challenger: content of the challenger's results.json.
+        margin: rise of mean IoU that is needed for a promotion, 0 to 1. An equal mean IoU is never enough, even with 0.
+        max_class_drop: largest fall of a class's IoU that is accepted, 0 to 1. A class without an IoU in one of the results is
+            ignored.
 
     Returns:
-        The decision.
+        The decision, with its reason.
 
     Raises:
-        ValueError: if the results are not of the same number of images and the same classes.
+        ValueError: if the two results are for different classes or different numbers of images.
     """
     if any(champion[name] != challenger[name] for name in ("classes", "images")):
         raise ValueError("results on different images or classes can't be compared")
@@ -69,24 +74,25 @@ def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: 
 
 
 def _percent(fraction: float | None) -> str:
-    """Format a fraction in per cent, None as –."""
+    """Format a fraction in per cent with one decimal. None becomes "–"."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def _points(fraction: float) -> str:
-    """Format a difference of fractions in percentage points."""
+    """Format a difference of two fractions in percentage points with one decimal."""
     return f"{100 * fraction:.1f} points"
 
 
 def version_to_beat(tracking_uri: str, name: str) -> int | None:
-    """Find the version that a challenger is compared with.
+    """Find the registered version with which the next challenger is to be compared.
 
     Args:
         tracking_uri: URI of the MLflow store.
         name: name of the registered model.
 
     Returns:
-        The champion; without one, the challenger of an earlier pipeline run unless it was rejected; None if there is neither.
+        The version number of the champion. If there is no champion, the number of the challenger from an earlier pipeline run,
+        unless it was rejected. None if there is neither.
 
     Raises:
         UserError: if the registry does not answer.
@@ -100,15 +106,15 @@ def version_to_beat(tracking_uri: str, name: str) -> int | None:
 
 
 def set_champion(tracking_uri: str, name: str, version: int) -> None:
-    """Make a version the champion, without a comparison.
+    """Make a version of a registered model the champion, without comparing it.
 
     Args:
         tracking_uri: URI of the MLflow store.
         name: name of the registered model.
-        version: its version number.
+        version: number of the version.
 
     Raises:
-        UserError: if the registry refuses.
+        UserError: if the registry does not answer or does not have this version.
     """
     with registry_client(tracking_uri, name) as client:
         client.set_registered_model_alias(name, CHAMPION, str(version))
@@ -116,22 +122,25 @@ def set_champion(tracking_uri: str, name: str, version: int) -> None:
 
 
 def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, decision: Decision) -> int:
-    """Record a decision and set the alias `champion` accordingly. Repeating the call changes nothing.
+    """Record a decision in the registry, and set the alias `champion` accordingly. A second call changes nothing.
 
-    If another version became champion since the comparison was begun, it stays: the challenger was not compared with it.
+    The challenger is not promoted if a third version has become the champion in the meantime, because it was not compared with
+    that one.
 
     Args:
-        run: run that gets the decision as tags `verdict…`; the challenger's version gets them too.
+        run: run that gets tags with the decision. The challenger's version in the registry gets the same tags, and a sentence in
+            its description.
         name: name of the registered model.
-        challenger: version that was compared.
-        champion: version it was compared with; None if there was none, then the challenger becomes champion.
-        decision: the outcome of the comparison.
+        challenger: number of the version that was compared.
+        champion: number of the version with which it was compared. None if there was none: then the challenger becomes the
+            champion.
+        decision: result of the comparison.
 
     Returns:
-        The version that is champion afterwards.
+        The number of the version that is the champion afterwards.
 
     Raises:
-        UserError: if the registry refuses.
+        UserError: if the registry does not accept the changes.
     """
     client = run.tracker.client
     current = aliases(run.tracker.uri, name).get(CHAMPION)

@@ -1,6 +1,7 @@
-"""The code of the registered model: MLflow runs this file when it loads the model ("models from code").
+"""The registered model as MLflow sees it: MLflow runs this file when it loads the model ("models from code").
 
-The file is copied into the model beside `code/` (deconvnet, proposals, infra), and needs neither Ray nor this project installed.
+Registering the model copies this file into it, together with the packages deconvnet, proposals and infra in the folder `code`.
+Therefore a machine that loads the model needs neither Ray nor an installation of this project.
 """
 
 import base64
@@ -13,13 +14,15 @@ from mlflow.pyfunc import PythonModel
 
 
 class Ensemble(PythonModel):
-    """EDeconvNet+CRF with its box proposals: predicts the mask of encoded images."""
+    """A model that predicts the masks of encoded images: EDeconvNet+CRF with its own box proposals."""
 
     def load_context(self, context: Any) -> None:
-        """Load both networks from the model's artifact `ensemble`, a folder with deconvnet/, fcn8s/ and options.json.
+        """Load the networks from the model's artifact `ensemble`, to the GPU if there is one.
+
+        This artifact is a folder with deconvnet/, fcn8s/ and options.json.
 
         Args:
-            context: MLflow's context of the model, with the paths of its artifacts.
+            context: context that MLflow passes. It has the paths of the model's artifacts.
         """
         import torch
 
@@ -29,22 +32,30 @@ class Ensemble(PythonModel):
         self.ensemble = SavedEnsemble(context.artifacts["ensemble"], device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Predict a mask for every image.
+        """Predict a mask for each image. An image that can't be used does not stop the others.
 
         Args:
             context: not used.
-            model_input: frame with a column `image`: the bytes of an image file, or the same as base64 text.
+            model_input: frame with a column `image`. Each value is the content of an image file, as bytes or as base64 text.
             params: not used.
 
         Returns:
-            Frame with the same index. `mask`: bytes of a paletted PNG of class ids (VOC's colours) in the image's displayed size,
-            or None; `error`: None, or why there is no mask.
+            A frame with the index of `model_input` and two columns. `mask` is a paletted PNG of class ids with VOC's colours, as
+            bytes, or None. It has the size of the image after its EXIF orientation is applied. `error` is None, or the reason why
+            there is no mask.
         """
         predictions = [self._predict(value) for value in model_input["image"]]
         return pd.DataFrame(predictions, columns=["mask", "error"], index=model_input.index, dtype=object)
 
     def _predict(self, value: Any) -> tuple[bytes | None, str | None]:
-        """Predict the mask of one image; returns the PNG, or None and the reason."""
+        """Predict the mask of one image.
+
+        Args:
+            value: content of an image file, as bytes or as base64 text.
+
+        Returns:
+            The mask as PNG and None. If the image can't be used, None and the reason.
+        """
         from deconvnet.datasets.palette import VOC_PALETTE
         from infra.errors import BadInput
         from proposals.image_codec import encode_mask
@@ -56,7 +67,14 @@ class Ensemble(PythonModel):
 
 
 def _image_bytes(value: Any) -> bytes:
-    """Return the bytes of an image given as bytes or base64 text; raise BadInput for anything else."""
+    """Return the content of an image file that is given as bytes or as base64 text.
+
+    Args:
+        value: the bytes, or text in base64 with or without line breaks.
+
+    Raises:
+        BadInput: if the value is neither.
+    """
     from infra.errors import BadInput
 
     if isinstance(value, str):

@@ -1,4 +1,7 @@
-"""Registers an ensemble in MLflow as a pyfunc model with its weights, its options and the code it needs. Nothing is pickled."""
+"""Register an ensemble as a model in MLflow, with its weights, its options and the code that it needs.
+
+The model has MLflow's pyfunc flavour, so MLflow can load it as a Python function. Nothing in it is pickled.
+"""
 
 import importlib.metadata
 import re
@@ -24,23 +27,23 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("deconvnet", "proposals", "infra")
-"""Packages whose code goes into the model."""
+"""Packages of this project whose code is copied into the model."""
 _OPENCV = "opencv-contrib-python-headless"
 DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safetensors", "scipy", "torch")
-"""What this code needs installed."""
+"""Third-party packages that the copied code needs, named as in PyPI."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a registered model consists of.
+    """The parts and options of an ensemble that is to be registered.
 
     Attributes:
         deconvnet_uri: model folder of the DeconvNet, local or s3:// (see `models.checkpoint.save_model`).
-        fcn8s_uri: model folder of the FCN-8s.
-        classes: class names by id; the first is background.
-        proposals: keyword arguments of `proposals.edge_boxes`. The edge forest they name is copied into the model.
+        fcn8s_uri: model folder of the FCN-8s, local or s3://.
+        classes: class names in the order of their ids. The first is the background.
+        proposals: keyword arguments of `proposals.edge_boxes`. The edge forest that they name is copied into the model.
         segment: fields of `inference.predictor.PredictorOptions`.
-        max_pixels: larger images are refused.
+        max_pixels: largest image that the model accepts, in pixels.
     """
 
     deconvnet_uri: str
@@ -52,20 +55,20 @@ class Ensemble:
 
 
 def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[str, Any], alias: str = CHALLENGER) -> int:
-    """Register an ensemble as a new version of a registered model, and point an alias at it.
+    """Register an ensemble as a new version of a registered model, and point an alias at this version.
 
     Args:
-        run: run that the version belongs to.
-        name: name of the registered model; created if new.
+        run: run that the version belongs to. It gets tags with the results, the name and the version.
+        name: name of the registered model, which is created if it does not exist.
         ensemble: the networks and their options.
-        results: the content of a results.json; its numbers become tags of the version and of the run.
-        alias: alias of the new version.
+        results: content of a results.json. Its numbers become tags of the version, too.
+        alias: alias to point at the new version.
 
     Returns:
-        The number of the version.
+        The number of the new version.
 
     Raises:
-        UserError: if a file is missing or the store refuses.
+        UserError: if a file of the ensemble is missing, or the MLflow store does not accept the model.
     """
     client = run.tracker.client
     tags = {f"{metric}.{row}": f"{value:.4f}" for row, metric, value in _numbers(results)}
@@ -100,9 +103,12 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
 
 
 def requirements() -> list[str]:
-    """Return what the model needs installed, with this project's version ranges.
+    """Return the pip requirements of the registered model, with the version ranges of this project.
 
-    They are read from the installed package, or from pyproject.toml if the project is not installed.
+    The ranges come from the installed package, or from pyproject.toml if the package is not installed.
+
+    Returns:
+        One requirement for each name in `DISTRIBUTIONS`.
     """
     try:
         entries = importlib.metadata.requires("deconvnet") or []
@@ -113,7 +119,14 @@ def requirements() -> list[str]:
 
 
 def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Return the results as (row, metric, value), without those that were not measured."""
+    """List the measured results as tuples.
+
+    Args:
+        results: content of a results.json.
+
+    Returns:
+        Tuples of the result's name (such as "fcn8s"), the metric ("mean_iou" or "pixel_accuracy") and the value, 0 to 1.
+    """
     return [
         (name, metric, row[metric])
         for name, row in results["rows"].items()
@@ -123,7 +136,13 @@ def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 
 
 def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
-    """Write both networks, the edge forest and options.json to a folder; `edge_model` in the options is a file name in it."""
+    """Write an ensemble to a folder: both networks, the edge forest if there is one, and options.json.
+
+    Args:
+        folder: folder to write to.
+        ensemble: the networks and their options. In options.json, `edge_model` names the copied forest by its file name in the
+            folder.
+    """
     storage.copy_tree(ensemble.deconvnet_uri, str(folder / "deconvnet"))
     storage.copy_tree(ensemble.fcn8s_uri, str(folder / "fcn8s"))
     proposals = dict(ensemble.proposals)
@@ -142,7 +161,7 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
 
 
 def _copy_code(folder: Path) -> None:
-    """Copy the Python files of this project's packages."""
+    """Copy the Python files of the packages in `PACKAGES` to a folder."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             target = folder / file.relative_to(ROOT)
@@ -151,7 +170,16 @@ def _copy_code(folder: Path) -> None:
 
 
 def _save_model(folder: Path, artifact: Path, code: list[str], classes: Sequence[str], run_id: str, model_id: str) -> None:
-    """Write the model as MLflow's pyfunc flavour."""
+    """Write the model to a local folder, in the layout of MLflow's pyfunc flavour.
+
+    Args:
+        folder: folder to write to. It must not exist.
+        artifact: folder with the ensemble, as written by `_write_ensemble`.
+        code: folders of the packages to copy into the model.
+        classes: class names in the order of their ids, stored as metadata.
+        run_id: id of the MLflow run that the model belongs to.
+        model_id: id of the logged model in MLflow.
+    """
     import mlflow.pyfunc
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.models import Model, ModelSignature
@@ -175,7 +203,7 @@ def _save_model(folder: Path, artifact: Path, code: list[str], classes: Sequence
 
 
 def _create_registered_model(client: Any, name: str) -> None:
-    """Create the registered model if it does not exist."""
+    """Create the registered model `name`, unless it exists already."""
     from mlflow.exceptions import MlflowException
 
     try:

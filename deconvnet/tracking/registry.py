@@ -1,4 +1,4 @@
-"""MLflow's model registry: find a version of a registered model, fetch its files, read its aliases, update its description."""
+"""Read and write MLflow's model registry: find a version of a model, download it, and update the model's description."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases: the version in use, and the newest one that a pipeline registered."""
+"""Names of two aliases. The champion is the version in use, the challenger is the newest version that a pipeline registered."""
 _MAX_VERSIONS = 100  # shown in a model's description
 
 
@@ -29,8 +29,9 @@ class Version:
     Attributes:
         name: name of the registered model.
         number: version number, as text.
-        id: differs for every version that was ever registered, also in a registry that was deleted and made anew.
-        source: URI of its files.
+        id: text that is different for every version ever registered, even if a registry was deleted and its version numbers are
+            used again.
+        source: URI of the version's files.
     """
 
     name: str
@@ -41,11 +42,14 @@ class Version:
 
 @contextmanager
 def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
-    """Open the registry for a block; MLflow's errors in it become a UserError.
+    """Provide a client of the model registry while a `with` block runs. Exceptions of MLflow in the block become a UserError.
 
     Args:
         tracking_uri: URI of the MLflow store.
-        name: the registered model, for the message.
+        name: name of the registered model, for the error message.
+
+    Yields:
+        The client.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -58,15 +62,19 @@ def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
 
 
 def find(source: str, tracking_uri: str, setting: str) -> Version:
-    """Find the version that a name stands for now.
+    """Find the version of a registered model that a URI names now.
 
     Args:
-        source: models:/NAME@ALIAS or models:/NAME/VERSION.
-        tracking_uri: URI of the MLflow store; "" if tracking is switched off.
-        setting: the setting that has this value, for messages.
+        source: URI of the form models:/NAME@ALIAS or models:/NAME/VERSION.
+        tracking_uri: URI of the MLflow store. "" if tracking is switched off.
+        setting: name of the setting that has the value `source`, for the error message.
+
+    Returns:
+        The version.
 
     Raises:
-        UserError: if there is no such version; the message names what there is instead.
+        UserError: if the URI has another form, tracking is switched off, or there is no such version. In the last case the
+            message says which models or aliases there are.
     """
     path, at, alias = source.removeprefix("models:/").partition("@")
     name, _, number = (path, "", "") if at else path.partition("/")
@@ -89,15 +97,15 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
 
 
 def fetch(version: Version, tracking_uri: str, target: str) -> None:
-    """Copy the ensemble of a version (deconvnet/, fcn8s/, options.json) to a folder.
+    """Download the ensemble of a registered version to a folder: deconvnet/, fcn8s/ and options.json.
 
     Args:
         version: the version, from `find`.
         tracking_uri: URI of the MLflow store.
-        target: the folder, local or s3://.
+        target: folder to write to, local or s3://.
 
     Raises:
-        UserError: if it can't be fetched, or is not a model that `deconvnet.tracking.register` registered.
+        UserError: if the version can't be downloaded, or was not registered by `deconvnet.tracking.register`.
     """
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
@@ -126,7 +134,7 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
         name: name of the registered model.
 
     Returns:
-        Version number by alias; {} if there is no such model.
+        Version numbers by alias. {} if the registry has no such model.
 
     Raises:
         UserError: if the registry does not answer.
@@ -143,15 +151,17 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
 
 
 def update_model_description(client: "MlflowClient", name: str, store: str) -> None:
-    """Write the description of a registered model from what the registry knows. What a user wrote above it is kept.
+    """Update the generated part of a registered model's description. Text that a user wrote above it is kept.
+
+    The new text is made from the tags and aliases of the model's newest versions.
 
     Args:
         client: client of the registry.
         name: name of the registered model.
-        store: URI of the MLflow store, without secrets, shown in the description.
+        store: URI of the MLflow store without secrets, shown in the description.
 
     Raises:
-        MlflowException: if the registry refuses.
+        MlflowException: if the registry does not answer or does not accept the description.
     """
     model = client.get_registered_model(name)
     quote = '"' if "'" in name else "'"
@@ -173,12 +183,27 @@ def update_model_description(client: "MlflowClient", name: str, store: str) -> N
 
 
 def _tagged_numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
-    """Return the numbers in tags `PREFIX…`, by the rest of the name."""
+    """Return the numbers in all tags whose names begin with a prefix.
+
+    Args:
+        tags: values of a version's tags, as text by name.
+        prefix: beginning of the tags' names, such as "mean_iou.".
+
+    Returns:
+        The numbers by the rest of the tag's name.
+    """
     return {key.removeprefix(prefix): float(value) for key, value in tags.items() if key.startswith(prefix)}
 
 
 def _decision(tags: Mapping[str, str]) -> str:
-    """Say what a version's tags tell of the decision on it (see `promotion.promote`)."""
+    """Say in a sentence whether a version was promoted, and why.
+
+    Args:
+        tags: values of the version's tags, as text by name. Those of interest were written by `promotion.promote`.
+
+    Returns:
+        The sentence, or "not compared" if there are no such tags.
+    """
     if "verdict" not in tags:
         return "not compared"
     day, against = tags.get("verdict.on", ""), tags.get("verdict.against", "")
@@ -187,7 +212,16 @@ def _decision(tags: Mapping[str, str]) -> str:
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:
-    """Say what the registry has instead of a missing version, as the rest of a sentence; "" if it does not answer."""
+    """Say what the registry has in place of a version that does not exist, for an error message.
+
+    Args:
+        client: client of the registry.
+        name: name of the registered model that was searched for.
+        setting: name of the setting that named the version.
+
+    Returns:
+        The rest of a sentence, which begins with a comma. "" if the registry does not answer.
+    """
     from mlflow.exceptions import MlflowException
 
     try:

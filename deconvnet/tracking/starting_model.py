@@ -1,4 +1,7 @@
-"""The setting `init.from`: the model folder that a training starts from."""
+"""Find the trained network from which a training starts, as the setting `init.from` says.
+
+A model folder is a folder with the weights of one network and a file model.json.
+"""
 
 from deconvnet.tracking.registry import fetch, find
 from infra import storage
@@ -8,41 +11,44 @@ _FOLDERS = {
     "deconvnet": ("", "deconvnet", "models/stage2", "stage2", "artifacts/ensemble/deconvnet"),
     "fcn8s": ("", "fcn8s", "models/fcn8s", "artifacts/ensemble/fcn8s"),
 }
-"""Folders where a network of each architecture may be, below a model folder, a workspace or a registered ensemble."""
+"""Folders in which to look for each architecture, relative to a model folder, a workspace or a registered ensemble."""
 _COMPLETE = "fetched.json"  # written last into a fetched model
 
 
 def starting_model(source: str, architecture: str, tracking_uri: str, cache: str) -> str | None:
-    """Find the model folder of an architecture in what `init.from` names.
+    """Find the model folder of one architecture in the place that the setting `init.from` names.
+
+    A registered model is first copied to a cache folder, unless it is there already.
 
     Args:
-        source: a model folder, a workspace, or a registered model (models:/NAME@ALIAS or models:/NAME/VERSION).
+        source: value of the setting: a model folder, a workspace, or a registered model (models:/NAME@ALIAS or
+            models:/NAME/VERSION).
         architecture: "deconvnet" or "fcn8s".
-        tracking_uri: URI of the MLflow store; used for a registered model only.
-        cache: folder that every worker can read, local or s3://, to which a registered model is copied.
+        tracking_uri: URI of the MLflow store, used only for a registered model.
+        cache: folder, local or s3://, to which a registered model is copied. All training workers must be able to read it.
 
     Returns:
-        The model folder; None if `source` holds only the other architecture.
+        URI of the model folder. None if `source` holds only a network of the other architecture.
 
     Raises:
-        UserError: if `source` holds no model.
+        UserError: if `source` holds no network at all, or is a registered model that can't be fetched.
     """
     folder = _fetched(source, tracking_uri, cache) if source.startswith("models:") else source
     return _model_folders(folder, source).get(architecture)
 
 
 def source_key(source: str, tracking_uri: str) -> str:
-    """Identify the weights that a source holds now, for the fingerprint of a stage.
+    """Identify the weights that the setting `init.from` names now, so that a training is repeated if they have changed.
 
     Args:
-        source: as in `starting_model`.
-        tracking_uri: URI of the MLflow store; used for a registered model only.
+        source: value of the setting, as in `starting_model`.
+        tracking_uri: URI of the MLflow store, used only for a registered model.
 
     Returns:
-        The version of a registered model, else the checksums of the weights.
+        The version of a registered model. Otherwise the SHA-256 checksums of the networks' weights, separated by spaces.
 
     Raises:
-        UserError: if `source` holds no model.
+        UserError: if `source` holds no network.
     """
     if source.startswith("models:"):
         return f"{source} version {find(source, tracking_uri, 'init.from').number}"
@@ -51,7 +57,18 @@ def source_key(source: str, tracking_uri: str) -> str:
 
 
 def _model_folders(folder: str, source: str) -> dict[str, str]:
-    """Return the model folders below `folder` by architecture; raise UserError, naming `source`, if there are none."""
+    """Find the model folder of each architecture below a folder.
+
+    Args:
+        folder: URI of the folder to search.
+        source: value of the setting `init.from`, for the error message.
+
+    Returns:
+        URIs of the model folders by architecture. Architectures without one are left out.
+
+    Raises:
+        UserError: if there is no model folder at all.
+    """
     found = {architecture: model for architecture in _FOLDERS if (model := _model_folder(folder, architecture))}
     if not found:
         raise UserError(f"init.from {source} holds no model: name a model folder, a workspace, or models:/NAME@ALIAS")
@@ -59,7 +76,15 @@ def _model_folders(folder: str, source: str) -> dict[str, str]:
 
 
 def _model_folder(folder: str, architecture: str) -> str | None:
-    """Return the first folder below `folder` that holds a model of this architecture, or None."""
+    """Find a model folder of one architecture below a folder.
+
+    Args:
+        folder: URI of the folder to search.
+        architecture: "deconvnet" or "fcn8s".
+
+    Returns:
+        URI of the first model folder of this architecture, in the order of `_FOLDERS`. None if there is none.
+    """
     for name in _FOLDERS[architecture]:
         candidate = storage.join(folder, name) if name else folder
         model = storage.join(candidate, "model.json")
@@ -69,7 +94,16 @@ def _model_folder(folder: str, architecture: str) -> str | None:
 
 
 def _fetched(source: str, tracking_uri: str, cache: str) -> str:
-    """Copy a registered model to the cache, unless it is there already, and return its folder."""
+    """Copy a registered model to the cache, unless it is there already.
+
+    Args:
+        source: the registered model, as models:/NAME@ALIAS or models:/NAME/VERSION.
+        tracking_uri: URI of the MLflow store.
+        cache: folder of the cache, local or s3://.
+
+    Returns:
+        URI of the model's folder in the cache.
+    """
     version = find(source, tracking_uri, "init.from")
     target = storage.join(cache, f"{version.name}-{version.number}-{version.id}")
     complete = storage.join(target, _COMPLETE)

@@ -1,6 +1,6 @@
-"""The MLflow store: which URI is used, a check that the store answers before a run starts, and reading the curves it holds.
+"""Choose the MLflow store, check before a run starts that it answers, and read training curves from it.
 
-Importing this module imports no MLflow, but sets how quiet MLflow will be.
+Importing this module does not import MLflow, but it sets environment variables and log levels that keep MLflow quiet.
 """
 
 import logging
@@ -41,17 +41,18 @@ _SHORT_TIMEOUTS = {
 def tracking_uri(workspace: str, configured: str | None = None) -> str:
     """Choose the URI of the MLflow store.
 
-    The environment variable MLFLOW_TRACKING_URI comes first, then the setting, then a SQLite file in the workspace.
+    The environment variable MLFLOW_TRACKING_URI comes first, then the setting `tracking.uri`. If neither is given, the store is a
+    SQLite file in the workspace.
 
     Args:
         workspace: folder or s3:// prefix of the pipeline run.
-        configured: the setting `tracking.uri`, or None.
+        configured: value of the setting `tracking.uri`, or None.
 
     Returns:
-        The URI; relative paths in it are made absolute.
+        The URI. A relative path in it is made absolute.
 
     Raises:
-        UserError: if the workspace is on S3 and no server is named (SQLite needs a local disk).
+        UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
     if not uri:
@@ -67,15 +68,17 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the absolute path of the database file of a `sqlite:///` URI, or None for any other URI."""
+    """Return the absolute path of the database file that a `sqlite:///` URI names, or None for any other URI."""
     return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
 
 
 def check_store(uri: str) -> None:
-    """Check that the MLflow store answers, within 15 seconds. Creates the folder of a SQLite file.
+    """Check that the MLflow store answers. A server must do so within 12 seconds.
+
+    If the store is a SQLite file, its folder and the database are created.
 
     Args:
-        uri: URI of the store, as `tracking_uri` returns it.
+        uri: URI of the store, from `tracking_uri`.
 
     Raises:
         UserError: if the store can't be used.
@@ -89,7 +92,7 @@ def check_store(uri: str) -> None:
     failed: list[Exception] = []
 
     def query() -> None:
-        """Ask the store for one experiment."""
+        """Ask the store for one experiment. An exception is appended to `failed`."""
         from mlflow import MlflowClient
 
         try:
@@ -114,14 +117,14 @@ def model_store(workspace: str | None, uri: str | None) -> str:
     """Choose the MLflow store in which a model is registered, and check that it answers.
 
     Args:
-        workspace: folder or s3:// prefix of the pipeline run that registered the model, or None.
-        uri: the setting `tracking.uri`, or None.
+        workspace: folder or s3:// prefix of the pipeline run that registered the model. None if it is not given.
+        uri: value of the setting `tracking.uri`, or None.
 
     Returns:
-        URI of the store (see `tracking_uri`).
+        URI of the store, as chosen by `tracking_uri`.
 
     Raises:
-        UserError: if nothing names a store, there is none, or it can't be used.
+        UserError: if neither the arguments nor MLFLOW_TRACKING_URI name a store, or it does not exist or does not answer.
     """
     if not (workspace or uri or os.environ.get("MLFLOW_TRACKING_URI")):
         raise UserError(
@@ -137,7 +140,10 @@ def model_store(workspace: str | None, uri: str | None) -> str:
 
 @contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Let MLflow's HTTP calls in this block fail within seconds; by default they are retried for minutes."""
+    """Let MLflow's HTTP requests in a `with` block fail within seconds. By default, MLflow repeats them for minutes.
+
+    The timeouts are environment variables of the process. Their earlier values are restored at the end.
+    """
     before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS}
     os.environ.update(_SHORT_TIMEOUTS)
     try:
@@ -151,7 +157,7 @@ def short_timeouts() -> Iterator[None]:
 
 
 def error_summary(error: BaseException) -> str:
-    """Summarise an MLflow exception in one line without secrets, at most 300 characters."""
+    """Summarise an exception of MLflow in one line of at most 300 characters, without secrets."""
     if cause := re.search(r"Max retries exceeded.*Caused by (\w+)", str(error), re.DOTALL):
         return f"it can't be reached ({cause[1]})"
     if "disk is full" in str(error):
@@ -162,16 +168,16 @@ def error_summary(error: BaseException) -> str:
 def stage_histories(
     client: "MlflowClient", parent_run_id: str, stages: Iterable[str], names: Collection[str]
 ) -> dict[str, dict[str, Line]]:
-    """Read the metrics of a pipeline's stages by step.
+    """Read the curves of metrics that the stages of a pipeline have logged step by step.
 
     Args:
-        client: client of the store.
+        client: client of the MLflow store.
         parent_run_id: id of the pipeline's run.
-        stages: names of stages; of each the newest finished run is read.
-        names: metrics to read.
+        stages: names of the stages. For each, its newest finished run is read.
+        names: names of the metrics.
 
     Returns:
-        Curves by stage and metric; those that are not there are left out.
+        The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
 
     Raises:
         MlflowException: if the store can't be read.
@@ -191,7 +197,19 @@ def stage_histories(
 
 
 def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> dict[str, Line]:
-    """Read the metrics of one run by step (arguments as in `stage_histories`)."""
+    """Read the curves of metrics that one run has logged step by step.
+
+    Args:
+        client: client of the MLflow store.
+        run_id: id of the run.
+        names: names of the metrics.
+
+    Returns:
+        The steps and the values at them, by metric. Metrics that were not logged are left out.
+
+    Raises:
+        MlflowException: if the store can't be read.
+    """
     known = client.get_run(run_id).data.metrics
     history = {}
     for name in names:

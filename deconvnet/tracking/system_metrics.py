@@ -1,9 +1,11 @@
-"""CPU, memory, disk, network and GPU load of the driver's machine, shown by MLflow under *System metrics*.
+"""Log the load of the driver's machine: CPU, memory, disk, network and GPUs. MLflow shows it under *System metrics*.
 
-The measuring is MLflow's own (`SystemMetricsMonitor`), the thread is ours, because MLflow's thread (3.17)
-* ends at the first request that fails, so one short outage would end the metrics;
-* counts samples from 0 instead of seconds, so the points of a resumed run would mix with its earlier ones;
-* is joined without a timeout, which delays the end of a run while MLflow does not answer.
+The measuring is done by a class of MLflow (`SystemMetricsMonitor`), but in a thread of our own. MLflow's own thread (as of
+version 3.17) has three disadvantages:
+
+* It ends at the first request that fails, so one short outage would end the metrics.
+* It counts samples from 0 instead of seconds, so the points of a resumed run would mix with the earlier ones.
+* The end of a run waits for it without a timeout, so a run does not end while MLflow does not answer.
 """
 
 import logging
@@ -19,10 +21,10 @@ _STOP_SECONDS = 2.0  # how long the end of a run waits for a sample that is bein
 
 
 class LoggedRun(Protocol):
-    """The parts of an MLflow run that are needed here.
+    """The part of an MLflow run that this module needs.
 
     Attributes:
-        tracker: the tracker of the run, with its `client` and the `uri` of its store.
+        tracker: tracker of the run. It has a `client` of the MLflow store, and the store's `uri`.
     """
 
     tracker: Any
@@ -33,19 +35,20 @@ class LoggedRun(Protocol):
         ...
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step."""
+        """Log the values of metrics, by name, at one step. Values that are None are skipped."""
         ...
 
 
 @contextmanager
 def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[None]:
-    """Log the load of this machine while the block runs, as metrics `system/…` by seconds since the run began.
+    """Log the load of this machine while a `with` block runs, as metrics `system/NAME`.
 
-    A sample that MLflow does not accept is lost, and nothing is measured if psutil is missing: neither disturbs the run.
+    The step of each value is the number of seconds since the run began. Problems never disturb the run: a sample that MLflow does
+    not accept is lost, and if the load can't be measured at all, for example without psutil, the reason is logged once.
 
     Args:
-        run: the run that gets the metrics.
-        interval: seconds between samples, unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise.
+        run: run to which the metrics are logged.
+        interval: seconds between two samples. The environment variable MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL overrides it.
     """
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -68,7 +71,14 @@ def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[No
 
 
 def _sample(run: LoggedRun, monitor: Any, run_start: float, stop: threading.Event) -> None:
-    """Measure and log until `stop` is set."""
+    """Measure the load and log it again and again until `stop` is set. The background thread runs this function.
+
+    Args:
+        run: run to which the metrics are logged.
+        monitor: MLflow's `SystemMetricsMonitor`, which measures the load.
+        run_start: start of the run, in seconds since the epoch.
+        stop: event that ends the loop.
+    """
     _clear(monitor)
     while not stop.wait(monitor.sampling_interval):
         with suppress(Exception):
@@ -79,6 +89,6 @@ def _sample(run: LoggedRun, monitor: Any, run_start: float, stop: threading.Even
 
 
 def _clear(monitor: Any) -> None:
-    """Forget the samples that were already averaged."""
+    """Delete the samples of a `SystemMetricsMonitor` that have already been averaged and logged."""
     for each in monitor.monitors:
         each.clear_metrics()
