@@ -1,1 +1,1 @@
-"""Pipelines: which stages there are, in what order, and from what settings and tables each is made."""
+"""The pipelines of this project: their stages in order, and the settings and tables that each stage depends on."""

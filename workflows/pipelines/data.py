@@ -50,14 +50,14 @@ class DataPipeline(BasePipeline):
     def _prepare_stage(self) -> Stage:
         """The stage `prepare`; raises UserError if the data are not there and the stage is not complete."""
         s = self.settings
-        # Where the data are is not part of it: their files' names, sizes and times are.
+        # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
         settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
         settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.images, tables.COMMIT),)
         stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
         if self._data_absent:
             if not Stages(s.workspace, [stage]).plan()[0].complete:
-                images_table.data_fingerprint(s.data, self.data_root)  # raises UserError: there is no such folder
+                images_table.data_fingerprint(s.data, self.data_root)  # raises UserError, because there is no such folder
             logger.info(f"data.root {self.data_root} does not exist: the images of {s.workspace} are used as they are")
         return stage
 

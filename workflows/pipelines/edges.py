@@ -105,7 +105,7 @@ class EdgeTraining(BasePipeline):
         logger.info(f"  {s.forest.trees} trees of {s.forest.patches:,} patches; each takes one CPU for minutes")
         trees = self.uri("trees", fingerprint[:16])
         made = train_forest(self.samples, self.forest, options, s.seed, trees, self.executor)
-        storage.remove(self.uri("trees"))  # also those of killed runs
+        storage.remove(self.uri("trees"))  # also the trees of interrupted runs
         logger.info(f"  {made['nodes']:,} nodes, {made['bytes'] / 1e6:.1f} MB")
         self.run_of_stage.log_metrics({f"forest.{name}": value for name, value in made.items()})
         self.run_of_stage.log_bytes(storage.read_bytes(self.forest), FOREST)

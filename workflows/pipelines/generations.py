@@ -114,7 +114,7 @@ def kept(generations: list[Generation], champion: int | None, keep: int) -> set[
 
 def remove(workspace: str, name: str) -> None:
     """Delete a generation."""
-    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partly deleted one does not look complete
+    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partly deleted generation does not look complete
     storage.remove(folder(workspace, name))
 
 
