@@ -1,4 +1,4 @@
-"""What the pipelines share: stages that run by an executor, each logged as a run below the pipeline's."""
+"""The base class of the pipelines: run stages with an executor, and log each stage as a run below the pipeline's run."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,17 +22,28 @@ logger = logging.getLogger(__name__)
 
 
 class BasePipeline(Workspace):
-    """A workspace and its stages. Subclasses list the stages and may log more.
+    """A pipeline: a workspace and the stages that fill it.
+
+    Subclasses list the stages in `_stages` and may override the hooks that log.
 
     Attributes:
         stages: the stages and their state.
         executor: runs the jobs of the stages.
-        should_stop: checked before each stage and during long ones; once True, the run stops with Interrupted.
-        store: URI of the MLflow store; "" with `tracking.enabled false`.
+        should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
+            Interrupted.
+        store: URI of the MLflow store; "" if tracking is switched off.
     """
 
     def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool]) -> None:
-        """Plan the stages. Raises UserError if a file or folder that the settings name does not exist."""
+        """Open the executor and plan the stages. Nothing is run yet.
+
+        Args:
+            settings: all settings of the pipeline.
+            should_stop: see the attribute.
+
+        Raises:
+            UserError: if a file or folder that the settings name does not exist.
+        """
         super().__init__(settings.workspace)
         self._settings = settings
         self.should_stop = should_stop
@@ -44,29 +55,29 @@ class BasePipeline(Workspace):
 
     @property
     def run_of_stage(self) -> Run:
-        """The run that the present stage logs to."""
+        """Return the tracker's run of the stage that is running. It is an error to ask for it before a stage runs."""
         assert self._stage_run is not None, "only a stage that runs has one"
         return self._stage_run
 
     @property
     def run_of_pipeline(self) -> Run:
-        """The run that the stages' runs belong to."""
+        """Return the tracker's run of the pipeline. It is an error to ask for it before `run` is called."""
         assert self._parent_run is not None, "only a pipeline that runs has one"
         return self._parent_run
 
     def run(self, config: str, keep_going: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
-        """Run the stages that are not complete, logged as one run.
+        """Run the stages that are not complete, and log them to the tracker.
 
         Args:
-            config: name of the settings, for the run's name.
-            keep_going: called after each stage; False ends the run.
+            config: name of the config, which the name of the tracker's run contains.
+            keep_going: called with each stage after it; if it returns False, no further stage is run.
 
         Returns:
-            the records of the stages by name.
+            The records of the complete stages by name.
 
         Raises:
-            UserError: if the settings, the data or the cluster don't allow it.
-            Interrupted: if it was stopped; the same command resumes it.
+            UserError: if the settings, the data or the cluster do not allow the run.
+            Interrupted: if the run was stopped. The same command resumes it.
         """
         tracking = self._settings.tracking
         storage.check_writable(self.root)
@@ -78,7 +89,19 @@ class BasePipeline(Workspace):
             self._check_cluster()
 
             def run_stage(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-                """Run a stage as a run of its own below the pipeline's."""
+                """Run one stage and log it as a run below the pipeline's run.
+
+                Args:
+                    stage: the stage.
+                    fingerprint: fingerprint of the stage.
+                    run: makes the stage's outputs and returns its summary.
+
+                Returns:
+                    The summary of the stage.
+
+                Raises:
+                    Interrupted: if the pipeline is to stop.
+                """
                 if self.should_stop():
                     raise Interrupted(f"stopped before {stage.name}: the same command resumes it")
                 self._log_stage(stage, stage.title)
@@ -98,38 +121,59 @@ class BasePipeline(Workspace):
         return records
 
     def _number(self, stage: Stage) -> int:
-        """Position of a stage, from 1."""
+        """Return the position of a stage in the pipeline, from 1."""
         return self.stages.stages.index(stage) + 1
 
     def _log_stage(self, stage: Stage, text: str) -> None:
-        """Log a line about a stage."""
+        """Log a line about a stage, with its number and name."""
         logger.info(f"[{self._number(stage)}/{len(self.stages.stages)}] {stage.name}: {text}")
 
     def _stages(self) -> Sequence[Stage]:
-        """List the stages in the order in which they run."""
+        """List the stages in the order in which they run. Subclasses must override this."""
         raise NotImplementedError
 
     def _run_name(self, config: str) -> str:
-        """Name of the run in the tracker."""
+        """Return the name of the tracker's run for a config of this name. Subclasses may override this."""
         return config
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Tags of the pipeline's run and of those of its stages."""
+        """Return the tags of the tracker's runs, those of the pipeline and of its stages. Subclasses may override this.
+
+        Args:
+            config: name of the config.
+        """
         return {"config": config, "workspace": self.root}
 
     def _run_to_resume(self) -> str | None:
-        """Id of an earlier run of this workspace, or None."""
+        """Return the id of the workspace's earlier tracker run that shall be resumed, or None. Subclasses may override this."""
         return None
 
     def _check_cluster(self) -> None:
-        """Raise UserError now, rather than after hours, if the cluster can't run all stages."""
+        """Check that the cluster can run all stages, so that a run fails at once and not after hours.
+
+        Raises UserError if it cannot.
+        """
         self.executor.check()
 
     def _begin(self, config: str) -> None:
-        """Called before the first stage, with the pipeline's run open."""
+        """Do nothing. Subclasses may override this to log something before the first stage, when the pipeline's run is open.
+
+        Args:
+            config: name of the config.
+        """
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
-        """Called before each stage (summary None) and after it, with its run open."""
+        """Do nothing. Subclasses may override this to describe a stage in its tracker run, both before and after the stage.
+
+        Args:
+            name: name of the stage.
+            summary: the summary that the stage returned; None before the stage.
+        """
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Called after the last stage, with the pipeline's run open."""
+        """Do nothing. Subclasses may override this to log something after the last stage, when the pipeline's run is still open.
+
+        Args:
+            config: name of the config.
+            records: records of the stages by name.
+        """

@@ -1,4 +1,4 @@
-"""The stages that make tables: images, proposals and training crops."""
+"""The first stages of the main pipeline, which make the tables of images, proposals and training crops."""
 
 import logging
 from collections.abc import Callable
@@ -19,20 +19,27 @@ logger = logging.getLogger(__name__)
 
 
 class DataPipeline(BasePipeline):
-    """The first three stages of the pipeline: prepare, proposals, examples.
+    """A pipeline with the stages prepare, proposals and examples.
+
+    `prepare` makes the table `images` from a data set, `proposals` finds boxes that may contain objects, and `examples` cuts the
+    training crops.
 
     Attributes:
         settings: all settings.
-        previous: a complete workspace from whose tables unchanged rows are copied, or None.
+        previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables; None for
+            none.
         data_root: folder of the data set.
     """
 
     def __init__(self, settings: Settings, previous: str | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """
+        """Plan the stages.
+
         Args:
-            settings: of the pipeline.
-            previous: a complete workspace, from whose tables the rows of unchanged images are copied; None for none.
-            should_stop: checked before each stage and during long ones; once True, the run stops with Interrupted.
+            settings: settings of the pipeline.
+            previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables; None
+                for none.
+            should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
+                Interrupted.
 
         Raises:
             UserError: if a file or folder that the settings name does not exist.
@@ -44,11 +51,17 @@ class DataPipeline(BasePipeline):
 
     @property
     def dataset_name(self) -> str:
-        """What reports and MLflow call the data."""
+        """Return the name of the data set for reports: the name of its folder, or "generated" if the settings name no folder."""
         return Path(self.settings.data.root).name if self.settings.data.root else "generated"
 
     def _prepare_stage(self) -> Stage:
-        """The stage `prepare`; raises UserError if the data are not there and the stage is not complete."""
+        """Return the stage `prepare`.
+
+        If the data set's folder is missing, a workspace in which this stage is complete can still be used.
+
+        Raises:
+            UserError: if the data set's folder is missing and the stage is not complete.
+        """
         s = self.settings
         # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
         settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
@@ -63,17 +76,29 @@ class DataPipeline(BasePipeline):
 
     @property
     def _data_absent(self) -> bool:
-        """Whether the folder that `data.root` names does not exist."""
+        """Check whether the folder that `data.root` names is missing."""
         return self.settings.data.root is not None and not storage.exists(self.data_root)
 
     def _data_fingerprint(self) -> str:
-        """Identify the data; in a workspace that was copied to a machine without them, as `prepare` found them."""
+        """Compute the fingerprint of the data set from the names, sizes and times of its files.
+
+        If the data set's folder is missing, because the workspace was copied to another machine, the fingerprint that the stage
+        `prepare` recorded is returned.
+        """
         if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
             return str(record.summary.get("folder"))
         return images_table.data_fingerprint(self.settings.data, self.data_root)
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make the `images` table, and compare it with that of the previous workspace."""
+        """Make the table `images` and log the data set. If there is a previous workspace, compare the table with the one there.
+
+        Args:
+            fingerprint: fingerprint of the stage, which identifies the table.
+
+        Returns:
+            The summary of the stage: `key` (digest of the data), `counts` (images by split), the number of `rejects`, `folder`
+            (fingerprint of the data set) and, with a previous workspace, the entries that `_find_changes` returns.
+        """
         s = self.settings
         folder = images_table.data_folder(s.data, s.seed, self.data_root)
         made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
@@ -89,7 +114,15 @@ class DataPipeline(BasePipeline):
         return summary
 
     def _find_changes(self, previous: str, fingerprint: str) -> dict[str, Any]:
-        """Make the `changes` table; returns its counts and the content key of the previous images."""
+        """Make the table `changes`, which compares the images with those of the previous workspace, and log its counts.
+
+        Args:
+            previous: URI of the previous workspace.
+            fingerprint: fingerprint of the stage `prepare`, which identifies the table.
+
+        Returns:
+            A dict with `changes` (number of images by kind of change) and `since` (content key of the previous images, or None).
+        """
         changes = find_changes(self.images, storage.join(previous, "images"), self.changes, fingerprint, self.executor)
         before = read_record(previous, "prepare")
         logger.info("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
@@ -100,11 +133,12 @@ class DataPipeline(BasePipeline):
         """Find a table of the previous workspace whose rows may be copied.
 
         Args:
-            table: its name.
-            stages: the stages that it comes from; all must be complete there and have the recipes that they have here.
+            table: path of the table in a workspace, such as "examples/stage1".
+            *stages: names of the stages that the table depends on. In the previous workspace all must be complete and have been
+                run with the same code versions and settings as here.
 
         Returns:
-            the table and the changes since; None if it can't be used.
+            The table with the changes of the images since; None if there is no such table or it can't be used.
         """
         prepared = read_record(self.settings.workspace, "prepare")
         if self.previous is None or prepared is None:
@@ -119,14 +153,21 @@ class DataPipeline(BasePipeline):
         return PreviousTable(storage.join(self.previous, table), self.changes)
 
     def _proposals_stage(self) -> Stage:
-        """The stage `proposals`."""
+        """Return the stage `proposals`."""
         s = self.settings.proposals
         settings = {**as_dict(s), "edge_model": edge_model_digest(s), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.proposals, tables.COMMIT),)
         return Stage("proposals", "EdgeBox proposals", 1, settings, ("prepare",), outputs, self._proposals)
 
     def _proposals(self, fingerprint: str) -> dict[str, Any]:
-        """Make the `proposals` table and measure it on dev."""
+        """Make the table `proposals` and measure the recall of the proposals on the dev images.
+
+        Args:
+            fingerprint: fingerprint of the stage, which identifies the table.
+
+        Returns:
+            The summary of the stage: the numbers of `images` and `rejects`.
+        """
         from proposals.job import make_proposals
 
         previous = self._previous_table("proposals", "proposals")
@@ -138,11 +179,11 @@ class DataPipeline(BasePipeline):
         return {"images": made.rows, "rejects": len(made.rejects)}
 
     def measure_proposals(self, split: str, report: str = "") -> None:
-        """Measure how many annotated objects of a split the proposals find; log it, and write the report's files.
+        """Measure how many annotated objects of a split the proposals find, log the result, and write the files that report it.
 
         Args:
-            split: whose images are measured. If they have no objects, nothing is done.
-            report: folder for the files; "" for none.
+            split: name of the split. If its images have no objects, nothing is done.
+            report: folder or s3:// prefix for the files; "" to write none.
         """
         from deconvnet.reporting.proposal_report import report_proposals
 
@@ -158,14 +199,21 @@ class DataPipeline(BasePipeline):
             run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples_stage(self) -> Stage:
-        """The stage `examples`."""
+        """Return the stage `examples`."""
         s = self.settings
         settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
         outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in EXAMPLE_TABLES)
         return Stage("examples", "training crops", 1, settings, ("prepare", "proposals"), outputs, self._examples)
 
     def _examples(self, fingerprint: str) -> dict[str, Any]:
-        """Cut the training crops of both stages, and draw some of them."""
+        """Cut the training crops of both DeconvNet training stages, and draw a figure of some of them.
+
+        Args:
+            fingerprint: fingerprint of the stage, which identifies the tables.
+
+        Returns:
+            The summary of the stage: number of crops by table.
+        """
         from deconvnet.reporting import gallery
         from proposals.mining.job import mine_examples
 

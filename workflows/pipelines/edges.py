@@ -1,4 +1,4 @@
-"""The pipeline that trains an edge detector: images, their segmentations, the structured forest, and its evaluation."""
+"""The pipeline that trains an edge detector, a structured forest, on the data set's masks and on BSDS500, and evaluates it."""
 
 import logging
 from collections.abc import Mapping
@@ -20,15 +20,27 @@ logger = logging.getLogger(__name__)
 
 
 class EdgeTraining(BasePipeline):
-    """A workspace and its stages: prepare (only if masks are learned from), segments, forest, measure.
+    """The pipeline of an edge detector, with up to four stages.
+
+    `prepare` makes the table `images` (only if the data set's masks are learned from). `segments` collects images with
+    segmentations, `forest` trains the structured forest, and `measure` evaluates it.
 
     Attributes:
         settings: all settings.
-        forest: file of the forest.
+        data_root: folder of the data set.
+        samples: URI of the table of images and segmentations that the forest learns from.
+        forest: URI of the file with the trained forest.
     """
 
     def __init__(self, settings: EdgeSettings) -> None:
-        """Plan the stages. Raises UserError if the data or BSDS500 are not where the settings say."""
+        """Plan the stages.
+
+        Args:
+            settings: all settings.
+
+        Raises:
+            UserError: if the data set or BSDS500 is not where the settings say.
+        """
         self.settings = settings
         self.data_root = settings.data.root or storage.join(settings.workspace, "data")
         self.samples = storage.join(settings.workspace, "segments")
@@ -37,11 +49,11 @@ class EdgeTraining(BasePipeline):
 
     @property
     def _images_or_none(self) -> str | None:
-        """The `images` table; None if only BSDS500 is learned from."""
+        """Return the URI of the table `images`, or None if the forest learns from BSDS500 only."""
         return self.images if self.settings.masks else None
 
     def _stages(self) -> list[Stage]:
-        """List the stages in order."""
+        """List the stages in the order in which they run."""
         s = self.settings
         seed, schema = {"seed": s.seed}, {"schema": tables.SCHEMA_VERSION}
         bsds = {split: {f"bsds_{split}": _bsds_version(s.bsds, split)} for split in ("train", "val")}
@@ -66,11 +78,23 @@ class EdgeTraining(BasePipeline):
         ]
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the evaluation's numbers to the pipeline's run, too."""
+        """Log the metrics of the evaluation to the pipeline's run. The stage's own run already has them.
+
+        Args:
+            config: name of the config; not used.
+            records: records of the stages by name.
+        """
         self.run_of_pipeline.log_metrics(records["measure"].summary)
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make the `images` table."""
+        """Make the table `images`.
+
+        Args:
+            fingerprint: fingerprint of the stage, which identifies the table.
+
+        Returns:
+            The summary of the stage: `key` (digest of the data) and the number of `rejects`.
+        """
         s = self.settings
         folder = images_table.data_folder(s.data, s.seed, self.data_root)
         made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
@@ -79,7 +103,14 @@ class EdgeTraining(BasePipeline):
         return {"key": made.extra["digest"], "rejects": len(made.rejects)}
 
     def _segments(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table of images and segmentations to learn from."""
+        """Make the table of images and segmentations that the forest learns from.
+
+        Args:
+            fingerprint: fingerprint of the stage, which identifies the table.
+
+        Returns:
+            The summary of the stage: the numbers of `images` and `rejects`.
+        """
         from proposals.edges.training.job import collect_samples
 
         s = self.settings
@@ -96,7 +127,14 @@ class EdgeTraining(BasePipeline):
         return {"images": made.rows, "rejects": len(made.rejects)}
 
     def _forest(self, fingerprint: str) -> dict[str, Any]:
-        """Train the forest."""
+        """Train the forest, write its file, and log it to the tracker. Finished trees of an interrupted run are used again.
+
+        Args:
+            fingerprint: fingerprint of the stage; it names the folder that the trees are kept in until the forest is complete.
+
+        Returns:
+            The summary of the stage, with the number of `nodes` and the size of the file in `bytes`.
+        """
         from proposals.edges.training.forest import ForestOptions
         from proposals.edges.training.job import train_forest
 
@@ -112,7 +150,14 @@ class EdgeTraining(BasePipeline):
         return made
 
     def _measure(self, fingerprint: str) -> dict[str, Any]:
-        """Compare the forest with the pretrained one and with the gradient."""
+        """Compare the forest with the one that comes with the package and with the image gradient, and write the report.
+
+        Args:
+            fingerprint: fingerprint of the stage; not used.
+
+        Returns:
+            The summary of the stage: the metrics of the forest by name.
+        """
         from deconvnet.reporting.edge_report import compare_edges
 
         s = self.settings
@@ -126,14 +171,25 @@ class EdgeTraining(BasePipeline):
 
 
 def _log_rejects(made: tables.Commit) -> str:
-    """Log the first rejects of a table; returns a text with their number."""
+    """Log the first five rejected inputs of a table, and return a text with the number of all, such as "; 12 rejected"."""
     for reject in made.rejects[:5]:
         logger.info(f"  rejected: {reject.image_id}: {reject.reason}")
     return f"; {len(made.rejects):,} rejected"
 
 
 def _bsds_version(bsds: str | None, split: str) -> list[str]:
-    """Identify the files of a split of BSDS500 by names, sizes and times. Raises UserError if the folder is not BSDS500."""
+    """Identify the present files of a split of BSDS500, so that a stage is repeated when they change. They are not read.
+
+    Args:
+        bsds: folder of BSDS500; None if it is not used.
+        split: name of the split, "train" or "val".
+
+    Returns:
+        A text for each file, made from its name, size and time; empty if `bsds` is None.
+
+    Raises:
+        UserError: if the folder is not BSDS500 or is not on disk.
+    """
     if not bsds:
         return []
     if storage.is_s3(bsds):

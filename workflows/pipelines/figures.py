@@ -1,4 +1,4 @@
-"""Draw the figures of a finished workspace again, from its tables, models and report. Nothing in the workspace is changed."""
+"""Draw the figures of a workspace again, from its tables, models and report. Nothing in the workspace is changed."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -26,33 +26,36 @@ _MADE_BY = {
     "report/analysis.json": "evaluate",
     "report/mean_iou_by_image.json": "evaluate",
 }
-"""The stage that makes each file or table of a workspace."""
+"""The pipeline stage that makes each file, table or model folder of a workspace."""
 _CANDIDATES = 10  # number of images that are searched for one with several objects
 
 
 class WorkspaceFigures:
-    """Figures of a workspace and its val images. Methods raise UserError if a stage that they need has not finished."""
+    """The figures of a workspace and its val images.
+
+    All methods raise UserError if a file that they need does not exist because its pipeline stage has not run.
+    """
 
     def __init__(self, workspace: str, run_file: str, store: Callable[[], str]) -> None:
-        """Read nothing yet.
+        """Store the arguments. Nothing is read yet.
 
         Args:
-            workspace: the workspace's URI.
-            run_file: URI of the file that names the workspace's MLflow run.
-            store: returns the tracking URI of the workspace's MLflow; called only if curves are read from it.
+            workspace: URI of the workspace.
+            run_file: URI of the file with the id of the workspace's MLflow run.
+            store: returns the tracking URI of the workspace's MLflow. It is called only if training curves are read from MLflow.
         """
         self.workspace = workspace
         self._run_file, self._store = run_file, store
 
     def make(self, name: str, image_ids: Sequence[str] = ()) -> dict[str, bytes]:
-        """Draw a figure.
+        """Draw a figure. Nothing is written.
 
         Args:
-            name: one of `workflows.figures.FIGURES`.
-            image_ids: the images to show, for figures of single images; empty: chosen by their IoU.
+            name: name of the figure, one of `workflows.figures.FIGURES`.
+            image_ids: ids of the images to show, for figures of single images. If empty, images are chosen by their IoU.
 
         Returns:
-            The PNG files by name.
+            The contents of one or more PNG files by file name.
         """
         if name in ("unpooling", "instances", "comparison"):
             return self._of_images(name, image_ids)
@@ -76,7 +79,7 @@ class WorkspaceFigures:
         return {f"{name}.png": result_charts(results, self._json("report/analysis.json"))[name]}
 
     def check_images(self, image_ids: Sequence[str]) -> None:
-        """Check that the workspace has an image of each id; raises UserError if not."""
+        """Check that the workspace has an image of each id. Raises UserError if not."""
         known = {row["image_id"] for row in tables.iter_rows(self._need("images"), ["image_id"])} if image_ids else set()
         for image_id in image_ids:
             if image_id not in known:
@@ -84,7 +87,15 @@ class WorkspaceFigures:
                 raise UserError(f"--image {image_id}: {self.workspace} has no such image; its ids are like {near[0]}")
 
     def _of_images(self, name: str, image_ids: Sequence[str]) -> dict[str, bytes]:
-        """Draw a figure of single images, one file per image for all but the comparison."""
+        """Draw a figure of single images.
+
+        Args:
+            name: "comparison", "instances" or "unpooling". A comparison is one file, the others are one file per image.
+            image_ids: ids of the images to show; if empty, images are chosen by their IoU.
+
+        Returns:
+            The contents of the PNG files by file name.
+        """
         if name == "comparison" and not image_ids:
             return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
         predictor = self._predictor
@@ -103,13 +114,24 @@ class WorkspaceFigures:
         return {f"{name}_{image_id.replace('/', '_')}.png": data for image_id, data in files.items()}
 
     def _side_by_side(self, name: str, chosen: Sequence[tuple[str, str]]) -> dict[str, bytes]:
-        """Draw a comparison of images, given as pairs of a word that says why it is shown and the image's id."""
+        """Draw images beside their ground truth and their predictions.
+
+        Args:
+            name: name of the figure.
+            chosen: pairs of a word that is shown as the reason for choosing the image, and the image's id.
+
+        Returns:
+            The content of the PNG file by file name.
+        """
         known = gallery.read_samples(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
         rows = [(word, known[image_id]) for word, image_id in chosen]
         return {f"{name}.png": gallery.draw_comparison(self._predictor, rows, self._classes, self._mean_iou)}
 
     def _default_sample(self) -> gallery.Sample:
-        """An image with objects: among those with DeconvNet's highest IoU or, before the evaluation, among the first ones."""
+        """Choose an image with several annotated objects.
+
+        It is one of the images with DeconvNet's highest IoU or, if the workspace has not been evaluated, one of its first images.
+        """
         images = self._need("images")
         if self._has("report/mean_iou_by_image.json"):
             ids = gallery.best_of_deconvnet(self._mean_iou)
@@ -119,7 +141,7 @@ class WorkspaceFigures:
         return gallery.with_several_objects(known[image_id] for image_id in ids)
 
     def _recall(self) -> bytes:
-        """Measure and draw the recall of the val images' proposals."""
+        """Measure the recall of the val images' proposals in this process, and draw it as a PNG."""
         from infra.runtime.local_executor import LocalExecutor
         from proposals.job import iter_proposals
         from proposals.recall import MIN_AREA, counts_up_to
@@ -136,7 +158,7 @@ class WorkspaceFigures:
         return plots.recall_curves({"val": found})
 
     def _training_curves(self) -> dict[str, bytes]:
-        """Draw the curves that the trainings logged to MLflow or to files."""
+        """Draw the training curves, from the metrics that the training stages logged to MLflow or to files in the workspace."""
         from deconvnet.tracking.interface import read_histories
 
         run_id = storage.read_json(self._run_file)["mlflow_run_id"] if storage.exists(self._run_file) else None
@@ -148,12 +170,12 @@ class WorkspaceFigures:
 
     @cached_property
     def _mean_iou(self) -> gallery.MeanIou:
-        """Mean IoU by image and result."""
+        """Read the mean IoU of each image, by image_id and result. It is read once."""
         return self._json("report/mean_iou_by_image.json")
 
     @cached_property
     def _classes(self) -> list[str]:
-        """Class names by id, of a trained model."""
+        """Read the class names, ordered by id, from a trained model of the workspace. They are read once."""
         for stage in ("stage2", "fcn8s"):
             if self._has(f"models/{stage}/model.json"):
                 return list(self._json(f"models/{stage}/model.json")["classes"])
@@ -162,7 +184,10 @@ class WorkspaceFigures:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        """The predictor that made the report; before the evaluation, one with the default settings."""
+        """Load the networks with the options that the report was made with. If there is no report yet, use the default options.
+
+        They are loaded once, onto a GPU if there is one.
+        """
         import torch
 
         from deconvnet.inference.predictor import Predictor, PredictorOptions
@@ -175,15 +200,19 @@ class WorkspaceFigures:
         return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:
-        """The content of a JSON file of the workspace."""
+        """Return the content of a JSON file, given its path in the workspace."""
         return storage.read_json(self._need(name) if name in _MADE_BY else storage.join(self.workspace, name))
 
     def _has(self, name: str) -> bool:
-        """Whether a file exists in the workspace."""
+        """Check whether a file exists, given its path in the workspace."""
         return storage.exists(storage.join(self.workspace, name))
 
     def _need(self, name: str) -> str:
-        """The URI of a file, table or model of `_MADE_BY`; raises UserError if it does not exist."""
+        """Return the URI of a file, table or model folder, given its path in the workspace. The path must be a key of `_MADE_BY`.
+
+        Raises:
+            UserError: if it does not exist or is not complete. The message names the stage that makes it.
+        """
         proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
         if not self._has(proof):
             raise UserError(

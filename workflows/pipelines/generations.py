@@ -1,7 +1,8 @@
-"""Generations: the workspaces that retraining makes below WORKSPACE/generations, one for each run, and which of them are kept.
+"""Keep the workspaces of retraining runs. Each run is called a generation and has a folder below WORKSPACE/generations.
 
-`generation.json` is written first and holds what the generation was begun with; `finished` is set last. A folder without the file is
-what an interrupted deletion left.
+The file `generation.json` is written first and records what the generation started from. Its field `finished` is set last. A
+folder without this file is left over from an interrupted deletion. Arguments called `workspace` are the URI of the workspace that
+holds all generations.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +17,20 @@ from infra.errors import UserError
 FILE = "generation.json"
 UNCHANGED = "seen.json"
 CHECKPOINTS = ("train", "init")
-"""Folders that a finished generation no longer needs: its networks are in models/."""
+"""Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One retraining.
+    """One retraining run and its workspace.
 
     Attributes:
-        name: of its folder.
-        previous: the complete workspace that it is compared with, or None.
-        version: the registered version to beat, or None.
-        forced: whether it trains even if nothing is new.
-        finished: whether it has run to its end.
-        outcome: what it decided, once finished: "version", "champion", "promoted", "why".
+        name: name of its folder.
+        previous: URI of the complete workspace whose images are compared with the present ones; None if there is none.
+        version: registered model version that the new model has to beat; None if there is none.
+        forced: whether to train even if nothing is new.
+        finished: whether the run has come to its end.
+        outcome: its decision with the keys "version", "champion", "promoted" and "why"; None until the run is finished.
     """
 
     name: str
@@ -41,17 +42,29 @@ class Generation:
 
 
 def folder(workspace: str, name: str = "") -> str:
-    """Return the folder of a generation; without a name, that of all generations."""
+    """Return the URI of a generation's folder, or of the folder of all generations if no name is given.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        name: name of the generation, or of another file or folder there.
+    """
     return storage.join(workspace, "generations", name).rstrip("/")
 
 
 def new_name(now: datetime | None = None) -> str:
-    """Make a generation's name of the time (None: the present), in UTC. Names sort by age."""
+    """Make the name of a new generation from a time. Names sort by age.
+
+    Args:
+        now: the time in UTC; None for the present.
+
+    Returns:
+        A name such as "20260131-235959".
+    """
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def unchanged_fingerprint(workspace: str) -> str | None:
-    """Read what `mark_unchanged` wrote last; None if nothing was written."""
+    """Read the fingerprint that `mark_unchanged` wrote last. None if nothing was written."""
     try:
         return str(storage.read_json(folder(workspace, UNCHANGED)))
     except FileNotFoundError:
@@ -59,24 +72,48 @@ def unchanged_fingerprint(workspace: str) -> str | None:
 
 
 def mark_unchanged(workspace: str, fingerprint: str) -> None:
-    """Note the fingerprint of files that hold nothing new though their times differ, so that they need not be read again."""
+    """Note that files hold nothing new although their times differ. The next retraining then need not read them again.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        fingerprint: fingerprint of the stage `prepare` for these files.
+    """
     storage.write_json(folder(workspace, UNCHANGED), fingerprint)
 
 
 def write(workspace: str, generation: Generation) -> None:
-    """Write a generation's file."""
+    """Write the file `generation.json` of a generation."""
     storage.write_json(storage.join(folder(workspace, generation.name), FILE), asdict(generation))
 
 
 def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> Generation:
-    """Mark a generation as finished, with its outcome; returns it."""
+    """Mark a generation as finished, and write this to its file.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        generation: the generation.
+        outcome: its decision, with the keys "version", "champion", "promoted" and "why".
+
+    Returns:
+        The finished generation.
+    """
     done = replace(generation, finished=True, outcome=outcome)
     write(workspace, done)
     return done
 
 
 def read_all(workspace: str) -> list[Generation]:
-    """Read all generations, oldest first. Raises UserError if a file is not one of this version's."""
+    """Read all generations, finished or not.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+
+    Returns:
+        The generations, oldest first.
+
+    Raises:
+        UserError: if a `generation.json` was not written by this version of the program.
+    """
     found = []
     for name in _names(workspace):
         uri = storage.join(folder(workspace, name), FILE)
@@ -89,22 +126,22 @@ def read_all(workspace: str) -> list[Generation]:
 
 
 def _names(workspace: str) -> list[str]:
-    """List the folders of generations, complete or not."""
+    """List the names of all folders of generations, in ascending order, including leftovers of interrupted deletions."""
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
 def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
-    """Choose the generations to keep.
+    """Choose the generations to keep. Nothing is deleted.
 
     Args:
-        generations: all, oldest first.
-        champion: registered version that is the champion, or None.
-        keep: how many finished ones are kept.
+        generations: all generations, oldest first.
+        champion: registered model version that is the champion; None if there is none.
+        keep: number of finished generations to keep.
 
     Returns:
-        the names of unfinished ones, of the newest `keep` finished ones, and of the one that made the champion.
+        The names of all unfinished generations, of the newest `keep` finished ones, and of the one that trained the champion.
     """
     finished = [g for g in generations if g.finished]
     stay = [g for g in generations if not g.finished] + finished[-keep:]
@@ -113,13 +150,27 @@ def kept(generations: list[Generation], champion: int | None, keep: int) -> set[
 
 
 def remove(workspace: str, name: str) -> None:
-    """Delete a generation."""
-    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partly deleted generation does not look complete
+    """Delete a generation with its workspace.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        name: name of the generation.
+    """
+    storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partial deletion does not look complete
     storage.remove(folder(workspace, name))
 
 
 def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
-    """Delete the generations that `kept` does not name, and the training checkpoints of finished ones; returns the names deleted."""
+    """Delete old generations, and the training checkpoints of the finished generations that are kept.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        champion: registered model version that is the champion; None if there is none. Its generation is kept.
+        keep: number of finished generations to keep, see `kept`.
+
+    Returns:
+        The names of the deleted generations.
+    """
     generations = read_all(workspace)
     stay = kept(generations, champion, keep)
     gone = [name for name in _names(workspace) if name not in stay]

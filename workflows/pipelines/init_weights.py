@@ -1,4 +1,7 @@
-"""The stages that prune VGG-16's channels for networks narrower than it (`deconvnet.models.init_weights.channel_pruning`)."""
+"""The stages that prune VGG-16's channels, for networks that are narrower than VGG-16 and start from its weights.
+
+See `deconvnet.models.init_weights.channel_pruning`.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,14 +20,14 @@ PRUNING_VERSION = 1
 
 
 def pruned_weights_uri(settings: Settings, stage: str) -> str | None:
-    """Return the file of VGG-16's weights, pruned to a network's width, that a training stage starts from.
+    """Return the URI of the pruned VGG-16 weights that a training stage starts from.
 
     Args:
-        settings: of the pipeline.
-        stage: "fcn8s", "stage1" or "stage2".
+        settings: settings of the pipeline.
+        stage: name of the training stage, "fcn8s", "stage1" or "stage2".
 
     Returns:
-        the URI in the workspace; None if the stage starts from anything else.
+        The URI of a file in the workspace, which need not exist yet; None if the stage does not start from pruned weights.
     """
     pruned = architecture_of_stage(stage).needs_pruned_vgg16(settings.model)
     needed = pruned and stage != "stage2" and not settings.init.from_
@@ -32,7 +35,19 @@ def pruned_weights_uri(settings: Settings, stage: str) -> str | None:
 
 
 def vgg16_digest(uri: str) -> str:
-    """Identify a file of VGG-16's weights by its content, so that a copy is the same file. Raises UserError if there is none."""
+    """Compute the digest of a file of VGG-16's weights.
+
+    It depends on the content only, so a copy of the file has the same digest.
+
+    Args:
+        uri: path or URI of the file.
+
+    Returns:
+        The digest of the content.
+
+    Raises:
+        UserError: if there is no such file.
+    """
     try:
         return storage.content_digest(uri)
     except UserError as error:
@@ -45,18 +60,19 @@ def vgg16_digest(uri: str) -> str:
 def pruning_stages(
     settings: Settings, stage: str, table: str, table_stage: str, executor: Executor, current_run: Callable[[], "Run"]
 ) -> list[Stage]:
-    """Make the stage that writes `pruned_weights_uri` for a training stage.
+    """Make the stage that prunes VGG-16 before a training stage, if one is needed.
 
     Args:
-        settings: of the pipeline.
-        stage: the training stage.
-        table: table that the network will be trained on; VGG-16's responses to it decide which channels stay.
-        table_stage: the stage that makes `table`.
+        settings: settings of the pipeline.
+        stage: name of the training stage.
+        table: URI of the table that the network will be trained on. The channels to keep are chosen by VGG-16's responses to its
+            images.
+        table_stage: name of the stage that makes `table`.
         executor: runs the pruning.
-        current_run: returns the run that the stage logs to.
+        current_run: returns the tracker's run of the pruning stage once it runs.
 
     Returns:
-        a list of one stage, or of none if no pruned weights are needed.
+        A list with the stage, or an empty list if the training stage needs no pruned weights.
     """
     out = pruned_weights_uri(settings, stage)
     if out is None or settings.model.vgg16 is None:
@@ -64,7 +80,14 @@ def pruning_stages(
     architecture = architecture_of_stage(stage)
 
     def run(fingerprint: str) -> dict[str, Any]:
-        """Prune on one training node, and log how well each layer is reproduced."""
+        """Prune VGG-16 on one training node, write the weights, and log the R² of each pruned layer.
+
+        Args:
+            fingerprint: fingerprint of the stage; not used.
+
+        Returns:
+            The summary of the stage: R² by layer, as `r2`.
+        """
         from deconvnet.training.channel_pruning_job import PruningJob, prune_on
 
         cpus = settings.compute.cpus_per_worker

@@ -1,4 +1,8 @@
-"""Retraining: a pipeline run on the present images that starts from the champion, and replaces it if the new model is better."""
+"""Retrain the current model on the present images, and replace it if the new model is better.
+
+The current model is called the champion: it is the model version with the alias "champion" in MLflow's registry. The new model is
+called the challenger. Its training starts from the champion's weights. A generation is one retraining run and its workspace.
+"""
 
 import logging
 from collections.abc import Callable
@@ -24,21 +28,25 @@ logger = logging.getLogger(__name__)
 
 
 class Retraining(Pipeline):
-    """The pipeline of one generation, with two more stages: `champion` evaluates the champion on the same images, `verdict` decides.
+    """The pipeline of one retraining run (a generation), with two additional stages.
 
-    The generation is a workspace below that of the settings. All generations share one MLflow store, in the latter.
+    The stage `champion` evaluates the champion on the same images as the new model. The stage `verdict` compares both and
+    promotes the new model if it is better. The generation has its own workspace below the one that the settings name. All
+    generations use the same MLflow store.
 
     Attributes:
-        generation: the generation.
-        base: the workspace that holds all generations.
+        generation: the retraining run.
+        base: URI of the workspace that holds all generations.
     """
 
     def __init__(self, settings: Settings, generation: Generation, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """
+        """Plan the stages of a retraining run.
+
         Args:
-            settings: of the pipeline; `workspace` holds all generations.
-            generation: the one to run.
-            should_stop: checked before each stage and during long ones; once True, the run stops with Interrupted.
+            settings: settings of the pipeline. Their `workspace` holds all generations.
+            generation: the retraining run.
+            should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
+                Interrupted.
 
         Raises:
             UserError: if tracking is switched off, or a file or folder that the settings name does not exist.
@@ -58,7 +66,7 @@ class Retraining(Pipeline):
         super().__init__(settings.model_copy(update=changed), generation.previous, should_stop)
 
     def _stages(self) -> list[Stage]:
-        """List the pipeline's stages and two more."""
+        """List the stages of the pipeline and the two additional ones, in the order in which they run."""
         s = self.settings
         version = {"version": self.generation.version}
         limits = {"margin": s.retrain.margin, "max_class_drop": s.retrain.max_class_drop}
@@ -71,11 +79,20 @@ class Retraining(Pipeline):
 
     @property
     def _champion_results(self) -> str:
-        """File of the champion's results."""
+        """Return the URI of the JSON file with the champion's results."""
         return storage.join(self.settings.workspace, "report", "champion", "results.json")
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
-        """Evaluate the champion; its results are {} if there is none, and only its classes if they are not the data's."""
+        """Evaluate the champion on the val images and write its results to a JSON file.
+
+        The file contains {} if there is no champion, and only its classes if they differ from those of the data.
+
+        Args:
+            fingerprint: fingerprint of the stage; not used.
+
+        Returns:
+            An empty summary.
+        """
         results: dict[str, Any] = {}
         if self.generation.version is not None:
             deconvnet, fcn8s = self._champion_models(f"models:/{self.settings.tracking.model_name}/{self.generation.version}")
@@ -88,7 +105,17 @@ class Retraining(Pipeline):
         return {}
 
     def _champion_models(self, source: str) -> tuple[str, str]:
-        """Fetch the folders of a registered ensemble's DeconvNet and FCN-8s."""
+        """Fetch the networks of a registered ensemble from MLflow.
+
+        Args:
+            source: URI of the registered model, models:/NAME/VERSION.
+
+        Returns:
+            The folders of its DeconvNet and of its FCN-8s.
+
+        Raises:
+            UserError: if the registered model lacks one of the networks.
+        """
         deconvnet, fcn8s = (
             starting_model.starting_model(source, architecture, self.store, self.uri("init"))
             for architecture in ("deconvnet", "fcn8s")
@@ -98,7 +125,15 @@ class Retraining(Pipeline):
         return deconvnet, fcn8s
 
     def _decide(self, fingerprint: str) -> dict[str, Any]:
-        """Compare the new model with the champion, and promote it if it is better."""
+        """Compare the new model with the champion, promote it in MLflow's registry if it is better, and log the decision.
+
+        Args:
+            fingerprint: fingerprint of the stage; not used.
+
+        Returns:
+            The summary of the stage: `version` (of the new model), `champion` (version that is champion now), `promoted` (a bool)
+            and `why`.
+        """
         limits, name = self.settings.retrain, self.settings.tracking.model_name
         champion = storage.read_json(self._champion_results)
         challenger = storage.read_json(self.report("results.json"))
@@ -118,13 +153,20 @@ class Retraining(Pipeline):
 
 
 def next_generation(settings: Settings, forced: bool = False) -> Generation:
-    """Choose the generation to run: an unfinished one is resumed, else a new one is begun (and not yet written).
+    """Choose the generation to run: the unfinished one if there is one, else a new one. Nothing is written.
 
-    An unfinished one starts anew if another model than its own challenger has become the champion since.
+    An unfinished generation may have to beat another model now. If a model other than its own new one has become champion since
+    it began, `version` in the returned generation is that of this champion.
 
     Args:
-        settings: of the pipeline; `workspace` holds all generations.
-        forced: whether it trains even if nothing is new.
+        settings: settings of the pipeline. Their `workspace` holds all generations.
+        forced: whether to train even if nothing is new.
+
+    Returns:
+        The generation.
+
+    Raises:
+        UserError: if MLflow's registry does not answer.
     """
     every = generations.read_all(settings.workspace)
     store, name = tracking_uri(settings.workspace, settings.tracking.uri), settings.tracking.model_name
@@ -139,7 +181,16 @@ def next_generation(settings: Settings, forced: bool = False) -> Generation:
 
 
 def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
-    """Return the newest complete workspace: a generation's, else that of a pipeline run before the first; None if there is none."""
+    """Find the newest complete workspace, which a new generation is compared with.
+
+    Args:
+        settings: settings of the pipeline. Their `workspace` holds all generations.
+        every: all generations, oldest first.
+
+    Returns:
+        URI of the workspace of the newest finished generation. If there is none, URI of the workspace in the settings, provided
+        that a pipeline was run in it to its evaluation. Otherwise None.
+    """
     finished = [generation for generation in every if generation.finished]
     if finished:
         return generations.folder(settings.workspace, finished[-1].name)
@@ -147,9 +198,15 @@ def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
 
 
 def files_unchanged(pipeline: Retraining) -> bool:
-    """Check by names, sizes and times, without reading, that the data's files are those of the previous workspace.
+    """Check that the data's files are those of the previous workspace, by their names, sizes and times. No file is read.
 
-    Files that were last found to hold nothing new, although their times had changed, count as unchanged too.
+    Files also count as unchanged if the last retraining found nothing new in them although their times had changed.
+
+    Args:
+        pipeline: the pipeline of the generation.
+
+    Returns:
+        True if they are unchanged; False if they are not or there is no previous workspace.
     """
     before = read_record(pipeline.previous, "prepare") if pipeline.previous else None
     now = pipeline.stages.plan()[0].fingerprint
@@ -157,14 +214,32 @@ def files_unchanged(pipeline: Retraining) -> bool:
 
 
 def content_changed(pipeline: Retraining) -> bool:
-    """Check whether an image, a mask or a split differs from the previous workspace. The stage `prepare` must have run."""
+    """Check whether any image, mask or split differs from the previous workspace.
+
+    The stage `prepare` must have run, because it makes the comparison.
+
+    Args:
+        pipeline: the pipeline of the generation.
+
+    Returns:
+        True if something differs or there is no previous workspace.
+    """
     record = read_record(pipeline.settings.workspace, "prepare")
     changes = record.summary.get("changes") if record else None
     return changes is None or any(count for name, count in changes.items() if name != "same")
 
 
 def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
-    """Count the images that are listed now but were not before, and those that no longer are. Compares ids; nothing is read."""
+    """Count the images that were added and removed since the previous workspace.
+
+    Only their ids are compared, and no image is read.
+
+    Args:
+        pipeline: the pipeline of the generation.
+
+    Returns:
+        The number of new images and the number of images that are gone.
+    """
     s = pipeline.settings
     now = images_table.listed_image_ids(s.data, s.seed, pipeline.data_root)
     before: set[str] = set()

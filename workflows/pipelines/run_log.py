@@ -1,4 +1,4 @@
-"""What a pipeline records of its run: name, tags, metrics and descriptions in MLflow, `pipeline.json`, and the report's page."""
+"""Record a pipeline run in MLflow (name, tags, metrics, descriptions), in the file `pipeline.json` and on the report's page."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,29 +16,40 @@ from infra.runtime.stages import Record, read_record
 from workflows.settings import Settings, as_dict
 
 RUN_FILE = "pipeline.json"
-"""File of a workspace that names its MLflow run, and the settings it was last run with."""
+"""Name of a file in the workspace. It holds the id of the workspace's MLflow run and the settings of the last run."""
 
 
 def name(config: str, settings: Settings) -> str:
-    """Return the name of the run in MLflow: config, workspace and today's date."""
+    """Make the name of the run in MLflow, from the name of the config, the workspace and today's date."""
     return run_name(config, settings.workspace, f"{datetime.now(UTC):%Y-%m-%d}")
 
 
 def tags(config: str, settings: Settings) -> dict[str, str]:
-    """Return the tags to find runs by: config, workspace and, after the stage `prepare`, the digest of the data."""
+    """Make the tags by which runs can be found in MLflow.
+
+    Args:
+        config: name of the config.
+        settings: all settings.
+
+    Returns:
+        The config, the workspace and, once the stage `prepare` has run, the digest of the data.
+    """
     prepared = read_record(settings.workspace, "prepare")
     digest = {"data.digest": prepared.key} if prepared else {}
     return {"config": config, "workspace": settings.workspace, **digest}
 
 
 def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]) -> dict[str, Any]:
-    """Return the content of `RUN_FILE`.
+    """Make the content of `RUN_FILE`.
 
     Args:
-        run_id: id of the MLflow run, "" if the run is not tracked.
+        run_id: id of the MLflow run; "" if the run is not tracked.
         config: name of the config.
-        settings: all settings; they are stored without secrets.
-        stages: names of the stages in the order they run.
+        settings: all settings. Secrets in them are replaced.
+        stages: names of the stages in the order in which they run.
+
+    Returns:
+        A dict of JSON values.
     """
     return {
         "mlflow_run_id": run_id,
@@ -50,14 +61,15 @@ def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]
 
 
 def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | None]:
-    """Turn results into metrics.
+    """Turn evaluation results into metrics for MLflow.
 
     Args:
-        split: the split they were measured on, first part of the metrics' names.
+        split: name of the split that was evaluated, which begins the metrics' names.
         results: the content of a results.json.
 
     Returns:
-        Mean IoU and pixel accuracy of the five results, and the IoU of each class by EDeconvNet+CRF (None if it does not occur).
+        A dict from metric name to value: mean IoU and pixel accuracy of the five results, and the IoU of each class by
+        EDeconvNet+CRF. A value is None if it is undefined, for instance if the class does not occur.
     """
     rows = results["rows"]
     totals = {f"{split}.{metric}.{row}": rows[row][metric] for metric in ("mean_iou", "pixel_accuracy") for row in rows}
@@ -65,13 +77,13 @@ def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | 
 
 
 def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], workspace: str) -> None:
-    """Describe what a stage produced on its run.
+    """Write the description of a finished stage to its MLflow run.
 
     Args:
-        run: the stage's run.
+        run: the run of the stage.
         stage: name of the stage.
-        summary: what the stage returned.
-        workspace: folder or s3:// prefix of the pipeline run.
+        summary: the summary that the stage returned.
+        workspace: folder or s3:// prefix of the workspace.
     """
     details = ""
     if stage == "evaluate":
@@ -82,10 +94,12 @@ def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], wo
 
 
 def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapping[str, Record]) -> None:
-    """Log the results of a finished pipeline, describe it, and write its report again with all durations.
+    """Log the results of a finished pipeline to MLflow, and write the report's HTML page again with the durations of all stages.
+
+    If the stage `evaluate` has not run, only the tags are set.
 
     Args:
-        parent: the pipeline's run.
+        parent: the MLflow run of the pipeline.
         config: name of the config.
         settings: all settings.
         records: records of the stages by name.
@@ -104,10 +118,13 @@ def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapp
 
 
 def report_files(workspace: str) -> dict[str, bytes]:
-    """Render the report of what is finished in a workspace.
+    """Render the report's HTML page from the files that a workspace has so far.
+
+    Args:
+        workspace: folder or s3:// prefix of the workspace.
 
     Returns:
-        {"index.html": the page}.
+        {"index.html": content of the page}.
 
     Raises:
         UserError: if the workspace has no results yet.
@@ -116,7 +133,17 @@ def report_files(workspace: str) -> dict[str, bytes]:
 
 
 def run_summary(workspace: str) -> RunSummary:
-    """Read the summary of a workspace's run; raise UserError if it has no results yet."""
+    """Read the summary of the run in a workspace.
+
+    Args:
+        workspace: folder or s3:// prefix of the workspace.
+
+    Returns:
+        The summary for the report and for MLflow.
+
+    Raises:
+        UserError: if the workspace has no results yet.
+    """
     file = storage.join(workspace, RUN_FILE)
     run = storage.read_json(file) if storage.exists(file) else {}
     folder = workspace.rstrip("/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""The pipeline: which stages it has, what each is made from, and how each calls the package that does the work."""
+"""The main pipeline: its stages, the inputs and settings of each stage, and the calls to the packages that do the work."""
 
 import logging
 from collections.abc import Mapping
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
     from deconvnet.tracking.mlflow_runs import MlflowRun
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
-"""Settings of a training that change nothing of what is learned."""
+"""Names of training settings that do not affect the trained network, so that changing them does not repeat the training."""
 
 logger = logging.getLogger(__name__)
 
 
 class Pipeline(DataPipeline):
-    """A workspace and its stages: prepare, proposals, examples, fcn8s, stage1, stage2, evaluate, register.
+    """The main pipeline, with the stages prepare, proposals, examples, fcn8s, stage1, stage2, evaluate and register.
 
-    The first three make tables and are described in `DataPipeline`.
+    The first three stages make tables and are defined in `DataPipeline`. The next three train networks. `evaluate` measures the
+    networks and writes the report, and `register` adds the ensemble to MLflow's model registry.
     """
 
     def _run_name(self, config: str) -> str:
-        """Config, workspace and date."""
+        """Return the name of the MLflow run: the config's name, the workspace and the date."""
         return run_log.name(config, self.settings)
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Config, workspace and, once known, the digest of the data."""
+        """Return the tags of the MLflow runs: the config's name, the workspace and, once known, the digest of the data."""
         return run_log.tags(config, self.settings)
 
     def _run_to_resume(self) -> str | None:
-        """The run that an earlier run of this workspace left in its file."""
+        """Return the id of the MLflow run that is noted in the workspace, or None if there is none."""
         file = self.uri(run_log.RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def _check_cluster(self) -> None:
-        """Check that the training workers fit, too."""
+        """Check that the cluster has room for the training workers and for the other stages. Raises UserError if it does not."""
         s = self.settings
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources
@@ -56,24 +57,38 @@ class Pipeline(DataPipeline):
         super()._check_cluster()
 
     def _begin(self, config: str) -> None:
-        """Write which run the workspace belongs to, and describe that run as unfinished."""
+        """Note the id of the MLflow run in the workspace, and describe the run as unfinished.
+
+        Args:
+            config: name of the config.
+        """
         run, stages = self.run_of_pipeline, [stage.name for stage in self.stages.stages]
         storage.write_json(self.uri(run_log.RUN_FILE), run_log.run_file(run.run_id, config, self.settings, stages))
         run.describe(unfinished_run_description(config))
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
-        """Describe what the stage does and, once it has run, what came of it."""
+        """Write the description of a stage to its MLflow run: its purpose and, once it has run, its results.
+
+        Args:
+            name: name of the stage.
+            summary: the summary that the stage returned; None before the stage.
+        """
         if summary is None:
             self.run_of_stage.describe(stage_description(name))
         else:
             run_log.describe_finished_stage(self.run_of_stage, name, summary, self.root)
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the results, and write the report's page again with all durations."""
+        """Log the results to the pipeline's MLflow run, and write the report's HTML page again with the durations of all stages.
+
+        Args:
+            config: name of the config.
+            records: records of the stages by name.
+        """
         run_log.log_finished_run(self.run_of_pipeline, config, self.settings, records)
 
     def _stages(self) -> list[Stage]:
-        """List the stages in order."""
+        """List the stages in the order in which they run."""
         stages = [self._prepare_stage(), self._proposals_stage(), self._examples_stage()]
         stages += self._training_stages("fcn8s", "FCN-8s on whole images", self.images, "prepare")
         stages += self._training_stages("stage1", "DeconvNet, stage 1: objects", self.examples("stage1"), "examples")
@@ -84,7 +99,17 @@ class Pipeline(DataPipeline):
         return stages
 
     def _training_stages(self, stage: str, title: str, table: str, *inputs: str) -> list[Stage]:
-        """Make a training stage, and before it the stage that prunes VGG-16's channels, where it needs that."""
+        """Make a training stage and, if it starts from pruned VGG-16 weights, the pruning stage before it.
+
+        Args:
+            stage: name of the training stage, "fcn8s", "stage1" or "stage2".
+            title: text that is shown for the stage.
+            table: URI of the table that the network is trained on.
+            *inputs: names of the stages that the stage depends on. The first one makes `table`.
+
+        Returns:
+            One or two stages.
+        """
         s = self.settings
         pruning = pruning_stages(s, stage, table, inputs[0], self.executor, lambda: self.run_of_stage)
         model = architecture_of_stage(stage).settings_used(s.model)
@@ -105,7 +130,19 @@ class Pipeline(DataPipeline):
         return [*pruning, Stage(stage, title, 1, settings, inputs, outputs, lambda fingerprint: self._train(stage, fingerprint))]
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
-        """Train one stage's network to its end, from its last checkpoint if there is one."""
+        """Train the network of one stage and write its model folder and training curves.
+
+        The call returns when the training has ended.
+
+        If an interrupted training left a checkpoint, the training continues from it.
+
+        Args:
+            stage: name of the training stage.
+            fingerprint: fingerprint of the stage, by which its checkpoints are found.
+
+        Returns:
+            The summary of the stage, as the training job returns it.
+        """
         from deconvnet.reporting import training_curves
         from deconvnet.training.job import TrainingJob
 
@@ -146,7 +183,7 @@ class Pipeline(DataPipeline):
         return outcome
 
     def _evaluate_stage(self) -> Stage:
-        """The stage `evaluate`."""
+        """Return the stage `evaluate`."""
         s = self.settings
         window = {"context": s.examples.context, "window": s.examples.window}
         settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}
@@ -154,7 +191,14 @@ class Pipeline(DataPipeline):
         return Stage("evaluate", "the five results", 3, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
-        """Write the report of the five results on val."""
+        """Evaluate the networks and the proposals on the val images, and write the report.
+
+        Args:
+            fingerprint: fingerprint of the stage; not used.
+
+        Returns:
+            The summary of the stage: mean IoU by result name, as `mean_iou`.
+        """
         from deconvnet.reporting import training_curves
 
         report = self.report()
@@ -166,18 +210,18 @@ class Pipeline(DataPipeline):
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
-        """Evaluate networks on a split and write the report's files, results.json last.
+        """Evaluate two networks on a split, write the report's files and log them. The file results.json is written last.
 
         Args:
-            split: whose images are segmented.
-            report: folder to write.
+            split: name of the split whose images are predicted.
+            report: folder or s3:// prefix that the files are written to.
             models: folders of a DeconvNet and an FCN-8s; None for those of this workspace.
 
         Returns:
-            the content of results.json.
+            The content of results.json.
 
         Raises:
-            UserError: if the networks were trained with other classes than the data's.
+            UserError: if the networks were trained with other classes than those of the data.
         """
         from deconvnet.evaluation.evaluator import EvaluationInputs
         from deconvnet.inference.predictor import PredictorOptions
@@ -200,7 +244,12 @@ class Pipeline(DataPipeline):
         return results
 
     def _write_report(self, files: Mapping[str, bytes], report: str = "") -> None:
-        """Write files in this order to the folder `report`, if one is named, and log them to the stage's run, if there is one."""
+        """Write the report's files in the given order, and log them to the MLflow run of the running stage, if there is one.
+
+        Args:
+            files: contents of the files by name.
+            report: folder or s3:// prefix to write to; "" to log the files only.
+        """
         for name, data in files.items():
             if report:
                 storage.write_bytes(storage.join(report, name), data)
@@ -208,14 +257,21 @@ class Pipeline(DataPipeline):
                 self._stage_run.log_bytes(data, f"report/{name}")
 
     def _register_stage(self) -> Stage:
-        """The stage `register`, of which a SQLite registry is the output."""
+        """Return the stage `register`. If MLflow's registry is a SQLite file, this file is the output of the stage."""
         s = self.settings
         settings = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
         return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
-        """Register the ensemble as a new version with the alias `challenger`."""
+        """Register the ensemble in MLflow as a new model version with the alias `challenger`.
+
+        Args:
+            fingerprint: fingerprint of the stage; not used.
+
+        Returns:
+            The summary of the stage: name of the `model` and number of the `version`.
+        """
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register
 

@@ -1,4 +1,4 @@
-"""Where a pipeline keeps its tables, models and report in its workspace."""
+"""The layout of a pipeline's workspace: the URIs of its tables, models and report."""
 
 from typing import Literal
 
@@ -12,49 +12,52 @@ EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] =
     ("stage2", 2, "train"),
     ("stage2_dev", 2, "dev"),
 )
-"""The tables of training crops: name, stage of training, and the split they are cut from."""
+"""The tables of training crops: the name of each, its training stage of DeconvNet, and the split that its crops are cut from."""
 
 
 class Workspace:
-    """The URIs of a workspace, and its table of rejected inputs."""
+    """A workspace: the folder that holds the tables, models and report of a pipeline run."""
 
     def __init__(self, root: str) -> None:
-        """Use the folder or s3:// prefix `root`."""
+        """Store the root of the workspace, a local folder or an s3:// prefix. Nothing is read or written."""
         self.root = root
 
     def uri(self, *parts: str) -> str:
-        """Return the URI of something below the workspace."""
+        """Return the URI of a file or folder, given the parts of its path in the workspace."""
         return storage.join(self.root, *parts)
 
     @property
     def images(self) -> str:
-        """The `images` table."""
+        """Return the URI of the table `images`."""
         return self.uri("images")
 
     @property
     def proposals(self) -> str:
-        """The `proposals` table."""
+        """Return the URI of the table `proposals`."""
         return self.uri("proposals")
 
     @property
     def changes(self) -> str:
-        """The `changes` table: how the images differ from those of the previous workspace."""
+        """Return the URI of the table `changes`, which compares the images with those of an earlier workspace."""
         return self.uri("changes")
 
     def examples(self, table: str) -> str:
-        """One of the tables `EXAMPLE_TABLES`."""
+        """Return the URI of a table of training crops, given its name in `EXAMPLE_TABLES`."""
         return self.uri("examples", table)
 
     def model(self, stage: str) -> str:
-        """The folder of the network that a training stage leaves."""
+        """Return the URI of the model folder that a training stage writes, given the name of the stage."""
         return self.uri("models", stage)
 
     def report(self, *parts: str) -> str:
-        """A file of the report."""
+        """Return the URI of a file of the report, given the parts of its path; without parts, that of the report's folder."""
         return self.uri("report", *parts)
 
     def write_rejects(self) -> None:
-        """Gather the rejects of all tables made so far in the table `rejects`."""
+        """Collect the rejected inputs of all tables made so far, and write them as the table `rejects`.
+
+        An earlier one is replaced.
+        """
         names = (self.images, self.proposals, *(self.examples(name) for name, _, _ in EXAMPLE_TABLES))
         commits = [tables.read_commit(table) for table in names]
         found = sorted({(r.image_id, r.path, r.stage, r.reason) for commit in commits if commit for r in commit.rejects})
@@ -64,6 +67,6 @@ class Workspace:
         tables.commit(self.uri("rejects"), fingerprint, [part])
 
     def num_rejects(self) -> int:
-        """Count the rejected inputs."""
+        """Return the number of inputs in the table `rejects`; 0 if there is no table."""
         commit = tables.read_commit(self.uri("rejects"))
         return commit.rows if commit else 0
