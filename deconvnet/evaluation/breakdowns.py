@@ -18,8 +18,10 @@ from proposals.mining.rules import find_objects
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Limits of the size bins of objects, as shares of the image's area. A bin includes its upper limit."""
 SMALLEST_SIDE = 4
-"""Smallest shorter side, in pixels, of the bounding box of an object that is counted. Smaller objects are usually fragments
-where the class mask and the object mask disagree. By default the network is not trained on them either.
+"""Lower limit of both sides of an object's bounding box, in pixels. Smaller objects are not counted.
+
+Such objects are usually fragments where the class mask and the object mask disagree. By default the network is not trained on
+them either.
 """
 
 
@@ -109,7 +111,7 @@ class Breakdowns:
         predictions: Mapping[str, np.ndarray],
         by_count: Mapping[int, np.ndarray],
     ) -> list[float]:
-        """Count one image.
+        """Add one image to the sums.
 
         Args:
             class_mask: true class ids, uint8 (H, W); 255 is void.

@@ -112,7 +112,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
 
 
 def _units(inputs: EvaluationInputs) -> list[_Unit]:
-    """Split the images of the split into batches of at most `IMAGES_PER_UNIT`, in the order of the table."""
+    """Divide the images of the evaluated split into batches of at most `IMAGES_PER_UNIT`, in the order of the table."""
     images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
     return [
         _Unit(part, boxes, number, rows)

@@ -1,4 +1,4 @@
-"""Predict the masks of a VOC image list for the test server.
+"""Predict the masks of all images in a VOC image list, for the test server.
 
 The server refuses an incomplete submission. So an image that cannot be segmented is an error here and is not skipped.
 """
@@ -38,10 +38,10 @@ _THREADS = 8  # number of files that this process reads at once
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image that a VOC image list names.
+    """An image named in a VOC image list, which is a text file with one image id per line.
 
     Attributes:
-        image_id: name of the image in the list.
+        image_id: id of the image in the list; the image file has the same name.
         uri: URI of the image file.
         width: width in pixels, after the rotation that the file's EXIF data ask for.
         height: height in pixels, after the same rotation.

@@ -58,15 +58,15 @@ def predict_images(
 
 @dataclass(frozen=True)
 class _Job:
-    """The inputs that all workers of a prediction job share.
+    """The inputs that all workers of one prediction job share.
 
     Attributes:
-        state: input folder, model version and generation, which are written to every row.
+        state: the input folder, the model version and the generation, which are written to every row.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
-        fingerprint: fingerprint of the table `predictions`.
+        fingerprint: digest of everything that the table `predictions` depends on.
     """
 
     state: OutputState
@@ -96,7 +96,10 @@ def _make_worker(job: _Job, threads: int) -> Work[None]:
 
 
 class _RowMaker:
-    """A worker's maker of table rows. It loads the ensemble when the first image needs it, and then keeps it in memory."""
+    """The state of one worker, which makes table rows from images.
+
+    It loads the ensemble when the first image needs it, and then keeps it in memory.
+    """
 
     def __init__(self, job: _Job, threads: int) -> None:
         """Store the arguments. The ensemble is not loaded yet.
@@ -131,7 +134,7 @@ class _RowMaker:
             tasks: the images of one part of the table.
 
         Yields:
-            For each task in order, a row with the columns `PREDICTIONS`, or a reject if the image cannot be used.
+            For each task in order, a row with the columns `PREDICTIONS`, or a `Reject` if the image cannot be used.
         """
         known = self._read_known_rows({task.part for task in tasks if task.part})
         for task in tasks:
@@ -157,7 +160,7 @@ class _RowMaker:
             parts: names of the parts of the table `predictions` to read.
 
         Returns:
-            The rows, each under its image_id and the name of its part.
+            A dict from (image_id, name of the part) to the row.
         """
         found = ((part, tables.iter_rows(self.table, part=tables.Part(part, []))) for part in sorted(parts))
         return {(row["image_id"], part): row for part, rows in found for row in rows}

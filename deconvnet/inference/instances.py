@@ -44,7 +44,7 @@ def choose_boxes(
     Args:
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, best first.
         n: largest number of boxes to return; None for no limit. Boxes that are too small do not count.
-        min_side: smallest shorter side of an enlarged box, in pixels. Boxes below it are skipped.
+        min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped.
         context: factor by which the boxes are enlarged for this test, see `proposals.boxes.enlarge`.
         window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
 
@@ -78,7 +78,7 @@ def segment_instances(
     overrule it.
 
     Args:
-        model: the network. It runs on the device that it is on, in evaluation mode.
+        model: the network. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
         context: factor by which the boxes are enlarged, see `proposals.boxes.enlarge`.
@@ -143,7 +143,7 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
     back up with bilinear interpolation. If `fcn.input_size` is None, no image is scaled.
 
     Args:
-        fcn: a network that accepts any input size. It runs on the device that it is on, in evaluation mode.
+        fcn: a network that accepts any input size. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
 
     Returns:

@@ -53,8 +53,8 @@ class PredictorOptions:
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
         batch: number of boxes in one forward pass.
         bf16: whether to compute in bfloat16 on devices that are fast at it.
-        max_side: largest longer side of an image in pixels. A larger image is scaled down to it, and its masks are scaled back.
-            `min_side` and the CRF's sigmas then refer to pixels of the smaller image.
+        max_side: upper limit of the longer side of an image, in pixels. A larger image is scaled down to it, and its masks are
+            scaled back up. `min_side` and the CRF's sigmas then refer to pixels of the smaller image.
         crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
         context: factor by which boxes are enlarged; the same as for training crops.
         window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`; the same as for training crops.
@@ -217,7 +217,7 @@ class Predictor:
         return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}
 
     def mask_and_confidence(self, image: Image, boxes: Floats) -> tuple[Mask, float]:
-        """Predict the final result, EDeconvNet+CRF.
+        """Predict the final result: the ensemble of both networks, refined by the CRF.
 
         Args:
             image: uint8 (H, W, 3), RGB.

@@ -44,7 +44,9 @@ class Prediction:
 
 
 class SavedEnsemble:
-    """The complete predictor (EDeconvNet+CRF), loaded from a folder with `deconvnet/`, `fcn8s/` and `options.json`.
+    """A complete predictor: EdgeBox proposals, DeconvNet, FCN-8s and the CRF.
+
+    It is loaded from a folder that contains `deconvnet/`, `fcn8s/` and `options.json`.
 
     Attributes:
         classes: class names, ordered by id.
@@ -140,7 +142,7 @@ def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:
     that case numba is told to use a new temporary folder.
 
     Returns:
-        The temporary folder, which exists as long as this object does, or None if numba needs none.
+        The temporary folder, which is deleted together with the returned object, or None if numba needs none.
     """
     import numba
 

@@ -285,7 +285,7 @@ def draw_comparison(
 def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
     """Draw DeconvNet's prediction after 1, 5, 10, 20 and 50 proposals and after all of them, as in the paper's Figure 6.
 
-    The boxes are merged from the largest to the smallest.
+    The best boxes are selected, and then merged from the largest to the smallest.
 
     Args:
         predictor: predicts the masks and limits the number of boxes.

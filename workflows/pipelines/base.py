@@ -1,4 +1,4 @@
-"""The base class of the pipelines: run stages with an executor, and log each stage as a run below the pipeline's run."""
+"""The base class of the pipelines, which runs stages with an executor and logs each to the experiment tracker."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class BasePipeline(Workspace):
     """A pipeline: a workspace and the stages that fill it.
 
-    Subclasses list the stages in `_stages` and may override the hooks that log.
+    Subclasses list the stages in `_stages` and may override the hooks that log. The tracker is MLflow, or a stand-in that logs
+    nothing if tracking is switched off.
 
     Attributes:
         stages: the stages and their state.
@@ -39,7 +40,8 @@ class BasePipeline(Workspace):
 
         Args:
             settings: all settings of the pipeline.
-            should_stop: see the attribute.
+            should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
+                Interrupted.
 
         Raises:
             UserError: if a file or folder that the settings name does not exist.
@@ -55,13 +57,13 @@ class BasePipeline(Workspace):
 
     @property
     def run_of_stage(self) -> Run:
-        """Return the tracker's run of the stage that is running. It is an error to ask for it before a stage runs."""
+        """Return the tracker's run of the stage that is running. Raises AssertionError if no stage has been run."""
         assert self._stage_run is not None, "only a stage that runs has one"
         return self._stage_run
 
     @property
     def run_of_pipeline(self) -> Run:
-        """Return the tracker's run of the pipeline. It is an error to ask for it before `run` is called."""
+        """Return the tracker's run of the pipeline. Raises AssertionError if the pipeline has not been run."""
         assert self._parent_run is not None, "only a pipeline that runs has one"
         return self._parent_run
 
@@ -69,8 +71,8 @@ class BasePipeline(Workspace):
         """Run the stages that are not complete, and log them to the tracker.
 
         Args:
-            config: name of the config, which the name of the tracker's run contains.
-            keep_going: called with each stage after it; if it returns False, no further stage is run.
+            config: name of the settings file. It becomes part of the name of the tracker's run.
+            keep_going: called with each stage when it is complete. If it returns False, the remaining stages are not run.
 
         Returns:
             The records of the complete stages by name.
@@ -93,7 +95,7 @@ class BasePipeline(Workspace):
 
                 Args:
                     stage: the stage.
-                    fingerprint: fingerprint of the stage.
+                    fingerprint: digest of everything that the stage depends on.
                     run: makes the stage's outputs and returns its summary.
 
                 Returns:
@@ -125,7 +127,12 @@ class BasePipeline(Workspace):
         return self.stages.stages.index(stage) + 1
 
     def _log_stage(self, stage: Stage, text: str) -> None:
-        """Log a line about a stage, with its number and name."""
+        """Log a line about a stage, such as "[2/8] proposals: complete, not run again".
+
+        Args:
+            stage: the stage.
+            text: end of the line.
+        """
         logger.info(f"[{self._number(stage)}/{len(self.stages.stages)}] {stage.name}: {text}")
 
     def _stages(self) -> Sequence[Stage]:
@@ -133,25 +140,41 @@ class BasePipeline(Workspace):
         raise NotImplementedError
 
     def _run_name(self, config: str) -> str:
-        """Return the name of the tracker's run for a config of this name. Subclasses may override this."""
+        """Return the name of the tracker's run. Subclasses may override this.
+
+        Args:
+            config: name of the settings file.
+
+        Returns:
+            Here the name of the settings file.
+        """
         return config
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Return the tags of the tracker's runs, those of the pipeline and of its stages. Subclasses may override this.
+        """Return the tags of the tracker's runs, for the pipeline and its stages alike. Subclasses may override this.
 
         Args:
-            config: name of the config.
+            config: name of the settings file.
+
+        Returns:
+            Here the name of the settings file and the workspace.
         """
         return {"config": config, "workspace": self.root}
 
     def _run_to_resume(self) -> str | None:
-        """Return the id of the workspace's earlier tracker run that shall be resumed, or None. Subclasses may override this."""
+        """Return the id of an earlier tracker run that shall be resumed; here None, so that a new run is started.
+
+        Subclasses may override this.
+        """
         return None
 
     def _check_cluster(self) -> None:
         """Check that the cluster can run all stages, so that a run fails at once and not after hours.
 
-        Raises UserError if it cannot.
+        Subclasses may override this to check more.
+
+        Raises:
+            UserError: if no node could ever run the stages' work.
         """
         self.executor.check()
 
@@ -159,7 +182,7 @@ class BasePipeline(Workspace):
         """Do nothing. Subclasses may override this to log something before the first stage, when the pipeline's run is open.
 
         Args:
-            config: name of the config.
+            config: name of the settings file.
         """
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
@@ -174,6 +197,6 @@ class BasePipeline(Workspace):
         """Do nothing. Subclasses may override this to log something after the last stage, when the pipeline's run is still open.
 
         Args:
-            config: name of the config.
+            config: name of the settings file.
             records: records of the stages by name.
         """

@@ -26,8 +26,8 @@ class DataPipeline(BasePipeline):
 
     Attributes:
         settings: all settings.
-        previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables; None for
-            none.
+        previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables. None if
+            there is none.
         data_root: folder of the data set.
     """
 
@@ -36,8 +36,8 @@ class DataPipeline(BasePipeline):
 
         Args:
             settings: settings of the pipeline.
-            previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables; None
-                for none.
+            previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables. None
+                if there is none.
             should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
                 Interrupted.
 
@@ -55,9 +55,12 @@ class DataPipeline(BasePipeline):
         return Path(self.settings.data.root).name if self.settings.data.root else "generated"
 
     def _prepare_stage(self) -> Stage:
-        """Return the stage `prepare`.
+        """Define the stage `prepare`, which makes the table `images`.
 
-        If the data set's folder is missing, a workspace in which this stage is complete can still be used.
+        If the data set's folder is missing, a workspace in which this stage is complete can still be used. A log message says so.
+
+        Returns:
+            The stage with its settings, inputs and outputs.
 
         Raises:
             UserError: if the data set's folder is missing and the stage is not complete.
@@ -93,7 +96,7 @@ class DataPipeline(BasePipeline):
         """Make the table `images` and log the data set. If there is a previous workspace, compare the table with the one there.
 
         Args:
-            fingerprint: fingerprint of the stage, which identifies the table.
+            fingerprint: digest of everything that the stage depends on. It is stored with the table.
 
         Returns:
             The summary of the stage: `key` (digest of the data), `counts` (images by split), the number of `rejects`, `folder`
@@ -118,7 +121,7 @@ class DataPipeline(BasePipeline):
 
         Args:
             previous: URI of the previous workspace.
-            fingerprint: fingerprint of the stage `prepare`, which identifies the table.
+            fingerprint: digest of everything that the stage `prepare` depends on. It is stored with the table.
 
         Returns:
             A dict with `changes` (number of images by kind of change) and `since` (content key of the previous images, or None).
@@ -138,7 +141,8 @@ class DataPipeline(BasePipeline):
                 run with the same code versions and settings as here.
 
         Returns:
-            The table with the changes of the images since; None if there is no such table or it can't be used.
+            The table and the changes of the images since it was made; None if there is no such table or its rows may not be
+            copied.
         """
         prepared = read_record(self.settings.workspace, "prepare")
         if self.previous is None or prepared is None:
@@ -153,7 +157,7 @@ class DataPipeline(BasePipeline):
         return PreviousTable(storage.join(self.previous, table), self.changes)
 
     def _proposals_stage(self) -> Stage:
-        """Return the stage `proposals`."""
+        """Define the stage `proposals`, which makes the table `proposals`: its settings, inputs and outputs."""
         s = self.settings.proposals
         settings = {**as_dict(s), "edge_model": edge_model_digest(s), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.proposals, tables.COMMIT),)
@@ -163,7 +167,7 @@ class DataPipeline(BasePipeline):
         """Make the table `proposals` and measure the recall of the proposals on the dev images.
 
         Args:
-            fingerprint: fingerprint of the stage, which identifies the table.
+            fingerprint: digest of everything that the stage depends on. It is stored with the table.
 
         Returns:
             The summary of the stage: the numbers of `images` and `rejects`.
@@ -199,7 +203,7 @@ class DataPipeline(BasePipeline):
             run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples_stage(self) -> Stage:
-        """Return the stage `examples`."""
+        """Define the stage `examples`, which cuts the training crops: its settings, inputs and outputs."""
         s = self.settings
         settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
         outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in EXAMPLE_TABLES)
@@ -209,10 +213,10 @@ class DataPipeline(BasePipeline):
         """Cut the training crops of both DeconvNet training stages, and draw a figure of some of them.
 
         Args:
-            fingerprint: fingerprint of the stage, which identifies the tables.
+            fingerprint: digest of everything that the stage depends on. It is stored with the tables.
 
         Returns:
-            The summary of the stage: number of crops by table.
+            The summary of the stage: number of crops by name of the table.
         """
         from deconvnet.reporting import gallery
         from proposals.mining.job import mine_examples

@@ -81,7 +81,7 @@ class EdgeTraining(BasePipeline):
         """Log the metrics of the evaluation to the pipeline's run. The stage's own run already has them.
 
         Args:
-            config: name of the config; not used.
+            config: name of the settings file; not used.
             records: records of the stages by name.
         """
         self.run_of_pipeline.log_metrics(records["measure"].summary)
@@ -90,7 +90,7 @@ class EdgeTraining(BasePipeline):
         """Make the table `images`.
 
         Args:
-            fingerprint: fingerprint of the stage, which identifies the table.
+            fingerprint: digest of everything that the stage depends on. It is stored with the table.
 
         Returns:
             The summary of the stage: `key` (digest of the data) and the number of `rejects`.
@@ -106,7 +106,7 @@ class EdgeTraining(BasePipeline):
         """Make the table of images and segmentations that the forest learns from.
 
         Args:
-            fingerprint: fingerprint of the stage, which identifies the table.
+            fingerprint: digest of everything that the stage depends on. It is stored with the table.
 
         Returns:
             The summary of the stage: the numbers of `images` and `rejects`.
@@ -130,7 +130,7 @@ class EdgeTraining(BasePipeline):
         """Train the forest, write its file, and log it to the tracker. Finished trees of an interrupted run are used again.
 
         Args:
-            fingerprint: fingerprint of the stage; it names the folder that the trees are kept in until the forest is complete.
+            fingerprint: digest of everything that the stage depends on. It names the folder of the trees that are finished.
 
         Returns:
             The summary of the stage, with the number of `nodes` and the size of the file in `bytes`.
@@ -153,7 +153,7 @@ class EdgeTraining(BasePipeline):
         """Compare the forest with the one that comes with the package and with the image gradient, and write the report.
 
         Args:
-            fingerprint: fingerprint of the stage; not used.
+            fingerprint: digest of everything that the stage depends on; not used.
 
         Returns:
             The summary of the stage: the metrics of the forest by name.

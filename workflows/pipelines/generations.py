@@ -76,18 +76,18 @@ def mark_unchanged(workspace: str, fingerprint: str) -> None:
 
     Args:
         workspace: URI of the workspace that holds all generations.
-        fingerprint: fingerprint of the stage `prepare` for these files.
+        fingerprint: digest of everything that the stage `prepare` depends on, these files included.
     """
     storage.write_json(folder(workspace, UNCHANGED), fingerprint)
 
 
 def write(workspace: str, generation: Generation) -> None:
-    """Write the file `generation.json` of a generation."""
+    """Write a generation's file `generation.json`, replacing an earlier one."""
     storage.write_json(storage.join(folder(workspace, generation.name), FILE), asdict(generation))
 
 
 def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> Generation:
-    """Mark a generation as finished, and write this to its file.
+    """Mark a generation as finished, and write that to its file `generation.json`.
 
     Args:
         workspace: URI of the workspace that holds all generations.
@@ -126,7 +126,7 @@ def read_all(workspace: str) -> list[Generation]:
 
 
 def _names(workspace: str) -> list[str]:
-    """List the names of all folders of generations, in ascending order, including leftovers of interrupted deletions."""
+    """Return the sorted names of all folders of generations, including leftovers of interrupted deletions."""
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)

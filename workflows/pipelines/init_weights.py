@@ -83,7 +83,7 @@ def pruning_stages(
         """Prune VGG-16 on one training node, write the weights, and log the R² of each pruned layer.
 
         Args:
-            fingerprint: fingerprint of the stage; not used.
+            fingerprint: digest of everything that the stage depends on; not used.
 
         Returns:
             The summary of the stage: R² by layer, as `r2`.

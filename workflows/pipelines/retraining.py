@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 class Retraining(Pipeline):
     """The pipeline of one retraining run (a generation), with two additional stages.
 
-    The stage `champion` evaluates the champion on the same images as the new model. The stage `verdict` compares both and
-    promotes the new model if it is better. The generation has its own workspace below the one that the settings name. All
-    generations use the same MLflow store.
+    The stage `champion` evaluates the champion, which is the registered model in use, on the same images as the new model. The
+    stage `verdict` compares both and makes the new model the champion if it is better. The generation has its own workspace below
+    the one that the settings name. All generations use the same MLflow store.
 
     Attributes:
         generation: the retraining run.
@@ -79,16 +79,16 @@ class Retraining(Pipeline):
 
     @property
     def _champion_results(self) -> str:
-        """Return the URI of the JSON file with the champion's results."""
+        """Return the URI of the JSON file with the evaluation results of the champion (the registered model in use)."""
         return storage.join(self.settings.workspace, "report", "champion", "results.json")
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
-        """Evaluate the champion on the val images and write its results to a JSON file.
+        """Evaluate the champion (the registered model in use) on the val images and write its results to a JSON file.
 
         The file contains {} if there is no champion, and only its classes if they differ from those of the data.
 
         Args:
-            fingerprint: fingerprint of the stage; not used.
+            fingerprint: digest of everything that the stage depends on; not used.
 
         Returns:
             An empty summary.
@@ -125,10 +125,12 @@ class Retraining(Pipeline):
         return deconvnet, fcn8s
 
     def _decide(self, fingerprint: str) -> dict[str, Any]:
-        """Compare the new model with the champion, promote it in MLflow's registry if it is better, and log the decision.
+        """Compare the new model with the champion, and make it the champion in MLflow's registry if it is better.
+
+        Log the decision.
 
         Args:
-            fingerprint: fingerprint of the stage; not used.
+            fingerprint: digest of everything that the stage depends on; not used.
 
         Returns:
             The summary of the stage: `version` (of the new model), `champion` (version that is champion now), `promoted` (a bool)
@@ -155,8 +157,8 @@ class Retraining(Pipeline):
 def next_generation(settings: Settings, forced: bool = False) -> Generation:
     """Choose the generation to run: the unfinished one if there is one, else a new one. Nothing is written.
 
-    An unfinished generation may have to beat another model now. If a model other than its own new one has become champion since
-    it began, `version` in the returned generation is that of this champion.
+    A generation is one retraining run and its workspace. Another model may have become champion since an unfinished generation
+    began. Then the returned generation has to beat that model.
 
     Args:
         settings: settings of the pipeline. Their `workspace` holds all generations.
@@ -181,7 +183,7 @@ def next_generation(settings: Settings, forced: bool = False) -> Generation:
 
 
 def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
-    """Find the newest complete workspace, which a new generation is compared with.
+    """Find the newest complete workspace, whose images a new retraining run compares its own with.
 
     Args:
         settings: settings of the pipeline. Their `workspace` holds all generations.
@@ -198,12 +200,12 @@ def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
 
 
 def files_unchanged(pipeline: Retraining) -> bool:
-    """Check that the data's files are those of the previous workspace, by their names, sizes and times. No file is read.
+    """Check whether the data set's files are the same as for the previous workspace, by names, sizes and times. No file is read.
 
     Files also count as unchanged if the last retraining found nothing new in them although their times had changed.
 
     Args:
-        pipeline: the pipeline of the generation.
+        pipeline: the pipeline of the retraining run. It knows the previous workspace.
 
     Returns:
         True if they are unchanged; False if they are not or there is no previous workspace.
@@ -219,10 +221,10 @@ def content_changed(pipeline: Retraining) -> bool:
     The stage `prepare` must have run, because it makes the comparison.
 
     Args:
-        pipeline: the pipeline of the generation.
+        pipeline: the pipeline of the retraining run. It knows the previous workspace.
 
     Returns:
-        True if something differs or there is no previous workspace.
+        True if something differs, or if there is no previous workspace to compare with.
     """
     record = read_record(pipeline.settings.workspace, "prepare")
     changes = record.summary.get("changes") if record else None
@@ -235,7 +237,7 @@ def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
     Only their ids are compared, and no image is read.
 
     Args:
-        pipeline: the pipeline of the generation.
+        pipeline: the pipeline of the retraining run. It knows the previous workspace.
 
     Returns:
         The number of new images and the number of images that are gone.

@@ -20,7 +20,7 @@ RUN_FILE = "pipeline.json"
 
 
 def name(config: str, settings: Settings) -> str:
-    """Make the name of the run in MLflow, from the name of the config, the workspace and today's date."""
+    """Make the name of the run in MLflow from the name of the settings file, the workspace and today's date."""
     return run_name(config, settings.workspace, f"{datetime.now(UTC):%Y-%m-%d}")
 
 
@@ -28,11 +28,11 @@ def tags(config: str, settings: Settings) -> dict[str, str]:
     """Make the tags by which runs can be found in MLflow.
 
     Args:
-        config: name of the config.
+        config: name of the settings file.
         settings: all settings.
 
     Returns:
-        The config, the workspace and, once the stage `prepare` has run, the digest of the data.
+        The name of the settings file, the workspace and, once the stage `prepare` has run, the digest of the data.
     """
     prepared = read_record(settings.workspace, "prepare")
     digest = {"data.digest": prepared.key} if prepared else {}
@@ -44,7 +44,7 @@ def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]
 
     Args:
         run_id: id of the MLflow run; "" if the run is not tracked.
-        config: name of the config.
+        config: name of the settings file.
         settings: all settings. Secrets in them are replaced.
         stages: names of the stages in the order in which they run.
 
@@ -100,7 +100,7 @@ def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapp
 
     Args:
         parent: the MLflow run of the pipeline.
-        config: name of the config.
+        config: name of the settings file.
         settings: all settings.
         records: records of the stages by name.
     """

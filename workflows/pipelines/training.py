@@ -35,11 +35,11 @@ class Pipeline(DataPipeline):
     """
 
     def _run_name(self, config: str) -> str:
-        """Return the name of the MLflow run: the config's name, the workspace and the date."""
+        """Return the name of the MLflow run: the settings file, the workspace and the date."""
         return run_log.name(config, self.settings)
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Return the tags of the MLflow runs: the config's name, the workspace and, once known, the digest of the data."""
+        """Return the tags of the MLflow runs: the settings file, the workspace and, once known, the digest of the data."""
         return run_log.tags(config, self.settings)
 
     def _run_to_resume(self) -> str | None:
@@ -60,7 +60,7 @@ class Pipeline(DataPipeline):
         """Note the id of the MLflow run in the workspace, and describe the run as unfinished.
 
         Args:
-            config: name of the config.
+            config: name of the settings file.
         """
         run, stages = self.run_of_pipeline, [stage.name for stage in self.stages.stages]
         storage.write_json(self.uri(run_log.RUN_FILE), run_log.run_file(run.run_id, config, self.settings, stages))
@@ -82,7 +82,7 @@ class Pipeline(DataPipeline):
         """Log the results to the pipeline's MLflow run, and write the report's HTML page again with the durations of all stages.
 
         Args:
-            config: name of the config.
+            config: name of the settings file.
             records: records of the stages by name.
         """
         run_log.log_finished_run(self.run_of_pipeline, config, self.settings, records)
@@ -138,10 +138,10 @@ class Pipeline(DataPipeline):
 
         Args:
             stage: name of the training stage.
-            fingerprint: fingerprint of the stage, by which its checkpoints are found.
+            fingerprint: digest of everything that the stage depends on. The stage's checkpoints are found by it.
 
         Returns:
-            The summary of the stage, as the training job returns it.
+            The summary of the stage: `steps`, `epochs`, `dev_mean_iou` and `best_dev_mean_iou`.
         """
         from deconvnet.reporting import training_curves
         from deconvnet.training.job import TrainingJob
@@ -183,7 +183,7 @@ class Pipeline(DataPipeline):
         return outcome
 
     def _evaluate_stage(self) -> Stage:
-        """Return the stage `evaluate`."""
+        """Define the stage `evaluate`, which measures the networks and writes the report: its settings, inputs and outputs."""
         s = self.settings
         window = {"context": s.examples.context, "window": s.examples.window}
         settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}
@@ -194,7 +194,7 @@ class Pipeline(DataPipeline):
         """Evaluate the networks and the proposals on the val images, and write the report.
 
         Args:
-            fingerprint: fingerprint of the stage; not used.
+            fingerprint: digest of everything that the stage depends on; not used.
 
         Returns:
             The summary of the stage: mean IoU by result name, as `mean_iou`.
@@ -257,7 +257,13 @@ class Pipeline(DataPipeline):
                 self._stage_run.log_bytes(data, f"report/{name}")
 
     def _register_stage(self) -> Stage:
-        """Return the stage `register`. If MLflow's registry is a SQLite file, this file is the output of the stage."""
+        """Define the stage `register`, which adds the ensemble to MLflow's model registry.
+
+        If the registry is a SQLite file, this file is the output of the stage. Otherwise the stage has no output file.
+
+        Returns:
+            The stage with its settings, inputs and outputs.
+        """
         s = self.settings
         settings = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
@@ -267,7 +273,7 @@ class Pipeline(DataPipeline):
         """Register the ensemble in MLflow as a new model version with the alias `challenger`.
 
         Args:
-            fingerprint: fingerprint of the stage; not used.
+            fingerprint: digest of everything that the stage depends on; not used.
 
         Returns:
             The summary of the stage: name of the `model` and number of the `version`.
