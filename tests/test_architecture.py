@@ -18,7 +18,7 @@ from workflows.cli.main import COMMANDS
 SOURCES = sources()
 KNOWN = frozenset(source.name for source in SOURCES)
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILES = 350, 60, 12
-ALLOWED_LONG_FILES = {"deconvnet.training.dataloader", "deconvnet.training.ray_trainer", "deconvnet.training.trainer"}
+ALLOWED_LONG_FILES: set[str] = set()
 """Modules that are still to be divided; this set only shrinks."""
 
 _SCIENCE = {"datasets", "models", "crf"}

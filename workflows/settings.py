@@ -17,7 +17,7 @@ from deconvnet.settings import (
     TrackingSettings,
     TrainSettings,
 )
-from deconvnet.training.sampler import check_batching
+from deconvnet.training.data.sampler import check_batching
 from infra.settings import ClusterSettings, Section
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 from workflows import cli

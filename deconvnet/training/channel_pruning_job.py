@@ -14,7 +14,8 @@ from deconvnet.models.init_weights.channel_pruning import prune_vgg16
 from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
 from deconvnet.models.layers import channels
 from deconvnet.models.preprocessing import prepare
-from deconvnet.training.dataloader import BatchPlan, ThreadedLoader, open_examples
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.examples import open_examples
 from infra.device import fast_bf16
 from infra.errors import UserError
 from infra.runtime.executor import Executor

@@ -15,10 +15,12 @@ from deconvnet.models import checkpoint
 from deconvnet.models.architectures import Architecture, architecture_of_stage
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.dataloader import BatchPlan, Examples, open_examples
+from deconvnet.training.data.dataloader import BatchPlan
+from deconvnet.training.data.examples import Examples, open_examples
+from deconvnet.training.data.sampler import check_batching
+from deconvnet.training.distributed import rank_and_world_size
 from deconvnet.training.interfaces import BatchLoader, DevLoader, Outcome, Report, State
-from deconvnet.training.sampler import check_batching
-from deconvnet.training.trainer import Diverged, Trainer, rank_and_world_size
+from deconvnet.training.trainer import Diverged, Trainer
 from infra import storage
 from infra.device import fast_bf16
 from infra.errors import Interrupted, UserError

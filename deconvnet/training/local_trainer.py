@@ -13,7 +13,8 @@ import cv2
 import torch
 
 from deconvnet.models import checkpoint
-from deconvnet.training.dataloader import DevSet, ThreadedLoader
+from deconvnet.training.data.dataloader import ThreadedLoader
+from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, progress_line, run_job
 from infra import storage

@@ -13,28 +13,26 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
-import torch
 
-from deconvnet.models import checkpoint
 from deconvnet.settings import ComputeSettings
-from deconvnet.training.dataloader import BatchPlan, DevSet, Examples
-from deconvnet.training.interfaces import State
-from deconvnet.training.job import TrainingJob, progress_line, run_job
-from deconvnet.training.local_trainer import LOCAL_CHECKPOINT
-from deconvnet.training.ray_dataloader import ray_data_config
-from deconvnet.training.trainer import Diverged, rank_and_world_size
+from deconvnet.training.data.dataloader import BatchPlan
+from deconvnet.training.data.examples import Examples
+from deconvnet.training.data.ray_dataloader import ray_data_config
+from deconvnet.training.job import TrainingJob, progress_line
+from deconvnet.training.ray_callbacks import ReportForwarder
+from deconvnet.training.ray_worker import train_worker
+from deconvnet.training.trainer import Diverged
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
 from infra.runtime.cluster import actor_slots, can_autoscale, check_nodes, live_nodes
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.ray_compat import ElasticTrainer
-from infra.runtime.report_queue import ReportQueue, StopFlag
+from infra.runtime.report_queue import ReportQueue
 
 POLL_SECONDS = 0.2
 """Seconds between two looks of Ray Train's controller at the workers, and of the driver at the report queue.
@@ -157,7 +155,7 @@ def _ray_trainer(
     filesystem, path = storage.filesystem(storage.absolute(job.checkpoints_uri))
     return ElasticTrainer(
         queue,
-        _worker,
+        train_worker,
         train_loop_config={"job": job, "dev": dev, "queue": queue},
         # CPU tensors (counts, the stop flag) are always summed by gloo, so that they don't wait for the GPU.
         torch_config=ray.train.torch.TorchConfig(
@@ -181,67 +179,6 @@ def _ray_trainer(
         datasets={"train": plan},
         dataset_config=ray_data_config(max(1, compute.cpus_per_worker - 1)),
     )
-
-
-class ReportForwarder(ray.train.UserCallback):
-    """A Ray Train callback that puts rank 0's metrics, and the reasons of failures, into the report queue.
-
-    Its methods never raise errors, because Ray would then retry without end.
-    """
-
-    def __init__(self, queue: Any) -> None:
-        """Store the queue.
-
-        Args:
-            queue: handle of a `ReportQueue` actor.
-        """
-        self._queue = queue
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Put rank 0's metrics into the queue. Ray Train's controller calls this after every `ray.train.report`.
-
-        Args:
-            run_context: unused.
-            metrics: metrics of each rank.
-            checkpoint: unused.
-        """
-        self._queue.put.remote(metrics[0])
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Put the reasons of failures into the queue. Ray Train's controller calls this when workers have failed.
-
-        Args:
-            run_context: unused.
-            worker_exceptions: the errors by rank. The last line of each message is used, shortened to 200 characters.
-        """
-        reasons = {
-            rank: str(error).strip().splitlines()[-1][:200] for rank, error in worker_exceptions.items() if str(error).strip()
-        }
-        self._queue.put.remote({"failed": reasons})
-
-
-class ReportCallback(ray.train.UserCallback):
-    """A Ray Train callback that passes rank 0's metrics to a function."""
-
-    def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Store the function.
-
-        Args:
-            report: function that takes the metrics by name. It is called in the controller process, and must return at once and
-                never raise errors.
-        """
-        self._report = report
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pass rank 0's metrics to the function. Ray Train's controller calls this after every `ray.train.report`.
-
-        Args:
-            run_context: unused.
-            metrics: metrics of each rank.
-            checkpoint: unused.
-        """
-        if metrics:
-            self._report(metrics[0])
 
 
 class _Run:
@@ -271,7 +208,7 @@ class _Run:
             should_stop: called regularly. If it returns True, the workers are asked to stop.
 
         Returns:
-            The return value of rank 0's `_worker`.
+            The return value of rank 0's `train_worker`.
 
         Raises:
             UserError: if a mistake of the user made the run fail.
@@ -334,74 +271,3 @@ def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
             folder = tempfile.gettempdir() if storage.is_s3(checkpoints_uri) else checkpoints_uri
             return storage.disk_user_error(cause, folder) or error
     return error
-
-
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train as one rank of a Ray Train run. This runs in a worker process.
-
-    Rank 0 saves the checkpoints and the trained network.
-
-    Args:
-        config: the `TrainingJob` as "job", the dev examples or None as "dev", and the handle of the `ReportQueue` actor as
-            "queue".
-
-    Returns:
-        The fields of `Outcome` by name. If training was stopped or diverged, the key "interrupted" or "diverged" with the error
-        message instead.
-    """
-    job: TrainingJob = config["job"]
-    dev: Examples | None = config["dev"]
-    _quieten_ray()
-    rank, world_size = rank_and_world_size()
-    torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
-
-    def report(metrics: dict[str, float], state: State | None) -> None:
-        """Report metrics to Ray Train, on rank 0 with a checkpoint if there is a training state to save."""
-        if rank or state is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save_state(folder, state.tensors, state.values)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    try:
-        outcome = run_job(
-            job,
-            ray.train.get_dataset_shard("train"),
-            DevSet(dev, rank, world_size) if dev else None,
-            ray.train.torch.get_device(),
-            state=_newest_state(job),
-            report=report,
-            should_stop=StopFlag(config["queue"]) if rank == 0 else lambda: False,
-        )
-    except Interrupted as stopped:
-        return {"interrupted": str(stopped)}
-    except Diverged as error:  # not raised, because a restart would diverge again
-        return {"diverged": str(error)}
-    return asdict(outcome)
-
-
-def _newest_state(job: TrainingJob) -> State | None:
-    """Load the newer of Ray Train's last checkpoint and the last checkpoint of `train_locally`.
-
-    Args:
-        job: description of the training stage.
-
-    Returns:
-        The training state with more steps, or None if there is no checkpoint.
-    """
-    states = []
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as folder:
-            states.append(State(*checkpoint.load_state(folder)))
-    if local := checkpoint.newest_state(job.run_uri, LOCAL_CHECKPOINT):
-        states.append(State(*local))
-    return max(states, key=lambda state: int(state.values["step"]), default=None)
-
-
-def _quieten_ray() -> None:
-    """Suppress Ray's log messages about each report and each execution of a data set in this worker."""
-    for library in ("", "ray.train", "ray.data"):  # "" is the root logger, for loggers of Ray with other names
-        logging.getLogger(library).setLevel(logging.WARNING)
-    # This logger warns that progress bars are off, which is intended.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -9,7 +9,6 @@ and the step is enough to restore the random state.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, cast
@@ -23,9 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
+from deconvnet.training.data.sampler import even_ranges, micro_batch_count
+from deconvnet.training.distributed import data_parallel, rank_and_world_size, step_seed, sum_over_ranks
 from deconvnet.training.interfaces import Batch, BatchLoader, DevLoader, Outcome, Report, SegmentationNetwork, State
+from deconvnet.training.meter import Meter
 from deconvnet.training.optimizer import Schedule, make_sgd, named_parameters, set_rate
-from deconvnet.training.sampler import even_ranges, micro_batch_count
 from infra.errors import Interrupted, UserError
 from proposals.masks import VOID_ID
 
@@ -117,7 +118,7 @@ class Trainer:
             Interrupted: if `should_stop` returned True. The state was reported before.
             Diverged: if the loss is infinite or NaN.
         """
-        self._network = self._distributed() if self.world_size > 1 else self.model
+        self._network = data_parallel(self.model, self.device) if self.world_size > 1 else self.model
         self.model.train()
         self._meter = Meter()
         for images, masks in self._remaining_batches():
@@ -159,7 +160,7 @@ class Trainer:
         Returns:
             The learning rate of this step.
         """
-        torch.manual_seed(_step_seed(self.seed, self.step, self.rank))
+        torch.manual_seed(step_seed(self.seed, self.step, self.rank))
         rate = self.schedule.rate(self.step)
         set_rate(self.optimiser, rate)
         pieces = even_ranges(len(images), self.micro_batches)
@@ -327,13 +328,6 @@ class Trainer:
         network = self._network
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
 
-    def _distributed(self) -> DistributedDataParallel:
-        """Wrap the model in DDP. This copies rank 0's weights to all ranks."""
-        ids = None
-        if self.device.type == "cuda":
-            ids = [self.device.index if self.device.index is not None else torch.cuda.current_device()]
-        return DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True)
-
     def _to_device(self, images: np.ndarray, masks: np.ndarray) -> tuple[Tensor, Tensor]:
         """Copy a batch to the device.
 
@@ -351,83 +345,6 @@ class Trainer:
         return x, y.to(self.device, non_blocking=True).long()
 
 
-class Meter:
-    """The sums from which loss, accuracy and speed are computed for the log. They stay on the device until they are read."""
-
-    def __init__(self) -> None:
-        """Start with empty sums. The speed is measured from now on."""
-        self._losses: list[Tensor] = []
-        self._correct: list[Tensor] = []
-        self._steps = 0
-        self._examples = 0
-        self._since = time.perf_counter()
-
-    def add(self, loss: Tensor, correct: Tensor | None) -> None:
-        """Add the results of a micro-batch.
-
-        Args:
-            loss: the micro-batch's contribution to the loss of the step, a scalar tensor on the device.
-            correct: number of correctly classified pixels, a scalar tensor on the device. None if they were not counted.
-        """
-        self._losses.append(loss)
-        if correct is not None:
-            self._correct.append(correct)
-
-    def count_step(self, examples: int) -> None:
-        """Count an optimiser step.
-
-        Args:
-            examples: number of examples in the global batch.
-        """
-        self._steps += 1
-        self._examples += examples
-
-    def read(self, valid_pixels: int) -> dict[str, float]:
-        """Return the metrics over all ranks. Every rank must call this.
-
-        Args:
-            valid_pixels: number of non-void pixels in the global batch of the last step. Correct pixels must have been counted
-                in this step only.
-
-        Returns:
-            "loss" (mean over the steps), "pixel_accuracy" (0–1, of the last step) and "samples_per_s" (examples per second).
-        """
-        sums = torch.stack([torch.stack(self._losses).sum().double(), torch.stack(self._correct).sum().double()])
-        loss, correct = sum_over_ranks(sums.cpu()).tolist()
-        speed = self._examples / (time.perf_counter() - self._since)
-        return {"loss": loss / self._steps, "pixel_accuracy": correct / max(valid_pixels, 1), "samples_per_s": speed}
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Return this process's rank and the number of processes, or (0, 1) if torch.distributed is not in use."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum a tensor over all ranks. Every rank must call this.
-
-    Args:
-        values: tensor on the CPU, changed in place.
-
-    Returns:
-        The same tensor, which now holds the sum.
-    """
-    if rank_and_world_size()[1] > 1:
-        dist.all_reduce(values)
-    return values
-
-
 def _has_batch_norm(model: nn.Module) -> bool:
     """Return whether a model has batch norm of any kind."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Combine a seed, a step and a rank into the seed of torch's random generator for this step.
-
-    Args:
-        seed: seed of the training.
-        step: number of the step, from 0.
-        rank: rank of this process.
-    """
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

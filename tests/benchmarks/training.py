@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deconvnet.training.dataloader import BatchPlan, Examples, ThreadedLoader, open_examples
-from deconvnet.training.sampler import Group
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.examples import Examples, open_examples
+from deconvnet.training.data.sampler import Group
 from infra.storage import tables
 from proposals import schemas
 from tests.benchmarks.common import Row, median_seconds, peak_flops, sample_images, seconds

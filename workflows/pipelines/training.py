@@ -167,7 +167,8 @@ class Pipeline(DataPipeline):
         )
         with self.run_of_stage.training_metrics() as report:
             if s.executor == "ray":
-                from deconvnet.training.ray_trainer import ReportCallback, train_on_ray
+                from deconvnet.training.ray_callbacks import ReportCallback
+                from deconvnet.training.ray_trainer import train_on_ray
 
                 nodes = s.cluster.selector("training_nodes")
                 outcome = train_on_ray(job, nodes=nodes, callbacks=[ReportCallback(report)], should_stop=self.should_stop)

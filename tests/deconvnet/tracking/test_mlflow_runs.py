@@ -215,7 +215,7 @@ def test_reports_of_ray_train_become_metrics(tracker, tmp_path):
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from deconvnet.training.ray_trainer import ReportCallback
+    from deconvnet.training.ray_callbacks import ReportCallback
 
     def loop() -> None:
         for step in range(4):

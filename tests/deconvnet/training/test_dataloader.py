@@ -5,15 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconvnet.training.dataloader import (
-    BatchPlan,
-    DevSet,
-    Examples,
-    ThreadedLoader,
-    open_examples,
-    rebatched,
-)
-from deconvnet.training.ray_dataloader import RayDataLoader, ray_data_config
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader, rebatched
+from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.examples import Examples, open_examples
+from deconvnet.training.data.ray_dataloader import RayDataLoader, ray_data_config
 from infra.errors import UserError
 from proposals.image_codec import decode_example
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table

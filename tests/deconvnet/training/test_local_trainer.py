@@ -11,7 +11,9 @@ import torch
 from deconvnet.models import checkpoint
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.examples import open_examples
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import LocalCheckpoints, train_locally

@@ -22,7 +22,9 @@ from deconvnet.models import checkpoint
 from deconvnet.models.architectures import DECONVNET
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.dataloader import BatchPlan, DevSet, ThreadedLoader, open_examples
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.examples import open_examples
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray

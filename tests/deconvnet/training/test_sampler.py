@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deconvnet.training.sampler import (
+from deconvnet.training.data.sampler import (
     Batching,
     Group,
     check_batching,

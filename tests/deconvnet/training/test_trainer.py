@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from deconvnet.models import checkpoint
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.settings import StageSettings
-from deconvnet.training.dataloader import BatchPlan, DevSet, Examples, ThreadedLoader, open_examples
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dev_set import DevSet
+from deconvnet.training.data.examples import Examples, open_examples
 from deconvnet.training.interfaces import Outcome, State
 from deconvnet.training.trainer import Diverged, Trainer
 from infra.errors import Interrupted, UserError

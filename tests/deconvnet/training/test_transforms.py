@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deconvnet.training import transforms
+from deconvnet.training.data import transforms
 from infra.errors import BadInput
 from proposals.boxes import MEAN_RGB
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.training.dataloader import BatchPlan, rebatched
+from deconvnet.training.data.dataloader import BatchPlan, rebatched
 from deconvnet.training.interfaces import Batch
 
 WINDOWS_PER_JOB = 512

@@ -1,0 +1,85 @@
+"""The dev examples that a network is evaluated on during training."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deconvnet.training.data.dataloader import made_ahead, stacked
+from deconvnet.training.data.examples import Examples
+from deconvnet.training.interfaces import Batch
+from infra.storage import tables
+
+DEV_LIMIT = 2048
+"""Largest number of dev examples over all ranks, unless the caller of `DevSet` sets another."""
+
+
+class DevSet:
+    """A rank's share of the dev examples, on which the network is evaluated after each epoch.
+
+    The dev examples are spread evenly over the table. They are kept in memory in their encoded form and decoded for each
+    evaluation.
+    """
+
+    def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
+        """Read this rank's examples from the table.
+
+        Args:
+            examples: the examples of the table.
+            rank: rank of the process whose share is read.
+            workers: number of ranks.
+            limit: largest number of examples over all ranks.
+            threads: number of threads that decode.
+        """
+        self.examples = examples
+        self.threads = threads
+        self._rows: list[tuple[bytes, bytes]] = []
+        self._read(rank, workers, limit)
+
+    def _read(self, rank: int, workers: int, limit: int) -> None:
+        """Read this rank's encoded examples into memory. A row is used at most once, even if it is repeated in training epochs.
+
+        Args:
+            rank: rank of the process whose share is read.
+            workers: number of ranks.
+            limit: largest number of examples over all ranks.
+        """
+        commit = tables.require_commit(self.examples.table)
+        rows = {(p.name, i): g.rows for p in commit.parts for i, g in enumerate(p.row_groups)}
+        counts = [g.examples if self.examples.split else rows[g.part, g.index] for g in self.examples.groups]
+        total = sum(counts)
+        chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))[rank::workers]
+        start = 0
+        for group, count in zip(self.examples.groups, counts, strict=True):
+            here = chosen[(chosen >= start) & (chosen < start + count)] - start
+            if len(here):
+                found = self.examples.read(group)
+                if self.examples.split is not None:
+                    found = found.filter(pc.equal(found["weight"], 1))
+                found = found.take(pa.array(here))
+                self._rows += zip(found["image"].to_pylist(), found["mask"].to_pylist(), strict=True)
+            start += count
+
+    def __len__(self) -> int:
+        """Return the number of examples in this rank's share."""
+        return len(self._rows)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Iterate over this rank's examples.
+
+        Args:
+            size: largest number of examples in a batch.
+
+        Yields:
+            Batches that together hold each example once.
+        """
+
+        def made() -> Iterator[Batch]:
+            """Decode the examples, one batch after the other."""
+            with ThreadPoolExecutor(self.threads) as pool:
+                for start in range(0, len(self._rows), size):
+                    yield stacked(list(pool.map(lambda row: self.examples.dev_view(*row), self._rows[start : start + size])))
+
+        return made_ahead(made())

@@ -1,0 +1,135 @@
+"""The examples of a table: training crops, or the images of a split; how they are read and decoded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from deconvnet.training.data import transforms
+from deconvnet.training.data.sampler import Group
+from infra.errors import BadInput, UserError
+from infra.storage import tables
+from proposals.image_codec import decode_example, decode_image, decode_mask
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples that a table offers for training.
+
+    An `examples` table holds crops, each of which is an example. An `images` table holds whole images, and the images of one
+    split are the examples.
+
+    Attributes:
+        table: URI of the table.
+        size: side of the network's square input in pixels.
+        groups: the row groups of the table's Parquet files that hold examples.
+        split: split of the `images` table to use; None for an `examples` table.
+        jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
+    """
+
+    table: str
+    size: int
+    groups: tuple[Group, ...]
+    split: str | None = None
+    jitter: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Return the number of examples in an epoch. A row that is repeated in the epoch counts repeatedly."""
+        return sum(g.examples for g in self.groups)
+
+    def read(self, group: Group) -> pa.Table:
+        """Read a row group of the table.
+
+        Args:
+            group: one of `groups`.
+
+        Returns:
+            Table with the columns `image` and `mask` (encoded bytes) and `weight` (int64). The weight says how often the row
+            occurs in an epoch; it is 0 for images of another split.
+        """
+        names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
+        found = tables.read_row_group(self.table, group.part, group.index, names)
+        image, mask, last = (found[name] for name in names)
+        weight = last.cast(pa.int64()) if self.split is None else pa.array([int(s == self.split) for s in last.to_pylist()])
+        return pa.table({"image": image, "mask": mask, "weight": weight})
+
+    def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
+        """Decode an example.
+
+        Args:
+            image: encoded image.
+            mask: encoded mask.
+
+        Returns:
+            The image, uint8 RGB of shape (H, W, 3), and the mask, uint8 of shape (H, W).
+
+        Raises:
+            BadInput: if the bytes are not an image and a mask of the same size.
+        """
+        if self.split is None:
+            return decode_example(image, mask)
+        rgb, class_mask = decode_image(image), decode_mask(mask)
+        if class_mask.shape != rgb.shape[:2] or class_mask.dtype != np.uint8:
+            raise BadInput(f"a mask of {class_mask.shape} {class_mask.dtype} for an image of {rgb.shape[:2]}")
+        return rgb, class_mask
+
+    def train_view(self, image: bytes, mask: bytes, rng: np.random.Generator) -> transforms.Pair:
+        """Decode an example and augment it for training.
+
+        Args:
+            image: encoded image.
+            mask: encoded mask.
+            rng: random generator for this example, made by `transforms.example_rng`.
+
+        Returns:
+            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is `size`.
+
+        Raises:
+            BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
+        """
+        if self.split is None:
+            return transforms.random_crop(*self.decode(image, mask), self.size, rng)
+        return transforms.random_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
+
+    def dev_view(self, image: bytes, mask: bytes) -> transforms.Pair:
+        """Decode an example for evaluation, without random augmentation.
+
+        Args:
+            image: encoded image.
+            mask: encoded mask.
+
+        Returns:
+            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is `size`.
+
+        Raises:
+            BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
+        """
+        if self.split is None:
+            return transforms.centre_crop(*self.decode(image, mask), self.size)
+        return transforms.centre_canvas(*self.decode(image, mask), self.size)
+
+
+def open_examples(table: str, size: int, split: str | None = None, jitter: float = 0.0) -> Examples:
+    """Open a table for training.
+
+    Args:
+        table: URI of an `examples` table (crops) or an `images` table (whole images).
+        size: side of the network's square input in pixels.
+        split: split of the `images` table to use; None for an `examples` table.
+        jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
+
+    Raises:
+        FileNotFoundError: if there is no complete table at this URI.
+        UserError: if the table holds no example.
+    """
+    commit = tables.require_commit(table)
+    groups = []
+    for part in commit.parts:
+        for index, group in enumerate(part.row_groups):
+            count = group.repeats if split is None else group.splits.get(split, 0)
+            if count:
+                groups.append(Group(part.name, index, count, group.nbytes))
+    if not groups:
+        raise UserError(f"{table} holds no example{f' of the split {split}' if split else ''}: there is nothing to train on")
+    return Examples(table, size, tuple(groups), split, jitter)
