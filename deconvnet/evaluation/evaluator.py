@@ -61,8 +61,7 @@ class Evaluation:
 
     Attributes:
         results: mean IoU, pixel accuracy and IoU by class of the five results; the content of `report/results.json`.
-        mean_iou: a dict from image_id to a dict from result name to the mean IoU of this image alone. It is None for an image
-            whose annotation is all void.
+        mean_iou: mean IoU of each image on its own, by image_id and result name; None if the image's annotation is all void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
     """
 

@@ -41,7 +41,7 @@ def predict_images(
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
 
     Returns:
-        Summaries of the table's parts, in order. The table itself is not committed yet.
+        Summaries of the table's parts, in order. `commit_predictions` makes them the table.
 
     Raises:
         UserError: if no node has room for a worker, or workers die repeatedly over the same part.

@@ -1,6 +1,6 @@
 """The table `predictions` of a folder of images: its columns, the plan of a run, and the counts of predicted classes.
 
-A prediction is up to date if three conditions hold: the image file has not changed since (its stamp is the same), the mask file
+A prediction is up to date if three conditions hold: the image file still has the same size and modification time, the mask file
 exists, and the prediction belongs to the current *generation*. A new generation begins whenever another version of the model is
 used for the same output. Predictions that an interrupted run finished count as well.
 """
@@ -86,7 +86,8 @@ class OutputState:
         model: name of the registered model.
         model_version: version of the registered model.
         model_id: id of this model version, which differs from those in other registries.
-        generation: name of the current generation, see the module's docstring.
+        generation: name of the current generation. A new generation begins whenever another model version is used for this
+            output.
     """
 
     input: str
@@ -118,12 +119,12 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Return the fingerprint of the table that the run will write."""
+        """Return a digest that identifies the table that the run will write."""
         return digest([self.key, self.incomplete])
 
     @property
     def units(self) -> list[list[Task]]:
-        """Split the tasks into lists, one for each part of the table."""
+        """Split the tasks into lists, one for each part of the table. Workers write the parts independently of each other."""
         size = min(_MAX_PART, max(1, len(self.tasks) // _MIN_PARTS))
         return [[self.tasks[i] for i in chunk] for chunk in tables.chunks(len(self.tasks), size)]
 
@@ -227,7 +228,7 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) -> tables.Commit:
-    """Commit parts as the table `predictions`.
+    """Make finished parts the table `predictions`, in place of an earlier table.
 
     Before that, masks and overlays of earlier runs are deleted if no row names them any more.
 
@@ -237,7 +238,7 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
         parts: the table's parts, in order.
 
     Returns:
-        The committed table.
+        The commit record of the table.
     """
     table = storage.join(output, TABLE)
     named: set[str] = set()

@@ -47,7 +47,7 @@ class PredictorOptions:
 
     Attributes:
         proposals: largest number of boxes that DeconvNet is run on; the best boxes are taken.
-        min_side: smallest shorter side of an enlarged box, in pixels. Boxes below it are skipped and do not count.
+        min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped and do not count.
         aggregation: how the score maps of the boxes are merged, "max" or "sum", see `instances`.
         ensemble: how the two networks are combined, "mean" or "product", see `ensemble.combine`.
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
@@ -193,17 +193,18 @@ class Predictor:
     def masks_by_box_count(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
     ) -> tuple[dict[str, Mask], dict[int, Mask]]:
-        """Predict the class of every pixel, and also the mask that DeconvNet predicts from only the first k boxes, for several k.
+        """Predict the class of every pixel, and also the masks that DeconvNet alone predicts from fewer boxes.
 
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            counts: the numbers of boxes k.
+            counts: the numbers of boxes, in any order. For each number k, DeconvNet's mask from the first k of its best boxes is
+                predicted.
             results: names from `RESULTS`; "deconvnet" must be one of them.
 
         Returns:
-            The masks by result name, as `masks` returns them, and DeconvNet's masks by k in ascending order. If there are fewer
-            than k boxes, the mask for k is the one from all boxes.
+            The masks by result name, as `masks` returns them, and DeconvNet's masks by number of boxes in ascending order. If
+            there are fewer boxes than the number, the mask is the one from all boxes.
         """
         size = image.shape[:2]
         after: dict[int, Mask] = {}

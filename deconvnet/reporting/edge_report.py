@@ -38,7 +38,7 @@ class EdgeReport:
     """The outcome of a comparison of edge detectors.
 
     Attributes:
-        metrics: metrics of the newly trained forest, by their name in MLflow.
+        metrics: metrics of the newly trained forest, by their name in MLflow, such as "bsds.ods".
         markdown: Markdown tables of all detectors.
         files: contents of edges.json, edges.md and, if boxes were measured, edges.png, by file name.
     """
@@ -56,8 +56,9 @@ def compare_edges(
     No file is written.
 
     Args:
-        images_uri: URI of a table `images`. The recall of boxes is measured on its dev images; None to leave this out.
-        bsds: folder of BSDS500. The quality of edges is measured on its val images; None to leave this out.
+        images_uri: URI of a table `images`. The recall of boxes is measured on the images of its split "dev"; None to leave this
+            out.
+        bsds: folder of BSDS500. The quality of edges is measured on the images of its split "val"; None to leave this out.
         forest: URI of the newly trained forest's file.
         settings: options for finding boxes.
         executor: runs the measurements, on several parts of the table or several images of BSDS500 at once.
@@ -92,7 +93,7 @@ def compare_edges(
 
 
 def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
-    """Measure the recall of the boxes that each edge detector leads to on the dev images.
+    """Measure how many objects of the dev images are found by the boxes, for each edge detector.
 
     Args:
         images_uri: URI of the table `images`.

@@ -71,8 +71,8 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
     """Draw the charts of an evaluation.
 
     Args:
-        results: the content of `results.json`.
-        breakdowns: the content of `analysis.json`.
+        results: the metrics of the five results, which are the content of `results.json`.
+        breakdowns: the content of `analysis.json`, see `Breakdowns.as_dict`.
 
     Returns:
         The charts as PNGs, by name without suffix.
@@ -92,7 +92,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     The first table has the five results in the paper's order, and the second one has the IoU of each class.
 
     Args:
-        results: the content of `results.json`.
+        results: the metrics of the five results, which are the content of `results.json`.
 
     Returns:
         The content of `results.md`.

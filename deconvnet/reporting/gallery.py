@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor, PredictorOptions
 
 MeanIou = Mapping[str, Mapping[str, float | None]]
-"""A dict from image_id to a dict from result name to the mean IoU of this image alone, 0 to 1, or None if it is undefined."""
+"""Mean IoU of each image on its own, by image_id and result name, 0 to 1. It is None if the image's annotation is all void."""
 
 RANKED_BY = "edeconvnet_crf"
 STEPS = (1, 5, 10, 20, 50)
@@ -62,7 +62,7 @@ def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]
     """Choose the images with the best, the median and the worst mean IoU of EDeconvNet+CRF.
 
     Args:
-        mean_iou: mean IoU by image_id and result. Images whose value is None are never chosen.
+        mean_iou: mean IoU of each image, by image_id and result name. Images whose value is None are never chosen.
         each: number of images of each kind.
 
     Returns:
@@ -86,11 +86,12 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
     There are three kinds: DeconvNet ahead of FCN-8s, FCN-8s ahead of DeconvNet, and the ensemble ahead of both.
 
     Args:
-        mean_iou: mean IoU by image_id and result.
+        mean_iou: mean IoU of each image, by image_id and result name.
         each: largest number of images of each kind.
 
     Returns:
-        Pairs of a text that names the kind, such as "DeconvNet over FCN-8s", and an image_id.
+        Pairs of a text that names the kind, such as "DeconvNet over FCN-8s", and an image_id. The largest lead of each kind comes
+        first.
     """
     contests = {
         "DeconvNet over FCN-8s": ("deconvnet", "fcn8s"),
@@ -112,7 +113,7 @@ def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
     """Choose images that DeconvNet predicts well.
 
     Args:
-        mean_iou: mean IoU by image_id and result.
+        mean_iou: mean IoU of each image, by image_id and result name.
 
     Returns:
         The ids of up to ten images with DeconvNet's highest mean IoU, highest first.
@@ -124,7 +125,7 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
     """Rank images by a score. Images whose score is None are left out.
 
     Args:
-        mean_iou: mean IoU by image_id and result.
+        mean_iou: mean IoU of each image, by image_id and result name.
         score: computes the score of an image from its mean IoU by result.
 
     Returns:
@@ -212,11 +213,12 @@ def draw_gallery(
         images_uri: URI of the table `images`.
         proposals_uri: URI of the table `proposals` that was made from these images.
         classes: class names, ordered by id.
-        mean_iou: mean IoU by image_id and result, from which the images to show are chosen.
+        mean_iou: mean IoU of each image, by image_id and result name, from which the images to show are chosen.
 
     Returns:
-        PNGs by name: "comparison", "wins" (left out if no network is ahead on any image), "instances" and "unpooling". Empty if
-        no image has a mean IoU.
+        PNGs by name: "comparison" (best, median and worst images), "wins" (images on which one network is ahead of another, left
+        out if there is none), "instances" (DeconvNet's prediction proposal by proposal) and "unpooling" (maps of DeconvNet's
+        decoder). Empty if no image has a mean IoU.
     """
     chosen = {"comparison": best_median_worst(mean_iou), "wins": largest_leads(mean_iou)}
     candidates = best_of_deconvnet(mean_iou)
@@ -264,7 +266,7 @@ def draw_comparison(
         samples: pairs of a word and a sample, from top to bottom. The word is shown as the reason for choosing the image and may
             be "".
         classes: class names, ordered by id.
-        mean_iou: mean IoU by image_id and result, shown above the masks. Images may be missing.
+        mean_iou: mean IoU of each image, by image_id and result name, shown above the masks. Images may be missing.
 
     Returns:
         A PNG of 1,200 px width.

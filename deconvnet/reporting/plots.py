@@ -39,7 +39,7 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
     """Draw horizontal bars of the IoU, one for each class and result. A class without an IoU has no bar.
 
     Args:
-        results: the content of `report/results.json`.
+        results: the metrics of the five results, which are the content of `report/results.json`.
 
     Returns:
         A PNG of 1,200 px width.
@@ -67,7 +67,7 @@ def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
     """Draw panels of curves against the training step, two panels per row.
 
     Args:
-        curves: a dict from panel title to a dict from curve name to the curve's steps and values.
+        curves: the curves by panel title, then by the name that the legend shows. Each has its steps and values.
 
     Returns:
         A PNG of 1,200 px width.
@@ -101,7 +101,7 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
     The first shows recall at IoU 0.5 and 0.7 against the number of boxes, the second shows recall against the IoU threshold.
 
     Args:
-        recalls: measured recalls by name. Each name has its own colour.
+        recalls: measured recalls by the name that the legend shows. Each has its own colour.
         max_boxes: limit of the number of boxes for the second panel. It shows the recall at the largest measured number up to
             this limit.
 
@@ -140,8 +140,8 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     """Draw DeconvNet's mean IoU against the number of proposals. FCN-8s needs no proposals, so it is drawn as a horizontal line.
 
     Args:
-        results: the content of `report/results.json`.
-        breakdowns: the content of `report/analysis.json` of the same images.
+        results: the metrics of the five results, which are the content of `report/results.json`.
+        breakdowns: the content of `report/analysis.json` for the same images, see `Breakdowns.as_dict`.
 
     Returns:
         A PNG of 1,200 px width.
@@ -174,7 +174,7 @@ def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
     """Draw bars of the objects' mean IoU for each result and size bin. Sizes are shares of the image's area.
 
     Args:
-        breakdowns: the content of `report/analysis.json`.
+        breakdowns: the content of `report/analysis.json`, see `Breakdowns.as_dict`.
 
     Returns:
         A PNG of 1,200 px width.

@@ -55,7 +55,7 @@ class Rejects:
 
     Attributes:
         counts: number of inputs by reason, most frequent first.
-        examples: paths or ids of up to three inputs by reason.
+        examples: up to three inputs for each reason, as paths or ids.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class RunSummary:
     Attributes:
         title: heading of the report.
         workspace: URI of the workspace.
-        results: the content of `report/results.json`.
+        results: the metrics of the five results, which are the content of `report/results.json`.
         figures: PNGs in the folder `report/`, by name without suffix.
         splits: number of images by split.
         digest: digest of all images and masks; "" if unknown.
@@ -148,7 +148,7 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Format the five results beside the paper's as rows of a table.
 
     Args:
-        results: the content of `report/results.json`.
+        results: the metrics of the five results, which are the content of `report/results.json`.
 
     Returns:
         A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The numbers are

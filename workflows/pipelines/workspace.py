@@ -28,12 +28,12 @@ class Workspace:
 
     @property
     def images(self) -> str:
-        """Return the URI of the table `images`."""
+        """Return the URI of the table `images`, which holds the images with their masks and splits."""
         return self.uri("images")
 
     @property
     def proposals(self) -> str:
-        """Return the URI of the table `proposals`."""
+        """Return the URI of the table `proposals`, which holds the boxes that may contain objects, for each image."""
         return self.uri("proposals")
 
     @property
