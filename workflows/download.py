@@ -1,11 +1,14 @@
 """Download VOC 2012, SBD and the VGG-16 weights from their official addresses.
 
-    python workflows/download.py voc2012|sbd|vgg16|all --to DIR
+  python workflows/download.py voc2012 --to DIR      images and masks of PASCAL VOC 2012
+  python workflows/download.py sbd --to DIR          masks of SBD for more of VOC's images; needs voc2012 first
+  python workflows/download.py vgg16 --to DIR        weights of VGG-16, trained on ImageNet
+  python workflows/download.py all --to DIR          all three
 
-Set data.root to DIR/VOCdevkit/VOC2012, and model.vgg16 to DIR/vgg16-397923af.pth. SBD's masks are added to VOC 2012 as the split
-train_aug (data.train_split). Complete files are kept, and interrupted downloads resume.
+To train with them, set data.root to DIR/VOCdevkit/VOC2012, and model.vgg16 to DIR/vgg16-397923af.pth. To train on SBD's masks,
+too, set data.train_split to train_aug. Files that are complete are not downloaded again. An interrupted download is resumed.
 
-Exit codes: 0 done; 2 an error, named in the last line; 130 stopped by Ctrl-C: the same command resumes.
+Exit codes: 0 done; 2 an error, described in the last line; 130 stopped by Ctrl-C: the same command resumes.
 """
 
 import argparse
@@ -25,8 +28,8 @@ class Source:
     """A file to download.
 
     Attributes:
-        url: its address.
-        checksum: "md5:HEX" or "sha256:HEX".
+        url: address of the file.
+        checksum: checksum that the file must have, as "md5:HEX" or "sha256:HEX".
     """
 
     url: str
@@ -49,7 +52,18 @@ SOURCES = {
 
 
 def get_voc2012(source: Source, to: Path) -> Path:
-    """Download and unpack VOC 2012 into the folder `to` unless it is there; returns its folder."""
+    """Download and unpack VOC 2012, unless it is there already.
+
+    Args:
+        source: the archive to download. It is deleted once it is unpacked.
+        to: folder to download to.
+
+    Returns:
+        Path of VOC 2012: `to`/VOCdevkit/VOC2012.
+
+    Raises:
+        UserError: if the archive can't be downloaded or unpacked.
+    """
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
         archive = fetch(source.url, to / "VOCtrainval_11-May-2012.tar", source.checksum)
@@ -59,10 +73,17 @@ def get_voc2012(source: Source, to: Path) -> Path:
 
 
 def get_sbd(source: Source, to: Path) -> Path:
-    """Add SBD's masks to VOC 2012 in the folder `to` unless they are there; returns the list of the split train_aug.
+    """Download SBD and add its masks to VOC 2012, unless they are there already. Prints how many images were added.
+
+    Args:
+        source: the archive to download. It is deleted once it is unpacked.
+        to: folder to download to. It must hold VOC 2012.
+
+    Returns:
+        Path of the image list of the new split train_aug.
 
     Raises:
-        UserError: if VOC 2012 is not there.
+        UserError: if VOC 2012 is not there, or the archive can't be downloaded or unpacked.
     """
     from deconvnet.datasets.sbd import add_sbd_to_voc  # imports OpenCV and SciPy
 
@@ -84,7 +105,18 @@ def get_sbd(source: Source, to: Path) -> Path:
 
 
 def get_vgg16(source: Source, to: Path) -> Path:
-    """Download the VGG-16 weights into the folder `to` unless they are there; returns the file."""
+    """Download the weights of VGG-16, unless they are there already.
+
+    Args:
+        source: the file to download.
+        to: folder to download to.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        UserError: if the file can't be downloaded.
+    """
     return fetch(source.url, to / "vgg16-397923af.pth", source.checksum)
 
 
@@ -92,7 +124,11 @@ GET = {"voc2012": get_voc2012, "sbd": get_sbd, "vgg16": get_vgg16}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line (None: that of the process)."""
+    """Parse the command line.
+
+    Args:
+        arguments: command-line arguments. None for those of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SOURCES, "all"], help="what to download")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to download to")
@@ -103,7 +139,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        arguments: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+    """
     options = parse(arguments)
     try:
         to = options.to.expanduser().resolve()

@@ -1,14 +1,17 @@
-"""Evaluate the trained models of a workspace: the five results on a split, as a table, a report and figures.
+"""Evaluate the trained models of a workspace on one split: the five results as a table, a report and figures.
 
-  python workflows/evaluate.py --config FILE [--split val|dev]
-  python workflows/evaluate.py --config FILE --submission OUT.tar.gz [--result NAME] [--competition comp5]
+  python workflows/evaluate.py --config FILE                                 evaluate on the val images
+  python workflows/evaluate.py --config FILE --split dev                     evaluate on the dev images
+  python workflows/evaluate.py --config FILE --submission OUT.tar.gz         write masks for VOC's test server instead
 
-The settings are those of train_pipeline.py, so segmentation can be evaluated with other values (`--segment.aggregation sum`). Choose
-values on dev: val is for the final table only. The report is written to evaluations/SPLIT in the workspace.
+The settings are those of train_pipeline.py. You can evaluate with other values of the settings in the section segment, for
+example --segment.aggregation sum. Choose such values on dev, a part of the training images that is set aside for this
+purpose, and evaluate on val for the final table only. The report is written to WORKSPACE/evaluations/SPLIT.
 
---submission evaluates nothing. It predicts the images of `ImageSets/Segmentation/test.txt` in data.root (without such a file: val.txt,
-or the list that --split names) and writes the archive that VOC's test server takes, checked against the server's rules. The same
-command resumes an interrupted run.
+With --submission, the command evaluates nothing. It predicts the images that ImageSets/Segmentation/test.txt in data.root
+lists. Without this file, it takes val.txt, and --split names another list. The masks are checked against the rules of VOC's
+test server and packed into an archive for it. --result chooses one of the five results. If the command is interrupted, the
+same command resumes it.
 
 Exit codes: 0 done; 2 an error in the settings or the images, or the models are not trained yet; 75 interrupted.
 """
@@ -20,11 +23,21 @@ from workflows import cli
 from workflows.settings import parser
 
 RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf")
-"""As in `deconvnet.inference.predictor`, which imports torch."""
+"""Names of the five results, as in `deconvnet.inference.predictor`. They are repeated here because that module imports torch."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings or images have an error, or the models are not trained yet.
+    """
     command = parser(__doc__ or "")
     command.add_argument(
         "--split", choices=("val", "dev", "test"), help="images to evaluate on (default: val), or to predict for --submission"

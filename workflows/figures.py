@@ -1,16 +1,17 @@
 """Draw figures of a finished run, from the tables, models and report in its workspace.
 
-  python workflows/figures.py NAME --workspace DIR [--out DIR]              PNGs, 1,200 px wide, in DIR/figures or --out
-  python workflows/figures.py instances --workspace DIR --image ID [--image ID …]
-  python workflows/figures.py all --workspace DIR                           all that can be drawn
-  python workflows/figures.py report --workspace DIR                        the page report/index.html again, with the figures in report/
+  python workflows/figures.py NAME --workspace DIR              draw one figure
+  python workflows/figures.py all --workspace DIR               draw all figures whose data are there
+  python workflows/figures.py report --workspace DIR            write the page report/index.html again
+  python workflows/figures.py instances --workspace DIR --image ID --image ID      choose the images to show
 
-NAME is one of:
+The figures are PNG files, 1,200 px wide. They are written to DIR/figures, or to the folder that --out names. NAME is one of:
+
 {figures}
-{per_image} show the images that --image names, or else those that the report shows. The pipeline also draws all figures for its report
-and MLflow.
+The figures {per_image} show single images. You can choose these with --image; without it, they are those of the
+report. The pipeline itself draws all figures once, for its report and for MLflow.
 
-Exit codes: 0 done; 2 there is no such figure or image, or the stage that it needs is not finished.
+Exit codes: 0 done; 2 there is no such figure or image, or the stage that makes its data is not finished.
 """
 
 import argparse
@@ -37,12 +38,22 @@ FIGURES = {
     "examples": "training crops of stage 1 and stage 2, with their masks",
 }
 PER_IMAGE = ("unpooling", "instances", "comparison")
-"""The figures of single images, which --image goes with."""
+"""Names of the figures that show single images, for which --image can be given."""
 INTERRUPTED = "the files listed above are complete"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code: 0, or 2 if none of the figures could be drawn.
+
+    Raises:
+        UserError: if the figure or image does not exist, or its data are not in the workspace.
+    """
     options = _parser().parse_args(argv)
     _check(options.name, options.image)
     from deconvnet.tracking.store import tracking_uri
@@ -74,14 +85,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(out: str, files: Mapping[str, bytes]) -> None:
-    """Write the files to the folder `out`, and print their URIs."""
+    """Write files to a folder, and print their URIs.
+
+    Args:
+        out: folder to write to, local or s3://.
+        files: content of the files by name.
+    """
     for file, data in files.items():
         storage.write_bytes(storage.join(out, file), data)
         print(storage.join(out, file), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     names = "".join(f"  {name:<18}{about}\n" for name, about in FIGURES.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").format(figures=names, per_image=", ".join(PER_IMAGE)),
@@ -97,7 +113,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(name: str, image_ids: list[str]) -> None:
-    """Raise UserError for an unknown figure, and for images where the figure shows none."""
+    """Check the command line: the figure must exist, and images may be chosen only for a figure that shows single images.
+
+    Args:
+        name: name of the figure, "all" or "report".
+        image_ids: ids of the images that `--image` names.
+
+    Raises:
+        UserError: if this is not so.
+    """
     if name not in (known := (ALL, REPORT, *FIGURES)):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

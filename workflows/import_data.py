@@ -1,15 +1,28 @@
-"""Import annotated images from COCO JSON, LabelMe or a folder of masks to VOC's layout, and check them.
+"""Import annotated images into PASCAL VOC's folder layout, from COCO JSON, LabelMe or a folder of masks, and check them.
 
   python workflows/import_data.py --from coco    --images DIR --annotations instances.json --to my-data
   python workflows/import_data.py --from labelme --annotations DIR_OF_JSON_FILES --to my-data
-  python workflows/import_data.py --from masks   --images DIR --annotations DIR_OF_MASKS --to my-data [--table colours.txt]
-  … --val_annotations WHAT [--val_images DIR]       a given split (or --train_list, --val_list; else a fifth is drawn for val)
-  … --dry-run                                       print what would be imported
-  python workflows/import_data.py --check my-data   only check a folder in VOC's layout
+  python workflows/import_data.py --from masks   --images DIR --annotations DIR_OF_MASKS --to my-data
+  python workflows/import_data.py --check my-data            import nothing, only check a folder in VOC's layout
 
-The new folder appears whole or not at all. It holds JPEGImages (the files unchanged), SegmentationClass, SegmentationObject (where
-objects are known), ImageSets/Segmentation, classes.txt, rejects.csv (what was not imported, and why), and the check: check.md and
-contact_sheet.png. The last line printed is the command that trains on it.
+Options for the import:
+
+  --val_annotations WHAT [--val_images DIR]      annotations (and images) of the val split, if they are separate
+  --train_list FILE, --val_list FILE             or lists of the images; otherwise a fifth is chosen at random for val
+  --table colours.txt                            masks only: classes and their ids or colours
+  --dry-run                                      print what would be imported, and write nothing
+
+The new folder appears only when it is complete. It contains:
+
+  JPEGImages                        the image files, unchanged
+  SegmentationClass                 masks of class ids
+  SegmentationObject                masks of object ids, if the objects are known
+  ImageSets/Segmentation            lists of the images in train and val
+  classes.txt                       the class names
+  rejects.csv                       what was not imported, and why
+  check.md, contact_sheet.png       the check: a report, and a picture of some images with their masks
+
+The last line printed is the command that trains on this folder.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: nothing was written.
 """
@@ -23,7 +36,17 @@ INTERRUPTED = "nothing was written"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings or the data have an error.
+    """
     command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
     command.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")
     settings, options = command.parse_settings(argv)

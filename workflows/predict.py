@@ -1,16 +1,23 @@
 """Predict the class masks of a folder of images with a registered model.
 
-  python workflows/predict.py --input DIR --output DIR --workspace RUN        the champion in the MLflow store of RUN
-  python workflows/predict.py --input s3://… --output s3://… --overlays true  MLflow by MLFLOW_TRACKING_URI or --tracking.uri
-  … --model models:/NAME@ALIAS (or models:/NAME/VERSION)                      another model
-  … --dry-run                                                                 print what would be done
+  python workflows/predict.py --input DIR --output DIR --workspace RUN          use the champion in the MLflow store of RUN
+  python workflows/predict.py --input s3://… --output s3://… --tracking.uri URI     use the champion on an MLflow server
+  … --model models:/NAME@ALIAS                                                  use another model (or models:/NAME/VERSION)
+  … --overlays true                                                             also draw each mask over its image
+  … --dry-run                                                                   print what would be done
 
-For each image, OUTPUT gets masks/PATH.png (paletted, class ids) and, on request, overlays/PATH.jpg, where PATH is the image's path
-below INPUT. The tables predictions/ and rejects/ are Parquet. A second run predicts only images that are new, changed or were left by
-an interrupted run; with another version of the model it predicts all images again.
+The champion is the version of the registered model that is in use. In place of --tracking.uri, you can set the environment
+variable MLFLOW_TRACKING_URI.
 
-Exit codes: 0 done; 2 an error in the settings or the images; 3 another run is writing to the same output; 75 interrupted: the same
-command resumes.
+For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and on request overlays/PATH.jpg. PATH is
+the image's path in the input folder. The output also has two Parquet tables: predictions, and rejects with the images that
+can't be used.
+
+A second run predicts only images that are new or changed, or that an interrupted run has left out. With another version of
+the model, it predicts all images again.
+
+Exit codes: 0 done; 2 an error in the settings or the images; 3 another run is writing to the same output; 75 interrupted:
+the same command resumes.
 """
 
 import sys
@@ -20,7 +27,19 @@ from workflows.settings import CONFIGS, PredictSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings or the images have an error.
+        Locked: if another run is writing to the same output folder.
+        Interrupted: if another run took over the lock of the output folder.
+    """
     command = cli.SettingsParser(__doc__ or "", PredictSettings, CONFIGS / "predict.yaml")
     command.add_argument("--dry-run", action="store_true", help="print the settings and what would be done")
     settings, options = command.parse_settings(argv)

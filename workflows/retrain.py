@@ -1,15 +1,19 @@
-"""Train again when images or masks have changed, and promote the new model to champion if it is better.
+"""Train again if images or masks have changed, and promote the new model to champion if it is better.
 
-Images that are new or changed are found by their content; only for them are proposals and crops made again. Training starts from the
-`champion` of the registered model. Both are evaluated on the same val images; the new model becomes the champion if its mean IoU is
-higher by retrain.margin or more and no class's IoU falls by more than retrain.max_class_drop. Each run is a generation in
-WORKSPACE/generations; an interrupted generation is resumed.
+  python workflows/retrain.py --config FILE --workspace DIR      retrain; the settings are those of train_pipeline.py
+  python workflows/retrain.py --config FILE --dry-run            print what would be done, and change nothing
+  python workflows/retrain.py --config FILE --force              train even if nothing has changed
 
-  python workflows/retrain.py --config FILE --workspace DIR     the settings are those of train_pipeline.py
-  python workflows/retrain.py --config FILE --dry-run           print what would be done
+New and changed images are recognised by their content. Box proposals and training crops are computed for these images
+only. Training starts from the champion, which is the version of the registered model that is in use. Then the new model
+and the champion are evaluated on the same val images. The new model becomes the champion if its mean IoU is higher by at
+least retrain.margin, and the IoU of no class is lower by more than retrain.max_class_drop.
 
-Exit codes: 0 done, or nothing is new; 2 an error in the settings or the data; 3 another retraining of this workspace is running;
-75 interrupted, with a checkpoint: the same command resumes.
+Each retraining has a folder of its own (a generation) in WORKSPACE/generations. If it is interrupted, the same command
+resumes it.
+
+Exit codes: 0 done, or nothing is new; 2 an error in the settings or the data; 3 another retraining of this workspace is
+running; 75 interrupted, with a checkpoint: the same command resumes.
 """
 
 import sys
@@ -20,7 +24,19 @@ from workflows.settings import parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings or the data have an error.
+        Locked: if another retraining of this workspace is running.
+        Interrupted: if the run was stopped. The same command resumes it.
+    """
     command = parser(__doc__ or "")
     command.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     command.add_argument("--force", action="store_true", help="train even if nothing is new")

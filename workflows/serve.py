@@ -1,14 +1,19 @@
 """Serve a registered model over HTTP with Ray Serve: send an image, get its mask.
 
-  python workflows/serve.py --workspace RUN          the champion in the MLflow store of RUN, at http://127.0.0.1:8000
-  … --model models:/NAME@ALIAS (or models:/NAME/VERSION) --port 8080 --replicas 4 --cpus_per_replica 2
+  python workflows/serve.py --workspace RUN            serve the champion in the MLflow store of RUN
+  … --model models:/NAME@ALIAS                         serve another model (or models:/NAME/VERSION)
+  … --port 8080 --replicas 4 --cpus_per_replica 2      choose the port, and the number and size of the processes
 
-  curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png                  paletted PNG of class ids
-  curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg   the image with its mask drawn over it
+The champion is the version of the registered model that is in use. To call the server:
 
-In a browser, the address shows a page to try it. The headers of a response name the classes found (X-Classes) and the time it took
-(Server-Timing); an image that can't be used gets an error message as JSON. /healthz is for health checks. There is no login: other
-machines can only connect if `host` allows it (0.0.0.0).
+  curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png                  get a paletted PNG of class ids
+  curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg   get the image with its mask drawn over it
+
+Open the address in a browser to try the model on a page. The headers of a reply name the classes found (X-Classes) and the
+time spent (Server-Timing). If an image can't be used, the reply is an error message in JSON. The address /healthz is for
+health checks.
+
+The server has no login. By default it can be reached from this machine only; --host 0.0.0.0 opens it to other machines.
 
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 2 an error in the settings, or there is no such model.
 """
@@ -20,7 +25,17 @@ from workflows.settings import CONFIGS, ServeSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command. It blocks until the server is stopped.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings have an error, or the model can't be served.
+    """
     settings, _ = cli.SettingsParser(__doc__ or "", ServeSettings, CONFIGS / "serve.yaml").parse_settings(argv)
     from deconvnet.serving import server
     from deconvnet.serving.ray_serve import ServedModel, check_installed

@@ -1,4 +1,4 @@
-"""The settings of every command, composed of those of the packages."""
+"""Settings of all commands, composed of the sections that the packages define."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +24,9 @@ from workflows import cli
 from workflows.cli import CommandSettings
 
 CONFIGS = Path(__file__).parent / "configs"
-"""The YAML files that come with the project."""
+"""Folder with the YAML files that come with the project."""
 MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
-"""How a registered model is named."""
+"""Forms of the URI of a registered model, for descriptions of settings."""
 
 
 class Settings(CommandSettings):
@@ -63,12 +63,12 @@ class Settings(CommandSettings):
     @model_validator(mode="before")
     @classmethod
     def _generated_classes(cls, raw: Any) -> Any:
-        """Without `data.root`, the classes are those of the generated data set."""
+        """Insert the classes of the generated data set if neither `data.root` nor `data.classes` is given."""
         return _with_generated_classes(raw)
 
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
-        """Check settings that depend on those of another section."""
+        """Check settings that depend on each other across sections. Raise ValueError if they don't fit."""
         for name in ("width", "fcn_width"):
             width = getattr(self.model, name)
             if self.model.vgg16 and width is not None and width > 1:
@@ -94,7 +94,7 @@ class Settings(CommandSettings):
 
 
 class EdgeTrackingSettings(TrackingSettings):
-    """MLflow. Edge trainings are logged to an experiment of their own."""
+    """Experiment tracking (MLflow). Trainings of edge detectors are logged to an experiment of their own."""
 
     experiment: str = Field("edges", min_length=1, description="MLflow experiment that the runs are logged to")
 
@@ -123,17 +123,24 @@ class EdgeSettings(CommandSettings):
     @model_validator(mode="before")
     @classmethod
     def _generated_classes(cls, raw: Any) -> Any:
-        """Without `data.root`, the classes are those of the generated data set."""
+        """Insert the classes of the generated data set if neither `data.root` nor `data.classes` is given."""
         return _with_generated_classes(raw)
 
     @property
     def masks(self) -> bool:
-        """Whether the masks of `data` are learned from."""
+        """Return whether edges are learned from the masks of `data`. False if BSDS500 is the only data."""
         return self.data.root is not None or self.bsds is None
 
 
 def _with_generated_classes(raw: Any) -> Any:
-    """Settings as read from YAML, with the generated data set's classes where neither a folder nor classes are given."""
+    """Insert the classes of the generated data set into raw settings if they name neither a data folder nor classes.
+
+    Args:
+        raw: settings as read from YAML. Values that are not a mapping are left to pydantic, which reports them.
+
+    Returns:
+        `raw`, or a copy with the classes.
+    """
     data = raw.get("data", {}) if isinstance(raw, dict) else None
     if not isinstance(data, dict) or data.get("root"):
         return raw
@@ -141,7 +148,7 @@ def _with_generated_classes(raw: Any) -> Any:
 
 
 class StoreSettings(Section):
-    """MLflow, whose registry holds the model."""
+    """The MLflow store whose registry holds the model."""
 
     uri: str | None = Field(
         None, description="tracking server, where MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"
@@ -149,7 +156,7 @@ class StoreSettings(Section):
 
 
 class PredictComputeSettings(Section):
-    """The processes that predict."""
+    """Number and resources of the processes that predict."""
 
     actors: PositiveInt | None = Field(None, description="processes that predict, each with the model; empty: as many as fit")
     cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each process")
@@ -261,7 +268,7 @@ class ImportSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _complete(self) -> "ImportSettings":
-        """Check that either an import or a check is fully described."""
+        """Check that the settings describe either an import or a check of an existing folder. Raise ValueError if they don't."""
         if self.check:
             if self.from_ or self.to:
                 raise ValueError("--check is for an existing folder: leave out from and to (an import is checked anyway)")
@@ -279,7 +286,11 @@ class ImportSettings(CommandSettings):
         return self
 
     def _check_inputs(self, name: str) -> None:
-        """Raise ValueError where the format needs annotations or images that are not given."""
+        """Raise ValueError if annotations or images are not given, although a format needs them.
+
+        Args:
+            name: name of the format: "coco", "labelme" or "masks".
+        """
         from deconvnet.datasets import formats  # imports OpenCV
 
         known = formats.get_format(name)
@@ -290,32 +301,39 @@ class ImportSettings(CommandSettings):
 
 
 def parser(description: str) -> cli.SettingsParser[Settings]:
-    """The command line of the pipeline's commands; `description` is the text at the top of --help."""
+    """Return the command-line parser of train_pipeline.py, retrain.py and evaluate.py.
+
+    Args:
+        description: text at the top of `--help`.
+    """
     return cli.SettingsParser(description, Settings, CONFIGS / "quickstart.yaml")
 
 
 def load(config: str, *arguments: str) -> Settings:
-    """Load a pipeline's settings.
+    """Load the settings of a pipeline from a YAML file, and override some of them.
 
     Args:
-        config: YAML file.
-        arguments: options that override it, as on the command line: "--train.stage1.lr", "0.1".
+        config: local path or s3:// URI of the file.
+        arguments: options that override the file, as on the command line: "--train.stage1.lr", "0.1".
 
     Returns:
-        The settings; local paths in them are absolute.
+        The settings. Local paths in them are absolute.
 
     Raises:
-        UserError: one sentence for each fault.
+        UserError: if the file or the options have errors. The message has a sentence for each.
     """
     return cli.load(config, Settings, arguments)
 
 
 def as_dict(settings: Section, only: Sequence[str] | None = None) -> dict[str, Any]:
-    """Settings as values for JSON, by the names used in YAML.
+    """Convert settings to JSON-like values.
 
     Args:
-        settings: a section, or all settings.
-        only: the names to keep; None: all.
+        settings: a section, or all settings of a command.
+        only: names of the settings to include. None for all.
+
+    Returns:
+        The values by the names that are used in YAML, nested by section.
     """
     dumped = settings.model_dump(mode="json", by_alias=True)
     return dumped if only is None else {key: dumped[key] for key in only}

@@ -1,14 +1,19 @@
-"""Train an edge detector (a structured forest) for the proposals, from masks or from BSDS500's boundaries.
+"""Train an edge detector (a structured forest) for the box proposals, from masks or from the boundaries of BSDS500.
 
-  python workflows/train_edges.py --data.root DIR                     your own masks, in VOC's layout
-  python workflows/train_edges.py --bsds DIR                          BSDS500's boundaries; with --data.root, both
-  python workflows/train_edges.py --config FILE --dry-run             print the settings and what would run
-  python workflows/train_pipeline.py --proposals.edge_model WORKSPACE/edges.yml.gz …      use it
+  python workflows/train_edges.py --data.root DIR                 learn from your own masks, in VOC's layout
+  python workflows/train_edges.py --bsds DIR                      learn from BSDS500; with --data.root, from both
+  python workflows/train_edges.py --config FILE --dry-run         print the settings and the stages that would run
 
-The file has OpenCV's format. The new forest and the one that comes with the package are compared on the dev images of the data and on
-the val images of BSDS500. The same seed gives the same file on any number of workers.
+The result is the file edges.yml.gz in the workspace, in OpenCV's format. To use it in a pipeline:
 
-Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: the same command resumes, keeping the trees trained so far.
+  python workflows/train_pipeline.py --proposals.edge_model WORKSPACE/edges.yml.gz …
+
+The command also compares the new forest with the one that comes with the project. It measures both on the dev images
+of your data and on the val images of BSDS500, and prints the table. The same seed gives the same file on any number of
+workers.
+
+Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: the same command resumes with the trees trained
+so far.
 """
 
 import sys
@@ -19,7 +24,17 @@ from workflows.settings import CONFIGS, EdgeSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings or the data have an error.
+    """
     command = cli.SettingsParser(__doc__ or "", EdgeSettings, CONFIGS / "train_edges.yaml")
     command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
     settings, options = command.parse_settings(argv)

@@ -1,12 +1,14 @@
 """Train DeconvNet and FCN-8s on images with masks, evaluate the five results, and register the ensemble in MLflow.
 
-Stages that are complete in the workspace are skipped; a run that was killed resumes from its last checkpoint.
+  python workflows/train_pipeline.py                                      train on generated images: a few minutes
+  python workflows/train_pipeline.py --config FILE --data.root DIR        train on your own images, in VOC's layout
+  python workflows/train_pipeline.py --config FILE --dry-run              print the settings and the stages that would run
+  python workflows/train_pipeline.py --executor local --tracking.enabled false     run without Ray and without MLflow
+  ray job submit -- python workflows/train_pipeline.py --config FILE      run on a Ray cluster
 
-  python workflows/train_pipeline.py                                        generated data, a few minutes
-  python workflows/train_pipeline.py --config FILE --data.root DIR          your own images, in VOC's layout
-  python workflows/train_pipeline.py --config FILE --dry-run                print the settings and what would run
-  python workflows/train_pipeline.py --executor local --tracking.enabled false     without Ray and MLflow
-  ray job submit -- python workflows/train_pipeline.py --config FILE        the same on a cluster
+The five results are those of the paper: FCN-8s, DeconvNet and their ensemble, the latter two with and without a CRF.
+All files are written to the workspace (--workspace DIR). Stages that are already complete there are skipped, and a run
+that was stopped or killed resumes from its last checkpoint.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with a checkpoint: the same command resumes.
 """
@@ -24,7 +26,18 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command with these arguments (None: those of the process); returns its exit code."""
+    """Run the command.
+
+    Args:
+        argv: command-line arguments. None for those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: if the settings or the data have an error.
+        Interrupted: if the run was stopped. The same command resumes it.
+    """
     command = parser(__doc__ or "")
     command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
     command.add_argument(
@@ -43,7 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _summary(pipeline: "Pipeline") -> str:
-    """The results, and where the report, the models and MLflow are."""
+    """Return the text that the command prints at the end: the results, and the locations of the report, the models and MLflow.
+
+    Args:
+        pipeline: the pipeline, with all stages complete.
+    """
     lines = [cli.results_text(storage.read_json(pipeline.uri("report", "results.json")))]
     if rejected := pipeline.num_rejects():
         lines.append(f"\n{rejected:,} inputs were rejected; reasons: {pipeline.uri('rejects')}")

@@ -1,4 +1,4 @@
-"""What all commands share: settings from YAML and the command line, exit codes, logging, printed text."""
+"""Code that all commands share: reading their settings, running them with exit codes, logging and printing."""
 
 from workflows.cli.exit_codes import INTERRUPTED, LOCKED, USER_ERROR, run
 from workflows.cli.logs import configure_logging

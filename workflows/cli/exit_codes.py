@@ -1,4 +1,4 @@
-"""Runs a command: errors become a line on stderr and an exit code."""
+"""Run a command so that an error becomes a line on stderr and an exit code."""
 
 import os
 import signal
@@ -11,25 +11,27 @@ from infra.storage.lock import Locked
 from workflows.cli.logs import configure_logging
 
 USER_ERROR = 2
-"""The settings, the data or the environment must be corrected first."""
+"""Exit code for an error that the user must correct in the settings, the data or the environment."""
 LOCKED = 3
-"""Another run holds the lock of the same workspace or output."""
+"""Exit code if another run holds the lock of the same workspace or output folder."""
 INTERRUPTED = 75
-"""EX_TEMPFAIL of sysexits.h: the same command resumes from what is complete."""
+"""Exit code after an interruption, EX_TEMPFAIL of sysexits.h. The same command resumes from the work that is complete."""
 
 
 def run(main: Callable[[], int], interrupted: str = "the same command resumes from what is complete") -> int:
-    """Run a command: configure logging, and turn errors into a line on stderr and an exit code.
+    """Run a command with logging configured. An error becomes a line on stderr and an exit code.
+
+    SIGTERM has the same effect as Ctrl-C.
 
     Args:
-        main: the command; returns its exit code.
-        interrupted: printed after Ctrl-C or SIGTERM; says what is left and how to resume.
+        main: function that does the work of the command and returns its exit code.
+        interrupted: text that is printed after Ctrl-C or SIGTERM. It says what is left and how to resume.
 
     Returns:
-        The exit code: that of `main`, 2 after a user error, 3 where another run holds the lock, 75 after an interruption.
+        The exit code: that of `main`, 2 after a user error, 3 if another run holds the lock, 75 after an interruption.
 
     Raises:
-        Exception: any other error of `main`, which is a bug.
+        Exception: if `main` raises any other error, which is a bug.
     """
     configure_logging()
     signal.signal(signal.SIGTERM, _terminated)
@@ -60,11 +62,11 @@ def run(main: Callable[[], int], interrupted: str = "the same command resumes fr
 
 
 def _user_error(error: Exception) -> int:
-    """Print the error; returns the exit code of user errors."""
+    """Print an error on stderr, and return the exit code for user errors."""
     print(f"\nerror: {error}", file=sys.stderr)
     return USER_ERROR
 
 
 def _terminated(number: int, frame: Any) -> None:
-    """Handler of SIGTERM: the same as Ctrl-C."""
+    """Handle SIGTERM as Python handles Ctrl-C, by raising KeyboardInterrupt. The arguments are those of any signal handler."""
     raise KeyboardInterrupt

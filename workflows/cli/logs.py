@@ -1,33 +1,33 @@
-"""Logging of the commands: the messages of our packages go to stdout as they are."""
+"""Configure logging for the commands: messages of this project's packages are printed on stdout without any prefix."""
 
 import logging
 import sys
 from typing import TextIO
 
 LOGGERS = ("deconvnet", "proposals", "infra", "workflows")
-"""The packages whose messages a command prints."""
+"""Names of the packages whose messages the commands print."""
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stdout` is when a message is logged, so that redirects made later are followed."""
+    """A log handler that looks up `sys.stdout` for each message. So it follows a redirection that is made later."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> TextIO:
-        """The current `sys.stdout`."""
+        """Return the current `sys.stdout`."""
         return sys.stdout
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """Ignored: the stream is always `sys.stdout`."""
+        """Ignore the value, because the stream is always `sys.stdout`."""
 
 
 def configure_logging() -> None:
-    """Print the messages of our packages (level INFO and above) to stdout, as they are.
+    """Print the messages of this project's packages, from level INFO on, to stdout without any prefix.
 
-    Calling it again changes nothing.
+    A second call changes nothing.
     """
     for name in LOGGERS:
         logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""The console command `deconvnet`: each subcommand is one of the scripts in workflows/."""
+"""The console command `deconvnet`. Each of its subcommands is one of the scripts in workflows/."""
 
 import difflib
 import importlib
@@ -19,14 +19,14 @@ COMMANDS = (
     "train_edges",
     "download",
 )
-"""The scripts, in the order of `deconvnet --help`. Subcommands have - for _."""
+"""Names of the scripts, in the order of `deconvnet --help`. A subcommand has the name of its script with "-" in place of "_"."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `deconvnet`.
+    """Run the console command `deconvnet`.
 
     Args:
-        argv: the arguments, the subcommand first; None: those of the process.
+        argv: the arguments, with the subcommand first. None for those of the process.
 
     Returns:
         The exit code of the subcommand.
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    """The commands, with the first line of each script's description."""
+    """Return the text of `deconvnet --help`. It has the first line of each script's docstring."""
     lines = ["usage: deconvnet COMMAND [options]", "", "commands:"]
     for script in COMMANDS:
         title = (importlib.import_module(f"workflows.{script}").__doc__ or "").partition("\n")[0]

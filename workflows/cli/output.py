@@ -1,4 +1,4 @@
-"""Text that several commands print: settings, the plan of stages, results, how to open MLflow."""
+"""Make the text that several commands print: settings, stages, results, and how to open MLflow."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,33 +10,37 @@ from infra.runtime.stages import StageStatus
 from infra.settings import Section
 
 TRAINING_PAGES = "/#/experiments?workflowType=machine_learning"
-"""MLflow's start page for training runs; without this it opens its pages for agents, which lack the model registry."""
+"""Path of MLflow's start page for training runs. Its default start page is for agents, and does not show the model registry."""
 
 
 def settings_text(settings: Section) -> str:
-    """The settings as YAML, with passwords removed."""
+    """Return settings as YAML, without passwords and other secrets."""
     return yaml.safe_dump(redacted(settings.model_dump(mode="json", by_alias=True)), sort_keys=False, allow_unicode=True)
 
 
 def plan_text(plan: Sequence[StageStatus]) -> str:
-    """The stages, a line each, and whether each is complete or would run."""
+    """Return a list of a pipeline's stages, one a line, that says which are complete and which would run.
+
+    Args:
+        plan: the stages in the order in which they run, with their states.
+    """
     lines = [f"  {p.stage.name:<12} {p.stage.title:<36} {_state(p)}" for p in plan]
     return "\n".join(["stages:", *lines])
 
 
 def _state(status: StageStatus) -> str:
-    """Whether the stage is complete or would run."""
+    """Return a phrase that says whether a stage is complete or would run."""
     return f"complete ({status.record.seconds:,.0f} s when it ran)" if status.record else "would run"
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """The five results as a table for a terminal.
+    """Return the five results of an evaluation as a table for a terminal.
 
     Args:
-        results: the content of `results.json` (see `deconvnet.evaluation.evaluator`).
+        results: content of a `results.json` (see `deconvnet.evaluation.evaluator`).
 
     Returns:
-        A heading and one line for each result: mean IoU and pixel accuracy, in [0, 1].
+        Two heading lines, and one line for each result with its mean IoU and pixel accuracy, 0 to 1.
     """
     from deconvnet.reporting.figure import RESULT_TITLES  # imports matplotlib
 
@@ -48,12 +52,19 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    """A number in [0, 1] with three digits, or – where there is none."""
+    """Format a number from 0 to 1 with three decimals. None becomes "–"."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def mlflow_hint(uri: str) -> str:
-    """How to open the pages of an MLflow store: a command for SQLite, else the address without its password."""
+    """Return a hint how to open the web pages of an MLflow store.
+
+    Args:
+        uri: URI of the store.
+
+    Returns:
+        For a SQLite file, a command and an address. For a server, its address without the password.
+    """
     uri = without_secrets(uri)
     if uri.startswith("sqlite:"):
         return f"mlflow ui --backend-store-uri {uri}   (quickstart: make ui), then http://localhost:5000{TRAINING_PAGES}"

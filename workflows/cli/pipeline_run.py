@@ -1,4 +1,4 @@
-"""Runs a pipeline as a command asks: the plan alone, what is incomplete, or nothing."""
+"""Run a pipeline for a command, or only print its plan."""
 
 import argparse
 from pathlib import Path
@@ -10,29 +10,33 @@ from workflows.cli.output import plan_text, settings_text
 
 
 class StagedPipeline(Protocol):
-    """A pipeline of stages.
+    """A pipeline that consists of stages, which are named steps such as training FCN-8s.
 
     Attributes:
-        stages: its stages and which of them are complete.
+        stages: the stages and the records of those that are complete.
     """
 
     stages: Stages
 
     def run(self, config: str) -> Any:
-        """Run the stages that are incomplete; `config` names the settings."""
+        """Run the stages that are not complete.
+
+        Args:
+            config: name of the settings file, without its folder and extension. It becomes part of the run's name in MLflow.
+        """
         ...
 
 
 def run_pipeline(pipeline: StagedPipeline, settings: Section, options: argparse.Namespace) -> bool:
-    """Run what is incomplete of a pipeline, or print its plan if the command line has `--dry-run`.
+    """Run the stages of a pipeline that are not complete, or only print its plan if the command line has `--dry-run`.
 
     Args:
         pipeline: the pipeline.
-        settings: its settings, printed with the plan.
-        options: the parsed command line, with `dry_run` and `config`.
+        settings: settings of the pipeline, which `--dry-run` prints.
+        options: the parsed command line, with the attributes `dry_run` and `config` (the path of the settings file).
 
     Returns:
-        True if the pipeline is complete now; False after `--dry-run`.
+        True if all stages are complete now, False after `--dry-run`.
     """
     plan = pipeline.stages.plan()
     if options.dry_run:

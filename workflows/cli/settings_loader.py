@@ -1,7 +1,8 @@
-"""Reads the settings of a command: a YAML file, overridden setting by setting on the command line, checked before anything runs.
+"""Read the settings of a command from a YAML file and the command line, and check them before anything runs.
 
-pydantic-settings makes the options and `--help` from the settings' types. All faults that pydantic finds are reported together, each
-as one sentence that names the setting, its value and what would be allowed.
+The command line overrides single settings of the file. pydantic-settings makes the command-line options and `--help` from the
+types of the settings. All errors that pydantic finds are reported together, each in a sentence with the setting, its value and
+what is allowed.
 """
 
 import argparse
@@ -31,15 +32,16 @@ _TYPE_MESSAGES = {
     "float_parsing": "a number is needed",
     "bool_parsing": "true or false is needed",
 }
-"""Our wording for pydantic's errors of type."""
+"""Texts that replace pydantic's own messages, by the type of the error."""
 
 
 class CommandSettings(Section):
-    """All settings of a command.
+    """Base class for the settings of a command.
 
     Attributes:
-        PATHS: dotted names of the settings that are a local path, an s3:// URI or models:/NAME@ALIAS; local paths are made absolute.
-        RENAMED: settings that had another name before, old name → new name, both without their section.
+        PATHS: dotted names of the settings that hold a local path, an s3:// URI or models:/NAME@ALIAS. Local paths are made
+            absolute.
+        RENAMED: new names of settings by their old names, both without the section. They serve for error messages.
     """
 
     PATHS: ClassVar[tuple[str, ...]] = ()
@@ -50,14 +52,14 @@ Kind = TypeVar("Kind", bound=CommandSettings)
 
 
 def setting_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting below a section, in order.
+    """Yield all settings in a section and its subsections, in order.
 
     Args:
-        section: a section's type.
-        prefix: dotted name of the section, with a dot at its end; "" at the top.
+        section: class of the section.
+        prefix: dotted name of the section with a dot at its end. "" for the top level.
 
     Yields:
-        The setting's dotted name as it is written in YAML, and its pydantic field.
+        The dotted name of a setting, as in YAML, and its pydantic field.
     """
     for name, field in section.model_fields.items():
         path = f"{prefix}{field.alias or name}"
@@ -68,15 +70,18 @@ def setting_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[s
 
 
 class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
-    """The command line of a command: `--config FILE`, an option for every setting, and options added by `add_argument`."""
+    """A parser for the command line of a command.
+
+    It has the option `--config FILE`, an option for each setting, and the options that are added with `add_argument`.
+    """
 
     def __init__(self, description: str, kind: type[Kind], config: Path) -> None:
-        """Make the parser.
+        """Create the parser.
 
         Args:
             description: text at the top of `--help`.
-            kind: type of the command's settings.
-            config: YAML file that is read where no --config is given.
+            kind: class of the command's settings.
+            config: YAML file that is read if the command line has no `--config`.
         """
         super().__init__(
             usage="%(prog)s [--config FILE] [--SETTING VALUE ...] [options]",
@@ -96,20 +101,29 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         )
 
     def _add_section(self, title: str, description: str | None = None, **options: Any) -> Any:
-        """A group of options in `--help`, described by the first line of its type's docstring."""
+        """Add a group of options to `--help` for a section of the settings. pydantic-settings calls this method.
+
+        Args:
+            title: title of the group. The suffix " options" is removed.
+            description: docstring of the section's class. Only its first line is shown.
+            options: further arguments for `argparse.ArgumentParser.add_argument_group`.
+
+        Returns:
+            The new group.
+        """
         return self.add_argument_group(title.removesuffix(" options"), (description or "").strip().partition("\n")[0], **options)
 
     def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[Kind, argparse.Namespace]:
-        """Parse the command line and load the settings.
+        """Parse the command line, read the YAML file, and check the settings.
 
         Args:
-            argv: the arguments; None: those of the process.
+            argv: the arguments. None for those of the process.
 
         Returns:
-            The settings, and all options as argparse returns them (for those that are not settings).
+            The settings, and the namespace of argparse. The namespace has the options that are not settings.
 
         Raises:
-            UserError: one sentence for each fault of the command line or the file.
+            UserError: if the command line or the file has errors. The message has a sentence for each.
         """
         options = self.parse_args(argv)
         sections = [action.dest for action in self._actions if action.help == argparse.SUPPRESS and action.dest in vars(options)]
@@ -122,7 +136,18 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         return _load(options.config, self.kind, _unset_empty(overrides)), options
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but the error on an unknown option names the most similar known one."""
+        """Parse the command line as argparse does, but suggest a similar option if there is an unknown one.
+
+        Args:
+            args: the arguments. None for those of the process.
+            namespace: object that gets the values as attributes. None for a new one.
+
+        Returns:
+            The namespace with the values.
+
+        Raises:
+            UserError: if there is an unknown option.
+        """
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
@@ -132,30 +157,42 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's own errors as UserError, without the list of all options."""
+        """Raise UserError with argparse's message, instead of printing all options and exiting."""
         raise UserError(message)
 
 
 def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
-    """Load settings from a YAML file, with command-line options on top.
+    """Load settings from a YAML file, and override some of them.
 
     Args:
         config: local path or s3:// URI of the file.
-        kind: type of the settings.
+        kind: class of the settings.
         arguments: options that override the file, as on the command line: ["--train.stage1.lr", "0.1"].
 
     Returns:
         The settings. Local paths in them are absolute, because jobs and MLflow run in other folders than the command.
 
     Raises:
-        UserError: one sentence for each fault.
+        UserError: if the file or the options have errors. The message has a sentence for each.
     """
     parser: SettingsParser[Kind] = SettingsParser("", kind, Path(config))
     return parser.parse_settings(["--config", config, *arguments])[0]
 
 
 def _load(config: str, kind: type[Kind], overrides: Mapping[str, Any]) -> Kind:
-    """The file's settings with `overrides` (nested as in YAML) on top, validated."""
+    """Read a YAML file, override some of its settings, and validate the result.
+
+    Args:
+        config: local path or s3:// URI of the file.
+        kind: class of the settings.
+        overrides: values that replace those of the file, nested by section as in YAML.
+
+    Returns:
+        The settings. The local paths among them are absolute.
+
+    Raises:
+        UserError: if the file or a setting has an error.
+    """
     settings = _validated(_merged(_read(config), overrides), kind, config)
     raw = settings.model_dump(by_alias=True)
     for name in kind.PATHS:
@@ -170,7 +207,7 @@ def _load(config: str, kind: type[Kind], overrides: Mapping[str, Any]) -> Kind:
 
 
 def _unset_empty(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with "" in place of a value become None at any depth."""
+    """Copy command-line options, and replace each value that is "" by None. Nested mappings are copied, too."""
     return {
         key: _unset_empty(value) if isinstance(value, dict) else None if value == "" else value
         for key, value in overrides.items()
@@ -178,7 +215,7 @@ def _unset_empty(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`raw` with `overrides` on top, section by section."""
+    """Return a copy of `raw` in which the values of `overrides` replace those of the same name, section by section."""
     both = {
         key: _merged(raw[key], value)
         for key, value in overrides.items()
@@ -188,7 +225,19 @@ def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def _validated(raw: dict[str, Any], kind: type[Kind], config: str) -> Kind:
-    """The settings; raises UserError with one sentence for each fault that pydantic finds."""
+    """Make settings from raw values.
+
+    Args:
+        raw: values by name, nested by section as in YAML.
+        kind: class of the settings.
+        config: path of the settings file, for error messages.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UserError: if pydantic finds errors. The message has a sentence for each.
+    """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -196,7 +245,17 @@ def _validated(raw: dict[str, Any], kind: type[Kind], config: str) -> Kind:
 
 
 def _read(config: str) -> dict[str, Any]:
-    """The content of a YAML file; raises UserError where it can't be read or is not a mapping."""
+    """Read a YAML file of settings.
+
+    Args:
+        config: local path or s3:// URI of the file.
+
+    Returns:
+        The values by name, nested by section. Variables such as ${NAME} are replaced.
+
+    Raises:
+        UserError: if the file can't be read, is not YAML, or does not contain a mapping.
+    """
     try:
         text = storage.read_bytes(config).decode()
     except (FileNotFoundError, IsADirectoryError):
@@ -218,7 +277,18 @@ def _read(config: str) -> dict[str, Any]:
 
 
 def _expand(text: str, config: str) -> str:
-    """Replace ${NAME} and ${NAME:-default} by environment variables, so that one file serves several machines."""
+    """Replace ${NAME} and ${NAME:-default} in a text by environment variables, so that one file serves several machines.
+
+    Args:
+        text: content of a settings file.
+        config: path of the file, for the error message.
+
+    Returns:
+        The text with the values of the variables.
+
+    Raises:
+        UserError: if a variable is not set and the text gives no default for it.
+    """
 
     def value_of(match: re.Match[str]) -> str:
         value = os.environ.get(match["name"], match["default"])
@@ -230,7 +300,13 @@ def _expand(text: str, config: str) -> str:
 
 
 def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
-    """One of pydantic's errors as a sentence."""
+    """Describe an error that pydantic found in one sentence.
+
+    Args:
+        fault: one of the items of pydantic's `ValidationError.errors()`.
+        kind: class of the settings.
+        config: path of the settings file.
+    """
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         return f"{path} is not given: set it by --{path}, or in {config}"
@@ -252,14 +328,16 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
 
 
 def check_job_folder(name: str, path: str) -> None:
-    """Refuse a relative path in a job submitted with --working-dir: Ray deletes its copy of the folder, and outputs with it.
+    """Refuse a relative path if this process is a Ray job with a working directory.
+
+    Ray runs such a job in a temporary copy of the project folder, and deletes the copy and all files written there.
 
     Args:
-        name: the setting or option, without its dashes.
-        path: its value.
+        name: name of the setting or option, without dashes.
+        path: value of the setting or option.
 
     Raises:
-        UserError: if the path is relative and the working directory is Ray's copy.
+        UserError: if the path is relative and the current directory is such a copy.
     """
     if "runtime_resources" in Path.cwd().parts and "://" not in path and not Path(path).is_absolute():
         raise UserError(

@@ -1,1 +1,1 @@
-"""What the commands do that is not a pipeline of stages: prediction, submissions, data import, and one run of retraining."""
+"""Work of the commands other than running a pipeline: prediction, submissions to VOC's server, data import and retraining."""

@@ -1,4 +1,4 @@
-"""Imports an annotated data set to VOC's layout, and checks folders in VOC's layout."""
+"""Import an annotated data set into PASCAL VOC's folder layout, and check a folder that has this layout."""
 
 import json
 import logging
@@ -22,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 DOWNLOAD_COMMAND = "python workflows/download.py vgg16 --to data"
 CLASS_TABLE_FILE = "values.txt"
-"""Which class each value of the masks became."""
+"""File in an imported folder that says to which class each mask value belongs."""
 
 
 def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
-    """Import the data set that the settings name, check the new folder, and log how to train on it.
+    """Import a data set, check the new folder, and log the command that trains on it.
 
     Args:
-        settings: with `to`; the folder appears whole or not at all.
-        dry_run: only read the annotations and log what would be imported.
+        settings: settings of the command. `to` names the new folder, which appears only when it is complete.
+        dry_run: True to read the annotations and log what would be imported, without writing anything.
 
     Raises:
-        UserError: if the data can't be read, too many images are unusable, or the folder exists.
+        UserError: if the data can't be read, too many images are unusable, or the folder exists and is not empty.
     """
     folder = _local_folder(settings.to or "")
     dataset = _read_dataset(settings)
@@ -66,14 +66,14 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
 
 
 def check_folder(settings: ImportSettings, root: str) -> None:
-    """Check a folder in VOC's layout; write and log the report.
+    """Check a folder in VOC's layout, log the report, and write it to check.md with a contact sheet beside it.
 
     Args:
-        settings: with the splits, the classes and where the report goes.
-        root: the folder.
+        settings: settings of the command. They name the two splits, and optionally the classes and the folder for the report.
+        root: path or s3:// URI of the folder to check. The report is written there if the settings name no other folder.
 
     Raises:
-        UserError: if it is not a folder in VOC's layout.
+        UserError: if the folder does not have VOC's layout, or the report can't be written.
     """
     voc.VocDataset(root)  # raises before anything is written
     classes = settings.classes or _read_classes(root)
@@ -84,7 +84,12 @@ def check_folder(settings: ImportSettings, root: str) -> None:
 
 
 def train_command(folder: Path, classes: tuple[str, ...]) -> str:
-    """The shell command that trains on an imported folder."""
+    """Return a shell command that trains on an imported folder.
+
+    Args:
+        folder: the imported folder.
+        classes: class names in the order of their ids.
+    """
     plain = all("," not in name and name == name.strip() for name in classes) and not classes[0].startswith("[")
     names = ",".join(classes) if plain else json.dumps(classes, ensure_ascii=False)
     command = ["python", "workflows/train_pipeline.py", "--config", "workflows/configs/own_data.yaml"]
@@ -93,7 +98,17 @@ def train_command(folder: Path, classes: tuple[str, ...]) -> str:
 
 
 def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
-    """Read the data set that the settings name."""
+    """Read the annotations that the settings name. The images themselves are read later.
+
+    Args:
+        settings: settings of the command: the format, the sources and the rules of the import.
+
+    Returns:
+        The annotated images, the classes, and the images that can't be used.
+
+    Raises:
+        UserError: if the annotations can't be read.
+    """
     annotations = settings.annotations or ""
     images = settings.images or annotations
     given = settings.val_annotations
@@ -114,7 +129,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
 
 
 def _read_classes(root: str) -> tuple[str, ...]:
-    """The classes in the folder's classes.txt, else VOC's."""
+    """Read the class names from the file classes.txt of a folder, one a line. Without this file, they are those of PASCAL VOC."""
     try:
         names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -124,7 +139,19 @@ def _read_classes(root: str) -> tuple[str, ...]:
 
 
 def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str) -> None:
-    """Check `root` (VOC's layout); log the report, and write it and the contact sheet to `to`."""
+    """Check a folder in VOC's layout, log the report, and write the report and a contact sheet.
+
+    Args:
+        settings: settings of the command.
+        root: path or s3:// URI of the folder to check.
+        classes: class names in the order of their ids.
+        splits: names of the splits for training and validation.
+        to: folder to which the report and the contact sheet are written.
+        title: name of the data set, for the headings.
+
+    Raises:
+        UserError: if the folder or a split can't be read, or the report can't be written.
+    """
     proposals = ProposalSettings()
     if to != root or settings.check:
         storage.check_writable(to)
@@ -144,12 +171,12 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
 
 
 def _threads(settings: ImportSettings) -> int:
-    """Number of threads: as set, else one for each CPU of this process."""
+    """Return the number of threads that read images: the setting, or else the number of CPUs that this process may use."""
     return settings.threads or len(os.sched_getaffinity(0))
 
 
 def _local_folder(uri: str) -> Path:
-    """The folder as a path; raises UserError for s3:// URIs."""
+    """Return the path of the folder that the option `--to` names. Raise UserError if it is an s3:// URI."""
     if storage.is_s3(uri):
         raise UserError(f"--to {uri} is in a bucket: import to a folder on this machine, and copy it there")
     return storage.local_path(uri)

@@ -1,4 +1,4 @@
-"""Predicts a folder of images with a registered model; what is up to date is not predicted again."""
+"""Predict the masks of a folder of images with a registered model. Images with up-to-date predictions are left out."""
 
 import logging
 from collections import Counter
@@ -21,20 +21,32 @@ logger = logging.getLogger(__name__)
 
 LOCK = "_lock"
 LOCK_SECONDS = 300.0
-"""How long a lock counts without a sign of life: longer than S3 is waited for. A lock of this machine is freed as its process ends."""
+"""Seconds after which another run may take over the lock if its holder has not renewed it.
+
+This is longer than a request to S3 may take. If the holder was on the same machine, its lock is free as soon as its process has
+ended.
+"""
 MODEL = "_model"
-"""Folder in the output that the actors load the model from; removed at the end of the run."""
+"""Folder in the output to which the model is copied for the actors. It is removed at the end of the run."""
 _REJECT_REASONS_SHOWN = 5
 
 
 class PredictionRun:
-    """A folder of images, the model for it, and what is left to predict."""
+    """A run of batch prediction: a folder of images, a registered model, and the plan of the images to predict.
+
+    Attributes:
+        settings: settings of the command.
+        plan: plan that says which images are to be predicted and which already have up-to-date predictions.
+    """
 
     def __init__(self, settings: PredictSettings) -> None:
-        """Find the model and list the images.
+        """Find the model, list the images, and make the plan. Nothing is written.
+
+        Args:
+            settings: settings of the command.
 
         Raises:
-            UserError: if the input or the model is not there, or the output holds something else.
+            UserError: if there are no images or no such model, or the output folder holds other files.
         """
         self.settings = settings
         _check_output(settings)
@@ -44,7 +56,7 @@ class PredictionRun:
         self.plan = self._make_plan()
 
     def plan_text(self) -> str:
-        """One line: how many images are to be predicted, and by which model."""
+        """Return a line that says how many images are to be predicted, and by which model."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
         if self.plan.is_complete:
             return f"nothing to do: every prediction is by {model}"
@@ -54,11 +66,12 @@ class PredictionRun:
         return text + (f", {drawn:,} of these to draw" if drawn else "")
 
     def run(self) -> None:
-        """Predict what is left, under the output's lock.
+        """Predict the images whose predictions are not up to date, and write the tables. Other runs are locked out meanwhile.
 
         Raises:
-            UserError: if too many images are unusable, or GPUs are requested where there are none.
-            Interrupted: if the lock was lost to another run.
+            UserError: if too many images are unusable, or GPUs are requested and Ray has none.
+            Locked: if another run is writing to the same output folder.
+            Interrupted: if another run took over the lock.
         """
         if self.plan.is_complete:
             logger.info(self.plan_text())
@@ -75,7 +88,7 @@ class PredictionRun:
         predictions_table.commit_predictions(self.plan, output, parts)
 
     def summary(self) -> str:
-        """A table of the classes found, and where the files are."""
+        """Return a table of the predicted classes, and a list of the folders that were written, as text for a terminal."""
         output = self.settings.output
         commit = tables.require_commit(storage.join(output, TABLE))
         found = predictions_table.count_classes(output)
@@ -93,7 +106,14 @@ class PredictionRun:
         return "\n".join(lines)
 
     def _make_plan(self) -> Plan:
-        """What is left to predict; raises UserError where the output belongs to another input."""
+        """Compare the images with the predictions in the output folder.
+
+        Returns:
+            The plan of what is left to predict.
+
+        Raises:
+            UserError: if the output folder holds predictions for another input folder, or files of another program.
+        """
         s = self.settings
         before = predictions_table.read_state(s.output)
         if before and before.input != s.input:
@@ -105,7 +125,21 @@ class PredictionRun:
         return predictions_table.make_plan(self._images, s.output, state, s.overlays, s.max_pixels)
 
     def _predict(self, lock: Lock) -> list[tables.Part]:
-        """Predict with actors that load the model from the output; returns the parts of the table."""
+        """Predict images on Ray with actors, which are processes that each load the model.
+
+        The model is copied to the output folder, from which the actors load it, and removed afterwards.
+
+        Args:
+            lock: lock of the output folder, held by this run.
+
+        Returns:
+            The parts of the table `predictions`, which are its Parquet files. They include the rows of predictions that were
+            already up to date.
+
+        Raises:
+            UserError: if GPUs are requested and Ray has none, or the model can't be downloaded.
+            Interrupted: if another run took over the lock.
+        """
         from deconvnet.inference.batch import predict_images
         from infra.runtime.executor import Actors
         from infra.runtime.ray_executor import RayExecutor
@@ -130,14 +164,31 @@ class PredictionRun:
 
 
 def _check_output(settings: PredictSettings) -> None:
-    """Refuse an output among the images of the input, or an input among the files of the output."""
+    """Check that the predictions are not written among the images of the input, and that the images are not predictions.
+
+    Args:
+        settings: settings of the command.
+
+    Raises:
+        UserError: if input and output are the same folder, or the input is in the masks or overlays of the output.
+    """
     output = settings.output + "/"
     if settings.input == settings.output or any(f"{settings.input}/".startswith(f"{output}{f}/") for f in (MASKS, OVERLAYS)):
         raise UserError(f"output {settings.output} would be written among the images of the input: name another folder")
 
 
 def _gpus_per_actor(settings: PredictSettings) -> float:
-    """The share of a GPU that each actor gets, 0 for CPUs; raises UserError where GPUs are requested and Ray has none."""
+    """Return the share of a GPU that each actor (a process that predicts) gets.
+
+    Args:
+        settings: settings of the command.
+
+    Returns:
+        The share, greater than 0 and at most 1. 0 to predict on CPUs.
+
+    Raises:
+        UserError: if GPUs are requested, but Ray has none and can't add nodes.
+    """
     import ray
 
     from infra.runtime.cluster import can_autoscale
@@ -150,7 +201,14 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
 
 
 def _rejects_text(parts: Sequence[tables.Part]) -> str:
-    """How many images were rejected, and the most frequent reasons with an example each."""
+    """Describe the images that could not be used: their number, and the most frequent reasons with an example each.
+
+    Args:
+        parts: the parts of the table `predictions`, which hold the rejected images.
+
+    Returns:
+        Several lines of text.
+    """
     rejects = [reject for part in parts for reject in part.rejects]
     reasons = Counter(reject.reason for reject in rejects).most_common(_REJECT_REASONS_SHOWN)
     examples = {reject.reason: reject.image_id for reject in reversed(rejects)}

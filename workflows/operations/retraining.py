@@ -1,4 +1,8 @@
-"""Retraining: runs one generation under the workspace's lock, or logs what a run would do."""
+"""Run one retraining, or log what it would do.
+
+Each retraining is a generation, which is a workspace of its own below the pipeline's workspace. A lock allows only one retraining
+of a workspace at a time.
+"""
 
 import getpass
 import logging
@@ -22,17 +26,18 @@ LOCK = "retrain.lock"
 
 
 def retrain(settings: Settings, config: str, force: bool) -> None:
-    """Run a generation to its end; it ends after the stage `prepare` if nothing is new.
+    """Run one retraining. It ends early if no image or mask is new or changed since the previous one.
 
     Args:
-        settings: of the pipeline; `workspace` holds all generations.
-        config: name of the settings file, for the MLflow run.
-        force: train even if nothing is new.
+        settings: settings of the pipeline. `workspace` is the folder that holds all generations (the workspaces of the
+            retrainings).
+        config: name of the settings file without its extension, for the name of the run in MLflow.
+        force: True to train even if nothing is new.
 
     Raises:
         UserError: if MLflow or the workspace can't be used.
         Locked: if another retraining of this workspace is running.
-        Interrupted: if the lock was lost to another run.
+        Interrupted: if the run was stopped, or another run took over the lock.
     """
     check_store(tracking_uri(settings.workspace, settings.tracking.uri))
     storage.check_writable(settings.workspace)
@@ -43,7 +48,17 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
 
 
 def _run(pipeline: Retraining, config: str) -> None:
-    """Run the stages of a generation, finish it, and delete old ones."""
+    """Run the stages of a generation, mark it as finished, and delete old generations.
+
+    If nothing is new, the generation is removed, and the result is only logged.
+
+    Args:
+        pipeline: pipeline of the generation (the workspace of this retraining).
+        config: name of the settings file without its extension, for the name of the run in MLflow.
+
+    Raises:
+        Interrupted: if the run was stopped, or another run took over the lock.
+    """
     generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
     logger.info(f"generation {generation.name}: {_start_text(generation, name)}")
     if not generation.forced and retraining.files_unchanged(pipeline):
@@ -76,13 +91,20 @@ def _run(pipeline: Retraining, config: str) -> None:
 
 
 def _check_lock(pipeline: Retraining) -> None:
-    """Raise Interrupted if the lock was lost to another run."""
+    """Raise Interrupted if another run has taken over the lock of this pipeline's workspace."""
     if pipeline.should_stop():
         raise Interrupted(f"another run took the lock of {pipeline.base}: its results count")
 
 
 def _nothing_new(pipeline: Retraining) -> None:
-    """Log that nothing is new, and make the version to beat the champion if there is none."""
+    """Log that nothing is new since the previous retraining.
+
+    If no version of the model is the champion, the version with which this retraining would have been compared becomes the
+    champion.
+
+    Args:
+        pipeline: pipeline of the retraining.
+    """
     logger.info(f"Nothing new: the images and masks are those of {pipeline.previous}. (--force trains anyway)")
     name = pipeline.settings.tracking.model_name
     aliases = registry.aliases(pipeline.store, name)
@@ -94,11 +116,12 @@ def _nothing_new(pipeline: Retraining) -> None:
 
 
 def log_plan(settings: Settings, force: bool) -> None:
-    """Log what a run would do, as far as that is known without reading images.
+    """Log what a retraining would do, as far as this can be told without reading images. Nothing is written.
 
     Args:
-        settings: of the pipeline; `workspace` holds all generations.
-        force: as for `retrain`.
+        settings: settings of the pipeline. `workspace` is the folder that holds all generations (the workspaces of the
+            retrainings).
+        force: True to plan a training even if nothing is new.
 
     Raises:
         UserError: if MLflow can't be used.
@@ -124,13 +147,21 @@ def log_plan(settings: Settings, force: bool) -> None:
 
 
 def _owner() -> str:
-    """The name of this run in the lock file."""
+    """Return the name that the lock file gives for this run. It contains the user name if there is one."""
     with suppress(OSError, KeyError):  # a container's user need not have a name
         return f"retrain.py of {getpass.getuser()}"
     return "retrain.py"
 
 
 def _start_text(generation: Generation, name: str) -> str:
-    """Which model a generation starts from, and what it is compared with."""
+    """Describe the model from which a generation starts, and the workspace with which its data are compared.
+
+    Args:
+        generation: the generation (the workspace of one retraining).
+        name: name of the registered model.
+
+    Returns:
+        A phrase for the log.
+    """
     start = f"from {name} version {generation.version}" if generation.version else "no champion to start from"
     return f"{start}; compared with {generation.previous}" if generation.previous else start

@@ -1,4 +1,4 @@
-"""Writes the archive of masks that VOC's test server scores, with the models of a workspace."""
+"""Predict masks with the models of a workspace, and pack them into the archive that VOC's test server scores."""
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import VOC_CLASSES
@@ -14,15 +14,15 @@ from workflows.settings import Settings, as_dict
 
 
 def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
-    """Check that the workspace has the models of both networks.
+    """Check that a workspace has the trained models of both networks.
 
     Args:
-        settings: of the workspace.
-        config: the settings file, for the message.
-        proposals: whether the table of proposals is needed, too.
+        settings: settings of the pipeline that names the workspace.
+        config: path of the settings file, for the error message.
+        proposals: True to check that the table of box proposals is there, too.
 
     Raises:
-        UserError: if something is missing.
+        UserError: if something is missing. The message says which command makes it.
     """
     needed = {name: storage.join(_model(settings, name), "model.json") for name in ("fcn8s", "stage2")}
     if proposals:
@@ -34,28 +34,34 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
 
 
 def _model(settings: Settings, stage: str) -> str:
-    """URI of the model that a stage has trained."""
+    """Return the URI of the model that a training stage has written.
+
+    Args:
+        settings: settings of the pipeline.
+        stage: name of the stage: "fcn8s" or "stage2".
+    """
     return storage.join(settings.workspace, "models", stage)
 
 
 def write_submission(settings: Settings, archive: str, config: str, *, split: str | None, result: str, competition: str) -> str:
-    """Predict the images of a VOC list and pack their masks, checked against the server's rules.
+    """Predict the images of one of VOC's lists, and write an archive of their masks for VOC's test server.
 
-    Only the workspace's models are used: VOC's test images have no masks, so no pipeline can be run on them.
+    The archive is checked against the server's rules before it is written. Only the models of the workspace are used, because no
+    pipeline can run on VOC's test images, which have no masks. An interrupted call is resumed by the next one.
 
     Args:
-        settings: of the workspace; `data.root` is the folder of the images, in VOC's layout.
-        archive: path or s3:// URI to write, ending in .tar.gz or .tgz.
-        config: the settings file, for messages.
-        split: the list of images; None: "test" where there is such a list, else "val".
-        result: which of the five results is submitted, one of `deconvnet.inference.predictor.RESULTS`.
-        competition: "comp5" or "comp6".
+        settings: settings of the pipeline. `data.root` is the folder of the images, in VOC's layout.
+        archive: path or s3:// URI of the archive to write, ending in .tar.gz or .tgz.
+        config: path of the settings file, for error messages.
+        split: name of the image list. None for "test" if there is such a list, else "val".
+        result: name of the one of the five results that is submitted, from `deconvnet.inference.predictor.RESULTS`.
+        competition: "comp5" for models trained on VOC's data only, "comp6" for models trained on other data, too.
 
     Returns:
-        The lines to print.
+        Text to print: the number of masks, and the URI and size of the archive.
 
     Raises:
-        UserError: if the models, the images or the archive's URI can't be used.
+        UserError: if the models or images can't be used, the archive can't be written, or the masks break the server's rules.
     """
     target = _archive_uri(archive)
     root, split = _image_list(settings.data.root, split)
@@ -86,7 +92,14 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
 
 
 def _archive_uri(archive: str) -> str:
-    """The archive's absolute URI; raises UserError where it can't be written."""
+    """Return the absolute URI of the archive to write, and check that its folder is writable.
+
+    Args:
+        archive: path or s3:// URI of the archive.
+
+    Raises:
+        UserError: if the name has a wrong ending or the folder is not writable.
+    """
     if not archive.endswith(SUFFIXES):
         raise UserError(
             f"--submission {archive} is not allowed: the server takes {' or '.join(SUFFIXES)}, so end the name in one"
@@ -98,7 +111,18 @@ def _archive_uri(archive: str) -> str:
 
 
 def _image_list(root: str | None, split: str | None) -> tuple[str, str]:
-    """The folder in VOC's layout, and the name of its list of images to submit."""
+    """Choose the image list whose masks are submitted.
+
+    Args:
+        root: folder in VOC's layout, or None if the settings name none.
+        split: name of the image list. None for "test" if there is such a list, else "val".
+
+    Returns:
+        The folder, and the name of the list.
+
+    Raises:
+        UserError: if there is no folder, or the list is "dev", which is not one of VOC's lists.
+    """
     if root is None:
         raise UserError("a submission is of VOC's images: name their folder, in VOC's layout, by --data.root")
     if split == "dev":
