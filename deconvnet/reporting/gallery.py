@@ -110,14 +110,7 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
-    """Choose images that DeconvNet predicts well.
-
-    Args:
-        mean_iou: mean IoU of each image, by image_id and result name.
-
-    Returns:
-        The ids of up to ten images with DeconvNet's highest mean IoU, highest first.
-    """
+    """Return the ids of the ten images that DeconvNet predicts with the highest mean IoU, highest first."""
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
 
 
@@ -136,13 +129,9 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
 
 def with_several_objects(samples: Iterable[Sample]) -> Sample:
-    """Choose a sample with several annotated objects, if there is one.
+    """Return the first sample with at least two annotated objects.
 
-    Args:
-        samples: at least one sample.
-
-    Returns:
-        The first sample with at least two objects. If there is none, the first with one object, or else the first sample.
+    If there is none, return the first with one, or else the first.
     """
     return max(samples, key=lambda sample: min(len(sample.annotated), 2))
 
@@ -259,7 +248,7 @@ def load_and_draw_gallery(
 def draw_comparison(
     predictor: "Predictor", samples: Iterable[tuple[str, Sample]], classes: Sequence[str], mean_iou: MeanIou
 ) -> bytes:
-    """Draw images beside their ground truth and their predictions, one row per image.
+    """Draw images beside their ground truth and their predictions, one row per image. Return a PNG of 1,200 px width.
 
     Args:
         predictor: predicts the masks.
@@ -267,9 +256,6 @@ def draw_comparison(
             be "".
         classes: class names, ordered by id.
         mean_iou: mean IoU of each image, by image_id and result name, shown above the masks. Images may be missing.
-
-    Returns:
-        A PNG of 1,200 px width.
     """
     rows = [
         panels.ComparisonRow(
@@ -287,15 +273,12 @@ def draw_comparison(
 def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
     """Draw DeconvNet's prediction after 1, 5, 10, 20 and 50 proposals and after all of them, as in the paper's Figure 6.
 
-    The best boxes are selected, and then merged from the largest to the smallest.
+    The best boxes are selected, and then merged from the largest to the smallest. The result is a PNG of 1,200 px width.
 
     Args:
         predictor: predicts the masks and limits the number of boxes.
         sample: the image.
         classes: class names, ordered by id.
-
-    Returns:
-        A PNG of 1,200 px width.
     """
     chosen = predictor.best_boxes(sample.boxes)
     sides = chosen[:, 2:] - chosen[:, :2]
@@ -308,15 +291,13 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
 def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
     """Draw the most active map of each decoder layer for the largest annotated object, as in the paper's Figure 4.
 
-    The object is cropped as for training. If there is no annotated object, the whole image is used.
+    The object is cropped as for training. If there is no annotated object, the whole image is used. The result is a PNG of 1,200
+    px width.
 
     Args:
         predictor: contains the DeconvNet that is shown.
         sample: the image.
         classes: class names, ordered by id.
-
-    Returns:
-        A PNG of 1,200 px width.
     """
     height, width = sample.image.shape[:2]
     largest, options = sample.largest, predictor.options
