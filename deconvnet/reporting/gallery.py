@@ -110,7 +110,7 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
-    """Return the ids of the ten images that DeconvNet predicts with the highest mean IoU, highest first."""
+    """Return the ids of up to ten images with DeconvNet's highest mean IoU, highest first."""
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
 
 

@@ -64,7 +64,10 @@ def new_name(now: datetime | None = None) -> str:
 
 
 def unchanged_fingerprint(workspace: str) -> str | None:
-    """Read the fingerprint that `mark_unchanged` wrote last. None if nothing was written."""
+    """Return the fingerprint of the files that were last found to hold nothing new, which `mark_unchanged` wrote.
+
+    None if there is none.
+    """
     try:
         return str(storage.read_json(folder(workspace, UNCHANGED)))
     except FileNotFoundError:
