@@ -24,6 +24,7 @@ def code_version() -> str:
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
+        """Run git in the folder of this file, and return its output without surrounding white space."""
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 

@@ -79,10 +79,10 @@ def artifact_image(run_id: str, path: str, alt: str) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> list[str]:
-    """Format the five results of a run as a Markdown table, beside the results in the paper.
+    """Format the five results of a run (of both networks and their ensemble) as a Markdown table, beside those in the paper.
 
     Args:
-        results: content of the run's results.json.
+        results: content of the results.json that the stage `evaluate` writes.
 
     Returns:
         The lines of the table, with numbers in per cent.
@@ -119,7 +119,7 @@ def run_description(summary: RunSummary, run_id: str) -> str:
     """Return the description of a pipeline's run that has results.
 
     Args:
-        summary: what the run's workspace holds: results, splits, rejected inputs, durations and figures.
+        summary: summary of the run's workspace, with the results, splits, rejected inputs, durations and figures.
         run_id: id of the run in MLflow. It is needed to show an image from the run's artifacts.
 
     Returns:
@@ -146,7 +146,7 @@ def run_description(summary: RunSummary, run_id: str) -> str:
 
 
 def stage_description(name: str, summary: Mapping[str, Any] | None = None, details: str = "") -> str:
-    """Return the description of a stage's run.
+    """Return the description of the run of a stage (a step of a pipeline, such as training FCN-8s).
 
     Args:
         name: name of the stage, such as "stage1".
@@ -161,7 +161,7 @@ def stage_description(name: str, summary: Mapping[str, Any] | None = None, detai
 
 
 def _outcome(name: str, summary: Mapping[str, Any]) -> str:
-    """Return a sentence in Markdown about the outcome of a stage.
+    """Return a sentence in Markdown about the outcome of a stage of a pipeline.
 
     Args:
         name: name of the stage.
@@ -196,7 +196,7 @@ def version_description(results: Mapping[str, Any]) -> str:
     """Return the description of a version of the registered model: its results and its classes.
 
     Args:
-        results: content of a results.json.
+        results: content of the results.json that the stage `evaluate` writes.
 
     Returns:
         Markdown of at most 4,000 characters. There is room left for a sentence about the promotion, which is appended later.
@@ -215,8 +215,8 @@ def version_description(results: Mapping[str, Any]) -> str:
 def model_description(name: str, store: str, versions: Sequence[VersionSummary], length: int = MAX_LENGTH) -> str:
     """Return the description of a registered model: purpose, results, usage and list of versions.
 
-    The results shown are those of the champion. If there is none, they are those of the challenger, else those of the newest
-    version.
+    The results shown are those of the champion (the version in use). If there is none, they are those of the challenger (the
+    newest version that a pipeline registered), else those of the newest version.
 
     Args:
         name: name of the registered model.

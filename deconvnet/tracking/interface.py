@@ -1,4 +1,4 @@
-"""The interface between pipelines and an experiment tracker, and a tracker that logs nothing.
+"""Define the interface between pipelines and an experiment tracker, and a tracker that logs nothing.
 
 `deconvnet.tracking.open_tracker` returns the tracker that the settings ask for: that of `mlflow_runs.py`, or the `NullTracker` of
 this file if `tracking.enabled` is false. Importing this module does not import MLflow.
@@ -105,7 +105,7 @@ class Run(Protocol):
             names: names of the metrics.
 
         Returns:
-            The steps and the values at them, by metric. Metrics that were not logged are left out.
+            Curves as `{metric: (steps, values)}`. Metrics that were not logged are left out.
         """
 
     def system_metrics(self) -> AbstractContextManager[None]:
@@ -119,7 +119,7 @@ class Run(Protocol):
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> AbstractContextManager["Run"]:
-        """Open a run for a stage, below this run of the pipeline.
+        """Open a run for a stage (a step of the pipeline, such as training FCN-8s), below this run.
 
         If this pipeline already has a run for the stage with the same fingerprint, that run is resumed.
 
@@ -142,7 +142,7 @@ class Run(Protocol):
             names: names of the metrics.
 
         Returns:
-            The steps and the values at them, by stage and then by metric. Stages and metrics that were not logged are left out.
+            Curves as `{stage: {metric: (steps, values)}}`. Stages and metrics that were not logged are left out.
         """
 
 
@@ -180,7 +180,7 @@ def read_histories(
         names: names of the metrics.
 
     Returns:
-        The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
+        Curves as `{stage: {metric: (steps, values)}}`. Stages and metrics without values are left out.
 
     Raises:
         UserError: if the MLflow store can't be read.
@@ -207,7 +207,7 @@ def _workspace_histories(workspace: str, stages: Iterable[str], names: Collectio
         names: names of the metrics.
 
     Returns:
-        The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
+        Curves as `{stage: {metric: (steps, values)}}`. Stages and metrics without values are left out.
     """
     histories = ((stage, NullRun(workspace, stage).history(names)) for stage in stages)
     return {stage: history for stage, history in histories if history}
@@ -224,7 +224,7 @@ class NullRun:
 
         Args:
             workspace: folder or s3:// prefix of the pipeline run.
-            stage: name of the stage. "" for the run of the whole pipeline.
+            stage: name of the stage, which is a step of the pipeline. "" for the run of the whole pipeline.
             fingerprint: text that identifies the stage's code, settings and inputs.
             run_id: id of the tracked run that this run continues without tracking. "" if there is none.
         """
@@ -275,7 +275,7 @@ class NullRun:
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the curves of the metrics `names` from the workspace.
 
-        Returns the steps and the values at them, by metric. Metrics without values are left out.
+        Returns the curves as `{metric: (steps, values)}`. Metrics without values are left out.
         """
         try:
             data = storage.read_bytes(storage.join(self._workspace, CURVES_FOLDER, f"{self._stage}.jsonl"))
@@ -296,7 +296,7 @@ class NullRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["NullRun"]:
-        """Open a run that logs nothing for the stage `name`.
+        """Open a run that logs nothing for the stage (step of the pipeline) `name`.
 
         The fingerprint marks the training metrics that are kept. The other arguments are not used.
         """
@@ -310,7 +310,7 @@ class NullRun:
             names: names of the metrics.
 
         Returns:
-            The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
+            Curves as `{stage: {metric: (steps, values)}}`. Stages and metrics without values are left out.
         """
         return _workspace_histories(self._workspace, stages, names)
 

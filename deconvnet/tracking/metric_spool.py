@@ -33,7 +33,7 @@ _POINTS_PER_REQUEST = 500  # MLflow takes at most 1,000
 
 @dataclass(frozen=True)
 class Point:
-    """One value of one metric.
+    """A value of a metric at one step.
 
     Attributes:
         key: name of the metric.
@@ -87,15 +87,15 @@ class MetricSpool:
 
 
 def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
-    """Read curves from the content of a spool file.
+    """Read curves from the content of a spool file, which holds the metrics that a training reported.
 
     Args:
         data: content of the file. A last line that is only half written is ignored.
         names: names of the metrics to read.
 
     Returns:
-        The curves by metric. Metrics that were not reported are left out. If a resumed training has repeated a step, the curve
-        has only its first value.
+        Curves as `{metric: (steps, values)}`. Metrics that were not reported are left out. If a resumed training has repeated a
+        step, the curve has only the first value for it.
     """
     curves: dict[str, Line] = {}
     for line in data.splitlines():
@@ -185,8 +185,8 @@ class SpoolDelivery:
         """Read the points that follow the delivered part of the file.
 
         Returns:
-            Batches of points. With each batch comes the offset in the file, in bytes, at which it ends. A line that is only half
-            written is left for the next call.
+            Batches of points, each with the byte offset in the file at which it ends. A line that is only half written is left for
+            the next call.
         """
         if not self.file.exists():
             return []
@@ -206,7 +206,7 @@ class SpoolDelivery:
 
 
 def _points(line: bytes) -> Iterable[Point]:
-    """Parse one line of a spool file.
+    """Parse one line of a spool file, which holds the metrics of one training step.
 
     Args:
         line: the line, a JSON object.
@@ -223,7 +223,7 @@ def _points(line: bytes) -> Iterable[Point]:
 
 @contextmanager
 def local_folder(uri: str | None) -> Iterator[Path]:
-    """Provide a local folder for spool files while a `with` block runs.
+    """Provide a local folder for spool files (files of reported metrics) while a `with` block runs.
 
     Args:
         uri: folder in which to keep the files. If it is on S3, its content is copied to a temporary folder first, and copied back

@@ -184,7 +184,7 @@ class MlflowRun:
                     logger.warning("MLflow did not take the last metrics of %s; they are kept in %s", self.run_id, spool.file)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
-        """Read the curves of the metrics `names`: the steps and the values at them, by metric."""
+        """Read the curves of the metrics `names` from this run, as `{metric: (steps, values)}`."""
         with self.tracker.errors_as_messages():
             return run_history(self._client, self.run_id, names)
 
@@ -201,9 +201,9 @@ class MlflowRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["MlflowRun"]:
-        """Open a run for a stage, below this run. An existing run of the same stage and fingerprint is resumed.
+        """Open a run for a stage of the pipeline, below this run. A run of the same stage and fingerprint is resumed.
 
-        It is shown as `title`, or as `name` if that is None. The settings are logged as parameters.
+        MLflow shows it as `title`, or as `name` if that is None. The settings are logged as parameters, and the tags are set.
         """
         with self.tracker.errors_as_messages():
             found = self._client.search_runs(
@@ -217,7 +217,7 @@ class MlflowRun:
             yield run
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read the curves of the metrics `names` from each stage's newest finished run, by stage and then by metric."""
+        """Read the curves of the metrics `names` from each stage's newest finished run: `{stage: {metric: (steps, values)}}`."""
         with self.tracker.errors_as_messages():
             return stage_histories(self._client, self.run_id, stages, names)
 
@@ -229,7 +229,7 @@ class MlflowRun:
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def _last_steps(self) -> dict[str, int]:
-        """Return the last logged step of each metric of this run, by metric."""
+        """Return the last step at which each metric of this run was logged, by the name of the metric."""
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: max(m.step for m in self._client.get_metric_history(self.run_id, key)) for key in keys}
 
@@ -290,7 +290,7 @@ class MlflowTracker:
     ) -> Iterator[MlflowRun]:
         """Open a run for a pipeline. The run `resume_run_id` is resumed if this experiment still has it.
 
-        A new run gets the name `name`. The settings are logged as parameters and as the artifact settings.json.
+        A new run gets the name `name`. The settings are logged as parameters and as settings.json, and the tags are set.
         """
         with self.running(name, self._existing(resume_run_id), tags or {}) as run:
             run.log_params(settings)

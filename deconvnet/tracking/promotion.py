@@ -25,7 +25,7 @@ _ROUNDING = 1e-9  # 0.55 - 0.5 must count as a rise of 0.05
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision whether the challenger becomes the champion.
+    """A decision whether the challenger (the new model) becomes the champion (the model in use).
 
     Attributes:
         promoted: True if the challenger becomes the champion.
@@ -37,11 +37,11 @@ class Decision:
 
 
 def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: float, max_class_drop: float) -> Decision:
-    """Decide whether a challenger is better than the champion, by their results on the same images.
+    """Decide whether the challenger (the new model) replaces the champion (the model in use), by their results.
 
     Args:
-        champion: content of the champion's results.json.
-        challenger: content of the challenger's results.json.
+        champion: content of the champion's results.json, which has its measures for each class.
+        challenger: content of the challenger's results.json, measured on the same images.
         margin: rise of mean IoU that is needed for a promotion, 0 to 1. An equal mean IoU is never enough, even with 0.
         max_class_drop: largest fall of a class's IoU that is accepted, 0 to 1. A class without an IoU in one of the results is
             ignored.
@@ -84,15 +84,15 @@ def _points(fraction: float) -> str:
 
 
 def version_to_beat(tracking_uri: str, name: str) -> int | None:
-    """Find the registered version with which the next challenger is to be compared.
+    """Find the version of a registered model with which the next new model is to be compared.
 
     Args:
         tracking_uri: URI of the MLflow store.
         name: name of the registered model.
 
     Returns:
-        The version number of the champion. If there is no champion, the number of the challenger from an earlier pipeline run,
-        unless it was rejected. None if there is neither.
+        The version number of the champion (the version in use). If there is no champion, the number of the challenger that an
+        earlier pipeline run registered, unless it was rejected. None if there is neither.
 
     Raises:
         UserError: if the registry does not answer.
@@ -106,7 +106,7 @@ def version_to_beat(tracking_uri: str, name: str) -> int | None:
 
 
 def set_champion(tracking_uri: str, name: str, version: int) -> None:
-    """Make a version of a registered model the champion, without comparing it.
+    """Make a version of a registered model the champion (the version in use), without comparing it.
 
     Args:
         tracking_uri: URI of the MLflow store.
@@ -122,16 +122,18 @@ def set_champion(tracking_uri: str, name: str, version: int) -> None:
 
 
 def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, decision: Decision) -> int:
-    """Record a decision in the registry, and set the alias `champion` accordingly. A second call changes nothing.
+    """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    The challenger is not promoted if a third version has become the champion in the meantime, because it was not compared with
+    A second call changes nothing.
+
+    The new model is not promoted if a third version has become the champion in the meantime, because it was not compared with
     that one.
 
     Args:
-        run: run that gets tags with the decision. The challenger's version in the registry gets the same tags, and a sentence in
-            its description.
+        run: run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in its
+            description.
         name: name of the registered model.
-        challenger: number of the version that was compared.
+        challenger: version number of the new model.
         champion: number of the version with which it was compared. None if there was none: then the challenger becomes the
             champion.
         decision: result of the comparison.

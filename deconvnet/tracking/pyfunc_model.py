@@ -54,7 +54,7 @@ class Ensemble(PythonModel):
             value: content of an image file, as bytes or as base64 text.
 
         Returns:
-            The mask as PNG and None. If the image can't be used, None and the reason.
+            A tuple: the mask as PNG and None, or None and the reason why the image can't be used.
         """
         from deconvnet.datasets.palette import VOC_PALETTE
         from infra.errors import BadInput

@@ -38,10 +38,11 @@ class Ensemble:
     """The parts and options of an ensemble that is to be registered.
 
     Attributes:
-        deconvnet_uri: model folder of the DeconvNet, local or s3:// (see `models.checkpoint.save_model`).
-        fcn8s_uri: model folder of the FCN-8s, local or s3://.
+        deconvnet_uri: folder with the weights of the DeconvNet, local or s3:// (see `models.checkpoint.save_model`).
+        fcn8s_uri: the same for the FCN-8s.
         classes: class names in the order of their ids. The first is the background.
-        proposals: keyword arguments of `proposals.edge_boxes`. The edge forest that they name is copied into the model.
+        proposals: keyword arguments of `proposals.edge_boxes`. If they name an edge detector (a forest), it is copied into the
+            model.
         segment: fields of `inference.predictor.PredictorOptions`.
         max_pixels: largest image that the model accepts, in pixels.
     """
@@ -61,7 +62,7 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
         run: run that the version belongs to. It gets tags with the results, the name and the version.
         name: name of the registered model, which is created if it does not exist.
         ensemble: the networks and their options.
-        results: content of a results.json. Its numbers become tags of the version, too.
+        results: content of the results.json that the stage `evaluate` writes. Its numbers become tags of the version, too.
         alias: alias to point at the new version.
 
     Returns:
@@ -122,7 +123,7 @@ def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """List the measured results as tuples.
 
     Args:
-        results: content of a results.json.
+        results: content of the results.json that the stage `evaluate` writes.
 
     Returns:
         Tuples of the result's name (such as "fcn8s"), the metric ("mean_iou" or "pixel_accuracy") and the value, 0 to 1.
@@ -136,7 +137,7 @@ def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 
 
 def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
-    """Write an ensemble to a folder: both networks, the edge forest if there is one, and options.json.
+    """Write an ensemble to a folder: both networks, the edge detector (a forest) if one is used, and options.json.
 
     Args:
         folder: folder to write to.

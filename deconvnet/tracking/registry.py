@@ -70,7 +70,7 @@ def find(source: str, tracking_uri: str, setting: str) -> Version:
         setting: name of the setting that has the value `source`, for the error message.
 
     Returns:
-        The version.
+        The version, with its number.
 
     Raises:
         UserError: if the URI has another form, tracking is switched off, or there is no such version. In the last case the
@@ -196,7 +196,7 @@ def _tagged_numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
 
 
 def _decision(tags: Mapping[str, str]) -> str:
-    """Say in a sentence whether a version was promoted, and why.
+    """Say in a sentence whether a version was promoted to champion, and why.
 
     Args:
         tags: values of the version's tags, as text by name. Those of interest were written by `promotion.promote`.

@@ -16,9 +16,9 @@ _COMPLETE = "fetched.json"  # written last into a fetched model
 
 
 def starting_model(source: str, architecture: str, tracking_uri: str, cache: str) -> str | None:
-    """Find the model folder of one architecture in the place that the setting `init.from` names.
+    """Find the weights of one architecture in the place that the setting `init.from` names.
 
-    A registered model is first copied to a cache folder, unless it is there already.
+    They are in a model folder, which is a folder with the weights of one network and a file model.json. A registered model is first copied to a cache folder, unless it is there already.
 
     Args:
         source: value of the setting: a model folder, a workspace, or a registered model (models:/NAME@ALIAS or
@@ -57,7 +57,7 @@ def source_key(source: str, tracking_uri: str) -> str:
 
 
 def _model_folders(folder: str, source: str) -> dict[str, str]:
-    """Find the model folder of each architecture below a folder.
+    """Find the model folders (folders with the weights of one network) below a folder.
 
     Args:
         folder: URI of the folder to search.
@@ -76,7 +76,7 @@ def _model_folders(folder: str, source: str) -> dict[str, str]:
 
 
 def _model_folder(folder: str, architecture: str) -> str | None:
-    """Find a model folder of one architecture below a folder.
+    """Find a model folder (a folder with the weights of one network) of one architecture below a folder.
 
     Args:
         folder: URI of the folder to search.

@@ -92,7 +92,7 @@ def check_store(uri: str) -> None:
     failed: list[Exception] = []
 
     def query() -> None:
-        """Ask the store for one experiment. An exception is appended to `failed`."""
+        """Ask the store for one experiment. If this raises an exception, keep it for the outer function."""
         from mlflow import MlflowClient
 
         try:
@@ -177,7 +177,7 @@ def stage_histories(
         names: names of the metrics.
 
     Returns:
-        The steps and the values at them, by stage and then by metric. Stages and metrics without values are left out.
+        Curves as `{stage: {metric: (steps, values)}}`. Stages and metrics without values are left out.
 
     Raises:
         MlflowException: if the store can't be read.
@@ -205,7 +205,7 @@ def run_history(client: "MlflowClient", run_id: str, names: Collection[str]) -> 
         names: names of the metrics.
 
     Returns:
-        The steps and the values at them, by metric. Metrics that were not logged are left out.
+        Curves as `{metric: (steps, values)}`. Metrics that were not logged are left out.
 
     Raises:
         MlflowException: if the store can't be read.

@@ -12,6 +12,7 @@ class _StdoutHandler(logging.StreamHandler[TextIO]):
     """A log handler that looks up `sys.stdout` for each message. So it follows a redirection that is made later."""
 
     def __init__(self) -> None:
+        """Create the handler without a stream of its own."""
         logging.Handler.__init__(self)
 
     @property

@@ -291,6 +291,7 @@ def _expand(text: str, config: str) -> str:
     """
 
     def value_of(match: re.Match[str]) -> str:
+        """Return the value of the variable that a match names, or its default."""
         value = os.environ.get(match["name"], match["default"])
         if value is None:
             raise UserError(f"--config {config} uses ${{{match['name']}}}, and this variable is not set")
