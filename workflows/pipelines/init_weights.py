@@ -35,9 +35,7 @@ def pruned_weights_uri(settings: Settings, stage: str) -> str | None:
 
 
 def vgg16_digest(uri: str) -> str:
-    """Compute the digest of a file of VGG-16's weights.
-
-    It depends on the content only, so a copy of the file has the same digest.
+    """Compute the digest of a file of VGG-16's weights. It depends on the content only, so copies have the same digest.
 
     Args:
         uri: path or URI of the file.
@@ -80,7 +78,7 @@ def pruning_stages(
     architecture = architecture_of_stage(stage)
 
     def run(fingerprint: str) -> dict[str, Any]:
-        """Prune VGG-16 on one training node, write the weights, and log the R² of each pruned layer.
+        """Prune VGG-16 on one training node, write the weights, and log how well (R²) each pruned layer reproduces the original.
 
         Args:
             fingerprint: digest of everything that the stage depends on; not used.

@@ -132,9 +132,8 @@ class Pipeline(DataPipeline):
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Train the network of one stage and write its model folder and training curves.
 
-        The call returns when the training has ended.
-
-        If an interrupted training left a checkpoint, the training continues from it.
+        The call returns when the training has ended. If an interrupted training left a checkpoint, the training continues from
+        it.
 
         Args:
             stage: name of the training stage.
