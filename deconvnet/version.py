@@ -1,4 +1,4 @@
-"""The version of the installed package, and the git commit of the code that is running."""
+"""Find the version of the installed package, and the git commit of the code that is running."""
 
 import importlib.metadata
 import subprocess

@@ -95,7 +95,7 @@ def get_sbd(source: Source, to: Path) -> Path:
         benchmark = to / "benchmark_RELEASE"
         if not benchmark.is_dir():
             archive = fetch(source.url, to / "benchmark.tgz", source.checksum)
-            unpack(archive, "benchmark_RELEASE", benchmark, wanted=lambda name: not name.endswith(".jpg"))  # VOC has them
+            unpack(archive, "benchmark_RELEASE", benchmark, wanted=lambda name: not name.endswith(".jpg"))  # VOC has the images
             archive.unlink()
         count, rejects = add_sbd_to_voc(str(benchmark / "dataset"), str(root))
         print(f"train_aug: {count:,} images")
@@ -124,10 +124,13 @@ GET = {"voc2012": get_voc2012, "sbd": get_sbd, "vgg16": get_vgg16}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line.
+    """Parse the command line of download.py.
 
     Args:
         arguments: command-line arguments. None for those of the process.
+
+    Returns:
+        The options as attributes: `what`, `to`, and an address and a checksum for each file.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SOURCES, "all"], help="what to download")
@@ -139,7 +142,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run download.py with the given command-line arguments.
 
     Args:
         arguments: command-line arguments. None for those of the process.

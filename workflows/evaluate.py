@@ -27,7 +27,7 @@ RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run evaluate.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.

@@ -43,7 +43,7 @@ INTERRUPTED = "the files listed above are complete"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run figures.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
@@ -97,7 +97,7 @@ def _write(out: str, files: Mapping[str, bytes]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser for the command line of figures.py."""
     names = "".join(f"  {name:<18}{about}\n" for name, about in FIGURES.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").format(figures=names, per_image=", ".join(PER_IMAGE)),
@@ -120,7 +120,7 @@ def _check(name: str, image_ids: list[str]) -> None:
         image_ids: ids of the images that `--image` names.
 
     Raises:
-        UserError: if this is not so.
+        UserError: if there is no such figure, or images are chosen for a figure that does not show single images.
     """
     if name not in (known := (ALL, REPORT, *FIGURES)):
         near = difflib.get_close_matches(name, known, n=1)

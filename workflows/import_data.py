@@ -36,7 +36,7 @@ INTERRUPTED = "nothing was written"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run import_data.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.

@@ -27,7 +27,7 @@ from workflows.settings import CONFIGS, PredictSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run predict.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.

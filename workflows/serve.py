@@ -25,7 +25,7 @@ from workflows.settings import CONFIGS, ServeSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. It blocks until the server is stopped.
+    """Run serve.py with the given command-line arguments. The function blocks until the server is stopped.
 
     Args:
         argv: command-line arguments. None for those of the process.

@@ -1,4 +1,4 @@
-"""Settings of all commands, composed of the sections that the packages define."""
+"""Define the settings of all commands, composed of the sections that the packages define."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +68,7 @@ class Settings(CommandSettings):
 
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
-        """Check settings that depend on each other across sections. Raise ValueError if they don't fit."""
+        """Check settings that depend on those of another section. Raise ValueError if they don't fit together."""
         for name in ("width", "fcn_width"):
             width = getattr(self.model, name)
             if self.model.vgg16 and width is not None and width > 1:

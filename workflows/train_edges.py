@@ -24,7 +24,7 @@ from workflows.settings import CONFIGS, EdgeSettings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run train_edges.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run train_pipeline.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.

@@ -155,7 +155,7 @@ def page_reply(model: str, classes: Sequence[str]) -> Reply:
 
 @cache
 def _page_template() -> "Template":
-    """Load the Jinja template of the HTML page, once per process. It escapes all values that are inserted."""
+    """Load the Jinja template of the HTML page, once per process. The template escapes all values inserted into it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("deconvnet.serving"), autoescape=True, undefined=StrictUndefined)

@@ -34,7 +34,7 @@ WARMUP_SIZE = (375, 500)
 """Height and width in pixels of the image with which each replica warms up. Most VOC images have this size."""
 _SHUTDOWN_SECONDS = 60.0  # how long a replica may take to finish its requests when it is stopped
 _REQUEST_SECONDS = 600.0
-_ONGOING_REQUESTS = 4  # per replica: one is predicted, the bodies of the others are read meanwhile
+_ONGOING_REQUESTS = 4  # per replica: while one image is predicted, the bodies of the others are read
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Replica:
         torch.set_num_threads(model.cpus)
         cv2.setNumThreads(1)
         self.model = model
-        self.folder = TemporaryDirectory(prefix="deconvnet-served-")  # kept, as the edge forest is read from it later
+        self.folder = TemporaryDirectory(prefix="deconvnet-served-")  # kept, because the edge detector is read from it later
         registry.fetch(model.version, model.tracking_uri, self.folder.name)
         self.ensemble = SavedEnsemble(self.folder.name, "cuda" if model.gpus else "cpu", model.max_pixels)
-        with suppress(BadInput):  # if max_pixels is smaller
-            self.ensemble.predict(warmup_image())  # so that no request waits for what is compiled at the first prediction
+        with suppress(BadInput):  # if the image is larger than max_pixels
+            self.ensemble.predict(warmup_image())  # compiles code, so that no request waits for it
         self.worker = ThreadPoolExecutor(1)
 
     async def __call__(self, request: "Request") -> "Response":

@@ -1,4 +1,4 @@
-"""Serve a registered model until the user stops it. Checks beforehand find out whether the model can be served at all."""
+"""Serve a registered model until the user stops it, and check beforehand that this is possible."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) ->
         model: the model to serve, with the number and size of its replicas.
         host: address to listen at.
         port: port to listen at.
-        cluster: settings that say which Ray cluster to use, or to start Ray on this machine.
+        cluster: settings that name the Ray cluster to join. If they name none, Ray is started on this machine.
 
     Raises:
         KeyboardInterrupt: if the user stops the server with Ctrl-C. It is raised after the server has shut down.
@@ -72,7 +72,7 @@ def check_port_free(host: str, port: int) -> None:
     except OSError as error:
         raise UserError(f"host {host} is not an address of this machine: {error.strerror}") from None
     with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a server that just stopped don't count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections of a server that just stopped
         try:
             probe.bind(address)
             probe.listen()

@@ -259,7 +259,7 @@ mlflow models serve -m {uri} --env-manager local --port 5001
 ### Versions
 | version | registered | mean IoU | decision | alias now |
 |---|---|---|---|---|"""
-    room = length - len(text) - 40  # for the last line
+    room = length - len(text) - 40  # room for the last line, about older versions
     rows: list[str] = []
     for version in versions:
         mean_iou = percent(version.mean_iou.get("edeconvnet_crf"))

@@ -270,7 +270,7 @@ class MlflowTracker:
                 f"MLflow's experiment {name} was deleted: choose another tracking.experiment, or bring it back by "
                 f"`mlflow experiments restore -x {found.experiment_id}`"
             )
-        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # a description that a user wrote stays
+        for key in EXPERIMENT_TAGS.keys() - found.tags.keys():  # keep a description that a user wrote
             self.client.set_experiment_tag(found.experiment_id, key, EXPERIMENT_TAGS[key])
         return str(found.experiment_id)
 

@@ -1,4 +1,4 @@
-"""The registered model as MLflow sees it: MLflow runs this file when it loads the model ("models from code").
+"""Define the registered model. MLflow runs this file when it loads the model ("models from code").
 
 Registering the model copies this file into it, together with the packages deconvnet, proposals and infra in the folder `code`.
 Therefore a machine that loads the model needs neither Ray nor an installation of this project.

@@ -12,7 +12,7 @@ _FOLDERS = {
     "fcn8s": ("", "fcn8s", "models/fcn8s", "artifacts/ensemble/fcn8s"),
 }
 """Folders in which to look for each architecture, relative to a model folder, a workspace or a registered ensemble."""
-_COMPLETE = "fetched.json"  # written last into a fetched model
+_COMPLETE = "fetched.json"  # written last, so it shows that a fetched model is complete
 
 
 def starting_model(source: str, architecture: str, tracking_uri: str, cache: str) -> str | None:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# MLflow would print two lines a stage; the commands print once how to open its pages.
+# MLflow would print two lines for each stage. The commands print only once how to open its pages.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 for _name in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store", "mlflow.system_metrics"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs a traceback of what it raises
+logging.getLogger("mlflow.store.db.utils").setLevel(
+    logging.CRITICAL
+)  # it also logs the traceback of each exception that it raises
 
 _CHECK_SECONDS = 12.0
 _SQLITE = "sqlite:///"
@@ -100,7 +102,7 @@ def check_store(uri: str) -> None:
         except Exception as error:
             failed.append(error)
 
-    # In a thread because resolving a host name can hang for longer than any HTTP timeout.
+    # The query runs in a thread, because resolving a host name can hang for longer than any HTTP timeout.
     thread = threading.Thread(target=query, daemon=True)
     with short_timeouts():
         thread.start()

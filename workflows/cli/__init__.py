@@ -1,4 +1,4 @@
-"""Code that all commands share: reading their settings, running them with exit codes, logging and printing."""
+"""Provide the code that all commands share: reading settings, running with exit codes, logging and printing."""
 
 from workflows.cli.exit_codes import INTERRUPTED, LOCKED, USER_ERROR, run
 from workflows.cli.logs import configure_logging

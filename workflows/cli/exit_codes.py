@@ -49,13 +49,13 @@ def run(main: Callable[[], int], interrupted: str = "the same command resumes fr
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output (`head`, say) has closed it; without this, Python would complain once more at exit.
+        # The reader of the output, such as `head`, has closed it. Without this line, Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _user_error(error)
     except Exception as error:
-        # A user error found by a task on some node arrives wrapped by Ray; anything else is a bug.
+        # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
         if user_error := find_user_error(error):
             return _user_error(user_error)
         raise

@@ -1,4 +1,4 @@
-"""The console command `deconvnet`. Each of its subcommands is one of the scripts in workflows/."""
+"""Run the console command `deconvnet`, whose subcommands are the scripts in workflows/."""
 
 import difflib
 import importlib

@@ -57,7 +57,7 @@ def _ratio(value: float | None) -> str:
 
 
 def mlflow_hint(uri: str) -> str:
-    """Return a hint how to open the web pages of an MLflow store.
+    """Return a text that tells the user how to open the web pages of an MLflow store.
 
     Args:
         uri: URI of the store.

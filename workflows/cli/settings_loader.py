@@ -301,7 +301,7 @@ def _expand(text: str, config: str) -> str:
 
 
 def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
-    """Describe an error that pydantic found in one sentence.
+    """Write a sentence about an error that pydantic found in the settings.
 
     Args:
         fault: one of the items of pydantic's `ValidationError.errors()`.

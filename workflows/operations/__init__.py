@@ -1,1 +1,1 @@
-"""Work of the commands other than running a pipeline: prediction, submissions to VOC's server, data import and retraining."""
+"""Do the work of commands: prediction, submissions to VOC's test server, data import and retraining."""

@@ -79,7 +79,7 @@ class PredictionRun:
         output = self.settings.output
         storage.check_writable(output)
         with hold_lock(storage.join(output, LOCK), "predict.py", LOCK_SECONDS) as lock:
-            self.plan = self._make_plan()  # another run may have written since
+            self.plan = self._make_plan()  # another run may have written predictions in the meantime
             logger.info(self.plan_text())
             parts = self._predict(lock)
         if predictions_table.write_rejects(output, parts):
@@ -148,7 +148,7 @@ class PredictionRun:
         model = storage.join(s.output, MODEL)
         with RayExecutor(s.cluster) as executor:
             gpus = _gpus_per_actor(s)
-            # Written before the first mask, so that masks left by a killed run are known to be of this generation.
+            # Written before the first mask, so that a later run knows by which version of the model the masks of a killed run were made.
             storage.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
             try:
                 storage.remove(model)
@@ -164,7 +164,7 @@ class PredictionRun:
 
 
 def _check_output(settings: PredictSettings) -> None:
-    """Check that the predictions are not written among the images of the input, and that the images are not predictions.
+    """Check that the output folder is not the input folder, and that the input is not among the masks or overlays of the output.
 
     Args:
         settings: settings of the command.

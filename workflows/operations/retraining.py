@@ -48,12 +48,12 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
 
 
 def _run(pipeline: Retraining, config: str) -> None:
-    """Run the stages of a generation, mark it as finished, and delete old generations.
+    """Run the stages of a generation (the workspace of one retraining), mark it as finished, and delete old generations.
 
     If nothing is new, the generation is removed, and the result is only logged.
 
     Args:
-        pipeline: pipeline of the generation (the workspace of this retraining).
+        pipeline: pipeline of the generation.
         config: name of the settings file without its extension, for the name of the run in MLflow.
 
     Raises:
@@ -71,7 +71,7 @@ def _run(pipeline: Retraining, config: str) -> None:
             lambda stage: stage.name != "prepare" or generation.forced or retraining.content_changed(pipeline),
         )
     except Interrupted:
-        _check_lock(pipeline)  # says why, if that was it
+        _check_lock(pipeline)  # gives the reason if the lock was lost
         raise
     if "verdict" not in records:
         generations.remove(base, generation.name)
@@ -99,8 +99,8 @@ def _check_lock(pipeline: Retraining) -> None:
 def _nothing_new(pipeline: Retraining) -> None:
     """Log that nothing is new since the previous retraining.
 
-    If no version of the model is the champion, the version with which this retraining would have been compared becomes the
-    champion.
+    If no version of the model is the champion (the version in use), the version with which this retraining would have been
+    compared becomes the champion.
 
     Args:
         pipeline: pipeline of the retraining.
@@ -154,7 +154,7 @@ def _owner() -> str:
 
 
 def _start_text(generation: Generation, name: str) -> str:
-    """Describe the model from which a generation starts, and the workspace with which its data are compared.
+    """Describe the model from which a retraining starts, and the workspace with which its data are compared.
 
     Args:
         generation: the generation (the workspace of one retraining).
