@@ -148,7 +148,7 @@ def _with_generated_classes(raw: Any) -> Any:
 
 
 class StoreSettings(Section):
-    """The MLflow store whose registry holds the model."""
+    """Location of the MLflow store in whose registry the model is."""
 
     uri: str | None = Field(
         None, description="tracking server, where MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"

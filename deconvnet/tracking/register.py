@@ -35,7 +35,7 @@ DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safe
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The parts and options of an ensemble that is to be registered.
+    """An ensemble that is to be registered, with its options.
 
     Attributes:
         deconvnet_uri: folder with the weights of the DeconvNet, local or s3:// (see `models.checkpoint.save_model`).

@@ -26,9 +26,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 for _name in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_store", "mlflow.system_metrics"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(
-    logging.CRITICAL
-)  # it also logs the traceback of each exception that it raises
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the exceptions that it raises
 
 _CHECK_SECONDS = 12.0
 _SQLITE = "sqlite:///"

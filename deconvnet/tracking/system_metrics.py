@@ -21,7 +21,7 @@ _STOP_SECONDS = 2.0  # how long the end of a run waits for a sample that is bein
 
 
 class LoggedRun(Protocol):
-    """The part of an MLflow run that this module needs.
+    """An MLflow run, with the attributes and methods that this module needs.
 
     Attributes:
         tracker: tracker of the run. It has a `client` of the MLflow store, and the store's `uri`.
