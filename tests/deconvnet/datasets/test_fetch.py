@@ -182,8 +182,10 @@ def test_the_wanted_files_of_an_archive_are_unpacked(tmp_path):
     made = archive(tmp_path / "a.tgz", {"top/in/x.txt": b"x", "top/y.jpg": b"y", "other/z": b"z"})
     unpack(made, "top", tmp_path / "deep" / "out", wanted=lambda name: not name.endswith(".jpg"))
     assert sorted(p.relative_to(tmp_path / "deep").as_posix() for p in (tmp_path / "deep").rglob("*")) == [
-        "out", "out/in", "out/in/x.txt",
-    ]  # fmt: skip
+        "out",
+        "out/in",
+        "out/in/x.txt",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -136,9 +136,15 @@ def ask(
         return {"type": "http.request", "body": read[-1], "more_body": bool(chunks)}
 
     scope = {
-        "type": "http", "method": method, "path": path, "query_string": query.encode(), "root_path": "", "scheme": "http",
-        "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()], "server": ("127.0.0.1", 8000),
-    }  # fmt: skip
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()],
+        "server": ("127.0.0.1", 8000),
+    }
     reply = asyncio.run(replica(Request(scope, receive)))
     reply.chunks_read = len(read)
     return reply

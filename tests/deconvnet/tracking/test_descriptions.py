@@ -46,16 +46,24 @@ def test_no_description_is_longer_than_a_store_keeps() -> None:
 @pytest.mark.parametrize(
     ("stage", "summary", "text"),
     [
-        ("prepare", {"counts": {"train": 1000, "val": 5}, "rejects": 2, "changes": {"new": 3}}, "**1,000 train, 5 val** images; 2 rejected. Since the previous run: 3 new."),
+        (
+            "prepare",
+            {"counts": {"train": 1000, "val": 5}, "rejects": 2, "changes": {"new": 3}},
+            "**1,000 train, 5 val** images; 2 rejected. Since the previous run: 3 new.",
+        ),
         ("proposals", {"images": 1005, "rejects": 0}, "**1,005 images**"),
         ("examples", {"stage1": 70, "stage1_dev": 2}, "**70 stage1, 2 stage1 dev** crops"),
         ("stage2", {"steps": 3}, "training_curves.png"),
         ("register", {"model": "my_net", "version": 3}, r"**my\_net version 3**"),
-        ("verdict", {"promoted": False, "why": "a fall", "version": 4, "champion": 3}, "is **not promoted**: a fall. Champion is version 3."),
+        (
+            "verdict",
+            {"promoted": False, "why": "a fall", "version": 4, "champion": 3},
+            "is **not promoted**: a fall. Champion is version 3.",
+        ),
         ("champion", {}, "Measures the model"),
         ("fcn8s_start", {"r2": {}}, "VGG-16"),
     ],
-)  # fmt: skip
+)
 def test_the_description_of_a_stage_says_what_it_does_and_its_outcome(stage, summary, text) -> None:
     assert text in stage_description(stage, summary)
     first = stage_description(stage)
