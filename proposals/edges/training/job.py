@@ -20,8 +20,8 @@ from infra.runtime.executor import Executor
 from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals.edges.bsds import bsds_files, read_bsds_image
-from proposals.edges.forest_file import encode_forest
-from proposals.edges.training.forest import EdgeTree, ForestOptions, Sample, train_tree
+from proposals.edges.forest_file import EdgeTree, encode_forest
+from proposals.edges.training.forest import ForestOptions, Sample, train_tree
 from proposals.edges.training.segmentations import segments_from_masks
 from proposals.image_codec import decode_image, decode_mask, encode_mask
 from proposals.schemas import SEGMENTATIONS
