@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
         name: name of the attribute. Only "DeconvNet" and "FCN8s" are known.
 
     Returns:
-        The class of the network.
+        The class of the network, a subclass of `torch.nn.Module`.
 
     Raises:
         AttributeError: if the name is any other.

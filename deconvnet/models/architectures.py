@@ -20,12 +20,12 @@ class Architecture:
     Attributes:
         name: name of the architecture in model folders and in code, "deconvnet" or "fcn8s".
         class_path: module and class of the network as "module:Class". The module needs torch, so it is imported only on use.
-        arguments: where the arguments of the network's constructor come from. The keys are argument names, the values are names
-            of fields of `ModelSettings`.
-        whole_images: True if the network is trained on whole images. They are in an `images` table, and it uses the splits
-            "train" and "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
+        arguments: the constructor arguments that come from the settings. The keys are argument names of the network's
+            constructor, and the values are names of fields of `ModelSettings`.
+        whole_images: True if the network is trained on whole images. They are in an `images` table, whose column `split` says
+            "train" or "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
             split.
-        trained_by: names of the training stages that train this architecture.
+        trained_by: names of the training stages that train this architecture: ("stage1", "stage2") or ("fcn8s",).
     """
 
     name: str
@@ -35,19 +35,20 @@ class Architecture:
     trained_by: tuple[str, ...]
 
     def network_class(self) -> "type[Network]":
-        """Import the module of the network and return the network's class."""
+        """Import the module of the network and return the network's class (the class, not an instance)."""
         module, name = self.class_path.split(":")
         found: type[Network] = getattr(import_module(module), name)
         return found
 
     def width(self, settings: "ModelSettings") -> float:
-        """Return the network's width: its number of channels per layer as a fraction of the paper's.
+        """Return the network's width: its number of channels per layer as a fraction of the published network's.
 
         Args:
-            settings: settings of both networks.
+            settings: section `model` of the settings, which covers both networks.
 
         Returns:
-            The width, 1 for the paper's network. If FCN-8s has no width of its own in the settings, this is DeconvNet's width.
+            The width. It is 1 for the published network. If FCN-8s has no width of its own in the settings, this is DeconvNet's
+            width.
         """
         width = getattr(settings, self.arguments["width"])
         return float(settings.width if width is None else width)
@@ -56,7 +57,7 @@ class Architecture:
         """Return the side, in pixels, of the square input that the network is trained on.
 
         Args:
-            settings: settings of both networks.
+            settings: section `model` of the settings, which covers both networks.
         """
         return int(getattr(settings, self.arguments["input_size"]))
 
@@ -64,10 +65,10 @@ class Architecture:
         """Return the arguments for the network's constructor.
 
         Args:
-            settings: settings of both networks.
+            settings: section `model` of the settings, which covers both networks.
 
         Returns:
-            The keyword arguments that the settings give. These are all arguments except `num_classes`.
+            All keyword arguments of the constructor except `num_classes`, which depends on the data.
         """
         return {
             argument: self.width(settings) if argument == "width" else getattr(settings, field)
@@ -80,19 +81,20 @@ class Architecture:
         The network must be trained again if one of them changes. Settings of the other network are left out.
 
         Args:
-            settings: settings of both networks.
+            settings: section `model` of the settings, which covers both networks.
 
         Returns:
-            JSON values by name of the constructor argument or setting.
+            The constructor's arguments by name, the file of VGG-16's weights as "vgg16" and, for DeconvNet, "decoder_init". All
+            values can be written as JSON.
         """
         used = {**self.constructor_arguments(settings), "vgg16": settings.vgg16}
         return used if self.whole_images else {**used, "decoder_init": settings.decoder_init}
 
     def needs_pruned_vgg16(self, settings: "ModelSettings") -> bool:
-        """Return whether VGG-16's weights must be pruned before the network can start from them.
+        """Return whether VGG-16's weights must be pruned (reduced to fewer channels) before the network can start from them.
 
         Args:
-            settings: settings of both networks.
+            settings: section `model` of the settings, which covers both networks.
 
         Returns:
             True if the settings name a file of VGG-16 weights and the network is narrower than VGG-16.
@@ -100,14 +102,14 @@ class Architecture:
         return settings.vgg16 is not None and self.width(settings) < 1
 
     def split(self, split: Literal["train", "dev"]) -> str | None:
-        """Return the split to select when reading the network's training or evaluation table.
+        """Return the name by which a data split is selected in the table that the network is trained or evaluated on.
 
         Args:
             split: "train" for the training data, "dev" for the data evaluated during training.
 
         Returns:
             The same name for a network trained on whole images, because an `images` table holds all splits. None for a network
-            trained on crops, because an `examples` table holds a single split.
+            trained on crops, because each `examples` table holds a single split, so nothing has to be selected.
         """
         return split if self.whole_images else None
 
@@ -140,6 +142,9 @@ def architecture_of_stage(stage: str) -> Architecture:
     """Return the architecture that a training stage trains.
 
     Args:
-        stage: name of the stage: "fcn8s", "stage1" or "stage2".
+        stage: name of the stage: "fcn8s" trains FCN-8s; "stage1" and "stage2" train DeconvNet.
+
+    Raises:
+        StopIteration: if there is no such stage.
     """
     return next(each for each in ARCHITECTURES.values() if stage in each.trained_by)

@@ -28,13 +28,13 @@ FORMAT = 1
 
 
 def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[str, Any] | None = None) -> None:
-    """Save a network in a model folder.
+    """Save a network in a model folder, as the files model.safetensors and model.json. Existing files are overwritten.
 
     Args:
         model: the network.
         uri: the folder (local or s3://).
         classes: class names by class id, background first.
-        extra: further JSON values to store in model.json.
+        extra: further JSON values to store in model.json, under the key "extra".
 
     Raises:
         ValueError: if the number of class names differs from the network's number of classes.
@@ -59,8 +59,9 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
         device: device to put the network on.
 
     Returns:
-        The network in evaluation mode, and the content of model.json. The latter has the keys "architecture", "config"
-        (constructor arguments), "classes", "convention" and "extra", among others.
+        The network in evaluation mode, and the content of model.json. Its keys are "architecture", "config" (constructor
+        arguments), "classes" (names by class id), "convention" ("caffe" or "torchvision": format of the input pixels), "extra"
+        (as passed to `save_model`), "format" and "sha256".
 
     Raises:
         UserError: if the folder does not hold a complete, undamaged model.
@@ -78,12 +79,12 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
 
 
 def save_state(uri: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Save a training state as a checkpoint.
+    """Save a training state as a checkpoint: write the files state.safetensors and state.json.
 
     Args:
         uri: folder for this checkpoint (local or s3://).
-        tensors: the tensors of the state by name.
-        meta: the JSON values of the state by name.
+        tensors: the tensors of the state by name, such as weights and momenta.
+        meta: the JSON values of the state by name. "step", the number of training steps done, is needed by `newest_state`.
     """
     _write(uri, "state", tensors, meta)
 
@@ -95,7 +96,8 @@ def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         uri: folder of the checkpoint (local or s3://).
 
     Returns:
-        The tensors by name, on the CPU, and the content of state.json.
+        The tensors by name, on the CPU, and the content of state.json: the JSON values that `save_state` got, and "format" and
+        "sha256".
 
     Raises:
         UserError: if the folder does not hold a complete, undamaged training state.
@@ -128,13 +130,13 @@ def newest_state(uri: str, prefix: str = "") -> tuple[dict[str, Tensor], dict[st
 
 
 def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write the files NAME.safetensors and NAME.json, in this order.
+    """Write a pair of files, NAME.safetensors and then NAME.json, to a folder.
 
     Args:
-        uri: folder to write them in.
+        uri: folder to write them in (local or s3://).
         name: NAME in the file names, "model" or "state".
         tensors: content of the safetensors file.
-        meta: content of the JSON file, to which the format number and the SHA-256 of the tensors are added.
+        meta: content of the JSON file, to which the format number and the SHA-256 of the tensors' file are added.
     """
     data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     storage.write_bytes(storage.join(uri, f"{name}.safetensors"), data)
@@ -143,17 +145,17 @@ def _write(uri: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the files NAME.json and NAME.safetensors and check that they belong together.
+    """Read a pair of files, NAME.json and NAME.safetensors, and check by the SHA-256 that they belong together.
 
     Args:
-        uri: folder that holds them.
+        uri: folder that holds them (local or s3://).
         name: NAME in the file names, "model" or "state".
 
     Returns:
         The tensors by name, on the CPU, and the content of the JSON file.
 
     Raises:
-        UserError: if a file is missing or damaged, has another format, or belongs to another save.
+        UserError: if a file is missing or damaged, has an unknown format number, or the two files come from different saves.
     """
     try:
         meta = storage.read_json(storage.join(uri, f"{name}.json"))
@@ -176,8 +178,14 @@ def _read(uri: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _first_line(error: Exception) -> str:
     """Shorten the message of an exception to one line of at most 200 characters.
 
-    torch's messages about unexpected weights list every tensor, on many lines. The first two lines are kept. If there is no
-    message, the name of the exception's class is returned.
+    torch's messages about unexpected weights list every tensor, on many lines. Only the first two lines that are not blank are
+    kept, joined by a space.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        The shortened message, or the name of the exception's class if it has no message.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__

@@ -15,7 +15,7 @@ DECODER_CHANNELS = {5: (512, 512, 512), 4: (512, 512, 256), 3: (256, 256, 128), 
 
 
 class DeconvNet(Network):
-    """VGG-16 followed by its mirror image as decoder (§3 of the paper).
+    """VGG-16 followed by its mirror image as decoder (§3 of Noh et al., ICCV 2015).
 
     Each pooling layer remembers the position of every maximum. The matching unpooling layer puts activations back at these
     positions. The table shows the network at width 1 with an input of 224×224. The entry "2× 3×3, 64" stands for two 3×3
@@ -53,11 +53,12 @@ class DeconvNet(Network):
 
         Args:
             num_classes: number of classes, including background.
-            width: number of channels per layer as a fraction of the paper's. Each layer's channels are rounded to a multiple of
-                8.
+            width: number of channels per layer as a fraction of the published network's. Each layer's channels are rounded to a
+                multiple of 8.
             input_size: side of the square input in pixels, a multiple of 32. The kernel of fc6 has the side input_size / 32, so
                 that it covers the whole output of pool5.
-            convention: input convention, "caffe" or "torchvision". See `deconvnet.models.preprocessing`.
+            convention: format of the input pixels. "caffe": BGR, 0–255, minus the mean. "torchvision": RGB, 0–1, minus the
+                mean, divided by the standard deviation.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -83,7 +84,11 @@ class DeconvNet(Network):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Set the initial weights of all layers, as in §6.1 of the paper."""
+        """Set the initial weights of all layers, as in §6.1 of Noh et al. (ICCV 2015).
+
+        Convolutions get He's initialisation. Deconvolutions and the score layer get Gaussian weights with σ = 0.01. Biases are
+        0.
+        """
         he_initialise(self)
         for layer in self.modules():
             if isinstance(layer, nn.ConvTranspose2d) or layer is self.score:
@@ -91,14 +96,15 @@ class DeconvNet(Network):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as JSON values."""
+        """Return the arguments of the constructor by name, as JSON values, so that the network can be built again."""
         return {**super().config(), "input_size": self.input_size}
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the scores of all classes for every pixel.
 
         Args:
-            images: images converted by `prepare`, of shape (N, 3, S, S), where S is the network's input size.
+            images: normalised images, as returned by the method `prepare`, of shape (N, 3, S, S). S is the network's input
+                size.
 
         Returns:
             Scores before softmax, of shape (N, num_classes, S, S).

@@ -20,7 +20,7 @@ def build_network(architecture: Architecture, settings: "ModelSettings", num_cla
 
     Args:
         architecture: the network to build.
-        settings: widths, input sizes and input convention.
+        settings: section `model` of the settings. It gives the width, the input size and the format of the input pixels.
         num_classes: number of classes, including background.
 
     Returns:
@@ -34,11 +34,11 @@ def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str]
 
     Args:
         model: an untrained network made by `build_network`.
-        settings: source of the initial weights if `init` is None. `vgg16` names a file of ImageNet weights, or is None for no
-            such weights. `decoder_init` says how DeconvNet's decoder is initialised.
+        settings: section `model` of the settings. It decides on the weights if `init` is None: `vgg16` names a file of ImageNet
+            weights, or is None for no such weights; `decoder_init` says how DeconvNet's decoder is initialised.
         classes: class names by class id, background first.
-        init: URI of a folder with a trained model. All weights are taken from it; class scores are matched by class name. None:
-            the weights are initialised as `settings` says.
+        init: URI of a folder with a trained model. All weights are taken from it; those of the score layers are taken by class
+            name, so the classes may differ. None: the weights are initialised as `settings` says.
 
     Raises:
         UserError: if the weights can't be read or don't fit the network.

@@ -21,10 +21,10 @@ class Upsample(nn.ConvTranspose2d):
     """
 
     def __init__(self, classes: int, factor: int) -> None:
-        """Build the layer.
+        """Build the layer, with weights that interpolate bilinearly.
 
         Args:
-            classes: number of score maps, the same in the input and the output.
+            classes: number of score maps (one for each class), the same in the input and the output.
             factor: even factor by which height and width grow. The kernel's side is twice this number.
         """
         super().__init__(classes, classes, 2 * factor, stride=factor, padding=factor + factor // 2, bias=False)
@@ -36,13 +36,15 @@ class Upsample(nn.ConvTranspose2d):
     def forward(self, scores: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Enlarge score maps.
 
+        The computation ignores autocast and uses the dtype of the weights, because the network learns much less when this layer
+        is computed in bfloat16.
+
         Args:
-            scores: tensor of shape (N, C, H, W).
+            scores: tensor of shape (N, C, H, W), with one map for each class.
             output_size: unused; it is there because the base class has it.
 
         Returns:
-            Tensor of shape (N, C, factor·H, factor·W). The computation ignores autocast and uses the dtype of the weights,
-            because the network learns much less when this layer is computed in bfloat16.
+            Tensor of shape (N, C, factor·H, factor·W).
         """
         with torch.autocast(scores.device.type, enabled=False):
             scores = F.pad(scores.to(self.weight.dtype), (1, 1, 1, 1), mode="replicate")
@@ -50,7 +52,7 @@ class Upsample(nn.ConvTranspose2d):
 
 
 class FCN8s(Network):
-    """VGG-16 made fully convolutional, with scores from three depths added up (§4 of the paper).
+    """VGG-16 made fully convolutional, with scores from three depths added up (§4 of Long et al., CVPR 2015).
 
     This is the network at width 1, for an image that is padded to H×W (multiples of 32):
 
@@ -89,11 +91,12 @@ class FCN8s(Network):
 
         Args:
             num_classes: number of classes, including background.
-            width: number of channels per layer as a fraction of the paper's. Each layer's channels are rounded to a multiple of
-                8.
+            width: number of channels per layer as a fraction of the published network's. Each layer's channels are rounded to a
+                multiple of 8.
             batch_norm: whether each VGG-16 layer is followed by batch norm. It is needed when training does not start from
                 VGG-16's weights.
-            convention: input convention, "caffe" or "torchvision". See `deconvnet.models.preprocessing`.
+            convention: format of the input pixels. "caffe": BGR, 0–255, minus the mean. "torchvision": RGB, 0–1, minus the
+                mean, divided by the standard deviation.
             input_size: longest side in pixels of the images that the network is trained on. Inference scales larger images down
                 to this size, so that objects have about the same size as in training. None: images are not scaled.
 
@@ -120,14 +123,14 @@ class FCN8s(Network):
         self.up_pool3 = Upsample(num_classes, 8)
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as JSON values."""
+        """Return the arguments of the constructor by name, as JSON values, so that the network can be built again."""
         return {**super().config(), "batch_norm": self.batch_norm, "input_size": self.input_size}
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the scores of all classes for every pixel.
 
         Args:
-            images: images converted by `prepare`, of shape (N, 3, H, W). H and W may have any value.
+            images: normalised images, as returned by the method `prepare`, of shape (N, 3, H, W). H and W may have any value.
 
         Returns:
             Scores before softmax, of shape (N, num_classes, H, W).

@@ -16,10 +16,10 @@ N = TypeVar("N", bound=Network)
 
 
 class _DeconvolutionFromOnePixel(nn.Module):
-    """A deconvolution whose input is a single pixel (a 1×1 map). It is computed as a matrix product."""
+    """A deconvolution whose input is a single pixel (a 1×1 map), computed as a faster matrix product. It can't be trained."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
-        """Copy the weights of a deconvolution.
+        """Build the layer from a copy of the weights of a deconvolution.
 
         Args:
             layer: a deconvolution without padding.
@@ -34,10 +34,10 @@ class _DeconvolutionFromOnePixel(nn.Module):
         """Compute the deconvolution.
 
         Args:
-            x: tensor of shape (N, in, 1, 1).
+            x: tensor of shape (N, in, 1, 1), where "in" is the number of input channels.
 
         Returns:
-            Tensor of shape (N, out, k, k), where k is the side of the kernel.
+            Tensor of shape (N, out, k, k), where "out" is the number of output channels and k is the side of the kernel.
         """
         return F.linear(x.flatten(1), self.weight, self.bias).view(-1, *self.shape)
 
@@ -78,7 +78,7 @@ def _without_deconvolution(layer: nn.Module) -> nn.Module:
         layer: any layer.
 
     Returns:
-        A convolution or a matrix product if the layer is such a deconvolution, else the layer itself.
+        A convolution or a matrix product if the layer is such a deconvolution, otherwise the layer itself.
     """
     if not isinstance(layer, nn.ConvTranspose2d):
         return layer

@@ -21,11 +21,11 @@ FC_CHANNELS = 4096
 
 
 def channels(paper: int, width: float) -> int:
-    """Return the number of channels that a layer has at some width.
+    """Return the number of channels of a layer in a network of adjustable width.
 
     Args:
-        paper: number of channels of the layer in the paper.
-        width: width of the network as a fraction of the paper's.
+        paper: number of channels of the layer in the published network.
+        width: width of the network as a fraction of the published network's.
 
     Returns:
         paper × width, rounded to a multiple of 8, and at least 8.
@@ -34,7 +34,7 @@ def channels(paper: int, width: float) -> int:
 
 
 class Unpool(nn.Module):
-    """The inverse of 2×2 max-pooling (§3.2.1 of DeconvNet's paper).
+    """The inverse of 2×2 max-pooling (§3.2.1 of Noh et al., ICCV 2015).
 
     It puts each activation at the position of the maximum that pooling found, and zeros everywhere else.
     """
@@ -42,15 +42,17 @@ class Unpool(nn.Module):
     def forward(self, x: Tensor, switches: Tensor) -> Tensor:
         """Enlarge activations to twice their height and width.
 
+        The result has the memory format of `switches`. DeconvNet's decoder starts from a 1×1 map, which does not record that
+        the memory format is channels_last. Taking the format from `switches` restores it. Otherwise the decoder would be a
+        third slower on CPUs.
+
         Args:
             x: activations of shape (N, C, H, W).
-            switches: positions of the maxima: int64 indices of shape (N, C, H, W), as `nn.MaxPool2d(2, 2, return_indices=True)`
-                returned them.
+            switches: positions of the maxima: int64 indices of shape (N, C, H, W), as returned by the matching pooling layer
+                `nn.MaxPool2d(2, 2, return_indices=True)`.
 
         Returns:
-            Tensor of shape (N, C, 2H, 2W) in the memory format of `switches`. The decoder starts from a 1×1 map, which does not
-            record that the memory format is channels_last. Taking the format from `switches` restores it. Otherwise the decoder
-            would be a third slower on CPUs.
+            Tensor of shape (N, C, 2H, 2W).
         """
         if switches.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
@@ -58,14 +60,14 @@ class Unpool(nn.Module):
 
 
 def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
-    """Build a module of a layer, batch norm and ReLU.
+    """Chain a layer, batch norm and ReLU in one module.
 
     Args:
         layer: a convolution or deconvolution.
         norm: whether to include batch norm.
 
     Returns:
-        A module with the submodules `conv` (the layer), `norm` (unless `norm` is False) and `relu`.
+        A module with the submodules `conv` (the layer), `norm` (unless `norm` is False) and `relu`, which run in this order.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict(conv=layer)
     if norm:
@@ -75,13 +77,16 @@ def unit(layer: nn.Module, norm: bool = True) -> nn.Sequential:
 
 
 def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[int, ...], norm: bool = True) -> nn.Sequential:
-    """Build a sequence of layers, each followed by batch norm and ReLU. They are named "1", "2", "3" as in VGG-16.
+    """Build a sequence of layers, each followed by batch norm (optional) and ReLU.
 
     Args:
         layer: function that makes a layer from its numbers of input and output channels.
         inputs: number of input channels of the first layer.
-        outputs: number of output channels of each layer.
+        outputs: number of output channels of each layer. Its length is the number of layers.
         norm: whether to include batch norm.
+
+    Returns:
+        A module whose submodules are named "1", "2", "3" and so on, as in VGG-16's layer names (conv3_1, conv3_2, …).
     """
     units: OrderedDict[str, nn.Module] = OrderedDict()
     for number, out in enumerate(outputs, start=1):
@@ -108,7 +113,7 @@ class Deconv3x3(nn.ConvTranspose2d):
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        """Build the layer.
+        """Build the layer with torch's default initial weights.
 
         Args:
             inputs: number of input channels.
@@ -133,7 +138,8 @@ def as_convolution_kernel(kernel: Tensor) -> Tensor:
     """Convert the kernel of a deconvolution with stride 1 to the kernel of the equivalent convolution.
 
     Args:
-        kernel: tensor of shape (in, out, k, k), the layout of `nn.ConvTranspose2d`.
+        kernel: tensor of shape (in, out, k, k), the layout of `nn.ConvTranspose2d`. Here "in" and "out" are numbers of
+            channels.
 
     Returns:
         Tensor of shape (out, in, k, k), the layout of `nn.Conv2d`.

@@ -13,10 +13,11 @@ class Network(nn.Module):
     A network can be rebuilt from its `architecture` and the arguments that `config()` returns.
 
     Attributes:
-        architecture: name of the architecture, a key of `deconvnet.models.architectures.ARCHITECTURES`.
+        architecture: name of the architecture, "deconvnet" or "fcn8s".
         num_classes: number of classes, including background.
-        width: number of channels per layer as a fraction of the paper's.
-        convention: format of the input that the weights expect, "caffe" or "torchvision". See `deconvnet.models.preprocessing`.
+        width: number of channels per layer as a fraction of the published network's.
+        convention: format of the input pixels that the weights expect. "caffe": BGR, 0–255, minus the mean. "torchvision": RGB,
+            0–1, minus the mean, divided by the standard deviation.
         input_size: side in pixels of the square input that the network is trained on. None if there is no fixed size.
     """
 
@@ -28,8 +29,9 @@ class Network(nn.Module):
 
         Args:
             num_classes: number of classes, including background; at least 1.
-            width: number of channels per layer as a fraction of the paper's; above 0.
-            convention: input convention, "caffe" or "torchvision".
+            width: number of channels per layer as a fraction of the published network's; above 0.
+            convention: format of the input pixels, "caffe" (BGR, 0–255, minus the mean) or "torchvision" (RGB, 0–1,
+                normalised).
 
         Raises:
             ValueError: if an argument is out of range.
@@ -44,16 +46,16 @@ class Network(nn.Module):
         self.num_classes, self.width, self.convention = num_classes, width, convention
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments as JSON values."""
+        """Return the arguments of the constructor by name, as JSON values, so that the network can be built again."""
         return {"num_classes": self.num_classes, "width": self.width, "convention": self.convention}
 
     def prepare(self, images: Tensor) -> Tensor:
         """Convert images to the network's input.
 
         Args:
-            images: uint8 RGB images of shape (N, 3, H, W).
+            images: uint8 RGB images of shape (N, 3, H, W), on the device of the network.
 
         Returns:
-            Tensor of the same shape, normalised by the network's input convention, in the dtype of its weights.
+            Tensor of the same shape, in the dtype of the weights. The pixels are normalised as `convention` says.
         """
         return prepare(images, self.convention).to(next(self.parameters()).dtype)

@@ -1,7 +1,7 @@
 """Conversion of images to the input of a network.
 
-Published VGG-16 weights come with two input conventions, Caffe's and torchvision's. A network must get its input in the
-convention of the weights that it started from.
+Published VGG-16 weights come with two input conventions (formats of the input pixels), Caffe's and torchvision's. A network
+must get its input in the convention of the weights that it started from.
 """
 
 from typing import Literal

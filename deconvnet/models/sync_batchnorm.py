@@ -18,13 +18,13 @@ Group = dist.ProcessGroup | None
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d that normalises over the examples of all workers together, on any device.
+    """A BatchNorm2d that normalises over the examples of all workers (training processes) together, on any device.
 
     The gradients also take all workers' examples into account. Workers may have different numbers of examples, including none.
     All workers must run the same sequence of forward and backward passes, because each pass waits for the others.
 
     Attributes:
-        process_group: the workers. None stands for all processes of torch.distributed.
+        process_group: the workers to normalise over. None stands for all processes of torch.distributed.
     """
 
     process_group: Group = None
@@ -69,15 +69,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
-    """Compute each channel's mean and variance over all workers. Every worker of the group must call this.
+    """Compute each channel's mean and variance over all workers (training processes). Every worker must call this.
 
     Args:
         x: this worker's activations of shape (N, C, H, W). N may be 0.
-        group: the workers; None for all.
+        group: process group of the workers; None for all processes.
 
     Returns:
-        The mean and the biased variance of each channel (float32 tensors of shape (C,)), and the number of values in a channel
-        over all workers.
+        The mean and the biased variance of each channel (two float32 tensors of shape (C,)), and the number of values in a
+        channel over all workers.
     """
     count = x.numel() // x.shape[1]
     # float64, because E[x²] − E[x]² loses precision if the mean is large compared with the standard deviation
@@ -93,7 +93,10 @@ def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
 
 
 class _Normalise(torch.autograd.Function):
-    """The normalisation by moments over all workers, with a gradient that also passes through these moments."""
+    """The autograd function that normalises activations by their mean and variance over all workers (training processes).
+
+    The mean and variance depend on the activations, so the gradient passes through them too, across workers.
+    """
 
     @staticmethod
     def forward(
@@ -121,14 +124,14 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of x, weight and bias. Every worker of the group must call this.
+        """Compute the gradients of `x`, `weight` and `bias` (arguments of `forward`). Every worker of the group must call this.
 
         Args:
             ctx: autograd's context object, filled by `forward`.
-            grads: a single tensor, the gradient of the output.
+            grads: a single tensor, the gradient of the loss with respect to the output.
 
         Returns:
-            A gradient for each argument of `forward`, None for all but x, weight and bias.
+            A gradient for each argument of `forward` after `ctx`. It is None for all but `x`, `weight` and `bias`.
         """
         x, weight, mean, var = ctx.saved_tensors
         grad, values = grads[0].float(), x.float()
@@ -152,13 +155,13 @@ class _Normalise(torch.autograd.Function):
 
 
 def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
-    """Replace every BatchNorm2d in a model by a synchronised batch norm.
+    """Replace every BatchNorm2d in a model by a batch norm that is synchronised over all workers (training processes).
 
     torch's SyncBatchNorm is used if the model is on a GPU, otherwise `SyncBatchNorm2d`.
 
     Args:
         model: the model, changed in place. Its parameters and buffers stay the same objects.
-        process_group: the workers; None for all.
+        process_group: process group of the workers; None for all processes.
 
     Returns:
         The model. If the model itself is a BatchNorm2d, a new module is returned.
@@ -213,15 +216,17 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
 def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> int:
     """Average the running statistics of plain batch norms over all workers, weighted by their numbers of batches.
 
-    The statistics of synchronised batch norms are already equal on all workers and are not changed.
+    The statistics of synchronised batch norms are already equal on all workers and are not changed. Every worker must call
+    this.
 
     Args:
         norms: all batch norms of the model, changed in place.
-        count: number of batches of this worker.
-        group: the workers; None for all.
+        count: number of batches from which this worker has computed the statistics.
+        group: process group of the workers; None for all processes.
 
     Returns:
-        The number of batches: the sum over all workers if there was anything to average, else `count`.
+        The sum of `count` over all workers. If there is nothing to average (one worker, or no plain batch norm), `count`
+        itself.
 
     Raises:
         ValueError: if that number is 0.
@@ -246,7 +251,7 @@ def _replace(model: nn.Module, group: Group) -> nn.Module:
 
     Args:
         model: the model, changed in place.
-        group: the workers; None for all.
+        group: process group of the workers; None for all processes.
 
     Returns:
         The model, or the replacement if the model itself is a batch norm.
@@ -268,5 +273,9 @@ def _replace(model: nn.Module, group: Group) -> nn.Module:
 
 
 def _world_size(group: Group) -> int:
-    """Return the number of workers in a process group, or 1 if torch.distributed is not in use."""
+    """Return the number of workers in a process group, or 1 if torch.distributed is not in use.
+
+    Args:
+        group: process group of the workers; None for all processes.
+    """
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1

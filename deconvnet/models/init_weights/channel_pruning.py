@@ -1,6 +1,6 @@
 """Pruning of VGG-16 to fewer channels per layer.
 
-A network that is narrower than the paper's can't use VGG-16's ImageNet weights directly, but it can start from the pruned
+A network that is narrower than the published one can't use VGG-16's ImageNet weights directly, but it can start from the pruned
 weights. The method follows He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017. It works on
 the responses to a sample of inputs, one layer after the other:
 
@@ -44,8 +44,9 @@ class PrunedLayer:
         bias: tensor of shape (O,).
         mean: mean response of each channel over all inputs, of shape (O,).
         var: biased variance of the responses of each channel, of shape (O,).
-        kept_channels: indices of the full network's channels that were kept, ascending.
-        r2: R² of the outputs after ReLU on the held-out inputs, compared with the full network.
+        kept_channels: indices of the channels of the full (unpruned) layer that were kept, ascending.
+        r2: coefficient of determination (R², at most 1) of the outputs after ReLU, compared with those of the full network. It
+            is measured on inputs that were held out of the fit.
     """
 
     name: str
@@ -133,12 +134,13 @@ def prune_vgg16(
 def select_channels(responses: Tensor, count: int) -> list[int]:
     """Select the channels from which all others can be predicted best by a linear map.
 
-    The selection is greedy. Each step adds the channel with the largest variance that the selected channels don't explain. This
-    is the choice of QR factorisation with pivoting. It is computed by a Cholesky factorisation of the covariance matrix.
+    The selection is greedy. Each step adds the channel with the largest variance that the channels selected so far don't
+    explain. QR factorisation with pivoting makes the same choice. Here it is computed by a Cholesky factorisation of the
+    covariance matrix.
 
     Args:
         responses: tensor of shape (M, C) with M samples of C channels.
-        count: number of channels to select.
+        count: number of channels to select, at most C.
 
     Returns:
         The indices of the selected channels, ascending.
@@ -202,9 +204,7 @@ def r_squared(found: Tensor, target: Tensor) -> float:
 
 
 def _follows_pooling(name: str) -> bool:
-    """Return whether a layer comes directly after a pooling layer.
-
-    These are the first layers of all blocks except conv1_1.
+    """Return whether a layer comes directly after a pooling layer. This is so for conv2_1, conv3_1, conv4_1 and conv5_1.
 
     Args:
         name: VGG-16's name of the layer, such as "conv3_1".
@@ -215,15 +215,16 @@ def _follows_pooling(name: str) -> bool:
 def _sampled_positions(names: list[str], shape: torch.Size, rng: np.random.Generator) -> dict[str, Tensor]:
     """Draw the pixel positions at which the responses of each layer are sampled.
 
+    For each layer and input, P positions are drawn with replacement. P is chosen so that a layer has about SAMPLES positions in
+    all N inputs together. If the layer's output has no more than P pixels, each pixel is taken once instead.
+
     Args:
         names: VGG-16's layer names in order.
         shape: shape of the inputs, (N, 3, H, W).
         rng: source of the random numbers.
 
     Returns:
-        For each layer name, int64 pixel indices in row-major order, of shape (N, P). For each input, P positions are drawn with
-        replacement, where N·P is about SAMPLES. If the layer's output has no more pixels than that, P is its number of pixels,
-        and each pixel is returned once.
+        For each layer name, an int64 tensor of shape (N, P). It holds pixel indices in row-major order.
     """
     count, _, height, width = shape
     wanted = -(-SAMPLES // count)
@@ -240,16 +241,16 @@ def _sampled_positions(names: list[str], shape: torch.Size, rng: np.random.Gener
 def _responses(
     full: Mapping[str, tuple[Tensor, Tensor]], inputs: Tensor, positions: Mapping[str, Tensor], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Compute the responses (before ReLU) of the full network at the sampled positions.
+    """Compute the responses (outputs of the convolutions before ReLU) of the full network at the sampled positions.
 
     Args:
-        full: weight and bias of each layer by name.
+        full: weight (O, I, 3, 3) and bias (O,) of each layer by name.
         inputs: images converted by `preprocessing.prepare`, of shape (N, 3, H, W).
-        positions: pixel indices of shape (N, P) for each layer name, as made by `_sampled_positions`.
+        positions: for each layer name, the pixel indices (row-major) to sample, of shape (N, P).
         dtype: dtype to compute in.
 
     Returns:
-        Responses of shape (N, P, C) for each layer name, in `dtype`.
+        Responses of shape (N, P, C) for each layer name, in `dtype`. C is the layer's number of channels.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in positions}
     layers = {name: (w.to(dtype, memory_format=torch.channels_last), b.to(dtype)) for name, (w, b) in full.items()}
@@ -271,7 +272,8 @@ def _patches(x: Tensor, positions: Tensor) -> Tensor:
         positions: pixel indices in row-major order, of shape (N, P).
 
     Returns:
-        Tensor of shape (N, P, C·9). The last dimension is ordered like the flattened weights of a convolution.
+        Tensor of shape (N, P, C·9). The last dimension is ordered like the weights of one output channel of a convolution,
+        flattened from (C, 3, 3).
     """
     found = []
     for part, where in zip(x.split(_CHUNK), positions.split(_CHUNK), strict=True):

@@ -1,8 +1,8 @@
 """An initialisation of DeconvNet's decoder by interpolation filters, with which the network learns from the first step.
 
-The paper's initialisation draws Gaussian weights (§6.1). Then information about classes is lost in fourteen random
-deconvolutions. After each unpooling, the pattern of the pooling positions is stronger than the values themselves. The network
-needs thousands of steps before it predicts much except background.
+Noh et al. (ICCV 2015, §6.1) draw the decoder's initial weights from a Gaussian distribution. Then information about classes is
+lost in fourteen random deconvolutions. After each unpooling, the pattern of the pooling positions is stronger than the values
+themselves. The network needs thousands of steps before it predicts much except background.
 """
 
 from typing import cast
@@ -22,10 +22,12 @@ _SQUARED_NORM = 2.0  # squared norm of each output channel's kernel in He's init
 def interpolate(model: DeconvNet) -> None:
     """Initialise DeconvNet's decoder so that it interpolates between the activations that unpooling places.
 
-    The setting `model.decoder_init: interpolation` selects this. Each 3×3 deconvolution becomes a box filter plus noise,
-    similar to FCN's deconvolutions, which start as bilinear interpolation. Output channel o is filtered from input channel o.
-    If a layer has fewer output than input channels, output channel o adds up the input channels o, o + (number of outputs), and
-    so on. The layer fc6_deconv gets He's initialisation.
+    Each 3×3 deconvolution becomes a box filter (all nine weights are equal) plus noise. This resembles the bilinear
+    interpolation that FCN's deconvolutions start as. Output channel o is filtered from input channel o. If a layer has fewer
+    output than input channels, output channel o adds up the input channels o, o + (number of outputs), and so on. The layer
+    fc6_deconv gets He's initialisation.
+
+    The setting `model.decoder_init: interpolation` selects this.
 
     Args:
         model: the network, changed in place. Random numbers are drawn from torch's global generator.
@@ -44,13 +46,14 @@ def interpolate(model: DeconvNet) -> None:
 
 
 def _box_filters(like: Tensor) -> Tensor:
-    """Make the weights of a deconvolution that applies box filters.
+    """Make the weights of a deconvolution that applies box filters: within a kernel, all weights are equal.
 
     Args:
         like: tensor of shape (in, out, k, k), the weights of the deconvolution. It only provides shape, dtype and device.
 
     Returns:
-        Tensor of the same shape in which the kernel of each output channel has the squared norm 2.
+        Tensor of the same shape. Input channel i and output channel o are connected if i = o, modulo the smaller number of
+        channels; other weights are 0. The squares of the weights of each output channel add up to 2.
     """
     inputs, outputs = like.shape[:2]
     boxes = torch.zeros_like(like)

@@ -17,18 +17,21 @@ def load_trained_weights(
 ) -> tuple[str, ...]:
     """Load the weights of a trained model into a network. The network is changed in place.
 
+    Weights that belong to classes are taken over for classes with the same name in both. All other weights are taken over
+    unchanged.
+
     Args:
         model: a network for the classes `new_classes`.
         state: state_dict of the trained model.
         old_classes: the trained model's class names by class id.
         new_classes: the network's class names by class id.
-        convention: input convention of the trained model, "caffe" or "torchvision".
+        convention: format of the input pixels of the trained model, "caffe" or "torchvision".
 
     Returns:
         Names of the classes whose score weights were taken over.
 
     Raises:
-        UserError: if the trained model has another architecture, width, input size or input convention.
+        UserError: if the trained model has another architecture, width, input size or format of the input pixels.
     """
     if convention != model.convention:
         raise UserError(
@@ -96,13 +99,14 @@ def _class_dimensions(name: str) -> tuple[int, ...]:
 
 
 def _index(classes: Tensor, dimensions: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Make an index that selects some classes in a tensor.
+    """Make an index that selects some classes in a tensor, in all dimensions that stand for classes.
 
     Args:
         classes: int64 tensor of class ids.
-        dimensions: dimensions that are indexed by class, (0,) or (0, 1).
+        dimensions: dimensions that are indexed by class: (0,) for a score layer, (0, 1) for an upsampling layer.
 
     Returns:
-        A tuple of index tensors, one for each of these dimensions.
+        A tuple of index tensors, one for each of these dimensions. `tensor[index]` is the selected part, and can be assigned
+        to.
     """
     return (classes,) if len(dimensions) == 1 else (classes[:, None], classes[None, :])

@@ -29,12 +29,12 @@ _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """A report on the layers that `load_vgg16` loaded.
+    """A report on which VGG-16 layers were loaded into a network, and which were not.
 
     Attributes:
-        convention: input convention of the file, "caffe" or "torchvision".
-        loaded: names of the layers whose weights were loaded.
-        skipped: reasons why layers were not loaded, by layer name. These layers keep their initial weights.
+        convention: format of the input pixels that the weights expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1).
+        loaded: VGG-16's names of the layers whose weights were loaded.
+        skipped: the reason why each other layer was not loaded, by layer name. These layers keep their initial weights.
     """
 
     convention: str
@@ -60,7 +60,8 @@ class _Layer:
     def folded(self) -> "_Layer":
         """Return an equivalent layer without batch norm.
 
-        The batch norm is folded into the weight and bias. If there is no batch norm, the layer itself is returned.
+        Returns:
+            A layer whose weight and bias include the batch norm's scale and shift. If there is no batch norm, the layer itself.
         """
         if self.norm is None:
             return self
@@ -118,14 +119,14 @@ def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Read VGG-16's 13 convolutions from a file, with batch norms folded into them.
 
     Args:
-        uri: file of weights, in a format that `load_vgg16` accepts.
-        convention: input convention that the file must have, "caffe" or "torchvision".
+        uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
+        convention: format of the input pixels that the weights must expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1).
 
     Returns:
-        Weight (O, I, 3, 3) and bias (O,) by layer name.
+        For each VGG-16 layer name, the weight of shape (O, I, 3, 3) and the bias of shape (O,).
 
     Raises:
-        UserError: if the file can't be read, does not hold VGG-16 at full width, or has another input convention.
+        UserError: if the file can't be read, does not hold VGG-16 at full width, or has another format of the input pixels.
     """
     found, layers = _read_layers(uri)
     _check_convention(uri, found, convention)
@@ -142,10 +143,11 @@ def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> Non
     """Write VGG-16's convolutions to an `.npz` file.
 
     Args:
-        uri: URI of the file (local or s3://).
+        uri: URI of the file (local or s3://). An existing file is overwritten.
         tensors: weights named "conv1_1.weight", "conv1_1.bias" and so on. Batch norms, if there are any, are named
             "conv1_1.norm.weight" and so on.
-        convention: input convention of the weights, "caffe" or "torchvision".
+        convention: format of the input pixels that the weights expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1). It is
+            stored in the file.
     """
     sink = io.BytesIO()
     arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
@@ -158,7 +160,7 @@ def _unit(model: Network, name: str) -> nn.Module:
 
     Args:
         model: the network.
-        name: VGG-16's name of the layer. For "conv3_2" the submodule `conv3.2` is returned.
+        name: VGG-16's name of the layer. For "conv3_2" the submodule `conv3.2` is returned, for "fc6" the submodule `fc6`.
     """
     return model.get_submodule(name.replace("_", "."))
 
@@ -176,7 +178,10 @@ def _conv(model: Network, name: str) -> nn.Conv2d:
 
 
 def _fill(model: Network, name: str, layer: _Layer) -> None:
-    """Copy a layer from a file into a network. If the network has no batch norm there, the file's is folded into the weights.
+    """Copy a layer from a file into a network, with its batch norm.
+
+    If the network has no batch norm there, the file's batch norm is folded into the weights. If only the network has one, it
+    keeps its initial values.
 
     Args:
         model: the network, changed in place.
@@ -228,13 +233,13 @@ def _read(uri: str) -> dict[str, Tensor]:
 
 
 def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
-    """Read a file of VGG-16 weights.
+    """Read a file of VGG-16 weights and group its tensors by layer.
 
     Args:
-        uri: file of weights, in a format that `load_vgg16` accepts.
+        uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
 
     Returns:
-        The file's input convention and the layers by VGG-16's names.
+        The format of the input pixels that the weights expect ("caffe" or "torchvision"), and the layers by VGG-16's names.
 
     Raises:
         UserError: if the file can't be read or does not hold VGG-16.
@@ -247,15 +252,15 @@ def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
 
 
 def _check_convention(uri: str, found: str, expected: str) -> None:
-    """Check that a file of weights has the expected input convention.
+    """Check that the weights of a file expect the same format of input pixels as the network.
 
     Args:
         uri: URI of the file, for the error message.
-        found: input convention of the file.
-        expected: input convention of the network.
+        found: format that the file's weights expect, "caffe" or "torchvision".
+        expected: format that the network is set to.
 
     Raises:
-        UserError: if the conventions differ.
+        UserError: if the formats differ.
     """
     if found != expected:
         raise UserError(f"{uri} expects {found} input and the model is built for {expected}: set model.convention to {found}")
