@@ -1,4 +1,4 @@
-"""Exceptions with a special meaning for the commands and jobs. Commands report them by their message, without a traceback."""
+"""Exceptions with a special meaning for the project's commands and jobs."""
 
 
 class UserError(Exception):
@@ -12,26 +12,26 @@ class UserError(Exception):
 class BadInput(Exception):
     """An error about a single image, mask or training crop that can't be used.
 
-    Its message becomes the reason in the table of rejected inputs. It does not stop a run: jobs skip the input and count it.
+    Jobs that catch it skip the input and continue. The message is stored as the reason in the table of rejected inputs.
     """
 
 
 class Interrupted(Exception):
-    """Raised when the run was asked to stop by Ctrl-C, SIGTERM or `ray job stop`.
+    """An exception that ends a run early: it was told to stop (Ctrl-C, SIGTERM, `ray job stop`) or has lost its lock to another run.
 
-    The work done so far is kept, and the same command continues it. Commands print the message and exit with code 75.
+    The work done so far is kept. If the user runs the same command again, it continues from there. Commands print the message of
+    this exception and exit with code 75.
     """
 
 
 def find_user_error(error: BaseException) -> UserError | None:
-    """Find the UserError that caused another error, for example among the errors in which Ray wraps that of a failed task.
+    """Find the UserError that caused another error. For example, Ray wraps a task's UserError in errors of its own.
 
     Args:
-        error: any exception. Its causes are searched through Ray's attribute `cause` and Python's `__cause__`.
+        error: any exception. Its causes are searched by Ray's attribute `cause` and Python's `__cause__`, at any depth.
 
     Returns:
-        A new UserError with the message of the one found; None if there is none. If `error` is itself a UserError, its message is
-        used.
+        A new UserError with the message of the one found, which may be `error` itself; None if there is none.
     """
     causes, seen = [error], set()
     while causes:

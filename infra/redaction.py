@@ -9,7 +9,7 @@ _HIDDEN = "***"
 
 
 def without_secrets(text: str) -> str:
-    """Remove user names, passwords, queries and fragments from all URIs in a text.
+    """Remove the parts that may hold secrets (user names, passwords, queries and fragments) from all URIs in a text.
 
     Args:
         text: any text, for example an error message or a single URI.
@@ -24,12 +24,12 @@ def without_secrets(text: str) -> str:
 def redacted(value: Any, key: str = "") -> Any:
     """Copy a JSON-like value and remove the secrets from the copy.
 
-    A value counts as a secret if its key looks like that of one: it contains "password", "token", "access_key" or the like. Such
-    a value becomes "***". All other strings go through `without_secrets`.
+    A value is replaced by "***" if its key contains "password", "secret", "token", "credential", "access_key" or the like. From
+    all other strings, the secrets in URIs are removed (see `without_secrets`).
 
     Args:
         value: mapping, list, tuple, string, number, bool or None. Mappings and sequences may be nested.
-        key: key of the value in the mapping that contains it. "" if it is not in a mapping.
+        key: key of the value in the mapping that contains it; "" if it is not in a mapping.
 
     Returns:
         A copy of the same structure, with lists in place of tuples.

@@ -1,4 +1,4 @@
-"""The base class of all sections of settings, and the settings of the machines on which jobs run."""
+"""The base class of all groups of settings, and the settings of the machines on which jobs run."""
 
 import re
 from typing import Literal
@@ -7,16 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 
 class Section(BaseModel):
-    """The base class of all sections of settings.
+    """The base class of all sections, which are groups of related settings.
 
-    Unknown keys are errors, defaults are validated too, and values can't be changed after creation.
+    Unknown keys are errors. Default values are validated too. Values can't be changed after creation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class ClusterSettings(Section):
-    """Where jobs run: on which Ray cluster, and on which of its nodes."""
+    """The settings that say where jobs run: on which Ray cluster, and on which of its nodes.
+
+    The description of each field says what it means.
+    """
 
     address: str | None = Field(
         None, description="address of a Ray cluster to join; empty: that in RAY_ADDRESS, else Ray is started on this machine"
@@ -37,20 +40,30 @@ class ClusterSettings(Section):
     @field_validator("data_nodes", "training_nodes")
     @classmethod
     def _check_labels(cls, text: str | None) -> str | None:
-        """Return the text unchanged; raise ValueError if it does not consist of key=value pairs separated by commas."""
+        """Check that a setting consists of node labels, such as "pool=gpu,zone=a". pydantic calls this.
+
+        Args:
+            text: value of the setting `data_nodes` or `training_nodes`; None or "" for no labels.
+
+        Returns:
+            The text, unchanged.
+
+        Raises:
+            ValueError: if the text does not consist of key=value pairs separated by commas.
+        """
         for pair in text.split(",") if text else ():
             if not re.fullmatch(r"\s*[\w./-]+\s*=\s*[\w.-]+\s*", pair):
                 raise ValueError("must be labels, key=value, separated by commas: pool=cpu")
         return text
 
     def selector(self, nodes: Literal["data_nodes", "training_nodes"]) -> dict[str, str]:
-        """Return the Ray labels that select the nodes for one kind of job.
+        """Return the Ray labels that a node must have to run a certain kind of job.
 
         Args:
-            nodes: name of the setting that holds the labels.
+            nodes: name of the setting that holds the labels: "data_nodes" for data and evaluation, "training_nodes" for training.
 
         Returns:
-            Label values by key; {} if any node will do.
+            Label values by label key; {} if jobs may run on any node.
         """
         text: str | None = getattr(self, nodes)
         pairs = (pair.split("=") for pair in (text or "").split(",") if pair)

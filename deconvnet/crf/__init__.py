@@ -1,4 +1,4 @@
-"""A fully connected CRF with Gaussian edge potentials, which refines segmentations (Krähenbühl and Koltun, NIPS 2011)."""
+"""A fully connected conditional random field (CRF), which refines segmentations (Krähenbühl and Koltun, NIPS 2011)."""
 
 from deconvnet.crf.mean_field import dense_crf
 

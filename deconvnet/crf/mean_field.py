@@ -1,8 +1,9 @@
 """Mean-field inference in a fully connected CRF over the pixels of an image (Krähenbühl and Koltun, NIPS 2011).
 
-The pairwise potentials are Potts potentials, weighted by two Gaussian kernels. The smoothness kernel depends on the positions of
-two pixels, the appearance kernel on their positions and colours. Both are normalised symmetrically, as in the authors' code.
-Everything is computed in float32 on one thread, and Python's global lock is released meanwhile.
+It refines the class probabilities that a network predicts (see `dense_crf`). The pairwise potentials are Potts potentials,
+weighted by two Gaussian kernels. The smoothness kernel depends on the positions of two pixels, the appearance kernel on their
+positions and colours. Both are normalised symmetrically, as in the authors' code. Everything is computed in float32 on one
+thread. Python's global interpreter lock is released meanwhile.
 """
 
 from dataclasses import dataclass
@@ -26,13 +27,16 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A Gaussian kernel between all pairs of N pixels, approximated on a lattice.
+    """A Gaussian kernel between all pairs of N pixels, approximated on a permutohedral lattice.
+
+    The lattice is the grid in which the Gaussian filter is computed. To apply the kernel, the values of the pixels are added to
+    the corners of the grid ("splat"), blurred along its axes, and interpolated at the pixels ("slice").
 
     Attributes:
-        lattice: the permutohedral lattice of the pixels' features (position, or position and colour).
-        weights: float32 (N, d+1), the weights by which pixels are splatted onto the lattice and sliced from it. They include the
-            square root of the kernel's weight, of its normalisation and of the lattice's gain. So splatting, blurring and slicing
-            together apply the whole kernel.
+        lattice: the lattice of the pixels' features, which have d dimensions: position, or position and colour.
+        weights: float32 (N, d+1), the weights of each pixel's d+1 corners for splatting and slicing. They include the square
+            root of the kernel's constant factor (its weight and normalisation, divided by the lattice's gain). So splatting and
+            slicing together apply the factor once.
     """
 
     lattice: Lattice
@@ -50,15 +54,16 @@ def dense_crf(
     bilateral_rgb_sigma: float = 3.0,
     bilateral_weight: float = 5.0,
 ) -> Floats:
-    """Refine class probabilities so that nearby pixels of similar colour tend to get the same class.
+    """Refine the class probabilities of an image so that nearby pixels of similar colour tend to get the same class.
 
-    The default parameters are those released with DeconvNet. To save time, classes that cannot become the most probable one of
-    any pixel are removed: before the first iteration (see MIN_PEAK) and between iterations (see `_pruning_threshold`). Their
-    result is 0.
+    This is the fully connected CRF of Krähenbühl and Koltun (NIPS 2011). The default parameters are those released with DeconvNet
+    (Noh et al., ICCV 2015). To save time, classes that are unlikely to become the most probable one of any pixel are removed,
+    before the first iteration (see MIN_PEAK) and between iterations (see `_pruning_threshold`). Their result is 0.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        probabilities: float array (C, H, W) of values from 0 to 1; their negative logarithm is the unary potential.
+        probabilities: float array (C, H, W) of values from 0 to 1, C being the number of classes. Their negative logarithm is the
+            unary potential.
         iterations: number of mean-field updates.
         xy_sigma: standard deviation of the smoothness kernel in pixels.
         xy_weight: weight of the smoothness kernel; 0 turns it off.
@@ -100,7 +105,7 @@ def _check(
     """Raise ValueError if the arguments of `dense_crf` are not valid.
 
     Args:
-        image: must be a uint8 array (H, W, 3).
+        image: must be a uint8 array (H, W, 3), RGB.
         probabilities: must be an array (C, H, W) of finite numbers with C > 0.
         iterations: must be at least 1.
         sigmas: standard deviations of the kernels; all must be positive.
@@ -119,10 +124,11 @@ def _check(
 def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
     """Return the ids of the classes to keep before the first iteration.
 
-    These are the classes that are the most probable one of any pixel, or exceed MIN_PEAK in any pixel.
+    A class is kept if it is the most probable class of at least one pixel, or if its probability exceeds MIN_PEAK in at least one
+    pixel.
 
     Args:
-        probabilities: float array (C, H, W).
+        probabilities: float array (C, H, W) of class probabilities.
 
     Returns:
         Integer array of class ids, ascending.
@@ -133,9 +139,15 @@ def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
 
 @njit(cache=True, nogil=True)
 def _is_arg_max(probabilities: Floats) -> NDArray[np.bool_]:
-    """Return for each class of `probabilities` (C, H, W) whether it is the most probable one of any pixel: bool (C,).
+    """Find the classes that are the most probable class of at least one pixel.
 
-    If several classes of a pixel are equal, the one with the lowest id counts.
+    If several classes of a pixel are equally probable, only the one with the lowest id counts.
+
+    Args:
+        probabilities: float array (C, H, W) of class probabilities.
+
+    Returns:
+        Boolean array (C,), True for the classes that were found.
     """
     classes, height, width = probabilities.shape
     found = np.zeros(classes, np.bool_)
@@ -151,34 +163,42 @@ def _is_arg_max(probabilities: Floats) -> NDArray[np.bool_]:
 
 
 def _pruning_threshold(classes: int, weight: float) -> float:
-    """Return the peak probability up to which a class may be removed after an iteration, because it cannot recover.
+    """Return the probability below which a class can be removed between two mean-field iterations.
 
-    The peak x of a class is its highest probability in any pixel. An iteration gives the class the probability a·exp(m) in a
-    pixel. Its message m is at most `weight`·x, and the factor a contains everything else. If a ≤ 1 / (e·weight), the equation x =
-    a·exp(weight·x) has a solution, and the smallest solution is at most 1 / weight. The peak then never exceeds this solution, as
-    long as the other classes do not become weaker. The threshold is also at most 0.5 / `classes`, half of the lowest probability
-    that the most probable class of a pixel can have.
+    A class is removed if its highest probability x in any pixel does not exceed the threshold. The result is the minimum of two
+    bounds:
+
+    * 1 / (e·weight): such a class cannot recover. An iteration gives it the probability a·exp(m) in a pixel, where the message m
+      from the other pixels is at most weight·x, and a is the factor for everything else. If a ≤ 1 / (e·weight), the equation
+      x = a·exp(weight·x) has a solution of at most 1 / weight, which the class never exceeds, unless other classes become weaker.
+    * 0.5 / classes: half of the lowest probability that the most probable class of a pixel can have.
 
     Args:
         classes: number of classes that are left.
-        weight: sum of the kernels' weights.
+        weight: sum of the weights of the smoothness and the appearance kernel.
     """
     return min(1 / (np.e * max(weight, 1e-9)), 0.5 / classes)
 
 
 def _above(peaks: Floats, threshold: float) -> NDArray[np.intp]:
-    """Return the indices of the `peaks` (C,) that exceed a threshold, or all indices if none does."""
+    """Return the indices of the classes whose highest probability exceeds a threshold, or all indices if there is none.
+
+    Args:
+        peaks: float array (C,), the highest probability of each class in any pixel.
+        threshold: the probability to exceed.
+    """
     return np.flatnonzero(peaks > threshold) if (peaks > threshold).any() else np.arange(len(peaks))
 
 
 def _build_kernel(features: NDArray[np.floating], weight: float) -> _Kernel:
     """Build a Gaussian kernel between pixels and normalise it symmetrically.
 
-    Each entry k_ij is divided by sqrt(Σ_j k_ij · Σ_i k_ij).
+    The kernel's value k_ij for the pixels i and j is divided by sqrt(Σ_j k_ij · Σ_i k_ij).
 
     Args:
-        features: float array (N, d), the pixels' features divided by the kernel's standard deviations.
-        weight: weight of the kernel.
+        features: float array (N, d), the pixels' features (position, or position and colour) divided by the kernel's standard
+            deviations.
+        weight: factor by which the normalised kernel is multiplied.
     """
     lattice = permutohedral.build(features.astype(np.float32))
     norm = permutohedral.smooth(lattice, np.ones((len(features), 1), np.float32))
@@ -189,19 +209,23 @@ def _build_kernel(features: NDArray[np.floating], weight: float) -> _Kernel:
 def _mean_field(
     log_p: Floats, classes: int, kernels: tuple[_Kernel, _Kernel], iterations: int, weight: float
 ) -> tuple[Floats, NDArray[np.intp]]:
-    """Run the mean-field iterations: repeat the parallel update Q ∝ p · exp(Σ_kernels K Q), starting from Q = p.
+    """Run the mean-field iterations, which compute the refined class probabilities Q.
 
-    Between iterations, classes that cannot recover are removed if that saves a vector register (8 classes) per pixel.
+    Q begins as p. Each iteration replaces Q by p · exp(K₁ Q + K₂ Q), where K₁ and K₂ are the kernels, and normalises it in each
+    pixel. Between iterations, very improbable classes (see `_pruning_threshold`) are removed if the rest needs fewer columns.
+    The number of columns is a multiple of 8, the size of a vector register.
 
     Args:
-        log_p: float32 (N, columns), logarithms of the probabilities p. The first columns are classes, the others are padding.
-        classes: number of classes.
+        log_p: float32 (N, columns), logarithms of the input probabilities p of N pixels. The first columns are classes, the
+            others are padding with -inf.
+        classes: number of classes, at most `columns`.
         kernels: the smoothness kernel and the appearance kernel.
-        iterations: number of updates.
-        weight: sum of the kernels' weights.
+        iterations: number of iterations.
+        weight: sum of the weights of both kernels.
 
     Returns:
-        Q as float32 (N, columns), and the indices of the remaining classes, to which its first columns belong.
+        Q as float32 (N, columns), which may have fewer columns than `log_p`, and the indices of the remaining classes. The first
+        columns of Q belong to these classes.
     """
     left = np.arange(classes)
     q = np.exp(log_p)
@@ -235,19 +259,20 @@ def _update(
     rows_b: Floats,
     q: Floats,
 ) -> None:
-    """Write the softmax over the classes of log_p plus the messages of both kernels to q.
+    """Compute the new class probabilities of each pixel at the end of a mean-field iteration.
 
-    The messages are interpolated ("sliced") from the blurred rows of each kernel's lattice.
+    They are the softmax over the classes of `log_p` plus the messages of two kernels. The messages are interpolated ("sliced")
+    from the permutohedral lattice of each kernel, the grid in which the Gaussian filter is computed.
 
     Args:
-        log_p: float32 (N, columns), logarithms of the probabilities.
-        corners_a: int32 (N, d+1), the lattice corners of each pixel for the first kernel.
+        log_p: float32 (N, columns), logarithms of the input probabilities of N pixels. Each column is a class.
+        corners_a: int32 (N, d+1), the corners of the first kernel's lattice that surround each pixel, as indices into `rows_a`.
         weights_a: float32 (N, d+1), the weights of these corners.
-        rows_a: float32 (M + 1, columns), the blurred values of the first kernel's lattice corners.
-        corners_b: the corners for the second kernel.
-        weights_b: the weights of these corners.
-        rows_b: the blurred values of the second kernel's lattice corners.
-        q: float32 (N, columns), to which the result is written.
+        rows_a: float32 (M + 1, columns), the blurred values of the M corners of the first kernel's lattice.
+        corners_b: like `corners_a`, for the second kernel.
+        weights_b: like `weights_a`, for the second kernel.
+        rows_b: like `rows_a`, for the second kernel.
+        q: float32 (N, columns), to which the new probabilities are written.
     """
     blocks = log_p.shape[1] // simd.WIDTH
     for p in range(log_p.shape[0]):

@@ -1,9 +1,9 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek and Davis, 2010), in numba on one thread.
 
-Points in a d-dimensional feature space have values of several channels. First the values of each point are distributed over the
-d+1 corners of the simplex that contains it ("splat"). Then the values of the corners are blurred along the d+1 axes of the
-lattice. Last, each point interpolates its result from its corners ("slice"). The lattice depends only on the features, so it can
-be reused for other values. Values are stored as rows: the channels of a point or corner are adjacent.
+The lattice is a grid of simplices in a d-dimensional feature space. First the values of each point (several channels) are
+distributed over the d+1 corners of its simplex ("splat"). Then the corners' values are blurred along the d+1 axes of the lattice.
+Last, each point interpolates its result from its corners ("slice"). The lattice depends only on the features, so it can be reused
+for other values. Values are stored as rows: the channels of a point or corner are adjacent.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ _CACHE_LINE = 64  # bytes
 
 @dataclass(frozen=True)
 class Lattice:
-    """The lattice of N points in d dimensions, of which M corners are in use.
+    """A permutohedral lattice, the grid in which a Gaussian filter is computed, for N points in d dimensions.
 
     Attributes:
-        corners: int32 (N, d+1), indices from 0 to M-1 of the corners of each point's simplex.
-        weights: float32 (N, d+1), barycentric coordinates of each point in its simplex; each row sums to 1.
+        corners: int32 (N, d+1), the corners of the grid cell (simplex) that contains each point, as indices from 0 to M-1.
+        weights: float32 (N, d+1), barycentric coordinates of each point in its simplex. Each row sums to 1.
         chains: int32 (K,), the order in which corners are blurred: for each axis, all runs of two or more neighbouring corners,
-            each followed by M as an end mark. Blurring leaves corners without a neighbour as they are, so they are left out.
-        size: the number of corners M.
+            each followed by M as an end mark. Corners without a neighbour on the axis are left out, as blurring keeps them.
+        size: the number M of corners that belong to at least one point.
     """
 
     corners: Ints
@@ -42,12 +42,12 @@ class Lattice:
 
     @property
     def gain(self) -> float:
-        """Return the factor by which `blur` makes values larger than a normalised Gaussian filter would."""
+        """Return the factor by which the results of `blur` are too large, compared with a normalised Gaussian filter."""
         return 1 + 2.0 ** -(self.corners.shape[1] - 1)
 
 
 def build(features: Floats) -> Lattice:
-    """Build the lattice of N points.
+    """Build the permutohedral lattice of N points, the grid in which their values can be filtered.
 
     Args:
         features: float32 (N, d), the coordinates of the points, divided by the Gaussian's standard deviation on each axis.
@@ -58,10 +58,10 @@ def build(features: Floats) -> Lattice:
 
 
 def smooth(lattice: Lattice, values: Floats) -> Floats:
-    """Filter values by the Gaussian: approximately Σ_j exp(-|f_i - f_j|² / 2) · values_j, times a constant.
+    """Filter values by a Gaussian: the result of point i is about Σ_j exp(-|f_i - f_j|² / 2) · values_j, times a constant.
 
     Args:
-        lattice: the lattice built from the points' features f.
+        lattice: the lattice of the points, built from their features f.
         values: float32 (N, C), the channels of each point.
 
     Returns:
@@ -92,11 +92,10 @@ def empty_rows(count: int, columns: int) -> Floats:
 
 
 def _multipliers(dimensions: int) -> Keys:
-    """Return `dimensions` random odd 64-bit numbers, by which the coordinates of a corner are multiplied to form its hash key.
+    """Return the factors of the hash function for lattice corners: `dimensions` odd 64-bit numbers, the same in every call.
 
-    A corner has d+1 coordinates, but the last one follows from the others. The key is the sum of the coordinates times the
-    multipliers, modulo 2⁶⁴, so the key of a neighbour needs only one addition. The probability that any two of a million corners
-    have the same key is 3 in 10⁸.
+    The hash key of a corner is the sum of its first d coordinates times these factors, modulo 2⁶⁴. (The last coordinate follows
+    from the others.) Any two of a million corners have the same key with a probability of 3 in 10⁸.
     """
     draw = np.random.default_rng(0x5EED).integers(0, 2**64, dimensions, np.uint64, endpoint=False)
     return draw | np.uint64(1)
@@ -104,16 +103,16 @@ def _multipliers(dimensions: int) -> Keys:
 
 @njit(cache=True, nogil=True)
 def _first_slot(table: Keys, key: np.uint64) -> np.uint64:
-    """Return the slot of the hash table at which the search for a key begins.
+    """Return the slot (row) of the hash table of lattice corners at which the search for a hash key begins.
 
-    The table is an array (2ⁿ, 2). Each slot holds a key and the index of its corner plus 1, or 0 if the slot is empty.
+    The table is uint64 (2ⁿ, 2). Each slot holds the key of a corner and the corner's index plus 1, or 0 if the slot is empty.
     """
     return ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & np.uint64(table.shape[0] - 1)
 
 
 @njit(cache=True, nogil=True)
 def _slot(table: Keys, key: np.uint64) -> np.uint64:
-    """Return the slot of the hash table that holds a key, or the empty slot at which to insert it (open addressing)."""
+    """Return the slot of a hash table (see `_first_slot`) that holds `key`, or the empty slot at which to insert it."""
     mask = np.uint64(table.shape[0] - 1)
     slot = _first_slot(table, key)
     while table[slot, 1] != 0 and table[slot, 0] != key:
@@ -123,7 +122,7 @@ def _slot(table: Keys, key: np.uint64) -> np.uint64:
 
 @njit(cache=True, nogil=True)
 def _enlarge(table: Keys) -> Keys:
-    """Return a hash table of four times the size with the same entries."""
+    """Return a hash table (see `_first_slot`) of four times the size with the same entries."""
     new = np.zeros((4 * table.shape[0], 2), np.uint64)
     for old in range(table.shape[0]):
         if table[old, 1] != 0:
@@ -134,17 +133,17 @@ def _enlarge(table: Keys) -> Keys:
 
 @njit(cache=True, nogil=True)
 def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Keys]:
-    """Find the simplex of every point, and number the corners in the order in which the points first use them.
+    """Find the simplex of the lattice that contains each point, and number the corners in the order of their first use.
 
     The keys of a batch of points are computed first and looked up afterwards, so that the slots of the hash table can be
     prefetched meanwhile. Long because its inner loop shares a dozen scratch arrays, and calls would cost time.
 
     Args:
         features: float32 (N, d), the coordinates of the points.
-        multipliers: uint64 (d,), the result of `_multipliers`.
+        multipliers: uint64 (d,), the factors of the hash function (see `_multipliers`).
 
     Returns:
-        Corners, int32 (N, d+1); weights, float32 (N, d+1); the keys of the M corners, uint64 (M,); and the hash table.
+        `Lattice.corners`, `Lattice.weights`, the hash keys of the M corners (uint64), and the hash table (see `_first_slot`).
     """
     points, d = features.shape
     scale = np.empty(d, np.float32)
@@ -155,7 +154,6 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
     total = np.uint64(0)
     for i in range(d):
         total += multipliers[i]
-
     elevated = np.empty(d + 1, np.float32)
     zero = np.empty(d + 1, np.int64)  # the nearest corner of remainder 0: its coordinates are divisible by d + 1
     rank = np.empty(d + 1, np.int64)
@@ -165,7 +163,6 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
     keys = np.empty(max(1024, points // 8), np.uint64)
     used = 0
     table = np.zeros((1 << 14, 2), np.uint64)
-
     for start in range(0, points, _BATCH):
         stop = min(start + _BATCH, points)
         for p in range(start, stop):
@@ -237,9 +234,12 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
 
 @njit(cache=True, nogil=True)
 def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
-    """Find the runs of neighbouring corners along each axis, as `Lattice.chains` describes them.
+    """Find the runs of neighbouring corners along each axis of the lattice, and return them as described in `Lattice.chains`.
 
-    The arguments are the keys of the M corners, uint64 (M,), the hash table, and the multipliers that formed the keys.
+    Args:
+        keys: uint64 (M,), the hash keys of the corners.
+        table: the hash table, which maps a key to the index of its corner (see `_first_slot`).
+        multipliers: uint64 (d,), the factors of the hash function (see `_multipliers`).
     """
     count, d = keys.size, multipliers.size
     total = np.uint64(0)
@@ -278,13 +278,13 @@ def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
 
 @njit(cache=True, nogil=True)
 def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
-    """Add each point's weighted values to the rows of its corners ("splat").
+    """Add the weighted values of each point to the corners of its simplex ("splat").
 
     Args:
-        corners: int32 (N, d+1), the corners of each point.
+        corners: int32 (N, d+1), the corners of each point's simplex, as indices into `rows`.
         weights: float32 (N, d+1), the weights of these corners.
-        values: float32 (N, 8·B), the channels of each point.
-        rows: float32 (M + 1, 8·B), the values of the corners; they are changed in place.
+        values: float32 (N, 8·B), the values of each point: B blocks of 8 channels.
+        rows: float32 (M + 1, 8·B), the values of the M corners, which are changed in place. The last row is not used.
     """
     for p in range(corners.shape[0]):
         for k in range(corners.shape[1]):
@@ -296,9 +296,9 @@ def splat(corners: Ints, weights: Floats, values: Floats, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def blur(chains: Ints, rows: Floats) -> None:
-    """Blur the corners' rows (M + 1, 8·B) in place along every axis: add half of both neighbours to each corner.
+    """Blur the values of the lattice corners along every axis in turn: add half of both neighbours' values to each corner.
 
-    `chains` is the lattice's list of corners to blur. The last row must be 0; it stands for missing neighbours.
+    `chains` is `Lattice.chains`. The corners' values, `rows` (M + 1, 8·B), are changed in place; the last row must be 0.
     """
     if rows.shape[1] == simd.WIDTH:
         _blur_narrow(chains, rows)
@@ -322,7 +322,7 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """Blur rows (M + 1, 8) in place, as `blur` does. The previous row stays in a vector register, which is faster."""
+    """Do the same as `blur` for 8 channels, `rows` (M + 1, 8). This is faster: the previous row stays in a vector register."""
     end = rows.shape[0] - 1
     previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):
@@ -337,9 +337,10 @@ def _blur_narrow(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def slice_rows(corners: Ints, weights: Floats, rows: Floats, out: Floats) -> None:
-    """Interpolate each point's result from the rows (M + 1, 8·B) of its corners ("slice") and write it to `out` (N, 8·B).
+    """Interpolate the result of each point from the values of its simplex's corners ("slice"), and write it to `out` (N, 8·B).
 
-    `corners` and `weights`, both (N, d+1), are the corners of each point and their weights.
+    `corners` (N, d+1) are the corners of each point, as indices into `rows`. `weights` (N, d+1) are the weights of these corners.
+    `rows` (M + 1, 8·B) are the values of all corners. All arrays except `corners` (int32) are float32.
     """
     for p in range(corners.shape[0]):
         for b in range(rows.shape[1] // simd.WIDTH):

@@ -24,7 +24,7 @@ class _Float8(types.Type):
     """The numba type of a vector of eight float32 numbers."""
 
     def __init__(self) -> None:
-        """Create the type, with the name that numba shows in messages."""
+        """Create the type with the name "Float8", which numba shows in messages."""
         super().__init__(name="Float8")
 
 
@@ -35,10 +35,10 @@ _FLOATS, _INTS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_INT, WIDTH)
 
 @register_model(_Float8)
 class _Float8Model(models.PrimitiveModel):
-    """Tells numba to represent the type `_Float8` by an LLVM vector."""
+    """A numba data model, which tells numba to represent the type `_Float8` by an LLVM vector."""
 
     def __init__(self, manager: Any, fe_type: Any) -> None:
-        """Create the model.
+        """Create the data model. numba calls this for each type that uses it.
 
         Args:
             manager: numba's data model manager.
@@ -58,7 +58,15 @@ def _integers(value: int) -> ir.Constant:
 
 
 def _broadcast(builder: Any, scalar: Any) -> Any:
-    """Emit LLVM code that copies a float32 to all eight elements of a vector. Returns the vector."""
+    """Emit LLVM code that copies a number to all eight elements of a vector.
+
+    Args:
+        builder: llvmlite's IRBuilder, to which the code is added.
+        scalar: LLVM value of the number, a float32.
+
+    Returns:
+        The LLVM value of the vector.
+    """
     undefined = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(undefined, scalar, _INT(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * WIDTH))
@@ -68,28 +76,28 @@ def _unary(builder: Any, name: str, value: Any) -> Any:
     """Emit a call of one of LLVM's built-in functions for vectors, such as `floor`.
 
     Args:
-        builder: llvmlite's IRBuilder.
-        name: name of the LLVM function without prefix and type.
-        value: the vector to which the function is applied.
+        builder: llvmlite's IRBuilder, to which the call is added.
+        name: name of the LLVM function without the prefix `llvm.` and the type.
+        value: LLVM value of the vector to which the function is applied.
 
     Returns:
-        The resulting vector.
+        The LLVM value of the resulting vector.
     """
     kind = ir.FunctionType(_FLOATS, [_FLOATS])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32"), [value])
 
 
 def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Emit LLVM code that computes the address of a block in a row of an array.
+    """Emit LLVM code that computes the address of a block (eight adjacent columns) in a row of an array.
 
     Args:
         context: numba's target context.
-        builder: llvmlite's IRBuilder.
-        signature: the numba types of the calling intrinsic's arguments.
-        args: LLVM values of these arguments; the first three are the array, the row and the block.
+        builder: llvmlite's IRBuilder, to which the code is added.
+        signature: the numba types of the arguments of `load`, `store` or `prefetch`.
+        args: LLVM values of these arguments. The first three are the array, the row and the block.
 
     Returns:
-        A pointer to a vector of eight float32.
+        The LLVM value of a pointer to a vector of eight float32 numbers.
     """
     array = context.make_array(signature.args[0])(context, builder, args[0])
     row, block = (context.cast(builder, v, t, types.intp) for v, t in zip(args[1:3], signature.args[1:3], strict=True))
@@ -100,9 +108,16 @@ def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, array: Any, row: Any, block: Any) -> Any:
-    """Read the columns 8·block to 8·block + 7 of a row of a float32 array, as a vector.
+    """Read eight adjacent columns of a row of an array as a vector. Call it as `load(array, row, block)` in `@njit` functions.
 
-    In `@njit` functions, call it as `load(array, row, block)`.
+    Args:
+        typing: numba's typing context, which numba adds to a call.
+        array: C-contiguous float32 array (N, 8·B).
+        row: index of the row.
+        block: index of the block, which consists of the columns 8·block to 8·block + 7.
+
+    Returns:
+        The vector of the eight numbers.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -113,9 +128,14 @@ def load(typing: Any, array: Any, row: Any, block: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, row: Any, block: Any, vector: Any) -> Any:
-    """Write a vector to the columns 8·block to 8·block + 7 of a row of a float32 array.
+    """Write a vector to eight adjacent columns of a row. Call it as `store(array, row, block, vector)` in `@njit` functions.
 
-    In `@njit` functions, call it as `store(array, row, block, vector)`.
+    Args:
+        typing: numba's typing context, which numba adds to a call.
+        array: C-contiguous float32 array (N, 8·B), which is changed in place.
+        row: index of the row.
+        block: index of the block, which consists of the columns 8·block to 8·block + 7.
+        vector: the eight numbers to write.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -127,9 +147,15 @@ def store(typing: Any, array: Any, row: Any, block: Any, vector: Any) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, array: Any, row: Any, block: Any) -> Any:
-    """Start loading the columns 8·block to 8·block + 7 of a row into the cache, to be read and written soon.
+    """Tell the processor to load eight adjacent columns of a row into its cache, because they will be used soon.
 
-    In `@njit` functions, call it as `prefetch(array, row, block)`. If `block` is 0, the array may have any dtype.
+    Call it as `prefetch(array, row, block)` in `@njit` functions. It does not wait for the data.
+
+    Args:
+        typing: numba's typing context, which numba adds to a call.
+        array: C-contiguous array (N, 8·B) of float32, or of any dtype if `block` is 0.
+        row: index of the row.
+        block: index of the block, which consists of the columns 8·block to 8·block + 7.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -144,9 +170,14 @@ def prefetch(typing: Any, array: Any, row: Any, block: Any) -> Any:
 
 @intrinsic
 def broadcast(typing: Any, scalar: Any) -> Any:
-    """Make a vector whose eight elements are all the float32 `scalar`.
+    """Make a vector whose eight elements are all equal to a number. Call it as `broadcast(scalar)` in `@njit` functions.
 
-    In `@njit` functions, call it as `broadcast(scalar)`.
+    Args:
+        typing: numba's typing context, which numba adds to a call.
+        scalar: the number, a float32.
+
+    Returns:
+        The vector.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -156,11 +187,15 @@ def broadcast(typing: Any, scalar: Any) -> Any:
 
 
 def _binary(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
-    """Make a numba function of two vectors from the LLVM operation on them.
+    """Make a function for `@njit` code that computes a vector from two vectors, element by element.
 
     Args:
-        operation: emits the LLVM code; called with the IRBuilder and the two vectors.
-        doc: docstring of the function.
+        operation: function that emits the LLVM code. It is called with llvmlite's IRBuilder and the two vectors, and returns the
+            resulting vector.
+        doc: docstring of the new function.
+
+    Returns:
+        The new function, a numba intrinsic of two vectors.
     """
 
     def binary(typing: Any, a: Any, b: Any) -> Any:
@@ -174,12 +209,12 @@ def _binary(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
 
 
 def _add(builder: Any, a: Any, b: Any) -> Any:
-    """Emit LLVM code for the elementwise sum a + b."""
+    """Emit LLVM code for the elementwise sum of the vectors `a` and `b`, and return the resulting vector."""
     return builder.fadd(a, b)
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
-    """Emit LLVM code for the elementwise maximum of a and b."""
+    """Emit LLVM code for the elementwise maximum of the vectors `a` and `b`, and return the resulting vector."""
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
@@ -190,11 +225,15 @@ maximum = _binary(_maximum, "Elementwise maximum of a and b.")
 
 
 def _reduce(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
-    """Make a numba function that combines the eight elements of a vector into one float32.
+    """Make a function for `@njit` code that combines the eight elements of a vector into one number, such as their sum.
 
     Args:
-        operation: emits the LLVM code that combines two vectors elementwise; called with the IRBuilder and the vectors.
-        doc: docstring of the function.
+        operation: function that emits the LLVM code to combine two vectors element by element. It is called with llvmlite's
+            IRBuilder and the two vectors, and returns the resulting vector.
+        doc: docstring of the new function.
+
+    Returns:
+        The new function, a numba intrinsic that takes a vector and returns a float32.
     """
 
     def reduce(typing: Any, vector: Any) -> Any:
@@ -217,11 +256,17 @@ reduce_sum = _reduce(_add, "The sum of the eight elements: float32.")
 
 @intrinsic
 def exp(typing: Any, vector: Any) -> Any:
-    """Compute the elementwise exponential of values up to 0, with a relative error below 2·10⁻⁷.
+    """Compute the exponential of each element of a vector. Call it as `exp(vector)` in `@njit` functions.
 
-    In `@njit` functions, call it as `exp(vector)`. Values below -87 give exactly 0, which avoids slow denormal numbers. The
-    method is that of `expf` in the Cephes library. It splits exp(x) into a power 2ⁿ, made by setting the bits of the exponent,
-    and a factor, which a polynomial of degree 5 in the remainder approximates.
+    The method is that of `expf` in the Cephes library: exp(x) is the product of a power of two, whose exponent bits are set
+    directly, and a factor near 1, which a polynomial approximates. The relative error is below 2·10⁻⁷.
+
+    Args:
+        typing: numba's typing context, which numba adds to a call.
+        vector: eight float32 numbers, none above 0.
+
+    Returns:
+        The vector of the exponentials. It is exactly 0 for numbers of -87 and below, which avoids slow denormal numbers.
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
