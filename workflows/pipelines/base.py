@@ -1,4 +1,7 @@
-"""The base class of the pipelines, which runs stages with an executor and logs each to the experiment tracker."""
+"""Define the base class of the pipelines, which runs stages with an executor and logs each of them to the experiment tracker.
+
+A stage is a named step of a pipeline, such as training FCN-8s. Its record is stored in the workspace once it is complete.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,26 +25,26 @@ logger = logging.getLogger(__name__)
 
 
 class BasePipeline(Workspace):
-    """A pipeline: a workspace and the stages that fill it.
+    """A pipeline: a workspace (folder) and the stages (named steps) that fill it.
 
-    Subclasses list the stages in `_stages` and may override the hooks that log. The tracker is MLflow, or a stand-in that logs
-    nothing if tracking is switched off.
+    Subclasses list the stages in the method `_stages`, and may override the methods that log. The experiment tracker is MLflow,
+    or a stand-in that logs nothing if tracking is switched off.
 
     Attributes:
-        stages: the stages and their state.
-        executor: runs the jobs of the stages.
-        should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
-            Interrupted.
-        store: URI of the MLflow store; "" if tracking is switched off.
+        stages: the stages, with the stored records of those that are complete.
+        executor: executor that runs the work of the stages, on Ray or in processes of this machine.
+        should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the run
+            stops with the exception Interrupted.
+        store: URI of the MLflow store. "" if tracking is switched off.
     """
 
     def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool]) -> None:
-        """Open the executor and plan the stages. Nothing is run yet.
+        """Open the executor and plan the stages. None of them is run yet.
 
         Args:
             settings: all settings of the pipeline.
-            should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
-                Interrupted.
+            should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the
+                run stops with the exception Interrupted.
 
         Raises:
             UserError: if a file or folder that the settings name does not exist.
@@ -68,14 +71,15 @@ class BasePipeline(Workspace):
         return self._parent_run
 
     def run(self, config: str, keep_going: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
-        """Run the stages that are not complete, and log them to the tracker.
+        """Run the stages that are not complete, and log them to the experiment tracker.
 
         Args:
-            config: name of the settings file. It becomes part of the name of the tracker's run.
-            keep_going: called with each stage when it is complete. If it returns False, the remaining stages are not run.
+            config: name of the settings file, without its folder and extension. It becomes part of the name of the tracker's run.
+            keep_going: function that is called with each stage when it is complete. If it returns False, the remaining stages are
+                not run.
 
         Returns:
-            The records of the complete stages by name.
+            The records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
 
         Raises:
             UserError: if the settings, the data or the cluster do not allow the run.
@@ -91,18 +95,18 @@ class BasePipeline(Workspace):
             self._check_cluster()
 
             def run_stage(stage: Stage, fingerprint: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-                """Run one stage and log it as a run below the pipeline's run.
+                """Run one stage, and log it as a run of its own below the pipeline's run.
 
                 Args:
                     stage: the stage.
-                    fingerprint: digest of everything that the stage depends on.
-                    run: makes the stage's outputs and returns its summary.
+                    fingerprint: digest of the stage's code version, settings and inputs.
+                    run: function that makes the outputs of the stage and returns its summary.
 
                 Returns:
-                    The summary of the stage.
+                    The summary of the stage, a dict of JSON values.
 
                 Raises:
-                    Interrupted: if the pipeline is to stop.
+                    Interrupted: if the pipeline is to stop. The stage is then not started.
                 """
                 if self.should_stop():
                     raise Interrupted(f"stopped before {stage.name}: the same command resumes it")
@@ -130,73 +134,79 @@ class BasePipeline(Workspace):
         """Log a line about a stage, such as "[2/8] proposals: complete, not run again".
 
         Args:
-            stage: the stage.
+            stage: the stage. Its number and its name begin the line.
             text: end of the line.
         """
         logger.info(f"[{self._number(stage)}/{len(self.stages.stages)}] {stage.name}: {text}")
 
     def _stages(self) -> Sequence[Stage]:
-        """List the stages in the order in which they run. Subclasses must override this."""
+        """List the stages of the pipeline in the order in which they run. Every subclass must override this method."""
         raise NotImplementedError
 
     def _run_name(self, config: str) -> str:
-        """Return the name of the tracker's run. Subclasses may override this.
+        """Return the name of the tracker's run. Subclasses may override this method.
 
         Args:
             config: name of the settings file.
 
         Returns:
-            Here the name of the settings file.
+            The name. In this base class, it is the name of the settings file.
         """
         return config
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Return the tags of the tracker's runs, for the pipeline and its stages alike. Subclasses may override this.
+        """Return the tags of the tracker's runs, for the pipeline and its stages alike. Subclasses may override this method.
 
         Args:
             config: name of the settings file.
 
         Returns:
-            Here the name of the settings file and the workspace.
+            The values of the tags by name. In this base class, the tags are `config` (the settings file) and `workspace`.
         """
         return {"config": config, "workspace": self.root}
 
     def _run_to_resume(self) -> str | None:
-        """Return the id of an earlier tracker run that shall be resumed; here None, so that a new run is started.
+        """Return the id of an earlier run in the tracker that this run continues. None starts a new run.
 
-        Subclasses may override this.
+        This base class always returns None. Subclasses may override the method.
         """
         return None
 
     def _check_cluster(self) -> None:
-        """Check that the cluster can run all stages, so that a run fails at once and not after hours.
+        """Check that the cluster can run all stages, so that an impossible run fails at once and not after hours.
 
-        Subclasses may override this to check more.
+        Subclasses may override this method to check more.
 
         Raises:
-            UserError: if no node could ever run the stages' work.
+            UserError: if no node of the cluster could ever run the work of the stages.
         """
         self.executor.check()
 
     def _begin(self, config: str) -> None:
-        """Do nothing. Subclasses may override this to log something before the first stage, when the pipeline's run is open.
+        """Do nothing. Subclasses may override this method to log something before the first stage.
+
+        The pipeline calls it once the tracker's run is open.
 
         Args:
             config: name of the settings file.
         """
 
     def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
-        """Do nothing. Subclasses may override this to describe a stage in its tracker run, both before and after the stage.
+        """Do nothing. Subclasses may override this method to write the description of a stage to its run in the tracker.
+
+        The pipeline calls it twice, before and after it runs the stage.
 
         Args:
             name: name of the stage.
-            summary: the summary that the stage returned; None before the stage.
+            summary: summary that the stage returned, a dict of JSON values. None before the stage.
         """
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Do nothing. Subclasses may override this to log something after the last stage, when the pipeline's run is still open.
+        """Do nothing. Subclasses may override this method to log something after the last stage.
+
+        The pipeline calls it while the tracker's run is still open.
 
         Args:
             config: name of the settings file.
-            records: records of the stages by name.
+            records: stored records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
         """

@@ -1,4 +1,4 @@
-"""The first stages of the main pipeline, which make the tables of images, proposals and training crops."""
+"""Define the first stages of the main pipeline, which make the tables of images, box proposals and training crops."""
 
 import logging
 from collections.abc import Callable
@@ -21,25 +21,25 @@ logger = logging.getLogger(__name__)
 class DataPipeline(BasePipeline):
     """A pipeline with the stages prepare, proposals and examples.
 
-    `prepare` makes the table `images` from a data set, `proposals` finds boxes that may contain objects, and `examples` cuts the
-    training crops.
+    The stage `prepare` makes the table `images` from a data set, `proposals` finds boxes that may contain objects, and `examples`
+    cuts the training crops.
 
     Attributes:
-        settings: all settings.
+        settings: all settings of the pipeline.
         previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables. None if
-            there is none.
+            there is no such workspace.
         data_root: folder of the data set.
     """
 
     def __init__(self, settings: Settings, previous: str | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Plan the stages.
+        """Plan the stages. None of them is run yet.
 
         Args:
             settings: settings of the pipeline.
             previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables. None
-                if there is none.
-            should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
-                Interrupted.
+                if there is no such workspace.
+            should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the
+                run stops with the exception Interrupted.
 
         Raises:
             UserError: if a file or folder that the settings name does not exist.
@@ -55,7 +55,7 @@ class DataPipeline(BasePipeline):
         return Path(self.settings.data.root).name if self.settings.data.root else "generated"
 
     def _prepare_stage(self) -> Stage:
-        """Define the stage `prepare`, which makes the table `images`.
+        """Define the stage `prepare`, which makes the table `images` from the data set.
 
         If the data set's folder is missing, a workspace in which this stage is complete can still be used. A log message says so.
 
@@ -79,14 +79,14 @@ class DataPipeline(BasePipeline):
 
     @property
     def _data_absent(self) -> bool:
-        """Check whether the folder that `data.root` names is missing."""
+        """Return whether the settings name a data folder (`data.root`) that does not exist."""
         return self.settings.data.root is not None and not storage.exists(self.data_root)
 
     def _data_fingerprint(self) -> str:
-        """Compute the fingerprint of the data set from the names, sizes and times of its files.
+        """Compute the fingerprint of the data set, a digest of the names, sizes and times of its files.
 
-        If the data set's folder is missing, because the workspace was copied to another machine, the fingerprint that the stage
-        `prepare` recorded is returned.
+        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that the
+        stage `prepare` stored in its record.
         """
         if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
             return str(record.summary.get("folder"))
@@ -96,11 +96,12 @@ class DataPipeline(BasePipeline):
         """Make the table `images` and log the data set. If there is a previous workspace, compare the table with the one there.
 
         Args:
-            fingerprint: digest of everything that the stage depends on. It is stored with the table.
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
 
         Returns:
-            The summary of the stage: `key` (digest of the data), `counts` (images by split), the number of `rejects`, `folder`
-            (fingerprint of the data set) and, with a previous workspace, the entries that `_find_changes` returns.
+            The summary of the stage, with these keys: `key` (digest of the data), `counts` (number of images by split), `rejects`
+            (number of images that can't be used) and `folder` (digest of the names, sizes and times of the data set's files).
+            With a previous workspace, it also has the keys `changes` and `since` from `_find_changes`.
         """
         s = self.settings
         folder = images_table.data_folder(s.data, s.seed, self.data_root)
@@ -121,10 +122,11 @@ class DataPipeline(BasePipeline):
 
         Args:
             previous: URI of the previous workspace.
-            fingerprint: digest of everything that the stage `prepare` depends on. It is stored with the table.
+            fingerprint: digest of the stage `prepare`: its code version, settings and inputs. It is stored with the table.
 
         Returns:
-            A dict with `changes` (number of images by kind of change) and `since` (content key of the previous images, or None).
+            A dict with two keys. `changes` is the number of images by kind of change. `since` is the digest of the data in the
+            previous workspace, or None if it is not known.
         """
         changes = find_changes(self.images, storage.join(previous, "images"), self.changes, fingerprint, self.executor)
         before = read_record(previous, "prepare")
@@ -133,7 +135,7 @@ class DataPipeline(BasePipeline):
         return {"changes": changes.extra, "since": before.key if before else None}
 
     def _previous_table(self, table: str, *stages: str) -> PreviousTable | None:
-        """Find a table of the previous workspace whose rows may be copied.
+        """Find a table of the previous workspace from which rows may be copied.
 
         Args:
             table: path of the table in a workspace, such as "examples/stage1".
@@ -141,7 +143,7 @@ class DataPipeline(BasePipeline):
                 run with the same code versions and settings as here.
 
         Returns:
-            The table and the changes of the images since it was made; None if there is no such table or its rows may not be
+            The table, with the changes of the images since it was made. None if there is no such table or its rows may not be
             copied.
         """
         prepared = read_record(self.settings.workspace, "prepare")
@@ -157,20 +159,20 @@ class DataPipeline(BasePipeline):
         return PreviousTable(storage.join(self.previous, table), self.changes)
 
     def _proposals_stage(self) -> Stage:
-        """Define the stage `proposals`, which makes the table `proposals`: its settings, inputs and outputs."""
+        """Define the stage `proposals`, which makes the table of box proposals, and return it with its settings and inputs."""
         s = self.settings.proposals
         settings = {**as_dict(s), "edge_model": edge_model_digest(s), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.proposals, tables.COMMIT),)
         return Stage("proposals", "EdgeBox proposals", 1, settings, ("prepare",), outputs, self._proposals)
 
     def _proposals(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table `proposals` and measure the recall of the proposals on the dev images.
+        """Make the table `proposals`, and log what share of the objects in the dev images the box proposals find (their recall).
 
         Args:
-            fingerprint: digest of everything that the stage depends on. It is stored with the table.
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
 
         Returns:
-            The summary of the stage: the numbers of `images` and `rejects`.
+            The summary of the stage: the number of `images`, and of `rejects` (images that can't be used).
         """
         from proposals.job import make_proposals
 
@@ -183,11 +185,11 @@ class DataPipeline(BasePipeline):
         return {"images": made.rows, "rejects": len(made.rejects)}
 
     def measure_proposals(self, split: str, report: str = "") -> None:
-        """Measure how many annotated objects of a split the proposals find, log the result, and write the files that report it.
+        """Measure what share of the annotated objects of a split the box proposals find, log the result, and write report files.
 
         Args:
-            split: name of the split. If its images have no objects, nothing is done.
-            report: folder or s3:// prefix for the files; "" to write none.
+            split: name of the split, such as "val". If its images have no objects, nothing is done.
+            report: folder or s3:// prefix for the report files. "" to write no files.
         """
         from deconvnet.reporting.proposal_report import report_proposals
 
@@ -203,20 +205,22 @@ class DataPipeline(BasePipeline):
             run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples_stage(self) -> Stage:
-        """Define the stage `examples`, which cuts the training crops: its settings, inputs and outputs."""
+        """Define the stage `examples`, which cuts the training crops. Return it with its settings, inputs and outputs."""
         s = self.settings
         settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
         outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in EXAMPLE_TABLES)
         return Stage("examples", "training crops", 1, settings, ("prepare", "proposals"), outputs, self._examples)
 
     def _examples(self, fingerprint: str) -> dict[str, Any]:
-        """Cut the training crops of both DeconvNet training stages, and draw a figure of some of them.
+        """Cut the training crops for both training stages of DeconvNet, and draw a figure of some of them.
+
+        The crops are written to four tables: one for training and one for the dev images (`_dev`), for each training stage.
 
         Args:
-            fingerprint: digest of everything that the stage depends on. It is stored with the tables.
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the tables.
 
         Returns:
-            The summary of the stage: number of crops by name of the table.
+            The summary of the stage: number of crops by the name of the table.
         """
         from deconvnet.reporting import gallery
         from proposals.mining.job import mine_examples

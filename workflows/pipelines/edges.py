@@ -1,4 +1,7 @@
-"""The pipeline that trains an edge detector, a structured forest, on the data set's masks and on BSDS500, and evaluates it."""
+"""Define the pipeline that trains and evaluates an edge detector, a structured forest.
+
+The forest learns from the masks of a data set, from the hand-drawn boundaries of BSDS500, or from both.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -20,23 +23,23 @@ logger = logging.getLogger(__name__)
 
 
 class EdgeTraining(BasePipeline):
-    """The pipeline of an edge detector, with up to four stages.
+    """The pipeline that trains and evaluates an edge detector, in up to four stages.
 
-    `prepare` makes the table `images` (only if the data set's masks are learned from). `segments` collects images with
-    segmentations, `forest` trains the structured forest, and `measure` evaluates it.
+    The stage `prepare` makes the table `images`. It exists only if the forest learns from the data set's masks. `segments`
+    collects images with segmentations, `forest` trains the structured forest, and `measure` evaluates it.
 
     Attributes:
-        settings: all settings.
+        settings: all settings of the pipeline.
         data_root: folder of the data set.
         samples: URI of the table of images and segmentations that the forest learns from.
         forest: URI of the file with the trained forest.
     """
 
     def __init__(self, settings: EdgeSettings) -> None:
-        """Plan the stages.
+        """Plan the stages. None of them is run yet.
 
         Args:
-            settings: all settings.
+            settings: all settings of the pipeline.
 
         Raises:
             UserError: if the data set or BSDS500 is not where the settings say.
@@ -78,22 +81,22 @@ class EdgeTraining(BasePipeline):
         ]
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the metrics of the evaluation to the pipeline's run. The stage's own run already has them.
+        """Log the metrics of the evaluation to the pipeline's run. The run of the stage `measure` already has them.
 
         Args:
-            config: name of the settings file; not used.
-            records: records of the stages by name.
+            config: name of the settings file. Not used.
+            records: stored records of the complete stages by name. The summary of `measure` has the metrics.
         """
         self.run_of_pipeline.log_metrics(records["measure"].summary)
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table `images`.
+        """Make the table `images` from the data set.
 
         Args:
-            fingerprint: digest of everything that the stage depends on. It is stored with the table.
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
 
         Returns:
-            The summary of the stage: `key` (digest of the data) and the number of `rejects`.
+            The summary of the stage: `key` (digest of the data) and `rejects` (number of images that can't be used).
         """
         s = self.settings
         folder = images_table.data_folder(s.data, s.seed, self.data_root)
@@ -106,10 +109,10 @@ class EdgeTraining(BasePipeline):
         """Make the table of images and segmentations that the forest learns from.
 
         Args:
-            fingerprint: digest of everything that the stage depends on. It is stored with the table.
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
 
         Returns:
-            The summary of the stage: the numbers of `images` and `rejects`.
+            The summary of the stage: the number of `images`, and of `rejects` (inputs that can't be used).
         """
         from proposals.edges.training.job import collect_samples
 
@@ -127,13 +130,14 @@ class EdgeTraining(BasePipeline):
         return {"images": made.rows, "rejects": len(made.rejects)}
 
     def _forest(self, fingerprint: str) -> dict[str, Any]:
-        """Train the forest, write its file, and log it to the tracker. Finished trees of an interrupted run are used again.
+        """Train the forest, write its file, and log it to the tracker. The trees that an interrupted run finished are used again.
 
         Args:
-            fingerprint: digest of everything that the stage depends on. It names the folder of the trees that are finished.
+            fingerprint: digest of the stage's code version, settings and inputs. It names the folder in which finished trees are
+                kept until the forest is complete.
 
         Returns:
-            The summary of the stage, with the number of `nodes` and the size of the file in `bytes`.
+            The summary of the stage: the number of `nodes`, and the size of the file in `bytes`.
         """
         from proposals.edges.training.forest import ForestOptions
         from proposals.edges.training.job import train_forest
@@ -150,10 +154,10 @@ class EdgeTraining(BasePipeline):
         return made
 
     def _measure(self, fingerprint: str) -> dict[str, Any]:
-        """Compare the forest with the one that comes with the package and with the image gradient, and write the report.
+        """Compare the forest with the one that comes with the project and with the image gradient, and write the report.
 
         Args:
-            fingerprint: digest of everything that the stage depends on; not used.
+            fingerprint: digest of the stage's code version, settings and inputs. Not used.
 
         Returns:
             The summary of the stage: the metrics of the forest by name.
@@ -171,21 +175,28 @@ class EdgeTraining(BasePipeline):
 
 
 def _log_rejects(made: tables.Commit) -> str:
-    """Log the first five rejected inputs of a table, and return a text with the number of all, such as "; 12 rejected"."""
+    """Log the first five rejected inputs of a table, and return the number of all rejected inputs as text.
+
+    Args:
+        made: the written table, with its rejected inputs and their reasons.
+
+    Returns:
+        A text such as "; 12 rejected".
+    """
     for reject in made.rejects[:5]:
         logger.info(f"  rejected: {reject.image_id}: {reject.reason}")
     return f"; {len(made.rejects):,} rejected"
 
 
 def _bsds_version(bsds: str | None, split: str) -> list[str]:
-    """Identify the present files of a split of BSDS500, so that a stage is repeated when they change. They are not read.
+    """Identify the present files of a split of BSDS500 without reading them, so that a stage is repeated when they change.
 
     Args:
-        bsds: folder of BSDS500; None if it is not used.
+        bsds: folder of BSDS500. None if it is not used.
         split: name of the split, "train" or "val".
 
     Returns:
-        A text for each file, made from its name, size and time; empty if `bsds` is None.
+        A text for each file, made from its name, size and time. An empty list if `bsds` is None.
 
     Raises:
         UserError: if the folder is not BSDS500 or is not on disk.

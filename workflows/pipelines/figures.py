@@ -1,4 +1,7 @@
-"""Draw the figures of a workspace again, from its tables, models and report. Nothing in the workspace is changed."""
+"""Draw the figures of a workspace again, from its tables, models and report. Nothing in the workspace is changed.
+
+A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
+"""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -31,9 +34,9 @@ _CANDIDATES = 10  # number of images that are searched for one with several obje
 
 
 class WorkspaceFigures:
-    """The figures of a workspace and its val images.
+    """The figures of a workspace, which show its results on the val images.
 
-    All methods raise UserError if a file that they need does not exist because its pipeline stage has not run.
+    All methods raise UserError if a file that they need does not exist because the pipeline stage that makes it has not run.
     """
 
     def __init__(self, workspace: str, run_file: str, store: Callable[[], str]) -> None:
@@ -41,8 +44,9 @@ class WorkspaceFigures:
 
         Args:
             workspace: URI of the workspace.
-            run_file: URI of the file with the id of the workspace's MLflow run.
-            store: returns the tracking URI of the workspace's MLflow. It is called only if training curves are read from MLflow.
+            run_file: URI of the JSON file that holds the id of the workspace's MLflow run.
+            store: function that returns the URI of the workspace's MLflow store. It is called only if training curves are read
+                from MLflow.
         """
         self.workspace = workspace
         self._run_file, self._store = run_file, store
@@ -52,10 +56,13 @@ class WorkspaceFigures:
 
         Args:
             name: name of the figure, one of `workflows.figures.FIGURES`.
-            image_ids: ids of the images to show, for figures of single images. If empty, images are chosen by their IoU.
+            image_ids: ids of the images to show, for figures of single images. If it is empty, images are chosen by their IoU.
 
         Returns:
-            The contents of one or more PNG files by file name.
+            The contents of one or more PNG files, by file name.
+
+        Raises:
+            UserError: if the workspace lacks the data for this figure.
         """
         if name in ("unpooling", "instances", "comparison"):
             return self._of_images(name, image_ids)
@@ -79,7 +86,7 @@ class WorkspaceFigures:
         return {f"{name}.png": result_charts(results, self._json("report/analysis.json"))[name]}
 
     def check_images(self, image_ids: Sequence[str]) -> None:
-        """Check that the workspace has an image of each id. Raises UserError if not."""
+        """Check that the workspace has an image for each id. Raise UserError if it lacks one."""
         known = {row["image_id"] for row in tables.iter_rows(self._need("images"), ["image_id"])} if image_ids else set()
         for image_id in image_ids:
             if image_id not in known:
@@ -90,11 +97,12 @@ class WorkspaceFigures:
         """Draw a figure of single images.
 
         Args:
-            name: "comparison", "instances" or "unpooling". A comparison is one file, the others are one file per image.
-            image_ids: ids of the images to show; if empty, images are chosen by their IoU.
+            name: "comparison", "instances" or "unpooling". A comparison is one file with all images. The others are one file for
+                each image.
+            image_ids: ids of the images to show. If it is empty, images are chosen by their IoU.
 
         Returns:
-            The contents of the PNG files by file name.
+            The contents of the PNG files, by file name.
         """
         if name == "comparison" and not image_ids:
             return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
@@ -117,20 +125,24 @@ class WorkspaceFigures:
         """Draw images beside their ground truth and their predictions.
 
         Args:
-            name: name of the figure.
-            chosen: pairs of a word that is shown as the reason for choosing the image, and the image's id.
+            name: name of the figure, which becomes the name of the file.
+            chosen: pairs of a word that is shown as the reason for choosing an image, and the id of that image.
 
         Returns:
-            The content of the PNG file by file name.
+            The content of the PNG file, by file name.
         """
         known = gallery.read_samples(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
         rows = [(word, known[image_id]) for word, image_id in chosen]
         return {f"{name}.png": gallery.draw_comparison(self._predictor, rows, self._classes, self._mean_iou)}
 
     def _default_sample(self) -> gallery.Sample:
-        """Choose an image with several annotated objects.
+        """Choose an image with several annotated objects, and read it.
 
-        It is one of the images with DeconvNet's highest IoU or, if the workspace has not been evaluated, one of its first images.
+        The image is one of those with DeconvNet's highest IoU. If the workspace has not been evaluated, it is one of its first
+        images.
+
+        Returns:
+            The image with its ground truth and its box proposals.
         """
         images = self._need("images")
         if self._has("report/mean_iou_by_image.json"):
@@ -141,7 +153,16 @@ class WorkspaceFigures:
         return gallery.with_several_objects(known[image_id] for image_id in ids)
 
     def _recall(self) -> bytes:
-        """Measure the recall of the val images' proposals in this process, and draw it as a PNG."""
+        """Measure the recall of the val images' box proposals (the share of objects that they find), and draw its curves.
+
+        The measuring runs on this machine, without Ray.
+
+        Returns:
+            The content of the PNG file.
+
+        Raises:
+            UserError: if the val images have no objects that are large enough.
+        """
         from infra.runtime.local_executor import LocalExecutor
         from proposals.job import iter_proposals
         from proposals.recall import MIN_AREA, counts_up_to
@@ -158,7 +179,14 @@ class WorkspaceFigures:
         return plots.recall_curves({"val": found})
 
     def _training_curves(self) -> dict[str, bytes]:
-        """Draw the training curves, from the metrics that the training stages logged to MLflow or to files in the workspace."""
+        """Draw the training curves, from the metrics that the training stages logged to MLflow or to files in the workspace.
+
+        Returns:
+            The contents of the PNG files, by file name.
+
+        Raises:
+            UserError: if no training has finished yet.
+        """
         from deconvnet.tracking.interface import read_histories
 
         run_id = storage.read_json(self._run_file)["mlflow_run_id"] if storage.exists(self._run_file) else None
@@ -170,12 +198,12 @@ class WorkspaceFigures:
 
     @cached_property
     def _mean_iou(self) -> gallery.MeanIou:
-        """Read the mean IoU of each image, by image_id and result. It is read once."""
+        """Read the mean IoU of each image, as `{image_id: {result: mean IoU}}`. The file is read only once."""
         return self._json("report/mean_iou_by_image.json")
 
     @cached_property
     def _classes(self) -> list[str]:
-        """Read the class names, ordered by id, from a trained model of the workspace. They are read once."""
+        """Read the class names, in the order of their ids, from a trained model of the workspace. The file is read only once."""
         for stage in ("stage2", "fcn8s"):
             if self._has(f"models/{stage}/model.json"):
                 return list(self._json(f"models/{stage}/model.json")["classes"])
@@ -184,9 +212,10 @@ class WorkspaceFigures:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        """Load the networks with the options that the report was made with. If there is no report yet, use the default options.
+        """Load the trained networks, with the options with which the report was made or, if there is no report yet, the default
+        options.
 
-        They are loaded once, onto a GPU if there is one.
+        The networks are loaded only once, onto a GPU if there is one.
         """
         import torch
 
@@ -200,18 +229,22 @@ class WorkspaceFigures:
         return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:
-        """Return the content of a JSON file, given its path in the workspace."""
+        """Return the content of the JSON file at the path `name` in the workspace."""
         return storage.read_json(self._need(name) if name in _MADE_BY else storage.join(self.workspace, name))
 
     def _has(self, name: str) -> bool:
-        """Check whether a file exists, given its path in the workspace."""
+        """Return whether a file exists at the path `name` in the workspace."""
         return storage.exists(storage.join(self.workspace, name))
 
     def _need(self, name: str) -> str:
-        """Return the URI of a file, table or model folder, given its path in the workspace. The path must be a key of `_MADE_BY`.
+        """Return the URI of a file, table or model folder of the workspace, and check that it is complete.
+
+        Args:
+            name: path in the workspace, such as "report/results.json". It must be one of the keys of `_MADE_BY`, which says which
+                stage makes each of them.
 
         Raises:
-            UserError: if it does not exist or is not complete. The message names the stage that makes it.
+            UserError: if the file, table or folder does not exist or is not complete. The message names the stage that makes it.
         """
         proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
         if not self._has(proof):

@@ -1,8 +1,9 @@
 """Keep the workspaces of retraining runs. Each run is called a generation and has a folder below WORKSPACE/generations.
 
-The file `generation.json` is written first and records what the generation started from. Its field `finished` is set last. A
-folder without this file is left over from an interrupted deletion. Arguments called `workspace` are the URI of the workspace that
-holds all generations.
+The folder of a generation has a file `generation.json`. This file is written first, and records from which model and data the
+generation started. Its field `finished` is set last. A folder without this file is left over from an interrupted deletion.
+
+In this module, an argument called `workspace` is the URI of the workspace that holds all generations.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,15 +23,17 @@ CHECKPOINTS = ("train", "init")
 
 @dataclass(frozen=True)
 class Generation:
-    """One retraining run and its workspace.
+    """A generation: one retraining run and its workspace.
 
     Attributes:
-        name: name of its folder.
-        previous: URI of the complete workspace whose images are compared with the present ones; None if there is none.
-        version: registered model version that the new model has to beat; None if there is none.
-        forced: whether to train even if nothing is new.
-        finished: whether the run has come to its end.
-        outcome: its decision with the keys "version", "champion", "promoted" and "why"; None until the run is finished.
+        name: name of its folder, such as "20260131-235959".
+        previous: URI of the complete workspace whose images are compared with the present ones. None if there is no such
+            workspace.
+        version: number of the registered model version that the new model has to beat. None if there is no such version.
+        forced: True to train even if no image or mask is new.
+        finished: True once the run has come to its end.
+        outcome: the decision of the run, with the keys "version" (number of the new version), "champion" (number of the version
+            in use afterwards), "promoted" (bool) and "why" (a sentence). None until the run is finished.
     """
 
     name: str
@@ -42,20 +45,22 @@ class Generation:
 
 
 def folder(workspace: str, name: str = "") -> str:
-    """Return the URI of a generation's folder, or of the folder of all generations if no name is given.
+    """Return the URI of a generation's folder, or of the folder that contains all generations if no name is given.
+
+    A generation is one retraining run and its workspace.
 
     Args:
         workspace: URI of the workspace that holds all generations.
-        name: name of the generation, or of another file or folder there.
+        name: name of the generation, or of another file in the folder of all generations. "" for this folder itself.
     """
     return storage.join(workspace, "generations", name).rstrip("/")
 
 
 def new_name(now: datetime | None = None) -> str:
-    """Make the name of a new generation from a time. Names sort by age.
+    """Make the name of a new generation (a retraining run) from a time. Sorting the names sorts the generations by age.
 
     Args:
-        now: the time in UTC; None for the present.
+        now: the time in UTC. None for the present time.
 
     Returns:
         A name such as "20260131-235959".
@@ -64,9 +69,14 @@ def new_name(now: datetime | None = None) -> str:
 
 
 def unchanged_fingerprint(workspace: str) -> str | None:
-    """Return the fingerprint of the files that were last found to hold nothing new, which `mark_unchanged` wrote.
+    """Read the fingerprint of the data files that were last found to hold nothing new.
 
-    None if there is none.
+    Args:
+        workspace: URI of the workspace that holds all generations (retraining runs).
+
+    Returns:
+        The fingerprint that `mark_unchanged` wrote, a digest of the files' names, sizes and times and of the settings. None if
+        nothing was written.
     """
     try:
         return str(storage.read_json(folder(workspace, UNCHANGED)))
@@ -75,30 +85,35 @@ def unchanged_fingerprint(workspace: str) -> str | None:
 
 
 def mark_unchanged(workspace: str, fingerprint: str) -> None:
-    """Note that files hold nothing new although their times differ. The next retraining then need not read them again.
+    """Record that the data files hold nothing new although their times differ. The next retraining then need not read them again.
 
     Args:
-        workspace: URI of the workspace that holds all generations.
-        fingerprint: digest of everything that the stage `prepare` depends on, these files included.
+        workspace: URI of the workspace that holds all generations (retraining runs).
+        fingerprint: digest of the stage `prepare`: its code version, its settings, and the names, sizes and times of the files.
     """
     storage.write_json(folder(workspace, UNCHANGED), fingerprint)
 
 
 def write(workspace: str, generation: Generation) -> None:
-    """Write a generation's file `generation.json`, replacing an earlier one."""
+    """Write the file `generation.json` of a generation, in place of an earlier one.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        generation: the generation (a retraining run).
+    """
     storage.write_json(storage.join(folder(workspace, generation.name), FILE), asdict(generation))
 
 
 def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> Generation:
-    """Mark a generation as finished, and write that to its file `generation.json`.
+    """Mark a generation as finished, also in its file `generation.json`.
 
     Args:
         workspace: URI of the workspace that holds all generations.
-        generation: the generation.
-        outcome: its decision, with the keys "version", "champion", "promoted" and "why".
+        generation: the generation (a retraining run).
+        outcome: decision of the run, with the keys "version", "champion", "promoted" and "why".
 
     Returns:
-        The finished generation.
+        A copy of the generation that has the outcome and is finished.
     """
     done = replace(generation, finished=True, outcome=outcome)
     write(workspace, done)
@@ -106,7 +121,7 @@ def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> G
 
 
 def read_all(workspace: str) -> list[Generation]:
-    """Read all generations, finished or not.
+    """Read all generations (retraining runs) of a workspace, finished or not.
 
     Args:
         workspace: URI of the workspace that holds all generations.
@@ -129,18 +144,18 @@ def read_all(workspace: str) -> list[Generation]:
 
 
 def _names(workspace: str) -> list[str]:
-    """Return the sorted names of all folders of generations, including leftovers of interrupted deletions."""
+    """Return the sorted names of all generations' folders. Folders that an interrupted deletion has left are included."""
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
 def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
-    """Choose the generations to keep. Nothing is deleted.
+    """Choose the generations (retraining runs) to keep. Nothing is deleted.
 
     Args:
         generations: all generations, oldest first.
-        champion: registered model version that is the champion; None if there is none.
+        champion: number of the registered model version that is the champion (in use). None if there is no champion.
         keep: number of finished generations to keep.
 
     Returns:
@@ -153,23 +168,24 @@ def kept(generations: list[Generation], champion: int | None, keep: int) -> set[
 
 
 def remove(workspace: str, name: str) -> None:
-    """Delete a generation with its workspace.
+    """Delete a generation's folder with everything in it. The file `generation.json` is deleted first.
 
     Args:
         workspace: URI of the workspace that holds all generations.
-        name: name of the generation.
+        name: name of the generation (a retraining run).
     """
     storage.remove(storage.join(folder(workspace, name), FILE))  # first, so that a partial deletion does not look complete
     storage.remove(folder(workspace, name))
 
 
 def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
-    """Delete old generations, and the training checkpoints of the finished generations that are kept.
+    """Delete old generations (retraining runs), and the training checkpoints of the finished generations that are kept.
 
     Args:
         workspace: URI of the workspace that holds all generations.
-        champion: registered model version that is the champion; None if there is none. Its generation is kept.
-        keep: number of finished generations to keep, see `kept`.
+        champion: number of the registered model version that is the champion (in use). The generation that trained it is kept.
+            None if there is no champion.
+        keep: number of finished generations to keep (see `kept`).
 
     Returns:
         The names of the deleted generations.

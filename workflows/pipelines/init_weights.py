@@ -1,6 +1,6 @@
-"""The stages that prune VGG-16's channels, for networks that are narrower than VGG-16 and start from its weights.
+"""Define the stages that prune VGG-16: they remove channels from it, so that narrower networks can start from its weights.
 
-See `deconvnet.models.init_weights.channel_pruning`.
+The method is described in `deconvnet.models.init_weights.channel_pruning`.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ PRUNING_VERSION = 1
 
 
 def pruned_weights_uri(settings: Settings, stage: str) -> str | None:
-    """Return the URI of the pruned VGG-16 weights that a training stage starts from.
+    """Return the URI of the pruned VGG-16 weights (with channels removed) from which a training stage starts.
 
     Args:
         settings: settings of the pipeline.
-        stage: name of the training stage, "fcn8s", "stage1" or "stage2".
+        stage: name of the training stage: "fcn8s", "stage1" or "stage2".
 
     Returns:
-        The URI of a file in the workspace, which need not exist yet; None if the stage does not start from pruned weights.
+        URI of a file in the workspace, which need not exist yet. None if the stage does not start from pruned weights.
     """
     pruned = architecture_of_stage(stage).needs_pruned_vgg16(settings.model)
     needed = pruned and stage != "stage2" and not settings.init.from_
@@ -58,19 +58,22 @@ def vgg16_digest(uri: str) -> str:
 def pruning_stages(
     settings: Settings, stage: str, table: str, table_stage: str, executor: Executor, current_run: Callable[[], "Run"]
 ) -> list[Stage]:
-    """Make the stage that prunes VGG-16 before a training stage, if one is needed.
+    """Make the stage that prunes VGG-16 (removes channels from it) before a training stage, if one is needed.
 
     Args:
         settings: settings of the pipeline.
-        stage: name of the training stage.
+        stage: name of the training stage: "fcn8s", "stage1" or "stage2".
         table: URI of the table that the network will be trained on. The channels to keep are chosen by VGG-16's responses to its
             images.
         table_stage: name of the stage that makes `table`.
-        executor: runs the pruning.
-        current_run: returns the tracker's run of the pruning stage once it runs.
+        executor: executor that runs the pruning.
+        current_run: function that returns the tracker's run of the stage that is running. It is called when the stage runs.
 
     Returns:
         A list with the stage, or an empty list if the training stage needs no pruned weights.
+
+    Raises:
+        UserError: if the file with VGG-16's weights does not exist.
     """
     out = pruned_weights_uri(settings, stage)
     if out is None or settings.model.vgg16 is None:
@@ -78,13 +81,14 @@ def pruning_stages(
     architecture = architecture_of_stage(stage)
 
     def run(fingerprint: str) -> dict[str, Any]:
-        """Prune VGG-16 on one training node, write the weights, and log how well (R²) each pruned layer reproduces the original.
+        """Prune VGG-16 on one training node, write the weights, and log how well each pruned layer reproduces the original one.
 
         Args:
-            fingerprint: digest of everything that the stage depends on; not used.
+            fingerprint: digest of the stage's code version, settings and inputs. Not used.
 
         Returns:
-            The summary of the stage: R² by layer, as `r2`.
+            The summary of the stage. Its key `r2` has the coefficient of determination (R²) by layer, 1 for a perfect
+            reproduction.
         """
         from deconvnet.training.channel_pruning_job import PruningJob, prune_on
 

@@ -28,25 +28,25 @@ logger = logging.getLogger(__name__)
 
 
 class Retraining(Pipeline):
-    """The pipeline of one retraining run (a generation), with two additional stages.
+    """The pipeline of one retraining run (a generation): the main pipeline with two additional stages.
 
     The stage `champion` evaluates the champion, which is the registered model in use, on the same images as the new model. The
     stage `verdict` compares both and makes the new model the champion if it is better. The generation has its own workspace below
     the one that the settings name. All generations use the same MLflow store.
 
     Attributes:
-        generation: the retraining run.
+        generation: the generation, which names the model to start from and the previous workspace.
         base: URI of the workspace that holds all generations.
     """
 
     def __init__(self, settings: Settings, generation: Generation, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Plan the stages of a retraining run.
+        """Plan the stages of a retraining run. None of them is run yet.
 
         Args:
-            settings: settings of the pipeline. Their `workspace` holds all generations.
-            generation: the retraining run.
-            should_stop: called before each stage and now and then during long ones. Once it returns True, the run stops with
-                Interrupted.
+            settings: settings of the pipeline. Their `workspace` holds all generations (retraining runs).
+            generation: the generation to run.
+            should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the
+                run stops with the exception Interrupted.
 
         Raises:
             UserError: if tracking is switched off, or a file or folder that the settings name does not exist.
@@ -66,7 +66,9 @@ class Retraining(Pipeline):
         super().__init__(settings.model_copy(update=changed), generation.previous, should_stop)
 
     def _stages(self) -> list[Stage]:
-        """List the stages of the pipeline and the two additional ones, in the order in which they run."""
+        """List the stages of the main pipeline, then the additional stages `champion` and `verdict`, in the order in which they
+        run.
+        """
         s = self.settings
         version = {"version": self.generation.version}
         limits = {"margin": s.retrain.margin, "max_class_drop": s.retrain.max_class_drop}
@@ -83,15 +85,19 @@ class Retraining(Pipeline):
         return storage.join(self.settings.workspace, "report", "champion", "results.json")
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
-        """Evaluate the champion (the registered model in use) on the val images and write its results to a JSON file.
+        """Evaluate the champion (the registered model in use) on the val images, and write its results to a JSON file.
 
-        The file contains {} if there is no champion, and only its classes if they differ from those of the data.
+        The file contains `{}` if there is no champion. It contains only the champion's class names if they differ from those of
+        the data.
 
         Args:
-            fingerprint: digest of everything that the stage depends on; not used.
+            fingerprint: digest of the stage's code version, settings and inputs. Not used.
 
         Returns:
-            An empty summary.
+            The summary of the stage, which is empty.
+
+        Raises:
+            UserError: if the champion can't be fetched from MLflow.
         """
         results: dict[str, Any] = {}
         if self.generation.version is not None:
@@ -105,13 +111,13 @@ class Retraining(Pipeline):
         return {}
 
     def _champion_models(self, source: str) -> tuple[str, str]:
-        """Fetch the networks of a registered ensemble from MLflow.
+        """Fetch the networks of a registered ensemble from MLflow to the workspace.
 
         Args:
             source: URI of the registered model, models:/NAME/VERSION.
 
         Returns:
-            The folders of its DeconvNet and of its FCN-8s.
+            URIs of two folders: that of its DeconvNet and that of its FCN-8s.
 
         Raises:
             UserError: if the registered model lacks one of the networks.
@@ -127,14 +133,14 @@ class Retraining(Pipeline):
     def _decide(self, fingerprint: str) -> dict[str, Any]:
         """Compare the new model with the champion, and make it the champion in MLflow's registry if it is better.
 
-        Log the decision.
+        The decision is logged, and recorded in MLflow.
 
         Args:
-            fingerprint: digest of everything that the stage depends on; not used.
+            fingerprint: digest of the stage's code version, settings and inputs. Not used.
 
         Returns:
-            The summary of the stage: `version` (of the new model), `champion` (version that is champion now), `promoted` (a bool)
-            and `why`.
+            The summary of the stage: `version` (number of the new model's version), `champion` (number of the version in use
+            now), `promoted` (a bool) and `why` (a sentence).
         """
         limits, name = self.settings.retrain, self.settings.tracking.model_name
         champion = storage.read_json(self._champion_results)
@@ -157,12 +163,12 @@ class Retraining(Pipeline):
 def next_generation(settings: Settings, forced: bool = False) -> Generation:
     """Choose the generation to run: the unfinished one if there is one, else a new one. Nothing is written.
 
-    A generation is one retraining run and its workspace. Another model may have become champion since an unfinished generation
-    began. Then the returned generation has to beat that model.
+    A generation is one retraining run and its workspace. Another model may have become the champion (the registered model in use)
+    since an unfinished generation began. Then the returned generation has to beat that model.
 
     Args:
         settings: settings of the pipeline. Their `workspace` holds all generations.
-        forced: whether to train even if nothing is new.
+        forced: True to train even if no image or mask is new.
 
     Returns:
         The generation.
@@ -183,15 +189,15 @@ def next_generation(settings: Settings, forced: bool = False) -> Generation:
 
 
 def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
-    """Find the newest complete workspace, whose images a new retraining run compares its own with.
+    """Find the newest complete workspace. A new retraining run compares its images with those there.
 
     Args:
-        settings: settings of the pipeline. Their `workspace` holds all generations.
+        settings: settings of the pipeline. Their `workspace` holds all generations (retraining runs).
         every: all generations, oldest first.
 
     Returns:
-        URI of the workspace of the newest finished generation. If there is none, URI of the workspace in the settings, provided
-        that a pipeline was run in it to its evaluation. Otherwise None.
+        URI of the workspace of the newest finished generation. If there is no such generation, URI of the workspace in the
+        settings, provided that the main pipeline has been run in it at least to its evaluation. Otherwise None.
     """
     finished = [generation for generation in every if generation.finished]
     if finished:
@@ -205,10 +211,10 @@ def files_unchanged(pipeline: Retraining) -> bool:
     Files also count as unchanged if the last retraining found nothing new in them although their times had changed.
 
     Args:
-        pipeline: the pipeline of the retraining run. It knows the previous workspace.
+        pipeline: pipeline of the retraining run. It names the previous workspace.
 
     Returns:
-        True if they are unchanged; False if they are not or there is no previous workspace.
+        True if the files are unchanged. False if they have changed or there is no previous workspace.
     """
     before = read_record(pipeline.previous, "prepare") if pipeline.previous else None
     now = pipeline.stages.plan()[0].fingerprint
@@ -218,10 +224,10 @@ def files_unchanged(pipeline: Retraining) -> bool:
 def content_changed(pipeline: Retraining) -> bool:
     """Check whether any image, mask or split differs from the previous workspace.
 
-    The stage `prepare` must have run, because it makes the comparison.
+    The stage `prepare` must have run before, because it makes the comparison.
 
     Args:
-        pipeline: the pipeline of the retraining run. It knows the previous workspace.
+        pipeline: pipeline of the retraining run.
 
     Returns:
         True if something differs, or if there is no previous workspace to compare with.
@@ -234,13 +240,13 @@ def content_changed(pipeline: Retraining) -> bool:
 def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
     """Count the images that were added and removed since the previous workspace.
 
-    Only their ids are compared, and no image is read.
+    Only the ids of the images are compared, and no image is read.
 
     Args:
-        pipeline: the pipeline of the retraining run. It knows the previous workspace.
+        pipeline: pipeline of the retraining run. It names the previous workspace.
 
     Returns:
-        The number of new images and the number of images that are gone.
+        The number of added images, and the number of removed images. Without a previous workspace, every image counts as added.
     """
     s = pipeline.settings
     now = images_table.listed_image_ids(s.data, s.seed, pipeline.data_root)

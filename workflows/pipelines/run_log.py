@@ -1,4 +1,7 @@
-"""Record a pipeline run in MLflow (name, tags, metrics, descriptions), in the file `pipeline.json` and on the report's page."""
+"""Record a pipeline run in MLflow (name, tags, metrics, descriptions), in the file `pipeline.json`, and on the report's page.
+
+A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
+"""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,19 +23,28 @@ RUN_FILE = "pipeline.json"
 
 
 def name(config: str, settings: Settings) -> str:
-    """Make the name of the run in MLflow from the name of the settings file, the workspace and today's date."""
+    """Make the name of a pipeline's run in MLflow from the settings file, the workspace and today's date.
+
+    Args:
+        config: name of the settings file, without its folder and extension.
+        settings: all settings. Only `workspace` is used.
+
+    Returns:
+        The name, for example "voc2012 · mine · 2026-03-01".
+    """
     return run_name(config, settings.workspace, f"{datetime.now(UTC):%Y-%m-%d}")
 
 
 def tags(config: str, settings: Settings) -> dict[str, str]:
-    """Make the tags by which runs can be found in MLflow.
+    """Make the tags by which users can find a pipeline's runs in MLflow.
 
     Args:
-        config: name of the settings file.
-        settings: all settings.
+        config: name of the settings file, without its folder and extension.
+        settings: all settings. Only `workspace` is used.
 
     Returns:
-        The name of the settings file, the workspace and, once the stage `prepare` has run, the digest of the data.
+        The values of the tags by name. `config` is the name of the settings file, and `workspace` is the workspace. Once the
+        stage `prepare` has run, `data.digest` is the digest of all images and masks.
     """
     prepared = read_record(settings.workspace, "prepare")
     digest = {"data.digest": prepared.key} if prepared else {}
@@ -40,16 +52,16 @@ def tags(config: str, settings: Settings) -> dict[str, str]:
 
 
 def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]) -> dict[str, Any]:
-    """Make the content of `RUN_FILE`.
+    """Make the content of the workspace's file pipeline.json, which records the run. Nothing is written.
 
     Args:
-        run_id: id of the MLflow run; "" if the run is not tracked.
-        config: name of the settings file.
+        run_id: id of the MLflow run. "" if the run is not tracked.
+        config: name of the settings file, without its folder and extension.
         settings: all settings. Secrets in them are replaced.
         stages: names of the stages in the order in which they run.
 
     Returns:
-        A dict of JSON values.
+        A dict of JSON values with the keys `mlflow_run_id`, `config`, `code` (version of the code), `stages` and `settings`.
     """
     return {
         "mlflow_run_id": run_id,
@@ -64,12 +76,13 @@ def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | 
     """Turn evaluation results into metrics for MLflow.
 
     Args:
-        split: name of the split that was evaluated, which begins the metrics' names.
-        results: the content of a results.json.
+        split: name of the split that was evaluated, such as "val". The names of the metrics begin with it.
+        results: content of a results.json, which the evaluation writes.
 
     Returns:
-        A dict from metric name to value: mean IoU and pixel accuracy of the five results, and the IoU of each class by
-        EDeconvNet+CRF. A value is None if it is undefined, for instance if the class does not occur.
+        Values of metrics by name: mean IoU and pixel accuracy of each of the five results, and the IoU of each class by
+        EDeconvNet+CRF (the ensemble with a CRF). All are from 0 to 1. A value is None if it is undefined, for instance if no
+        image shows the class.
     """
     rows = results["rows"]
     totals = {f"{split}.{metric}.{row}": rows[row][metric] for metric in ("mean_iou", "pixel_accuracy") for row in rows}
@@ -80,10 +93,10 @@ def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], wo
     """Write the description of a finished stage to its MLflow run.
 
     Args:
-        run: the run of the stage.
-        stage: name of the stage.
-        summary: the summary that the stage returned.
-        workspace: folder or s3:// prefix of the workspace.
+        run: MLflow run of the stage.
+        stage: name of the stage, which is a step of the pipeline, such as "evaluate".
+        summary: summary that the stage returned, a dict of JSON values.
+        workspace: folder or s3:// prefix of the pipeline run.
     """
     details = ""
     if stage == "evaluate":
@@ -96,13 +109,13 @@ def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], wo
 def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapping[str, Record]) -> None:
     """Log the results of a finished pipeline to MLflow, and write the report's HTML page again with the durations of all stages.
 
-    If the stage `evaluate` has not run, only the tags are set.
+    If the stage `evaluate` has not run, there are no results yet, and only the tags are set.
 
     Args:
-        parent: the MLflow run of the pipeline.
-        config: name of the settings file.
+        parent: MLflow run of the pipeline.
+        config: name of the settings file, without its folder and extension.
         settings: all settings.
-        records: records of the stages by name.
+        records: stored records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
     """
     parent.set_tags(tags(config, settings))  # again, as the data's digest may not have been known at the start
     if "evaluate" not in records:
@@ -118,13 +131,13 @@ def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapp
 
 
 def report_files(workspace: str) -> dict[str, bytes]:
-    """Render the report's HTML page from the files that a workspace has so far.
+    """Make the report's HTML page from the files that a workspace has so far. Nothing is written.
 
     Args:
-        workspace: folder or s3:// prefix of the workspace.
+        workspace: folder or s3:// prefix of the pipeline run.
 
     Returns:
-        {"index.html": content of the page}.
+        The content of the page by file name: `{"index.html": content}`.
 
     Raises:
         UserError: if the workspace has no results yet.
@@ -133,13 +146,13 @@ def report_files(workspace: str) -> dict[str, bytes]:
 
 
 def run_summary(workspace: str) -> RunSummary:
-    """Read the summary of the run in a workspace.
+    """Read the summary of a pipeline run (results, durations, figures, settings and more) from its workspace.
 
     Args:
-        workspace: folder or s3:// prefix of the workspace.
+        workspace: folder or s3:// prefix of the pipeline run.
 
     Returns:
-        The summary for the report and for MLflow.
+        The summary, from which the report and MLflow's description are made.
 
     Raises:
         UserError: if the workspace has no results yet.

@@ -1,4 +1,7 @@
-"""The main pipeline: its stages, the inputs and settings of each stage, and the calls to the packages that do the work."""
+"""Define the main pipeline: its stages, the inputs and settings of each, and the calls to the packages that do the work.
+
+A stage is a named step of the pipeline, such as training FCN-8s.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -30,25 +33,43 @@ logger = logging.getLogger(__name__)
 class Pipeline(DataPipeline):
     """The main pipeline, with the stages prepare, proposals, examples, fcn8s, stage1, stage2, evaluate and register.
 
-    The first three stages make tables and are defined in `DataPipeline`. The next three train networks. `evaluate` measures the
-    networks and writes the report, and `register` adds the ensemble to MLflow's model registry.
+    The first three stages make tables and are defined in `DataPipeline`. The next three train networks: FCN-8s, and DeconvNet in
+    two steps. The stage `evaluate` measures the networks and writes the report, and `register` adds their ensemble to MLflow's
+    model registry.
     """
 
     def _run_name(self, config: str) -> str:
-        """Return the name of the MLflow run: the settings file, the workspace and the date."""
+        """Make the name of the pipeline's MLflow run from the settings file, the workspace and the date.
+
+        Args:
+            config: name of the settings file, without its folder and extension.
+        """
         return run_log.name(config, self.settings)
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Return the tags of the MLflow runs: the settings file, the workspace and, once known, the digest of the data."""
+        """Make the tags of the MLflow runs: the settings file, the workspace and, once it is known, the digest of the data.
+
+        Args:
+            config: name of the settings file, without its folder and extension.
+
+        Returns:
+            The values of the tags by name.
+        """
         return run_log.tags(config, self.settings)
 
     def _run_to_resume(self) -> str | None:
-        """Return the id of the MLflow run that is noted in the workspace, or None if there is none."""
+        """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. Return None if there is no such
+        file.
+        """
         file = self.uri(run_log.RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def _check_cluster(self) -> None:
-        """Check that the cluster has room for the training workers and for the other stages. Raises UserError if it does not."""
+        """Check that the cluster has room for the training workers and for the other stages.
+
+        Raises:
+            UserError: if it does not.
+        """
         s = self.settings
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources
@@ -57,10 +78,10 @@ class Pipeline(DataPipeline):
         super()._check_cluster()
 
     def _begin(self, config: str) -> None:
-        """Note the id of the MLflow run in the workspace, and describe the run as unfinished.
+        """Write the id of the MLflow run to the workspace's file pipeline.json, and describe the run in MLflow as unfinished.
 
         Args:
-            config: name of the settings file.
+            config: name of the settings file, without its folder and extension.
         """
         run, stages = self.run_of_pipeline, [stage.name for stage in self.stages.stages]
         storage.write_json(self.uri(run_log.RUN_FILE), run_log.run_file(run.run_id, config, self.settings, stages))
@@ -71,7 +92,7 @@ class Pipeline(DataPipeline):
 
         Args:
             name: name of the stage.
-            summary: the summary that the stage returned; None before the stage.
+            summary: summary that the stage returned, a dict of JSON values. None before the stage.
         """
         if summary is None:
             self.run_of_stage.describe(stage_description(name))
@@ -82,13 +103,13 @@ class Pipeline(DataPipeline):
         """Log the results to the pipeline's MLflow run, and write the report's HTML page again with the durations of all stages.
 
         Args:
-            config: name of the settings file.
-            records: records of the stages by name.
+            config: name of the settings file, without its folder and extension.
+            records: stored records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
         """
         run_log.log_finished_run(self.run_of_pipeline, config, self.settings, records)
 
     def _stages(self) -> list[Stage]:
-        """List the stages in the order in which they run."""
+        """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
         stages = [self._prepare_stage(), self._proposals_stage(), self._examples_stage()]
         stages += self._training_stages("fcn8s", "FCN-8s on whole images", self.images, "prepare")
         stages += self._training_stages("stage1", "DeconvNet, stage 1: objects", self.examples("stage1"), "examples")
@@ -99,16 +120,16 @@ class Pipeline(DataPipeline):
         return stages
 
     def _training_stages(self, stage: str, title: str, table: str, *inputs: str) -> list[Stage]:
-        """Make a training stage and, if it starts from pruned VGG-16 weights, the pruning stage before it.
+        """Make a training stage and, if it starts from pruned VGG-16 weights (with channels removed), the stage that prunes them.
 
         Args:
-            stage: name of the training stage, "fcn8s", "stage1" or "stage2".
-            title: text that is shown for the stage.
-            table: URI of the table that the network is trained on.
-            *inputs: names of the stages that the stage depends on. The first one makes `table`.
+            stage: name of the training stage: "fcn8s", "stage1" or "stage2".
+            title: short description of the stage that is shown to the user.
+            table: URI of the table on which the network is trained.
+            *inputs: names of the stages on which the training stage depends. The first one makes `table`.
 
         Returns:
-            One or two stages.
+            One or two stages, in the order in which they run.
         """
         s = self.settings
         pruning = pruning_stages(s, stage, table, inputs[0], self.executor, lambda: self.run_of_stage)
@@ -130,17 +151,18 @@ class Pipeline(DataPipeline):
         return [*pruning, Stage(stage, title, 1, settings, inputs, outputs, lambda fingerprint: self._train(stage, fingerprint))]
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
-        """Train the network of one stage and write its model folder and training curves.
+        """Train the network of one stage, and write its model folder and training curves.
 
         The call returns when the training has ended. If an interrupted training left a checkpoint, the training continues from
         it.
 
         Args:
-            stage: name of the training stage.
-            fingerprint: digest of everything that the stage depends on. The stage's checkpoints are found by it.
+            stage: name of the training stage: "fcn8s", "stage1" or "stage2".
+            fingerprint: digest of the stage's code version, settings and inputs. It names the folder of the stage's checkpoints.
 
         Returns:
-            The summary of the stage: `steps`, `epochs`, `dev_mean_iou` and `best_dev_mean_iou`.
+            The summary of the stage: the numbers of `steps` and `epochs`, and the mean IoU on the dev images at the end
+            (`dev_mean_iou`) and at its best (`best_dev_mean_iou`).
         """
         from deconvnet.reporting import training_curves
         from deconvnet.training.job import TrainingJob
@@ -183,7 +205,7 @@ class Pipeline(DataPipeline):
         return outcome
 
     def _evaluate_stage(self) -> Stage:
-        """Define the stage `evaluate`, which measures the networks and writes the report: its settings, inputs and outputs."""
+        """Define the stage `evaluate`, which measures the networks and writes the report, and return it."""
         s = self.settings
         window = {"context": s.examples.context, "window": s.examples.window}
         settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}
@@ -191,13 +213,13 @@ class Pipeline(DataPipeline):
         return Stage("evaluate", "the five results", 3, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
-        """Evaluate the networks and the proposals on the val images, and write the report.
+        """Evaluate the networks and the box proposals on the val images, and write the report.
 
         Args:
-            fingerprint: digest of everything that the stage depends on; not used.
+            fingerprint: digest of the stage's code version, settings and inputs. Not used.
 
         Returns:
-            The summary of the stage: mean IoU by result name, as `mean_iou`.
+            The summary of the stage. Its key `mean_iou` has the mean IoU (0 to 1) of each of the five results by name.
         """
         from deconvnet.reporting import training_curves
 
@@ -210,15 +232,17 @@ class Pipeline(DataPipeline):
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
-        """Evaluate two networks on a split, write the report's files and log them. The file results.json is written last.
+        """Evaluate a DeconvNet, an FCN-8s and their ensemble on a split, write the report's files and log them.
+
+        The file results.json is written last.
 
         Args:
-            split: name of the split whose images are predicted.
-            report: folder or s3:// prefix that the files are written to.
-            models: folders of a DeconvNet and an FCN-8s; None for those of this workspace.
+            split: name of the split whose images are predicted, such as "val".
+            report: folder or s3:// prefix to which the files are written.
+            models: folders of a DeconvNet and an FCN-8s. None for those of this workspace.
 
         Returns:
-            The content of results.json.
+            The content of results.json: the measures of the five results.
 
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
@@ -248,7 +272,7 @@ class Pipeline(DataPipeline):
 
         Args:
             files: contents of the files by name.
-            report: folder or s3:// prefix to write to; "" to log the files only.
+            report: folder or s3:// prefix to write to. "" to log the files only.
         """
         for name, data in files.items():
             if report:
@@ -259,7 +283,7 @@ class Pipeline(DataPipeline):
     def _register_stage(self) -> Stage:
         """Define the stage `register`, which adds the ensemble to MLflow's model registry.
 
-        If the registry is a SQLite file, this file is the output of the stage. Otherwise the stage has no output file.
+        If the registry is a SQLite file, this file counts as the output of the stage. Otherwise the stage has no output file.
 
         Returns:
             The stage with its settings, inputs and outputs.
@@ -270,13 +294,13 @@ class Pipeline(DataPipeline):
         return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
-        """Register the ensemble in MLflow as a new model version with the alias `challenger`.
+        """Register the ensemble in MLflow as a new model version, and point the alias `challenger` at it.
 
         Args:
-            fingerprint: digest of everything that the stage depends on; not used.
+            fingerprint: digest of the stage's code version, settings and inputs. Not used.
 
         Returns:
-            The summary of the stage: name of the `model` and number of the `version`.
+            The summary of the stage: the name of the `model` and the number of the `version`.
         """
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register

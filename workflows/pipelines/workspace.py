@@ -1,4 +1,4 @@
-"""The layout of a pipeline's workspace: the URIs of its tables, models and report."""
+"""Define the layout of a pipeline's workspace: the URIs of its tables, models and report."""
 
 from typing import Literal
 
@@ -16,14 +16,22 @@ EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] =
 
 
 class Workspace:
-    """A workspace: the folder that holds the tables, models and report of a pipeline run."""
+    """A workspace: the folder or s3:// prefix that holds the tables, models and report of a pipeline run.
+
+    Attributes:
+        root: path or s3:// URI of the workspace.
+    """
 
     def __init__(self, root: str) -> None:
-        """Store the root of the workspace, a local folder or an s3:// prefix. Nothing is read or written."""
+        """Store the root of the workspace. Nothing is read or written.
+
+        Args:
+            root: local folder or s3:// prefix.
+        """
         self.root = root
 
     def uri(self, *parts: str) -> str:
-        """Return the URI of a file or folder, given the parts of its path in the workspace."""
+        """Return the URI of a file or folder of the workspace. The names `parts` are joined to its path in the workspace."""
         return storage.join(self.root, *parts)
 
     @property
@@ -33,7 +41,7 @@ class Workspace:
 
     @property
     def proposals(self) -> str:
-        """Return the URI of the table `proposals`, which holds the boxes that may contain objects, for each image."""
+        """Return the URI of the table `proposals`, which holds for each image the boxes that may contain objects."""
         return self.uri("proposals")
 
     @property
@@ -42,21 +50,32 @@ class Workspace:
         return self.uri("changes")
 
     def examples(self, table: str) -> str:
-        """Return the URI of a table of training crops, given its name in `EXAMPLE_TABLES`."""
+        """Return the URI of a table of training crops.
+
+        Args:
+            table: name of the table: "stage1", "stage1_dev", "stage2" or "stage2_dev". The number is the training stage of
+                DeconvNet, and `_dev` marks the crops of the dev images.
+        """
         return self.uri("examples", table)
 
     def model(self, stage: str) -> str:
-        """Return the URI of the model folder that a training stage writes, given the name of the stage."""
+        """Return the URI of the model folder that the training stage `stage` writes ("fcn8s", "stage1" or "stage2")."""
         return self.uri("models", stage)
 
     def report(self, *parts: str) -> str:
-        """Return the URI of a file of the report, given the parts of its path; without parts, that of the report's folder."""
+        """Return the URI of a file of the report.
+
+        Args:
+            *parts: names that are joined to the path of the file in the report's folder. Without them, the URI of this folder is
+                returned.
+        """
         return self.uri("report", *parts)
 
     def write_rejects(self) -> None:
-        """Collect the rejected inputs of all tables made so far, and write them as the table `rejects`.
+        """Collect the rejected inputs of all tables made so far, and write them to the table `rejects`, in place of an earlier
+        one.
 
-        An earlier one is replaced.
+        Rejected inputs are images that can't be used. Each has a row with the reason.
         """
         names = (self.images, self.proposals, *(self.examples(name) for name, _, _ in EXAMPLE_TABLES))
         commits = [tables.read_commit(table) for table in names]
@@ -67,6 +86,6 @@ class Workspace:
         tables.commit(self.uri("rejects"), fingerprint, [part])
 
     def num_rejects(self) -> int:
-        """Return the number of inputs in the table `rejects`; 0 if there is no table."""
+        """Return the number of rejected inputs in the table `rejects`. It is 0 if there is no such table."""
         commit = tables.read_commit(self.uri("rejects"))
         return commit.rows if commit else 0
