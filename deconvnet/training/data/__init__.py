@@ -1,1 +1,1 @@
-"""Batches for training: the order of an epoch, reading and decoding examples, augmentation."""
+"""Batches for training: the random order of the examples in an epoch, reading and decoding, augmentation."""

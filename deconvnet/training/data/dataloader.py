@@ -1,8 +1,8 @@
 """Training batches for one training process, read from a table.
 
-The examples are read in the random order of the epoch, decoded and augmented. A process (rank) makes only its share of each
-global batch. `ThreadedLoader` makes batches with threads of its own process. `ray_dataloader.RayDataLoader` makes the same
-batches with Ray Data.
+The examples are read in the random order of the epoch, decoded and augmented. A global batch is the examples of one optimiser
+step. It is divided among the training processes (ranks), and each rank makes only its own share. `ThreadedLoader` makes batches
+with threads of its own process. `ray_dataloader.RayDataLoader` makes the same batches with Ray Data.
 
 A batch is a pair of uint8 arrays: RGB images of shape (n, 3, S, S), and masks of shape (n, S, S) with class ids and 255 for
 void.
@@ -24,16 +24,16 @@ from infra.errors import BadInput, UserError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A plan of which examples each rank sees at each training step.
+    """A plan of which examples each rank (training process) sees at each training step.
 
     Steps are counted over all epochs. So step s is batch s % steps_per_epoch of epoch s // steps_per_epoch.
 
-    The examples of an epoch are divided into windows, groups of examples that are read and shuffled together (see `sampler`).
+    The examples of an epoch are divided into windows. A window is a group of examples that are read and shuffled together.
     Windows are counted over all epochs, too. So window w is window w % windows_per_epoch of epoch w // windows_per_epoch.
 
     Attributes:
         examples: the examples to train on.
-        batching: sizes of the global batch and of the ranks' shares.
+        batching: number of examples in an epoch and in a global batch (all ranks together), and the number of ranks.
         seed: seed of the order of examples and of their augmentation.
         windows_per_epoch: number of windows in an epoch.
     """
@@ -45,14 +45,14 @@ class BatchPlan:
 
     @staticmethod
     def of(examples: Examples, batch: int, workers: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "BatchPlan":
-        """Make a plan.
+        """Make a plan, with as many windows per epoch as the size of the table requires.
 
         Args:
             examples: the examples to train on.
-            batch: number of examples in a global batch.
-            workers: number of training processes.
+            batch: number of examples in a global batch (over all training processes).
+            workers: number of training processes that share a global batch.
             seed: seed of the order of examples and of their augmentation.
-            window_bytes: approximate size of a window in bytes.
+            window_bytes: approximate size in bytes of a window (a group of examples that are read and shuffled together).
         """
         count = window_count(examples.groups, window_bytes) if examples.total >= batch else 1
         return BatchPlan(examples, Batching(examples.total, batch, workers), seed, count)
@@ -61,7 +61,7 @@ class BatchPlan:
         """Return a plan with the same global batches, divided among another number of training processes.
 
         Args:
-            workers: number of training processes.
+            workers: number of training processes. Each gets a share of every global batch.
         """
         return replace(self, batching=replace(self.batching, workers=workers))
 
@@ -71,7 +71,7 @@ class BatchPlan:
         return self.batching.steps
 
     def windows(self, epoch: int) -> list[Window]:
-        """Return the windows of an epoch in the order in which they are used.
+        """Return the windows (groups of examples shuffled together) of an epoch, in the order in which they are used.
 
         Args:
             epoch: number of the epoch, from 0.
@@ -79,18 +79,18 @@ class BatchPlan:
         return windows(self.examples.groups, self.seed, epoch, self.windows_per_epoch)
 
     def window_range(self, first_step: int, stop_step: int) -> range:
-        """Find the windows that hold the examples of some steps.
+        """Find the windows (groups of examples that are read and shuffled together) that hold the examples of some steps.
 
         Args:
-            first_step: number of the first step, counted over all epochs.
-            stop_step: number of the step to stop before.
+            first_step: number of the first step, counted from 0 over all epochs.
+            stop_step: number of the step after the last one.
 
         Returns:
-            Consecutive window numbers, counted over all epochs.
+            Consecutive window numbers, counted over all epochs. The range is empty if there is no step.
         """
 
         def window_of(step: int) -> int:
-            """Return the number of the window that holds the first example of a step."""
+            """Return the number, counted over all epochs, of the window that holds the first example of a step."""
             epoch, batch = divmod(step, self.steps_per_epoch)
             starts = [w.start for w in self.windows(epoch)]
             return epoch * self.windows_per_epoch + int(np.searchsorted(starts, batch * self.batching.batch, side="right")) - 1
@@ -102,20 +102,21 @@ class BatchPlan:
         return range(window_of(first_step), epoch * self.windows_per_epoch + last)
 
     def pieces(self, number: int, rank: int, first_step: int, stop_step: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        """Read, decode and augment the examples of one window that a rank needs for some steps.
+        """Read, decode and augment a rank's examples of one window, as far as some steps need them.
 
-        The window is only read if the rank needs at least one of its examples.
+        A window is a group of examples that are read and shuffled together. It is only read if the rank (training process)
+        needs at least one of its examples.
 
         Args:
             number: number of the window, counted over all epochs.
-            rank: rank of the process whose share of each global batch is made.
-            first_step: number of the first step, counted over all epochs.
-            stop_step: number of the step to stop before.
+            rank: rank of the training process, from 0. It gets a share of each global batch.
+            first_step: number of the first step, counted from 0 over all epochs.
+            stop_step: number of the step after the last one.
             pool: threads that read, decode and augment.
 
         Yields:
-            The examples in order, in batches of at most the size of the rank's share. The function `rebatched` turns them into
-            batches of equal size for the steps.
+            The examples in order, in batches of at most the size of the rank's share. A step's examples may be spread over two
+            windows, so these batches must be joined and divided again by `rebatched`.
 
         Raises:
             UserError: if an example can't be decoded.
@@ -131,7 +132,7 @@ class BatchPlan:
         images, masks = rows["image"], rows["mask"]
 
         def view(position: int) -> transforms.Pair:
-            """Decode and augment the example at a position of the epoch's order."""
+            """Decode and augment the example at a position in the random order of the epoch, counted from 0."""
             row = int(order[(position - window.start) % window.examples])
             image, mask = images[row].as_py(), masks[row].as_py()
             try:
@@ -148,7 +149,10 @@ def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
     """Combine examples into a batch.
 
     Args:
-        pairs: images of shape (3, S, S) and masks of shape (S, S).
+        pairs: for each example, the image of shape (3, S, S) and the mask of shape (S, S), both uint8.
+
+    Returns:
+        The images, of shape (n, 3, S, S), and the masks, of shape (n, S, S).
     """
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
@@ -176,13 +180,13 @@ def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Iterate over batches. While one is used, a thread makes the next one.
+    """Iterate over batches, and make the next batch in a thread while the caller uses the present one.
 
     Args:
         batches: iterator that makes the batches. It runs in the thread.
 
     Yields:
-        The same batches.
+        The same batches in the same order.
     """
     with ThreadPoolExecutor(1) as maker:
         following = maker.submit(next, batches, None)
@@ -193,11 +197,13 @@ def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class ThreadedLoader:
-    """A `BatchLoader` that makes a rank's batches with threads of its own process.
+    """A source of training batches that makes the batches of one rank with threads of its own process.
+
+    It implements the protocol `BatchLoader`.
 
     Attributes:
-        plan: the plan of the global batches, made for the current number of ranks.
-        rank: rank of the process whose share of each global batch is made.
+        plan: the plan of the global batches, made for the current number of ranks (training processes).
+        rank: rank of the process, from 0. The loader makes only this rank's share of each global batch.
         threads: number of threads that read, decode and augment.
     """
 
@@ -214,15 +220,18 @@ class ThreadedLoader:
         """Iterate over this rank's shares of consecutive global batches.
 
         Args:
-            first_step: number of the first step, counted over all epochs.
-            stop_step: number of the step to stop before.
+            first_step: number of the first step, counted from 0 over all epochs.
+            stop_step: number of the step after the last one.
 
         Yields:
-            One batch for each step.
+            One batch for each step: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
+
+        Raises:
+            UserError: if an example can't be decoded.
         """
 
         def pieces() -> Iterator[Batch]:
-            """Iterate over this rank's examples, in batches whose sizes may vary."""
+            """Iterate over this rank's examples of all steps, in batches whose sizes may vary."""
             with ThreadPoolExecutor(self.threads) as pool:
                 for window in self.plan.window_range(first_step, stop_step):
                     yield from self.plan.pieces(window, self.rank, first_step, stop_step, pool)

@@ -19,17 +19,17 @@ DEV_LIMIT = 2048
 class DevSet:
     """A rank's share of the dev examples, on which the network is evaluated after each epoch.
 
-    The dev examples are spread evenly over the table. They are kept in memory in their encoded form and decoded for each
-    evaluation.
+    At most `limit` examples of the table are used, spread evenly over it, and divided among the ranks (training processes).
+    They are kept in memory in their encoded form and decoded for each evaluation.
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
-        """Read this rank's examples from the table.
+        """Read this rank's examples from the table into memory.
 
         Args:
-            examples: the examples of the table.
-            rank: rank of the process whose share is read.
-            workers: number of ranks.
+            examples: all dev examples of the table.
+            rank: rank of this training process, from 0.
+            workers: number of ranks that share the examples.
             limit: largest number of examples over all ranks.
             threads: number of threads that decode.
         """
@@ -42,8 +42,8 @@ class DevSet:
         """Read this rank's encoded examples into memory. A row is used at most once, even if it is repeated in training epochs.
 
         Args:
-            rank: rank of the process whose share is read.
-            workers: number of ranks.
+            rank: rank of this training process, from 0.
+            workers: number of ranks that share the examples.
             limit: largest number of examples over all ranks.
         """
         commit = tables.require_commit(self.examples.table)
@@ -73,11 +73,11 @@ class DevSet:
             size: largest number of examples in a batch.
 
         Yields:
-            Batches that together hold each example once.
+            Batches that together hold each example once: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
         """
 
         def made() -> Iterator[Batch]:
-            """Decode the examples, one batch after the other."""
+            """Decode the examples and combine them into batches, one batch after the other."""
             with ThreadPoolExecutor(self.threads) as pool:
                 for start in range(0, len(self._rows), size):
                     yield stacked(list(pool.map(lambda row: self.examples.dev_view(*row), self._rows[start : start + size])))

@@ -1,4 +1,4 @@
-"""The examples of a table: training crops, or the images of a split; how they are read and decoded."""
+"""The training or evaluation examples that a table holds (crops, or the images of a split), and how they are read and decoded."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from proposals.image_codec import decode_example, decode_image, decode_mask
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples that a table offers for training.
+    """The examples that a table offers for training or evaluation.
 
     An `examples` table holds crops, each of which is an example. An `images` table holds whole images, and the images of one
     split are the examples.
@@ -23,7 +23,7 @@ class Examples:
         table: URI of the table.
         size: side of the network's square input in pixels.
         groups: the row groups of the table's Parquet files that hold examples.
-        split: split of the `images` table to use; None for an `examples` table.
+        split: split of the `images` table to use, "train" or "dev". None for an `examples` table.
         jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
     """
 
@@ -35,18 +35,20 @@ class Examples:
 
     @property
     def total(self) -> int:
-        """Return the number of examples in an epoch. A row that is repeated in the epoch counts repeatedly."""
+        """Return the number of examples in an epoch. A row that is repeated in the epoch (to balance the classes) counts
+        repeatedly.
+        """
         return sum(g.examples for g in self.groups)
 
     def read(self, group: Group) -> pa.Table:
         """Read a row group of the table.
 
         Args:
-            group: one of `groups`.
+            group: one of the row groups in the attribute `groups`.
 
         Returns:
-            Table with the columns `image` and `mask` (encoded bytes) and `weight` (int64). The weight says how often the row
-            occurs in an epoch; it is 0 for images of another split.
+            Table with the columns `image` and `mask` (encoded files, as bytes) and `weight` (int64). The weight says how often
+            the row occurs in an epoch. It is 0 for images of another split.
         """
         names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
         found = tables.read_row_group(self.table, group.part, group.index, names)
@@ -55,14 +57,14 @@ class Examples:
         return pa.table({"image": image, "mask": mask, "weight": weight})
 
     def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """Decode an example.
+        """Decode the image and the mask of an example.
 
         Args:
-            image: encoded image.
-            mask: encoded mask.
+            image: encoded image, as stored in the table.
+            mask: encoded mask, as stored in the table.
 
         Returns:
-            The image, uint8 RGB of shape (H, W, 3), and the mask, uint8 of shape (H, W).
+            The image, uint8 RGB of shape (H, W, 3), and the mask, uint8 of shape (H, W) with class ids and 255 for void.
 
         Raises:
             BadInput: if the bytes are not an image and a mask of the same size.
@@ -77,13 +79,16 @@ class Examples:
     def train_view(self, image: bytes, mask: bytes, rng: np.random.Generator) -> transforms.Pair:
         """Decode an example and augment it for training.
 
+        A random square is cut out of a crop. A whole image is put at a random position on a square canvas. Both are flipped at
+        random.
+
         Args:
-            image: encoded image.
-            mask: encoded mask.
+            image: encoded image, as stored in the table.
+            mask: encoded mask, as stored in the table.
             rng: random generator for this example, made by `transforms.example_rng`.
 
         Returns:
-            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is `size`.
+            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is the attribute `size`.
 
         Raises:
             BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
@@ -95,12 +100,14 @@ class Examples:
     def dev_view(self, image: bytes, mask: bytes) -> transforms.Pair:
         """Decode an example for evaluation, without random augmentation.
 
+        The middle square is cut out of a crop. A whole image is put in the middle of a square canvas.
+
         Args:
-            image: encoded image.
-            mask: encoded mask.
+            image: encoded image, as stored in the table.
+            mask: encoded mask, as stored in the table.
 
         Returns:
-            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is `size`.
+            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is the attribute `size`.
 
         Raises:
             BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
@@ -111,12 +118,12 @@ class Examples:
 
 
 def open_examples(table: str, size: int, split: str | None = None, jitter: float = 0.0) -> Examples:
-    """Open a table for training.
+    """Open a table of training or evaluation examples. Only the table's metadata are read.
 
     Args:
         table: URI of an `examples` table (crops) or an `images` table (whole images).
         size: side of the network's square input in pixels.
-        split: split of the `images` table to use; None for an `examples` table.
+        split: split of the `images` table to use, "train" or "dev". None for an `examples` table.
         jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
 
     Raises:

@@ -17,10 +17,10 @@ _MiB = 2**20
 
 @dataclass(frozen=True)
 class RayDataLoader:
-    """A `BatchLoader` whose batches are made by Ray Data, for a worker of Ray Train.
+    """A source of training batches that are made by Ray Data, for a worker of Ray Train.
 
-    One Ray task makes the examples of each window (a group of examples that are read together). The results arrive in order,
-    and the memory that they take is limited.
+    It implements the protocol `BatchLoader`. One Ray task makes the examples of each window (a group of examples that are read
+    and shuffled together). The results arrive in order, and the memory that they take is limited.
 
     The Ray Data job is started by the worker, because only the worker knows the first step: it has loaded the checkpoint. The
     tasks run on the worker's node. They reserve no CPUs of their own but use those that the worker reserves
@@ -28,7 +28,7 @@ class RayDataLoader:
 
     Attributes:
         plan: the plan of the global batches, made for the current number of workers.
-        rank: rank of the process whose share of each global batch is made.
+        rank: rank of the worker, from 0. The loader makes only this rank's share of each global batch.
         threads: number of threads in each task that decode and augment.
     """
 
@@ -45,11 +45,11 @@ class RayDataLoader:
         """Iterate over this rank's shares of consecutive global batches.
 
         Args:
-            first_step: number of the first step, counted over all epochs.
-            stop_step: number of the step to stop before.
+            first_step: number of the first step, counted from 0 over all epochs.
+            stop_step: number of the step after the last one.
 
         Yields:
-            One batch for each step.
+            One batch for each step: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
         """
         windows = self.plan.window_range(first_step, stop_step)
         jobs = (windows[start : start + WINDOWS_PER_JOB] for start in range(0, len(windows), WINDOWS_PER_JOB))
@@ -59,10 +59,12 @@ class RayDataLoader:
     def _pieces(self, windows: range, first_step: int, stop_step: int) -> Iterator[Batch]:
         """Make this rank's examples of some windows in a single Ray Data job.
 
+        A window is a group of examples that are read and shuffled together.
+
         Args:
             windows: numbers of the windows, counted over all epochs.
             first_step: number of the first step whose examples are needed.
-            stop_step: number of the step to stop before.
+            stop_step: number of the step after the last one.
 
         Yields:
             The examples in order, in batches whose sizes may vary.
@@ -75,13 +77,13 @@ class RayDataLoader:
         plan, rank, threads = self.plan, self.rank, self.threads
 
         def make_window(row: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-            """Make this rank's examples of a window. This function runs in a Ray task.
+            """Make this rank's examples of a window (a group of examples read together). This function runs in a Ray task.
 
             Args:
-                row: a block of the data set. Its column "item" holds the number of the window.
+                row: a block of the Ray data set. Its column "item" holds the number of the window.
 
             Yields:
-                Batches of examples with the columns "image" and "mask".
+                Batches of examples: uint8 arrays of shape (n, 3, S, S) as "image" and (n, S, S) as "mask".
             """
             with ThreadPoolExecutor(threads) as pool:
                 for window in row["item"].tolist():
@@ -112,8 +114,8 @@ class RayDataLoader:
 def ray_data_config(threads: int) -> Any:
     """Return a `ray.train.DataConfig` that gives each worker a `RayDataLoader`.
 
-    The trainer's datasets must be instances of `BatchPlan`. Whenever Ray starts workers, it asks this object for their loaders
-    and passes the number of workers.
+    With this configuration, the argument `datasets` of the Ray trainer must contain instances of `BatchPlan`. Whenever Ray
+    starts workers, it asks the configuration for their loaders and passes the number of workers.
 
     Args:
         threads: number of threads in each Ray Data task.
@@ -124,14 +126,16 @@ def ray_data_config(threads: int) -> Any:
         """A `DataConfig` that makes a loader for each rank instead of splitting a data set."""
 
         def configure(self, datasets: dict[str, Any], world_size: int, *_: Any, **__: Any) -> list[dict[str, Any]]:
-            """Make the loaders of all ranks.
+            """Make the loaders of all ranks. Ray Train calls this whenever it starts workers.
 
             Args:
                 datasets: instances of `BatchPlan` by name.
-                world_size: number of ranks.
+                world_size: number of ranks (workers).
+                _: further positional arguments of Ray, unused.
+                __: further keyword arguments of Ray, unused.
 
             Returns:
-                For each rank, its loaders by the same names.
+                A dictionary for each rank, with its `RayDataLoader` for each name in `datasets`.
             """
             plans = {name: plan.for_workers(world_size) for name, plan in datasets.items()}
             return [{name: RayDataLoader(plan, rank, threads) for name, plan in plans.items()} for rank in range(world_size)]

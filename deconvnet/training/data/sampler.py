@@ -34,8 +34,8 @@ class Group:
 
     Attributes:
         part: path of the file below the table's folder.
-        index: index of the row group in the file.
-        examples: number of examples that the row group has in an epoch, repeats included.
+        index: index of the row group in the file, from 0.
+        examples: number of examples that the row group has in an epoch. A row that is repeated counts repeatedly.
         nbytes: size of the row group in bytes.
     """
 
@@ -47,12 +47,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of an epoch: some row groups whose examples are read and permuted together.
+    """A window of an epoch: row groups of the table whose examples are read and permuted together.
 
     Attributes:
         epoch: number of the epoch, from 0.
         index: index of the window in the epoch, from 0.
-        start: position of the window's first example in the epoch.
+        start: position of the window's first example in the order of the epoch, from 0.
         examples: number of examples in the window.
         groups: the row groups.
     """
@@ -66,7 +66,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Batching:
-    """The division of an epoch into global batches, and of these into shares of the workers.
+    """The division of an epoch into global batches (one for each optimiser step), and of these into shares of the workers.
 
     If examples remain at the end of an epoch that don't fill a batch, they are not used. They are different ones in each epoch.
     If an epoch has fewer examples than a batch, its examples are repeated until they fill one batch.
@@ -74,7 +74,7 @@ class Batching:
     Attributes:
         examples: number of examples in an epoch.
         batch: number of examples in a global batch.
-        workers: number of workers.
+        workers: number of workers (training processes).
     """
 
     examples: int
@@ -82,10 +82,10 @@ class Batching:
     workers: int = 1
 
     def share(self, rank: int) -> range:
-        """Return a rank's share of a global batch, as indices into the batch (from 0).
+        """Return a worker's share of each global batch, as a range of indices into the batch (from 0).
 
         Args:
-            rank: the rank, from 0.
+            rank: rank of the worker, from 0.
         """
         return even_ranges(self.batch, self.workers)[rank]
 
@@ -95,17 +95,20 @@ class Batching:
         return max(1, self.examples // self.batch)
 
     def positions(self, window: Window, rank: int, first_step: int = 0, stop_step: int | None = None) -> np.ndarray:
-        """Return the positions in a window that a rank sees in some steps of the epoch.
+        """Return the positions of the examples in a window that a worker sees in some steps of the epoch.
+
+        A window is a group of examples that are read and permuted together. The position of an example is its index in the
+        random order of the epoch.
 
         Args:
             window: a window of any epoch.
-            rank: the rank, from 0.
-            first_step: index of the first global batch in the epoch.
-            stop_step: index of the global batch to stop before. None: up to the end of the epoch.
+            rank: rank of the worker, from 0.
+            first_step: index of the first step (global batch) in the epoch.
+            stop_step: index of the step after the last one. None: up to the end of the epoch.
 
         Returns:
-            int64 array of positions, ascending. If the batch is larger than the epoch, positions may exceed the number of
-            examples, which stands for repeated examples.
+            int64 array of positions, ascending. If a batch has more examples than the epoch, examples are repeated. Then a
+            position p beyond the last example stands for example p modulo the number of examples.
         """
         end = window.start + window.examples
         if self.examples < self.batch:  # there is only one window, repeated until it fills a batch
@@ -117,11 +120,14 @@ class Batching:
 
 
 def even_ranges(count: int, parts: int) -> list[range]:
-    """Divide the numbers from 0 to count − 1 into consecutive ranges. The lengths of the ranges differ by at most one.
+    """Divide the numbers from 0 to count − 1 into consecutive ranges whose lengths differ by at most one.
 
     Args:
         count: how many numbers to divide.
         parts: how many ranges to make.
+
+    Returns:
+        The ranges in ascending order. Some are empty if `parts` exceeds `count`.
     """
     return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
@@ -129,8 +135,9 @@ def even_ranges(count: int, parts: int) -> list[range]:
 def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that each worker divides its share of a global batch into.
 
-    The number is the same for all workers, because with synchronised batch norm they wait for each other at every micro-batch.
-    No micro-batch is empty. So if `micro_batch` is 1 and the shares differ in size, some micro-batches have 2 examples.
+    A micro-batch is as many examples as a worker computes at once. The number is the same for all workers, because with
+    synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty. So if `micro_batch` is 1 and
+    the shares differ in size, some micro-batches have 2 examples.
 
     Args:
         batch: number of examples in a global batch.
@@ -145,7 +152,7 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
 
     Args:
         batch: number of examples in a global batch.
-        micro_batch: largest number of examples in a micro-batch; None for no limit.
+        micro_batch: largest number of examples that a worker computes at once; None for no limit.
         workers: number of workers.
         min_workers: smallest number of workers that training may continue with after failures. None: always `workers`.
         setting: section of the settings that error messages name, such as "train.stage1".
@@ -167,7 +174,7 @@ def check_batching(batch: int, micro_batch: int | None, workers: int, min_worker
 
 
 def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> int:
-    """Return the number of windows that every epoch is divided into.
+    """Return the number of windows (groups of examples that are read and permuted together) that every epoch is divided into.
 
     Args:
         groups: all row groups of the table that hold examples.
@@ -181,7 +188,9 @@ def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> i
 
 
 def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[Window]:
-    """Divide the row groups into the windows of an epoch, in a random order.
+    """Divide the row groups of a table, in a random order, into the windows of an epoch.
+
+    A window is a set of row groups whose examples are read and permuted together.
 
     Args:
         groups: all row groups of the table that hold examples.
@@ -204,16 +213,17 @@ def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[
 
 
 def window_rows(window: Window, seed: int, weights: np.ndarray) -> np.ndarray:
-    """Permute the examples of a window.
+    """Permute the examples of a window. The permutation depends only on the seed, the epoch and the window's index.
 
     Args:
-        window: the window.
+        window: the window (row groups whose examples are read and permuted together).
         seed: seed of the training.
         weights: integer array of shape (rows,). It says how often each row of the window occurs. The rows are in the order of
             the window's row groups.
 
     Returns:
-        int64 array of shape (window.examples,): the index of the row at each position of the window.
+        int64 array of shape (window.examples,). Entry i is the index (into `weights`) of the row that is the window's example
+        i.
 
     Raises:
         ValueError: if the sum of the weights is not `window.examples`.

@@ -1,11 +1,11 @@
 """Augmentation of training examples, and the corresponding views without randomness for evaluation.
 
-DeconvNet is trained on a random square of a stored crop (§6.1), FCN-8s on an image at a random position on a square canvas.
-Both are flipped at random.
+DeconvNet is trained on a random square of a stored crop (§6.1 of Noh et al., ICCV 2015), FCN-8s on an image at a random
+position on a square canvas. Both are flipped at random.
 
 An example is an image and its mask. They are stored as a uint8 RGB array (H, W, 3) and a uint8 array (H, W) with class ids and
 255 for void. The network gets arrays of shape (3, S, S) and (S, S). Random numbers depend only on the seed, the epoch and the
-example's position in it. So augmentation does not depend on the number of workers.
+example's position in the order of the epoch. So augmentation does not depend on the number of workers.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
 
 
 def random_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator) -> Pair:
-    """Cut out a random square, and flip it horizontally with probability ½.
+    """Cut a random square out of an image and its mask, and flip both horizontally with probability ½.
 
     Args:
         image: uint8 array of shape (H, W, 3).
@@ -55,7 +55,7 @@ def random_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.G
 
 
 def centre_crop(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
-    """Cut out the square in the middle of an image.
+    """Cut the square in the middle out of an image and its mask.
 
     Args:
         image: uint8 array of shape (H, W, 3).
@@ -75,10 +75,10 @@ def centre_crop(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
 
 
 def random_canvas(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator, jitter: float = 0.0) -> Pair:
-    """Place an image at a random position on a square canvas, flipped horizontally with probability ½.
+    """Place an image and its mask at a random position on a square canvas, flipped horizontally with probability ½.
 
     An image that is larger than the canvas is first scaled down to fit. Then every image is scaled by a random factor, and
-    cropped if it no longer fits. The rest of the canvas has the mean colour in the image and void in the mask.
+    cropped if it no longer fits. The rest of the canvas has the mean colour (ImageNet's) in the image and void in the mask.
 
     Args:
         image: uint8 array of shape (H, W, 3).
@@ -112,11 +112,11 @@ def centre_canvas(image: np.ndarray, mask: np.ndarray, size: int) -> Pair:
 
 
 def fit_scale(mask: np.ndarray, size: int) -> float:
-    """Return the factor that scales an image down to fit on a canvas.
+    """Return the factor by which an image must be scaled down to fit on a square canvas.
 
     Args:
-        mask: mask of the image, of shape (H, W).
-        size: side of the square canvas in pixels.
+        mask: mask of the image, of shape (H, W). Only its shape is used.
+        size: side of the canvas in pixels.
 
     Returns:
         A factor of at most 1. It is 1 if the image already fits.
@@ -125,14 +125,17 @@ def fit_scale(mask: np.ndarray, size: int) -> float:
 
 
 def _checked_size(mask: np.ndarray, size: int) -> tuple[int, int]:
-    """Return the height and width of an example.
+    """Return the height and width of an example, and check that they are not too small.
 
     Args:
-        mask: the example's mask, of shape (H, W).
+        mask: the example's mask, of shape (H, W). Only its shape is used.
         size: smallest height and width allowed, in pixels.
 
+    Returns:
+        The pair (H, W).
+
     Raises:
-        BadInput: if the height or width is smaller.
+        BadInput: if the height or width is smaller than `size`.
     """
     height, width = mask.shape
     if min(height, width) < size:
@@ -156,8 +159,8 @@ def _channels_first(image: np.ndarray, mask: np.ndarray) -> Pair:
 def _scaled(image: np.ndarray, mask: np.ndarray, scale: float) -> Pair:
     """Resize an image and its mask.
 
-    The image is resized by area averaging if it becomes smaller, bilinearly if it becomes larger. The mask takes the class of
-    the nearest pixel.
+    The image is resized by area averaging if it becomes smaller, bilinearly if it becomes larger. Each pixel of the resized
+    mask takes the class of the nearest original pixel.
 
     Args:
         image: uint8 array of shape (H, W, 3).
@@ -176,15 +179,15 @@ def _scaled(image: np.ndarray, mask: np.ndarray, scale: float) -> Pair:
 
 
 def _on_canvas(image: np.ndarray, mask: np.ndarray, size: int, offset: Callable[[int], int]) -> Pair:
-    """Place an image and its mask on a square canvas of the mean colour (image) and void (mask).
+    """Place an image and its mask on a square canvas. Around them, the image has ImageNet's mean colour, and the mask is void.
 
     Args:
         image: uint8 array of shape (H, W, 3).
         mask: uint8 array of shape (H, W).
         size: side of the canvas in pixels.
-        offset: function that decides the position along each axis. It gets the difference in pixels between the image's and the
-            canvas's length. If the image is shorter, it returns the space before the image. If the image is longer, it returns
-            how much to cut off at its start.
+        offset: function that decides the position along each axis. Its argument is the difference in pixels between the lengths
+            of the image and the canvas, at least 0. If the image is shorter, the result is the space before the image. If the
+            image is longer, the result is how much to cut off at its start.
 
     Returns:
         The canvas, uint8 (3, size, size), and its mask, uint8 (size, size).
