@@ -1,7 +1,7 @@
 """Predict a folder of images with a saved ensemble.
 
-The images are split into parts. Each worker holds the ensemble in memory, predicts one part after another, and writes the masks,
-the overlays and that part of the table `predictions`.
+The images are split into groups, and each group becomes one part (Parquet file) of the table `predictions`. Each worker holds the
+ensemble (DeconvNet, FCN-8s and the CRF) in memory. For each group that it is given, it writes the masks, the overlays and the part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,10 +30,11 @@ def predict_images(
 ) -> list[tables.Part]:
     """Predict the images of a plan and write their masks, their overlays and the parts of the table `predictions`.
 
-    Parts that an earlier, interrupted run finished are not made again. The call returns when all parts are written.
+    A part is one Parquet file of the table. Parts that an earlier, interrupted run finished are not made again. The call returns
+    when all parts are written.
 
     Args:
-        plan: the images and what to do with each.
+        plan: the images and what to do with each, see `make_plan`.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble. Every node must be able to read it.
         executor: runs the workers.
@@ -41,7 +42,7 @@ def predict_images(
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
 
     Returns:
-        Summaries of the table's parts, in order. `commit_predictions` makes them the table.
+        Summaries of the table's parts, in order. The table is not valid until they are passed to `commit_predictions`.
 
     Raises:
         UserError: if no node has room for a worker, or workers die repeatedly over the same part.
@@ -61,12 +62,14 @@ class _Job:
     """The inputs that all workers of one prediction job share.
 
     Attributes:
-        state: the input folder, the model version and the generation, which are written to every row.
+        state: the input folder, the model version and the generation (the name of the predictions made with this model version).
+            They are written to every row.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
-        fingerprint: digest of everything that the table `predictions` depends on.
+        fingerprint: digest of everything that the table `predictions` depends on. Its parts (Parquet files) are stored
+            under this digest, so a later run knows which of them it can keep.
     """
 
     state: OutputState
@@ -78,14 +81,17 @@ class _Job:
 
 
 def _make_worker(job: _Job, threads: int) -> Work[None]:
-    """Set up a worker that writes parts of the table `predictions`.
+    """Create the function with which a worker process writes parts (Parquet files) of the table `predictions`.
+
+    The executor calls this once in each worker process.
 
     Args:
         job: the inputs that all workers share.
         threads: number of CPU threads that prediction may use.
 
     Returns:
-        A function that takes the index of a part and its tasks (one per image) and writes that part.
+        A function that takes the index of a part and its tasks (one per image), predicts the images, and writes the part. It
+        returns nothing.
     """
     writer = _RowMaker(job, threads)
 
@@ -96,9 +102,14 @@ def _make_worker(job: _Job, threads: int) -> Work[None]:
 
 
 class _RowMaker:
-    """The state of one worker, which makes table rows from images.
+    """A maker of table rows from images. Each worker process has one.
 
-    It loads the ensemble when the first image needs it, and then keeps it in memory.
+    It loads the ensemble when the first image must be predicted, and then keeps it in memory.
+
+    Attributes:
+        job: the inputs that all workers share.
+        threads: number of CPU threads that prediction may use.
+        table: URI of the table `predictions`.
     """
 
     def __init__(self, job: _Job, threads: int) -> None:
@@ -113,7 +124,7 @@ class _RowMaker:
 
     @cached_property
     def ensemble(self) -> SavedEnsemble:
-        """Load the saved ensemble on first use and limit the CPU threads of torch and OpenCV."""
+        """Return the saved ensemble. On first use, load it and limit the CPU threads of torch and OpenCV."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -122,19 +133,20 @@ class _RowMaker:
 
     @cached_property
     def classes(self) -> Sequence[str]:
-        """Read the class names, ordered by id. The ensemble's networks are not loaded for this."""
+        """Return the class names, ordered by id. On first use, they are read from the ensemble's folder; no network is loaded."""
         return list(read_options(self.job.model)["classes"])
 
     def rows(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | tables.Reject]:
-        """Make the table rows of one part: predict each image, or copy its row from an earlier run.
+        """Make the rows of one part (Parquet file) of the table: predict each image, or copy its row from an earlier run.
 
         The mask and the overlay of an image are written before its row is yielded.
 
         Args:
-            tasks: the images of one part of the table.
+            tasks: the images of the part, with what to do with each.
 
         Yields:
-            For each task in order, a row with the columns `PREDICTIONS`, or a `Reject` if the image cannot be used.
+            For each task in order, a dict with the columns of the schema `PREDICTIONS`, or a `Reject` with the reason if the image
+            cannot be used.
         """
         known = self._read_known_rows({task.part for task in tasks if task.part})
         for task in tasks:
@@ -157,10 +169,10 @@ class _RowMaker:
         """Read the rows that earlier runs wrote.
 
         Args:
-            parts: names of the parts of the table `predictions` to read.
+            parts: names of the parts (Parquet files) of the table `predictions` to read.
 
         Returns:
-            A dict from (image_id, name of the part) to the row.
+            A dict from (image_id, name of the part) to the row, a dict by column name.
         """
         found = ((part, tables.iter_rows(self.table, part=tables.Part(part, []))) for part in sorted(parts))
         return {(row["image_id"], part): row for part, rows in found for row in rows}
@@ -172,7 +184,7 @@ class _RowMaker:
             task: the image and the files to write for it.
 
         Returns:
-            The image's row with the columns `PREDICTIONS`.
+            The image's row, a dict with the columns of the schema `PREDICTIONS`.
 
         Raises:
             BadInput: if the image cannot be read or segmented.
@@ -202,10 +214,10 @@ class _RowMaker:
         }
 
     def _draw_overlay(self, task: Task, image: np.ndarray, mask: np.ndarray) -> None:
-        """Draw a mask over its image and write the result as a JPEG file.
+        """Draw a mask over its image in translucent class colours and write the result to the output as a JPEG file.
 
         Args:
-            task: the image's task, which names the file.
+            task: the image's task, which gives the path of the file.
             image: uint8 (H, W, 3), RGB.
             mask: class ids, uint8 (H, W).
         """
@@ -213,7 +225,17 @@ class _RowMaker:
         storage.write_bytes(storage.join(self.job.output, task.overlay_path), data)
 
     def _read_image(self, task: Task) -> bytes:
-        """Return the content of an image file. Raises BadInput if the file cannot be read."""
+        """Read an image file from the input folder.
+
+        Args:
+            task: the image's task, which names the file.
+
+        Returns:
+            The content of the file.
+
+        Raises:
+            BadInput: if the file was removed or cannot be read.
+        """
         try:
             return storage.read_bytes(storage.join(self.job.state.input, task.image.name))
         except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Combine the scores of DeconvNet and FCN-8s into one prediction.
 
-Source: Noh, Hong, Han (ICCV 2015), §5.2, "Ensemble with FCN". DeconvNet is good at details and FCN at overall shapes, so the mean
-of their class probabilities is better than either.
+Source: Noh et al. (ICCV 2015), the paper on DeconvNet, §5.2, "Ensemble with FCN". DeconvNet is good at details and FCN at overall
+shapes, so the mean of their class probabilities is better than the probabilities of either.
 """
 
 from typing import Literal
@@ -14,10 +14,10 @@ Floats = NDArray[np.float32]
 
 
 def softmax(scores: Floats) -> Floats:
-    """Turn scores into probabilities over the classes.
+    """Turn the scores of each pixel into probabilities of the classes.
 
     Args:
-        scores: float array (C, H, W).
+        scores: float array (C, H, W), where C is the number of classes.
 
     Returns:
         Probabilities, float32 (C, H, W), whose sum over the first axis is 1.
@@ -28,14 +28,14 @@ def softmax(scores: Floats) -> Floats:
 
 
 def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_weight: float = 0.5) -> Floats:
-    """Compute the class probabilities of the ensemble of both networks (EDeconvNet in the paper).
+    """Compute the class probabilities of the ensemble of both networks, which Noh et al. (ICCV 2015) call EDeconvNet.
 
     Args:
         deconvnet: DeconvNet's scores before the softmax, float32 (C, H, W).
         fcn: FCN-8s' scores before the softmax, float32 (C, H, W).
-        how: "mean" as in the paper: (1 - fcn_weight) * softmax(deconvnet) + fcn_weight * softmax(fcn).
-            "product" as in the authors' released code: softmax(deconvnet * max(fcn, 0)).
-        fcn_weight: weight of FCN-8s in the "mean", 0 to 1. The paper uses 0.5. "product" ignores it.
+        how: formula of the ensemble. "mean", as in the paper, is (1 - fcn_weight) * softmax(deconvnet) + fcn_weight * softmax(fcn).
+            "product", as in the authors' released code, is softmax(deconvnet * max(fcn, 0)).
+        fcn_weight: weight of FCN-8s in "mean", 0 to 1. The paper uses 0.5. "product" ignores it.
 
     Returns:
         Class probabilities, float32 (C, H, W).

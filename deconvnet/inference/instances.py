@@ -1,7 +1,9 @@
 """Compute the class scores of an image, either with DeconvNet from its object proposals or with FCN-8s from the whole image.
 
-Source: Noh, Hong, Han (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". Let G_i(x, y, c) be the score map of
-proposal i, resized to the proposal's window and 0 outside it. Then the score of class c at pixel (x, y) is
+A proposal is a box that may contain an object. Its window is the enlarged box that is cropped for the network.
+
+Source: Noh et al. (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". Let G_i(x, y, c) be the score map of proposal i,
+resized to the proposal's window and 0 outside it. Then the score of class c at pixel (x, y) is
 
     P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
     P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)
@@ -39,14 +41,17 @@ has reached yet. It is still being filled, so the callback must copy whatever it
 def choose_boxes(
     boxes: Floats, n: int | None = None, *, min_side: float = 0.0, context: float = 1.2, window: WindowShape = "square"
 ) -> Floats:
-    """Select the best boxes that are large enough.
+    """Select the first boxes that are large enough.
+
+    A box is measured after it has been enlarged, because the enlarged box is what the network sees.
 
     Args:
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels, best first.
         n: largest number of boxes to return; None for no limit. Boxes that are too small do not count.
         min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped.
-        context: factor by which the boxes are enlarged for this test, see `proposals.boxes.enlarge`.
-        window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
+        context: factor by which the boxes are enlarged.
+        window: shape of an enlarged box: "square" with `context` times the longer side, or "stretched" with `context` times each
+            side.
 
     Returns:
         The selected boxes in their original order and size (not enlarged), float32 (M, 4).
@@ -69,26 +74,26 @@ def segment_instances(
 ) -> Floats:
     """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
 
-    Each box is enlarged, then cropped in the same way as the training crops (`proposals.boxes.crop`), and passed through the
-    network. Its score map is resized to the enlarged box with bilinear interpolation and merged into a canvas (C, H, W) that
-    starts at 0. Because of that start, "max" never gives a negative score. The authors' released code does the same.
+    Each box is enlarged, cropped in the same way as the training crops (`proposals.boxes.crop`), and passed through the network.
+    Its score map is resized to the enlarged box with bilinear interpolation. It is then merged into a canvas (C, H, W), which is
+    an array of scores that starts at 0. So "max" never gives a negative score. The released code of Noh et al. does the same.
 
-    Pixels that no box covers get the score log(C - 1) for the background and 0 for every other class. The softmax then gives the
-    background a probability of one half. So the background is predicted there, but a confident FCN-8s or the CRF can still
-    overrule it.
+    Pixels that no enlarged box covers get the score log(C - 1) for the background and 0 for every other class. The softmax then
+    gives the background a probability of one half. So DeconvNet predicts the background there, but the ensemble with FCN-8s or
+    the CRF can still choose another class.
 
     Args:
         model: the network. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
-        context: factor by which the boxes are enlarged, see `proposals.boxes.enlarge`.
-        window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
-        aggregation: how the score maps are merged, "max" or "sum" (see the module's docstring).
+        context: factor by which the boxes are enlarged.
+        window: shape of an enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
+        aggregation: how overlapping score maps are merged: "max" takes the largest score of each class, "sum" adds the scores.
         batch: number of boxes in one forward pass.
-        on_box: callback for each merged box, see `OnBox`; None for none.
+        on_box: function called after each merged box with the number of boxes so far and the canvas, see `OnBox`; None for none.
 
     Returns:
-        Scores before the softmax, float32 (C, H, W).
+        Scores before the softmax, float32 (C, H, W), where C is the number of classes.
 
     Raises:
         ValueError: if `aggregation` is unknown or `batch` is below 1.
@@ -118,9 +123,9 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floa
     """Run DeconvNet on the crop of each box, in batches.
 
     Args:
-        model: the network.
+        model: the network, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
-        boxes: enlarged boxes x1, y1, x2, y2 in pixels.
+        boxes: the enlarged boxes, each a float array x1, y1, x2, y2 in pixels.
         batch: number of boxes in one forward pass.
 
     Yields:
@@ -139,8 +144,8 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floa
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
     """Compute the class scores of a whole image with a fully convolutional network.
 
-    If the longer side of the image exceeds `fcn.input_size`, the image is scaled down to that size, and the scores are scaled
-    back up with bilinear interpolation. If `fcn.input_size` is None, no image is scaled.
+    If the longer side of the image exceeds `fcn.input_size` pixels, the image is scaled down until it has that length, and the
+    scores are scaled back up with bilinear interpolation. If `fcn.input_size` is None, no image is scaled.
 
     Args:
         fcn: a network that accepts any input size. It runs on its current device, in evaluation mode.
@@ -169,7 +174,7 @@ def _device(model: torch.nn.Module) -> torch.device:
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode and switch gradients off inside the `with` block. Afterwards restore the model's mode."""
+    """Put the model in evaluation mode and switch gradients off inside a `with` block. Then restore the model's earlier mode."""
     training = model.training
     model.eval()
     try:
@@ -180,10 +185,10 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _visible(pixels: tuple[int, int, int, int], height: int, width: int) -> Slices | None:
-    """Clip a window to the image.
+    """Clip a window (enlarged box) to the image.
 
     Args:
-        pixels: the window x1, y1, x2, y2 in whole pixels.
+        pixels: the window x1, y1, x2, y2 in whole pixels; it may reach beyond the image.
         height: height of the image in pixels.
         width: width of the image in pixels.
 
@@ -196,13 +201,13 @@ def _visible(pixels: tuple[int, int, int, int], height: int, width: int) -> Slic
 
 
 def _merge(scores: Tensor, pixels: tuple[int, int, int, int], canvas: Tensor, aggregation: Aggregation, buffer: Floats) -> None:
-    """Resize a score map to its window and merge it into the canvas, in place.
+    """Resize the score map of a box to the enlarged box, and merge it into the scores of the image in place.
 
     Args:
         scores: score map of one box, float32 (C, S, S).
-        pixels: window of the box, x1, y1, x2, y2 in whole pixels. It must overlap the canvas.
-        canvas: scores merged so far, (C, H, W), on the same device; it is changed.
-        aggregation: "max" or "sum".
+        pixels: window (enlarged box), x1, y1, x2, y2 in whole pixels. It must overlap the image but may reach beyond it.
+        canvas: scores of the image merged so far, float32 (C, H, W), on the device of `scores`; it is changed.
+        aggregation: "max" to keep the larger score of each pixel and class, "sum" to add the scores.
         buffer: scratch memory, a flat float32 array with at least as many elements as the window has pixels. Only used on CPUs.
     """
     x1, y1, x2, y2 = pixels

@@ -1,8 +1,11 @@
 """The table `predictions` of a folder of images: its columns, the plan of a run, and the counts of predicted classes.
 
+The table is a folder of Parquet files, its parts. It is valid when its commit record (a JSON file that lists the parts) is written.
+
 A prediction is up to date if three conditions hold: the image file still has the same size and modification time, the mask file
-exists, and the prediction belongs to the current *generation*. A new generation begins whenever another version of the model is
-used for the same output. Predictions that an interrupted run finished count as well.
+exists, and the prediction belongs to the current *generation*. A generation is all predictions made with one version of the model.
+A new generation begins whenever another model version is used for the same output folder. Predictions that an interrupted run
+finished count as well, although that run wrote no commit record.
 """
 
 import uuid
@@ -56,8 +59,10 @@ class Task:
 
     Attributes:
         image: the image file.
-        part: name of the part of the table that already holds an up-to-date row of the image; "" if the image must be predicted.
-        has_overlay: whether the image will have an overlay when the run ends, so that its row names one.
+        part: name of the part (Parquet file) of the table `predictions` that already holds an up-to-date row of the image; "" if
+            the image must be predicted.
+        has_overlay: whether the image will have an overlay when the run ends. An overlay is a copy of the image with the mask
+            drawn over it.
         draw_overlay: whether this run draws the overlay.
     """
 
@@ -68,26 +73,26 @@ class Task:
 
     @property
     def mask_path(self) -> str:
-        """Return the path of the mask, relative to the output."""
+        """Return the path of the mask, relative to the output folder, such as "masks/cat.png"."""
         return f"{MASKS}/{self.image.stem}.png"
 
     @property
     def overlay_path(self) -> str:
-        """Return the path of the overlay, relative to the output."""
+        """Return the path of the overlay, relative to the output folder, such as "overlays/cat.jpg"."""
         return f"{OVERLAYS}/{self.image.stem}.jpg"
 
 
 @dataclass(frozen=True)
 class OutputState:
-    """The images and the model that an output was made from. It is stored as `predict.json` in the output.
+    """A record of the images and the model that an output folder was made from, stored there as `predict.json`.
 
     Attributes:
         input: folder of the images.
-        model: name of the registered model.
+        model: name of the model in MLflow's model registry.
         model_version: version of the registered model.
-        model_id: id of this model version, which differs from those in other registries.
-        generation: name of the current generation. A new generation begins whenever another model version is used for this
-            output.
+        model_id: id of this model version. Versions with the same name and number in other registries have other ids.
+        generation: name of the predictions that are made with this model version. It changes whenever another model version is
+            used for this output folder.
     """
 
     input: str
@@ -102,10 +107,12 @@ class Plan:
     """The work of one run of batch prediction.
 
     Attributes:
-        state: the input folder, model version and generation of the run.
-        key: digest of the images, the generation and the requested files. If it has not changed, the table is up to date.
+        state: the input folder, model version and generation (name of this model version's predictions) of the run.
+        key: digest of the names and stamps of the images, the generation, the limit of pixels, and whether overlays are wanted. If
+            the table was made with the same key, its rows are up to date.
         tasks: one task per image, in order; empty if the table is up to date.
-        earlier_files: paths of the masks and overlays of earlier runs, relative to the output.
+        earlier_files: paths of the masks and overlays of earlier runs, relative to the output folder; empty if the table is up to
+            date.
         incomplete: ids of images whose row is up to date but whose mask or overlay is missing.
         is_complete: whether the table is up to date, so that nothing is left to do.
     """
@@ -119,27 +126,31 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest that identifies the table that the run will write."""
+        """Return a digest of `key` and `incomplete`, which identifies the table `predictions` that the run will write."""
         return digest([self.key, self.incomplete])
 
     @property
     def units(self) -> list[list[Task]]:
-        """Split the tasks into lists, one for each part of the table. Workers write the parts independently of each other."""
+        """Split the tasks into lists, one for each part (Parquet file) of the table.
+
+        A part has at most 32 images. Workers write the parts independently of each other.
+        """
         size = min(_MAX_PART, max(1, len(self.tasks) // _MIN_PARTS))
         return [[self.tasks[i] for i in chunk] for chunk in tables.chunks(len(self.tasks), size)]
 
 
 def read_state(output: str) -> OutputState | None:
-    """Read which images and which model an output was made from.
+    """Read which images and which model an output folder was made from.
 
     Args:
         output: folder or s3:// prefix of the output.
 
     Returns:
-        The content of the output's `predict.json`, or None for a new output.
+        The content of the output's `predict.json`, or None if this program has not used the folder before.
 
     Raises:
-        UserError: if the output holds files that this program did not write.
+        UserError: if `predict.json` has another content, or there is no such file but the folders that this program writes to are
+            not empty.
     """
     try:
         return OutputState(**storage.read_json(storage.join(output, STATE_FILE)))
@@ -157,19 +168,20 @@ def read_state(output: str) -> OutputState | None:
 
 
 def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, overlays: bool, max_pixels: int | None) -> Plan:
-    """Find out which images of a folder still need a prediction, by comparing them with those in the output.
+    """Find out which images of a folder still need a prediction, by comparing them with the predictions in the output folder.
 
-    No image is read, only the names, stamps and sizes of the files.
+    No image is read and no file is written. The names and stamps (size and modification time) of the images are compared with the
+    rows of the table `predictions`.
 
     Args:
         images: all images of the input folder.
         output: folder or s3:// prefix of the output.
-        state: the input folder, model version and generation of the run.
-        overlays: whether every image shall have an overlay.
+        state: the input folder, model version and generation (name of this model version's predictions) of the run.
+        overlays: whether every image shall have an overlay, which is a copy of the image with the mask drawn over it.
         max_pixels: images with more pixels are refused; None for the limit stored with the model.
 
     Returns:
-        The plan. If the committed table is up to date and all its files exist, `is_complete` is True and there are no tasks.
+        The plan. If the table is up to date and all masks and wanted overlays exist, `is_complete` is True and there are no tasks.
     """
     table = storage.join(output, TABLE)
     files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
@@ -202,18 +214,19 @@ def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, over
 
 
 def new_generation() -> str:
-    """Return a random name for a new generation, 12 hexadecimal digits."""
+    """Return a random name for a new generation (the predictions made with one model version): 12 hexadecimal digits."""
     return uuid.uuid4().hex[:12]
 
 
 def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of all complete parts, including parts of interrupted runs that were never committed.
+    """Iterate over the rows of all finished parts (Parquet files), including those of runs that were interrupted.
 
     Args:
         table: URI of the table `predictions`.
 
     Yields:
-        The name of a part and one of its rows.
+        Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp, generation, width, height,
+        mask and overlay.
     """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
     names = [name for name in storage.list_files(table) if name.endswith(".json") and name != tables.COMMIT]
@@ -228,17 +241,18 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) -> tables.Commit:
-    """Make finished parts the table `predictions`, in place of an earlier table.
+    """Replace the table `predictions` by the parts (Parquet files) that a run has written.
 
-    Before that, masks and overlays of earlier runs are deleted if no row names them any more.
+    First, masks and overlays of earlier runs are deleted if no row names them any more. Then the commit record is written, a JSON
+    file that lists the table's parts.
 
     Args:
         plan: the plan of the run.
         output: folder or s3:// prefix of the output.
-        parts: the table's parts, in order.
+        parts: summaries of the table's parts, in order, as `predict_images` returns them.
 
     Returns:
-        The commit record of the table.
+        The content of the commit record.
     """
     table = storage.join(output, TABLE)
     named: set[str] = set()
@@ -256,7 +270,7 @@ def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
 
     Args:
         output: folder or s3:// prefix of the output.
-        parts: the parts of the table `predictions`; each holds its own rejected images.
+        parts: summaries of the parts (Parquet files) of the table `predictions`. Each lists its own rejected images.
 
     Returns:
         The number of rejected images.
@@ -270,12 +284,12 @@ def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How often a class was predicted.
+    """A class and how often it was predicted.
 
     Attributes:
         name: name of the class.
         images: number of images in which at least one pixel has the class.
-        share: share of an image's pixels that has the class, averaged over all images, 0 to 1.
+        share: share of an image's pixels that has the class, 0 to 1, averaged over all predicted images.
     """
 
     name: str
@@ -284,16 +298,16 @@ class ClassCount:
 
 
 def count_classes(output: str) -> list[ClassCount]:
-    """Count how often each class was predicted, according to the committed table `predictions`.
+    """Count how often each class was predicted, according to the table `predictions`.
 
     Args:
         output: folder or s3:// prefix of the output.
 
     Returns:
-        The predicted classes, most frequent first.
+        The predicted classes. Those that occur in the most images come first.
 
     Raises:
-        FileNotFoundError: if the output has no committed table.
+        FileNotFoundError: if the output folder has no finished table `predictions`.
     """
     table = storage.join(output, TABLE)
     commit = tables.require_commit(table)

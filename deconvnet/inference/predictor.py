@@ -1,4 +1,6 @@
-"""Predict the paper's five results for an image: FCN-8s, DeconvNet, their ensemble, and the last two refined by a dense CRF.
+"""Predict an image's five results: FCN-8s, DeconvNet, DeconvNet with a dense CRF, the ensemble, and the ensemble with the CRF.
+
+A result is a way of predicting the pixels' classes. The paper on DeconvNet, Noh et al. (ICCV 2015), compares these five:
 
     fcn8s           softmax of FCN-8s' scores for the whole image
     deconvnet       softmax of DeconvNet's scores, merged over the proposals (module `instances`)
@@ -6,8 +8,8 @@
     edeconvnet      ensemble of `deconvnet` and `fcn8s` (module `ensemble`)
     edeconvnet_crf  dense CRF applied to `edeconvnet`; the final result
 
-Source: Noh, Hong, Han (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with
-the unary potential -log p (`deconvnet.crf`).
+Source: Noh et al. (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
+unary potential -log p (`deconvnet.crf`).
 """
 
 from collections.abc import Collection, Mapping
@@ -43,21 +45,24 @@ RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """The options for turning the networks' scores into the five results. `dataclasses.asdict` gives values that JSON can store.
+    """The options for computing the five results (`RESULTS`) of an image with the two networks and the CRF.
+
+    `dataclasses.asdict` turns them into values that JSON can store.
 
     Attributes:
         proposals: largest number of boxes that DeconvNet is run on; the best boxes are taken.
         min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped and do not count.
-        aggregation: how the score maps of the boxes are merged, "max" or "sum", see `instances`.
-        ensemble: how the two networks are combined, "mean" or "product", see `ensemble.combine`.
+        aggregation: how overlapping score maps of boxes are merged: "max" takes the largest score, "sum" adds the scores.
+        ensemble: how the two networks are combined: "mean" of their probabilities, or "product" of their scores, see
+            `ensemble.combine`.
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
         batch: number of boxes in one forward pass.
-        bf16: whether to compute in bfloat16 on devices that are fast at it.
+        bf16: whether the networks compute in bfloat16 on devices that are fast at it, instead of float32.
         max_side: upper limit of the longer side of an image, in pixels. A larger image is scaled down to it, and its masks are
-            scaled back up. `min_side` and the CRF's sigmas then refer to pixels of the smaller image.
+            scaled back up. `min_side` and the widths (sigmas) of the CRF's Gaussians then refer to pixels of the smaller image.
         crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
         context: factor by which boxes are enlarged; the same as for training crops.
-        window: shape of the enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`; the same as for training crops.
+        window: shape of an enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`; the same as for training crops.
     """
 
     proposals: int = 50
@@ -74,10 +79,10 @@ class PredictorOptions:
 
     @classmethod
     def from_settings(cls, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:
-        """Build the options from settings.
+        """Build the options from the user's settings.
 
         Args:
-            segment: the settings section `segment`.
+            segment: the settings section `segment`, which says how images are predicted.
             examples: the settings section `examples`, which says how training crops are cut. Its `context` and `window` are used
                 for prediction, too.
 
@@ -91,13 +96,13 @@ class Predictor:
     """A predictor of an image's pixel classes that uses DeconvNet, FCN-8s and a dense CRF.
 
     Attributes:
-        deconvnet: DeconvNet, converted for inference (`deconvnet.models.fusion`).
-        fcn8s: FCN-8s, converted for inference.
+        deconvnet: copy of DeconvNet that was converted for fast inference by `deconvnet.models.fusion`.
+        fcn8s: copy of FCN-8s that was converted in the same way.
         options: the options of prediction, see `PredictorOptions`.
     """
 
     def __init__(self, deconvnet: DeconvNet, fcn8s: FCN8s, options: PredictorOptions | None = None) -> None:
-        """Convert copies of the networks for inference. The given networks are not changed.
+        """Create a predictor with copies of the networks that are converted for inference. The given networks are not changed.
 
         Args:
             deconvnet: a trained DeconvNet.
@@ -115,12 +120,12 @@ class Predictor:
 
     @classmethod
     def load(cls, deconvnet_uri: str, fcn8s_uri: str, device: str = "cpu", options: PredictorOptions | None = None) -> Self:
-        """Load both networks from their folders.
+        """Load both networks from their folders and create a predictor with them.
 
         Args:
             deconvnet_uri: folder of a DeconvNet written by `deconvnet.models.checkpoint.save_model`, local or s3://.
             fcn8s_uri: folder of an FCN-8s written in the same way.
-            device: torch device to predict on.
+            device: torch device to predict on, "cpu" or "cuda".
             options: the options of prediction; None for the defaults.
 
         Returns:
@@ -137,17 +142,18 @@ class Predictor:
     def probabilities(
         self, image: Image, boxes: Floats, results: Collection[str] = RESULTS, on_box: OnBox | None = None
     ) -> dict[str, Floats]:
-        """Compute the class probabilities of the pixels.
+        """Compute the class probabilities of an image's pixels.
 
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            results: names from `RESULTS`. Only these results, and those that they depend on, are computed.
-            on_box: callback for each box that DeconvNet's scores are merged from, see `instances.OnBox`; None for none.
+            results: names from `RESULTS`, such as "deconvnet". Only these results, and those that they depend on, are computed.
+            on_box: function called after DeconvNet's scores of each box have been merged, with the number of boxes so far and the
+                scores of the image, see `instances.OnBox`; None for none.
 
         Returns:
-            A dict from result name to probabilities, float32 (C, h, w), in the order of `RESULTS`. (h, w) is the size of the
-            image, or its size scaled down to `options.max_side`.
+            A dict from result name to probabilities, float32 (C, h, w), in the order of `RESULTS`. C is the number of classes.
+            (h, w) is the size of the image, or its reduced size if its longer side exceeds `options.max_side`.
 
         Raises:
             ValueError: if a name is not in `RESULTS`.
@@ -174,12 +180,12 @@ class Predictor:
         return {name: computed[name] for name in RESULTS if name in results}
 
     def masks(self, image: Image, boxes: Floats, results: Collection[str] = RESULTS) -> dict[str, Mask]:
-        """Predict the class of every pixel.
+        """Predict the class of every pixel of an image.
 
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            results: names from `RESULTS`.
+            results: names from `RESULTS`, such as "deconvnet", of the results to predict.
 
         Returns:
             A dict from result name to class ids, uint8 (H, W), in the order of `RESULTS`.
@@ -198,13 +204,17 @@ class Predictor:
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            counts: the numbers of boxes, in any order. For each number k, DeconvNet's mask from the first k of its best boxes is
-                predicted.
+            counts: numbers of boxes, in any order. For each number k, DeconvNet's mask is predicted from the first k boxes that it
+                is run on (see `best_boxes`). The CRF is not applied.
             results: names from `RESULTS`; "deconvnet" must be one of them.
 
         Returns:
-            The masks by result name, as `masks` returns them, and DeconvNet's masks by number of boxes in ascending order. If
-            there are fewer boxes than the number, the mask is the one from all boxes.
+            A pair of dicts of masks of class ids, uint8 (H, W). The first has the masks by result name, as `masks` returns them.
+            The second has DeconvNet's masks by number of boxes, in ascending order. If there are fewer boxes than a number says,
+            its mask is the one from all boxes.
+
+        Raises:
+            ValueError: if a name is not in `RESULTS`.
         """
         size = image.shape[:2]
         after: dict[int, Mask] = {}
@@ -218,15 +228,15 @@ class Predictor:
         return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}
 
     def mask_and_confidence(self, image: Image, boxes: Floats) -> tuple[Mask, float]:
-        """Predict the final result: the ensemble of both networks, refined by the CRF.
+        """Predict an image's mask with the ensemble of both networks and the CRF (the result "edeconvnet_crf").
 
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
 
         Returns:
-            The class ids, uint8 (H, W), and the confidence: the probability of the predicted class, averaged over the pixels, 0
-            to 1.
+            The class ids, uint8 (H, W), and the confidence, 0 to 1. The confidence is the probability of the predicted class,
+            averaged over the pixels.
         """
         found = self.probabilities(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
         return _resize(_arg_max(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
@@ -238,18 +248,18 @@ class Predictor:
             boxes: proposals x1, y1, x2, y2 in pixels, (N, 4), best first.
 
         Returns:
-            The first `options.proposals` boxes that are large enough, float32 (M, 4).
+            The first `options.proposals` boxes that are large enough for `options.min_side`, float32 (M, 4).
         """
         o = self.options
         return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
 
     def _deconvnet_scores(self, image: Image, boxes: Floats, on_box: OnBox | None) -> Floats:
-        """Compute DeconvNet's scores, merged over the best boxes.
+        """Compute DeconvNet's class scores of an image by merging its scores of the best boxes.
 
         Args:
-            image: uint8 (h, w, 3), RGB.
-            boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            on_box: callback for each merged box; None for none.
+            image: uint8 (h, w, 3), RGB, of a size within `options.max_side`.
+            boxes: proposals x1, y1, x2, y2 in pixels of this image, float32 (N, 4), best first.
+            on_box: function called after each merged box, see `instances.OnBox`; None for none.
 
         Returns:
             Scores before the softmax, float32 (C, h, w).
@@ -271,11 +281,11 @@ class Predictor:
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            boxes: (N, 4) boxes in pixels.
+            boxes: (N, 4) boxes x1, y1, x2, y2 in pixels.
 
         Returns:
-            The image, uint8 (h, w, 3), and the boxes in its pixels, float32 (N, 4). An image that is small enough is returned
-            unchanged.
+            The scaled image, uint8 (h, w, 3), and the boxes in pixels of the scaled image, float32 (N, 4). An image that is small
+            enough is returned unchanged.
         """
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         height, width = image.shape[:2]
@@ -288,15 +298,15 @@ class Predictor:
 
 
 def _arg_max(probabilities: Floats) -> Mask:
-    """Return the most probable class of each pixel, uint8 (H, W), given probabilities (C, H, W).
+    """Return the most probable class id of each pixel, uint8 (H, W), given probabilities (C, H, W).
 
-    Ties go to the lowest class id, so the background wins them.
+    If several classes are equally probable, the lowest id is chosen. So the background (0) wins a tie.
     """
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
 def _resize(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """Resize a mask (h, w) to `size`, which is (H, W), by nearest neighbour. A mask of that size is returned as it is."""
+    """Resize a mask (h, w) by nearest neighbour to `size`, its new height and width. A mask of that size is not copied."""
     if mask.shape == size:
         return mask
     return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

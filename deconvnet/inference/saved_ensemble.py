@@ -1,4 +1,4 @@
-"""Load a saved ensemble and predict the mask of an encoded image.
+"""Load a saved ensemble (DeconvNet and FCN-8s, with their options) and predict the masks of image files.
 
 Prediction includes the object proposals (EdgeBox), both networks and the CRF. The model registered in MLflow,
 `workflows/predict.py` and the server all predict with `SavedEnsemble`, so they give the same results. This module needs neither
@@ -30,7 +30,7 @@ _REQUIRED = {"classes", "proposals", "segment", "max_pixels"}
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image and its predicted mask.
+    """A decoded image and its predicted mask.
 
     Attributes:
         image: uint8 (H, W, 3), RGB, turned as the file's EXIF orientation says.
@@ -44,9 +44,9 @@ class Prediction:
 
 
 class SavedEnsemble:
-    """A complete predictor: EdgeBox proposals, DeconvNet, FCN-8s and the CRF.
+    """A complete predictor of masks from image files: EdgeBox proposals, DeconvNet, FCN-8s and the CRF.
 
-    It is loaded from a folder that contains `deconvnet/`, `fcn8s/` and `options.json`.
+    It is loaded from a folder that contains the two networks, in `deconvnet/` and `fcn8s/`, and their options in `options.json`.
 
     Attributes:
         classes: class names, ordered by id.
@@ -58,7 +58,7 @@ class SavedEnsemble:
 
         Args:
             folder: the ensemble's folder, local or s3://.
-            device: torch device to predict on.
+            device: torch device to predict on, "cpu" or "cuda".
             max_pixels: largest number of pixels of an image; None for the limit stored with the ensemble.
 
         Raises:
@@ -79,13 +79,13 @@ class SavedEnsemble:
         """Predict the mask of an image file.
 
         Args:
-            data: content of the file, in any format that `proposals.image_codec.decode_image` reads.
+            data: content of the file, such as a JPEG or PNG, in any format that `proposals.image_codec.decode_image` reads.
 
         Returns:
             The decoded image, its mask and the confidence.
 
         Raises:
-            BadInput: if the image cannot be used; the message gives the reason.
+            BadInput: if the image cannot be decoded, has too many pixels, or cannot be segmented; the message gives the reason.
         """
         image = decode_image(data, self.max_pixels)
         try:
@@ -102,8 +102,8 @@ def read_options(folder: str) -> dict[str, Any]:
         folder: the ensemble's folder, local or s3://.
 
     Returns:
-        A dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of `edge_boxes`), `segment` (fields of
-        `PredictorOptions`) and `max_pixels`.
+        The content of `options.json`: a dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of
+        `proposals.edge_boxes`), `segment` (fields of `PredictorOptions`) and `max_pixels` (largest number of pixels of an image).
 
     Raises:
         UserError: if the folder does not hold a complete ensemble.
@@ -123,11 +123,14 @@ def _load_predictor(folder: str, device: str, options: dict[str, Any]) -> "Predi
 
     Args:
         folder: the ensemble's folder, local or s3://.
-        device: torch device to predict on.
-        options: the fields of `PredictorOptions`, as stored in `options.json`.
+        device: torch device to predict on, "cpu" or "cuda".
+        options: the fields of `PredictorOptions`, as stored under `segment` in `options.json`.
 
     Returns:
-        The predictor.
+        A predictor with the networks and these options.
+
+    Raises:
+        UserError: if a network's folder holds no model, or another kind of network.
     """
     from deconvnet.inference.predictor import Predictor, PredictorOptions
 
@@ -136,13 +139,13 @@ def _load_predictor(folder: str, device: str, options: dict[str, Any]) -> "Predi
 
 
 def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:
-    """Make sure that numba can cache the functions that it compiles.
+    """Make sure that numba can cache the functions that it compiles, by giving it a temporary folder if necessary.
 
     Importing `deconvnet.crf` raises RuntimeError if numba can write neither to the folder of the code nor to the home folder. In
-    that case numba is told to use a new temporary folder.
+    that case numba's cache folder is set to a new temporary folder.
 
     Returns:
-        The temporary folder, which is deleted together with the returned object, or None if numba needs none.
+        The temporary folder, or None if numba needs none. The folder is deleted when the returned object is.
     """
     import numba
 
