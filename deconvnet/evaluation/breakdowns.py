@@ -1,6 +1,8 @@
 """Break the evaluation down: confusion between classes, mean IoU by number of proposals, and IoU by object size.
 
-All figures are computed from sums over images. So several processes can count different images, and their sums can be added.
+A result is one of the five ways of predicting a mask, such as "deconvnet" (`deconvnet.inference.predictor.RESULTS`). A proposal is
+a box that may contain an object. All figures are computed from sums over images. So several processes can count different images,
+and their sums can be added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,20 +30,20 @@ them either.
 def object_ious(
     class_mask: np.ndarray, object_mask: np.ndarray, predictions: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the IoU of each annotated object.
+    """Compute the IoU (intersection over union) of each annotated object in each of R predicted masks.
 
-    A predicted mask does not separate the objects of a class. So the prediction of an object is taken to be all 8-connected
-    components of its class that touch the object, without pixels that are void or belong to other objects of the class in the
-    truth.
+    A predicted mask does not separate the objects of a class. So all 8-connected predicted regions of the object's class that
+    touch the object are taken as its prediction. Pixels that the annotation marks as void or as another object of the class are
+    left out of them.
 
     Args:
-        class_mask: true class ids, uint8 (H, W); 255 is void.
-        object_mask: true object ids from 1, uint8 or uint16 (H, W); see `proposals.schemas.IMAGES`.
-        predictions: predicted class ids, uint8 (H, W), by result name. R is their number.
+        class_mask: annotated class ids, uint8 (H, W); 255 is void.
+        object_mask: annotated object ids, uint8 or uint16 (H, W). 0 is background, and the largest value of the dtype is void.
+        predictions: the R masks of predicted class ids, uint8 (H, W), by result name.
 
     Returns:
-        Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` wide and high: the share of the image's
-        pixels that each object covers, float64 (M,), and its IoU in each result, float64 (R, M).
+        Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` (4) pixels wide and high. The first is the
+        share of the image's pixels that each object covers, float64 (M,). The second is its IoU in each mask, float64 (R, M).
     """
     objects = find_objects(class_mask, object_mask, SMALLEST_SIDE)
     ious = np.zeros((len(predictions), len(objects)))
@@ -66,9 +68,9 @@ class Breakdowns:
     """Sums over the images evaluated so far. `add` counts one image, and `merge` adds the sums of other images.
 
     Attributes:
-        results: names of the R results that are measured.
-        counts: the K numbers of proposals after which DeconvNet is measured.
-        confusion: numbers of pixels by result, true class and predicted class, int64 (R, C, C).
+        results: names of the R results that are measured, such as "deconvnet".
+        counts: the K numbers of proposals (boxes) from which DeconvNet's mask is predicted and measured.
+        confusion: numbers of pixels by result, true class and predicted class, int64 (R, C, C), for C classes.
         confusion_by_count: numbers of pixels by entry of `counts`, true class and DeconvNet's predicted class, int64 (K, C, C).
         objects: numbers of annotated objects in each of the B size bins (`SIZE_EDGES`), int64 (B,).
         ious: sums of the objects' IoU by result and size bin, float64 (R, B).
@@ -86,9 +88,9 @@ class Breakdowns:
         """Create breakdowns of no images, with all sums 0.
 
         Args:
-            results: names of the results that are measured.
-            counts: numbers of proposals after which DeconvNet is measured.
-            num_classes: number of classes C.
+            results: names of the results that are measured, such as "deconvnet".
+            counts: numbers of proposals (boxes) from which DeconvNet's mask is predicted and measured.
+            num_classes: number of classes, including the background.
 
         Returns:
             The empty breakdowns.
@@ -114,13 +116,13 @@ class Breakdowns:
         """Add one image to the sums.
 
         Args:
-            class_mask: true class ids, uint8 (H, W); 255 is void.
-            object_mask: true object ids from 1, uint8 or uint16 (H, W).
-            predictions: predicted class ids, uint8 (H, W), by result name.
-            by_count: DeconvNet's predicted class ids, uint8 (H, W), by number of proposals.
+            class_mask: annotated class ids, uint8 (H, W); 255 is void.
+            object_mask: annotated object ids, uint8 or uint16 (H, W). 0 is background, and the largest value of the dtype is void.
+            predictions: predicted class ids, uint8 (H, W), by result name; one for each of `results`.
+            by_count: DeconvNet's predicted class ids, uint8 (H, W), by number of proposals; one for each of `counts`.
 
         Returns:
-            The mean IoU of this image alone for each result, in the order of `results`; nan if the truth is all void.
+            The mean IoU of this image alone for each result, in the order of `results`; nan if the annotation is all void.
         """
         classes = self.confusion.shape[-1]
         single = [ConfusionMatrix(classes).update(class_mask, predictions[name]) for name in self.results]
@@ -135,7 +137,7 @@ class Breakdowns:
         return [each.mean_iou for each in single]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays of sums by attribute name, for sending them to another process. They are not copied."""
+        """Return a dict of the four arrays of sums by attribute name, for sending to another process. They are not copied."""
         return {name: getattr(self, name) for name in ("confusion", "confusion_by_count", "objects", "ious")}
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -151,11 +153,13 @@ class Breakdowns:
         """Compute the breakdowns as JSON values, which are stored in `report/analysis.json`.
 
         Returns:
-            A dict with three entries. None stands for a mean of nothing.
+            A dict with three entries. In place of a mean over no classes or no objects, there is None.
 
-            * `confusion` holds a matrix of pixel numbers (true class, predicted class) for each result.
-            * `proposals` holds the `counts` of proposals and the `mean_iou` of DeconvNet after each count.
-            * `sizes` holds the `edges` of the size bins, the numbers of `objects` in them, and their `mean_iou` for each result.
+            * `confusion` is a dict from result name to a nested list: numbers of pixels by true class, then by predicted class.
+            * `proposals` is a dict with two lists: `counts`, the numbers of proposals, and `mean_iou`, that of DeconvNet for each
+              number.
+            * `sizes` is a dict with the list `edges` (limits of the size bins), the list `objects` (numbers of objects in the
+              bins) and the dict `mean_iou` (from result name to a list, with the mean IoU of the objects in each bin).
         """
         by_size = np.divide(self.ious, self.objects, out=np.full_like(self.ious, np.nan), where=self.objects > 0)
         by_count = [ConfusionMatrix(matrix.shape[0], matrix).mean_iou for matrix in self.confusion_by_count]
@@ -171,5 +175,5 @@ class Breakdowns:
 
 
 def _with_none(values: Sequence[float]) -> list[float | None]:
-    """Return the values with None in place of nan, because JSON has no nan."""
+    """Replace nan in a list of numbers by None, because JSON has no nan."""
     return [None if isnan(value) else float(value) for value in values]

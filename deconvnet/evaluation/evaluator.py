@@ -1,7 +1,8 @@
 """Evaluate DeconvNet and FCN-8s on one split of a data set.
 
-The images are split into batches. Workers that hold both networks predict each image in the paper's five ways (`RESULTS`) and
-compare the masks with the annotation. The counts of all batches are then added up.
+The images are split into batches. Workers that hold both networks predict each image in five ways and compare the masks with the
+annotation. The counts of all batches are then added up. The five ways are those of Noh et al. (ICCV 2015), the paper on DeconvNet:
+FCN-8s, DeconvNet, their ensemble, and the last two refined by a CRF. What one of them predicts is called a result (`RESULTS`).
 """
 
 import math
@@ -35,10 +36,10 @@ class EvaluationInputs:
         deconvnet_uri: folder of a trained DeconvNet.
         fcn8s_uri: folder of a trained FCN-8s.
         images_uri: URI of the table `images`.
-        proposals_uri: URI of the table `proposals` that was made from these images.
-        split: name of the split. Its images with a class mask are evaluated.
+        proposals_uri: URI of the table `proposals`, which holds the boxes that were found in these images.
+        split: name of the split, such as "val". Its images with a class mask are evaluated.
         classes: class names, ordered by id.
-        options: options of the predictor.
+        options: options for predicting, such as the largest number of boxes per image.
     """
 
     deconvnet_uri: str
@@ -51,7 +52,10 @@ class EvaluationInputs:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Return the numbers of proposals after which DeconvNet is measured, in ascending order up to `options.proposals`."""
+        """Return the numbers of proposals from which DeconvNet's masks are predicted and measured.
+
+        They are in ascending order, and the last is `options.proposals`.
+        """
         return counts_up_to(self.options.proposals)
 
 
@@ -60,8 +64,9 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        results: mean IoU, pixel accuracy and IoU by class of the five results; the content of `report/results.json`.
-        mean_iou: mean IoU of each image on its own, by image_id and result name; None if the image's annotation is all void.
+        results: the content of `report/results.json`: `dataset` (name), `images` (number of images), `classes` (names), and `rows`
+            (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
+        mean_iou: mean IoU of each image on its own, by image_id, then by result name; None if the image's annotation is all void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
     """
 
@@ -72,13 +77,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A batch of images that one worker call measures.
+    """A unit of work: a batch of images of one row group, which a worker measures in one call.
 
     Attributes:
-        images: the part of the table `images` that holds them.
-        proposals: the part of the table `proposals` that holds their boxes.
-        row_group: index of the row group in the part of `images`.
-        rows: positions of the images, counted among those rows of the row group that belong to the split.
+        images: the part (Parquet file) of the table `images` that holds the images.
+        proposals: the part of the table `proposals` that holds the boxes of the images.
+        row_group: index of the row group that holds the images in the part of the table `images`.
+        rows: positions of the images among the rows of the row group that belong to the evaluated split.
     """
 
     images: tables.Part
@@ -88,7 +93,7 @@ class _Unit:
 
 
 def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False) -> Evaluation:
-    """Predict every annotated image of a split in the paper's five ways and measure the predictions.
+    """Predict every annotated image of a split in five ways (`RESULTS`) and measure the predictions. No file is written.
 
     Args:
         inputs: the networks, the images and the options.
@@ -97,7 +102,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
         gpu: whether each worker takes a GPU.
 
     Returns:
-        The results, the mean IoU of each image, and the breakdowns.
+        The metrics of the five results, the mean IoU of each image, and the breakdowns.
 
     Raises:
         UserError: if the split has no image with a class mask, or no node has room for a worker.
@@ -111,7 +116,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
 
 
 def _units(inputs: EvaluationInputs) -> list[_Unit]:
-    """Divide the images of the evaluated split into batches of at most `IMAGES_PER_UNIT`, in the order of the table."""
+    """Divide the images of the evaluated split into batches of at most 8 images, in the order of the table `images`."""
     images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
     return [
         _Unit(part, boxes, number, rows)
@@ -123,15 +128,15 @@ def _units(inputs: EvaluationInputs) -> list[_Unit]:
 
 
 def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[dict[str, Any]]:
-    """Load the networks into a worker.
+    """Load the networks into a worker process and limit its CPU threads. The executor calls this once in each worker process.
 
     Args:
         inputs: the networks, the images and the options.
-        device: torch device to predict on.
+        device: torch device to predict on, "cpu" or "cuda".
         threads: number of CPU threads that the worker may use.
 
     Returns:
-        A function that takes the index of a batch and the batch, and returns its measurements (see `_measure`).
+        A function that takes the index of a batch and the batch. It returns the dict of measurements that `_measure` describes.
     """
     import torch
 
@@ -150,8 +155,8 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of `Breakdowns`, `image_ids` (a list) and `mean_iou`. The latter holds for each image a list of
-        floats, one per result in the order of `RESULTS`; they are nan if the annotation is all void.
+        A dict with the arrays of sums that `Breakdowns.arrays` returns, and two more entries: `image_ids`, a list, and `mean_iou`.
+        The latter has for each image a list of floats, one per result in the order of `RESULTS`; nan if the annotation is all void.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
@@ -171,9 +176,11 @@ def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, n
         inputs: the networks, the images and the options.
         unit: the batch of images.
 
+    Images without a class mask are skipped. If only the object mask is missing, it is made from the class mask.
+
     Yields:
-        The image_id, the image, uint8 (H, W, 3), the class mask and the object mask, both (H, W), of each image in order. Images
-        without a class mask are skipped. If only the object mask is missing, it is made from the class mask.
+        For each image in order: its image_id; the image, uint8 (H, W, 3), RGB; the class mask, uint8 (H, W), where 255 is void; the
+        object mask, uint8 or uint16 (H, W), with ids from 1.
     """
     columns = ["image_id", "split", "image", "class_mask", "object_mask"]
     rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
@@ -189,12 +196,12 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     """Add up the measurements of all batches.
 
     Args:
-        measured: the return values of `_measure`, in any order.
+        measured: measurements of the batches, as `_measure` returns them, in any order.
         inputs: the networks, the images and the options.
-        dataset: name of the data set.
+        dataset: name of the data set, which is stored in the results.
 
     Returns:
-        The results, the mean IoU of each image, and the breakdowns.
+        The metrics of the five results, the mean IoU of each image, and the breakdowns.
 
     Raises:
         UserError: if no image was measured.
@@ -222,14 +229,15 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
 
 
 def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:
-    """Compute the metrics of one result.
+    """Compute the metrics of one result (one of the five ways of predicting).
 
     Args:
-        matrix: confusion matrix of the result.
+        matrix: confusion matrix of the result over all images.
         classes: class names, ordered by id.
 
     Returns:
-        A dict with `mean_iou`, `pixel_accuracy` and `iou` (a dict by class name); None stands for an undefined metric.
+        A dict with the floats `mean_iou` and `pixel_accuracy`, 0 to 1, and `iou`, a dict from class name to IoU. A metric is None
+        if it is undefined, such as the IoU of a class that does not occur.
     """
     return {
         "mean_iou": _or_none(matrix.mean_iou),
@@ -239,5 +247,5 @@ def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, An
 
 
 def _or_none(value: float) -> float | None:
-    """Return the value, or None if it is nan, because JSON has no nan."""
+    """Return None if a number is nan, because JSON has no nan, and else the number."""
     return None if math.isnan(value) else float(value)

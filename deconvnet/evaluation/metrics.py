@@ -9,10 +9,10 @@ from proposals.masks import VOID_ID
 
 
 class ConfusionMatrix:
-    """Numbers of pixels by true class and predicted class.
+    """Numbers of pixels by true class and predicted class, from which the metrics are computed.
 
-    As in VOC, the pixels of all images are counted together before the metrics are computed. The metrics are not averaged over
-    images. Pixels that are void (255) in the truth are not counted.
+    As in PASCAL VOC, the pixels of all images are counted together before the metrics are computed. The metrics are not averaged
+    over images. Pixels that are annotated as void (255) are not counted.
 
     Attributes:
         num_classes: number of classes C.
@@ -20,10 +20,10 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, matrix: ArrayLike | None = None) -> None:
-        """Create a matrix.
+        """Create a confusion matrix.
 
         Args:
-            num_classes: number of classes C, 1 to 255.
+            num_classes: number of classes C, including the background, 1 to 255.
             matrix: initial counts (C, C), which are copied; None for zeros.
 
         Raises:
@@ -40,10 +40,10 @@ class ConfusionMatrix:
             self.matrix = counts
 
     def update(self, truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> Self:
-        """Add the pixels of one or more images.
+        """Count the pixels of one or more images and add them to the matrix.
 
         Args:
-            truth: true class ids, integers of any shape; 255 is void.
+            truth: annotated class ids, integers of any shape; 255 is void.
             prediction: predicted class ids, integers of the same shape, without void.
 
         Returns:
@@ -66,7 +66,7 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Compute the intersection over union of each class, TP / (TP + FP + FN).
+        """Compute the intersection over union of each class: true positives / (true positives + false positives + false negatives).
 
         Returns:
             float64 (C,), 0 to 1; nan for a class that occurs neither in the truth nor in the prediction.
@@ -77,7 +77,7 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        """Compute the mean IoU, 0 to 1. Classes whose IoU is nan are left out; the result is nan if all are."""
+        """Compute the mean of the classes' IoU, 0 to 1. Classes whose IoU is nan are left out. It is nan if all are left out."""
         iou = self.iou
         return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 

@@ -2,8 +2,8 @@
 
 Source: the development kit of VOC 2012, sections 5.2 and 5.3. The archive holds one PNG of class ids for each image, of the
 image's size, in the folder results/VOC2012/Segmentation/COMPETITION_SPLIT_cls. Competition 5 is for methods that were trained on
-the challenge's own data only, and competition 6 is for all others. Networks that start from VGG-16 have seen ImageNet, so they
-belong to competition 6.
+the challenge's own data only, and competition 6 is for all others. Networks that start from VGG-16 were trained on ImageNet as
+well, so they belong to competition 6.
 """
 
 import gzip
@@ -24,11 +24,11 @@ _MAX_NAMES = 3  # largest number of images named in a message
 
 
 def masks_folder(competition: str, split: str) -> str:
-    """Return the path of the masks' folder in the archive.
+    """Return the path of the masks' folder in the archive for the test server.
 
     Args:
-        competition: "comp5" or "comp6".
-        split: name of the image list, such as "test".
+        competition: "comp5" for methods trained on VOC's data only, or "comp6" for others.
+        split: name of the VOC image list, such as "test".
 
     Returns:
         A path such as "results/VOC2012/Segmentation/comp6_test_cls".
@@ -40,11 +40,11 @@ def pack_masks(masks: Mapping[str, bytes], folder: str) -> bytes:
     """Pack masks into a gzipped tar archive. The same masks always give the same bytes.
 
     Args:
-        masks: PNG files by image_id.
-        folder: path of the masks' folder in the archive.
+        masks: contents of the PNG files by image_id.
+        folder: path of the masks' folder in the archive, as `masks_folder` returns it.
 
     Returns:
-        The content of the archive.
+        The content of the archive file.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -58,19 +58,19 @@ def pack_masks(masks: Mapping[str, bytes], folder: str) -> bytes:
 def check_submission(
     archive: bytes, folder: str, sizes: Mapping[str, tuple[int, int]], num_classes: int = NUM_CLASSES
 ) -> list[str]:
-    """Check an archive against the server's rules.
+    """Check an archive of masks against the rules of VOC's test server.
 
     Each image must have exactly one mask, and the archive must hold nothing else. A mask must be a paletted PNG in VOC's colours,
     of the size of its image, with class ids below `num_classes`.
 
     Args:
         archive: content of the gzipped tar archive.
-        folder: path of the masks' folder in the archive.
-        sizes: width and height in pixels of every image of the list, by image_id.
+        folder: path of the masks' folder in the archive, as `masks_folder` returns it.
+        sizes: width and height in pixels of every image in the VOC image list, by image_id.
         num_classes: number of classes, including the background.
 
     Returns:
-        A message for each kind of violation, with the names of some of the images concerned; empty if the archive is valid.
+        A message for each kind of violation, which names up to three of the images concerned. Empty if the archive is valid.
     """
     faults: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -97,7 +97,7 @@ def check_submission(
 
 
 def _mask_fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | None:
-    """Check one mask against the server's rules.
+    """Check one mask against the rules of VOC's test server.
 
     Args:
         data: content of the mask's PNG file.
@@ -124,6 +124,6 @@ def _mask_fault(data: bytes, size: tuple[int, int], num_classes: int) -> str | N
 
 
 def _some(names: Iterable[str]) -> str:
-    """Join the first three names with commas, and add the number of the others, as in "a, b, c and 5 more"."""
+    """Format a list of names: the first three, and the number of the others if any, as in "a, b, c and 5 more"."""
     names = list(names)
     return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")

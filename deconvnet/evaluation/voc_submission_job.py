@@ -1,4 +1,4 @@
-"""Predict the masks of all images in a VOC image list, for the test server.
+"""Predict the masks of all images in a VOC image list, for a submission to PASCAL VOC's test server.
 
 The server refuses an incomplete submission. So an image that cannot be segmented is an error here and is not skipped.
 """
@@ -57,14 +57,14 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The networks, the options and the result that the masks of a submission are predicted with.
+    """The networks and options for predicting the masks of a submission, and which of the five results to submit.
 
     Attributes:
         deconvnet: folder of a trained DeconvNet.
         fcn8s: folder of a trained FCN-8s.
-        options: options of the predictor.
-        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the object proposals.
-        result: name of the result to submit, one of `deconvnet.inference.predictor.RESULTS`.
+        options: options for predicting with the networks.
+        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects.
+        result: name of the result to submit: "fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet" or "edeconvnet_crf".
     """
 
     deconvnet: str
@@ -80,7 +80,8 @@ class Recipe:
             images: the images to predict.
 
         Returns:
-            A digest in hexadecimal. It changes with the networks, the options, the forest of the edge detector and the images.
+            A digest in hexadecimal. It changes with the networks, the options, the model of the edge detector (a structured forest)
+            and the images.
         """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
         files += [forest] if (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])) else []
@@ -91,8 +92,10 @@ class Recipe:
 def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
     """List the images of a split and check that each can be decoded. Annotated masks need not exist.
 
+    All image files are read, and the progress is displayed.
+
     Args:
-        root: folder in VOC's layout, local or s3://.
+        root: folder in the layout of PASCAL VOC, local or s3://.
         split: name of the image list, such as "test".
         max_pixels: images with more pixels are refused.
 
@@ -131,8 +134,8 @@ def predict_masks(
 
     Args:
         images: the images of the list.
-        recipe: the models and options to predict with.
-        folder: folder of the masks, local or s3://.
+        recipe: the networks and options to predict with.
+        folder: folder of the masks, local or s3://. It must not hold masks that were made with another recipe.
         executor: runs the workers, each of which holds both networks.
         gpu: whether each worker takes a GPU.
 
@@ -155,17 +158,17 @@ def predict_masks(
 
 
 def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work[None]:
-    """Load the networks into a worker.
+    """Load the networks into a worker process and limit its CPU threads. The executor calls this once in each worker process.
 
     Args:
-        recipe: the models and options to predict with.
-        folder: folder that the masks are written to.
-        device: torch device to predict on.
+        recipe: the networks and options to predict with.
+        folder: folder that the masks are written to, local or s3://.
+        device: torch device to predict on, "cpu" or "cuda".
         threads: number of CPU threads that the worker may use.
 
     Returns:
-        A function that takes the index of a batch and its images, and writes their masks. It raises UserError if an image cannot
-        be segmented.
+        A function that takes the index of a batch and its images, and writes their masks as PNGs. It returns nothing. It raises
+        UserError if an image cannot be segmented.
     """
     import torch
 
@@ -187,23 +190,23 @@ def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work
 
 
 def _unusable(uri: str, error: Exception) -> UserError:
-    """Make the error for an image that cannot be segmented.
+    """Create the error for an image that cannot be segmented.
 
     Args:
         uri: URI of the image file.
-        error: the reason.
+        error: the exception that says why.
 
     Returns:
-        The error to raise.
+        The error. The caller raises it.
     """
     reason = " ".join(str(error).split())
     return UserError(f"{uri} can't be segmented: {reason}. The server wants a mask for each image of the list")
 
 
 def _preference(name: str) -> tuple[int, str]:
-    """Return a sort key by which the best of several files with the same id comes first.
+    """Return a key for sorting file names, by which the preferred one of several files with the same image id comes first.
 
-    JPEG files come before PNG files, and files that are not images come last.
+    JPEG files come before PNG files, and files with other suffixes come last. Files of the same kind are sorted by name.
     """
     suffix = PurePosixPath(name).suffix.lower()
     return (_SUFFIXES.index(suffix) if suffix in _SUFFIXES else len(_SUFFIXES), name)
