@@ -14,6 +14,12 @@ def __getattr__(name: str) -> Any:
     Python calls this function for names that the module does not define yet. Because of it, `proposals.settings` can be imported
     without OpenCV.
 
+    Args:
+        name: name of the attribute that is looked up in this package.
+
+    Returns:
+        The function `proposals.edgebox.edge_boxes`.
+
     Raises:
         AttributeError: if `name` is anything but "edge_boxes".
     """

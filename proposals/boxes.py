@@ -21,13 +21,13 @@ def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square
     """Scale boxes about their centres, to include some context around an object.
 
     Args:
-        boxes: array (N, 4).
-        scale: the factor; DeconvNet uses 1.2.
+        boxes: array (N, 4) of x1, y1, x2, y2 in pixels.
+        scale: factor by which the sides are multiplied. DeconvNet (Noh et al., ICCV 2015) uses 1.2.
         window: "square" makes both sides `scale` times the longer side of the box, so that a square crop of it is not distorted.
             The lists of training crops released with DeconvNet do the same. "stretched" multiplies each side by `scale`.
 
     Returns:
-        float32 array (N, 4); the boxes may reach beyond the image.
+        float32 array (N, 4) of x1, y1, x2, y2; the boxes may reach beyond the image.
     """
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -45,7 +45,7 @@ def window_pixels(box: Sequence[float] | np.ndarray) -> tuple[int, int, int, int
     the two side lengths (halves up) instead of the four edges, so that a square box remains square.
 
     Args:
-        box: 4 coordinates.
+        box: x1, y1, x2, y2 in pixels, not necessarily whole numbers.
 
     Returns:
         (x1, y1, x2, y2), at least one pixel wide and high; it may reach beyond the image.
@@ -68,9 +68,10 @@ def crop(
 
     Args:
         image: array (H, W, C), or (H, W) for a mask.
-        box: 4 coordinates; the box may lie partly or wholly outside the image.
+        box: x1, y1, x2, y2 in pixels; the box may lie partly or wholly outside the image.
         size: side of the result in pixels.
-        fill: value of the pixels outside the image: one number for all channels, or one per channel.
+        fill: value of the pixels outside the image: one number for all channels, or one per channel. The default is the mean
+            colour of ImageNet.
         interpolation: cv2.INTER_LINEAR for images. They are enlarged bilinearly; when they are shrunk, pixels are first averaged
             by area, so that fine texture does not alias. cv2.INTER_NEAREST for masks of ids. They are resized by OpenCV's
             INTER_NEAREST_EXACT, which samples at pixel centres and so keeps a mask aligned with its image.
@@ -113,14 +114,14 @@ def _resize(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute the intersection over union of every pair of boxes.
+    """Compute the IoU (intersection over union) of every pair of boxes from two lists.
 
     Args:
-        a: array (N, 4).
-        b: array (M, 4).
+        a: array (N, 4) of x1, y1, x2, y2.
+        b: array (M, 4) of x1, y1, x2, y2.
 
     Returns:
-        float64 array (N, M) of values from 0 to 1; 0 where either box is empty.
+        float64 array (N, M) of values from 0 to 1. Element (i, j) is the IoU of a[i] and b[j]; it is 0 if either box is empty.
     """
     first = np.asarray(a, np.float64).reshape(-1, 1, 4)
     second = np.asarray(b, np.float64).reshape(1, -1, 4)
@@ -131,5 +132,12 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    """Return the areas of boxes (..., 4) in px² as an array (...); the area of an empty box is 0."""
+    """Compute the areas of boxes.
+
+    Args:
+        boxes: array (..., 4) of x1, y1, x2, y2 in pixels.
+
+    Returns:
+        Array (...) of areas in px²; the area of an empty box is 0.
+    """
     return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)

@@ -42,7 +42,9 @@ class PreviousTable:
 
 @dataclass(frozen=True)
 class PreviousPart:
-    """The rows of a previous table that may be copied for one part of the current `images` table.
+    """A description of the rows of a previous table that may be copied for one part of the current `images` table.
+
+    A part is one of the Parquet files of which a table consists.
 
     Attributes:
         table: URI of the previous table.
@@ -57,10 +59,10 @@ class PreviousPart:
     part: tables.Part
 
     def rows(self, reusable: frozenset[Change], columns: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-        """Read the rows of the previous table for those images whose rows are still valid.
+        """Read the rows of the previous table that are still valid, because their image has not changed in a way that matters.
 
         Args:
-            reusable: the changes of an image after which its rows are still valid.
+            reusable: the kinds of change (values of `Change`, such as "same") after which the rows of an image are still valid.
             columns: the columns to read, which must include image_id; None for all.
 
         Returns:
@@ -76,15 +78,15 @@ class PreviousPart:
 
 
 def previous_parts(previous: PreviousTable | None, images: tables.Commit) -> list[PreviousPart | None]:
-    """Find the rows that each part of an `images` table may copy from a previous table.
+    """Find out which rows of a previous table may be copied for each part (Parquet file) of an `images` table.
 
     Args:
         previous: the previous table; None to copy nothing.
-        images: commit record of the current `images` table.
+        images: commit record of the current `images` table, which lists its parts.
 
     Returns:
-        One item per part of `images`. It is None if there is nothing to copy for that part; all are None if the previous table
-        does not exist.
+        One item per part of `images`, in order. It is None if there is nothing to copy for that part; all are None if the
+        previous table does not exist.
 
     Raises:
         FileNotFoundError: if the previous table exists but the `changes` table does not.
@@ -105,12 +107,13 @@ def find_changes(images_uri: str, before_uri: str | None, out_uri: str, fingerpr
         images_uri: URI of the current `images` table.
         before_uri: URI of the previous `images` table; if it is None or there is no such table, every image is new.
         out_uri: URI of the `changes` table to write. It gets one part for each part of the current `images` table.
-        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        fingerprint: digest of the code version, settings and inputs of this pipeline stage. Parts that an interrupted run wrote
+            with the same fingerprint are kept.
         executor: runs the comparisons, one unit of work per part, locally or on Ray.
 
     Returns:
-        The commit record of the `changes` table. Its `extra` counts the `new`, `changed`, `relabelled` and `same` images, and
-        those `gone` from the previous table.
+        The commit record of the `changes` table, which lists its parts. Its `extra` has the number of images that are `new`,
+        `changed`, `relabelled` or `same`, and of those that are `gone` from the previous table.
 
     Raises:
         FileNotFoundError: if there is no complete table at `images_uri`.
@@ -136,10 +139,10 @@ def _part_rows(
     Args:
         images_uri: URI of the current `images` table.
         before_uri: URI of the previous one; None if there is none.
-        unit: the part of the current table, and the parts of the previous table whose ids overlap it.
+        unit: the unit of work: a part of the current table, and the parts of the previous table whose ids overlap it.
 
     Yields:
-        Rows with the keys `image_id` and `change`, sorted by image_id.
+        Rows with the keys `image_id` and `change` ("new", "changed", "relabelled" or "same"), sorted by image_id.
     """
     part, overlapping = unit
     before = tables.rows_between(before_uri, overlapping, part.first, part.last) if before_uri else iter(())
@@ -155,7 +158,8 @@ def compare(rows: Iterator[Mapping[str, Any]], before: Iterator[Mapping[str, Any
         before: rows of the previous table, sorted by image_id.
 
     Yields:
-        The image_id and the change of each row of the current table, in order.
+        For each row of the current table, in order, its image_id and how the image differs: "new", "changed" (another file),
+        "relabelled" (other masks or another split) or "same".
     """
     old = next(before, None)
     for row in rows:
@@ -172,11 +176,11 @@ def compare(rows: Iterator[Mapping[str, Any]], before: Iterator[Mapping[str, Any
 
 
 def _overlapping(before: Sequence[tables.Part], parts: Sequence[tables.Part]) -> list[tuple[tables.Part, ...]]:
-    """Find the parts of a previous table that may contain the same images as parts of the current table.
+    """Find the parts (Parquet files) of a previous table that may contain the same images as each part of the current table.
 
     Args:
-        before: parts of the previous table, in order.
-        parts: parts of the current table, in order.
+        before: summaries of the parts of the previous table, in order.
+        parts: summaries of the parts of the current table, in order.
 
     Returns:
         For each item of `parts`, the items of `before` whose range of image ids overlaps its own.

@@ -31,7 +31,7 @@ class EdgeBoxOptions:
         beta: IoU above which EdgeBox's non-maximum suppression removes the box with the lower score.
         eta: adaptation rate of beta during the suppression; 1 keeps beta constant.
         min_score: lowest objectness score of a box that is kept.
-        edge_min_mag: edge strength below which a pixel is ignored.
+        edge_min_mag: edge strength below which EdgeBox ignores a pixel.
         edge_merge_thr: limit of an edge group: neighbouring edge pixels are grouped until their differences in orientation add up
             to this, in units of π.
         min_box_area: smallest area of a box in px², measured in the image that is searched (see `max_side`).
@@ -67,7 +67,7 @@ class EdgeBoxOptions:
 
 
 PAPER_OPTIONS = EdgeBoxOptions(edges="gradient", edge_gain=1.0, gamma=2.0, kappa=1.5, soft_nms_strength=0.0)
-"""EdgeBox with the paper's options and without an edge model: the baseline with which our proposals are compared."""
+"""EdgeBox with the options of its paper (Zitnick, Dollár, ECCV 2014) and without an edge model: the baseline for comparisons."""
 
 
 def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -93,15 +93,17 @@ def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tupl
 
 
 def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Find boxes that are likely to contain an object. It works as `edge_boxes`, but takes all options as one object.
+    """Find boxes that are likely to contain an object.
+
+    This is `edge_boxes` with all options in one object.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        options: options of the search.
+        options: options of the search, including the largest number of boxes.
 
     Returns:
         boxes: float32 array (N, 4) of x1, y1, x2, y2 in pixels of `image`, the best first. N is 0 for images too small to search.
-        scores: float32 array (N,), highest first.
+        scores: float32 array (N,) of objectness, highest first.
 
     Raises:
         UserError: if `options.edge_model` cannot be used, or OpenCV was installed without its contrib modules.
@@ -136,8 +138,8 @@ def _search(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.
         options: options of the search.
 
     Returns:
-        boxes: float64 array (N, 4) in pixels of `image`; they may reach slightly beyond it.
-        scores: float32 array (N,).
+        boxes: float64 array (N, 4) of x1, y1, x2, y2 in pixels of `image`; they may reach slightly beyond it.
+        scores: float32 array (N,) of objectness.
     """
     edges, orientation = edge_map(image, options.edges, options.edge_model, options.multiscale)
     edges = np.minimum(edges * options.edge_gain, 1).astype(np.float32)

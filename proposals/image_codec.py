@@ -84,7 +84,7 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode a mask of ids, which are the palette indices or grey levels of the image.
 
     Args:
-        data: content of the file.
+        data: content of the file, a paletted or grey image.
         max_pixels: largest number of pixels that is accepted; None for no limit.
 
     Returns:
@@ -105,7 +105,7 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
 
 
 def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a training crop and its mask from a row of an `examples` table.
+    """Decode a training crop and its mask from a row of an `examples` table (the table of training crops).
 
     Args:
         image: content of the crop's JPEG file.
@@ -191,7 +191,10 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the pixels of an image opened by `_open`.
+    """Decode the pixels of an image opened by `_open`, in place.
+
+    Args:
+        image: the opened image. It has its pixels in memory afterwards.
 
     Raises:
         BadInput: if the file is truncated or damaged.

@@ -37,14 +37,16 @@ def make_proposals(
     Args:
         images_uri: URI of the `images` table.
         out_uri: URI of the `proposals` table to write. It gets one part for each part of the `images` table, in the same order.
-        settings: options of EdgeBox.
-        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        settings: options of EdgeBox and of its edge detector.
+        fingerprint: digest of the code version, settings and inputs of this pipeline stage. Parts that an interrupted run wrote
+            with the same fingerprint are kept.
         executor: runs the units of work, one per part of the table, locally or on Ray.
         previous: an earlier table of proposals made with the same settings. Its rows are copied for images that have not changed
             since. None to compute all.
 
     Returns:
-        The commit record of the table. Its rejects name the images that EdgeBox could not use.
+        The commit record of the table, which lists its parts. Its `rejects` name the images that EdgeBox could not use, with the
+        reasons.
 
     Raises:
         UserError: if `settings.edge_model` cannot be used.
@@ -62,7 +64,7 @@ def make_proposals(
 def _part_rows(
     images_uri: str, options: EdgeBoxOptions, unit: tuple[tables.Part, PreviousPart | None]
 ) -> Iterator[Mapping[str, Any] | tables.Reject]:
-    """Make the rows of one part of the `proposals` table, and rejects for the images that cannot be used.
+    """Make the rows of one part (Parquet file) of the `proposals` table.
 
     Rows of unchanged images are copied from the previous table. OpenCV is limited to one thread in this process.
 
@@ -72,7 +74,7 @@ def _part_rows(
         unit: a part of the `images` table, and what may be copied for it from a previous table (None if nothing).
 
     Yields:
-        A row or a reject for each image of the part.
+        For each image of the part a row as a dict, or a `Reject` with the reason if the image cannot be used.
     """
     cv2.setNumThreads(1)  # every CPU already has a unit of work
     part, previous = unit
@@ -89,7 +91,7 @@ def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[st
         options: options of EdgeBox.
 
     Returns:
-        A row of the `proposals` table, or a reject with the reason why the image cannot be used.
+        A row of the `proposals` table as a dict, or a `Reject` with the reason if the image cannot be used.
     """
     try:
         image = decode_image(row["image"])
@@ -116,7 +118,8 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
         part: the part to read.
 
     Yields:
-        The image id, the boxes, float32 (N, 4), and their scores, float32 (N,), of each image in order. The best box comes first.
+        For each image in order: its id; its boxes, a float32 array (N, 4) of x1, y1, x2, y2 in pixels, the best first; and their
+        scores, a float32 array (N,).
     """
     for group in range(len(part.row_groups)):
         rows = tables.read_row_group(proposals_uri, part.name, group, ["image_id", "boxes", "scores"])

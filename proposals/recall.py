@@ -31,7 +31,7 @@ def object_boxes(object_mask: np.ndarray, min_area: float = MIN_AREA) -> np.ndar
         min_area: objects whose box has a smaller area than this are left out, px².
 
     Returns:
-        float32 array (M, 4), ordered by object id.
+        float32 array (M, 4) of x1, y1, x2, y2 in pixels, ordered by object id.
     """
     ids = np.where(object_mask == void_id(object_mask), 0, object_mask).astype(np.int32)
     slices = [each for each in ndimage.find_objects(ids) if each is not None]
@@ -43,12 +43,12 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
     """Compute the highest IoU of each object with any of the first k boxes.
 
     Args:
-        boxes: array (N, 4), the proposals of an image, best first.
-        objects: array (M, 4), the tight boxes of the image's objects.
-        counts: the values of k; where there are fewer than k boxes, all of them are used.
+        boxes: array (N, 4) of x1, y1, x2, y2: the proposals of an image, best first.
+        objects: array (M, 4) of x1, y1, x2, y2: the tight boxes of the image's objects.
+        counts: the K values of k; where there are fewer than k boxes, all of them are used.
 
     Returns:
-        float32 array (M, len(counts)); 0 if there are no boxes.
+        float32 array (M, K) of IoUs from 0 to 1; all are 0 if there are no boxes.
     """
     if not len(boxes):
         return np.zeros((len(objects), len(counts)), np.float32)
@@ -63,17 +63,17 @@ def counts_up_to(most: int) -> tuple[int, ...]:
         most: largest number of boxes per image.
 
     Returns:
-        The values of `CURVE_COUNTS` below `most`, followed by `most`.
+        The numbers of `CURVE_COUNTS` (1, 2, 5, 10, … 2000) that are below `most`, followed by `most`.
     """
     return (*(k for k in CURVE_COUNTS if k < most), most)
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall of a set of objects by the first k boxes, for K values of k. Use `+` to combine it with that of other objects.
+    """The recall of a set of objects: the share of them that the first k boxes of each image find, for K values of k.
 
-    The numbers are kept as histograms, so their size does not depend on the number of objects. If there are no objects, all rates
-    are nan.
+    The operator `+` combines it with the recall of other objects. The numbers are kept as histograms, so their size does not
+    depend on the number of objects. If there are no objects, all rates are nan.
 
     Attributes:
         counts: the K values of k, ascending.
@@ -104,6 +104,12 @@ class Recall:
     def __add__(self, other: "Recall") -> "Recall":
         """Combine this recall with that of other objects.
 
+        Args:
+            other: recall of other objects, measured at the same numbers of boxes.
+
+        Returns:
+            The recall of all objects.
+
         Raises:
             ValueError: if the two were measured at different numbers of boxes.
         """
@@ -113,14 +119,14 @@ class Recall:
 
     @property
     def num_objects(self) -> int:
-        """Return the number of objects."""
+        """Return the number of objects whose recall this is."""
         return int(self.histogram[0].sum())
 
     def by_iou(self) -> np.ndarray:
-        """Compute recall at each IoU threshold 0, 0.01, ..., 1.
+        """Compute recall at each of the 101 IoU thresholds 0, 0.01, ..., 1.
 
         Returns:
-            float64 array (K, 101), the share of objects found, for each number of boxes and threshold.
+            float64 array (K, 101), the share of objects found, from 0 to 1. Rows are numbers of boxes, columns are thresholds.
         """
         at_least = self.histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
         return at_least / (self.num_objects or np.nan)
@@ -138,19 +144,27 @@ class Recall:
 
     @property
     def average_best_overlap(self) -> np.ndarray:
-        """Return the mean of the objects' best IoUs: float64 array (K,)."""
+        """Return the average best overlap, the mean of the objects' best IoUs.
+
+        Returns:
+            float64 array (K,), from 0 to 1, for each number of boxes.
+        """
         return self.total / (self.num_objects or np.nan)
 
     @property
     def average_recall(self) -> np.ndarray:
-        """Return the mean recall at the IoU thresholds 0.5, 0.55, ..., 0.95: float64 array (K,)."""
+        """Return the average recall, the mean of the recall at the IoU thresholds 0.5, 0.55, ..., 0.95.
+
+        Returns:
+            float64 array (K,), from 0 to 1, for each number of boxes.
+        """
         return self.by_iou()[:, 50:100:5].mean(axis=1)
 
     def _rates(self) -> dict[str, np.ndarray]:
-        """Return all reported rates by name.
+        """Return all rates that are reported, for every number of boxes.
 
         Returns:
-            float64 arrays (K,). Their names contain {} where the number of boxes is to be inserted.
+            float64 arrays (K,) by name. A name such as "recall_{}_iou50" contains {} where the number of boxes is to be inserted.
         """
         return {
             "recall_{}_iou50": self.at_iou(0.5),
@@ -160,19 +174,35 @@ class Recall:
         }
 
     def _reported(self) -> list[int]:
-        """Return the indices of the numbers of boxes to report: those in COUNTS, and the largest."""
+        """Choose the numbers of boxes to report: those in `COUNTS` (50, 100, 500, 1000, 2000), and the largest.
+
+        Returns:
+            Their indices in `counts`, ascending.
+        """
         return [i for i, k in enumerate(self.counts) if k in COUNTS or k == max(self.counts)]
 
     def metrics(self) -> dict[str, float]:
-        """Return the reported rates by metric name, such as `recall_50_iou70` and `average_best_overlap_50`."""
+        """Return the rates to report, ready for a metrics logger.
+
+        Returns:
+            Rates by metric name, such as "recall_50_iou70" and "average_best_overlap_50", where 50 is the number of boxes.
+        """
         return {name.format(self.counts[i]): float(values[i]) for name, values in self._rates().items() for i in self._reported()}
 
     def as_dict(self) -> dict[str, float]:
-        """Return the result of `metrics` and the number of objects (key "objects"), ready for JSON."""
+        """Return the rates to report and the number of objects, ready for JSON.
+
+        Returns:
+            The result of `metrics`, and the number of objects under the key "objects".
+        """
         return {"objects": self.num_objects, **self.metrics()}
 
     def summary(self) -> str:
-        """Return a sentence with the recall at IoU 0.5 and 0.7 of the smallest reported number of boxes."""
+        """Write the main rates as a sentence: recall at IoU 0.5 and 0.7 for the smallest reported number of boxes.
+
+        Returns:
+            The text, such as "50 boxes find 71% of 1,234 objects at IoU 0.5, 52% at 0.7".
+        """
         i = self._reported()[0]
         loose, tight = self.at_iou(0.5)[i], self.at_iou(0.7)[i]
         return f"{self.counts[i]} boxes find {loose:.0%} of {self.num_objects:,} objects at IoU 0.5, {tight:.0%} at 0.7"
@@ -202,7 +232,7 @@ def recall_table(recalls: Mapping[str, Recall]) -> str:
 
 
 def _cell(value: float, baseline: float | None) -> str:
-    """Format one rate for the table.
+    """Format one rate as a cell of the Markdown table.
 
     Args:
         value: the rate, from 0 to 1.

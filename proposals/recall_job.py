@@ -50,7 +50,7 @@ def measure_recall(
 
 
 def _work(images_uri: str, proposals_uri: str, split: str, counts: Sequence[int], min_area: float, _: int, unit: Unit) -> Recall:
-    """Call `part_recall` with the arguments in the order in which an executor passes them.
+    """Measure recall on one unit of work. This is `part_recall` with its arguments in the order that an executor needs.
 
     Args:
         images_uri: URI of the `images` table.
@@ -59,16 +59,18 @@ def _work(images_uri: str, proposals_uri: str, split: str, counts: Sequence[int]
         counts: the values of k for which the recall of the first k boxes is measured.
         min_area: objects whose box has a smaller area than this are left out, px².
         _: index of the unit; not used.
-        unit: a part of each table.
+        unit: a part (Parquet file) of the `images` table, and the part of the `proposals` table with the same images.
 
     Returns:
-        The recall of the unit's objects.
+        The recall of the objects in these images.
     """
     return part_recall(images_uri, proposals_uri, unit, split, counts, min_area)
 
 
 def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, counts: Sequence[int], min_area: float) -> Recall:
-    """Measure recall on the images of one part of the `images` table.
+    """Measure recall on the images of one part (Parquet file) of the `images` table.
+
+    Images whose object mask is missing or damaged are left out.
 
     Args:
         images_uri: URI of the `images` table.

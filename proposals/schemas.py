@@ -10,7 +10,15 @@ _BOX = pa.list_(pa.float32(), 4)
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
-    """Return a column that is never null."""
+    """Make a column of a Parquet schema whose values are never null.
+
+    Args:
+        name: name of the column.
+        kind: type of its values.
+
+    Returns:
+        The column.
+    """
     return pa.field(name, kind, nullable=False)
 
 

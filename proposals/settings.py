@@ -46,7 +46,14 @@ class ProposalSettings(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ProposalSettings":
-        """Raise ValueError if a model file is given for the gradient detector, which would ignore it."""
+        """Check that no model file is given for the gradient detector, which would ignore it.
+
+        Returns:
+            These settings, unchanged.
+
+        Raises:
+            ValueError: if one is given.
+        """
         if self.edges == "gradient" and self.edge_model:
             raise ValueError(
                 f"proposals.edge_model {self.edge_model} is not used with proposals.edges gradient: leave one of them out"
@@ -75,7 +82,14 @@ class ForestSettings(Section):
 
     @model_validator(mode="after")
     def _enough(self) -> "ForestSettings":
-        """Raise ValueError if there are too few patches to split even one node."""
+        """Check that there are enough patches to split at least one node of a tree.
+
+        Returns:
+            These settings, unchanged.
+
+        Raises:
+            ValueError: if `patches` is less than twice `min_child`.
+        """
         if 2 * self.min_child > self.patches:
             raise ValueError(
                 f"forest.min_child {self.min_child} is more than half of forest.patches {self.patches}: no tree can grow"

@@ -17,12 +17,12 @@ import numpy as np
 
 
 def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: float, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rank boxes anew after lowering the scores of those that overlap better ones.
+    """Lower the scores of boxes that overlap better ones, and sort the boxes by the new scores.
 
     Args:
-        boxes: float32 array (N, 4).
+        boxes: float32 array (N, 4) of x1, y1, x2, y2.
         scores: float32 array (N,), highest first.
-        strength: how much a box of IoU 1 lowers a score, from 0 (not at all) to 1 (to zero).
+        strength: share by which a box lowers the score of an identical one (IoU 1), from 0 (not at all) to 1 (to zero).
         power: exponent of the IoU. A high exponent spares boxes that overlap little; with 5.5 those with an IoU below about 0.5.
         first: number of top-ranked boxes that lower the scores of others.
 

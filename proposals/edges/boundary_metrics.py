@@ -1,5 +1,7 @@
 """Compare detected edges with boundaries drawn by people, by the F-measure and the protocol of BSDS500.
 
+BSDS500 is the Berkeley segmentation data set, in which several people drew the boundaries of each image.
+
 References: Martin, Fowlkes, Malik, PAMI 2004; Arbeláez, Maire, Fowlkes, Malik, PAMI 2011.
 
 At each threshold the edge map is thinned, and its pixels are matched one to one with those of each annotator. Matched pixels may
@@ -132,7 +134,7 @@ def matched_pixels(detected: np.ndarray, annotated: np.ndarray, offsets: np.ndar
     Args:
         detected: bool array (H, W), true on detected pixels.
         annotated: bool array (H, W), true on annotated pixels.
-        offsets: int64 array (K, 2) of the allowed differences (rows, columns) between matched pixels, shortest first.
+        offsets: int64 array (K, 2) of the allowed differences (rows, columns) between the two pixels of a pair, shortest first.
 
     Returns:
         bool array (H, W), true on the detected pixels that have a partner.
@@ -225,15 +227,25 @@ def _precision_recall(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute precision and recall from pixel counts.
 
     Args:
-        counts: array (..., 4), one or several results of `edge_counts`.
+        counts: array (..., 4) of one or several results of `edge_counts`. The last axis has the matched detected pixels, all
+            detected pixels, the matched annotated pixels and all annotated pixels.
 
     Returns:
-        Two float64 arrays (...), precision and recall; 0 where nothing was counted.
+        precision: float64 array (...) from 0 to 1; 0 where nothing was detected.
+        recall: float64 array (...) from 0 to 1; 0 where nothing was annotated.
     """
     matched, detected, found, annotated = np.moveaxis(counts.astype(np.float64), -1, 0)
     return matched / np.maximum(detected, 1), found / np.maximum(annotated, 1)
 
 
 def _f_measure(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Return the harmonic mean of precision and recall, elementwise; it is 0 where both are 0."""
+    """Compute the F-measure, the harmonic mean of precision and recall.
+
+    Args:
+        precision: array of any shape, with values from 0 to 1.
+        recall: array of the same shape.
+
+    Returns:
+        Array of the same shape; 0 where both are 0.
+    """
     return 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)

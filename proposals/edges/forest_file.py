@@ -52,7 +52,8 @@ class EdgeTree(NamedTuple):
 
     Attributes:
         child: int32 array (n,), index of a node's right child; the left child is just before it. It is 0 for leaves.
-        feature: int32 array (n,), index of the feature that a node compares, from 0 to `training.forest.FEATURES` - 1.
+        feature: int32 array (n,), index of the feature that a node compares with its threshold, from 0 to
+            `training.forest.FEATURES` - 1.
         threshold: float32 array (n,); a patch goes to the left child if its feature is smaller than this.
         starts: int64 array (n + 1,); bins[starts[i]:starts[i + 1]] are the boundary pixels that node i predicts. Only leaves have
             any.
@@ -108,7 +109,15 @@ def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
 
 
 def _padded(values: np.ndarray, nodes: int) -> np.ndarray:
-    """Append zeros to an array until it has `nodes` elements."""
+    """Append zeros to an array.
+
+    Args:
+        values: array of at most `nodes` elements.
+        nodes: number of elements of the result.
+
+    Returns:
+        A new array (nodes,) of the same dtype.
+    """
     return np.pad(values, (0, nodes - len(values)))
 
 
@@ -136,7 +145,11 @@ def _yaml_arrays(name: str, arrays: Iterable[np.ndarray], number_format: str = "
 
 
 def require_opencv_contrib() -> None:
-    """Raise UserError if OpenCV was installed without its contrib modules (`ximgproc`)."""
+    """Check that OpenCV has its contrib modules, which contain EdgeBox and the edge detector (`cv2.ximgproc`).
+
+    Raises:
+        UserError: if it was installed without them.
+    """
     if not hasattr(cv2, "ximgproc"):
         raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
 
@@ -230,8 +243,8 @@ def _array_error(options: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -
     """Check that the options and arrays of a forest's file fit together.
 
     Args:
-        options: the section `options` of the file.
-        arrays: the flat number arrays of the file by name.
+        options: the section `options` of the file: integers by name, such as "numberOfTrees".
+        arrays: the flat number arrays of the file by name, such as "childs" and "thresholds".
 
     Returns:
         A description of the first error found, or None if there is none.

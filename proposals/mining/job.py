@@ -70,7 +70,7 @@ def mine_examples(
     """Cut the training crops for one training stage and one split, and write them to a table.
 
     Args:
-        stage: the training stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap an annotated object.
+        stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap an annotated object.
         images_uri: URI of the `images` table.
         proposals_uri: URI of the `proposals` table; only stage 2 needs it.
         out_uri: URI of the `examples` table to write, with one part for each part of the `images` table.
@@ -78,12 +78,13 @@ def mine_examples(
         input_size: side of the network's input in pixels.
         split: the split whose images are used. Only crops of "train" are repeated to balance the classes.
         seed: seed of the random choice in images with more than `settings.max_per_image` crops.
-        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        fingerprint: digest of code version, settings and inputs. Parts that an interrupted run wrote with the same one are kept.
         executor: runs the units of work, one per part of the table, locally or on Ray.
         previous: an earlier table made with the same options. Its rows are copied for images that have not changed since.
 
     Returns:
-        The table's commit record. Its `extra` has by class id the number of crops, the repeats, and their product.
+        The table's commit record. Its `extra` has the number of crops (`examples_by_class`), how often each is repeated in an
+        epoch (`repeats_by_class`) and the product of the two (`seen_by_class`).
 
     Raises:
         UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.
@@ -113,7 +114,9 @@ def mine_examples(
 
 @dataclass(frozen=True)
 class _Miner:
-    """The two passes over a unit of work: counting its training crops and cutting them.
+    """A worker that first counts the training crops of a unit of work, and later cuts them.
+
+    A unit of work is one part of the `images` table, with its proposals.
 
     Attributes:
         stage: the training stage, 1 or 2.
@@ -132,13 +135,13 @@ class _Miner:
     seed: int
 
     def count(self, _: int, unit: Unit) -> np.ndarray:
-        """Count the training crops of one unit of work by class.
+        """Count the training crops of each class in one unit of work.
 
         Images whose masks cannot be decoded count as having no crops.
 
         Args:
             _: index of the unit; not used.
-            unit: the unit of work.
+            unit: the part of the `images` table to count, and its proposals.
 
         Returns:
             int64 array (256,), the number of crops by class id.
@@ -157,17 +160,17 @@ class _Miner:
         return counts
 
     def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
-        """Make the rows of one part of the `examples` table, and rejects for the images that cannot be used.
+        """Cut the training crops of one part (Parquet file) of the `examples` table.
 
-        OpenCV is limited to one thread in this process.
+        Crops of unchanged images are copied from the previous table. OpenCV is limited to one thread in this process.
 
         Args:
-            unit: the unit of work, which describes the part's inputs.
+            unit: the part of the `images` table, its proposals, and what may be copied for it.
             repeats: how often a crop is repeated in an epoch, by class id.
             size: side of the crops in pixels.
 
         Yields:
-            Rows, and rejects with the reason.
+            For each crop a row as a dict, and for each image that cannot be used a `Reject` with the reason.
         """
         cv2.setNumThreads(1)  # every CPU already has a unit of work
         copied = unit.previous.rows(SAME_LABELS) if unit.previous else {}
@@ -203,11 +206,11 @@ class _Miner:
         """Iterate over the images of the split that have a class mask and an object mask.
 
         Args:
-            unit: the unit of work.
+            unit: the part of the `images` table, and its proposals.
             with_images: whether to read the image files too, not only the masks.
 
         Yields:
-            A row of the `images` table, and the image's proposals as an array (N, 4), which is empty in stage 1.
+            A row of the `images` table, and the image's proposals: an array (N, 4) of x1, y1, x2, y2, which is empty in stage 1.
         """
         columns = ["image_id", "split", "class_mask", "object_mask", *(["image"] if with_images else [])]
         proposals: dict[str, np.ndarray] = {}
@@ -226,10 +229,10 @@ class _Miner:
             row: the image's row of the `images` table; only `image_id` is used.
             class_mask: uint8 array (H, W) of class ids.
             object_mask: uint8 or uint16 array (H, W) of object ids.
-            boxes: array (N, 4), the image's proposals; not used in stage 1.
+            boxes: array (N, 4) of x1, y1, x2, y2, the image's proposals; not used in stage 1.
 
         Returns:
-            The enlarged boxes, sorted.
+            The boxes, enlarged by the context factor of the settings, and sorted by coordinates.
         """
         s = self.settings
         objects = find_objects(class_mask, object_mask, s.min_object_side)
@@ -248,7 +251,7 @@ class _Miner:
 
 
 def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: PreviousTable | None) -> list[Unit]:
-    """Divide the job into units of work, one for each part of the `images` table.
+    """Divide the job into units of work, one for each part (Parquet file) of the `images` table.
 
     Args:
         stage: the training stage, 1 or 2.
@@ -275,12 +278,12 @@ def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: P
 
 
 def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, int]:
-    """Count the training crops of all units of work by class.
+    """Count the training crops of each class in all units of work.
 
     Args:
-        miner: counts the crops of a unit.
+        miner: worker that counts the crops of one unit.
         units: the units of work.
-        executor: runs the units, locally or on Ray.
+        executor: runs the units, locally or on Ray. The call blocks until all are counted.
 
     Returns:
         The number of crops by class id; classes without crops are left out.
@@ -293,12 +296,15 @@ def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, in
 
 
 def _no_examples_message(stage: Stage, split: Split, settings: "ExampleSettings") -> str:
-    """Return the error message for the case that no training crop can be cut. It names the settings to change.
+    """Write the error message for the case that no training crop can be cut.
 
     Args:
         stage: the training stage, 1 or 2.
         split: the split of the images, "train" or "dev".
         settings: rules by which crops are chosen.
+
+    Returns:
+        The message, which names the settings to change.
     """
     objects = f"annotated object of at least {settings.min_object_side} px (examples.min_object_side)"
     if stage == 1:

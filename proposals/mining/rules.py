@@ -28,9 +28,9 @@ class AnnotatedObject:
     """An annotated object of an image.
 
     Attributes:
-        object_id: its id in the object mask.
-        class_id: its class.
-        box: its tight box (x1, y1, x2, y2) in pixels.
+        object_id: id of the object in the object mask.
+        class_id: id of its class.
+        box: its tight box (x1, y1, x2, y2) in pixels, the smallest that contains all of its pixels.
     """
 
     object_id: int
@@ -56,12 +56,15 @@ class ExampleWindow:
 
 
 def example_size(input_size: int) -> int:
-    """Return the side of stored training crops in pixels: 250 for a network input of 224, in proportion for others.
+    """Return the side of stored training crops: 250 px for a network input of 224 px, and in proportion for others.
 
-    The difference leaves room for a random crop of `input_size` during training.
+    Stored crops are larger than the input, so that training can cut a random piece of `input_size` from them.
 
     Args:
         input_size: side of the network's input in pixels.
+
+    Returns:
+        Side of the stored crops in pixels.
     """
     return round(input_size * 250 / 224)
 
@@ -106,7 +109,7 @@ def choose_stage1(
         window: how a box that is not square is enlarged, "square" or "stretched"; see `boxes.enlarge`.
 
     Returns:
-        One enlarged box per object, sorted by coordinates.
+        One enlarged box per object, with the object. They are sorted by coordinates.
     """
     tight = np.array([o.box for o in objects], np.float64).reshape(-1, 4)
     return _windows(enlarge(tight, context, window), objects, np.ones(len(objects)))
@@ -131,7 +134,7 @@ def choose_stage2(
 
     Args:
         objects: the annotated objects of the image.
-        proposals: array (N, 4) of boxes in pixels.
+        proposals: array (N, 4) of x1, y1, x2, y2 in pixels.
         min_iou: lowest IoU of a proposal that is used, measured before it is enlarged.
         context: factor by which boxes are enlarged.
         window: how a box that is not square is enlarged, "square" or "stretched"; see `boxes.enlarge`.
@@ -140,7 +143,7 @@ def choose_stage2(
         image_id: id of the image.
 
     Returns:
-        The enlarged boxes, sorted by coordinates.
+        The enlarged boxes with their objects, sorted by coordinates.
     """
     if not objects or not len(proposals):
         return []
@@ -163,14 +166,14 @@ def cut_example(
         image: uint8 array (H, W, 3), RGB.
         class_mask: uint8 array (H, W) of class ids.
         object_mask: uint8 or uint16 array (H, W) of object ids.
-        window: the box to cut, and its object.
+        window: the enlarged box to cut, and the object for which it was chosen.
         stage: the training stage. In stage 1 only the window's own object is labelled, and all other objects become background.
             In stage 2 every class is labelled. Void pixels stay void in both.
         size: side of the crop in pixels.
 
     Returns:
-        crop: uint8 array (size, size, 3), RGB; MEAN_RGB outside the image.
-        mask: uint8 array (size, size) of class ids; void outside the image.
+        crop: uint8 array (size, size, 3), RGB. Outside the image it has ImageNet's mean colour.
+        mask: uint8 array (size, size) of class ids. Outside the image it is void (255).
     """
     mask = crop(class_mask, window.box, size, VOID_ID, cv2.INTER_NEAREST)
     if stage == 1:
@@ -201,8 +204,8 @@ def _windows(boxes: np.ndarray, owners: Sequence[AnnotatedObject], overlaps: np.
     """Combine enlarged boxes with their objects.
 
     Args:
-        boxes: array (N, 4) of enlarged boxes.
-        owners: the object of each box.
+        boxes: array (N, 4) of x1, y1, x2, y2 in pixels, already enlarged.
+        owners: the N objects for which the boxes were chosen, in the same order.
         overlaps: array (N,), the IoU of each box with its object before the box was enlarged.
 
     Returns:

@@ -46,13 +46,14 @@ def collect_samples(
         images_uri: URI of an `images` table, whose train split is used; None for none.
         bsds: folder of BSDS500, whose train split is used; None for none.
         out_uri: URI of the table to write.
-        fingerprint: digest of this pipeline stage's code version, settings and inputs; it identifies the written table.
+        fingerprint: digest of the code version, settings and inputs of this pipeline stage. Parts that an interrupted run wrote
+            with the same fingerprint are kept.
         executor: runs the units of work, one per part of the table, locally or on Ray.
         num_images: approximate number of images to draw at random from the `images` table.
         seed: seed of the random choice.
 
     Returns:
-        The commit record of the table. Its rejects name the images and masks that could not be read.
+        The commit record of the table, which lists its parts. Its `rejects` name the images and masks that could not be read.
 
     Raises:
         UserError: if `bsds` is not the folder of BSDS500, or there are no images with masks.
@@ -76,7 +77,7 @@ def collect_samples(
 def _rows(
     images_uri: str | None, seed: int, share: float, unit: tables.Part | list[tuple[Path, Path]]
 ) -> Iterator[Mapping[str, Any] | tables.Reject]:
-    """Make the rows of one part of the table, and rejects for the images that cannot be used.
+    """Make the rows of one part of the table of images and segmentations.
 
     Args:
         images_uri: URI of the `images` table; None if only BSDS500 is used.
@@ -85,7 +86,10 @@ def _rows(
         unit: a part of the `images` table, or a list of BSDS500's files as (image, annotations).
 
     Yields:
-        A row or a reject for each image used.
+        For each image used, a row as a dict, or a `Reject` with the reason if its masks cannot be decoded.
+
+    Raises:
+        UserError: if a file of BSDS500 cannot be read.
     """
     if isinstance(unit, tables.Part):
         for row in tables.iter_rows(str(images_uri), ["image_id", "split", "image", "class_mask", "object_mask"], unit):
@@ -98,12 +102,27 @@ def _rows(
 
 
 def _random_number(image_id: str, seed: int) -> float:
-    """Return a number from 0 to 1 that depends only on an image's id and the seed, not on the other images."""
+    """Compute a pseudo-random number for an image, which does not depend on the other images.
+
+    Args:
+        image_id: id of the image.
+        seed: seed of the random numbers.
+
+    Returns:
+        A number in [0, 1), always the same for the same id and seed.
+    """
     return zlib.crc32(f"{seed}/{image_id}".encode()) / 2**32
 
 
 def _from_masks(row: Mapping[str, Any]) -> Mapping[str, Any] | tables.Reject:
-    """Make a row of the table from a row of the `images` table, or a reject if its masks cannot be decoded."""
+    """Make a row of the table of images and segmentations from the masks of an annotated image.
+
+    Args:
+        row: a row of the `images` table with the image's id, file, class mask and object mask (None if it has none).
+
+    Returns:
+        The row as a dict, or a `Reject` with the reason if a mask cannot be decoded.
+    """
     try:
         classes = decode_mask(row["class_mask"])
         objects = decode_mask(row["object_mask"]) if row["object_mask"] else None
@@ -121,7 +140,7 @@ def _row(image_id: str, image: bytes, segmentations: list[np.ndarray]) -> Mappin
         segmentations: uint16 arrays (H, W) of segment ids, one per annotator; they are stored as PNG.
 
     Returns:
-        The row as a dict.
+        A dictionary with the keys "image_id", "image" and "segmentations".
     """
     return {"image_id": image_id, "image": image, "segmentations": [encode_mask(each) for each in segmentations]}
 
@@ -147,7 +166,8 @@ def train_forest(
         executor: runs the units of work, one per tree, locally or on Ray.
 
     Returns:
-        The number of `images`, of `trees`, of their `nodes`, and of `bytes` in the file.
+        A dictionary of integers: the number of `images` and of `trees`, the number of `nodes` of all trees, and the size of the
+        file in `bytes`.
 
     Raises:
         UserError: if there are too few patches, or no boundaries to learn from.
@@ -207,13 +227,25 @@ def _read_samples(samples_uri: str, parts: list[tables.Part]) -> Iterator[Sample
 
 
 def _write_tree(tree: EdgeTree, uri: str) -> None:
-    """Write a tree as an .npz file."""
+    """Write a tree to an .npz file, with one array for each field of `EdgeTree`.
+
+    Args:
+        tree: the tree to write.
+        uri: path or URI of the file.
+    """
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **tree._asdict())
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def _read_tree(uri: str) -> EdgeTree:
-    """Read a tree from an .npz file written by `_write_tree`."""
+    """Read a tree from an .npz file written by `_write_tree`.
+
+    Args:
+        uri: path or URI of the file.
+
+    Returns:
+        The tree.
+    """
     with storage.local_copy(uri) as path, np.load(path, allow_pickle=False) as arrays:
         return EdgeTree(**{name: arrays[name] for name in EdgeTree._fields})
