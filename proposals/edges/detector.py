@@ -145,8 +145,8 @@ def edge_orientations(edges: np.ndarray) -> np.ndarray:
 
     An edge is a ridge of the map. The direction perpendicular to it is the one in which the smoothed map curves most, which is an
     eigenvector of the map's second derivatives. On the ridge the curvature is concave, beside it convex. (Dollár's toolbox
-    approximates its angle θ by tan θ = Oyy / Oxx, with the
-    second derivatives Oxx and Oyy.)
+    approximates its angle θ by
+    tan θ = Oyy / Oxx, with the second derivatives Oxx and Oyy.)
 
     Args:
         edges: float32 array (H, W) of thick edges.

@@ -29,25 +29,21 @@ from proposals.edges.forest_file import (
 )
 from proposals.edges.training.tree import grow
 
-UNKNOWN = 0
-"""Segment id of pixels whose segment is not known."""
-
+UNKNOWN = 0  # segment id of pixels whose segment is not known
 _CELLS = PATCH // SHRINK  # side of a patch in the feature channels
 _PAD = (PATCH - INNER) // 2  # px by which a patch reaches beyond its central part on each side
 _REGULAR_FEATURES = _CELLS * _CELLS * CHANNELS
-FEATURES = _REGULAR_FEATURES + GRID**2 * (GRID**2 - 1) // 2 * CHANNELS
-"""Number of features of a patch."""
+FEATURES = _REGULAR_FEATURES + GRID**2 * (GRID**2 - 1) // 2 * CHANNELS  # number of features of a patch
 _BIN_EDGES = 255  # thresholds at which a feature can be split
 _QUANTILE_PATCHES = 16_384  # number of patches from which the thresholds are computed
 _CHUNK = 8_192  # number of patches whose features are computed at once
-
 Sample = tuple[np.ndarray, Sequence[np.ndarray]]
 """An image, uint8 (H, W, 3) RGB, and its segmentations: uint16 arrays (H, W) of segment ids from 1, or UNKNOWN."""
 
 
 @dataclass(frozen=True)
 class ForestOptions:
-    """Options for training a structured forest. The defaults are those of the paper, except `patches`, which is 1,000,000 there.
+    """Options for training a structured forest. Defaults: as in Dollár, Zitnick (ICCV 2013), but `patches` is 1,000,000 there.
 
     Attributes:
         trees: number of trees.
@@ -69,7 +65,7 @@ class ForestOptions:
 
 
 def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, seed: Sequence[int]) -> EdgeTree:
-    """Train one tree of a forest, in the form that OpenCV evaluates. The same samples and seed give the same tree.
+    """Train one tree of a structured forest. The same samples and seed give the same tree.
 
     All images contribute about the same number of patches. Half of the images, chosen at random, are mirrored.
 
@@ -78,6 +74,9 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
         count: number of samples.
         options: options for training.
         seed: numbers that seed the random choices; they should differ between trees.
+
+    Returns:
+        The tree, in the form that OpenCV evaluates.
 
     Raises:
         UserError: if there are too few patches, or none of them contains a boundary.
@@ -161,16 +160,17 @@ class _Patches:
                     self._thresholds = self._find_thresholds()
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the patches' features, uint8 (F, count), their segmentations, and the features' thresholds, float32 (F, 255).
+        """Return three arrays of the collected patches: their features, their segmentations, and the thresholds of the features.
 
-        The segmentations are uint8 (count, 256): the segments of the 16x16 pixels at the centre of each patch.
+        The features are uint8 (F, count), quantised. The segmentations are uint8 (count, 256): the segments of the 16x16 pixels
+        at the centre of each patch. The thresholds are float32 (F, 255).
         """
         if self._thresholds is None:
             self._thresholds = self._find_thresholds()
         return self._bins[:, : self.count], self._labels[: self.count], self._thresholds
 
     def _find_thresholds(self) -> np.ndarray:
-        """Return thresholds, float32 (F, 255), computed from the float32 features; quantise these features and free them."""
+        """Compute the thresholds, float32 (F, 255), from the features kept so far; replace these features by quantised ones."""
         values = np.concatenate(self._unquantised, axis=1)
         thresholds = _split_thresholds(values)
         _quantise(values, thresholds, self._bins[:, : values.shape[1]])
@@ -202,14 +202,14 @@ def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """Return the channels `raw` (h, w, channels), each smoothed by a triangle filter whose radius is given in pixels."""
+    """Smooth each of the channels `raw` (h, w, channels) by a triangle filter whose radius is given in pixels."""
     ramp = np.arange(1, radius + 2, dtype=np.float32)
     kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
     return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
 
 
 def boundary_map(segmentation: np.ndarray) -> np.ndarray:
-    """Return a bool array (H, W) that is true where a pixel touches another segment (above, below, left or right)."""
+    """Find the pixels that touch another segment (above, below, left or right), and return them as a bool array (H, W)."""
     edges = np.zeros(segmentation.shape, bool)
     down = segmentation[1:] != segmentation[:-1]
     right = segmentation[:, 1:] != segmentation[:, :-1]
@@ -305,7 +305,10 @@ def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> No
 
 @njit(cache=True, nogil=True)
 def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Cut out the segmentation of each patch at `corners` (n, 2), with its segments renumbered from 0: uint8 (n, 256)."""
+    """Cut the segmentations of patches out of the segmentation of an image, and renumber the segments of each patch from 0.
+
+    `corners` (n, 2) has the top left corners (row, column) of the patches. The result is uint8 (n, 256), one row for each patch.
+    """
     out = np.empty((corners.shape[0], INNER * INNER), np.uint8)
     seen = np.empty(INNER * INNER, segmentation.dtype)
     for i in range(corners.shape[0]):
@@ -325,15 +328,14 @@ def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
 def _split_thresholds(values: np.ndarray) -> np.ndarray:
     """Compute the thresholds at which features can be split: quantiles of `values` (F, n), ascending, as float32 (F, 255).
 
-    They are rounded to four digits, as in the forest's file. So detection compares features with exactly the thresholds of
-    training.
+    They are rounded to four digits, as in the forest's file, so that training and detection use equal thresholds.
     """
     quantiles = np.quantile(values, np.linspace(0, 1, _BIN_EDGES + 2)[1:-1], axis=1).T
     return np.ascontiguousarray(np.vectorize(lambda v: float(f"{v:.4g}"), otypes=[np.float32])(quantiles))
 
 
 def _leaf_boundaries(labels: np.ndarray, example: np.ndarray, leaf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the arrays `starts` and `bins` of an `EdgeTree`, that is, the boundary pixels that its leaves predict.
+    """Compute the boundary pixels that the leaves of a tree predict: the arrays `starts` and `bins` of an `EdgeTree`.
 
     A leaf predicts the boundaries in the segmentation of its representative patch. `labels` (N, 256) has the segmentations of all
     patches, `example` (n,) the index of each node's representative, and `leaf` (n,) is true for leaves.

@@ -37,8 +37,9 @@ def grow(
 ) -> GrownTree:
     """Grow a decision tree from patches and their segmentations.
 
-    At each node, the segmentations are first mapped to two classes (Dollár, Zitnick, ICCV 2013, §3.2). To this end, `pairs` random pairs of
-    pixels are drawn, and each segmentation becomes a vector that says for each pair whether both pixels lie in the same segment.
+    At each node, the segmentations are first mapped to two classes (Dollár, Zitnick, ICCV 2013, §3.2). To this end,
+    `pairs` random pairs of pixels are drawn, and each segmentation becomes a vector that says for each pair whether both pixels
+    lie in the same segment.
     The class is the sign of this vector, minus the mean, along the first principal direction. Then the split with the least Gini
     impurity of the two classes is taken. A node is represented by the patch whose vector is nearest to the mean (§3.3).
 
