@@ -17,7 +17,7 @@ class BadInput(Exception):
 
 
 class Interrupted(Exception):
-    """An exception that ends a run early: it was told to stop (Ctrl-C, SIGTERM, `ray job stop`) or has lost its lock to another run.
+    """An exception that ends a run early, because it was asked to stop (Ctrl-C, SIGTERM, `ray job stop`) or lost its lock.
 
     The work done so far is kept. If the user runs the same command again, it continues from there. Commands print the message of
     this exception and exit with code 75.

@@ -1,4 +1,4 @@
-"""Running of work: pipeline stages that are skipped when complete, executors for their jobs, and the connection to Ray."""
+"""Run work: the stages of a pipeline, the parallel jobs of a stage, and Ray, which distributes jobs over machines."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -10,12 +10,15 @@ from infra.settings import ClusterSettings
 def open_executor(
     name: Literal["ray", "local"], cluster: ClusterSettings, should_stop: Callable[[], bool] = lambda: False
 ) -> Executor:
-    """Make the executor that the setting `executor` names. It is not started yet. Ray is imported only if needed.
+    """Create an executor, which runs the parallel jobs of a pipeline. Its `with` block starts it.
 
     Args:
-        name: "ray" to use the nodes of a Ray cluster, "local" to use processes on this machine.
-        cluster: settings of the Ray cluster. The local executor only uses `num_cpus`, as its number of processes.
-        should_stop: called after each unit of work. If it returns True, the executor raises Interrupted.
+        name: "ray" to use the nodes of a Ray cluster, "local" to use processes on this machine without Ray.
+        cluster: settings of the Ray cluster. The local executor uses only `num_cpus`, as its number of processes.
+        should_stop: function that is called after each piece of work. If it returns True, the executor raises Interrupted.
+
+    Returns:
+        A `RayExecutor` or a `LocalExecutor`.
     """
     if name == "local":
         from infra.runtime.local_executor import LocalExecutor

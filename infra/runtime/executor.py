@@ -1,7 +1,8 @@
-"""The interface of executors, which run the independent pieces of a job. `RayExecutor` and `LocalExecutor` implement it.
+"""The interface of executors, which run the independent pieces of a job in parallel.
 
-A job is divided into *units* of work before it starts, such as the parts of a table or groups of images. Because the units are
-fixed, the result depends neither on the executor nor on the number of workers.
+There are two: `RayExecutor` uses a Ray cluster, `LocalExecutor` this machine. A job is divided into *units* of work before it
+starts, such as the parts of a table or groups of images. Since this division is fixed, the result depends neither on the executor
+nor on the number of workers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,22 +12,19 @@ from typing import Any, Protocol, Self, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[int, Any], Result]
-"""A function that does one unit of work, given the unit's index and the unit.
-
-It must be picklable: no lambda, no inner function.
-"""
+"""A function that does one unit of work, called as `work(index, unit)`. It must be picklable: no lambda, no inner function."""
 
 
 @dataclass(frozen=True)
 class Actors:
-    """The number of workers for a job that must load something heavy, such as networks, and the resources of each worker.
+    """The number of workers, and the resources of each, for a job whose workers must first load networks or the like.
 
     Attributes:
         most: largest number of workers; None for as many as fit.
         cpus: number of CPUs of each worker.
-        gpus: number of GPUs of each worker. A fraction means that workers share a GPU.
-        retries: how often a unit is tried again after its worker died.
-        remedy: advice for the error message if workers keep dying.
+        gpus: number of GPUs of each worker. A fraction lets several workers share a GPU.
+        retries: how often a unit of work is tried again if its worker died.
+        remedy: advice to the user, for the error message if workers keep dying.
     """
 
     most: int | None = None
@@ -37,38 +35,42 @@ class Actors:
 
 
 class Executor(Protocol):
-    """An object that runs the independent units of jobs.
+    """An object that runs the independent units of work of a job.
 
-    It is a context manager. Its workers exist only inside the `with` block. Methods raise UserError if a unit of work raises
-    it. They raise Interrupted after a result if the run must stop.
+    It is a context manager. Its workers exist only inside the `with` block. If a unit of work raises UserError, the method that
+    runs it raises UserError too. If the run was asked to stop, methods raise Interrupted after the next result.
     """
 
     def __enter__(self) -> Self:
-        """Make the executor ready for use."""
+        """Make the executor ready for use, and return it."""
         ...
 
     def __exit__(self, *error: object) -> None:
-        """Stop the workers."""
+        """Stop the workers.
+
+        Args:
+            *error: type, value and traceback of the exception that ended the `with` block, or None three times.
+        """
         ...
 
     def check(self) -> None:
-        """Check that there are nodes to run units on.
+        """Check that there are nodes on which units of work can run.
 
         Raises:
-            UserError: if there are none and none can be added, so that units would wait for ever.
+            UserError: if there are no such nodes and none can be added, so that the work would wait for ever.
         """
         ...
 
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """Call `work(index, unit)` for every unit. Each call takes one CPU.
+        """Run a function on every unit of work, in parallel. Each call takes one CPU.
 
         Args:
-            units: the units of work by index. They must be picklable.
-            work: function that does a unit of work, given its index and the unit.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            units: the units of work by index, as picklable objects of any kind.
+            work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
@@ -78,15 +80,15 @@ class Executor(Protocol):
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work, with workers that load something heavy once and then do one unit after the other.
+        """Do all units of work by workers that prepare once, for example by loading a network, and then do many units.
 
         Args:
-            units: the units of work by index. They must be picklable.
-            make: function that each worker calls once with the number of CPU threads it may use. It returns the function that
-                does a unit.
-            actors: number of workers and resources of each.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            units: the units of work by index, as picklable objects of any kind.
+            make: function that prepares a worker, for example by loading a network, and returns the function that does a unit. Each
+                worker calls it once, with the number of CPU threads that it may use.
+            actors: the number of workers and the resources of each.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
@@ -99,16 +101,15 @@ class Executor(Protocol):
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """Run a function on another node (or in this process) and pass on its items as soon as they come.
+        """Run a function that returns an iterable, on another node if possible, and yield each item as soon as it is made.
 
         Args:
-            work: picklable function that returns an iterable.
+            work: picklable function without arguments that returns an iterable.
             cpus: number of CPUs that the function takes.
             gpus: number of GPUs that the function takes.
-            training: whether to run it on a node for training. Otherwise it runs on a node for data. This matters only if the
-                settings name different nodes for the two.
+            training: True to use the nodes that the settings reserve for training, False to use those for data.
 
         Yields:
-            The items of `work()`.
+            The items of the iterable, in order.
         """
         ...

@@ -1,6 +1,6 @@
-"""An executor that runs the units of a job on this machine, without Ray.
+"""An executor that runs the units of work of a job on this machine, without Ray.
 
-Ordinary units run in a pool of processes. Units that need networks run in this process.
+Ordinary units run in a pool of processes. Units that need a network run in this process.
 """
 
 import os
@@ -19,18 +19,18 @@ from infra.runtime.progress import progress
 
 
 class LocalExecutor:
-    """An `Executor` that uses the CPUs of this machine, and its GPU for work with networks.
+    """An `Executor` that runs units of work on this machine: in a pool of processes, or with a network in this process.
 
-    With one CPU everything runs in this process, so that a debugger can be used.
+    With a single CPU everything runs in this process, so that a debugger can be used.
     """
 
     def __init__(self, cpus: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Store the settings. Processes are started by the first call that needs them.
+        """Store the arguments. Processes are started later, when they are first needed.
 
         Args:
-            cpus: number of processes, and of threads where networks compute. None: all CPUs that this process may use.
-            should_stop: called after each unit of work. If it returns True, Interrupted is raised. Units that have already
-                begun are finished first.
+            cpus: number of processes, and number of threads for networks. None for all CPUs that this process may use.
+            should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted, as
+                soon as the units that have begun are finished.
         """
         self.cpus = cpus or available_cpus()
         self._should_stop = should_stop
@@ -41,34 +41,38 @@ class LocalExecutor:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop the processes. Units that have not begun are cancelled."""
+        """Stop the processes, and cancel the units of work that have not begun.
+
+        Args:
+            *error: type, value and traceback of the exception that ended the `with` block; unused.
+        """
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     def check(self) -> None:
-        """Do nothing, because this machine can always run units."""
+        """Do nothing, because this machine can always run units of work."""
 
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """Call `work(index, unit)` for every unit of work, in a pool of processes.
+        """Run a function on every unit of work, in a pool of processes.
 
         The processes stay for further calls until the `with` block of the executor ends. With a single CPU, this process does
         all units.
 
         Args:
-            units: the units of work by index. They must be picklable.
-            work: function that does a unit.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            units: the units of work by index, as picklable objects of any kind.
+            work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raises it, or a process dies.
-            Interrupted: after a result, if the run must stop.
+            UserError: if a unit raises UserError, or a process dies.
+            Interrupted: after a result, if the run was asked to stop.
         """
         if self.cpus == 1 or not units:
             yield from self._until_stopped(_one_by_one(units, work), len(units), title, unit)
@@ -84,25 +88,25 @@ class LocalExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work with a single worker in this process, which loads something heavy once.
+        """Do all units of work in this process, by a function that is prepared once, for example by loading a network.
 
         If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise units are done
         one after the other, and the network itself uses all CPUs.
 
         Args:
             units: the units of work by index.
-            make: function that is called once with the number of CPU threads it may use. It returns the function that does a
-                unit.
-            actors: resources of the worker. Only `gpus` is used.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            make: function that prepares the work, for example by loading a network, and returns the function that does a unit. It
+                is called once, with the number of CPU threads that may be used.
+            actors: resources for the work. Only `gpus` is used.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raises it.
-            Interrupted: after a result, if the run must stop.
+            UserError: if a unit raises UserError.
+            Interrupted: after a result, if the run was asked to stop.
         """
         if not units:
             return
@@ -114,48 +118,48 @@ class LocalExecutor:
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """Run a function in this process and pass on its items as soon as they come.
+        """Run a function that returns an iterable in this process, and yield each item as soon as it is made.
 
         Args:
-            work: function that returns an iterable.
+            work: function without arguments that returns an iterable.
             cpus: unused.
             gpus: unused.
             training: unused.
 
         Yields:
-            The items of `work()`.
+            The items of the iterable, in order.
 
         Raises:
-            Interrupted: after an item, if the run must stop.
+            Interrupted: after an item, if the run was asked to stop.
         """
         for item in work():
             yield item
             self._check_stop("stopped")
 
     def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-        """Pass on results and show the progress.
+        """Yield results unchanged, show the progress, and stop early if the run was asked to stop.
 
         Args:
-            done: the results.
-            total: number of results.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            done: the results of units of work.
+            total: number of results to expect.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
-            The results.
+            The items of `done`.
 
         Raises:
-            Interrupted: after a result, if the run must stop.
+            Interrupted: after a result, if the run was asked to stop.
         """
         for item in progress(done, total, title, unit):
             yield item
             self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run must stop.
+        """Raise Interrupted if the run was asked to stop.
 
         Args:
-            message: beginning of the error message.
+            message: beginning of the exception's message.
         """
         if self._should_stop():
             raise Interrupted(f"{message}: the same command resumes it")
@@ -171,22 +175,22 @@ def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[
 
     Args:
         units: the units of work by index.
-        work: function that does a unit of work, given its index and the unit.
+        work: function that does one unit. It is called as `work(index, unit)`.
 
     Yields:
-        The index and the result of each unit.
+        The index and the result of each unit, in the order of `units`.
     """
     for index, item in units.items():
         yield index, work(index, item)
 
 
 def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[int, Result]]:
-    """Do all units of work in a pool of processes or threads. If the caller stops early, units that have not begun are cancelled.
+    """Do all units of work in a pool. If the caller stops iterating early, units that have not begun are cancelled.
 
     Args:
-        pool: the pool.
+        pool: a pool of processes or threads from `concurrent.futures`.
         units: the units of work by index.
-        work: function that does a unit of work, given its index and the unit.
+        work: function that does one unit. It is called as `work(index, unit)`.
 
     Yields:
         The index and the result of each unit, in the order in which units finish.
@@ -201,8 +205,8 @@ def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterat
 
 
 def _ignore_interrupts() -> None:
-    """Ignore SIGINT in a process of the pool, so that it finishes its unit.
+    """Make this process of the pool ignore SIGINT, so that it finishes its unit of work.
 
-    At Ctrl-C a terminal sends SIGINT to all processes. The parent process then stops the run.
+    At Ctrl-C a terminal sends SIGINT to all processes of the command, but only the parent process has to react.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

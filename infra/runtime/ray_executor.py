@@ -1,4 +1,4 @@
-"""An executor that runs the units of a job on a Ray cluster, as tasks or in actors of Ray Data."""
+"""An executor that runs the units of work of a job on a Ray cluster, as tasks or in actors of Ray Data."""
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,34 +14,39 @@ from infra.settings import ClusterSettings
 
 
 class RayExecutor:
-    """An `Executor` that uses the nodes of a Ray cluster.
+    """An `Executor` that runs units of work on the nodes of a Ray cluster.
 
     Entering its `with` block joins the cluster, or starts Ray on this machine. Tasks and actors without a GPU run on the nodes
-    that `cluster.data_nodes` names. Actors with a GPU run on the nodes that `cluster.training_nodes` names.
+    with the labels in the setting `cluster.data_nodes`. Actors with a GPU run on those with the labels in the setting
+    `cluster.training_nodes`.
     """
 
     def __init__(self, settings: ClusterSettings, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Store the settings without connecting to Ray.
+        """Store the arguments. Ray is not contacted yet.
 
         Args:
             settings: settings of the cluster, with the labels of its nodes.
-            should_stop: called after each unit of work. If it returns True, Interrupted is raised.
+            should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted.
         """
         self._settings = settings
         self._should_stop = should_stop
         self._connection = ExitStack()
 
     def __enter__(self) -> Self:
-        """Connect to Ray."""
+        """Connect to Ray, and return the executor."""
         self._connection.enter_context(cluster.connected(self._settings))
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Disconnect from Ray. If it was started on this machine, it is stopped."""
+        """Disconnect from Ray, and stop it if `__enter__` started it on this machine.
+
+        Args:
+            *error: type, value and traceback of the exception that ended the `with` block, or None three times.
+        """
         self._connection.close()
 
     def check(self) -> None:
-        """Check that a node has the labels of `cluster.data_nodes`, or may be added later.
+        """Check that a node has the labels in the setting `cluster.data_nodes`, or that such a node may be added later.
 
         Raises:
             UserError: if there is no such node and none can be added.
@@ -51,20 +56,20 @@ class RayExecutor:
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
-        """Call `work(index, unit)` for every unit of work, each in a Ray Data task with one CPU.
+        """Run a function on every unit of work. Each call is a Ray Data task that takes one CPU.
 
         Args:
-            units: the units of work by index. They must be picklable.
-            work: function that does a unit. It must be picklable.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            units: the units of work by index, as picklable objects of any kind.
+            work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raises it.
-            Interrupted: after a result, if the run must stop.
+            UserError: if a unit raises UserError.
+            Interrupted: after a result, if the run was asked to stop.
         """
         if not units:
             return
@@ -75,23 +80,23 @@ class RayExecutor:
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work with a pool of Ray Data actors. Each actor loads something heavy once.
+        """Do all units of work by Ray Data actors that prepare once, for example by loading a network, and do many units.
 
         Args:
-            units: the units of work by index. They must be picklable.
-            make: function that each actor calls once with the number of CPU threads it may use. It returns the function that
-                does a unit.
-            actors: number of actors and resources of each.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            units: the units of work by index, as picklable objects of any kind.
+            make: function that prepares an actor, for example by loading a network, and returns the function that does a unit. Each
+                actor calls it once, with the number of CPU threads that it may use.
+            actors: the number of actors and the resources of each.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raises it, no node has room for an actor, or a unit still fails after all retries because its
+            UserError: if a unit raises UserError, no node has room for an actor, or a unit still fails after all retries because its
                 actors die.
-            Interrupted: after a result, if the run must stop.
+            Interrupted: after a result, if the run was asked to stop.
         """
         import ray.data
         import ray.exceptions
@@ -125,20 +130,20 @@ class RayExecutor:
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
-        """Run a function as a single Ray task and pass on its items as soon as they come.
+        """Run a function that returns an iterable as a single Ray task, and yield each item as soon as it is made.
 
         Args:
-            work: picklable function that returns an iterable.
+            work: picklable function without arguments that returns an iterable.
             cpus: number of CPUs that the task takes.
             gpus: number of GPUs that the task takes.
-            training: whether to run it on a node of `cluster.training_nodes` instead of `cluster.data_nodes`.
+            training: True to use the nodes of the setting `cluster.training_nodes`, False for those of `cluster.data_nodes`.
 
         Yields:
-            The items of `work()`.
+            The items of the iterable, in order.
 
         Raises:
-            UserError: if the function raises it.
-            Interrupted: after an item, if the run must stop.
+            UserError: if the function raises UserError.
+            Interrupted: after an item, if the run was asked to stop.
         """
         import ray
         import ray.exceptions
@@ -153,28 +158,28 @@ class RayExecutor:
             raise find_user_error(error.cause) or error from error
 
     def _nodes(self, training: bool) -> dict[str, str]:
-        """Return the labels of the nodes to use; {} for any node.
+        """Return the Ray labels that a node must have for a kind of work; {} for any node.
 
         Args:
-            training: whether to use the nodes for training instead of the nodes for data.
+            training: True for the nodes that are used for training, False for those that are used for data.
         """
         return self._settings.selector("training_nodes" if training else "data_nodes")
 
     def _results(self, done: Any, total: int, title: str, unit: str) -> Iterator[tuple[int, Any]]:
-        """Pass on the results of a Ray Data job and show the progress.
+        """Yield the results of a Ray Data job, show the progress, and stop early if the run was asked to stop.
 
         Args:
-            done: Ray dataset with the rows that `_answer` returns.
-            total: number of rows.
-            title: name of the work in the progress display.
-            unit: plural noun for the units in the progress display.
+            done: Ray dataset with one row per unit of work: its "index", and as "result" the pickled result or UserError.
+            total: number of units.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raised it.
-            Interrupted: after a result, if the run must stop.
+            UserError: if a unit raised UserError.
+            Interrupted: after a result, if the run was asked to stop.
         """
         for row in progress(done.iter_rows(), total, title, unit):
             result = pickle.loads(row["result"])
@@ -184,23 +189,25 @@ class RayExecutor:
             self._check_stop(f"{title}: stopped")
 
     def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run must stop.
+        """Raise Interrupted if the run was asked to stop.
 
         Args:
-            message: beginning of the error message.
+            message: beginning of the exception's message.
         """
         if self._should_stop():
             raise Interrupted(f"{message}: the same command resumes it")
 
 
 def _dataset(units: Mapping[int, Any]) -> Any:
-    """Return a Ray dataset with a row for each unit. A row has the unit's "index" and the pickled "unit".
+    """Make a Ray dataset with one row for each unit of work.
 
-    Each unit is a block of its own, so a task is only sent its own unit. If the units were in the closure of the task's
-    function, every task would get all of them.
+    Each row is a block of its own, so that a task is sent only its own unit.
 
     Args:
         units: the units of work by index.
+
+    Returns:
+        The dataset. Each row has the "index" of a unit and the pickled "unit".
     """
     import ray.data
 
@@ -209,27 +216,27 @@ def _dataset(units: Mapping[int, Any]) -> Any:
 
 
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
-    """Iterate over the items that a function returns. This is the Ray task behind `RayExecutor.stream`.
+    """Yield the items of the iterable that a function returns. `RayExecutor.stream` runs this as a Ray task.
 
     It is a generator, so that Ray sends each item as soon as it is made.
 
     Args:
-        work: function that returns an iterable.
+        work: function without arguments that returns an iterable.
     """
     yield from (item for item in work())  # a generator, because Ray calls its method `send`
 
 
 def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Do one unit of work, given as a row of the dataset that `_dataset` returns.
+    """Do one unit of work in a Ray Data task or actor.
 
-    A UserError is returned rather than raised, because Ray Data keeps only the traceback of an error that a task raises.
+    If the unit raises UserError, the error is part of the result. Ray Data would keep only the traceback of a raised error.
 
     Args:
-        work: function that does a unit of work, given its index and the unit.
-        row: the unit's "index" and the pickled "unit".
+        work: function that does one unit. It is called as `work(index, unit)`.
+        row: row of the dataset of units: the "index" of the unit and the pickled "unit".
 
     Returns:
-        The "index", and as "result" the pickled return value of `work` or the pickled UserError.
+        A row with the "index" of the unit and its "result": the pickled return value of `work`, or the pickled UserError.
     """
     try:
         result = work(row["index"], pickle.loads(row["unit"]))
@@ -239,13 +246,13 @@ def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Actor:
-    """A worker of a Ray Data actor pool. It loads something heavy once and then does one unit after the other."""
+    """A worker of a Ray Data actor pool. It prepares once, for example by loading a network, and then does many units."""
 
     def __init__(self, make: Callable[[int], Work[Any]], threads: int) -> None:
-        """Load what the worker needs.
+        """Prepare the worker by calling `make(threads)`.
 
         Args:
-            make: function that gets the number of CPU threads and returns the function that does a unit.
+            make: function that prepares the work, for example by loading a network, and returns the function that does a unit.
             threads: number of CPU threads that the worker may use.
         """
         self.work = make(threads)
@@ -254,10 +261,10 @@ class _Actor:
         """Do one unit of work.
 
         Args:
-            row: the unit's "index" and the pickled "unit".
+            row: row of the dataset of units: the "index" of the unit and the pickled "unit".
 
         Returns:
-            The "index", and as "result" the pickled result of the unit or the pickled UserError that it raised.
+            A row with the "index" of the unit and its "result": the pickled return value, or the pickled UserError.
         """
         return _answer(self.work, row)
 
@@ -266,8 +273,8 @@ def _no_room(actors: Actors, nodes: Mapping[str, str]) -> str:
     """Return the error message for the case that no node has room for an actor.
 
     Args:
-        actors: resources of an actor.
-        nodes: labels of the nodes that may run it; {} for any node.
+        actors: the resources that each actor needs.
+        nodes: Ray labels of the nodes that may run the actors; {} for any node.
     """
     labels = ",".join(f"{key}={value}" for key, value in nodes.items())
     which = f"no living node labelled {labels}" if labels else "no node of this Ray"

@@ -1,4 +1,4 @@
-"""Messages between the driver and its training run.
+"""Messages between a training run and its driver, the process that started it.
 
 This is a separate module, so that the process of the `ReportQueue` actor doesn't need to import torch.
 """
@@ -9,39 +9,42 @@ import ray
 
 
 class ReportQueue:
-    """A queue of messages from a training run to its driver, and a stop request in the other direction.
+    """A queue of messages from a training run to its driver (the process that started it), and a stop request to the run.
 
-    It is run as a Ray actor. Messages are dictionaries of JSON values.
+    It is run as a Ray actor. Messages are dictionaries of JSON values, such as {"workers": 4}.
     """
 
     def __init__(self) -> None:
-        """Start with no messages and no stop request."""
+        """Create the queue, with no messages and no stop request."""
         self._messages: list[dict[str, Any]] = []
         self._stop_requested = False
 
     def put(self, message: dict[str, Any]) -> None:
-        """Append a message for the driver."""
+        """Append a message for the driver to the queue. The training run calls this."""
         self._messages.append(message)
 
     def take(self) -> list[dict[str, Any]]:
-        """Remove and return all messages, oldest first."""
+        """Remove all messages from the queue and return them, oldest first. The driver calls this."""
         messages, self._messages = self._messages, []
         return messages
 
     def request_stop(self) -> None:
-        """Ask the training run to stop."""
+        """Record that the training run should stop. The driver calls this."""
         self._stop_requested = True
 
     def stop_requested(self) -> bool:
-        """Return whether the driver has asked the run to stop."""
+        """Return whether the driver has asked the training run to stop. The training run calls this."""
         return self._stop_requested
 
 
 class StopFlag:
-    """A function object that tells whether the driver has asked the training run to stop. A call never waits for an answer."""
+    """A callable that tells a training run whether its driver has asked it to stop.
+
+    It asks the `ReportQueue` actor in the background, so that a call never waits for an answer.
+    """
 
     def __init__(self, queue: Any) -> None:
-        """Send the first question to the queue.
+        """Send the first question to the queue actor, without waiting for the answer.
 
         Args:
             queue: handle of a `ReportQueue` actor.
@@ -51,7 +54,7 @@ class StopFlag:
         self._answer = queue.stop_requested.remote()
 
     def __call__(self) -> bool:
-        """Return whether a stop was requested, according to the last answer that has arrived. Then ask again."""
+        """Return whether a stop was requested, by the latest answer that has arrived. If one has arrived, ask again."""
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready and not self._stopped:
             try:
