@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting Ray on this machine, and looking at the cluster's nodes."""
+"""Join a Ray cluster or start Ray on this machine, and find out about the nodes of the cluster."""
 
 import logging
 import math
@@ -17,11 +17,13 @@ from infra.settings import ClusterSettings
 
 @contextmanager
 def connected(settings: ClusterSettings) -> Iterator[None]:
-    """Connect to Ray while the `with` block runs, and disconnect at its end.
+    """Connect to Ray for the duration of a `with` statement, and disconnect at its end.
+
+    A cluster is joined if the settings or the environment variable RAY_ADDRESS, which Ray sets for submitted jobs, name one.
+    Otherwise Ray is started on this machine, and stopped at the end.
 
     Args:
-        settings: settings of the cluster. If neither these nor the environment variable RAY_ADDRESS (set for submitted jobs)
-            name a cluster, Ray is started on this machine and stopped at the end of the block.
+        settings: address of the cluster, and resources of a Ray that is started on this machine.
 
     Raises:
         UserError: if the cluster can't be joined, or Ray can't be started.
@@ -54,12 +56,12 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 
 
 def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
-    """Join a cluster, or start Ray on this machine.
+    """Call `ray.init` to join a cluster, or to start Ray on this machine.
 
     Args:
         ray: the module `ray`.
         address: address of the cluster; None to start Ray on this machine.
-        settings: resources of a Ray on this machine.
+        settings: resources of a Ray that is started on this machine; not used if there is an address.
     """
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -76,9 +78,9 @@ def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard everything written to file descriptor 2 (stderr) while the `with` block runs.
+    """Discard everything that this process writes to stderr, even from C++, for the duration of a `with` statement.
 
-    Ray's C++ code writes messages there when it starts. Python exceptions are not affected.
+    It hides the messages of Ray's C++ code at the start. Python exceptions are raised as usual.
     """
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -92,13 +94,13 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Return Ray's living nodes with certain labels.
+    """Return the living nodes of the Ray cluster that have certain labels.
 
     Args:
-        labels: label values by key, all of which a node must have. None or {}: all living nodes.
+        labels: label values by label key, all of which a node must have; None or {} for all living nodes.
 
     Returns:
-        The nodes' descriptions from `ray.nodes()`.
+        The descriptions of the nodes by `ray.nodes()`: dictionaries with "NodeID", "Resources", "Labels" and others.
     """
     import ray
 
@@ -107,12 +109,12 @@ def live_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
 
 
 def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
-    """Return how many actors fit on the living nodes at the same time.
+    """Return how many actors the living nodes have room for at the same time.
 
-    Resources that are in use count like free ones.
+    All resources of a node count, whether they are free or in use.
 
     Args:
-        nodes: labels of the nodes that may run actors; {} for any node.
+        nodes: Ray labels that a node must have to run actors, label values by key; {} for any node.
         cpus: number of CPUs that each actor takes.
         gpus: number of GPUs that each actor takes.
     """
@@ -124,7 +126,7 @@ def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
     """Check that the cluster has nodes with certain labels, or may get them later.
 
     Args:
-        nodes: labels of the nodes; {} for any node.
+        nodes: the labels, values by key; {} to check nothing.
         setting: name of the setting that holds the labels, for the error message.
 
     Raises:
@@ -139,5 +141,8 @@ def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
 
 
 def can_autoscale() -> bool:
-    """Return whether the cluster may add nodes by itself: it runs on Kubernetes, or was started by `ray up`."""
+    """Return whether the cluster may be able to add nodes by itself.
+
+    This is assumed if it runs on Kubernetes or was started by `ray up`.
+    """
     return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

@@ -84,8 +84,8 @@ class Executor(Protocol):
 
         Args:
             units: the units of work by index, as picklable objects of any kind.
-            make: function that prepares a worker, for example by loading a network, and returns the function that does a unit. Each
-                worker calls it once, with the number of CPU threads that it may use.
+            make: function that prepares a worker, for example by loading a network, and returns the function that does a unit.
+                Each worker calls it once, with the number of CPU threads that it may use.
             actors: the number of workers and the resources of each.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".

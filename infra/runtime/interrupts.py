@@ -1,4 +1,4 @@
-"""Two ways to stop long work in an orderly manner: catching signals, and a time limit."""
+"""Stop long work in an orderly manner: after a signal such as Ctrl-C, or at a time limit."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Catch SIGINT and SIGTERM while the `with` block runs, so that work can be saved before stopping.
+    """Catch SIGINT (Ctrl-C) and SIGTERM for the duration of a `with` statement, so that work can be saved first.
 
-    The first signal is only recorded. A second one raises KeyboardInterrupt.
+    The first signal is only recorded; the block must look at the list and stop. A second signal raises KeyboardInterrupt.
 
     Yields:
         A list to which the number of each signal is appended. It stays empty outside the main thread, because Python can't
@@ -23,7 +23,7 @@ def caught_signals() -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: object) -> None:
-        """Record a signal; raise KeyboardInterrupt if it is not the first."""
+        """Handle a signal: record its number, and raise KeyboardInterrupt if it is not the first."""
         caught.append(number)
         if len(caught) > 1:
             raise KeyboardInterrupt
@@ -37,13 +37,13 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 def time_limit(minutes: float | None) -> Callable[[], bool]:
-    """Return a function that tells whether a time limit has been reached.
+    """Start a time limit, and return a function that tells whether it has been reached.
 
     Args:
-        minutes: the limit in minutes from now; None for no limit.
+        minutes: time from now to the limit, in minutes; None for no limit.
 
     Returns:
-        A function that returns False before the limit and True after it.
+        A function without arguments, which returns False before the limit and True after it.
     """
     if minutes is None:
         return lambda: False

@@ -1,7 +1,8 @@
-"""Making a table in parts. Each part is a Parquet file and one unit of work for an `Executor`.
+"""Make a table in parts. Each part is a Parquet file and one unit of work for an `Executor`, which runs units in parallel.
 
 The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers. Parts
-that an earlier, killed run finished are not made again. The driver holds only names and counts in memory, no rows.
+that an earlier, killed run has finished are not made again. The driver, which starts the job, holds only summaries of the parts in
+memory, no rows.
 """
 
 from collections import Counter
@@ -33,20 +34,20 @@ def make_parts(
     title: str,
     rows_per_group: int = 64,
 ) -> list[tables.Part]:
-    """Write the parts of a table, one for each unit of work.
+    """Write the parts (Parquet files) of a table, one for each unit of work, and wait until all are written.
 
-    Parts that an earlier run has finished are kept. The function waits until all parts are written. They become a table only
-    when the caller commits them.
+    Parts with the same fingerprint that an earlier run has finished are kept. The parts become a table only when the caller
+    passes them to `tables.commit`.
 
     Args:
         table: URI of the table's folder.
         fingerprint: digest of everything that the table is made from. The subfolder with the parts is named after it.
-        schema: schema of the rows.
-        units: the units of work in the order of the parts. They must be picklable.
-        make_rows: function that makes the sorted rows of a unit.
-        executor: executor that does the units.
-        title: name of the work in the progress display.
-        rows_per_group: number of rows in a row group, which is the smallest piece that can be read.
+        schema: columns of the rows.
+        units: the units of work, as picklable objects of any kind. Each one gives the part at the same position.
+        make_rows: picklable function that makes the rows of a unit, sorted by image_id.
+        executor: the executor that runs the units.
+        title: name of the work, shown with the progress.
+        rows_per_group: number of rows in a Parquet row group, the smallest piece that can be read.
 
     Returns:
         Summaries of the parts, in the order of `units`.
@@ -66,16 +67,16 @@ def make_parts(
 def _write_part(
     table: str, fingerprint: str, schema: pa.Schema, rows_per_group: int, make_rows: MakeRows, index: int, unit: Any
 ) -> tables.Part:
-    """Make the rows of one unit of work and write them as a part of the table.
+    """Make the rows of one unit of work and write them as a part (Parquet file) of the table, unless it already exists.
 
     Args:
         table: URI of the table's folder.
         fingerprint: digest of everything that the table is made from.
-        schema: schema of the rows.
-        rows_per_group: number of rows in a row group.
-        make_rows: function that makes the rows of a unit.
-        index: number of the part.
-        unit: the unit of work.
+        schema: columns of the rows.
+        rows_per_group: number of rows in a Parquet row group.
+        make_rows: function that makes the rows of a unit, sorted by image_id.
+        index: position of the part in the table, from 0.
+        unit: the unit of work, an argument of `make_rows`.
 
     Returns:
         The summary of the part.
@@ -84,16 +85,16 @@ def _write_part(
 
 
 def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setting: str = "data.max_rejects") -> None:
-    """Check that not too many inputs were rejected.
+    """Check that not too many inputs, such as broken images, were rejected while a table was made.
 
     Args:
-        parts: summaries of all parts of a table. They list the rejected inputs.
+        parts: summaries of all parts of the table. They list the rejected inputs.
         inputs: total number of inputs, rejected or not.
-        limit: largest fraction of inputs that may be rejected, from 0 to 1.
+        limit: largest fraction of the inputs that may be rejected, from 0 to 1.
         setting: name of the setting that holds the limit, for the error message.
 
     Raises:
-        UserError: if more inputs were rejected. The message names the three most frequent reasons.
+        UserError: if a larger fraction was rejected. The message names the three most frequent reasons.
     """
     rejects = [reject for part in parts for reject in part.rejects]
     if rejects and len(rejects) > limit * inputs:

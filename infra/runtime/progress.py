@@ -10,13 +10,13 @@ LOG_SECONDS = 10.0
 
 
 def progress(items: Iterable[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-    """Pass on items, and show on stderr how many there have been.
+    """Yield items unchanged, and show on stderr how many there have been so far.
 
     Args:
-        items: the items.
-        total: number of items.
-        title: name of the work in the display.
-        unit: plural noun for the items in the display.
+        items: the items, for example results of work. They may come slowly.
+        total: number of items to expect.
+        title: name of the work, shown with the progress.
+        unit: plural noun for the items, shown with the progress, such as "images".
 
     Yields:
         The same items.

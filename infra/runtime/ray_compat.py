@@ -32,14 +32,14 @@ RETRY_SECONDS = 1.0
 
 
 class Elastic(ElasticScalingPolicy):
-    """A scaling policy that starts as many training workers as the living nodes with the right labels have room for.
+    """A scaling policy of Ray Train: it starts as many training workers as the living nodes with the right labels can hold.
 
-    It also reports the number of workers to the driver.
+    It also reports the number of workers to the driver, the process that started the training.
 
-    Ray's own policy (ray/train/v2/_internal/execution/scaling_policy/elastic.py) asks a coordinator actor for resources. The
-    coordinator ignores node labels and learns of a dead node up to 20 s late. It also keeps the resources of a killed driver's
-    run for 3 minutes. This policy looks at the nodes instead. It adds workers only just after a checkpoint, when a restart
-    loses no finished steps.
+    It replaces Ray's own policy (ray/train/v2/_internal/execution/scaling_policy/elastic.py), which asks a coordinator actor for
+    resources. That coordinator ignores node labels, learns of a dead node up to 20 s late, and keeps the resources of a killed
+    driver's run for 3 minutes. This policy looks at the nodes instead. It adds workers only just after a checkpoint, when a
+    restart loses no finished training steps.
     """
 
     def __init__(self, scaling_config: ray.train.ScalingConfig, queue: Any) -> None:
@@ -47,8 +47,8 @@ class Elastic(ElasticScalingPolicy):
 
         Args:
             scaling_config: smallest and largest number of workers, and the resources and node labels of each.
-            queue: handle of a `ReportQueue` actor. The message {"workers": N} is put there when the number of workers changes;
-                N is 0 while waiting for nodes.
+            queue: handle of a `ReportQueue` actor, which passes messages to the driver. The message {"workers": N} is put there
+                when the number of workers changes. N is 0 while the training waits for nodes.
         """
         super().__init__(scaling_config)
         self._queue = queue
@@ -56,7 +56,7 @@ class Elastic(ElasticScalingPolicy):
         self._start_failed = False
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Record whether the last start of workers failed. Ray Train's controller calls this when its state changes.
+        """Record whether the last attempt to start workers failed. Ray Train's controller calls this when its state changes.
 
         Args:
             previous_state: unused.
@@ -65,12 +65,12 @@ class Elastic(ElasticScalingPolicy):
         self._start_failed = isinstance(current_state, ReschedulingState)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        """Decide how many workers to start. Ray Train's controller calls this repeatedly until workers are started.
+        """Decide how many workers to start while none are running. Ray Train's controller calls this until some are started.
 
-        If there is no room for the smallest number of workers, this waits a moment before it returns.
+        If there is no room for the smallest number of workers, this waits for RETRY_SECONDS before it returns.
 
         Returns:
-            Ray's decision object: start a number of workers, or do nothing yet.
+            Ray's ResizeDecision with the number of workers to start, or its NoopDecision to start none yet.
         """
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, ResizeDecision):
@@ -84,16 +84,17 @@ class Elastic(ElasticScalingPolicy):
         return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """Decide whether to restart the training with more workers.
+        """Decide whether to restart the training with more workers. Ray Train's controller calls this regularly.
 
-        This is done if resources are free and a checkpoint has just been saved. Ray Train's controller calls this regularly.
+        The training is restarted if there is room for more workers and a checkpoint has just been saved, but not within
+        GROW_SECONDS of the last start.
 
         Args:
-            worker_group_state: number of workers and time of their start.
-            worker_group_status: status and last report of each worker.
+            worker_group_state: Ray's object with the number of workers and the time of their start.
+            worker_group_status: Ray's object with the status and the last report of each worker.
 
         Returns:
-            Ray's decision object: change the number of workers, or do nothing.
+            Ray's ResizeDecision with the new number of workers, or its NoopDecision to change nothing.
         """
         self._maybe_send_resource_request()  # makes an autoscaling cluster add nodes
         reports = [status.training_report for status in worker_group_status.worker_statuses.values()]
@@ -108,21 +109,24 @@ class Elastic(ElasticScalingPolicy):
         return self._get_resize_decision(could)
 
     def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
-        """Return the resources that a start of workers may use, by node id. This overrides a method of Ray.
+        """Return the resources that new workers may use. This overrides a method of Ray.
 
-        Normally all resources of the nodes count, even those in use. If a dead run still holds some, they will be released
+        Normally all resources of the nodes count, even those in use, because a dead run that still holds some will release them
         soon. After a failed start only free resources count, because something else holds the others.
+
+        Returns:
+            For each node id, the amounts of resources by name ("CPU", "GPU" and others).
         """
         return self._room(free=self._start_failed)
 
     def _room(self, free: bool) -> dict[str, dict[str, float]]:
-        """Return the resources of the living nodes with the right labels.
+        """Return the resources of the living nodes on which training workers may run.
 
         Args:
-            free: whether to count only free resources.
+            free: True to count only free resources, False to count also those in use.
 
         Returns:
-            For each node id, the amounts by name of the resource ("CPU", "GPU" and others).
+            For each node id, the amounts of resources by name ("CPU", "GPU" and others).
         """
         nodes = {node["NodeID"]: node["Resources"] for node in live_nodes(self.scaling_config.label_selector)}
         if not free:
@@ -131,19 +135,20 @@ class Elastic(ElasticScalingPolicy):
 
 
 class RestartOnFailedStart(WorkerGroupCallback):
-    """A Ray Train callback that cleans up if a worker dies during the start of the workers, and makes Ray start them again.
+    """A Ray Train callback that makes Ray start the training workers again if one of them dies during their start.
 
-    It must be the first callback in the list. Ray does neither of the two
-    (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`). It keeps the resources of the other workers,
-    so that new workers never find room. And it gives up if another worker's error, such as a lost connection, arrives before
-    the dead worker's error.
+    It works around two faults of Ray (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`). Ray does
+    not release the resources of the other workers, so new workers never find room. It also gives up the training if another
+    worker's error, such as a lost connection, arrives before the error of the dead worker.
+
+    It must be the first callback in the list.
     """
 
     _group: Any = None
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
-        """Release the workers' resources if their start fails. Ray Train's controller starts the workers inside this context.
+        """Release the resources of the workers if their start fails. Ray Train starts them inside this context manager.
 
         Raises:
             WorkerGroupError: if an error in a worker made the start fail. Ray then starts the workers again.
@@ -159,7 +164,7 @@ class RestartOnFailedStart(WorkerGroupCallback):
             raise
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Store the worker group. Ray Train's controller calls this when the processes run, before they connect to each other.
+        """Remember the group of workers. Ray Train calls this when their processes run, before they connect to each other.
 
         Args:
             worker_group: Ray's object for the group of workers.
@@ -169,19 +174,19 @@ class RestartOnFailedStart(WorkerGroupCallback):
 
 @contextmanager
 def actor_retries(count: int) -> Iterator[dict[str, Any]]:
-    """Provide keyword arguments for `Dataset.map` that limit how often a row is tried again after its actor died.
+    """Provide keyword arguments for `ray.data.Dataset.map` that limit how often a row is retried after its actor died.
 
-    By default Ray Data retries for ever (`max_task_retries` is -1 in
+    By default Ray Data retries a row for ever (`max_task_retries` is -1 in
     ray/data/_internal/execution/operators/actor_pool_map_operator.py, `_apply_default_remote_args`). Then a row that kills
     every actor would keep the job running without end. There are two arguments that change this, `ray_remote_args` and
     `ray_remote_args_fn`. Ray 2.60 deprecates both and will remove them in 2.64, but has no replacement yet
     (ray/data/dataset.py).
 
     Args:
-        count: number of retries of a row.
+        count: largest number of retries of a row.
 
     Yields:
-        The keyword arguments. Deprecation warnings are suppressed inside the `with` block.
+        The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -189,42 +194,42 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
 
 
 class PollThrottle(ExecutionCallback):
-    """A Ray Data callback that makes Ray Data's executor sleep after each of its steps.
+    """A Ray Data callback that makes Ray Data's scheduling thread sleep after each of its steps.
 
-    The executor is a thread of the training worker. While it holds tasks back, it loops without sleeping
-    (ray/data/_internal/execution/streaming_executor.py, `run`) and thereby halved the speed of training. The callback is
-    registered with `DataContext.custom_execution_callback_classes`. This is public API, but the callback's base class is not.
+    The thread runs in the process of a training worker. While it holds tasks back, it loops without sleeping
+    (ray/data/_internal/execution/streaming_executor.py, `run`), which halved the speed of training. The callback is registered
+    with `DataContext.custom_execution_callback_classes`. This is public API, but the callback's base class is not.
 
     Attributes:
-        seconds: time to sleep.
+        seconds: time to sleep after each step.
     """
 
     seconds = 0.1
 
     def on_execution_step(self, executor: Any) -> None:
-        """Sleep. Ray Data's executor calls this after each of its steps.
+        """Sleep for `seconds`. Ray Data calls this after each step of its scheduling thread.
 
         Args:
-            executor: unused.
+            executor: Ray Data's executor; unused.
         """
         time.sleep(self.seconds)
 
 
 class ElasticTrainer(ray.train.torch.TorchTrainer):
-    """A TorchTrainer that uses the scaling policy `Elastic` if the number of workers may change.
+    """A TorchTrainer that uses the scaling policy `Elastic` if the number of workers may change during training.
 
-    It also leaves out Ray's placement group cleaner. This is a separate actor that frees the workers' resources after the
-    controller has died. Ray frees them anyway when the driver ends. The actor also asks Ray's dashboard something every second,
-    but a Ray that is started for a single run has no dashboard.
+    It also leaves out Ray's placement group cleaner, an actor that frees the workers' resources if the controller has died. Ray
+    frees them anyway when the driver ends. The actor queries Ray's dashboard every second, but a Ray that is started for a
+    single run has no dashboard.
 
-    Ray chooses both in private methods of ray/train/v2/api/data_parallel_trainer.py, which are overridden here.
+    Both are chosen in private methods of Ray (ray/train/v2/api/data_parallel_trainer.py), which are overridden here.
     """
 
     def __init__(self, queue: Any, *args: Any, **options: Any) -> None:
-        """Make the trainer.
+        """Create the trainer.
 
         Args:
-            queue: handle of a `ReportQueue` actor, to which the number of workers is reported.
+            queue: handle of a `ReportQueue` actor, to which the number of workers is reported when it changes.
             *args: positional arguments of TorchTrainer.
             **options: keyword arguments of TorchTrainer.
         """
@@ -235,13 +240,16 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
         """Run Ray Train's controller, with the scaling policy `Elastic` if the number of workers may change.
 
         Args:
-            **options: keyword arguments of Ray's controller.
+            **options: keyword arguments of Ray Train's controller.
+
+        Returns:
+            The result of the training, as Ray's method returns it.
         """
         if self.scaling_config.elasticity_enabled:
             options["scaling_policy"] = Elastic(self.scaling_config, self._queue)
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Return Ray's default callbacks without the placement group cleaner. `RestartOnFailedStart` is the first."""
+        """Return the callbacks of the training: first a `RestartOnFailedStart`, then Ray's own, except its cleaner."""
         usual = super()._create_default_callbacks()
         return [RestartOnFailedStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

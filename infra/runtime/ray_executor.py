@@ -84,8 +84,8 @@ class RayExecutor:
 
         Args:
             units: the units of work by index, as picklable objects of any kind.
-            make: function that prepares an actor, for example by loading a network, and returns the function that does a unit. Each
-                actor calls it once, with the number of CPU threads that it may use.
+            make: function that prepares an actor, for example by loading a network, and returns the function that does a unit.
+                Each actor calls it once, with the number of CPU threads that it may use.
             actors: the number of actors and the resources of each.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".
@@ -94,8 +94,8 @@ class RayExecutor:
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if a unit raises UserError, no node has room for an actor, or a unit still fails after all retries because its
-                actors die.
+            UserError: if a unit raises UserError, no node has room for an actor, or a unit still fails after all retries because
+                its actors die.
             Interrupted: after a result, if the run was asked to stop.
         """
         import ray.data

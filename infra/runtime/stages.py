@@ -1,11 +1,13 @@
-"""Pipeline stages with fingerprints, so that no stage runs again if its outputs are complete.
+"""The stages of a pipeline. A stage is skipped if its outputs are complete and nothing that influences them has changed.
 
-Each stage has inputs, outputs, settings and a fingerprint. The *recipe* of a stage is a digest of its name, the version of its
-code and its settings. The *content key* of a stage identifies the content of its outputs. The *fingerprint* is a digest of the
-stage's recipe and the content keys of its inputs.
+A stage reads the outputs of earlier stages, its inputs, and writes outputs of its own. Three digests describe it:
 
-After a stage has run, a record with its fingerprint is written to the workspace. A stage is complete if its record has the
-current fingerprint and all its outputs exist.
+* The *recipe* is a digest of the stage's name, the version of its code, and its settings.
+* The *content key* identifies the content of the stage's outputs.
+* The *fingerprint* is a digest of the stage's recipe and the content keys of its inputs.
+
+After a stage has run, a record with its fingerprint is written to the workspace, the folder of the pipeline. A stage is complete
+if its record has the current fingerprint and all its outputs exist.
 """
 
 import hashlib
@@ -22,24 +24,24 @@ def digest(value: Any) -> str:
     """Return the SHA-256 of a JSON value as hexadecimal digits.
 
     Args:
-        value: the value. The order of keys in dictionaries doesn't matter.
+        value: any JSON value. The order of keys in dictionaries doesn't matter.
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Record:
-    """The record that is stored after a pipeline stage has run.
+    """The record of a pipeline stage's last finished run, which is stored in the workspace.
 
     Attributes:
-        fingerprint: fingerprint that the stage had.
-        recipe: digest of the stage's name, version and settings. If it is equal in two workspaces, the results can only differ
-            because of the data.
+        fingerprint: digest of the stage's recipe and the content keys of its inputs when it ran.
+        recipe: digest of the stage's name, code version and settings. If it is equal in two workspaces, the outputs can only
+            differ because of the data.
         inputs: names of the stages whose outputs the stage read.
-        key: content key, which identifies the content of the outputs. It equals the fingerprint unless the stage returned
+        key: content key, a text that identifies the content of the outputs. It equals the fingerprint unless the stage returned
             another key.
-        seconds: time that the stage took, in seconds.
-        summary: values that the stage's function `run` returned, except "key".
+        seconds: time that the run took, in seconds.
+        summary: JSON values that the stage's function `run` returned, except "key".
     """
 
     fingerprint: str
@@ -52,17 +54,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of a pipeline.
+    """A step of a pipeline, which reads the outputs of earlier stages and writes its own.
 
     Attributes:
         name: name of the stage, unique in the workspace.
         title: short description that is shown to the user.
-        version: version of the code. It must be increased when the code makes different outputs from the same inputs.
+        version: version of the stage's code. It must be increased when the code makes other outputs from the same inputs.
         settings: the settings that influence the outputs, as JSON values.
         inputs: names of the stages whose outputs this stage reads.
-        outputs: URIs of files that exist after the stage has run.
-        run: function that makes the outputs. It gets the fingerprint and returns a summary of JSON values. The summary may have
-            a value "key" that identifies the content of the outputs.
+        outputs: URIs of the files that exist after the stage has run.
+        run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary of JSON values. The
+            summary may have a value "key", a text that identifies the content of the outputs.
     """
 
     name: str
@@ -75,18 +77,18 @@ class Stage:
 
     @property
     def recipe(self) -> str:
-        """Return the digest of the stage's name, version and settings."""
+        """Return a digest of the stage's name, code version and settings."""
         return digest([self.name, self.version, dict(self.settings)])
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """The status of a pipeline stage: whether it is complete.
+    """A pipeline stage and whether it is complete.
 
     Attributes:
         stage: the stage.
-        fingerprint: current fingerprint of the stage. None if a stage that it reads from is not complete.
-        record: record of the stage if it is complete, else None.
+        fingerprint: digest of the stage's recipe and the content keys of its inputs; None if one of its inputs is not complete.
+        record: record of the stage's last run if the stage is complete, else None.
     """
 
     stage: Stage
@@ -95,25 +97,25 @@ class StageStatus:
 
     @property
     def complete(self) -> bool:
-        """Return whether the stage is complete, so that it need not run."""
+        """Return whether the stage is complete, so that it does not need to run."""
         return self.record is not None
 
 
 def record_uri(workspace: str, stage: str) -> str:
-    """Return the URI of the file with a stage's record.
+    """Return the URI of the JSON file that holds the record of a stage.
 
     Args:
-        workspace: folder with the records (local or s3://).
+        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
         stage: name of the stage.
     """
     return storage.join(workspace, "stages", f"{stage}.json")
 
 
 def read_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage, even if it is out of date.
+    """Read the record of a stage, even if the stage would have to run again.
 
     Args:
-        workspace: folder with the records (local or s3://).
+        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
         stage: name of the stage.
 
     Returns:
@@ -126,12 +128,12 @@ def read_record(workspace: str, stage: str) -> Record | None:
 
 
 def up_to_date_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage if it fits the current outputs of the stages that it reads from.
+    """Read the record of a stage if it was made from the current outputs of the stages that it reads from.
 
-    This only compares records. It does not look at settings or output files.
+    Only records are compared. Changed settings and missing output files are not noticed.
 
     Args:
-        workspace: folder with the records (local or s3://).
+        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
         stage: name of the stage.
 
     Returns:
@@ -146,24 +148,24 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
 
 
 def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
-    """Return the fingerprint for a recipe and the content keys of the inputs.
+    """Return the fingerprint of a stage, a digest of its recipe and the content keys of its inputs.
 
     Args:
-        recipe: digest of the stage's name, version and settings.
+        recipe: digest of the stage's name, code version and settings.
         keys: content keys of the stages that it reads from.
     """
     return digest([recipe, list(keys)])
 
 
 class Stages:
-    """The stages of a pipeline, in the order in which they run. Their records are in the folder of a workspace."""
+    """The stages of a pipeline, in the order in which they run. Their records are stored in a workspace, a folder."""
 
     def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
-        """Store the stages without running any.
+        """Store the arguments without running any stage.
 
         Args:
-            workspace: folder for the records (local or s3://).
-            stages: the stages. Each one comes after the stages that it reads from.
+            workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+            stages: the stages. Each one must come after the stages that it reads from.
         """
         self.workspace = workspace
         self.stages = list(stages)
@@ -191,14 +193,14 @@ class Stages:
         on_skip: Callable[[Stage, Record], None],
         keep_going: Callable[[Stage], bool] = lambda stage: True,
     ) -> dict[str, Record]:
-        """Run all stages that are not complete, in order.
+        """Run all stages that are not complete, in order, and write their records.
 
         Args:
-            run_stage: function that is called as `run_stage(stage, fingerprint, run)` for each of these stages. It must call
+            run_stage: function that is called as `run_stage(stage, fingerprint, run)` for each stage to run. It must call
                 `run()` and return its result. It may do more around the call, such as logging.
-            on_skip: function that is called with each complete stage and its record.
-            keep_going: function that is called after each stage, complete or not. If it returns False, the remaining stages are
-                left out.
+            on_skip: function that is called as `on_skip(stage, record)` for each stage that is already complete.
+            keep_going: function that is called with each stage after it was run or skipped. If it returns False, the remaining
+                stages are not run.
 
         Returns:
             The records of all stages that were run or skipped, by stage name.
@@ -219,16 +221,18 @@ class Stages:
         return records
 
     def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str:
-        """Return the fingerprint of a stage.
+        """Return the fingerprint of a stage, a digest of its recipe and the content keys of its inputs.
 
         Args:
             stage: the stage.
-            keys: content keys of the stages before it, by stage name.
+            keys: content keys of all stages before it, by stage name.
         """
         return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
 
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
         """Return the record of a stage if the stage is complete, else None.
+
+        It is complete if its record has the current fingerprint and all its output files exist.
 
         Args:
             stage: the stage.
@@ -239,14 +243,14 @@ class Stages:
         return record if complete else None
 
     def _run(self, stage: Stage, fingerprint: str, run_stage: Callable[..., dict[str, Any]]) -> Record:
-        """Run one stage and write its record.
+        """Run one stage and write its record to the workspace.
 
-        The old record is deleted first. So if the run is killed, the stage counts as not complete.
+        The old record is deleted first. So if the run is killed, the stage does not count as complete.
 
         Args:
             stage: the stage.
             fingerprint: its current fingerprint.
-            run_stage: function that calls the stage's `run` and returns its summary. See `Stages.run`.
+            run_stage: function that calls the stage's `run` and returns its summary (see `Stages.run`).
 
         Returns:
             The new record.
