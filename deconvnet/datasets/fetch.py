@@ -39,7 +39,7 @@ def has_checksum(path: Path, checksum: str) -> bool:
         checksum: "md5:HEX" or "sha256:HEX". HEX is the digest in hex digits, or at least its first 8 digits.
 
     Returns:
-        True if the file's digest begins with these digits.
+        True if the digest of the file's content begins with these digits.
 
     Raises:
         UserError: if the checksum is written in another way.
@@ -81,7 +81,7 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
         pause: seconds to wait before the download is resumed for the first time; the wait doubles each time.
 
     Returns:
-        `target`.
+        `target`, the path of the complete file.
 
     Raises:
         UserError: if the address is not http:// or https://, the server refuses, the connection keeps breaking, the disk is full,
@@ -113,7 +113,7 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
 
 
 def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
-    """Raise UserError if a failed download should not be tried again. Otherwise do nothing.
+    """Decide whether to try a failed download again: raise UserError if not, and return normally if so.
 
     Args:
         url: address of the file.
@@ -229,5 +229,5 @@ def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = la
 
 
 def _format_bytes(count: int) -> str:
-    """Write a number of bytes as text, such as "1.2 GB" or "3.4 MB"."""
+    """Write a number of bytes as text for the user, such as "1.2 GB" or "3.4 MB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

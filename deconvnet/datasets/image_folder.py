@@ -35,7 +35,8 @@ class ImageFile:
 def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
     """List the images in a folder and its subfolders. Hidden files and folders are ignored.
 
-    If several images would give masks of the same name, all but one of them are marked as refused.
+    Of images that differ only in the suffix, such as a.jpg and a.png, all but one are marked as refused, because their masks
+    would have the same name.
 
     Args:
         folder: local folder or s3:// prefix.
@@ -83,13 +84,15 @@ def _is_image(name: str) -> bool:
 
 
 def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
-    """Mark as refused all but one of the images that would give masks of the same name.
+    """Mark images as refused if their masks would have the same name as the mask of another image.
+
+    Of images that differ only in the suffix, such as a.jpg and a.png, one is kept and the others are refused.
 
     Args:
         stamps: the `ImageFile.stamp` of each image, by the image's relative path.
 
     Returns:
-        All images, sorted by name.
+        All images, sorted by name. The field `refused` of a refused image names the one that is kept.
     """
     first: dict[str, str] = {}
     for name in sorted(stamps, key=lambda name: (SUFFIXES.index(PurePosixPath(name).suffix.lower()), name)):

@@ -30,12 +30,12 @@ _PART_BYTES = 64_000_000  # about the most bytes of image files in a part
 
 @dataclass(frozen=True)
 class _Item:
-    """An id from the list of a split, with the image files found for it or the reason why it can't be used.
+    """An image id that is listed in a split, with the files of the image, or with the reason why the image can't be used.
 
     Attributes:
-        image_id: the id.
+        image_id: the id, which is the name of the image file without suffix.
         split: "train", "dev" (drawn from train for validation during training) or "val".
-        found: the files of the image, or a Reject with the reason.
+        found: the files of the image (image, class mask, object mask), or a Reject with the reason why it can't be used.
     """
 
     image_id: str
@@ -81,7 +81,7 @@ def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
 
 
 def data_fingerprint(settings: DataSettings, root: str) -> str:
-    """Compute a fingerprint of the data set without reading its images.
+    """Compute a fingerprint of the data set, a hash that changes when the data set does, without reading its images.
 
     Args:
         settings: the `data` section of the settings. If its `root` is empty, the data set is a generated one.
@@ -89,8 +89,8 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
 
     Returns:
         SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of both splits, and
-        the ids that can't be used. For a generated data set it covers the generator's settings instead, but not the seed, which
-        the caller must add.
+        the listed ids without usable files, with the reasons. For a generated data set it covers the generator's settings
+        instead, but not the seed, which the caller must add.
 
     Raises:
         UserError: if the folder is not in VOC's layout, or the list of a split can't be read.
@@ -116,8 +116,8 @@ def prepare_images(
 
     Args:
         settings: the `data` section of the settings.
-        seed: seed for drawing the split dev (validation during training) from train. If `settings.limit` is set, the seed also
-            determines which images are used at all.
+        seed: seed for drawing the split dev (validation during training) from train. If `settings.limit`, a number of images, is
+            set, the seed also determines which images are used at all.
         out_uri: path or s3:// address of the table to write.
         fingerprint: hash of everything that this stage of the pipeline depends on. Parts of the table that an interrupted run
             wrote with the same fingerprint are kept.
@@ -125,8 +125,9 @@ def prepare_images(
         executor: runs the units of work. Each unit reads up to 32 images and writes one part of the table.
 
     Returns:
-        The commit record of the table. Its `extra` has three entries: `counts` (number of images by split), `classes` (class
-        names by id) and `digest` (SHA-256 of the table's content in hex digits, the same for the same images, masks and splits).
+        The commit record of the table, which lists its parts (Parquet files). Its `extra` has three entries: `counts` (number of
+        images by split), `classes` (class names by id) and `digest` (SHA-256 of the table's content in hex digits, the same for
+        the same images, masks and splits).
 
     Raises:
         UserError: if the folder or the list of a split can't be read, the share of unusable images is larger than
@@ -157,7 +158,7 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
 
     Args:
         settings: the `data` section of the settings.
-        seed: seed for choosing the images if `settings.limit` is set.
+        seed: seed for choosing the images if `settings.limit`, a number of images, is set.
         root: folder of the data set.
 
     Returns:
@@ -170,10 +171,10 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
 
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
-    """List the images of the splits train and val, and the ids on their lists that can't be used.
+    """List the images of the splits train and val, including those whose files are missing or can't be used.
 
-    Some train images are assigned to the split dev. If `settings.limit` is set, only the images chosen are listed, and unusable
-    ids are left out.
+    Some train images are assigned to the split dev (validation during training). If `settings.limit`, a number of images, is set,
+    only the images chosen are listed, and unusable ones are left out.
 
     Args:
         settings: the `data` section of the settings.
@@ -204,13 +205,13 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
 
 
 def _units(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Group consecutive items into units of work of at most 32 images and about 64 MB each.
+    """Divide the images into units of work of at most 32 consecutive images and about 64 MB each.
 
     Args:
-        items: all items, in the order of the table's rows.
+        items: all images, in the order of the table's rows.
 
     Returns:
-        The units in order. Each becomes one part of the table.
+        The units in order. Each becomes one part (Parquet file) of the table.
     """
     units: list[list[_Item]] = [[]]
     size = 0
@@ -227,13 +228,13 @@ def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -
     """Read the images of one unit of work as rows of the `images` table.
 
     Args:
-        unit: the items of the unit.
+        unit: the images of the unit.
         root: folder of the data set.
         num_classes: number of classes, background included. A mask with a higher id (other than 255, void) is rejected.
         max_pixels: an image with more pixels is rejected.
 
     Yields:
-        A row for each item, in order, or a Reject with the reason if the item can't be used.
+        For each image, in order, a row as a dict, or a Reject with the reason if the image can't be used.
     """
     for item in unit:
         found = item.found

@@ -93,7 +93,7 @@ def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
 
 
 def _add_components(ids: np.ndarray, pixels: np.ndarray, last: int) -> int:
-    """Give each 8-connected region of some pixels an object id of its own, in place.
+    """Give a new object id to each 8-connected region of marked pixels, in place.
 
     Args:
         ids: int32 array (H, W) of object ids; it is changed.

@@ -156,8 +156,8 @@ def _convert(sbd: str, voc_root: str, image_id: str) -> None:
     """Convert the masks of one image from SBD's MATLAB files to PNG files in the VOC folder.
 
     Args:
-        sbd: SBD's folder `dataset`.
-        voc_root: the VOC 2012 folder to write to.
+        sbd: path or s3:// address of SBD's folder `dataset`.
+        voc_root: path or s3:// address of the VOC 2012 folder, in which the two PNG files are written.
         image_id: id of the image.
 
     Raises:

@@ -38,7 +38,7 @@ class _Shape:
     """The class, position and size of an object to paint.
 
     Attributes:
-        class_id: index in GENERATED_CLASSES.
+        class_id: index in GENERATED_CLASSES, the tuple of class names; 0 is background.
         x: column of the centre in px.
         y: row of the centre in px.
         size: diameter in px.
@@ -88,7 +88,7 @@ def _outlines(class_id: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Make the outline of an object with random proportions.
 
     Args:
-        class_id: index in GENERATED_CLASSES, from 1.
+        class_id: index in GENERATED_CLASSES, the tuple of class names; not 0, which is background.
         rng: source of random numbers.
 
     Returns:
@@ -235,8 +235,8 @@ def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: n
 def _place_objects(rng: np.random.Generator, height: int, width: int) -> Iterator[tuple[_Shape, np.ndarray]]:
     """Place up to four objects at random.
 
-    One to four objects are drawn, and each tries up to 12 random sizes and positions. It takes the first at which at least half
-    of every earlier object stays visible. If there is none, the object is dropped.
+    One to four objects are drawn. For each, up to 12 random sizes and positions are tried. The first is used at which at least
+    half of every earlier object stays visible. If there is none, the object is dropped.
 
     Args:
         rng: source of random numbers.
@@ -276,7 +276,8 @@ def generate(index: int, seed: int, height: int, width: int) -> tuple[np.ndarray
     """Generate one image of the data set, with its masks.
 
     Args:
-        index: index of the image in the data set. Validation images are counted from VAL_OFFSET.
+        index: index of the image in the data set. Training images are counted from 0, validation images from 1,000,000
+            (VAL_OFFSET).
         seed: seed of the data set.
         height: height of the image in px.
         width: width of the image in px.

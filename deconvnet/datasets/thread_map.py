@@ -25,7 +25,10 @@ def thread_map(
 
     Yields:
         The results, in the order of the items. Items are processed in batches of 64. The next batch starts when the results of
-        the previous one have all been taken. An exception in `function` is raised here when its result is due.
+        the previous one have all been taken.
+
+    Raises:
+        Exception: whatever `function` raises. It is raised here when its result is due.
     """
 
     def results() -> Iterator[Result]:

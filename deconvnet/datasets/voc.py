@@ -67,7 +67,7 @@ def split_path(root: str, split: str) -> str:
 
     Args:
         root: folder in VOC's layout.
-        split: name of the split.
+        split: name of the split, such as "train".
 
     Returns:
         `root`/ImageSets/Segmentation/`split`.txt.
@@ -80,7 +80,7 @@ def read_split(root: str, split: str) -> list[str]:
 
     Args:
         root: folder in VOC's layout.
-        split: name of the split.
+        split: name of the split, such as "train".
 
     Returns:
         The ids in the order of the file, at least one. They are not checked, so they may repeat or be invalid.
@@ -165,7 +165,7 @@ class VocDataset:
         """Find the files of all images of a split.
 
         Args:
-            name: name of the split.
+            name: name of the split, such as "train".
             taken: ids to reject because they belong to another split, each with the name of that split. None rejects no id for
                 this reason.
 

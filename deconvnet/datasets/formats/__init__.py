@@ -53,18 +53,18 @@ class DatasetFormat:
 
 
 def format_names() -> list[str]:
-    """Return the names of all formats, sorted, without importing their modules."""
+    """Return the names of all formats that can be imported, sorted. Their modules are not loaded by this."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get_format(name: str) -> DatasetFormat:
-    """Import the module of a format and return the format.
+    """Load the module that reads a format, and return its description of the format.
 
     Args:
         name: name of the format, one of `format_names()`.
 
     Returns:
-        The `FORMAT` that the module defines.
+        The object `FORMAT` of the module `deconvnet.datasets.formats.NAME`.
     """
     found: DatasetFormat = importlib.import_module(f"{__name__}.{name}").FORMAT
     return found

@@ -103,13 +103,14 @@ def _add_images(
 ) -> None:
     """Add the images of one COCO file to a data set, without loading them.
 
-    Images that can't be used are added to the data set's rejects. Annotations of unlisted images are counted in its notes.
+    Images that can't be used are added to `dataset.rejects`. A note in `dataset.notes` tells how many annotations belong to
+    images that the file does not list.
 
     Args:
         dataset: data set to add to.
         source: the file and its folder of images.
         document: content of the file.
-        ids: class id by category id.
+        ids: class id by category id; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose, for painting the masks.
     """
     index = ImageIndex(source.images)
@@ -134,7 +135,14 @@ def _add_images(
 
 
 def _hashable(value: Any) -> Any:
-    """Make an image id usable as a dictionary key. Anything but an integer or a string, such as a list, becomes text."""
+    """Convert the image id of a COCO file to a value that can be a dictionary key.
+
+    Args:
+        value: the id, which should be an integer or a string, but may be anything in a malformed file.
+
+    Returns:
+        The id itself if it is an integer or a string; otherwise, for example for a list, its text.
+    """
     return value if isinstance(value, int | str) else repr(value)
 
 
@@ -153,7 +161,7 @@ def _load(
         file: path of the image in the source's folder.
         image: the image's entry in the COCO file.
         annotations: the COCO file's annotations of this image.
-        ids: class id by category id.
+        ids: class id by category id; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose, for painting the masks.
 
     Returns:
@@ -173,14 +181,14 @@ def _make_regions(
 
     Args:
         annotations: the COCO file's annotations of this image.
-        ids: class id by category id.
+        ids: class id by category id; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `crowd_void` applies.
         height: height of the image in px.
         width: width of the image in px.
 
     Returns:
-        The regions, and a sentence with the reason for each annotation that was skipped. Annotations of classes that are not
-        imported are in neither list, unless they are void.
+        The regions, and a sentence with the reason for each annotation that was skipped. An annotation of a class that is not
+        imported becomes a region only if it becomes void; otherwise it is in neither list.
 
     Raises:
         BadInput: if an annotation is malformed.

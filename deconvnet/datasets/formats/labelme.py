@@ -110,7 +110,14 @@ def _is_annotation_file(name: str) -> bool:
 
 
 def _index_or_none(folder: str) -> ImageIndex | None:
-    """List the images in a folder. Return None if it has none, because the images may be embedded in the JSON files."""
+    """List the images in a folder that may have none, because the images may be embedded in the JSON files instead.
+
+    Args:
+        folder: local folder or s3:// prefix of the images.
+
+    Returns:
+        The list of the images; None if there is no such folder, or no image in it.
+    """
     try:
         return ImageIndex(folder)
     except UserError:
@@ -124,7 +131,7 @@ def _read_document(uri: str) -> dict[str, Any]:
         uri: path or s3:// address of the file.
 
     Returns:
-        Its content; the entry "shapes" is sure to be a list of JSON objects.
+        The content of the file as a dictionary. Its entry "shapes" is sure to be a list of JSON objects.
 
     Raises:
         BadInput: if the file can't be read or is not a LabelMe file.
@@ -137,7 +144,7 @@ def _read_document(uri: str) -> dict[str, Any]:
 
 
 def _label_of(shape: Mapping[str, Any]) -> str:
-    """Return the label of a shape, without blanks round it. Return "" if the shape has no label."""
+    """Return the label of a LabelMe shape without surrounding blanks, or "" if the shape has no label."""
     return str(shape.get("label") or "").strip()
 
 
@@ -151,7 +158,7 @@ def _load(
         uri: path or s3:// address of the LabelMe file.
         name: path of the LabelMe file relative to the folder of annotations.
         image_path: value of imagePath in the LabelMe file.
-        ids: class id by label.
+        ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose, for painting the masks.
 
     Returns:
@@ -222,13 +229,13 @@ def _make_regions(
 
     Args:
         shapes: shapes of the file.
-        ids: class id by label.
+        ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         height: height of the image in px.
         width: width of the image in px.
 
     Returns:
-        The regions, and a sentence with the reason for each shape that was skipped. Shapes of classes that are not imported are
-        in neither list, unless they become void.
+        The regions, and a sentence with the reason for each shape that was skipped. A shape of a class that is not imported
+        becomes a region only if its id is 255 (void); otherwise it is in neither list.
 
     Raises:
         BadInput: if a shape is malformed.
@@ -290,7 +297,7 @@ def _mask_region(shape: Mapping[str, Any], points: np.ndarray, class_id: int, he
     """Turn a shape of type mask into a region of pixels.
 
     Args:
-        shape: the shape; its entry "mask" is a small PNG in base64, not 0 where the object is.
+        shape: the shape; its entry "mask" is a small PNG in base64, whose pixels are not 0 where the object is.
         points: float64 array (N, 2) of x, y; the first point is the position of the PNG's top left corner in the image.
         class_id: class id for the region.
         height: height of the image in px.

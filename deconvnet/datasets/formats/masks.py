@@ -73,16 +73,17 @@ FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
 def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
-    """Index files by the part of the name that a mask and its image have in common.
+    """Index files by a key that a mask and its image have in common.
+
+    The key is the path of the file without the file name suffix, and without the ending that distinguishes masks. For example,
+    "a/b_mask.png" has the key "a/b" if the ending is "_mask".
 
     Args:
         names: paths of the files, relative to their folder.
-        suffix: ending, such as "_mask", that the name of a file must have before its file name suffix. Files without it are left
-            out.
+        suffix: ending of the masks, such as "_mask"; "" if there is none. Files whose name does not have it are left out.
 
     Returns:
-        The path of each file by the same path without the ending and the file name suffix. Of files with the same key, the first
-        is kept.
+        The path of each file by its key. If several files have the same key, the first is kept.
     """
     stems: dict[str, str] = {}
     for name in names:
@@ -97,8 +98,8 @@ def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mappin
 
     Args:
         source: the folder of masks and the folder of images.
-        images: images by path without suffix; the message quotes the first.
-        masks: masks by path without suffix; the message quotes the first, if there is one.
+        images: paths of the images, by key (see `_by_stem`); the message quotes the first.
+        masks: paths of the masks, by key; the message quotes the first, if there is one.
 
     Returns:
         The error, for the caller to raise.

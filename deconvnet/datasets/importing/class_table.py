@@ -94,7 +94,7 @@ class ClassTable:
 
         Args:
             unknown: array (N,) with the values of these pixels; at least one.
-            pixels: number of pixels of the whole mask.
+            pixels: number of pixels of the whole mask, from which the share is computed.
 
         Returns:
             A sentence for the user with their share of the mask and their commonest value.
@@ -106,11 +106,22 @@ class ClassTable:
         return f"{100 * unknown.size / pixels:.2g} % of the mask has no class: {commonest}{more}{question}"
 
     def _format_value(self, value: int) -> str:
-        """Write a mask value as text for the user, such as "id 7" or "#804080"."""
+        """Write a mask value as text for the user.
+
+        Args:
+            value: an id, or a colour as R·65536 + G·256 + B.
+
+        Returns:
+            The text, such as "id 7" or "#804080".
+        """
         return f"#{value:06x}" if self.has_colours else f"id {value}"
 
     def to_text(self) -> str:
-        """Write the table as text, in the form that `read_table` reads: a line with class name and value for each value."""
+        """Write the table as text that `read_table` can read.
+
+        Returns:
+            One line for each mask value, with its class name and the value.
+        """
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
         rows = sorted(zip(self.ids.tolist(), self.values.tolist(), strict=True))
         return "".join(f"{names[class_id]}, {self._format_value(value).removeprefix('id ')}\n" for class_id, value in rows)
@@ -164,7 +175,8 @@ def _parse_value(text: str) -> tuple[int, bool] | None:
         text: the value: an id as "7", or a colour as "#804080" or "128,64,128".
 
     Returns:
-        The value (a colour as R·65536 + G·256 + B), and True if it is a colour. None if a channel of the colour is over 255.
+        The value (a colour as R·65536 + G·256 + B), and whether it is a colour (True) or an id (False). None if a channel of the
+        colour is over 255.
     """
     if text.startswith("#"):
         return int(text[1:], 16), True
@@ -197,7 +209,7 @@ def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable
     """Infer the class table from the values of all masks.
 
     Args:
-        masks: values of each mask.
+        masks: the set of values that occur in each mask.
         names: class names by id, background first, if the user gave them. If empty, the names are inferred as well.
 
     Returns:

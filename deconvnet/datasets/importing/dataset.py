@@ -50,7 +50,7 @@ class ImportRules:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """The place from which the images and annotations of a data set, or of one split of it, are read.
+    """The location of the images and annotations of a data set, or of one of its splits.
 
     Attributes:
         images: folder or s3:// prefix of the images.
@@ -93,7 +93,7 @@ class DatasetEntry:
 
     Attributes:
         image_id: id of the image in the imported data set, which is the name of its files without suffix.
-        uri: path or s3:// address of the file that messages about this image name.
+        uri: path or s3:// address of a file, by which messages to the user identify this image.
         split: "train" or "val" if the source says so, otherwise None.
         load: function that reads the image and makes its masks. It raises BadInput with the reason if that is not possible.
     """
@@ -125,11 +125,14 @@ class AnnotatedDataset:
     class_table_text: str | None = None
 
     def add(self, name: str, uri: str, split: str | None, load: Callable[[], AnnotatedImage]) -> None:
-        """Add an image. If its name can't be an id, or another image already has that id, reject it instead.
+        """Add an image to the data set, without loading it.
+
+        The id of the image is made from its name by `image_id_of`. If that is no valid id, or another image has it already, the
+        image is added to `rejects` instead.
 
         Args:
             name: name of the image in the source, a file name or relative path, from which its id is derived.
-            uri: path or s3:// address of the file that messages about this image name.
+            uri: path or s3:// address of a file, by which messages to the user identify this image.
             split: "train" or "val" if the source says so, otherwise None.
             load: function that reads the image and makes its masks, as in `DatasetEntry`.
         """
@@ -208,7 +211,7 @@ def class_ids(classes: Sequence[str], annotated: Sequence[str], rules: ImportRul
         rules: rules that the user chose; `others_void` says whether classes that are not imported become void or background.
 
     Returns:
-        Class id by class name. Names that are not in `classes` have 255 (void) or 0 (background).
+        Class id by class name, for all names in `annotated`. Names that are not in `classes` have 255 (void) or 0 (background).
     """
     other = VOID_ID if rules.others_void else 0
     ids = {name: index for index, name in enumerate(classes)}

@@ -73,7 +73,7 @@ class ImageIndex:
 
 
 def read_input(uri: str) -> bytes:
-    """Read a file. Report a missing or protected file as BadInput, for which the image is rejected.
+    """Read a file of one image. If that is impossible, raise BadInput, so that the import rejects only this image.
 
     Args:
         uri: path or s3:// address of the file.
@@ -93,10 +93,13 @@ def read_input(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Read a JSON file in UTF-8, with or without a byte order mark, as Python objects.
+    """Read a JSON file, which must be encoded in UTF-8, with or without a byte order mark.
 
     Args:
         uri: path or s3:// address of the file.
+
+    Returns:
+        The content of the file as Python objects: usually a dictionary or a list.
 
     Raises:
         BadInput: if the file can't be read or is not JSON.
@@ -153,7 +156,7 @@ def annotated_as_stored(image: bytes, size: tuple[int, int], max_pixels: int) ->
 
 
 def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
-    """Turn a mask as the EXIF orientation of its image demands.
+    """Rotate and mirror a mask in the way that the EXIF orientation of its image demands.
 
     Args:
         image: encoded bytes of the image.
@@ -168,7 +171,14 @@ def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: bytes) -> int:
-    """Return the EXIF orientation of an image, from 1 to 8. Return 1 (displayed as stored) if the image has none."""
+    """Read the EXIF orientation of an image.
+
+    Args:
+        image: encoded bytes of the image.
+
+    Returns:
+        A number from 1 to 8. It is 1 (displayed as stored) if the image has no EXIF orientation.
+    """
     return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
 
 

@@ -100,7 +100,8 @@ def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRul
         size: width and height, in px, that the annotations give for the image. If they are not both integers, the image is taken
             to be annotated as displayed.
         rules: rules that the user chose; `small_over_large` and `max_pixels` apply.
-        make_regions: function that turns the annotated shapes into regions; it is called with the annotated height and width.
+        make_regions: function that turns the annotated shapes into regions. It is called with the annotated height and width. It
+            returns the regions, and a sentence with the reason for each shape that was skipped.
 
     Returns:
         The image, with masks that fit it as displayed.

@@ -34,18 +34,18 @@ class Region:
 
     @property
     def area(self) -> int:
-        """Number of pixels of the object."""
+        """Return the number of pixels of the object."""
         return int(self.pixels.sum())
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Slices of the image's rows and columns that cut out the window."""
+        """Return the slices (rows, columns) that cut the window of this region out of an array (H, W)."""
         height, width = self.pixels.shape
         return np.s_[self.top : self.top + height, self.left : self.left + width]
 
 
 def empty_region(class_id: int) -> Region:
-    """Return a region of a class without any pixel."""
+    """Make a region that belongs to a class but has no pixels."""
     return Region(class_id, 0, 0, np.zeros((0, 0), bool))
 
 

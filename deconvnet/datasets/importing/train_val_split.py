@@ -109,5 +109,9 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
 
 
 def _file_name(path: str) -> str:
-    """Return the last part of a path. Folders may be separated by "/" or "\\"."""
+    """Return the last part of a path, the file name.
+
+    Args:
+        path: a path whose folders are separated by "/" or "\\".
+    """
     return path.replace("\\", "/").rsplit("/", 1)[-1]

@@ -54,9 +54,9 @@ def select_images(
 ) -> list[str]:
     """Choose the images of a data set for its contact sheet.
 
-    Suspicious images are chosen first. They fill at most half of the sheet, and those of one kind at most a quarter. Then, for
-    each class that no chosen image shows, starting with the rarest, the image with the largest share of that class is added. The
-    remaining places go to images that are evenly spread over the data set.
+    Suspicious images are chosen first. They fill at most half of the sheet, and those with the same kind of suspicion at most a
+    quarter. Then, for each class that no chosen image shows, starting with the rarest, the image with the largest share of that
+    class is added. The remaining places go to images that are evenly spread over the data set.
 
     Args:
         statistics: measurements of all images; unusable images are not chosen.
@@ -176,10 +176,26 @@ def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> 
 
 
 def _legend_name(class_id: int, classes: Sequence[str]) -> str:
-    """Return the name of a class for the legend: "void" for the id 255, otherwise the class name, shortened to 18 characters."""
+    """Return the name of a class for the legend of the sheet.
+
+    Args:
+        class_id: id of the class; 255 is void.
+        classes: class names by id.
+
+    Returns:
+        The class name, shortened to 18 characters, or "void" for the id 255.
+    """
     return "void" if class_id == VOID_ID else _shorten(classes[class_id], _LEGEND_CHARACTERS)
 
 
 def _shorten(text: str, most: int) -> str:
-    """Cut a text to at most `most` characters, of which the last is "…" if anything was cut off."""
+    """Cut a text to a number of characters.
+
+    Args:
+        text: the text.
+        most: largest number of characters that are kept.
+
+    Returns:
+        The text itself, or its beginning and "…" if it was too long, together `most` characters.
+    """
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -19,11 +19,11 @@ def find_near_duplicates(images: Sequence[ImageStatistics]) -> list[tuple[ImageS
     """Find pairs of a train image and a val image that look alike.
 
     Args:
-        images: measurements of the images of both splits.
+        images: measurements of the images of both splits, with their perceptual hashes. Images without a hash are ignored.
 
     Returns:
-        For each pair the train image, the val image, and the number of bits (of 256) in which their hashes differ. The pairs are
-        sorted, most similar first.
+        For each pair the train image, the val image, and the number of bits (of 256) in which their perceptual hashes differ. The
+        pairs are sorted, most similar first.
     """
     train, val = ([each for each in images if each.split == s and each.perceptual_hash is not None] for s in ("train", "val"))
     if not train or not val:
@@ -47,10 +47,10 @@ def find_identical(images: Sequence[ImageStatistics]) -> list[list[ImageStatisti
     """Find images of the same split whose files are equal byte for byte.
 
     Args:
-        images: measurements of the images of both splits.
+        images: measurements of the images of both splits, with the digests of their files. Unusable images are ignored.
 
     Returns:
-        Groups of two or more equal images.
+        Groups of two or more images of the same split with equal files.
     """
     groups: dict[tuple[str, str], list[ImageStatistics]] = {}
     for image in images:

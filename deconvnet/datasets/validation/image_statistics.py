@@ -49,7 +49,8 @@ class ImageStatistics:
         pixels: number of pixels by class id; 255 is void.
         objects: int64 array (N, 6) with one row for each object: class id, area in px, and bounding box x0, y0, x1, y1 in px.
             Here x1 and y1 are exclusive.
-        suspicions: a sentence for each kind of suspicion about the image. The kinds are keys of `report.KINDS`.
+        suspicions: a sentence for the user for each kind of suspicion about the image. The kinds are "unusable", "blended edges",
+            "one class", "empty", "void" and "speckles".
         perceptual_hash: uint64 array (4,), similar for images that look alike; None if the image is unusable or too plain.
         digest: SHA-256 of the image file in hex digits; empty if the image is unusable.
     """
@@ -66,12 +67,16 @@ class ImageStatistics:
 
     @property
     def usable(self) -> bool:
-        """True if training would use the image."""
+        """Return True if training would use the image."""
         return "unusable" not in self.suspicions
 
     @property
     def object_shares(self) -> np.ndarray:
-        """Share of the image's pixels that each object covers: float64 array (N,) in [0, 1], in the order of `objects`."""
+        """Compute the share of the image's pixels that each object covers.
+
+        Returns:
+            float64 array (N,) in [0, 1], in the order of `objects`.
+        """
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
     def unfindable(self, limits: ProposalLimits) -> np.ndarray:
@@ -127,7 +132,7 @@ def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_
 def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: int) -> dict[str, str]:
     """Check the class mask of an unusable image for ids that come from blending along edges.
 
-    Such ids may be why the image is unusable.
+    An image is unusable if its mask has ids that are not those of classes. Resizing the mask with interpolation may be the cause.
 
     Args:
         root: folder of the data set in VOC's layout.
@@ -150,7 +155,8 @@ def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
         pixels: number of pixels by class id; 255 is void.
 
     Returns:
-        A dictionary with a sentence for each suspicion found, under its kind: "void", "empty" or "one class".
+        A dictionary with a sentence for each suspicion found, under its kind: "void" (over 30 % of the pixels), "empty" (no
+        object) or "one class" (one class covers over 99 % of the other pixels).
     """
     total, void = sum(pixels.values()), pixels.get(VOID_ID, 0)
     annotated = {class_id: count for class_id, count in pixels.items() if class_id != VOID_ID}
@@ -170,7 +176,7 @@ def _check_speckles(objects: np.ndarray) -> dict[str, str]:
     """Check whether an image has objects that are too small to be intended.
 
     Args:
-        objects: int64 array (N, 6) as `ImageStatistics.objects`.
+        objects: int64 array (N, 6), one row for each object: class id, area in px², and bounding box x0, y0, x1, y1.
 
     Returns:
         A dictionary with a sentence under "speckles"; empty if there is no such object.
@@ -202,7 +208,8 @@ def object_boxes(class_mask: np.ndarray, object_mask: np.ndarray) -> np.ndarray:
             pixels of an object must have the same class.
 
     Returns:
-        int64 array (N, 6) as `ImageStatistics.objects`, in the order of the object ids.
+        int64 array (N, 6), one row for each object in the order of the object ids: class id, area in px², and bounding box x0,
+        y0, x1, y1 in px. Here x1 and y1 are exclusive.
     """
     y, x = np.nonzero((object_mask > 0) & (object_mask != void_id(object_mask)))
     ids, index = np.unique(object_mask[y, x], return_inverse=True)
@@ -221,8 +228,8 @@ def count_overlapping(objects: np.ndarray) -> int:
     """Count the objects of an image whose bounding box overlaps that of another object with an IoU of 0.5 or more.
 
     Args:
-        objects: int64 array (N, 6) as `ImageStatistics.objects`. Objects of fewer than 10 pixels are ignored. So are all others
-            after the first 2,000.
+        objects: int64 array (N, 6), one row for each object: class id, area in px², and bounding box x0, y0, x1, y1. Objects of
+            fewer than 10 pixels are ignored. So are all others after the first 2,000.
 
     Returns:
         The number of such objects.

@@ -63,7 +63,7 @@ def make_report(
         classes: class names by id, background first.
         limits: limits of the region proposals; the report counts the objects that are too small to be proposed.
         title: name of the data set.
-        imported: content of the data set's import.json; None if it was not imported.
+        imported: content of import.json, in which an import records its origin and counts; None if the data set was not imported.
 
     Returns:
         The report, with the suspicious images.
@@ -129,7 +129,7 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limi
     for image in usable:
         pixels.update(image.pixels)
         images_with[image.split].update(image.pixels.keys())
-    # One row for each object; the columns are class id, share of the image, 1 if unfindable, and index of the split.
+    # One row for each object; the columns are class id, share of the image, 1 if unfindable, and 0 for train or 1 for val.
     objects = np.concatenate([np.zeros((0, 4)), *(_object_rows(image, limits) for image in usable)])
     total = max(sum(pixels.values()), 1)
     rows = []
@@ -148,15 +148,15 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limi
 
 
 def _object_rows(image: ImageStatistics, limits: ProposalLimits) -> np.ndarray:
-    """Collect the numbers that the table of classes needs about the objects of an image.
+    """Collect the numbers about the objects of an image from which the table of classes is made.
 
     Args:
         image: measurements of the image.
         limits: limits of the region proposals.
 
     Returns:
-        float64 array (N, 4) with one row for each object: class id, share of the image's pixels, 1 if it is too small to be
-        proposed (else 0), and the index of its split in SPLITS.
+        float64 array (N, 4) with one row for each object. Its columns are: class id; share of the image's pixels; 1 if the object
+        is too small to be proposed, else 0; and 0 if the image is in train, 1 if it is in val.
     """
     split = np.full(len(image.objects), SPLITS.index(image.split))
     return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(limits), split], axis=1).astype(np.float64)
@@ -166,22 +166,25 @@ def _count_by_split(objects: np.ndarray | None) -> list[str]:
     """Count objects in each split, for the table of classes.
 
     Args:
-        objects: rows of `_object_rows`; None for a class that has no objects by definition, such as background.
+        objects: float64 array (N, 4) of objects, as from `_object_rows`. Column 3 is 0 for train and 1 for val. None for a class
+            that has no objects by definition, such as background.
 
     Returns:
-        One table cell for each split, empty for None.
+        Two table cells with the number of objects in train and in val; both are empty for None.
     """
     return ["" if objects is None else f"{int((objects[:, 3] == i).sum()):,}" for i in range(len(SPLITS))]
 
 
 def _size_shares(objects: np.ndarray | None) -> list[str]:
-    """Compute the shares of small, medium, large and unfindable objects among some objects, for the table of classes.
+    """Compute how large the objects of a class are, for the table of classes.
 
     Args:
-        objects: rows of `_object_rows`; None for a class that has no objects by definition, such as background.
+        objects: float64 array (N, 4) of objects, as from `_object_rows`. Column 1 is the share of the image's pixels; column 2 is
+            1 if the object is too small to be proposed. None for a class that has no objects by definition, such as background.
 
     Returns:
-        Four table cells in this order, empty if there are no objects.
+        Four table cells with the share of objects that are small (cover less than 1 % of their image), medium, large (over 10 %),
+        and too small to be proposed by EdgeBox. They are empty if there are no objects.
     """
     if objects is None or not len(objects):
         return [""] * 4
@@ -195,7 +198,7 @@ def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str,
 
     Args:
         usable: measurements of the usable images.
-        imported: content of the data set's import.json; None if it was not imported.
+        imported: content of import.json, in which an import records its origin and counts; None if the data set was not imported.
 
     Returns:
         One or two sentences.
@@ -218,13 +221,15 @@ def _list_suspicions(
     classes: Sequence[str],
     by_kind: Mapping[str, Mapping[str, str]],
 ) -> str:
-    """List everything suspicious as Markdown: first about classes, then identical files, then each kind with examples of images.
+    """List everything suspicious as Markdown: classes with too few images, identical files, and suspicious images.
+
+    The images are grouped by kind of suspicion. Up to five images are named for each kind.
 
     Args:
         images: measurements of all images, including unusable ones.
         usable: measurements of the usable images only.
         classes: class names by id, background first.
-        by_kind: for each kind of suspicion, a dictionary from image id to a sentence.
+        by_kind: for each kind of suspicion, such as "void", a dictionary from image id to a sentence for the user.
 
     Returns:
         The list, or a sentence that nothing was found.
