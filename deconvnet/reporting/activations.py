@@ -1,4 +1,7 @@
-"""Find the most active map of each layer of DeconvNet's decoder (§3.2.3 of the paper, "Analysis of Deconvolution Network")."""
+"""Find the most active map of each layer of DeconvNet's decoder.
+
+Source: Noh et al. (ICCV 2015), the paper on DeconvNet, §3.2.3, "Analysis of Deconvolution Network".
+"""
 
 import numpy as np
 import torch
@@ -15,19 +18,21 @@ LAYERS = tuple(f"{kind}{number}" for number in (5, 4, 3, 2, 1) for kind in ("unp
 def decoder_maps(
     model: DeconvNet, crop: NDArray[np.uint8], where: NDArray[np.bool_] | None = None
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
-    """Find the most active map of each decoder layer, which is the channel with the largest sum of activations.
+    """Run DeconvNet on a crop and find the most active map of each decoder layer.
 
-    The model is run in evaluation mode, and its mode is restored afterwards.
+    A map is one channel of a layer's output. The most active one has the largest sum of activations. The model is run in evaluation
+    mode, and its mode is restored afterwards.
 
     Args:
         model: the network.
         crop: the network's input, uint8 (S, S, 3), RGB, where S is the model's input size.
-        where: the pixels that count in the sum, bool (S, S), such as the pixels of an object. If it is None or all False, all
-            pixels count; then the chosen map often responds to the background.
+        where: the pixels whose activations are summed, bool (S, S), such as the pixels of an object. If it is None or all False,
+            all pixels count. Then the chosen map often responds to the background.
 
     Returns:
-        A dict from layer name (`LAYERS`) to its most active map, float32 (h, w), with values of at least 0, and the predicted
-        class ids, uint8 (S, S). For a block of deconvolutions it is a map of the block's last layer.
+        A dict of the maps and the predicted class ids, uint8 (S, S). The dict has for each layer name ("unpool5", "deconv5", …,
+        "deconv1"; see `LAYERS`) its most active map, float32 (h, w), with values of at least 0. A "deconv" layer is a block of
+        several deconvolutions, and its map is one of the block's output.
     """
     counts = torch.ones(crop.shape[:2]) if where is None or not where.any() else torch.from_numpy(where).float()
     found: dict[str, NDArray[np.float32]] = {}

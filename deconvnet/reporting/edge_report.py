@@ -1,7 +1,8 @@
 """Compare a newly trained edge detector with two others.
 
-The others are the image gradient and the structured forest that comes with the package. The comparison measures the recall of
-EdgeBox's boxes on the dev images and the quality of the edges on BSDS500's val images.
+EdgeBox finds boxes that may contain objects (proposals) from the edges of an image. A trained edge detector is a structured forest.
+The others are the image gradient and the forest that comes with the package. The comparison measures the recall of EdgeBox's boxes
+on the images of the split "dev", and the quality of the edges on the split "val" of BSDS500, the Berkeley data set of boundaries.
 """
 
 import json
@@ -38,9 +39,10 @@ class EdgeReport:
     """The outcome of a comparison of edge detectors.
 
     Attributes:
-        metrics: metrics of the newly trained forest, by their name in MLflow, such as "bsds.ods".
-        markdown: Markdown tables of all detectors.
-        files: contents of edges.json, edges.md and, if boxes were measured, edges.png, by file name.
+        metrics: metrics of the newly trained forest, by their name in MLflow. For example, "bsds.ods" is the F-measure on BSDS500
+            at the best threshold for the whole data set.
+        markdown: Markdown text with tables of all detectors' metrics.
+        files: contents by file name: edges.json (metrics), edges.md (Markdown text) and, if boxes were measured, edges.png (chart).
     """
 
     metrics: dict[str, float]
@@ -51,20 +53,20 @@ class EdgeReport:
 def compare_edges(
     images_uri: str | None, bsds: str | None, forest: str, settings: "ProposalSettings", executor: Executor
 ) -> EdgeReport:
-    """Compare a newly trained forest with the image gradient and with the forest that comes with the package.
+    """Compare a newly trained edge detector with the image gradient and with the detector that comes with the package.
 
     No file is written.
 
     Args:
         images_uri: URI of a table `images`. The recall of boxes is measured on the images of its split "dev"; None to leave this
             out.
-        bsds: folder of BSDS500. The quality of edges is measured on the images of its split "val"; None to leave this out.
-        forest: URI of the newly trained forest's file.
+        bsds: folder of the data set BSDS500. The quality of edges is measured on its split "val"; None to leave this out.
+        forest: URI of the file of the newly trained edge detector (a structured forest).
         settings: options for finding boxes.
-        executor: runs the measurements, on several parts of the table or several images of BSDS500 at once.
+        executor: runs the measurements, on several parts (Parquet files) of the table or several images of BSDS500 at once.
 
     Returns:
-        The metrics of the newly trained forest, and tables and a chart of all three detectors.
+        The metrics of the newly trained detector, and tables and a chart of all three detectors.
     """
     ours = EdgeBoxOptions(**settings.model_dump())
     sources = {
@@ -93,16 +95,16 @@ def compare_edges(
 
 
 def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
-    """Measure how many objects of the dev images are found by the boxes, for each edge detector.
+    """Measure for each edge detector how many objects its boxes find, on the images of the split "dev".
 
     Args:
         images_uri: URI of the table `images`.
         sources: options for finding boxes, by name of the edge detector.
         min_area: smallest area of the bounding box of an object that counts, in square pixels.
-        executor: runs the measurement of several parts of the table at once.
+        executor: runs the measurement of several parts (Parquet files) of the table at once.
 
     Returns:
-        The recall over all dev images, by name of the edge detector.
+        The recall over all these images, by name of the edge detector.
     """
     images = tables.require_commit(images_uri)
     units = [part for part in images.parts if any(group.splits.get("dev") for group in part.row_groups)]
@@ -115,20 +117,20 @@ def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor:
 def _part_recalls(
     images_uri: str, sources: Sources, min_area: float, counts: Sequence[int], index: int, part: tables.Part
 ) -> list[dict[str, Recall]]:
-    """Measure the recall of each edge detector's boxes on the dev images in one part of the table.
+    """Measure the recall of each edge detector's boxes on the images of the split "dev" in one part (Parquet file) of the table.
 
-    An executor calls this function.
+    An executor calls this function in a worker process.
 
     Args:
         images_uri: URI of the table `images`.
         sources: options for finding boxes, by name of the edge detector.
         min_area: smallest area of the bounding box of an object that counts, in square pixels.
-        counts: numbers of boxes after which recall is measured.
-        index: index of the part; not used.
+        counts: numbers of boxes k. The recall of the first k boxes of each image is measured.
+        index: index of the part, which the executor passes; not used.
         part: the part of the table.
 
     Returns:
-        For each dev image, the recall by name of the edge detector.
+        For each image, a dict from the name of the edge detector to the recall of its boxes.
     """
     cv2.setNumThreads(1)  # every CPU already works on another image or part
     return [
@@ -141,7 +143,9 @@ def _part_recalls(
 
 
 def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read the dev images in one part of the table. Images without an object mask and images that cannot be decoded are skipped.
+    """Read the images of the split "dev" in one part (Parquet file) of the table.
+
+    Images without an object mask and images that cannot be decoded are skipped.
 
     Args:
         images_uri: URI of the table `images`.
@@ -149,7 +153,7 @@ def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator
         min_area: smallest area of the bounding box of an object that counts, in square pixels.
 
     Yields:
-        An image, uint8 (H, W, 3), RGB, and the bounding boxes (M, 4) of its objects.
+        An image, uint8 (H, W, 3), RGB, and the bounding boxes x1, y1, x2, y2 of its objects in pixels, (M, 4).
     """
     for row in tables.iter_rows(images_uri, ["split", "image", "object_mask"], part):
         if row["split"] == "dev" and row["object_mask"] is not None:
@@ -160,17 +164,18 @@ def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator
 
 
 def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:
-    """Count the matched and unmatched edge pixels of each edge detector on one image of BSDS500.
+    """Count how many edge pixels of each edge detector match the annotated boundaries of one BSDS500 image.
 
-    An executor calls this function.
+    An executor calls this function in a worker process.
 
     Args:
-        sources: options for finding boxes, by name of the edge detector. Only those of the edges are used.
-        index: index of the image; not used.
-        files: paths of the image and of its annotation.
+        sources: options for finding boxes, by name of the edge detector. Only the options that concern edges are used.
+        index: index of the image, which the executor passes; not used.
+        files: paths of the image file and of its annotation file.
 
     Returns:
-        The counts by name of the edge detector, see `proposals.edges.boundary_metrics.edge_counts`.
+        The counts by name of the edge detector: int64 arrays (T, 4) for T thresholds of edge strength, whose columns are described
+        at `proposals.edges.boundary_metrics.edge_counts`.
     """
     cv2.setNumThreads(1)  # every CPU already works on another image or part
     annotated = read_bsds_image(files)
@@ -179,15 +184,15 @@ def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -
 
 
 def _measure_edges(bsds: str, sources: Sources, executor: Executor) -> dict[str, EdgeQuality]:
-    """Measure the quality of each edge detector's edges on BSDS500's val images.
+    """Measure the quality of each edge detector's edges on the split "val" of BSDS500.
 
     Args:
-        bsds: folder of BSDS500.
+        bsds: folder of the data set BSDS500.
         sources: options for finding boxes, by name of the edge detector.
         executor: runs the measurement of several images at once.
 
     Returns:
-        The quality by name of the edge detector.
+        The quality (the F-measures ODS and OIS) by name of the edge detector.
     """
     units = dict(enumerate(bsds_files(bsds, _BSDS_SPLIT)))
     work = partial(_image_edge_counts, sources)

@@ -1,4 +1,8 @@
-"""Evaluate models and make the report's files: results as JSON and Markdown, charts, figures of images, and their data."""
+"""Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files.
+
+These are the metrics as JSON and Markdown, charts of them, figures of images, and the data of the charts. A result is one of the
+five ways of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks) and EDeconvNet+CRF.
+"""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +26,7 @@ CONFUSION_OF = "edeconvnet_crf"
 def evaluate_and_report(
     inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bool = False
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Evaluate models on a split and make the contents of the report's files. No file is written.
+    """Evaluate DeconvNet and FCN-8s on a split and make the contents of the report's files. No file is written.
 
     Args:
         inputs: the networks, the images and the options.
@@ -31,7 +35,8 @@ def evaluate_and_report(
         gpu: whether to predict on GPUs.
 
     Returns:
-        The content of `results.json`, and the report's files by name, see `report_files`.
+        The metrics of the five results, which are the content of `results.json`, and the contents of all files of the report by
+        file name, see `report_files`.
 
     Raises:
         UserError: if the split has no image with a class mask, or no node has room for a worker.
@@ -45,17 +50,17 @@ def evaluate_and_report(
 
 
 def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: PredictorOptions) -> dict[str, bytes]:
-    """Make the report's files from an evaluation.
+    """Make the contents of the report's files from an evaluation. No file is written.
 
     Args:
         evaluation: the outcome of the evaluation.
-        figures: PNG figures of images, by name without suffix.
+        figures: contents of PNG figures of images, by file name without suffix.
         options: the options that the images were predicted with. They are stored in `analysis.json`, so that the figures can be
             drawn again in the same way.
 
     Returns:
-        The files' contents by name. `results.json` comes last. So if the files are written in this order, a report with that file
-        is complete.
+        The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`, `results.md` and
+        `results.json`. If they are written in this order, a report that has `results.json` is complete.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
     return {
@@ -68,14 +73,14 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
 
 
 def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw the charts of an evaluation.
+    """Draw the four charts of an evaluation.
 
     Args:
-        results: the metrics of the five results, which are the content of `results.json`.
-        breakdowns: the content of `analysis.json`, see `Breakdowns.as_dict`.
+        results: the metrics of the five results, which are the content of `results.json` (see `Evaluation.results`).
+        breakdowns: confusion matrices, and IoU by number of proposals and by object size, as `Breakdowns.as_dict` returns them.
 
     Returns:
-        The charts as PNGs, by name without suffix.
+        Contents of the PNGs by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size" and "confusion".
     """
     title = f"{RESULT_TITLES[CONFUSION_OF]}, {results['dataset']}, {results['images']:,} images"
     return {
@@ -87,12 +92,13 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
-    """Format the results as Markdown, in per cent.
+    """Format the metrics of the five results as two Markdown tables, in per cent.
 
-    The first table has the five results in the paper's order, and the second one has the IoU of each class.
+    The first table has a row for each result with its mean IoU and pixel accuracy. The second one has a row for each class with its
+    IoU in each result.
 
     Args:
-        results: the metrics of the five results, which are the content of `results.json`.
+        results: the metrics of the five results, which are the content of `results.json` (see `Evaluation.results`).
 
     Returns:
         The content of `results.md`.
@@ -116,5 +122,5 @@ def results_markdown(results: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any) -> bytes:
-    """Encode a value as the content of a JSON file. Raises ValueError if it contains nan or infinity."""
+    """Encode a value as the content of a JSON file, and raise ValueError if it contains nan or infinity."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

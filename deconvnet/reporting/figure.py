@@ -40,7 +40,7 @@ def new_figure(height: float, constrained: bool = True) -> "Figure":
 
     Args:
         height: height of the figure in inches; an inch is 100 px.
-        constrained: whether matplotlib's constrained layout places the axes.
+        constrained: whether matplotlib's constrained layout places the axes; False if the caller places them.
 
     Returns:
         The figure, without axes.
@@ -51,7 +51,7 @@ def new_figure(height: float, constrained: bool = True) -> "Figure":
 
 
 def to_png(figure: "Figure") -> bytes:
-    """Encode a figure as the content of a PNG file."""
+    """Return a figure encoded as the content of a PNG file."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png")
     return sink.getvalue()
@@ -62,7 +62,7 @@ def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
 
     Args:
         axes: the axes to change.
-        grid: axis whose ticks get grid lines, "x", "y" or "both".
+        grid: the axis at whose ticks grid lines are drawn, "x", "y" or "both".
     """
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
@@ -70,14 +70,14 @@ def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
 
 
 def thumbnail(pixels: np.ndarray | None, max_side: int = 480) -> np.ndarray | None:
-    """Prepare an image or a mask for a cell of an image grid: shrink it, and colour it if it is a mask.
+    """Prepare an image or a mask for a cell of an image grid (`image_grid`): shrink it, and colour it if it is a mask.
 
     Args:
-        pixels: an image, uint8 (H, W, 3), RGB, or a mask of class ids, uint8 (H, W), or None.
+        pixels: an image, uint8 (H, W, 3), RGB; or a mask of class ids, uint8 (H, W); or None for an empty cell.
         max_side: longest side of the result in pixels. Smaller images are not enlarged.
 
     Returns:
-        An RGB image, uint8 (h, w, 3), in which masks have VOC's colours; None if `pixels` is None.
+        An RGB image, uint8 (h, w, 3). A mask has the colours that PASCAL VOC gives the classes. None if `pixels` is None.
     """
     if pixels is None:
         return None
@@ -101,12 +101,12 @@ def image_grid(
         cells: rows of images, uint8 (h, w, 3), RGB; None leaves a cell empty. All rows have the same length.
         titles: for each row, the texts above it. They are spread evenly over the width, and their number may differ from that of
             the columns.
-        masks: masks of class ids, uint8 (H, W). The legend names the classes that occur in them.
+        masks: masks of class ids, uint8 (H, W). They are not drawn; the legend names the classes that occur in them.
         classes: class names, ordered by id.
         heads: headings of the columns; empty for none.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if there are no cells.
@@ -147,7 +147,7 @@ def add_legend(figure: "Figure", class_ids: Sequence[int], classes: Sequence[str
 
     Args:
         figure: the figure to change.
-        class_ids: ids of the classes to name; 255 is void.
+        class_ids: ids of the classes to show; 255 is void.
         classes: class names, ordered by id.
     """
     from matplotlib.patches import Patch

@@ -1,4 +1,4 @@
-"""Choose the images and training crops that the report shows, and draw the figures of them."""
+"""Choose the images and training crops that the report shows, and draw the figures of them as PNGs, 1,200 px wide."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,19 +25,19 @@ MeanIou = Mapping[str, Mapping[str, float | None]]
 
 RANKED_BY = "edeconvnet_crf"
 STEPS = (1, 5, 10, 20, 50)
-"""Numbers of proposals after which DeconvNet's prediction is shown, as in the paper's Figure 6."""
+"""Numbers of boxes from which DeconvNet's prediction is shown, as in Figure 6 of Noh et al. (ICCV 2015)."""
 _CANDIDATES = 10  # number of images that are searched for one with several objects
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its annotation and its proposals, as read from the tables.
+    """An image with its annotation and its proposals (boxes that may contain an object).
 
     Attributes:
         image_id: id of the image in the table `images`.
         image: uint8 (H, W, 3), RGB.
         truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
-        objects: annotated object ids, (H, W), where 0 is the background; None if the image is not annotated.
+        objects: annotated object ids, uint8 or uint16 (H, W), where 0 is the background; None if the image is not annotated.
         boxes: proposals x1, y1, x2, y2 in pixels, (N, 4), best first.
     """
 
@@ -49,25 +49,25 @@ class Sample:
 
     @property
     def annotated(self) -> list[AnnotatedObject]:
-        """Find the annotated objects that are large enough to count in the evaluation."""
+        """Find the annotated objects whose bounding box is at least 4 pixels wide and high; empty without annotation."""
         return [] if self.truth is None or self.objects is None else find_objects(self.truth, self.objects, SMALLEST_SIDE)
 
     @property
     def largest(self) -> AnnotatedObject | None:
-        """Find the annotated object with the largest bounding box. None if there is no object."""
+        """Find the annotated object with the largest bounding box. The value is None if there is no annotated object."""
         return max(self.annotated, key=lambda o: np.ptp(np.reshape(o.box, (2, 2)), 0).prod(), default=None)
 
 
 def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
-    """Choose the images with the best, the median and the worst mean IoU of EDeconvNet+CRF.
+    """Choose the images with the best, the median and the worst mean IoU of EDeconvNet+CRF (the ensemble with the CRF).
 
     Args:
         mean_iou: mean IoU of each image, by image_id and result name. Images whose value is None are never chosen.
-        each: number of images of each kind.
+        each: number of best images, of median images and of worst images.
 
     Returns:
-        Pairs of "best", "median" or "worst" and an image_id, from the best to the worst. Images with equal IoU are in order of
-        their ids. Each image occurs once, even if there are too few images for all kinds.
+        Pairs of a word ("best", "median" or "worst") and an image_id, from the best to the worst. Images with equal IoU are in
+        order of their ids. No image occurs twice, even if there are fewer than 3 * `each` images.
     """
     order = _ranked(mean_iou, lambda row: row[RANKED_BY])
     count, middle = len(order), (len(order) - each) // 2
@@ -81,17 +81,15 @@ def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]
 
 
 def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
-    """Choose the images on which one network is furthest ahead of another.
-
-    There are three kinds: DeconvNet ahead of FCN-8s, FCN-8s ahead of DeconvNet, and the ensemble ahead of both.
+    """Choose the images on which one network's mean IoU exceeds the other's most, or the ensemble's exceeds both most.
 
     Args:
-        mean_iou: mean IoU of each image, by image_id and result name.
-        each: largest number of images of each kind.
+        mean_iou: mean IoU of each image, by image_id and result name. Images with a value of None are not compared.
+        each: largest number of images for each text below.
 
     Returns:
-        Pairs of a text that names the kind, such as "DeconvNet over FCN-8s", and an image_id. The largest lead of each kind comes
-        first.
+        Pairs of a text and an image_id. The text is "DeconvNet over FCN-8s", "FCN-8s over DeconvNet" or "EDeconvNet over both"
+        (the ensemble). The pairs of each text are together, largest lead first.
     """
     contests = {
         "DeconvNet over FCN-8s": ("deconvnet", "fcn8s"),
@@ -110,7 +108,7 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
-    """Return the ids of up to ten images with DeconvNet's highest mean IoU, highest first."""
+    """Return the ids of the ten images on which DeconvNet has the highest mean IoU, highest first; fewer if there are fewer."""
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
 
 
@@ -119,7 +117,7 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
     Args:
         mean_iou: mean IoU of each image, by image_id and result name.
-        score: computes the score of an image from its mean IoU by result.
+        score: function that takes an image's mean IoU by result name and returns its score, or None to leave it out.
 
     Returns:
         Pairs of a score and an image_id, highest score first. Images with equal scores are in order of their ids.
@@ -129,23 +127,20 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
 
 def with_several_objects(samples: Iterable[Sample]) -> Sample:
-    """Return the first sample with at least two annotated objects.
-
-    If there is none, return the first with one, or else the first.
-    """
+    """Return the first sample with two or more annotated objects; if there is none, the first with one, or else the first."""
     return max(samples, key=lambda sample: min(len(sample.annotated), 2))
 
 
 def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable[str]) -> dict[str, Sample]:
-    """Read images by id, with their annotations and proposals.
+    """Read images with their annotations and proposals from the tables.
 
     Args:
         images_uri: URI of the table `images`.
-        proposals_uri: URI of the table `proposals` that was made from these images; None to read no boxes.
+        proposals_uri: URI of the table `proposals`, with the boxes found in these images; None to read no boxes.
         image_ids: ids of the images to read. Unknown ids are skipped.
 
     Returns:
-        The samples by image_id.
+        The samples by image_id, in the order of the table `images`.
     """
     wanted = set(image_ids)
     found: dict[str, Sample] = {}
@@ -170,17 +165,15 @@ def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable
 
 
 def _read_rows(images_uri: str, part: tables.Part, image_ids: set[str]) -> list[dict[str, Any]]:
-    """Read the rows of some images from one part of the table `images`.
-
-    The column of ids is read first. The other columns are read only from row groups that contain one of the ids.
+    """Read the rows of some images from one part (Parquet file) of the table `images`, skipping row groups without them.
 
     Args:
         images_uri: URI of the table `images`.
         part: the part of the table.
-        image_ids: ids of the images to read.
+        image_ids: ids of the images to read. Ids that are not in this part are ignored.
 
     Returns:
-        The rows as dicts, with the encoded image and masks.
+        The rows as dicts of image_id, image, class_mask and object_mask. The last three are encoded; a missing mask is None.
     """
     found = []
     columns = ["image_id", "image", "class_mask", "object_mask"]
@@ -200,14 +193,14 @@ def draw_gallery(
     Args:
         predictor: predicts the masks that are shown.
         images_uri: URI of the table `images`.
-        proposals_uri: URI of the table `proposals` that was made from these images.
+        proposals_uri: URI of the table `proposals`, with the boxes found in these images.
         classes: class names, ordered by id.
         mean_iou: mean IoU of each image, by image_id and result name, from which the images to show are chosen.
 
     Returns:
-        PNGs by name: "comparison" (best, median and worst images), "wins" (images on which one network is ahead of another, left
-        out if there is none), "instances" (DeconvNet's prediction proposal by proposal) and "unpooling" (maps of DeconvNet's
-        decoder). Empty if no image has a mean IoU.
+        Contents of PNGs by name: "comparison" (best, median and worst images), "wins" (images on which one network is ahead of
+        the other, left out if there is none), "instances" (DeconvNet's prediction from more and more boxes) and "unpooling"
+        (activation maps of DeconvNet's decoder). Empty if no image has a mean IoU.
     """
     chosen = {"comparison": best_median_worst(mean_iou), "wins": largest_leads(mean_iou)}
     candidates = best_of_deconvnet(mean_iou)
@@ -228,16 +221,16 @@ def draw_gallery(
 def load_and_draw_gallery(
     models: tuple[str, str], options: "PredictorOptions", gpu: bool, *arguments: Any
 ) -> list[tuple[str, bytes]]:
-    """Load the networks and call `draw_gallery`. `Executor.stream` runs this function in the process that draws.
+    """Load the networks and call `draw_gallery`. An executor's `stream` method runs this in the process that has the GPU.
 
     Args:
         models: folders of a trained DeconvNet and a trained FCN-8s.
-        options: options of the predictor.
+        options: options for predicting with the networks.
         gpu: whether to predict on a GPU.
         *arguments: the arguments of `draw_gallery` after `predictor`.
 
     Returns:
-        Pairs of a figure's name and its PNG.
+        Pairs of a figure's name and the content of its PNG, see `draw_gallery`.
     """
     from deconvnet.inference.predictor import Predictor
 
@@ -248,14 +241,16 @@ def load_and_draw_gallery(
 def draw_comparison(
     predictor: "Predictor", samples: Iterable[tuple[str, Sample]], classes: Sequence[str], mean_iou: MeanIou
 ) -> bytes:
-    """Draw images beside their ground truth and their predictions, one row per image. Return a PNG of 1,200 px width.
+    """Draw images beside their ground truth and their predictions, one row per image.
 
     Args:
         predictor: predicts the masks.
-        samples: pairs of a word and a sample, from top to bottom. The word is shown as the reason for choosing the image and may
-            be "".
+        samples: pairs of a word and a sample, from top to bottom. The word says why the image was chosen; "" shows no word.
         classes: class names, ordered by id.
         mean_iou: mean IoU of each image, by image_id and result name, shown above the masks. Images may be missing.
+
+    Returns:
+        The content of a PNG file, 1,200 px wide.
     """
     rows = [
         panels.ComparisonRow(
@@ -271,14 +266,15 @@ def draw_comparison(
 
 
 def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
-    """Draw DeconvNet's prediction after 1, 5, 10, 20 and 50 proposals and after all of them, as in the paper's Figure 6.
-
-    The best boxes are selected, and then merged from the largest to the smallest. The result is a PNG of 1,200 px width.
+    """Draw DeconvNet's prediction from 1, 5, 10, 20, 50 and all boxes, as in Figure 6 of Noh et al. (ICCV 2015).
 
     Args:
-        predictor: predicts the masks and limits the number of boxes.
-        sample: the image.
+        predictor: predicts the masks. Its options limit the boxes; the best ones are used, from the largest to the smallest.
+        sample: the image and its boxes.
         classes: class names, ordered by id.
+
+    Returns:
+        The content of a PNG file, 1,200 px wide.
     """
     chosen = predictor.best_boxes(sample.boxes)
     sides = chosen[:, 2:] - chosen[:, :2]
@@ -289,15 +285,17 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
 
 
 def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
-    """Draw the most active map of each decoder layer for the largest annotated object, as in the paper's Figure 4.
+    """Draw DeconvNet's most active map of each decoder layer for one object, as in Figure 4 of Noh et al. (ICCV 2015).
 
-    The object is cropped as for training. If there is no annotated object, the whole image is used. The result is a PNG of 1,200
-    px width.
+    The largest annotated object is cropped as for training. If there is none, the whole image is used.
 
     Args:
-        predictor: contains the DeconvNet that is shown.
-        sample: the image.
+        predictor: contains DeconvNet.
+        sample: the image and its annotation.
         classes: class names, ordered by id.
+
+    Returns:
+        The content of a PNG file, 1,200 px wide.
     """
     height, width = sample.image.shape[:2]
     largest, options = sample.largest, predictor.options
@@ -314,12 +312,12 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
     """Draw training crops beside their masks.
 
     Args:
-        examples_uri: URI of a table of training crops.
+        examples_uri: URI of a table of training crops, such as `examples_stage1`.
         classes: class names, ordered by id.
-        count: number of crops to draw, spread evenly over the table.
+        count: largest number of crops to draw. They are spread evenly over the table.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if the table is empty.
@@ -345,5 +343,5 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """Return at most `count` indices that are spread evenly over range(length), in ascending order."""
+    """Return at most `count` indices from 0 to `length` - 1, spread evenly and in ascending order."""
     return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))

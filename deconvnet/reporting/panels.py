@@ -1,4 +1,4 @@
-"""Draw figures of images and masks, as PNGs of 1,200 px width. Masks have VOC's colours, with a legend below."""
+"""Draw figures of images and masks, as PNGs, 1,200 px wide. Masks have PASCAL VOC's colours, with a legend below."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +20,10 @@ class ComparisonRow:
     Attributes:
         image: uint8 (H, W, 3), RGB.
         truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
-        masks: predicted class ids, uint8 (H, W), by result name (`COMPARED`).
+        masks: predicted class ids, uint8 (H, W), by result name: "fcn8s", "deconvnet", "edeconvnet" and "edeconvnet_crf".
         title: text above the image.
-        mean_iou: mean IoU of this image alone by result name, 0 to 1, shown above the masks. None shows nothing.
+        mean_iou: mean IoU of this image alone by result name, 0 to 1, shown above the masks. Nothing is shown above a mask whose
+            value is None or missing.
     """
 
     image: np.ndarray
@@ -33,14 +34,14 @@ class ComparisonRow:
 
 
 def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
-    """Draw images beside their ground truth and their predictions, one row per image, as in the paper's Figures 7 to 9.
+    """Draw images beside their ground truth and predictions, one row per image, as in Figures 7 to 9 of Noh et al. (ICCV 2015).
 
     Args:
         rows: the images, from top to bottom.
         classes: class names, ordered by id.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if there are no rows.
@@ -52,13 +53,13 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
 
 
 def _score(mean_iou: float | None) -> str:
-    """Format a mean IoU as the text above a mask, such as "mean IoU 72 %", or "" for None."""
+    """Format a mean IoU from 0 to 1 as the text above a mask, such as "mean IoU 72 %", or as "" if it is None."""
     return "" if mean_iou is None else f"mean IoU {100 * mean_iou:.0f} %"
 
 
 @dataclass(frozen=True)
 class ExampleCrop:
-    """A training crop with its mask.
+    """A training crop with its mask, which is to be drawn.
 
     Attributes:
         image: uint8 (S, S, 3), RGB.
@@ -75,12 +76,12 @@ def example_crops(crops: Sequence[ExampleCrop], classes: Sequence[str], columns:
     """Draw training crops beside their masks.
 
     Args:
-        crops: the crops, in reading order.
+        crops: the crops, row by row from left to right.
         classes: class names, ordered by id.
-        columns: number of crops in a row, each with its mask.
+        columns: number of crops in a row. Each crop has its mask to the right.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if there are no crops.
@@ -103,22 +104,22 @@ def instances(
     classes: Sequence[str],
     title: str = "",
 ) -> bytes:
-    """Draw how the prediction grows with the number of proposals, as in the paper's Figure 6.
+    """Draw the masks that DeconvNet predicts from more and more boxes, as in Figure 6 of Noh et al. (ICCV 2015).
 
-    Each step shows the boxes on the image, and below it the mask predicted from them. Boxes that are new in a step are orange,
-    and earlier ones are white.
+    Each step shows the boxes used so far on the image, and below it the mask predicted from them. Boxes that are new in a step are
+    orange, and earlier ones are white.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         truth: annotated class ids, uint8 (H, W), shown after the last step; None if the image is not annotated.
-        boxes: boxes x1, y1, x2, y2 in pixels, (N, 4), in the order in which they are merged.
-        masks_by_count: predicted class ids, uint8 (H, W), by the number of boxes that they are predicted from, in ascending
-            order.
+        boxes: boxes x1, y1, x2, y2 in pixels, (N, 4), in the order in which they are used.
+        masks_by_count: predicted class ids, uint8 (H, W), by the number of boxes used, in ascending order of this number. Each
+            gives one step.
         classes: class names, ordered by id.
-        title: text before the title of the first step.
+        title: text that is put before the title of the first step, such as the image's id.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
     """
     panels: list[tuple[str, np.ndarray | None, np.ndarray | None]] = []
     before = 0
@@ -139,15 +140,15 @@ def instances(
 
 
 def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Draw boxes on a thumbnail of an image.
+    """Draw boxes on a reduced copy of an image.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         old: boxes x1, y1, x2, y2 in pixels of the image, (N, 4), drawn in white.
-        new: boxes like `old`, drawn in orange.
+        new: boxes in the same form, (M, 4), drawn in orange.
 
     Returns:
-        The thumbnail with the boxes, uint8 (h, w, 3), RGB.
+        The reduced image with the boxes, uint8 (h, w, 3), RGB. Its longer side is at most 480 pixels.
     """
     small = thumbnail(image)
     assert small is not None
@@ -163,18 +164,20 @@ def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarr
 def unpooling(
     crop: np.ndarray, maps: Mapping[str, np.ndarray], mask: np.ndarray, classes: Sequence[str], title: str = "input"
 ) -> bytes:
-    """Draw a crop, one activation map of each layer of DeconvNet's decoder, and the predicted mask, as in the paper's Figure 4.
+    """Draw a crop, an activation map of each layer of DeconvNet's decoder, and the predicted mask.
+
+    Figure 4 of Noh et al. (ICCV 2015) shows such maps.
 
     Args:
         crop: the network's input, uint8 (S, S, 3), RGB.
-        maps: an activation map (h, w), with values of at least 0, for each layer name, in the decoder's order. Active pixels are
-            bright.
+        maps: activation maps by layer name, in the order in which they are drawn. Each is a float array (h, w) with values of at
+            least 0. The larger a value is, the brighter is its pixel.
         mask: predicted class ids, uint8 (S, S).
         classes: class names, ordered by id.
         title: text above the crop.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
     """
     from matplotlib import colormaps
 

@@ -1,6 +1,7 @@
-"""Draw charts of results, as PNGs of 1,200 px width.
+"""Draw charts of results, as PNGs, 1,200 px wide.
 
-Each network has its own colour, which is darker for the results with the CRF. Colour-blind readers can tell the colours apart.
+A result is one of the five ways of predicting masks: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks)
+and EDeconvNet+CRF. Each network has its own colour, which is darker for the results with the CRF. Colour-blind readers can tell the colours apart.
 Arguments called `results` are the content of `report/results.json`, and `breakdowns` is the content of `report/analysis.json`
 (see `deconvnet.evaluation.breakdowns`). In both, None stands for an undefined figure, such as the IoU of a class that does not
 occur.
@@ -39,10 +40,10 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
     """Draw horizontal bars of the IoU, one for each class and result. A class without an IoU has no bar.
 
     Args:
-        results: the metrics of the five results, which are the content of `report/results.json`.
+        results: the metrics of the five results, which are the content of `report/results.json` (see `Evaluation.results`).
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
     """
     classes = list(results["classes"])
     rows = {name: results["rows"][name] for name in RESULT_TITLES if name in results["rows"]}
@@ -67,10 +68,11 @@ def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
     """Draw panels of curves against the training step, two panels per row.
 
     Args:
-        curves: the curves by panel title, then by the name that the legend shows. Each has its steps and values.
+        curves: the curves by panel title, then by their name in the legend. Each is a pair of equally long sequences, the training
+            steps and the values.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if there are no panels.
@@ -96,17 +98,18 @@ def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
 
 
 def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> bytes:
-    """Draw the recall of proposals in two panels.
+    """Draw the recall of proposals, which is the share of annotated objects that boxes find, in two panels.
 
-    The first shows recall at IoU 0.5 and 0.7 against the number of boxes, the second shows recall against the IoU threshold.
+    The first panel shows the recall at IoU 0.5 and 0.7 against the number of boxes. The second panel shows the recall against the
+    IoU that a box must reach.
 
     Args:
-        recalls: measured recalls by the name that the legend shows. Each has its own colour.
-        max_boxes: limit of the number of boxes for the second panel. It shows the recall at the largest measured number up to
-            this limit.
+        recalls: measured recalls by their name in the legend. Each has its own colour.
+        max_boxes: limit of the number of boxes for the second panel. Of the numbers of boxes for which recall was measured, it
+            shows the largest within this limit.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if `recalls` is empty.
@@ -140,11 +143,11 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     """Draw DeconvNet's mean IoU against the number of proposals. FCN-8s needs no proposals, so it is drawn as a horizontal line.
 
     Args:
-        results: the metrics of the five results, which are the content of `report/results.json`.
-        breakdowns: the content of `report/analysis.json` for the same images, see `Breakdowns.as_dict`.
+        results: the metrics of the five results, which are the content of `report/results.json` (see `Evaluation.results`).
+        breakdowns: the content of `report/analysis.json` for the same images, with the entry `proposals` of `Breakdowns.as_dict`.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
     """
     counts, values = breakdowns["proposals"]["counts"], breakdowns["proposals"]["mean_iou"]
     figure = new_figure(4.2)
@@ -171,13 +174,13 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
 
 
 def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
-    """Draw bars of the objects' mean IoU for each result and size bin. Sizes are shares of the image's area.
+    """Draw bars of the mean IoU of the objects in each size bin, one for each result. Sizes are shares of the image's area.
 
     Args:
-        breakdowns: the content of `report/analysis.json`, see `Breakdowns.as_dict`.
+        breakdowns: the content of `report/analysis.json`, with the entry `sizes` of `Breakdowns.as_dict`.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
     """
     sizes = breakdowns["sizes"]
     edges, objects = sizes["edges"], sizes["objects"]
@@ -199,8 +202,8 @@ def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> bytes:
     """Draw a confusion matrix in per cent.
 
-    Each row shows how the pixels of a true class are divided among the predicted classes.
-    If there are at most 30 classes, every cell of at least 0.5 % shows its number.
+    Each row shows how the pixels of a true class are divided among the predicted classes. If there are at most 30 classes, every
+    cell of at least 0.5 % shows its number.
 
     Args:
         counts: numbers of pixels by true class (row) and predicted class (column), (C, C).
@@ -208,7 +211,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> 
         title: text above the matrix.
 
     Returns:
-        A PNG of 1,200 px width.
+        The content of a PNG file, 1,200 px wide.
 
     Raises:
         ValueError: if the shape of `counts` does not fit the number of classes.
@@ -246,12 +249,12 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str) -> 
 def _grouped_bars(
     axes: "Axes", bars: Mapping[str, Sequence[float | None]], suffixes: Mapping[str, str], *, horizontal: bool = False
 ) -> None:
-    """Draw groups of bars. Each position has one group, and each group has one bar per result.
+    """Draw groups of bars with one bar per result. The groups are at the positions 0, 1, 2, … of an axis.
 
     Args:
         axes: the axes to draw on.
-        bars: a dict from result name to its value at each position; None draws no bar.
-        suffixes: a dict from result name to text that the legend adds to the result's title. Results may be missing.
+        bars: the lengths of the bars by result name, such as "deconvnet": one value per position, or None for no bar.
+        suffixes: texts by result name that are added to the results' titles in the legend. Results may be missing.
         horizontal: whether the bars extend to the right instead of upwards.
     """
     thick = 0.8 / max(len(bars), 1)
@@ -262,5 +265,5 @@ def _grouped_bars(
 
 
 def _with_nan(values: Sequence[float | None]) -> list[float]:
-    """Return the values with nan in place of None."""
+    """Replace None in a list of numbers by nan, for which matplotlib draws nothing."""
     return [np.nan if value is None else value for value in values]

@@ -1,6 +1,6 @@
-"""Report how many of a split's objects the proposals find.
+"""Report how many annotated objects of a split the proposals find.
 
-DeconvNet cannot segment an object that no proposal covers. So this shows whether the proposals or the network limit the result.
+A proposal is a box that may contain an object. DeconvNet cannot segment an object that no proposal covers. So this shows whether the proposals or the network limit the result.
 """
 
 import json
@@ -21,8 +21,8 @@ class ProposalReport:
     """The recall of a split's proposals and the files that report it.
 
     Attributes:
-        recall: the measured recall.
-        files: contents of proposals.json, proposals.md and proposals.png, by file name.
+        recall: share of the annotated objects that the first k proposals of each image find, for several numbers k.
+        files: contents by file name: proposals.json (recall), proposals.md (table of the recall) and proposals.png (chart).
     """
 
     recall: Recall
@@ -40,11 +40,11 @@ def report_proposals(
 
     Args:
         images_uri: URI of the table `images`.
-        proposals_uri: URI of the table `proposals` that was made from these images.
-        split: name of the split whose images are measured.
+        proposals_uri: URI of the table `proposals`, with the boxes found in these images.
+        split: name of the split, such as "val", whose images are measured.
         settings: the settings that the proposals were made with.
         title: heading of the Markdown file, after "Proposals: ".
-        executor: runs the measurement of several parts of the tables at once.
+        executor: runs the measurement of several parts (Parquet files) of the tables at once.
 
     Returns:
         The report, or None if the split has no objects that count.

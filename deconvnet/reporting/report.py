@@ -48,7 +48,7 @@ _MAX_REASONS = 12
 
 
 def render_report(run: RunSummary) -> str:
-    """Render the report as HTML.
+    """Render the report of a pipeline run as HTML. No file is written.
 
     All texts are escaped, and the page's content security policy forbids scripts and external addresses.
 
@@ -94,7 +94,7 @@ def render_report(run: RunSummary) -> str:
 
 @cache
 def _environment() -> "Environment":
-    """Create the jinja2 environment with this package's templates and their filters. Later calls return the same environment."""
+    """Return the jinja2 environment with this package's templates and filters. It is created by the first call only."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(loader=PackageLoader("deconvnet.reporting"), autoescape=True, undefined=StrictUndefined)
@@ -106,14 +106,15 @@ def _environment() -> "Environment":
 
 
 def proposals_sentence(proposals: Mapping[str, Any]) -> str:
-    """Summarise in one sentence how many objects the best proposals find.
+    """Summarise in one sentence how many annotated objects the best proposals (boxes that may contain an object) find.
 
     Args:
-        proposals: the content of `report/proposals.json`.
+        proposals: the content of `report/proposals.json`: recalls such as "recall_50_iou70" (share of the objects that the first 50
+            boxes find at IoU 0.7), and `objects`, the number of objects.
 
     Returns:
-        A sentence about the first 50 boxes of each image, or about the smallest number of boxes measured if 50 was not measured.
-        "" if the content has no recall.
+        A sentence about the first 50 boxes of each image. If the recall of 50 boxes was not measured, it is about the smallest
+        number of boxes measured. If there is no recall, it is "".
     """
     counts = sorted(int(name.split("_")[1]) for name in proposals if name.startswith("recall_") and name.endswith("_iou50"))
     if not counts:
@@ -124,14 +125,14 @@ def proposals_sentence(proposals: Mapping[str, Any]) -> str:
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Flatten nested settings. Settings that are None are left out.
+    """Flatten nested settings to pairs of texts. Settings that are None are left out.
 
     Args:
-        settings: settings by name; a mapping among the values is a section.
-        prefix: text before every name, such as "train.stage1.".
+        settings: values of settings by name. A value that is a mapping is a section of further settings.
+        prefix: text to put before every name, such as "train.stage1.".
 
     Yields:
-        The dotted name of a setting and its value as text.
+        The dotted name of a setting, such as "train.stage1.steps", and its value as text. The items of a list are joined by commas.
     """
     for key, value in settings.items():
         if isinstance(value, Mapping):

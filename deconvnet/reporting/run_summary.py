@@ -63,7 +63,7 @@ class Rejects:
 
     @property
     def total(self) -> int:
-        """Return the number of rejected inputs."""
+        """Return the number of rejected inputs for all reasons together."""
         return sum(self.counts.values())
 
 
@@ -73,17 +73,18 @@ class RunSummary:
 
     Attributes:
         title: heading of the report.
-        workspace: URI of the workspace.
-        results: the metrics of the five results, which are the content of `report/results.json`.
-        figures: PNGs in the folder `report/`, by name without suffix.
-        splits: number of images by split.
+        workspace: URI of the workspace, which is the folder of all files of the run.
+        results: the metrics of the five results, which are the content of `report/results.json`. A result is a way of predicting:
+            FCN-8s, DeconvNet or their ensemble, the last two with or without CRF.
+        figures: contents of the PNGs in the folder `report/`, by file name without suffix.
+        splits: number of images by name of the split, such as "train".
         digest: digest of all images and masks; "" if unknown.
-        crops: number of training crops by name of their table.
+        crops: number of training crops by name of their training stage, such as "stage1".
         rejects: the inputs that could not be used.
-        seconds: duration of each finished stage in seconds, in the order of the stages.
+        seconds: duration of each finished stage of the pipeline in seconds, by stage name, in the order in which they run.
         proposals: the content of `report/proposals.json`; {} if there is no such file.
         settings: the settings of the run as JSON values, without secrets.
-        code: version of the code.
+        code: version of the code that ran.
         when: time when this summary was made, in UTC.
     """
 
@@ -105,14 +106,16 @@ class RunSummary:
 def read_run_summary(
     workspace: str, *, title: str, settings: Mapping[str, Any], code: str, stages: Sequence[str] = ()
 ) -> RunSummary:
-    """Read the summary of a run from its workspace. The run must have been evaluated; other files may be missing.
+    """Read the summary of a pipeline run from the files in its workspace.
+
+    The run must have evaluated the networks, but other files may be missing.
 
     Args:
-        workspace: URI of the workspace.
+        workspace: URI of the workspace, which is the folder of all files of the run.
         title: heading of the report.
         settings: the settings of the run as JSON values, without secrets.
-        code: version of the code.
-        stages: names of the stages in the order in which they run; empty for those of `STAGE_DESCRIPTIONS`.
+        code: version of the code that ran.
+        stages: names of the pipeline's stages in the order in which they run; empty for those of `STAGE_DESCRIPTIONS`.
 
     Returns:
         The summary. Fields whose file is missing are empty.
@@ -145,14 +148,14 @@ def read_run_summary(
 
 
 def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Format the five results beside the paper's as rows of a table.
+    """Format the metrics of the five results, and the mean IoU in Noh et al. (ICCV 2015), as rows of a table.
 
     Args:
-        results: the metrics of the five results, which are the content of `report/results.json`.
+        results: the metrics of the five results, which are the content of `report/results.json` (see `Evaluation.results`).
 
     Returns:
-        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The numbers are
-        texts in per cent, or "–" for None.
+        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The title is a text
+        such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [
@@ -163,7 +166,7 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def percent(fraction: float | None) -> str:
-    """Format a fraction in per cent, without the sign: 0.7254 as "72.5", None as "–"."""
+    """Format a fraction in per cent with one decimal and without the sign: 0.7254 as "72.5", None as "–"."""
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
@@ -181,10 +184,11 @@ def _count_splits(images: tables.Commit | None) -> dict[str, int]:
     """Count the images of each split.
 
     Args:
-        images: the commit record of the table `images`; None if there is no table.
+        images: the commit record of the table `images`, which lists its Parquet files and their numbers of rows; None if there is
+            no table.
 
     Returns:
-        Number of images by split: train, dev and val first, then other splits by name.
+        Number of images by split: train, dev and val first, then other splits in the order in which they occur.
     """
     found: Counter[str] = Counter()
     for part in images.parts if images else ():
@@ -194,7 +198,7 @@ def _count_splits(images: tables.Commit | None) -> dict[str, int]:
 
 
 def _read_rejects(table: str) -> Rejects:
-    """Read a table `rejects` and group its rows by reason. The result is empty if there is no table."""
+    """Read a table `rejects`, given its URI, and group its rows by reason. The result is empty if there is no table."""
     if tables.read_commit(table) is None:
         return Rejects()
     counts: Counter[str] = Counter()

@@ -1,4 +1,7 @@
-"""Draw the training curves: loss, pixel accuracy and mean IoU of each training stage against the optimiser step."""
+"""Draw the training curves: loss, pixel accuracy and mean IoU of each training stage against the optimiser step.
+
+The training stages are "fcn8s" (FCN-8s), "stage1" (DeconvNet on easy crops) and "stage2" (DeconvNet on harder crops).
+"""
 
 from collections.abc import Mapping
 
@@ -24,10 +27,12 @@ def draw_training_curves(history: History) -> dict[str, bytes]:
     """Draw two panels for each training stage: the loss on the left, pixel accuracy and mean IoU on the right.
 
     Args:
-        history: curves by training stage, then by metric name. Metrics that are not in `METRICS` are ignored.
+        history: curves by training stage ("fcn8s", "stage1" or "stage2"), then by metric name. A curve is a pair of equally long
+            lists, the steps and the values. The metrics "loss", "pixel_accuracy", "dev_mean_iou" and "final_dev_mean_iou" are
+            drawn, and others are ignored.
 
     Returns:
-        {"training_curves.png": content of the PNG}, or an empty dict if `history` has no stage.
+        A dict from the file name "training_curves.png" to the content of the PNG; empty if `history` has no stage.
     """
     panels: dict[str, dict[str, Line]] = {}
     for stage, lines in history.items():
