@@ -52,10 +52,10 @@ SOURCES = {
 
 
 def get_voc2012(source: Source, to: Path) -> Path:
-    """Download and unpack VOC 2012, unless it is there already.
+    """Download and unpack the data set VOC 2012, unless it is there already.
 
     Args:
-        source: the archive to download. It is deleted once it is unpacked.
+        source: archive to download. It is deleted once it is unpacked.
         to: folder to download to.
 
     Returns:
@@ -73,10 +73,12 @@ def get_voc2012(source: Source, to: Path) -> Path:
 
 
 def get_sbd(source: Source, to: Path) -> Path:
-    """Download SBD and add its masks to VOC 2012, unless they are there already. Prints how many images were added.
+    """Download SBD (masks for more of VOC's images) and add its masks to VOC 2012, unless they are there already.
+
+    The function prints how many images were added, and why some were not.
 
     Args:
-        source: the archive to download. It is deleted once it is unpacked.
+        source: archive to download. It is deleted once it is unpacked.
         to: folder to download to. It must hold VOC 2012.
 
     Returns:
@@ -130,7 +132,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         arguments: command-line arguments. None for those of the process.
 
     Returns:
-        The options as attributes: `what`, `to`, and an address and a checksum for each file.
+        The options as attributes. `what` is "voc2012", "sbd", "vgg16" or "all", and `to` is the folder. For each of the three
+        downloads there are its address and checksum, for example `sbd_url` and `sbd_checksum`.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SOURCES, "all"], help="what to download")
@@ -148,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: command-line arguments. None for those of the process.
 
     Returns:
-        The exit code.
+        The exit code: 0, 2 after an error (which is printed), or 130 after Ctrl-C.
     """
     options = parse(arguments)
     try:

@@ -89,7 +89,7 @@ def _write(out: str, files: Mapping[str, bytes]) -> None:
 
     Args:
         out: folder to write to, local or s3://.
-        files: content of the files by name.
+        files: contents of the files by name.
     """
     for file, data in files.items():
         storage.write_bytes(storage.join(out, file), data)

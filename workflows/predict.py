@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: command-line arguments. None for those of the process.
 
     Returns:
-        The exit code.
+        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the images have an error.

@@ -68,7 +68,7 @@ class Settings(CommandSettings):
 
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
-        """Check settings that depend on those of another section. Raise ValueError if they don't fit together."""
+        """Check that settings of different sections fit together. Raise ValueError if they don't."""
         for name in ("width", "fcn_width"):
             width = getattr(self.model, name)
             if self.model.vgg16 and width is not None and width > 1:
@@ -128,7 +128,7 @@ class EdgeSettings(CommandSettings):
 
     @property
     def masks(self) -> bool:
-        """Return whether edges are learned from the masks of `data`. False if BSDS500 is the only data."""
+        """Return whether the edge detector learns from the masks of `data`. It is False if BSDS500 is the only data."""
         return self.data.root is not None or self.bsds is None
 
 
@@ -286,7 +286,7 @@ class ImportSettings(CommandSettings):
         return self
 
     def _check_inputs(self, name: str) -> None:
-        """Raise ValueError if annotations or images are not given, although a format needs them.
+        """Check that the settings name the annotations and images that a format needs. Raise ValueError if they don't.
 
         Args:
             name: name of the format: "coco", "labelme" or "masks".

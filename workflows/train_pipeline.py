@@ -6,9 +6,9 @@
   python workflows/train_pipeline.py --executor local --tracking.enabled false     run without Ray and without MLflow
   ray job submit -- python workflows/train_pipeline.py --config FILE      run on a Ray cluster
 
-The five results are those of the paper: FCN-8s, DeconvNet and their ensemble, the latter two with and without a CRF.
-All files are written to the workspace (--workspace DIR). Stages that are already complete there are skipped, and a run
-that was stopped or killed resumes from its last checkpoint.
+The five results are those of the paper on DeconvNet (Noh et al., ICCV 2015): FCN-8s, DeconvNet and their ensemble, the
+latter two with and without a CRF. All files are written to the workspace (--workspace DIR). Stages that are already
+complete there are skipped, and a run that was stopped or killed resumes from its last checkpoint.
 
 Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with a checkpoint: the same command resumes.
 """
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: command-line arguments. None for those of the process.
 
     Returns:
-        The exit code.
+        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the data have an error.

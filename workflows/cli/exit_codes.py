@@ -1,4 +1,4 @@
-"""Run a command so that an error becomes a line on stderr and an exit code."""
+"""Run a command so that an error becomes a line on stderr and an exit code instead of a traceback."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ INTERRUPTED = 75
 
 
 def run(main: Callable[[], int], interrupted: str = "the same command resumes from what is complete") -> int:
-    """Run a command with logging configured. An error becomes a line on stderr and an exit code.
+    """Run a command with logging configured. An expected error becomes a line on stderr and an exit code.
 
-    SIGTERM has the same effect as Ctrl-C.
+    While the command runs, the signal SIGTERM has the same effect as Ctrl-C.
 
     Args:
         main: function that does the work of the command and returns its exit code.
@@ -31,7 +31,7 @@ def run(main: Callable[[], int], interrupted: str = "the same command resumes fr
         The exit code: that of `main`, 2 after a user error, 3 if another run holds the lock, 75 after an interruption.
 
     Raises:
-        Exception: if `main` raises any other error, which is a bug.
+        Exception: any other error that `main` raises, because it is a bug.
     """
     configure_logging()
     signal.signal(signal.SIGTERM, _terminated)
@@ -68,5 +68,10 @@ def _user_error(error: Exception) -> int:
 
 
 def _terminated(number: int, frame: Any) -> None:
-    """Handle SIGTERM as Python handles Ctrl-C, by raising KeyboardInterrupt. The arguments are those of any signal handler."""
+    """Raise KeyboardInterrupt, as Python does for Ctrl-C. This function is the handler of the signal SIGTERM.
+
+    Args:
+        number: number of the signal. Not used.
+        frame: stack frame that the signal interrupted. Not used.
+    """
     raise KeyboardInterrupt

@@ -9,10 +9,13 @@ LOGGERS = ("deconvnet", "proposals", "infra", "workflows")
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """A log handler that looks up `sys.stdout` for each message. So it follows a redirection that is made later."""
+    """A log handler that writes to the present `sys.stdout`, which it looks up for each message.
+
+    So the messages follow `sys.stdout` if it is redirected later.
+    """
 
     def __init__(self) -> None:
-        """Create the handler without a stream of its own."""
+        """Create the handler. It stores no stream of its own."""
         logging.Handler.__init__(self)
 
     @property

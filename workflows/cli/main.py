@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, with the subcommand first. None for those of the process.
 
     Returns:
-        The exit code of the subcommand.
+        The exit code of the subcommand. Without a subcommand, 0 after `--help` or `--version`, and 2 for an unknown command.
     """
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help"):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    """Return the text of `deconvnet --help`. It has the first line of each script's docstring."""
+    """Return the text of `deconvnet --help`. Its list of commands shows the first line of each script's docstring."""
     lines = ["usage: deconvnet COMMAND [options]", "", "commands:"]
     for script in COMMANDS:
         title = (importlib.import_module(f"workflows.{script}").__doc__ or "").partition("\n")[0]

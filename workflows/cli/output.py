@@ -14,27 +14,30 @@ TRAINING_PAGES = "/#/experiments?workflowType=machine_learning"
 
 
 def settings_text(settings: Section) -> str:
-    """Return settings as YAML, without passwords and other secrets."""
+    """Return the settings of a command as YAML text, without passwords and other secrets."""
     return yaml.safe_dump(redacted(settings.model_dump(mode="json", by_alias=True)), sort_keys=False, allow_unicode=True)
 
 
 def plan_text(plan: Sequence[StageStatus]) -> str:
-    """Return a list of a pipeline's stages, one a line, that says which are complete and which would run.
+    """Return the plan of a pipeline: a list of its stages (steps), which says of each whether it is complete or would run.
 
     Args:
         plan: the stages in the order in which they run, with their states.
+
+    Returns:
+        A heading, and one line for each stage.
     """
     lines = [f"  {p.stage.name:<12} {p.stage.title:<36} {_state(p)}" for p in plan]
     return "\n".join(["stages:", *lines])
 
 
 def _state(status: StageStatus) -> str:
-    """Return a phrase that says whether a stage is complete or would run."""
+    """Return a phrase that says whether a stage of a pipeline is complete, and how long it took, or that it would run."""
     return f"complete ({status.record.seconds:,.0f} s when it ran)" if status.record else "would run"
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """Return the five results of an evaluation as a table for a terminal.
+    """Format the five results of an evaluation (of DeconvNet, FCN-8s and their ensemble) as a table for a terminal.
 
     Args:
         results: content of a `results.json` (see `deconvnet.evaluation.evaluator`).
@@ -63,7 +66,8 @@ def mlflow_hint(uri: str) -> str:
         uri: URI of the store.
 
     Returns:
-        For a SQLite file, a command and an address. For a server, its address without the password.
+        For a SQLite file, the command that starts MLflow's pages and their address. For a server, its address without the
+        password.
     """
     uri = without_secrets(uri)
     if uri.startswith("sqlite:"):

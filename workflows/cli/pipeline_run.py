@@ -1,4 +1,4 @@
-"""Run a pipeline for a command, or only print its plan."""
+"""Run the stages (steps) of a pipeline for a command, or only print which of them would run."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ class StagedPipeline(Protocol):
     """A pipeline that consists of stages, which are named steps such as training FCN-8s.
 
     Attributes:
-        stages: the stages and the records of those that are complete.
+        stages: the stages, with the stored records of those that are complete.
     """
 
     stages: Stages

@@ -41,7 +41,8 @@ class CommandSettings(Section):
     Attributes:
         PATHS: dotted names of the settings that hold a local path, an s3:// URI or models:/NAME@ALIAS. Local paths are made
             absolute.
-        RENAMED: new names of settings by their old names, both without the section. They serve for error messages.
+        RENAMED: new names of settings that have been renamed, by their old names, both without the section. Error messages
+            suggest the new name.
     """
 
     PATHS: ClassVar[tuple[str, ...]] = ()
@@ -70,7 +71,7 @@ def setting_fields(section: type[Section], prefix: str = "") -> Iterator[tuple[s
 
 
 class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
-    """A parser for the command line of a command.
+    """A parser for the command line of a command, which makes the options from the command's settings.
 
     It has the option `--config FILE`, an option for each setting, and the options that are added with `add_argument`.
     """
@@ -207,7 +208,7 @@ def _load(config: str, kind: type[Kind], overrides: Mapping[str, Any]) -> Kind:
 
 
 def _unset_empty(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy command-line options, and replace each value that is "" by None. Nested mappings are copied, too."""
+    """Copy the values of command-line options, and replace each value that is "" by None. Nested mappings are copied, too."""
     return {
         key: _unset_empty(value) if isinstance(value, dict) else None if value == "" else value
         for key, value in overrides.items()
@@ -291,7 +292,7 @@ def _expand(text: str, config: str) -> str:
     """
 
     def value_of(match: re.Match[str]) -> str:
-        """Return the value of the variable that a match names, or its default."""
+        """Return the value of the environment variable that a match of ${NAME} names, or the default in the text."""
         value = os.environ.get(match["name"], match["default"])
         if value is None:
             raise UserError(f"--config {config} uses ${{{match['name']}}}, and this variable is not set")
@@ -301,7 +302,7 @@ def _expand(text: str, config: str) -> str:
 
 
 def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
-    """Write a sentence about an error that pydantic found in the settings.
+    """Write a sentence for the user about an error that pydantic found in the settings.
 
     Args:
         fault: one of the items of pydantic's `ValidationError.errors()`.
@@ -329,7 +330,7 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
 
 
 def check_job_folder(name: str, path: str) -> None:
-    """Refuse a relative path if this process is a Ray job with a working directory.
+    """Check that a path is absolute if this process is a Ray job with a working directory.
 
     Ray runs such a job in a temporary copy of the project folder, and deletes the copy and all files written there.
 

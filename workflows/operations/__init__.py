@@ -1,1 +1,1 @@
-"""Do the work of commands: prediction, submissions to VOC's test server, data import and retraining."""
+"""Do the work of several commands: batch prediction, submissions to VOC's test server, data import and retraining."""

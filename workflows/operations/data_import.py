@@ -26,7 +26,7 @@ CLASS_TABLE_FILE = "values.txt"
 
 
 def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
-    """Import a data set, check the new folder, and log the command that trains on it.
+    """Import an annotated data set into VOC's folder layout, check the new folder, and log the command that trains on it.
 
     Args:
         settings: settings of the command. `to` names the new folder, which appears only when it is complete.
@@ -66,7 +66,9 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
 
 
 def check_folder(settings: ImportSettings, root: str) -> None:
-    """Check a folder in VOC's layout, log the report, and write it to check.md with a contact sheet beside it.
+    """Check a folder in VOC's layout, log the report, and write it to check.md.
+
+    A contact sheet, which is a picture of some images with their masks, is written beside it.
 
     Args:
         settings: settings of the command. They name the two splits, and optionally the classes and the folder for the report.
@@ -87,8 +89,11 @@ def train_command(folder: Path, classes: tuple[str, ...]) -> str:
     """Return a shell command that trains on an imported folder.
 
     Args:
-        folder: the imported folder.
+        folder: the imported folder, in VOC's layout.
         classes: class names in the order of their ids.
+
+    Returns:
+        The command with quoted arguments, in one line.
     """
     plain = all("," not in name and name == name.strip() for name in classes) and not classes[0].startswith("[")
     names = ",".join(classes) if plain else json.dumps(classes, ensure_ascii=False)
@@ -129,7 +134,14 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
 
 
 def _read_classes(root: str) -> tuple[str, ...]:
-    """Read the class names from the file classes.txt of a folder, one a line. Without this file, they are those of PASCAL VOC."""
+    """Read the class names from the file classes.txt of a folder in VOC's layout, which has one name a line.
+
+    Args:
+        root: path or s3:// URI of the folder.
+
+    Returns:
+        The names in the order of their ids. If there is no such file, those of PASCAL VOC, and a message is logged.
+    """
     try:
         names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -141,11 +153,13 @@ def _read_classes(root: str) -> tuple[str, ...]:
 def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits: tuple[str, str], to: str, title: str) -> None:
     """Check a folder in VOC's layout, log the report, and write the report and a contact sheet.
 
+    The contact sheet is a picture of some images with their masks.
+
     Args:
         settings: settings of the command.
         root: path or s3:// URI of the folder to check.
         classes: class names in the order of their ids.
-        splits: names of the splits for training and validation.
+        splits: names of the split for training and of the split for validation.
         to: folder to which the report and the contact sheet are written.
         title: name of the data set, for the headings.
 
@@ -171,12 +185,12 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
 
 
 def _threads(settings: ImportSettings) -> int:
-    """Return the number of threads that read images: the setting, or else the number of CPUs that this process may use."""
+    """Return the number of threads that read images: that of the settings, or else the number of CPUs that this process may use."""
     return settings.threads or len(os.sched_getaffinity(0))
 
 
 def _local_folder(uri: str) -> Path:
-    """Return the path of the folder that the option `--to` names. Raise UserError if it is an s3:// URI."""
+    """Return the path of the folder that the option `--to` names. Raise UserError if its value `uri` is an s3:// URI."""
     if storage.is_s3(uri):
         raise UserError(f"--to {uri} is in a bucket: import to a folder on this machine, and copy it there")
     return storage.local_path(uri)

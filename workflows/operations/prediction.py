@@ -1,4 +1,7 @@
-"""Predict the masks of a folder of images with a registered model. Images with up-to-date predictions are left out."""
+"""Predict the masks of a folder of images with a registered model. Images with up-to-date predictions are left out.
+
+A prediction is up to date if its image has not changed since and the same version of the model made it.
+"""
 
 import logging
 from collections import Counter
@@ -32,7 +35,7 @@ _REJECT_REASONS_SHOWN = 5
 
 
 class PredictionRun:
-    """A run of batch prediction: a folder of images, a registered model, and the plan of the images to predict.
+    """A run of batch prediction: it predicts the masks of a folder of images with a registered model.
 
     Attributes:
         settings: settings of the command.
@@ -56,7 +59,7 @@ class PredictionRun:
         self.plan = self._make_plan()
 
     def plan_text(self) -> str:
-        """Return a line that says how many images are to be predicted, and by which model."""
+        """Return a line of text that says how many images are to be predicted, and by which version of the model."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
         if self.plan.is_complete:
             return f"nothing to do: every prediction is by {model}"
@@ -66,7 +69,9 @@ class PredictionRun:
         return text + (f", {drawn:,} of these to draw" if drawn else "")
 
     def run(self) -> None:
-        """Predict the images whose predictions are not up to date, and write the tables. Other runs are locked out meanwhile.
+        """Predict the images whose predictions are not up to date, and write the tables `predictions` and `rejects`.
+
+        A lock keeps other runs from writing to the same output folder meanwhile.
 
         Raises:
             UserError: if too many images are unusable, or GPUs are requested and Ray has none.
@@ -88,7 +93,7 @@ class PredictionRun:
         predictions_table.commit_predictions(self.plan, output, parts)
 
     def summary(self) -> str:
-        """Return a table of the predicted classes, and a list of the folders that were written, as text for a terminal."""
+        """Return a text for a terminal: a table of the predicted classes, and a list of the folders that were written."""
         output = self.settings.output
         commit = tables.require_commit(storage.join(output, TABLE))
         found = predictions_table.count_classes(output)
@@ -106,10 +111,10 @@ class PredictionRun:
         return "\n".join(lines)
 
     def _make_plan(self) -> Plan:
-        """Compare the images with the predictions in the output folder.
+        """Compare the images with the predictions in the output folder, and plan what is left to do.
 
         Returns:
-            The plan of what is left to predict.
+            The plan, with the images to predict and those whose predictions are up to date.
 
         Raises:
             UserError: if the output folder holds predictions for another input folder, or files of another program.
@@ -125,7 +130,7 @@ class PredictionRun:
         return predictions_table.make_plan(self._images, s.output, state, s.overlays, s.max_pixels)
 
     def _predict(self, lock: Lock) -> list[tables.Part]:
-        """Predict images on Ray with actors, which are processes that each load the model.
+        """Predict the planned images on Ray with actors, which are processes that each load the model.
 
         The model is copied to the output folder, from which the actors load it, and removed afterwards.
 
@@ -133,8 +138,8 @@ class PredictionRun:
             lock: lock of the output folder, held by this run.
 
         Returns:
-            The parts of the table `predictions`, which are its Parquet files. They include the rows of predictions that were
-            already up to date.
+            Descriptions of the Parquet files of the table `predictions`, with their rejected images. The files include the rows of
+            predictions that were already up to date.
 
         Raises:
             UserError: if GPUs are requested and Ray has none, or the model can't be downloaded.
@@ -204,10 +209,10 @@ def _rejects_text(parts: Sequence[tables.Part]) -> str:
     """Describe the images that could not be used: their number, and the most frequent reasons with an example each.
 
     Args:
-        parts: the parts of the table `predictions`, which hold the rejected images.
+        parts: descriptions of the Parquet files of the table `predictions`, with their rejected images.
 
     Returns:
-        Several lines of text.
+        Several lines of text, at most five of them with reasons.
     """
     rejects = [reject for part in parts for reject in part.rejects]
     reasons = Counter(reject.reason for reject in rejects).most_common(_REJECT_REASONS_SHOWN)

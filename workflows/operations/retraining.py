@@ -1,7 +1,7 @@
 """Run one retraining, or log what it would do.
 
-Each retraining is a generation, which is a workspace of its own below the pipeline's workspace. A lock allows only one retraining
-of a workspace at a time.
+Each retraining is called a generation. It has a workspace (folder) of its own below the workspace that the settings name. A lock
+allows only one retraining of a workspace at a time.
 """
 
 import getpass
@@ -29,9 +29,9 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
     """Run one retraining. It ends early if no image or mask is new or changed since the previous one.
 
     Args:
-        settings: settings of the pipeline. `workspace` is the folder that holds all generations (the workspaces of the
-            retrainings).
-        config: name of the settings file without its extension, for the name of the run in MLflow.
+        settings: settings of the pipeline. `workspace` is the folder that holds all generations (retraining runs, each with a
+            workspace of its own).
+        config: name of the settings file without its folder and extension, for the name of the run in MLflow.
         force: True to train even if nothing is new.
 
     Raises:
@@ -48,13 +48,13 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
 
 
 def _run(pipeline: Retraining, config: str) -> None:
-    """Run the stages of a generation (the workspace of one retraining), mark it as finished, and delete old generations.
+    """Run the stages of one retraining, mark it as finished, and delete old generations (earlier retrainings).
 
-    If nothing is new, the generation is removed, and the result is only logged.
+    If nothing is new, the folder of this retraining is removed, and the result is only logged.
 
     Args:
-        pipeline: pipeline of the generation.
-        config: name of the settings file without its extension, for the name of the run in MLflow.
+        pipeline: pipeline of the retraining.
+        config: name of the settings file without its folder and extension, for the name of the run in MLflow.
 
     Raises:
         Interrupted: if the run was stopped, or another run took over the lock.
@@ -99,8 +99,8 @@ def _check_lock(pipeline: Retraining) -> None:
 def _nothing_new(pipeline: Retraining) -> None:
     """Log that nothing is new since the previous retraining.
 
-    If no version of the model is the champion (the version in use), the version with which this retraining would have been
-    compared becomes the champion.
+    The champion is the version of the model that is in use. If there is none, this function makes the version the champion with
+    which the retraining would have compared its new model.
 
     Args:
         pipeline: pipeline of the retraining.
@@ -119,8 +119,8 @@ def log_plan(settings: Settings, force: bool) -> None:
     """Log what a retraining would do, as far as this can be told without reading images. Nothing is written.
 
     Args:
-        settings: settings of the pipeline. `workspace` is the folder that holds all generations (the workspaces of the
-            retrainings).
+        settings: settings of the pipeline. `workspace` is the folder that holds all generations (retraining runs, each with a
+            workspace of its own).
         force: True to plan a training even if nothing is new.
 
     Raises:
@@ -147,7 +147,7 @@ def log_plan(settings: Settings, force: bool) -> None:
 
 
 def _owner() -> str:
-    """Return the name that the lock file gives for this run. It contains the user name if there is one."""
+    """Return the name by which the lock file tells other users who holds the lock. It contains the user name if there is one."""
     with suppress(OSError, KeyError):  # a container's user need not have a name
         return f"retrain.py of {getpass.getuser()}"
     return "retrain.py"
@@ -157,11 +157,11 @@ def _start_text(generation: Generation, name: str) -> str:
     """Describe the model from which a retraining starts, and the workspace with which its data are compared.
 
     Args:
-        generation: the generation (the workspace of one retraining).
+        generation: the generation (one retraining run with its workspace).
         name: name of the registered model.
 
     Returns:
-        A phrase for the log.
+        A phrase for the log, such as "from edeconvnet version 3; compared with WORKSPACE".
     """
     start = f"from {name} version {generation.version}" if generation.version else "no champion to start from"
     return f"{start}; compared with {generation.previous}" if generation.previous else start

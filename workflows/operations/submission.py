@@ -14,10 +14,10 @@ from workflows.settings import Settings, as_dict
 
 
 def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
-    """Check that a workspace has the trained models of both networks.
+    """Check that a workspace has the trained models of both networks, DeconvNet and FCN-8s.
 
     Args:
-        settings: settings of the pipeline that names the workspace.
+        settings: settings of the pipeline that was run in the workspace.
         config: path of the settings file, for the error message.
         proposals: True to check that the table of box proposals is there, too.
 
@@ -34,11 +34,11 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
 
 
 def _model(settings: Settings, stage: str) -> str:
-    """Return the URI of the model that a training stage has written.
+    """Return the URI of the model folder that a training stage has written.
 
     Args:
         settings: settings of the pipeline.
-        stage: name of the stage: "fcn8s" or "stage2".
+        stage: name of the training stage: "fcn8s", or "stage2" for DeconvNet.
     """
     return storage.join(settings.workspace, "models", stage)
 
@@ -111,7 +111,7 @@ def _archive_uri(archive: str) -> str:
 
 
 def _image_list(root: str | None, split: str | None) -> tuple[str, str]:
-    """Choose the image list whose masks are submitted.
+    """Choose the list of the images whose masks are submitted. It is a file in ImageSets/Segmentation.
 
     Args:
         root: folder in VOC's layout, or None if the settings name none.
