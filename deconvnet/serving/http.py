@@ -1,7 +1,7 @@
 """Build the server's HTTP replies: masks, overlays, errors, the health check and the page on which to try the model.
 
-The functions here take and return plain values. They need neither Ray nor a web framework. `ray_serve.py` calls them for the
-requests that Ray Serve receives.
+An overlay is the image with its mask drawn over it. The functions here take and return plain values. They need neither Ray nor a
+web framework. `ray_serve.py` calls them for the requests that Ray Serve receives.
 """
 
 import json
@@ -89,7 +89,7 @@ def prediction_reply(ensemble: "SavedEnsemble", data: bytes, received: float, *,
 
 
 def error_reply(status: int, message: str) -> Reply:
-    """Return a reply whose body is the JSON object `{"error": message}`.
+    """Make a reply whose body is the JSON object `{"error": message}`.
 
     Args:
         status: HTTP status code, 400 or above.
@@ -99,7 +99,7 @@ def error_reply(status: int, message: str) -> Reply:
 
 
 def health_reply(model: str, classes: Sequence[str]) -> Reply:
-    """Return the reply to a health check, with status 200.
+    """Make the reply to a health check, with status 200.
 
     Args:
         model: name and version of the model.
@@ -112,7 +112,7 @@ def health_reply(model: str, classes: Sequence[str]) -> Reply:
 
 
 def _json_reply(status: int, value: object) -> Reply:
-    """Return a reply whose body is a value as JSON, in UTF-8.
+    """Make a reply whose body is a value as JSON, in UTF-8.
 
     Args:
         status: HTTP status code.
@@ -122,7 +122,9 @@ def _json_reply(status: int, value: object) -> Reply:
 
 
 def parse_overlay(value: str) -> bool:
-    """Parse the query parameter `overlay`, with which a client asks for an overlay instead of a mask.
+    """Parse the query parameter `overlay` of a request.
+
+    With this parameter, a client asks for the image with the mask drawn over it, in place of the mask.
 
     Args:
         value: text of the parameter, in upper or lower case. "" if the request has no such parameter.
@@ -139,7 +141,7 @@ def parse_overlay(value: str) -> bool:
 
 
 def page_reply(model: str, classes: Sequence[str]) -> Reply:
-    """Return the HTML page of the server. A visitor can choose an image or drop it on the page, and sees its mask.
+    """Make the server's HTML page, on which a visitor can choose an image or drop it, and sees its mask.
 
     Args:
         model: name and version of the model, shown on the page.
@@ -155,7 +157,7 @@ def page_reply(model: str, classes: Sequence[str]) -> Reply:
 
 @cache
 def _page_template() -> "Template":
-    """Load the Jinja template of the HTML page, once per process. The template escapes all values inserted into it."""
+    """Load the Jinja template of the HTML page. It is loaded once in each process, and escapes all values inserted into it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("deconvnet.serving"), autoescape=True, undefined=StrictUndefined)

@@ -70,10 +70,10 @@ class ServedModel:
 
 
 class Replica:
-    """A process of Ray Serve that holds the model and predicts one image after another."""
+    """A replica: a process of Ray Serve that holds the model and predicts one image after another."""
 
     def __init__(self, model: ServedModel) -> None:
-        """Download the model, load it, and predict one synthetic image so that everything is compiled.
+        """Download the model, load it, and predict one synthetic image, so that later requests need not wait for compilation.
 
         Args:
             model: the model to serve, and the limits of this replica.
@@ -162,14 +162,14 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self.worker, work)
 
     async def _body(self, request: "Request") -> bytes | None:
-        """Read the body of a request.
+        """Read the body of a request. Reading stops once the body is larger than the replica's limit `max_bytes`.
 
         Args:
             request: the request, whose body is not yet read.
 
         Returns:
-            The body, or None if it is larger than `max_bytes`. Reading stops at this limit. If the header Content-Length already
-            exceeds it, nothing is read.
+            The body, or None if it is larger than the limit. If the header Content-Length already exceeds the limit, nothing is
+            read.
         """
         with suppress(ValueError):
             if int(request.headers.get("content-length", "0")) > self.model.max_bytes:
@@ -198,7 +198,8 @@ def serving(
 ) -> Iterator[None]:
     """Serve a model as long as a `with` block runs, on the Ray cluster to which this process is connected.
 
-    At the end of the block, the replicas first finish the requests that they are answering.
+    The block starts when the replicas (processes that hold the model) are ready. At its end, they first finish the requests that
+    they are answering.
 
     Args:
         model: the model to serve, with the number and size of its replicas.
@@ -244,7 +245,7 @@ def serving(
 
 
 def is_serving() -> bool:
-    """Return whether Ray Serve runs the application. False means that it has failed, was deleted or was never started."""
+    """Return whether Ray Serve still runs the served model. False means that it has failed, was deleted or was never started."""
     from ray import serve
 
     app = serve.status().applications.get(APP)
@@ -252,21 +253,21 @@ def is_serving() -> bool:
 
 
 def warmup_image() -> bytes:
-    """Return a synthetic image as JPEG. Its size is `WARMUP_SIZE`."""
+    """Return a synthetic image of 500 x 375 pixels (width x height), encoded as JPEG."""
     from deconvnet.datasets.synthetic import generate
 
     return encode_jpeg(generate(0, 0, *WARMUP_SIZE)[0])
 
 
 def measure_latency(url: str) -> float | None:
-    """Measure how long a server takes to predict one synthetic image whose size is `WARMUP_SIZE`.
+    """Measure how long a server takes to predict one synthetic image of 500 x 375 pixels.
 
     Args:
         url: address of the server.
 
     Returns:
         Seconds from sending the request to receiving the whole reply. None if the server answers with an error, for example
-        because the image has more than `max_pixels` pixels.
+        because it accepts only smaller images.
 
     Raises:
         OSError: if the server does not answer.
@@ -282,10 +283,12 @@ def measure_latency(url: str) -> float | None:
 
 
 def _replica_messages() -> str:
-    """Return the messages of Ray Serve about the replicas, one a line.
+    """Read from Ray Serve its status messages about the replicas (the processes that hold the model).
 
-    They tell why a replica failed, whereas the exception from Ray Serve may only tell that it failed. The result is "" if the
-    application does not exist.
+    They say why a replica failed, whereas an exception of Ray Serve may only say that it failed.
+
+    Returns:
+        The messages, one a line. "" if Ray Serve has no such application.
     """
     from ray import serve
 
@@ -294,7 +297,7 @@ def _replica_messages() -> str:
 
 
 def failure_reason(report: str) -> str:
-    """Find the reason why a replica failed in the text that Ray Serve reports.
+    """Find the reason why a replica (a process that holds the model) failed, in the text that Ray Serve reports.
 
     Args:
         report: the text, with or without a traceback. It must not be empty.

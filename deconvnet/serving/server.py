@@ -20,10 +20,10 @@ _CHECK_SECONDS = 5.0
 def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) -> None:
     """Serve a model with Ray Serve, and block until the user stops it.
 
-    The function logs the address of the server and how long one image takes.
+    The function logs the address of the server and how long the prediction of one image takes.
 
     Args:
-        model: the model to serve, with the number and size of its replicas.
+        model: the model to serve, with the number and size of its replicas (processes that hold the model).
         host: address to listen at.
         port: port to listen at.
         cluster: settings that name the Ray cluster to join. If they name none, Ray is started on this machine.
@@ -81,7 +81,9 @@ def check_port_free(host: str, port: int) -> None:
 
 
 def check_room(model: ServedModel, nodes: Mapping[str, str]) -> None:
-    """Check that the Ray cluster has room for all replicas. Without this check, a replica that does not fit would wait forever.
+    """Check that the Ray cluster has room for all replicas, which are the processes that hold the model.
+
+    Without this check, a replica that does not fit would wait forever.
 
     Args:
         model: the model to serve, with the number and size of its replicas.

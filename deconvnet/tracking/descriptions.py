@@ -55,13 +55,18 @@ class VersionSummary:
 
 
 def escaped(text: str) -> str:
-    """Escape a text so that Markdown and HTML show its characters unchanged. Line breaks become spaces."""
+    """Escape the special characters of Markdown and HTML in a text, so that it is shown unchanged. Line breaks become spaces."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", text)
 
 
 def truncated(text: str, length: int = MAX_LENGTH) -> str:
-    """Cut a text to at most `length` characters. A text that was cut ends in "…"."""
+    """Cut a text to a maximum length. A text that was cut ends in "…".
+
+    Args:
+        text: any text.
+        length: maximum number of characters, which includes the "…".
+    """
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -79,10 +84,12 @@ def artifact_image(run_id: str, path: str, alt: str) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> list[str]:
-    """Format the five results of a run (of both networks and their ensemble) as a Markdown table, beside those in the paper.
+    """Format the five results of a run as a Markdown table, beside those in the paper (Noh et al., ICCV 2015).
+
+    The five results are those of FCN-8s, of DeconvNet and of their ensemble, the latter two with and without a CRF.
 
     Args:
-        results: content of the results.json that the stage `evaluate` writes.
+        results: content of the results.json that the pipeline's stage `evaluate` writes.
 
     Returns:
         The lines of the table, with numbers in per cent.
@@ -161,7 +168,7 @@ def stage_description(name: str, summary: Mapping[str, Any] | None = None, detai
 
 
 def _outcome(name: str, summary: Mapping[str, Any]) -> str:
-    """Return a sentence in Markdown about the outcome of a stage of a pipeline.
+    """Return a sentence in Markdown about the outcome of a stage (a step of a pipeline, such as training FCN-8s).
 
     Args:
         name: name of the stage.
@@ -196,7 +203,7 @@ def version_description(results: Mapping[str, Any]) -> str:
     """Return the description of a version of the registered model: its results and its classes.
 
     Args:
-        results: content of the results.json that the stage `evaluate` writes.
+        results: content of the results.json that the pipeline's stage `evaluate` writes.
 
     Returns:
         Markdown of at most 4,000 characters. There is room left for a sentence about the promotion, which is appended later.
@@ -274,11 +281,11 @@ mlflow models serve -m {uri} --env-manager local --port 5001
 
 
 def _version_table(mean_iou: Mapping[str, float | None], pixel_accuracy: Mapping[str, float | None]) -> list[str]:
-    """Format the results of one version as a Markdown table, in the order of the paper.
+    """Format the results of one version as a Markdown table, in the order of the DeconvNet paper (Noh et al., ICCV 2015).
 
     Args:
-        mean_iou: mean IoU by the name of the result, 0 to 1. None if it could not be measured.
-        pixel_accuracy: pixel accuracy by the name of the result, 0 to 1.
+        mean_iou: mean IoU (0 to 1) by the name of the result, such as "edeconvnet_crf". None if it could not be measured.
+        pixel_accuracy: pixel accuracy (0 to 1) by the name of the result.
 
     Returns:
         The lines of the table, with numbers in per cent. Results without an entry in `mean_iou` are left out.

@@ -72,8 +72,8 @@ class MetricSpool:
         """Append the metrics of one step to the file. If the file can't be written, a warning is logged.
 
         Args:
-            metrics: numbers by name, and the number of the step as "step". Values that are not numbers are ignored. If there is
-                no step, all are ignored.
+            metrics: numbers by name, and the number of the training step as "step". Values that are not numbers are ignored. If
+                there is no step, nothing is written.
         """
         step = metrics.get("step")
         values = {k: float(v) for k, v in metrics.items() if k != "step" and isinstance(v, Real) and not isinstance(v, bool)}
@@ -112,6 +112,8 @@ def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
 class SpoolDelivery:
     """A thread that sends the points in a spool file to MLflow, in order. If sending fails, it tries again.
 
+    A point is a value of a metric at one step. The spool file is the local file to which a training appends them.
+
     A point is dropped if its metric has already been delivered for its step or a later one. Thus a step that a resumed training
     repeats is logged only once, and reading the file again from its start does no harm.
     """
@@ -122,8 +124,8 @@ class SpoolDelivery:
         Args:
             file: path of the spool file. It need not exist yet.
             send: function that sends up to 500 points. It raises an exception if they were not accepted.
-            last_steps: function that returns the last step delivered earlier, by metric. It is called again until it succeeds
-                once.
+            last_steps: function that returns, by metric, the last step that an earlier thread has delivered. It is called until
+                it succeeds once.
         """
         self.file = file
         self._send = send
@@ -136,7 +138,7 @@ class SpoolDelivery:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Send the points that are left, and stop the thread.
+        """Send the points that are left in the file, and stop the thread.
 
         Args:
             timeout: maximum time to wait, in seconds.
@@ -150,9 +152,9 @@ class SpoolDelivery:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        """Send new points again and again until `close` is called. The thread runs this method.
+        """Send new points from the file to MLflow again and again, until `close` is called. The thread runs this method.
 
-        The pauses between attempts grow while MLflow can't be reached.
+        A warning is logged if MLflow can't be reached. The pauses between the attempts then grow.
         """
         pause = POLL_SECONDS
         while not self._abandoned.is_set():
@@ -171,7 +173,7 @@ class SpoolDelivery:
             (self._abandoned if closing else self._closing).wait(min(pause, 1.0) if closing else pause)
 
     def _deliver(self) -> None:
-        """Send the points that were appended to the file since the last call. Raises any exception that sending raises."""
+        """Send the points that were appended to the file since the last call. Raise any exception that sending raises."""
         if self._last is None:
             self._last = self._last_steps()
         for points, end in self._read():
@@ -182,11 +184,11 @@ class SpoolDelivery:
             self._offset = end
 
     def _read(self) -> list[tuple[list[Point], int]]:
-        """Read the points that follow the delivered part of the file.
+        """Read the points in the file that are not delivered yet.
 
         Returns:
-            Batches of points, each with the byte offset in the file at which it ends. A line that is only half written is left for
-            the next call.
+            Batches of up to 500 points. Each is a tuple of the points and the byte offset in the file at which they end. A line
+            that is only half written is left for the next call.
         """
         if not self.file.exists():
             return []

@@ -48,7 +48,7 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
         prefix: text to put before every name.
 
     Returns:
-        Values as text by dotted name, without secrets and cut to `MAX_PARAM` characters. Settings that are None are left out.
+        Values as text by dotted name, without secrets and cut to 500 characters. Settings that are None are left out.
     """
     params: dict[str, str] = {}
     for key, value in settings.items():
@@ -64,7 +64,7 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
 def code_tags(version: str) -> dict[str, str]:
     """Return the tags that say which code a run uses.
 
-    `version` is the result of `code_version`. For a git commit there are also tags from which MLflow's pages show it.
+    The version is a git commit (with "+" if there were changes) or a package version. A commit has tags that MLflow's pages show.
     """
     commit = version.removesuffix("+")
     if len(commit) < 40:  # a package version, not a commit
@@ -79,7 +79,7 @@ def _valid_name(name: str) -> str:
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Split a sequence into pieces of at most `size` items, and yield them in order."""
+    """Split a sequence into pieces of at most `size` items, and yield these pieces in order."""
     for i in range(0, len(items), size):
         yield items[i : i + size]
 
@@ -88,7 +88,7 @@ class MlflowRun:
     """An MLflow run that is being logged (see `interface.Run`). Methods raise UserError if the store does not accept the data."""
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
-        """Wrap the existing run `run_id` of the tracker's store."""
+        """Create the object for the run with the id `run_id`, which exists already in the store of `tracker`."""
         self.tracker = tracker
         self._run_id = run_id
         self._client = tracker.client
@@ -167,10 +167,11 @@ class MlflowRun:
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:
-        """Log the metrics that a training reports while a `with` block runs.
+        """Log the metrics that a training reports while a `with` block runs. Yield a function to call with the metrics of each
+        step.
 
-        Yields a function to call with the metrics of each step. The end waits up to 120 s (10 s after an error) for MLflow to
-        take the last metrics. The rest stays in the spool folder, and a resumed run sends it.
+        The end waits up to 120 s (10 s after an error) for MLflow to take the last metrics. The rest stays in a file in the spool
+        folder, and a resumed run sends it.
         """
         with local_folder(self.tracker.spool_uri) as folder:
             spool = MetricSpool(folder.resolve() / f"{self.run_id}.jsonl")
@@ -201,7 +202,8 @@ class MlflowRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["MlflowRun"]:
-        """Open a run for a stage of the pipeline, below this run. A run of the same stage and fingerprint is resumed.
+        """Open a run for a stage (step) of the pipeline, below this run. A run of the same stage `name` and `fingerprint` is
+        resumed.
 
         MLflow shows it as `title`, or as `name` if that is None. The settings are logged as parameters, and the tags are set.
         """
@@ -222,14 +224,14 @@ class MlflowRun:
             return stage_histories(self._client, self.run_id, stages, names)
 
     def _send(self, points: Sequence[Point]) -> None:
-        """Send points to MLflow as metrics of this run. Raises any exception that MLflow raises."""
+        """Send points (values of metrics at one step) to MLflow for this run. Raise any exception that MLflow raises."""
         from mlflow.entities import Metric
 
         metrics = [Metric(_valid_name(point.key), point.value, point.time_ms, point.step) for point in points]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     def _last_steps(self) -> dict[str, int]:
-        """Return the last step at which each metric of this run was logged, by the name of the metric."""
+        """Return the last step at which each metric was logged to this run, by the name of the metric."""
         keys = self._client.get_run(self.run_id).data.metrics
         return {key: max(m.step for m in self._client.get_metric_history(self.run_id, key)) for key in keys}
 
@@ -258,7 +260,7 @@ class MlflowTracker:
             self.experiment_id = self._experiment(experiment)
 
     def _experiment(self, name: str) -> str:
-        """Return the id of the experiment `name`. It is created if it is new. UserError is raised if it was deleted."""
+        """Return the id of the experiment `name`, and create it if it does not exist. Raise UserError if it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             # A server chooses where artifacts are kept. With SQLite MLflow's own default would be the current directory.
@@ -276,7 +278,7 @@ class MlflowTracker:
 
     @contextmanager
     def errors_as_messages(self) -> Iterator[None]:
-        """Turn exceptions of MLflow in a `with` block into a UserError with a message of one sentence."""
+        """Turn an exception of MLflow, or an OSError, in a `with` block into a UserError with a message of one sentence."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -288,9 +290,9 @@ class MlflowTracker:
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
     ) -> Iterator[MlflowRun]:
-        """Open a run for a pipeline. The run `resume_run_id` is resumed if this experiment still has it.
+        """Open the run of a pipeline. The run with the id `resume_run_id` is continued if this experiment still has it.
 
-        A new run gets the name `name`. The settings are logged as parameters and as settings.json, and the tags are set.
+        Otherwise a run `name` is created. The settings are logged as parameters and as settings.json, and the tags are set.
         """
         with self.running(name, self._existing(resume_run_id), tags or {}) as run:
             run.log_params(settings)
@@ -298,7 +300,7 @@ class MlflowTracker:
             yield run
 
     def _existing(self, run_id: str | None) -> str | None:
-        """Return `run_id` if this experiment has a run with this id that was not deleted, else None."""
+        """Return `run_id` if this experiment has a run with this id that was not deleted. Otherwise return None."""
         from mlflow.exceptions import MlflowException
 
         if not run_id:
@@ -313,7 +315,7 @@ class MlflowTracker:
     def running(self, name: str, run_id: str | None, tags: Mapping[str, Any]) -> Iterator[MlflowRun]:
         """Keep a run open while a `with` block runs, and set its status at the end.
 
-        The status is then KILLED (`Interrupted`, Ctrl-C, SystemExit), FAILED (any other exception) or FINISHED (no exception).
+        The status is FINISHED (no exception), KILLED (Interrupted, Ctrl-C or SystemExit) or FAILED (any other exception).
 
         Args:
             name: name of the run if it is new.

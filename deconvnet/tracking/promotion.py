@@ -79,7 +79,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _points(fraction: float) -> str:
-    """Format a difference of two fractions in percentage points with one decimal."""
+    """Format a fraction as percentage points with one decimal, such as "1.5 points"."""
     return f"{100 * fraction:.1f} points"
 
 
@@ -124,14 +124,12 @@ def set_champion(tracking_uri: str, name: str, version: int) -> None:
 def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, decision: Decision) -> int:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    A second call changes nothing.
-
-    The new model is not promoted if a third version has become the champion in the meantime, because it was not compared with
-    that one.
+    A second call changes nothing. The new model is not promoted if a third version has become the champion in the meantime,
+    because it was not compared with that one.
 
     Args:
-        run: run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in its
-            description.
+        run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
+            its description.
         name: name of the registered model.
         challenger: version number of the new model.
         champion: number of the version with which it was compared. None if there was none: then the challenger becomes the

@@ -1,4 +1,4 @@
-"""Define the registered model. MLflow runs this file when it loads the model ("models from code").
+"""Define the registered model as MLflow loads it. MLflow runs this file for that purpose ("models from code").
 
 Registering the model copies this file into it, together with the packages deconvnet, proposals and infra in the folder `code`.
 Therefore a machine that loads the model needs neither Ray nor an installation of this project.
@@ -14,7 +14,10 @@ from mlflow.pyfunc import PythonModel
 
 
 class Ensemble(PythonModel):
-    """A model that predicts the masks of encoded images: EDeconvNet+CRF with its own box proposals."""
+    """A registered model that predicts the masks of encoded images.
+
+    It is EDeconvNet+CRF: an ensemble of DeconvNet and FCN-8s, refined by a dense CRF. It finds its own box proposals.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the networks from the model's artifact `ensemble`, to the GPU if there is one.
@@ -72,8 +75,11 @@ def _image_bytes(value: Any) -> bytes:
     Args:
         value: the bytes, or text in base64 with or without line breaks.
 
+    Returns:
+        The content of the file.
+
     Raises:
-        BadInput: if the value is neither.
+        BadInput: if the value is neither bytes nor valid base64 text.
     """
     from infra.errors import BadInput
 

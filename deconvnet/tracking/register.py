@@ -104,12 +104,12 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
 
 
 def requirements() -> list[str]:
-    """Return the pip requirements of the registered model, with the version ranges of this project.
+    """Return the pip requirements of the registered model, with the version ranges that this project requires.
 
-    The ranges come from the installed package, or from pyproject.toml if the package is not installed.
+    The ranges come from the installed package `deconvnet`, or from pyproject.toml if it is not installed.
 
     Returns:
-        One requirement for each name in `DISTRIBUTIONS`.
+        One requirement for each third-party package that the model's code needs, such as "numpy>=1.26".
     """
     try:
         entries = importlib.metadata.requires("deconvnet") or []
@@ -162,7 +162,7 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
 
 
 def _copy_code(folder: Path) -> None:
-    """Copy the Python files of the packages in `PACKAGES` to a folder."""
+    """Copy the Python files of the packages deconvnet, proposals and infra to a folder, which keeps their structure."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             target = folder / file.relative_to(ROOT)
@@ -204,7 +204,7 @@ def _save_model(folder: Path, artifact: Path, code: list[str], classes: Sequence
 
 
 def _create_registered_model(client: Any, name: str) -> None:
-    """Create the registered model `name`, unless it exists already."""
+    """Create the registered model `name` with the MLflow client `client`, unless it exists already."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -18,11 +18,12 @@ _COMPLETE = "fetched.json"  # written last, so it shows that a fetched model is 
 def starting_model(source: str, architecture: str, tracking_uri: str, cache: str) -> str | None:
     """Find the weights of one architecture in the place that the setting `init.from` names.
 
-    They are in a model folder, which is a folder with the weights of one network and a file model.json. A registered model is first copied to a cache folder, unless it is there already.
+    The weights are in a model folder, which is a folder with the weights of one network and a file model.json. A registered model
+    is first copied to a cache folder, unless it is there already.
 
     Args:
-        source: value of the setting: a model folder, a workspace, or a registered model (models:/NAME@ALIAS or
-            models:/NAME/VERSION).
+        source: value of the setting: a model folder, a workspace (folder of a pipeline run), or a registered model
+            (models:/NAME@ALIAS or models:/NAME/VERSION).
         architecture: "deconvnet" or "fcn8s".
         tracking_uri: URI of the MLflow store, used only for a registered model.
         cache: folder, local or s3://, to which a registered model is copied. All training workers must be able to read it.
@@ -38,17 +39,20 @@ def starting_model(source: str, architecture: str, tracking_uri: str, cache: str
 
 
 def source_key(source: str, tracking_uri: str) -> str:
-    """Identify the weights that the setting `init.from` names now, so that a training is repeated if they have changed.
+    """Return a text that identifies the weights that the setting `init.from` names now.
+
+    A training is repeated if this text has changed.
 
     Args:
-        source: value of the setting, as in `starting_model`.
+        source: value of the setting: a model folder, a workspace (folder of a pipeline run), or a registered model.
         tracking_uri: URI of the MLflow store, used only for a registered model.
 
     Returns:
-        The version of a registered model. Otherwise the SHA-256 checksums of the networks' weights, separated by spaces.
+        For a registered model, its URI and version number. Otherwise the SHA-256 checksums of the networks' weights, separated by
+        spaces.
 
     Raises:
-        UserError: if `source` holds no network.
+        UserError: if `source` holds no network, or is a registered model that does not exist.
     """
     if source.startswith("models:"):
         return f"{source} version {find(source, tracking_uri, 'init.from').number}"
@@ -57,14 +61,14 @@ def source_key(source: str, tracking_uri: str) -> str:
 
 
 def _model_folders(folder: str, source: str) -> dict[str, str]:
-    """Find the model folders (folders with the weights of one network) below a folder.
+    """Find the model folders in a folder. A model folder has the weights of one network and a file model.json.
 
     Args:
-        folder: URI of the folder to search.
+        folder: URI of a model folder, of a workspace (folder of a pipeline run) or of a copied registered model.
         source: value of the setting `init.from`, for the error message.
 
     Returns:
-        URIs of the model folders by architecture. Architectures without one are left out.
+        URIs of the model folders by architecture ("deconvnet", "fcn8s"). Architectures without one are left out.
 
     Raises:
         UserError: if there is no model folder at all.
@@ -76,14 +80,14 @@ def _model_folders(folder: str, source: str) -> dict[str, str]:
 
 
 def _model_folder(folder: str, architecture: str) -> str | None:
-    """Find a model folder (a folder with the weights of one network) of one architecture below a folder.
+    """Find the folder with the weights of a network of one architecture, in the places where this project keeps such folders.
 
     Args:
-        folder: URI of the folder to search.
+        folder: URI of a model folder, of a workspace (folder of a pipeline run) or of a copied registered model.
         architecture: "deconvnet" or "fcn8s".
 
     Returns:
-        URI of the first model folder of this architecture, in the order of `_FOLDERS`. None if there is none.
+        URI of the first model folder that is found. None if there is no such folder.
     """
     for name in _FOLDERS[architecture]:
         candidate = storage.join(folder, name) if name else folder
@@ -103,6 +107,9 @@ def _fetched(source: str, tracking_uri: str, cache: str) -> str:
 
     Returns:
         URI of the model's folder in the cache.
+
+    Raises:
+        UserError: if the registered model does not exist or can't be downloaded.
     """
     version = find(source, tracking_uri, "init.from")
     target = storage.join(cache, f"{version.name}-{version.number}-{version.id}")

@@ -92,7 +92,7 @@ def check_store(uri: str) -> None:
     failed: list[Exception] = []
 
     def query() -> None:
-        """Ask the store for one experiment. If this raises an exception, keep it for the outer function."""
+        """Ask the store for one experiment. If this raises an exception, keep it for the calling function."""
         from mlflow import MlflowClient
 
         try:
@@ -140,7 +140,7 @@ def model_store(workspace: str | None, uri: str | None) -> str:
 
 @contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Let MLflow's HTTP requests in a `with` block fail within seconds. By default, MLflow repeats them for minutes.
+    """Make MLflow's HTTP requests in a `with` block fail within seconds. By default, MLflow repeats them for minutes.
 
     The timeouts are environment variables of the process. Their earlier values are restored at the end.
     """

@@ -43,8 +43,8 @@ class LoggedRun(Protocol):
 def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[None]:
     """Log the load of this machine while a `with` block runs, as metrics `system/NAME`.
 
-    The step of each value is the number of seconds since the run began. Problems never disturb the run: a sample that MLflow does
-    not accept is lost, and if the load can't be measured at all, for example without psutil, the reason is logged once.
+    The step of each value is the number of seconds since the run began. Problems never disturb the run. A sample that MLflow does
+    not accept is lost. If the load can't be measured at all, for example without the package psutil, the reason is logged once.
 
     Args:
         run: run to which the metrics are logged.
@@ -89,6 +89,6 @@ def _sample(run: LoggedRun, monitor: Any, run_start: float, stop: threading.Even
 
 
 def _clear(monitor: Any) -> None:
-    """Delete the samples of a `SystemMetricsMonitor` that have already been averaged and logged."""
+    """Delete the collected samples of `monitor`, MLflow's `SystemMetricsMonitor`, after their averages were logged."""
     for each in monitor.monitors:
         each.clear_metrics()
