@@ -1,4 +1,7 @@
-"""Settings of the data, the networks, their training, segmentation, retraining and experiment tracking."""
+"""Settings of the data, the networks, their training, segmentation, retraining and experiment tracking.
+
+Each class describes one section of the YAML settings files. The description of each field says what it means.
+"""
 
 from typing import Annotated, Literal
 
@@ -9,7 +12,7 @@ from infra.settings import Section
 
 
 class GeneratedSettings(Section):
-    """The generated data set, which is used if `data.root` is empty."""
+    """Section `data.generated`: the sizes of the generated data set, which is used if `data.root` is empty."""
 
     train: PositiveInt = Field(300, description="number of images to train on")
     val: PositiveInt = Field(60, description="number of images for the final results")
@@ -18,7 +21,7 @@ class GeneratedSettings(Section):
 
 
 class DataSettings(Section):
-    """The annotated images: a data set in VOC's folder layout, or a generated one."""
+    """Section `data`: the annotated images, either a data set in Pascal VOC's folder layout or a generated one."""
 
     root: str | None = Field(
         None,
@@ -42,7 +45,17 @@ class DataSettings(Section):
     @field_validator("classes")
     @classmethod
     def _classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Check that there are 2 to 255 different class names; raise ValueError if not."""
+        """Check the class names.
+
+        Args:
+            names: class names by class id, background first.
+
+        Returns:
+            The same names.
+
+        Raises:
+            ValueError: if there are not 2 to 255 names, or a name occurs twice.
+        """
         if not 2 <= len(names) <= 255:
             raise ValueError("needs between 2 and 255 names, background first")
         if repeated := sorted({n for n in names if names.count(n) > 1}):
@@ -51,7 +64,11 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The networks. Names with fcn_ are for FCN-8s, `convention` and `vgg16` for both networks, and the others for DeconvNet."""
+    """Section `model`: the networks DeconvNet and FCN-8s.
+
+    Fields whose names begin with fcn_ are for FCN-8s. `convention` and `vgg16` are for both networks, and the others for
+    DeconvNet.
+    """
 
     width: float = Field(
         1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
@@ -86,14 +103,24 @@ class ModelSettings(Section):
     @field_validator("input_size", "fcn_input_size")
     @classmethod
     def _multiple_of_32(cls, size: int) -> int:
-        """Check that an input size is a multiple of 32; raise ValueError if not."""
+        """Check that an input size is a multiple of 32, because the networks halve height and width five times.
+
+        Args:
+            size: side of the input in pixels.
+
+        Returns:
+            The same size.
+
+        Raises:
+            ValueError: if it is not a multiple of 32.
+        """
         if size % 32:
             raise ValueError(f"must be a multiple of 32; {size // 32 * 32} or {size // 32 * 32 + 32} would do")
         return size
 
 
 class ComputeSettings(Section):
-    """The processes that train: Ray Train workers, or a single process with the local executor."""
+    """Section `compute`: the processes that train. They are Ray Train workers, or a single process with the local executor."""
 
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
@@ -127,7 +154,7 @@ _BnBatches = Annotated[
 
 
 class StageSettings(Section):
-    """One training stage. The defaults are those of DeconvNet's paper (§6.1)."""
+    """Section `train.stage1` or `train.stage2`: one training stage. The defaults are those of Noh et al. (ICCV 2015, §6.1)."""
 
     epochs: PositiveInt = Field(30, description="most passes over the examples")
     max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
@@ -165,7 +192,7 @@ class StageSettings(Section):
 
 
 class FcnStageSettings(StageSettings):
-    """The training stage of FCN-8s. The defaults are those of its paper (Long, Shelhamer, Darrell, CVPR 2015)."""
+    """Section `train.fcn8s`: the training stage of FCN-8s. The defaults are those of Long, Shelhamer, Darrell (CVPR 2015)."""
 
     batch: _Batch = 20
     lr: _LearningRate = 1e-4
@@ -174,7 +201,7 @@ class FcnStageSettings(StageSettings):
 
 
 class InitSettings(Section):
-    """Fine-tuning: a trained model to start from instead of VGG-16's weights or random weights."""
+    """Section `init`, for fine-tuning: a trained model to start from instead of VGG-16's weights or random weights."""
 
     from_: str | None = Field(
         None,
@@ -185,7 +212,11 @@ class InitSettings(Section):
 
 
 class TrainSettings(Section):
-    """The training stages: FCN-8s on whole images, and DeconvNet on crops of objects (stage 1), then of proposals (stage 2)."""
+    """Section `train`: the settings of the three training stages.
+
+    FCN-8s is trained on whole images (stage fcn8s). DeconvNet is trained on crops around annotated objects (stage 1), then on
+    crops of object proposals (stage 2).
+    """
 
     fcn8s: FcnStageSettings = FcnStageSettings()
     stage1: StageSettings = StageSettings()
@@ -193,7 +224,10 @@ class TrainSettings(Section):
 
 
 class CrfSettings(Section):
-    """The dense CRF (Krähenbühl, Koltun 2011) that refines masks. The defaults are those of the released DeconvNet."""
+    """Section `segment.crf`: the dense CRF (Krähenbühl, Koltun, NIPS 2011) that refines masks.
+
+    The defaults are those of the released DeconvNet.
+    """
 
     iterations: PositiveInt = Field(10, description="number of mean-field iterations")
     xy_sigma: PositiveFloat = Field(3.0, description="standard deviation of the smoothness kernel, px")
@@ -206,7 +240,10 @@ class CrfSettings(Section):
 
 
 class SegmentSettings(Section):
-    """Segmentation: DeconvNet on an image's proposals, and its ensemble with FCN-8s (§5.1, §5.2)."""
+    """Section `segment`: segmentation of images by DeconvNet on object proposals, and its ensemble with FCN-8s.
+
+    The method is that of Noh et al. (ICCV 2015, §5.1 and §5.2).
+    """
 
     proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
     min_side: NonNegativeFloat = Field(
@@ -230,7 +267,7 @@ class SegmentSettings(Section):
 
 
 class RetrainSettings(Section):
-    """When a retrained model replaces the champion (the model in use), and how many earlier retraining runs are kept."""
+    """Section `retrain`: conditions for replacing the champion (the model in use) after retraining, and clean-up of old runs."""
 
     margin: float = Field(
         0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a model to be promoted"
@@ -245,7 +282,7 @@ class RetrainSettings(Section):
 
 
 class TrackingSettings(Section):
-    """Experiment tracking and the model registry (MLflow)."""
+    """Section `tracking`: experiment tracking and the model registry (MLflow)."""
 
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
     uri: str | None = Field(

@@ -1,4 +1,4 @@
-"""Find the version of the installed package, and the git commit of the code that is running."""
+"""The version of the installed package, and the git commit of the code that is running."""
 
 import importlib.metadata
 import subprocess
@@ -19,12 +19,20 @@ def code_version() -> str:
 
     Returns:
         The hash of the checked-out commit, 40 hex digits. It is followed by "+" if files that git tracks were changed since. If
-        this file is not tracked by git, or git is not available, the result of `package_version`.
+        this file is not tracked by git, or git is not available, the package version (or "unknown").
     """
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
-        """Run git in the folder of this file, and return its output without surrounding white space."""
+        """Run a git command in the folder of this file, and return its output without surrounding white space.
+
+        Args:
+            arguments: arguments of git, such as "rev-parse" and "HEAD".
+
+        Raises:
+            OSError: if git is not installed.
+            subprocess.SubprocessError: if git fails or takes more than 10 s.
+        """
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 

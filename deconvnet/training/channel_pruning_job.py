@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PruningJob:
-    """The description of a job that prunes VGG-16 for a network.
+    """The description of a job that prunes VGG-16 (reduces it to fewer channels) for a network.
 
     Attributes:
         architecture: name of the network's architecture, "deconvnet" or "fcn8s".
-        model: settings of the networks. `vgg16` names the file of unpruned weights.
-        examples_uri: URI of the table that the network will be trained on: an `examples` table for DeconvNet, an `images` table
-            for FCN-8s.
+        model: section `model` of the settings. Its `vgg16` names the file of unpruned weights.
+        examples_uri: URI of the table that the network will be trained on: an `examples` table of crops for DeconvNet, an
+            `images` table for FCN-8s.
         out_uri: URI of the `.npz` file to write. `deconvnet.models.init_weights.vgg16.load_vgg16` can read it.
-        seed: seed for drawing the inputs and the sampled positions.
+        seed: seed for drawing the inputs and the positions at which activations are sampled.
         threads: number of torch threads to compute with.
-        cpus: number of CPUs that the executor reserves for the job.
+        cpus: number of CPUs that are reserved for the job on the machine that runs it.
     """
 
     architecture: str
@@ -60,16 +60,17 @@ class PruningJob:
 
 
 def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
-    """Prune VGG-16 on a training node and write the file `job.out_uri`.
+    """Prune VGG-16 on a training node and write the pruned weights to the file `job.out_uri`.
 
     This function waits for the result and logs a line for each layer.
 
     Args:
-        executor: executor that runs the job, as a single piece of work.
+        executor: the executor that runs the job, as a single task: on Ray, or in local processes.
         job: description of the job.
 
     Returns:
-        R² of each pruned layer on held-out inputs, by VGG-16's layer names.
+        For each VGG-16 layer name, R² (the coefficient of determination, at most 1) of the pruned layer's outputs on held-out
+        inputs.
 
     Raises:
         UserError: if the weights or the table can't be used.
@@ -82,13 +83,14 @@ def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
 
 
 def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
-    """Prune VGG-16 in this process and write the file `job.out_uri` after the last layer.
+    """Prune VGG-16 in this process and write the pruned weights to the file `job.out_uri` after the last layer.
 
     Args:
         job: description of the job.
 
     Yields:
-        For each layer: its name, its R² on held-out inputs, and a line of text for the log.
+        For each layer: its name, R² (the coefficient of determination, at most 1) of its outputs on held-out inputs, and a line
+        of text for the log.
 
     Raises:
         UserError: if the weights or the table can't be used.
@@ -111,14 +113,15 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
 
 
 def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
-    """Make the inputs for pruning. They are taken from the start of the first training epoch, as many as memory allows.
+    """Make the inputs for pruning from the first examples of the first training epoch, as many as memory allows.
 
     Args:
         job: description of the job.
-        first_channels: number of channels of the pruned network's first layer.
+        first_channels: number of channels of the pruned network's first layer. It decides how much memory an input needs.
 
     Returns:
-        float32 tensor of shape (N, 3, S, S), where S is the network's input size and N is at most MOST_INPUTS.
+        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most the constant
+        MOST_INPUTS.
 
     Raises:
         UserError: if the table holds fewer than 2 examples.

@@ -1,4 +1,4 @@
-"""The ranks of a training: their number, their random numbers, sums over them, and gradients averaged over them (DDP)."""
+"""Functions for the ranks (training processes): their number, random seeds, sums over ranks, and averaged gradients (DDP)."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum a tensor over all ranks. Every rank must call this.
+    """Sum a tensor over all ranks (training processes). Every rank must call this, and waits for the others.
 
     Args:
         values: tensor on the CPU, changed in place.
@@ -27,11 +27,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Wrap a model in DDP, which averages gradients over the ranks. This copies rank 0's weights to all ranks.
+    """Wrap a model in DistributedDataParallel (DDP), which averages gradients over the ranks.
+
+    Rank 0's weights are copied to all ranks. Every rank (training process) must call this.
 
     Args:
         model: the network, already on the device.
-        device: the device of this rank; its index counts if it is a GPU.
+        device: the device of this rank. For a GPU without an index, torch's current GPU is used.
     """
     ids = None
     if device.type == "cuda":
@@ -45,6 +47,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     Args:
         seed: seed of the training.
         step: number of the step, from 0.
-        rank: rank of this process.
+        rank: rank of this training process, from 0.
+
+    Returns:
+        A non-negative integer below 2^63.
     """
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -12,9 +12,10 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class SegmentationNetwork(Protocol):
-    """An `nn.Module` that can be trained.
+    """The interface of a network that can be trained. It is an `nn.Module`.
 
-    Called on images that `prepare` has converted, it returns class scores before softmax, of shape (N, num_classes, S, S).
+    When called with images that `prepare` has converted, it returns class scores before softmax, of shape (N, num_classes, S,
+    S).
 
     Attributes:
         num_classes: number of classes, including background.
@@ -23,7 +24,7 @@ class SegmentationNetwork(Protocol):
     num_classes: int
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert images to the network's input.
+        """Convert images to the network's input, by normalising the pixel values.
 
         Args:
             images: uint8 RGB images of shape (N, 3, S, S).
@@ -35,7 +36,7 @@ class SegmentationNetwork(Protocol):
 
 
 class BatchLoader(Protocol):
-    """A source of training batches for one rank (training process).
+    """The interface of a source of training batches for one rank (training process).
 
     Every optimiser step uses a global batch, which is divided into one share per rank. The loader gives the share of its rank.
     The shares of two ranks may differ in size by one example.
@@ -43,7 +44,7 @@ class BatchLoader(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of global batches in an epoch."""
+        """Return the number of global batches, and so of optimiser steps, in an epoch."""
         ...
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
@@ -51,16 +52,17 @@ class BatchLoader(Protocol):
 
         Args:
             first_step: number of the first optimiser step, counted from 0 over all epochs.
-            stop_step: number of the step to stop before.
+            stop_step: number of the step after the last one.
 
         Yields:
-            One batch for each step.
+            One batch for each step: uint8 RGB images of shape (n, 3, S, S), and uint8 masks of shape (n, S, S) with class ids
+            and 255 for void.
         """
         ...
 
 
 class DevLoader(Protocol):
-    """A source of dev examples for one rank. They are used to evaluate the network during training."""
+    """The interface of a source of dev examples (for evaluation during training) for one rank (training process)."""
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Iterate over this rank's share of the dev examples.
@@ -69,7 +71,8 @@ class DevLoader(Protocol):
             size: largest number of examples in a batch.
 
         Yields:
-            Batches that together hold each example of the share once.
+            Batches that together hold each example of the share once: uint8 RGB images of shape (n, 3, S, S), and uint8 masks
+            of shape (n, S, S) with class ids and 255 for void.
         """
         ...
 
@@ -81,7 +84,8 @@ class State:
     Attributes:
         tensors: the network's parameters and buffers, named "model.NAME", and SGD's momenta, named "momentum.NAME". They share
             memory with the network and the optimiser, so later steps change them.
-        values: JSON values: "step" (number of steps done), "seed", and "schedule" (see `Schedule.state_dict`).
+        values: JSON values: "step" (number of steps done), "seed" (of the training), and "schedule" (a dictionary with the
+            state of the learning-rate schedule).
     """
 
     tensors: dict[str, Tensor]

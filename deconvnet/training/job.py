@@ -1,6 +1,7 @@
 """The description of one training stage, and the function that every training process runs for it.
 
-The function is the same for workers on Ray and for the single process of a local run.
+A stage trains one network on one table: "fcn8s" trains FCN-8s, "stage1" and "stage2" train DeconvNet. The function is the same
+for workers on Ray and for the single process of a local run.
 """
 
 import logging
@@ -33,19 +34,20 @@ class TrainingJob:
     """The description of one training stage. It can be pickled and sent to Ray workers.
 
     Attributes:
-        stage: name of the stage, "fcn8s", "stage1" or "stage2". It determines the architecture.
-        model: settings of the networks. If `vgg16` is set, it names weights of the network's own width.
+        stage: name of the stage. "fcn8s" trains FCN-8s; "stage1" and "stage2" train DeconvNet.
+        model: section `model` of the settings. If its `vgg16` is set, it names weights of the network's own width.
         settings: settings of this stage, such as batch size and learning rate.
         compute: settings of the training processes, such as their number and their threads.
-        examples_uri: URI of the table to train on: an `examples` table for DeconvNet, an `images` table for FCN-8s.
+        examples_uri: URI of the table to train on: an `examples` table of crops for DeconvNet, an `images` table for FCN-8s.
         dev_uri: URI of the table to evaluate on after each epoch, of the same kind. FCN-8s uses another split of the same
             table. None: no evaluation.
         classes: class names by class id, background first.
         checkpoints_uri: folder (local or s3://) that holds the checkpoints of all runs.
         run_name: name of this run's folder below `checkpoints_uri`. If there are checkpoints in it, the run is resumed.
-        out_uri: folder that the trained model is saved in.
+        out_uri: folder (local or s3://) that the trained model is saved in.
         seed: seed of the initial weights, the order of examples, augmentation and dropout.
-        init: URI of a model folder to start from. None: the initial weights are chosen by `model` (VGG-16 or random weights).
+        init: URI of a folder with a trained model to start from. None: the initial weights are chosen by `model` (VGG-16 or
+            random weights).
     """
 
     stage: str
@@ -63,29 +65,29 @@ class TrainingJob:
 
     @property
     def architecture(self) -> Architecture:
-        """Return the architecture that this stage trains."""
+        """Return the architecture (description of DeconvNet or FCN-8s) that this stage trains."""
         return architecture_of_stage(self.stage)
 
     @property
     def run_uri(self) -> str:
-        """Return the URI of the folder with this run's checkpoints."""
+        """Return the URI of the folder with this run's checkpoints, as an absolute path or s3:// URI."""
         return storage.join(storage.absolute(self.checkpoints_uri), self.run_name)
 
     def check(self, workers: int, min_workers: int | None = None) -> None:
-        """Check that a global batch can be divided among the training processes.
+        """Check that a global batch (the examples of one optimiser step) can be divided among the training processes.
 
         Args:
             workers: number of training processes.
             min_workers: smallest number that training may continue with after failures. None: always `workers`.
 
         Raises:
-            UserError: if a process would get no example, or the settings contradict each other.
+            UserError: if a process would get no example, `min_workers` exceeds `workers`, or the micro-batch exceeds the batch.
         """
         settings = self.settings
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
 
     def train_examples(self) -> Examples:
-        """Open the table of training examples.
+        """Open the table of training examples. Only the table's metadata are read.
 
         Raises:
             FileNotFoundError: if there is no complete table.
@@ -97,7 +99,9 @@ class TrainingJob:
         )
 
     def dev_examples(self) -> Examples | None:
-        """Open the table of dev examples.
+        """Open the table of dev examples, on which the network is evaluated during training.
+
+        Only the table's metadata are read.
 
         Returns:
             The examples, or None if the job has no such table or the table has no dev examples.
@@ -113,26 +117,30 @@ class TrainingJob:
             return None
 
     def batch_plan(self, workers: int) -> BatchPlan:
-        """Return a plan of the global batches over the training examples.
+        """Return a plan of the global batches: which examples each training process sees at each step.
 
         Args:
             workers: number of training processes.
+
+        Raises:
+            FileNotFoundError: if the table of training examples is not complete.
+            UserError: if the table holds no training examples.
         """
         return BatchPlan.of(self.train_examples(), self.settings.batch, workers, self.seed)
 
     def total_steps(self, plan: BatchPlan) -> int:
-        """Return the largest number of optimiser steps that the settings allow.
+        """Return the largest number of optimiser steps that the settings `epochs` and `max_steps` allow.
 
         Args:
-            plan: plan of the batches over the training examples.
+            plan: plan of the batches, made by `batch_plan`. It knows the number of steps per epoch.
         """
         return min(self.settings.epochs * plan.steps_per_epoch, self.settings.max_steps or sys.maxsize)
 
     def log_plan(self, plan: BatchPlan) -> None:
-        """Log the number of examples and steps.
+        """Log the number of examples in an epoch, of steps in an epoch and of steps in the whole training.
 
         Args:
-            plan: plan of the batches over the training examples.
+            plan: plan of the batches, made by `batch_plan`.
         """
         logger.info(
             f"  {plan.examples.total:,} examples an epoch, {plan.steps_per_epoch:,} steps of {self.settings.batch}, "
@@ -161,7 +169,8 @@ def run_job(
         dev: source of this rank's dev examples; None for no evaluation.
         device: device to compute on.
         state: training state to continue from; None to start anew.
-        report: function that receives metrics, and the training state if a checkpoint must be saved.
+        report: function that is called with metrics by name, and with the training state if a checkpoint must be saved (else
+            None).
         should_stop: called before each step. If it returns True on any rank, training stops.
         should_save: called before each step. If it returns True on any rank, a checkpoint is reported after the step.
 
@@ -169,7 +178,8 @@ def run_job(
         The number of steps and the results on the dev examples.
 
     Raises:
-        UserError: if the initial weights don't fit the network, or the loss diverges.
+        UserError: if the weights or the checkpoint to start from don't fit the network.
+        Diverged: (a UserError) if the loss becomes infinite or NaN.
         Interrupted: if training was stopped by `should_stop`. A checkpoint was reported before.
     """
     rank, _ = rank_and_world_size()
@@ -204,12 +214,15 @@ _FORMATS = (
 
 
 def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
-    """Format a report about training as one line of text.
+    """Format the metrics of a training run as one line of text for the log.
 
     Args:
         metrics: metrics by name. "step" and "epoch" are required. "loss", "pixel_accuracy", "lr", "samples_per_s",
             "dev_mean_iou" and "final_dev_mean_iou" are shown if present.
         total_steps: largest number of steps of the training, shown beside the current step.
+
+    Returns:
+        The line, such as "step 20/1,000, epoch 0.40, loss 1.2345".
     """
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
     return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])

@@ -38,9 +38,9 @@ def train_locally(
 ) -> dict[str, Any]:
     """Run a training stage in this process and save the trained network in the model folder `job.out_uri`.
 
-    The process computes the whole global batch, whatever `job.compute.workers` is. A run that was interrupted is resumed from
-    its newest complete checkpoint. It does not matter whether this function or `train_on_ray` saved the checkpoint. Progress is
-    logged.
+    The process computes the whole global batch (all examples of an optimiser step), whatever `job.compute.workers` is. A run
+    that was interrupted is resumed from its newest complete checkpoint. It does not matter whether this function or
+    `train_on_ray` saved the checkpoint. Progress is logged.
 
     Args:
         job: description of the training stage.
@@ -49,7 +49,8 @@ def train_locally(
         should_stop: called before each step. If it returns True, a checkpoint is saved and training stops.
 
     Returns:
-        The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". See `Outcome`.
+        The results by name: "steps" and "epochs" done, and on the dev examples "dev_mean_iou" (0–1, of the final network) and
+        "best_dev_mean_iou" (highest after any epoch). The last two are None without dev examples.
 
     Raises:
         UserError: if the settings or the data are not suitable, or the loss diverges.
@@ -90,10 +91,10 @@ def train_locally(
 
 
 class LocalCheckpoints:
-    """The checkpoints of one training run in this process. Only the newest one is kept."""
+    """The checkpoints of one training run in a single local process. Only the newest one is kept."""
 
     def __init__(self, uri: str) -> None:
-        """Start without reading or writing anything.
+        """Remember the folder, without reading or writing anything.
 
         Args:
             uri: folder of the run's checkpoints (local or s3://).
@@ -115,7 +116,7 @@ class LocalCheckpoints:
         return time.monotonic() - self._saved_at
 
     def save(self, state: State) -> None:
-        """Save a checkpoint, then delete the older checkpoints that this class saved.
+        """Save a checkpoint in a new subfolder, then delete the older checkpoints that this class saved.
 
         Args:
             state: the training state.
@@ -126,11 +127,11 @@ class LocalCheckpoints:
         self._saved_at = time.monotonic()
 
     def clear(self) -> None:
-        """Delete all checkpoints that this class saved, because the training has ended."""
+        """Delete all checkpoints that this class saved for the run. They are not needed once the training has ended."""
         self._remove(keep=None)
 
     def _remove(self, keep: str | None) -> None:
-        """Delete the checkpoints that this class saved, except one.
+        """Delete the checkpoints of the run that this class saved (in this or an earlier process), except one.
 
         Args:
             keep: folder name of the checkpoint to keep; None to delete all.

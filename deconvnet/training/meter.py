@@ -1,4 +1,4 @@
-"""The sums that a training logs between two reports."""
+"""The sums that a training run keeps between two reports, to log loss, accuracy and speed."""
 
 import time
 from typing import TYPE_CHECKING
@@ -13,10 +13,13 @@ from deconvnet.training.distributed import sum_over_ranks
 
 
 class Meter:
-    """The sums from which loss, accuracy and speed are computed for the log. They stay on the device until they are read."""
+    """The sums from which loss, accuracy and speed since the last report are computed.
+
+    They stay on the device (such as a GPU) until they are read, so that adding to them does not make the training wait.
+    """
 
     def __init__(self) -> None:
-        """Start with empty sums. The speed is measured from now on."""
+        """Start with empty sums, and start the clock by which the speed is measured."""
         self._losses: list[Tensor] = []
         self._correct: list[Tensor] = []
         self._steps = 0
@@ -24,7 +27,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, loss: Tensor, correct: Tensor | None) -> None:
-        """Add the results of a micro-batch.
+        """Add the results of a micro-batch (the examples that this rank computes at once).
 
         Args:
             loss: the micro-batch's contribution to the loss of the step, a scalar tensor on the device.
@@ -35,16 +38,16 @@ class Meter:
             self._correct.append(correct)
 
     def count_step(self, examples: int) -> None:
-        """Count an optimiser step.
+        """Count an optimiser step and its examples.
 
         Args:
-            examples: number of examples in the global batch.
+            examples: number of examples in the global batch (over all ranks).
         """
         self._steps += 1
         self._examples += examples
 
     def read(self, valid_pixels: int) -> dict[str, float]:
-        """Return the metrics over all ranks. Every rank must call this.
+        """Compute the metrics since this object was made, over all ranks (training processes). Every rank must call this.
 
         Args:
             valid_pixels: number of non-void pixels in the global batch of the last step. Correct pixels must have been counted

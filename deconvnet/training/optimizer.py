@@ -1,6 +1,6 @@
 """The SGD optimiser's parameter groups, and the learning rate during training.
 
-The schedules are those of DeconvNet's paper (§6.1), and those that Caffe's solver offers.
+The learning-rate schedules are those of Noh et al. (ICCV 2015, §6.1), and those that Caffe's solver offers.
 """
 
 from collections.abc import Iterator
@@ -74,10 +74,10 @@ def named_parameters(optimiser: torch.optim.SGD) -> Iterator[tuple[str, nn.Param
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of an optimiser.
+    """Set the learning rate of all parameter groups of an optimiser.
 
     Args:
-        optimiser: an optimiser made by `make_sgd`.
+        optimiser: an optimiser made by `make_sgd`. Each of its groups has a factor "lr_factor".
         rate: the learning rate. In each parameter group it is multiplied by the group's "lr_factor".
     """
     for group in optimiser.param_groups:
@@ -88,7 +88,8 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 class Schedule:
     """The learning rate at each step, and the decision when to end the training early.
 
-    The setting `schedule` selects one of these:
+    The setting `schedule` selects one of these. The names gamma, patience, min_lr, step_every and lr are settings of the stage,
+    too. "Dev mean IoU" is the mean IoU on the examples that the network is evaluated on after each epoch.
 
     * plateau: the rate is multiplied by `gamma` after `patience` epochs without a rise of the dev mean IoU. Training ends when
       the rate falls below `min_lr`.
@@ -102,7 +103,7 @@ class Schedule:
     Attributes:
         settings: settings of the training stage.
         total_steps: largest number of steps of the whole training.
-        scale: product of the reductions so far by schedule plateau.
+        scale: factor by which schedule plateau has reduced the rate so far, at most 1.
         best: highest dev mean IoU so far; None before the first evaluation.
         epochs_flat: number of epochs since the last rise of the dev mean IoU.
         epochs_waited: number of epochs since the last rise or the last reduction of the rate, whichever was later.
@@ -130,10 +131,10 @@ class Schedule:
         return settings.lr * self.scale
 
     def observe(self, score: float | None) -> bool:
-        """Take the result of an epoch into account. With schedule plateau this may reduce the learning rate.
+        """Take the result of an epoch into account. With schedule "plateau" this may reduce the learning rate.
 
         Args:
-            score: dev mean IoU after the epoch. If it is None or NaN, nothing changes.
+            score: mean IoU on the dev examples after the epoch. If it is None or NaN, nothing changes.
 
         Returns:
             True if the score is the highest so far.
@@ -152,18 +153,22 @@ class Schedule:
 
     @property
     def finished(self) -> bool:
-        """Return whether the training should end now, although `total_steps` is not reached."""
+        """Return whether the training should end now, although the largest number of steps is not reached."""
         settings = self.settings
         patience = settings.early_stopping_patience
         flat = patience is not None and self.epochs_flat >= patience
         return flat or (settings.schedule == "plateau" and settings.lr * self.scale < min(settings.min_lr, settings.lr))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values that a checkpoint must store to continue the schedule, as JSON values."""
+        """Return the values that a checkpoint must store to continue the schedule, as JSON values.
+
+        Returns:
+            The attributes "scale", "best", "epochs_flat" and "epochs_waited" by name.
+        """
         return {name: getattr(self, name) for name in ("scale", "best", "epochs_flat", "epochs_waited")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from stored values.
+        """Continue the schedule from the values in a checkpoint.
 
         Args:
             state: values that `state_dict` returned.

@@ -1,4 +1,4 @@
-"""Callbacks of Ray Train that pass on what a training reports."""
+"""Callbacks of Ray Train that pass on the metrics and failures of a training run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,35 +9,41 @@ import ray.train.torch
 
 
 class ReportForwarder(ray.train.UserCallback):
-    """A Ray Train callback that puts rank 0's metrics, and the reasons of failures, into the report queue.
+    """A Ray Train callback that sends rank 0's metrics, and the reasons why workers failed, to the driver's message queue.
 
-    Its methods never raise errors, because Ray would then retry without end.
+    The queue is a Ray actor of the class `ReportQueue`, from which the driver takes the messages to log them. The methods of
+    this class never raise errors, because Ray would then retry without end.
     """
 
     def __init__(self, queue: Any) -> None:
-        """Store the queue.
+        """Store the handle of the message queue.
 
         Args:
-            queue: handle of a `ReportQueue` actor.
+            queue: handle of the Ray actor of class `ReportQueue` that collects the messages for the driver.
         """
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Put rank 0's metrics into the queue. Ray Train's controller calls this after every `ray.train.report`.
+        """Put rank 0's metrics into the driver's message queue.
+
+        Ray Train's controller calls this after every `ray.train.report`.
 
         Args:
             run_context: unused.
-            metrics: metrics of each rank.
+            metrics: a dictionary of metrics by name for each rank (worker).
             checkpoint: unused.
         """
         self._queue.put.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Put the reasons of failures into the queue. Ray Train's controller calls this when workers have failed.
+        """Put the reasons why workers failed into the driver's message queue.
+
+        Ray Train's controller calls this after a failure. The message is {"failed": reasons}, with the reasons by rank. A
+        reason is the last line of an error's message, shortened to 200 characters.
 
         Args:
             run_context: unused.
-            worker_exceptions: the errors by rank. The last line of each message is used, shortened to 200 characters.
+            worker_exceptions: the errors by rank (number of the worker).
         """
         reasons = {
             rank: str(error).strip().splitlines()[-1][:200] for rank, error in worker_exceptions.items() if str(error).strip()
@@ -46,23 +52,23 @@ class ReportForwarder(ray.train.UserCallback):
 
 
 class ReportCallback(ray.train.UserCallback):
-    """A Ray Train callback that passes rank 0's metrics to a function."""
+    """A Ray Train callback that passes rank 0's metrics to a function of the caller."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Store the function.
+        """Store the function that will receive the metrics.
 
         Args:
-            report: function that takes the metrics by name. It is called in the controller process, and must return at once and
-                never raise errors.
+            report: function that takes the metrics by name. It is called in Ray Train's controller process, and must return at
+                once and never raise errors.
         """
         self._report = report
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Pass rank 0's metrics to the function. Ray Train's controller calls this after every `ray.train.report`.
+        """Pass rank 0's metrics to the function given to the constructor. Ray Train's controller calls this after every report.
 
         Args:
             run_context: unused.
-            metrics: metrics of each rank.
+            metrics: a dictionary of metrics by name for each rank (worker).
             checkpoint: unused.
         """
         if metrics:

@@ -62,12 +62,13 @@ def train_on_ray(
 
     Args:
         job: description of the training stage.
-        nodes: Ray labels of the nodes that workers may run on; None or {} for any node.
+        nodes: Ray labels that a node must have for workers to run on it; None or {} for any node.
         callbacks: Ray Train callbacks, which run in the controller process. They must not raise errors.
         should_stop: called regularly in the driver. If it returns True, the workers save a checkpoint and stop.
 
     Returns:
-        The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". See `Outcome`.
+        The results by name: "steps" and "epochs" done, and on the dev examples "dev_mean_iou" (0–1, of the final network) and
+        "best_dev_mean_iou" (highest after any epoch). The last two are None without dev examples.
 
     Raises:
         UserError: if the settings, the cluster or the data are not suitable, or the loss diverges.
@@ -96,14 +97,14 @@ def train_on_ray(
 def check_resources(compute: ComputeSettings, nodes: Mapping[str, str] | None = None) -> None:
     """Check that Ray has the CPUs and GPUs for the smallest permitted number of workers, or may get them later.
 
-    If the run has to wait for resources, this is logged.
+    If the cluster may grow to the required size, a line is logged that the run waits for resources.
 
     Args:
-        compute: settings with the number of workers and their resources.
-        nodes: Ray labels of the nodes that workers may run on; None or {} for any node.
+        compute: settings of the training workers: their number, and the CPUs and GPUs of each.
+        nodes: Ray labels that a node must have for workers to run on it; None or {} for any node.
 
     Raises:
-        UserError: if this Ray can never have the resources.
+        UserError: if this cluster can never have the resources.
     """
     workers = compute.min_workers or compute.workers
     fits = actor_slots(nodes or {}, compute.cpus_per_worker, 1 if compute.gpu else 0)
@@ -145,10 +146,11 @@ def _ray_trainer(
 
     Args:
         job: description of the training stage.
-        plan: plan of the global batches.
-        dev: the dev examples; None for no evaluation.
-        queue: handle of a `ReportQueue` actor that connects the run with the driver.
-        nodes: Ray labels of the nodes that workers may run on; None or {} for any node.
+        plan: plan of which examples are in which global batch.
+        dev: the examples to evaluate on; None for no evaluation.
+        queue: handle of the Ray actor of class `ReportQueue`. It takes the run's messages to the driver, and stop requests to
+            the run.
+        nodes: Ray labels that a node must have for workers to run on it; None or {} for any node.
         callbacks: further Ray Train callbacks.
     """
     compute = job.compute
@@ -182,15 +184,19 @@ def _ray_trainer(
 
 
 class _Run:
-    """The driver's side of a Ray Train run: it starts the run in a thread, logs its messages, and stops it on request."""
+    """The driver's side of a Ray Train run. It starts the run in a thread, logs its messages, and stops it on request.
+
+    The driver is the process that calls `train_on_ray`.
+    """
 
     def __init__(self, job: TrainingJob, trainer: ElasticTrainer, queue: Any, total_steps: int) -> None:
         """Prepare the run without starting it.
 
         Args:
             job: description of the training stage.
-            trainer: the Ray trainer.
-            queue: handle of the `ReportQueue` actor that the run puts its messages in.
+            trainer: the Ray trainer to run.
+            queue: handle of the Ray actor of class `ReportQueue`. It takes the run's messages to the driver, and stop requests
+                to the run.
             total_steps: largest number of steps, which is shown in the log.
         """
         self._job, self._trainer, self._queue, self._total_steps = job, trainer, queue, total_steps
@@ -201,18 +207,20 @@ class _Run:
     def wait(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Start the run, log its messages and wait for its end.
 
-        SIGINT and SIGTERM are caught meanwhile. The first one makes the workers save a checkpoint and stop; a second one raises
+        SIGINT and SIGTERM are caught meanwhile. The first one makes the workers save a checkpoint and stop. A second one raises
         KeyboardInterrupt.
 
         Args:
             should_stop: called regularly. If it returns True, the workers are asked to stop.
 
         Returns:
-            The return value of rank 0's `train_worker`.
+            The dictionary that the worker of rank 0 returned: the results by name or, if training was stopped or diverged, the
+            key "interrupted" or "diverged" with the error message.
 
         Raises:
-            UserError: if a mistake of the user made the run fail.
+            UserError: if the run failed for a reason that the user can change, such as wrong data or a full disk.
             Interrupted: if a stop was requested while no workers were running.
+            Exception: any other error of Ray Train.
         """
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)  # in the main thread Ray would catch Ctrl-C
         requested = False
@@ -233,14 +241,17 @@ class _Run:
         return self._value
 
     def _fit(self) -> None:
-        """Run the trainer to its end. The result or the error is stored in this object, because this runs in a thread."""
+        """Run the Ray trainer to its end. This runs in a thread.
+
+        The return value of the worker of rank 0, or the error, is stored in this object.
+        """
         try:
             self._value = dict(self._trainer.fit().return_value)
         except BaseException as error:
             self._error = error
 
     def _log_messages(self) -> None:
-        """Log all messages in the report queue: metrics, failures, and changes of the number of workers."""
+        """Take all messages from the run's message queue and log them: metrics, failures, and changes of the number of workers."""
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
                 reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
@@ -257,11 +268,11 @@ def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
 
     Args:
         error: the error that Ray Train raised.
-        checkpoints_uri: folder of the checkpoints, which may be on a full disk.
+        checkpoints_uri: folder of the checkpoints (local or s3://), which may be on a full disk.
 
     Returns:
-        The UserError that made a worker or the controller fail, or a UserError about a full disk. If there is neither, `error`
-        itself.
+        The UserError that made a worker or Ray Train's controller fail, or a UserError about a full disk. If there is neither,
+        `error` itself.
     """
     for failure in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)):
         cause = getattr(failure, "_base_exc", failure)

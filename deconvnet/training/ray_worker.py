@@ -1,4 +1,4 @@
-"""What each worker of a training on Ray Train runs."""
+"""The function that each worker of a training run on Ray Train runs."""
 
 import logging
 import tempfile
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train as one rank of a Ray Train run. This runs in a worker process.
+    """Train as one rank of a Ray Train run.
 
-    Rank 0 saves the checkpoints and the trained network.
+    This runs in a worker process. Rank 0 saves the checkpoints and the trained network.
 
     Args:
-        config: the `TrainingJob` as "job", the dev examples or None as "dev", and the handle of the `ReportQueue` actor as
-            "queue".
+        config: a dictionary with the keys "job" (the `TrainingJob`), "dev" (the examples to evaluate on, or None) and "queue"
+            (handle of the Ray actor of class `ReportQueue`, which tells whether the driver wants the run to stop).
 
     Returns:
-        The fields of `Outcome` by name. If training was stopped or diverged, the key "interrupted" or "diverged" with the error
-        message instead.
+        The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". If training was stopped or diverged,
+        only the key "interrupted" or "diverged" with the error message.
     """
     job: TrainingJob = config["job"]
     dev: Examples | None = config["dev"]
@@ -44,7 +44,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
 
     def report(metrics: dict[str, float], state: State | None) -> None:
-        """Report metrics to Ray Train, on rank 0 with a checkpoint if there is a training state to save."""
+        """Report metrics to Ray Train. If there is a training state to save, rank 0 adds it as a checkpoint."""
         if rank or state is None:
             ray.train.report(metrics)
             return
@@ -70,13 +70,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _newest_state(job: TrainingJob) -> State | None:
-    """Load the newer of Ray Train's last checkpoint and the last checkpoint of `train_locally`.
+    """Load the newest checkpoint of a run: the last one of Ray Train or the last one of `train_locally`.
 
     Args:
         job: description of the training stage.
 
     Returns:
-        The training state with more steps, or None if there is no checkpoint.
+        The training state with the larger number of steps, or None if there is no checkpoint.
     """
     states = []
     if (last := ray.train.get_checkpoint()) is not None:

@@ -41,11 +41,11 @@ If a rank would have fewer, batch norm is synchronised over all ranks.
 
 
 class Diverged(UserError):
-    """The error that the loss became infinite or NaN. All ranks raise it at the same step."""
+    """The error that the loss became infinite or NaN. All ranks (training processes) raise it at the same step."""
 
 
 class Trainer:
-    """Trains a network by SGD. Each rank of torch.distributed makes its own trainer.
+    """The training loop of a network, with SGD. Each rank (process of torch.distributed) makes its own trainer.
 
     Attributes:
         step: number of optimiser steps done.
@@ -147,9 +147,9 @@ class Trainer:
         return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
 
     def train_step(self, images: np.ndarray, masks: np.ndarray, valid_pixels: int, count_correct: bool) -> float:
-        """Do one optimiser step on a global batch.
+        """Do one optimiser step on a global batch (the examples of all ranks together).
 
-        This rank's share is computed in micro-batches if the settings ask for them.
+        This rank's share is computed in smaller pieces (micro-batches) if the settings ask for them.
 
         Args:
             images: this rank's images: uint8 RGB array of shape (n, 3, S, S).
@@ -207,7 +207,7 @@ class Trainer:
         return ConfusionMatrix(found.num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
 
     def state_dict(self) -> State:
-        """Return the training state for a checkpoint. Its tensors are not copied."""
+        """Return the training state for a checkpoint. Its tensors are not copied, so later steps change them."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, parameter in named_parameters(self.optimiser):
             if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
@@ -235,7 +235,7 @@ class Trainer:
         self.step = int(state.values["step"])
 
     def _remaining_batches(self) -> Iterator[Batch]:
-        """Iterate over this rank's batches from the current step to the last. There are none if the training has finished."""
+        """Iterate over this rank's batches from the current step to the last. There are none if training has finished."""
         if self.step < self.total_steps and not self.schedule.finished:
             yield from self.loader.batches(self.step, self.total_steps)
 
@@ -243,30 +243,30 @@ class Trainer:
         """Return whether an epoch, or the whole training, ends after a step.
 
         Args:
-            step: number of steps done.
+            step: number of steps done, including this one.
         """
         return step % self.loader.steps_per_epoch == 0 or step == self.total_steps
 
     def _checkpoint_is_due(self, step: int) -> bool:
-        """Return whether the settings ask for a checkpoint after a step.
+        """Return whether a step ends an epoch or is a multiple of the setting `checkpoint_every`.
 
         Args:
-            step: number of steps done.
+            step: number of steps done, including this one.
         """
         return self._ends_epoch(step) or step % self.settings.checkpoint_every == 0
 
     def _position(self) -> dict[str, float]:
-        """Return the current "step" and "epoch" (a fraction) for a report."""
+        """Return the progress for a report: the numbers of finished steps ("step") and epochs ("epoch", a fraction)."""
         return {"step": self.step, "epoch": self.step / self.loader.steps_per_epoch}
 
     def _loss_metrics(self, valid_pixels: int) -> dict[str, float]:
-        """Return the loss, accuracy and speed since the last report. All ranks must call this.
+        """Return the loss, accuracy and speed since the last report. All ranks (training processes) must call this.
 
         Args:
             valid_pixels: number of non-void pixels in the last global batch.
 
         Returns:
-            The metrics of `Meter.read` by name.
+            "loss", "pixel_accuracy" (0–1) and "samples_per_s".
 
         Raises:
             Diverged: if the loss is infinite or NaN.
@@ -280,7 +280,7 @@ class Trainer:
         """Evaluate the network after an epoch and update the learning-rate schedule. The model is in training mode afterwards.
 
         Returns:
-            The metrics "dev_mean_iou" and "dev_pixel_accuracy", or {} if there are no dev examples.
+            The metrics "dev_mean_iou" and "dev_pixel_accuracy" (0–1), or {} if there are no dev examples.
         """
         if self.dev is None:
             return {}
@@ -291,7 +291,7 @@ class Trainer:
         return {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
 
     def _recompute_batch_norm(self) -> None:
-        """Recompute batch norm's statistics with the final weights.
+        """Recompute every batch norm's running mean and variance with the final weights, over `bn_batches` batches.
 
         The batches continue the random order after the last training epoch. They are augmented like all training batches.
         """
@@ -306,7 +306,7 @@ class Trainer:
         self._dev_mean_iou = None
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Convert uint8 images to the network's input.
+        """Convert uint8 images to the network's normalised input.
 
         Args:
             images: uint8 RGB images of shape (n, 3, S, S).
@@ -314,11 +314,11 @@ class Trainer:
         return cast(SegmentationNetwork, self.model).prepare(images)
 
     def _autocast(self) -> torch.autocast:
-        """Return a context manager in which the network is computed in bfloat16 if `bf16` is set."""
+        """Return a context manager in which the network is computed in bfloat16 if the trainer was made with `bf16=True`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context manager for the forward and backward pass of a micro-batch.
+        """Return a context manager for the forward and backward pass of a micro-batch (a piece of this rank's batch).
 
         With DDP, the gradients are averaged over the ranks only in the last micro-batch of a step.
 
@@ -346,5 +346,5 @@ class Trainer:
 
 
 def _has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a model has batch norm of any kind."""
+    """Return whether a model has batch norm of any kind (plain or synchronised)."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

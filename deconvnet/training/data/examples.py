@@ -35,8 +35,9 @@ class Examples:
 
     @property
     def total(self) -> int:
-        """Return the number of examples in an epoch. A row that is repeated in the epoch (to balance the classes) counts
-        repeatedly.
+        """Return the number of examples in an epoch.
+
+        A row that is repeated in the epoch, to balance the classes, counts repeatedly.
         """
         return sum(g.examples for g in self.groups)
 
