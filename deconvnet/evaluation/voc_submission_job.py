@@ -206,7 +206,7 @@ def _unusable(uri: str, error: Exception) -> UserError:
 def _preference(name: str) -> tuple[int, str]:
     """Return a key for sorting file names, by which the preferred one of several files with the same image id comes first.
 
-    JPEG files come before PNG files, and files with other suffixes come last. Files of the same kind are sorted by name.
+    Files with the suffix .jpg come first, then .jpeg, then .png, then all others. Files with the same suffix are sorted by name.
     """
     suffix = PurePosixPath(name).suffix.lower()
     return (_SUFFIXES.index(suffix) if suffix in _SUFFIXES else len(_SUFFIXES), name)

@@ -168,13 +168,16 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
 
 
 def _device(model: torch.nn.Module) -> torch.device:
-    """Return the device of the model's parameters."""
+    """Return the device that holds the model's parameters."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode and switch gradients off inside a `with` block. Then restore the model's earlier mode."""
+    """Put a model in evaluation mode and switch gradients off for the duration of a `with` block.
+
+    At the end, the model returns to its earlier mode.
+    """
     training = model.training
     model.eval()
     try:

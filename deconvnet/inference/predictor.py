@@ -298,15 +298,29 @@ class Predictor:
 
 
 def _arg_max(probabilities: Floats) -> Mask:
-    """Return the most probable class id of each pixel, uint8 (H, W), given probabilities (C, H, W).
+    """Find the most probable class of each pixel.
 
     If several classes are equally probable, the lowest id is chosen. So the background (0) wins a tie.
+
+    Args:
+        probabilities: class probabilities, float32 (C, H, W).
+
+    Returns:
+        Class ids, uint8 (H, W).
     """
     return probabilities.argmax(axis=0).astype(np.uint8)
 
 
 def _resize(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """Resize a mask (h, w) by nearest neighbour to `size`, its new height and width. A mask of that size is not copied."""
+    """Resize a mask by nearest neighbour.
+
+    Args:
+        mask: class ids, uint8 (h, w).
+        size: the new height H and width W in pixels.
+
+    Returns:
+        Class ids, uint8 (H, W). A mask that already has this size is returned unchanged.
+    """
     if mask.shape == size:
         return mask
     return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)

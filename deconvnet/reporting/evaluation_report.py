@@ -76,7 +76,8 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
     """Draw the four charts of an evaluation.
 
     Args:
-        results: the metrics of the five results, which are the content of `results.json` (see `Evaluation.results`).
+        results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
+            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
         breakdowns: confusion matrices, and IoU by number of proposals and by object size, as `Breakdowns.as_dict` returns them.
 
     Returns:
@@ -98,7 +99,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     IoU in each result.
 
     Args:
-        results: the metrics of the five results, which are the content of `results.json` (see `Evaluation.results`).
+        results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
+            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
 
     Returns:
         The content of `results.md`.

@@ -81,15 +81,16 @@ def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]
 
 
 def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
-    """Choose the images on which one network's mean IoU exceeds the other's most, or the ensemble's exceeds both most.
+    """Choose images with the largest leads in mean IoU, either of one network over the other or of the ensemble over both.
 
     Args:
         mean_iou: mean IoU of each image, by image_id and result name. Images with a value of None are not compared.
-        each: largest number of images for each text below.
+        each: largest number of images for each of the three comparisons below.
 
     Returns:
-        Pairs of a text and an image_id. The text is "DeconvNet over FCN-8s", "FCN-8s over DeconvNet" or "EDeconvNet over both"
-        (the ensemble). The pairs of each text are together, largest lead first.
+        Pairs of a comparison and an image_id. The comparison is "DeconvNet over FCN-8s", "FCN-8s over DeconvNet" or "EDeconvNet
+        over both" (the ensemble). The pairs of a comparison follow each other, largest lead first. Images without a lead are
+        left out.
     """
     contests = {
         "DeconvNet over FCN-8s": ("deconvnet", "fcn8s"),
@@ -108,7 +109,7 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
-    """Return the ids of the ten images on which DeconvNet has the highest mean IoU, highest first; fewer if there are fewer."""
+    """Return the ids of up to ten images on which DeconvNet has the highest mean IoU. The highest comes first."""
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
 
 
@@ -221,7 +222,7 @@ def draw_gallery(
 def load_and_draw_gallery(
     models: tuple[str, str], options: "PredictorOptions", gpu: bool, *arguments: Any
 ) -> list[tuple[str, bytes]]:
-    """Load the networks and call `draw_gallery`. An executor's `stream` method runs this in the process that has the GPU.
+    """Load the networks and call `draw_gallery`. An executor runs this function in the process that draws.
 
     Args:
         models: folders of a trained DeconvNet and a trained FCN-8s.

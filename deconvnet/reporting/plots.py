@@ -40,7 +40,8 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
     """Draw horizontal bars of the IoU, one for each class and result. A class without an IoU has no bar.
 
     Args:
-        results: the metrics of the five results, which are the content of `report/results.json` (see `Evaluation.results`).
+        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
+            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -143,7 +144,8 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     """Draw DeconvNet's mean IoU against the number of proposals. FCN-8s needs no proposals, so it is drawn as a horizontal line.
 
     Args:
-        results: the metrics of the five results, which are the content of `report/results.json` (see `Evaluation.results`).
+        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
+            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
         breakdowns: the content of `report/analysis.json` for the same images, with the entry `proposals` of `Breakdowns.as_dict`.
 
     Returns:

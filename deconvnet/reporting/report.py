@@ -132,7 +132,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
         prefix: text to put before every name, such as "train.stage1.".
 
     Yields:
-        The dotted name of a setting, such as "train.stage1.steps", and its value as text. The items of a list are joined by commas.
+        The dotted name of a setting, such as "train.stage1.max_steps", and its value as text. The items of a list are joined by commas.
     """
     for key, value in settings.items():
         if isinstance(value, Mapping):

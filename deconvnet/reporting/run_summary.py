@@ -79,7 +79,8 @@ class RunSummary:
         figures: contents of the PNGs in the folder `report/`, by file name without suffix.
         splits: number of images by name of the split, such as "train".
         digest: digest of all images and masks; "" if unknown.
-        crops: number of training crops by name of their training stage, such as "stage1".
+        crops: number of training crops by name of their table: "stage1", "stage1 dev", "stage2" or "stage2 dev". The number is
+            the stage of DeconvNet's training, and "dev" tables are not trained on.
         rejects: the inputs that could not be used.
         seconds: duration of each finished stage of the pipeline in seconds, by stage name, in the order in which they run.
         proposals: the content of `report/proposals.json`; {} if there is no such file.
@@ -151,7 +152,8 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Format the metrics of the five results, and the mean IoU in Noh et al. (ICCV 2015), as rows of a table.
 
     Args:
-        results: the metrics of the five results, which are the content of `report/results.json` (see `Evaluation.results`).
+        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
+            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
 
     Returns:
         A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The title is a text

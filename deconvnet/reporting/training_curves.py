@@ -1,6 +1,7 @@
 """Draw the training curves: loss, pixel accuracy and mean IoU of each training stage against the optimiser step.
 
-The training stages are "fcn8s" (FCN-8s), "stage1" (DeconvNet on easy crops) and "stage2" (DeconvNet on harder crops).
+The training stages are "fcn8s" (FCN-8s on whole images), "stage1" (DeconvNet on crops around annotated objects) and "stage2"
+(DeconvNet on crops around proposals, which are boxes that may contain an object).
 """
 
 from collections.abc import Mapping
