@@ -12,7 +12,7 @@ from infra.settings import Section
 
 
 class GeneratedSettings(Section):
-    """Section `data.generated`: the sizes of the generated data set, which is used if `data.root` is empty."""
+    """The sizes of the generated data set, which is used if `data.root` is empty."""
 
     train: PositiveInt = Field(300, description="number of images to train on")
     val: PositiveInt = Field(60, description="number of images for the final results")
@@ -21,7 +21,7 @@ class GeneratedSettings(Section):
 
 
 class DataSettings(Section):
-    """Section `data`: the annotated images, either a data set in Pascal VOC's folder layout or a generated one."""
+    """The annotated images: a data set in Pascal VOC's folder layout, or a generated one."""
 
     root: str | None = Field(
         None,
@@ -64,11 +64,7 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """Section `model`: the networks DeconvNet and FCN-8s.
-
-    Fields whose names begin with fcn_ are for FCN-8s. `convention` and `vgg16` are for both networks, and the others for
-    DeconvNet.
-    """
+    """The networks. Names with fcn_ are for FCN-8s, `convention` and `vgg16` for both networks, and the others for DeconvNet."""
 
     width: float = Field(
         1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
@@ -120,7 +116,7 @@ class ModelSettings(Section):
 
 
 class ComputeSettings(Section):
-    """Section `compute`: the processes that train. They are Ray Train workers, or a single process with the local executor."""
+    """The processes that train. They are Ray Train workers, or a single process with the local executor."""
 
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
@@ -154,7 +150,7 @@ _BnBatches = Annotated[
 
 
 class StageSettings(Section):
-    """Section `train.stage1` or `train.stage2`: one training stage. The defaults are those of Noh et al. (ICCV 2015, §6.1)."""
+    """One training stage. The defaults are those of Noh et al. (ICCV 2015, §6.1) for DeconvNet."""
 
     epochs: PositiveInt = Field(30, description="most passes over the examples")
     max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
@@ -192,7 +188,7 @@ class StageSettings(Section):
 
 
 class FcnStageSettings(StageSettings):
-    """Section `train.fcn8s`: the training stage of FCN-8s. The defaults are those of Long, Shelhamer, Darrell (CVPR 2015)."""
+    """The training stage of FCN-8s. The defaults are those of Long, Shelhamer, Darrell (CVPR 2015)."""
 
     batch: _Batch = 20
     lr: _LearningRate = 1e-4
@@ -201,7 +197,7 @@ class FcnStageSettings(StageSettings):
 
 
 class InitSettings(Section):
-    """Section `init`, for fine-tuning: a trained model to start from instead of VGG-16's weights or random weights."""
+    """Fine-tuning: a trained model to start from instead of VGG-16's weights or random weights."""
 
     from_: str | None = Field(
         None,
@@ -212,11 +208,7 @@ class InitSettings(Section):
 
 
 class TrainSettings(Section):
-    """Section `train`: the settings of the three training stages.
-
-    FCN-8s is trained on whole images (stage fcn8s). DeconvNet is trained on crops around annotated objects (stage 1), then on
-    crops of object proposals (stage 2).
-    """
+    """The training stages: FCN-8s on whole images, and DeconvNet on crops of objects (stage 1), then of proposals (stage 2)."""
 
     fcn8s: FcnStageSettings = FcnStageSettings()
     stage1: StageSettings = StageSettings()
@@ -224,10 +216,7 @@ class TrainSettings(Section):
 
 
 class CrfSettings(Section):
-    """Section `segment.crf`: the dense CRF (Krähenbühl, Koltun, NIPS 2011) that refines masks.
-
-    The defaults are those of the released DeconvNet.
-    """
+    """The dense CRF (Krähenbühl, Koltun, NIPS 2011) that refines masks. The defaults are those of the released DeconvNet."""
 
     iterations: PositiveInt = Field(10, description="number of mean-field iterations")
     xy_sigma: PositiveFloat = Field(3.0, description="standard deviation of the smoothness kernel, px")
@@ -240,10 +229,7 @@ class CrfSettings(Section):
 
 
 class SegmentSettings(Section):
-    """Section `segment`: segmentation of images by DeconvNet on object proposals, and its ensemble with FCN-8s.
-
-    The method is that of Noh et al. (ICCV 2015, §5.1 and §5.2).
-    """
+    """Segmentation of images by DeconvNet on object proposals, and its ensemble with FCN-8s (Noh et al., ICCV 2015, §5)."""
 
     proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
     min_side: NonNegativeFloat = Field(
@@ -267,7 +253,7 @@ class SegmentSettings(Section):
 
 
 class RetrainSettings(Section):
-    """Section `retrain`: conditions for replacing the champion (the model in use) after retraining, and clean-up of old runs."""
+    """Conditions for replacing the champion (the model in use) by a retrained model, and the number of earlier runs to keep."""
 
     margin: float = Field(
         0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a model to be promoted"
@@ -282,7 +268,7 @@ class RetrainSettings(Section):
 
 
 class TrackingSettings(Section):
-    """Section `tracking`: experiment tracking and the model registry (MLflow)."""
+    """Experiment tracking and the model registry (MLflow)."""
 
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
     uri: str | None = Field(
