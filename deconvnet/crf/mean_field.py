@@ -124,8 +124,8 @@ def _check(
 def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
     """Return the ids of the classes to keep before the first iteration.
 
-    A class is kept if it is the most probable class of at least one pixel, or if its probability exceeds MIN_PEAK in at least one
-    pixel.
+    A class is kept if it is the most probable class of at least one pixel, or if its probability exceeds MIN_PEAK (0.15) in at
+    least one pixel.
 
     Args:
         probabilities: float array (C, H, W) of class probabilities.

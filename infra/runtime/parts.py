@@ -1,8 +1,8 @@
 """Make a table in parts. Each part is a Parquet file and one unit of work for an `Executor`, which runs units in parallel.
 
-The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers. Parts
-that an earlier, killed run has finished are not made again. The driver, which starts the job, holds only summaries of the parts in
-memory, no rows.
+The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers.
+Parts that an earlier, killed run has finished are not made again. The process that starts the job holds only summaries of the
+parts in memory, no rows.
 """
 
 from collections import Counter

@@ -67,7 +67,7 @@ class Elastic(ElasticScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Decide how many workers to start while none are running. Ray Train's controller calls this until some are started.
 
-        If there is no room for the smallest number of workers, this waits for RETRY_SECONDS before it returns.
+        If there is no room for the smallest number of workers, this waits for a second (RETRY_SECONDS) before it returns.
 
         Returns:
             Ray's ResizeDecision with the number of workers to start, or its NoopDecision to start none yet.
@@ -87,7 +87,7 @@ class Elastic(ElasticScalingPolicy):
         """Decide whether to restart the training with more workers. Ray Train's controller calls this regularly.
 
         The training is restarted if there is room for more workers and a checkpoint has just been saved, but not within
-        GROW_SECONDS of the last start.
+        a minute (GROW_SECONDS) of the last start.
 
         Args:
             worker_group_state: Ray's object with the number of workers and the time of their start.

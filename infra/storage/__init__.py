@@ -1,6 +1,6 @@
 """Files, locks and Parquet tables on a local disk or on S3.
 
-Functions that work on files can be used from the package itself: `from infra import storage`, then `storage.read_json(uri)`.
+The functions on files can be called by the name of the package: `from infra import storage`, then `storage.read_json(uri)`.
 """
 
 from infra.storage.conditional import put_if_absent, remove_if_same, replace_if_same

@@ -1,7 +1,7 @@
 """Write a file only if it is absent or still has the expected content, so that only one of several writers succeeds.
 
-On S3, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a guard file beside the target
-does.
+On S3, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a second file beside the target
+(the guard file) ensures it.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         True if this call created the file, False if it already existed.
 
     Raises:
-        UserError: if the storage can't be used.
+        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
     """
     return _exchange(uri, None, data)
 
@@ -38,20 +38,20 @@ def replace_if_same(uri: str, data: bytes, old: bytes) -> bool:
 
     Args:
         uri: the file, local or s3://.
-        data: the new content. It must differ from what any other process writes (see `put_if_absent`).
+        data: the new content. It must differ from what any other process writes, for example by a random token.
         old: the expected content.
 
     Returns:
         True if this call replaced the file, False if it is absent or has other content.
 
     Raises:
-        UserError: if the storage can't be used.
+        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
     """
     return _exchange(uri, old, data)
 
 
 def remove_if_same(uri: str, old: bytes) -> bool:
-    """Delete a file if its content is exactly `old`.
+    """Delete a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
 
     Args:
         uri: the file, local or s3://.
@@ -61,13 +61,13 @@ def remove_if_same(uri: str, old: bytes) -> bool:
         True if this call deleted the file, False if it is absent or has other content.
 
     Raises:
-        UserError: if the storage can't be used.
+        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
     """
     return _exchange(uri, old, None)
 
 
 def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
-    """Change the content of a file from `old` to `new` in one step.
+    """Change the content of a file from `old` to `new` in one step, which no other process can interrupt.
 
     Args:
         uri: the file, local or s3://.
@@ -75,7 +75,10 @@ def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
         new: the new content; None to delete the file.
 
     Returns:
-        True if the file was changed, False if its content was not `old`.
+        True if this call changed the file, False if its content was not `old`.
+
+    Raises:
+        UserError: if the storage can't be used.
     """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
@@ -96,13 +99,13 @@ def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Run the block of the `with` statement in only one process at a time; other processes wait for their turn.
+    """Let only one process at a time run the block of a `with` statement for a file. Other processes wait for their turn.
 
-    This holds for all processes that use the same `path`, on any machine that shares its folder. They wait on a guard file, which
-    is deleted at the end.
+    This works for processes on this machine and on machines that share the folder. They wait for the lock of a guard file beside
+    the file, which is created for this purpose and deleted at the end.
 
     Args:
-        path: the file to be changed in the block; the guard file lies beside it.
+        path: the file to be changed in the block. Its folder is created if it does not exist.
     """
     guard = path.with_name(f".{path.name}.guard")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _is_open_file(descriptor: int, path: Path) -> bool:
-    """Return whether an open file is the one that a path names now. It is not if the path was deleted or replaced.
+    """Return whether a path still names a file that was opened under it. It does not if the file was deleted or replaced.
 
     Args:
         descriptor: file descriptor of the open file.

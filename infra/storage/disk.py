@@ -22,15 +22,15 @@ def is_full(error: BaseException) -> TypeGuard[OSError]:
 
 
 def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
-    """Explain to the user why writing below a folder failed.
+    """Convert an error of writing a file to a UserError that explains it to the user.
 
     Args:
-        error: the error that the write raised.
-        folder: the folder; if its disk is full, the message gives the free space.
+        error: the error that writing raised.
+        folder: the folder below which the file was to be written.
 
     Returns:
-        A UserError to raise instead: the disk is full, a permission is missing, or the path can't be a folder. None for errors
-        that the user can't correct.
+        The UserError, for the caller to raise, if the disk is full, a permission is missing, or the path of the folder can't be a
+        folder. None for other errors, which the user can't correct.
     """
     if is_full(error):
         free = ""
@@ -47,7 +47,7 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
 
 @contextmanager
 def disk_errors_for_user(path: Path) -> Iterator[None]:
-    """Turn disk errors in the block of the `with` statement into UserErrors, if the user can correct them.
+    """Convert disk errors in the block of a `with` statement to UserErrors, if the user can correct them.
 
     Other errors are raised unchanged.
 
@@ -79,7 +79,7 @@ def replacing(path: Path) -> Iterator[Path]:
         The path of the temporary file, in the same folder.
 
     Raises:
-        UserError: for disk errors that the user can correct.
+        UserError: if the disk is full, a permission is missing, or a parent folder can't be created.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with disk_errors_for_user(path):
@@ -92,7 +92,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until its content is physically on the disk."""
+    """Create or replace a file with the content `data`, and wait until it is physically on the disk."""
     with path.open("wb") as file:
         file.write(data)
         sync(file)

@@ -55,7 +55,7 @@ def exists(uri: str) -> bool:
 
 
 def version_token(uri: str) -> str:
-    """Return a short text that changes when the file changes. The file is not read.
+    """Return a short text that changes when a file changes. The file is not read.
 
     For local files the text consists of size and modification time, on S3 of size and ETag. For http(s) URIs it is the URI
     itself, so changes of such files go unnoticed.
@@ -78,7 +78,8 @@ def version_token(uri: str) -> str:
 def content_digest(uri: str) -> str:
     """Return a text that identifies the content of a file.
 
-    For local files this is the SHA-256, so copies of a file have the same digest. For other files it is the `version_token`.
+    For local files this is the SHA-256 in hexadecimal, so copies of a file have the same digest. Other files are not read: the
+    result is their `version_token`, on S3 size and ETag.
 
     Raises:
         UserError: if there is no such file.
@@ -93,14 +94,14 @@ def _sha256(path: Path, token: str) -> str:
 
     Args:
         path: the file.
-        token: the file's `version_token`, so that the cached result is not used after the file has changed.
+        token: the file's `version_token`. It is part of the key of the cache, so that a changed file is read again.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(uri: str) -> bytes:
-    """Return the content of a file.
+    """Return the content of a local or s3:// file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -130,7 +131,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """Return the value in a JSON file.
+    """Read a JSON file, local or s3://, and return its value.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -139,7 +140,12 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Create or replace a JSON file in one step. `value` must be serialisable by `json.dumps`."""
+    """Create or replace a JSON file in one step.
+
+    Args:
+        uri: the file, local or s3://. Missing parent folders are created.
+        value: its value, which must be serialisable by `json.dumps`.
+    """
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
@@ -164,7 +170,7 @@ def list_files(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Delete a file, or a folder with everything in it. Do nothing if neither exists."""
+    """Delete a file, or a folder with everything in it, given by a local path or s3://. Do nothing if neither exists."""
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
             below = s3.keys(bucket, f"{key}/" if key else "")
@@ -211,7 +217,7 @@ def copy_file(source: str, target: str) -> None:
 
 
 def copy_tree(source: str, target: str) -> None:
-    """Copy every file below one folder to another, one after the other.
+    """Copy all files below a folder, at any depth, to another folder.
 
     Args:
         source: the folder to copy, local or s3://.
@@ -224,7 +230,8 @@ def copy_tree(source: str, target: str) -> None:
 def check_writable(uri: str) -> None:
     """Check that files can be written, read, listed and deleted below a folder.
 
-    Commands call this before a run depends on the folder. It takes at most a few seconds, and leaves no file behind.
+    Commands call this at the start of a run, so that it does not fail later. It takes at most a few seconds, and leaves no file
+    behind.
 
     Args:
         uri: the folder, local or s3://; a missing local folder is created.
@@ -280,7 +287,11 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def _download(uri: str, target: Path) -> None:
-    """Download an s3:// or http(s):// file to a local path.
+    """Download a file.
+
+    Args:
+        uri: the file, s3:// or http(s)://.
+        target: the local file to create or replace.
 
     Raises:
         UserError: if there is no such file or it can't be downloaded.

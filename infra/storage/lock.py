@@ -1,8 +1,9 @@
 """A lock file that lets only one run at a time do its work, even if the runs are on different machines.
 
-The lock is a small JSON file that is written only if it is absent or unchanged (see `conditional.py`). It has a time of expiry,
-which its holder postpones again and again. So if a run dies, its lock expires by itself. The clocks of the machines may differ
-only by a small part of the lock's time to live. Each machine must have its own host name, as Kubernetes pods have.
+The lock is a small JSON file, which is written only if it is absent or unchanged (see `conditional.py`). It contains the time
+when it expires. Its holder postpones this time again and again, so if a run dies, its lock expires by itself. The clocks of the
+machines may differ only by a small part of the time for which a lock is valid. Each machine must have its own host name, as
+Kubernetes pods have.
 """
 
 import json
@@ -21,9 +22,9 @@ from infra.errors import UserError
 
 
 class Locked(Exception):
-    """Raised if another run holds the lock. Commands then exit with code 3.
+    """An error which says that another run holds the lock. Commands then exit with code 3.
 
-    The message names the other run, its start and its machine.
+    The message names the other run, its machine and process, and the time when it took the lock.
     """
 
 
@@ -33,11 +34,11 @@ class LockRecord:
 
     Attributes:
         holder: name of the run that holds the lock, for messages.
-        host: host name of the machine on which this run is.
-        pid: process id of this run.
-        since: time when the run took the lock, as a Unix time.
+        host: host name of the machine on which that run works.
+        pid: process id of that run.
+        since: time when that run took the lock, as a Unix time.
         expires: time when the lock expires unless it is renewed, as a Unix time.
-        token: random text that distinguishes holders of the same name.
+        token: random text, which distinguishes holders of the same name.
     """
 
     holder: str
@@ -56,12 +57,12 @@ class Lock:
     """A lock that this process holds. A background thread renews it until `release` is called."""
 
     def __init__(self, uri: str, record: LockRecord, ttl_seconds: float) -> None:
-        """Start the background thread.
+        """Start the thread that renews the lock. The lock file must already have been written.
 
         Args:
-            uri: the lock file.
-            record: its content, which has already been written.
-            ttl_seconds: time to live. The lock is renewed whenever a third of it has passed.
+            uri: the lock file, local or s3://.
+            record: the content of the lock file.
+            ttl_seconds: time for which the lock is valid after each renewal. It is renewed whenever a third of it has passed.
         """
         self.uri = uri
         self._record, self._ttl = record, ttl_seconds
@@ -71,11 +72,11 @@ class Lock:
 
     @property
     def lost(self) -> bool:
-        """Return whether another run may hold the lock now: it took the lock over, or ours expired because renewing failed."""
+        """Return whether another run may hold the lock now, because it took the lock over or the lock was not renewed in time."""
         return self._lost.is_set() or time.time() >= self._record.expires
 
     def _renew(self) -> None:
-        """Postpone the lock's expiry again and again until the lock is released or lost. The background thread runs this."""
+        """Renew the lock again and again until it is released or lost. The background thread runs this."""
         while not self._released.wait(self._ttl / 3):
             try:
                 renewed = replace(self._record, expires=time.time() + self._ttl)
@@ -88,10 +89,10 @@ class Lock:
                 continue  # storage does not answer, despite retries; it may come back before the lock expires
 
     def _own_content(self) -> bytes:
-        """Return the content that the lock file has if the lock is still ours.
+        """Return the content that the lock file has if this process still holds the lock.
 
-        Usually this is the last record written. If the answer to a renewal was lost, the file may hold a newer record with our
-        token. That record is then read from the file.
+        This is the content of the file if it has the token of this process, else the last record that this process wrote. (The two
+        differ if the file was renewed on S3, but the answer of the server was lost.)
         """
         with suppress(FileNotFoundError):
             content = storage.read_bytes(self.uri)
@@ -100,9 +101,9 @@ class Lock:
         return self._record.to_bytes()
 
     def release(self) -> None:
-        """Stop renewing and delete the lock file if the lock is still ours.
+        """Stop renewing the lock, and delete the lock file if this process still holds the lock.
 
-        Storage errors are ignored, since a lock file that can't be deleted expires by itself.
+        Storage errors are ignored, because a lock file that can't be deleted expires by itself.
         """
         self._released.set()
         self._thread.join()
@@ -121,7 +122,7 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
             and other runs may take it over.
 
     Yields:
-        The lock. Check its `lost` before writing anything that only its holder may write.
+        The lock. Check that its `lost` is False before writing anything that only the holder of the lock may write.
 
     Raises:
         Locked: if another run holds the lock.
@@ -135,12 +136,12 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
 
 
 def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
-    """Write the lock file for this run if there is none, or if the existing one has expired or its process is gone.
+    """Take the lock: write the lock file if there is none, or if its lock has expired or its holder has died.
 
     Args:
         uri: the lock file, local or s3://.
         holder: name of this run.
-        ttl_seconds: time from now until the lock expires.
+        ttl_seconds: time from now until the lock expires, unless it is renewed.
 
     Returns:
         The record that was written.
@@ -165,7 +166,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
 
 
 def _process_is_gone(record: LockRecord) -> bool:
-    """Return whether the holder of a lock was a process on this machine that has ended. Its lock can be taken over at once."""
+    """Return whether a lock is held by a process on this machine that has ended, so that it can be taken over at once."""
     if record.host != socket.gethostname():
         return False
     try:
@@ -182,10 +183,10 @@ def _parse(uri: str, content: bytes) -> LockRecord:
 
     Args:
         uri: the lock file, for the error message.
-        content: its content.
+        content: the content of the file.
 
     Returns:
-        The decoded record.
+        The record in the file.
 
     Raises:
         UserError: if the content is not that of a lock file.
@@ -201,7 +202,7 @@ def _locked_message(uri: str, theirs: LockRecord) -> str:
 
     Args:
         uri: the lock file.
-        theirs: the record of the run that holds the lock.
+        theirs: the content of the lock file, which describes the run that holds the lock.
     """
     since, until = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") for t in (theirs.since, theirs.expires))
     return (

@@ -1,7 +1,7 @@
 """Operations on S3 objects that need more than one call of boto3.
 
-Except for `location`, the functions raise botocore's errors. Callers run them inside `location`, which turns those into messages
-for the user.
+Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts these to
+errors that explain them to the user.
 """
 
 import time
@@ -24,13 +24,13 @@ PAGE = 1000
 
 @contextmanager
 def location(uri: str) -> Iterator[tuple[str, str]]:
-    """Split an s3:// URI, and turn S3 errors in the block of the `with` statement into messages for the user.
+    """Split an s3:// URI, and convert S3 errors in the block of the `with` statement to errors that explain them.
 
     Args:
-        uri: an object, folder or bucket.
+        uri: URI of the object, folder or bucket that the block works on.
 
     Yields:
-        The bucket and the key.
+        The name of the bucket, and the key without a slash at its end.
 
     Raises:
         UserError: if the URI has no bucket, or the block raises an S3 error.
@@ -42,14 +42,17 @@ def location(uri: str) -> Iterator[tuple[str, str]]:
 
 
 def read(bucket: str, key: str) -> tuple[bytes, str]:
-    """Read an object. If the connection breaks midway, read it again from its start.
+    """Read an object. If the connection breaks midway, read it again from its start, for up to a minute.
 
     Args:
-        bucket: the bucket.
-        key: the object.
+        bucket: name of the bucket.
+        key: key of the object.
 
     Returns:
-        The content and the ETag of the object.
+        The content of the object, and its ETag (the version identifier that S3 assigns).
+
+    Raises:
+        botocore.exceptions.ClientError: if there is no such object, or the server refuses the request.
     """
     first_failure, attempt = None, 0
     while True:
@@ -65,25 +68,28 @@ def read(bucket: str, key: str) -> tuple[bytes, str]:
 
 
 def transfer_config() -> Any:
-    """Return the boto3 settings for transferring large objects: in parts, four at a time."""
+    """Return the boto3 settings for transferring large objects in parts of PART_BYTES, four at a time."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 
 
 def keys(bucket: str, prefix: str) -> Iterator[str]:
-    """Iterate over all keys that begin with `prefix`, in sorted order. They are listed page by page as needed."""
+    """Iterate over the keys of all objects in a bucket that begin with `prefix`, in sorted order.
+
+    The server is asked for the next page of keys only when it is needed.
+    """
     pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE})
     for page in pages:
         yield from (found["Key"] for found in page.get("Contents", ()))
 
 
 def delete(bucket: str, keys: list[str]) -> None:
-    """Delete objects. Keys that do not exist are ignored. Transient failures are retried a few times.
+    """Delete objects. Keys that do not exist are ignored. Transient failures are retried up to five times.
 
     Args:
-        bucket: the bucket.
-        keys: the objects, at most PAGE of them.
+        bucket: name of the bucket.
+        keys: keys of the objects, at most 1000 (PAGE).
 
     Raises:
         UserError: if the server does not delete all of them.
@@ -100,7 +106,15 @@ def delete(bucket: str, keys: list[str]) -> None:
 
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
-    """Return the metadata of an object (ContentLength, ETag, …), or None if it does not exist. Its content is not read."""
+    """Return the metadata of an object without reading its content.
+
+    Args:
+        bucket: name of the bucket.
+        key: key of the object.
+
+    Returns:
+        boto3's description of the object ("ContentLength", "ETag" and others); None if it does not exist.
+    """
     from botocore.exceptions import ClientError
 
     try:
@@ -117,8 +131,8 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes | None) -> boo
     The server must support conditional writes and deletes, as AWS, MinIO and SeaweedFS (from 4.18) do.
 
     Args:
-        bucket: the bucket.
-        key: the object.
+        bucket: name of the bucket.
+        key: key of the object.
         old: the expected content; None if there should be no object.
         new: the new content, which must differ from what any other process writes; None to delete the object.
 

@@ -1,7 +1,7 @@
-"""Connections to S3 by boto3 and pyarrow. Requests with transient failures are retried.
+"""Connections to S3 by boto3 and pyarrow. Requests that fail for a passing reason are retried.
 
-Endpoint, region and credentials are found as boto3 finds them: in the standard AWS variables, in profiles, or from the machine's
-role.
+Endpoint, region and credentials are found as boto3 finds them: in the standard AWS environment variables, in profiles, or from the
+role of the machine.
 """
 
 import os
@@ -39,21 +39,22 @@ _ARROW_ATTEMPTS = 11  # pyarrow pauses for 25 ms · 2ⁿ, which is 51 s in total
 
 
 def backoff_seconds(attempt: int) -> float:
-    """Return how many seconds to pause before retrying a failed request.
+    """Return how many seconds to wait before retrying a failed request.
 
-    The pause grows exponentially. It is partly random, so that workers do not all retry at once.
+    The time grows exponentially with the number of failures, up to five seconds. It is partly random, so that workers do not all
+    retry at once.
 
     Args:
-        attempt: number of failures so far, from 1.
+        attempt: number of failures of the request so far, at least 1.
     """
     return random.uniform(0.5, 1) * min(0.1 * 2**attempt, _MAX_BACKOFF_SECONDS)
 
 
 def client(retry_seconds: float | None = None) -> Any:
-    """Return the boto3 S3 client of this process. It is created when first needed.
+    """Return the boto3 S3 client of this process, which is created when first needed.
 
     Args:
-        retry_seconds: how many seconds after its first failure a request is still retried; None for RETRY_SECONDS.
+        retry_seconds: how many seconds after its first failure a request is still retried; None for 60 (RETRY_SECONDS).
 
     Raises:
         UserError: if AWS_ENDPOINT_URL is not a URL.
@@ -64,27 +65,30 @@ def client(retry_seconds: float | None = None) -> Any:
 def filesystem(bucket: str) -> pafs.FileSystem:
     """Return a pyarrow S3 filesystem for a bucket.
 
-    It uses the endpoint and region of the boto3 client and retries failed requests for about as long. It can be pickled and sent
-    to workers: the pickle has no credentials, and the copy retries failed requests too.
+    It uses the endpoint and region of the boto3 client, and retries failed requests for about as long. It can be pickled and sent
+    to workers. The pickle contains no credentials: a worker uses its own.
+
+    Args:
+        bucket: name of the bucket.
     """
     return _filesystem(os.getpid(), _aws_variables(), bucket)
 
 
 def _aws_variables() -> frozenset[tuple[str, str]]:
-    """Return the environment's AWS variables as a set of pairs of name and value.
+    """Return all environment variables whose names begin with AWS_, as a set of (name, value) pairs.
 
-    Clients are cached by these, since with other variables they may have to connect to another server.
+    The set is part of the key under which clients are cached. If the variables change, a client may need another server.
     """
     return frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
 
 
 @cache
 def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: float) -> Any:
-    """Create a boto3 S3 client. It is cached by all arguments.
+    """Create a boto3 S3 client. Later calls with equal arguments return the same client.
 
     Args:
-        pid: id of this process, because forked processes must not share a client.
-        variables: the environment's AWS variables.
+        pid: id of this process. It only distinguishes forked processes, which must not share a client.
+        variables: the AWS environment variables. They only distinguish clients: boto3 reads the environment itself.
         retry_seconds: how many seconds after its first failure a request is still retried.
 
     Raises:
@@ -112,7 +116,7 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
 
 @dataclass(frozen=True)
 class _RetryHandler:
-    """A handler that decides for botocore (event `needs-retry`) whether to retry a failed request.
+    """A handler of botocore's event `needs-retry`, which decides whether to retry a request.
 
     Attributes:
         seconds: how many seconds after its first failure a request is still retried.
@@ -126,10 +130,11 @@ class _RetryHandler:
         """Decide whether botocore should retry a request.
 
         Args:
-            response: the HTTP response and its parsed content; None if there was none.
+            response: pair of the HTTP response and its parsed content; None if there was no response.
             attempts: number of attempts so far.
-            caught_exception: the exception that the attempt raised, or None.
-            request_dict: botocore's description of the request; the time of the first failure is kept in its "context".
+            caught_exception: the exception that the last attempt raised, or None.
+            request_dict: botocore's description of the request. The time of the first failure is stored in its "context".
+            **_: further values of the event, which are ignored.
 
         Returns:
             The number of seconds to wait before the next attempt; None to give up or if the request succeeded.
@@ -141,10 +146,10 @@ class _RetryHandler:
 
 
 def _is_transient(response: Any, error: BaseException | None) -> bool:
-    """Return whether a request had a transient failure, which may not occur again.
+    """Return whether a request failed for a passing reason, so that it may succeed if it is repeated.
 
     Args:
-        response: the HTTP response and its parsed content; not used if there is an error.
+        response: pair of the HTTP response and its parsed content; not used if there is an error.
         error: the exception that the attempt raised, or None.
     """
     if error is not None:
@@ -155,34 +160,38 @@ def _is_transient(response: Any, error: BaseException | None) -> bool:
 
 @cache
 def network_errors() -> tuple[type[Exception], ...]:
-    """Return botocore's exceptions for a server that can't be reached or a connection that broke."""
+    """Return the exception classes that botocore raises if a server can't be reached or a connection breaks."""
     from botocore.exceptions import ConnectionError, HTTPClientError, IncompleteReadError
 
     return ConnectionError, HTTPClientError, IncompleteReadError
 
 
 class _RetryingS3FileSystem(pafs.S3FileSystem):
-    """A pyarrow S3 filesystem that is created anew when it is unpickled. pyarrow's own pickles lose the retry strategy.
+    """A pyarrow S3 filesystem that keeps its retry strategy when it is pickled and unpickled, unlike pyarrow's own.
 
     Attributes:
-        bucket: the bucket for which it was created.
+        bucket: name of the bucket for which it was created.
     """
 
     bucket: str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tell pickle to create the copy by calling `filesystem(bucket)`."""
+        """Tell pickle to call `filesystem(bucket)` when it unpickles this object.
+
+        Returns:
+            The function to call, and the tuple of its arguments.
+        """
         return filesystem, (self.bucket,)
 
 
 @cache
 def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) -> pafs.FileSystem:
-    """Create a pyarrow S3 filesystem. It is cached by all arguments.
+    """Create a pyarrow S3 filesystem. Later calls with equal arguments return the same object.
 
     Args:
-        pid: id of this process, because forked processes must not share a filesystem.
-        variables: the environment's AWS variables.
-        bucket: the bucket; on Amazon's S3 its region is looked up.
+        pid: id of this process. It only distinguishes forked processes, which must not share a filesystem.
+        variables: the AWS environment variables. They only distinguish filesystems.
+        bucket: name of the bucket. On Amazon's S3 its region is looked up.
     """
     s3 = client()
     host = urlsplit(s3.meta.endpoint_url)
@@ -203,7 +212,7 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
 
 
 def endpoint() -> str:
-    """Return the address of the S3 server for messages, without a password."""
+    """Return the URL of the S3 server for messages, without a password; "its endpoint" if it can't be determined."""
     try:
         return without_password(client().meta.endpoint_url)
     except Exception:  # while another error is being explained, a second one would only hide it
@@ -211,5 +220,5 @@ def endpoint() -> str:
 
 
 def without_password(text: str) -> str:
-    """Remove user:password@ from the URLs in a text."""
+    """Return a text with `user:password@` removed from all URLs in it."""
     return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,4 +1,7 @@
-"""Turn S3 errors into messages for the user. The messages name the server and the URI, but no access key or password."""
+"""Convert S3 errors to errors that explain them to the user.
+
+The messages name the server and the URI, but no access key or password.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,25 +26,25 @@ _CONDITION_FAILED = ("PreconditionFailed", "412")
 
 
 def is_not_found(error: Any) -> bool:
-    """Return whether a botocore ClientError says that the object does not exist."""
+    """Return whether an error, a botocore ClientError, says that the object does not exist."""
     return _code(error) in _NOT_FOUND
 
 
 def is_condition_failed(error: Any) -> bool:
-    """Return whether a botocore ClientError says that the condition of a conditional request was not met."""
+    """Return whether an error, a botocore ClientError, says that the condition of a conditional request was not met."""
     return _code(error) in _CONDITION_FAILED
 
 
 @contextmanager
 def s3_errors_for_user(uri: str) -> Iterator[None]:
-    """Turn S3 errors raised in the block of the `with` statement into messages for the user.
+    """Convert S3 errors in the block of the `with` statement to errors that explain them to the user.
 
     Args:
-        uri: the file or folder that the block works on, for the message.
+        uri: URI of the file or folder that the block works on, for the message.
 
     Raises:
-        UserError: if the block raises an S3 error.
         FileNotFoundError: if the block raises an S3 error because an object does not exist.
+        UserError: if the block raises another error of boto3 or botocore.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -57,15 +60,15 @@ def s3_errors_for_user(uri: str) -> Iterator[None]:
 
 
 def _code(error: Any) -> str:
-    """Return the S3 error code of a botocore ClientError, or "" if it has none."""
+    """Return the S3 error code of a botocore ClientError, such as "NoSuchKey"; "" if it has none."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _refused_message(uri: str, error: Any) -> str:
-    """Return the message for a request that the server answered with an error.
+    """Return the message to the user for a request that the server answered with an error.
 
     Args:
-        uri: the file or folder, for the message.
+        uri: URI of the file or folder that was requested.
         error: botocore's ClientError.
     """
     code, bucket = _code(error), urlsplit(uri).netloc
@@ -86,10 +89,10 @@ def _refused_message(uri: str, error: Any) -> str:
 
 
 def _failed_message(uri: str, error: Exception) -> str:
-    """Return the message for a request that got no answer or was never sent.
+    """Return the message to the user for a request that got no answer or could not be sent.
 
     Args:
-        uri: the file or folder, for the message.
+        uri: URI of the file or folder that was requested.
         error: the exception of botocore or boto3.
     """
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError

@@ -1,8 +1,8 @@
 """Tables that pipeline stages pass to each other: sorted Parquet files in a folder, either complete or absent.
 
 The Parquet files of a table are its parts. They lie in a subfolder that is named after the table's fingerprint, a digest of what
-it was made from. The parts become the table when the file `_commit.json` lists them. This file is written last and in one step,
-so a reader never sees half a table, and a new version of a table replaces the old one at once.
+it was made from. The parts become the table when they are listed in the file `_commit.json`, the commit record. This file is
+written last and in one step, so a reader never sees half a table, and a new table replaces an old one at once.
 
 Every table has a column `image_id`, by which its rows are sorted. Arguments called `table` are the URI of a table's folder.
 """
@@ -40,7 +40,7 @@ REJECTS = pa.schema(
 
 @dataclass(frozen=True)
 class Reject:
-    """An input that could not be used, and the reason. The fields are the columns of REJECTS."""
+    """An input that could not be used, such as a broken image, and the reason. REJECTS describes the fields."""
 
     image_id: str
     path: str
@@ -54,7 +54,7 @@ class RowGroup:
 
     Attributes:
         rows: number of rows.
-        repeats: sum of the column `repeats`, or the number of rows if there is no such column.
+        repeats: sum of the column `repeats`, which says how often a row is used; the number of rows if there is no such column.
         nbytes: number of bytes in the binary columns (encoded images and masks).
         splits: number of rows for each value of the column `split`; empty if there is no such column.
     """
@@ -67,7 +67,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Part:
-    """A summary of one Parquet file (part) of a table. A job's driver keeps only this in memory.
+    """A summary of one part of a table, which is a Parquet file.
 
     Attributes:
         name: path of the file below the table's folder.
@@ -87,18 +87,18 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows."""
+        """Return the number of rows in the part."""
         return sum(g.rows for g in self.row_groups)
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The content of `_commit.json`, which makes the parts in a folder a table.
+    """The commit record of a table: the file `_commit.json`, which lists the parts that make up the table.
 
     Attributes:
         fingerprint: digest of what the table was made from: code version, settings and inputs.
-        schema_version: SCHEMA_VERSION when the table was written.
-        rows: number of rows.
+        schema_version: version of the columns (SCHEMA_VERSION) when the table was written.
+        rows: number of rows of the table.
         parts: summaries of the parts, in the order of their rows.
         extra: further facts about the table from the job that made it, as JSON values.
     """
@@ -116,7 +116,7 @@ class Commit:
 
 
 def read_commit(table: str) -> Commit | None:
-    """Return a table's commit record, or None if there is no table or it has another schema version."""
+    """Return the commit record of a table (`_commit.json`); None if there is no table or its columns have another version."""
     try:
         raw = storage.read_json(storage.join(table, COMMIT))
     except FileNotFoundError:
@@ -127,10 +127,10 @@ def read_commit(table: str) -> Commit | None:
 
 
 def require_commit(table: str) -> Commit:
-    """Return a table's commit record.
+    """Return the commit record of a table (`_commit.json`), or raise an error if there is none.
 
     Raises:
-        FileNotFoundError: if there is no table or it has another schema version.
+        FileNotFoundError: if there is no table or its columns have another version.
     """
     if (found := read_commit(table)) is None:
         raise FileNotFoundError(f"no complete table at {table}")
@@ -138,7 +138,7 @@ def require_commit(table: str) -> Commit:
 
 
 def _parse_part(raw: Mapping[str, Any]) -> Part:
-    """Convert the JSON value of a part's summary to a `Part`."""
+    """Convert the summary of a part from a JSON value to a `Part`."""
     groups = [RowGroup(**group) for group in raw["row_groups"]]
     return Part(**{**raw, "row_groups": groups, "rejects": [Reject(**reject) for reject in raw["rejects"]]})
 
@@ -147,24 +147,24 @@ def part_name(fingerprint: str, index: int) -> str:
     """Return the path of a part below its table's folder. These paths sort in the order of the parts.
 
     Args:
-        fingerprint: the table's fingerprint.
+        fingerprint: digest of what the table is made from.
         index: position of the part in the table, from 0.
     """
     return f"{fingerprint[:16]}/part-{index:05d}.parquet"
 
 
 def _summary_uri(table: str, fingerprint: str, index: int) -> str:
-    """Return the URI of the file with a part's summary.
+    """Return the URI of the JSON file with the summary of a part, given by its `index` from 0.
 
-    This file is written after the part, so if it exists, the part is complete.
+    This file is written after the Parquet file. So if it exists, the part is complete.
     """
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
 
 def parts_done(table: str, fingerprint: str) -> set[str]:
-    """Return the names of all complete parts with this fingerprint, whether they are committed or not.
+    """Return the names (`Part.name`) of all complete parts with this fingerprint, even if they are not yet a table.
 
-    They are found by listing the folder once, which is faster than looking for each part.
+    The folder is listed once, which is faster than looking for each part.
     """
     folder = fingerprint[:16]
     names = storage.list_files(storage.join(table, folder))
@@ -176,7 +176,7 @@ def read_part(table: str, fingerprint: str, index: int) -> Part:
 
     Args:
         table: URI of the table's folder.
-        fingerprint: the table's fingerprint.
+        fingerprint: digest of what the table is made from.
         index: position of the part in the table, from 0.
 
     Raises:
@@ -195,18 +195,18 @@ def write_part(
 ) -> Part:
     """Write one part of a table, unless it is already complete.
 
-    If it is complete, `rows` is not iterated over. So a task that is retried or a job that is continued does no work twice.
+    If it is complete, `rows` is not iterated over. So no work is done twice if a task is retried or a job is continued.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: the table's fingerprint.
+        fingerprint: digest of what the table is made from.
         index: position of the part in the table, from 0.
         rows: rows as dicts, sorted by image_id, and `Reject`s for inputs that can't be used.
         schema: columns of the rows.
         rows_per_group: number of rows in a Parquet row group, which is what a reader loads at once.
 
     Returns:
-        The summary of the part, with the rejects.
+        The summary of the part, which contains the rejects.
     """
     name = part_name(fingerprint, index)
     with suppress(FileNotFoundError):
@@ -216,7 +216,7 @@ def write_part(
     first = last = ""
 
     def accepted() -> Iterator[Mapping[str, Any]]:
-        """Iterate over the rows, and collect the rejects among them."""
+        """Yield the rows without the rejects among them, which are added to the list `rejects`."""
         for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)
@@ -239,10 +239,10 @@ def write_part(
 
 
 def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
-    """Return the summary of a row group.
+    """Return the summary of a row group of a Parquet file.
 
     Args:
-        rows: its rows as dicts.
+        rows: the rows of the group as dicts.
         schema: columns of the rows.
     """
     splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
@@ -252,21 +252,21 @@ def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup
 
 
 def discard(table: str, fingerprint: str) -> None:
-    """Delete all parts with this fingerprint, so that they will be made again. They must not be those of the committed table."""
+    """Delete all parts with this fingerprint, so that they will be made again. The complete table must not consist of them."""
     storage.remove(storage.join(table, fingerprint[:16]))
 
 
 def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[str, Any] | None = None) -> Commit:
-    """Make parts the table. They replace an earlier table, whose files are deleted.
+    """Make a complete table of parts by writing its commit record. The files of an earlier table are deleted.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: the fingerprint of the parts.
+        fingerprint: digest of what the table was made from, with which the parts were written.
         parts: summaries of all parts, in any order.
-        extra: JSON values to store in the commit record.
+        extra: further facts about the table to store in the commit record, as JSON values.
 
     Returns:
-        The commit record that was written.
+        The commit record, which was written to `_commit.json`.
     """
     ordered = sorted(parts, key=lambda p: p.name)
     written = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
@@ -284,7 +284,7 @@ def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | Non
     Args:
         table: URI of the table's folder.
         columns: the columns to read; None for all.
-        part: the part to read; None for all parts of the committed table.
+        part: the part to read; None for all parts of the table.
 
     Yields:
         The rows as dicts, sorted by image_id.
@@ -308,8 +308,8 @@ def rows_between(
     Args:
         table: URI of the table's folder.
         parts: summaries of the parts to search, in order.
-        first: the lowest image_id.
-        last: the highest image_id, included.
+        first: the lowest image_id to include.
+        last: the highest image_id to include.
         columns: the columns to read, which must include image_id; None for all.
 
     Yields:
@@ -326,7 +326,7 @@ def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str
     Args:
         table: URI of the table's folder.
         part_file: name of the part (`Part.name`).
-        group: index of the row group in the part.
+        group: index of the row group in the part, from 0.
         columns: the columns to read; None for all.
     """
     fs, path = storage.filesystem(storage.join(table, part_file))
@@ -337,7 +337,7 @@ def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str
 def chunks(count: int, size: int) -> list[range]:
     """Divide `range(count)` into consecutive ranges of nearly equal length, at most `size` each.
 
-    If `count` is 0, the result is a single empty range.
+    If `count` is 0, the result is a list with one empty range.
     """
     pieces = max(1, math.ceil(count / size))
     return [range(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]

@@ -1,4 +1,4 @@
-"""Functions on the URIs of files and folders: local paths, file://, s3:// and, for reading only, http(s)://."""
+"""Functions on the URIs of files and folders: local paths, file://, s3://, and http(s)://, which can only be read."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ def is_http(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """Return the path that a local URI names, with ~ expanded.
+    """Convert a local path or a file:// URI to a `Path`, with ~ replaced by the home folder.
 
     Raises:
-        UserError: if the URI is not local.
+        UserError: if the URI is not local, such as s3://.
     """
     if "://" in uri and not uri.startswith("file://"):
         raise UserError(f"{uri} can't be used here: a local path or an s3:// URI is needed")
@@ -27,7 +27,10 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """Make a local path absolute, since workers run in other folders. URIs of S3 and HTTP only lose a slash at their end."""
+    """Make a URI independent of the current folder, because workers run in other folders.
+
+    A local path is made absolute. From s3:// and http(s):// URIs, only slashes at the end are removed.
+    """
     return uri.rstrip("/") if is_s3(uri) or is_http(uri) else str(local_path(uri).resolve())
 
 
@@ -40,7 +43,7 @@ def split_s3(uri: str) -> tuple[str, str]:
     """Split an s3:// URI into its bucket and key.
 
     Returns:
-        The bucket, and the key without a slash at its end. The key is "" if the URI names the bucket itself.
+        The name of the bucket, and the key without slashes at its end. The key is "" if the URI names the bucket itself.
 
     Raises:
         UserError: if the URI has no bucket.
