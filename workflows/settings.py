@@ -63,7 +63,7 @@ class Settings(CommandSettings):
     @model_validator(mode="before")
     @classmethod
     def _generated_classes(cls, raw: Any) -> Any:
-        """Insert the classes of the generated data set if neither `data.root` nor `data.classes` is given."""
+        """Insert the classes of the generated data set into `raw` if neither `data.root` nor `data.classes` is given."""
         return _with_generated_classes(raw)
 
     @model_validator(mode="after")
@@ -123,7 +123,7 @@ class EdgeSettings(CommandSettings):
     @model_validator(mode="before")
     @classmethod
     def _generated_classes(cls, raw: Any) -> Any:
-        """Insert the classes of the generated data set if neither `data.root` nor `data.classes` is given."""
+        """Insert the classes of the generated data set into `raw` if neither `data.root` nor `data.classes` is given."""
         return _with_generated_classes(raw)
 
     @property

@@ -30,7 +30,7 @@ It can be pickled, returns at once and never raises.
 
 
 class Run(Protocol):
-    """A run that is being logged: that of a pipeline, or that of one of its stages.
+    """A run in the experiment tracker, to which a pipeline or one of its stages (steps) is logged.
 
     All methods that log raise UserError if the tracker does not accept the data.
     """
@@ -239,25 +239,25 @@ class NullRun:
         return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Ignore the settings."""
+        """Do nothing with the settings, because this run logs nothing."""
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Ignore the tags."""
+        """Do nothing with the tags, because this run logs nothing."""
 
     def describe(self, text: str) -> None:
-        """Ignore the description."""
+        """Do nothing with the description, because this run logs nothing."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Ignore the metrics."""
+        """Do nothing with the metrics, because this run logs nothing. Training metrics go through `training_metrics`."""
 
     def log_dict(self, value: Any, name: str) -> None:
-        """Ignore the value."""
+        """Do nothing with the value, because this run logs nothing."""
 
     def log_bytes(self, data: bytes, name: str) -> None:
-        """Ignore the file."""
+        """Do nothing with the file, because this run logs nothing."""
 
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
-        """Ignore the data set."""
+        """Do nothing with the facts about the data set, because this run logs nothing."""
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:
@@ -275,7 +275,7 @@ class NullRun:
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the curves of the metrics `names` from the workspace.
 
-        Returns the curves as `{metric: (steps, values)}`. Metrics without values are left out.
+        The result is `{metric: (steps, values)}`. Metrics without values are left out.
         """
         try:
             data = storage.read_bytes(storage.join(self._workspace, CURVES_FOLDER, f"{self._stage}.jsonl"))
@@ -284,7 +284,7 @@ class NullRun:
         return read_spool(data, names)
 
     def system_metrics(self) -> AbstractContextManager[None]:
-        """Return a context manager that does nothing."""
+        """Return a context manager that does nothing, because this run logs nothing."""
         return nullcontext()
 
     @contextmanager
@@ -296,9 +296,9 @@ class NullRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["NullRun"]:
-        """Open a run that logs nothing for the stage (step of the pipeline) `name`.
+        """Open a run that logs nothing for the stage `name` (a step of the pipeline).
 
-        The fingerprint marks the training metrics that are kept. The other arguments are not used.
+        The fingerprint marks the training metrics that are kept in the workspace. The other arguments are not used.
         """
         yield NullRun(self._workspace, name, fingerprint)
 

@@ -85,7 +85,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 class MlflowRun:
-    """An MLflow run that is being logged (see `interface.Run`). Methods raise UserError if the store does not accept the data."""
+    """A run in an MLflow store, with the methods of `interface.Run`. They raise UserError if the store does not accept the data."""
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
         """Create the object for the run with the id `run_id`, which exists already in the store of `tracker`."""
@@ -99,7 +99,7 @@ class MlflowRun:
         return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Log nested settings as parameters with dotted names.
+        """Log `settings`, which may be nested, as parameters with dotted names.
 
         MLflow can't change a parameter. If a resumed run has another value for one, the new value becomes the tag `changed.NAME`.
         """
@@ -114,7 +114,7 @@ class MlflowRun:
         self.set_tags({f"changed.{name}": value for name, value in params.items() if known.get(name, value) != value})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags of the run. Their values are stored as text without secrets, cut to 5,000 characters."""
+        """Set tags of the run, given as values by name. Values are stored as text without secrets, cut to 5,000 characters."""
         from mlflow.entities import RunTag
 
         entities = [RunTag(_valid_name(name), without_secrets(str(value))[:_MAX_TAG]) for name, value in tags.items()]
@@ -127,7 +127,7 @@ class MlflowRun:
         self.set_tags({NOTE: text})
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log the values of metrics, by name, at one step. Values that are None are skipped."""
+        """Log the values of metrics, given by name, at the training step `step`. Values that are None are skipped."""
         now = time.time_ns() // 1_000_000
         points = [Point(name, float(value), step, now) for name, value in metrics.items() if value is not None]
         with self.tracker.errors_as_messages():
@@ -149,7 +149,7 @@ class MlflowRun:
     def log_dataset(self, name: str, digest: str, source: str, splits: Mapping[str, int]) -> None:
         """Log which data set the run uses, and set the tag `data.digest`. The data themselves are not read.
 
-        The data set has the path or URI `source`, and `splits` has its number of images by split.
+        The data set has the path or URI `source` and the digest `digest`. Its number of images by split is `splits`.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -167,8 +167,7 @@ class MlflowRun:
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:
-        """Log the metrics that a training reports while a `with` block runs. Yield a function to call with the metrics of each
-        step.
+        """Log the metrics that a training reports while a `with` block runs. Yield a function to call with those of each step.
 
         The end waits up to 120 s (10 s after an error) for MLflow to take the last metrics. The rest stays in a file in the spool
         folder, and a resumed run sends it.
@@ -185,7 +184,7 @@ class MlflowRun:
                     logger.warning("MLflow did not take the last metrics of %s; they are kept in %s", self.run_id, spool.file)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
-        """Read the curves of the metrics `names` from this run, as `{metric: (steps, values)}`."""
+        """Read the curves of the metrics `names` from this run. The result is `{metric: (steps, values)}`."""
         with self.tracker.errors_as_messages():
             return run_history(self._client, self.run_id, names)
 
@@ -202,8 +201,7 @@ class MlflowRun:
         title: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> Iterator["MlflowRun"]:
-        """Open a run for a stage (step) of the pipeline, below this run. A run of the same stage `name` and `fingerprint` is
-        resumed.
+        """Open a run for a stage (step) of the pipeline, below this run. One of the same `name` and `fingerprint` is resumed.
 
         MLflow shows it as `title`, or as `name` if that is None. The settings are logged as parameters, and the tags are set.
         """
@@ -219,7 +217,9 @@ class MlflowRun:
             yield run
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read the curves of the metrics `names` from each stage's newest finished run: `{stage: {metric: (steps, values)}}`."""
+        """Read the curves of the metrics `names` from the newest finished run of each stage: `{stage: {metric: (steps,
+        values)}}`.
+        """
         with self.tracker.errors_as_messages():
             return stage_histories(self._client, self.run_id, stages, names)
 

@@ -35,15 +35,15 @@ DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safe
 
 @dataclass(frozen=True)
 class Ensemble:
-    """An ensemble that is to be registered, with its options.
+    """An ensemble of a DeconvNet and an FCN-8s that is to be registered, with its options.
 
     Attributes:
         deconvnet_uri: folder with the weights of the DeconvNet, local or s3:// (see `models.checkpoint.save_model`).
-        fcn8s_uri: the same for the FCN-8s.
+        fcn8s_uri: folder with the weights of the FCN-8s, local or s3://.
         classes: class names in the order of their ids. The first is the background.
-        proposals: keyword arguments of `proposals.edge_boxes`. If they name an edge detector (a forest), it is copied into the
-            model.
-        segment: fields of `inference.predictor.PredictorOptions`.
+        proposals: keyword arguments of the function `proposals.edge_boxes`, which finds box proposals. If they name an edge
+            detector (a forest), it is copied into the model.
+        segment: options of the prediction: values of the fields of `inference.predictor.PredictorOptions` by name.
         max_pixels: largest image that the model accepts, in pixels.
     """
 
@@ -62,7 +62,7 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
         run: run that the version belongs to. It gets tags with the results, the name and the version.
         name: name of the registered model, which is created if it does not exist.
         ensemble: the networks and their options.
-        results: content of the results.json that the stage `evaluate` writes. Its numbers become tags of the version, too.
+        results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers become tags of the version, too.
         alias: alias to point at the new version.
 
     Returns:
@@ -123,7 +123,7 @@ def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """List the measured results as tuples.
 
     Args:
-        results: content of the results.json that the stage `evaluate` writes.
+        results: content of the results.json that the pipeline's stage `evaluate` writes.
 
     Returns:
         Tuples of the result's name (such as "fcn8s"), the metric ("mean_iou" or "pixel_accuracy") and the value, 0 to 1.

@@ -17,7 +17,9 @@ from workflows.pipelines.base import BasePipeline
 from workflows.settings import EdgeSettings, as_dict
 
 FOREST = "edges.yml.gz"
+"""Name of the file in the workspace that holds the trained forest."""
 REPORT = "report"
+"""Folder in the workspace for the evaluation of the forest."""
 
 logger = logging.getLogger(__name__)
 

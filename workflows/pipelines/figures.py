@@ -212,10 +212,9 @@ class WorkspaceFigures:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        """Load the trained networks, with the options with which the report was made or, if there is no report yet, the default
-        options.
+        """Load the trained networks, once, onto a GPU if there is one.
 
-        The networks are loaded only once, onto a GPU if there is one.
+        Their options are those with which the report was made. If there is no report yet, they are the default options.
         """
         import torch
 

@@ -16,7 +16,9 @@ from infra import storage
 from infra.errors import UserError
 
 FILE = "generation.json"
+"""Name of the file in a generation's folder that describes the generation."""
 UNCHANGED = "seen.json"
+"""Name of the file in the folder of all generations that holds the fingerprint which `mark_unchanged` writes."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 

@@ -66,9 +66,7 @@ class Retraining(Pipeline):
         super().__init__(settings.model_copy(update=changed), generation.previous, should_stop)
 
     def _stages(self) -> list[Stage]:
-        """List the stages of the main pipeline, then the additional stages `champion` and `verdict`, in the order in which they
-        run.
-        """
+        """List the stages in the order in which they run: those of the main pipeline, then `champion` and `verdict`."""
         s = self.settings
         version = {"version": self.generation.version}
         limits = {"margin": s.retrain.margin, "max_class_drop": s.retrain.max_class_drop}

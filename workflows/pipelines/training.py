@@ -58,9 +58,7 @@ class Pipeline(DataPipeline):
         return run_log.tags(config, self.settings)
 
     def _run_to_resume(self) -> str | None:
-        """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. Return None if there is no such
-        file.
-        """
+        """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. None if there is no such file."""
         file = self.uri(run_log.RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
@@ -205,7 +203,7 @@ class Pipeline(DataPipeline):
         return outcome
 
     def _evaluate_stage(self) -> Stage:
-        """Define the stage `evaluate`, which measures the networks and writes the report, and return it."""
+        """Define the stage `evaluate`, which measures the networks and writes the report, and return it with its settings."""
         s = self.settings
         window = {"context": s.examples.context, "window": s.examples.window}
         settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}

@@ -72,10 +72,9 @@ class Workspace:
         return self.uri("report", *parts)
 
     def write_rejects(self) -> None:
-        """Collect the rejected inputs of all tables made so far, and write them to the table `rejects`, in place of an earlier
-        one.
+        """Collect the rejected inputs of all tables made so far, and write them to the table `rejects`.
 
-        Rejected inputs are images that can't be used. Each has a row with the reason.
+        Rejected inputs are images that can't be used. Each has a row with the reason. An earlier table is replaced.
         """
         names = (self.images, self.proposals, *(self.examples(name) for name, _, _ in EXAMPLE_TABLES))
         commits = [tables.read_commit(table) for table in names]
