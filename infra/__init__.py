@@ -1,1 +1,1 @@
-"""Where the project runs: storage, execution (local or on Ray), deployment. It knows nothing of images and models."""
+"""The infrastructure of the project: storage, execution (local or on Ray) and deployment, without any image processing."""

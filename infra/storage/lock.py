@@ -91,8 +91,8 @@ class Lock:
     def _own_content(self) -> bytes:
         """Return the content that the lock file has if this process still holds the lock.
 
-        This is the content of the file if it has the token of this process, else the last record that this process wrote. (The two
-        differ if the file was renewed on S3, but the answer of the server was lost.)
+        This is the content of the file if it has the token of this process, else the last record that this process wrote. The
+        two differ if the file was renewed on S3, but the answer of the server was lost.
         """
         with suppress(FileNotFoundError):
             content = storage.read_bytes(self.uri)
@@ -118,8 +118,8 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
     Args:
         uri: the lock file, local or s3://.
         holder: name of this run, for the message that other runs get.
-        ttl_seconds: time to live. The lock is renewed whenever a third of it has passed. If it is not renewed in time, it expires
-            and other runs may take it over.
+        ttl_seconds: time for which the lock is valid after each renewal. It is renewed whenever a third of this time has passed.
+            If it is not renewed in time, other runs may take it over.
 
     Yields:
         The lock. Check that its `lost` is False before writing anything that only the holder of the lock may write.

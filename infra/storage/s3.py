@@ -1,7 +1,7 @@
 """Operations on S3 objects that need more than one call of boto3.
 
-Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts these to
-errors that explain them to the user.
+Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts these
+to errors that explain them to the user.
 """
 
 import time

@@ -1,6 +1,6 @@
-"""Create what a new installation needs: the bucket, and the user account with which the pipeline logs in to MLflow.
+"""Create the S3 bucket of a new installation, and the user account with which the pipeline logs in to MLflow.
 
-If they already exist, they are kept. The script runs once in the MLflow image, as a service of Docker Compose or as a Kubernetes
+If they already exist, they are kept. This script runs once in the MLflow image, as a service of Docker Compose or as a Kubernetes
 Job. It reads these environment variables:
 
 * BUCKET: name of the bucket; empty to create none. The server and the credentials come from the standard AWS variables.
@@ -30,16 +30,16 @@ _UNREACHABLE = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPCli
 
 
 def create_bucket(name: str) -> str:
-    """Create an S3 bucket unless it exists.
+    """Create an S3 bucket unless it exists. The server and the credentials come from the standard AWS variables.
 
     Args:
         name: the name of the bucket.
 
     Returns:
-        A message that says what was done, for the log.
+        A message for the log, which says whether the bucket was created or already existed.
 
     Raises:
-        ConnectionError: if the server reports an error of its own (status 500 or above), so that trying again may help.
+        ConnectionError: if the server has a failure of its own (HTTP status 500 or above), so that it helps to try again.
         SystemExit: if the bucket can't be used, for example for lack of permission.
     """
     s3 = boto3.client("s3")
@@ -60,7 +60,7 @@ def create_bucket(name: str) -> str:
 
 
 def create_user(server: str, name: str, password: str, admin: str, admin_password: str) -> str:
-    """Create an MLflow user, or set the password if the user exists with another one.
+    """Create an MLflow user. If the user already exists with another password, set the password.
 
     Args:
         server: URL of MLflow.
@@ -73,7 +73,7 @@ def create_user(server: str, name: str, password: str, admin: str, admin_passwor
         A message that says what was done, for the log.
 
     Raises:
-        SystemExit: if MLflow refuses.
+        SystemExit: if MLflow refuses the request.
     """
     if _request_status(server, "experiments/search?max_results=1", name, password) == 200:
         return f"MLflow's user {name} exists"
@@ -96,14 +96,14 @@ def _request_status(
 
     Args:
         server: URL of MLflow.
-        call: path of the request after `/api/2.0/mlflow/`.
-        user: name of the user who makes the request.
+        call: path of the request below `/api/2.0/mlflow/`, for example "users/create".
+        user: name of the user as whom to log in.
         password: password of this user.
-        method: the HTTP method.
+        method: the HTTP method, such as "GET" or "POST".
         body: JSON object to send; None for none.
 
     Returns:
-        The HTTP status of the answer, also if it is an error.
+        The HTTP status of the answer, which may be that of an error, such as 401.
     """
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
@@ -120,10 +120,12 @@ def _request_status(
 
 
 def retry_until_reachable(step: Callable[[], str]) -> None:
-    """Run a step and print its result. While its server can't be reached, try again every two seconds, for up to RETRY_SECONDS.
+    """Run a step of the installation and print its message. Repeat it while its server can't be reached.
+
+    It is repeated every two seconds, for up to RETRY_SECONDS.
 
     Args:
-        step: does the work and returns a message.
+        step: function without arguments that does the work and returns a message.
 
     Raises:
         SystemExit: if the server still can't be reached at the end of that time.
@@ -140,7 +142,7 @@ def retry_until_reachable(step: Callable[[], str]) -> None:
 
 
 def main() -> int:
-    """Create the bucket and the MLflow user. Returns the exit code of the script."""
+    """Create the bucket and the MLflow user, as the environment variables say, and return the exit code of the script."""
     env = os.environ
     server = env["MLFLOW_TRACKING_URI"].rstrip("/")
     user = env["MLFLOW_TRACKING_USERNAME"], env["MLFLOW_TRACKING_PASSWORD"]

@@ -1,1 +1,1 @@
-"""A cluster on this machine, consisting of Ray nodes, an S3 server and MLflow."""
+"""Run a cluster of Ray nodes, an S3 server and MLflow on this machine."""

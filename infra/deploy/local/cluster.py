@@ -43,11 +43,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Node:
-    """A Ray node, started by its own `ray start`. It stands for one machine of the cluster.
+    """A Ray node on this machine, started by its own `ray start`. It stands for one machine of a real cluster.
 
     Attributes:
         address: its IP address.
-        server: its main process.
+        server: its main process, `ray start`.
     """
 
     address: str
@@ -57,7 +57,7 @@ class Node:
         """Return the node's running processes as psutil objects.
 
         Args:
-            title: only processes whose command line contains this text are returned.
+            title: a text. Only processes whose command line contains it are returned.
         """
         import ray  # noqa: F401  adds the psutil that comes with Ray to the path
         from psutil import Error, Process
@@ -74,7 +74,7 @@ class Node:
         return found
 
     def kill(self) -> None:
-        """Kill all processes of the node by SIGKILL, as if its power failed. Does nothing if they have already ended."""
+        """Kill all processes of the node by SIGKILL, as if its power failed. Do nothing if they have already ended."""
         for process in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
@@ -83,14 +83,14 @@ class Node:
 
 @dataclass
 class Cluster:
-    """A running Ray head node and the other nodes of its cluster.
+    """A Ray cluster on this machine: a head node and the other nodes.
 
     Attributes:
         address: address of the head (IP:port), for `ray.init` and `ray start --address`.
         dashboard: URL of Ray's dashboard, which also accepts jobs.
-        environment: environment variables of every node. Commands need them too in order to use the cluster.
+        environment: all environment variables of the nodes. Commands that use the cluster need them too.
         temporary: folder for logs and Ray's files.
-        nodes: all nodes; the head is the first.
+        nodes: all nodes that were started. The head is the first.
     """
 
     address: str
@@ -107,7 +107,7 @@ class Cluster:
         return self.nodes[0]
 
     def start_head(self, cpus: int) -> None:
-        """Start the head node with this many CPUs, and wait until it accepts jobs.
+        """Start the head node, on which Ray may use `cpus` CPUs, and wait until it accepts jobs.
 
         Raises:
             UserError: if it does not start.
@@ -142,14 +142,14 @@ class Cluster:
         return node
 
     def alive(self) -> list[str]:
-        """Return the addresses of the nodes that the head counts as alive, or [] if the head does not answer."""
+        """Return the IP addresses of the nodes that the head counts as alive; [] if the head does not answer."""
         with suppress(OSError):
             found = self._request("/api/v0/nodes")["data"]["result"]["result"]
             return [node["node_ip"] for node in found if node["state"] == "ALIVE"]
         return []
 
     def ray(self, *arguments: str) -> list[str]:
-        """Return a command line that calls `ray` with these arguments. It must be run with `environment`."""
+        """Return a command line that calls the program `ray`. It must be run with the variables of `environment`."""
         return [find_program("ray", "'ray[default]'"), *arguments]
 
     def _node(self, pool: str, cpus: int, arguments: Sequence[str]) -> Node:
@@ -180,7 +180,7 @@ class Cluster:
     def _accepts_jobs(self) -> bool:
         """Submit a test job, wait for its end and return whether it succeeded.
 
-        An answer from the dashboard would not be enough: it comes before the agent that runs jobs is ready.
+        It is not enough that Ray's dashboard answers, because it does so before the process that runs jobs is ready.
         """
         with suppress(OSError, KeyError):
             job = self._request("/api/jobs/", {"entrypoint": "true"})["submission_id"]
@@ -190,10 +190,10 @@ class Cluster:
         return False
 
     def _request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Send a request to the dashboard's API and return its JSON answer.
+        """Send a request to the HTTP API of Ray's dashboard and return its JSON answer.
 
         Args:
-            path: path of the request.
+            path: path of the request, such as "/api/jobs/".
             body: JSON object to send by POST; None to use GET.
         """
         headers = {"Authorization": f"Bearer {Path(self.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
@@ -255,11 +255,11 @@ def ray_cluster(
 def tracking_server(folder: Path, s3: S3) -> Iterator[Server]:
     """Run an MLflow server for the duration of a `with` statement.
 
-    It keeps artifacts on S3, and runs in PostgreSQL, or in SQLite if PostgreSQL can't be started.
+    It stores artifacts on S3, and everything else in PostgreSQL, or in SQLite if PostgreSQL can't be started.
 
     Args:
-        folder: folder for the server's log and for SQLite's file.
-        s3: the S3 server, on which the bucket `mlflow` is created.
+        folder: folder for the server's log and for the file of SQLite.
+        s3: the S3 server. The bucket `mlflow` for the artifacts is created there.
 
     Yields:
         The running MLflow server.
@@ -278,7 +278,7 @@ def tracking_server(folder: Path, s3: S3) -> Iterator[Server]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start the servers and the cluster, run the job, and stop everything.
+    """Start the servers and the cluster, run a job on it, and stop everything. This is the command of the module.
 
     Args:
         argv: command-line arguments; None for those of this process.
@@ -307,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
-    """Start the servers and the cluster, run the job if there is one, and wait for Ctrl-C if asked to.
+    """Start the servers and the cluster, run the job if one is given, and wait for Ctrl-C if there is none or with --stay.
 
     Args:
         arguments: the parsed command-line arguments.

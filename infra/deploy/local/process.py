@@ -24,7 +24,7 @@ _STOP_SECONDS = 15.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different TCP ports that nothing on this machine uses at the moment."""
+    """Return a list of `count` different TCP ports of this machine that no program uses at the moment."""
     found: list[int] = []
     while len(found) < count:
         port = random.randrange(*_PORTS)
@@ -35,7 +35,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing on this machine uses at the moment."""
+    """Return a TCP port of this machine that no program uses at the moment."""
     return free_ports(1)[0]
 
 
@@ -46,11 +46,11 @@ def is_listening(port: int) -> bool:
 
 
 def find_program(name: str, package: str) -> str:
-    """Find an installed program, first in the folder of this Python, then on PATH.
+    """Find an installed program, first in the folder of this Python interpreter, then on PATH.
 
     Args:
         name: the file name of the program.
-        package: the package to `pip install`, for the error message.
+        package: the Python package that contains it, for the advice to `pip install` it in the error message.
 
     Returns:
         The path of the program.
@@ -66,7 +66,7 @@ def find_program(name: str, package: str) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a text file that only its owner may read."""
+    """Create a text file that only its owner may read, such as a file with a password."""
     path.touch(mode=0o600)
     path.write_text(text)
 
@@ -75,18 +75,18 @@ def write_private(path: Path, text: str) -> None:
 class Server:
     """A server process that can be started, stopped, killed and started again.
 
-    On Linux, the process is terminated when the thread that started it ends. So a test or command that is killed leaves nothing
-    behind.
+    On Linux, the process is also terminated when the thread that started it ends. So if a test or command is killed, no server is
+    left running.
 
     Attributes:
         name: a description of the server, for messages.
         url: the address of the server.
         command: the command line.
-        variables: all environment variables of the process.
+        variables: all environment variables of the process, by name.
         log: file to which the output is appended.
-        ready: function that returns whether the server is ready by now.
+        ready: function without arguments that returns whether the server is ready by now. `start` calls it repeatedly.
         user: name of the user that runs the process; None for the current user. Only root can choose another one.
-        stop_seconds: time from asking the process to stop until it is killed.
+        stop_seconds: seconds to wait, after the process was asked to stop, until it is killed.
         folder: working directory; None for the folder of the log.
         process: the running process; None while it is stopped.
     """
@@ -103,7 +103,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Start the process and wait until it is ready.
+        """Start the process, and wait until the server is ready.
 
         Raises:
             UserError: if the process ends or is not ready within two minutes. The message includes the end of the log.
@@ -128,7 +128,7 @@ class Server:
             time.sleep(0.1)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Stop the process and all its children. Does nothing if it is not running.
+        """Stop the process and all its children, and wait until it has ended. Do nothing if it is not running.
 
         Args:
             number: the signal to send first. SIGKILL follows if the process has not ended after `stop_seconds`.
@@ -150,16 +150,16 @@ class Server:
 
 
 def _terminate_with_parent() -> list[str]:
-    """Return the beginning of a command line that makes Linux terminate the command when its parent process ends.
+    """Return the words to put before a command line, so that Linux terminates the command when its parent thread ends.
 
-    The result is [] if the program `setpriv` is not installed.
+    The result is [] if the program `setpriv` is not installed. The command is then not terminated.
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
 
 
 def as_user(name: str | None) -> dict[str, Any]:
-    """Return the arguments of `subprocess.Popen` that run a process as another user, which only root may do.
+    """Return the keyword arguments for `subprocess.Popen` that run a process as another user. Only root may use them.
 
     Args:
         name: name of the user; None for the current user, which gives {}.
@@ -172,10 +172,13 @@ def as_user(name: str | None) -> dict[str, Any]:
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """Start a server, and stop it at the end of the `with` statement.
+    """Run a server for the duration of a `with` statement.
+
+    Args:
+        server: the server, which is not running yet.
 
     Yields:
-        The same server.
+        The same server, when it is ready.
 
     Raises:
         UserError: if it does not start.

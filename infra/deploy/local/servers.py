@@ -43,7 +43,7 @@ class S3:
         url: the endpoint of the server.
         access_key: the access key id.
         secret_key: the secret access key.
-        server: the server's process; None if it was not started here.
+        server: the process of the server; None if it was not started by `s3_server`.
     """
 
     url: str
@@ -53,7 +53,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the standard AWS environment variables by which clients find the server and log in."""
+        """Return the AWS environment variables, by name, with which clients find the server and log in."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -76,16 +76,16 @@ class S3:
         )
 
     def create_bucket(self, name: str) -> str:
-        """Create a bucket unless it exists. Returns its URI."""
+        """Create a bucket unless it exists, and return its URI (s3://name)."""
         client = self.client()
         with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
             client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def stores_objects(self) -> bool:
-        """Return whether the server can store an object by now, tested by writing one.
+        """Check whether the server can already store objects, by writing one.
 
-        It is not enough that the server answers: a starting SeaweedFS answers before it can store anything.
+        It is not enough that the server answers, because SeaweedFS answers before it can store anything.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -159,7 +159,7 @@ def mlflow_server(
     Args:
         folder: folder for the log, and for everything that is not stored elsewhere; created if it does not exist.
         port: TCP port at which the server listens; None for a free one.
-        store: URI of the database; None for an SQLite file in `folder`.
+        store: SQLAlchemy URI of the database for runs and models; None for an SQLite file in `folder`.
         artifacts: URI where the server stores the artifacts that clients send to it; None for a folder in `folder`.
         environment: further environment variables of the server, for example those for S3.
 
@@ -183,7 +183,7 @@ def mlflow_server(
     }
 
     def ready() -> bool:
-        """Return whether the server says that it is healthy."""
+        """Return whether the server answers that it is healthy."""
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
             return bool(reply.status == 200)
         return False
@@ -193,7 +193,7 @@ def mlflow_server(
 
 
 def postgres_programs() -> Path | None:
-    """Return the folder with PostgreSQL's programs `initdb` and `postgres`, or None if they are not installed."""
+    """Return the folder that contains PostgreSQL's programs `initdb` and `postgres`; None if they are not installed."""
     on_path = shutil.which("initdb")
     folders = [Path(on_path).resolve().parent] if on_path else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)  # Debian does not put them on PATH
@@ -202,9 +202,9 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """Run a PostgreSQL server with an empty database for the duration of a `with` statement. Its data is then deleted.
+    """Run a PostgreSQL server with an empty database for the duration of a `with` statement. Its data is deleted at the end.
 
-    PostgreSQL refuses to run as root. If this process belongs to root, the server runs as the user `postgres` or `nobody`.
+    PostgreSQL refuses to run as root. If this process runs as root, the server runs as the user `postgres` or `nobody`.
 
     Yields:
         The URI of the database for SQLAlchemy, with user name and password.
@@ -252,9 +252,10 @@ def postgres_server() -> Iterator[str]:
 
 
 def _unprivileged_user() -> str | None:
-    """Return the name of the user that PostgreSQL should run as, if this process belongs to root.
+    """Return the name of the user as which PostgreSQL should run, because it refuses to run as root.
 
-    It is `postgres` if there is such a user, else `nobody`. None if there is neither, or this process does not belong to root.
+    Returns:
+        "postgres" if there is such a user, else "nobody". None if this process does not run as root, or there is no such user.
     """
     if os.geteuid() != 0:
         return None
