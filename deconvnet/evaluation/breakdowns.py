@@ -1,8 +1,8 @@
 """Break the evaluation down: confusion between classes, mean IoU by number of proposals, and IoU by object size.
 
-A result is one of the five ways of predicting a mask, such as "deconvnet" (`deconvnet.inference.predictor.RESULTS`). A proposal is
-a box that may contain an object. All figures are computed from sums over images. So several processes can count different images,
-and their sums can be added.
+A result is one of the five ways of predicting a mask, such as "deconvnet" (`deconvnet.inference.predictor.RESULTS`). A proposal
+is a box that may contain an object. All figures are computed from sums over images. So several processes can count different
+images, and their sums can be added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,8 @@ class Breakdowns:
         counts: the K numbers of proposals (boxes) from which DeconvNet's mask is predicted and measured.
         confusion: numbers of pixels by result, true class and predicted class, int64 (R, C, C), for C classes.
         confusion_by_count: numbers of pixels by entry of `counts`, true class and DeconvNet's predicted class, int64 (K, C, C).
-        objects: numbers of annotated objects in each of the B size bins (`SIZE_EDGES`), int64 (B,).
+        objects: numbers of annotated objects in each of the B size bins, int64 (B,). The size of an object is its share of the
+            image's area, and `SIZE_EDGES` has the limits of the bins.
         ious: sums of the objects' IoU by result and size bin, float64 (R, B).
     """
 
@@ -117,7 +118,8 @@ class Breakdowns:
 
         Args:
             class_mask: annotated class ids, uint8 (H, W); 255 is void.
-            object_mask: annotated object ids, uint8 or uint16 (H, W). 0 is background, and the largest value of the dtype is void.
+            object_mask: annotated object ids, uint8 or uint16 (H, W). 0 is background, and the largest value of the dtype is
+                void.
             predictions: predicted class ids, uint8 (H, W), by result name; one for each of `results`.
             by_count: DeconvNet's predicted class ids, uint8 (H, W), by number of proposals; one for each of `counts`.
 
@@ -141,7 +143,7 @@ class Breakdowns:
         return {name: getattr(self, name) for name in ("confusion", "confusion_by_count", "objects", "ious")}
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add the sums of other images.
+        """Add the sums of other images to these sums, in place.
 
         Args:
             arrays: the arrays of another `Breakdowns` with the same shapes, as its method `arrays` returns them.
@@ -158,8 +160,9 @@ class Breakdowns:
             * `confusion` is a dict from result name to a nested list: numbers of pixels by true class, then by predicted class.
             * `proposals` is a dict with two lists: `counts`, the numbers of proposals, and `mean_iou`, that of DeconvNet for each
               number.
-            * `sizes` is a dict with the list `edges` (limits of the size bins), the list `objects` (numbers of objects in the
-              bins) and the dict `mean_iou` (from result name to a list, with the mean IoU of the objects in each bin).
+            * `sizes` is a dict with the list `edges` (limits of the size bins, as shares of the image's area), the list `objects`
+              (numbers of objects in the bins) and the dict `mean_iou` (from result name to a list, with the mean IoU of the
+              objects in each bin).
         """
         by_size = np.divide(self.ious, self.objects, out=np.full_like(self.ious, np.nan), where=self.objects > 0)
         by_count = [ConfusionMatrix(matrix.shape[0], matrix).mean_iou for matrix in self.confusion_by_count]

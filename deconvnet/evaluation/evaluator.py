@@ -1,8 +1,8 @@
 """Evaluate DeconvNet and FCN-8s on one split of a data set.
 
 The images are split into batches. Workers that hold both networks predict each image in five ways and compare the masks with the
-annotation. The counts of all batches are then added up. The five ways are those of Noh et al. (ICCV 2015), the paper on DeconvNet:
-FCN-8s, DeconvNet, their ensemble, and the last two refined by a CRF. What one of them predicts is called a result (`RESULTS`).
+annotation. The counts of all batches are then added up. The five ways are those of Noh et al. (ICCV 2015), the paper on
+DeconvNet: FCN-8s, DeconvNet, their ensemble, and the last two refined by a CRF. Each way is called a result (`RESULTS`).
 """
 
 import math
@@ -64,8 +64,8 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        results: the content of `report/results.json`: `dataset` (name), `images` (number of images), `classes` (names), and `rows`
-            (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
+        results: the content of `report/results.json`: `dataset` (name), `images` (number of images), `classes` (names), and
+            `rows` (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
         mean_iou: mean IoU of each image on its own, by image_id, then by result name; None if the image's annotation is all void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
     """
@@ -155,8 +155,9 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of sums that `Breakdowns.arrays` returns, and two more entries: `image_ids`, a list, and `mean_iou`.
-        The latter has for each image a list of floats, one per result in the order of `RESULTS`; nan if the annotation is all void.
+        A dict with the arrays of sums that `Breakdowns.arrays` returns, and two more entries. `image_ids` is a list. `mean_iou`
+        is a list that has for each image a list of floats, one per result in the order of `RESULTS`. They are nan if the image's
+        annotation is all void.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
@@ -172,15 +173,15 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
 def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Read the annotated images of a batch.
 
+    Images without a class mask are skipped. If only the object mask is missing, it is made from the class mask.
+
     Args:
         inputs: the networks, the images and the options.
         unit: the batch of images.
 
-    Images without a class mask are skipped. If only the object mask is missing, it is made from the class mask.
-
     Yields:
-        For each image in order: its image_id; the image, uint8 (H, W, 3), RGB; the class mask, uint8 (H, W), where 255 is void; the
-        object mask, uint8 or uint16 (H, W), with ids from 1.
+        For each image in order: its image_id; the image, uint8 (H, W, 3), RGB; the class mask, uint8 (H, W), where 255 is void;
+        the object mask, uint8 or uint16 (H, W), with ids from 1.
     """
     columns = ["image_id", "split", "image", "class_mask", "object_mask"]
     rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()
@@ -247,5 +248,5 @@ def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, An
 
 
 def _or_none(value: float) -> float | None:
-    """Return None if a number is nan, because JSON has no nan, and else the number."""
+    """Replace nan by None, because JSON has no nan. Any other number is returned as it is."""
     return None if math.isnan(value) else float(value)

@@ -66,7 +66,9 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Compute the intersection over union of each class: true positives / (true positives + false positives + false negatives).
+        """Compute the intersection over union (IoU) of each class from its true and false positives and its false negatives.
+
+        The IoU is TP / (TP + FP + FN).
 
         Returns:
             float64 (C,), 0 to 1; nan for a class that occurs neither in the truth nor in the prediction.

@@ -1,7 +1,8 @@
 """Predict a folder of images with a saved ensemble.
 
 The images are split into groups, and each group becomes one part (Parquet file) of the table `predictions`. Each worker holds the
-ensemble (DeconvNet, FCN-8s and the CRF) in memory. For each group that it is given, it writes the masks, the overlays and the part.
+ensemble (DeconvNet, FCN-8s and the CRF) in memory. For each group that it is given, it writes the masks, the overlays and the
+part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,7 @@ class _Job:
         model: folder of the saved ensemble.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
-        fingerprint: digest of everything that the table `predictions` depends on. Its parts (Parquet files) are stored
+        fingerprint: digest of everything that the table `predictions` depends on. The table's parts (Parquet files) are stored
             under this digest, so a later run knows which of them it can keep.
     """
 
@@ -145,8 +146,8 @@ class _RowMaker:
             tasks: the images of the part, with what to do with each.
 
         Yields:
-            For each task in order, a dict with the columns of the schema `PREDICTIONS`, or a `Reject` with the reason if the image
-            cannot be used.
+            For each task in order, a dict with the columns of the schema `PREDICTIONS`, or a `Reject` with the reason if the
+            image cannot be used.
         """
         known = self._read_known_rows({task.part for task in tasks if task.part})
         for task in tasks:

@@ -33,7 +33,8 @@ def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_weight: 
     Args:
         deconvnet: DeconvNet's scores before the softmax, float32 (C, H, W).
         fcn: FCN-8s' scores before the softmax, float32 (C, H, W).
-        how: formula of the ensemble. "mean", as in the paper, is (1 - fcn_weight) * softmax(deconvnet) + fcn_weight * softmax(fcn).
+        how: formula of the ensemble. "mean", as in the paper, is the weighted mean
+            (1 - fcn_weight) * softmax(deconvnet) + fcn_weight * softmax(fcn).
             "product", as in the authors' released code, is softmax(deconvnet * max(fcn, 0)).
         fcn_weight: weight of FCN-8s in "mean", 0 to 1. The paper uses 0.5. "product" ignores it.
 

@@ -2,8 +2,8 @@
 
 A proposal is a box that may contain an object. Its window is the enlarged box that is cropped for the network.
 
-Source: Noh et al. (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". Let G_i(x, y, c) be the score map of proposal i,
-resized to the proposal's window and 0 outside it. Then the score of class c at pixel (x, y) is
+Source: Noh et al. (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". Let G_i(x, y, c) be the score map of proposal
+i, resized to the proposal's window and 0 outside it. Then the score of class c at pixel (x, y) is
 
     P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
     P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)

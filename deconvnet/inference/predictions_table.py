@@ -1,11 +1,12 @@
 """The table `predictions` of a folder of images: its columns, the plan of a run, and the counts of predicted classes.
 
-The table is a folder of Parquet files, its parts. It is valid when its commit record (a JSON file that lists the parts) is written.
+The table is a folder of Parquet files, its parts. It is valid when its commit record (a JSON file that lists the parts) is
+written.
 
 A prediction is up to date if three conditions hold: the image file still has the same size and modification time, the mask file
-exists, and the prediction belongs to the current *generation*. A generation is all predictions made with one version of the model.
-A new generation begins whenever another model version is used for the same output folder. Predictions that an interrupted run
-finished count as well, although that run wrote no commit record.
+exists, and the prediction belongs to the current *generation*. A generation is all predictions made with one version of the
+model. A new generation begins whenever another model version is used for the same output folder. Predictions that an interrupted
+run finished count as well, although that run wrote no commit record.
 """
 
 import uuid
@@ -108,8 +109,8 @@ class Plan:
 
     Attributes:
         state: the input folder, model version and generation (name of this model version's predictions) of the run.
-        key: digest of the names and stamps of the images, the generation, the limit of pixels, and whether overlays are wanted. If
-            the table was made with the same key, its rows are up to date.
+        key: digest of the names and stamps of the images, the generation, the limit of pixels, and whether overlays are wanted.
+            If the table was made with the same key, its rows are up to date.
         tasks: one task per image, in order; empty if the table is up to date.
         earlier_files: paths of the masks and overlays of earlier runs, relative to the output folder; empty if the table is up to
             date.
@@ -181,7 +182,8 @@ def make_plan(images: Sequence[ImageFile], output: str, state: OutputState, over
         max_pixels: images with more pixels are refused; None for the limit stored with the model.
 
     Returns:
-        The plan. If the table is up to date and all masks and wanted overlays exist, `is_complete` is True and there are no tasks.
+        The plan. If the table is up to date and all masks and wanted overlays exist, `is_complete` is True and there are no
+        tasks.
     """
     table = storage.join(output, TABLE)
     files = {f"{folder}/{n}" for folder in (MASKS, OVERLAYS) for n in storage.list_files(storage.join(output, folder))}
@@ -225,8 +227,8 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         table: URI of the table `predictions`.
 
     Yields:
-        Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp, generation, width, height,
-        mask and overlay.
+        Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp, generation, width,
+        height, mask and overlay.
     """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
     names = [name for name in storage.list_files(table) if name.endswith(".json") and name != tables.COMMIT]
@@ -266,7 +268,7 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
 
 
 def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
-    """Write the table `rejects`, which lists the images that could not be used.
+    """Write the table `rejects`, which lists the images that could not be used, in place of an earlier one.
 
     Args:
         output: folder or s3:// prefix of the output.

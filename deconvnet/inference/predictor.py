@@ -204,8 +204,8 @@ class Predictor:
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            counts: numbers of boxes, in any order. For each number k, DeconvNet's mask is predicted from the first k boxes that it
-                is run on (see `best_boxes`). The CRF is not applied.
+            counts: numbers of boxes, in any order. For each number k, DeconvNet's mask is predicted from the first k boxes that
+                it is run on (see `best_boxes`). The CRF is not applied.
             results: names from `RESULTS`; "deconvnet" must be one of them.
 
         Returns:

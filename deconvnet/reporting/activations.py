@@ -20,8 +20,8 @@ def decoder_maps(
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
     """Run DeconvNet on a crop and find the most active map of each decoder layer.
 
-    A map is one channel of a layer's output. The most active one has the largest sum of activations. The model is run in evaluation
-    mode, and its mode is restored afterwards.
+    A map is one channel of a layer's output. The most active one has the largest sum of activations. The model is run in
+    evaluation mode, and its mode is restored afterwards.
 
     Args:
         model: the network.

@@ -1,8 +1,9 @@
 """Compare a newly trained edge detector with two others.
 
-EdgeBox finds boxes that may contain objects (proposals) from the edges of an image. A trained edge detector is a structured forest.
-The others are the image gradient and the forest that comes with the package. The comparison measures the recall of EdgeBox's boxes
-on the images of the split "dev", and the quality of the edges on the split "val" of BSDS500, the Berkeley data set of boundaries.
+EdgeBox finds boxes that may contain objects (proposals) from the edges of an image. A trained edge detector is a structured
+forest. The others are the image gradient and the forest that comes with the package. The comparison measures the recall of
+EdgeBox's boxes on the images of the split "dev", and the quality of the edges on the split "val" of BSDS500, the Berkeley data
+set of boundaries.
 """
 
 import json
@@ -39,10 +40,11 @@ class EdgeReport:
     """The outcome of a comparison of edge detectors.
 
     Attributes:
-        metrics: metrics of the newly trained forest, by their name in MLflow. For example, "bsds.ods" is the F-measure on BSDS500
-            at the best threshold for the whole data set.
+        metrics: metrics of the newly trained detector, by their name in MLflow. For example, "bsds.ods" is the F-measure on the
+            data set BSDS500 with the one best threshold for all images.
         markdown: Markdown text with tables of all detectors' metrics.
-        files: contents by file name: edges.json (metrics), edges.md (Markdown text) and, if boxes were measured, edges.png (chart).
+        files: contents by file name: edges.json (metrics), edges.md (Markdown text) and, if boxes were measured, edges.png
+            (chart).
     """
 
     metrics: dict[str, float]
@@ -174,8 +176,8 @@ def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -
         files: paths of the image file and of its annotation file.
 
     Returns:
-        The counts by name of the edge detector: int64 arrays (T, 4) for T thresholds of edge strength, whose columns are described
-        at `proposals.edges.boundary_metrics.edge_counts`.
+        The counts by name of the edge detector: int64 arrays (T, 4) for T thresholds of edge strength, whose columns are
+        described at `proposals.edges.boundary_metrics.edge_counts`.
     """
     cv2.setNumThreads(1)  # every CPU already works on another image or part
     annotated = read_bsds_image(files)

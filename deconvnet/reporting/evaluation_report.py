@@ -95,8 +95,8 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 def results_markdown(results: Mapping[str, Any]) -> str:
     """Format the metrics of the five results as two Markdown tables, in per cent.
 
-    The first table has a row for each result with its mean IoU and pixel accuracy. The second one has a row for each class with its
-    IoU in each result.
+    The first table has a row for each result with its mean IoU and pixel accuracy. The second one has a row for each class with
+    its IoU in each result.
 
     Args:
         results: the content of `results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.

@@ -313,7 +313,7 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
     """Draw training crops beside their masks.
 
     Args:
-        examples_uri: URI of a table of training crops, such as `examples_stage1`.
+        examples_uri: URI of a table of training crops, such as `examples/stage1` in the workspace.
         classes: class names, ordered by id.
         count: largest number of crops to draw. They are spread evenly over the table.
 

@@ -15,7 +15,7 @@ _NEW_BOX, _OLD_BOX = (255, 176, 0), (255, 255, 255)
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One image of a comparison, with its ground truth and predictions.
+    """A row of a figure that compares predictions: an image, its ground truth and its predicted masks.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -106,8 +106,8 @@ def instances(
 ) -> bytes:
     """Draw the masks that DeconvNet predicts from more and more boxes, as in Figure 6 of Noh et al. (ICCV 2015).
 
-    Each step shows the boxes used so far on the image, and below it the mask predicted from them. Boxes that are new in a step are
-    orange, and earlier ones are white.
+    Each step shows the boxes used so far on the image, and below it the mask predicted from them. Boxes that are new in a step
+    are orange, and earlier ones are white.
 
     Args:
         image: uint8 (H, W, 3), RGB.

@@ -1,7 +1,9 @@
 """Draw charts of results, as PNGs, 1,200 px wide.
 
 A result is one of the five ways of predicting masks: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both networks)
-and EDeconvNet+CRF. Each network has its own colour, which is darker for the results with the CRF. Colour-blind readers can tell the colours apart.
+and EDeconvNet+CRF. Each network has its own colour, which is darker for the results with the CRF. Colour-blind readers can tell
+the colours apart.
+
 Arguments called `results` are the content of `report/results.json`, and `breakdowns` is the content of `report/analysis.json`
 (see `deconvnet.evaluation.breakdowns`). In both, None stands for an undefined figure, such as the IoU of a class that does not
 occur.
@@ -40,8 +42,8 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
     """Draw horizontal bars of the IoU, one for each class and result. A class without an IoU has no bar.
 
     Args:
-        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
-            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
+        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and
+            `rows`. The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -69,8 +71,8 @@ def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
     """Draw panels of curves against the training step, two panels per row.
 
     Args:
-        curves: the curves by panel title, then by their name in the legend. Each is a pair of equally long sequences, the training
-            steps and the values.
+        curves: the curves by panel title, then by their name in the legend. Each is a pair of equally long sequences, the
+            training steps and the values.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -144,8 +146,8 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     """Draw DeconvNet's mean IoU against the number of proposals. FCN-8s needs no proposals, so it is drawn as a horizontal line.
 
     Args:
-        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
-            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
+        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and
+            `rows`. The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
         breakdowns: the content of `report/analysis.json` for the same images, with the entry `proposals` of `Breakdowns.as_dict`.
 
     Returns:

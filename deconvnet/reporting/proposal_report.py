@@ -1,6 +1,7 @@
 """Report how many annotated objects of a split the proposals find.
 
-A proposal is a box that may contain an object. DeconvNet cannot segment an object that no proposal covers. So this shows whether the proposals or the network limit the result.
+A proposal is a box that may contain an object. DeconvNet cannot segment an object that no proposal covers. So the report shows
+whether the proposals or the network limit the quality of the predictions.
 """
 
 import json
@@ -34,9 +35,9 @@ def report_proposals(
 ) -> ProposalReport | None:
     """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
-    No file is written. An object counts if its bounding box has at least 2,000 px² (`recall.MIN_AREA`), or at least twice
-    `settings.min_box_area` if that is less. Small images are usually given smaller proposals, so their smaller objects should be
-    found, too.
+    No file is written. An object counts if the area of its bounding box is at least 2,000 px² (`recall.MIN_AREA`), or at least
+    twice the smallest area of a proposal (`settings.min_box_area`) if that is less. Proposals in small images are usually allowed
+    to be smaller, so their smaller objects should be found, too.
 
     Args:
         images_uri: URI of the table `images`.

@@ -109,8 +109,8 @@ def proposals_sentence(proposals: Mapping[str, Any]) -> str:
     """Summarise in one sentence how many annotated objects the best proposals (boxes that may contain an object) find.
 
     Args:
-        proposals: the content of `report/proposals.json`: recalls such as "recall_50_iou70" (share of the objects that the first 50
-            boxes find at IoU 0.7), and `objects`, the number of objects.
+        proposals: the content of `report/proposals.json`: recalls such as "recall_50_iou70" (share of the objects that the first
+            50 boxes find at IoU 0.7), and `objects`, the number of objects.
 
     Returns:
         A sentence about the first 50 boxes of each image. If the recall of 50 boxes was not measured, it is about the smallest
@@ -132,7 +132,8 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
         prefix: text to put before every name, such as "train.stage1.".
 
     Yields:
-        The dotted name of a setting, such as "train.stage1.max_steps", and its value as text. The items of a list are joined by commas.
+        The dotted name of a setting, such as "train.stage1.max_steps", and its value as text. The items of a list are joined by
+        commas.
     """
     for key, value in settings.items():
         if isinstance(value, Mapping):

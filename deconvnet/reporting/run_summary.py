@@ -152,12 +152,12 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Format the metrics of the five results, and the mean IoU in Noh et al. (ICCV 2015), as rows of a table.
 
     Args:
-        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and `rows`.
-            The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
+        results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and
+            `rows`. The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
 
     Returns:
-        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The title is a text
-        such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
+        A tuple (title, mean IoU, pixel accuracy, mean IoU in the paper) for each result, in the paper's order. The title is a
+        text such as "DeconvNet+CRF". The numbers are texts in per cent, or "–" for None.
     """
     rows = results["rows"]
     return [
