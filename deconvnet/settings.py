@@ -12,7 +12,10 @@ from infra.settings import Section
 
 
 class GeneratedSettings(Section):
-    """The sizes of the generated data set, which is used if `data.root` is empty."""
+    """The sizes of the generated data set, which is used if `data.root` is empty.
+
+    This is the section `data.generated` of the settings files. Each field is explained by its description.
+    """
 
     train: PositiveInt = Field(300, description="number of images to train on")
     val: PositiveInt = Field(60, description="number of images for the final results")
@@ -21,7 +24,10 @@ class GeneratedSettings(Section):
 
 
 class DataSettings(Section):
-    """The annotated images: a data set in Pascal VOC's folder layout, or a generated one."""
+    """The annotated images: a data set in Pascal VOC's folder layout, or a generated one.
+
+    This is the section `data` of the settings files. Each field is explained by its description.
+    """
 
     root: str | None = Field(
         None,
@@ -64,7 +70,10 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The networks. Names with fcn_ are for FCN-8s, `convention` and `vgg16` for both networks, and the others for DeconvNet."""
+    """The networks. Names with fcn_ are for FCN-8s, `convention` and `vgg16` for both networks, and the others for DeconvNet.
+
+    This is the section `model` of the settings files. Each field is explained by its description.
+    """
 
     width: float = Field(
         1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
@@ -116,7 +125,10 @@ class ModelSettings(Section):
 
 
 class ComputeSettings(Section):
-    """The processes that train. They are Ray Train workers, or a single process with the local executor."""
+    """The processes that train. They are Ray Train workers, or a single process with the local executor.
+
+    This is the section `compute` of the settings files. Each field is explained by its description.
+    """
 
     workers: PositiveInt = Field(1, description="number of training workers (DDP); with gpu each has one GPU")
     min_workers: PositiveInt | None = Field(
@@ -150,7 +162,10 @@ _BnBatches = Annotated[
 
 
 class StageSettings(Section):
-    """One training stage. The defaults are those of Noh et al. (ICCV 2015, §6.1) for DeconvNet."""
+    """One training stage. The defaults are those of Noh et al. (ICCV 2015, §6.1) for DeconvNet.
+
+    These are the sections `train.stage1` and `train.stage2` of the settings files. Each field is explained by its description.
+    """
 
     epochs: PositiveInt = Field(30, description="most passes over the examples")
     max_steps: PositiveInt | None = Field(None, description="most optimiser steps; empty: only epochs limits them")
@@ -188,7 +203,10 @@ class StageSettings(Section):
 
 
 class FcnStageSettings(StageSettings):
-    """The training stage of FCN-8s. The defaults are those of Long, Shelhamer, Darrell (CVPR 2015)."""
+    """The training stage of FCN-8s. The defaults are those of Long, Shelhamer, Darrell (CVPR 2015).
+
+    This is the section `train.fcn8s` of the settings files. It has the fields of `StageSettings`, some with other defaults.
+    """
 
     batch: _Batch = 20
     lr: _LearningRate = 1e-4
@@ -197,7 +215,10 @@ class FcnStageSettings(StageSettings):
 
 
 class InitSettings(Section):
-    """Fine-tuning: a trained model to start from instead of VGG-16's weights or random weights."""
+    """Fine-tuning: a trained model to start from instead of VGG-16's weights or random weights.
+
+    This is the section `init` of the settings files.
+    """
 
     from_: str | None = Field(
         None,
@@ -208,7 +229,10 @@ class InitSettings(Section):
 
 
 class TrainSettings(Section):
-    """The training stages: FCN-8s on whole images, and DeconvNet on crops of objects (stage 1), then of proposals (stage 2)."""
+    """The training stages: FCN-8s on whole images, and DeconvNet on crops of objects (stage 1), then of proposals (stage 2).
+
+    This is the section `train` of the settings files, with a section for each stage.
+    """
 
     fcn8s: FcnStageSettings = FcnStageSettings()
     stage1: StageSettings = StageSettings()
@@ -216,7 +240,10 @@ class TrainSettings(Section):
 
 
 class CrfSettings(Section):
-    """The dense CRF (Krähenbühl, Koltun, NIPS 2011) that refines masks. The defaults are those of the released DeconvNet."""
+    """The dense CRF (Krähenbühl, Koltun, NIPS 2011) that refines masks. The defaults are those of the released DeconvNet.
+
+    This is the section `segment.crf` of the settings files. Each field is explained by its description.
+    """
 
     iterations: PositiveInt = Field(10, description="number of mean-field iterations")
     xy_sigma: PositiveFloat = Field(3.0, description="standard deviation of the smoothness kernel, px")
@@ -229,7 +256,10 @@ class CrfSettings(Section):
 
 
 class SegmentSettings(Section):
-    """Segmentation of images by DeconvNet on object proposals, and its ensemble with FCN-8s (Noh et al., ICCV 2015, §5)."""
+    """Segmentation of images by DeconvNet on object proposals, and its ensemble with FCN-8s (Noh et al., ICCV 2015, §5).
+
+    This is the section `segment` of the settings files. Each field is explained by its description.
+    """
 
     proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
     min_side: NonNegativeFloat = Field(
@@ -253,7 +283,10 @@ class SegmentSettings(Section):
 
 
 class RetrainSettings(Section):
-    """Conditions for replacing the champion (the model in use) by a retrained model, and the number of earlier runs to keep."""
+    """Conditions for replacing the champion (the model in use) by a retrained model, and the number of earlier runs to keep.
+
+    This is the section `retrain` of the settings files. Each field is explained by its description.
+    """
 
     margin: float = Field(
         0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a model to be promoted"
@@ -268,7 +301,10 @@ class RetrainSettings(Section):
 
 
 class TrackingSettings(Section):
-    """Experiment tracking and the model registry (MLflow)."""
+    """Experiment tracking and the model registry (MLflow).
+
+    This is the section `tracking` of the settings files. Each field is explained by its description.
+    """
 
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
     uri: str | None = Field(

@@ -14,7 +14,7 @@ from deconvnet.models.network import Network
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A learnable deconvolution that enlarges score maps by an integer factor.
+    """A learnable deconvolution that enlarges score maps (one map of scores for each class) by an even factor.
 
     It is initialised as bilinear interpolation. The border pixels are replicated first, so that scores don't fade towards the
     border.

@@ -50,8 +50,8 @@ def for_inference(network: N, *, bf16: bool = True) -> N:
 
     Args:
         network: a network in training or evaluation mode. It is not changed.
-        bf16: whether to compute in bfloat16, if the device is fast at it. bfloat16 has a mantissa of 8 bits, so scores change
-            by a few thousandths of their size.
+        bf16: whether to compute in bfloat16, if the device is fast at it. Then scores differ by a few thousandths of their
+            size, because bfloat16 is less precise.
 
     Returns:
         The copy, on the same device and in evaluation mode. It can be neither trained nor saved.

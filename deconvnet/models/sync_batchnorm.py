@@ -57,8 +57,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Update the running mean and variance, as BatchNorm2d does in training.
 
         Args:
-            mean: each channel's mean over the current examples of all workers, of shape (C,).
-            unbiased_var: each channel's unbiased variance, of shape (C,).
+            mean: each channel's mean over the current examples of all workers (training processes), of shape (C,).
+            unbiased_var: each channel's unbiased variance over the same examples, of shape (C,).
         """
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
@@ -106,14 +106,14 @@ class _Normalise(torch.autograd.Function):
 
         Args:
             ctx: autograd's context object.
-            x: activations of shape (N, C, H, W).
+            x: activations of this worker (training process), of shape (N, C, H, W).
             weight: scale of each channel, of shape (C,).
             bias: shift of each channel, of shape (C,).
             mean: mean of each channel over all workers, of shape (C,).
             var: biased variance of each channel over all workers, of shape (C,).
             count: number of values in a channel over all workers.
             eps: number that is added to the variance.
-            group: the workers; None for all.
+            group: process group of the workers; None for all processes.
 
         Returns:
             Tensor of the shape of `x`.
@@ -175,15 +175,15 @@ def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_group: Group = None) -> int:
     """Set the running mean and variance of every batch norm to their average over some batches.
 
-    The running averages of training lag behind the weights. Therefore the released DeconvNet also recomputes them over 500
-    batches of training data before inference. The weights stay as they are.
+    The running averages of training lag behind the weights. Therefore the released DeconvNet also computes them anew, over 500
+    batches of training data, before inference. The weights stay as they are. Every worker (training process) must call this.
 
     Args:
         model: the model, changed in place. While this function runs, only batch norms are in training mode, so dropout is off.
             All modules' modes are restored at the end.
         batches: input tensors for the model. Each batch has the same weight in the average. If batch norm is synchronised, all
             workers must have the same number of batches.
-        process_group: the workers to average over; None for all.
+        process_group: process group of the workers to average over; None for all processes.
 
     Returns:
         The number of batches. It is the sum over all workers, unless all batch norms are synchronised.

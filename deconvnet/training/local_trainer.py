@@ -70,7 +70,7 @@ def train_locally(
         logger.info(f"  resumed from the checkpoint of step {state.values['step']:,}")
 
     def report(metrics: dict[str, float], state: State | None) -> None:
-        """Log the metrics, pass them to `on_report`, and save the training state if there is one."""
+        """Log the metrics, pass them to `on_report`, and save a checkpoint if the training state is given."""
         logger.info(f"  {progress_line(metrics, job.total_steps(plan))}")
         on_report(metrics)
         if state is not None:

@@ -47,14 +47,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
 
 
 def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
-    """Make the optimiser of a training stage.
+    """Make the SGD optimiser of a training stage.
 
     Args:
         model: the model, whose trainable parameters are optimised.
         settings: settings of the stage. Learning rate, momentum, weight decay and `bias_lr_factor` are used.
 
     Returns:
-        SGD with the groups that `parameter_groups` returns.
+        The optimiser, with separate parameter groups for weights, biases and batch norm (see `parameter_groups`).
     """
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
@@ -120,7 +120,7 @@ class Schedule:
         """Return the learning rate of a step.
 
         Args:
-            step: number of the step, from 0.
+            step: number of the step, from 0, counted over all epochs.
         """
         settings = self.settings
         match settings.schedule:

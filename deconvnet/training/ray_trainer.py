@@ -35,7 +35,7 @@ from infra.runtime.ray_compat import ElasticTrainer
 from infra.runtime.report_queue import ReportQueue
 
 POLL_SECONDS = 0.2
-"""Seconds between two looks of Ray Train's controller at the workers, and of the driver at the report queue.
+"""Seconds after which Ray Train's controller looks at the workers again, and the driver at its message queue.
 
 Ray's default of 2 s would delay every report.
 """
@@ -123,6 +123,9 @@ def check_resources(compute: ComputeSettings, nodes: Mapping[str, str] | None = 
 
 def _set_ray_train_variables(compute: ComputeSettings) -> None:
     """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
+
+    They say how often Ray Train looks after its workers and, if the number of workers may change, how long it waits for
+    promised resources. On a single node they switch off the watch for nodes that are about to be taken away.
 
     Args:
         compute: settings of the training processes.

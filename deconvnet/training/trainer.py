@@ -105,9 +105,9 @@ class Trainer:
         the settings ask for it, and the network is evaluated on the dev examples.
 
         Args:
-            report: function that receives metrics by name and, if a checkpoint must be saved, the training state (else None).
-                It is called every `log_every` steps and at the end of each epoch. It gets the state every `checkpoint_every`
-                steps and at the end of each epoch.
+            report: function that gets metrics by name and, if a checkpoint must be saved, the training state (else None). It is
+                called after each epoch and every `log_every` steps. It gets the state after each epoch and every
+                `checkpoint_every` steps. Both numbers are settings of the stage.
             should_stop: called before each step. If it returns True on any rank, all ranks stop.
             should_save: called before each step. If it returns True on any rank, the state is reported after the step.
 
@@ -182,7 +182,7 @@ class Trainer:
         return rate
 
     def evaluate(self) -> ConfusionMatrix:
-        """Evaluate the model on the dev examples of all ranks. Every rank must call this.
+        """Evaluate the model on the dev examples of all ranks (training processes). Every rank must call this.
 
         The model is in evaluation mode afterwards. The batch-norm statistics of rank 0 are copied to all ranks first.
 

@@ -88,7 +88,10 @@ def prune_vgg16(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[PrunedLayer]:
-    """Prune VGG-16's 13 convolutions, one after the other.
+    """Prune VGG-16's 13 convolutions (reduce their numbers of channels), one layer after the other.
+
+    For each layer, the channels to keep are selected and their new weights are fitted. Both use the responses (outputs before
+    ReLU) of the full network at randomly drawn positions of the inputs.
 
     The outputs of each pruned layer approximate the full network's kept channels, divided by one number per layer. This number
     is chosen so that the outputs after ReLU have a mean square of 1. VGG-16's own outputs are in the hundreds, which would make
@@ -96,14 +99,14 @@ def prune_vgg16(
 
     Args:
         full: weight (O, I, 3, 3) and bias (O,) of each layer of the full network, by VGG-16's layer names.
-        inputs: at least 2 images of shape (N, 3, H, W), with H and W at least 16, converted by `preprocessing.prepare`. They
-            must have the input convention of `full` and the size that the pruned network will get.
+        inputs: at least 2 images of shape (N, 3, H, W), with H and W at least 16. They are normalised as the weights in `full`
+            expect, and have the size that the pruned network will get.
         width: channels per layer as a fraction of VGG-16's, below 1.
-        seed: seed for drawing the sampled positions.
+        seed: seed for drawing the positions.
         dtype: dtype in which the full network is computed.
 
     Yields:
-        The pruned layers in order.
+        The pruned layers in order, from conv1_1 to conv5_3.
     """
     names = list(VGG16_CONVOLUTIONS)
     positions = _sampled_positions(names, inputs.shape, np.random.default_rng(seed))
@@ -189,10 +192,12 @@ def regress(x: Tensor, y: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]
 
 
 def r_squared(found: Tensor, target: Tensor) -> float:
-    """Compute R² over all channels: 1 − (sum of squared errors) / (sum of squared distances from each channel's mean).
+    """Compute the coefficient of determination R² of predictions, over all channels together.
+
+    It is 1 − (sum of squared errors) / (sum of squared distances from each channel's mean).
 
     Args:
-        found: predictions of shape (M, C).
+        found: predictions of shape (M, C), for M samples of C channels.
         target: true values of shape (M, C).
 
     Returns:
@@ -213,10 +218,10 @@ def _follows_pooling(name: str) -> bool:
 
 
 def _sampled_positions(names: list[str], shape: torch.Size, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Draw the pixel positions at which the responses of each layer are sampled.
+    """Draw the pixel positions at which the responses (outputs before ReLU) of each layer are sampled.
 
-    For each layer and input, P positions are drawn with replacement. P is chosen so that a layer has about SAMPLES positions in
-    all N inputs together. If the layer's output has no more than P pixels, each pixel is taken once instead.
+    For each layer and input, P positions are drawn with replacement. P is chosen so that all N inputs together have about
+    30,000 positions (the constant SAMPLES). If the layer's output has no more than P pixels, each pixel is taken once instead.
 
     Args:
         names: VGG-16's layer names in order.

@@ -54,8 +54,8 @@ def map_classes(
     Args:
         model: a network for the classes `new_classes`; not changed.
         state: state_dict of a network for the classes `old_classes`.
-        old_classes: class names by class id.
-        new_classes: class names by class id.
+        old_classes: class names by class id, before the conversion.
+        new_classes: class names by class id, after the conversion.
 
     Returns:
         A state_dict that fits `model`.

@@ -78,16 +78,16 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
 
     Args:
         model: the network, changed in place.
-        uri: file of weights (local, https:// or s3://) in one of these formats: a `.pth` or `.safetensors` file with
-            torchvision's names (vgg16 or vgg16_bn, torchvision's input convention); a `.npz` file with Caffe's names
-            ("conv1_1.weight", …, Caffe's input convention); a `.npz` file of pruned weights made by `write_vgg16`.
+        uri: file of weights (local, https:// or s3://) in one of these formats: a `.pth` or `.safetensors` file with the tensor
+            names of torchvision's vgg16 or vgg16_bn (for RGB input, 0–1); a `.npz` file with Caffe's tensor names
+            ("conv1_1.weight", …, for BGR input, 0–255); a `.npz` file of pruned weights made by `write_vgg16`.
 
     Returns:
-        A report on the layers that were loaded.
+        A report on the layers that were loaded and those that were not.
 
     Raises:
-        UserError: if the file can't be read, does not hold VGG-16, or has another input convention or width than the network.
-            In this case the network is not changed.
+        UserError: if the file can't be read, does not hold VGG-16, or has another width or format of the input pixels than the
+            network. In this case the network is not changed.
     """
     convention, layers = _read_layers(uri)
     _check_convention(uri, convention, model.convention)
@@ -204,10 +204,10 @@ def _read(uri: str) -> dict[str, Tensor]:
     """Read all tensors of a file of weights.
 
     Args:
-        uri: URI of a .pth, .pt, .safetensors or .npz file.
+        uri: URI of a .pth, .pt, .safetensors or .npz file (local, https:// or s3://).
 
     Returns:
-        The tensors by name, as float32.
+        The tensors by their names in the file, as float32.
 
     Raises:
         UserError: if the file has another format, is incomplete or can't be read.
