@@ -111,7 +111,7 @@ def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[st
 
 
 def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Iterate over the proposals in one part of a `proposals` table.
+    """Iterate over the proposals in one part (Parquet file) of a `proposals` table.
 
     Args:
         proposals_uri: URI of the table.
@@ -131,7 +131,7 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
 def edge_model_digest(settings: "ProposalSettings") -> str:
     """Return a text that identifies the model of the edge detector by its content.
 
-    It becomes part of the fingerprint of the proposals' pipeline stage, so that another model makes the stage run again.
+    It becomes part of the hash that decides whether the proposals must be computed again. So they are if the model changes.
 
     Args:
         settings: options of EdgeBox.

@@ -24,7 +24,7 @@ _BINS = 100  # steps of the IoU in the histograms
 
 
 def object_boxes(object_mask: np.ndarray, min_area: float = MIN_AREA) -> np.ndarray:
-    """Find the tight boxes of the objects in a mask.
+    """Find the tight boxes of the objects in a mask: the smallest boxes that contain all pixels of an object.
 
     Args:
         object_mask: uint8 or uint16 array (H, W) of object ids; 0 is background, and the largest value of the dtype is void.
@@ -90,7 +90,7 @@ class Recall:
         """Compute the recall of M objects from their best IoUs.
 
         Args:
-            overlaps: array (M, K) of best IoUs, as `best_overlaps` returns it.
+            overlaps: array (M, K): the highest IoU of each object with any of the first k boxes, as `best_overlaps` returns it.
             counts: the K numbers of boxes that were passed to `best_overlaps`.
 
         Returns:

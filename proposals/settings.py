@@ -8,7 +8,10 @@ from infra.settings import Section
 
 
 class ProposalSettings(Section):
-    """EdgeBox object proposals (Zitnick, Dollár 2014), with defaults tuned for recall on the train split of voc-sample."""
+    """EdgeBox object proposals (Zitnick, Dollár 2014), with defaults tuned for recall on the train split of voc-sample.
+
+    Proposals are boxes that are likely to contain an object. They are found by `proposals.edgebox.find_boxes`.
+    """
 
     edges: Literal["forest", "gradient"] = Field(
         "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"
@@ -62,7 +65,10 @@ class ProposalSettings(Section):
 
 
 class ForestSettings(Section):
-    """Training of an edge detector, a structured forest (Dollár, Zitnick 2013)."""
+    """Training of an edge detector, a structured forest (Dollár, Zitnick 2013).
+
+    The forest is trained on image patches, by `proposals.edges.training`.
+    """
 
     photographs: PositiveInt = Field(
         2000, description="about how many images with masks the forest learns from (drawn at random by the seed)"
@@ -98,7 +104,10 @@ class ForestSettings(Section):
 
 
 class ExampleSettings(Section):
-    """Training crops of stages 1 and 2 (DeconvNet, Noh et al. 2015, §4.2 and §6.1)."""
+    """Training crops of stages 1 and 2 (DeconvNet, Noh et al. 2015, §4.2 and §6.1).
+
+    Training stage 1 uses crops of annotated objects. Stage 2 uses crops of object proposals that overlap annotated objects.
+    """
 
     context: float = Field(1.2, ge=1, description="factor by which a box is enlarged about its centre")
     window: Literal["square", "stretched"] = Field(

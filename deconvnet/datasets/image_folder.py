@@ -28,7 +28,7 @@ class ImageFile:
 
     @property
     def stem(self) -> str:
-        """Relative path of the image without its suffix, which is also the name of its predicted mask."""
+        """Return the relative path of the image without its suffix, which is also the name of its predicted mask."""
         return self.name[: -len(PurePosixPath(self.name).suffix)]
 
 

@@ -44,7 +44,7 @@ class _Item:
 
     @property
     def size(self) -> int:
-        """Size of the image file in bytes; 0 if there is no usable file."""
+        """Return the size of the image file in bytes, or 0 if there is no usable file."""
         return self.found.image.size if isinstance(self.found, voc.VocImageFiles) else 0
 
 

@@ -60,8 +60,8 @@ def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
     Args:
         shape: shape of the array, (H, W).
 
-    Returns:
-        An iterator over slices of rows, from top to bottom, which together cover the array.
+    Yields:
+        Slices of rows, from top to bottom, which together cover the array.
     """
     rows = max(1, _STRIP_PIXELS // max(1, shape[1]))
     return (slice(top, top + rows) for top in range(0, shape[0], rows))

@@ -141,7 +141,7 @@ def _coverage(shape: _Shape, rng: np.random.Generator, height: int, width: int) 
 
 
 def _soften(wave: np.ndarray) -> np.ndarray:
-    """Turn a wave that oscillates about 0 into a pattern in [0, 1] with smooth edges, element by element."""
+    """Turn the values of a wave that oscillates about 0 into a pattern from 0 to 1 with smooth edges."""
     return 0.5 + 0.5 * np.tanh(2.5 * wave)
 
 

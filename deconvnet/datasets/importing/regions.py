@@ -54,7 +54,7 @@ def parse_points(values: Any, what: str) -> np.ndarray:
 
     Args:
         values: list of pairs [x, y], or flat list [x, y, x, y, …].
-        what: name of the shape for the error message, such as "its polygon".
+        what: name of the shape, such as "its polygon", for the error message.
 
     Returns:
         float64 array (N, 2) of x, y.
@@ -76,7 +76,7 @@ def parse_points(values: Any, what: str) -> np.ndarray:
 
 
 def polygon_region(class_id: int, outline: np.ndarray, height: int, width: int) -> Region:
-    """Fill a polygon.
+    """Make a region of the pixels inside a polygon.
 
     Args:
         class_id: class id of the object.
@@ -116,7 +116,7 @@ def polygon_region(class_id: int, outline: np.ndarray, height: int, width: int) 
 
 
 def box_region(class_id: int, corners: tuple[float, float, float, float], height: int, width: int) -> Region:
-    """Fill a rectangle.
+    """Make a region of the pixels inside a rectangle.
 
     Args:
         class_id: class id of the object.
@@ -132,7 +132,7 @@ def box_region(class_id: int, corners: tuple[float, float, float, float], height
 
 
 def circle_region(class_id: int, centre: tuple[float, float], radius: float, height: int, width: int) -> Region:
-    """Fill a circle.
+    """Make a region of the pixels inside a circle.
 
     Args:
         class_id: class id of the object.
@@ -152,7 +152,7 @@ def circle_region(class_id: int, centre: tuple[float, float], radius: float, hei
 
 
 def bitmap_region(class_id: int, mask: np.ndarray, top: int, left: int, height: int, width: int) -> Region:
-    """Place a small bitmap in the image.
+    """Make a region from a small bitmap that lies somewhere in the image.
 
     Args:
         class_id: class id of the object.

@@ -109,7 +109,7 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
 
 
 def _file_name(path: str) -> str:
-    """Return the last part of a path, the file name.
+    """Return the file name at the end of a path.
 
     Args:
         path: a path whose folders are separated by "/" or "\\".

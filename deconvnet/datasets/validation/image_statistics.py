@@ -80,13 +80,13 @@ class ImageStatistics:
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
     def unfindable(self, limits: ProposalLimits) -> np.ndarray:
-        """Tell which objects have a bounding box that is too small to be proposed.
+        """Tell which objects have a bounding box that is smaller than any region proposal.
 
         Args:
             limits: limits of the region proposals.
 
         Returns:
-            bool array (N,), in the order of `objects`.
+            bool array (N,), in the order of `objects`, True for objects that are too small.
         """
         scale = min(1.0, limits.max_side / max(self.width, self.height, 1))
         x0, y0, x1, y1 = self.objects[:, 2:].T
@@ -155,8 +155,9 @@ def _check_pixels(pixels: Mapping[int, int]) -> dict[str, str]:
         pixels: number of pixels by class id; 255 is void.
 
     Returns:
-        A dictionary with a sentence for each suspicion found, under its kind: "void" (over 30 % of the pixels), "empty" (no
-        object) or "one class" (one class covers over 99 % of the other pixels).
+        A dictionary with a sentence for each suspicion found, under its kind. The kinds are "void" (over 30 % of the pixels are
+        void), "empty" (there is no object) and "one class" (a class other than background covers over 99 % of the pixels that are
+        not void).
     """
     total, void = sum(pixels.values()), pixels.get(VOID_ID, 0)
     annotated = {class_id: count for class_id, count in pixels.items() if class_id != VOID_ID}
@@ -179,7 +180,7 @@ def _check_speckles(objects: np.ndarray) -> dict[str, str]:
         objects: int64 array (N, 6), one row for each object: class id, area in px², and bounding box x0, y0, x1, y1.
 
     Returns:
-        A dictionary with a sentence under "speckles"; empty if there is no such object.
+        A dictionary with a sentence under "speckles" if an object has fewer than 10 pixels; otherwise empty.
     """
     count = int((objects[:, 1] < SPECKLE_AREA).sum())
     return {"speckles": f"{count} object{'s' if count > 1 else ''} under {SPECKLE_AREA} px"} if count else {}

@@ -247,7 +247,7 @@ def _list_suspicions(
 
 
 def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) -> list[str]:
-    """Find the classes that are missing from a split or have few images to learn from.
+    """Find the classes that are missing from a split, or that occur in fewer than five train images.
 
     Args:
         usable: measurements of the usable images.

@@ -123,7 +123,7 @@ class _Patches:
     """
 
     def __init__(self, capacity: int, table: np.ndarray) -> None:
-        """Create an empty collection.
+        """Create an empty collection with room for a number of patches.
 
         Args:
             capacity: largest number of patches; further ones are dropped.
@@ -137,7 +137,7 @@ class _Patches:
         self._unquantised: list[np.ndarray] = []
 
     def add(self, regular: np.ndarray, similarity: np.ndarray, segmentation: np.ndarray, corners: np.ndarray) -> None:
-        """Add patches of one image.
+        """Add patches of one image: compute their features, and cut out their segmentations.
 
         Args:
             regular: float32 array (h, w, CHANNELS), the first result of `feature_channels`.

@@ -212,7 +212,7 @@ def _train_and_write(samples_uri: str, options: ForestOptions, seed: int, trees_
 
 
 def _read_samples(samples_uri: str, parts: list[tables.Part]) -> Iterator[Sample]:
-    """Decode the images and segmentations in some parts of the table, one image at a time.
+    """Decode the images and segmentations in some parts (Parquet files) of the table, one image at a time.
 
     Args:
         samples_uri: URI of the table.

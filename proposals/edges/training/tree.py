@@ -61,7 +61,7 @@ def grow(
 def _grow(
     features: np.ndarray, labels: np.ndarray, seed: int, pairs: int, min_child: int, max_depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Grow a decision tree breadth first, from the root down.
+    """Grow a decision tree breadth first, from the root down. This is `grow` as compiled by numba.
 
     Args:
         features: uint8 array (F, N), the quantised features of N patches.
