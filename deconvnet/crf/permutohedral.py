@@ -77,7 +77,7 @@ def smooth(lattice: Lattice, values: Floats) -> Floats:
 
 
 def pad(values: Floats, fill: float = 0.0) -> Floats:
-    """Return a copy of values (N, C) with the next multiple of 8 columns; the added columns hold `fill`."""
+    """Return a copy of `values` (N, C) with columns of the number `fill` added, so that their count is a multiple of 8."""
     out = empty_rows(len(values), -(-values.shape[1] // simd.WIDTH) * simd.WIDTH)
     out[:, : values.shape[1]] = values
     out[:, values.shape[1] :] = fill
@@ -85,7 +85,7 @@ def pad(values: Floats, fill: float = 0.0) -> Floats:
 
 
 def empty_rows(count: int, columns: int) -> Floats:
-    """Return an uninitialised float32 array (count, columns), aligned so that 8 columns never span two cache lines."""
+    """Return an uninitialised float32 array (count, columns), aligned so that a block of 8 columns is in one cache line."""
     raw = np.empty(4 * count * columns + _CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % _CACHE_LINE
     return raw[start : start + 4 * count * columns].view(np.float32).reshape(count, columns)

@@ -48,12 +48,12 @@ class _Float8Model(models.PrimitiveModel):
 
 
 def _constant(value: float) -> ir.Constant:
-    """Return an LLVM constant vector whose eight elements are all the float `value`."""
+    """Return an LLVM constant: a vector of eight float32 numbers, each of which is `value`."""
     return ir.Constant(_FLOATS, [value] * WIDTH)
 
 
 def _integers(value: int) -> ir.Constant:
-    """Return an LLVM constant vector whose eight elements are all the 32-bit integer `value`."""
+    """Return an LLVM constant: a vector of eight 32-bit integers, each of which is `value`."""
     return ir.Constant(_INTS, [value] * WIDTH)
 
 
@@ -209,12 +209,30 @@ def _binary(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
 
 
 def _add(builder: Any, a: Any, b: Any) -> Any:
-    """Emit LLVM code for the elementwise sum of the vectors `a` and `b`, and return the resulting vector."""
+    """Emit LLVM code that adds two vectors of eight float32 numbers, element by element.
+
+    Args:
+        builder: llvmlite's IRBuilder, to which the code is added.
+        a: LLVM value of the first vector.
+        b: LLVM value of the second vector.
+
+    Returns:
+        The LLVM value of the resulting vector.
+    """
     return builder.fadd(a, b)
 
 
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
-    """Emit LLVM code for the elementwise maximum of the vectors `a` and `b`, and return the resulting vector."""
+    """Emit LLVM code for the larger of each pair of elements of two vectors of eight float32 numbers.
+
+    Args:
+        builder: llvmlite's IRBuilder, to which the code is added.
+        a: LLVM value of the first vector.
+        b: LLVM value of the second vector.
+
+    Returns:
+        The LLVM value of the resulting vector.
+    """
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 

@@ -23,7 +23,12 @@ def caught_signals() -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: object) -> None:
-        """Handle a signal: record its number, and raise KeyboardInterrupt if it is not the first."""
+        """Handle a signal: append its number to the list, and raise KeyboardInterrupt if it is not the first.
+
+        Args:
+            number: number of the signal.
+            frame: the stack frame that was interrupted; unused.
+        """
         caught.append(number)
         if len(caught) > 1:
             raise KeyboardInterrupt

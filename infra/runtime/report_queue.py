@@ -20,7 +20,7 @@ class ReportQueue:
         self._stop_requested = False
 
     def put(self, message: dict[str, Any]) -> None:
-        """Append a message for the driver to the queue. The training run calls this."""
+        """Append a message for the driver, a dictionary of JSON values, to the queue. The training run calls this."""
         self._messages.append(message)
 
     def take(self) -> list[dict[str, Any]]:

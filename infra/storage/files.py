@@ -55,10 +55,13 @@ def exists(uri: str) -> bool:
 
 
 def version_token(uri: str) -> str:
-    """Return a short text that changes when a file changes. The file is not read.
+    """Return a short text that changes when the content of a file changes. The file is not read.
 
     For local files the text consists of size and modification time, on S3 of size and ETag. For http(s) URIs it is the URI
     itself, so changes of such files go unnoticed.
+
+    Args:
+        uri: the file, local, s3:// or http(s)://.
 
     Raises:
         UserError: if there is no such file.
@@ -80,6 +83,9 @@ def content_digest(uri: str) -> str:
 
     For local files this is the SHA-256 in hexadecimal, so copies of a file have the same digest. Other files are not read: the
     result is their `version_token`, on S3 size and ETag.
+
+    Args:
+        uri: the file, local, s3:// or http(s)://.
 
     Raises:
         UserError: if there is no such file.

@@ -77,7 +77,11 @@ def transfer_config() -> Any:
 def keys(bucket: str, prefix: str) -> Iterator[str]:
     """Iterate over the keys of all objects in a bucket that begin with `prefix`, in sorted order.
 
-    The server is asked for the next page of keys only when it is needed.
+    The server is asked for the next 1000 keys (PAGE) only when they are needed.
+
+    Args:
+        bucket: name of the bucket.
+        prefix: beginning of the keys; "" for all keys.
     """
     pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE})
     for page in pages:

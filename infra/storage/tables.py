@@ -40,7 +40,14 @@ REJECTS = pa.schema(
 
 @dataclass(frozen=True)
 class Reject:
-    """An input that could not be used, such as a broken image, and the reason. REJECTS describes the fields."""
+    """An input that could not be used, such as a broken image, and the reason.
+
+    Attributes:
+        image_id: id of the image to which the input belongs.
+        path: URI of the input file; "" if the input is a row of a table.
+        stage: name of the pipeline stage that could not use the input.
+        reason: the reason, in one sentence.
+    """
 
     image_id: str
     path: str
@@ -154,7 +161,7 @@ def part_name(fingerprint: str, index: int) -> str:
 
 
 def _summary_uri(table: str, fingerprint: str, index: int) -> str:
-    """Return the URI of the JSON file with the summary of a part, given by its `index` from 0.
+    """Return the URI of the JSON file that holds the summary of a part. `index` is the part's position, from 0.
 
     This file is written after the Parquet file. So if it exists, the part is complete.
     """
@@ -162,9 +169,9 @@ def _summary_uri(table: str, fingerprint: str, index: int) -> str:
 
 
 def parts_done(table: str, fingerprint: str) -> set[str]:
-    """Return the names (`Part.name`) of all complete parts with this fingerprint, even if they are not yet a table.
+    """Return the names (`Part.name`) of all complete parts that were written with a fingerprint.
 
-    The folder is listed once, which is faster than looking for each part.
+    They need not be part of a complete table. The folder is listed once, which is faster than looking for each part.
     """
     folder = fingerprint[:16]
     names = storage.list_files(storage.join(table, folder))
@@ -252,7 +259,7 @@ def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup
 
 
 def discard(table: str, fingerprint: str) -> None:
-    """Delete all parts with this fingerprint, so that they will be made again. The complete table must not consist of them."""
+    """Delete all parts that were written with a fingerprint. A complete table must not consist of them."""
     storage.remove(storage.join(table, fingerprint[:16]))
 
 
@@ -335,7 +342,7 @@ def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str
 
 
 def chunks(count: int, size: int) -> list[range]:
-    """Divide `range(count)` into consecutive ranges of nearly equal length, at most `size` each.
+    """Divide the numbers from 0 to `count` - 1 into consecutive ranges of nearly equal length, at most `size`.
 
     If `count` is 0, the result is a list with one empty range.
     """

@@ -35,7 +35,7 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path components to a URI: `join("s3://bucket/run", "images", "a.png")` is "s3://bucket/run/images/a.png"."""
+    """Append parts of a path to a URI: `join("s3://bucket/run", "images", "a.png")` is "s3://bucket/run/images/a.png"."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 

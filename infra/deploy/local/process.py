@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int) -> bool:
-    """Return whether a server accepts connections at a port of this machine."""
+    """Return whether a server on this machine accepts connections at a TCP port."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
