@@ -64,7 +64,7 @@ def dense_crf(
         image: uint8 array (H, W, 3), RGB.
         probabilities: float array (C, H, W) of values from 0 to 1, C being the number of classes. Their negative logarithm is the
             unary potential.
-        iterations: number of mean-field updates.
+        iterations: number of mean-field iterations, each of which updates all pixels at once.
         xy_sigma: standard deviation of the smoothness kernel in pixels.
         xy_weight: weight of the smoothness kernel; 0 turns it off.
         bilateral_xy_sigma: standard deviation of the appearance kernel for positions, in pixels.

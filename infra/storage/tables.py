@@ -44,7 +44,7 @@ class Reject:
 
     Attributes:
         image_id: id of the image to which the input belongs.
-        path: URI of the input file; "" if the input is a row of a table.
+        path: URI of the input file, or the setting that lists the input; "" if the input is a row of a table.
         stage: name of the pipeline stage that could not use the input.
         reason: the reason, in one sentence.
     """
