@@ -130,8 +130,8 @@ def run_description(summary: RunSummary, run_id: str) -> str:
         run_id: id of the run in MLflow. It is needed to show an image from the run's artifacts.
 
     Returns:
-        Markdown of at most `MAX_LENGTH` characters. The main result comes first, because MLflow shows only the beginning of a
-        long description.
+        Markdown of at most 5,000 characters. The main result comes first, because MLflow shows only the beginning of a long
+        description.
     """
     results = summary.results
     images = ", ".join(f"{count:,} {name}" for name, count in summary.splits.items())
@@ -161,7 +161,7 @@ def stage_description(name: str, summary: Mapping[str, Any] | None = None, detai
         details: Markdown to append.
 
     Returns:
-        Markdown of at most `MAX_LENGTH` characters: the purpose of the stage, its outcome, and the details.
+        Markdown of at most 5,000 characters: the purpose of the stage, its outcome, and the details.
     """
     outcome = "" if summary is None else _outcome(name, summary)
     return truncated("\n\n".join(text for text in (STAGE_DESCRIPTIONS.get(name, ""), outcome, details) if text))
@@ -220,7 +220,7 @@ def version_description(results: Mapping[str, Any]) -> str:
 
 
 def model_description(name: str, store: str, versions: Sequence[VersionSummary], length: int = MAX_LENGTH) -> str:
-    """Return the description of a registered model: purpose, results, usage and list of versions.
+    """Return the description of a registered model: its purpose, its results, its usage and a list of its versions.
 
     The results shown are those of the champion (the version in use). If there is none, they are those of the challenger (the
     newest version that a pipeline registered), else those of the newest version.
@@ -232,7 +232,7 @@ def model_description(name: str, store: str, versions: Sequence[VersionSummary],
         length: maximum number of characters. The oldest versions are left out if the list would exceed it.
 
     Returns:
-        Markdown that begins with `MODEL_HEADING`.
+        Markdown that begins with the heading `MODEL_HEADING`. Text of a user may stand above this heading.
     """
     alias, shown = next(
         ((alias, version) for alias in ("champion", "challenger") for version in versions if alias in version.aliases),

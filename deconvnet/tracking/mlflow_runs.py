@@ -85,7 +85,7 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 class MlflowRun:
-    """A run in an MLflow store, with the methods of `interface.Run`. They raise UserError if the store does not accept the data."""
+    """A run in an MLflow store, with the methods of `interface.Run`. They raise UserError if the store refuses the data."""
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
         """Create the object for the run with the id `run_id`, which exists already in the store of `tracker`."""
@@ -217,9 +217,7 @@ class MlflowRun:
             yield run
 
     def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read the curves of the metrics `names` from the newest finished run of each stage: `{stage: {metric: (steps,
-        values)}}`.
-        """
+        """Read the curves of the metrics `names` from each stage's newest finished run, as `{stage: {metric: (steps, values)}}`."""
         with self.tracker.errors_as_messages():
             return stage_histories(self._client, self.run_id, stages, names)
 

@@ -20,9 +20,9 @@ class Ensemble(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the networks from the model's artifact `ensemble`, to the GPU if there is one.
+        """Load the networks from the model's artifact `ensemble`, to the GPU if there is one. MLflow calls this method once.
 
-        This artifact is a folder with deconvnet/, fcn8s/ and options.json.
+        The artifact is a folder with deconvnet/ and fcn8s/ (the weights) and options.json.
 
         Args:
             context: context that MLflow passes. It has the paths of the model's artifacts.

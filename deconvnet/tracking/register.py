@@ -62,7 +62,8 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
         run: run that the version belongs to. It gets tags with the results, the name and the version.
         name: name of the registered model, which is created if it does not exist.
         ensemble: the networks and their options.
-        results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers become tags of the version, too.
+        results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers also become tags of the
+            version.
         alias: alias to point at the new version.
 
     Returns:

@@ -151,12 +151,12 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
 
 
 def update_model_description(client: "MlflowClient", name: str, store: str) -> None:
-    """Update the generated part of a registered model's description. Text that a user wrote above it is kept.
+    """Update the generated part of a registered model's description in MLflow. Text that a user wrote above it is kept.
 
     The new text is made from the tags and aliases of the model's newest versions.
 
     Args:
-        client: client of the registry.
+        client: MLflow client of the registry.
         name: name of the registered model.
         store: URI of the MLflow store without secrets, shown in the description.
 
@@ -196,7 +196,7 @@ def _tagged_numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
 
 
 def _decision(tags: Mapping[str, str]) -> str:
-    """Say in a sentence whether a version was promoted to champion, and why.
+    """Return a sentence that says whether a version was promoted to champion (the version in use), and why.
 
     Args:
         tags: values of the version's tags, as text by name. Those of interest were written by `promotion.promote`.
@@ -212,10 +212,10 @@ def _decision(tags: Mapping[str, str]) -> str:
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:
-    """Say what the registry has in place of a version that does not exist, for an error message.
+    """Return a text for an error message about a missing model version, which says which models or aliases there are.
 
     Args:
-        client: client of the registry.
+        client: MLflow client of the registry.
         name: name of the registered model that was searched for.
         setting: name of the setting that named the version.
 

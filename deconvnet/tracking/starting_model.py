@@ -1,4 +1,4 @@
-"""Find the trained network from which a training starts, as the setting `init.from` says.
+"""Find the trained network from which a training starts, in the place that the setting `init.from` names.
 
 A model folder is a folder with the weights of one network and a file model.json.
 """

@@ -73,7 +73,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check_store(uri: str) -> None:
-    """Check that the MLflow store answers. A server must do so within 12 seconds.
+    """Check that the MLflow store answers. A server must answer within 12 seconds.
 
     If the store is a SQLite file, its folder and the database are created.
 
@@ -121,7 +121,7 @@ def model_store(workspace: str | None, uri: str | None) -> str:
         uri: value of the setting `tracking.uri`, or None.
 
     Returns:
-        URI of the store, as chosen by `tracking_uri`.
+        URI of the store: that of the environment variable MLFLOW_TRACKING_URI, else `uri`, else the SQLite file in the workspace.
 
     Raises:
         UserError: if neither the arguments nor MLFLOW_TRACKING_URI name a store, or it does not exist or does not answer.

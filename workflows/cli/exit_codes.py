@@ -62,7 +62,7 @@ def run(main: Callable[[], int], interrupted: str = "the same command resumes fr
 
 
 def _user_error(error: Exception) -> int:
-    """Print an error on stderr, and return the exit code for user errors."""
+    """Print an error on stderr, and return 2, the exit code for user errors."""
     print(f"\nerror: {error}", file=sys.stderr)
     return USER_ERROR
 

@@ -127,7 +127,7 @@ class BasePipeline(Workspace):
         return records
 
     def _number(self, stage: Stage) -> int:
-        """Return the position of a stage in the pipeline, from 1."""
+        """Return the position of a stage in the pipeline, counted from 1."""
         return self.stages.stages.index(stage) + 1
 
     def _log_stage(self, stage: Stage, text: str) -> None:

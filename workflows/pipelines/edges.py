@@ -58,7 +58,7 @@ class EdgeTraining(BasePipeline):
         return self.images if self.settings.masks else None
 
     def _stages(self) -> list[Stage]:
-        """List the stages in the order in which they run."""
+        """List the stages in the order in which they run. The stage `prepare` is left out if only BSDS500 is learned from."""
         s = self.settings
         seed, schema = {"seed": s.seed}, {"schema": tables.SCHEMA_VERSION}
         bsds = {split: {f"bsds_{split}": _bsds_version(s.bsds, split)} for split in ("train", "val")}
