@@ -29,7 +29,7 @@ class Decision:
 
     Attributes:
         promoted: True if the challenger becomes the champion.
-        reason: sentence for the user that says why, or why not.
+        reason: sentence for the user that says why it does, or why not.
     """
 
     promoted: bool

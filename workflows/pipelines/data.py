@@ -166,7 +166,9 @@ class DataPipeline(BasePipeline):
         return Stage("proposals", "EdgeBox proposals", 1, settings, ("prepare",), outputs, self._proposals)
 
     def _proposals(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table `proposals`, and log what share of the objects in the dev images the box proposals find (their recall).
+        """Make the table `proposals`, and log the recall of the box proposals: the share of the annotated objects that they find.
+
+        The recall is measured on the dev images, which are training images that are set aside for choosing settings.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
@@ -214,7 +216,8 @@ class DataPipeline(BasePipeline):
     def _examples(self, fingerprint: str) -> dict[str, Any]:
         """Cut the training crops for both training stages of DeconvNet, and draw a figure of some of them.
 
-        The crops are written to four tables: one for training and one for the dev images (`_dev`), for each training stage.
+        The crops are written to four tables. For each training stage there is one for training, and one (`_dev`) of crops from
+        the dev images, which are training images that are set aside.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the tables.

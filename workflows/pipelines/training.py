@@ -159,8 +159,8 @@ class Pipeline(DataPipeline):
             fingerprint: digest of the stage's code version, settings and inputs. It names the folder of the stage's checkpoints.
 
         Returns:
-            The summary of the stage: the numbers of `steps` and `epochs`, and the mean IoU on the dev images at the end
-            (`dev_mean_iou`) and at its best (`best_dev_mean_iou`).
+            The summary of the stage: the numbers of `steps` and `epochs`, and the mean IoU (0 to 1) on the dev examples at the
+            end (`dev_mean_iou`) and at its best (`best_dev_mean_iou`). Dev examples come from training images that are set aside.
         """
         from deconvnet.reporting import training_curves
         from deconvnet.training.job import TrainingJob
