@@ -9,15 +9,12 @@ it one run for each stage. A workspace is the folder or s3:// prefix that holds 
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from deconvnet.tracking.metric_spool import Line, MetricSpool, local_folder, read_spool
 from deconvnet.tracking.store import check_store, error_summary, stage_histories
 from infra import storage
 from infra.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 CURVES_FOLDER = "curves"
 """Folder in the workspace that holds the training metrics if tracking is switched off."""

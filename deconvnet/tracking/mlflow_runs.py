@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deconvnet.tracking.descriptions import EXPERIMENT_TAGS, NOTE
 from deconvnet.tracking.interface import ReportSink
@@ -25,9 +25,6 @@ from deconvnet.version import code_version
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.redaction import redacted, without_secrets
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 

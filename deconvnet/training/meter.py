@@ -1,13 +1,9 @@
 """The sums that a training run keeps between two reports, to log loss, accuracy and speed."""
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 from deconvnet.training.distributed import sum_over_ranks
 
