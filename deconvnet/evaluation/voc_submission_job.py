@@ -27,7 +27,7 @@ from proposals.edges.detector import forest_uri
 from proposals.image_codec import decode_image, encode_mask, image_size
 
 VERSION = 1
-"""Version of the prediction code, which is part of the key of a set of masks.
+"""Version of the prediction code, on which the digest of a set of masks depends (`Recipe.key`).
 
 Raise it when the same models and images would give other masks.
 """

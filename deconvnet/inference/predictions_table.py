@@ -25,7 +25,7 @@ from infra.runtime.stages import digest
 from infra.storage import tables
 
 VERSION = 1
-"""Version of the prediction code, which is part of the table's key.
+"""Version of the prediction code, on which the digest of a plan depends (`Plan.key`).
 
 Raise it when the same images and model would give other predictions.
 """

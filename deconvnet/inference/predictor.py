@@ -40,7 +40,7 @@ Mask = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf")
-"""Names of the five results, in the order of the paper's table."""
+"""Names of the five results (ways of predicting), in the order of Table 1 of Noh et al. (ICCV 2015)."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from infra import storage
 from infra.storage import tables
 
 PAPER_MEAN_IOU = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "edeconvnet": 0.717, "edeconvnet_crf": 0.725}
-"""The paper's mean IoU of each result on VOC 2012's test set, when trained on VOC's data alone (Noh, Hong, Han 2015, Table 1)."""
+"""Mean IoU of each result on VOC 2012's test set when trained on VOC's data alone (Noh et al., ICCV 2015, Table 1)."""
 
 STAGE_DESCRIPTIONS = {
     "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
