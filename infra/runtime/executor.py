@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
+from infra.errors import Interrupted
+from infra.runtime.progress import progress
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[int, Any], Result]
@@ -113,3 +116,39 @@ class Executor(Protocol):
             The items of the iterable, in order.
         """
         ...
+
+
+class StopCheck:
+    """The part that both executors share: results are yielded with progress, until the run is asked to stop."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        """Store the function that is called after each result. If it returns True, Interrupted is raised."""
+        self._should_stop = should_stop
+
+    def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
+        """Yield results unchanged, show the progress, and stop early if the run was asked to stop.
+
+        Args:
+            done: the results of units of work.
+            total: number of results to expect.
+            title: name of the work, shown with the progress.
+            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
+
+        Yields:
+            The items of `done`.
+
+        Raises:
+            Interrupted: after a result, if the run was asked to stop.
+        """
+        for item in progress(done, total, title, unit):
+            yield item
+            self._check_stop(f"{title}: stopped")
+
+    def _check_stop(self, message: str) -> None:
+        """Raise Interrupted if the run was asked to stop.
+
+        Args:
+            message: beginning of the exception's message.
+        """
+        if self._should_stop():
+            raise Interrupted(f"{message}: the same command resumes it")

@@ -13,12 +13,11 @@ from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any, Self
 
-from infra.errors import Interrupted, UserError
-from infra.runtime.executor import Actors, Item, Result, Work
-from infra.runtime.progress import progress
+from infra.errors import UserError
+from infra.runtime.executor import Actors, Item, Result, StopCheck, Work
 
 
-class LocalExecutor:
+class LocalExecutor(StopCheck):
     """An `Executor` that runs units of work on this machine: in a pool of processes, or with a network in this process.
 
     With a single CPU everything runs in this process, so that a debugger can be used.
@@ -32,8 +31,8 @@ class LocalExecutor:
             should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted, as
                 soon as the units that have begun are finished.
         """
+        super().__init__(should_stop)
         self.cpus = cpus or available_cpus()
-        self._should_stop = should_stop
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
@@ -135,34 +134,6 @@ class LocalExecutor:
         for item in work():
             yield item
             self._check_stop("stopped")
-
-    def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
-        """Yield results unchanged, show the progress, and stop early if the run was asked to stop.
-
-        Args:
-            done: the results of units of work.
-            total: number of results to expect.
-            title: name of the work, shown with the progress.
-            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
-
-        Yields:
-            The items of `done`.
-
-        Raises:
-            Interrupted: after a result, if the run was asked to stop.
-        """
-        for item in progress(done, total, title, unit):
-            yield item
-            self._check_stop(f"{title}: stopped")
-
-    def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run was asked to stop.
-
-        Args:
-            message: beginning of the exception's message.
-        """
-        if self._should_stop():
-            raise Interrupted(f"{message}: the same command resumes it")
 
 
 def available_cpus() -> int:

@@ -6,14 +6,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
 
-from infra.errors import Interrupted, UserError, find_user_error
+from infra.errors import UserError, find_user_error
 from infra.runtime import cluster
-from infra.runtime.executor import Actors, Item, Result, Work
-from infra.runtime.progress import progress
+from infra.runtime.executor import Actors, Item, Result, StopCheck, Work
 from infra.settings import ClusterSettings
 
 
-class RayExecutor:
+class RayExecutor(StopCheck):
     """An `Executor` that runs units of work on the nodes of a Ray cluster.
 
     Entering its `with` block joins the cluster, or starts Ray on this machine. Tasks and actors without a GPU run on the nodes
@@ -28,8 +27,8 @@ class RayExecutor:
             settings: settings of the cluster, with the labels of its nodes.
             should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted.
         """
+        super().__init__(should_stop)
         self._settings = settings
-        self._should_stop = should_stop
         self._connection = ExitStack()
 
     def __enter__(self) -> Self:
@@ -75,7 +74,7 @@ class RayExecutor:
             return
         selector = {"label_selector": nodes} if (nodes := self._nodes(training=False)) else {}
         done = _dataset(units).map(partial(_answer, work), num_cpus=1, **selector)
-        yield from self._results(done, len(units), title, unit)
+        yield from self._until_stopped(_results(done), len(units), title, unit)
 
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
@@ -120,7 +119,7 @@ class RayExecutor:
                 **retries,
             )
         try:
-            yield from self._results(done, len(units), title, unit)
+            yield from self._until_stopped(_results(done), len(units), title, unit)
         except ray.exceptions.RayActorError as error:
             raise UserError(
                 f"{title}: its processes died, {actors.retries + 1} times over one of the {unit} (of too little memory?): "
@@ -165,38 +164,6 @@ class RayExecutor:
         """
         return self._settings.selector("training_nodes" if training else "data_nodes")
 
-    def _results(self, done: Any, total: int, title: str, unit: str) -> Iterator[tuple[int, Any]]:
-        """Yield the results of a Ray Data job, show the progress, and stop early if the run was asked to stop.
-
-        Args:
-            done: Ray dataset with one row per unit of work: its "index", and as "result" the pickled result or UserError.
-            total: number of units.
-            title: name of the work, shown with the progress.
-            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
-
-        Yields:
-            The index and the result of each unit, in the order in which units finish.
-
-        Raises:
-            UserError: if a unit raised UserError.
-            Interrupted: after a result, if the run was asked to stop.
-        """
-        for row in progress(done.iter_rows(), total, title, unit):
-            result = pickle.loads(row["result"])
-            if isinstance(result, UserError):
-                raise result
-            yield row["index"], result
-            self._check_stop(f"{title}: stopped")
-
-    def _check_stop(self, message: str) -> None:
-        """Raise Interrupted if the run was asked to stop.
-
-        Args:
-            message: beginning of the exception's message.
-        """
-        if self._should_stop():
-            raise Interrupted(f"{message}: the same command resumes it")
-
 
 def _dataset(units: Mapping[int, Any]) -> Any:
     """Make a Ray dataset with one row for each unit of work.
@@ -213,6 +180,25 @@ def _dataset(units: Mapping[int, Any]) -> Any:
 
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
     return ray.data.from_items(items, override_num_blocks=len(items))
+
+
+def _results(done: Any) -> Iterator[tuple[int, Any]]:
+    """Run a Ray Data job, and unpickle the results that `_answer` made.
+
+    Args:
+        done: Ray dataset with one row per unit of work: its "index", and as "result" the pickled result or UserError.
+
+    Yields:
+        The index and the result of each unit, in the order in which units finish.
+
+    Raises:
+        UserError: if a unit raised UserError.
+    """
+    for row in done.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, UserError):
+            raise result
+        yield row["index"], result
 
 
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
