@@ -26,7 +26,7 @@ MeanIou = Mapping[str, Mapping[str, float | None]]
 RANKED_BY = "edeconvnet_crf"
 STEPS = (1, 5, 10, 20, 50)
 """Numbers of boxes from which DeconvNet's prediction is shown, as in Figure 6 of Noh et al. (ICCV 2015)."""
-_CANDIDATES = 10  # number of images that are searched for one with several objects
+CANDIDATES = 10  # number of images that are searched for one with several objects
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
     """Return the ids of up to ten images on which DeconvNet has the highest mean IoU. The highest comes first."""
-    return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:_CANDIDATES]]
+    return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:CANDIDATES]]
 
 
 def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], float | None]) -> list[tuple[float, str]]:

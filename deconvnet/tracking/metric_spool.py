@@ -28,7 +28,7 @@ Line = tuple[list[int], list[float]]
 
 POLL_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
-_POINTS_PER_REQUEST = 500  # MLflow takes at most 1,000
+POINTS_PER_REQUEST = 500  # MLflow takes at most 1,000
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class SpoolDelivery:
                     break
                 end += len(line)
                 points = list(_points(line))
-                if not batches or len(batches[-1][0]) + len(points) > _POINTS_PER_REQUEST:
+                if not batches or len(batches[-1][0]) + len(points) > POINTS_PER_REQUEST:
                     batches.append(([], end))
                 batches[-1] = (batches[-1][0] + points, end)
         return batches

@@ -18,7 +18,7 @@ from typing import Any
 
 from deconvnet.tracking.descriptions import EXPERIMENT_TAGS, NOTE
 from deconvnet.tracking.interface import ReportSink
-from deconvnet.tracking.metric_spool import Line, MetricSpool, Point, SpoolDelivery, local_folder
+from deconvnet.tracking.metric_spool import POINTS_PER_REQUEST, Line, MetricSpool, Point, SpoolDelivery, local_folder
 from deconvnet.tracking.store import check_store, error_summary, run_history, short_timeouts, sqlite_file, stage_histories
 from deconvnet.tracking.system_metrics import system_metrics_logged
 from deconvnet.version import code_version
@@ -32,7 +32,6 @@ MAX_PARAM = 500
 """Number of characters of a parameter that every MLflow server accepts. The artifact settings.json has the whole value."""
 _MAX_TAG = 5000
 _ITEMS_PER_REQUEST = 100  # parameters or tags
-_POINTS_PER_REQUEST = 500  # metrics
 _DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
 _FAILED_DELIVERY_SECONDS = 10.0  # the same for one that failed or was interrupted
 
@@ -128,7 +127,7 @@ class MlflowRun:
         now = time.time_ns() // 1_000_000
         points = [Point(name, float(value), step, now) for name, value in metrics.items() if value is not None]
         with self.tracker.errors_as_messages():
-            for chunk in _chunks(points, _POINTS_PER_REQUEST):
+            for chunk in _chunks(points, POINTS_PER_REQUEST):
                 self._send(chunk)
 
     def log_dict(self, value: Any, name: str) -> None:

@@ -30,7 +30,6 @@ _MADE_BY = {
     "report/mean_iou_by_image.json": "evaluate",
 }
 """The pipeline stage that makes each file, table or model folder of a workspace."""
-_CANDIDATES = 10  # number of images that are searched for one with several objects
 
 
 class WorkspaceFigures:
@@ -148,7 +147,7 @@ class WorkspaceFigures:
         if self._has("report/mean_iou_by_image.json"):
             ids = gallery.best_of_deconvnet(self._mean_iou)
         else:
-            ids = [row["image_id"] for row in islice(tables.iter_rows(images, ["image_id"]), _CANDIDATES)]
+            ids = [row["image_id"] for row in islice(tables.iter_rows(images, ["image_id"]), gallery.CANDIDATES)]
         known = gallery.read_samples(images, self._need("proposals"), ids)
         return gallery.with_several_objects(known[image_id] for image_id in ids)
 
