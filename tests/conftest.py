@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a real Ray, the shared photographs, small images."""
+"""Fixtures shared by all tests: a real Ray, the shared sample images, small images."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photographs and weights; tests that need it are skipped where it is absent."""
+    """The folder of real images and weights; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("DECONVNET_SHARED", ROOT.parent / "shared"))
     if not (folder / "voc-sample").is_dir():
         pytest.skip(f"no shared data at {folder} (set DECONVNET_SHARED)")

@@ -85,8 +85,8 @@ def test_everything_is_downloaded_and_a_second_run_does_nothing(mirror, tmp_path
     root = to / "VOCdevkit/VOC2012"
     assert str(root) in capsys.readouterr().out
     assert read_split(str(root), "train_aug") == ["a", "b", "s"]
-    photographs, rejects = VocDataset(str(root)).split("train_aug")
-    assert len(photographs) == 3 and not rejects
+    images, rejects = VocDataset(str(root)).split("train_aug")
+    assert len(images) == 3 and not rejects
     assert sorted(p.name for p in to.iterdir()) == ["VOCdevkit", "benchmark_RELEASE", "vgg16-397923af.pth"]
     for file in served.iterdir():
         file.unlink()

@@ -61,7 +61,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
+def image_folder(tmp_path: Path) -> Path:
     """Images in several formats, grey, rotated and in subfolders; among them damaged, hidden, clashing and other files."""
     folder = tmp_path / "in"
     (folder / "nested" / "deep").mkdir(parents=True)
@@ -92,14 +92,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(
-    workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Run the command in this process; returns what it printed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def call(*more: str) -> str:
         capsys.readouterr()
-        assert predict.main(arguments(workspace, photographs, tmp_path / "out", *more)) == 0
+        assert predict.main(arguments(workspace, image_folder, tmp_path / "out", *more)) == 0
         return capsys.readouterr().out
 
     return call
@@ -139,7 +139,7 @@ def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np
 
 @pytest.mark.ray
 def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
-    run: Run, workspace, photographs, tmp_path, ray_session, monkeypatch
+    run: Run, workspace, image_folder, tmp_path, ray_session, monkeypatch
 ) -> None:
     monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
     out = tmp_path / "out"
@@ -147,7 +147,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
     assert "8 images: 8 to predict by edeconvnet version 1, 0 up to date" in said
     found = rows(out)
     assert set(found) == GOOD and list(found) == sorted(found)
-    expected = serve(workspace, 1, {name: (photographs / name).read_bytes() for name in GOOD})
+    expected = serve(workspace, 1, {name: (image_folder / name).read_bytes() for name in GOOD})
     for name, row in found.items():
         mask = Image.open(out / row["mask"])
         assert mask.mode == "P" and mask.getpalette()[:9] == VOC_PALETTE[:3].ravel().tolist()
@@ -158,7 +158,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
         assert row["classes"] == [CLASSES[i] for i in ids]
         np.testing.assert_allclose(row["shares"], counts / labels.size, rtol=1e-6)
         assert 1 / 3 < row["confidence"] <= 1
-        assert row["path"] == str(photographs / name) and row["overlay"] is None
+        assert row["path"] == str(image_folder / name) and row["overlay"] is None
         assert (row["model"], row["model_version"]) == ("edeconvnet", "1")
     assert any(len(row["classes"]) > 1 for row in found.values()), "labels all of one class would prove nothing"
     assert (found["nested/deep/turned.JPEG"]["height"], found["nested/deep/turned.JPEG"]["width"]) == (90, 50)
@@ -172,7 +172,7 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
     rejects = {row["image_id"]: row for row in tables.iter_rows(f"{out}/rejects")}
     assert set(rejects) == set(REJECTS)
     assert all(rejects[name]["reason"].startswith(reason) for name, reason in REJECTS.items())
-    assert rejects["text.webp"]["path"] == str(photographs / "text.webp")
+    assert rejects["text.webp"]["path"] == str(image_folder / "text.webp")
     assert sorted(p.name for p in out.iterdir()) == ["masks", "predict.json", "predictions", "rejects"]
     share = sum(s for r in found.values() for c, s in zip(r["classes"], r["shares"], strict=True) if c == "circle") / len(found)
     count = sum("circle" in r["classes"] for r in found.values())
@@ -184,13 +184,13 @@ def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
 
 
 @pytest.mark.usefixtures("here")
-def test_only_new_changed_or_lost_images_are_predicted_and_removed_ones_are_deleted(run: Run, photographs, tmp_path) -> None:
+def test_only_new_changed_or_lost_images_are_predicted_and_removed_ones_are_deleted(run: Run, image_folder, tmp_path) -> None:
     out = tmp_path / "out"
     run()
     before, old = written(out / "masks"), rows(out)
-    Image.fromarray(random_image(9, 40, 40)).save(photographs / "new.webp")
-    shutil.copy(photographs / "nested/grey.png", photographs / "thin.bmp")  # another picture of the same name
-    (photographs / "a.jpg").unlink()
+    Image.fromarray(random_image(9, 40, 40)).save(image_folder / "new.webp")
+    shutil.copy(image_folder / "nested/grey.png", image_folder / "thin.bmp")  # another picture of the same name
+    (image_folder / "a.jpg").unlink()
     (out / "masks/same.png").unlink()
     assert "8 images: 6 to predict by edeconvnet version 1, 2 up to date" in run()
     after, new = written(out / "masks"), rows(out)
@@ -211,11 +211,11 @@ def test_only_new_changed_or_lost_images_are_predicted_and_removed_ones_are_dele
 
 @pytest.mark.usefixtures("here")
 def test_another_model_version_predicts_all_again_also_after_an_interrupted_switch(
-    run: Run, workspace, photographs, tmp_path
+    run: Run, workspace, image_folder, tmp_path
 ) -> None:
     out = tmp_path / "out"
     run()
-    files = {name: (photographs / name).read_bytes() for name in GOOD}
+    files = {name: (image_folder / name).read_bytes() for name in GOOD}
     one, two = serve(workspace, 1, files), serve(workspace, 2, files)
     assert any((one[name] != two[name]).any() for name in files)
     said = run("--model", "models:/edeconvnet@challenger")
@@ -231,7 +231,7 @@ def test_another_model_version_predicts_all_again_also_after_an_interrupted_swit
 
 
 @pytest.mark.usefixtures("here")
-def test_too_many_rejects_fail_the_run_and_predictions_so_far_are_kept(run: Run, photographs, tmp_path) -> None:
+def test_too_many_rejects_fail_the_run_and_predictions_so_far_are_kept(run: Run, image_folder, tmp_path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"3 of 8 images can't be used \(1× .*max_rejects allows 10%"):
         run("--max_rejects", "0.1")
@@ -285,21 +285,21 @@ def parts_of(output: Path) -> list[str]:
 
 
 @pytest.mark.ray
-def test_input_and_output_on_s3(workspace, photographs, tmp_path, monkeypatch) -> None:
+def test_input_and_output_on_s3(workspace, image_folder, tmp_path, monkeypatch) -> None:
     with s3_server(tmp_path / "weed") as server:
-        bucket, client = server.create_bucket("photographs"), server.client()
-        for path in photographs.rglob("*"):
+        bucket, client = server.create_bucket("images"), server.client()
+        for path in image_folder.rglob("*"):
             if path.is_file():
-                client.upload_file(str(path), "photographs", f"holiday/{path.relative_to(photographs)}")
+                client.upload_file(str(path), "images", f"holiday/{path.relative_to(image_folder)}")
         wanted = arguments(workspace, f"{bucket}/holiday", f"{bucket}/out", "--overlays", "true")
         said, code = talk(start(*wanted, **server.environment))
         assert code == 0, said
-        keys = {o["Key"] for o in client.list_objects_v2(Bucket="photographs", Prefix="out/")["Contents"]}
+        keys = {o["Key"] for o in client.list_objects_v2(Bucket="images", Prefix="out/")["Contents"]}
         stems = {name.rsplit(".", 1)[0] for name in GOOD}
         assert {f"out/masks/{s}.png" for s in stems} | {f"out/overlays/{s}.jpg" for s in stems} <= keys
         assert not [key for key in keys if "_model" in key or "_lock" in key]
-        expected = serve(workspace, 1, {"a.jpg": (photographs / "a.jpg").read_bytes()})["a.jpg"]
-        mask = client.get_object(Bucket="photographs", Key="out/masks/a.png")["Body"].read()
+        expected = serve(workspace, 1, {"a.jpg": (image_folder / "a.jpg").read_bytes()})["a.jpg"]
+        mask = client.get_object(Bucket="images", Key="out/masks/a.png")["Body"].read()
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
         again, code = talk(start(*wanted, **server.environment))
         assert code == 0 and "nothing to do" in again
@@ -311,11 +311,11 @@ def talk(process: subprocess.Popen[str]) -> tuple[str, int]:
 
 
 @pytest.fixture
-def refused(workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+def refused(workspace: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """The message of a user error; nothing may have been written."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def call(*more: str, source: Path = photographs, output: Path = tmp_path / "out") -> str:
+    def call(*more: str, source: Path = image_folder, output: Path = tmp_path / "out") -> str:
         before = written(tmp_path)
         with pytest.raises(UserError) as caught:
             predict.main(arguments(workspace, source, output, *more))
@@ -325,7 +325,7 @@ def refused(workspace: Path, photographs: Path, tmp_path: Path, monkeypatch: pyt
     return call
 
 
-def test_user_errors_are_sentences(refused, workspace, photographs, tmp_path) -> None:
+def test_user_errors_are_sentences(refused, workspace, image_folder, tmp_path) -> None:
     assert "input is not given" in str(caught(lambda: predict.main(["--output", "x"])))
     assert "where is the model registered?" in refused("--workspace", "")
     assert "there is no MLflow store" in refused("--workspace", str(tmp_path / "nothing"))
@@ -333,11 +333,11 @@ def test_user_errors_are_sentences(refused, workspace, photographs, tmp_path) ->
     assert "names no registered model" in refused("--model", "edeconvnet")
     assert "which has edeconvnet" in refused("--model", "models:/other@champion")
     assert "does not exist" in refused(source=tmp_path / "absent")
-    assert "is a file" in refused(source=photographs / "a.jpg")
+    assert "is a file" in refused(source=image_folder / "a.jpg")
     assert "unknown setting" in refused("--config", str(config(tmp_path, "modle: x")))
     assert "max_rejects: '2' is not allowed" in refused("--max_rejects", "2")
-    assert "among the images of the input" in refused(output=photographs)
-    (photographs / "masks").mkdir()
+    assert "among the images of the input" in refused(output=image_folder)
+    (image_folder / "masks").mkdir()
     (tmp_path / "truth" / "masks").mkdir(parents=True)
     (tmp_path / "truth" / "masks" / "a.png").write_bytes(b"somebody's labels")
     assert "holds files that this program didn't write" in refused(output=tmp_path / "truth")
@@ -354,13 +354,13 @@ def config(folder: Path, text: str) -> Path:
     return folder / "config.yaml"
 
 
-def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch, photographs) -> None:
+def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch, image_folder) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "test")
     tracker.client.create_registered_model("edeconvnet")
     tracker.client.create_model_version("edeconvnet", str(tmp_path / "nowhere"))
     tracker.client.set_registered_model_alias("edeconvnet", "challenger", "1")
-    said = str(caught(lambda: predict.main(arguments(tmp_path / "w", photographs, tmp_path / "out"))))
+    said = str(caught(lambda: predict.main(arguments(tmp_path / "w", image_folder, tmp_path / "out"))))
     assert "models:/edeconvnet@champion is not in" in said and "use --model models:/edeconvnet@challenger" in said
 
 
@@ -379,28 +379,28 @@ def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, worksp
 
 
 @pytest.mark.usefixtures("here")
-def test_an_output_belongs_to_one_input(run: Run, refused, photographs, tmp_path) -> None:
+def test_an_output_belongs_to_one_input(run: Run, refused, image_folder, tmp_path) -> None:
     run()
     other = tmp_path / "other"
-    shutil.copytree(photographs / "nested", other)
-    assert f"holds the predictions of {photographs}" in refused(source=other)
+    shutil.copytree(image_folder / "nested", other)
+    assert f"holds the predictions of {image_folder}" in refused(source=other)
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, photographs, tmp_path, capsys, monkeypatch) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, image_folder, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert predict.main(arguments(workspace, photographs, tmp_path / "out", "--dry-run")) == 0
+    assert predict.main(arguments(workspace, image_folder, tmp_path / "out", "--dry-run")) == 0
     said = capsys.readouterr().out
     assert "8 images: 8 to predict" in said and "max_rejects: 0.5" in said and not (tmp_path / "out").exists()
 
 
-def test_an_output_below_the_input_is_not_listed_as_input(workspace, photographs, capsys, monkeypatch) -> None:
+def test_an_output_below_the_input_is_not_listed_as_input(workspace, image_folder, capsys, monkeypatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (photographs / "out" / "masks").mkdir(parents=True)
-    (photographs / "out" / "predict.json").write_text(
-        json.dumps({"input": str(photographs), "model": "m", "model_version": "1", "model_id": "x", "generation": "g"})
+    (image_folder / "out" / "masks").mkdir(parents=True)
+    (image_folder / "out" / "predict.json").write_text(
+        json.dumps({"input": str(image_folder), "model": "m", "model_version": "1", "model_id": "x", "generation": "g"})
     )
-    shutil.copy(photographs / "same.png", photographs / "out" / "masks" / "old.png")
-    assert predict.main(arguments(workspace, photographs, photographs / "out", "--dry-run")) == 0
+    shutil.copy(image_folder / "same.png", image_folder / "out" / "masks" / "old.png")
+    assert predict.main(arguments(workspace, image_folder, image_folder / "out", "--dry-run")) == 0
     assert "8 images: 8 to predict" in capsys.readouterr().out
 
 

@@ -38,11 +38,9 @@ def test_a_complete_pipeline_run_is_the_previous_workspace_of_the_first_generati
     record(settings.workspace, "prepare", [], [])
     record(settings.workspace, "evaluate", ["prepare"], ["key of prepare"])
     assert retraining.next_generation(settings).previous == settings.workspace
-    made = Record("anew", "prepare", [], "other photographs", 1.0, {})
+    made = Record("anew", "prepare", [], "other images", 1.0, {})
     storage.write_json(record_uri(settings.workspace, "prepare"), asdict(made))
-    assert retraining.next_generation(settings).previous is None, (
-        "killed after prepare: its other tables are of other photographs"
-    )
+    assert retraining.next_generation(settings).previous is None, "killed after prepare: its other tables are of other images"
 
 
 def test_the_newest_finished_generation_is_the_previous_workspace(settings, champion) -> None:
