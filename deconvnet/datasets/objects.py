@@ -4,15 +4,11 @@ The training crops of stage 1 are cut round single objects of these masks. Those
 are compared with the objects.
 """
 
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 
 from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT, void_id
-
-_STRIP_PIXELS = 4_000_000  # masks are converted to 64 bits in strips of this size, so that large ones need little memory
 
 
 def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
@@ -54,19 +50,6 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
     return made
 
 
-def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Divide the rows of an array into strips of about 4 million pixels.
-
-    Args:
-        shape: shape of the array, (H, W).
-
-    Yields:
-        Slices of rows, from top to bottom, which together cover the array.
-    """
-    rows = max(1, _STRIP_PIXELS // max(1, shape[1]))
-    return (slice(top, top + rows) for top in range(0, shape[0], rows))
-
-
 def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
     """Split each object that covers several classes into one object for each class, in place.
 
@@ -76,16 +59,12 @@ def _split_by_class(class_mask: np.ndarray, ids: np.ndarray) -> None:
         class_mask: uint8 array (H, W) of class ids.
         ids: int32 array (H, W) of object ids, 0 for no object; it is changed.
     """
-    area: dict[tuple[int, int], int] = {}
-    for rows in _strips(ids.shape):
-        inside = ids[rows] > 0
-        pairs, counts = np.unique(ids[rows][inside].astype(np.int64) * 256 + class_mask[rows][inside], return_counts=True)
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            key = divmod(pair, 256)
-            area[key] = area.get(key, 0) + count
-    last = max((object_id for object_id, _ in area), default=0)
+    inside = ids > 0
+    pairs, areas = np.unique(ids[inside] * 256 + class_mask[inside], return_counts=True)  # 32 bits hold them: ids have 16
+    last = int(ids.max(initial=0))
     kept: set[int] = set()
-    for object_id, class_id in sorted(area, key=lambda key: (key[0], -area[key], key[1])):
+    for pair in pairs[np.lexsort((pairs, -areas, pairs // 256))].tolist():
+        object_id, class_id = divmod(pair, 256)
         if object_id in kept:
             last += 1
             ids[(ids == object_id) & (class_mask == class_id)] = last

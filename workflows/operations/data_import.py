@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deconvnet.datasets import formats, voc
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.train_val_split import SplitRules, read_split_list, split_images
+from deconvnet.datasets.importing.train_val_split import read_split_list, split_images
 from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, REJECTS_FILE, new_folder, write_voc_layout
 from deconvnet.datasets.palette import VOC_CLASSES
 from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
@@ -37,10 +37,8 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
     """
     folder = _local_folder(settings.to or "")
     dataset = _read_dataset(settings)
-    lists = {
-        name: read_split_list(uri, name) if (uri := getattr(settings, name)) else None for name in ("train_list", "val_list")
-    }
-    splits = split_images(dataset, SplitRules(lists["train_list"], lists["val_list"], settings.val_share, settings.seed))
+    lists = {name: read_split_list(uri, name) for name in ("train_list", "val_list") if (uri := getattr(settings, name))}
+    splits = split_images(dataset, **lists, val_share=settings.val_share, seed=settings.seed)
     counts = {split: sum(each == split for each in splits.values()) for split in ("train", "val")}
     logger.info(
         f"{len(splits):,} annotated images ({counts['train']:,} train, {counts['val']:,} val), {len(dataset.rejects):,} unusable"

@@ -3,7 +3,7 @@
 The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -40,9 +40,8 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
         UserError: if a folder of masks has no mask for any of its images, the table can't be read, or the values of the masks
             don't look like those of classes.
     """
-    pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, name of its mask
-    rejects: list[tuple[str, str, str]] = []
-    notes: list[str] = []
+    dataset = AnnotatedDataset(())
+    pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, address of its mask
     for source in sources:
         index = ImageIndex(source.images)
         masks = _by_stem(ImageIndex(source.annotations).names, rules.mask_suffix)
@@ -51,21 +50,22 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
             images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
         matched = [stem for stem in images if stem in masks]
         if not matched:
-            raise _no_match(source, images, masks)
-        pairs += [(source, index, images[stem], masks[stem]) for stem in matched]
+            examples = f"{next(iter(images.values()))} and {next(iter(masks.values()), 'none')}"
+            raise UserError(
+                f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
+                "a mask must have its image's name, followed by what --mask_suffix gives"
+            )
+        pairs += [(source, index, images[stem], storage.join(source.annotations, masks[stem])) for stem in matched]
         for name in (masks[stem] for stem in masks if stem not in images):
-            rejects.append((name, storage.join(source.annotations, name), f"no image of this name in {source.images}"))
+            dataset.reject(name, storage.join(source.annotations, name), f"no image of this name in {source.images}")
         if without := len(images) - len(matched):
-            notes.append(f"{without:,} images in {source.images} have no mask and are left out")
-    table = _make_table([storage.join(source.annotations, mask) for source, _, _, mask in pairs], rules)
+            dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
+    table = _make_table([uri for *_, uri in pairs], rules)
     if table.inferred:
-        notes.append(table.inferred)
-    dataset = AnnotatedDataset(table.classes, notes=notes, class_table_text=table.to_text())
-    for source, index, name, mask in pairs:
-        uri = storage.join(source.annotations, mask)
+        dataset.notes.append(table.inferred)
+    dataset.classes, dataset.class_table_text = table.classes, table.to_text()
+    for source, index, name, uri in pairs:
         dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, rules))
-    for reject in rejects:
-        dataset.reject(*reject)
     return dataset
 
 
@@ -91,24 +91,6 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
         if stem.endswith(suffix):
             stems.setdefault(stem.removesuffix(suffix), name)
     return stems
-
-
-def _no_match(source: AnnotationSource, images: Mapping[str, str], masks: Mapping[str, str]) -> UserError:
-    """Make the error message for a folder in which no mask matches an image.
-
-    Args:
-        source: the folder of masks and the folder of images.
-        images: paths of the images, by key (see `_by_stem`); the message quotes the first.
-        masks: paths of the masks, by key; the message quotes the first, if there is one.
-
-    Returns:
-        The error, for the caller to raise.
-    """
-    examples = f"{next(iter(images.values()))} and {next(iter(masks.values()), 'none')}"
-    return UserError(
-        f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
-        "a mask must have its image's name, followed by what --mask_suffix gives"
-    )
 
 
 def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:

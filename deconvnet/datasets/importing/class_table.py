@@ -37,36 +37,15 @@ class ClassTable:
 
     Attributes:
         classes: class names by id; the first is background.
-        values: int64 array (N,) of the values in ascending order. They are ids, or colours as R·65536 + G·256 + B.
-        ids: uint8 array (N,) of the class id of each value; 255 is void.
+        id_of_value: class id (255 for void) by mask value. The values are ids, or colours as R·65536 + G·256 + B.
         has_colours: True if the values are colours, False if they are ids.
         inferred: sentence for the user that tells how the table was inferred; empty if it was given.
     """
 
     classes: tuple[str, ...]
-    values: np.ndarray
-    ids: np.ndarray
+    id_of_value: Mapping[int, int]
     has_colours: bool
     inferred: str = ""
-
-    @classmethod
-    def from_mapping(
-        cls, classes: Sequence[str], id_of_value: Mapping[int, int], has_colours: bool, inferred: str = ""
-    ) -> "ClassTable":
-        """Make a table from a dictionary.
-
-        Args:
-            classes: class names by id; the first is background.
-            id_of_value: class id (255 for void) by mask value.
-            has_colours: True if the values are colours, False if they are ids.
-            inferred: sentence for the user that tells how the table was inferred; empty if it was given.
-
-        Returns:
-            The table.
-        """
-        values = np.array(sorted(id_of_value), np.int64)
-        ids = np.array([id_of_value[value] for value in values.tolist()], np.uint8)
-        return cls(tuple(classes), values, ids, has_colours, inferred)
 
     def read_class_mask(self, data: bytes, unknown_void: bool, max_pixels: int) -> np.ndarray:
         """Decode a mask file and convert its values to class ids.
@@ -83,11 +62,13 @@ class ClassTable:
             BadInput: if the mask can't be decoded, or a value is refused.
         """
         mask = read_colours(data, max_pixels) if self.has_colours else read_ids(data, max_pixels)
-        index = np.searchsorted(self.values, mask).clip(max=len(self.values) - 1)
-        known = self.values[index] == mask
+        values = np.array(sorted(self.id_of_value), np.int64)
+        ids = np.array([self.id_of_value[value] for value in values.tolist()], np.uint8)
+        index = np.searchsorted(values, mask).clip(max=len(values) - 1)
+        known = values[index] == mask
         if not unknown_void and not known.all():
             raise BadInput(self._describe_unknown(mask[~known], mask.size))
-        return np.where(known, self.ids[index], VOID_ID).astype(np.uint8)
+        return np.where(known, ids[index], VOID_ID).astype(np.uint8)
 
     def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
         """Describe the pixels of a mask whose values are not in the table.
@@ -123,7 +104,7 @@ class ClassTable:
             One line for each mask value, with its class name and the value.
         """
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
-        rows = sorted(zip(self.ids.tolist(), self.values.tolist(), strict=True))
+        rows = sorted((class_id, value) for value, class_id in self.id_of_value.items())
         return "".join(f"{names[class_id]}, {self._format_value(value).removeprefix('id ')}\n" for class_id, value in rows)
 
 
@@ -165,7 +146,7 @@ def read_table(text: str, name: str) -> ClassTable:
     has_colours = kinds.pop()
     if not has_colours:
         id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}
-    return ClassTable.from_mapping(classes, id_of_value, has_colours)
+    return ClassTable(tuple(classes), id_of_value, has_colours)
 
 
 def _parse_value(text: str) -> tuple[int, bool] | None:
@@ -224,7 +205,7 @@ def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable
     if names:
         if has_colours:
             raise UserError("the masks are colour images: give the colour of each class by --table (`road, 128 64 128`)")
-        return ClassTable.from_mapping(names, {**{i: i for i in range(len(names))}, VOID_ID: VOID_ID}, False)
+        return ClassTable(tuple(names), {**{i: i for i in range(len(names))}, VOID_ID: VOID_ID}, False)
     if len(values) > 255 or 2 * sum(mask.blended for mask in masks) > len(masks):
         raise UserError(
             f"the masks have {len(values):,} {'colours' if has_colours else 'ids'}, too many for classes, or values such as blending "
@@ -247,11 +228,9 @@ def _infer_from_colours(values: Sequence[int]) -> ClassTable:
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
     voc = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in zip(ids, VOC_PALETTE[ids].tolist(), strict=True)}
     if set(values) <= set(voc):
-        return ClassTable.from_mapping(VOC_CLASSES, voc, True, "the colours are PASCAL VOC's, so its class names were taken")
-    painted = [value for value in values if value]
-    classes = [BACKGROUND, *(f"colour_{value:06x}" for value in painted)]
-    id_of_value = {0: 0, **{value: i for i, value in enumerate(painted, start=1)}}
-    return ClassTable.from_mapping(classes, id_of_value, True, "each colour found was taken for a class, black for background")
+        return ClassTable(VOC_CLASSES, voc, True, "the colours are PASCAL VOC's, so its class names were taken")
+    names = {value: f"colour_{value:06x}" for value in values if value}
+    return _one_class_each(names, {0: 0}, True, "each colour found was taken for a class, black for background")
 
 
 def _infer_from_ids(values: Sequence[int]) -> ClassTable:
@@ -268,9 +247,20 @@ def _infer_from_ids(values: Sequence[int]) -> ClassTable:
     """
     if set(values) <= {0, VOID_ID}:
         sentence = "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
-        return ClassTable.from_mapping([BACKGROUND, "object"], {0: 0, VOID_ID: 1}, False, sentence)
-    painted = [value for value in values if value not in (0, VOID_ID)]
-    classes = [BACKGROUND, *(f"id_{value}" for value in painted)]
-    id_of_value = {0: 0, VOID_ID: VOID_ID, **{value: i for i, value in enumerate(painted, start=1)}}
+        return _one_class_each({VOID_ID: "object"}, {0: 0}, False, sentence)
+    names = {value: f"id_{value}" for value in values if value not in (0, VOID_ID)}
     sentence = "each id found was taken for a class, 0 for background, 255 for void"
-    return ClassTable.from_mapping(classes, id_of_value, False, sentence)
+    return _one_class_each(names, {0: 0, VOID_ID: VOID_ID}, False, sentence)
+
+
+def _one_class_each(names: Mapping[int, str], others: Mapping[int, int], has_colours: bool, inferred: str) -> ClassTable:
+    """Make a table in which each of some values is a class of its own. The classes get ids from 1, in the order of the values.
+
+    Args:
+        names: class name by value.
+        others: id (0 for background or 255 for void) of the values that are no class.
+        has_colours: True if the values are colours, False if they are ids.
+        inferred: sentence for the user that tells how the table was inferred.
+    """
+    id_of_value = {**others, **{value: i for i, value in enumerate(names, start=1)}}
+    return ClassTable((BACKGROUND, *names.values()), id_of_value, has_colours, inferred)

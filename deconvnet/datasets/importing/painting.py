@@ -1,6 +1,6 @@
 """Painting class masks and object masks from the regions of an image's objects."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,39 +56,25 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
     Raises:
         BadInput: if there are more objects than 16 bits can number.
     """
+    objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
+    if len(objects) >= VOID_ID_16BIT:
+        raise BadInput(f"more than {VOID_ID_16BIT - 1:,} objects")
+    from_bottom = sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
     class_mask = np.zeros((height, width), np.uint8)
     covered = np.zeros((height, width), np.uint16)
     ids = np.zeros((height, width), np.int32)
-    void = np.zeros((height, width), bool)
-    for number, region in _painting_order(regions, small_over_large):
-        if number >= VOID_ID_16BIT:
-            raise BadInput(f"more than {VOID_ID_16BIT - 1:,} objects")
+    for region in regions:
+        if region.class_id == VOID_ID:
+            class_mask[region.window][region.pixels] = VOID_ID
+    for number, region in from_bottom:
         class_mask[region.window][region.pixels] = region.class_id
         ids[region.window][region.pixels] = number if region.class_id else 0
-        void[region.window][region.pixels] = region.class_id == VOID_ID
-        covered[region.window] += region.pixels & (region.class_id != VOID_ID)
-    visible = {number for number in np.unique(ids).tolist() if number}
-    objects = {number for number, region in _painting_order(regions, False) if region.class_id not in (0, VOID_ID)}
-    eight_bits = sum(region.class_id != VOID_ID for region in regions) < VOID_ID
+        covered[region.window] += region.pixels
+    hidden = {number for number, region in objects if region.class_id} - set(np.unique(ids).tolist())
+    eight_bits = len(objects) < VOID_ID
     object_mask = ids.astype(np.uint8 if eight_bits else np.uint16)
-    object_mask[void] = VOID_ID if eight_bits else VOID_ID_16BIT
-    return PaintedMasks(class_mask, object_mask, int((covered > 1).sum()), len(objects - visible))
-
-
-def _painting_order(regions: Sequence[Region], small_over_large: bool) -> Iterator[tuple[int, Region]]:
-    """Yield regions in the order in which they are painted, from bottom to top.
-
-    Args:
-        regions: regions of an image's objects.
-        small_over_large: True to yield large objects before small ones. False to keep their order.
-
-    Yields:
-        Pairs of an object id and a region. The void regions come first, with the id 0. The ids of the others are counted from 1
-        in the order in which they were given.
-    """
-    yield from ((0, region) for region in regions if region.class_id == VOID_ID)
-    objects = list(enumerate((region for region in regions if region.class_id != VOID_ID), start=1))
-    yield from sorted(objects, key=lambda pair: -pair[1].area) if small_over_large else objects
+    object_mask[class_mask == VOID_ID] = VOID_ID if eight_bits else VOID_ID_16BIT
+    return PaintedMasks(class_mask, object_mask, int((covered > 1).sum()), len(hidden))
 
 
 def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRules, make_regions: MakeRegions) -> AnnotatedImage:
@@ -116,5 +102,5 @@ def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRul
     class_mask, object_mask = painted.class_mask, painted.object_mask
     if as_stored:
         class_mask, object_mask = apply_orientation(image, class_mask), apply_orientation(image, object_mask)
-    data, suffix = as_layout_file(image, name)
-    return AnnotatedImage(data, suffix, class_mask, object_mask, painted.overlap_pixels, painted.hidden_objects, tuple(skipped))
+    counts = painted.overlap_pixels, painted.hidden_objects
+    return AnnotatedImage(*as_layout_file(image, name), class_mask, object_mask, *counts, tuple(skipped))

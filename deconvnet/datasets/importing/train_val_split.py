@@ -2,29 +2,11 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, image_id_of
 from infra import storage
 from infra.errors import UserError
 from infra.storage.tables import Reject
-
-
-@dataclass(frozen=True)
-class SplitRules:
-    """Rules for splitting a data set into train and val if the source does not say the split of its images.
-
-    Attributes:
-        train: names or ids of the images of train; None if the user gave no such list.
-        val: names or ids of the images of val; None if the user gave no such list.
-        val_share: share of the images to choose at random for val if there is no list, in (0, 1).
-        seed: seed of the random choice.
-    """
-
-    train: Sequence[str] | None = None
-    val: Sequence[str] | None = None
-    val_share: float = 0.2
-    seed: int = 0
 
 
 def read_split_list(uri: str, setting: str) -> list[str]:
@@ -70,7 +52,13 @@ def draw_val(ids: Collection[str], share: float, seed: int) -> set[str]:
     return set(ranked[: min(max(count, 1), len(ranked) - 1)]) if len(ranked) > 1 else set()
 
 
-def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]:
+def split_images(
+    dataset: AnnotatedDataset,
+    train_list: Sequence[str] | None = None,
+    val_list: Sequence[str] | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+) -> dict[str, str]:
     """Assign each image of a data set to train or val.
 
     If the source says the split of any image, the source decides; its images without a split go to train. Otherwise the user's
@@ -80,7 +68,10 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
     Args:
         dataset: the data set. Names on the lists that fit no image, and images on both lists, are added to its `rejects`. The
             number of images on neither list is added to its `notes`.
-        rules: the lists, or the share and seed of the random choice.
+        train_list: names or ids of the images of train; None if the user gave no such list.
+        val_list: names or ids of the images of val; None if the user gave no such list.
+        val_share: share of the images to choose at random for val if there is no list, in (0, 1).
+        seed: seed of the random choice.
 
     Returns:
         "train" or "val" by image id. Images that are left out are missing.
@@ -88,12 +79,12 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
     ids = [entry.image_id for entry in dataset.entries]
     if any(entry.split for entry in dataset.entries):
         return {entry.image_id: entry.split or "train" for entry in dataset.entries}
-    if rules.train is None and rules.val is None:
-        drawn = draw_val(ids, rules.val_share, rules.seed)
+    if train_list is None and val_list is None:
+        drawn = draw_val(ids, val_share, seed)
         return {image_id: "val" if image_id in drawn else "train" for image_id in ids}
     known, by_file_name = set(ids), {_file_name(name): image_id for image_id, name in dataset.source_names.items()}
     splits: dict[str, str] = {}
-    for split, names in (("val", rules.val), ("train", rules.train)):
+    for split, names in (("val", val_list), ("train", train_list)):
         for name in names or ():
             candidates = (name, image_id_of(name), by_file_name.get(_file_name(name)))
             image_id = next((candidate for candidate in candidates if candidate in known), None)
@@ -101,8 +92,8 @@ def split_images(dataset: AnnotatedDataset, rules: SplitRules) -> dict[str, str]
                 dataset.rejects.append(Reject(name, f"{split}_list", STAGE, "listed, but there is no such annotated image"))
             elif splits.setdefault(image_id, split) != split:
                 dataset.rejects.append(Reject(image_id, f"{split}_list", STAGE, "listed in both splits; it stays in val"))
-    if rules.train is None or rules.val is None:
-        return {image_id: splits.get(image_id, "val" if rules.val is None else "train") for image_id in ids}
+    if train_list is None or val_list is None:
+        return {image_id: splits.get(image_id, "val" if val_list is None else "train") for image_id in ids}
     if left_out := len(ids) - len(splits):
         dataset.notes.append(f"{left_out:,} annotated images are in neither list and are left out")
     return splits

@@ -7,6 +7,7 @@ reasons. import.json has the origin of the data set and the counts of the import
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,17 +35,14 @@ class ImportSummary:
         splits: sorted ids of the imported images by split, "train" and "val".
         rejects: a Reject with the reason for each image that could not be imported.
         skipped: annotations that were left out. Each is a pair of the image that it belongs to and a sentence with the reason.
-        overlapping_images: number of images in which objects overlap.
-        overlap_share: share of the pixels of all images that more than one object covers, in [0, 1].
-        hidden_objects: number of objects that lie wholly under others.
+        counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
+            "overlapping_images" (in which objects overlap) and "hidden_objects" (that lie wholly under others).
     """
 
     splits: dict[str, list[str]]
     rejects: list[Reject] = field(default_factory=list)
     skipped: list[tuple[DatasetEntry, str]] = field(default_factory=list)
-    overlapping_images: int = 0
-    overlap_share: float = 0.0
-    hidden_objects: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 @contextmanager
@@ -110,46 +108,31 @@ def write_voc_layout(
         (folder / name).mkdir()
     entries = [entry for entry in dataset.entries if entry.image_id in splits]
     summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects))
-    pixels = overlap_pixels = 0
 
-    def import_one(entry: DatasetEntry) -> _Written | Reject:
+    def import_one(entry: DatasetEntry) -> tuple[tuple[str, ...], Counter[str]] | Reject:
         try:
             image = entry.load()
         except BadInput as error:
             return Reject(entry.image_id, entry.uri, STAGE, str(error))
         _write_image(entry.image_id, image, folder)
-        return _Written(image.skipped, image.overlap_pixels, image.hidden_objects, image.class_mask.size)
+        return image.skipped, Counter(
+            pixels=image.class_mask.size,
+            overlap_pixels=image.overlap_pixels,
+            overlapping_images=int(image.overlap_pixels > 0),
+            hidden_objects=image.hidden_objects,
+        )
 
     for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
         if isinstance(result, Reject):
             summary.rejects.append(result)
             continue
         summary.splits[splits[entry.image_id]].append(entry.image_id)
-        summary.skipped += [(entry, reason) for reason in result.skipped]
-        summary.overlapping_images += result.overlap_pixels > 0
-        summary.hidden_objects += result.hidden_objects
-        pixels, overlap_pixels = pixels + result.pixels, overlap_pixels + result.overlap_pixels
-    summary.overlap_share = overlap_pixels / max(pixels, 1)
+        skipped, counts = result
+        summary.skipped += [(entry, reason) for reason in skipped]
+        summary.counts.update(counts)
     _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects)
     _write_lists(dataset, summary, folder, origin)
     return summary
-
-
-@dataclass(frozen=True)
-class _Written:
-    """The counts of an image that was written.
-
-    Attributes:
-        skipped: a sentence with the reason for each annotation that was left out.
-        overlap_pixels: number of pixels that more than one object covers.
-        hidden_objects: number of objects that lie wholly under others.
-        pixels: number of pixels of the image.
-    """
-
-    skipped: tuple[str, ...]
-    overlap_pixels: int
-    hidden_objects: int
-    pixels: int
 
 
 def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
@@ -239,9 +222,9 @@ def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path
         "rejects": len(summary.rejects),
         "skipped": len(summary.skipped),
         "overlaps": {
-            "images": summary.overlapping_images,
-            "share_of_pixels": summary.overlap_share,
-            "hidden_objects": summary.hidden_objects,
+            "images": summary.counts["overlapping_images"],
+            "share_of_pixels": summary.counts["overlap_pixels"] / summary.counts["pixels"],
+            "hidden_objects": summary.counts["hidden_objects"],
         },
         "notes": dataset.notes,
     }

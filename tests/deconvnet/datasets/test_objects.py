@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deconvnet.datasets import objects
 from deconvnet.datasets.objects import make_object_mask
 from infra.errors import BadInput
 
@@ -58,13 +57,6 @@ def test_too_many_objects_are_refused():
     classes[::2, ::2] = 1
     with pytest.raises(BadInput, match="objects"):
         make_object_mask(classes)
-
-
-def test_large_masks_read_in_strips_give_the_same(monkeypatch, rng):
-    classes, ids = rng.integers(0, 4, (50, 30), dtype=np.uint8), rng.integers(0, 9, (50, 30), dtype=np.uint8)
-    whole = make_object_mask(classes, ids)
-    monkeypatch.setattr(objects, "_STRIP_PIXELS", 90)
-    assert np.array_equal(make_object_mask(classes, ids), whole)
 
 
 @settings(max_examples=60, deadline=None)

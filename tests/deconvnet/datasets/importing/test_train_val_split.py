@@ -1,7 +1,7 @@
 """The split into train and val: drawn, and by lists of names."""
 
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
-from deconvnet.datasets.importing.train_val_split import SplitRules, draw_val, split_images
+from deconvnet.datasets.importing.train_val_split import draw_val, split_images
 
 
 def make_dataset(count):
@@ -22,7 +22,7 @@ def test_an_image_keeps_its_split_when_others_are_added():
 
 def test_two_lists_of_names_give_the_splits():
     dataset = make_dataset(4)
-    splits = split_images(dataset, SplitRules(["p0", "x/p1.jpg", "p9"], ["p1.jpg", "p2"]))
+    splits = split_images(dataset, ["p0", "x/p1.jpg", "p9"], ["p1.jpg", "p2"])
     assert splits == {"p0": "train", "p1": "val", "p2": "val"}
     assert dataset.notes == ["1 annotated images are in neither list and are left out"]
     assert [(reject.image_id, reject.reason) for reject in dataset.rejects] == [
@@ -32,5 +32,5 @@ def test_two_lists_of_names_give_the_splits():
 
 
 def test_with_one_list_the_other_split_is_the_rest():
-    assert split_images(make_dataset(3), SplitRules(val=["p1"])) == {"p0": "train", "p1": "val", "p2": "train"}
-    assert split_images(make_dataset(3), SplitRules(train=["p1"])) == {"p0": "val", "p1": "train", "p2": "val"}
+    assert split_images(make_dataset(3), val_list=["p1"]) == {"p0": "train", "p1": "val", "p2": "train"}
+    assert split_images(make_dataset(3), train_list=["p1"]) == {"p0": "val", "p1": "train", "p2": "val"}
