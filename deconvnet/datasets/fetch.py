@@ -16,7 +16,6 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
@@ -170,25 +169,13 @@ def _download_rest(url: str, part: Path) -> None:
         size = received + int(length) if length else None
         require_disk_space(part.parent, (size or received) - received, part.name)
         with part.open("ab" if received else "wb") as file:
-            _copy_stream(reply, file, received, size, part.name.removesuffix(".part"))
+            name = part.name.removesuffix(".part")
+            with tqdm(desc=name, initial=received, total=size, unit="B", unit_scale=True) as bar:
+                while block := reply.read(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
         if size is not None and part.stat().st_size < size:
             raise ConnectionError(f"the connection broke off at {_format_bytes(part.stat().st_size)} of {_format_bytes(size)}")
-
-
-def _copy_stream(source: IO[bytes], file: IO[bytes], received: int, size: int | None, name: str) -> None:
-    """Copy a stream to a file and show a progress bar on stderr.
-
-    Args:
-        source: stream to read to its end.
-        file: file to write to.
-        received: number of bytes that were received earlier, at which the progress bar starts.
-        size: size of the whole file in bytes; None if it is not known.
-        name: name of the file for the progress bar.
-    """
-    with tqdm(desc=name, initial=received, total=size, unit="B", unit_scale=True, unit_divisor=1000) as bar:
-        while block := source.read(_BLOCK):
-            file.write(block)
-            bar.update(len(block))
 
 
 def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:

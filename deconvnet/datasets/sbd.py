@@ -103,8 +103,10 @@ def add_sbd_to_voc(sbd: str, voc_root: str) -> tuple[int, list[Reject]]:
     train = voc.read_split(voc_root, "train")
     lists = [storage.join(sbd, f"{split}.txt") for split in ("train", "val")]
     candidates = sorted({image_id for path in lists for image_id in _read_ids(path)} - val - set(train))
-    converted = _stems(voc_root, voc.CLASS_MASKS_DIR) & _stems(voc_root, voc.OBJECT_MASKS_DIR)
-    images = _stems(voc_root, voc.IMAGES_DIR)
+    images, class_masks, object_masks = (
+        voc.list_files(voc_root, folder) for folder in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR, voc.OBJECT_MASKS_DIR)
+    )
+    converted = class_masks.keys() & object_masks.keys()
     rejects: list[Reject] = []
     for image_id in tqdm([each for each in candidates if each not in converted], desc="SBD masks", unit="mask"):
         try:
@@ -137,19 +139,6 @@ def _read_ids(path: str) -> list[str]:
         return storage.read_bytes(path).decode().split()
     except FileNotFoundError:
         raise UserError(f"there is no {path}: name SBD's `dataset` folder, which has train.txt, val.txt, cls and inst") from None
-
-
-def _stems(root: str, folder: str) -> set[str]:
-    """Return the names, without suffix, of all files in a folder.
-
-    Args:
-        root: path or s3:// address of the data set.
-        folder: path of the folder relative to `root`.
-
-    Returns:
-        The names; empty if there is no such folder.
-    """
-    return {name.rsplit(".", 1)[0] for name in storage.list_files(storage.join(root, folder))}
 
 
 def _convert(sbd: str, voc_root: str, image_id: str) -> None:

@@ -54,22 +54,6 @@ class _Shape:
     period: float
 
 
-def _object_coordinates(shape: _Shape, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the coordinates of each pixel relative to the centre and the rotated axes of an object.
-
-    Args:
-        shape: the object.
-        height: height of the image in px.
-        width: width of the image in px.
-
-    Returns:
-        Two float32 arrays (H, W), in px: the coordinates along the object's first axis, and along its second axis.
-    """
-    y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
-    cos, sin = math.cos(shape.angle), math.sin(shape.angle)
-    return (x - shape.x) * cos + (y - shape.y) * sin, (y - shape.y) * cos - (x - shape.x) * sin
-
-
 def _circle(radius: float, count: int = 48) -> np.ndarray:
     """Make a regular polygon that approximates a circle about the origin.
 
@@ -220,7 +204,10 @@ def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: n
     height, width = coverage.shape
     objects = len(GENERATED_CLASSES) - 1
     first, second = _two_shades(rng, shape.class_id / objects + rng.normal(0, _HUE_DEVIATION))
-    u, v = _object_coordinates(shape, height, width)
+    # The coordinates of each pixel along the two axes of the object, in px from its centre.
+    y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
+    cos, sin = math.cos(shape.angle), math.sin(shape.angle)
+    u, v = (x - shape.x) * cos + (y - shape.y) * sin, (y - shape.y) * cos - (x - shape.x) * sin
     scale = 2 * np.pi / shape.period
     pattern = _TEXTURES[GENERATED_CLASSES[shape.class_id]](u * scale, v * scale)
     surface = first + pattern[..., None] * (second - first)

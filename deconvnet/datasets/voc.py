@@ -9,7 +9,7 @@ If the folder itself can't be used, UserError is raised. If an image can't be us
 Files outside the folder are never opened.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,7 +25,8 @@ from proposals.image_codec import decode_mask, encode_mask, image_size
 from proposals.masks import VOID_ID
 
 IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR = "JPEGImages", "SegmentationClass", "SegmentationObject"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")  # if an image has several files, the first of these suffixes is taken
+# Suffixes in lower case of the files in each folder. If an image has several files, the first of these suffixes is taken.
+_SUFFIXES = {IMAGES_DIR: (".jpg", ".jpeg", ".png"), CLASS_MASKS_DIR: (".png",), OBJECT_MASKS_DIR: (".png",)}
 MIN_SIDE = 16  # px; VGG's five poolings would leave less than one cell of a smaller image, and its crops are not worth enlarging
 STAGE = "prepare"
 
@@ -135,12 +136,15 @@ class VocDataset:
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
-        self._images = _list_files(self.root, IMAGES_DIR)
-        self._class_masks = _list_files(self.root, CLASS_MASKS_DIR)
-        self._object_masks = _list_files(self.root, OBJECT_MASKS_DIR)
+        self._images = list_files(self.root, IMAGES_DIR)
+        self._class_masks = list_files(self.root, CLASS_MASKS_DIR)
+        self._object_masks = list_files(self.root, OBJECT_MASKS_DIR)
         for folder, files in ((IMAGES_DIR, self._images), (CLASS_MASKS_DIR, self._class_masks)):
             if not files:
-                raise UserError(f"{storage.join(self.root, folder)} is missing or empty: data.root must have VOC's layout")
+                suffixes = " or ".join(_SUFFIXES[folder])
+                raise UserError(
+                    f"{storage.join(self.root, folder)} is missing or empty ({suffixes} files): data.root must have VOC's layout"
+                )
 
     def find(self, image_id: str) -> VocImageFiles | Reject:
         """Find the files of an image.
@@ -151,15 +155,14 @@ class VocDataset:
         Returns:
             The files, or a Reject with the reason if the image or its class mask is missing.
         """
-        image = _choose_file(self._images.get(image_id, ()), _IMAGE_SUFFIXES)
+        image, mask = self._images.get(image_id), self._class_masks.get(image_id)
         if image is None:
-            reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_IMAGE_SUFFIXES)})"
+            reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_SUFFIXES[IMAGES_DIR])})"
             return Reject(image_id, storage.join(self.root, IMAGES_DIR, f"{image_id}.jpg"), STAGE, reason)
-        mask = _choose_file(self._class_masks.get(image_id, ()), (".png",))
         if mask is None:
             path = storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png")
             return Reject(image_id, path, STAGE, f"no mask in {CLASS_MASKS_DIR}")
-        return VocImageFiles(image_id, image, mask, _choose_file(self._object_masks.get(image_id, ()), (".png",)))
+        return VocImageFiles(image_id, image, mask, self._object_masks.get(image_id))
 
     def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
         """Find the files of all images of a split.
@@ -196,37 +199,26 @@ class VocDataset:
         return images, rejects
 
 
-def _list_files(root: str, folder: str) -> dict[str, list[VocFile]]:
-    """List the files that lie directly in a folder of the data set.
+def list_files(root: str, folder: str) -> dict[str, VocFile]:
+    """List the images or the masks that lie directly in a folder of the data set.
 
     Args:
         root: path or s3:// address of the data set.
-        folder: name of the folder, such as "JPEGImages".
+        folder: name of the folder: "JPEGImages", "SegmentationClass" or "SegmentationObject".
 
     Returns:
-        The files by their name without suffix; empty if there is no such folder.
+        The file of each image id. If there are several, it is the one with the most preferred suffix, or of these the first by
+        name. Empty if there is no such folder.
     """
     fs, path = storage.filesystem(storage.join(root, folder))
-    found: dict[str, list[VocFile]] = {}
-    for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
-        if info.type == pafs.FileType.File:
-            file = VocFile(f"{folder}/{info.base_name}", info.size, info.mtime_ns or 0)
-            found.setdefault(PurePosixPath(info.base_name).stem, []).append(file)
-    return found
-
-
-def _choose_file(files: Iterable[VocFile], suffixes: Sequence[str]) -> VocFile | None:
-    """Choose one of several files by its suffix.
-
-    Args:
-        files: files to choose from.
-        suffixes: allowed suffixes in lower case, the preferred one first. The suffix of a file may be in upper or lower case.
-
-    Returns:
-        The file with the most preferred suffix; None if no file has an allowed suffix.
-    """
-    ranked = [(suffixes.index(s), f.name, f) for f in files if (s := PurePosixPath(f.name).suffix.lower()) in suffixes]
-    return min(ranked, key=lambda each: each[:2])[2] if ranked else None
+    found: dict[str, tuple[int, VocFile]] = {}
+    for info in sorted(fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)), key=lambda info: info.base_name):
+        name = PurePosixPath(info.base_name)
+        if info.type == pafs.FileType.File and name.suffix.lower() in _SUFFIXES[folder]:
+            rank = _SUFFIXES[folder].index(name.suffix.lower())
+            if name.stem not in found or rank < found[name.stem][0]:
+                found[name.stem] = rank, VocFile(f"{folder}/{name}", info.size, info.mtime_ns or 0)
+    return {image_id: file for image_id, (_, file) in found.items()}
 
 
 def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:

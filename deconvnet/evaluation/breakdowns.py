@@ -6,14 +6,12 @@ images, and their sums can be added.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isnan
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
 
-from deconvnet.evaluation.metrics import ConfusionMatrix
+from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from proposals.masks import VOID_ID
 from proposals.mining.rules import find_objects
 
@@ -63,7 +61,6 @@ def object_ious(
     return areas / class_mask.size, ious
 
 
-@dataclass
 class Breakdowns:
     """Sums over the images evaluated so far. `add` counts one image, and `merge` adds the sums of other images.
 
@@ -77,35 +74,19 @@ class Breakdowns:
         ious: sums of the objects' IoU by result and size bin, float64 (R, B).
     """
 
-    results: tuple[str, ...]
-    counts: tuple[int, ...]
-    confusion: np.ndarray
-    confusion_by_count: np.ndarray
-    objects: np.ndarray
-    ious: np.ndarray
-
-    @classmethod
-    def empty(cls, results: Sequence[str], counts: Sequence[int], num_classes: int) -> Self:
+    def __init__(self, results: Sequence[str], counts: Sequence[int], num_classes: int) -> None:
         """Create breakdowns of no images, with all sums 0.
 
         Args:
             results: names of the results that are measured, such as "deconvnet".
             counts: numbers of proposals (boxes) from which DeconvNet's mask is predicted and measured.
             num_classes: number of classes, including the background.
-
-        Returns:
-            The empty breakdowns.
         """
-        sizes = len(SIZE_EDGES) - 1
-        square = (num_classes, num_classes)
-        return cls(
-            tuple(results),
-            tuple(counts),
-            np.zeros((len(results), *square), np.int64),
-            np.zeros((len(counts), *square), np.int64),
-            np.zeros(sizes, np.int64),
-            np.zeros((len(results), sizes)),
-        )
+        self.results, self.counts = tuple(results), tuple(counts)
+        self.confusion = np.zeros((len(results), num_classes, num_classes), np.int64)
+        self.confusion_by_count = np.zeros((len(counts), num_classes, num_classes), np.int64)
+        self.objects = np.zeros(len(SIZE_EDGES) - 1, np.int64)
+        self.ious = np.zeros((len(results), len(SIZE_EDGES) - 1))
 
     def add(
         self,
@@ -168,15 +149,10 @@ class Breakdowns:
         by_count = [ConfusionMatrix(matrix.shape[0], matrix).mean_iou for matrix in self.confusion_by_count]
         return {
             "confusion": {name: matrix.tolist() for name, matrix in zip(self.results, self.confusion, strict=True)},
-            "proposals": {"counts": list(self.counts), "mean_iou": _with_none(by_count)},
+            "proposals": {"counts": list(self.counts), "mean_iou": [none_if_nan(value) for value in by_count]},
             "sizes": {
                 "edges": list(SIZE_EDGES),
                 "objects": self.objects.tolist(),
-                "mean_iou": {name: _with_none(row.tolist()) for name, row in zip(self.results, by_size, strict=True)},
+                "mean_iou": {name: [none_if_nan(v) for v in row] for name, row in zip(self.results, by_size, strict=True)},
             },
         }
-
-
-def _with_none(values: Sequence[float]) -> list[float | None]:
-    """Replace nan in a list of numbers by None, because JSON has no nan."""
-    return [None if isnan(value) else float(value) for value in values]

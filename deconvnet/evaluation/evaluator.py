@@ -5,7 +5,6 @@ annotation. The counts of all batches are then added up. The five ways are those
 DeconvNet: FCN-8s, DeconvNet, their ensemble, and the last two refined by a CRF. Each way is called a result (`RESULTS`).
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import Breakdowns
-from deconvnet.evaluation.metrics import ConfusionMatrix
+from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import UserError
 from infra.runtime.executor import Actors, Executor, Work
@@ -138,8 +138,6 @@ def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[di
     Returns:
         A function that takes the index of a batch and the batch. It returns the dict of measurements that `_measure` describes.
     """
-    import torch
-
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     predictor = Predictor.load(inputs.deconvnet_uri, inputs.fcn8s_uri, device, inputs.options)
@@ -161,7 +159,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
-    breakdowns = Breakdowns.empty(RESULTS, inputs.counts, len(inputs.classes))
+    breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
     image_ids, mean_iou = [], []
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
         masks, by_count = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
@@ -208,12 +206,12 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
         UserError: if no image was measured.
     """
     classes = inputs.classes
-    total = Breakdowns.empty(RESULTS, inputs.counts, len(classes))
+    total = Breakdowns(RESULTS, inputs.counts, len(classes))
     mean_iou: dict[str, dict[str, float | None]] = {}
     for found in measured:
         total.merge(found)
         for image_id, values in zip(found["image_ids"], found["mean_iou"], strict=True):
-            mean_iou[image_id] = {name: _or_none(value) for name, value in zip(RESULTS, values, strict=True)}
+            mean_iou[image_id] = {name: none_if_nan(value) for name, value in zip(RESULTS, values, strict=True)}
     if not mean_iou:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
@@ -241,12 +239,7 @@ def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, An
         if it is undefined, such as the IoU of a class that does not occur.
     """
     return {
-        "mean_iou": _or_none(matrix.mean_iou),
-        "pixel_accuracy": _or_none(matrix.pixel_accuracy),
-        "iou": {name: _or_none(iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)},
+        "mean_iou": none_if_nan(matrix.mean_iou),
+        "pixel_accuracy": none_if_nan(matrix.pixel_accuracy),
+        "iou": {name: none_if_nan(iou) for name, iou in zip(classes, matrix.iou.tolist(), strict=True)},
     }
-
-
-def _or_none(value: float) -> float | None:
-    """Replace nan by None, because JSON has no nan. Any other number is returned as it is."""
-    return None if math.isnan(value) else float(value)

@@ -1,5 +1,6 @@
 """Compute metrics of semantic segmentation from a confusion matrix of pixels, as PASCAL VOC's development kit does."""
 
+from math import isnan
 from typing import Self
 
 import numpy as np
@@ -88,3 +89,8 @@ class ConfusionMatrix:
         """Compute the share of the counted pixels whose class is predicted correctly, 0 to 1; nan if no pixel is counted."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix)) / total if total else float("nan")
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return a number as it is, but None instead of nan, because JSON has no nan."""
+    return None if isnan(value) else float(value)

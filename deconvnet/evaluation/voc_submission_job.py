@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
+import torch
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.palette import VOC_PALETTE
@@ -31,7 +31,6 @@ VERSION = 1
 
 Raise it when the same models and images would give other masks.
 """
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _IMAGES_PER_UNIT = 4
 _THREADS = 8  # number of files that this process reads at once
 
@@ -105,9 +104,7 @@ def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
     Raises:
         UserError: if an image is missing or unusable, because the server wants a mask of every image.
     """
-    files: dict[str, str] = {}
-    for name in sorted(storage.list_files(storage.join(root, voc.IMAGES_DIR)), key=_preference):
-        files.setdefault(PurePosixPath(name).stem, storage.join(root, voc.IMAGES_DIR, name))
+    files = {image_id: storage.join(root, file.name) for image_id, file in voc.list_files(root, voc.IMAGES_DIR).items()}
     ids = sorted(set(voc.read_split(root, split)))
     for image_id in ids:
         if image_id not in files or voc.invalid_id_reason(image_id):
@@ -170,8 +167,6 @@ def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work
         A function that takes the index of a batch and its images, and writes their masks as PNGs. It returns nothing. It raises
         UserError if an image cannot be segmented.
     """
-    import torch
-
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     predictor = Predictor.load(recipe.deconvnet, recipe.fcn8s, device, recipe.options)
@@ -201,12 +196,3 @@ def _unusable(uri: str, error: Exception) -> UserError:
     """
     reason = " ".join(str(error).split())
     return UserError(f"{uri} can't be segmented: {reason}. The server wants a mask for each image of the list")
-
-
-def _preference(name: str) -> tuple[int, str]:
-    """Return a key for sorting file names, by which the preferred one of several files with the same image id comes first.
-
-    Files with the suffix .jpg come first, then .jpeg, then .png, then all others. Files with the same suffix are sorted by name.
-    """
-    suffix = PurePosixPath(name).suffix.lower()
-    return (_SUFFIXES.index(suffix) if suffix in _SUFFIXES else len(_SUFFIXES), name)

@@ -19,7 +19,7 @@ from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, OutputStat
 from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
 from infra import storage
 from infra.errors import BadInput
-from infra.runtime.executor import Actors, Executor, Work
+from infra.runtime.executor import Actors, Executor
 from infra.storage import tables
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 
@@ -51,16 +51,19 @@ def predict_images(
     table, fingerprint, units = storage.join(output, TABLE), plan.fingerprint, plan.units
     done = tables.parts_done(table, fingerprint)
     left = {i: unit for i, unit in enumerate(units) if tables.part_name(fingerprint, i) not in done}
-    job = _Job(plan.state, output, model, max_pixels, "cuda" if actors.gpus else "cpu", fingerprint)
+    device = "cuda" if actors.gpus else "cpu"
+    make = partial(_PartWriter, plan.state, output, model, max_pixels, device, fingerprint)
     actors = replace(actors, remedy="lower compute.actors or max_pixels, or use larger nodes; finished parts are kept")
-    for _ in executor.map_actors(left, partial(_make_worker, job), actors, title="segmenting", unit="parts"):
+    for _ in executor.map_actors(left, make, actors, title="segmenting", unit="parts"):
         pass
     return [tables.read_part(table, fingerprint, i) for i in range(len(units))]
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The inputs that all workers of one prediction job share.
+@dataclass
+class _PartWriter:
+    """A writer of parts (Parquet files) of the table `predictions`. The executor creates one in each worker process.
+
+    It loads the ensemble when the first image must be predicted, and then keeps it in memory.
 
     Attributes:
         state: the input folder, the model version and the generation (the name of the predictions made with this model version).
@@ -71,6 +74,7 @@ class _Job:
         device: torch device to predict on, "cuda" or "cpu".
         fingerprint: digest of everything that the table `predictions` depends on. The table's parts (Parquet files) are stored
             under this digest, so a later run knows which of them it can keep.
+        threads: number of CPU threads that prediction may use.
     """
 
     state: OutputState
@@ -79,49 +83,16 @@ class _Job:
     max_pixels: int | None
     device: str
     fingerprint: str
+    threads: int
 
-
-def _make_worker(job: _Job, threads: int) -> Work[None]:
-    """Create the function with which a worker process writes parts (Parquet files) of the table `predictions`.
-
-    The executor calls this once in each worker process.
-
-    Args:
-        job: the inputs that all workers share.
-        threads: number of CPU threads that prediction may use.
-
-    Returns:
-        A function that takes the index of a part and its tasks (one per image), predicts the images, and writes the part. It
-        returns nothing.
-    """
-    writer = _RowMaker(job, threads)
-
-    def work(index: int, tasks: Sequence[Task]) -> None:
-        tables.write_part(writer.table, job.fingerprint, index, writer.rows(tasks), PREDICTIONS)
-
-    return work
-
-
-class _RowMaker:
-    """A maker of table rows from images. Each worker process has one.
-
-    It loads the ensemble when the first image must be predicted, and then keeps it in memory.
-
-    Attributes:
-        job: the inputs that all workers share.
-        threads: number of CPU threads that prediction may use.
-        table: URI of the table `predictions`.
-    """
-
-    def __init__(self, job: _Job, threads: int) -> None:
-        """Store the arguments. The ensemble is not loaded yet.
+    def __call__(self, index: int, tasks: Sequence[Task]) -> None:
+        """Predict the images of one part, and write the part.
 
         Args:
-            job: the inputs that all workers share.
-            threads: number of CPU threads that prediction may use.
+            index: index of the part.
+            tasks: the images of the part, with what to do with each.
         """
-        self.job, self.threads = job, threads
-        self.table = storage.join(job.output, TABLE)
+        tables.write_part(storage.join(self.output, TABLE), self.fingerprint, index, self.rows(tasks), PREDICTIONS)
 
     @cached_property
     def ensemble(self) -> SavedEnsemble:
@@ -130,12 +101,12 @@ class _RowMaker:
 
         torch.set_num_threads(self.threads)
         cv2.setNumThreads(1)
-        return SavedEnsemble(self.job.model, self.job.device, self.job.max_pixels)
+        return SavedEnsemble(self.model, self.device, self.max_pixels)
 
     @cached_property
     def classes(self) -> Sequence[str]:
         """Return the class names, ordered by id. On first use, they are read from the ensemble's folder; no network is loaded."""
-        return list(read_options(self.job.model)["classes"])
+        return list(read_options(self.model)["classes"])
 
     def rows(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | tables.Reject]:
         """Make the rows of one part (Parquet file) of the table: predict each image, or copy its row from an earlier run.
@@ -159,10 +130,10 @@ class _RowMaker:
                     yield self._predict(task)
                     continue
                 if task.draw_overlay:
-                    mask = decode_mask(storage.read_bytes(storage.join(self.job.output, task.mask_path)))
+                    mask = decode_mask(storage.read_bytes(storage.join(self.output, task.mask_path)))
                     self._draw_overlay(task, decode_image(self._read_image(task)), mask)
             except BadInput as error:
-                yield tables.Reject(name, storage.join(self.job.state.input, name), "predict", str(error))
+                yield tables.Reject(name, storage.join(self.state.input, name), "predict", str(error))
             else:
                 yield {**known[name, task.part], "overlay": task.overlay_path if task.has_overlay else None}
 
@@ -175,7 +146,8 @@ class _RowMaker:
         Returns:
             A dict from (image_id, name of the part) to the row, a dict by column name.
         """
-        found = ((part, tables.iter_rows(self.table, part=tables.Part(part, []))) for part in sorted(parts))
+        table = storage.join(self.output, TABLE)
+        found = ((part, tables.iter_rows(table, part=tables.Part(part, []))) for part in sorted(parts))
         return {(row["image_id"], part): row for part, rows in found for row in rows}
 
     def _predict(self, task: Task) -> dict[str, Any]:
@@ -192,12 +164,12 @@ class _RowMaker:
         """
         prediction = self.ensemble.predict(self._read_image(task))
         mask = prediction.mask
-        storage.write_bytes(storage.join(self.job.output, task.mask_path), encode_mask(mask, VOC_PALETTE))
+        storage.write_bytes(storage.join(self.output, task.mask_path), encode_mask(mask, VOC_PALETTE))
         if task.draw_overlay:
             self._draw_overlay(task, prediction.image, mask)
         counts = np.bincount(mask.ravel(), minlength=len(self.classes))
         present = np.flatnonzero(counts)
-        state = self.job.state
+        state = self.state
         return {
             "image_id": task.image.name,
             "path": storage.join(state.input, task.image.name),
@@ -223,7 +195,7 @@ class _RowMaker:
             mask: class ids, uint8 (H, W).
         """
         data = encode_jpeg(overlay(image, mask, self.classes), _OVERLAY_QUALITY)
-        storage.write_bytes(storage.join(self.job.output, task.overlay_path), data)
+        storage.write_bytes(storage.join(self.output, task.overlay_path), data)
 
     def _read_image(self, task: Task) -> bytes:
         """Read an image file from the input folder.
@@ -238,7 +210,7 @@ class _RowMaker:
             BadInput: if the file was removed or cannot be read.
         """
         try:
-            return storage.read_bytes(storage.join(self.job.state.input, task.image.name))
+            return storage.read_bytes(storage.join(self.state.input, task.image.name))
         except FileNotFoundError:
             raise BadInput("it was removed during the run") from None
         except OSError as error:

@@ -10,13 +10,13 @@ run finished count as well, although that run wrote no commit record.
 """
 
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from deconvnet.datasets.image_folder import ImageFile
 from infra import storage
@@ -313,15 +313,11 @@ def count_classes(output: str) -> list[ClassCount]:
     """
     table = storage.join(output, TABLE)
     commit = tables.require_commit(table)
-    counts: dict[str, list[float]] = {}
-    for part in commit.parts:
-        for group in range(len(part.row_groups)):
-            rows = tables.read_row_group(table, part.name, group, ["classes", "shares"])
-            flat = pa.table({name: pc.list_flatten(rows[name]) for name in ("classes", "shares")})
-            summed = flat.group_by("classes").aggregate([("shares", "count"), ("shares", "sum")])
-            for row in summed.to_pylist():
-                total = counts.setdefault(row["classes"], [0, 0.0])
-                total[0] += row["shares_count"]
-                total[1] += row["shares_sum"]
-    found = [ClassCount(name, int(n), share / commit.rows) for name, (n, share) in counts.items()]
+    images: Counter[str] = Counter()
+    shares: dict[str, float] = defaultdict(float)
+    for row in tables.iter_rows(table, ["classes", "shares"]):
+        images.update(row["classes"])
+        for name, share in zip(row["classes"], row["shares"], strict=True):
+            shares[name] += share
+    found = [ClassCount(name, n, shares[name] / commit.rows) for name, n in images.items()]
     return sorted(found, key=lambda c: (-c.images, -c.share, c.name))

@@ -165,7 +165,17 @@ class Predictor:
         if set(results) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
             fcn = whole_image_scores(self.fcn8s, image)
         if set(results) - {"fcn8s"}:
-            deconvnet = self._deconvnet_scores(image, boxes, on_box)
+            o = self.options
+            deconvnet = segment_instances(
+                self.deconvnet,
+                image,
+                self.best_boxes(boxes),
+                context=o.context,
+                window=o.window,
+                aggregation=o.aggregation,
+                batch=o.batch,
+                on_box=on_box,
+            )
 
         computed: dict[str, Floats] = {}
         if fcn is not None:
@@ -193,8 +203,7 @@ class Predictor:
         Raises:
             ValueError: if a name is not in `RESULTS`.
         """
-        size = image.shape[:2]
-        return {name: _resize(_arg_max(p), size) for name, p in self.probabilities(image, boxes, results).items()}
+        return self.masks_by_box_count(image, boxes, (), results)[0]
 
     def masks_by_box_count(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
@@ -206,7 +215,7 @@ class Predictor:
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
             counts: numbers of boxes, in any order. For each number k, DeconvNet's mask is predicted from the first k boxes that
                 it is run on (see `best_boxes`). The CRF is not applied.
-            results: names from `RESULTS`; "deconvnet" must be one of them.
+            results: names from `RESULTS`. "deconvnet" must be one of them if `counts` is not empty.
 
         Returns:
             A pair of dicts of masks of class ids, uint8 (H, W). The first has the masks by result name, as `masks` returns them.
@@ -252,29 +261,6 @@ class Predictor:
         """
         o = self.options
         return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
-
-    def _deconvnet_scores(self, image: Image, boxes: Floats, on_box: OnBox | None) -> Floats:
-        """Compute DeconvNet's class scores of an image by merging its scores of the best boxes.
-
-        Args:
-            image: uint8 (h, w, 3), RGB, of a size within `options.max_side`.
-            boxes: proposals x1, y1, x2, y2 in pixels of this image, float32 (N, 4), best first.
-            on_box: function called after each merged box, see `instances.OnBox`; None for none.
-
-        Returns:
-            Scores before the softmax, float32 (C, h, w).
-        """
-        o = self.options
-        return segment_instances(
-            self.deconvnet,
-            image,
-            self.best_boxes(boxes),
-            context=o.context,
-            window=o.window,
-            aggregation=o.aggregation,
-            batch=o.batch,
-            on_box=on_box,
-        )
 
     def _scaled(self, image: Image, boxes: Floats) -> tuple[Image, Floats]:
         """Scale an image and its boxes down if the image's longer side exceeds `options.max_side`.

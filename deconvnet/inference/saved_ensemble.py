@@ -8,7 +8,7 @@ Ray nor pydantic.
 import importlib
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +17,6 @@ from infra import storage
 from infra.errors import BadInput, UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
-
-if TYPE_CHECKING:
-    from deconvnet.inference.predictor import Predictor
 
 OPTIONS = "options.json"
 NETWORKS = ("deconvnet", "fcn8s")
@@ -73,7 +70,10 @@ class SavedEnsemble:
             self._edge_boxes["edges"] = "forest"
             self._edge_boxes["edge_model"] = storage.join(folder, self._edge_boxes["edge_model"])
         self._numba_cache = _numba_cache()
-        self._predictor = _load_predictor(folder, device, options["segment"])
+        from deconvnet.inference.predictor import Predictor, PredictorOptions  # after numba's cache is set
+
+        deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
+        self._predictor = Predictor.load(deconvnet, fcn8s, device, PredictorOptions(**options["segment"]))
 
     def predict(self, data: bytes) -> Prediction:
         """Predict the mask of an image file.
@@ -116,26 +116,6 @@ def read_options(folder: str) -> dict[str, Any]:
     if not complete or not isinstance(options, dict) or not options.keys() >= _REQUIRED:
         raise UserError(f"{folder} is not an ensemble of this project: it needs {OPTIONS}, {' and '.join(NETWORKS)}")
     return options
-
-
-def _load_predictor(folder: str, device: str, options: dict[str, Any]) -> "Predictor":
-    """Load both networks of a saved ensemble.
-
-    Args:
-        folder: the ensemble's folder, local or s3://.
-        device: torch device to predict on, "cpu" or "cuda".
-        options: the fields of `PredictorOptions`, as stored under `segment` in `options.json`.
-
-    Returns:
-        A predictor with the networks and these options.
-
-    Raises:
-        UserError: if a network's folder holds no model, or another kind of network.
-    """
-    from deconvnet.inference.predictor import Predictor, PredictorOptions
-
-    deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
-    return Predictor.load(deconvnet, fcn8s, device, PredictorOptions(**options))
 
 
 def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:

@@ -76,9 +76,9 @@ def test_merged_counts_equal_those_of_all_images(scene, rng):
     truth, objects = scene
     predictions = [{name: rng.integers(0, 3, truth.shape).astype(np.uint8) for name in ("a", "b")} for _ in range(3)]
     by_count = [{1: each["a"], 5: each["b"]} for each in predictions]
-    whole, parts = Breakdowns.empty(("a", "b"), (1, 5), 3), Breakdowns.empty(("a", "b"), (1, 5), 3)
+    whole, parts = Breakdowns(("a", "b"), (1, 5), 3), Breakdowns(("a", "b"), (1, 5), 3)
     for prediction, steps in zip(predictions, by_count, strict=True):
-        one = Breakdowns.empty(("a", "b"), (1, 5), 3)
+        one = Breakdowns(("a", "b"), (1, 5), 3)
         means = one.add(truth, objects, prediction, steps)
         assert means == whole.add(truth, objects, prediction, steps)
         assert means[0] == ConfusionMatrix(3).update(truth, prediction["a"]).mean_iou
@@ -105,7 +105,7 @@ def whole_iou(predictions, truth, name):
 
 def test_objects_are_counted_by_their_size(scene):
     truth, objects = scene
-    found = Breakdowns.empty(("a",), (), 3)
+    found = Breakdowns(("a",), (), 3)
     found.add(truth, objects, {"a": truth * (truth != 255)}, {})
     sizes = found.as_dict()["sizes"]
     assert sizes["edges"] == list(SIZE_EDGES)
@@ -116,6 +116,6 @@ def test_objects_are_counted_by_their_size(scene):
 def test_a_size_includes_its_upper_edge():
     truth = np.zeros((40, 40), np.uint8)
     truth[:4, :4] = CAT  # 1 %, to the digit
-    found = Breakdowns.empty(("a",), (), 3)
+    found = Breakdowns(("a",), (), 3)
     found.add(truth, truth, {"a": truth}, {})
     assert found.objects.tolist() == [1, 0, 0, 0, 0]

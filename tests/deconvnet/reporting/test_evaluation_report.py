@@ -12,7 +12,7 @@ from deconvnet.reporting.evaluation_report import report_files, results_markdown
 
 def test_results_json_is_the_last_file_of_a_report() -> None:
     classes = ["background", "cat", "dog"]
-    counted = Breakdowns.empty(RESULTS, (1, 5), 3)
+    counted = Breakdowns(RESULTS, (1, 5), 3)
     truth = np.zeros((20, 30), np.uint8)
     truth[5:15, 5:15] = 1
     means = counted.add(truth, truth, dict.fromkeys(RESULTS, truth), {1: truth * 0, 5: truth})
