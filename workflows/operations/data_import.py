@@ -12,10 +12,9 @@ from deconvnet.datasets.importing.train_val_split import read_split_list, split_
 from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, REJECTS_FILE, new_folder, write_voc_layout
 from deconvnet.datasets.palette import VOC_CLASSES
 from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
-from deconvnet.datasets.validation.image_statistics import ProposalLimits
 from infra import storage
 from infra.errors import UserError
-from proposals.settings import ProposalSettings
+from proposals.edgebox import EdgeBoxOptions
 from workflows.settings import ImportSettings
 
 logger = logging.getLogger(__name__)
@@ -164,13 +163,12 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
     Raises:
         UserError: if the folder or a split can't be read, or the report can't be written.
     """
-    proposals = ProposalSettings()
     if to != root or settings.check:
         storage.check_writable(to)
     report, sheet = check_dataset(
         root,
         classes,
-        ProposalLimits(proposals.min_box_area, proposals.max_side),
+        EdgeBoxOptions(),
         title=title,
         splits=splits,
         max_pixels=settings.max_pixels,

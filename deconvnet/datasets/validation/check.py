@@ -1,16 +1,16 @@
 """The check of a data set in VOC's layout, which reads every image of two splits as training would read it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.importing.voc_writer import IMPORT_FILE
 from deconvnet.datasets.thread_map import thread_map
 from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet, select_images
-from deconvnet.datasets.validation.image_statistics import ImageStatistics, ProposalLimits, measure_image
+from deconvnet.datasets.validation.image_statistics import ImageStatistics, measure_image
 from deconvnet.datasets.validation.report import CheckReport, make_report
-from infra.errors import BadInput
-from infra.storage import exists, join, read_bytes, read_json
+from infra.storage import exists, join, read_json
 from infra.storage.tables import Reject
+from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_image, decode_mask
 
 REPORT_FILE, SHEET_FILE = "check.md", "contact_sheet.png"
@@ -19,7 +19,7 @@ REPORT_FILE, SHEET_FILE = "check.md", "contact_sheet.png"
 def check_dataset(
     root: str,
     classes: Sequence[str],
-    limits: ProposalLimits,
+    proposals: EdgeBoxOptions,
     *,
     title: str,
     splits: tuple[str, str] = ("train", "val"),
@@ -33,7 +33,7 @@ def check_dataset(
     Args:
         root: path or s3:// address of a folder in VOC's layout.
         classes: class names by id, background first.
-        limits: limits of the region proposals; the report counts the objects that are too small to be proposed.
+        proposals: options of the region proposals; the report counts the objects that are too small to be proposed.
         title: name of the data set, for the headings.
         splits: names of the split to train on and of the split to validate on.
         max_pixels: images with more pixels count as unusable.
@@ -60,32 +60,13 @@ def check_dataset(
     statistics = list(thread_map(measure, images, threads, "checking", "images"))
     import_file = join(dataset.root, IMPORT_FILE)
     imported = read_json(import_file) if exists(import_file) else None
-    report = make_report(statistics, classes, limits, title, imported)
+    report = make_report(statistics, classes, proposals, title, imported)
     files = {image.image_id: image for image in [*train, *val]}
-    selected = [files[image_id] for image_id in select_images(statistics, report.suspicious)]
-    cells = [cell for each in selected if (cell := _load_cell(dataset.root, each, report.suspicious, max_pixels))]
+    cells = []
+    for image_id in select_images(statistics, report.suspicious):
+        row = voc.read_row(dataset.root, files[image_id], "", len(classes), max_pixels)
+        if not isinstance(row, Reject):  # its files may have changed since they were measured
+            warning = ", ".join(report.suspicious.get(image_id, {}).values())
+            cells.append(SheetCell(decode_image(row["image"]), decode_mask(row["class_mask"]), image_id, warning))
     heading = f"{title}: {len(cells)} of {len(images):,} images" + (", suspicious ones first" if report.suspicious else "")
     return report, draw_contact_sheet(cells, classes, heading) if cells else None
-
-
-def _load_cell(
-    root: str, files: voc.VocImageFiles, suspicious: Mapping[str, Mapping[str, str]], max_pixels: int
-) -> SheetCell | None:
-    """Load an image and its class mask for the contact sheet.
-
-    Args:
-        root: folder of the data set.
-        files: files of the image.
-        suspicious: the suspicious images, as in `CheckReport.suspicious`; the image's sentences become its warning.
-        max_pixels: most pixels that the image may have.
-
-    Returns:
-        The image with its caption and warning. None if it can't be read, because its files changed after they were measured.
-    """
-    try:
-        image = decode_image(read_bytes(join(root, files.image.name)), max_pixels)
-        mask = decode_mask(read_bytes(join(root, files.class_mask.name)), max_pixels)
-    except (BadInput, OSError):
-        return None
-    warning = ", ".join(suspicious.get(files.image_id, {}).values())
-    return SheetCell(image, mask.astype("uint8"), files.image_id, warning)

@@ -1,34 +1,25 @@
 """The contact sheet of a check: a PNG, 1,200 px wide, that shows some images with their masks painted over them."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.validation.image_statistics import ImageStatistics
 from proposals.masks import VOID_ID
 
-COLUMNS = 4
+_COLUMNS, _LEGEND_COLUMNS = 4, 7
 _DPI = 100
-# Lengths in inches.
-_WIDTH = 12.0
-_GAP = 0.12
-_CELL_WIDTH = (_WIDTH - _GAP * (COLUMNS + 1)) / COLUMNS
-_CELL_HEIGHT = _CELL_WIDTH * 0.78
-_CAPTION_HEIGHT = 0.36
-_LEGEND_ROW = 0.24
-_HEADING_HEIGHT = 0.5
-_ROW_HEIGHT = _CELL_HEIGHT + _CAPTION_HEIGHT + _GAP
-_LEGEND_COLUMNS = 7
-_CAPTION_CHARACTERS = 38
-_LEGEND_CHARACTERS = 18
+_WIDTH, _ROW_HEIGHT = 12.0, 2.7  # inches
+_CELL_WIDTH, _CELL_HEIGHT = 288, 225  # largest size of an image on the sheet, px
+_CAPTION_CHARACTERS, _LEGEND_CHARACTERS = 34, 18
 _WARNING_COLOUR = "#d94801"
 
 
@@ -105,40 +96,32 @@ def draw_contact_sheet(cells: Sequence[SheetCell], classes: Sequence[str], title
     """
     if not cells:
         raise ValueError("no images to show")
-    small = [_scale_to_cell(cell.image, cell.mask) for cell in cells]
-    shown = sorted({int(i) for _, mask in small for i in np.unique(mask)} - {0})
-    legend = _LEGEND_ROW * -(-max(len(shown), 1) // _LEGEND_COLUMNS) + 0.1
-    height = _HEADING_HEIGHT + -(-len(cells) // COLUMNS) * _ROW_HEIGHT + legend
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    figure.text(_GAP / _WIDTH, 1 - 0.14 / height, title, va="top", fontsize=13)
-    for number, (cell, (image, mask)) in enumerate(zip(cells, small, strict=True)):
-        row, column = divmod(number, COLUMNS)
-        left = _GAP + column * (_CELL_WIDTH + _GAP)
-        bottom = height - _HEADING_HEIGHT - row * _ROW_HEIGHT - _CELL_HEIGHT
-        axes = figure.add_axes((left / _WIDTH, bottom / height, _CELL_WIDTH / _WIDTH, _CELL_HEIGHT / height))
+    rows = -(-len(cells) // _COLUMNS)
+    figure = Figure(figsize=(_WIDTH, _ROW_HEIGHT * rows + 1), dpi=_DPI, facecolor="white", layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, parse_math=False)  # names may contain "$"
+    shown: set[int] = set()
+    for axes, cell in itertools.zip_longest(figure.subplots(rows, _COLUMNS, squeeze=False).flat, cells):
+        if cell is None:  # the last row has fewer images
+            axes.set_axis_off()
+            continue
+        image, mask = _scale_to_cell(cell.image, cell.mask)
+        shown |= set(np.unique(mask).tolist()) - {0}
         axes.imshow(_paint_cell(image, mask, classes), interpolation="nearest")
-        axes.set_axis_off()
-        if cell.warning:
-            h, w = mask.shape
-            frame = Rectangle((-0.5, -0.5), w, h, fill=False, edgecolor=_WARNING_COLOUR, linewidth=4, clip_on=False)
-            axes.add_patch(frame)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=bool(cell.warning), color=_WARNING_COLOUR, linewidth=4)
         caption = f"{_shorten(cell.title, _CAPTION_CHARACTERS)}\n{_shorten(cell.warning, _CAPTION_CHARACTERS)}"
-        figure.text(
-            (left + _CELL_WIDTH / 2) / _WIDTH,
-            (bottom - 0.04) / height,
-            caption,
-            ha="center",
-            va="top",
-            fontsize=9,
-            color=_WARNING_COLOUR if cell.warning else "black",
-            parse_math=False,  # ids and classes may contain "$"
-        )
+        axes.set_xlabel(caption, fontsize=9, color=_WARNING_COLOUR if cell.warning else "black", parse_math=False)
     if shown:
-        patches = [Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", label=_legend_name(i, classes)) for i in shown]
-        figure.legend(handles=patches, loc="lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9, borderaxespad=0.2)
+        names = {VOID_ID: "void", **dict(enumerate(classes))}
+        patches = [
+            Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", label=_shorten(names[i], _LEGEND_CHARACTERS))
+            for i in sorted(shown)
+        ]
+        legend = figure.legend(handles=patches, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     sink = io.BytesIO()
-    canvas.print_png(sink)
+    figure.savefig(sink, format="png")
     return sink.getvalue()
 
 
@@ -153,7 +136,7 @@ def _scale_to_cell(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
         The scaled image and the scaled mask; their aspect ratio is kept.
     """
     height, width = mask.shape
-    scale = min(_CELL_WIDTH * _DPI / width, _CELL_HEIGHT * _DPI / height)
+    scale = min(_CELL_WIDTH / width, _CELL_HEIGHT / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
@@ -173,19 +156,6 @@ def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> 
     void = mask == VOID_ID
     pale = np.where(void[..., None], image * 0.4 + VOC_PALETTE[VOID_ID] * 0.6, image).astype(np.uint8)
     return overlay(pale, np.where(void, 0, mask).astype(np.uint8), classes)
-
-
-def _legend_name(class_id: int, classes: Sequence[str]) -> str:
-    """Return the name of a class for the legend of the sheet.
-
-    Args:
-        class_id: id of the class; 255 is void.
-        classes: class names by id.
-
-    Returns:
-        The class name, shortened to 18 characters, or "void" for the id 255.
-    """
-    return "void" if class_id == VOID_ID else _shorten(classes[class_id], _LEGEND_CHARACTERS)
 
 
 def _shorten(text: str, most: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import ndimage
 
 from deconvnet.datasets import voc
 from deconvnet.datasets.importing.mask_values import blended_ids
@@ -12,6 +13,7 @@ from deconvnet.datasets.validation.perceptual_hash import perceptual_hash
 from infra import storage
 from infra.errors import BadInput
 from infra.storage.tables import Reject
+from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID, void_id
 
@@ -20,21 +22,6 @@ MUCH_VOID = 0.3  # share of the pixels; an image with more void is suspicious
 ONE_CLASS = 0.99  # share of the pixels that are not void; an image in which one class covers more is suspicious
 _MIN_OVERLAP = 0.5  # IoU of two bounding boxes that count as overlapping
 _MOST_COMPARED = 2000  # objects of one image that are compared with each other
-
-
-@dataclass(frozen=True)
-class ProposalLimits:
-    """Limits of the region proposals, below which an object is too small to be proposed.
-
-    Region proposals are the boxes that EdgeBox finds in an image as likely objects.
-
-    Attributes:
-        min_box_area: area in px² of the smallest box that is proposed, measured after the image was scaled.
-        max_side: longest side in px of an image after scaling; larger images are scaled down to it before boxes are proposed.
-    """
-
-    min_box_area: float
-    max_side: int
 
 
 @dataclass(frozen=True)
@@ -79,18 +66,20 @@ class ImageStatistics:
         """
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
-    def unfindable(self, limits: ProposalLimits) -> np.ndarray:
+    def unfindable(self, proposals: EdgeBoxOptions) -> np.ndarray:
         """Tell which objects have a bounding box that is smaller than any region proposal.
 
+        Region proposals are the boxes that EdgeBox finds in an image as likely objects.
+
         Args:
-            limits: limits of the region proposals.
+            proposals: options of EdgeBox, for the size of the image that is searched and of the smallest box.
 
         Returns:
             bool array (N,), in the order of `objects`, True for objects that are too small.
         """
-        scale = min(1.0, limits.max_side / max(self.width, self.height, 1))
+        scale = min(1.0, proposals.max_side / max(self.width, self.height, 1))
         x0, y0, x1, y1 = self.objects[:, 2:].T
-        return (x1 - x0) * (y1 - y0) * scale**2 < limits.min_box_area
+        return (x1 - x0) * (y1 - y0) * scale**2 < proposals.min_box_area
 
 
 def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_classes: int, max_pixels: int) -> ImageStatistics:
@@ -212,17 +201,13 @@ def object_boxes(class_mask: np.ndarray, object_mask: np.ndarray) -> np.ndarray:
         int64 array (N, 6), one row for each object in the order of the object ids: class id, area in px², and bounding box x0,
         y0, x1, y1 in px. Here x1 and y1 are exclusive.
     """
-    y, x = np.nonzero((object_mask > 0) & (object_mask != void_id(object_mask)))
-    ids, index = np.unique(object_mask[y, x], return_inverse=True)
-    objects = np.zeros((len(ids), 6), np.int64)
-    objects[index, 0] = class_mask[y, x]
-    objects[:, 1] = np.bincount(index, minlength=len(ids))
-    objects[:, 2:4] = max(class_mask.shape)
-    np.minimum.at(objects[:, 2], index, x)
-    np.minimum.at(objects[:, 3], index, y)
-    np.maximum.at(objects[:, 4], index, x + 1)
-    np.maximum.at(objects[:, 5], index, y + 1)
-    return objects
+    ids = np.where(object_mask == void_id(object_mask), 0, object_mask)
+    windows = {i: window for i, window in enumerate(ndimage.find_objects(ids.astype(np.int32)), start=1) if window}
+    areas = np.bincount(ids.ravel())
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in windows.values()]
+    class_ids = [class_mask[window][ids[window] == i][0] for i, window in windows.items()]
+    rows = [(class_id, areas[i], *box) for i, class_id, box in zip(windows, class_ids, boxes, strict=True)]
+    return np.array(rows, np.int64).reshape(-1, 6)
 
 
 def count_overlapping(objects: np.ndarray) -> int:

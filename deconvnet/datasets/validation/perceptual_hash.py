@@ -3,11 +3,10 @@
 import io
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 _MIN_EDGES = 16  # a hash (of 256 bits) with fewer bits set or unset belongs to a plain image, such as a blank page
 _GRID = 16  # rows of a hash, and bits in each row
-_ROTATIONS = {3: 180, 6: 270, 8: 90}  # degrees anticlockwise that undo an EXIF orientation
 
 
 def perceptual_hash(image: bytes) -> np.ndarray | None:
@@ -24,10 +23,7 @@ def perceptual_hash(image: bytes) -> np.ndarray | None:
     """
     picture = Image.open(io.BytesIO(image))
     picture.draft("L", (128, 128))
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    grey = picture.convert("L")
-    if orientation in _ROTATIONS:
-        grey = grey.rotate(_ROTATIONS[orientation], expand=True)
+    grey = ImageOps.exif_transpose(picture).convert("L")
     cells = np.asarray(grey.resize((_GRID + 1, _GRID), Image.Resampling.BOX), np.int16)
     bits = cells[:, :-1] < cells[:, 1:]
     if not _MIN_EDGES <= bits.sum() <= bits.size - _MIN_EDGES:

@@ -13,9 +13,9 @@ from deconvnet.datasets.validation.image_statistics import (
     ONE_CLASS,
     SPECKLE_AREA,
     ImageStatistics,
-    ProposalLimits,
     count_overlapping,
 )
+from proposals.edgebox import EdgeBoxOptions
 from proposals.masks import VOID_ID
 
 SPLITS = ("train", "val")
@@ -52,7 +52,7 @@ class CheckReport:
 def make_report(
     images: Sequence[ImageStatistics],
     classes: Sequence[str],
-    limits: ProposalLimits,
+    proposals: EdgeBoxOptions,
     title: str,
     imported: Mapping[str, Any] | None = None,
 ) -> CheckReport:
@@ -61,7 +61,7 @@ def make_report(
     Args:
         images: measurements of all images, including unusable ones.
         classes: class names by id, background first.
-        limits: limits of the region proposals; the report counts the objects that are too small to be proposed.
+        proposals: options of the region proposals; the report counts the objects that are too small to be proposed.
         title: name of the data set.
         imported: content of import.json, in which an import records its origin and counts; None if the data set was not imported.
 
@@ -83,7 +83,7 @@ def make_report(
     sections = [
         f"# Check of {title}",
         _split_table(images, usable),
-        "## Classes\n\n" + _class_table(usable, classes, limits),
+        "## Classes\n\n" + _class_table(usable, classes, proposals),
         "## Overlaps\n\n" + _describe_overlaps(usable, imported),
         "## Suspicious\n\n" + _list_suspicions(images, usable, classes, by_kind),
     ]
@@ -113,13 +113,13 @@ def _split_table(images: Sequence[ImageStatistics], usable: Sequence[ImageStatis
     return markdown_table(["split", "images", "unusable", "objects", "smallest", "median", "largest"], rows)
 
 
-def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limits: ProposalLimits) -> str:
+def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], proposals: EdgeBoxOptions) -> str:
     """Make the Markdown table of the classes: images and objects in each split, share of the pixels, sizes of the objects.
 
     Args:
         usable: measurements of the usable images.
         classes: class names by id, background first.
-        limits: limits of the region proposals, for the column of objects that are too small to be proposed.
+        proposals: options of the region proposals, for the column of objects that are too small to be proposed.
 
     Returns:
         The table, followed by a paragraph that explains its columns.
@@ -130,7 +130,7 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limi
         pixels.update(image.pixels)
         images_with[image.split].update(image.pixels.keys())
     # One row for each object; the columns are class id, share of the image, 1 if unfindable, and 0 for train or 1 for val.
-    objects = np.concatenate([np.zeros((0, 4)), *(_object_rows(image, limits) for image in usable)])
+    objects = np.concatenate([np.zeros((0, 4)), *(_object_rows(image, proposals) for image in usable)])
     total = max(sum(pixels.values()), 1)
     rows = []
     for class_id, name in [*enumerate(classes), (VOID_ID, "(void)")]:
@@ -142,24 +142,24 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], limi
     heads = ["class", "images train", "val", "objects train", "val", "pixels", "small", "medium", "large", "unfindable"]
     return (
         f"{markdown_table(heads, rows)}\n\nSmall, medium, large: objects that cover under {SMALL:.0%}, up to {LARGE:.0%} and over "
-        f"{LARGE:.0%} of their image. Unfindable: their box is smaller than {limits.min_box_area:,.0f} px², the smallest that EdgeBox "
+        f"{LARGE:.0%} of their image. Unfindable: their box is smaller than {proposals.min_box_area:,.0f} px², the smallest that EdgeBox "
         "proposes (proposals.min_box_area); larger boxes may still cover them."
     )
 
 
-def _object_rows(image: ImageStatistics, limits: ProposalLimits) -> np.ndarray:
+def _object_rows(image: ImageStatistics, proposals: EdgeBoxOptions) -> np.ndarray:
     """Collect the numbers about the objects of an image from which the table of classes is made.
 
     Args:
         image: measurements of the image.
-        limits: limits of the region proposals.
+        proposals: options of the region proposals.
 
     Returns:
         float64 array (N, 4) with one row for each object. Its columns are: class id; share of the image's pixels; 1 if the object
         is too small to be proposed, else 0; and 0 if the image is in train, 1 if it is in val.
     """
     split = np.full(len(image.objects), SPLITS.index(image.split))
-    return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(limits), split], axis=1).astype(np.float64)
+    return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(proposals), split], axis=1).astype(np.float64)
 
 
 def _count_by_split(objects: np.ndarray | None) -> list[str]:

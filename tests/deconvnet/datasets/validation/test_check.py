@@ -7,15 +7,17 @@ import pytest
 from PIL import Image
 
 from deconvnet.datasets.synthetic import generate
+from deconvnet.datasets.validation import check
 from deconvnet.datasets.validation.check import check_dataset
-from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet
-from deconvnet.datasets.validation.image_statistics import ProposalLimits, count_overlapping, object_boxes
+from deconvnet.datasets.validation.contact_sheet import SheetCell, draw_contact_sheet, select_images
+from deconvnet.datasets.validation.image_statistics import count_overlapping, object_boxes
 from deconvnet.datasets.validation.perceptual_hash import perceptual_hash
 from infra.storage import write_json
+from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
 
 CLASSES = ("background", "cat", "dog", "cow")
-LIMITS = ProposalLimits(100.0, 1024)
+LIMITS = EdgeBoxOptions(min_box_area=100.0)
 
 
 def line_of(report, start):
@@ -148,3 +150,19 @@ def test_16_bit_masks_are_checked_too(layout):
     layout.mask("a", encode_mask(np.ones((40, 60), np.uint16)))
     report, sheet = check_dataset(str(layout.root), CLASSES, LIMITS, title="16")
     assert "one class" in report.suspicious["a"] and sheet
+
+
+@pytest.mark.parametrize("mask", [np.full((40, 60), 77, np.uint8), np.ones((40, 61), np.uint8), None])
+def test_an_image_whose_mask_changes_during_the_check_is_not_drawn(layout, monkeypatch, mask):
+    def change_then_select(*args):
+        if mask is None:
+            (layout.root / "SegmentationClass/a.png").unlink()
+        else:
+            layout.mask("a", mask)
+        return select_images(*args)
+
+    monkeypatch.setattr(check, "select_images", change_then_select)
+    drawn = []
+    monkeypatch.setattr(check, "draw_contact_sheet", lambda cells, *_: drawn.extend(cell.title for cell in cells))
+    check.check_dataset(str(layout.root), CLASSES, LIMITS, title="changed")
+    assert drawn and "a" not in drawn
