@@ -65,6 +65,4 @@ class ClusterSettings(Section):
         Returns:
             Label values by label key; {} if jobs may run on any node.
         """
-        text: str | None = getattr(self, nodes)
-        pairs = (pair.split("=") for pair in (text or "").split(",") if pair)
-        return {key.strip(): value.strip() for key, value in pairs}
+        return dict(re.findall(r"([\w./-]+)\s*=\s*([\w.-]+)", getattr(self, nodes) or ""))

@@ -49,14 +49,13 @@ def predict_images(
         UserError: if no node has room for a worker, or workers die repeatedly over the same part.
     """
     table, fingerprint, units = storage.join(output, TABLE), plan.fingerprint, plan.units
-    done = tables.parts_done(table, fingerprint)
-    left = {i: unit for i, unit in enumerate(units) if tables.part_name(fingerprint, i) not in done}
+    made = tables.finished_parts(table, fingerprint)
+    left = {index: unit for index, unit in enumerate(units) if index not in made}
     device = "cuda" if actors.gpus else "cpu"
     make = partial(_PartWriter, plan.state, output, model, max_pixels, device, fingerprint)
     actors = replace(actors, remedy="lower compute.actors or max_pixels, or use larger nodes; finished parts are kept")
-    for _ in executor.map_actors(left, make, actors, title="segmenting", unit="parts"):
-        pass
-    return [tables.read_part(table, fingerprint, i) for i in range(len(units))]
+    made |= dict(executor.map_actors(left, make, actors, title="segmenting", unit="parts"))
+    return [made[index] for index in range(len(units))]
 
 
 @dataclass
@@ -85,14 +84,14 @@ class _PartWriter:
     fingerprint: str
     threads: int
 
-    def __call__(self, index: int, tasks: Sequence[Task]) -> None:
-        """Predict the images of one part, and write the part.
+    def __call__(self, index: int, tasks: Sequence[Task]) -> tables.Part:
+        """Predict the images of one part, write the part, and return its summary.
 
         Args:
             index: index of the part.
             tasks: the images of the part, with what to do with each.
         """
-        tables.write_part(storage.join(self.output, TABLE), self.fingerprint, index, self.rows(tasks), PREDICTIONS)
+        return tables.write_part(storage.join(self.output, TABLE), self.fingerprint, index, self.rows(tasks), PREDICTIONS)
 
     @cached_property
     def ensemble(self) -> SavedEnsemble:

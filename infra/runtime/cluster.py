@@ -35,11 +35,15 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     import ray.data
 
     address = settings.address or os.environ.get("RAY_ADDRESS")
+    resources: dict[str, Any] = {}
+    if not address:
+        memory = settings.object_store_mb * 2**20
+        resources = {"num_cpus": settings.num_cpus, "object_store_memory": memory, "include_dashboard": False}
     on_main = threading.current_thread() is threading.main_thread()
     terminated = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
-            _init(ray, address, settings)
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **resources)
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
@@ -53,27 +57,6 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _init(ray: Any, address: str | None, settings: ClusterSettings) -> None:
-    """Call `ray.init` to join a cluster, or to start Ray on this machine.
-
-    Args:
-        ray: the module `ray`.
-        address: address of the cluster; None to start Ray on this machine.
-        settings: resources of a Ray that is started on this machine; not used if there is an address.
-    """
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    ray.init(
-        address="local",
-        num_cpus=settings.num_cpus,
-        object_store_memory=settings.object_store_mb * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
 
 
 @contextmanager

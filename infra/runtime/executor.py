@@ -5,9 +5,10 @@ starts, such as the parts of a table or groups of images. Since this division is
 nor on the number of workers.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from infra.errors import Interrupted
 from infra.runtime.progress import progress
@@ -37,33 +38,37 @@ class Actors:
     remedy: str = "use nodes with more memory"
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """An object that runs the independent units of work of a job.
 
     It is a context manager. Its workers exist only inside the `with` block. If a unit of work raises UserError, the method that
     runs it raises UserError too. If the run was asked to stop, methods raise Interrupted after the next result.
     """
 
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        """Store the function that is called after each result. If it returns True, Interrupted is raised."""
+        self._should_stop = should_stop
+
     def __enter__(self) -> Self:
         """Make the executor ready for use, and return it."""
-        ...
+        return self
 
+    @abstractmethod
     def __exit__(self, *error: object) -> None:
         """Stop the workers.
 
         Args:
             *error: type, value and traceback of the exception that ended the `with` block, or None three times.
         """
-        ...
 
-    def check(self) -> None:
-        """Check that there are nodes on which units of work can run.
+    def check(self) -> None:  # noqa: B027
+        """Check that there are nodes on which units of work can run. By default there are.
 
         Raises:
             UserError: if there are no such nodes and none can be added, so that the work would wait for ever.
         """
-        ...
 
+    @abstractmethod
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
     ) -> Iterator[tuple[int, Result]]:
@@ -78,8 +83,8 @@ class Executor(Protocol):
         Yields:
             The index and the result of each unit, in the order in which units finish.
         """
-        ...
 
+    @abstractmethod
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
@@ -99,8 +104,8 @@ class Executor(Protocol):
         Raises:
             UserError: if no node has room for a worker, or a unit still fails after all retries because its workers die.
         """
-        ...
 
+    @abstractmethod
     def stream(
         self, work: Callable[[], Iterable[Item]], *, cpus: int = 1, gpus: float = 0, training: bool = False
     ) -> Iterator[Item]:
@@ -115,15 +120,6 @@ class Executor(Protocol):
         Yields:
             The items of the iterable, in order.
         """
-        ...
-
-
-class StopCheck:
-    """The part that both executors share: results are yielded with progress, until the run is asked to stop."""
-
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
-        """Store the function that is called after each result. If it returns True, Interrupted is raised."""
-        self._should_stop = should_stop
 
     def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:
         """Yield results unchanged, show the progress, and stop early if the run was asked to stop.

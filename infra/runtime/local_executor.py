@@ -11,13 +11,13 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from multiprocessing import get_context
-from typing import Any, Self
+from typing import Any
 
 from infra.errors import UserError
-from infra.runtime.executor import Actors, Item, Result, StopCheck, Work
+from infra.runtime.executor import Actors, Executor, Item, Result, Work
 
 
-class LocalExecutor(StopCheck):
+class LocalExecutor(Executor):
     """An `Executor` that runs units of work on this machine: in a pool of processes, or with a network in this process.
 
     With a single CPU everything runs in this process, so that a debugger can be used.
@@ -35,10 +35,6 @@ class LocalExecutor(StopCheck):
         self.cpus = cpus or available_cpus()
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Self:
-        """Return the executor itself."""
-        return self
-
     def __exit__(self, *error: object) -> None:
         """Stop the processes, and cancel the units of work that have not begun.
 
@@ -48,9 +44,6 @@ class LocalExecutor(StopCheck):
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-
-    def check(self) -> None:
-        """Do nothing, because this machine can always run units of work."""
 
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
@@ -76,8 +69,11 @@ class LocalExecutor(StopCheck):
         if self.cpus == 1 or not units:
             yield from self._until_stopped(_one_by_one(units, work), len(units), title, unit)
             return
-        if self._pool is None:  # spawned, because a forked process would inherit locks that other threads hold
-            self._pool = ProcessPoolExecutor(self.cpus, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+        if self._pool is None:
+            # Spawned, because a forked process would inherit locks that other threads hold. At Ctrl-C a terminal sends SIGINT to
+            # all processes of the command, but only this one should react; the others finish their units.
+            spawn, ignore = get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+            self._pool = ProcessPoolExecutor(self.cpus, spawn, initializer=signal.signal, initargs=ignore)
         try:
             yield from self._until_stopped(_in_pool(self._pool, units, work), len(units), title, unit)
         except BrokenProcessPool as error:
@@ -173,11 +169,3 @@ def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterat
     finally:
         for future in begun:
             future.cancel()
-
-
-def _ignore_interrupts() -> None:
-    """Make this process of the pool ignore SIGINT, so that it finishes its unit of work.
-
-    At Ctrl-C a terminal sends SIGINT to all processes of the command, but only the parent process has to react.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

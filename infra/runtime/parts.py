@@ -53,12 +53,7 @@ def make_parts(
         Summaries of the parts, in the order of `units`.
     """
     work = partial(_write_part, table, fingerprint, schema, rows_per_group, make_rows)
-    finished = tables.parts_done(table, fingerprint)
-    made = {
-        index: tables.read_part(table, fingerprint, index)
-        for index in range(len(units))
-        if tables.part_name(fingerprint, index) in finished
-    }
+    made = tables.finished_parts(table, fingerprint)
     todo = {index: unit for index, unit in enumerate(units) if index not in made}
     made |= dict(executor.map(todo, work, title=title))
     return [made[index] for index in range(len(units))]

@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from infra.errors import UserError, find_user_error
 from infra.runtime import cluster
-from infra.runtime.executor import Actors, Item, Result, StopCheck, Work
+from infra.runtime.executor import Actors, Executor, Item, Result, Work
 from infra.settings import ClusterSettings
 
 
-class RayExecutor(StopCheck):
+class RayExecutor(Executor):
     """An `Executor` that runs units of work on the nodes of a Ray cluster.
 
     Entering its `with` block joins the cluster, or starts Ray on this machine. Tasks and actors without a GPU run on the nodes

@@ -142,19 +142,19 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
     record = read_record(workspace, stage)
     if record is None:
         return None
-    inputs = [up_to_date_record(workspace, name) for name in record.inputs]
-    keys = [each.key for each in inputs if each]
-    return record if len(keys) == len(inputs) and record.fingerprint == _fingerprint(record.recipe, keys) else None
+    inputs = {name: up_to_date_record(workspace, name) for name in record.inputs}
+    keys = {name: each.key for name, each in inputs.items() if each}
+    return record if len(keys) == len(inputs) and record.fingerprint == _fingerprint(record, keys) else None
 
 
-def _fingerprint(recipe: str, keys: Sequence[str]) -> str:
+def _fingerprint(stage: Stage | Record, keys: Mapping[str, str]) -> str:
     """Return the fingerprint of a stage, a digest of its recipe and the content keys of its inputs.
 
     Args:
-        recipe: digest of the stage's name, code version and settings.
-        keys: content keys of the stages that it reads from.
+        stage: the stage, or its record.
+        keys: content keys of its inputs, by stage name; other stages may be among them.
     """
-    return digest([recipe, list(keys)])
+    return digest([stage.recipe, [keys[name] for name in stage.inputs]])
 
 
 class Stages:
@@ -180,7 +180,7 @@ class Stages:
         found = []
         for stage in self.stages:
             ready = all(name in keys for name in stage.inputs)
-            fingerprint = self._fingerprint(stage, keys) if ready else None
+            fingerprint = _fingerprint(stage, keys) if ready else None
             record = self._complete_record(stage, fingerprint) if fingerprint else None
             if record:
                 keys[stage.name] = record.key
@@ -208,7 +208,7 @@ class Stages:
         keys: dict[str, str] = {}
         records: dict[str, Record] = {}
         for stage in self.stages:
-            fingerprint = self._fingerprint(stage, keys)
+            fingerprint = _fingerprint(stage, keys)
             record = self._complete_record(stage, fingerprint)
             if record:
                 on_skip(stage, record)
@@ -219,15 +219,6 @@ class Stages:
             if not keep_going(stage):
                 break
         return records
-
-    def _fingerprint(self, stage: Stage, keys: Mapping[str, str]) -> str:
-        """Return the fingerprint of a stage, a digest of its recipe and the content keys of its inputs.
-
-        Args:
-            stage: the stage.
-            keys: content keys of all stages before it, by stage name.
-        """
-        return _fingerprint(stage.recipe, [keys[name] for name in stage.inputs])
 
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
         """Return the record of a stage if the stage is complete, else None.

@@ -3,7 +3,7 @@
 The functions on files can be called by the name of the package: `from infra import storage`, then `storage.read_json(uri)`.
 """
 
-from infra.storage.conditional import put_if_absent, remove_if_same, replace_if_same
+from infra.storage.conditional import exchange
 from infra.storage.disk import disk_user_error, is_full
 from infra.storage.files import (
     check_writable,
@@ -22,29 +22,3 @@ from infra.storage.files import (
     write_json,
 )
 from infra.storage.uri import absolute, is_s3, join, local_path
-
-__all__ = [
-    "absolute",
-    "check_writable",
-    "content_digest",
-    "copy_file",
-    "copy_tree",
-    "disk_user_error",
-    "exists",
-    "filesystem",
-    "is_full",
-    "is_s3",
-    "join",
-    "list_files",
-    "local_copy",
-    "local_path",
-    "put_if_absent",
-    "read_bytes",
-    "read_json",
-    "remove",
-    "remove_if_same",
-    "replace_if_same",
-    "version_token",
-    "write_bytes",
-    "write_json",
-]

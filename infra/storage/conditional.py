@@ -16,69 +16,21 @@ from infra.storage.files import write_bytes
 from infra.storage.uri import is_s3, local_path
 
 
-def put_if_absent(uri: str, data: bytes) -> bool:
-    """Create a file unless it exists. If several processes try at once, exactly one succeeds.
-
-    Args:
-        uri: the file, local or s3://.
-        data: the content. It must differ from what any other process writes, for example by a random token. If the answer to a
-            successful S3 request is lost, the writer recognises its success by finding exactly this content.
-
-    Returns:
-        True if this call created the file, False if it already existed.
-
-    Raises:
-        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
-    """
-    return _exchange(uri, None, data)
-
-
-def replace_if_same(uri: str, data: bytes, old: bytes) -> bool:
-    """Replace a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
-
-    Args:
-        uri: the file, local or s3://.
-        data: the new content. It must differ from what any other process writes, for example by a random token.
-        old: the expected content.
-
-    Returns:
-        True if this call replaced the file, False if it is absent or has other content.
-
-    Raises:
-        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
-    """
-    return _exchange(uri, old, data)
-
-
-def remove_if_same(uri: str, old: bytes) -> bool:
-    """Delete a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
-
-    Args:
-        uri: the file, local or s3://.
-        old: the expected content.
-
-    Returns:
-        True if this call deleted the file, False if it is absent or has other content.
-
-    Raises:
-        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
-    """
-    return _exchange(uri, old, None)
-
-
-def _exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
-    """Change the content of a file from `old` to `new` in one step, which no other process can interrupt.
+def exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
+    """Create, replace or delete a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
 
     Args:
         uri: the file, local or s3://.
         old: the expected content; None if there should be no file.
-        new: the new content; None to delete the file.
+        new: the new content; None to delete the file. It must differ from what any other process writes, for example by a random
+            token. If the answer to a successful S3 request is lost, the writer recognises its success by finding exactly this
+            content.
 
     Returns:
         True if this call changed the file, False if its content was not `old`.
 
     Raises:
-        UserError: if the storage can't be used.
+        UserError: if the storage can't be used, for example for wrong credentials or a full disk.
     """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
@@ -110,20 +62,17 @@ def _exclusive(path: Path) -> Iterator[None]:
     guard = path.with_name(f".{path.name}.guard")
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(guard, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with guard.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             # The previous process may have deleted the guard file while we waited. Our lock would then be on a deleted file, and
             # a third process could lock a new file of the same name.
-            if not _is_open_file(descriptor, guard):
+            if not _is_open_file(file.fileno(), guard):
                 continue
             try:
                 yield
             finally:
                 guard.unlink()
             return
-        finally:
-            os.close(descriptor)
 
 
 def _is_open_file(descriptor: int, path: Path) -> bool:

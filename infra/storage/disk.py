@@ -66,17 +66,18 @@ def disk_errors_for_user(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Replace a file in one step, so that readers see either its old or its new content, never a part.
 
-    The block of the `with` statement writes a temporary file, which is renamed to `path` at the end. Parent folders are created.
-    If the block fails, `path` is unchanged and the temporary file is deleted.
+    The block of the `with` statement writes a temporary file in the same folder. At the end this waits until the file is
+    physically on the disk, and renames it to `path`. Parent folders are created. If the block fails, `path` is unchanged and the
+    temporary file is deleted.
 
     Args:
         path: the file to create or replace.
 
     Yields:
-        The path of the temporary file, in the same folder.
+        The temporary file, open for writing.
 
     Raises:
         UserError: if the disk is full, a permission is missing, or a parent folder can't be created.
@@ -85,20 +86,10 @@ def replacing(path: Path) -> Iterator[Path]:
     with disk_errors_for_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield temporary
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Create or replace a file with the content `data`, and wait until it is physically on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        sync(file)
-
-
-def sync(file: BinaryIO) -> None:
-    """Wait until everything written to an open file is physically on the disk."""
-    file.flush()
-    os.fsync(file.fileno())

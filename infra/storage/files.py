@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 
 from infra.errors import UserError
 from infra.storage import s3, s3_client
-from infra.storage.disk import disk_errors_for_user, replacing, sync, write_synced
+from infra.storage.disk import disk_errors_for_user, replacing
 from infra.storage.uri import is_http, is_s3, join, local_path
 
 
@@ -126,8 +126,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         data: its content.
     """
     if not is_s3(uri):
-        with replacing(local_path(uri)) as path:
-            write_synced(path, data)
+        with replacing(local_path(uri)) as file:
+            file.write(data)
         return
     with s3.location(uri) as (bucket, key):
         if len(data) > s3.PART_BYTES:
@@ -204,22 +204,22 @@ def copy_file(source: str, target: str) -> None:
         FileNotFoundError: if there is no file at `source`.
     """
     client, config = s3_client.client, s3.transfer_config
-    if is_s3(target):
-        with s3.location(target) as (bucket, key):
+    if not is_s3(target):
+        with replacing(local_path(target)) as file:
             if is_s3(source):
-                with s3.location(source) as (source_bucket, source_key):
-                    client().copy({"Bucket": source_bucket, "Key": source_key}, bucket, key, Config=config())
+                with s3.location(source) as (bucket, key):
+                    client().download_fileobj(bucket, key, file, Config=config())
             else:
-                with local_path(source).open("rb") as file:
-                    client().upload_fileobj(file, bucket, key, Config=config())
-    elif is_s3(source):
-        with replacing(local_path(target)) as temporary, s3.location(source) as (bucket, key), temporary.open("wb") as file:
-            client().download_fileobj(bucket, key, file, Config=config())
-            sync(file)
-    else:
-        with local_path(source).open("rb") as content, replacing(local_path(target)) as temporary, temporary.open("wb") as file:
-            shutil.copyfileobj(content, file, 2**20)
-            sync(file)
+                with local_path(source).open("rb") as content:
+                    shutil.copyfileobj(content, file, 2**20)
+        return
+    with s3.location(target) as (bucket, key):
+        if is_s3(source):
+            with s3.location(source) as (source_bucket, source_key):
+                client().copy({"Bucket": source_bucket, "Key": source_key}, bucket, key, Config=config())
+        else:
+            with local_path(source).open("rb") as content:
+                client().upload_fileobj(content, bucket, key, Config=config())
 
 
 def copy_tree(source: str, target: str) -> None:
@@ -255,13 +255,9 @@ def check_writable(uri: str) -> None:
             client.delete_object(**file)
         return
     path = local_path(uri) / name
-    with disk_errors_for_user(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_synced(path, bytes(4096))
-        finally:
-            with suppress(OSError):
-                path.unlink()
+    with replacing(path) as written:
+        written.write(bytes(4096))
+    path.unlink()
 
 
 @contextmanager
@@ -283,13 +279,10 @@ def local_copy(uri: str) -> Iterator[Path]:
             raise UserError(f"there is no file {path}")
         yield path
         return
-    folder = Path(tempfile.mkdtemp(prefix="deconvnet-"))
-    target = folder / Path(uri).name
-    try:
+    with tempfile.TemporaryDirectory(prefix="deconvnet-", ignore_cleanup_errors=True) as folder:
+        target = Path(folder) / Path(uri).name
         _download(uri, target)
         yield target
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(uri: str, target: Path) -> None:

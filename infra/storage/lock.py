@@ -80,7 +80,7 @@ class Lock:
         while not self._released.wait(self._ttl / 3):
             try:
                 renewed = replace(self._record, expires=time.time() + self._ttl)
-                if storage.replace_if_same(self.uri, renewed.to_bytes(), self._own_content()):
+                if storage.exchange(self.uri, self._own_content(), renewed.to_bytes()):
                     self._record = renewed
                 else:
                     self._lost.set()
@@ -108,7 +108,7 @@ class Lock:
         self._released.set()
         self._thread.join()
         with suppress(UserError, OSError):
-            storage.remove_if_same(self.uri, self._own_content())
+            storage.exchange(self.uri, self._own_content(), None)
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
     """
     now = time.time()
     ours = LockRecord(holder, socket.gethostname(), os.getpid(), now, now + ttl_seconds, uuid.uuid4().hex)
-    while not storage.put_if_absent(uri, ours.to_bytes()):
+    while not storage.exchange(uri, None, ours.to_bytes()):
         try:
             content = storage.read_bytes(uri)
         except FileNotFoundError:  # the other run has just released the lock
@@ -160,7 +160,7 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
         theirs = _parse(uri, content)
         if theirs.expires > time.time() and not _process_is_gone(theirs):
             raise Locked(_locked_message(uri, theirs))
-        if storage.replace_if_same(uri, ours.to_bytes(), content):
+        if storage.exchange(uri, content, ours.to_bytes()):
             break
     return ours
 

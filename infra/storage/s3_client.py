@@ -8,8 +8,7 @@ import os
 import random
 import re
 import time
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -99,7 +98,7 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
 
     quick = retry_seconds < RETRY_SECONDS
     config = Config(
-        # botocore's own retries stop too soon, so _RetryHandler replaces them.
+        # botocore's own retries stop too soon, so _retry_delay replaces them.
         retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=3 if quick else 10,
         read_timeout=6 if quick else 60,
@@ -110,39 +109,30 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
     except ValueError as error:  # botocore's "Invalid endpoint"
         reason = without_password(str(error))
         raise UserError(f"AWS_ENDPOINT_URL is not the address of an S3 server ({reason}): http://host:port is needed") from None
-    made.meta.events.register("needs-retry.s3", _RetryHandler(retry_seconds))
+    made.meta.events.register("needs-retry.s3", partial(_retry_delay, retry_seconds))
     return made
 
 
-@dataclass(frozen=True)
-class _RetryHandler:
-    """A handler of botocore's event `needs-retry`, which decides whether to retry a request.
+def _retry_delay(
+    seconds: float, *, response: Any, attempts: int, caught_exception: Any, request_dict: dict[str, Any], **_: Any
+) -> float | None:
+    """Decide whether botocore should retry a request. It is called at botocore's event `needs-retry`.
 
-    Attributes:
+    Args:
         seconds: how many seconds after its first failure a request is still retried.
+        response: pair of the HTTP response and its parsed content; None if there was no response.
+        attempts: number of attempts so far.
+        caught_exception: the exception that the last attempt raised, or None.
+        request_dict: botocore's description of the request. The time of the first failure is stored in its "context".
+        **_: further values of the event, which are ignored.
+
+    Returns:
+        The number of seconds to wait before the next attempt; None to give up or if the request succeeded.
     """
-
-    seconds: float
-
-    def __call__(
-        self, *, response: Any, attempts: int, caught_exception: Any, request_dict: dict[str, Any], **_: Any
-    ) -> float | None:
-        """Decide whether botocore should retry a request.
-
-        Args:
-            response: pair of the HTTP response and its parsed content; None if there was no response.
-            attempts: number of attempts so far.
-            caught_exception: the exception that the last attempt raised, or None.
-            request_dict: botocore's description of the request. The time of the first failure is stored in its "context".
-            **_: further values of the event, which are ignored.
-
-        Returns:
-            The number of seconds to wait before the next attempt; None to give up or if the request succeeded.
-        """
-        if not _is_transient(response, caught_exception):
-            return None
-        first_failure = request_dict["context"].setdefault("first_failure", time.monotonic())
-        return backoff_seconds(attempts) if time.monotonic() - first_failure < self.seconds else None
+    if not _is_transient(response, caught_exception):
+        return None
+    first_failure = request_dict["context"].setdefault("first_failure", time.monotonic())
+    return backoff_seconds(attempts) if time.monotonic() - first_failure < seconds else None
 
 
 def _is_transient(response: Any, error: BaseException | None) -> bool:

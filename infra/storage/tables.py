@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from infra import storage
 
@@ -122,6 +123,9 @@ class Commit:
         return [r for p in self.parts for r in p.rejects]
 
 
+_PART, _COMMIT = TypeAdapter(Part), TypeAdapter(Commit)  # they convert JSON values to these classes
+
+
 def read_commit(table: str) -> Commit | None:
     """Return the commit record of a table (`_commit.json`); None if there is no table or its columns have another version."""
     try:
@@ -130,7 +134,7 @@ def read_commit(table: str) -> Commit | None:
         return None
     if raw.get("schema_version") != SCHEMA_VERSION:
         return None
-    return Commit(**{**raw, "parts": [_parse_part(part) for part in raw["parts"]]})
+    return _COMMIT.validate_python(raw)
 
 
 def require_commit(table: str) -> Commit:
@@ -142,12 +146,6 @@ def require_commit(table: str) -> Commit:
     if (found := read_commit(table)) is None:
         raise FileNotFoundError(f"no complete table at {table}")
     return found
-
-
-def _parse_part(raw: Mapping[str, Any]) -> Part:
-    """Convert the summary of a part from a JSON value to a `Part`."""
-    groups = [RowGroup(**group) for group in raw["row_groups"]]
-    return Part(**{**raw, "row_groups": groups, "rejects": [Reject(**reject) for reject in raw["rejects"]]})
 
 
 def part_name(fingerprint: str, index: int) -> str:
@@ -168,16 +166,6 @@ def _summary_uri(table: str, fingerprint: str, index: int) -> str:
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
 
-def parts_done(table: str, fingerprint: str) -> set[str]:
-    """Return the names (`Part.name`) of all complete parts that were written with a fingerprint.
-
-    They need not be part of a complete table. The folder is listed once, which is faster than looking for each part.
-    """
-    folder = fingerprint[:16]
-    names = storage.list_files(storage.join(table, folder))
-    return {f"{folder}/{name.removesuffix('.json')}.parquet" for name in names if name.endswith(".json")}
-
-
 def read_part(table: str, fingerprint: str, index: int) -> Part:
     """Read the summary of a complete part.
 
@@ -189,7 +177,17 @@ def read_part(table: str, fingerprint: str, index: int) -> Part:
     Raises:
         FileNotFoundError: if the part is not complete.
     """
-    return _parse_part(storage.read_json(_summary_uri(table, fingerprint, index)))
+    return _PART.validate_python(storage.read_json(_summary_uri(table, fingerprint, index)))
+
+
+def finished_parts(table: str, fingerprint: str) -> dict[int, Part]:
+    """Return the summaries of all complete parts that were written with a fingerprint, by their position in the table.
+
+    They need not be part of a complete table. The folder is listed once, which is faster than looking for each part.
+    """
+    names = storage.list_files(storage.join(table, fingerprint[:16]))
+    indices = [int(name.removeprefix("part-").removesuffix(".json")) for name in names if name.endswith(".json")]
+    return {index: read_part(table, fingerprint, index) for index in indices}
 
 
 def write_part(

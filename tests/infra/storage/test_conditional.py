@@ -11,21 +11,21 @@ from tests.infra.conftest import use_s3
 
 def test_conditional_writes_happen_only_if_the_condition_holds(folder):
     uri = storage.join(folder, "lock")
-    assert not storage.replace_if_same(uri, b"1", b"0") and not storage.remove_if_same(uri, b"0")
-    assert storage.put_if_absent(uri, b"1") and not storage.put_if_absent(uri, b"2") and storage.read_bytes(uri) == b"1"
-    assert not storage.replace_if_same(uri, b"3", b"2") and storage.read_bytes(uri) == b"1"
-    assert storage.replace_if_same(uri, b"3", b"1") and storage.read_bytes(uri) == b"3"
-    assert not storage.remove_if_same(uri, b"1") and storage.read_bytes(uri) == b"3"
-    assert storage.remove_if_same(uri, b"3") and storage.list_files(folder) == []
+    assert not storage.exchange(uri, b"0", b"1") and not storage.exchange(uri, b"0", None)
+    assert storage.exchange(uri, None, b"1") and not storage.exchange(uri, None, b"2") and storage.read_bytes(uri) == b"1"
+    assert not storage.exchange(uri, b"2", b"3") and storage.read_bytes(uri) == b"1"
+    assert storage.exchange(uri, b"1", b"3") and storage.read_bytes(uri) == b"3"
+    assert not storage.exchange(uri, b"1", None) and storage.read_bytes(uri) == b"3"
+    assert storage.exchange(uri, b"3", None) and storage.list_files(folder) == []
 
 
 @pytest.mark.parametrize("kind", ["put", "replace", "remove"])
 def test_one_of_several_conditional_writers_succeeds(folder, kind):
     uri = storage.join(folder, "lock")
     act = {
-        "put": lambda mine: storage.put_if_absent(uri, mine),
-        "replace": lambda mine: storage.replace_if_same(uri, mine, b"old"),
-        "remove": lambda mine: storage.remove_if_same(uri, b"old"),
+        "put": lambda mine: storage.exchange(uri, None, mine),
+        "replace": lambda mine: storage.exchange(uri, b"old", mine),
+        "remove": lambda mine: storage.exchange(uri, b"old", None),
     }[kind]
     for _ in range(2 if storage.is_s3(folder) else 20):
         storage.remove(uri) if kind == "put" else storage.write_bytes(uri, b"old")
@@ -45,13 +45,13 @@ def test_one_of_several_conditional_writers_succeeds(folder, kind):
 def test_a_conditional_write_succeeds_though_its_answer_is_lost(proxy, bucket, monkeypatch):
     use_s3(monkeypatch, proxy)
     for act in (
-        lambda: storage.put_if_absent(f"{bucket}/lock", b"1"),
-        lambda: storage.replace_if_same(f"{bucket}/lock", b"2", b"1"),
-        lambda: storage.remove_if_same(f"{bucket}/lock", b"2"),
+        lambda: storage.exchange(f"{bucket}/lock", None, b"1"),
+        lambda: storage.exchange(f"{bucket}/lock", b"1", b"2"),
+        lambda: storage.exchange(f"{bucket}/lock", b"2", None),
     ):
         proxy.lose_answers = 1
         assert act() and proxy.lose_answers == 0
     # Another writer's content is not mistaken for ours.
     storage.write_bytes(f"{bucket}/lock", b"theirs")
     proxy.fail_one_in = 2
-    assert not any(storage.put_if_absent(f"{bucket}/lock", b"%d" % i) for i in range(10))
+    assert not any(storage.exchange(f"{bucket}/lock", None, b"%d" % i) for i in range(10))

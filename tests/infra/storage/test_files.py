@@ -111,7 +111,7 @@ def test_a_full_disk_gives_a_message_and_leaves_no_partial_file(small_disk, buck
     for act in (
         lambda: storage.write_bytes(f"{uri}/large", large),
         lambda: storage.write_bytes(f"{uri}/kept", large),
-        lambda: storage.put_if_absent(f"{uri}/large", large),
+        lambda: storage.exchange(f"{uri}/large", None, large),
         lambda: storage.copy_file(f"{bucket}/large", f"{uri}/large"),
         lambda: storage.copy_file(str(tmp_path / "large"), f"{uri}/large"),
     ):

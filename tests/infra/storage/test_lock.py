@@ -166,7 +166,7 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_it_expires(uri, monkeypatch)
         raise OSError("away")
 
     with hold_lock(uri, "one", ttl_seconds=1) as lock:
-        monkeypatch.setattr(storage, "replace_if_same", away)
+        monkeypatch.setattr(storage, "exchange", away)
         time.sleep(0.5)
         assert not lock.lost
         time.sleep(0.6)
