@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from deconvnet.tracking.interface import NullTracker, Tracker
+from deconvnet.tracking.interface import Tracker
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 
@@ -18,13 +18,13 @@ def open_tracker(settings: "TrackingSettings", workspace: str) -> Tracker:
         workspace: folder or s3:// prefix of the pipeline run.
 
     Returns:
-        A tracker that logs to MLflow, or a `NullTracker` if `settings.enabled` is false.
+        A tracker that logs to MLflow, or one that logs nothing if `settings.enabled` is false.
 
     Raises:
         UserError: if the MLflow store can't be used.
     """
     if not settings.enabled:
-        return NullTracker(workspace)
+        return Tracker(workspace)
     from deconvnet.tracking.mlflow_runs import MlflowTracker
 
     spool = storage.join(workspace, "mlflow", "spool")

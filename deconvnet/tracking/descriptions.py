@@ -5,12 +5,15 @@ MLflow stores a description as plain text. Its web pages render the text as Mark
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 NOTE = "mlflow.note.content"
 """Name of the tag in which MLflow keeps the description of a run or an experiment."""
@@ -30,28 +33,6 @@ EXPERIMENT_TAGS = {
 """Tags that a new experiment gets."""
 
 _MAX_VERSION_LENGTH = 4000  # the decision on a version is appended to its description later
-
-
-@dataclass(frozen=True)
-class VersionSummary:
-    """A version of a registered model, with its results and the decision whether it was promoted.
-
-    Attributes:
-        number: version number.
-        day: day on which the version was registered, in UTC, as YYYY-MM-DD.
-        mean_iou: mean IoU (0 to 1) by the name of the result, such as "edeconvnet_crf". Results that were not measured are
-            absent.
-        pixel_accuracy: pixel accuracy (0 to 1) by the name of the result.
-        decision: sentence that says whether the version was promoted, and why.
-        aliases: names of the aliases that point at the version now.
-    """
-
-    number: int
-    day: str
-    mean_iou: Mapping[str, float]
-    pixel_accuracy: Mapping[str, float]
-    decision: str
-    aliases: Sequence[str]
 
 
 def escaped(text: str) -> str:
@@ -199,6 +180,23 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
     return ""
 
 
+def result_tags(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags that say how well a version of the registered model was measured to be.
+
+    Args:
+        results: content of the results.json that the pipeline's stage `evaluate` writes.
+
+    Returns:
+        Numbers from 0 to 1 as text, by METRIC.RESULT, such as "mean_iou.fcn8s". Numbers that could not be measured are left out.
+    """
+    return {
+        f"{metric}.{name}": f"{row[metric]:.4f}"
+        for name, row in results["rows"].items()
+        for metric in ("mean_iou", "pixel_accuracy")
+        if row[metric] is not None
+    }
+
+
 def version_description(results: Mapping[str, Any]) -> str:
     """Return the description of a version of the registered model: its results and its classes.
 
@@ -208,43 +206,45 @@ def version_description(results: Mapping[str, Any]) -> str:
     Returns:
         Markdown of at most 4,000 characters. There is room left for a sentence about the promotion, which is appended later.
     """
-    rows = {name: row for name, row in results["rows"].items() if name in RESULT_TITLES}
     lines = [
         f"EDeconvNet+CRF, measured on {results.get('images', '?')} images of {escaped(str(results.get('dataset', '?')))}:",
         "",
-        *_version_table({n: r["mean_iou"] for n, r in rows.items()}, {n: r["pixel_accuracy"] for n, r in rows.items()}),
+        *_version_table(result_tags(results)),
         "",
         f"Classes, by id from 0: {escaped(', '.join(results['classes']))}.",
     ]
     return truncated("\n".join(lines), _MAX_VERSION_LENGTH)
 
 
-def model_description(name: str, store: str, versions: Sequence[VersionSummary], length: int = MAX_LENGTH) -> str:
+def model_description(model: "RegisteredModel", store: str, versions: Sequence["ModelVersion"], length: int = MAX_LENGTH) -> str:
     """Return the description of a registered model: its purpose, its results, its usage and a list of its versions.
 
     The results shown are those of the champion (the version in use). If there is none, they are those of the challenger (the
     newest version that a pipeline registered), else those of the newest version.
 
     Args:
-        name: name of the registered model.
+        model: the model, with its name and aliases.
         store: URI of the MLflow store, without secrets.
-        versions: versions of the model, newest first. At least one.
+        versions: versions of the model with their tags, newest first. At least one.
         length: maximum number of characters. The oldest versions are left out if the list would exceed it.
 
     Returns:
         Markdown that begins with the heading `MODEL_HEADING`. Text of a user may stand above this heading.
     """
+    aliases: dict[str, list[str]] = {}
+    for alias, number in sorted(model.aliases.items()):
+        aliases.setdefault(str(number), []).append(alias)
     alias, shown = next(
-        ((alias, version) for alias in ("champion", "challenger") for version in versions if alias in version.aliases),
-        (None, versions[0]),
+        ((alias, v) for alias in ("champion", "challenger") for v in versions if alias in aliases.get(str(v.version), ())),
+        ("", versions[0]),
     )
-    uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{shown.number}"
-    results = "\n".join(_version_table(shown.mean_iou, shown.pixel_accuracy)) if shown.mean_iou else "It was not measured."
+    uri = f"models:/{model.name}@{alias}" if alias else f"models:/{model.name}/{shown.version}"
+    results = "\n".join(_version_table(shown.tags))
     text = f"""{MODEL_HEADING}
 EDeconvNet+CRF: an ensemble of DeconvNet and FCN-8s, refined by a dense CRF. Input: an encoded image (`image`). Output: a PNG of class ids (`mask`), or why there is none (`error`).
 
 ### Results
-{(alias or "newest").capitalize()}: version {shown.number}, on the val images of its run.
+{(alias or "newest").capitalize()}: version {shown.version}, on the val images of its run.
 
 {results}
 
@@ -269,9 +269,9 @@ mlflow models serve -m {uri} --env-manager local --port 5001
     room = length - len(text) - 40  # room for the last line, about older versions
     rows: list[str] = []
     for version in versions:
-        mean_iou = percent(version.mean_iou.get("edeconvnet_crf"))
-        aliases = escaped(", ".join(version.aliases))
-        row = f"| {version.number} | {version.day} | {mean_iou} | {escaped(version.decision)} | {aliases} |"
+        day = f"{datetime.fromtimestamp(version.creation_timestamp / 1000, UTC):%Y-%m-%d}"
+        cells = [_tagged_percent(version.tags, "mean_iou.edeconvnet_crf"), escaped(_decision(version.tags))]
+        row = f"| {version.version} | {day} | {' | '.join(cells)} | {escaped(', '.join(aliases.get(str(version.version), [])))} |"
         room -= len(row) + 1
         if room < 0:
             break
@@ -280,19 +280,39 @@ mlflow models serve -m {uri} --env-manager local --port 5001
     return "\n".join([text, *rows, *(["", f"… and {older:,} older."] if older else [])])
 
 
-def _version_table(mean_iou: Mapping[str, float | None], pixel_accuracy: Mapping[str, float | None]) -> list[str]:
+def _version_table(tags: Mapping[str, str]) -> list[str]:
     """Format the results of one version as a Markdown table, in the order of the DeconvNet paper (Noh et al., ICCV 2015).
 
     Args:
-        mean_iou: mean IoU (0 to 1) by the name of the result, such as "edeconvnet_crf". None if it could not be measured.
-        pixel_accuracy: pixel accuracy (0 to 1) by the name of the result.
+        tags: tags of the version, with those of `result_tags`.
 
     Returns:
-        The lines of the table, with numbers in per cent. Results without an entry in `mean_iou` are left out.
+        The lines of the table, with numbers in per cent. Results without a mean IoU are left out.
     """
     rows = [
-        f"| {title} | {percent(mean_iou[name])} | {percent(pixel_accuracy.get(name))} |"
+        f"| {title} | {_tagged_percent(tags, f'mean_iou.{name}')} | {_tagged_percent(tags, f'pixel_accuracy.{name}')} |"
         for name, title in RESULT_TITLES.items()
-        if name in mean_iou
+        if f"mean_iou.{name}" in tags
     ]
-    return ["| per cent | mean IoU | pixel accuracy |", "|---|---|---|", *rows]
+    return ["| per cent | mean IoU | pixel accuracy |", "|---|---|---|", *rows] if rows else ["It was not measured."]
+
+
+def _tagged_percent(tags: Mapping[str, str], name: str) -> str:
+    """Return the number (0 to 1) in the tag `name` in per cent, or "–" if there is no such tag."""
+    return percent(float(tags[name]) if name in tags else None)
+
+
+def _decision(tags: Mapping[str, str]) -> str:
+    """Return a sentence that says whether a version was promoted to champion (the version in use), and why.
+
+    Args:
+        tags: values of the version's tags, as text by name. Those of interest were written by `promotion.promote`.
+
+    Returns:
+        The sentence, or "not compared" if there are no such tags.
+    """
+    if "verdict" not in tags:
+        return "not compared"
+    against = f"against {tags['verdict.against']}" if "verdict.against" in tags else ""
+    head = " ".join(text for text in (tags["verdict"], tags.get("verdict.on"), against) if text)
+    return f"{head}: {tags['verdict.why']}" if tags.get("verdict.why") else head

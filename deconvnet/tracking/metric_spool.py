@@ -17,14 +17,21 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from infra import storage
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 Line = tuple[list[int], list[float]]
 """A curve: a list of the steps in ascending order, and a list of the values at these steps."""
+
+ReportSink = Callable[[Mapping[str, Any]], None]
+"""A function that takes the metrics of one training step by name, with the number of the step as "step".
+
+It can be pickled, returns at once and never raises.
+"""
 
 POLL_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
@@ -173,38 +180,33 @@ class SpoolDelivery:
             (self._abandoned if closing else self._closing).wait(min(pause, 1.0) if closing else pause)
 
     def _deliver(self) -> None:
-        """Send the points that were appended to the file since the last call. Raise any exception that sending raises."""
+        """Send the points that were appended to the file since the last call. Raise any exception that sending raises.
+
+        A last line that is only half written is left for the next call.
+        """
         if self._last is None:
             self._last = self._last_steps()
-        for points, end in self._read():
-            new = [point for point in points if point.step > self._last.get(point.key, -1)]
-            if new:
-                self._send(new)
-                self._last |= {point.key: point.step for point in new}
-            self._offset = end
-
-    def _read(self) -> list[tuple[list[Point], int]]:
-        """Read the points in the file that are not delivered yet.
-
-        Returns:
-            Batches of up to 500 points. Each is a tuple of the points and the byte offset in the file at which they end. A line
-            that is only half written is left for the next call.
-        """
         if not self.file.exists():
-            return []
-        batches: list[tuple[list[Point], int]] = []
+            return
         with self.file.open("rb") as file:
             file.seek(self._offset)
-            end = self._offset
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                end += len(line)
-                points = list(_points(line))
-                if not batches or len(batches[-1][0]) + len(points) > POINTS_PER_REQUEST:
-                    batches.append(([], end))
-                batches[-1] = (batches[-1][0] + points, end)
-        return batches
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]
+        new, last = [], dict(self._last)
+        for point in (point for line in data.splitlines() for point in _points(line)):
+            if point.step > last.get(point.key, -1):
+                new.append(point)
+                last[point.key] = point.step
+        for points in chunks(new, POINTS_PER_REQUEST):
+            self._send(points)
+            self._last |= {point.key: point.step for point in points}
+        self._offset += len(data)
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Split a sequence into pieces of at most `size` items, and yield these pieces in order."""
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
 
 
 def _points(line: bytes) -> Iterable[Point]:

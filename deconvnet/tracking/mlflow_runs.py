@@ -11,15 +11,24 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from deconvnet.tracking.descriptions import EXPERIMENT_TAGS, NOTE
-from deconvnet.tracking.interface import ReportSink
-from deconvnet.tracking.metric_spool import POINTS_PER_REQUEST, Line, MetricSpool, Point, SpoolDelivery, local_folder
-from deconvnet.tracking.store import check_store, error_summary, run_history, short_timeouts, sqlite_file, stage_histories
+from deconvnet.tracking.interface import Run, Tracker
+from deconvnet.tracking.metric_spool import (
+    POINTS_PER_REQUEST,
+    Line,
+    MetricSpool,
+    Point,
+    ReportSink,
+    SpoolDelivery,
+    chunks,
+    local_folder,
+)
+from deconvnet.tracking.store import check_store, error_summary, run_history, short_timeouts, sqlite_file
 from deconvnet.tracking.system_metrics import system_metrics_logged
 from deconvnet.version import code_version
 from infra import storage
@@ -74,25 +83,14 @@ def _valid_name(name: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", name)[:250]
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Split a sequence into pieces of at most `size` items, and yield these pieces in order."""
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
-
-
-class MlflowRun:
-    """A run in an MLflow store, with the methods of `interface.Run`. They raise UserError if the store refuses the data."""
+class MlflowRun(Run):
+    """A run in an MLflow store. Its methods are described in `interface.Run`."""
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
         """Create the object for the run with the id `run_id`, which exists already in the store of `tracker`."""
-        self.tracker = tracker
-        self._run_id = run_id
+        self.run_id = run_id
+        self._tracker = tracker
         self._client = tracker.client
-
-    @property
-    def run_id(self) -> str:
-        """Return the id of the run in MLflow."""
-        return self._run_id
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
         """Log `settings`, which may be nested, as parameters with dotted names.
@@ -102,10 +100,10 @@ class MlflowRun:
         from mlflow.entities import Param
 
         params = flat_params(settings)
-        with self.tracker.errors_as_messages():
+        with self._tracker.errors_as_messages():
             known = self._client.get_run(self.run_id).data.params
             new = [Param(name, value) for name, value in params.items() if name not in known]
-            for chunk in _chunks(new, _ITEMS_PER_REQUEST):
+            for chunk in chunks(new, _ITEMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, params=chunk)
         self.set_tags({f"changed.{name}": value for name, value in params.items() if known.get(name, value) != value})
 
@@ -114,8 +112,8 @@ class MlflowRun:
         from mlflow.entities import RunTag
 
         entities = [RunTag(_valid_name(name), without_secrets(str(value))[:_MAX_TAG]) for name, value in tags.items()]
-        with self.tracker.errors_as_messages():
-            for chunk in _chunks(entities, _ITEMS_PER_REQUEST):
+        with self._tracker.errors_as_messages():
+            for chunk in chunks(entities, _ITEMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, tags=chunk)
 
     def describe(self, text: str) -> None:
@@ -126,8 +124,8 @@ class MlflowRun:
         """Log the values of metrics, given by name, at the training step `step`. Values that are None are skipped."""
         now = time.time_ns() // 1_000_000
         points = [Point(name, float(value), step, now) for name, value in metrics.items() if value is not None]
-        with self.tracker.errors_as_messages():
-            for chunk in _chunks(points, POINTS_PER_REQUEST):
+        with self._tracker.errors_as_messages():
+            for chunk in chunks(points, POINTS_PER_REQUEST):
                 self._send(chunk)
 
     def log_dict(self, value: Any, name: str) -> None:
@@ -137,7 +135,7 @@ class MlflowRun:
     def log_bytes(self, data: bytes, name: str) -> None:
         """Log a file, such as a PNG, with the content `data` at the path `name` among the run's artifacts."""
         folder, _, file = name.rpartition("/")
-        with tempfile.TemporaryDirectory() as temporary, self.tracker.errors_as_messages():
+        with tempfile.TemporaryDirectory() as temporary, self._tracker.errors_as_messages():
             path = Path(temporary, file)
             path.write_bytes(data)
             self._client.log_artifact(self.run_id, str(path), folder or None)
@@ -157,7 +155,7 @@ class MlflowRun:
             source=json.dumps({"url" if kind == "http" else "uri": without_secrets(source)}),
             profile=json.dumps({"splits": dict(splits), "images": sum(splits.values())}),
         )
-        with self.tracker.errors_as_messages():
+        with self._tracker.errors_as_messages():
             self._client.log_inputs(self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
         self.set_tags({"data.digest": digest})
 
@@ -168,7 +166,7 @@ class MlflowRun:
         The end waits up to 120 s (10 s after an error) for MLflow to take the last metrics. The rest stays in a file in the spool
         folder, and a resumed run sends it.
         """
-        with local_folder(self.tracker.spool_uri) as folder:
+        with local_folder(self._tracker.spool_uri) as folder:
             spool = MetricSpool(folder.resolve() / f"{self.run_id}.jsonl")
             delivery = SpoolDelivery(spool.file, self._send, self._last_steps)
             timeout = _FAILED_DELIVERY_SECONDS
@@ -181,41 +179,31 @@ class MlflowRun:
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the curves of the metrics `names` from this run. The result is `{metric: (steps, values)}`."""
-        with self.tracker.errors_as_messages():
+        with self._tracker.errors_as_messages():
             return run_history(self._client, self.run_id, names)
 
     def system_metrics(self) -> AbstractContextManager[None]:
         """Log the load of this machine every few seconds while a `with` block runs."""
-        return system_metrics_logged(self)
+        return system_metrics_logged(self, self._client)
 
     @contextmanager
     def stage(
-        self,
-        name: str,
-        fingerprint: str = "",
-        settings: Mapping[str, Any] | None = None,
-        title: str | None = None,
-        tags: Mapping[str, Any] | None = None,
+        self, name: str, fingerprint: str = "", settings: Mapping[str, Any] = {}, title: str = "", tags: Mapping[str, Any] = {}
     ) -> Iterator["MlflowRun"]:
         """Open a run for a stage (step) of the pipeline, below this run. One of the same `name` and `fingerprint` is resumed.
 
         MLflow shows it as `title`, or as `name` if that is None. The settings are logged as parameters, and the tags are set.
         """
-        with self.tracker.errors_as_messages():
+        with self._tracker.errors_as_messages():
             found = self._client.search_runs(
-                [self.tracker.experiment_id],
+                [self._tracker.experiment_id],
                 f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'",
                 max_results=1,
             )
-        tags = {**(tags or {}), "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
-        with self.tracker.running(title or name, found[0].info.run_id if found else None, tags) as run:
-            run.log_params(settings or {})
+        tags = {**tags, "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
+        with self._tracker.running(title or name, found[0].info.run_id if found else None, tags) as run:
+            run.log_params(settings)
             yield run
-
-    def stage_histories(self, stages: Iterable[str], names: Collection[str]) -> dict[str, dict[str, Line]]:
-        """Read the curves of the metrics `names` from each stage's newest finished run, as `{stage: {metric: (steps, values)}}`."""
-        with self.tracker.errors_as_messages():
-            return stage_histories(self._client, self.run_id, stages, names)
 
     def _send(self, points: Sequence[Point]) -> None:
         """Send points (values of metrics at one step) to MLflow for this run. Raise any exception that MLflow raises."""
@@ -230,8 +218,8 @@ class MlflowRun:
         return {key: max(m.step for m in self._client.get_metric_history(self.run_id, key)) for key in keys}
 
 
-class MlflowTracker:
-    """An experiment in an MLflow store, in which pipelines open their runs (see `interface.Tracker`)."""
+class MlflowTracker(Tracker):
+    """An experiment in an MLflow store, in which pipelines open their runs."""
 
     def __init__(self, uri: str, experiment: str, spool_uri: str | None = None) -> None:
         """Open the store, and create the experiment if it does not exist.
@@ -282,13 +270,13 @@ class MlflowTracker:
 
     @contextmanager
     def pipeline(
-        self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] | None = None, resume_run_id: str | None = None
+        self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] = {}, resume_run_id: str | None = None
     ) -> Iterator[MlflowRun]:
         """Open the run of a pipeline. The run with the id `resume_run_id` is continued if this experiment still has it.
 
         Otherwise a run `name` is created. The settings are logged as parameters and as settings.json, and the tags are set.
         """
-        with self.running(name, self._existing(resume_run_id), tags or {}) as run:
+        with self.running(name, self._existing(resume_run_id), tags) as run:
             run.log_params(settings)
             run.log_dict(settings, "settings.json")
             yield run

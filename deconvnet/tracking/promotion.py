@@ -7,14 +7,11 @@ registered.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deconvnet.tracking.descriptions import truncated
+from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import CHALLENGER, CHAMPION, aliases, registry_client, update_model_description
-from infra.redaction import without_secrets
-
-if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import MlflowRun
 
 PROMOTED, REJECTED = "promoted", "not promoted"
 """Values of the tag `verdict`, which a version gets once it has been compared with the champion."""
@@ -118,10 +115,10 @@ def set_champion(tracking_uri: str, name: str, version: int) -> None:
     """
     with registry_client(tracking_uri, name) as client:
         client.set_registered_model_alias(name, CHAMPION, str(version))
-        update_model_description(client, name, without_secrets(tracking_uri))
+        update_model_description(client, name)
 
 
-def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, decision: Decision) -> int:
+def promote(run: Run, store: str, name: str, challenger: int, champion: int | None, decision: Decision) -> int:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
     A second call changes nothing. The new model is not promoted if a third version has become the champion in the meantime,
@@ -130,6 +127,7 @@ def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
             its description.
+        store: URI of the MLflow store.
         name: name of the registered model.
         challenger: version number of the new model.
         champion: number of the version with which it was compared. None if there was none: then the challenger becomes the
@@ -142,15 +140,14 @@ def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, 
     Raises:
         UserError: if the registry does not accept the changes.
     """
-    client = run.tracker.client
-    current = aliases(run.tracker.uri, name).get(CHAMPION)
+    current = aliases(store, name).get(CHAMPION)
     if current is not None and current not in (champion, challenger):
         decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
         new_champion = current
     else:
         new_champion = challenger if decision.promoted or champion is None else champion
     outcome = PROMOTED if decision.promoted else REJECTED
-    with run.tracker.errors_as_messages():
+    with registry_client(store, name) as client:
         version = client.get_model_version(name, str(challenger))
         line = f"\n\n**{outcome.capitalize()}**: {decision.reason}."
         if line not in (version.description or ""):
@@ -163,6 +160,6 @@ def promote(run: "MlflowRun", name: str, challenger: int, champion: int | None, 
             client.set_model_version_tag(name, str(challenger), key, value)
         if new_champion != current:
             client.set_registered_model_alias(name, CHAMPION, str(new_champion))
-        update_model_description(client, name, without_secrets(run.tracker.uri))
+        update_model_description(client, name)
     run.set_tags({**tags, "champion": f"version {new_champion}"})
     return new_champion

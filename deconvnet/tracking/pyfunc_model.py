@@ -13,7 +13,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from mlflow.pyfunc import PythonModel
 
 
-class Ensemble(PythonModel):
+class EnsembleModel(PythonModel):
     """A registered model that predicts the masks of encoded images.
 
     It is EDeconvNet+CRF: an ensemble of DeconvNet and FCN-8s, refined by a dense CRF. It finds its own box proposals.
@@ -93,4 +93,4 @@ def _image_bytes(value: Any) -> bytes:
     raise BadInput(f"expected the bytes of an image file, got {type(value).__name__}")
 
 
-mlflow.models.set_model(Ensemble())
+mlflow.models.set_model(EnsembleModel())

@@ -11,19 +11,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from deconvnet.tracking.descriptions import version_description
-from deconvnet.tracking.registry import CHALLENGER, update_model_description
+from deconvnet.tracking.descriptions import result_tags, version_description
+from deconvnet.tracking.interface import Run
+from deconvnet.tracking.registry import CHALLENGER, registry_client, update_model_description
 from infra import storage
-from infra.redaction import without_secrets
 from proposals.edges.detector import forest_uri
 from proposals.image_codec import encode_jpeg
-
-if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import MlflowRun
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("deconvnet", "proposals", "infra")
@@ -55,11 +52,12 @@ class Ensemble:
     max_pixels: int = 100_000_000
 
 
-def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[str, Any], alias: str = CHALLENGER) -> int:
+def register(run: Run, store: str, name: str, ensemble: Ensemble, results: Mapping[str, Any], alias: str = CHALLENGER) -> int:
     """Register an ensemble as a new version of a registered model, and point an alias at this version.
 
     Args:
-        run: run that the version belongs to. It gets tags with the results, the name and the version.
+        run: run in MLflow that the version belongs to. It gets tags with the results, the name and the version.
+        store: URI of the MLflow store.
         name: name of the registered model, which is created if it does not exist.
         ensemble: the networks and their options.
         results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers also become tags of the
@@ -72,10 +70,10 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
     Raises:
         UserError: if a file of the ensemble is missing, or the MLflow store does not accept the model.
     """
-    client = run.tracker.client
-    tags = {f"{metric}.{row}": f"{value:.4f}" for row, metric, value in _numbers(results)}
-    with tempfile.TemporaryDirectory(prefix="deconvnet-model-") as temporary, run.tracker.errors_as_messages():
-        model = client.create_logged_model(run.tracker.experiment_id, name="ensemble", source_run_id=run.run_id, tags=tags)
+    tags = result_tags(results)
+    with tempfile.TemporaryDirectory(prefix="deconvnet-model-") as temporary, registry_client(store, name) as client:
+        experiment = client.get_run(run.run_id).info.experiment_id
+        model = client.create_logged_model(experiment, name="ensemble", source_run_id=run.run_id, tags=tags)
         try:
             folder = Path(temporary, "model")
             artifact, code = Path(temporary, "ensemble"), Path(temporary, "code")
@@ -99,7 +97,7 @@ def register(run: "MlflowRun", name: str, ensemble: Ensemble, results: Mapping[s
             model_id=model.model_id,
         )
         client.set_registered_model_alias(name, alias, version.version)
-        update_model_description(client, name, without_secrets(run.tracker.uri))
+        update_model_description(client, name)
     run.set_tags({**tags, "model.version": version.version, "model.name": name})
     return int(version.version)
 
@@ -118,23 +116,6 @@ def requirements() -> list[str]:
         entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     ranges = {re.split(r"[\s\[<>=!~;]", entry, maxsplit=1)[0].lower(): entry for entry in entries if "extra ==" not in entry}
     return [ranges[name] for name in DISTRIBUTIONS]
-
-
-def _numbers(results: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """List the measured results as tuples.
-
-    Args:
-        results: content of the results.json that the pipeline's stage `evaluate` writes.
-
-    Returns:
-        Tuples of the result's name (such as "fcn8s"), the metric ("mean_iou" or "pixel_accuracy") and the value, 0 to 1.
-    """
-    return [
-        (name, metric, row[metric])
-        for name, row in results["rows"].items()
-        for metric in ("mean_iou", "pixel_accuracy")
-        if row[metric] is not None
-    ]
 
 
 def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:

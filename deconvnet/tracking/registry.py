@@ -1,14 +1,13 @@
 """Read and write MLflow's model registry: find a version of a model, download it, and update the model's description."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
-from deconvnet.tracking.descriptions import MAX_LENGTH, MODEL_HEADING, VersionSummary, model_description
+from deconvnet.tracking.descriptions import MAX_LENGTH, MODEL_HEADING, model_description
 from deconvnet.tracking.store import error_summary
 from infra import storage
 from infra.errors import UserError
@@ -42,7 +41,9 @@ class Version:
 
 @contextmanager
 def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
-    """Provide a client of the model registry while a `with` block runs. Exceptions of MLflow in the block become a UserError.
+    """Provide a client of the model registry while a `with` block runs.
+
+    Exceptions of MLflow in the block, and an OSError such as that of a full disk, become a UserError.
 
     Args:
         tracking_uri: URI of the MLflow store.
@@ -56,7 +57,7 @@ def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
 
     try:
         yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         store = without_secrets(tracking_uri)
         raise UserError(f"MLflow's registry at {store} can't be used for {name}: {error_summary(error)}") from None
 
@@ -150,7 +151,7 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
             raise
 
 
-def update_model_description(client: "MlflowClient", name: str, store: str) -> None:
+def update_model_description(client: "MlflowClient", name: str) -> None:
     """Update the generated part of a registered model's description in MLflow. Text that a user wrote above it is kept.
 
     The new text is made from the tags and aliases of the model's newest versions.
@@ -158,57 +159,16 @@ def update_model_description(client: "MlflowClient", name: str, store: str) -> N
     Args:
         client: MLflow client of the registry.
         name: name of the registered model.
-        store: URI of the MLflow store without secrets, shown in the description.
 
     Raises:
         MlflowException: if the registry does not answer or does not accept the description.
     """
     model = client.get_registered_model(name)
     quote = '"' if "'" in name else "'"
-    versions = [
-        VersionSummary(
-            number=int(version.version),
-            day=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).strftime("%Y-%m-%d"),
-            mean_iou=_tagged_numbers(version.tags, "mean_iou."),
-            pixel_accuracy=_tagged_numbers(version.tags, "pixel_accuracy."),
-            decision=_decision(version.tags),
-            aliases=sorted(alias for alias, number in model.aliases.items() if int(number) == int(version.version)),
-        )
-        for version in client.search_model_versions(f"name={quote}{name}{quote}", _MAX_VERSIONS, ["version_number DESC"])
-    ]
-    if versions:
+    if versions := client.search_model_versions(f"name={quote}{name}{quote}", _MAX_VERSIONS, ["version_number DESC"]):
         own = (model.description or "").partition(MODEL_HEADING)[0].strip()
-        text = model_description(name, store, versions, MAX_LENGTH - len(own) - 2)
+        text = model_description(model, without_secrets(client.tracking_uri), versions, MAX_LENGTH - len(own) - 2)
         client.update_registered_model(name, f"{own}\n\n{text}" if own else text)
-
-
-def _tagged_numbers(tags: Mapping[str, str], prefix: str) -> dict[str, float]:
-    """Return the numbers in all tags whose names begin with a prefix.
-
-    Args:
-        tags: values of a version's tags, as text by name.
-        prefix: beginning of the tags' names, such as "mean_iou.".
-
-    Returns:
-        The numbers by the rest of the tag's name.
-    """
-    return {key.removeprefix(prefix): float(value) for key, value in tags.items() if key.startswith(prefix)}
-
-
-def _decision(tags: Mapping[str, str]) -> str:
-    """Return a sentence that says whether a version was promoted to champion (the version in use), and why.
-
-    Args:
-        tags: values of the version's tags, as text by name. Those of interest were written by `promotion.promote`.
-
-    Returns:
-        The sentence, or "not compared" if there are no such tags.
-    """
-    if "verdict" not in tags:
-        return "not compared"
-    day, against = tags.get("verdict.on", ""), tags.get("verdict.against", "")
-    head = " ".join(text for text in (tags["verdict"], day, f"against {against}" if against else "") if text)
-    return f"{head}: {tags['verdict.why']}" if tags.get("verdict.why") else head
 
 
 def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:

@@ -11,36 +11,22 @@ version 3.17) has three disadvantages:
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from deconvnet.tracking.interface import Run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 2.0  # how long the end of a run waits for a sample that is being sent
 
 
-class LoggedRun(Protocol):
-    """An MLflow run, with the attributes and methods that this module needs.
-
-    Attributes:
-        tracker: tracker of the run. It has a `client` of the MLflow store, and the store's `uri`.
-    """
-
-    tracker: Any
-
-    @property
-    def run_id(self) -> str:
-        """Return the id of the run in MLflow."""
-        ...
-
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log the values of metrics, by name, at one step. Values that are None are skipped."""
-        ...
-
-
 @contextmanager
-def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[None]:
+def system_metrics_logged(run: Run, client: "MlflowClient", interval: float = 15.0) -> Iterator[None]:
     """Log the load of this machine while a `with` block runs, as metrics `system/NAME`.
 
     The step of each value is the number of seconds since the run began. Problems never disturb the run. A sample that MLflow does
@@ -48,14 +34,15 @@ def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[No
 
     Args:
         run: run to which the metrics are logged.
+        client: client of the MLflow store that has the run.
         interval: seconds between two samples. The environment variable MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL overrides it.
     """
     try:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        monitor = SystemMetricsMonitor(run.run_id, interval, tracking_uri=run.tracker.uri)
+        monitor = SystemMetricsMonitor(run.run_id, interval, tracking_uri=client.tracking_uri)
         monitor.collect_metrics()  # CPU load is measured since the previous sample, so the first one is meaningless
-        run_start = run.tracker.client.get_run(run.run_id).info.start_time / 1000
+        run_start = client.get_run(run.run_id).info.start_time / 1000
     except Exception as error:  # whatever MLflow, psutil or a GPU's driver raises, the run continues without these metrics
         logger.info("no system metrics: %s", error)
         yield
@@ -70,7 +57,7 @@ def system_metrics_logged(run: LoggedRun, interval: float = 15.0) -> Iterator[No
         thread.join(_STOP_SECONDS)
 
 
-def _sample(run: LoggedRun, monitor: Any, run_start: float, stop: threading.Event) -> None:
+def _sample(run: Run, monitor: Any, run_start: float, stop: threading.Event) -> None:
     """Measure the load and log it again and again until `stop` is set. The background thread runs this function.
 
     Args:

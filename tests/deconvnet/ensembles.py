@@ -62,4 +62,4 @@ def ensemble_in(folder: Path, **changes) -> Ensemble:
 def register_ensemble(tracker: MlflowTracker, folder: Path, **changes) -> tuple[str, int]:
     """Register `ensemble_in(folder, …)` as shapes@challenger; returns the id of the run and the version."""
     with tracker.pipeline("p", {}) as parent, parent.stage("register") as run:
-        return run.run_id, register(run, "shapes", ensemble_in(folder, **changes), RESULTS)
+        return run.run_id, register(run, tracker.uri, "shapes", ensemble_in(folder, **changes), RESULTS)

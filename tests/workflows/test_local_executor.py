@@ -14,7 +14,7 @@ import pytest
 from deconvnet.datasets import synthetic
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.models.checkpoint import load_model
-from deconvnet.tracking.interface import NullRun
+from deconvnet.tracking.interface import Run
 from infra.errors import Interrupted, UserError
 from infra.storage import tables
 from tests.conftest import ROOT
@@ -97,7 +97,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     assert "prepare: complete, not run again" in done.stdout and "proposals: complete, not run again" in done.stdout
     assert done.stdout.count("step 1/3") == 2 and "resumed from the checkpoint of step 2" in done.stdout
     for name in ("fcn8s", "stage1", "stage2"):
-        assert NullRun(str(workspace), name).history(("loss",))["loss"][0] == list(range(1, STEPS + 1)), name
+        assert Run(str(workspace), name).history(("loss",))["loss"][0] == list(range(1, STEPS + 1)), name
         assert load_model(str(workspace / "models" / name))[1]["extra"]["steps"] == STEPS
     results = json.loads((workspace / "report/results.json").read_text())
     assert results["images"] == 3 and all(row["mean_iou"] is not None for row in results["rows"].values())

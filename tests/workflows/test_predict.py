@@ -56,7 +56,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_model(network, str(folder / f"{name}-{seed}"), CLASSES)
         with tracker.pipeline("p", {}) as run:
             uris = (str(folder / f"{name}-{seed}") for name in ("deconvnet", "fcn8s"))
-            register(run, "edeconvnet", Ensemble(*uris, CLASSES, EDGES, SEGMENT), RESULTS, alias)
+            register(run, tracker.uri, "edeconvnet", Ensemble(*uris, CLASSES, EDGES, SEGMENT), RESULTS, alias)
     return folder
 
 

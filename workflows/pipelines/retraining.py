@@ -7,7 +7,7 @@ called the challenger. Its training starts from the champion's weights. A genera
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from deconvnet.datasets import images_table
 from deconvnet.tracking import promotion, starting_model
@@ -20,9 +20,6 @@ from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.training import Pipeline
 from workflows.settings import Settings
-
-if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import MlflowRun
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +150,7 @@ class Retraining(Pipeline):
             decision = promotion.Decision(False, reason)
         else:
             decision = promotion.compare(champion, challenger, limits.margin, limits.max_class_drop)
-        holder = promotion.promote(cast("MlflowRun", self.run_of_pipeline), name, version, self.generation.version, decision)
+        holder = promotion.promote(self.run_of_pipeline, self.store, name, version, self.generation.version, decision)
         logger.info(f"  version {version} is {'' if decision.promoted else 'not '}promoted: {decision.reason}")
         return {"version": version, "champion": holder, "promoted": decision.promoted, "why": decision.reason}
 

@@ -6,7 +6,7 @@ A stage is a named step of the pipeline, such as training FCN-8s.
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from deconvnet.models.architectures import architecture_of_stage
 from deconvnet.tracking.descriptions import stage_description, unfinished_run_description
@@ -20,9 +20,6 @@ from workflows.pipelines import run_log
 from workflows.pipelines.data import DataPipeline
 from workflows.pipelines.init_weights import pruned_weights_uri, pruning_stages, vgg16_digest
 from workflows.settings import as_dict
-
-if TYPE_CHECKING:
-    from deconvnet.tracking.mlflow_runs import MlflowRun
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
 """Names of training settings that do not affect the trained network, so that changing them does not repeat the training."""
@@ -220,10 +217,11 @@ class Pipeline(DataPipeline):
             The summary of the stage. Its key `mean_iou` has the mean IoU (0 to 1) of each of the five results by name.
         """
         from deconvnet.reporting import training_curves
+        from deconvnet.tracking.interface import read_histories
 
-        report = self.report()
+        report, run = self.report(), self.run_of_pipeline
         self.measure_proposals("val", report)
-        histories = self.run_of_pipeline.stage_histories(training_curves.STAGES, training_curves.METRICS)
+        histories = read_histories(self.root, self.store, run.run_id, training_curves.STAGES, training_curves.METRICS)
         self._write_report(training_curves.draw_training_curves(histories), report)
         results = self.evaluate("val", report)
         self._write_report(run_log.report_files(self.settings.workspace), report)
@@ -313,6 +311,6 @@ class Pipeline(DataPipeline):
             max_pixels=s.data.max_pixels,
         )
         results = storage.read_json(self.report("results.json"))
-        version = register(cast("MlflowRun", self.run_of_stage), s.tracking.model_name, ensemble, results)
+        version = register(self.run_of_stage, self.store, s.tracking.model_name, ensemble, results)
         logger.info(f"  {s.tracking.model_name} version {version}, alias challenger")
         return {"model": s.tracking.model_name, "version": version}

@@ -204,9 +204,9 @@ infra.errors.UserError: models:/shapes/2 can't be fetched: no such file"""
 
 
 def test_the_registered_model_predicts_the_same_png(ensemble: SavedEnsemble) -> None:
-    from deconvnet.tracking.pyfunc_model import Ensemble
+    from deconvnet.tracking.pyfunc_model import EnsembleModel
 
-    model = Ensemble()
+    model = EnsembleModel()
     model.ensemble = ensemble
     answer = model.predict(None, pd.DataFrame({"image": [PHOTO, b"text"]}))
     assert answer["mask"][0] == http.prediction_reply(ensemble, PHOTO, 0.0).body

@@ -1,12 +1,12 @@
 """The descriptions in MLflow: what they contain, and that names can't break them."""
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModel, RegisteredModelAlias
 
 from deconvnet.reporting.run_summary import Rejects
 from deconvnet.tracking.descriptions import (
     MAX_LENGTH,
     MODEL_HEADING,
-    VersionSummary,
     escaped,
     model_description,
     run_description,
@@ -84,14 +84,19 @@ def test_the_description_of_a_version_has_the_results_that_were_measured() -> No
     assert "| FCN-8s | 62.2 | 90.0 |" in text and "| EDeconvNet+CRF | 72.5 | – |" in text and "| DeconvNet |" not in text
 
 
-def version(number: int, *aliases: str, decision: str = "not compared", **changes) -> VersionSummary:
-    numbers = {"mean_iou": {"edeconvnet_crf": 0.5 + number / 1000, "fcn8s": 0.4}, "pixel_accuracy": {"fcn8s": 0.9}} | changes
-    return VersionSummary(number, "2026-11-23", numbers["mean_iou"], numbers["pixel_accuracy"], decision, aliases)
+def version(number: int, decision: str = "", tags: dict[str, str] | None = None) -> ModelVersion:
+    measured = {"mean_iou.edeconvnet_crf": f"{0.5 + number / 1000:.4f}", "mean_iou.fcn8s": "0.4", "pixel_accuracy.fcn8s": "0.9"}
+    tags = (measured if tags is None else tags) | ({"verdict": decision} if decision else {})
+    return ModelVersion("net", str(number), 1_795_400_000_000, tags=[ModelVersionTag(*tag) for tag in tags.items()])
+
+
+def model(name: str = "net", **aliases: int) -> RegisteredModel:
+    return RegisteredModel(name, aliases=[RegisteredModelAlias(alias, str(number)) for alias, number in aliases.items()])
 
 
 def test_the_description_of_a_model_shows_the_champion() -> None:
-    versions = [version(3, "challenger"), version(2, "champion", decision="promoted"), version(1)]
-    text = model_description("net", "http://mlflow:5000", versions)
+    versions = [version(3), version(2, "promoted"), version(1)]
+    text = model_description(model(champion=2, challenger=3), "http://mlflow:5000", versions)
     assert text.startswith(MODEL_HEADING) and "Champion: version 2," in text
     assert "| FCN-8s | 40.0 | 90.0 |" in text and "| EDeconvNet+CRF | 50.2 | – |" in text
     assert 'mlflow.set_tracking_uri("http://mlflow:5000")' in text and 'load_model("models:/net@champion")' in text
@@ -104,15 +109,15 @@ def test_the_description_of_a_model_shows_the_champion() -> None:
 
 
 def test_the_description_of_a_model_without_a_champion_or_results() -> None:
-    text = model_description("net", "u", [version(3), version(2, "challenger")])
+    text = model_description(model(challenger=2), "u", [version(3), version(2)])
     assert "Challenger: version 2," in text and "@challenger" in text
-    text = model_description("net", "u", [version(3, mean_iou={}), version(2)])
+    text = model_description(model(), "u", [version(3, tags={}), version(2)])
     assert "Newest: version 3," in text and "models:/net/3" in text and "It was not measured." in text
 
 
 def test_the_description_of_a_model_lists_as_many_versions_as_fit() -> None:
-    versions = [version(100 - i, decision="not promoted: " + "why " * 30) for i in range(100)]
-    text = model_description("net", "u", versions, 4000)
+    versions = [version(100 - i, "not promoted: " + "why " * 30) for i in range(100)]
+    text = model_description(model(), "u", versions, 4000)
     shown = text.count("| 2026-11-23 |")
     assert 5 < shown < 30 and text.endswith(f"… and {100 - shown} older.") and 3700 < len(text) <= 4000
-    assert len(model_description("n" * 200, "u" * 200, versions)) <= MAX_LENGTH
+    assert len(model_description(model("n" * 200), "u" * 200, versions)) <= MAX_LENGTH

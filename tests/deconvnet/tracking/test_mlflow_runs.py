@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deconvnet.tracking import mlflow_runs
+from deconvnet.tracking.interface import read_histories
 from deconvnet.tracking.metric_spool import MetricSpool
 from deconvnet.tracking.mlflow_runs import MlflowTracker, flat_params
 from deconvnet.tracking.store import tracking_uri
@@ -159,7 +160,7 @@ def test_metrics_left_by_a_killed_driver_are_sent_by_the_resumed_run(tracker, tm
     assert history(tracker, run.run_id, "loss") == [(1, 2.0)]
 
 
-def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker):
+def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker, tmp_path):
     with tracker.pipeline("p", {}) as parent:
         for fingerprint, loss in (("old", 9.0), ("new", 0.5)):
             with parent.stage("stage1", fingerprint) as run:
@@ -173,7 +174,7 @@ def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker):
             raise ZeroDivisionError
         with parent.stage("evaluate", "e") as run:
             run.log_metrics({"loss": 1.0})
-        histories = parent.stage_histories(["stage1", "stage2"], ["loss"])
+        histories = read_histories(str(tmp_path), tracker.uri, parent.run_id, ["stage1", "stage2"], ["loss"])
     assert histories == {"stage1": {"loss": ([1, 2, 3], [0.5, 0.25, 0.5 / 3])}}
 
 

@@ -47,8 +47,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         for figure in ("0.5", "0.6"):
             tracker.client.create_model_version("net", f"file://{folder}/model", tags={"mean_iou.edeconvnet_crf": figure})
         tracker.client.set_registered_model_alias("net", "challenger", "2")
-        update_model_description(tracker.client, "net", "http://mlflow:5000")
-        promote(parent, "net", 2, 1, Decision(True, "it is better"))
+        update_model_description(tracker.client, "net")
+        promote(parent, tracker.uri, "net", 2, 1, Decision(True, "it is better"))
     with mlflow_server(folder / "server", store=tracker.uri) as server, browser(1400, 1000) as window:
         yield Seen(server.url, window, tracker.experiment_id, parent.run_id)
 

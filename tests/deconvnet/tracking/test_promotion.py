@@ -58,7 +58,7 @@ def test_a_promoted_challenger_gets_the_alias_and_the_reason(registry) -> None:
     assert version_to_beat(registry.uri, "net") == 1
     with registry.pipeline("p", {}) as run:
         for _ in range(2):  # doing it twice changes nothing
-            assert promote(run, "net", 2, 1, Decision(True, "because it is better")) == 2
+            assert promote(run, registry.uri, "net", 2, 1, Decision(True, "because it is better")) == 2
     assert aliases(registry.uri, "net") == {"champion": 2, "challenger": 2}
     version = client.get_model_version("net", "2")
     assert version.tags["verdict"] == "promoted" and version.tags["verdict.against"] == "version 1"
@@ -70,9 +70,9 @@ def test_the_models_description_shows_who_was_champion(registry) -> None:
     client: MlflowClient = registry.client
     client.update_registered_model("net", "Ours since May.")
     with registry.pipeline("p", {}) as run:
-        promote(run, "net", 1, None, Decision(True, "there was no champion"))
+        promote(run, registry.uri, "net", 1, None, Decision(True, "there was no champion"))
         first = client.get_model_version("net", "1").tags["verdict.on"]
-        promote(run, "net", 2, 1, Decision(False, "cat | falls"))
+        promote(run, registry.uri, "net", 2, 1, Decision(False, "cat | falls"))
     page = client.get_registered_model("net").description
     assert page.startswith("Ours since May.\n\n### What this model is") and page.count("### What this model is") == 1
     rows = [line for line in page.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
@@ -88,19 +88,19 @@ def test_a_repeated_decision_keeps_its_day(registry) -> None:
     registry.client.set_model_version_tag("net", "2", "verdict", "promoted")
     registry.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
     with registry.pipeline("p", {}) as run:
-        promote(run, "net", 2, None, Decision(True, "x"))
+        promote(run, registry.uri, "net", 2, None, Decision(True, "x"))
         assert registry.client.get_model_version("net", "2").tags["verdict.on"] == "2026-01-02"
-        promote(run, "net", 2, None, Decision(False, "x"))
+        promote(run, registry.uri, "net", 2, None, Decision(False, "x"))
         assert registry.client.get_model_version("net", "2").tags["verdict.on"] != "2026-01-02"
 
 
 def test_the_champion_stays_if_the_challenger_is_worse_and_without_one_the_challenger_is_promoted(registry) -> None:
     with registry.pipeline("p", {}) as run:
-        assert promote(run, "net", 2, 1, Decision(False, "worse")) == 1
+        assert promote(run, registry.uri, "net", 2, 1, Decision(False, "worse")) == 1
         assert aliases(registry.uri, "net") == {"champion": 1}
         assert registry.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
         registry.client.delete_registered_model_alias("net", CHAMPION)
-        assert promote(run, "net", 2, None, Decision(True, "there was no champion")) == 2
+        assert promote(run, registry.uri, "net", 2, None, Decision(True, "there was no champion")) == 2
 
 
 def test_a_model_that_does_not_exist_has_no_aliases(registry) -> None:
@@ -126,7 +126,7 @@ def test_a_version_that_became_champion_meanwhile_stays_champion(registry, promo
     registry.client.create_model_version("net", "file:///model")
     registry.client.set_registered_model_alias("net", CHAMPION, "3")
     with registry.pipeline("p", {}) as run:
-        assert promote(run, "net", 2, 1, Decision(promoted, "measured against 1")) == 3
+        assert promote(run, registry.uri, "net", 2, 1, Decision(promoted, "measured against 1")) == 3
     assert aliases(registry.uri, "net") == {"champion": 3}
     version = registry.client.get_model_version("net", "2")
     assert version.tags["verdict"] == "not promoted" and "version 3 became champion meanwhile" in version.description

@@ -183,8 +183,8 @@ def test_a_missing_edge_model_is_a_user_error_and_nothing_is_registered(tracker,
 
 
 def test_a_name_that_mlflow_refuses_is_a_user_error(tracker, folder, networks):
-    with tracker.pipeline("p", {}) as run, pytest.raises(UserError, match="did not accept it"):
-        register(run, "a/b:c", ensemble_in(folder), RESULTS)
+    with tracker.pipeline("p", {}) as run, pytest.raises(UserError, match="can't be used for a/b:c"):
+        register(run, tracker.uri, "a/b:c", ensemble_in(folder), RESULTS)
 
 
 def test_models_are_registered_on_a_tracking_server_too(folder, networks, tmp_path, monkeypatch):

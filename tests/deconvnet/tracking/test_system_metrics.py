@@ -21,7 +21,7 @@ def names(tracker: MlflowTracker, run_id: str) -> set[str]:
 
 def test_the_load_of_the_machine_is_logged_by_seconds(tracker) -> None:
     with tracker.pipeline("p", {}) as run:
-        with system_metrics_logged(run, 0.5):
+        with system_metrics_logged(run, tracker.client, 0.5):
             end = time.monotonic() + 60
             while len(tracker.client.get_metric_history(run.run_id, "system/cpu_utilization_percentage")) < 2:
                 assert time.monotonic() < end
@@ -39,7 +39,7 @@ def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
     for name in [name for name in sys.modules if name.startswith("mlflow.system_metrics")]:
         monkeypatch.delitem(sys.modules, name)
-    with tracker.pipeline("p", {}) as run, system_metrics_logged(run, 0.1):
+    with tracker.pipeline("p", {}) as run, system_metrics_logged(run, tracker.client, 0.1):
         time.sleep(0.5)
     assert not names(tracker, run.run_id)
 
@@ -48,8 +48,9 @@ def test_without_psutil_nothing_is_measured(tracker, monkeypatch) -> None:
 def test_an_mlflow_that_stops_answering_does_not_delay_the_end_of_a_run(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     with server(tmp_path, free_port()) as url:
-        run = MlflowTracker(url, "e").pipeline("p", {}).__enter__()
-        watching = system_metrics_logged(run, 0.1)
+        tracker = MlflowTracker(url, "e")
+        run = tracker.pipeline("p", {}).__enter__()
+        watching = system_metrics_logged(run, tracker.client, 0.1)
         watching.__enter__()
     time.sleep(1)
     started = time.monotonic()
@@ -58,5 +59,5 @@ def test_an_mlflow_that_stops_answering_does_not_delay_the_end_of_a_run(tmp_path
 
 
 def test_an_exception_of_the_block_is_raised(tracker) -> None:
-    with pytest.raises(KeyError), tracker.pipeline("p", {}) as run, system_metrics_logged(run, 0.1):
+    with pytest.raises(KeyError), tracker.pipeline("p", {}) as run, system_metrics_logged(run, tracker.client, 0.1):
         raise KeyError("x")
