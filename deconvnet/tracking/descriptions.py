@@ -6,6 +6,7 @@ MLflow stores a description as plain text. Its web pages render the text as Mark
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -231,11 +232,11 @@ def model_description(model: "RegisteredModel", store: str, versions: Sequence["
     Returns:
         Markdown that begins with the heading `MODEL_HEADING`. Text of a user may stand above this heading.
     """
-    aliases: dict[str, list[str]] = {}
-    for alias, number in sorted(model.aliases.items()):
-        aliases.setdefault(str(number), []).append(alias)
+    aliases = {
+        str(v.version): sorted(a for a, number in model.aliases.items() if str(number) == str(v.version)) for v in versions
+    }
     alias, shown = next(
-        ((alias, v) for alias in ("champion", "challenger") for v in versions if alias in aliases.get(str(v.version), ())),
+        ((alias, v) for alias in ("champion", "challenger") for v in versions if alias in aliases[str(v.version)]),
         ("", versions[0]),
     )
     uri = f"models:/{model.name}@{alias}" if alias else f"models:/{model.name}/{shown.version}"
@@ -266,18 +267,16 @@ mlflow models serve -m {uri} --env-manager local --port 5001
 ### Versions
 | version | registered | mean IoU | decision | alias now |
 |---|---|---|---|---|"""
-    room = length - len(text) - 40  # room for the last line, about older versions
-    rows: list[str] = []
-    for version in versions:
-        day = f"{datetime.fromtimestamp(version.creation_timestamp / 1000, UTC):%Y-%m-%d}"
-        cells = [_tagged_percent(version.tags, "mean_iou.edeconvnet_crf"), escaped(_decision(version.tags))]
-        row = f"| {version.version} | {day} | {' | '.join(cells)} | {escaped(', '.join(aliases.get(str(version.version), [])))} |"
-        room -= len(row) + 1
-        if room < 0:
-            break
-        rows.append(row)
-    older = len(versions) - len(rows)
-    return "\n".join([text, *rows, *(["", f"… and {older:,} older."] if older else [])])
+    rows = [
+        f"| {v.version} | {datetime.fromtimestamp(v.creation_timestamp / 1000, UTC):%Y-%m-%d} "
+        f"| {_tagged_percent(v.tags, 'mean_iou.edeconvnet_crf')} | {escaped(_decision(v.tags))} "
+        f"| {escaped(', '.join(aliases[str(v.version)]))} |"
+        for v in versions
+    ]
+    ends = accumulate(len(row) + 1 for row in rows)
+    fitting = sum(end <= length - len(text) - 40 for end in ends)  # 40 for the last line, about older versions
+    older = len(rows) - fitting
+    return "\n".join([text, *rows[:fitting], *(["", f"… and {older:,} older."] if older else [])])
 
 
 def _version_table(tags: Mapping[str, str]) -> list[str]:
