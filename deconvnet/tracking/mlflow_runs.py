@@ -194,14 +194,9 @@ class MlflowRun(Run):
 
         MLflow shows it as `title`, or as `name` if that is None. The settings are logged as parameters, and the tags are set.
         """
-        with self._tracker.errors_as_messages():
-            found = self._client.search_runs(
-                [self._tracker.experiment_id],
-                f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'",
-                max_results=1,
-            )
+        same = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'"
         tags = {**tags, "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
-        with self._tracker.running(title or name, found[0].info.run_id if found else None, tags) as run:
+        with self._tracker.running(title or name, self._tracker.find_run(same), tags) as run:
             run.log_params(settings)
             yield run
 
@@ -276,22 +271,26 @@ class MlflowTracker(Tracker):
 
         Otherwise a run `name` is created. The settings are logged as parameters and as settings.json, and the tags are set.
         """
-        with self.running(name, self._existing(resume_run_id), tags) as run:
+        with self.running(name, self.find_run(f"attributes.run_id = '{resume_run_id or ''}'"), tags) as run:
             run.log_params(settings)
             run.log_dict(settings, "settings.json")
             yield run
 
-    def _existing(self, run_id: str | None) -> str | None:
-        """Return `run_id` if this experiment has a run with this id that was not deleted. Otherwise return None."""
-        from mlflow.exceptions import MlflowException
+    def find_run(self, condition: str) -> str | None:
+        """Find a run of this experiment that was not deleted.
 
-        if not run_id:
-            return None
-        try:
-            info = self.client.get_run(run_id).info
-        except MlflowException:
-            return None
-        return run_id if info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id else None
+        Args:
+            condition: filter of `MlflowClient.search_runs`.
+
+        Returns:
+            The id of the run, or None if there is none.
+
+        Raises:
+            UserError: if MLflow does not answer.
+        """
+        with self.errors_as_messages():
+            found = self.client.search_runs([self.experiment_id], condition, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     @contextmanager
     def running(self, name: str, run_id: str | None, tags: Mapping[str, Any]) -> Iterator[MlflowRun]:
