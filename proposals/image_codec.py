@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from infra.errors import BadInput
 
+_WHITES = (255, 1023, 4095, 65535)  # brightest values of images of 8, 10, 12 and 16 bits
 _EXIF_ERRORS = (struct.error, TypeError, OSError, ValueError, SyntaxError)
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is an argument, checked before decoding
 
@@ -22,7 +23,9 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is an argument, checke
 def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode an image as it should be displayed.
 
-    The EXIF orientation is applied. Grey, CMYK and 16-bit images are converted to RGB, and transparency is dropped.
+    The EXIF orientation is applied. Grey, CMYK and 16-bit images are converted to RGB, and transparency is dropped. Values of grey
+    images with more than 8 bits are scaled from the smallest usual range that holds them (8, 10, 12 or 16 bits, or 0 to 1) to
+    0–255.
 
     Args:
         data: content of the file, in any format that Pillow reads.
@@ -32,19 +35,17 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         uint8 array (H, W, 3), RGB.
 
     Raises:
-        BadInput: if the file is not an image, is damaged or is too large; the message says which.
+        BadInput: if the file is not an image, is damaged or is too large, or its values are in no range of brightness; the message
+            says which.
     """
     image = _open(data, max_pixels)
+    deep = _has_16_bit_colours(image)
     _load(image)
     try:
         image = ImageOps.exif_transpose(image)
     except _EXIF_ERRORS as error:
         raise BadInput(f"damaged EXIF data: {error}") from None
-    if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image).astype(np.float64)
-        white = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        return np.repeat(np.clip(np.rint(grey * (255 / white)), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB")).copy()
+    return _to_rgb(image, deep)
 
 
 def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
@@ -64,6 +65,7 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
         BadInput: whenever `decode_image` would raise it.
     """
     image = _open(data, max_pixels)
+    deep = _has_16_bit_colours(image)  # before `getexif`, which loads PNGs
     width, height = image.size
     try:
         rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -75,6 +77,8 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
         raise BadInput(f"damaged EXIF data: {error}") from None
     image.draft(None, (max(1, width // 8), max(1, height // 8)))
     _load(image)
+    if deep or image.mode.startswith(("I", "F")):
+        _to_rgb(image, deep)
     if image.mode == "LAB":
         raise BadInput("its colours are LAB; save it as RGB")
     return (height, width) if rotated else (width, height)
@@ -82,6 +86,8 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
 
 def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode a mask of ids, which are the palette indices or grey levels of the image.
+
+    Of a GIF the grey levels are taken, because programs that write GIFs renumber the colours.
 
     Args:
         data: content of the file, a paletted or grey image.
@@ -95,6 +101,11 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """
     image = _open(data, max_pixels)
     _load(image)
+    if image.format == "GIF" and image.mode == "P":
+        colours = np.asarray(image.convert("RGB"))
+        if (colours != colours[..., :1]).any():
+            raise BadInput("a GIF mask must be grey, this one has colours")
+        return colours[..., 0].copy()
     if image.mode in ("P", "L"):
         return np.asarray(image).copy()
     if image.mode == "1":
@@ -187,7 +198,44 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
         raise BadInput(f"can't be opened: {error}") from None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise BadInput(f"{image.width}×{image.height} is larger than {max_pixels:,} pixels")
+    if image.format == "GIF" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise BadInput(f"a GIF of {frames} frames; save the frame that is meant as PNG")
     return image
+
+
+def _has_16_bit_colours(image: Image.Image) -> bool:
+    """Tell whether an image that was opened, but not loaded yet, has 16 bits a colour, of which Pillow keeps the upper 8."""
+    return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _to_rgb(image: Image.Image, deep: bool) -> np.ndarray:
+    """Convert a decoded image to RGB.
+
+    Args:
+        image: image with its pixels in memory.
+        deep: True if the file has 16 bits a colour, of which Pillow keeps the upper 8.
+
+    Returns:
+        uint8 array (H, W, 3), RGB.
+
+    Raises:
+        BadInput: if it can't be told which value is white.
+    """
+    if not image.mode.startswith(("I", "F")):
+        rgb = np.asarray(image.convert("RGB")).copy()
+        if deep and 0 < rgb.max(initial=0) <= 4095 >> 8:
+            raise BadInput(
+                "its colours have 16 bits and use 12 of them at most, so it would be black: save it with 8 bits a colour"
+            )
+        return rgb
+    grey = np.asarray(image).astype(np.float64)
+    low, high = float(grey.min(initial=0)), float(grey.max(initial=0))
+    fractions = image.mode.startswith("F") and high <= 1.001
+    white = 1 if fractions else next((white for white in _WHITES if high <= white), None)
+    unclear = image.mode.startswith("F") and not fractions and high < 16  # neither 0–1 nor 0–255
+    if white is None or unclear or low < (-0.001 if fractions else 0) or not np.isfinite(grey).all():
+        raise BadInput(f"its values run from {low:g} to {high:g}, so it is unclear which is white: save it with 8 bits a colour")
+    return np.repeat(np.clip(np.rint(grey * (255 / white)), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _load(image: Image.Image) -> None:

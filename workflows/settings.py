@@ -258,6 +258,9 @@ class ImportSettings(CommandSettings):
     strange: Literal["reject", "void"] = Field(
         "reject", description="masks: values without a class reject the image, or become void"
     )
+    encoding: str | None = Field(
+        None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"
+    )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the import fails")
     max_pixels: PositiveInt = Field(100_000_000, description="larger images are rejected")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
@@ -281,6 +284,10 @@ class ImportSettings(CommandSettings):
             self._check_inputs(self.from_)
         if self.table and (self.from_ != "masks" or self.classes):
             raise ValueError("table is for masks, and names their classes itself: leave out classes, or table")
+        try:
+            b"".decode(self.encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"encoding {self.encoding} is not known: name one of Python's, such as gbk or cp1252") from None
         if self.val_annotations and (self.train_list or self.val_list):
             raise ValueError("val_annotations gives the split already: leave out train_list and val_list")
         return self

@@ -186,13 +186,18 @@ def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = la
     Args:
         archive: path of the archive.
         top: path of the folder in the archive.
-        to: path of the new folder, which must not exist yet.
+        to: path of the new folder. An empty folder may exist there.
         wanted: function that is called with the path of each file in the archive. The file is unpacked if it returns True.
 
     Raises:
         UserError: if the archive is damaged, has no such folder, or has a member that would be written outside the new folder
-            (through `../`, an absolute path, a link or a device), or if the disk is full. Nothing is left behind then.
+            (through `../`, an absolute path, a link or a device), if the new folder exists and is not empty, or if it can't be
+            written, for example because the disk is full. Nothing is left behind then.
     """
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise UserError(
+            f"{to} exists and is not empty, and {archive} would be unpacked there: move it away, or name another folder"
+        )
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -210,6 +215,8 @@ def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = la
     except tarfile.FilterError as error:
         raise UserError(f"{archive} is not safe to unpack: {error}; nothing of it was kept") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
+            raise UserError(f"{to} can't be written: {error.strerror}") from None
         raise UserError(f"{archive} can't be unpacked: {error}; delete it and download it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

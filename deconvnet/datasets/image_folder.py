@@ -1,5 +1,6 @@
 """Listing the images in a folder of any layout, local or at s3://, and choosing the names of their predicted masks."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -8,8 +9,9 @@ import pyarrow.fs as pafs
 from infra import storage
 from infra.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes of image files, which may be in upper or lower case. Of files that differ only in the suffix, the first is used."""
+_MOST_NAMED = 10  # most files named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,46 @@ class ImageFile:
         return self.name[: -len(PurePosixPath(self.name).suffix)]
 
 
-def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
-    """List the images in a folder and its subfolders. Hidden files and folders are ignored.
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files in a folder and its subfolders. Hidden files and folders are not counted.
 
-    Of images that differ only in the suffix, such as a.jpg and a.png, all but one are marked as refused, because their masks
-    would have the same name.
+    Attributes:
+        images: the images, sorted by name.
+        passed_over: paths of all other files relative to the folder, sorted. Their suffix is none of `SUFFIXES`.
+    """
+
+    images: list[ImageFile]
+    passed_over: list[str]
+
+    @property
+    def passed_over_text(self) -> str:
+        """Return a sentence for the user that counts the files passed over and names the first ten; empty if there are none."""
+        if not self.passed_over:
+            return ""
+        counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(8))
+        names = ", ".join(self.passed_over[:_MOST_NAMED]) + (", …" if len(self.passed_over) > _MOST_NAMED else "")
+        return f"passed over {len(self.passed_over):,} files that are no images by their suffix ({kinds}): {names}"
+
+
+def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
+    """List the images in a folder and its subfolders, as `list_folder` does, without the files passed over."""
+    return list_folder(folder, leave_out).images
+
+
+def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
+    """List the images and the other files in a folder and its subfolders. Hidden files and folders are ignored.
+
+    Their names begin with "."; macOS leaves such files beside images, with the same suffix. Of images that differ only in the
+    suffix, such as a.jpg and a.png, all but one are marked as refused, because their masks would have the same name.
 
     Args:
         folder: local folder or s3:// prefix.
         leave_out: folder whose files are ignored, such as the folder to which the masks are written; empty if there is none.
 
     Returns:
-        The images, sorted by name.
+        The images and the other files.
 
     Raises:
         UserError: if there is no such folder, or no image in it.
@@ -54,33 +84,23 @@ def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     root = path.rstrip("/") + "/"
     left_out = storage.filesystem(leave_out)[1].rstrip("/") + "/" if leave_out else ""
-    stamps = {
-        name: f"{info.size}@{info.mtime_ns}"
-        for info in infos
-        if info.type == pafs.FileType.File
-        and _is_image(name := info.path.removeprefix(root))
-        and not (left_out and info.path.startswith(left_out))
-    }
+    stamps: dict[str, str] = {}
+    passed_over: list[str] = []
+    for info in infos:
+        name = PurePosixPath(info.path.removeprefix(root))
+        hidden = any(part.startswith(".") for part in name.parts)
+        if info.type != pafs.FileType.File or hidden or (left_out and info.path.startswith(left_out)):
+            continue
+        if name.suffix.lower() in SUFFIXES:
+            stamps[str(name)] = f"{info.size}@{info.mtime_ns}"
+        else:
+            passed_over.append(str(name))
+    found = FolderFiles(_refuse_same_stems(stamps), sorted(passed_over))
     if not stamps:
         problem = "does not exist" if not storage.exists(folder) else f"holds no image ({', '.join(SUFFIXES)})"
-        raise UserError(f"{folder} {problem}: name a folder, or an s3:// prefix, of images")
-    return _refuse_same_stems(stamps)
-
-
-def _is_image(name: str) -> bool:
-    """Tell by the path of a file whether it is an image that is not hidden.
-
-    It must have the suffix of an image, and neither its name nor that of a folder may begin with ".". macOS leaves such hidden
-    files beside images, with the same suffix.
-
-    Args:
-        name: path of the file relative to the folder that is listed.
-
-    Returns:
-        True if it is such an image.
-    """
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+        others = f"; {found.passed_over_text}" if passed_over else ""
+        raise UserError(f"{folder} {problem}: name a folder, or an s3:// prefix, of images{others}")
+    return found
 
 
 def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +41,55 @@ def test_grey_and_16_bit_become_rgb(values: np.ndarray, expected: int) -> None:
     image = decode_image(data(Image.fromarray(values)))
     assert image.shape == (3, 5, 3)
     assert (image == expected).all()
+
+
+RAMP = np.linspace(0, 1, 40, dtype=np.float32).reshape(4, 10)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [RAMP, (RAMP * 255), (RAMP * 4095).astype(np.uint16), (RAMP * 1023).astype(np.uint16), (RAMP * 65535).astype(np.int32)],
+    ids=["float to 1", "float to 255", "12 bits", "10 bits", "32 bits"],
+)
+def test_values_of_any_usual_range_keep_their_contrast(values: np.ndarray) -> None:
+    image = data(Image.fromarray(values), "TIFF")
+    assert np.abs(decode_image(image)[..., 0] - RAMP * 255).max() <= 1 and image_size(image) == (10, 4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [RAMP * 3, RAMP - 0.5, RAMP * np.nan, RAMP * 1e6, (RAMP * 1e6).astype(np.int32), -(RAMP * 99).astype(np.int32)],
+    ids=["float to 3", "negative float", "nan", "float to a million", "int to a million", "negative int"],
+)
+def test_values_of_no_usual_range_are_refused(values: np.ndarray) -> None:
+    for function in (decode_image, image_size):
+        with pytest.raises(BadInput, match=r"its values run from .*save it with 8 bits"):
+            function(data(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_colours_of_12_bits_in_16_are_refused_as_they_would_be_black(suffix: str) -> None:
+    colours = np.repeat((RAMP * 4095).astype(np.uint16)[..., None], 3, axis=2)
+    for function in (decode_image, image_size):
+        with pytest.raises(BadInput, match="16 bits and use 12"):
+            function(cv2.imencode(suffix, colours)[1].tobytes())
+    full = decode_image(cv2.imencode(suffix, colours * 16)[1].tobytes())
+    assert np.abs(full[..., 1] - RAMP * 255).max() <= 2
+
+
+def test_a_gif_is_an_image_and_a_grey_mask_unless_it_has_frames() -> None:
+    black_and_white = Image.fromarray(RAMP > 0.5)
+    white_first = Image.fromarray((RAMP < 0.5).astype(np.uint8)).convert("P")
+    white_first.putpalette([255, 255, 255, 0, 0, 0])
+    assert np.unique(decode_mask(data(black_and_white, "GIF"))).tolist() == [0, 255]
+    expected = np.where(RAMP < 0.5, 0, 255)
+    np.testing.assert_array_equal(decode_mask(data(white_first, "GIF")), expected)
+    assert decode_image(data(black_and_white, "GIF")).shape == (4, 10, 3)
+    with pytest.raises(BadInput, match="has colours"):
+        decode_mask(data(Image.fromarray(RED).quantize(4), "GIF"))
+    frames = data(black_and_white, "GIF", save_all=True, append_images=[Image.fromarray(RAMP > 0.2)])
+    with pytest.raises(BadInput, match="a GIF of 2 frames"):
+        decode_image(frames)
 
 
 def test_exif_orientation_is_applied() -> None:

@@ -126,6 +126,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         class_table_uri=settings.table,
         mask_suffix=settings.mask_suffix,
         max_pixels=settings.max_pixels,
+        encoding=settings.encoding,
     )
     return formats.get_format(settings.from_ or "").read(sources, rules)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.image_folder import list_folder
 from deconvnet.inference import predictions_table
 from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STATE_FILE, TABLE, OutputState, Plan
 from deconvnet.tracking import registry
@@ -54,19 +54,20 @@ class PredictionRun:
         self.settings = settings
         _check_output(settings)
         self._store = model_store(settings.workspace, settings.tracking.uri)
-        self._images = list_image_files(settings.input, leave_out=settings.output)
+        self._files = list_folder(settings.input, leave_out=settings.output)
         self._version = registry.find(settings.model, self._store, "model")
         self.plan = self._make_plan()
 
     def plan_text(self) -> str:
-        """Return a line of text that says how many images are to be predicted, and by which version of the model."""
+        """Return text that says how many images are to be predicted, by which version of the model, and which files are no images."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
+        passed_over = f"\n{text}" if (text := self._files.passed_over_text) else ""
         if self.plan.is_complete:
-            return f"nothing to do: every prediction is by {model}"
+            return f"nothing to do: every prediction is by {model}{passed_over}"
         new = sum(not task.part for task in self.plan.tasks)
         drawn = sum(task.draw_overlay and bool(task.part) for task in self.plan.tasks)
         text = f"{len(self.plan.tasks):,} images: {new:,} to predict by {model}, {len(self.plan.tasks) - new:,} up to date"
-        return text + (f", {drawn:,} of these to draw" if drawn else "")
+        return text + (f", {drawn:,} of these to draw" if drawn else "") + passed_over
 
     def run(self) -> None:
         """Predict the images whose predictions are not up to date, and write the tables `predictions` and `rejects`.
@@ -127,7 +128,7 @@ class PredictionRun:
         same_model = before is not None and (before.model, before.model_version, before.model_id) == model
         generation = before.generation if before and same_model else predictions_table.new_generation()
         state = OutputState(s.input, *model, generation)
-        return predictions_table.make_plan(self._images, s.output, state, s.overlays, s.max_pixels)
+        return predictions_table.make_plan(self._files.images, s.output, state, s.overlays, s.max_pixels)
 
     def _predict(self, lock: Lock) -> list[tables.Part]:
         """Predict the planned images on Ray with actors, which are processes that each load the model.

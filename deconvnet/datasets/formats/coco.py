@@ -42,7 +42,7 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     Raises:
         UserError: if a file is not COCO JSON, the classes can't be chosen, or no annotation of any file has an outline.
     """
-    documents = [_read_document(source.annotations) for source in sources]
+    documents = [_read_document(source.annotations, rules.encoding) for source in sources]
     names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
     annotated = [name for by_id in names for _, name in sorted(by_id.items())]
     dataset = AnnotatedDataset(select_classes(annotated, rules.classes))
@@ -58,11 +58,12 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 FORMAT = DatasetFormat("the COCO JSON file", read_coco)
 
 
-def _read_document(uri: str) -> dict[str, Any]:
+def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     """Read a COCO JSON file.
 
     Args:
         uri: path or s3:// address of the file.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
         The file's lists "images", "annotations" and "categories", by name. Entries that are not JSON objects are left out.
@@ -71,7 +72,7 @@ def _read_document(uri: str) -> dict[str, Any]:
         UserError: if the file can't be read or is not COCO JSON.
     """
     try:
-        document = read_json(uri)
+        document = read_json(uri, encoding)
     except BadInput as error:
         raise UserError(f"--annotations {uri} is no COCO JSON: {error}") from None
     if not isinstance(document, dict) or not all(isinstance(document.get(section), list) for section in _SECTIONS):

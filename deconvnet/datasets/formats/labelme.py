@@ -1,6 +1,6 @@
 """Reading data sets in LabelMe's format: one JSON file for each image (https://github.com/wkentaro/labelme).
 
-Polygons, rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes with the same label
+Polygons, rectangles, rotated rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes with the same label
 and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The image is the file that
 imagePath names, in the folder of images, or else it is embedded in the JSON file as imageData.
 """
@@ -72,12 +72,15 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         for name in progress(names, len(names), "reading annotations", "files"):
             uri = storage.join(source.annotations, name)
             try:
-                document = _read_document(uri)
+                document = _read_document(uri, rules.encoding)
             except BadInput as error:
                 rejects.append((name, uri, str(error)))
                 continue
             labels |= {label for shape in document["shapes"] if (label := _label_of(shape))}
             files.append((source, name, str(document.get("imagePath") or "")))
+    if not files:
+        _, uri, reason = rejects[0]
+        raise UserError(f"none of the {len(rejects):,} .json files can be used; {uri}: {reason}")
     annotated = sorted(labels - {VOID_LABEL, BACKGROUND_LABEL})
     dataset = AnnotatedDataset(select_classes(annotated, rules.classes, must_exist=False))
     if absent := [name for name in dataset.classes[1:] if name not in labels]:
@@ -124,11 +127,12 @@ def _index_or_none(folder: str) -> ImageIndex | None:
         return None
 
 
-def _read_document(uri: str) -> dict[str, Any]:
+def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
     """Read a LabelMe file.
 
     Args:
         uri: path or s3:// address of the file.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
         The content of the file as a dictionary. Its entry "shapes" is sure to be a list of JSON objects.
@@ -136,7 +140,7 @@ def _read_document(uri: str) -> dict[str, Any]:
     Raises:
         BadInput: if the file can't be read or is not a LabelMe file.
     """
-    document = read_json(uri)
+    document = read_json(uri, encoding)
     shapes = document.get("shapes") if isinstance(document, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise BadInput("not a LabelMe file: it has no list of shapes")
@@ -167,7 +171,7 @@ def _load(
     Raises:
         BadInput: if the file, the image or a shape can't be used.
     """
-    document = _read_document(uri)
+    document = _read_document(uri, rules.encoding)
     file = _find_image(index, name, image_path)
     if index and file:
         data = index.read(file)
@@ -288,8 +292,8 @@ def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int
         return box_region(class_id, (x0, y0, x1, y1), height, width)
     if kind == "mask":
         return _mask_region(shape, points, class_id, height, width)
-    if kind not in ("polygon", "rectangle", "oriented_rectangle"):
-        raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, circle and mask are")
+    if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
+        raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, rotation, circle and mask are")
     return polygon_region(class_id, points, height, width)
 
 

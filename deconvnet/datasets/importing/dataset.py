@@ -36,6 +36,7 @@ class ImportRules:
             None, the table is inferred from the masks.
         mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
         max_pixels: an image with more pixels is rejected.
+        encoding: name of the encoding of annotation files that are not in UTF-8, such as "gbk". If None, they are refused.
     """
 
     classes: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class ImportRules:
     class_table_uri: str | None = None
     mask_suffix: str = ""
     max_pixels: int = 100_000_000
+    encoding: str | None = None
 
 
 @dataclass(frozen=True)

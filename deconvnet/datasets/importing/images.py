@@ -92,11 +92,35 @@ def read_input(uri: str) -> bytes:
         raise BadInput(f"no permission to read {uri}") from None
 
 
-def read_json(uri: str) -> Any:
-    """Read a JSON file, which must be encoded in UTF-8, with or without a byte order mark.
+def read_text(uri: str, encoding: str | None = None) -> str:
+    """Read a text file in UTF-8, in UTF-16 or UTF-32, or in an encoding that the user named.
 
     Args:
         uri: path or s3:// address of the file.
+        encoding: name of the encoding of files that are not in UTF-8, such as "gbk"; None to refuse them.
+
+    Returns:
+        The text, without a byte order mark.
+
+    Raises:
+        BadInput: if the file can't be read, or has another encoding.
+    """
+    data = read_input(uri)
+    unicode = json.detect_encoding(data)  # by the byte order mark, or the zeros of UTF-16 and UTF-32
+    for name in filter(None, (unicode, encoding)):
+        try:
+            return data.decode(name)
+        except UnicodeDecodeError as error:
+            problem = f"byte {error.start} is no text in {name.removesuffix('-sig').upper()}"
+    raise BadInput(f"{problem}: save the file in UTF-8, or name its encoding by --encoding (gbk, big5, cp1252 …)")
+
+
+def read_json(uri: str, encoding: str | None = None) -> Any:
+    """Read a JSON file.
+
+    Args:
+        uri: path or s3:// address of the file.
+        encoding: name of the encoding of files that are not in UTF-8, as for `read_text`.
 
     Returns:
         The content of the file as Python objects: usually a dictionary or a list.
@@ -104,9 +128,10 @@ def read_json(uri: str) -> Any:
     Raises:
         BadInput: if the file can't be read or is not JSON.
     """
+    text = read_text(uri, encoding)
     try:
-        return json.loads(read_input(uri).decode("utf-8-sig"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {error}") from None
 
 

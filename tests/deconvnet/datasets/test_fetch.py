@@ -1,5 +1,6 @@
 """Downloads from a real HTTP server on this machine: resumed, broken off, wrong; and unpacking of unsafe archives."""
 
+import errno
 import hashlib
 import io
 import shutil
@@ -212,3 +213,30 @@ def test_damaged_archives_and_those_without_the_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="no folder elsewhere"):
         unpack(made, "elsewhere", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
+
+
+def test_a_target_that_is_not_empty_is_named_not_the_archive(tmp_path):
+    made = archive(tmp_path / "a.tgz", {"top/a": b"a"})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "empty").mkdir()
+    for name in ("full", "file"):
+        with pytest.raises(UserError, match=rf"{name} exists and is not empty.*move it away") as caught:
+            unpack(made, "top", tmp_path / name)
+        assert "delete" not in str(caught.value)
+    assert (tmp_path / "full/mine.txt").read_text() == (tmp_path / "file").read_text() == "kept"
+    unpack(made, "top", tmp_path / "empty")
+    assert (tmp_path / "empty/a").read_bytes() == b"a"
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path, monkeypatch):
+    made = archive(tmp_path / "a.tgz", {"top/a": b"a"})
+
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    with pytest.raises(UserError, match="out can't be written: No space left") as caught:
+        unpack(made, "top", tmp_path / "out")
+    assert "download it again" not in str(caught.value)

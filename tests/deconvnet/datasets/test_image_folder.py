@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deconvnet.datasets.image_folder import list_image_files
+from deconvnet.datasets.image_folder import list_folder, list_image_files
 from infra.errors import UserError
 
 
@@ -43,3 +43,23 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         list_image_files(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):
         list_image_files(str(tmp_path / "absent"))
+
+
+def test_files_passed_over_are_counted_and_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic", ".DS_Store", "README", "out/m.txt")
+    found = list_folder(str(tmp_path), leave_out=str(tmp_path / "out"))
+    assert found.passed_over == ["README", "b/x.HEIC", "c.jp2", "d.jfif", "e.heic"]
+    assert found.passed_over_text.startswith("passed over 5 files that are no images by their suffix (2 .heic, ")
+    assert found.passed_over_text.endswith("): README, b/x.HEIC, c.jp2, d.jfif, e.heic")
+    make(tmp_path, *(f"more/{i:02d}.raw" for i in range(30)))
+    assert list_folder(str(tmp_path)).passed_over_text.endswith(", …")
+
+
+def test_a_folder_of_other_files_alone_names_them(tmp_path: Path) -> None:
+    make(tmp_path, "a.heic", "b.heic")
+    with pytest.raises(UserError, match=r"holds no image .*passed over 2 files .*\(2 .heic\): a.heic, b.heic"):
+        list_folder(str(tmp_path))
+    (tmp_path / "c.jpg").write_bytes(b"x")
+    (tmp_path / "a.heic").unlink()
+    (tmp_path / "b.heic").unlink()
+    assert list_folder(str(tmp_path)).passed_over_text == ""

@@ -10,16 +10,16 @@ from PIL import Image
 
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
-from infra.errors import BadInput
+from infra.errors import BadInput, UserError
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
 
 
-def read(folder, shapes, **document):
+def read(folder, shapes, rules=ImportRules(), file_encoding="utf-8", **document):  # noqa: B008
     """The data set of a folder with one LabelMe file, a.json, that has these shapes."""
     folder.mkdir(exist_ok=True)
     content = {"shapes": shapes, "imagePath": "a.jpg", "imageData": None, "imageWidth": WIDTH, "imageHeight": HEIGHT, **document}
-    (folder / "a.json").write_text(json.dumps(content))
-    return read_labelme([AnnotationSource(str(folder), str(folder))], ImportRules())
+    (folder / "a.json").write_bytes(json.dumps(content, ensure_ascii=False).encode(file_encoding))
+    return read_labelme([AnnotationSource(str(folder), str(folder))], rules)
 
 
 def shape(label, kind, points, **more):
@@ -92,3 +92,21 @@ def test_other_json_files_are_rejected(tmp_path):
     dataset = read(tmp_path, [shape("cat", "rectangle", [[1, 1], [9, 9]])])
     assert len(dataset.entries) == 1
     assert [reject.reason[:8] for reject in dataset.rejects] == ["not a La", "not JSON"]
+
+
+@pytest.mark.parametrize(("encoding", "label"), [("gbk", "裂缝"), ("shift_jis", "ひび"), ("cp1252", "arbre à cames")])
+def test_files_in_other_encodings_are_read_by_its_name_or_refused_by_theirs(tmp_path, encoding, label):
+    write_image(tmp_path / "a.jpg")
+    shapes = [shape(label, "rectangle", [[1, 1], [9, 9]])]
+    with pytest.raises(UserError, match=r"none of the 1 \.json files can be used; .*a\.json: byte \d+ .*--encoding"):
+        read(tmp_path, shapes, file_encoding=encoding)
+    dataset = read(tmp_path, shapes, ImportRules(encoding=encoding), encoding)
+    assert dataset.classes == ("background", label) and (dataset.entries[0].load().class_mask == 1).sum() == 64
+
+
+@pytest.mark.parametrize("kind", ["rotation", "oriented_rectangle", "rectangle", "polygon"])
+def test_four_corners_of_any_type_make_the_same_mask(tmp_path, kind):
+    write_image(tmp_path / "a.jpg")
+    corners = [[20, 5], [40, 15], [30, 35], [10, 25]]
+    mask = read(tmp_path, [shape("cat", kind, corners, direction=0.46)]).entries[0].load().class_mask
+    assert mask.sum() == 500 and mask[20, 25] == 1 and mask[6, 11] == 0

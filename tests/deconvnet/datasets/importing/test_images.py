@@ -1,13 +1,15 @@
 """Images of other formats, and names that can't be ids."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
-from deconvnet.datasets.importing.images import as_layout_file
+from deconvnet.datasets.importing.images import as_layout_file, read_json
+from infra.errors import BadInput
 from proposals.image_codec import decode_image
 
 
@@ -25,3 +27,28 @@ def test_names_that_a_list_of_ids_can_not_hold_are_rejected(name):
     dataset = AnnotatedDataset(("background", "cat"))
     dataset.add(name, "f", None, lambda: None)
     assert not dataset.entries and len(dataset.rejects) == 1
+
+
+LABEL = {"label": "裂缝 é"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_any_unicode_encoding_is_read(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes(json.dumps(LABEL, ensure_ascii=False).encode(encoding))
+    assert read_json(str(tmp_path / "a.json")) == read_json(str(tmp_path / "a.json"), "gbk") == LABEL
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"), [("gbk", "裂缝"), ("shift_jis", "ひび表"), ("cp1252", "fissure détachée"), ("big5", "裂縫")]
+)
+def test_json_in_another_encoding_is_read_by_its_name_or_refused(tmp_path, encoding, text):
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps({"label": text}, ensure_ascii=False).encode(encoding))
+    with pytest.raises(
+        BadInput, match=r"byte \d+ is no text in UTF-8: save the file in UTF-8, or name its encoding by --encoding"
+    ):
+        read_json(str(path))
+    assert read_json(str(path), encoding) == {"label": text}
+    with pytest.raises(BadInput, match=r"no text in EUC_KR|not JSON"):
+        path.write_bytes(b'{"label": "\xff\xff"}')
+        read_json(str(path), "euc_kr")
