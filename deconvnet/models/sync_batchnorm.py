@@ -14,20 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Group = dist.ProcessGroup | None
-
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """A BatchNorm2d that normalises over the examples of all workers (training processes) together, on any device.
 
     The gradients also take all workers' examples into account. Workers may have different numbers of examples, including none.
     All workers must run the same sequence of forward and backward passes, because each pass waits for the others.
-
-    Attributes:
-        process_group: the workers to normalise over. None stands for all processes of torch.distributed.
     """
-
-    process_group: Group = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel.
@@ -45,13 +38,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             ValueError: if all workers together have fewer than 2 values per channel in training mode.
         """
         self._check_input_dim(input)
-        if not self.training or _world_size(self.process_group) == 1:
+        if not self.training or _world_size() == 1:
             return super().forward(input)
-        mean, var, count = _global_moments(input.detach(), self.process_group)
+        mean, var, count = _global_moments(input.detach())
         if count < 2:
             raise ValueError(f"batch norm needs more than 1 value a channel over all workers, got {count}")
         self._track(mean, var * count / (count - 1))
-        return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps, self.process_group))
+        return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps))
 
     def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
         """Update the running mean and variance, as BatchNorm2d does in training.
@@ -68,12 +61,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased_var, momentum)
 
 
-def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     """Compute each channel's mean and variance over all workers (training processes). Every worker must call this.
 
     Args:
         x: this worker's activations of shape (N, C, H, W). N may be 0.
-        group: process group of the workers; None for all processes.
 
     Returns:
         The mean and the biased variance of each channel (two float32 tensors of shape (C,)), and the number of values in a
@@ -86,7 +78,7 @@ def _global_moments(x: Tensor, group: Group) -> tuple[Tensor, Tensor, int]:
         mean, var = torch.batch_norm_update_stats(x.float(), None, None, 0.0)  # 5 times as fast as torch.var_mean
         moments[0], moments[1] = mean, var.double() + mean.double() ** 2
     sums = torch.cat([(moments * count).flatten(), moments.new_tensor([count])])
-    dist.all_reduce(sums, group=group)
+    dist.all_reduce(sums)
     total = int(sums[-1])
     mean, square = (sums[:-1] / max(total, 1)).view(2, -1)
     return mean.float(), (square - mean**2).clamp(min=0).float(), total
@@ -99,9 +91,7 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float, group: Group
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: int, eps: float) -> Tensor:
         """Normalise activations and store what the backward pass needs.
 
         Args:
@@ -113,18 +103,17 @@ class _Normalise(torch.autograd.Function):
             var: biased variance of each channel over all workers, of shape (C,).
             count: number of values in a channel over all workers.
             eps: number that is added to the variance.
-            group: process group of the workers; None for all processes.
 
         Returns:
             Tensor of the shape of `x`.
         """
         ctx.save_for_backward(x, weight, mean, var)
-        ctx.count, ctx.eps, ctx.group = count, eps, group
+        ctx.count, ctx.eps = count, eps
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of `x`, `weight` and `bias` (arguments of `forward`). Every worker of the group must call this.
+        """Compute the gradients of `x`, `weight` and `bias` (arguments of `forward`). Every worker must call this.
 
         Args:
             ctx: autograd's context object, filled by `forward`.
@@ -143,7 +132,7 @@ class _Normalise(torch.autograd.Function):
             )
         # The gradients of weight and bias are this worker's own. DDP averages them over the workers, like all others.
         sums = torch.cat([grad_bias, grad_weight])
-        dist.all_reduce(sums, group=ctx.group)
+        dist.all_reduce(sums)
         mean_grad, mean_grad_normalised = (sums / ctx.count).view(2, -1)
         per_channel = (1, -1, 1, 1)
         # γ/σ · (grad − mean(grad) − x̂ · mean(grad·x̂)), written as grad·a + x·b + c, so that activations are read only once
@@ -151,28 +140,29 @@ class _Normalise(torch.autograd.Function):
         b = -a * mean_grad_normalised * inverse
         c = -a * mean_grad - b * mean
         grad_x = torch.addcmul(c.view(per_channel), values, b.view(per_channel)).addcmul_(grad, a.view(per_channel))
-        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None, None
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None
 
 
-def convert_sync(model: nn.Module, process_group: Group = None) -> nn.Module:
+def convert_sync(model: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d in a model by a batch norm that is synchronised over all workers (training processes).
 
     torch's SyncBatchNorm is used if the model is on a GPU, otherwise `SyncBatchNorm2d`.
 
     Args:
         model: the model, changed in place. Its parameters and buffers stay the same objects.
-        process_group: process group of the workers; None for all processes.
 
     Returns:
-        The model. If the model itself is a BatchNorm2d, a new module is returned.
+        The model. If the model itself is a BatchNorm2d on a GPU, a new module is returned.
     """
     if any(p.is_cuda for p in model.parameters()):
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model, process_group))
+        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    for layer in model.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = SyncBatchNorm2d  # the subclass has no attributes of its own
+    return model
 
-    return _replace(model, process_group)
 
-
-def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_group: Group = None) -> int:
+def recompute_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Set the running mean and variance of every batch norm to their average over some batches.
 
     The running averages of training lag behind the weights. Therefore the released DeconvNet also computes them anew, over 500
@@ -183,7 +173,6 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
             All modules' modes are restored at the end.
         batches: input tensors for the model. Each batch has the same weight in the average. If batch norm is synchronised, all
             workers must have the same number of batches.
-        process_group: process group of the workers to average over; None for all processes.
 
     Returns:
         The number of batches. It is the sum over all workers, unless all batch norms are synchronised.
@@ -210,10 +199,10 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor], process_gr
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
-    return _average_over_workers(norms, count, process_group)
+    return _average_over_workers(norms, count)
 
 
-def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> int:
+def _average_over_workers(norms: list[_BatchNorm], count: int) -> int:
     """Average the running statistics of plain batch norms over all workers, weighted by their numbers of batches.
 
     The statistics of synchronised batch norms are already equal on all workers and are not changed. Every worker must call
@@ -222,7 +211,6 @@ def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> 
     Args:
         norms: all batch norms of the model, changed in place.
         count: number of batches from which this worker has computed the statistics.
-        group: process group of the workers; None for all processes.
 
     Returns:
         The sum of `count` over all workers. If there is nothing to average (one worker, or no plain batch norm), `count`
@@ -232,12 +220,12 @@ def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> 
         ValueError: if that number is 0.
     """
     own = [n for n in norms if not isinstance(n, (SyncBatchNorm2d, nn.SyncBatchNorm))]
-    if not own or _world_size(group) == 1:
+    if not own or _world_size() == 1:
         total = count
     else:
         stats = [cast(Tensor, s) for n in own for s in (n.running_mean, n.running_var)]
         sums = torch.cat([s.double() * count for s in stats] + [stats[0].new_tensor([count], dtype=torch.float64)])
-        dist.all_reduce(sums, group=group)
+        dist.all_reduce(sums)
         total = int(sums[-1])
         for stat, mean in zip(stats, (sums[:-1] / max(total, 1)).split([len(s) for s in stats]), strict=True):
             stat.copy_(mean)
@@ -246,36 +234,6 @@ def _average_over_workers(norms: list[_BatchNorm], count: int, group: Group) -> 
     return total
 
 
-def _replace(model: nn.Module, group: Group) -> nn.Module:
-    """Replace the batch norms in a model by instances of `SyncBatchNorm2d` with the same parameters and buffers.
-
-    Args:
-        model: the model, changed in place.
-        group: process group of the workers; None for all processes.
-
-    Returns:
-        The model, or the replacement if the model itself is a batch norm.
-    """
-    if isinstance(model, nn.BatchNorm2d):
-        new = SyncBatchNorm2d(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
-        new.process_group = group
-        new.weight, new.bias = model.weight, model.bias
-        new.running_mean, new.running_var, new.num_batches_tracked = (
-            model.running_mean,
-            model.running_var,
-            model.num_batches_tracked,
-        )
-        new.training = model.training
-        return new
-    for name, child in model.named_children():
-        setattr(model, name, _replace(child, group))
-    return model
-
-
-def _world_size(group: Group) -> int:
-    """Return the number of workers in a process group, or 1 if torch.distributed is not in use.
-
-    Args:
-        group: process group of the workers; None for all processes.
-    """
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+def _world_size() -> int:
+    """Return the number of workers (training processes), or 1 if torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -32,6 +32,7 @@ _LEGEND_COLUMNS = 7
 _LEGEND_ROW = 0.26
 _TITLE_ROW = 0.24
 _GAP = 0.05
+_MAX_SIDE = 480  # px; smaller images are not enlarged
 _MAX_ASPECT = 1.6  # largest height / width of a grid cell, so that very tall images do not make a row taller
 
 
@@ -69,19 +70,16 @@ def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
     axes.grid(axis=grid, color="0.91")
 
 
-def thumbnail(pixels: np.ndarray | None, max_side: int = 480) -> np.ndarray | None:
-    """Prepare an image or a mask for a cell of an image grid (`image_grid`): shrink it, and colour it if it is a mask.
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """Prepare an image or a mask for a cell of an image grid: shrink it to at most 480 pixels, and colour it if it is a mask.
 
     Args:
-        pixels: an image, uint8 (H, W, 3), RGB; or a mask of class ids, uint8 (H, W); or None for an empty cell.
-        max_side: longest side of the result in pixels. Smaller images are not enlarged.
+        pixels: an image, uint8 (H, W, 3), RGB; or a mask of class ids, uint8 (H, W).
 
     Returns:
-        An RGB image, uint8 (h, w, 3). A mask has the colours that PASCAL VOC gives the classes. None if `pixels` is None.
+        An RGB image, uint8 (h, w, 3). A mask has the colours that PASCAL VOC gives the classes.
     """
-    if pixels is None:
-        return None
-    if (scale := max_side / max(pixels.shape[:2])) < 1:
+    if (scale := _MAX_SIDE / max(pixels.shape[:2])) < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         how = Image.Resampling.BOX if pixels.ndim == 3 else Image.Resampling.NEAREST
         pixels = np.asarray(Image.fromarray(pixels).resize(size, how))
@@ -91,17 +89,16 @@ def thumbnail(pixels: np.ndarray | None, max_side: int = 480) -> np.ndarray | No
 def image_grid(
     cells: Sequence[Sequence[np.ndarray | None]],
     titles: Sequence[Sequence[str]],
-    masks: Sequence[np.ndarray],
     classes: Sequence[str],
     heads: Sequence[str] = (),
 ) -> bytes:
-    """Draw images in rows and columns, with a legend of the classes below.
+    """Draw images and masks in rows and columns, with a legend of the classes that occur in the masks below.
 
     Args:
-        cells: rows of images, uint8 (h, w, 3), RGB; None leaves a cell empty. All rows have the same length.
+        cells: rows of images, uint8 (H, W, 3), RGB, and masks of class ids, uint8 (H, W). None leaves a cell empty. All rows
+            have the same length.
         titles: for each row, the texts above it. They are spread evenly over the width, and their number may differ from that of
             the columns.
-        masks: masks of class ids, uint8 (H, W). They are not drawn; the legend names the classes that occur in them.
         classes: class names, ordered by id.
         heads: headings of the columns; empty for none.
 
@@ -118,7 +115,7 @@ def image_grid(
     tallest = [max((c.shape[0] / c.shape[1] for c in row if c is not None), default=1.0) for row in cells]
     title_rows = [_TITLE_ROW if any(row) else 0.0 for row in titles]
     heights = [width * min(ratio, _MAX_ASPECT) + title for ratio, title in zip(tallest, title_rows, strict=True)]
-    present = sorted({int(i) for mask in masks for i in np.unique(mask)})
+    present = sorted({int(i) for row in cells for c in row if c is not None and c.ndim == 2 for i in np.unique(c)})
     below = _LEGEND_ROW * -(-len(present) // _LEGEND_COLUMNS) + 0.15
     above = 0.3 if heads else 0.06
     figure = new_figure(sum(heights) + above + below, constrained=False)
@@ -132,6 +129,7 @@ def image_grid(
         for column, pixels in enumerate(row):
             if pixels is None:
                 continue
+            pixels = thumbnail(pixels)
             left, cell_width = column * width + _GAP / 2, width - _GAP
             bottom, cell_height = top - height, height - title_row
             axes = figure.add_axes((left / _WIDTH, bottom / total, cell_width / _WIDTH, cell_height / total))

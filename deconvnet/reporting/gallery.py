@@ -333,10 +333,10 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
         share = count * (number + 1) // len(chosen) - count * number // len(chosen)
         rows += [crops[i] for i in _spread(len(crops), share)]
     shown = [
-        panels.ExampleCrop(
+        (
+            f"{classes[row['class_id']]}, IoU {row['iou']:.2f}, ×{row['repeats']}",
             decode_image(row["image"]),
             decode_mask(row["mask"]),
-            f"{classes[row['class_id']]}, IoU {row['iou']:.2f}, ×{row['repeats']}",
         )
         for row in rows
     ]

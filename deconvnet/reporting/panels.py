@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,6 +11,7 @@ from deconvnet.reporting.figure import RESULT_TITLES, image_grid, thumbnail
 
 COMPARED = ("fcn8s", "deconvnet", "edeconvnet", "edeconvnet_crf")
 """Names of the results that a comparison shows."""
+T = TypeVar("T")
 _NEW_BOX, _OLD_BOX = (255, 176, 0), (255, 255, 255)
 
 
@@ -46,10 +48,9 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
     Raises:
         ValueError: if there are no rows.
     """
-    cells = [[thumbnail(p) for p in (row.image, row.truth, *(row.masks[name] for name in COMPARED))] for row in rows]
-    masks = [mask for row in rows for mask in (row.truth, *row.masks.values()) if mask is not None]
+    cells = [[row.image, row.truth, *(row.masks[name] for name in COMPARED)] for row in rows]
     titles = [[row.title, "", *(_score(row.mean_iou.get(name)) for name in COMPARED)] for row in rows]
-    return image_grid(cells, titles, masks, classes, ["image", "ground truth", *(RESULT_TITLES[name] for name in COMPARED)])
+    return image_grid(cells, titles, classes, ["image", "ground truth", *(RESULT_TITLES[name] for name in COMPARED)])
 
 
 def _score(mean_iou: float | None) -> str:
@@ -57,28 +58,25 @@ def _score(mean_iou: float | None) -> str:
     return "" if mean_iou is None else f"mean IoU {100 * mean_iou:.0f} %"
 
 
-@dataclass(frozen=True)
-class ExampleCrop:
-    """A training crop with its mask, which is to be drawn.
-
-    Attributes:
-        image: uint8 (S, S, 3), RGB.
-        mask: class ids, uint8 (S, S), where 255 is void.
-        title: text above the crop.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    title: str = ""
-
-
-def example_crops(crops: Sequence[ExampleCrop], classes: Sequence[str], columns: int = 4) -> bytes:
-    """Draw training crops beside their masks.
+def _in_rows(items: Sequence[T], columns: int, empty: T) -> list[list[T]]:
+    """Divide items into rows of equal length. The last row is filled up.
 
     Args:
-        crops: the crops, row by row from left to right.
+        items: the items, row by row.
+        columns: number of items in a row.
+        empty: the item that fills up the last row.
+    """
+    filled = [*items, *[empty] * (-len(items) % columns)]
+    return [filled[start : start + columns] for start in range(0, len(filled), columns)]
+
+
+def example_crops(crops: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: Sequence[str]) -> bytes:
+    """Draw training crops beside their masks, four in a row.
+
+    Args:
+        crops: a text, a crop and its mask for each example. A crop is uint8 (S, S, 3), RGB. A mask holds class ids, uint8
+            (S, S), where 255 is void.
         classes: class names, ordered by id.
-        columns: number of crops in a row. Each crop has its mask to the right.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -86,14 +84,10 @@ def example_crops(crops: Sequence[ExampleCrop], classes: Sequence[str], columns:
     Raises:
         ValueError: if there are no crops.
     """
-    cells: list[list[np.ndarray | None]] = []
-    titles = []
-    for start in range(0, len(crops), columns):
-        line = crops[start : start + columns]
-        row = [pixels for crop in line for pixels in (thumbnail(crop.image), thumbnail(crop.mask))]
-        cells.append(row + [None] * (2 * columns - len(row)))
-        titles.append([crop.title for crop in line] + [""] * (columns - len(line)))
-    return image_grid(cells, titles, [crop.mask for crop in crops], classes, ["crop", "mask"] * columns)
+    columns = 4
+    lines = _in_rows(crops, columns, ("", None, None))
+    cells = [[pixels for _, crop, mask in line for pixels in (crop, mask)] for line in lines]
+    return image_grid(cells, [[title for title, _, _ in line] for line in lines], classes, ["crop", "mask"] * columns)
 
 
 def instances(
@@ -121,22 +115,22 @@ def instances(
     Returns:
         The content of a PNG file, 1,200 px wide.
     """
-    panels: list[tuple[str, np.ndarray | None, np.ndarray | None]] = []
+    panels = []
     before = 0
     for count, mask in masks_by_count.items():
         name = f"{count} proposal{'' if count == 1 else 's'}"
-        panels.append((name, _with_boxes(image, boxes[:before], boxes[before:count]), thumbnail(mask)))
+        panels.append((name, _with_boxes(image, boxes[:before], boxes[before:count]), mask))
         before = count
     if truth is not None:
-        panels.append(("ground truth", thumbnail(image), thumbnail(truth)))
-    cells, titles = [], []
+        panels.append(("ground truth", image, truth))
+    if title:
+        panels[0] = (f"{title}  {panels[0][0]}", *panels[0][1:])
     columns = 3 if image.shape[0] < 0.9 * image.shape[1] else 6  # three columns of upright images would need scrolling
-    for start in range(0, len(panels), columns):
-        line = panels[start : start + columns]
-        line += [("", None, None)] * (columns - len(line))
+    cells, titles = [], []
+    for line in _in_rows(panels, columns, ("", None, None)):
         cells += [[above for _, above, _ in line], [below for _, _, below in line]]
-        titles += [[f"{title}  {name}" if title and not (start or i) else name for i, (name, _, _) in enumerate(line)], []]
-    return image_grid(cells, titles, [*masks_by_count.values(), *([] if truth is None else [truth])], classes)
+        titles += [[name for name, _, _ in line], []]
+    return image_grid(cells, titles, classes)
 
 
 def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -151,7 +145,6 @@ def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarr
         The reduced image with the boxes, uint8 (h, w, 3), RGB. Its longer side is at most 480 pixels.
     """
     small = thumbnail(image)
-    assert small is not None
     drawn = Image.fromarray(np.ascontiguousarray(small))
     draw = ImageDraw.Draw(drawn)
     scale = small.shape[1] / image.shape[1]
@@ -181,13 +174,10 @@ def unpooling(
     """
     from matplotlib import colormaps
 
-    panels: list[tuple[str, np.ndarray | None]] = [(title, thumbnail(crop))]
+    panels = [(title, crop)]
     for name, values in maps.items():
         bright = np.asarray(values, np.float64) / (values.max() or 1)
         panels.append((f"{name}, {values.shape[1]}×{values.shape[0]}", colormaps["inferno"](bright, bytes=True)[..., :3]))
-    panels.append(("predicted mask", thumbnail(mask)))
-    columns = 4
-    panels += [("", None)] * (-len(panels) % columns)
-    lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    cells = [[pixels for _, pixels in line] for line in lines]
-    return image_grid(cells, [[name for name, _ in line] for line in lines], [mask], classes)
+    panels.append(("predicted mask", mask))
+    lines = _in_rows(panels, 4, ("", None))
+    return image_grid([[pixels for _, pixels in line] for line in lines], [[name for name, _ in line] for line in lines], classes)

@@ -29,13 +29,10 @@ _COLOURS = {
     "edeconvnet": "#fdae6b",
     "edeconvnet_crf": "#d94801",
 }
-_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the palette of Okabe and Ito
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the palette of Okabe and Ito
 _NUMBER_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # keeps numbers readable where lines cross them
 _MAX_NUMBERED = 30  # a confusion matrix with more classes has no numbers in its cells
 _ABSENT = "not in these images"
-
-Curve = tuple[Sequence[int], Sequence[float]]
-"""The steps and the values of one curve, two sequences of equal length."""
 
 
 def iou_by_class(results: Mapping[str, Any]) -> bytes:
@@ -67,39 +64,6 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
     return to_png(figure)
 
 
-def training_curves(curves: Mapping[str, Mapping[str, Curve]]) -> bytes:
-    """Draw panels of curves against the training step, two panels per row.
-
-    Args:
-        curves: the curves by panel title, then by their name in the legend. Each is a pair of equally long sequences, the
-            training steps and the values.
-
-    Returns:
-        The content of a PNG file, 1,200 px wide.
-
-    Raises:
-        ValueError: if there are no panels.
-    """
-    if not curves:
-        raise ValueError("no curves to draw")
-    rows = -(-len(curves) // 2)
-    figure = new_figure(3.4 * rows)
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
-    for axes, (title, lines) in zip(panels, curves.items(), strict=False):
-        axes.set_prop_cycle(color=_LINES)
-        for name, (steps, values) in lines.items():
-            size = 6 if len(steps) == 1 else 3
-            axes.plot(steps, values, label=name, linewidth=1.5, marker="o" if len(steps) < 30 else None, markersize=size)
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("step")
-        style_axes(axes)
-        if lines:
-            axes.legend(frameon=False, fontsize=9)
-    for axes in panels[len(curves) :]:
-        axes.set_axis_off()
-    return to_png(figure)
-
-
 def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> bytes:
     """Draw the recall of proposals, which is the share of annotated objects that boxes find, in two panels.
 
@@ -122,7 +86,7 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
     figure = new_figure(4.6)
     by_count, by_iou = figure.subplots(1, 2, sharey=True)
     for i, (name, recall) in enumerate(recalls.items()):
-        colour = _LINES[i % len(_LINES)]
+        colour = LINE_COLOURS[i % len(LINE_COLOURS)]
         for threshold, style in ((0.5, "-"), (0.7, "--")):
             by_count.plot(
                 recall.counts, recall.at_iou(threshold), style, color=colour, label=f"{name}, IoU {threshold}", marker="."

@@ -6,7 +6,8 @@ The training stages are "fcn8s" (FCN-8s on whole images), "stage1" (DeconvNet on
 
 from collections.abc import Mapping
 
-from deconvnet.reporting import plots
+from deconvnet.reporting.figure import new_figure, style_axes, to_png
+from deconvnet.reporting.plots import LINE_COLOURS
 
 Line = tuple[list[int], list[float]]
 """The steps and the values of one curve, two lists of equal length."""
@@ -35,9 +36,22 @@ def draw_training_curves(history: History) -> dict[str, bytes]:
     Returns:
         A dict from the file name "training_curves.png" to the content of the PNG; empty if `history` has no stage.
     """
+    if not history:
+        return {}
     panels: dict[str, dict[str, Line]] = {}
     for stage, lines in history.items():
         title = STAGES.get(stage, stage)
         panels[f"{title}: loss"] = {name: lines[name] for name in ("loss",) if name in lines}
         panels[f"{title}: accuracy"] = {text: lines[name] for name, text in _ACCURACIES.items() if name in lines}
-    return {"training_curves.png": plots.training_curves(panels)} if panels else {}
+    figure = new_figure(3.4 * len(history))
+    for axes, (title, lines) in zip(figure.subplots(len(history), 2).flat, panels.items(), strict=True):
+        axes.set_prop_cycle(color=LINE_COLOURS)
+        for name, (steps, values) in lines.items():
+            size = 6 if len(steps) == 1 else 3
+            axes.plot(steps, values, label=name, linewidth=1.5, marker="o" if len(steps) < 30 else None, markersize=size)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        style_axes(axes)
+        if lines:
+            axes.legend(frameon=False, fontsize=9)
+    return {"training_curves.png": to_png(figure)}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,21 +25,6 @@ from infra.errors import UserError
 
 _FULLY_CONNECTED = {"fc6": "classifier.0", "fc7": "classifier.3"}
 _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """A report on which VGG-16 layers were loaded into a network, and which were not.
-
-    Attributes:
-        convention: format of the input pixels that the weights expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1).
-        loaded: VGG-16's names of the layers whose weights were loaded.
-        skipped: the reason why each other layer was not loaded, by layer name. These layers keep their initial weights.
-    """
-
-    convention: str
-    loaded: tuple[str, ...]
-    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class _Layer:
         return _Layer(self.weight * scale.view(-1, 1, 1, 1), bias)
 
 
-def load_vgg16(model: Network, uri: str) -> LoadReport:
+def load_vgg16(model: Network, uri: str) -> tuple[str, ...]:
     """Load VGG-16's weights into a network.
 
     All convolutions are loaded, and also fc6 and fc7 if the file has them in the network's size. Batch norms are loaded if the
@@ -83,7 +68,7 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
             ("conv1_1.weight", …, for BGR input, 0–255); a `.npz` file of pruned weights made by `write_vgg16`.
 
     Returns:
-        A report on the layers that were loaded and those that were not.
+        VGG-16's names of the layers whose weights were loaded. The network's other layers keep their initial weights.
 
     Raises:
         UserError: if the file can't be read, does not hold VGG-16, or has another width or format of the input pixels than the
@@ -98,12 +83,8 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
             f"{model.width:g} ({own}): name weights of its width, or of width 1 to have them pruned"
         )
 
-    skipped: dict[str, str] = {}
-    for name in _FULLY_CONNECTED:
-        if name not in layers:
-            skipped[name] = "not in the file"
-        elif layers[name].weight.numel() != _conv(model, name).weight.numel():
-            skipped[name] = f"of another size than the model's {tuple(_conv(model, name).weight.shape)}"
+    for name in _FULLY_CONNECTED.keys() & layers.keys():
+        if layers[name].weight.numel() != _conv(model, name).weight.numel():
             del layers[name]
     for name, layer in layers.items():
         conv = _conv(model, name)
@@ -112,7 +93,7 @@ def load_vgg16(model: Network, uri: str) -> LoadReport:
     with torch.no_grad():
         for name, layer in layers.items():
             _fill(model, name, layer)
-    return LoadReport(convention, tuple(layers), skipped)
+    return tuple(layers)
 
 
 def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -196,8 +177,7 @@ def _fill(model: Network, name: str, layer: _Layer) -> None:
             getattr(norm, entry).copy_(value)
     conv = _conv(model, name)
     conv.weight.copy_(layer.weight.view_as(conv.weight))
-    if conv.bias is not None:
-        conv.bias.copy_(layer.bias)
+    cast(Tensor, conv.bias).copy_(layer.bias)
 
 
 def _read(uri: str) -> dict[str, Tensor]:

@@ -152,7 +152,7 @@ def test_the_file_loads_into_networks_of_its_width(tmp_path, inputs, pruned, con
     path = str(tmp_path / "pruned.npz")
     write_vgg16(path, tensors_of(pruned), convention)
     net = DeconvNet(3, 1 / COPIES, 32, convention)
-    assert len(load_vgg16(net, path).loaded) == 13
+    assert len(load_vgg16(net, path)) == 13
     for training in (False, True):
         x = inputs  # batch norm changes no response, with the statistics of the file or of the batch
         for layer in pruned[:4]:
@@ -201,7 +201,7 @@ def test_the_file_of_a_table_loads_into_both_networks(tmp_path, vgg16, architect
     assert [name for name, _, _ in layers] == NAMES
     assert layers[1][2].startswith(f"conv1_2: {8 if architecture == 'deconvnet' else 16} of 64 channels kept, R² ")
     net = DeconvNet(3, 0.125, 32) if architecture == "deconvnet" else FCN8s(3, 0.25, batch_norm=True)
-    assert len(load_vgg16(net, out).loaded) == 13
+    assert len(load_vgg16(net, out)) == 13
     again = str(tmp_path / "again.npz")
     list(prune(PruningJob(architecture, settings, table, again, 0)))
     with np.load(out) as one, np.load(again) as two:
@@ -222,7 +222,7 @@ def test_on_ray_it_does_the_same_and_logs_each_layer(tmp_path, vgg16, ray_execut
     r2 = prune_on(ray_executor, PruningJob("deconvnet", settings, table, str(tmp_path / "ray.npz"), 0))
     assert list(r2) == NAMES
     assert [line.split(":")[0].strip() for line in caplog.messages] == NAMES
-    assert len(load_vgg16(DeconvNet(3, 0.125, 32), str(tmp_path / "ray.npz")).loaded) == 13
+    assert len(load_vgg16(DeconvNet(3, 0.125, 32), str(tmp_path / "ray.npz"))) == 13
     absent = settings.model_copy(update={"vgg16": "/nowhere/vgg16.npz"})
     with pytest.raises(UserError) as error:
         prune_on(ray_executor, PruningJob("deconvnet", absent, table, str(tmp_path / "none.npz"), 0))

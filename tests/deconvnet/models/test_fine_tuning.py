@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
-from deconvnet.models.init_weights.fine_tuning import load_trained_weights, map_classes
+from deconvnet.models.init_weights.fine_tuning import load_trained_weights
 from infra.errors import UserError
 
 OLD, NEW = ("background", "cat", "dog", "cow"), ("background", "horse", "dog", "cat", "sheep")
@@ -50,7 +50,7 @@ def test_the_same_classes_give_the_same_network():
 def test_weights_that_do_not_fit_are_refused(other, reason):
     net = DeconvNet(5, width=0.125, input_size=32)
     with pytest.raises(UserError, match=reason):
-        map_classes(net, other.state_dict(), OLD, NEW)
+        load_trained_weights(net, other.state_dict(), OLD, NEW, "caffe")
 
 
 def test_weights_of_another_convention_are_refused():

@@ -10,7 +10,6 @@ from deconvnet.reporting.plots import (
     iou_by_proposals,
     iou_by_size,
     recall_curves,
-    training_curves,
 )
 from proposals.recall import Recall
 from tests.deconvnet.png_pixels import area, pixels
@@ -47,15 +46,6 @@ def test_each_result_has_its_colour():
     colours = [tuple(bytes.fromhex(colour)) for colour in ("8a8f98", "9ecae1", "2171b5", "fdae6b", "d94801")]
     areas = [area(drawn, colour) for colour in colours]
     assert min(areas) > 0.9 * max(areas) > 3_000, "five bars a class, as long as each other, and their legend"
-
-
-def test_every_training_curve_is_drawn():
-    one = pixels(training_curves({"loss": {"stage1": (range(50), np.linspace(1, 0, 50))}}))
-    two = pixels(
-        training_curves({"loss": {"stage1": ([1, 2], [1.0, 0.5])}, "iou": {"a": ([1], [0.1])}, "lr": {"a": ([1], [0.1])}})
-    )
-    assert one.shape == (340, 1200, 3) and two.shape == (680, 1200, 3)
-    assert area(one, (0x00, 0x72, 0xB2)) > 300
 
 
 def test_the_height_of_recall_curves_is_the_recall():
@@ -124,8 +114,3 @@ def test_the_confusion_matrix_shows_each_true_class_as_shares():
 def test_the_confusion_matrix_of_many_classes_is_not_taller_than_wide():
     drawn = pixels(confusion_matrix(np.eye(40), [f"class {i}" for i in range(40)], "x"))
     assert drawn.shape[1] == 1200 and drawn.shape[0] <= 1200
-
-
-def test_no_curves_are_refused():
-    with pytest.raises(ValueError, match="no curves"):
-        training_curves({})
