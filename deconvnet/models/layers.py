@@ -6,6 +6,7 @@ batch norm after it.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -95,16 +96,6 @@ def block(layer: Callable[[int, int], nn.Module], inputs: int, outputs: tuple[in
     return nn.Sequential(units)
 
 
-def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    """Build a 3×3 convolution that keeps the height and width of its input.
-
-    Args:
-        inputs: number of input channels.
-        outputs: number of output channels.
-    """
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
 class Deconv3x3(nn.ConvTranspose2d):
     """A 3×3 deconvolution with stride 1 that keeps the height and width of its input.
 
@@ -160,7 +151,7 @@ def vgg16_blocks(width: float, norm: bool) -> list[nn.Sequential]:
     blocks, inputs = [], 3
     for paper in VGG16_CHANNELS:
         outputs = tuple(channels(c, width) for c in paper)
-        blocks.append(block(conv3x3, inputs, outputs, norm))
+        blocks.append(block(partial(nn.Conv2d, kernel_size=3, padding=1), inputs, outputs, norm))
         inputs = outputs[-1]
     return blocks
 

@@ -7,7 +7,7 @@ set of boundaries.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,13 +42,11 @@ class EdgeReport:
     Attributes:
         metrics: metrics of the newly trained detector, by their name in MLflow. For example, "bsds.ods" is the F-measure on the
             data set BSDS500 with the one best threshold for all images.
-        markdown: Markdown text with tables of all detectors' metrics.
-        files: contents by file name: edges.json (metrics), edges.md (Markdown text) and, if boxes were measured, edges.png
+        files: contents by file name: edges.json (metrics), edges.md (tables of all detectors' metrics) and, if boxes were measured, edges.png
             (chart).
     """
 
     metrics: dict[str, float]
-    markdown: str
     files: dict[str, bytes]
 
 
@@ -91,9 +89,8 @@ def compare_edges(
         metrics |= {"bsds.ods": qualities["this forest"].ods, "bsds.ois": qualities["this forest"].ois}
         lines += [f"Edges, on BSDS500 {_BSDS_SPLIT}:", "", "| | ODS | OIS |", "|---|---:|---:|"]
         lines += [f"| {name.split(',')[0]} | {q.ods:.3f} | {q.ois:.3f} |" for name, q in qualities.items()]
-    markdown = "\n".join([*lines, ""])
-    files |= {"edges.json": (json.dumps(metrics, indent=1) + "\n").encode(), "edges.md": markdown.encode()}
-    return EdgeReport(metrics, markdown, files)
+    files |= {"edges.json": (json.dumps(metrics, indent=1) + "\n").encode(), "edges.md": "\n".join([*lines, ""]).encode()}
+    return EdgeReport(metrics, files)
 
 
 def _measure_boxes(images_uri: str, sources: Sources, min_area: float, executor: Executor) -> dict[str, Recall]:
@@ -121,7 +118,7 @@ def _part_recalls(
 ) -> list[dict[str, Recall]]:
     """Measure the recall of each edge detector's boxes on the images of the split "dev" in one part (Parquet file) of the table.
 
-    An executor calls this function in a worker process.
+    An executor calls this function in a worker process. Images without an object mask, or that can't be decoded, are skipped.
 
     Args:
         images_uri: URI of the table `images`.
@@ -135,34 +132,17 @@ def _part_recalls(
         For each image, a dict from the name of the edge detector to the recall of its boxes.
     """
     cv2.setNumThreads(1)  # every CPU already works on another image or part
-    return [
-        {
-            name: Recall.from_overlaps(best_overlaps(find_boxes(image, k)[0], objects, counts), counts)
-            for name, k in sources.items()
-        }
-        for image, objects in _dev_images(images_uri, part, min_area)
-    ]
-
-
-def _dev_images(images_uri: str, part: tables.Part, min_area: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read the images of the split "dev" in one part (Parquet file) of the table.
-
-    Images without an object mask and images that cannot be decoded are skipped.
-
-    Args:
-        images_uri: URI of the table `images`.
-        part: the part of the table.
-        min_area: smallest area of the bounding box of an object that counts, in square pixels.
-
-    Yields:
-        An image, uint8 (H, W, 3), RGB, and the bounding boxes x1, y1, x2, y2 of its objects in pixels, (M, 4).
-    """
+    recalls = []
     for row in tables.iter_rows(images_uri, ["split", "image", "object_mask"], part):
-        if row["split"] == "dev" and row["object_mask"] is not None:
-            try:
-                yield decode_image(row["image"]), object_boxes(decode_mask(row["object_mask"]), min_area)
-            except BadInput:
-                continue
+        if row["split"] != "dev" or row["object_mask"] is None:
+            continue
+        try:
+            image, objects = decode_image(row["image"]), object_boxes(decode_mask(row["object_mask"]), min_area)
+        except BadInput:
+            continue
+        overlaps = {name: best_overlaps(find_boxes(image, options)[0], objects, counts) for name, options in sources.items()}
+        recalls.append({name: Recall.from_overlaps(each, counts) for name, each in overlaps.items()})
+    return recalls
 
 
 def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -> dict[str, np.ndarray]:

@@ -150,39 +150,18 @@ def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable
     for part, boxes_part in zip(parts, proposals, strict=True):
         if not any(part.first <= image_id <= part.last for image_id in wanted):
             continue
-        if not (rows := _read_rows(images_uri, part, wanted)):
-            continue
         boxes = {}
         if proposals_uri and boxes_part:
             boxes = {image_id: found_boxes for image_id, found_boxes, _ in iter_proposals(proposals_uri, boxes_part)}
-        for row in rows:
+        for row in tables.iter_rows(images_uri, ["image_id", "image", "class_mask", "object_mask"], part):
+            if row["image_id"] not in wanted:
+                continue
             truth = decode_mask(row["class_mask"]) if row["class_mask"] else None
             objects = decode_mask(row["object_mask"]) if row["object_mask"] else None
             if truth is not None and objects is None:
                 objects = make_object_mask(truth)
             own = boxes.get(row["image_id"], np.zeros((0, 4), np.float32))
             found[row["image_id"]] = Sample(row["image_id"], decode_image(row["image"]), truth, objects, own)
-    return found
-
-
-def _read_rows(images_uri: str, part: tables.Part, image_ids: set[str]) -> list[dict[str, Any]]:
-    """Read the rows of some images from one part (Parquet file) of the table `images`, skipping row groups without them.
-
-    Args:
-        images_uri: URI of the table `images`.
-        part: the part of the table.
-        image_ids: ids of the images to read. Ids that are not in this part are ignored.
-
-    Returns:
-        The rows as dicts of image_id, image, class_mask and object_mask. The last three are encoded; a missing mask is None.
-    """
-    found = []
-    columns = ["image_id", "image", "class_mask", "object_mask"]
-    for group in range(len(part.row_groups)):
-        ids = tables.read_row_group(images_uri, part.name, group, ["image_id"])["image_id"].to_pylist()
-        if not image_ids.isdisjoint(ids):
-            rows = tables.read_row_group(images_uri, part.name, group, columns).to_pylist()
-            found += [row for row in rows if row["image_id"] in image_ids]
     return found
 
 

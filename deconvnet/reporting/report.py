@@ -9,41 +9,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.reporting.figure import RESULT_TITLES
-from deconvnet.reporting.run_summary import STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
+from deconvnet.reporting.run_summary import CHARTS, IMAGE_FIGURES, STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT_FILE = "index.html"
 
-_IMAGE_FIGURES = {
-    "comparison": (
-        "Side by side",
-        "The images with the best, the median and the worst mean IoU of EDeconvNet+CRF, with ground truth and predictions.",
-    ),
-    "wins": (
-        "Where each network is better",
-        "Images on which a network is furthest ahead of the other, or the ensemble of both.",
-    ),
-    "instances": (
-        "Proposal by proposal",
-        "DeconvNet's prediction from more and more proposals, from the largest box to the smallest.",
-    ),
-    "unpooling": (
-        "Unpooling and deconvolution",
-        "DeconvNet's decoder on one crop: the map of each layer that is most active on the object, from coarse to fine.",
-    ),
-    "examples_stage1": ("Training crops of stage 1", "Crops around annotated objects, each beside its mask."),
-    "examples_stage2": ("Training crops of stage 2", "Crops at proposals, each beside its mask."),
-}
-_CHARTS = {
-    "iou_by_class": ("IoU by class", "Intersection over union of every class, for the five results."),
-    "iou_by_proposals": ("IoU by number of proposals", "DeconvNet's mean IoU when it uses more of each image's proposals."),
-    "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
-    "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
-    "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),
-    "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
-}
 _MAX_REASONS = 12
 
 
@@ -62,8 +34,8 @@ def render_report(run: RunSummary) -> str:
     results = [name for name in RESULT_TITLES if name in rows]
     sections = {
         "results": "Results",
-        "images": "Images" if any(name in run.figures for name in _IMAGE_FIGURES) else "",
-        "charts": "Charts" if any(name in run.figures for name in _CHARTS) else "",
+        "images": "Images" if any(name in run.figures for name in IMAGE_FIGURES) else "",
+        "charts": "Charts" if any(name in run.figures for name in CHARTS) else "",
         "data": "Data",
         "time": "Time" if run.seconds else "",
         "settings": "Settings",
@@ -80,8 +52,8 @@ def render_report(run: RunSummary) -> str:
             results=results,
             result_rows=result_rows(run.results),
             class_rows=[(name, *(percent(rows[row]["iou"].get(name)) for row in results)) for name in run.results["classes"]],
-            image_figures=_IMAGE_FIGURES,
-            charts=_CHARTS,
+            image_figures=IMAGE_FIGURES,
+            charts=CHARTS,
             counts=[(name, f"{count:,}") for name, count in counts],
             reject_rows=[(reason, f"{count:,}", ", ".join(run.rejects.examples[reason])) for reason, count in reasons],
             more_reasons=len(run.rejects.counts) - len(reasons),

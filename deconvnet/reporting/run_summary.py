@@ -31,20 +31,38 @@ STAGE_DESCRIPTIONS = {
 }
 """Markdown texts that explain what each pipeline stage does, by name of the stage."""
 
-_FIGURES = (
-    "comparison",
-    "wins",
-    "unpooling",
-    "instances",
-    "examples_stage1",
-    "examples_stage2",
-    "iou_by_class",
-    "iou_by_proposals",
-    "iou_by_size",
-    "confusion",
-    "proposals",
-    "training_curves",
-)
+IMAGE_FIGURES = {
+    "comparison": (
+        "Side by side",
+        "The images with the best, the median and the worst mean IoU of EDeconvNet+CRF, with ground truth and predictions.",
+    ),
+    "wins": (
+        "Where each network is better",
+        "Images on which a network is furthest ahead of the other, or the ensemble of both.",
+    ),
+    "instances": (
+        "Proposal by proposal",
+        "DeconvNet's prediction from more and more proposals, from the largest box to the smallest.",
+    ),
+    "unpooling": (
+        "Unpooling and deconvolution",
+        "DeconvNet's decoder on one crop: the map of each layer that is most active on the object, from coarse to fine.",
+    ),
+    "examples_stage1": ("Training crops of stage 1", "Crops around annotated objects, each beside its mask."),
+    "examples_stage2": ("Training crops of stage 2", "Crops at proposals, each beside its mask."),
+}
+"""Titles and explanations of the figures of images, by file name without suffix, in the report's order."""
+
+CHARTS = {
+    "iou_by_class": ("IoU by class", "Intersection over union of every class, for the five results."),
+    "iou_by_proposals": ("IoU by number of proposals", "DeconvNet's mean IoU when it uses more of each image's proposals."),
+    "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
+    "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
+    "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),
+    "training_curves": ("Training", "Loss, pixel accuracy on training crops and mean IoU on dev, by optimiser step."),
+}
+"""Titles and explanations of the charts, by file name without suffix, in the report's order."""
+
 _EXAMPLES_PER_REASON = 3
 _SPLITS = ("train", "dev", "val")
 
@@ -135,7 +153,7 @@ def read_run_summary(
         title=title,
         workspace=workspace,
         results=results,
-        figures={name: data for name in _FIGURES if (data := _read_bytes(workspace, "report", f"{name}.png"))},
+        figures={name: data for name in (*IMAGE_FIGURES, *CHARTS) if (data := _read_bytes(workspace, "report", f"{name}.png"))},
         splits=_count_splits(images),
         digest=str(images.extra.get("digest", "")) if images else "",
         crops={name.replace("_", " "): int(count) for name, count in crops.items() if isinstance(count, int)},

@@ -16,11 +16,12 @@ from deconvnet.models import checkpoint
 from deconvnet.models.architectures import Architecture, architecture_of_stage
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.data.dataloader import BatchPlan
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
+from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
 from deconvnet.training.data.sampler import check_batching
 from deconvnet.training.distributed import rank_and_world_size
-from deconvnet.training.interfaces import BatchLoader, DevLoader, Outcome, Report, State
+from deconvnet.training.interfaces import Outcome, Report, State
 from deconvnet.training.trainer import Diverged, Trainer
 from infra import storage
 from infra.device import fast_bf16
@@ -86,18 +87,6 @@ class TrainingJob:
         settings = self.settings
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
 
-    def train_examples(self) -> Examples:
-        """Open the table of training examples. Only the table's metadata are read.
-
-        Raises:
-            FileNotFoundError: if there is no complete table.
-            UserError: if the table holds no training examples.
-        """
-        jitter = self.settings.scale_jitter if self.architecture.whole_images else 0.0
-        return open_examples(
-            self.examples_uri, self.architecture.input_size(self.model), self.architecture.split("train"), jitter
-        )
-
     def dev_examples(self) -> Examples | None:
         """Open the table of dev examples, on which the network is evaluated during training.
 
@@ -126,7 +115,11 @@ class TrainingJob:
             FileNotFoundError: if the table of training examples is not complete.
             UserError: if the table holds no training examples.
         """
-        return BatchPlan.of(self.train_examples(), self.settings.batch, workers, self.seed)
+        architecture = self.architecture
+        jitter = self.settings.scale_jitter if architecture.whole_images else 0.0
+        size, split = architecture.input_size(self.model), architecture.split("train")
+        examples = open_examples(self.examples_uri, size, split, jitter)
+        return BatchPlan.of(examples, self.settings.batch, workers, self.seed)
 
     def total_steps(self, plan: BatchPlan) -> int:
         """Return the largest number of optimiser steps that the settings `epochs` and `max_steps` allow.
@@ -151,7 +144,7 @@ class TrainingJob:
 def run_job(
     job: TrainingJob,
     loader: BatchLoader,
-    dev: DevLoader | None,
+    dev: DevSet | None,
     device: torch.device,
     *,
     state: State | None,

@@ -86,7 +86,7 @@ def train_locally(
         should_stop=should_stop,
         should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
     )
-    checkpoints.clear()
+    checkpoints.remove()
     return asdict(outcome)
 
 
@@ -123,14 +123,10 @@ class LocalCheckpoints:
         """
         name = f"{LOCAL_CHECKPOINT}{state.values['step']:09}"
         checkpoint.save_state(storage.join(self._uri, name), state.tensors, state.values)
-        self._remove(keep=name)
+        self.remove(keep=name)
         self._saved_at = time.monotonic()
 
-    def clear(self) -> None:
-        """Delete all checkpoints that this class saved for the run. They are not needed once the training has ended."""
-        self._remove(keep=None)
-
-    def _remove(self, keep: str | None) -> None:
+    def remove(self, keep: str | None = None) -> None:
         """Delete the checkpoints of the run that this class saved (in this or an earlier process), except one.
 
         Args:

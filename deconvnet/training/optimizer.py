@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
+"""Base classes of batch norms of any kind, plain or synchronised."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0) -> list[dict[str, Any]]:

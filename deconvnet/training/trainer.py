@@ -11,7 +11,7 @@ and the step is enough to restore the random state.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deconvnet.evaluation.metrics import ConfusionMatrix
+from deconvnet.models.network import Network
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
+from deconvnet.training.data.dataloader import BatchLoader
+from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.sampler import even_ranges, micro_batch_count
 from deconvnet.training.distributed import data_parallel, rank_and_world_size, step_seed, sum_over_ranks
-from deconvnet.training.interfaces import Batch, BatchLoader, DevLoader, Outcome, Report, SegmentationNetwork, State
+from deconvnet.training.interfaces import Batch, Outcome, Report, State
 from deconvnet.training.meter import Meter
-from deconvnet.training.optimizer import Schedule, make_sgd, named_parameters, set_rate
+from deconvnet.training.optimizer import NORMS, Schedule, make_sgd, named_parameters, set_rate
 from infra.errors import Interrupted, UserError
 from proposals.masks import VOID_ID
 
@@ -54,20 +57,19 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         settings: "StageSettings",
         loader: BatchLoader,
         *,
         seed: int,
-        dev: DevLoader | None = None,
+        dev: DevSet | None = None,
         device: torch.device | str = "cpu",
         bf16: bool = False,
     ) -> None:
         """Move the model to the device and make its optimiser and learning-rate schedule.
 
         Args:
-            model: a network with the methods of `SegmentationNetwork`. It is trained in place. All ranks start from the weights
-                of rank 0.
+            model: the network, which is trained in place. All ranks start from the weights of rank 0.
             settings: settings of the training stage.
             loader: source of this rank's batches.
             seed: seed for dropout.
@@ -82,8 +84,9 @@ class Trainer:
         # Convolutions on CPUs (oneDNN) and on tensor cores are faster in this memory format. It does not change the results.
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
-            model = convert_sync(model)
-        self.model = self._network = model  # `fit` replaces `_network` by a DDP wrapper
+            convert_sync(model)
+        self.model = model
+        self._network: nn.Module = model  # `fit` replaces it by a DDP wrapper
         self.optimiser = make_sgd(model, settings)
         steps = settings.epochs * loader.steps_per_epoch
         self.total_steps = min(steps, settings.max_steps or steps)
@@ -138,7 +141,7 @@ class Trainer:
                 self._meter = Meter()
             if self._ends_epoch(self.step) and self.schedule.finished:
                 break
-        if self.settings.bn_batches and _has_batch_norm(self.model):
+        if self.settings.bn_batches and any(isinstance(m, NORMS) for m in self.model.modules()):
             self._recompute_batch_norm()
         if self.dev is not None:
             if self._dev_mean_iou is None:
@@ -168,7 +171,7 @@ class Trainer:
             x, truth = self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])
             with self._gradient_sync(last=piece == pieces[-1]):
                 with self._autocast():
-                    scores = self._network(self._prepare(x))
+                    scores = self._network(self.model.prepare(x))
                 loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(valid_pixels, 1)
                 (loss * self.world_size).backward()  # DDP averages the gradients over the ranks, but they must be summed
             self._meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if count_correct else None)
@@ -198,12 +201,12 @@ class Trainer:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
         self.model.eval()
-        found = ConfusionMatrix(cast(SegmentationNetwork, self.model).num_classes)
+        found = ConfusionMatrix(self.model.num_classes)
         size = -(-self.settings.batch // (self.world_size * self.micro_batches))
         with torch.inference_mode(), self._autocast():
             for images, masks in self.dev.batches(size):
                 x, _ = self._to_device(images, masks)
-                found.update(masks, self.model(self._prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
+                found.update(masks, self.model(self.model.prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
         return ConfusionMatrix(found.num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
 
     def state_dict(self) -> State:
@@ -297,21 +300,13 @@ class Trainer:
         """
         first = self.settings.epochs * self.loader.steps_per_epoch
         inputs = (
-            self._prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
+            self.model.prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
             for images, masks in self.loader.batches(first, first + self.settings.bn_batches)
             for piece in even_ranges(len(images), self.micro_batches)
         )
         with self._autocast():
             recompute_statistics(self.model, inputs)
         self._dev_mean_iou = None
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        """Convert uint8 images to the network's normalised input.
-
-        Args:
-            images: uint8 RGB images of shape (n, 3, S, S).
-        """
-        return cast(SegmentationNetwork, self.model).prepare(images)
 
     def _autocast(self) -> torch.autocast:
         """Return a context manager in which the network is computed in bfloat16 if the trainer was made with `bf16=True`."""
@@ -343,8 +338,3 @@ class Trainer:
             x, y = x.pin_memory(), y.pin_memory()
         x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return x, y.to(self.device, non_blocking=True).long()
-
-
-def _has_batch_norm(model: nn.Module) -> bool:
-    """Return whether a model has batch norm of any kind (plain or synchronised)."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())

@@ -240,7 +240,7 @@ def inputs() -> list[Row]:
 
             def work(stored: list[tuple[bytes, bytes]] = stored, examples: Examples = examples) -> None:
                 for number, (image, mask) in enumerate(stored):
-                    examples.train_view(image, mask, np.random.default_rng([0, number]))
+                    examples.view(image, mask, np.random.default_rng([0, number]))
 
             work()
             rows.append(

@@ -172,7 +172,7 @@ class EdgeTraining(BasePipeline):
             storage.write_bytes(self.uri(REPORT, name), data)
         if figure := found.files.get("edges.png"):
             self.run_of_stage.log_bytes(figure, "edges.png")
-        self.run_of_stage.log_bytes(found.markdown.encode(), "edges.md")
+        self.run_of_stage.log_bytes(found.files["edges.md"], "edges.md")
         return found.metrics
 
 

@@ -226,9 +226,9 @@ def _read_layers(uri: str) -> tuple[str, dict[str, _Layer]]:
     """
     tensors = _read(uri)
     if any(name.startswith("features.") for name in tensors):
-        return "torchvision", _torchvision_layers(tensors, uri)
+        return "torchvision", _layers(_with_caffe_names(tensors, uri), uri)
     number = tensors.get("convention")  # `write_vgg16` adds it; Caffe's own files have no such entry
-    return CONVENTIONS[int(number)] if number is not None else "caffe", _caffe_layers(tensors, uri)
+    return CONVENTIONS[int(number)] if number is not None else "caffe", _layers(tensors, uri)
 
 
 def _check_convention(uri: str, found: str, expected: str) -> None:
@@ -246,7 +246,7 @@ def _check_convention(uri: str, found: str, expected: str) -> None:
         raise UserError(f"{uri} expects {found} input and the model is built for {expected}: set model.convention to {found}")
 
 
-def _caffe_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
+def _layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
     """Group tensors with Caffe's names by layer.
 
     Args:
@@ -257,46 +257,41 @@ def _caffe_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
         The layers by VGG-16's names.
 
     Raises:
-        UserError: if a convolution of VGG-16 is missing.
+        UserError: if a convolution of VGG-16 or a part of a batch norm is missing.
     """
     layers = {}
     for name in (*VGG16_CONVOLUTIONS, *_FULLY_CONNECTED):
         if f"{name}.weight" in tensors and f"{name}.bias" in tensors:
             norm = {entry: tensors[key] for entry in _NORM_ENTRIES if (key := f"{name}.norm.{entry}") in tensors}
+            if norm and len(norm) < len(_NORM_ENTRIES):
+                raise UserError(f"{uri} is not VGG-16: the batch norm of its {name} has {', '.join(norm)} only")
             layers[name] = _Layer(tensors[f"{name}.weight"], tensors[f"{name}.bias"], norm or None)
         elif name in VGG16_CONVOLUTIONS:
             raise UserError(f"{uri} is not VGG-16: it has no {name}.weight and {name}.bias")
     return layers
 
 
-def _torchvision_layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
-    """Group tensors with torchvision's names by layer. These names number the layers, for example "features.0.weight".
+def _with_caffe_names(tensors: Mapping[str, Tensor], uri: str) -> dict[str, Tensor]:
+    """Rename tensors from torchvision's names, which number the layers, to Caffe's.
 
     Args:
-        tensors: tensors of a file by name.
+        tensors: tensors of a file by name, such as "features.0.weight".
         uri: URI of the file, for the error message.
 
     Returns:
-        The layers by VGG-16's names.
+        The tensors by names such as "conv1_1.weight" and "conv1_1.norm.weight". Tensors of other layers are left out.
 
     Raises:
-        UserError: if the number of convolutions is not VGG-16's, or a tensor of a layer is missing.
+        UserError: if the number of convolutions is not VGG-16's.
     """
     numbers = sorted(int(m[1]) for name in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", name)))
     convolutions = [n for n in numbers if tensors[f"features.{n}.weight"].ndim == 4]
     if len(convolutions) != len(VGG16_CONVOLUTIONS):
         raise UserError(f"{uri} is not VGG-16: it has {len(convolutions)} convolutions, not {len(VGG16_CONVOLUTIONS)}")
-    prefixes = dict(zip(VGG16_CONVOLUTIONS, (f"features.{n}" for n in convolutions), strict=True))
-    norms = {name: f"features.{n + 1}" for name, n in zip(VGG16_CONVOLUTIONS, convolutions, strict=True) if n + 1 in numbers}
-    prefixes |= {name: prefix for name, prefix in _FULLY_CONNECTED.items() if f"{prefix}.weight" in tensors}
-    try:
-        return {
-            name: _Layer(
-                tensors[f"{prefix}.weight"],
-                tensors[f"{prefix}.bias"],
-                {entry: tensors[f"{norms[name]}.{entry}"] for entry in _NORM_ENTRIES} if name in norms else None,
-            )
-            for name, prefix in prefixes.items()
-        }
-    except KeyError as error:
-        raise UserError(f"{uri} is not VGG-16: it has no {error.args[0]}") from error
+    names = {prefix: name for name, prefix in _FULLY_CONNECTED.items()}
+    for name, number in zip(VGG16_CONVOLUTIONS, convolutions, strict=True):
+        names[f"features.{number}"] = name
+        if number + 1 in numbers:
+            names[f"features.{number + 1}"] = f"{name}.norm"
+    split = [(*name.rpartition("."), value) for name, value in tensors.items()]
+    return {f"{names[layer]}.{entry}": value for layer, _, entry, value in split if layer in names}

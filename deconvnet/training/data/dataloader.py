@@ -8,6 +8,7 @@ A batch is a pair of uint8 arrays: RGB images of shape (n, 3, S, S), and masks o
 void.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -136,7 +137,7 @@ class BatchPlan:
             row = int(order[(position - window.start) % window.examples])
             image, mask = images[row].as_py(), masks[row].as_py()
             try:
-                return self.examples.train_view(image, mask, transforms.example_rng(self.seed, epoch, position))
+                return self.examples.view(image, mask, transforms.example_rng(self.seed, epoch, position))
             except BadInput as error:
                 raise UserError(f"{self.examples.table} is damaged (make it again): {error}") from None
 
@@ -196,15 +197,15 @@ def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 @dataclass(frozen=True)
-class ThreadedLoader:
-    """A source of training batches that makes the batches of one rank with threads of its own process.
+class BatchLoader(ABC):
+    """A source of training batches for one rank (training process).
 
-    It implements the protocol `BatchLoader`.
+    Every optimiser step uses a global batch, which is divided into one share per rank. The loader makes the share of its rank.
 
     Attributes:
-        plan: the plan of the global batches, made for the current number of ranks (training processes).
-        rank: rank of the process, from 0. The loader makes only this rank's share of each global batch.
-        threads: number of threads that read, decode and augment.
+        plan: the plan of the global batches, made for the current number of ranks.
+        rank: rank of the process, from 0.
+        threads: number of threads that read, decode and augment at once.
     """
 
     plan: BatchPlan
@@ -213,9 +214,10 @@ class ThreadedLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of global batches in an epoch."""
+        """Return the number of global batches, and so of optimiser steps, in an epoch."""
         return self.plan.steps_per_epoch
 
+    @abstractmethod
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
         """Iterate over this rank's shares of consecutive global batches.
 
@@ -224,11 +226,19 @@ class ThreadedLoader:
             stop_step: number of the step after the last one.
 
         Yields:
-            One batch for each step: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
+            One batch for each step: uint8 RGB images of shape (n, 3, S, S), and uint8 masks of shape (n, S, S) with class ids
+            and 255 for void.
 
         Raises:
             UserError: if an example can't be decoded.
         """
+
+
+class ThreadedLoader(BatchLoader):
+    """A source of training batches that makes the batches of one rank with threads of its own process."""
+
+    def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
+        """Make this rank's shares of consecutive global batches, see `BatchLoader.batches`."""
 
         def pieces() -> Iterator[Batch]:
             """Iterate over this rank's examples of all steps, in batches whose sizes may vary."""

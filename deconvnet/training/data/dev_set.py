@@ -24,7 +24,7 @@ class DevSet:
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
-        """Read this rank's examples from the table into memory.
+        """Read this rank's examples from the table into memory. A row is used once, even if training epochs repeat it.
 
         Args:
             examples: all dev examples of the table.
@@ -36,27 +36,17 @@ class DevSet:
         self.examples = examples
         self.threads = threads
         self._rows: list[tuple[bytes, bytes]] = []
-        self._read(rank, workers, limit)
-
-    def _read(self, rank: int, workers: int, limit: int) -> None:
-        """Read this rank's encoded examples into memory. A row is used at most once, even if it is repeated in training epochs.
-
-        Args:
-            rank: rank of this training process, from 0.
-            workers: number of ranks that share the examples.
-            limit: largest number of examples over all ranks.
-        """
-        commit = tables.require_commit(self.examples.table)
+        commit = tables.require_commit(examples.table)
         rows = {(p.name, i): g.rows for p in commit.parts for i, g in enumerate(p.row_groups)}
-        counts = [g.examples if self.examples.split else rows[g.part, g.index] for g in self.examples.groups]
+        counts = [g.examples if examples.split else rows[g.part, g.index] for g in examples.groups]
         total = sum(counts)
         chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))[rank::workers]
         start = 0
-        for group, count in zip(self.examples.groups, counts, strict=True):
+        for group, count in zip(examples.groups, counts, strict=True):
             here = chosen[(chosen >= start) & (chosen < start + count)] - start
             if len(here):
-                found = self.examples.read(group)
-                if self.examples.split is not None:
+                found = examples.read(group)
+                if examples.split is not None:
                     found = found.filter(pc.equal(found["weight"], 1))
                 found = found.take(pa.array(here))
                 self._rows += zip(found["image"].to_pylist(), found["mask"].to_pylist(), strict=True)
@@ -80,6 +70,6 @@ class DevSet:
             """Decode the examples and combine them into batches, one batch after the other."""
             with ThreadPoolExecutor(self.threads) as pool:
                 for start in range(0, len(self._rows), size):
-                    yield stacked(list(pool.map(lambda row: self.examples.dev_view(*row), self._rows[start : start + size])))
+                    yield stacked(list(pool.map(lambda row: self.examples.view(*row), self._rows[start : start + size])))
 
         return made_ahead(made())

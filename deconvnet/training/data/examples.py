@@ -77,16 +77,16 @@ class Examples:
             raise BadInput(f"a mask of {class_mask.shape} {class_mask.dtype} for an image of {rgb.shape[:2]}")
         return rgb, class_mask
 
-    def train_view(self, image: bytes, mask: bytes, rng: np.random.Generator) -> transforms.Pair:
-        """Decode an example and augment it for training.
+    def view(self, image: bytes, mask: bytes, rng: np.random.Generator | None = None) -> transforms.Pair:
+        """Decode an example and fit it to the network's input: augmented for training, or without randomness for evaluation.
 
-        A random square is cut out of a crop. A whole image is put at a random position on a square canvas. Both are flipped at
-        random.
+        A square is cut out of a crop. A whole image is put on a square canvas. For training, the position is random, and both
+        are flipped at random. For evaluation, the position is the middle.
 
         Args:
             image: encoded image, as stored in the table.
             mask: encoded mask, as stored in the table.
-            rng: random generator for this example, made by `transforms.example_rng`.
+            rng: random generator for this example, made by `transforms.example_rng`; None for evaluation.
 
         Returns:
             The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is the attribute `size`.
@@ -95,27 +95,8 @@ class Examples:
             BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
         """
         if self.split is None:
-            return transforms.random_crop(*self.decode(image, mask), self.size, rng)
-        return transforms.random_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
-
-    def dev_view(self, image: bytes, mask: bytes) -> transforms.Pair:
-        """Decode an example for evaluation, without random augmentation.
-
-        The middle square is cut out of a crop. A whole image is put in the middle of a square canvas.
-
-        Args:
-            image: encoded image, as stored in the table.
-            mask: encoded mask, as stored in the table.
-
-        Returns:
-            The image, uint8 RGB of shape (3, S, S), and the mask, uint8 of shape (S, S), where S is the attribute `size`.
-
-        Raises:
-            BadInput: if the bytes are not an image and a mask of the same size, or a crop is smaller than S×S.
-        """
-        if self.split is None:
-            return transforms.centre_crop(*self.decode(image, mask), self.size)
-        return transforms.centre_canvas(*self.decode(image, mask), self.size)
+            return transforms.square_crop(*self.decode(image, mask), self.size, rng)
+        return transforms.square_canvas(*self.decode(image, mask), self.size, rng, self.jitter)
 
 
 def open_examples(table: str, size: int, split: str | None = None, jitter: float = 0.0) -> Examples:

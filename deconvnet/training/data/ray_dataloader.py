@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from deconvnet.training.data.dataloader import BatchPlan, rebatched
+from deconvnet.training.data.dataloader import BatchLoader, rebatched
 from deconvnet.training.interfaces import Batch
 
 WINDOWS_PER_JOB = 512
@@ -15,42 +14,19 @@ WINDOWS_PER_JOB = 512
 _MiB = 2**20
 
 
-@dataclass(frozen=True)
-class RayDataLoader:
+class RayDataLoader(BatchLoader):
     """A source of training batches that are made by Ray Data, for a worker of Ray Train.
 
-    It implements the protocol `BatchLoader`. One Ray task makes the examples of each window (a group of examples that are read
-    and shuffled together). The results arrive in order, and the memory that they take is limited.
+    One Ray task makes the examples of each window (a group of examples that are read and shuffled together), with as many
+    threads as the attribute `threads` says. The results arrive in order, and the memory that they take is limited.
 
     The Ray Data job is started by the worker, because only the worker knows the first step: it has loaded the checkpoint. The
     tasks run on the worker's node. They reserve no CPUs of their own but use those that the worker reserves
     (`compute.cpus_per_worker`).
-
-    Attributes:
-        plan: the plan of the global batches, made for the current number of workers.
-        rank: rank of the worker, from 0. The loader makes only this rank's share of each global batch.
-        threads: number of threads in each task that decode and augment.
     """
 
-    plan: BatchPlan
-    rank: int = 0
-    threads: int = 1
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Return the number of global batches in an epoch."""
-        return self.plan.steps_per_epoch
-
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Iterate over this rank's shares of consecutive global batches.
-
-        Args:
-            first_step: number of the first step, counted from 0 over all epochs.
-            stop_step: number of the step after the last one.
-
-        Yields:
-            One batch for each step: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
-        """
+        """Make this rank's shares of consecutive global batches, see `BatchLoader.batches`."""
         windows = self.plan.window_range(first_step, stop_step)
         jobs = (windows[start : start + WINDOWS_PER_JOB] for start in range(0, len(windows), WINDOWS_PER_JOB))
         pieces = (piece for job in jobs for piece in self._pieces(job, first_step, stop_step))

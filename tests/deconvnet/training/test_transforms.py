@@ -18,7 +18,7 @@ def test_a_random_crop_is_the_same_of_image_and_mask_and_half_are_flipped():
     image, mask = pair(36, 36)
     flipped, corners = 0, set()
     for position in range(300):
-        x, y = transforms.random_crop(image, mask, 32, transforms.example_rng(0, 0, position))
+        x, y = transforms.square_crop(image, mask, 32, transforms.example_rng(0, 0, position))
         assert x.shape == (3, 32, 32)
         assert x.flags.c_contiguous and y.flags.c_contiguous
         assert np.array_equal(x[1], y)
@@ -32,7 +32,7 @@ def test_a_random_crop_is_the_same_of_image_and_mask_and_half_are_flipped():
 def test_augmentation_depends_on_seed_epoch_and_position_alone():
     image, mask = pair(80, 80)
     at = [
-        transforms.random_crop(image, mask, 32, transforms.example_rng(*where))[1]
+        transforms.square_crop(image, mask, 32, transforms.example_rng(*where))[1]
         for where in ((0, 1, 2), (0, 1, 2), (0, 2, 2), (1, 1, 2), (0, 1, 3))
     ]
     assert np.array_equal(at[0], at[1])
@@ -41,12 +41,12 @@ def test_augmentation_depends_on_seed_epoch_and_position_alone():
 
 def test_the_centre_crop_is_the_middle_and_a_small_example_is_refused():
     image, mask = pair(36, 36)
-    x, y = transforms.centre_crop(image, mask, 32)
+    x, y = transforms.square_crop(image, mask, 32)
     assert np.array_equal(y, mask[2:34, 2:34])
     assert np.array_equal(x[0], y)
     for crop in (
-        lambda: transforms.centre_crop(image, mask, 64),
-        lambda: transforms.random_crop(image, mask, 64, transforms.example_rng(0, 0, 0)),
+        lambda: transforms.square_crop(image, mask, 64),
+        lambda: transforms.square_crop(image, mask, 64, transforms.example_rng(0, 0, 0)),
     ):
         with pytest.raises(BadInput, match="36×36 is smaller"):
             crop()
@@ -56,7 +56,7 @@ def test_a_small_image_is_whole_on_its_canvas():
     image, mask = pair(20, 30)
     offsets = set()
     for position in range(60):
-        x, y = transforms.random_canvas(image, mask, 64, transforms.example_rng(0, 0, position))
+        x, y = transforms.square_canvas(image, mask, 64, transforms.example_rng(0, 0, position))
         inside = y != 255
         assert inside.sum() == 600
         rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
@@ -72,8 +72,8 @@ def test_a_small_image_is_whole_on_its_canvas():
 def test_a_large_image_is_scaled_to_fit(shape):
     image, mask = pair(*shape)
     for x, y in (
-        transforms.centre_canvas(image, mask, 64),
-        transforms.random_canvas(image, mask, 64, transforms.example_rng(0, 0, 0)),
+        transforms.square_canvas(image, mask, 64),
+        transforms.square_canvas(image, mask, 64, transforms.example_rng(0, 0, 0)),
     ):
         assert x.shape == (3, 64, 64)
         rows, columns = (np.flatnonzero((y != 255).any(axis)) for axis in (1, 0))
@@ -85,7 +85,7 @@ def test_jitter_scales_up_and_down_and_cuts_off_what_exceeds_the_canvas():
     image, mask = pair(64, 64)
     areas = []
     for position in range(40):
-        x, y = transforms.random_canvas(image, mask, 64, transforms.example_rng(0, 0, position), 0.5)
+        x, y = transforms.square_canvas(image, mask, 64, transforms.example_rng(0, 0, position), 0.5)
         assert x.shape == (3, 64, 64)
         areas.append(int((y != 255).sum()))
     assert min(areas) < 40 * 40
