@@ -119,15 +119,17 @@ def _add_images(
     for annotation in document["annotations"]:
         annotations[_hashable(annotation.get("image_id"))].append(annotation)
     listed: set[Any] = set()
+    found, missing = index.find_all(name for image in document["images"] if isinstance(name := image.get("file_name"), str))
     for image in document["images"]:
         key, name = _hashable(image.get("id")), image.get("file_name")
         if not isinstance(name, str) or not name:
             dataset.reject(f"image {image.get('id')}", source.annotations, "it has no file_name")
         elif key in listed:
             dataset.reject(name, source.annotations, f"its image id {key} is in the file twice")
-        elif (file := index.find(name)) is None:
-            dataset.reject(name, source.annotations, f"no such image below {source.images}")
+        elif name in missing:
+            dataset.reject(name, source.annotations, missing[name])
         else:
+            file = found[name]
             load = partial(_load, index, file, image, annotations[key], ids, rules)
             dataset.add(name, storage.join(source.images, file), source.split, load)
         listed.add(key)

@@ -2,6 +2,12 @@
 
 import io
 import json
+import posixpath
+import re
+import unicodedata
+import urllib.parse
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +26,13 @@ _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte 
 class ImageIndex:
     """A list of all images in a folder or s3:// prefix and its subfolders, for finding images by the names in annotations.
 
+    A name that an annotation file lists may differ in its spelling from that of the file: in the Unicode form of accented letters,
+    or by percent-encoding. It may also name more or fewer folders. But an image of the same name in another folder is never taken:
+
+    * A name without folders fits any image of that file name, if there is only one.
+    * If a folder that the name ends with exists (a/b for x/a/b/1.jpg, or else b), the image must lie directly in it.
+    * If none of its folders exists, the image must lie in the folder of images itself, not in a subfolder of it.
+
     Attributes:
         folder: the folder or prefix.
         names: paths of the images relative to the folder, sorted.
@@ -37,25 +50,104 @@ class ImageIndex:
         self.folder = folder
         self.names = [file.name for file in list_image_files(folder)]
         self._paths = set(self.names)
-        self._by_file_name: dict[str, list[str]] = {}
+        self._root_name = _spelling(PurePosixPath(folder.rstrip("/")).name)
+        self._by_path: dict[str, list[str]] = defaultdict(list)  # by path in its common spelling
+        self._by_file_name: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
-            self._by_file_name.setdefault(PurePosixPath(name).name, []).append(name)
+            self._by_path[_spelling(name)].append(name)
+            self._by_file_name[PurePosixPath(_spelling(name)).name].append(name)
+        self._folders: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)  # folders, by each ending of their paths
+        for folder_parts in {parent.parts for path in self._by_path for parent in PurePosixPath(path).parents}:
+            for start in range(len(folder_parts)):
+                self._folders[folder_parts[start:]].add(folder_parts)
 
     def find(self, name: str) -> str | None:
         """Find an image by the name that an annotation gives it.
 
+        Use `find_all` where all names are known beforehand: it also notices names that compete for the same image.
+
         Args:
-            name: path relative to the folder, or any other path whose file name occurs only once in the folder. Folders are
-                separated by "/" or "\\".
+            name: path of the image, in which folders are separated by "/" or "\\".
 
         Returns:
             The path of the image relative to the folder. None if no image or more than one fits.
         """
-        path = name.replace("\\", "/")
+        return self._locate(name)[0]
+
+    def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Find the images of all names that a data set lists.
+
+        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found.
+
+        Args:
+            names: paths of the images, in which folders are separated by "/" or "\\". Repetitions are ignored.
+
+        Returns:
+            found: path of the image relative to the folder, by name.
+            missing: for each other name a sentence with the reason why it was not found.
+        """
+        found: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        claims: dict[str, list[str]] = defaultdict(list)
+        for name in dict.fromkeys(names):
+            file, reason = self._locate(name)
+            if file is None:
+                missing[name] = reason
+            else:
+                found[name] = file
+                claims[file].append(name)
+        for file, claimants in claims.items():
+            for name in claimants if len(claimants) > 1 else ():
+                if _clean(name) != file:
+                    del found[name]
+                    missing[name] = f"no such image below {self.folder} (the only image of this name is that of another entry)"
+        return found, missing
+
+    def _locate(self, name: str) -> tuple[str | None, str]:
+        """Find an image by the name that an annotation gives it.
+
+        Args:
+            name: path of the image, in which folders are separated by "/" or "\\".
+
+        Returns:
+            The path of the image relative to the folder, and "". If it is not found, None and a sentence with the reason.
+        """
+        path = _clean(name)
         if path in self._paths:
-            return path
-        candidates = self._by_file_name.get(PurePosixPath(path).name, [])
-        return candidates[0] if len(candidates) == 1 else None
+            return path, ""
+        *folders, file_name = PurePosixPath(_spelling(path)).parts or ("",)
+        candidates = self._by_path[_spelling(path)] if _spelling(path) in self._by_path else self._in_folders(folders, file_name)
+        if len(candidates) > 1:  # they may differ in their percent-encoding alone
+            listed = PurePosixPath(_normalise(path)).name
+            candidates = [each for each in candidates if PurePosixPath(_normalise(each)).name == listed] or candidates
+        if len(candidates) == 1:
+            return candidates[0], ""
+        reason = f"no such image below {self.folder}"
+        if candidates:
+            return None, f"{len(candidates)} images below {self.folder} have this name"
+        if file_name in self._by_file_name:
+            return None, f"{reason} in the folder {'/'.join(folders)}; images of the same name in other folders are not taken"
+        return None, reason
+
+    def _in_folders(self, folders: Sequence[str], file_name: str) -> list[str]:
+        """Find the images of a file name that fit the folders that an annotation names.
+
+        Args:
+            folders: names of the folders, outermost first, in their common spelling.
+            file_name: file name in its common spelling.
+
+        Returns:
+            The paths of the images, relative to the folder of images.
+        """
+        if not folders or (folders[-1] == self._root_name and (folders[-1],) not in self._folders):
+            return self._by_file_name.get(file_name, [])
+        for length in range(len(folders), 0, -1):
+            ending = tuple(folders[-length:])
+            if ending in self._folders:
+                # Of the two paths one must be the end of the other: a/1/x.jpg is not b/1/x.jpg.
+                fitting = [parts for parts in self._folders[ending] if length in (len(folders), len(parts))]
+                return [file for parts in fitting for file in self._by_path.get("/".join((*parts, file_name)), [])]
+        return self._by_path.get(file_name, [])
 
     def read(self, name: str) -> bytes:
         """Read an image file.
@@ -70,6 +162,42 @@ class ImageIndex:
             BadInput: if there is no such file, or no permission to read it.
         """
         return read_input(storage.join(self.folder, name))
+
+
+def _normalise(text: str) -> str:
+    """Return a text with accented letters in Unicode's composed form (NFC), which macOS's file names do not have."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _spelling(path: str) -> str:
+    """Return the common spelling of a path: with percent-encoding decoded and accented letters composed."""
+    return _normalise(urllib.parse.unquote(path))
+
+
+def _clean(name: str) -> str:
+    """Return a listed path with "/" between its folders, and without ".", ".." and a leading "/"."""
+    path = posixpath.normpath(name.replace("\\", "/"))
+    return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+
+
+def as_int(value: Any, what: str) -> int:
+    """Read a whole number that some tools write as text or with a decimal point, such as the id "7" or 7.0.
+
+    Args:
+        value: value in the annotation file.
+        what: name of the field, such as "its category_id", for the error message.
+
+    Returns:
+        The number; 1 and 0 for true and false.
+
+    Raises:
+        BadInput: if the value is no whole number.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+(\.0*)?\s*", value):
+        return int(value.split(".")[0])
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise BadInput(f"{what} is {value!r}, which is no whole number")
 
 
 def read_input(uri: str) -> bytes:

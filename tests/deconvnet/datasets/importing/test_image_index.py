@@ -1,0 +1,118 @@
+"""Finding images by the names that annotations list, and numbers that are written as text."""
+
+import unicodedata
+import urllib.parse
+
+import pytest
+
+from deconvnet.datasets.importing.images import ImageIndex, as_int
+from infra.errors import BadInput
+
+
+@pytest.fixture
+def index_of(tmp_path):
+    """A function that makes empty image files below a folder "images" and lists them."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        return ImageIndex(str(tmp_path / "images"))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "a/1.jpg",
+        "./a/1.jpg",
+        "a\\1.jpg",
+        "/data/a/1.jpg",
+        "C:\\data\\images\\a\\1.jpg",
+        "images/a/1.jpg",
+        "b/../a/1.jpg",
+        "x/../../a/1.jpg",
+    ],
+)
+def test_an_image_is_found_in_the_folder_that_is_listed(index_of, listed):
+    assert index_of("a/1.jpg", "b/1.jpg", "1.jpg").find(listed) == "a/1.jpg"
+
+
+@pytest.mark.parametrize("listed", ["1.jpg", "images/1.jpg", "/home/me/old/1.jpg", "old\\1.jpg"])
+def test_an_image_in_the_folder_of_images_itself_is_found_whatever_folder_is_listed(index_of, listed):
+    assert index_of("1.jpg", "a/2.jpg").find(listed) == "1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [("1.jpg", "a/c/1.jpg"), ("c/1.jpg", "a/c/1.jpg"), ("images/1.jpg", "a/c/1.jpg"), ("a/c/1.jpg", "a/c/1.jpg")],
+)
+def test_outer_folders_may_be_left_out(index_of, listed, found):
+    assert index_of("a/c/1.jpg", "2.jpg").find(listed) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "reason"),
+    [
+        (["a/1.jpg"], "b/1.jpg", "in the folder b"),  # b does not exist
+        (["a/1.jpg", "b/2.jpg"], "b/1.jpg", "in the folder b"),  # b exists, and 1.jpg is not in it
+        (["1.jpg", "b/2.jpg"], "b/1.jpg", "in the folder b"),
+        (["1.jpg", "c/b/2.jpg"], "b/1.jpg", "in the folder b"),
+        (["a/cam/1.jpg"], "b/cam/1.jpg", "in the folder b/cam"),
+        (["a/1.jpg"], "/data/b/1.jpg", "in the folder data/b"),
+        (["a/1.jpg", "b/1.jpg"], "1.jpg", "2 images below"),
+        (["x/a/1.jpg", "y/a/1.jpg"], "a/1.jpg", "2 images below"),
+        (["a/1.jpg"], "../../etc/passwd", "no such image below"),
+        (["a/1.jpg"], "", "no such image below"),
+    ],
+)
+def test_an_image_of_the_same_name_in_another_folder_is_never_taken(index_of, names, listed, reason):
+    index = index_of(*names)
+    found, missing = index.find_all([listed])
+    assert not found and reason in missing[listed] and index.find(listed) is None
+
+
+def test_names_that_compete_for_an_image_are_not_found_unless_one_is_its_path(index_of):
+    index = index_of("1.jpg", "2.jpg", "a/3.jpg")
+    listed = ["1.jpg", "x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg", "a/3.jpg", "1.jpg"]
+    found, missing = index.find_all(listed)
+    assert found == {"1.jpg": "1.jpg", "a/3.jpg": "a/3.jpg"}
+    assert missing.keys() == {"x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg"}
+    assert all("another entry" in reason for reason in missing.values())
+
+
+NAME = "Straße über 50%.jpg"
+
+
+@pytest.mark.parametrize("on_disk", [NAME, unicodedata.normalize("NFD", NAME), urllib.parse.quote(NAME)])
+@pytest.mark.parametrize("listed", [NAME, unicodedata.normalize("NFD", NAME), urllib.parse.quote(NAME), NAME.replace(" ", "%20")])
+@pytest.mark.parametrize("folder", ["", "a/", "größe/"])
+def test_names_are_found_in_any_spelling(index_of, on_disk, listed, folder):
+    index = index_of(folder + on_disk, folder + "other.jpg")
+    assert index.find(folder + listed) == folder + on_disk
+    assert index.find(listed) == folder + on_disk
+    assert index.find(unicodedata.normalize("NFD", folder) + listed) == folder + on_disk
+
+
+def test_a_percent_sign_is_decoded_only_where_that_alone_fits(index_of):
+    index = index_of("a b.jpg", "a%20b.jpg", "c/d e.jpg", "c/d%20e.jpg")
+    for name in ("a b.jpg", "a%20b.jpg", "c/d e.jpg", "c/d%20e.jpg"):
+        assert index.find(name) == name
+    assert index.find("d%20e.jpg") == "c/d%20e.jpg" and index.find("d e.jpg") == "c/d e.jpg"
+    found, missing = index_of("f g.jpg").find_all(["f g.jpg", "f%20g.jpg"])
+    assert found == {"f g.jpg": "f g.jpg"} and "another entry" in missing["f%20g.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(7, 7), ("7", 7), (" -3 ", -3), (7.0, 7), ("7.0", 7), (True, 1), ("007", 7), (2**63, 2**63)]
+)
+def test_numbers_written_as_text_are_read(value, number):
+    assert as_int(value, "its id") == number and type(as_int(value, "its id")) is int
+
+
+@pytest.mark.parametrize("value", ["", "a", "1_0", "7.5", 7.5, None, [7], float("nan"), float("inf"), "1e3"])
+def test_other_values_are_no_numbers(value):
+    with pytest.raises(BadInput, match=r"its id is .*no whole number"):
+        as_int(value, "its id")
