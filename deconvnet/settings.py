@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from deconvnet.datasets.palette import VOC_CLASSES
-from infra.settings import Section
+from infra.settings import Location, Section
 
 
 class GeneratedSettings(Section):
@@ -29,7 +29,7 @@ class DataSettings(Section):
     This is the section `data` of the settings files. Each field is explained by its description.
     """
 
-    root: str | None = Field(
+    root: Location | None = Field(
         None,
         description="folder in VOC's layout (JPEGImages, SegmentationClass, ImageSets/Segmentation); empty: a data set is generated",
     )
@@ -84,7 +84,7 @@ class ModelSettings(Section):
         description="input convention, which must be that of vgg16: caffe: BGR 0–255 minus the mean; torchvision: RGB 0–1 minus the "
         "mean, divided by the standard deviation",
     )
-    vgg16: str | None = Field(
+    vgg16: Location | None = Field(
         None,
         description="file of VGG-16's ImageNet weights to start from (.pth, .safetensors, .npz; path, https or s3); pruned for networks "
         "of width below 1; empty: random weights",
@@ -220,7 +220,7 @@ class InitSettings(Section):
     This is the section `init` of the settings files.
     """
 
-    from_: str | None = Field(
+    from_: Location | None = Field(
         None,
         alias="from",
         description="model folder, workspace, or registered model (models:/NAME@ALIAS) to start from; class scores are taken over by "

@@ -92,7 +92,7 @@ def _chapter(chapter: Chapter, seen: dict[Any, str]) -> Iterator[str]:
     yield f"\nDefault file: `workflows/configs/{chapter.config}.yaml`.\n"
     fields = chapter.kind.model_fields
     plain = [(field.alias or name, field) for name, field in fields.items() if not _section(field)]
-    yield _table([_row(name, field, _default(field), chapter.kind) for name, field in plain])
+    yield _table([_row(name, field, _default(field)) for name, field in plain])
     for name, field in fields.items():
         if section := _section(field):
             yield from _sections(name, [_Named(name, section, field.get_default())], chapter, seen)
@@ -116,7 +116,7 @@ def _sections(title: str, sections: Sequence[_Named], chapter: Chapter, seen: di
         common = values[sections[-1].name]
         others = [f"{value} {path.rsplit('.', 1)[-1]}" for path, value in values.items() if value != common]
         prefix = sections[0].name if len(sections) == 1 else f"{sections[0].name.rsplit('.', 1)[0]}.*"
-        rows.append(_row(f"{prefix}.{field.alias or name}", field, ", ".join([*others, common]), chapter.kind))
+        rows.append(_row(f"{prefix}.{field.alias or name}", field, ", ".join([*others, common])))
     if rows:
         yield _table(rows)
     below: dict[tuple[str, ...], list[_Named]] = {}
@@ -139,10 +139,9 @@ def _default(field: FieldInfo) -> str:
     return "required" if field.is_required() else value_text(field.get_default())
 
 
-def _row(name: str, field: FieldInfo, default: str, kind: type[CommandSettings]) -> tuple[str, ...]:
+def _row(name: str, field: FieldInfo, default: str) -> tuple[str, ...]:
     """A setting's cells: name, type, default, allowed values, meaning."""
-    what = "path" if name in kind.PATHS else type_text(field)
-    return f"`{name}`", what, default, allowed_text(field), (field.description or "").replace("<", "&lt;")
+    return f"`{name}`", type_text(field), default, allowed_text(field), (field.description or "").replace("<", "&lt;")
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -154,7 +153,8 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 
 def type_text(field: FieldInfo) -> str:
     """A setting's type in a word or two."""
-    return "one of" if _choices(field) else _TYPES[_schema(field)["type"]]
+    schema = _schema(field)
+    return "one of" if _choices(field) else schema.get("format") or _TYPES[schema["type"]]
 
 
 def allowed_text(field: FieldInfo) -> str:

@@ -1,9 +1,36 @@
 """The base class of all groups of settings, and the settings of the machines on which jobs run."""
 
 import re
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, WithJsonSchema, field_validator
+
+from infra.storage.uri import absolute
+
+
+def absolute_location(location: str) -> str:
+    """Make the location of a file, folder or model absolute, because jobs and MLflow run in other folders than the command.
+
+    Args:
+        location: local path, s3:// or https:// URI, or models:/NAME@ALIAS. The latter and "" are returned unchanged.
+
+    Raises:
+        ValueError: if the path is relative and this process is a Ray job with a working directory. Ray runs such a job in a
+            temporary copy of the project folder, and deletes the copy and all files written there.
+    """
+    if not location or location.startswith("models:"):
+        return location
+    if "runtime_resources" in Path.cwd().parts and "://" not in location and not Path(location).is_absolute():
+        raise ValueError(
+            "it is relative, and this job runs in Ray's temporary copy of the project: give an absolute path that every node sees, "
+            "or an s3:// one"
+        )
+    return absolute(location)
+
+
+Location = Annotated[str, AfterValidator(absolute_location), WithJsonSchema({"type": "string", "format": "path"})]
+"""Type of settings that hold the location of a file, folder or model. Relative paths are made absolute."""
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from infra.settings import Section
+from infra.settings import Location, Section
 
 
 class ProposalSettings(Section):
@@ -16,7 +16,7 @@ class ProposalSettings(Section):
     edges: Literal["forest", "gradient"] = Field(
         "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"
     )
-    edge_model: str | None = Field(
+    edge_model: Location | None = Field(
         None,
         description="file of the structured forest in OpenCV's format (.yml.gz; path, https or s3); empty: the one in the package",
     )

@@ -8,19 +8,19 @@
 To train with them, set data.root to DIR/VOCdevkit/VOC2012, and model.vgg16 to DIR/vgg16-397923af.pth. To train on SBD's masks,
 too, set data.train_split to train_aug. Files that are complete are not downloaded again. An interrupted download is resumed.
 
-Exit codes: 0 done; 2 an error, described in the last line; 130 stopped by Ctrl-C: the same command resumes.
+Exit codes: 0 done; 2 an error, described in the last line; 75 interrupted: the same command resumes.
 """
 
 import argparse
-import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from deconvnet.datasets.fetch import fetch, unpack
+from infra import storage
 from infra.errors import UserError
 from workflows import cli
+
+INTERRUPTED = "the same command resumes the download"
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def get_sbd(source: Source, to: Path) -> Path:
             archive.unlink()
         count, rejects = add_sbd_to_voc(str(benchmark / "dataset"), str(root))
         print(f"train_aug: {count:,} images")
-        for reason, n in Counter(reject.reason for reject in rejects).most_common(5):
-            print(f"not added: {n}× {reason}")
+        print(cli.rejects_text(rejects))
     return split
 
 
@@ -125,15 +124,14 @@ def get_vgg16(source: Source, to: Path) -> Path:
 GET = {"voc2012": get_voc2012, "sbd": get_sbd, "vgg16": get_vgg16}
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line of download.py.
+def main(argv: list[str] | None = None) -> None:
+    """Run download.py with the given command-line arguments.
 
     Args:
-        arguments: command-line arguments. None for those of the process.
+        argv: command-line arguments. None for those of the process.
 
-    Returns:
-        The options as attributes. `what` is "voc2012", "sbd", "vgg16" or "all", and `to` is the folder. For each of the three
-        downloads there are its address and checksum, for example `sbd_url` and `sbd_checksum`.
+    Raises:
+        UserError: if the folder can't be written to, or a file can't be downloaded, or is not the one expected.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SOURCES, "all"], help="what to download")
@@ -141,36 +139,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, source in SOURCES.items():
         parser.add_argument(f"--{name}-url", default=source.url, metavar="URL", help="another address (a mirror)")
         parser.add_argument(f"--{name}-checksum", default=source.checksum, metavar="SUM", help="md5:HEX or sha256:HEX")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run download.py with the given command-line arguments.
-
-    Args:
-        arguments: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code: 0, 2 after an error (which is printed), or 130 after Ctrl-C.
-    """
-    options = parse(arguments)
-    try:
-        to = options.to.expanduser().resolve()
-        for name in SOURCES if options.what == "all" else [options.what]:
-            chosen = vars(options)
-            source = replace(SOURCES[name], url=chosen[f"{name}_url"], checksum=chosen[f"{name}_checksum"])
-            print(f"{name}: {GET[name](source, to)}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{options.to} can't be used: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        return 130
-    return 0
+    options = parser.parse_args(argv)
+    to = options.to.expanduser().resolve()
+    storage.check_writable(str(to))
+    for name in SOURCES if options.what == "all" else [options.what]:
+        chosen = vars(options)
+        print(f"{name}: {GET[name](Source(chosen[f'{name}_url'], chosen[f'{name}_checksum']), to)}")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main, INTERRUPTED))

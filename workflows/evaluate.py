@@ -16,8 +16,6 @@ same command resumes it.
 Exit codes: 0 done; 2 an error in the settings or the images, or the models are not trained yet; 75 interrupted.
 """
 
-import sys
-
 from infra.errors import UserError
 from workflows import cli
 from workflows.settings import parser
@@ -26,14 +24,11 @@ RESULTS = ("fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"
 """Names of the five results, as in `deconvnet.inference.predictor`. They are repeated here because that module imports torch."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run evaluate.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or images have an error, or the models are not trained yet.
@@ -57,16 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     from workflows.pipelines.training import Pipeline
 
     if options.submission is not None:
-        lines = write_submission(
-            settings,
-            options.submission,
-            options.config,
-            split=options.split,
-            result=options.result,
-            competition=options.competition,
-        )
-        print(lines)
-        return 0
+        chosen = {"split": options.split, "result": options.result, "competition": options.competition}
+        print(write_submission(settings, options.submission, options.config, **chosen))
+        return
     split = options.split or "val"
     if split == "test":
         raise UserError("--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates")
@@ -78,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         results = pipeline.evaluate(split, report)
     print(cli.results_text(results))
     print(f"\nreport   {report}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

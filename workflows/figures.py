@@ -42,17 +42,14 @@ PER_IMAGE = ("unpooling", "instances", "comparison")
 INTERRUPTED = "the files listed above are complete"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run figures.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
 
-    Returns:
-        The exit code: 0, or 2 if none of the figures could be drawn.
-
     Raises:
-        UserError: if the figure or image does not exist, or its data are not in the workspace.
+        UserError: if the figure or image does not exist, or the workspace lacks its data (or those of all figures).
     """
     options = _parser().parse_args(argv)
     _check(options.name, options.image)
@@ -65,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     out = storage.absolute(options.out) if options.out else folder
     if options.name == REPORT:
         _write(out, report_files(workspace))
-        return 0
+        return
     run_file = storage.join(workspace, RUN_FILE)
     figures = WorkspaceFigures(workspace, run_file, lambda: tracking_uri(workspace, options.tracking_uri))
     figures.check_images(options.image)
@@ -79,9 +76,11 @@ def main(argv: list[str] | None = None) -> int:
             missing.append(f"{name}: {error}")
             continue
         _write(out, files)
+    text = "\n  ".join(["not drawn:", *missing])
+    if len(missing) == len(FIGURES):
+        raise UserError(text)
     if missing:
-        print("\nnot drawn:", *missing, sep="\n  ", file=sys.stderr)
-    return cli.USER_ERROR if len(missing) == len(FIGURES) else 0
+        print(f"\n{text}", file=sys.stderr)
 
 
 def _write(out: str, files: Mapping[str, bytes]) -> None:
@@ -131,4 +130,4 @@ def _check(name: str, image_ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, INTERRUPTED))
+    raise SystemExit(cli.run(main, INTERRUPTED))

@@ -27,22 +27,17 @@ The last line printed is the command that trains on this folder.
 Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: nothing was written.
 """
 
-import sys
-
 from workflows import cli
 from workflows.settings import CONFIGS, ImportSettings
 
 INTERRUPTED = "nothing was written"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run import_data.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the data have an error.
@@ -56,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         check_folder(settings, settings.check)
     else:
         import_dataset(settings, options.dry_run)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, INTERRUPTED))
+    raise SystemExit(cli.run(main, INTERRUPTED))

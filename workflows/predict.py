@@ -20,20 +20,15 @@ Exit codes: 0 done; 2 an error in the settings or the images; 3 another run is w
 the same command resumes.
 """
 
-import sys
-
 from workflows import cli
 from workflows.settings import CONFIGS, PredictSettings
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run predict.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the images have an error.
@@ -49,11 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         print(cli.settings_text(settings))
         print(prediction.plan_text())
-        return 0
+        return
     prediction.run()
     print(prediction.summary())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

@@ -16,21 +16,17 @@ Exit codes: 0 done, or nothing is new; 2 an error in the settings or the data; 3
 running; 75 interrupted, with a checkpoint: the same command resumes.
 """
 
-import sys
 from pathlib import Path
 
 from workflows import cli
 from workflows.settings import parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run retrain.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the data have an error.
@@ -47,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         log_plan(settings, options.force)
     else:
         retrain(settings, Path(options.config).stem, options.force)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

@@ -18,20 +18,15 @@ The server has no login. By default it can be reached from this machine only; --
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 2 an error in the settings, or there is no such model.
 """
 
-import sys
-
 from workflows import cli
 from workflows.settings import CONFIGS, ServeSettings
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run serve.py with the given command-line arguments. The function blocks until the server is stopped.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings have an error, or the model can't be served.
@@ -59,8 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         server.serve(model, settings.host, settings.port, settings.cluster)
     except KeyboardInterrupt:
         print("stopped")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

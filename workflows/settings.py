@@ -18,7 +18,7 @@ from deconvnet.settings import (
     TrainSettings,
 )
 from deconvnet.training.data.sampler import check_batching
-from infra.settings import ClusterSettings, Section
+from infra.settings import ClusterSettings, Location, Section
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 from workflows import cli
 from workflows.cli import CommandSettings
@@ -29,10 +29,36 @@ MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 """Forms of the URI of a registered model, for descriptions of settings."""
 
 
-class Settings(CommandSettings):
+class PipelineSettings(CommandSettings):
+    """Settings that the pipelines of all commands have."""
+
+    workspace: Location = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
+    seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")
+    executor: Literal["ray", "local"] = Field(
+        "ray", description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"
+    )
+    data: DataSettings = DataSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _generated_classes(cls, raw: Any) -> Any:
+        """Insert the classes of the generated data set into raw settings if they name neither a data folder nor classes.
+
+        Args:
+            raw: settings as read from YAML. Values that are not a mapping are left to pydantic, which reports them.
+
+        Returns:
+            `raw`, or a copy with the classes.
+        """
+        data = raw.get("data", {}) if isinstance(raw, dict) else None
+        if not isinstance(data, dict) or data.get("root"):
+            return raw
+        return {**raw, "data": {"classes": GENERATED_CLASSES, **data}}
+
+
+class Settings(PipelineSettings):
     """Settings of train_pipeline.py, retrain.py and evaluate.py."""
 
-    PATHS = ("workspace", "data.root", "model.vgg16", "proposals.edge_model", "init.from")
     RENAMED: ClassVar = {
         "deconv_start": "decoder_init",
         "lr_factor": "gamma",
@@ -43,12 +69,6 @@ class Settings(CommandSettings):
         "spread_first": "soft_nms_first",
     }
 
-    workspace: str = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
-    seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")
-    executor: Literal["ray", "local"] = Field(
-        "ray", description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"
-    )
-    data: DataSettings = DataSettings()
     proposals: ProposalSettings = ProposalSettings()
     examples: ExampleSettings = ExampleSettings()
     model: ModelSettings = ModelSettings()
@@ -59,12 +79,6 @@ class Settings(CommandSettings):
     retrain: RetrainSettings = RetrainSettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _generated_classes(cls, raw: Any) -> Any:
-        """Insert the classes of the generated data set into `raw` if neither `data.root` nor `data.classes` is given."""
-        return _with_generated_classes(raw)
 
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
@@ -99,18 +113,12 @@ class EdgeTrackingSettings(TrackingSettings):
     experiment: str = Field("edges", min_length=1, description="MLflow experiment that the runs are logged to")
 
 
-class EdgeSettings(CommandSettings):
+class EdgeSettings(PipelineSettings):
     """Settings of train_edges.py."""
 
-    PATHS = ("workspace", "data.root", "bsds", "proposals.edge_model")
-
-    workspace: str = Field("runs/edges", min_length=1, description="folder or s3:// prefix of everything the run writes")
+    workspace: Location = Field("runs/edges", min_length=1, description="folder or s3:// prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the choice of images and of the trees")
-    executor: Literal["ray", "local"] = Field(
-        "ray", description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"
-    )
-    data: DataSettings = DataSettings()
-    bsds: str | None = Field(
+    bsds: Location | None = Field(
         None,
         description="folder of BSDS500: its train split is added to the training images, its val split is measured on; where data.root "
         "is empty, it is the only data",
@@ -120,31 +128,10 @@ class EdgeSettings(CommandSettings):
     tracking: EdgeTrackingSettings = EdgeTrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _generated_classes(cls, raw: Any) -> Any:
-        """Insert the classes of the generated data set into `raw` if neither `data.root` nor `data.classes` is given."""
-        return _with_generated_classes(raw)
-
     @property
     def masks(self) -> bool:
         """Return whether the edge detector learns from the masks of `data`. It is False if BSDS500 is the only data."""
         return self.data.root is not None or self.bsds is None
-
-
-def _with_generated_classes(raw: Any) -> Any:
-    """Insert the classes of the generated data set into raw settings if they name neither a data folder nor classes.
-
-    Args:
-        raw: settings as read from YAML. Values that are not a mapping are left to pydantic, which reports them.
-
-    Returns:
-        `raw`, or a copy with the classes.
-    """
-    data = raw.get("data", {}) if isinstance(raw, dict) else None
-    if not isinstance(data, dict) or data.get("root"):
-        return raw
-    return {**raw, "data": {"classes": GENERATED_CLASSES, **data}}
 
 
 class StoreSettings(Section):
@@ -169,12 +156,10 @@ class PredictComputeSettings(Section):
 class PredictSettings(CommandSettings):
     """Settings of predict.py."""
 
-    PATHS = ("input", "output", "workspace")
-
-    input: str = Field(min_length=1, description="folder or s3:// prefix of images, with all folders below it")
-    output: str = Field(min_length=1, description="folder or s3:// prefix that masks, overlays and tables are written to")
+    input: Location = Field(min_length=1, description="folder or s3:// prefix of images, with all folders below it")
+    output: Location = Field(min_length=1, description="folder or s3:// prefix that masks, overlays and tables are written to")
     model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
-    workspace: str | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
+    workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
     overlays: bool = Field(False, description="also write the images with their masks drawn over them")
     max_rejects: float = Field(0.5, ge=0, le=1, description="share of images that may be unusable before the run fails")
     max_pixels: PositiveInt | None = Field(
@@ -188,10 +173,8 @@ class PredictSettings(CommandSettings):
 class ServeSettings(CommandSettings):
     """Settings of serve.py."""
 
-    PATHS = ("workspace",)
-
     model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
-    workspace: str | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
+    workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen at; 0.0.0.0: reachable from other machines, without login"
     )
@@ -211,29 +194,16 @@ class ServeSettings(CommandSettings):
 class ImportSettings(CommandSettings):
     """Settings of import_data.py."""
 
-    PATHS = (
-        "images",
-        "annotations",
-        "val_images",
-        "val_annotations",
-        "table",
-        "train_list",
-        "val_list",
-        "to",
-        "check",
-        "report",
-    )
-
     from_: Literal["coco", "labelme", "masks"] | None = Field(None, alias="from", description="format of the annotations")
-    images: str | None = Field(None, description="folder or s3:// prefix of images; labelme, empty: as annotations")
-    annotations: str | None = Field(None, description="COCO JSON file, folder of LabelMe JSON files, or folder of masks")
-    to: str | None = Field(None, description="new local folder to write, in VOC's layout")
-    val_images: str | None = Field(None, description="images of val; empty: as images")
-    val_annotations: str | None = Field(None, description="annotations of val, where they are separate; empty: val is drawn")
-    train_list: str | None = Field(
+    images: Location | None = Field(None, description="folder or s3:// prefix of images; labelme, empty: as annotations")
+    annotations: Location | None = Field(None, description="COCO JSON file, folder of LabelMe JSON files, or folder of masks")
+    to: Location | None = Field(None, description="new local folder to write, in VOC's layout")
+    val_images: Location | None = Field(None, description="images of val; empty: as images")
+    val_annotations: Location | None = Field(None, description="annotations of val, where they are separate; empty: val is drawn")
+    train_list: Location | None = Field(
         None, description="text file with the names of train's images, one a line; empty: all that are not in val_list"
     )
-    val_list: str | None = Field(
+    val_list: Location | None = Field(
         None, description="text file with the names of val's images; empty: all that are not in train_list"
     )
     val_share: float = Field(0.2, gt=0, lt=1, description="share of the images drawn for val where no split is given")
@@ -250,7 +220,7 @@ class ImportSettings(CommandSettings):
         "small", description="coco, labelme: which of two overlapping objects is on top: the smaller, or the later in the file"
     )
     crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become")
-    table: str | None = Field(
+    table: Location | None = Field(
         None,
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
     )
@@ -264,8 +234,10 @@ class ImportSettings(CommandSettings):
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the import fails")
     max_pixels: PositiveInt = Field(100_000_000, description="larger images are rejected")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
-    check: str | None = Field(None, description="import nothing: check this folder in VOC's layout")
-    report: str | None = Field(None, description="folder that check.md and contact_sheet.png are written to; empty: the data's")
+    check: Location | None = Field(None, description="import nothing: check this folder in VOC's layout")
+    report: Location | None = Field(
+        None, description="folder that check.md and contact_sheet.png are written to; empty: the data's"
+    )
     train_split: str = Field("train", description="check: the list of training images")
     val_split: str = Field("val", description="check: the list of validation images")
 

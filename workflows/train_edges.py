@@ -16,21 +16,16 @@ Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: the 
 so far.
 """
 
-import sys
-
 from infra import storage
 from workflows import cli
 from workflows.settings import CONFIGS, EdgeSettings
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run train_edges.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the data have an error.
@@ -41,16 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     from workflows.pipelines.edges import REPORT, EdgeTraining
 
     training = EdgeTraining(settings)
-    if not cli.run_pipeline(training, settings, options):
-        return 0
+    if not training.run_or_plan(options):
+        return
     print(storage.read_bytes(training.uri(REPORT, "edges.md")).decode())
     print(f"forest   {training.forest}")
     print(f"report   {training.uri(REPORT)}")
     if training.store:
         print(f"MLflow   {cli.mlflow_hint(training.store)}")
     print(f"use it   python workflows/train_pipeline.py --proposals.edge_model {training.forest}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

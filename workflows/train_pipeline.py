@@ -13,7 +13,6 @@ complete there are skipped, and a run that was stopped or killed resumes from it
 Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with a checkpoint: the same command resumes.
 """
 
-import sys
 from typing import TYPE_CHECKING
 
 from infra import storage
@@ -25,14 +24,11 @@ if TYPE_CHECKING:
     from workflows.pipelines.training import Pipeline
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Run train_pipeline.py with the given command-line arguments.
 
     Args:
         argv: command-line arguments. None for those of the process.
-
-    Returns:
-        The exit code 0. Problems are raised as exceptions, from which `workflows.cli.run` makes the other exit codes.
 
     Raises:
         UserError: if the settings or the data have an error.
@@ -50,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     from workflows.pipelines.training import Pipeline
 
     pipeline = Pipeline(settings, should_stop=time_limit(options.max_minutes))
-    if cli.run_pipeline(pipeline, settings, options):
+    if pipeline.run_or_plan(options):
         print(_summary(pipeline))
-    return 0
 
 
 def _summary(pipeline: "Pipeline") -> str:
@@ -72,4 +67,4 @@ def _summary(pipeline: "Pipeline") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    raise SystemExit(cli.run(main))

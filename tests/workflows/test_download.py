@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from deconvnet.datasets.voc import VocDataset, read_split
 from proposals.image_codec import encode_mask
-from workflows import download
+from workflows import cli, download
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK = np.zeros((40, 60), np.uint8)
@@ -81,7 +81,7 @@ def mirror(tmp_path, monkeypatch):
 def test_everything_is_downloaded_and_a_second_run_does_nothing(mirror, tmp_path, capsys):
     served, _, options = mirror
     to = tmp_path / "data"
-    assert download.main(["all", "--to", str(to), *options]) == 0
+    download.main(["all", "--to", str(to), *options])
     root = to / "VOCdevkit/VOC2012"
     assert str(root) in capsys.readouterr().out
     assert read_split(str(root), "train_aug") == ["a", "b", "s"]
@@ -90,7 +90,7 @@ def test_everything_is_downloaded_and_a_second_run_does_nothing(mirror, tmp_path
     assert sorted(p.name for p in to.iterdir()) == ["VOCdevkit", "benchmark_RELEASE", "vgg16-397923af.pth"]
     for file in served.iterdir():
         file.unlink()
-    assert download.main(["all", "--to", str(to), *options]) == 0
+    download.main(["all", "--to", str(to), *options])
 
 
 def test_errors_are_one_sentence_and_leave_no_partial_files(mirror, tmp_path, capsys):
@@ -98,7 +98,7 @@ def test_errors_are_one_sentence_and_leave_no_partial_files(mirror, tmp_path, ca
     to = tmp_path / "data"
 
     def refused(*arguments):
-        assert download.main([*arguments]) == 2
+        assert cli.run(lambda: download.main([*arguments])) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line and "%" not in line and "file/s" not in line]
         assert "Traceback" not in "".join(lines)
         return lines[-1]
@@ -111,15 +111,15 @@ def test_errors_are_one_sentence_and_leave_no_partial_files(mirror, tmp_path, ca
     assert "not safe to unpack" in refused("voc2012", "--to", str(to), *evil, sum_)
     assert not (to / "VOCdevkit/VOC2012").exists() and not (tmp_path / "evil").exists()
     (tmp_path / "file").write_text("")
-    assert "can't be used" in refused("vgg16", "--to", str(tmp_path / "file"), *options)
+    assert "can't be a folder" in refused("vgg16", "--to", str(tmp_path / "file"), *options)
 
 
-def test_ctrl_c_has_its_own_exit_code(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_exits_with_the_code_of_an_interruption(tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(download.GET, "vgg16", stop)
-    assert download.main(["vgg16", "--to", str(tmp_path)]) == 130
+    assert cli.run(lambda: download.main(["vgg16", "--to", str(tmp_path)]), download.INTERRUPTED) == 75
     assert "resumes" in capsys.readouterr().err
 
 

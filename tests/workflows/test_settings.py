@@ -145,7 +145,7 @@ def test_a_submitted_job_must_not_write_into_rays_copy(config, tmp_path: Path, m
     folder = tmp_path / "runtime_resources" / "working_dir_files"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match=r"workspace runs/x is relative.*absolute path"):
+    with pytest.raises(UserError, match=r"workspace: 'runs/x' is not allowed: it is relative.*absolute path"):
         load(config("workspace: runs/x"))
     assert load(config("workspace: s3://bucket/x")).workspace == "s3://bucket/x"
 

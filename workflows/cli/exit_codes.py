@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from infra.errors import Interrupted, UserError, find_user_error
+from infra.errors import Interrupted, find_user_error
 from infra.storage.lock import Locked
 from workflows.cli.logs import configure_logging
 
@@ -18,17 +18,17 @@ INTERRUPTED = 75
 """Exit code after an interruption, EX_TEMPFAIL of sysexits.h. The same command resumes from the work that is complete."""
 
 
-def run(main: Callable[[], int], interrupted: str = "the same command resumes from what is complete") -> int:
+def run(main: Callable[[], None], interrupted: str = "the same command resumes from what is complete") -> int:
     """Run a command with logging configured. An expected error becomes a line on stderr and an exit code.
 
     While the command runs, the signal SIGTERM has the same effect as Ctrl-C.
 
     Args:
-        main: function that does the work of the command and returns its exit code.
+        main: function that does the work of the command.
         interrupted: text that is printed after Ctrl-C or SIGTERM. It says what is left and how to resume.
 
     Returns:
-        The exit code: that of `main`, 2 after a user error, 3 if another run holds the lock, 75 after an interruption.
+        The exit code: 0 if `main` returns, 2 after a user error, 3 if another run holds the lock, 75 after an interruption.
 
     Raises:
         Exception: any other error that `main` raises, because it is a bug.
@@ -36,35 +36,26 @@ def run(main: Callable[[], int], interrupted: str = "the same command resumes fr
     configure_logging()
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        return main()
+        main()
+        return 0
     except Locked as error:
-        print(f"\n{error}", file=sys.stderr)
-        return LOCKED
-    except UserError as error:
-        return _user_error(error)
+        code, text = LOCKED, str(error)
     except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
-        return INTERRUPTED
+        code, text = INTERRUPTED, str(error)
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
-        return INTERRUPTED
+        code, text = INTERRUPTED, f"interrupted: {interrupted}"
     except BrokenPipeError:
         # The reader of the output, such as `head`, has closed it. Without this line, Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        return _user_error(error)
     except Exception as error:
         # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
-        if user_error := find_user_error(error):
-            return _user_error(user_error)
-        raise
-
-
-def _user_error(error: Exception) -> int:
-    """Print an error on stderr, and return 2, the exit code for user errors."""
-    print(f"\nerror: {error}", file=sys.stderr)
-    return USER_ERROR
+        user_error = error if isinstance(error, OSError) else find_user_error(error)
+        if user_error is None:
+            raise
+        code, text = USER_ERROR, f"error: {user_error}"
+    print(f"\n{text}", file=sys.stderr)
+    return code
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -1,31 +1,23 @@
 """Configure logging for the commands: messages of this project's packages are printed on stdout without any prefix."""
 
 import logging
-import sys
-from typing import TextIO
 
 LOGGERS = ("deconvnet", "proposals", "infra", "workflows")
 """Names of the packages whose messages the commands print."""
 
 
-class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """A log handler that writes to the present `sys.stdout`, which it looks up for each message.
+class _PrintHandler(logging.Handler):
+    """A log handler that prints messages, so that they follow `sys.stdout` if it is redirected later."""
 
-    So the messages follow `sys.stdout` if it is redirected later.
-    """
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message. If it can't be printed, logging reports this on stderr, as for its own handlers."""
+        try:
+            print(self.format(record), flush=True)
+        except Exception:
+            self.handleError(record)
 
-    def __init__(self) -> None:
-        """Create the handler. It stores no stream of its own."""
-        logging.Handler.__init__(self)
 
-    @property
-    def stream(self) -> TextIO:
-        """Return the current `sys.stdout`."""
-        return sys.stdout
-
-    @stream.setter
-    def stream(self, value: TextIO) -> None:
-        """Ignore the value, because the stream is always `sys.stdout`."""
+_HANDLER = _PrintHandler()
 
 
 def configure_logging() -> None:
@@ -36,7 +28,4 @@ def configure_logging() -> None:
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
-        if not any(isinstance(handler, _StdoutHandler) for handler in logger.handlers):
-            handler = _StdoutHandler()
-            handler.setFormatter(logging.Formatter("%(message)s"))
-            logger.addHandler(handler)
+        logger.addHandler(_HANDLER)

@@ -1,5 +1,6 @@
 """Make the text that several commands print: settings, stages, results, and how to open MLflow."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ import yaml
 from infra.redaction import redacted, without_secrets
 from infra.runtime.stages import StageStatus
 from infra.settings import Section
+from infra.storage.tables import Reject
 
 TRAINING_PAGES = "/#/experiments?workflowType=machine_learning"
 """Path of MLflow's start page for training runs. Its default start page is for agents, and does not show the model registry."""
+_REASONS_SHOWN = 5
 
 
 def settings_text(settings: Section) -> str:
@@ -52,6 +55,21 @@ def results_text(results: Mapping[str, Any]) -> str:
         row = results["rows"][name]
         lines.append(f"  {title:<16}{_ratio(row['mean_iou']):>9}{_ratio(row['pixel_accuracy']):>16}")
     return "\n".join(lines)
+
+
+def rejects_text(rejects: Sequence[Reject]) -> str:
+    """Describe inputs that could not be used: their number, and the most frequent reasons with an example each.
+
+    Args:
+        rejects: the rejected inputs, such as images, with their reasons.
+
+    Returns:
+        A line with the number, and at most five lines with reasons.
+    """
+    reasons = Counter(reject.reason for reject in rejects).most_common(_REASONS_SHOWN)
+    examples = {reject.reason: reject.image_id for reject in reversed(rejects)}
+    lines = [f"  {count:>6,} × {reason} ({examples[reason]}{', …' if count > 1 else ''})" for reason, count in reasons]
+    return "\n".join([f"{len(rejects):,} rejected", *lines])
 
 
 def _ratio(value: float | None) -> str:

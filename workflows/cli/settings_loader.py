@@ -39,13 +39,10 @@ class CommandSettings(Section):
     """Base class for the settings of a command.
 
     Attributes:
-        PATHS: dotted names of the settings that hold a local path, an s3:// URI or models:/NAME@ALIAS. Local paths are made
-            absolute.
         RENAMED: new names of settings that have been renamed, by their old names, both without the section. Error messages
             suggest the new name.
     """
 
-    PATHS: ClassVar[tuple[str, ...]] = ()
     RENAMED: ClassVar[Mapping[str, str]] = {}
 
 
@@ -134,7 +131,10 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             overrides = self._settings(parsed_args=options)()
         except SettingsError as error:
             raise UserError(str(error)) from None
-        return _load(options.config, self.kind, _unset_empty(overrides)), options
+        try:
+            return self.kind.model_validate(_merged(_read(options.config), _unset_empty(overrides))), options
+        except ValidationError as error:
+            raise UserError("\n".join(_sentence(fault, self.kind, options.config) for fault in error.errors())) from None
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the command line as argparse does, but suggest a similar option if there is an unknown one.
@@ -171,40 +171,13 @@ def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
         arguments: options that override the file, as on the command line: ["--train.stage1.lr", "0.1"].
 
     Returns:
-        The settings. Local paths in them are absolute, because jobs and MLflow run in other folders than the command.
+        The settings. Local paths in them are absolute.
 
     Raises:
         UserError: if the file or the options have errors. The message has a sentence for each.
     """
     parser: SettingsParser[Kind] = SettingsParser("", kind, Path(config))
     return parser.parse_settings(["--config", config, *arguments])[0]
-
-
-def _load(config: str, kind: type[Kind], overrides: Mapping[str, Any]) -> Kind:
-    """Read a YAML file, override some of its settings, and validate the result.
-
-    Args:
-        config: local path or s3:// URI of the file.
-        kind: class of the settings.
-        overrides: values that replace those of the file, nested by section as in YAML.
-
-    Returns:
-        The settings. The local paths among them are absolute.
-
-    Raises:
-        UserError: if the file or a setting has an error.
-    """
-    settings = _validated(_merged(_read(config), overrides), kind, config)
-    raw = settings.model_dump(by_alias=True)
-    for name in kind.PATHS:
-        *sections, key = name.split(".")
-        section = raw
-        for part in sections:
-            section = section[part]
-        if (path := section[key]) and not path.startswith("models:"):
-            check_job_folder(name, path)
-            section[key] = storage.absolute(path)
-    return _validated(raw, kind, config)
 
 
 def _unset_empty(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,26 +196,6 @@ def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
         if isinstance(raw.get(key), dict) and isinstance(value, dict)
     }
     return {**raw, **overrides, **both}
-
-
-def _validated(raw: dict[str, Any], kind: type[Kind], config: str) -> Kind:
-    """Make settings from raw values.
-
-    Args:
-        raw: values by name, nested by section as in YAML.
-        kind: class of the settings.
-        config: path of the settings file, for error messages.
-
-    Returns:
-        The settings.
-
-    Raises:
-        UserError: if pydantic finds errors. The message has a sentence for each.
-    """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(_sentence(fault, kind, config) for fault in error.errors())) from None
 
 
 def _read(config: str) -> dict[str, Any]:
@@ -327,22 +280,3 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
     text = text if len(text) <= 80 else text[:77] + "…"
     value = repr(text) if isinstance(fault["input"], str) else text
     return f"{path}: {value} is not allowed: {message[0].lower()}{message[1:]}"
-
-
-def check_job_folder(name: str, path: str) -> None:
-    """Check that a path is absolute if this process is a Ray job with a working directory.
-
-    Ray runs such a job in a temporary copy of the project folder, and deletes the copy and all files written there.
-
-    Args:
-        name: name of the setting or option, without dashes.
-        path: value of the setting or option.
-
-    Raises:
-        UserError: if the path is relative and the current directory is such a copy.
-    """
-    if "runtime_resources" in Path.cwd().parts and "://" not in path and not Path(path).is_absolute():
-        raise UserError(
-            f"{name} {path} is relative, and this job runs in Ray's temporary copy of the project: "
-            f"give --{name} an absolute path that every node sees, or an s3:// one"
-        )

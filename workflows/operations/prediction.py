@@ -4,8 +4,6 @@ A prediction is up to date if its image has not changed since and the same versi
 """
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from deconvnet.datasets.image_folder import list_folder
@@ -18,6 +16,7 @@ from infra.errors import Interrupted, UserError
 from infra.runtime.parts import check_rejects
 from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
+from workflows import cli
 from workflows.settings import PredictSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ ended.
 """
 MODEL = "_model"
 """Folder in the output to which the model is copied for the actors. It is removed at the end of the run."""
-_REJECT_REASONS_SHOWN = 5
 
 
 class PredictionRun:
@@ -89,7 +87,7 @@ class PredictionRun:
             logger.info(self.plan_text())
             parts = self._predict(lock)
         if predictions_table.write_rejects(output, parts):
-            logger.warning(_rejects_text(parts))
+            logger.warning(cli.rejects_text([reject for part in parts for reject in part.rejects]))
         check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
         predictions_table.commit_predictions(self.plan, output, parts)
 
@@ -204,19 +202,3 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
         raise UserError("compute.gpu is true, and Ray has no GPU: set it to false, or leave it empty")
     wanted = bool(there) if settings.compute.gpu is None else settings.compute.gpu
     return settings.compute.gpus_per_actor if wanted else 0
-
-
-def _rejects_text(parts: Sequence[tables.Part]) -> str:
-    """Describe the images that could not be used: their number, and the most frequent reasons with an example each.
-
-    Args:
-        parts: descriptions of the Parquet files of the table `predictions`, with their rejected images.
-
-    Returns:
-        Several lines of text, at most five of them with reasons.
-    """
-    rejects = [reject for part in parts for reject in part.rejects]
-    reasons = Counter(reject.reason for reject in rejects).most_common(_REJECT_REASONS_SHOWN)
-    examples = {reject.reason: reject.image_id for reject in reversed(rejects)}
-    lines = [f"  {count:>6,} × {reason} ({examples[reason]}{', …' if count > 1 else ''})" for reason, count in reasons]
-    return "\n".join([f"{len(rejects):,} rejected:", *lines])

@@ -8,8 +8,8 @@ from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import UserError
 from infra.runtime import open_executor
+from infra.settings import absolute_location
 from infra.storage.tables import COMMIT
-from workflows import cli
 from workflows.settings import Settings, as_dict
 
 
@@ -104,8 +104,10 @@ def _archive_uri(archive: str) -> str:
         raise UserError(
             f"--submission {archive} is not allowed: the server takes {' or '.join(SUFFIXES)}, so end the name in one"
         )
-    cli.check_job_folder("submission", archive)
-    target = storage.absolute(archive)
+    try:
+        target = absolute_location(archive)
+    except ValueError as error:
+        raise UserError(f"--submission {archive}: {error}") from None
     storage.check_writable(target.rpartition("/")[0] or "/")
     return target
 

@@ -3,18 +3,23 @@
 A stage is a named step of a pipeline, such as training FCN-8s. Its record is stored in the workspace once it is complete.
 """
 
+import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deconvnet.datasets import images_table
 from deconvnet.tracking import open_tracker
-from deconvnet.tracking.interface import Run
+from deconvnet.tracking.interface import NullRun, Run
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import Interrupted
 from infra.runtime import open_executor
-from infra.runtime.stages import Record, Stage, Stages
+from infra.runtime.stages import Record, Stage, Stages, read_record
+from infra.storage import tables
+from workflows.cli import plan_text, rejects_text, settings_text
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import as_dict
 
@@ -35,10 +40,14 @@ class BasePipeline(Workspace):
         executor: executor that runs the work of the stages, on Ray or in processes of this machine.
         should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the run
             stops with the exception Interrupted.
+        settings: all settings of the pipeline.
+        data_root: folder of the data set.
         store: URI of the MLflow store. "" if tracking is switched off.
+        run_of_pipeline: the tracker's run of the pipeline. Before the pipeline runs, a run that logs nothing.
+        run_of_stage: the tracker's run of the stage that is running. Before the first stage, a run that logs nothing.
     """
 
-    def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool]) -> None:
+    def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool] = lambda: False) -> None:
         """Open the executor and plan the stages. None of them is run yet.
 
         Args:
@@ -50,25 +59,34 @@ class BasePipeline(Workspace):
             UserError: if a file or folder that the settings name does not exist.
         """
         super().__init__(settings.workspace)
-        self._settings = settings
+        self.settings: Settings | EdgeSettings = settings
+        self.data_root = settings.data.root or self.uri("data")
         self.should_stop = should_stop
         self.store = tracking_uri(settings.workspace, settings.tracking.uri) if settings.tracking.enabled else ""
         self.executor = open_executor(settings.executor, settings.cluster, should_stop)
-        self._parent_run: Run | None = None
-        self._stage_run: Run | None = None
+        self.run_of_pipeline: Run = NullRun(self.root)
+        self.run_of_stage: Run = NullRun(self.root)
         self.stages = Stages(settings.workspace, self._stages())
 
-    @property
-    def run_of_stage(self) -> Run:
-        """Return the tracker's run of the stage that is running. Raises AssertionError if no stage has been run."""
-        assert self._stage_run is not None, "only a stage that runs has one"
-        return self._stage_run
+    def run_or_plan(self, options: argparse.Namespace) -> bool:
+        """Run the stages that are not complete, or only print the settings and the plan if the command line has `--dry-run`.
 
-    @property
-    def run_of_pipeline(self) -> Run:
-        """Return the tracker's run of the pipeline. Raises AssertionError if the pipeline has not been run."""
-        assert self._parent_run is not None, "only a pipeline that runs has one"
-        return self._parent_run
+        Args:
+            options: the parsed command line, with the attributes `dry_run` and `config` (the path of the settings file).
+
+        Returns:
+            True if all stages are complete now, False after `--dry-run`.
+        """
+        plan = self.stages.plan()
+        if options.dry_run:
+            print(settings_text(self.settings))
+            print(plan_text(plan))
+        elif all(status.complete for status in plan):
+            print(plan_text(plan))
+            print("\nNothing to do: every stage is complete.\n")
+        else:
+            self.run(Path(options.config).stem)
+        return not options.dry_run
 
     def run(self, config: str, keep_going: Callable[[Stage], bool] = lambda stage: True) -> dict[str, Record]:
         """Run the stages that are not complete, and log them to the experiment tracker.
@@ -85,12 +103,12 @@ class BasePipeline(Workspace):
             UserError: if the settings, the data or the cluster do not allow the run.
             Interrupted: if the run was stopped. The same command resumes it.
         """
-        tracking = self._settings.tracking
+        tracking = self.settings.tracking
         storage.check_writable(self.root)
         tracker = open_tracker(tracking, self.root)
-        opened = tracker.pipeline(self._run_name(config), as_dict(self._settings), self._tags(config), self._run_to_resume())
+        opened = tracker.pipeline(self._run_name(config), as_dict(self.settings), self._tags(config), self._run_to_resume())
         with self.executor, opened as parent, parent.system_metrics() if tracking.system_metrics else nullcontext():
-            self._parent_run = parent
+            self.run_of_pipeline = parent
             self._begin(config)
             self._check_cluster()
 
@@ -113,7 +131,7 @@ class BasePipeline(Workspace):
                 self._log_stage(stage, stage.title)
                 title = f"{self._number(stage)} {stage.name}"
                 with parent.stage(stage.name, fingerprint, dict(stage.settings), title, self._tags(config)) as child:
-                    self._stage_run = child
+                    self.run_of_stage = child
                     self._describe_stage(stage.name, None)
                     summary = run()
                     self._describe_stage(stage.name, summary)
@@ -142,6 +160,70 @@ class BasePipeline(Workspace):
     def _stages(self) -> Sequence[Stage]:
         """List the stages of the pipeline in the order in which they run. Every subclass must override this method."""
         raise NotImplementedError
+
+    @property
+    def dataset_name(self) -> str:
+        """Return the name of the data set for reports: the name of its folder, or "generated" if the settings name no folder."""
+        return Path(self.settings.data.root).name if self.settings.data.root else "generated"
+
+    def _prepare_stage(self) -> Stage:
+        """Define the stage `prepare`, which makes the table `images` from the data set.
+
+        If the data set's folder is missing, a workspace in which this stage is complete can still be used. A log message says so.
+
+        Returns:
+            The stage with its settings, inputs and outputs.
+
+        Raises:
+            UserError: if the data set's folder is missing and the stage is not complete.
+        """
+        s = self.settings
+        # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
+        settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
+        settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
+        outputs = (storage.join(self.images, tables.COMMIT),)
+        stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
+        if self._data_absent:
+            if not Stages(s.workspace, [stage]).plan()[0].complete:
+                images_table.data_fingerprint(s.data, self.data_root)  # raises UserError, because there is no such folder
+            logger.info(f"data.root {self.data_root} does not exist: the images of {s.workspace} are used as they are")
+        return stage
+
+    @property
+    def _data_absent(self) -> bool:
+        """Return whether the settings name a data folder (`data.root`) that does not exist."""
+        return self.settings.data.root is not None and not storage.exists(self.data_root)
+
+    def _data_fingerprint(self) -> str:
+        """Compute the fingerprint of the data set, a digest of the names, sizes and times of its files.
+
+        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that the
+        stage `prepare` stored in its record.
+        """
+        if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
+            return str(record.summary.get("folder"))
+        return images_table.data_fingerprint(self.settings.data, self.data_root)
+
+    def _prepare(self, fingerprint: str) -> dict[str, Any]:
+        """Make the table `images`, and log the data set and the rejected images.
+
+        Args:
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
+
+        Returns:
+            The summary of the stage, with these keys: `key` (digest of the data), `counts` (number of images by split), `rejects`
+            (number of images that can't be used) and `folder` (digest of the names, sizes and times of the data set's files).
+        """
+        s = self.settings
+        folder = images_table.data_folder(s.data, s.seed, self.data_root)
+        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
+        self.write_rejects()
+        key, counts = made.extra["digest"], made.extra["counts"]
+        for run in (self.run_of_pipeline, self.run_of_stage):
+            run.log_dataset(self.dataset_name, key, self.data_root, counts)
+        split_sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+        logger.info(f"  {split_sizes}; {rejects_text(made.rejects)}")
+        return {"key": key, "counts": counts, "rejects": len(made.rejects), "folder": self._data_fingerprint()}
 
     def _run_name(self, config: str) -> str:
         """Return the name of the tracker's run. Subclasses may override this method.

@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from deconvnet.datasets import images_table
 from infra import storage
-from infra.runtime.stages import Stage, Stages, read_record, up_to_date_record
+from infra.runtime.stages import Stage, read_record, up_to_date_record
 from infra.storage import tables
 from proposals.changes import PreviousTable, find_changes
 from proposals.job import edge_model_digest
@@ -28,8 +26,9 @@ class DataPipeline(BasePipeline):
         settings: all settings of the pipeline.
         previous: URI of a complete workspace of an earlier run. The rows of unchanged images are copied from its tables. None if
             there is no such workspace.
-        data_root: folder of the data set.
     """
+
+    settings: Settings
 
     def __init__(self, settings: Settings, previous: str | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Plan the stages. None of them is run yet.
@@ -44,78 +43,21 @@ class DataPipeline(BasePipeline):
         Raises:
             UserError: if a file or folder that the settings name does not exist.
         """
-        self.settings = settings
         self.previous = previous
-        self.data_root = settings.data.root or storage.join(settings.workspace, "data")
         super().__init__(settings, should_stop)
 
-    @property
-    def dataset_name(self) -> str:
-        """Return the name of the data set for reports: the name of its folder, or "generated" if the settings name no folder."""
-        return Path(self.settings.data.root).name if self.settings.data.root else "generated"
-
-    def _prepare_stage(self) -> Stage:
-        """Define the stage `prepare`, which makes the table `images` from the data set.
-
-        If the data set's folder is missing, a workspace in which this stage is complete can still be used. A log message says so.
-
-        Returns:
-            The stage with its settings, inputs and outputs.
-
-        Raises:
-            UserError: if the data set's folder is missing and the stage is not complete.
-        """
-        s = self.settings
-        # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
-        settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
-        settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
-        outputs = (storage.join(self.images, tables.COMMIT),)
-        stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
-        if self._data_absent:
-            if not Stages(s.workspace, [stage]).plan()[0].complete:
-                images_table.data_fingerprint(s.data, self.data_root)  # raises UserError, because there is no such folder
-            logger.info(f"data.root {self.data_root} does not exist: the images of {s.workspace} are used as they are")
-        return stage
-
-    @property
-    def _data_absent(self) -> bool:
-        """Return whether the settings name a data folder (`data.root`) that does not exist."""
-        return self.settings.data.root is not None and not storage.exists(self.data_root)
-
-    def _data_fingerprint(self) -> str:
-        """Compute the fingerprint of the data set, a digest of the names, sizes and times of its files.
-
-        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that the
-        stage `prepare` stored in its record.
-        """
-        if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
-            return str(record.summary.get("folder"))
-        return images_table.data_fingerprint(self.settings.data, self.data_root)
-
     def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table `images` and log the data set. If there is a previous workspace, compare the table with the one there.
+        """Make the table `images`, and compare it with that of the previous workspace, if there is one.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
+            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the tables.
 
         Returns:
-            The summary of the stage, with these keys: `key` (digest of the data), `counts` (number of images by split), `rejects`
-            (number of images that can't be used) and `folder` (digest of the names, sizes and times of the data set's files).
-            With a previous workspace, it also has the keys `changes` and `since` from `_find_changes`.
+            The summary of the stage, as the base class makes it. With a previous workspace, it also has the keys `changes` and
+            `since` from `_find_changes`.
         """
-        s = self.settings
-        folder = images_table.data_folder(s.data, s.seed, self.data_root)
-        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
-        self.write_rejects()
-        counts = made.extra["counts"]
-        for run in (self.run_of_pipeline, self.run_of_stage):
-            run.log_dataset(self.dataset_name, made.extra["digest"], self.data_root, counts)
-        logger.info(f"  {', '.join(f'{count:,} {split}' for split, count in counts.items())}; {len(made.rejects):,} rejected")
-        summary = {"key": made.extra["digest"], "counts": counts, "rejects": len(made.rejects)}
-        summary["folder"] = self._data_fingerprint()
-        if self.previous:
-            summary |= self._find_changes(self.previous, fingerprint)
-        return summary
+        summary = super()._prepare(fingerprint)
+        return {**summary, **self._find_changes(self.previous, fingerprint)} if self.previous else summary
 
     def _find_changes(self, previous: str, fingerprint: str) -> dict[str, Any]:
         """Make the table `changes`, which compares the images with those of the previous workspace, and log its counts.
@@ -202,9 +144,8 @@ class DataPipeline(BasePipeline):
         logger.info(f"  {found.recall.summary()} ({split})")
         for name, data in found.files.items() if report else ():
             storage.write_bytes(storage.join(report, name), data)
-        if run := self._stage_run:
-            run.log_bytes(found.files["proposals.png"], f"proposals/{split}.png")
-            run.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
+        self.run_of_stage.log_bytes(found.files["proposals.png"], f"proposals/{split}.png")
+        self.run_of_stage.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
 
     def _examples_stage(self) -> Stage:
         """Define the stage `examples`, which cuts the training crops. Return it with its settings, inputs and outputs."""

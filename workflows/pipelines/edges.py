@@ -7,12 +7,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from deconvnet.datasets import images_table
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Record, Stage
 from infra.storage import tables
 from proposals.edges.bsds import bsds_files
+from workflows.cli import rejects_text
 from workflows.pipelines.base import BasePipeline
 from workflows.settings import EdgeSettings, as_dict
 
@@ -31,11 +31,11 @@ class EdgeTraining(BasePipeline):
     collects images with segmentations, `forest` trains the structured forest, and `measure` evaluates it.
 
     Attributes:
-        settings: all settings of the pipeline.
-        data_root: folder of the data set.
         samples: URI of the table of images and segmentations that the forest learns from.
         forest: URI of the file with the trained forest.
     """
+
+    settings: EdgeSettings
 
     def __init__(self, settings: EdgeSettings) -> None:
         """Plan the stages. None of them is run yet.
@@ -46,11 +46,9 @@ class EdgeTraining(BasePipeline):
         Raises:
             UserError: if the data set or BSDS500 is not where the settings say.
         """
-        self.settings = settings
-        self.data_root = settings.data.root or storage.join(settings.workspace, "data")
         self.samples = storage.join(settings.workspace, "segments")
         self.forest = storage.join(settings.workspace, FOREST)
-        super().__init__(settings, should_stop=lambda: False)
+        super().__init__(settings)
 
     @property
     def _images_or_none(self) -> str | None:
@@ -65,11 +63,7 @@ class EdgeTraining(BasePipeline):
         stages: list[Stage] = []
         inputs: tuple[str, ...] = ()
         if s.masks:
-            folder = {"folder": images_table.data_fingerprint(s.data, self.data_root)}
-            settings = {**as_dict(s.data), **seed, **folder, **schema}
-            outputs = (storage.join(self.images, tables.COMMIT),)
-            stages = [Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)]
-            inputs = ("prepare",)
+            stages, inputs = [self._prepare_stage()], ("prepare",)
         drawn = {"photographs": s.forest.photographs}
         growth = {key: value for key, value in as_dict(s.forest).items() if key not in drawn}
         segments = {**seed, **schema, **bsds["train"], **drawn}
@@ -90,22 +84,6 @@ class EdgeTraining(BasePipeline):
             records: stored records of the complete stages by name. The summary of `measure` has the metrics.
         """
         self.run_of_pipeline.log_metrics(records["measure"].summary)
-
-    def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table `images` from the data set.
-
-        Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
-
-        Returns:
-            The summary of the stage: `key` (digest of the data) and `rejects` (number of images that can't be used).
-        """
-        s = self.settings
-        folder = images_table.data_folder(s.data, s.seed, self.data_root)
-        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
-        counts = ", ".join(f"{count:,} {split}" for split, count in made.extra["counts"].items())
-        logger.info(f"  {counts}{_log_rejects(made)}")
-        return {"key": made.extra["digest"], "rejects": len(made.rejects)}
 
     def _segments(self, fingerprint: str) -> dict[str, Any]:
         """Make the table of images and segmentations that the forest learns from.
@@ -128,7 +106,7 @@ class EdgeTraining(BasePipeline):
             seed=s.seed,
             executor=self.executor,
         )
-        logger.info(f"  {made.rows:,} images to learn from{_log_rejects(made)}")
+        logger.info(f"  {made.rows:,} images to learn from; {rejects_text(made.rejects)}")
         return {"images": made.rows, "rejects": len(made.rejects)}
 
     def _forest(self, fingerprint: str) -> dict[str, Any]:
@@ -174,20 +152,6 @@ class EdgeTraining(BasePipeline):
             self.run_of_stage.log_bytes(figure, "edges.png")
         self.run_of_stage.log_bytes(found.files["edges.md"], "edges.md")
         return found.metrics
-
-
-def _log_rejects(made: tables.Commit) -> str:
-    """Log the first five rejected inputs of a table, and return the number of all rejected inputs as text.
-
-    Args:
-        made: the written table, with its rejected inputs and their reasons.
-
-    Returns:
-        A text such as "; 12 rejected".
-    """
-    for reject in made.rejects[:5]:
-        logger.info(f"  rejected: {reject.image_id}: {reject.reason}")
-    return f"; {len(made.rejects):,} rejected"
 
 
 def _bsds_version(bsds: str | None, split: str) -> list[str]:

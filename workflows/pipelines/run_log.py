@@ -3,73 +3,114 @@
 A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
 from deconvnet.reporting.run_summary import RunSummary, read_run_summary
-from deconvnet.tracking.descriptions import artifact_image, results_table, run_description, run_name, stage_description
-from deconvnet.tracking.interface import Run
+from deconvnet.tracking.descriptions import (
+    artifact_image,
+    results_table,
+    run_description,
+    run_name,
+    stage_description,
+    unfinished_run_description,
+)
 from deconvnet.version import code_version
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import redacted
 from infra.runtime.stages import Record, read_record
-from workflows.settings import Settings, as_dict
+from workflows.pipelines.data import DataPipeline
+from workflows.settings import as_dict
 
 RUN_FILE = "pipeline.json"
 """Name of a file in the workspace. It holds the id of the workspace's MLflow run and the settings of the last run."""
 
 
-def name(config: str, settings: Settings) -> str:
-    """Make the name of a pipeline's run in MLflow from the settings file, the workspace and today's date.
+class TrackedPipeline(DataPipeline):
+    """A pipeline that records its run in MLflow and in the workspace's file pipeline.json, so that the next call resumes the run."""
 
-    Args:
-        config: name of the settings file, without its folder and extension.
-        settings: all settings. Only `workspace` is used.
+    def _run_name(self, config: str) -> str:
+        """Make the name of the pipeline's MLflow run from the settings file, the workspace and the date.
 
-    Returns:
-        The name, for example "voc2012 · mine · 2026-03-01".
-    """
-    return run_name(config, settings.workspace, f"{datetime.now(UTC):%Y-%m-%d}")
+        Args:
+            config: name of the settings file, without its folder and extension.
+        """
+        return run_name(config, self.root, f"{datetime.now(UTC):%Y-%m-%d}")
 
+    def _tags(self, config: str) -> Mapping[str, str]:
+        """Make the tags of the MLflow runs: the settings file, the workspace and, once it is known, the digest of the data.
 
-def tags(config: str, settings: Settings) -> dict[str, str]:
-    """Make the tags by which users can find a pipeline's runs in MLflow.
+        Args:
+            config: name of the settings file, without its folder and extension.
 
-    Args:
-        config: name of the settings file, without its folder and extension.
-        settings: all settings. Only `workspace` is used.
+        Returns:
+            The values of the tags by name.
+        """
+        prepared = read_record(self.root, "prepare")
+        return {**super()._tags(config), **({"data.digest": prepared.key} if prepared else {})}
 
-    Returns:
-        The values of the tags by name. `config` is the name of the settings file, and `workspace` is the workspace. Once the
-        stage `prepare` has run, `data.digest` is the digest of all images and masks.
-    """
-    prepared = read_record(settings.workspace, "prepare")
-    digest = {"data.digest": prepared.key} if prepared else {}
-    return {"config": config, "workspace": settings.workspace, **digest}
+    def _run_to_resume(self) -> str | None:
+        """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. None if there is no such file."""
+        file = self.uri(RUN_FILE)
+        return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
+    def _begin(self, config: str) -> None:
+        """Record the run in the workspace's file pipeline.json, and describe it in MLflow as unfinished.
 
-def run_file(run_id: str, config: str, settings: Settings, stages: Sequence[str]) -> dict[str, Any]:
-    """Make the content of the workspace's file pipeline.json, which records the run. Nothing is written.
+        The file has the id of the MLflow run, the version of the code, the names of the stages, and the settings without secrets.
 
-    Args:
-        run_id: id of the MLflow run. "" if the run is not tracked.
-        config: name of the settings file, without its folder and extension.
-        settings: all settings. Secrets in them are replaced.
-        stages: names of the stages in the order in which they run.
+        Args:
+            config: name of the settings file, without its folder and extension.
+        """
+        record = {
+            "mlflow_run_id": self.run_of_pipeline.run_id,
+            "config": config,
+            "code": code_version(),
+            "stages": [stage.name for stage in self.stages.stages],
+            "settings": redacted(as_dict(self.settings)),
+        }
+        storage.write_json(self.uri(RUN_FILE), record)
+        self.run_of_pipeline.describe(unfinished_run_description(config))
 
-    Returns:
-        A dict of JSON values with the keys `mlflow_run_id`, `config`, `code` (version of the code), `stages` and `settings`.
-    """
-    return {
-        "mlflow_run_id": run_id,
-        "config": config,
-        "code": code_version(),
-        "stages": list(stages),
-        "settings": redacted(as_dict(settings)),
-    }
+    def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
+        """Write the description of a stage to its MLflow run: its purpose and, once it has run, its results.
+
+        Args:
+            name: name of the stage.
+            summary: summary that the stage returned, a dict of JSON values. None before the stage.
+        """
+        details = ""
+        if name == "evaluate" and summary is not None:
+            image = artifact_image(
+                self.run_of_stage.run_id, "report/comparison.png", "images, their ground truth and predictions"
+            )
+            details = "\n".join([*results_table(storage.read_json(self.report("results.json"))), "", image])
+        self.run_of_stage.describe(stage_description(name, summary, details))
+
+    def _end(self, config: str, records: Mapping[str, Record]) -> None:
+        """Log the results to the pipeline's MLflow run, and write the report's HTML page again with the durations of all stages.
+
+        If the stage `evaluate` has not run, there are no results yet, and only the tags are set.
+
+        Args:
+            config: name of the settings file, without its folder and extension.
+            records: stored records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
+        """
+        parent = self.run_of_pipeline
+        parent.set_tags(self._tags(config))  # again, as the data's digest may not have been known at the start
+        if "evaluate" not in records:
+            return
+        parent.log_metrics({f"val.mean_iou.{row}": value for row, value in records["evaluate"].summary["mean_iou"].items()})
+        summary = run_summary(self.root)
+        html = render_report(summary).encode()
+        storage.write_bytes(self.report(REPORT_FILE), html)
+        parent.log_bytes(html, f"report/{REPORT_FILE}")
+        if image := summary.figures.get("comparison"):
+            parent.log_bytes(image, "report/comparison.png")
+        parent.describe(run_description(summary, parent.run_id))
 
 
 def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | None]:
@@ -87,47 +128,6 @@ def result_metrics(split: str, results: Mapping[str, Any]) -> dict[str, float | 
     rows = results["rows"]
     totals = {f"{split}.{metric}.{row}": rows[row][metric] for metric in ("mean_iou", "pixel_accuracy") for row in rows}
     return {**totals, **{f"{split}.iou.{class_name}": iou for class_name, iou in rows["edeconvnet_crf"]["iou"].items()}}
-
-
-def describe_finished_stage(run: Run, stage: str, summary: Mapping[str, Any], workspace: str) -> None:
-    """Write the description of a finished stage to its MLflow run.
-
-    Args:
-        run: MLflow run of the stage.
-        stage: name of the stage, which is a step of the pipeline, such as "evaluate".
-        summary: summary that the stage returned, a dict of JSON values.
-        workspace: folder or s3:// prefix of the pipeline run.
-    """
-    details = ""
-    if stage == "evaluate":
-        results = storage.read_json(storage.join(workspace, "report", "results.json"))
-        image = artifact_image(run.run_id, "report/comparison.png", "images, their ground truth and predictions")
-        details = "\n".join([*results_table(results), "", image])
-    run.describe(stage_description(stage, summary, details))
-
-
-def log_finished_run(parent: Run, config: str, settings: Settings, records: Mapping[str, Record]) -> None:
-    """Log the results of a finished pipeline to MLflow, and write the report's HTML page again with the durations of all stages.
-
-    If the stage `evaluate` has not run, there are no results yet, and only the tags are set.
-
-    Args:
-        parent: MLflow run of the pipeline.
-        config: name of the settings file, without its folder and extension.
-        settings: all settings.
-        records: stored records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
-    """
-    parent.set_tags(tags(config, settings))  # again, as the data's digest may not have been known at the start
-    if "evaluate" not in records:
-        return
-    parent.log_metrics({f"val.mean_iou.{row}": value for row, value in records["evaluate"].summary["mean_iou"].items()})
-    summary = run_summary(settings.workspace)
-    html = render_report(summary).encode()
-    storage.write_bytes(storage.join(settings.workspace, "report", REPORT_FILE), html)
-    parent.log_bytes(html, f"report/{REPORT_FILE}")
-    if image := summary.figures.get("comparison"):
-        parent.log_bytes(image, "report/comparison.png")
-    parent.describe(run_description(summary, parent.run_id))
 
 
 def report_files(workspace: str) -> dict[str, bytes]:

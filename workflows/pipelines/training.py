@@ -9,16 +9,14 @@ from dataclasses import asdict
 from typing import Any
 
 from deconvnet.models.architectures import architecture_of_stage
-from deconvnet.tracking.descriptions import stage_description, unfinished_run_description
 from deconvnet.tracking.starting_model import source_key, starting_model
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.runtime.interrupts import caught_signals
-from infra.runtime.stages import Record, Stage
-from workflows.pipelines import run_log
-from workflows.pipelines.data import DataPipeline
+from infra.runtime.stages import Stage
 from workflows.pipelines.init_weights import pruned_weights_uri, pruning_stages, vgg16_digest
+from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
 from workflows.settings import as_dict
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
@@ -27,37 +25,13 @@ _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
 logger = logging.getLogger(__name__)
 
 
-class Pipeline(DataPipeline):
+class Pipeline(TrackedPipeline):
     """The main pipeline, with the stages prepare, proposals, examples, fcn8s, stage1, stage2, evaluate and register.
 
     The first three stages make tables and are defined in `DataPipeline`. The next three train networks: FCN-8s, and DeconvNet in
     two steps. The stage `evaluate` measures the networks and writes the report, and `register` adds their ensemble to MLflow's
     model registry.
     """
-
-    def _run_name(self, config: str) -> str:
-        """Make the name of the pipeline's MLflow run from the settings file, the workspace and the date.
-
-        Args:
-            config: name of the settings file, without its folder and extension.
-        """
-        return run_log.name(config, self.settings)
-
-    def _tags(self, config: str) -> Mapping[str, str]:
-        """Make the tags of the MLflow runs: the settings file, the workspace and, once it is known, the digest of the data.
-
-        Args:
-            config: name of the settings file, without its folder and extension.
-
-        Returns:
-            The values of the tags by name.
-        """
-        return run_log.tags(config, self.settings)
-
-    def _run_to_resume(self) -> str | None:
-        """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. None if there is no such file."""
-        file = self.uri(run_log.RUN_FILE)
-        return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def _check_cluster(self) -> None:
         """Check that the cluster has room for the training workers and for the other stages.
@@ -71,37 +45,6 @@ class Pipeline(DataPipeline):
 
             check_resources(s.compute, s.cluster.selector("training_nodes"))
         super()._check_cluster()
-
-    def _begin(self, config: str) -> None:
-        """Write the id of the MLflow run to the workspace's file pipeline.json, and describe the run in MLflow as unfinished.
-
-        Args:
-            config: name of the settings file, without its folder and extension.
-        """
-        run, stages = self.run_of_pipeline, [stage.name for stage in self.stages.stages]
-        storage.write_json(self.uri(run_log.RUN_FILE), run_log.run_file(run.run_id, config, self.settings, stages))
-        run.describe(unfinished_run_description(config))
-
-    def _describe_stage(self, name: str, summary: Mapping[str, Any] | None) -> None:
-        """Write the description of a stage to its MLflow run: its purpose and, once it has run, its results.
-
-        Args:
-            name: name of the stage.
-            summary: summary that the stage returned, a dict of JSON values. None before the stage.
-        """
-        if summary is None:
-            self.run_of_stage.describe(stage_description(name))
-        else:
-            run_log.describe_finished_stage(self.run_of_stage, name, summary, self.root)
-
-    def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the results to the pipeline's MLflow run, and write the report's HTML page again with the durations of all stages.
-
-        Args:
-            config: name of the settings file, without its folder and extension.
-            records: stored records of the complete stages (fingerprint, duration and summary of each), by the name of the stage.
-        """
-        run_log.log_finished_run(self.run_of_pipeline, config, self.settings, records)
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
@@ -224,7 +167,7 @@ class Pipeline(DataPipeline):
         histories = read_histories(self.root, self.store, run.run_id, training_curves.STAGES, training_curves.METRICS)
         self._write_report(training_curves.draw_training_curves(histories), report)
         results = self.evaluate("val", report)
-        self._write_report(run_log.report_files(self.settings.workspace), report)
+        self._write_report(report_files(self.settings.workspace), report)
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
 
     def evaluate(self, split: str, report: str, models: tuple[str, str] | None = None) -> dict[str, Any]:
@@ -259,12 +202,11 @@ class Pipeline(DataPipeline):
         inputs = EvaluationInputs(*models, self.images, self.proposals, split, s.data.classes, options)
         results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, s.compute.gpu)
         self._write_report(files, report)
-        if run := self._stage_run:
-            run.log_metrics(run_log.result_metrics(split, results))
+        self.run_of_stage.log_metrics(result_metrics(split, results))
         return results
 
     def _write_report(self, files: Mapping[str, bytes], report: str = "") -> None:
-        """Write the report's files in the given order, and log them to the MLflow run of the running stage, if there is one.
+        """Write the report's files in the given order, and log them to the MLflow run of the stage.
 
         Args:
             files: contents of the files by name.
@@ -273,8 +215,7 @@ class Pipeline(DataPipeline):
         for name, data in files.items():
             if report:
                 storage.write_bytes(storage.join(report, name), data)
-            if self._stage_run:
-                self._stage_run.log_bytes(data, f"report/{name}")
+            self.run_of_stage.log_bytes(data, f"report/{name}")
 
     def _register_stage(self) -> Stage:
         """Define the stage `register`, which adds the ensemble to MLflow's model registry.
