@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deconvnet.datasets import images_table
 from deconvnet.tracking import open_tracker
-from deconvnet.tracking.interface import NullRun, Run
+from deconvnet.tracking.interface import Run
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import Interrupted
@@ -64,8 +64,8 @@ class BasePipeline(Workspace):
         self.should_stop = should_stop
         self.store = tracking_uri(settings.workspace, settings.tracking.uri) if settings.tracking.enabled else ""
         self.executor = open_executor(settings.executor, settings.cluster, should_stop)
-        self.run_of_pipeline: Run = NullRun(self.root)
-        self.run_of_stage: Run = NullRun(self.root)
+        self.run_of_pipeline = Run(self.root)
+        self.run_of_stage = Run(self.root)
         self.stages = Stages(settings.workspace, self._stages())
 
     def run_or_plan(self, options: argparse.Namespace) -> bool:
