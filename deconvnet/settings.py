@@ -33,17 +33,13 @@ class DataSettings(Section):
         None,
         description="folder in VOC's layout (JPEGImages, SegmentationClass, ImageSets/Segmentation); empty: a data set is generated",
     )
-    train_split: str = Field("train", description="split to train on: ImageSets/Segmentation/<this>.txt lists its images")
-    val_split: str = Field(
-        "val", description="split for the final results only: ImageSets/Segmentation/<this>.txt lists its images"
-    )
+    train_split: str = Field("train", description="split to train on, listed in ImageSets/Segmentation/<this>.txt")
+    val_split: str = Field("val", description="split for the final results only, listed in ImageSets/Segmentation/<this>.txt")
     classes: tuple[str, ...] = Field(VOC_CLASSES, description="class names by id; the first is background")
     dev_fraction: float = Field(
         0.05, gt=0, le=0.5, description="share of the training images that is drawn (by seed) for validation during training"
     )
-    max_rejects: float = Field(
-        0.05, ge=0, le=1, description="share of the images that may be unusable; if there are more, the run stops"
-    )
+    max_rejects: float = Field(0.05, ge=0, le=1, description="share of the images that may be unusable before the run stops")
     max_pixels: PositiveInt = Field(100_000_000, description="images with more pixels are rejected")
     limit: PositiveInt | None = Field(None, description="number of images to use of each split (drawn by seed); empty: all")
     generated: GeneratedSettings = GeneratedSettings()
@@ -142,7 +138,7 @@ class ComputeSettings(Section):
         None, description="torch threads of each worker; empty: cpus_per_worker, or all CPUs with the local executor"
     )
     bf16: bool = Field(
-        True, description="compute in bfloat16 where the device is fast at it: GPUs from Ampere on, CPUs with AVX-512 BF16"
+        True, description="compute in bfloat16 where it is fast: on GPUs from Ampere on, on CPUs with AVX-512 BF16"
     )
     max_failures: int = Field(3, ge=0, description="number of times that failed workers are restarted from the last checkpoint")
 
@@ -182,9 +178,7 @@ class StageSettings(Section):
         description="learning rate over time: plateau: multiplied by gamma when the dev mean IoU stops rising; step: multiplied by "
         "gamma every step_every steps; poly: proportional to the share of steps left, to the power 0.9; constant",
     )
-    step_every: PositiveInt = Field(
-        9000, description="schedule step: number of steps between two reductions of the learning rate"
-    )
+    step_every: PositiveInt = Field(9000, description="schedule step: steps between two reductions of the learning rate")
     gamma: float = Field(0.1, gt=0, lt=1, description="schedules plateau and step: factor of each reduction")
     patience: PositiveInt = Field(2, description="schedule plateau: epochs without a rise of the dev mean IoU before a reduction")
     early_stopping_patience: PositiveInt | None = Field(
@@ -288,9 +282,7 @@ class RetrainSettings(Section):
     This is the section `retrain` of the settings files. Each field is explained by its description.
     """
 
-    margin: float = Field(
-        0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a model to be promoted"
-    )
+    margin: float = Field(0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a promotion")
     max_class_drop: float = Field(
         0.05, ge=0, le=1, description="a model of which one class's IoU (0–1) falls by more than this is not promoted"
     )
@@ -300,16 +292,21 @@ class RetrainSettings(Section):
     )
 
 
-class TrackingSettings(Section):
+class StoreSettings(Section):
+    """Location of the MLflow store in whose registry the model is."""
+
+    uri: str | None = Field(
+        None, description="tracking server, if MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"
+    )
+
+
+class TrackingSettings(StoreSettings):
     """Experiment tracking and the model registry (MLflow).
 
     This is the section `tracking` of the settings files. Each field is explained by its description.
     """
 
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
-    uri: str | None = Field(
-        None, description="tracking server, if MLFLOW_TRACKING_URI names none; empty: a SQLite file in the workspace"
-    )
     experiment: str = Field("deconvnet", min_length=1, description="experiment that the runs belong to")
     model_name: str = Field("edeconvnet", min_length=1, description="name of the registered model")
     register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")

@@ -14,6 +14,7 @@ from deconvnet.settings import (
     ModelSettings,
     RetrainSettings,
     SegmentSettings,
+    StoreSettings,
     TrackingSettings,
     TrainSettings,
 )
@@ -134,23 +135,13 @@ class EdgeSettings(PipelineSettings):
         return self.data.root is not None or self.bsds is None
 
 
-class StoreSettings(Section):
-    """Location of the MLflow store in whose registry the model is."""
-
-    uri: str | None = Field(
-        None, description="tracking server, where MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"
-    )
-
-
 class PredictComputeSettings(Section):
     """Number and resources of the processes that predict."""
 
     actors: PositiveInt | None = Field(None, description="processes that predict, each with the model; empty: as many as fit")
     cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each process")
     gpu: bool | None = Field(None, description="predict on GPUs; empty: where Ray has one")
-    gpus_per_actor: float = Field(
-        1.0, gt=0, le=1, description="share of a GPU that each process takes: 0.25 puts four on one GPU"
-    )
+    gpus_per_actor: float = Field(1.0, gt=0, le=1, description="share of a GPU for each process: 0.25 puts four on one GPU")
 
 
 class PredictSettings(CommandSettings):
@@ -225,9 +216,7 @@ class ImportSettings(CommandSettings):
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
     )
     mask_suffix: str = Field("", description="masks: what follows the image's name in the mask's: _mask for a.jpg and a_mask.png")
-    strange: Literal["reject", "void"] = Field(
-        "reject", description="masks: values without a class reject the image, or become void"
-    )
+    strange: Literal["reject", "void"] = Field("reject", description="masks: values without a class reject the image or are void")
     encoding: str | None = Field(
         None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"
     )
@@ -235,9 +224,7 @@ class ImportSettings(CommandSettings):
     max_pixels: PositiveInt = Field(100_000_000, description="larger images are rejected")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
     check: Location | None = Field(None, description="import nothing: check this folder in VOC's layout")
-    report: Location | None = Field(
-        None, description="folder that check.md and contact_sheet.png are written to; empty: the data's"
-    )
+    report: Location | None = Field(None, description="folder for check.md and contact_sheet.png; empty: the data's")
     train_split: str = Field("train", description="check: the list of training images")
     val_split: str = Field("val", description="check: the list of validation images")
 

@@ -10,6 +10,7 @@ from infra.errors import UserError
 from infra.runtime import open_executor
 from infra.settings import absolute_location
 from infra.storage.tables import COMMIT
+from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings, as_dict
 
 
@@ -24,23 +25,14 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
     Raises:
         UserError: if something is missing. The message says which command makes it.
     """
-    needed = {name: storage.join(_model(settings, name), "model.json") for name in ("fcn8s", "stage2")}
+    workspace = Workspace(settings.workspace)
+    needed = {name: storage.join(workspace.model(name), "model.json") for name in ("fcn8s", "stage2")}
     if proposals:
-        needed = {"proposals": storage.join(settings.workspace, "proposals", COMMIT), **needed}
+        needed = {"proposals": storage.join(workspace.proposals, COMMIT), **needed}
     if missing := [name for name, uri in needed.items() if not storage.exists(uri)]:
         raise UserError(
             f"{settings.workspace} has no {' and no '.join(missing)} yet: run workflows/train_pipeline.py --config {config} first"
         )
-
-
-def _model(settings: Settings, stage: str) -> str:
-    """Return the URI of the model folder that a training stage has written.
-
-    Args:
-        settings: settings of the pipeline.
-        stage: name of the training stage: "fcn8s", or "stage2" for DeconvNet.
-    """
-    return storage.join(settings.workspace, "models", stage)
 
 
 def write_submission(settings: Settings, archive: str, config: str, *, split: str | None, result: str, competition: str) -> str:
@@ -66,7 +58,8 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
     target = _archive_uri(archive)
     root, split = _image_list(settings.data.root, split)
     check_trained(settings, config, proposals=False)
-    models = _model(settings, "stage2"), _model(settings, "fcn8s")
+    workspace = Workspace(settings.workspace)
+    models = workspace.model("stage2"), workspace.model("fcn8s")
     classes = tuple(storage.read_json(storage.join(models[0], "model.json"))["classes"])
     if classes != VOC_CLASSES:
         raise UserError(
@@ -76,7 +69,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
     images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
     options = PredictorOptions.from_settings(settings.segment, settings.examples)
     recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
-    work = storage.join(settings.workspace, "submissions", recipe.key(images)[:16])
+    work = workspace.uri("submissions", recipe.key(images)[:16])
     with open_executor(settings.executor, settings.cluster) as executor:
         masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
     folder = masks_folder(competition, split)

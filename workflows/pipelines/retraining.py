@@ -21,6 +21,9 @@ from workflows.pipelines.generations import Generation
 from workflows.pipelines.training import Pipeline
 from workflows.settings import Settings
 
+CHAMPION_RESULTS = ("champion", "results.json")
+"""Path in the report's folder of the file with the evaluation results of the champion (the registered model in use)."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -67,17 +70,12 @@ class Retraining(Pipeline):
         s = self.settings
         version = {"version": self.generation.version}
         limits = {"margin": s.retrain.margin, "max_class_drop": s.retrain.max_class_drop}
-        inputs, outputs = ("prepare", "proposals", "evaluate"), (self._champion_results,)
+        inputs, outputs = ("prepare", "proposals", "evaluate"), (self.report(*CHAMPION_RESULTS),)
         return [
             *super()._stages(),
             Stage("champion", "the champion on the same images", 1, version, inputs, outputs, self._evaluate_champion),
             Stage("verdict", "champion or challenger", 1, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
-
-    @property
-    def _champion_results(self) -> str:
-        """Return the URI of the JSON file with the evaluation results of the champion (the registered model in use)."""
-        return storage.join(self.settings.workspace, "report", "champion", "results.json")
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the champion (the registered model in use) on the val images, and write its results to a JSON file.
@@ -102,7 +100,7 @@ class Retraining(Pipeline):
                 results = self.evaluate("val", self.report("champion"), (deconvnet, fcn8s))
             else:
                 results = {"classes": classes}
-        storage.write_json(self._champion_results, results)
+        storage.write_json(self.report(*CHAMPION_RESULTS), results)
         return {}
 
     def _champion_models(self, source: str) -> tuple[str, str]:
@@ -138,7 +136,7 @@ class Retraining(Pipeline):
             now), `promoted` (a bool) and `why` (a sentence).
         """
         limits, name = self.settings.retrain, self.settings.tracking.model_name
-        champion = storage.read_json(self._champion_results)
+        champion = storage.read_json(self.report(*CHAMPION_RESULTS))
         challenger = storage.read_json(self.report("results.json"))
         registered = read_record(self.settings.workspace, "register")
         assert registered is not None

@@ -20,6 +20,9 @@ class Workspace:
 
     Attributes:
         root: path or s3:// URI of the workspace.
+        images: URI of the table `images`, which holds the images with their masks and splits.
+        proposals: URI of the table `proposals`, which holds for each image the boxes that may contain objects.
+        changes: URI of the table `changes`, which compares the images with those of an earlier workspace.
     """
 
     def __init__(self, root: str) -> None:
@@ -29,25 +32,11 @@ class Workspace:
             root: local folder or s3:// prefix.
         """
         self.root = root
+        self.images, self.proposals, self.changes = (self.uri(table) for table in ("images", "proposals", "changes"))
 
     def uri(self, *parts: str) -> str:
         """Return the URI of a file or folder of the workspace. The names `parts` are joined to its path in the workspace."""
         return storage.join(self.root, *parts)
-
-    @property
-    def images(self) -> str:
-        """Return the URI of the table `images`, which holds the images with their masks and splits."""
-        return self.uri("images")
-
-    @property
-    def proposals(self) -> str:
-        """Return the URI of the table `proposals`, which holds for each image the boxes that may contain objects."""
-        return self.uri("proposals")
-
-    @property
-    def changes(self) -> str:
-        """Return the URI of the table `changes`, which compares the images with those of an earlier workspace."""
-        return self.uri("changes")
 
     def examples(self, table: str) -> str:
         """Return the URI of a table of training crops.
