@@ -204,6 +204,12 @@ class ImportSettings(CommandSettings):
         description="classes to import, in this order, separated by commas; masks: names by id from 0; check: those of the folder; "
         "empty: all",
     )
+    background: str | None = Field(
+        None,
+        description="class that is the background, though it has another name; masks: its name or mask value, or none: all classes "
+        "are objects; empty: the names tell",
+    )
+    fold_case: bool = Field(False, description="make one class of names that differ in upper and lower case alone")
     others: Literal["background", "void"] = Field(
         "background", description="coco, labelme: what objects of classes that are not imported become"
     )

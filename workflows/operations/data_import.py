@@ -119,6 +119,8 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         sources.append(AnnotationSource(settings.val_images or settings.images or given, given, "val"))
     rules = ImportRules(
         classes=settings.classes,
+        background=settings.background,
+        fold_case=settings.fold_case,
         small_over_large=settings.overlap == "small",
         crowd_void=settings.crowd == "void",
         others_void=settings.others == "void",

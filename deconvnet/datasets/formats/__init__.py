@@ -10,7 +10,7 @@ import_data.py (`ImportSettings` in workflows/settings.py). The `read` function 
 It returns an `AnnotatedDataset`. It usually works in three steps:
 
 1. Read the annotation files (`importing.images.read_input`, `read_json`) and list the images (`importing.images.ImageIndex`).
-2. Choose the classes and their ids (`importing.dataset.select_classes`, `class_ids`).
+2. Choose the classes and their ids (`importing.dataset.AnnotatedDataset.choose_classes`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
    is called later, once, in any thread. `functools.partial` gives it the arguments it needs. If the annotations are shapes, it
    turns each of them into an `importing.regions.Region`, and `importing.painting.paint_image` paints the regions by the rules. If

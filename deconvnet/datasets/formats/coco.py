@@ -15,8 +15,6 @@ from deconvnet.datasets.importing.dataset import (
     AnnotatedImage,
     AnnotationSource,
     ImportRules,
-    class_ids,
-    select_classes,
 )
 from deconvnet.datasets.importing.images import ImageIndex, read_json
 from deconvnet.datasets.importing.painting import paint_image
@@ -45,11 +43,11 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     documents = [_read_document(source.annotations, rules.encoding) for source in sources]
     names = [_category_names(document, source) for source, document in zip(sources, documents, strict=True)]
     annotated = [name for by_id in names for _, name in sorted(by_id.items())]
-    dataset = AnnotatedDataset(select_classes(annotated, rules.classes))
+    dataset = AnnotatedDataset()
+    ids = dataset.choose_classes(annotated, rules)
     if not any(annotation.get("segmentation") for document in documents for annotation in document["annotations"]):
         files = " and ".join(source.annotations for source in sources)
         raise UserError(f"{files}: no annotation has an outline (segmentation); boxes alone can't become masks")
-    ids = class_ids(dataset.classes, annotated, rules)
     for source, document, by_id in zip(sources, documents, names, strict=True):
         _add_images(dataset, source, document, {category: ids[name] for category, name in by_id.items()}, rules)
     return dataset

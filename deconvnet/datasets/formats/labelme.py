@@ -23,8 +23,6 @@ from deconvnet.datasets.importing.dataset import (
     AnnotatedImage,
     AnnotationSource,
     ImportRules,
-    class_ids,
-    select_classes,
 )
 from deconvnet.datasets.importing.images import ImageIndex, read_json
 from deconvnet.datasets.importing.painting import paint_image
@@ -82,12 +80,10 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         _, uri, reason = rejects[0]
         raise UserError(f"none of the {len(rejects):,} .json files can be used; {uri}: {reason}")
     annotated = sorted(labels - {VOID_LABEL, BACKGROUND_LABEL})
-    dataset = AnnotatedDataset(select_classes(annotated, rules.classes, must_exist=False))
-    if absent := [name for name in dataset.classes[1:] if name not in labels]:
-        dataset.notes.append(f"no shape has the label {', '.join(absent)}")
+    dataset = AnnotatedDataset()
+    ids = {**dataset.choose_classes(annotated, rules, must_exist=False), VOID_LABEL: VOID_ID, BACKGROUND_LABEL: 0}
     for reject in rejects:
         dataset.reject(*reject)
-    ids = {**class_ids(dataset.classes, annotated, rules), VOID_LABEL: VOID_ID, BACKGROUND_LABEL: 0}
     indexes = {source.images: _index_or_none(source.images) for source in sources}
     for source, name, image_path in files:
         uri = storage.join(source.annotations, name)

@@ -40,7 +40,7 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
         UserError: if a folder of masks has no mask for any of its images, the table can't be read, or the values of the masks
             don't look like those of classes.
     """
-    dataset = AnnotatedDataset(())
+    dataset = AnnotatedDataset()
     pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, address of its mask
     for source in sources:
         index = ImageIndex(source.images)

@@ -4,7 +4,8 @@ It holds the class names, the list of images, and a function for each image that
 of `deconvnet.datasets.formats` make such a data set, and `deconvnet.datasets.importing.voc_writer` writes it to disk.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -17,6 +18,8 @@ from proposals.masks import VOID_ID
 
 STAGE = "import"
 BACKGROUND = "background"
+BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__")
+"""Class names, in lower case, that always mean background."""
 _MOST_CLASSES = 254  # besides background, as ids have 8 bits and 255 is void
 
 
@@ -27,6 +30,9 @@ class ImportRules:
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
+        background: name of the class that is the background, though it has another name. In masks it may also be the mask value
+            of that class, or "none" if all classes are objects. None if the names tell.
+        fold_case: True to make one class of names that differ in upper and lower case alone.
         small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
             the file.
         crowd_void: True turns groups of objects annotated as one (COCO's iscrowd) into void. False makes each group one object.
@@ -40,6 +46,8 @@ class ImportRules:
     """
 
     classes: tuple[str, ...] = ()
+    background: str | None = None
+    fold_case: bool = False
     small_over_large: bool = True
     crowd_void: bool = True
     others_void: bool = False
@@ -119,7 +127,7 @@ class AnnotatedDataset:
         class_table_text: text of the class table (see `class_table`); None for formats whose annotations are not masks.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     entries: list[DatasetEntry] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -149,6 +157,47 @@ class AnnotatedDataset:
             self.source_names[image_id] = name
             self.entries.append(DatasetEntry(image_id, uri, split, load))
 
+    def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
+        """Choose the classes of the data set, and the class id of each class name in the annotations.
+
+        What the user should know of the choice is added to `notes`, for example that names differ by case alone.
+
+        Args:
+            annotated: class names in the annotations, in the order of their ids; they may repeat.
+            rules: rules that the user chose. `classes`, `others_void`, `background` and `fold_case` apply.
+            must_exist: True to refuse if any class of `rules.classes` is missing from the annotations. False to refuse only if
+                all are missing.
+
+        Returns:
+            Class id by class name, for all names in `annotated`. Names that are not imported have 255 (void) or 0 (background).
+
+        Raises:
+            UserError: if classes of `rules.classes` or `rules.background` are missing, there is no class or more than 254, or a
+                name is empty or unprintable.
+        """
+        key = folded if rules.fold_case else str
+        first: dict[str, str] = {}
+        for name in annotated:
+            first.setdefault(key(name), name)
+        asked = rules.background and key(rules.background)
+        if asked and asked not in first:
+            raise UserError(f"--background {rules.background} is not in the annotations, which have {_some(first.values())}")
+        background = {each for each, name in first.items() if each == asked or name.lower() in BACKGROUND_NAMES}
+        requested = {key(name): name for name in rules.classes if name.lower() not in BACKGROUND_NAMES and key(name) != asked}
+        found = {each: name for each, name in first.items() if each not in background}
+        names = requested or found
+        unknown = [name for each, name in names.items() if each not in found]
+        if unknown and (must_exist or len(unknown) == len(names)):
+            raise UserError(f"--classes: {', '.join(unknown)} is not in the annotations, which have {_some(found.values())}")
+        check_class_names(list(names.values()))
+        if unknown:
+            self.notes.append(f"no annotation has the class {', '.join(unknown)}")
+        self.classes = (BACKGROUND, *names.values())
+        self.notes += [f"{first[each]} is the background" for each in background if first[each].lower() != BACKGROUND]
+        self.notes += describe_variants(annotated, rules.fold_case)
+        ids = dict.fromkeys(background, 0) | {each: index for index, each in enumerate(names, start=1)}
+        return {name: ids.get(key(name), VOID_ID if rules.others_void else 0) for name in annotated}
+
     def reject(self, name: str, uri: str, reason: str) -> None:
         """Add an image that can't be used to the list of rejects.
 
@@ -158,6 +207,11 @@ class AnnotatedDataset:
             reason: sentence for the user, which is written to `rejects.csv`.
         """
         self.rejects.append(Reject(image_id_of(name), uri, STAGE, reason))
+
+
+def _some(names: Collection[str]) -> str:
+    """Return the first 20 of some class names as text, or "no class" if there is none."""
+    return ", ".join(list(names)[:20]) + (", …" if len(names) > 20 else "") or "no class"
 
 
 def image_id_of(name: str) -> str:
@@ -173,48 +227,40 @@ def image_id_of(name: str) -> str:
     return "_".join([*(part for part in path.parent.parts if part not in ("/", "..")), path.stem])
 
 
-def select_classes(annotated: Sequence[str], requested: Sequence[str], must_exist: bool = True) -> tuple[str, ...]:
-    """Choose the classes of the imported data set.
+def folded(name: str) -> str:
+    """Return what a class name has in common with those that differ from it in upper and lower case or Unicode form alone."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
+    """Describe the class names that differ in upper and lower case alone.
 
     Args:
-        annotated: class names in the annotations, in the order of their ids. Background and repetitions are ignored.
-        requested: names of the classes that the user wants, in the order of their ids. If empty, all are chosen.
-        must_exist: True to refuse if any requested class is missing from the annotations. False to refuse only if all are
-            missing.
+        names: class names.
+        joined: True if they were made one class (`ImportRules.fold_case`), False if each remains a class.
 
     Returns:
-        Class names by id, background first.
+        A sentence for the user for each group of such names; none if all names differ in more.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(folded(name), []).append(name)
+    what = "were made one class" if joined else "differ by case alone, and are separate classes: --fold_case makes them one"
+    return [f"{', '.join(group)} {what}" for group in groups.values() if len(group) > 1]
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Check the names of the classes beside background.
+
+    Args:
+        names: the names.
 
     Raises:
-        UserError: if requested classes are missing (see `must_exist`), there is no class or more than 254, or a name is empty or
-            unprintable.
+        UserError: if there is none or more than 254, or a name is empty or unprintable.
     """
-    annotated = [name for name in dict.fromkeys(annotated) if name.lower() != BACKGROUND]
-    names = [name for name in requested if name.lower() != BACKGROUND] or annotated
-    unknown = [name for name in names if name not in annotated]
-    if unknown and (must_exist or len(unknown) == len(names)):
-        known = ", ".join(annotated[:20]) + (", …" if len(annotated) > 20 else "")
-        raise UserError(f"--classes: {', '.join(unknown)} is not in the annotations, which have {known or 'no class'}")
     if not 1 <= len(names) <= _MOST_CLASSES:
         raise UserError(
             f"the annotations have {len(names)} classes beside background, 1 to {_MOST_CLASSES} are possible: choose by --classes"
         )
     if unprintable := [name for name in names if not name.strip() or not name.isprintable()]:
         raise UserError(f"the annotations have a class named {unprintable[0]!r}: give it a printable name")
-    return (BACKGROUND, *names)
-
-
-def class_ids(classes: Sequence[str], annotated: Sequence[str], rules: ImportRules) -> Mapping[str, int]:
-    """Choose the class id of each class name in the annotations.
-
-    Args:
-        classes: class names by id, from `select_classes`.
-        annotated: class names in the annotations.
-        rules: rules that the user chose; `others_void` says whether classes that are not imported become void or background.
-
-    Returns:
-        Class id by class name, for all names in `annotated`. Names that are not in `classes` have 255 (void) or 0 (background).
-    """
-    other = VOID_ID if rules.others_void else 0
-    ids = {name: index for index, name in enumerate(classes)}
-    return {name: 0 if name.lower() == BACKGROUND else ids.get(name, other) for name in annotated}
