@@ -205,9 +205,7 @@ class ImportSettings(CommandSettings):
         "empty: all",
     )
     background: str | None = Field(
-        None,
-        description="class that is the background, though it has another name; masks: its name or mask value, or none: all classes "
-        "are objects; empty: the names tell",
+        None, description="class that is the background; masks: name, value, or none; empty: by its name"
     )
     fold_case: bool = Field(False, description="make one class of names that differ in upper and lower case alone")
     others: Literal["background", "void"] = Field(
