@@ -120,7 +120,7 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     counts, values = breakdowns["proposals"]["counts"], breakdowns["proposals"]["mean_iou"]
     figure = new_figure(4.2)
     axes = figure.subplots()
-    axes.plot(counts, _with_nan(values), color=_COLOURS["deconvnet_crf"], marker="o", label="DeconvNet")
+    axes.plot(counts, np.array(values, float), color=_COLOURS["deconvnet_crf"], marker="o", label="DeconvNet")
     for count, value in zip(counts, values, strict=True):
         if value is not None:
             axes.annotate(
@@ -229,9 +229,7 @@ def _grouped_bars(
     for i, (name, values) in enumerate(bars.items()):
         positions = np.arange(len(values)) + (i - (len(bars) - 1) / 2) * thick
         label = RESULT_TITLES[name] + suffixes.get(name, "")
-        (axes.barh if horizontal else axes.bar)(positions, _with_nan(values), thick * 0.9, color=_COLOURS[name], label=label)
-
-
-def _with_nan(values: Sequence[float | None]) -> list[float]:
-    """Replace None in a list of numbers by nan, for which matplotlib draws nothing."""
-    return [np.nan if value is None else value for value in values]
+        # None becomes nan, for which matplotlib draws nothing
+        (axes.barh if horizontal else axes.bar)(
+            positions, np.array(values, float), thick * 0.9, color=_COLOURS[name], label=label
+        )
