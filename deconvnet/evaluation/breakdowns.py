@@ -94,7 +94,7 @@ class Breakdowns:
         object_mask: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         by_count: Mapping[int, np.ndarray],
-    ) -> list[float]:
+    ) -> list[ConfusionMatrix]:
         """Add one image to the sums.
 
         Args:
@@ -105,7 +105,7 @@ class Breakdowns:
             by_count: DeconvNet's predicted class ids, uint8 (H, W), by number of proposals; one for each of `counts`.
 
         Returns:
-            The mean IoU of this image alone for each result, in the order of `results`; nan if the annotation is all void.
+            The confusion matrix of this image alone for each result, in the order of `results`.
         """
         classes = self.confusion.shape[-1]
         single = [ConfusionMatrix(classes).update(class_mask, predictions[name]) for name in self.results]
@@ -117,7 +117,7 @@ class Breakdowns:
         self.objects += np.bincount(sizes, minlength=len(self.objects))
         for total, each in zip(self.ious, ious, strict=True):
             total += np.bincount(sizes, each, minlength=len(self.objects))
-        return [each.mean_iou for each in single]
+        return single
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return a dict of the four arrays of sums by attribute name, for sending to another process. They are not copied."""

@@ -16,6 +16,7 @@ import torch
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import Breakdowns
+from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import UserError
@@ -68,11 +69,14 @@ class Evaluation:
             `rows` (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
         mean_iou: mean IoU of each image on its own, by image_id, then by result name; None if the image's annotation is all void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
+        confusions: confusion matrix of each image by image_id, int32 (C, C), of the result `DECISIVE_RESULT`. A row is a true
+            class and a column is a predicted class.
     """
 
     results: dict[str, Any]
     mean_iou: dict[str, dict[str, float | None]]
     breakdowns: dict[str, Any]
+    confusions: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -153,19 +157,21 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of sums that `Breakdowns.arrays` returns, and two more entries. `image_ids` is a list. `mean_iou`
-        is a list that has for each image a list of floats, one per result in the order of `RESULTS`. They are nan if the image's
-        annotation is all void.
+        A dict with the arrays of sums that `Breakdowns.arrays` returns, and three more lists with an item for each image.
+        `image_ids` has its id. `mean_iou` has a list of floats, one per result in the order of `RESULTS`. They are nan if the
+        image's annotation is all void. `confusions` has its confusion matrix by the result `DECISIVE_RESULT`, int32 (C, C).
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
     breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
-    image_ids, mean_iou = [], []
+    image_ids, mean_iou, confusions = [], [], []
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
         masks, by_count = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
         image_ids.append(image_id)
-        mean_iou.append(breakdowns.add(class_mask, object_mask, masks, by_count))
-    return {"image_ids": image_ids, "mean_iou": mean_iou, **breakdowns.arrays()}
+        single = breakdowns.add(class_mask, object_mask, masks, by_count)
+        mean_iou.append([each.mean_iou for each in single])
+        confusions.append(single[RESULTS.index(DECISIVE_RESULT)].matrix.astype(np.int32))
+    return {"image_ids": image_ids, "mean_iou": mean_iou, "confusions": confusions, **breakdowns.arrays()}
 
 
 def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
@@ -208,10 +214,12 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     classes = inputs.classes
     total = Breakdowns(RESULTS, inputs.counts, len(classes))
     mean_iou: dict[str, dict[str, float | None]] = {}
+    confusions: dict[str, np.ndarray] = {}
     for found in measured:
         total.merge(found)
         for image_id, values in zip(found["image_ids"], found["mean_iou"], strict=True):
             mean_iou[image_id] = {name: none_if_nan(value) for name, value in zip(RESULTS, values, strict=True)}
+        confusions |= zip(found["image_ids"], found["confusions"], strict=True)
     if not mean_iou:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
@@ -224,7 +232,7 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
         "classes": list(classes),
         "rows": {name: _result_row(matrix, classes) for name, matrix in zip(RESULTS, matrices, strict=True)},
     }
-    return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict())
+    return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict(), dict(sorted(confusions.items())))
 
 
 def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.evaluator import Evaluation, EvaluationInputs, evaluate
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import percent
 from infra.runtime.executor import Executor
-
-CONFUSION_OF = "edeconvnet_crf"
-"""Name of the result whose confusion matrix is drawn."""
 
 
 def evaluate_and_report(
@@ -59,14 +57,15 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
             drawn again in the same way.
 
     Returns:
-        The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`, `results.md` and
-        `results.json`. If they are written in this order, a report that has `results.json` is complete.
+        The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`,
+        `image_confusions.npz`, `results.md` and `results.json`. If they are written in this order, a report that has `results.json` is complete.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
     return {
         **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
         "mean_iou_by_image.json": _json(evaluation.mean_iou),
         "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # the key of existing reports
+        IMAGE_CONFUSIONS: image_confusions_file(evaluation.confusions),
         "results.md": results_markdown(evaluation.results).encode(),
         "results.json": _json(evaluation.results),
     }
@@ -83,12 +82,12 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
     Returns:
         Contents of the PNGs by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size" and "confusion".
     """
-    title = f"{RESULT_TITLES[CONFUSION_OF]}, {results['dataset']}, {results['images']:,} images"
+    title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
     return {
         "iou_by_class": plots.iou_by_class(results),
         "iou_by_proposals": plots.iou_by_proposals(results, breakdowns),
         "iou_by_size": plots.iou_by_size(breakdowns),
-        "confusion": plots.confusion_matrix(np.array(breakdowns["confusion"][CONFUSION_OF]), results["classes"], title),
+        "confusion": plots.confusion_matrix(np.array(breakdowns["confusion"][DECISIVE_RESULT]), results["classes"], title),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import SMALLEST_SIDE
+from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.reporting import panels
 from deconvnet.reporting.activations import decoder_maps
 from infra.storage import tables
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 MeanIou = Mapping[str, Mapping[str, float | None]]
 """Mean IoU of each image on its own, by image_id and result name, 0 to 1. It is None if the image's annotation is all void."""
 
-RANKED_BY = "edeconvnet_crf"
 STEPS = (1, 5, 10, 20, 50)
 """Numbers of boxes from which DeconvNet's prediction is shown, as in Figure 6 of Noh et al. (ICCV 2015)."""
 CANDIDATES = 10  # number of images that are searched for one with several objects
@@ -69,7 +69,7 @@ def best_median_worst(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]
         Pairs of a word ("best", "median" or "worst") and an image_id, from the best to the worst. Images with equal IoU are in
         order of their ids. No image occurs twice, even if there are fewer than 3 * `each` images.
     """
-    order = _ranked(mean_iou, lambda row: row[RANKED_BY])
+    order = _ranked(mean_iou, lambda row: row[DECISIVE_RESULT])
     count, middle = len(order), (len(order) - each) // 2
     ranks = {"best": range(each), "median": range(middle, middle + each), "worst": range(count - each, count)}
     words: dict[int, str] = {}

@@ -73,7 +73,7 @@ class Retraining(Pipeline):
         inputs, outputs = ("prepare", "proposals", "evaluate"), (self.report(*CHAMPION_RESULTS),)
         return [
             *super()._stages(),
-            Stage("champion", "the champion on the same images", 1, version, inputs, outputs, self._evaluate_champion),
+            Stage("champion", "the champion on the same images", 2, version, inputs, outputs, self._evaluate_champion),
             Stage("verdict", "champion or challenger", 1, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
 

@@ -148,7 +148,7 @@ class Pipeline(TrackedPipeline):
         window = {"context": s.examples.context, "window": s.examples.window}
         settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
-        return Stage("evaluate", "the five results", 3, settings, inputs, outputs, self._evaluate)
+        return Stage("evaluate", "the five results", 4, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the networks and the box proposals on the val images, and write the report.

@@ -10,6 +10,7 @@ import torch
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import object_ious
+from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
@@ -95,8 +96,10 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
             totals[name].update(truth, masks[name])
             mine = found.mean_iou[row["image_id"]][name]
             assert mine is None if row["image_id"] == "p00" else mine == pytest.approx(single.mean_iou)
+            if name == DECISIVE_RESULT:
+                np.testing.assert_array_equal(found.confusions[row["image_id"]], single.matrix)
 
-    assert list(found.mean_iou) == expected_ids and UNPROPOSED in expected_ids
+    assert list(found.confusions) == list(found.mean_iou) == expected_ids and UNPROPOSED in expected_ids
     assert found.results["images"] == 8 and found.results["classes"] == list(CLASSES)
     assert tuple(found.results["rows"]) == RESULTS
     for name in RESULTS:

@@ -15,16 +15,17 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     counted = Breakdowns(RESULTS, (1, 5), 3)
     truth = np.zeros((20, 30), np.uint8)
     truth[5:15, 5:15] = 1
-    means = counted.add(truth, truth, dict.fromkeys(RESULTS, truth), {1: truth * 0, 5: truth})
+    single = counted.add(truth, truth, dict.fromkeys(RESULTS, truth), {1: truth * 0, 5: truth})
     iou = {"background": 1.0, "cat": 1.0, "dog": None}
     rows = {name: {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": iou} for name in RESULTS}
     results = {"dataset": "made up", "images": 1, "classes": classes, "rows": rows}
-    found = Evaluation(results, {"a": dict(zip(RESULTS, means, strict=True))}, counted.as_dict())
+    means = {name: matrix.mean_iou for name, matrix in zip(RESULTS, single, strict=True)}
+    found = Evaluation(results, {"a": means}, counted.as_dict(), {"a": single[-1].matrix})
     options = PredictorOptions(proposals=5, crf={"iterations": 3})
     files = report_files(found, {"comparison": b"png"}, options)
     charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png")
     texts = ("mean_iou_by_image.json", "analysis.json", "results.md", "results.json")
-    assert set(files) == {"comparison.png", *charts, *texts} and list(files)[-1] == "results.json"
+    assert set(files) == {"comparison.png", "image_confusions.npz", *charts, *texts} and list(files)[-1] == "results.json"
     assert all(files[name].startswith(b"\x89PNG") for name in charts) and files["comparison.png"] == b"png"
     assert json.loads(files["results.json"]) == results
     kept = json.loads(files["analysis.json"])

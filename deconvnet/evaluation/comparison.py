@@ -1,0 +1,188 @@
+"""Compare two models on the same images: how much the mean IoU rises, and how certain this is.
+
+A difference of half a point on a few dozen images is mostly chance: other images would have given another one. The bootstrap
+measures this chance from the images themselves. It draws as many images as there are, with replacement, and computes the rise on
+them, many times. Both models are measured on the same drawn images (it is paired), so what makes an image easy or hard for both
+of them cancels out.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deconvnet.evaluation.metrics import ConfusionMatrix
+from infra import storage
+from infra.errors import UserError
+
+DECISIVE_RESULT = "edeconvnet_crf"
+"""Name of the one of the five results by which two models are compared. It measures what the registered model predicts."""
+IMAGE_CONFUSIONS = "image_confusions.npz"
+"""Name of the report's file with the confusion matrix of each image, by the decisive result."""
+_TAIL = 0.05  # share of the draws below the interval, and above it
+_Z = 1.6449  # a normal variable is above this with a probability of 5 %
+
+
+@dataclass(frozen=True)
+class RiseInterval:
+    """The rise of the mean IoU from one model to another, with its 90 % interval. All values but `images` are from -1 to 1.
+
+    Attributes:
+        rise: mean IoU of the second model minus that of the first, on all images.
+        lower: lower end of the interval. The true rise is below it with a probability of about 5 %.
+        upper: upper end of the interval. The true rise is above it with a probability of about 5 %.
+        images: number of images that were compared.
+    """
+
+    rise: float
+    lower: float
+    upper: float
+    images: int
+
+
+def mean_iou_rise(
+    champion: Mapping[str, np.ndarray], challenger: Mapping[str, np.ndarray], draws: int = 2000, seed: int = 0
+) -> RiseInterval:
+    """Measure by how much the mean IoU rises from one model to another, with a 90 % interval from a paired bootstrap.
+
+    The ends of the interval are the 5 % and 95 % points of the drawn rises. Their distance from the rise is enlarged by the factor
+    by which Student's interval of a mean is wider than the bootstrap's, because the bootstrap is too sure of few images. The
+    factor is 1.02 for 60 images and 1.3 for 5. Of a single image nothing follows, so its interval is from -1 to 1.
+
+    Args:
+        champion: confusion matrix of each image by image_id, integers (C, C), where a row is a true class and a column is a
+            predicted class. They are those of the first model.
+        challenger: confusion matrices of the second model, of the same images.
+        draws: number of times that images are drawn.
+        seed: seed of the draws. The same matrices and seed give the same interval, whatever the order of the images.
+
+    Returns:
+        The rise and its interval.
+
+    Raises:
+        ValueError: if the two models were not measured on the same images and classes, or no image has an annotated pixel.
+    """
+    if champion.keys() != challenger.keys():
+        other = sorted(champion.keys() ^ challenger.keys())
+        raise ValueError(
+            f"the models were measured on different images: {len(other)} of them, such as {other[0]!r}, with one model only"
+        )
+    old, new = (np.array([_counts(matrices[image_id]) for image_id in sorted(champion)]) for matrices in (champion, challenger))
+    if old.shape != new.shape:
+        raise ValueError(f"the models have {old.shape[-1]} and {new.shape[-1]} classes, so they can't be compared")
+    n = len(old)
+    rise = float(_mean_iou(new.sum(0)) - _mean_iou(old.sum(0))) if n else math.nan
+    if math.isnan(rise):
+        raise ValueError("there is no annotated pixel to compare the models on")
+    if n == 1:
+        return RiseInterval(rise, -1.0, 1.0, 1)
+    random = np.random.default_rng(seed)
+    both = np.stack([old, new]).reshape(2, n, -1)
+    drawn = np.array([np.bincount(random.integers(n, size=n), minlength=n) @ both for _ in range(draws)])
+    before, after = _mean_iou(drawn.reshape(draws, 2, 3, -1)).T
+    low, high = np.nanquantile(after - before, (_TAIL, 1 - _TAIL))
+    widening = _student_point(n - 1) / _Z * math.sqrt(n / (n - 1))
+    ends = (rise + widening * (end - rise) for end in (low, high))
+    lower, upper = (float(np.clip(end, -1, 1)) for end in ends)
+    return RiseInterval(rise, lower, upper, n)
+
+
+def _counts(matrix: np.ndarray) -> np.ndarray:
+    """Return what the IoU needs of a confusion matrix: the hits, true and predicted pixels of each class, float64 (3, C)."""
+    return np.array([np.diag(matrix), matrix.sum(1), matrix.sum(0)], np.float64)
+
+
+def _mean_iou(counts: np.ndarray) -> np.ndarray:
+    """Compute the mean IoU of many sets of images at once, as `ConfusionMatrix.mean_iou` does for one.
+
+    Args:
+        counts: hits, true and predicted pixels of each class, float64 (…, 3, C).
+
+    Returns:
+        float64 (…), 0 to 1. It is nan if no class occurs.
+    """
+    hits, true, predicted = np.moveaxis(counts, -2, 0)
+    union = true + predicted - hits
+    present = union > 0
+    total = np.divide(hits, union, out=np.zeros_like(hits), where=present).sum(-1)
+    number = present.sum(-1)
+    return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
+
+
+def _student_point(freedom: int) -> float:
+    """Return the value above which a variable with Student's t distribution is with a probability of 5 %.
+
+    It is approximated by the expansion of Abramowitz and Stegun (26.7.5), to better than 1 % from 3 degrees of freedom on.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+    """
+    if freedom < 3:
+        return (6.314, 2.920)[freedom - 1]
+    z = _Z
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def image_mean_iou(matrix: np.ndarray) -> float:
+    """Compute the mean IoU of a single image from its confusion matrix (C, C). It is nan if no pixel is annotated."""
+    return ConfusionMatrix(len(matrix), matrix).mean_iou
+
+
+def image_confusions_file(confusions: Mapping[str, np.ndarray]) -> bytes:
+    """Make the content of the file `image_confusions.npz`, which stores the confusion matrix of each image.
+
+    Only the entries that are not 0 are stored, because an image shows few of the classes.
+
+    Args:
+        confusions: confusion matrices by image_id, integers (C, C). There must be at least one.
+
+    Returns:
+        The content of the file. The same matrices make the same bytes.
+    """
+    ids = sorted(confusions)
+    matrices = [confusions[image_id] for image_id in ids]
+    cells = [np.flatnonzero(matrix) for matrix in matrices]
+    sink = io.BytesIO()
+    np.savez_compressed(
+        sink,
+        image_ids=np.array(ids),
+        classes=np.int64(len(matrices[0])),
+        entries=np.array([len(each) for each in cells]),  # per image
+        cells=np.concatenate(cells),
+        pixels=np.concatenate([matrix.ravel()[each] for matrix, each in zip(matrices, cells, strict=True)]).astype(np.int64),
+    )
+    return sink.getvalue()
+
+
+def read_image_confusions(uri: str) -> dict[str, np.ndarray]:
+    """Read the confusion matrix of each image from a file that `image_confusions_file` made.
+
+    Args:
+        uri: URI of the file `image_confusions.npz` (local or s3://).
+
+    Returns:
+        The confusion matrices by image_id, int32 (C, C). A row is a true class and a column is a predicted class.
+
+    Raises:
+        UserError: if the file does not exist or is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as file:
+            stored = {name: file[name] for name in ("image_ids", "classes", "entries", "cells", "pixels")}
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} does not exist: run the stage `evaluate` of its workspace again, which writes it") from error
+    except Exception as error:  # numpy and zipfile raise all kinds of errors for damaged files
+        raise UserError(
+            f"{uri} can't be used: it is not a whole file of confusion matrices; remove it and evaluate again"
+        ) from error
+    size, ends = int(stored["classes"]), np.cumsum(stored["entries"])
+    found = {}
+    for image_id, cells, pixels in zip(
+        stored["image_ids"].tolist(), np.split(stored["cells"], ends[:-1]), np.split(stored["pixels"], ends[:-1]), strict=True
+    ):
+        matrix = np.zeros(size * size, np.int32)
+        matrix[cells] = pixels
+        found[image_id] = matrix.reshape(size, size)
+    return found
