@@ -12,8 +12,8 @@ least retrain.margin, and the IoU of no class is lower by more than retrain.max_
 Each retraining has a folder of its own (a generation) in WORKSPACE/generations. If it is interrupted, the same command
 resumes it.
 
-Exit codes: 0 done, or nothing is new; 2 an error in the settings or the data; 3 another retraining of this workspace is
-running; 75 interrupted, with a checkpoint: the same command resumes.
+Exit codes: 0 done, or nothing is new; 2 an error in the settings or the data; 3 another command is working in this
+workspace; 75 interrupted, with a checkpoint: the same command resumes.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or the data have an error.
-        Locked: if another retraining of this workspace is running.
+        Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped. The same command resumes it.
     """
     command = parser(__doc__ or "")

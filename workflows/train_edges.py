@@ -12,8 +12,8 @@ The command also compares the new forest with the one that comes with the projec
 of your data and on the val images of BSDS500, and prints the table. The same seed gives the same file on any number of
 workers.
 
-Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: the same command resumes with the trees trained
-so far.
+Exit codes: 0 done; 2 an error in the settings or the data; 3 another command is working in this workspace; 75 interrupted:
+the same command resumes with the trees trained so far.
 """
 
 from infra import storage

@@ -10,7 +10,8 @@ The five results are those of the paper on DeconvNet (Noh et al., ICCV 2015): FC
 latter two with and without a CRF. All files are written to the workspace (--workspace DIR). Stages that are already
 complete there are skipped, and a run that was stopped or killed resumes from its last checkpoint.
 
-Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted, with a checkpoint: the same command resumes.
+Exit codes: 0 done; 2 an error in the settings or the data; 3 another command is working in this workspace; 75 interrupted,
+with a checkpoint: the same command resumes.
 """
 
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or the data have an error.
+        Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped. The same command resumes it.
     """
     command = parser(__doc__ or "")

@@ -16,15 +16,14 @@ from infra.storage.files import write_bytes
 from infra.storage.uri import is_s3, local_path
 
 
-def exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
-    """Create, replace or delete a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
+def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
+    """Create or replace a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
 
     Args:
         uri: the file, local or s3://.
         old: the expected content; None if there should be no file.
-        new: the new content; None to delete the file. It must differ from what any other process writes, for example by a random
-            token. If the answer to a successful S3 request is lost, the writer recognises its success by finding exactly this
-            content.
+        new: the new content. It must differ from what any other process writes, for example by a random token. If the answer to
+            a successful S3 request is lost, the writer recognises its success by finding exactly this content.
 
     Returns:
         True if this call changed the file, False if its content was not `old`.
@@ -42,10 +41,7 @@ def exchange(uri: str, old: bytes | None, new: bytes | None) -> bool:
         found = path.read_bytes() if path.exists() else None
         if found != old:
             return False
-        if new is None:
-            path.unlink()
-        else:
-            write_bytes(uri, new)
+        write_bytes(uri, new)
         return True
 
 

@@ -233,7 +233,7 @@ def copy_tree(source: str, target: str) -> None:
         copy_file(join(source, name), join(target, name))
 
 
-def check_writable(uri: str) -> None:
+def check_writable(uri: str, locks: bool = False) -> None:
     """Check that files can be written, read, listed and deleted below a folder.
 
     Commands call this at the start of a run, so that it does not fail later. It takes at most a few seconds, and leaves no file
@@ -241,6 +241,7 @@ def check_writable(uri: str) -> None:
 
     Args:
         uri: the folder, local or s3://; a missing local folder is created.
+        locks: True to check also that a lock there would be safe: that an S3 server does not ignore the conditions of writes.
 
     Raises:
         UserError: if one of these operations fails; the message says why.
@@ -252,7 +253,11 @@ def check_writable(uri: str) -> None:
             client.put_object(**file, Body=b"writable")
             client.get_object(**file)["Body"].read()
             client.list_objects_v2(Bucket=bucket, Prefix=file["Key"], MaxKeys=1)
-            client.delete_object(**file)
+            try:
+                if locks:
+                    s3.check_conditional_writes(bucket, file["Key"])
+            finally:
+                client.delete_object(**file)
         return
     path = local_path(uri) / name
     with replacing(path) as written:

@@ -2,8 +2,11 @@
 
 The lock is a small JSON file, which is written only if it is absent or unchanged (see `conditional.py`). It contains the time
 when it expires. Its holder postpones this time again and again, so if a run dies, its lock expires by itself. The clocks of the
-machines may differ only by a small part of the time for which a lock is valid. Each machine must have its own host name, as
-Kubernetes pods have.
+machines may differ only by a small part of the time for which a lock is valid. A lock whose holder is certainly dead is taken
+over at once: its process ran under the same kernel as this one, and is gone.
+
+A released lock leaves its file behind, because the file counts how often the lock was taken. This count, the fencing number,
+tells apart the work of two holders: the one with the lower number had lost the lock when the other took it.
 """
 
 import json
@@ -16,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 
 
 class Locked(Exception):
@@ -37,8 +41,11 @@ class LockRecord:
         host: host name of the machine on which that run works.
         pid: process id of that run.
         since: time when that run took the lock, as a Unix time.
-        expires: time when the lock expires unless it is renewed, as a Unix time.
+        expires: time when the lock expires unless it is renewed, as a Unix time; 0 if it was released.
         token: random text, which distinguishes holders of the same name.
+        fence: fencing number, how often the lock has been taken.
+        kernel: identifies the running kernel and the namespace in which `pid` is valid; "" if the system can't tell.
+        started: time when the process started, in clock ticks since the kernel did; "" if the system can't tell.
     """
 
     holder: str
@@ -47,6 +54,9 @@ class LockRecord:
     since: float
     expires: float
     token: str
+    fence: int = 1
+    kernel: str = ""
+    started: str = ""
 
     def to_bytes(self) -> bytes:
         """Return the record as the content of the lock file (JSON)."""
@@ -71,9 +81,56 @@ class Lock:
         self._thread.start()
 
     @property
+    def fence(self) -> int:
+        """Return the fencing number: how often this lock has been taken, this time included. Later holders have higher numbers."""
+        return self._record.fence
+
+    @property
     def lost(self) -> bool:
-        """Return whether another run may hold the lock now, because it took the lock over or the lock was not renewed in time."""
+        """Return whether another run may hold the lock now, because it took the lock over or the lock was not renewed in time.
+
+        This does not read the lock file. `still_held` does, and notices at once if another run took the lock.
+        """
         return self._lost.is_set() or time.time() >= self._record.expires
+
+    def still_held(self) -> bool:
+        """Read the lock file, and return whether this process still holds the lock.
+
+        Raises:
+            UserError: if the storage can't be used, or the file is no lock any more.
+        """
+        theirs = self._read()
+        if theirs is None or theirs.token != self._record.token:
+            self._lost.set()
+        return not self.lost
+
+    def check(self) -> None:
+        """Raise an error if the lock is lost. Call this before writing anything that only the holder of the lock may write.
+
+        Raises:
+            Interrupted: if the lock is lost. The message names the run that took it.
+        """
+        if not self.lost:
+            return
+        theirs = None
+        with suppress(UserError, OSError):
+            theirs = self._read()
+        if theirs is None or theirs.token == self._record.token:
+            raise Interrupted(
+                f"the lock {self.uri} was not renewed in time (is its storage away, or was this process stopped?): "
+                "the same command resumes"
+            )
+        raise Interrupted(
+            f"{theirs.holder} (process {theirs.pid} on {theirs.host}) took the lock {self.uri} at {_utc(theirs.since)}, because this "
+            "run had not renewed it in time: the results of that run count"
+        )
+
+    def _read(self) -> LockRecord | None:
+        """Return the content of the lock file; None if it was deleted."""
+        try:
+            return _parse(self.uri, storage.read_bytes(self.uri))
+        except FileNotFoundError:
+            return None
 
     def _renew(self) -> None:
         """Renew the lock again and again until it is released or lost. The background thread runs this."""
@@ -101,14 +158,14 @@ class Lock:
         return self._record.to_bytes()
 
     def release(self) -> None:
-        """Stop renewing the lock, and delete the lock file if this process still holds the lock.
+        """Stop renewing the lock, and mark it as free in its file if this process still holds it.
 
-        Storage errors are ignored, because a lock file that can't be deleted expires by itself.
+        Storage errors are ignored, because a lock that can't be released expires by itself.
         """
         self._released.set()
         self._thread.join()
         with suppress(UserError, OSError):
-            storage.exchange(self.uri, self._own_content(), None)
+            storage.exchange(self.uri, self._own_content(), replace(self._record, expires=0.0).to_bytes())
 
 
 @contextmanager
@@ -122,7 +179,7 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
             If it is not renewed in time, other runs may take it over.
 
     Yields:
-        The lock. Check that its `lost` is False before writing anything that only the holder of the lock may write.
+        The lock. Call its `check` before writing anything that only the holder of the lock may write.
 
     Raises:
         Locked: if another run holds the lock.
@@ -151,31 +208,67 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
         UserError: if the file at `uri` is not a lock, or the storage can't be used.
     """
     now = time.time()
-    ours = LockRecord(holder, socket.gethostname(), os.getpid(), now, now + ttl_seconds, uuid.uuid4().hex)
+    pid = os.getpid()
+    ours = LockRecord(
+        holder, socket.gethostname(), pid, now, now + ttl_seconds, uuid.uuid4().hex, 1, _kernel(), _process_start(pid)
+    )
     while not storage.exchange(uri, None, ours.to_bytes()):
         try:
             content = storage.read_bytes(uri)
-        except FileNotFoundError:  # the other run has just released the lock
+        except FileNotFoundError:  # somebody has just deleted it
             continue
         theirs = _parse(uri, content)
         if theirs.expires > time.time() and not _process_is_gone(theirs):
             raise Locked(_locked_message(uri, theirs))
+        ours = replace(ours, fence=theirs.fence + 1)
         if storage.exchange(uri, content, ours.to_bytes()):
             break
     return ours
 
 
 def _process_is_gone(record: LockRecord) -> bool:
-    """Return whether a lock is held by a process on this machine that has ended, so that it can be taken over at once."""
-    if record.host != socket.gethostname():
+    """Return whether the process that holds a lock has certainly ended, so that its lock can be taken over at once.
+
+    Nothing is certain of a process under another kernel: two containers may have the same host name, and a machine that was
+    started again can't be told from them. Its lock is waited for.
+    """
+    if not record.kernel or (record.host, record.kernel) != (socket.gethostname(), _kernel()):
         return False
     try:
         os.kill(record.pid, 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return True
     except PermissionError:  # it exists and belongs to another user
-        return False
-    return False
+        pass
+    return _process_start(record.pid) not in ("", record.started)  # another process may have got the same id
+
+
+def _kernel() -> str:
+    """Identify the running kernel and the namespace of process ids of this process; "" if the system can't tell.
+
+    The kernel has another id after each start of the machine. Containers on a machine share it, but each has its own namespace.
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> str:
+    """Return when a process of this machine started, in clock ticks since its kernel did.
+
+    Args:
+        pid: id of the process.
+
+    Returns:
+        The number as text; "ended" if it has ended and only its parent has not noticed yet; "" if the system can't tell.
+    """
+    try:
+        # Fields 3 and 22 of the file are the state and the start; field 2, the name in brackets, may contain anything.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if state in "ZX" else fields[18]
 
 
 def _parse(uri: str, content: bytes) -> LockRecord:
@@ -204,8 +297,12 @@ def _locked_message(uri: str, theirs: LockRecord) -> str:
         uri: the lock file.
         theirs: the content of the lock file, which describes the run that holds the lock.
     """
-    since, until = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") for t in (theirs.since, theirs.expires))
     return (
-        f"{theirs.holder} holds the lock {uri} since {since} (process {theirs.pid} on {theirs.host}); "
-        f"wait until it ends: if it has died, the lock expires by itself at {until}"
+        f"{theirs.holder} holds the lock {uri} since {_utc(theirs.since)} (process {theirs.pid} on {theirs.host}); "
+        f"wait until it ends: if it has died, the lock expires by itself at {_utc(theirs.expires)}"
     )
+
+
+def _utc(seconds: float) -> str:
+    """Return a Unix time, in seconds, as text for messages."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

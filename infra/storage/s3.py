@@ -129,16 +129,16 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
         raise
 
 
-def exchange(bucket: str, key: str, old: bytes | None, new: bytes | None) -> bool:
+def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
     """Change the content of an object from `old` to `new` in one step, by a conditional request.
 
-    The server must support conditional writes and deletes, as AWS, MinIO and SeaweedFS (from 4.18) do.
+    The server must support conditional writes, as AWS, MinIO and SeaweedFS (from 4.18) do; `check_conditional_writes` tells.
 
     Args:
         bucket: name of the bucket.
         key: key of the object.
         old: the expected content; None if there should be no object.
-        new: the new content, which must differ from what any other process writes; None to delete the object.
+        new: the new content, which must differ from what any other process writes.
 
     Returns:
         True if this call changed the object, False if its content was not `old`.
@@ -155,10 +155,7 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes | None) -> boo
     if content != old:
         return False
     try:
-        if new is None:
-            client().delete_object(**target, IfMatch=etag)
-        else:
-            client().put_object(**target, Body=new, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
+        client().put_object(**target, Body=new, **({"IfMatch": etag} if etag else {"IfNoneMatch": "*"}))
         return True
     except ClientError as error:
         if not (is_not_found(error) or is_condition_failed(error)):
@@ -166,6 +163,32 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes | None) -> boo
         if not error.response["ResponseMetadata"].get("RetryAttempts"):
             return False
     # The request was retried. The first attempt may have succeeded though its answer was lost, so compare what is there now.
-    if new is None:
-        return head(bucket, key) is None
     return head(bucket, key) is not None and read(bucket, key)[0] == new
+
+
+def check_conditional_writes(bucket: str, key: str) -> None:
+    """Check that the server refuses a conditional write whose condition does not hold. Locks depend on it.
+
+    Args:
+        bucket: name of the bucket.
+        key: key of an existing object, which a server without conditional writes will overwrite.
+
+    Raises:
+        UserError: if the server ignores the condition that no such object exists, or that the object has a certain ETag, or does
+            not implement such conditions.
+        botocore.exceptions.ClientError: if the server refuses the requests for another reason.
+    """
+    from botocore.exceptions import ClientError
+
+    for header, condition in {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{32 * "0"}"'}}.items():
+        try:
+            client(s3_client.CHECK_SECONDS).put_object(Bucket=bucket, Key=key, Body=b"", **condition)
+        except ClientError as error:
+            if is_condition_failed(error):
+                continue
+            if error.response["Error"]["Code"] != "NotImplemented":
+                raise
+        raise UserError(
+            f"S3 at {endpoint()} ignores {header} in s3://{bucket}, so two runs could write to one folder at the same time: use a "
+            "server with conditional writes (AWS, MinIO, SeaweedFS from 4.18), or a folder on a disk"
+        )

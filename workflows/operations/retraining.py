@@ -4,25 +4,20 @@ Each retraining is called a generation. It has a workspace (folder) of its own b
 allows only one retraining of a workspace at a time.
 """
 
-import getpass
 import logging
-from contextlib import suppress
 from pathlib import Path
 
 from deconvnet.tracking import promotion, registry
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra import storage
-from infra.errors import Interrupted
-from infra.storage.lock import hold_lock
 from workflows import cli
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import Retraining
+from workflows.pipelines.workspace import hold_workspace
 from workflows.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-LOCK = "retrain.lock"
 
 
 def retrain(settings: Settings, config: str, force: bool) -> None:
@@ -36,15 +31,13 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
 
     Raises:
         UserError: if MLflow or the workspace can't be used.
-        Locked: if another retraining of this workspace is running.
+        Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
     check_store(tracking_uri(settings.workspace, settings.tracking.uri))
-    storage.check_writable(settings.workspace)
-    lock = storage.join(settings.workspace, LOCK)
-    with hold_lock(lock, _owner(), 60 * settings.retrain.lock_minutes) as held:
+    with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
         generation = retraining.next_generation(settings, force)
-        _run(Retraining(settings, generation, lambda: held.lost), config)
+        _run(Retraining(settings, generation, lock), config)
 
 
 def _run(pipeline: Retraining, config: str) -> None:
@@ -65,20 +58,16 @@ def _run(pipeline: Retraining, config: str) -> None:
         _nothing_new(pipeline)
         return
     generations.write(base, generation)
-    try:
-        records = pipeline.run(
-            f"retrain {config}",
-            lambda stage: stage.name != "prepare" or generation.forced or retraining.content_changed(pipeline),
-        )
-    except Interrupted:
-        _check_lock(pipeline)  # gives the reason if the lock was lost
-        raise
+    records = pipeline.run(
+        f"retrain {config}",
+        lambda stage: stage.name != "prepare" or generation.forced or retraining.content_changed(pipeline),
+    )
     if "verdict" not in records:
         generations.remove(base, generation.name)
         generations.mark_unchanged(base, records["prepare"].fingerprint)
         _nothing_new(pipeline)
         return
-    _check_lock(pipeline)
+    pipeline.locks[0].check()
     verdict = records["verdict"].summary
     generations.finish(base, generation, verdict)
     for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
@@ -88,12 +77,6 @@ def _run(pipeline: Retraining, config: str) -> None:
     logger.info(f"champion {name} version {verdict['champion']}")
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
-
-
-def _check_lock(pipeline: Retraining) -> None:
-    """Raise Interrupted if another run has taken over the lock of this pipeline's workspace."""
-    if pipeline.should_stop():
-        raise Interrupted(f"another run took the lock of {pipeline.base}: its results count")
 
 
 def _nothing_new(pipeline: Retraining) -> None:
@@ -144,13 +127,6 @@ def log_plan(settings: Settings, force: bool) -> None:
         new, gone = retraining.count_new_and_gone(pipeline)
         logger.info(f"since {generation.previous}: {new:,} new, {gone:,} gone; a run also finds images whose content changed")
     logger.info(cli.plan_text(pipeline.stages.plan()))
-
-
-def _owner() -> str:
-    """Return the name by which the lock file tells other users who holds the lock. It contains the user name if there is one."""
-    with suppress(OSError, KeyError):  # a container's user need not have a name
-        return f"retrain.py of {getpass.getuser()}"
-    return "retrain.py"
 
 
 def _start_text(generation: Generation, name: str) -> str:

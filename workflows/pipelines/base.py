@@ -5,8 +5,8 @@ A stage is a named step of a pipeline, such as training FCN-8s. Its record is st
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from infra.errors import Interrupted
 from infra.runtime import open_executor
 from infra.runtime.stages import Record, Stage, Stages, read_record
 from infra.storage import tables
+from infra.storage.lock import Lock
 from workflows.cli import plan_text, rejects_text, settings_text
-from workflows.pipelines.workspace import Workspace
+from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import as_dict
 
 if TYPE_CHECKING:
@@ -38,14 +39,18 @@ class BasePipeline(Workspace):
     Attributes:
         stages: the stages, with the stored records of those that are complete.
         executor: executor that runs the work of the stages, on Ray or in processes of this machine.
-        should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the run
-            stops with the exception Interrupted.
+        locks: the locks that the running command holds, the most comprehensive one first. Empty if it only reads.
         settings: all settings of the pipeline.
         data_root: folder of the data set.
         store: URI of the MLflow store. "" if tracking is switched off.
         run_of_pipeline: the tracker's run of the pipeline. Before the pipeline runs, a run that logs nothing.
         run_of_stage: the tracker's run of the stage that is running. Before the first stage, a run that logs nothing.
     """
+
+    command = "train_pipeline.py"
+    """Name of the command that runs the pipeline, for the message to others that find the workspace locked."""
+    lock_minutes: float = 15
+    """Minutes without a sign of life after which another command may take over the lock of the workspace."""
 
     def __init__(self, settings: "Settings | EdgeSettings", should_stop: Callable[[], bool] = lambda: False) -> None:
         """Open the executor and plan the stages. None of them is run yet.
@@ -61,12 +66,36 @@ class BasePipeline(Workspace):
         super().__init__(settings.workspace)
         self.settings: Settings | EdgeSettings = settings
         self.data_root = settings.data.root or self.uri("data")
-        self.should_stop = should_stop
+        self._stop_requested = should_stop
+        self.locks: list[Lock] = []
         self.store = tracking_uri(settings.workspace, settings.tracking.uri) if settings.tracking.enabled else ""
-        self.executor = open_executor(settings.executor, settings.cluster, should_stop)
+        self.executor = open_executor(settings.executor, settings.cluster, self.should_stop)
         self.run_of_pipeline = Run(self.root)
         self.run_of_stage = Run(self.root)
         self.stages = Stages(settings.workspace, self._stages())
+
+    def should_stop(self) -> bool:
+        """Return whether the run is to stop with the exception Interrupted, because it was requested or a lock was lost."""
+        return self._stop_requested() or any(lock.lost for lock in self.locks)
+
+    @contextmanager
+    def hold(self, command: str) -> Iterator[None]:
+        """Hold the lock of the workspace for the duration of a `with` statement, so that the command may write to it.
+
+        Args:
+            command: name of the command, for the message to others.
+
+        Raises:
+            UserError: if the workspace can't be written to.
+            Locked: if another command holds the lock.
+            Interrupted: if the lock was lost before the end of the block.
+        """
+        with hold_workspace(self.root, command, self.lock_minutes) as lock:
+            self.locks.append(lock)
+            try:
+                yield
+            finally:
+                self.locks.remove(lock)
 
     def run_or_plan(self, options: argparse.Namespace) -> bool:
         """Run the stages that are not complete, or only print the settings and the plan if the command line has `--dry-run`.
@@ -101,10 +130,15 @@ class BasePipeline(Workspace):
 
         Raises:
             UserError: if the settings, the data or the cluster do not allow the run.
-            Interrupted: if the run was stopped. The same command resumes it.
+            Locked: if another command holds the lock of the workspace.
+            Interrupted: if the run was stopped or lost its lock. The same command resumes it.
         """
+        with self.hold(self.command):
+            return self._run(config, keep_going)
+
+    def _run(self, config: str, keep_going: Callable[[Stage], bool]) -> dict[str, Record]:
+        """Do the work of `run`, which holds the lock of the workspace meanwhile. Arguments and result are the same."""
         tracking = self.settings.tracking
-        storage.check_writable(self.root)
         tracker = open_tracker(tracking, self.root)
         opened = tracker.pipeline(self._run_name(config), as_dict(self.settings), self._tags(config), self._run_to_resume())
         with self.executor, opened as parent, parent.system_metrics() if tracking.system_metrics else nullcontext():
@@ -124,7 +158,7 @@ class BasePipeline(Workspace):
                     The summary of the stage, a dict of JSON values.
 
                 Raises:
-                    Interrupted: if the pipeline is to stop. The stage is then not started.
+                    Interrupted: if the pipeline is to stop. The stage then does not count as complete.
                 """
                 if self.should_stop():
                     raise Interrupted(f"stopped before {stage.name}: the same command resumes it")
@@ -134,6 +168,8 @@ class BasePipeline(Workspace):
                     self.run_of_stage = child
                     self._describe_stage(stage.name, None)
                     summary = run()
+                    for lock in self.locks:
+                        lock.check()
                     self._describe_stage(stage.name, summary)
                     return summary
 

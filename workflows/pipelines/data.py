@@ -44,6 +44,7 @@ class DataPipeline(BasePipeline):
             UserError: if a file or folder that the settings name does not exist.
         """
         self.previous = previous
+        self.lock_minutes = settings.retrain.lock_minutes
         super().__init__(settings, should_stop)
 
     def _prepare(self, fingerprint: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class EdgeTraining(BasePipeline):
     """
 
     settings: EdgeSettings
+    command = "train_edges.py"
 
     def __init__(self, settings: EdgeSettings) -> None:
         """Plan the stages. None of them is run yet.

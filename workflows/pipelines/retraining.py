@@ -5,7 +5,6 @@ called the challenger. Its training starts from the champion's weights. A genera
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Stage, read_record, up_to_date_record
 from infra.storage import tables
+from infra.storage.lock import Lock
 from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.training import Pipeline
@@ -39,14 +39,15 @@ class Retraining(Pipeline):
         base: URI of the workspace that holds all generations.
     """
 
-    def __init__(self, settings: Settings, generation: Generation, should_stop: Callable[[], bool] = lambda: False) -> None:
+    command = "retrain.py"
+
+    def __init__(self, settings: Settings, generation: Generation, lock: Lock | None = None) -> None:
         """Plan the stages of a retraining run. None of them is run yet.
 
         Args:
             settings: settings of the pipeline. Their `workspace` holds all generations (retraining runs).
             generation: the generation to run.
-            should_stop: function that is called before each stage and now and then during long ones. Once it returns True, the
-                run stops with the exception Interrupted.
+            lock: lock of the workspace that holds all generations. None if the stages are only planned.
 
         Raises:
             UserError: if tracking is switched off, or a file or folder that the settings name does not exist.
@@ -63,7 +64,8 @@ class Retraining(Pipeline):
             "tracking": settings.tracking.model_copy(update=tracking),
             "init": settings.init.model_copy(update={"from_": start}),
         }
-        super().__init__(settings.model_copy(update=changed), generation.previous, should_stop)
+        super().__init__(settings.model_copy(update=changed), generation.previous)
+        self.locks += [lock] if lock else []
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run: those of the main pipeline, then `champion` and `verdict`."""

@@ -1,11 +1,17 @@
-"""Define the layout of a pipeline's workspace: the URIs of its tables, models and report."""
+"""Define the layout of a pipeline's workspace: the URIs of its tables, models, report and lock."""
 
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from infra import storage
 from infra.runtime.stages import digest
 from infra.storage import tables
+from infra.storage.lock import Lock, hold_lock
 
+LOCK = "workspace.lock"
+"""Name of the file in a workspace that is the lock of all commands that write there."""
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
     ("stage1", 1, "train"),
     ("stage1_dev", 1, "dev"),
@@ -13,6 +19,37 @@ EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] =
     ("stage2_dev", 2, "dev"),
 )
 """The tables of training crops: the name of each, its training stage of DeconvNet, and the split that its crops are cut from."""
+
+
+@contextmanager
+def hold_workspace(workspace: str, command: str, minutes: float = 15) -> Iterator[Lock]:
+    """Hold the lock of a workspace for the duration of a `with` statement. Every command that writes to the workspace does.
+
+    Args:
+        workspace: folder or s3:// prefix. A missing local folder is created.
+        command: name of the command, such as "train_pipeline.py", for the message that other commands get.
+        minutes: time without a sign of life after which another command may take the lock over.
+
+    Yields:
+        The lock.
+
+    Raises:
+        UserError: if the workspace can't be written to, or an S3 server does not support locks.
+        Locked: if another command holds the lock.
+        Interrupted: if the lock was lost before the end of the block, so that another command may have written to the workspace
+            meanwhile. Any other exception of the block is then replaced, because this is its likely reason.
+    """
+    storage.check_writable(workspace, locks=True)
+    user = ""
+    with suppress(OSError, KeyError):  # a container's user need not have a name
+        user = f" of {getpass.getuser()}"
+    with hold_lock(storage.join(workspace, LOCK), command + user, 60 * minutes) as lock:
+        try:
+            yield lock
+        except Exception:
+            lock.check()
+            raise
+        lock.check()
 
 
 class Workspace:

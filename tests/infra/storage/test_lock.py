@@ -38,6 +38,11 @@ def uri(folder: str) -> str:
     return storage.join(folder, "retrain.lock")
 
 
+def is_free(uri: str) -> bool:
+    """Whether the lock was released: its file stays, for the fencing number."""
+    return storage.read_json(uri)["expires"] == 0
+
+
 def start_process(uri: str, name: str, ttl: float, seconds: float) -> subprocess.Popen:
     """Start a process that takes the lock when `go` sends it a line."""
     command = [sys.executable, "-c", HOLD, uri, name, str(ttl), str(seconds)]
@@ -62,7 +67,7 @@ def test_a_second_run_fails_at_once_with_a_message_about_the_holder(uri):
         assert time.monotonic() - started < 5
         for text in ("the nightly run holds", uri, str(os.getpid()), time.strftime("%Y-%m-%d", time.gmtime()), "expires"):
             assert text in str(caught.value)
-    assert not storage.exists(uri)
+    assert is_free(uri)
     with hold_lock(uri, "another"):
         pass
 
@@ -81,7 +86,7 @@ def test_a_holder_that_outlives_the_time_to_live_keeps_the_lock(uri):
         with pytest.raises(Locked), hold_lock(uri, "two"):
             raise AssertionError
         assert not lock.lost and storage.read_json(uri)["expires"] > first
-    assert not storage.exists(uri)
+    assert is_free(uri)
 
 
 def leave_lock_of_killed_process(uri: str, ttl: float) -> None:
@@ -125,7 +130,7 @@ def test_one_of_two_racing_processes_takes_the_lock(uri, left):
     printed = [racer.communicate(timeout=60)[0] for racer in racers]
     assert sorted(text.startswith("holds") for text in printed) == [False, True], printed
     assert any("holds the lock" in text for text in printed)
-    assert not storage.exists(uri)
+    assert is_free(uri)
 
 
 def test_one_of_several_threads_takes_over_an_expired_lock(tmp_path):
@@ -187,7 +192,7 @@ def test_a_renewal_whose_answer_is_lost_keeps_the_lock(s3, bucket, proxy, monkey
         while storage.read_json(uri)["expires"] == second:
             assert not lock.lost and time.time() < second
             time.sleep(0.05)
-    assert not storage.exists(uri)
+    assert is_free(uri)
 
 
 def test_a_file_that_is_not_a_lock_is_left_alone(uri):
