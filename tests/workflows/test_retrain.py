@@ -86,7 +86,7 @@ def test_the_first_run_makes_the_champion(retrainings: Retrainings) -> None:
     assert not (retrainings.workspace / "generations" / first.name / "train").exists(), (
         "checkpoints of a finished generation are deleted"
     )
-    assert not (retrainings.workspace / "retrain.lock").exists()
+    assert json.loads((retrainings.workspace / "workspace.lock").read_text())["expires"] == 0, "the lock was not released"
 
 
 def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
