@@ -11,13 +11,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from deconvnet.tracking.metric_spool import Line, MetricSpool, ReportSink, local_folder, read_spool
+from deconvnet.tracking.metric_spool import Line, MetricSpool, ReportSink, read_spool, spool_file
 from deconvnet.tracking.store import check_store, error_summary, stage_histories
 from infra import storage
 from infra.errors import UserError
-
-CURVES_FOLDER = "curves"
-"""Folder in the workspace that holds the training metrics if tracking is switched off."""
 
 
 class Run:
@@ -40,6 +37,11 @@ class Run:
         self._workspace = workspace
         self._stage = stage
         self._fingerprint = fingerprint
+
+    @property
+    def _curves(self) -> str:
+        """Return the URI of the file in the workspace that holds the training metrics if tracking is switched off."""
+        return storage.join(self._workspace, "curves", f"{self._stage}.jsonl")
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
         """Log settings as parameters of the run.
@@ -99,13 +101,13 @@ class Run:
 
         This class keeps them in the file `curves/STAGE.jsonl` of the workspace. Metrics of an earlier training with the same
         fingerprint are continued, those of any other are deleted. If the workspace is on S3, the file is written locally and
-        copied there at the end.
+        copied there every few seconds.
 
         Yields:
             A function to call with the metrics of each training step (see `ReportSink`).
         """
-        with local_folder(storage.join(self._workspace, CURVES_FOLDER)) as folder:
-            yield MetricSpool((folder / f"{self._stage}.jsonl").absolute(), self._fingerprint)
+        with spool_file(self._curves) as file:
+            yield MetricSpool(file, self._fingerprint)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the curves of metrics that were logged to this run step by step.
@@ -117,7 +119,7 @@ class Run:
             Curves as `{metric: (steps, values)}`. Metrics that were not logged are left out.
         """
         try:
-            data = storage.read_bytes(storage.join(self._workspace, CURVES_FOLDER, f"{self._stage}.jsonl"))
+            data = storage.read_bytes(self._curves)
         except FileNotFoundError:
             return {}
         return read_spool(data, names)

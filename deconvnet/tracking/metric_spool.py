@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from infra import storage
+from infra.errors import UserError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +36,7 @@ It can be pickled, returns at once and never raises.
 
 POLL_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0
+COPY_SECONDS = 5.0
 POINTS_PER_REQUEST = 500  # MLflow takes at most 1,000
 
 
@@ -74,6 +76,9 @@ class MetricSpool:
         header = json.dumps({"training": training})
         if training is not None and (not file.exists() or not file.read_text().startswith(header)):
             file.write_text(header + "\n")
+        elif file.exists() and not file.read_bytes().endswith(b"\n"):
+            with file.open("a") as half:  # a killed training has left half a line, which no later line may be appended to
+                half.write("\n")
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """Append the metrics of one step to the file. If the file can't be written, a warning is logged.
@@ -105,14 +110,12 @@ def read_spool(data: bytes, names: Collection[str]) -> dict[str, Line]:
         step, the curve has only the first value for it.
     """
     curves: dict[str, Line] = {}
-    for line in data.splitlines():
-        with suppress(ValueError):
-            for point in _points(line):
-                if point.key in names:
-                    steps, values = curves.setdefault(point.key, ([], []))
-                    if not steps or point.step > steps[-1]:
-                        steps.append(point.step)
-                        values.append(point.value)
+    for point in (point for line in data.splitlines() for point in _points(line)):
+        if point.key in names:
+            steps, values = curves.setdefault(point.key, ([], []))
+            if not steps or point.step > steps[-1]:
+                steps.append(point.step)
+                values.append(point.value)
     return curves
 
 
@@ -216,34 +219,64 @@ def _points(line: bytes) -> Iterable[Point]:
         line: the line, a JSON object.
 
     Returns:
-        A point for each metric in the line. The first line of a file may be a header, which has none.
-
-    Raises:
-        ValueError: if the line is not JSON.
+        A point for each metric in the line. The first line of a file may be a header, which has none. Nor has a line of which a
+        killed training has written only a part.
     """
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return []
     return [Point(k, v, record["step"], record["time_ms"]) for k, v in record.get("values", {}).items()]
 
 
 @contextmanager
-def local_folder(uri: str | None) -> Iterator[Path]:
-    """Provide a local folder for spool files (files of reported metrics) while a `with` block runs.
+def spool_file(uri: str | None) -> Iterator[Path]:
+    """Provide a local file to which a training appends its metrics while a `with` block runs.
+
+    If the file is to be kept on S3, where nothing can be appended, a thread copies it there whenever it has grown. So if this
+    machine is lost, only the metrics of the last seconds are, and a resumed training on another machine continues the file.
 
     Args:
-        uri: folder in which to keep the files. If it is on S3, its content is copied to a temporary folder first, and copied back
-            at the end. None for a temporary folder that is not kept.
+        uri: where the file is to be kept, a local path or s3:// URI. None if it need not outlive the block.
 
     Yields:
-        Path of the local folder.
+        Absolute path of the local file. It may not exist yet.
     """
     if uri is not None and not storage.is_s3(uri):
-        yield Path(uri)
+        yield storage.local_path(uri).absolute()
         return
     with TemporaryDirectory(prefix="deconvnet-spool-") as folder:
-        if uri is not None:
-            storage.copy_tree(uri, folder)
+        file = Path(folder, "metrics.jsonl")
+        if uri is None:
+            yield file
+            return
+        with suppress(FileNotFoundError):
+            file.write_bytes(storage.read_bytes(uri))
+        closing = threading.Event()
+        thread = threading.Thread(target=_copy_while_growing, args=(file, uri, closing), name="spool-copy", daemon=True)
+        thread.start()
         try:
-            yield Path(folder)
+            yield file
         finally:
-            if uri is not None:
-                storage.copy_tree(folder, uri)
+            closing.set()
+            thread.join()
+
+
+def _copy_while_growing(file: Path, uri: str, closing: threading.Event) -> None:
+    """Copy a file to S3 whenever it has grown, until `closing` is set, and then once more. A background thread runs this.
+
+    Args:
+        file: the local file.
+        uri: s3:// URI of the copy.
+        closing: event that ends the loop.
+    """
+    copied, last = 0, False
+    while not last:
+        last = closing.wait(COPY_SECONDS)
+        try:
+            if file.exists() and file.stat().st_size != copied:
+                data = file.read_bytes()
+                storage.write_bytes(uri, data)
+                copied = len(data)
+        except (OSError, UserError) as error:
+            logger.warning("the metrics in %s could not be copied to %s: %s", file, uri, error)

@@ -26,7 +26,7 @@ from deconvnet.tracking.metric_spool import (
     ReportSink,
     SpoolDelivery,
     chunks,
-    local_folder,
+    spool_file,
 )
 from deconvnet.tracking.store import check_store, error_summary, run_history, short_timeouts, sqlite_file
 from deconvnet.tracking.system_metrics import system_metrics_logged
@@ -166,8 +166,9 @@ class MlflowRun(Run):
         The end waits up to 120 s (10 s after an error) for MLflow to take the last metrics. The rest stays in a file in the spool
         folder, and a resumed run sends it.
         """
-        with local_folder(self._tracker.spool_uri) as folder:
-            spool = MetricSpool(folder.resolve() / f"{self.run_id}.jsonl")
+        folder = self._tracker.spool_uri
+        with spool_file(storage.join(folder, f"{self.run_id}.jsonl") if folder else None) as file:
+            spool = MetricSpool(file)
             delivery = SpoolDelivery(spool.file, self._send, self._last_steps)
             timeout = _FAILED_DELIVERY_SECONDS
             try:
@@ -175,7 +176,8 @@ class MlflowRun(Run):
                 timeout = _DELIVERY_SECONDS
             finally:
                 if not delivery.close(timeout):
-                    logger.warning("MLflow did not take the last metrics of %s; they are kept in %s", self.run_id, spool.file)
+                    fate = f"kept in {folder}" if folder else "lost"
+                    logger.warning("MLflow did not take the last metrics of %s; they are %s", self.run_id, fate)
 
     def history(self, names: Collection[str]) -> dict[str, Line]:
         """Read the curves of the metrics `names` from this run. The result is `{metric: (steps, values)}`."""

@@ -2,7 +2,11 @@
 
 import time
 
-from deconvnet.tracking.metric_spool import MetricSpool, Point, SpoolDelivery, local_folder, read_spool
+import pytest
+
+from deconvnet.tracking import metric_spool
+from deconvnet.tracking.metric_spool import MetricSpool, Point, SpoolDelivery, read_spool, spool_file
+from infra.errors import UserError
 
 
 def test_only_numbers_with_a_step_are_kept_and_the_spool_never_raises(tmp_path):
@@ -33,12 +37,90 @@ def test_a_line_that_is_not_complete_is_not_read(tmp_path):
     assert read_spool(data + data[-20:-1], ["loss"]) == {"loss": ([1], [2.0])}
 
 
-def test_a_local_folder_is_used_as_it_is_and_none_is_temporary(tmp_path):
-    with local_folder(str(tmp_path)) as folder:
-        assert folder == tmp_path
-    with local_folder(None) as folder:
-        assert folder.is_dir()
-    assert not folder.exists()
+@pytest.mark.parametrize(
+    "part", [b'{"st', b'{"step": 3, "time_ms": 1, "values": {"loss": 1', b'{"step": 3, "time_ms": 1, "values": {}}']
+)
+def test_a_resumed_training_continues_after_half_a_line(tmp_path, part):
+    """The training was killed while it wrote a line."""
+    MetricSpool(tmp_path / "s.jsonl", "f1")({"step": 1, "loss": 1.0})
+    with (tmp_path / "s.jsonl").open("ab") as file:
+        file.write(part)
+    got: list[Point] = []
+    for resumed in (MetricSpool(tmp_path / "s.jsonl", "f1"), MetricSpool(tmp_path / "s.jsonl")):
+        resumed({"step": 4, "loss": 4.0})
+    assert read_spool((tmp_path / "s.jsonl").read_bytes(), ["loss"]) == {"loss": ([1, 4], [1.0, 4.0])}
+    assert SpoolDelivery(tmp_path / "s.jsonl", got.extend, dict).close(10)
+    assert [point.step for point in got] == [1, 4]
+
+
+def test_a_local_file_is_used_as_it_is_and_none_is_temporary(tmp_path):
+    with spool_file(str(tmp_path / "s.jsonl")) as file:
+        assert file == tmp_path / "s.jsonl"
+    with spool_file(None) as file:
+        file.write_text("x")
+    assert not file.exists()
+
+
+@pytest.fixture
+def on_s3(monkeypatch) -> None:
+    """Every folder counts as one on S3, and a growing file is copied there at once."""
+    monkeypatch.setattr(metric_spool.storage, "is_s3", lambda uri: True)
+    monkeypatch.setattr(metric_spool, "COPY_SECONDS", 0.01)
+
+
+def test_a_spool_on_s3_is_there_while_the_training_runs(tmp_path, on_s3):
+    """So it outlives a driver that is killed, whose /tmp is gone with its pod."""
+    kept = tmp_path / "spool" / "s.jsonl"
+    for step in (1, 2):
+        with spool_file(str(kept)) as file:
+            assert file.parent != kept.parent
+            MetricSpool(file, "f1")({"step": step, "loss": float(step)})
+            deadline = time.monotonic() + 30
+            while not kept.exists() or read_spool(kept.read_bytes(), ["loss"]).get("loss", ([0],))[0][-1] != step:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert not file.exists()
+    assert read_spool(kept.read_bytes(), ["loss"]) == {"loss": ([1, 2], [1.0, 2.0])}
+
+
+def test_what_is_reported_last_is_copied_too_and_a_copy_that_fails_disturbs_nothing(tmp_path, on_s3, monkeypatch, caplog):
+    monkeypatch.setattr(metric_spool, "COPY_SECONDS", 60)
+    with spool_file(str(tmp_path / "s.jsonl")) as file:
+        MetricSpool(file)({"step": 1, "loss": 1.0})
+    assert read_spool((tmp_path / "s.jsonl").read_bytes(), ["loss"]) == {"loss": ([1], [1.0])}
+
+    def away(uri, data):
+        raise UserError("S3 is away")
+
+    monkeypatch.setattr(metric_spool.storage, "write_bytes", away)
+    with spool_file(str(tmp_path / "t.jsonl")) as file:
+        MetricSpool(file)({"step": 1, "loss": 1.0})
+    assert "could not be copied" in caplog.text
+
+
+@pytest.mark.parametrize(("metrics", "requests"), [(3, [3]), (500, [500]), (501, [500, 1]), (1300, [500, 500, 300])])
+def test_no_request_has_more_than_500_points_even_if_one_step_has(tmp_path, metrics, requests):
+    """Twenty-one classes times some tables soon make a line of more metrics than MLflow takes at once."""
+    MetricSpool(tmp_path / "s.jsonl")({"step": 1, **{f"iou.{i}": 0.5 for i in range(metrics)}})
+    sent: list[int] = []
+    assert SpoolDelivery(tmp_path / "s.jsonl", lambda points: sent.append(len(points)), dict).close(10)
+    assert sent == requests
+
+
+def test_a_request_that_fails_repeats_nothing_that_was_accepted(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_spool, "POLL_SECONDS", 0.01)
+    for step in (1, 1, 2):
+        MetricSpool(tmp_path / "s.jsonl")({"step": step, **{f"iou.{i}": 0.5 for i in range(700)}})
+    got: list[Point] = []
+    failures = [False, True, False, True]
+
+    def send(points):
+        if failures and failures.pop(0):
+            raise ConnectionError("away")
+        got.extend(points)
+
+    assert SpoolDelivery(tmp_path / "s.jsonl", send, dict).close(20)
+    assert sorted((point.key, point.step) for point in got) == sorted((f"iou.{i}", step) for i in range(700) for step in (1, 2))
 
 
 def test_delivery_waits_while_the_store_is_away(tmp_path, monkeypatch):
