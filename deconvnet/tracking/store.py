@@ -6,11 +6,13 @@ Importing this module does not import MLflow, but it sets environment variables 
 import logging
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from deconvnet.tracking.metric_spool import Line
 from infra import storage
@@ -28,8 +30,18 @@ for _name in ("alembic", "mlflow.pyfunc", "mlflow.store.model_registry.abstract_
     logging.getLogger(_name).setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the exceptions that it raises
 
+logger = logging.getLogger(__name__)
+
 _CHECK_SECONDS = 12.0
 _SQLITE = "sqlite:///"
+_ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's database that hold URIs of artifacts."""
 _SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -75,7 +87,8 @@ def sqlite_file(uri: str) -> Path | None:
 def check_store(uri: str) -> None:
     """Check that the MLflow store answers. A server must answer within 12 seconds.
 
-    If the store is a SQLite file, its folder and the database are created.
+    If the store is a SQLite file, its folder and the database are created. If its folder was moved or copied, its paths are
+    corrected.
 
     Args:
         uri: URI of the store, from `tracking_uri`.
@@ -89,6 +102,7 @@ def check_store(uri: str) -> None:
             database.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the folder of MLflow's SQLite file {database}: {error.strerror}") from None
+        _follow_moved_artifacts(database)
     failed: list[Exception] = []
 
     def query() -> None:
@@ -111,6 +125,36 @@ def check_store(uri: str) -> None:
             f"MLflow's store {without_secrets(uri)} can't be used: {reason}. Start it, or correct MLFLOW_TRACKING_URI "
             "(or tracking.uri); without either, runs are kept in the workspace"
         )
+
+
+def _follow_moved_artifacts(database: Path) -> None:
+    """Correct the paths in a SQLite store whose folder was moved or copied.
+
+    MLflow stores absolute paths of all artifacts. This program keeps the artifacts in a folder beside the database, so they are
+    moved together. Experiments whose artifacts the user keeps elsewhere are left as they are.
+
+    Args:
+        database: absolute path of the SQLite file. It need not exist.
+    """
+    here = database.parent / "artifacts"
+    if not database.exists() or not here.is_dir():
+        return
+    experiments = "select distinct artifact_location from experiments where artifact_location like 'file://%/artifacts'"
+    try:
+        with closing(sqlite3.connect(database)) as connection, connection:
+            for (uri,) in connection.execute(experiments).fetchall():
+                there = Path(unquote(urlsplit(uri).path))
+                moved = not there.exists() or ((there.parent / database.name).is_file() and not there.samefile(here))
+                inside = connection.execute("select artifact_uri from runs where substr(artifact_uri, 1, ?) = ?", (len(uri), uri))
+                if moved and any((here / unquote(run[len(uri) + 1 :])).exists() for (run,) in inside):
+                    logger.info("MLflow's files were moved from %s to %s: the paths in %s are corrected", there, here, database)
+                    for table, column in _ARTIFACT_COLUMNS:
+                        connection.execute(
+                            f"update {table} set {column} = ? || substr({column}, ?) where substr({column} || '/', 1, ?) = ?",
+                            (here.as_uri(), len(uri) + 1, len(uri) + 1, f"{uri}/"),
+                        )
+    except sqlite3.Error as error:  # no database, which is reported later, or one that can't be written to
+        logger.warning("the paths in MLflow's store %s can't be corrected, if it was moved: %s", database, error)
 
 
 def model_store(workspace: str | None, uri: str | None) -> str:

@@ -1,11 +1,16 @@
 """Which MLflow store is used, and that a store that can't be used is reported within seconds."""
 
 import os
+import shutil
 import socket
 import time
+from pathlib import Path
 
+import mlflow.artifacts
 import pytest
 
+from deconvnet.tracking import registry
+from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra.errors import UserError
 from tests.deconvnet.mlflow_server import free_port
@@ -60,3 +65,64 @@ def test_a_file_that_is_no_database_is_a_user_error(tmp_path):
     (tmp_path / "notes.db").write_text("not a database, but long enough to look like one " * 50)
     with pytest.raises(UserError, match=r"notes\.db can't be used"):
         check_store(f"sqlite:///{tmp_path}/notes.db")
+
+
+def registered(workspace: Path, new_store: Path) -> MlflowTracker:
+    """A workspace with a registered version, whose only file says "weights"."""
+    (workspace / "mlflow").mkdir(parents=True)
+    shutil.copy(new_store, workspace / "mlflow")
+    tracker = MlflowTracker(tracking_uri(str(workspace)), "test")
+    with tracker.pipeline("p", {}) as run:
+        run.log_bytes(b"weights", "model/weights.txt")
+    tracker.client.create_registered_model("net")
+    source = f"{tracker.client.get_run(run.run_id).info.artifact_uri}/model"
+    tracker.client.create_model_version("net", source, run_id=run.run_id)
+    return tracker
+
+
+def files_of_version(workspace: Path, target: Path) -> str:
+    """Where the files of version 1 are, after checking that they can be downloaded."""
+    uri = tracking_uri(str(workspace))
+    check_store(uri)
+    version = registry.find("models:/net/1", uri, "model")
+    copied = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source, dst_path=str(target), tracking_uri=uri))
+    assert (copied / "weights.txt").read_bytes() == b"weights"
+    return version.source
+
+
+@pytest.mark.parametrize("name", ["moved", "moved here, für Anna", "deeper/and/deeper"])
+def test_a_moved_workspace_finds_its_models_and_logs_to_its_new_folder(tmp_path, new_store, name):
+    old, new = tmp_path / "old", tmp_path / name
+    registered(old, new_store)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(old, new)
+    assert files_of_version(new, tmp_path).startswith(f"{new.as_uri()}/mlflow/artifacts/")
+    tracker = MlflowTracker(tracking_uri(str(new)), "test")
+    with tracker.pipeline("p", {}) as run:
+        run.log_bytes(b"x", "report/a.txt")
+    assert (new / "mlflow/artifacts" / run.run_id / "artifacts/report/a.txt").exists() and not old.exists()
+    shutil.move(new, old)
+    assert files_of_version(old, tmp_path).startswith(f"{old.as_uri()}/")
+
+
+def test_a_copied_workspace_uses_its_own_files_and_the_original_stays(tmp_path, new_store):
+    registered(tmp_path / "a", new_store)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert files_of_version(tmp_path / "b", tmp_path).startswith((tmp_path / "b").as_uri())
+    assert files_of_version(tmp_path / "a", tmp_path).startswith((tmp_path / "a").as_uri())
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert files_of_version(tmp_path / "link", tmp_path).startswith((tmp_path / "a").as_uri()), "it was not moved"
+
+
+def test_artifacts_that_a_user_keeps_elsewhere_are_left_there(tmp_path, new_store):
+    tracker = registered(tmp_path / "a", new_store)
+    other = tmp_path / "big disk/artifacts"
+    theirs = tracker.client.create_experiment("theirs", artifact_location=other.as_uri())
+    with MlflowTracker(tracker.uri, "theirs").pipeline("p", {}) as run:
+        run.log_bytes(b"x", "a.txt")
+    shutil.rmtree(other)  # as if the disk were not mounted
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    files_of_version(tmp_path / "b", tmp_path)
+    client = MlflowTracker(tracking_uri(str(tmp_path / "b")), "test").client
+    assert client.get_experiment(theirs).artifact_location == other.as_uri()
+    assert client.get_run(run.run_id).info.artifact_uri.startswith(other.as_uri())
