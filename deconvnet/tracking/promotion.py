@@ -4,19 +4,35 @@ The registry has two aliases: the champion is the version in use, and the challe
 registered.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deconvnet.tracking.descriptions import truncated
 from deconvnet.tracking.interface import Run
-from deconvnet.tracking.registry import CHALLENGER, CHAMPION, aliases, registry_client, update_model_description
+from deconvnet.tracking.registry import (
+    CHAMPION,
+    REJECTED,
+    OwnModel,
+    aliases,
+    all_versions,
+    registry_client,
+    update_model_description,
+)
+from infra.storage.lock import Lock
 
-PROMOTED, REJECTED = "promoted", "not promoted"
-"""Values of the tag `verdict`, which a version gets once it has been compared with the champion."""
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+PROMOTED = "promoted"
+"""Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED`."""
 DECISIVE_RESULT = "edeconvnet_crf"
 """Name of the one of the five results by which two models are compared. It measures what the registered model predicts."""
+_FENCE = "fence."  # beginning of a version's tag, before the fencing number of a decision's lock; the value is the champion
 _ROUNDING = 1e-9  # 0.55 - 0.5 must count as a rise of 0.05
 
 
@@ -80,86 +96,133 @@ def _points(fraction: float) -> str:
     return f"{100 * fraction:.1f} points"
 
 
-def version_to_beat(tracking_uri: str, name: str) -> int | None:
-    """Find the version of a registered model with which the next new model is to be compared.
+def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
+    """Make a version of a registered model the champion (the version in use) if there is none, without comparing it.
 
     Args:
-        tracking_uri: URI of the MLflow store.
-        name: name of the registered model.
-
-    Returns:
-        The version number of the champion (the version in use). If there is no champion, the number of the challenger that an
-        earlier pipeline run registered, unless it was rejected. None if there is neither.
-
-    Raises:
-        UserError: if the registry does not answer.
-    """
-    versions = aliases(tracking_uri, name)
-    if CHAMPION in versions or CHALLENGER not in versions:
-        return versions.get(CHAMPION)
-    with registry_client(tracking_uri, name) as client:
-        rejected = client.get_model_version(name, str(versions[CHALLENGER])).tags.get("verdict") == REJECTED
-    return None if rejected else versions[CHALLENGER]
-
-
-def set_champion(tracking_uri: str, name: str, version: int) -> None:
-    """Make a version of a registered model the champion (the version in use), without comparing it.
-
-    Args:
-        tracking_uri: URI of the MLflow store.
-        name: name of the registered model.
+        model: the registered model.
         version: number of the version.
-
-    Raises:
-        UserError: if the registry does not answer or does not have this version.
-    """
-    with registry_client(tracking_uri, name) as client:
-        client.set_registered_model_alias(name, CHAMPION, str(version))
-        update_model_description(client, name)
-
-
-def promote(run: Run, store: str, name: str, challenger: int, champion: int | None, decision: Decision) -> int:
-    """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
-
-    A second call changes nothing. The new model is not promoted if a third version has become the champion in the meantime,
-    because it was not compared with that one.
-
-    Args:
-        run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
-            its description.
-        store: URI of the MLflow store.
-        name: name of the registered model.
-        challenger: version number of the new model.
-        champion: number of the version with which it was compared. None if there was none: then the challenger becomes the
-            champion.
-        decision: result of the comparison.
+        lock: lock of the workspace.
 
     Returns:
         The number of the version that is the champion afterwards.
 
     Raises:
-        UserError: if the registry does not accept the changes.
+        UserError: if the registry does not answer or does not have this version.
+        Interrupted: if another run has taken the lock.
     """
-    current = aliases(store, name).get(CHAMPION)
-    if current is not None and current not in (champion, challenger):
-        decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
-        new_champion = current
-    else:
-        new_champion = challenger if decision.promoted or champion is None else champion
+    with registry_client(model.store, model.name) as client:
+        champion = _move_champion(client, model, None, version, lock)
+        update_model_description(client, model.name)
+    return champion
+
+
+def promote(
+    run: Run, model: OwnModel, challenger: int, champion: int | None, decision: Decision, lock: Lock
+) -> tuple[int | None, Decision]:
+    """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
+
+    A second call changes nothing. The new model is not promoted if a third version has become the champion in the meantime,
+    because it was not compared with that one, or if another workspace has registered models under the same name.
+
+    Args:
+        run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
+            its description.
+        model: the registered model.
+        challenger: version number of the new model.
+        champion: number of the version with which it was compared. None if there was none: then the challenger becomes the
+            champion.
+        decision: result of the comparison.
+        lock: lock of the workspace.
+
+    Returns:
+        The number of the version that is the champion afterwards, and the final decision.
+
+    Raises:
+        UserError: if the registry does not accept the changes.
+        Interrupted: if another run has taken the lock.
+    """
+    _check(lock)
+    new = challenger if decision.promoted or champion is None else champion
+    foreign = model.foreign_version()
+    with registry_client(model.store, model.name) as client:
+        current = aliases(model.store, model.name).get(CHAMPION)
+        if foreign:
+            decision = Decision(False, f"{decision.reason}; but {model.refusal(foreign)}: choose another tracking.model_name")
+        elif current in (None, champion, challenger):
+            # A later holder's decision is found by this tag, even if an earlier holder goes on writing.
+            client.set_model_version_tag(model.name, str(challenger), f"{_FENCE}{lock.fence}", str(new))
+            current = _move_champion(client, model, current, new, lock)
+        if current != new and not foreign:
+            decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
+        tags = _record(client, model.name, challenger, champion, decision)
+        update_model_description(client, model.name)
+    _check(lock)
+    run.set_tags({**tags, "champion": f"version {current}"})
+    return current, decision
+
+
+def _record(client: "MlflowClient", name: str, challenger: int, champion: int | None, decision: Decision) -> dict[str, str]:
+    """Write a decision to the tags and the description of the new version, and return the tags.
+
+    Args:
+        client: client of the MLflow store.
+        name: name of the registered model.
+        challenger: version number of the new model.
+        champion: number of the version with which it was compared, or None.
+        decision: the decision.
+    """
     outcome = PROMOTED if decision.promoted else REJECTED
-    with registry_client(store, name) as client:
-        version = client.get_model_version(name, str(challenger))
-        line = f"\n\n**{outcome.capitalize()}**: {decision.reason}."
-        if line not in (version.description or ""):
-            client.update_model_version(name, str(challenger), description=truncated((version.description or "") + line))
-        day = version.tags.get("verdict.on") if version.tags.get("verdict") == outcome else None
-        tags = {"verdict": outcome, "verdict.why": decision.reason, "verdict.on": day or f"{datetime.now(UTC):%Y-%m-%d}"}
-        if champion is not None:
-            tags["verdict.against"] = f"version {champion}"
-        for key, value in tags.items():
-            client.set_model_version_tag(name, str(challenger), key, value)
-        if new_champion != current:
-            client.set_registered_model_alias(name, CHAMPION, str(new_champion))
-        update_model_description(client, name)
-    run.set_tags({**tags, "champion": f"version {new_champion}"})
-    return new_champion
+    version = client.get_model_version(name, str(challenger))
+    line = f"\n\n**{outcome.capitalize()}**: {decision.reason}."
+    if line not in (version.description or ""):
+        client.update_model_version(name, str(challenger), description=truncated((version.description or "") + line))
+    day = version.tags.get("verdict.on") if version.tags.get("verdict") == outcome else None
+    tags = {"verdict": outcome, "verdict.why": decision.reason, "verdict.on": day or f"{datetime.now(UTC):%Y-%m-%d}"}
+    if champion is not None:
+        tags["verdict.against"] = f"version {champion}"
+    for key, value in tags.items():
+        client.set_model_version_tag(name, str(challenger), key, value)
+    return tags
+
+
+def _move_champion(client: "MlflowClient", model: OwnModel, expected: int | None, version: int, lock: Lock) -> int | None:
+    """Point the alias `champion` at a version, if the lock is held and nobody else has moved the alias.
+
+    MLflow can't change an alias on a condition, so lock and alias are checked immediately before and after the change. If this
+    process was stopped in between, and another run took the lock and decided, the alias is put back to that run's champion.
+
+    Args:
+        client: client of the MLflow store.
+        model: the registered model.
+        expected: number of the version that has the alias now. None if no version has it.
+        version: number of the version that is to get the alias.
+        lock: lock of the workspace.
+
+    Returns:
+        The number of the version that has the alias afterwards. None if no version has it.
+
+    Raises:
+        Interrupted: if another run has taken the lock.
+    """
+    _check(lock)
+    current = aliases(model.store, model.name).get(CHAMPION)
+    if current != expected or current == version:
+        return current
+    client.set_registered_model_alias(model.name, CHAMPION, str(version))
+    if not lock.still_held():
+        tags = [tag for each in all_versions(client, model.name) for tag in each.tags.items()]
+        decisions = {int(key.removeprefix(_FENCE)): number for key, number in tags if key.startswith(_FENCE)}
+        if (last := max(decisions, default=0)) > lock.fence:
+            client.set_registered_model_alias(model.name, CHAMPION, decisions[last])
+            logger.warning(
+                "the champion of %s is version %s again, which the run that took the lock chose", model.name, decisions[last]
+            )
+        lock.check()
+    return aliases(model.store, model.name).get(CHAMPION)
+
+
+def _check(lock: Lock) -> None:
+    """Read the lock file, and raise Interrupted if another run has taken the lock."""
+    lock.still_held()
+    lock.check()

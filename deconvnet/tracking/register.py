@@ -11,16 +11,19 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deconvnet.tracking.descriptions import result_tags, version_description
 from deconvnet.tracking.interface import Run
-from deconvnet.tracking.registry import CHALLENGER, registry_client, update_model_description
+from deconvnet.tracking.registry import CHALLENGER, all_versions, registry_client, update_model_description
 from infra import storage
 from proposals.edges.detector import forest_uri
 from proposals.image_codec import encode_jpeg
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("deconvnet", "proposals", "infra")
@@ -28,6 +31,8 @@ PACKAGES = ("deconvnet", "proposals", "infra")
 _OPENCV = "opencv-contrib-python-headless"
 DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safetensors", "scipy", "torch")
 """Third-party packages that the copied code needs, named as in PyPI."""
+FINGERPRINT_TAG = "fingerprint"
+"""Tag of a version with the fingerprint of the stage that registered it."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,19 @@ class Ensemble:
     max_pixels: int = 100_000_000
 
 
-def register(run: Run, store: str, name: str, ensemble: Ensemble, results: Mapping[str, Any], alias: str = CHALLENGER) -> int:
+def register(
+    run: Run,
+    store: str,
+    name: str,
+    ensemble: Ensemble,
+    results: Mapping[str, Any],
+    fingerprint: str = "",
+    origin: Mapping[str, str] = {},
+    alias: str = CHALLENGER,
+) -> int:
     """Register an ensemble as a new version of a registered model, and point an alias at this version.
+
+    If the run has already registered a version with the same fingerprint, because it was killed afterwards, that version is used.
 
     Args:
         run: run in MLflow that the version belongs to. It gets tags with the results, the name and the version.
@@ -62,6 +78,8 @@ def register(run: Run, store: str, name: str, ensemble: Ensemble, results: Mappi
         ensemble: the networks and their options.
         results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers also become tags of the
             version.
+        fingerprint: text that identifies the ensemble and its options.
+        origin: tags of the version that say where it comes from (see `promotion.origin_tags`).
         alias: alias to point at the new version.
 
     Returns:
@@ -71,35 +89,75 @@ def register(run: Run, store: str, name: str, ensemble: Ensemble, results: Mappi
         UserError: if a file of the ensemble is missing, or the MLflow store does not accept the model.
     """
     tags = result_tags(results)
-    with tempfile.TemporaryDirectory(prefix="deconvnet-model-") as temporary, registry_client(store, name) as client:
-        experiment = client.get_run(run.run_id).info.experiment_id
-        model = client.create_logged_model(experiment, name="ensemble", source_run_id=run.run_id, tags=tags)
-        try:
-            folder = Path(temporary, "model")
-            artifact, code = Path(temporary, "ensemble"), Path(temporary, "code")
+    with registry_client(store, name) as client:
+        version = _registered(client, name, run.run_id, fingerprint)
+        if version is None:
+            model_id, source = _upload(client, run, ensemble, tags)
+            _create_registered_model(client, name)
+            client.create_model_version(
+                name,
+                source,  # MLflow would look models:/ID up in its global store, which may be another one
+                run_id=run.run_id,
+                tags={**tags, **origin, FINGERPRINT_TAG: fingerprint},
+                description=version_description(results),
+                model_id=model_id,
+            )
+            version = _registered(client, name, run.run_id, fingerprint)
+            assert version is not None
+        client.set_registered_model_alias(name, alias, version)
+        update_model_description(client, name)
+    run.set_tags({**tags, "model.version": version, "model.name": name})
+    return int(version)
+
+
+def _registered(client: "MlflowClient", name: str, run_id: str, fingerprint: str) -> str | None:
+    """Find the version that a run has registered already. If it has registered several, keep only the first one.
+
+    There may be two because MLflow's client repeats a request whose answer was lost.
+
+    Args:
+        client: client of the MLflow store.
+        name: name of the registered model.
+        run_id: id of the run in MLflow.
+        fingerprint: fingerprint with which the version was registered.
+
+    Returns:
+        The number of the version, or None if there is none.
+    """
+    versions = all_versions(client, name)
+    found = sorted(int(v.version) for v in versions if v.run_id == run_id and v.tags.get(FINGERPRINT_TAG) == fingerprint)
+    for repeated in found[1:]:
+        client.delete_model_version(name, str(repeated))
+    return str(found[0]) if found else None
+
+
+def _upload(client: "MlflowClient", run: Run, ensemble: Ensemble, tags: Mapping[str, str]) -> tuple[str, str]:
+    """Write an ensemble as a model of MLflow's pyfunc flavour, and log it to a run.
+
+    Args:
+        client: client of the MLflow store.
+        run: the run.
+        ensemble: the networks and their options.
+        tags: tags of the logged model.
+
+    Returns:
+        The id of the logged model and the URI of its files.
+    """
+    experiment = client.get_run(run.run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name="ensemble", source_run_id=run.run_id, tags=dict(tags))
+    try:
+        with tempfile.TemporaryDirectory(prefix="deconvnet-model-") as temporary:
+            folder, artifact, code = (Path(temporary, name) for name in ("model", "ensemble", "code"))
             _write_ensemble(artifact, ensemble)
             _copy_code(code)
-            _save_model(
-                folder, artifact, [str(code / package) for package in PACKAGES], ensemble.classes, run.run_id, model.model_id
-            )
+            packages = [str(code / package) for package in PACKAGES]
+            _save_model(folder, artifact, packages, ensemble.classes, run.run_id, model.model_id)
             client.log_model_artifacts(model.model_id, str(folder))
-        except BaseException:
-            client.finalize_logged_model(model.model_id, "FAILED")
-            raise
-        client.finalize_logged_model(model.model_id, "READY")
-        _create_registered_model(client, name)
-        version = client.create_model_version(
-            name,
-            model.artifact_location,  # MLflow would look models:/ID up in its global store, which may be another one
-            run_id=run.run_id,
-            tags=tags,
-            description=version_description(results),
-            model_id=model.model_id,
-        )
-        client.set_registered_model_alias(name, alias, version.version)
-        update_model_description(client, name)
-    run.set_tags({**tags, "model.version": version.version, "model.name": name})
-    return int(version.version)
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    return model.model_id, model.artifact_location
 
 
 def requirements() -> list[str]:

@@ -1,6 +1,7 @@
 """Read and write MLflow's model registry: find a version of a model, download it, and update the model's description."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -8,16 +9,20 @@ from typing import TYPE_CHECKING
 
 from deconvnet.inference.saved_ensemble import read_options
 from deconvnet.tracking.descriptions import MAX_LENGTH, MODEL_HEADING, model_description
-from deconvnet.tracking.store import error_summary
+from deconvnet.tracking.store import error_summary, sqlite_file
 from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Names of two aliases. The champion is the version in use, the challenger is the newest version that a pipeline registered."""
+REJECTED = "not promoted"
+"""Value of the tag `verdict` of a version that was compared with the champion and did not replace it."""
+_WORKSPACE, _WORKSPACE_ID, _GENERATION = "workspace", "workspace.id", "generation"  # tags of a version
 _MAX_VERSIONS = 100  # shown in a model's description
 
 
@@ -151,6 +156,26 @@ def aliases(tracking_uri: str, name: str) -> dict[str, int]:
             raise
 
 
+def all_versions(client: "MlflowClient", name: str) -> list["ModelVersion"]:
+    """List all versions of a registered model, newest first. The list is empty if the registry has no such model.
+
+    Args:
+        client: MLflow client of the registry.
+        name: name of the registered model.
+
+    Raises:
+        MlflowException: if the registry does not answer.
+    """
+    quote = '"' if "'" in name else "'"
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(f"name={quote}{name}{quote}", 1000, ["version_number DESC"], token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
 def update_model_description(client: "MlflowClient", name: str) -> None:
     """Update the generated part of a registered model's description in MLflow. Text that a user wrote above it is kept.
 
@@ -164,8 +189,7 @@ def update_model_description(client: "MlflowClient", name: str) -> None:
         MlflowException: if the registry does not answer or does not accept the description.
     """
     model = client.get_registered_model(name)
-    quote = '"' if "'" in name else "'"
-    if versions := client.search_model_versions(f"name={quote}{name}{quote}", _MAX_VERSIONS, ["version_number DESC"]):
+    if versions := all_versions(client, name)[:_MAX_VERSIONS]:
         own = (model.description or "").partition(MODEL_HEADING)[0].strip()
         text = model_description(model, without_secrets(client.tracking_uri), versions, MAX_LENGTH - len(own) - 2)
         client.update_registered_model(name, f"{own}\n\n{text}" if own else text)
@@ -196,3 +220,115 @@ def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:
         return f", where {name} has no alias: use models:/{name}/VERSION"
     listed = ", ".join(f"{alias} (version {number})" for alias, number in sorted(known.items()))
     return f", where {name} has {listed}: use --{setting} models:/{name}@{min(known)}"
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A registered model as one workspace sees it: which of its versions are this workspace's own.
+
+    Users who share an MLflow server may register their models under the same name. A version of another workspace is foreign: it
+    was measured on other images, so it is never compared with ours and never becomes champion by our doing.
+
+    Attributes:
+        store: URI of the MLflow store.
+        name: name of the registered model.
+        workspace: path or s3:// URI of the workspace that holds all generations.
+        workspace_id: text that identifies the workspace, even if it is moved. "" if it has none yet.
+    """
+
+    store: str
+    name: str
+    workspace: str
+    workspace_id: str
+
+    def foreign_version(self) -> "ModelVersion | None":
+        """Return the newest version that another workspace has registered under this name, or None.
+
+        Raises:
+            UserError: if the registry does not answer.
+        """
+        with registry_client(self.store, self.name) as client:
+            return next((version for version in all_versions(client, self.name) if not self._owns(client, version)), None)
+
+    def check_owned(self) -> None:
+        """Check that all versions of the model are of this workspace.
+
+        Raises:
+            UserError: if there is a version of another workspace, or the registry does not answer.
+        """
+        if version := self.foreign_version():
+            raise UserError(
+                f"{self.refusal(version)}, so none is made champion: give this workspace's models another name by "
+                "--tracking.model_name"
+            )
+
+    def refusal(self, version: "ModelVersion") -> str:
+        """Return a phrase that says that `version` is of another workspace."""
+        where = without_secrets(self.store)
+        other = f"the workspace {version.tags[_WORKSPACE]}" if _WORKSPACE in version.tags else "another workspace"
+        return f"{self.name} at {where} also holds models of {other} (version {version.version})"
+
+    def _owns(self, client: "MlflowClient", version: "ModelVersion") -> bool:
+        """Return whether a version is of this workspace.
+
+        A version without a tag was registered by hand, or by an earlier release of this program. It counts as own if the store is
+        a file in the workspace, or if its run names the workspace.
+
+        Args:
+            client: client of the MLflow store.
+            version: a version of the model.
+        """
+        if _WORKSPACE_ID in version.tags:
+            return bool(version.tags[_WORKSPACE_ID] == self.workspace_id)
+        root = storage.absolute(self.workspace)
+        database = sqlite_file(self.store)
+        if database and not storage.is_s3(root) and database.is_relative_to(root):
+            return True
+        tags = client.get_run(version.run_id).data.tags if version.run_id else {}
+        registered_by = storage.absolute(tags[_WORKSPACE]) if tags.get(_WORKSPACE) else ""
+        return f"{registered_by}/".startswith(f"{root}/")
+
+    def version_to_beat(self) -> int | None:
+        """Find the version with which the next new model is to be compared.
+
+        Returns:
+            The version number of the champion (the version in use). If there is no champion, the number of the challenger that an
+            earlier pipeline run registered, unless it was rejected. None if there is neither.
+
+        Raises:
+            UserError: if the registry does not answer.
+        """
+        versions = aliases(self.store, self.name)
+        if CHAMPION in versions or CHALLENGER not in versions:
+            return versions.get(CHAMPION)
+        with registry_client(self.store, self.name) as client:
+            rejected = client.get_model_version(self.name, str(versions[CHALLENGER])).tags.get("verdict") == REJECTED
+        return None if rejected else versions[CHALLENGER]
+
+    def versions_of(self, generation: str) -> set[int]:
+        """Return the numbers of the versions that a generation (a retraining run of this workspace) has registered.
+
+        Args:
+            generation: name of the generation.
+
+        Raises:
+            UserError: if the registry does not answer.
+        """
+        with registry_client(self.store, self.name) as client:
+            tags = {int(version.version): version.tags for version in all_versions(client, self.name)}
+        of_generation = {_WORKSPACE_ID: self.workspace_id, _GENERATION: generation}
+        return {number for number, found in tags.items() if of_generation.items() <= found.items()}
+
+
+def origin_tags(workspace: str, workspace_id: str, classes: Sequence[str], generation: str = "") -> dict[str, str]:
+    """Return the tags of a model version that say where it comes from.
+
+    Args:
+        workspace: path or s3:// URI of the workspace. It is shown to users.
+        workspace_id: text that identifies the workspace, even if it is moved.
+        classes: names of the classes in the order of their ids.
+        generation: name of the generation (a retraining run) that registers the version. "" if there is none.
+    """
+    digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
+    tags = {_WORKSPACE: without_secrets(workspace), _WORKSPACE_ID: workspace_id, "classes.digest": digest}
+    return tags | ({_GENERATION: generation} if generation else {})

@@ -1,13 +1,17 @@
 """Which generation a retraining runs, which champion it starts from, and what it is compared with."""
 
+import shutil
 from dataclasses import asdict
 
 import pytest
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from infra import storage
+from infra.errors import UserError
 from infra.runtime.stages import Record, digest, record_uri
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
+from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
 
@@ -18,9 +22,11 @@ def settings(tmp_path) -> Settings:
 
 @pytest.fixture
 def champion(monkeypatch) -> dict:
-    """The version to beat, as if the registry had it."""
-    found: dict = {"version": None}
-    monkeypatch.setattr(retraining.promotion, "version_to_beat", lambda uri, name: found["version"])
+    """The version to beat, and the versions of each generation, as if the registry had them."""
+    found: dict = {"version": None, "of": {}}
+    monkeypatch.setattr(retraining.OwnModel, "version_to_beat", lambda model: found["version"])
+    monkeypatch.setattr(retraining.OwnModel, "foreign_version", lambda model: None)
+    monkeypatch.setattr(retraining.OwnModel, "versions_of", lambda model, generation: found["of"].get(generation, set()))
     return found
 
 
@@ -60,6 +66,31 @@ def test_an_unfinished_generation_is_resumed(settings, champion) -> None:
     assert retraining.next_generation(settings) == begun
     champion["version"] = 4
     assert retraining.next_generation(settings).version == 4, "there is another champion by now"
+    champion["of"] = {begun.name: {4}}
+    assert retraining.next_generation(settings) == begun, "killed before the record of its stage register was written"
+    champion["of"] = {}
     workspace = generations.folder(settings.workspace, begun.name)
     record(workspace, "register", [], [], version=4)
     assert retraining.next_generation(settings) == begun, "it is its own challenger that was promoted"
+
+
+def test_a_workspace_has_one_identity_that_moves_with_it_and_a_dry_run_gives_it_none(settings, champion, tmp_path) -> None:
+    workspace = Workspace(settings.workspace)
+    retraining.next_generation(settings, dry_run=True)
+    assert workspace.identity(create=False) == "" and not (tmp_path / "w").exists()
+    retraining.next_generation(settings)
+    identity = workspace.identity()
+    assert len(identity) == 32 and workspace.identity() == identity
+    shutil.move(settings.workspace, tmp_path / "moved")
+    assert Workspace(str(tmp_path / "moved")).identity() == identity and workspace.identity() != identity
+
+
+def test_a_retraining_is_refused_before_it_begins_if_the_name_holds_models_of_others(
+    settings, champion, monkeypatch, tmp_path
+) -> None:
+    theirs = ModelVersion("edeconvnet", "7", 0, tags=[ModelVersionTag("workspace", "s3://theirs/runs")])
+    monkeypatch.setattr(retraining.OwnModel, "foreign_version", lambda model: theirs)
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"the workspace s3://theirs/runs \(version 7\).*--tracking\.model_name"):
+            retraining.next_generation(settings, dry_run=dry_run)
+    assert generations.read_all(settings.workspace) == []

@@ -94,8 +94,8 @@ def _nothing_new(pipeline: Retraining) -> None:
     if registry.CHAMPION in aliases:
         logger.info(f"champion {name} version {aliases[registry.CHAMPION]}")
     elif pipeline.generation.version is not None:
-        promotion.set_champion(pipeline.store, name, pipeline.generation.version)
-        logger.info(f"champion {name} version {pipeline.generation.version}: there was none")
+        version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
+        logger.info(f"champion {name} version {version}: there was none")
 
 
 def log_plan(settings: Settings, force: bool) -> None:
@@ -115,7 +115,7 @@ def log_plan(settings: Settings, force: bool) -> None:
         generation = Generation(generations.new_name(), previous, None)
     else:
         check_store(store)
-        generation = retraining.next_generation(settings)
+        generation = retraining.next_generation(settings, dry_run=True)
     pipeline = Retraining(settings, generation)
     logger.info(f"generation {generation.name}: {_start_text(generation, settings.tracking.model_name)}")
     if generation.previous is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from deconvnet.datasets import images_table
 from deconvnet.tracking import promotion, starting_model
+from deconvnet.tracking.registry import OwnModel
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
 from infra.errors import UserError
@@ -19,6 +20,7 @@ from infra.storage.lock import Lock
 from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.training import Pipeline
+from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
 CHAMPION_RESULTS = ("champion", "results.json")
@@ -55,6 +57,7 @@ class Retraining(Pipeline):
         if not settings.tracking.enabled:
             raise UserError("retraining compares registered models: it needs tracking.enabled true")
         self.generation = generation
+        self.generation_name = generation.name
         self.base = settings.workspace
         name = settings.tracking.model_name
         start = f"models:/{name}/{generation.version}" if generation.version is not None else settings.init.from_
@@ -66,6 +69,11 @@ class Retraining(Pipeline):
         }
         super().__init__(settings.model_copy(update=changed), generation.previous)
         self.locks += [lock] if lock else []
+
+    @property
+    def home(self) -> str:
+        """Return the URI of the workspace that holds all generations, to which the registered models belong."""
+        return self.base
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run: those of the main pipeline, then `champion` and `verdict`."""
@@ -137,7 +145,7 @@ class Retraining(Pipeline):
             The summary of the stage: `version` (number of the new model's version), `champion` (number of the version in use
             now), `promoted` (a bool) and `why` (a sentence).
         """
-        limits, name = self.settings.retrain, self.settings.tracking.model_name
+        limits = self.settings.retrain
         champion = storage.read_json(self.report(*CHAMPION_RESULTS))
         challenger = storage.read_json(self.report("results.json"))
         registered = read_record(self.settings.workspace, "register")
@@ -150,13 +158,14 @@ class Retraining(Pipeline):
             decision = promotion.Decision(False, reason)
         else:
             decision = promotion.compare(champion, challenger, limits.margin, limits.max_class_drop)
-        holder = promotion.promote(self.run_of_pipeline, self.store, name, version, self.generation.version, decision)
+        run, model = self.run_of_pipeline, self.own_model()
+        holder, decision = promotion.promote(run, model, version, self.generation.version, decision, self.locks[0])
         logger.info(f"  version {version} is {'' if decision.promoted else 'not '}promoted: {decision.reason}")
         return {"version": version, "champion": holder, "promoted": decision.promoted, "why": decision.reason}
 
 
-def next_generation(settings: Settings, forced: bool = False) -> Generation:
-    """Choose the generation to run: the unfinished one if there is one, else a new one. Nothing is written.
+def next_generation(settings: Settings, forced: bool = False, dry_run: bool = False) -> Generation:
+    """Choose the generation to run: the unfinished one if there is one, else a new one.
 
     A generation is one retraining run and its workspace. Another model may have become the champion (the registered model in use)
     since an unfinished generation began. Then the returned generation has to beat that model.
@@ -164,23 +173,26 @@ def next_generation(settings: Settings, forced: bool = False) -> Generation:
     Args:
         settings: settings of the pipeline. Their `workspace` holds all generations.
         forced: True to train even if no image or mask is new.
+        dry_run: True if nothing is to be written. Otherwise the workspace gets an identity if it has none yet.
 
     Returns:
         The generation.
 
     Raises:
-        UserError: if MLflow's registry does not answer.
+        UserError: if MLflow's registry does not answer, or has models of another workspace under the same name.
     """
     every = generations.read_all(settings.workspace)
-    store, name = tracking_uri(settings.workspace, settings.tracking.uri), settings.tracking.model_name
-    version = promotion.version_to_beat(store, name)
+    store, identity = tracking_uri(settings.workspace, settings.tracking.uri), Workspace(settings.workspace).identity(not dry_run)
+    model = OwnModel(store, settings.tracking.model_name, settings.workspace, identity)
+    model.check_owned()
+    version = model.version_to_beat()
     unfinished = [generation for generation in every if not generation.finished]
     if not unfinished:
         return Generation(generations.new_name(), latest_workspace(settings, every), version, forced)
     found = unfinished[-1]
     registered = read_record(generations.folder(settings.workspace, found.name), "register")
-    own = registered.summary.get("version") if registered else None
-    return replace(found, version=found.version if version == own else version, forced=forced or found.forced)
+    own = {registered.summary.get("version")} if registered else model.versions_of(found.name)
+    return replace(found, version=found.version if version in own else version, forced=forced or found.forced)
 
 
 def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from deconvnet.models.architectures import architecture_of_stage
+from deconvnet.tracking.registry import OwnModel, origin_tags
 from deconvnet.tracking.starting_model import source_key, starting_model
 from infra import storage
 from infra.errors import UserError
@@ -17,6 +18,7 @@ from infra.runtime.interrupts import caught_signals
 from infra.runtime.stages import Stage
 from workflows.pipelines.init_weights import pruned_weights_uri, pruning_stages, vgg16_digest
 from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
+from workflows.pipelines.workspace import Workspace
 from workflows.settings import as_dict
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
@@ -32,6 +34,14 @@ class Pipeline(TrackedPipeline):
     two steps. The stage `evaluate` measures the networks and writes the report, and `register` adds their ensemble to MLflow's
     model registry.
     """
+
+    generation_name = ""
+    """Name of the generation if the pipeline is that of a retraining run."""
+
+    @property
+    def home(self) -> str:
+        """Return the URI of the workspace to which the registered models belong, which is this pipeline's workspace."""
+        return self.root
 
     def _check_cluster(self) -> None:
         """Check that the cluster has room for the training workers and for the other stages.
@@ -226,15 +236,21 @@ class Pipeline(TrackedPipeline):
             The stage with its settings, inputs and outputs.
         """
         s = self.settings
-        settings = {"model_name": s.tracking.model_name, "store": without_secrets(self.store), "max_pixels": s.data.max_pixels}
+        # A store in the workspace is named by its path there, so that a moved workspace does not register its model again.
+        store = without_secrets(self.store).replace(f"sqlite:///{storage.absolute(self.home)}/", "")
+        settings = {"model_name": s.tracking.model_name, "store": store, "max_pixels": s.data.max_pixels}
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
         return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
+
+    def own_model(self) -> OwnModel:
+        """Return the registered model that the settings name, as this pipeline's workspace sees it."""
+        return OwnModel(self.store, self.settings.tracking.model_name, self.home, Workspace(self.home).identity())
 
     def _register(self, fingerprint: str) -> dict[str, Any]:
         """Register the ensemble in MLflow as a new model version, and point the alias `challenger` at it.
 
         Args:
-            fingerprint: digest of the stage's code version, settings and inputs. Not used.
+            fingerprint: digest of the stage's code version, settings and inputs. It becomes a tag of the version.
 
         Returns:
             The summary of the stage: the name of the `model` and the number of the `version`.
@@ -252,6 +268,12 @@ class Pipeline(TrackedPipeline):
             max_pixels=s.data.max_pixels,
         )
         results = storage.read_json(self.report("results.json"))
-        version = register(self.run_of_stage, self.store, s.tracking.model_name, ensemble, results)
-        logger.info(f"  {s.tracking.model_name} version {version}, alias challenger")
+        model = self.own_model()
+        origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
+        version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin)
+        logger.info(f"  {model.name} version {version}, alias challenger")
+        if foreign := model.foreign_version():
+            logger.warning(
+                f"  {model.refusal(foreign)}: retrain.py will not promote under this name, choose --tracking.model_name"
+            )
         return {"model": s.tracking.model_name, "version": version}

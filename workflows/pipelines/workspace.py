@@ -1,6 +1,7 @@
 """Define the layout of a pipeline's workspace: the URIs of its tables, models, report and lock."""
 
 import getpass
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -70,6 +71,20 @@ class Workspace:
         """
         self.root = root
         self.images, self.proposals, self.changes = (self.uri(table) for table in ("images", "proposals", "changes"))
+
+    def identity(self, create: bool = True) -> str:
+        """Return a random text that identifies the workspace, also after it was moved. It is stored in the workspace.
+
+        Args:
+            create: whether to choose and store it if the workspace has none yet.
+
+        Returns:
+            The text. "" if the workspace has none and none is to be stored.
+        """
+        file = self.uri("workspace.json")
+        if create and not storage.exists(file):
+            storage.exchange(file, None, f'{{"id": "{uuid.uuid4().hex}"}}\n'.encode())
+        return str(storage.read_json(file)["id"]) if storage.exists(file) else ""
 
     def uri(self, *parts: str) -> str:
         """Return the URI of a file or folder of the workspace. The names `parts` are joined to its path in the workspace."""

@@ -1,12 +1,20 @@
 """The decision who becomes champion, and its record in the registry."""
 
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 import pytest
 from mlflow import MlflowClient
 
+from deconvnet.tracking import promotion
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.promotion import Decision, compare, promote, set_champion, version_to_beat
-from deconvnet.tracking.registry import CHAMPION, aliases
-from infra.errors import UserError
+from deconvnet.tracking.promotion import Decision, compare, promote, set_champion
+from deconvnet.tracking.registry import CHAMPION, OwnModel, aliases
+from infra.errors import Interrupted, UserError
+from infra.storage.lock import Lock, LockRecord, hold_lock
 
 CLASSES = ["background", "cat", "dog"]
 
@@ -40,78 +48,117 @@ def test_results_on_other_images_are_not_compared() -> None:
         compare(results(0.5), results(0.6, images=10), 0, 1)
 
 
+@dataclass
+class Shop:
+    """A workspace with a store of its own, its registered model "net" with two versions, and the lock of the workspace."""
+
+    tracker: MlflowTracker
+    model: OwnModel
+    lock: Lock
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.tracker.client
+
+    def add_version(self, **tags: str) -> int:
+        """Register a version of another origin; `workspace_id` stands for the tag workspace.id."""
+        named = {key.replace("_", "."): value for key, value in tags.items()}
+        return int(self.client.create_model_version("net", "file:///model", tags=named).version)
+
+    def promote(self, challenger: int, champion: int | None, decision: Decision) -> int | None:
+        with self.tracker.pipeline("p", {}) as run:
+            return promote(run, self.model, challenger, champion, decision, self.lock)[0]
+
+
 @pytest.fixture
-def registry(tmp_path):
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+def shop(tmp_path, new_store) -> Iterator[Shop]:
+    (tmp_path / "w/mlflow").mkdir(parents=True)
+    shutil.copy(new_store, tmp_path / "w/mlflow/mlflow.db")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "e")
     tracker.client.create_registered_model("net")
-    for _ in range(2):
-        tracker.client.create_model_version("net", f"file://{tmp_path}/model")
-    return tracker
+    with hold_lock(str(tmp_path / "w/workspace.lock"), "retrain.py") as lock:
+        made = Shop(tracker, OwnModel(tracker.uri, "net", str(tmp_path / "w"), "ours"), lock)
+        for _ in range(2):
+            made.add_version(workspace_id="ours")
+        yield made
 
 
-def test_a_promoted_challenger_gets_the_alias_and_the_reason(registry) -> None:
-    client: MlflowClient = registry.client
+@pytest.fixture
+def shared(shop, tmp_path) -> Shop:
+    """The same for a store that lies outside the workspace, as a server does."""
+    shutil.copy(tmp_path / "w/mlflow/mlflow.db", tmp_path / "shared.db")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/shared.db", "e")
+    return replace(shop, tracker=tracker, model=replace(shop.model, store=tracker.uri))
+
+
+def test_a_promoted_challenger_gets_the_alias_and_the_reason(shop) -> None:
+    client = shop.client
     client.set_registered_model_alias("net", "challenger", "1")
-    assert version_to_beat(registry.uri, "net") == 1
+    assert shop.model.version_to_beat() == 1
     client.set_registered_model_alias("net", CHAMPION, "1")
     client.set_registered_model_alias("net", "challenger", "2")
-    assert version_to_beat(registry.uri, "net") == 1
-    with registry.pipeline("p", {}) as run:
+    assert shop.model.version_to_beat() == 1
+    with shop.tracker.pipeline("p", {}) as run:
         for _ in range(2):  # doing it twice changes nothing
-            assert promote(run, registry.uri, "net", 2, 1, Decision(True, "because it is better")) == 2
-    assert aliases(registry.uri, "net") == {"champion": 2, "challenger": 2}
+            better = Decision(True, "because it is better")
+            assert promote(run, shop.model, 2, 1, better, shop.lock) == (2, better)
+    assert aliases(shop.tracker.uri, "net") == {"champion": 2, "challenger": 2}
     version = client.get_model_version("net", "2")
     assert version.tags["verdict"] == "promoted" and version.tags["verdict.against"] == "version 1"
+    assert version.tags[f"fence.{shop.lock.fence}"] == "2"
     assert version.description.count("because it is better") == 1
     assert client.get_run(run.run_id).data.tags["verdict.why"] == "because it is better"
 
 
-def test_the_models_description_shows_who_was_champion(registry) -> None:
-    client: MlflowClient = registry.client
+def test_the_models_description_shows_who_was_champion(shop) -> None:
+    client = shop.client
     client.update_registered_model("net", "Ours since May.")
-    with registry.pipeline("p", {}) as run:
-        promote(run, registry.uri, "net", 1, None, Decision(True, "there was no champion"))
-        first = client.get_model_version("net", "1").tags["verdict.on"]
-        promote(run, registry.uri, "net", 2, 1, Decision(False, "cat | falls"))
+    shop.promote(1, None, Decision(True, "there was no champion"))
+    first = client.get_model_version("net", "1").tags["verdict.on"]
+    shop.promote(2, 1, Decision(False, "cat | falls"))
     page = client.get_registered_model("net").description
     assert page.startswith("Ours since May.\n\n### What this model is") and page.count("### What this model is") == 1
     rows = [line for line in page.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
     assert f"| not promoted {first} against version 1: cat \\| falls |  |" in rows[0]
     assert f"| promoted {first}: there was no champion | champion |" in rows[1]
     assert "models:/net@champion" in page
-    set_champion(registry.uri, "net", 2)
-    rows = [line for line in client.get_registered_model("net").description.splitlines() if line.startswith("| 2 |")]
+
+
+def test_a_repeated_decision_keeps_its_day(shop) -> None:
+    shop.client.set_model_version_tag("net", "2", "verdict", "promoted")
+    shop.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
+    shop.promote(2, None, Decision(True, "x"))
+    assert shop.client.get_model_version("net", "2").tags["verdict.on"] == "2026-01-02"
+    shop.promote(2, None, Decision(False, "x"))
+    assert shop.client.get_model_version("net", "2").tags["verdict.on"] != "2026-01-02"
+
+
+def test_the_champion_stays_if_the_challenger_is_worse_and_without_one_the_challenger_is_promoted(shop) -> None:
+    assert shop.promote(2, 1, Decision(False, "worse")) == 1
+    assert aliases(shop.tracker.uri, "net") == {"champion": 1}
+    assert shop.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
+    shop.client.delete_registered_model_alias("net", CHAMPION)
+    assert shop.promote(2, None, Decision(True, "there was no champion")) == 2
+
+
+def test_a_version_is_made_champion_without_comparison_only_if_there_is_none(shop) -> None:
+    assert set_champion(shop.model, 2, shop.lock) == 2
+    rows = [line for line in shop.client.get_registered_model("net").description.splitlines() if line.startswith("| 2 |")]
     assert rows[0].endswith("| champion |")
+    assert set_champion(shop.model, 1, shop.lock) == 2 and aliases(shop.tracker.uri, "net") == {"champion": 2}
 
 
-def test_a_repeated_decision_keeps_its_day(registry) -> None:
-    registry.client.set_model_version_tag("net", "2", "verdict", "promoted")
-    registry.client.set_model_version_tag("net", "2", "verdict.on", "2026-01-02")
-    with registry.pipeline("p", {}) as run:
-        promote(run, registry.uri, "net", 2, None, Decision(True, "x"))
-        assert registry.client.get_model_version("net", "2").tags["verdict.on"] == "2026-01-02"
-        promote(run, registry.uri, "net", 2, None, Decision(False, "x"))
-        assert registry.client.get_model_version("net", "2").tags["verdict.on"] != "2026-01-02"
+def test_a_model_that_does_not_exist_has_no_aliases(shop) -> None:
+    other = replace(shop.model, name="other")
+    assert aliases(shop.tracker.uri, "other") == {} and other.version_to_beat() is None and other.foreign_version() is None
 
 
-def test_the_champion_stays_if_the_challenger_is_worse_and_without_one_the_challenger_is_promoted(registry) -> None:
-    with registry.pipeline("p", {}) as run:
-        assert promote(run, registry.uri, "net", 2, 1, Decision(False, "worse")) == 1
-        assert aliases(registry.uri, "net") == {"champion": 1}
-        assert registry.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
-        registry.client.delete_registered_model_alias("net", CHAMPION)
-        assert promote(run, registry.uri, "net", 2, None, Decision(True, "there was no champion")) == 2
-
-
-def test_a_model_that_does_not_exist_has_no_aliases(registry) -> None:
-    assert aliases(registry.uri, "other") == {} and version_to_beat(registry.uri, "other") is None
-
-
-def test_a_registry_that_does_not_answer_is_a_user_error(monkeypatch) -> None:
+def test_a_registry_that_does_not_answer_is_a_user_error(monkeypatch, shop) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for ask in (lambda uri: aliases(uri, "net"), lambda uri: set_champion(uri, "net", 1)):
+    away = replace(shop.model, store="http://someone:word@127.0.0.1:9")
+    for ask in (lambda: aliases(away.store, "net"), lambda: set_champion(away, 1, shop.lock), away.check_owned):
         with pytest.raises(UserError, match=r"registry at http://127.0.0.1:9 can't be used for net") as caught:
-            ask("http://someone:word@127.0.0.1:9")
+            ask()
         assert "word" not in str(caught.value)
 
 
@@ -121,19 +168,114 @@ def test_an_equal_mean_iou_is_never_promoted() -> None:
 
 
 @pytest.mark.parametrize("promoted", [True, False])
-def test_a_version_that_became_champion_meanwhile_stays_champion(registry, promoted) -> None:
+def test_a_version_that_became_champion_meanwhile_stays_champion(shop, promoted) -> None:
     """The challenger was not compared with that version, which a user or another run promoted."""
-    registry.client.create_model_version("net", "file:///model")
-    registry.client.set_registered_model_alias("net", CHAMPION, "3")
-    with registry.pipeline("p", {}) as run:
-        assert promote(run, registry.uri, "net", 2, 1, Decision(promoted, "measured against 1")) == 3
-    assert aliases(registry.uri, "net") == {"champion": 3}
-    version = registry.client.get_model_version("net", "2")
+    shop.client.set_registered_model_alias("net", CHAMPION, str(shop.add_version(workspace_id="ours")))
+    assert shop.promote(2, 1, Decision(promoted, "measured against 1")) == 3
+    assert aliases(shop.tracker.uri, "net") == {"champion": 3}
+    version = shop.client.get_model_version("net", "2")
     assert version.tags["verdict"] == "not promoted" and "version 3 became champion meanwhile" in version.description
 
 
-def test_a_rejected_challenger_is_not_the_version_to_beat(registry) -> None:
-    registry.client.set_registered_model_alias("net", "challenger", "2")
-    assert version_to_beat(registry.uri, "net") == 2
-    registry.client.set_model_version_tag("net", "2", "verdict", "not promoted")
-    assert version_to_beat(registry.uri, "net") is None
+def test_a_rejected_challenger_is_not_the_version_to_beat(shop) -> None:
+    shop.client.set_registered_model_alias("net", "challenger", "2")
+    assert shop.model.version_to_beat() == 2
+    shop.client.set_model_version_tag("net", "2", "verdict", "not promoted")
+    assert shop.model.version_to_beat() is None
+
+
+# Versions of other workspaces.
+
+
+@pytest.mark.parametrize(
+    "tags", [{}, {"workspace_id": "theirs"}, {"workspace_id": ""}, {"workspace_id": "theirs", "workspace": "/runs/theirs"}]
+)
+@pytest.mark.parametrize("alias", ["", "champion", "challenger"])
+def test_a_version_of_another_workspace_is_refused_on_a_shared_server(shared, tags, alias) -> None:
+    foreign = shared.add_version(**tags)
+    if alias:
+        shared.client.set_registered_model_alias("net", alias, str(foreign))
+    before = aliases(shared.tracker.uri, "net")
+    with pytest.raises(UserError, match=r"another workspace|/runs/theirs") as refused:
+        shared.model.check_owned()
+    assert "version 3" in str(refused.value) and "--tracking.model_name" in str(refused.value)
+    assert shared.promote(2, None, Decision(True, "it is better")) == before.get("champion")
+    assert aliases(shared.tracker.uri, "net") == before
+    version = shared.client.get_model_version("net", "2")
+    assert version.tags["verdict"] == "not promoted" and "tracking.model_name" in version.tags["verdict.why"]
+
+
+def test_versions_of_an_earlier_release_and_of_the_own_store_are_ours(shop, shared, tmp_path) -> None:
+    shop.add_version()
+    shop.model.check_owned()  # registered by hand in the store of the workspace, which nobody shares
+    for workspace in ("w", "w/generations/20261101-000000"):
+        with shared.tracker.pipeline("p", {}, {"workspace": str(tmp_path / workspace)}) as run:
+            shared.client.create_model_version("net", "file:///model", run_id=run.run_id)
+    shared.model.check_owned()
+    with shared.tracker.pipeline("p", {}, {"workspace": str(tmp_path / "w2")}) as run:
+        shared.client.create_model_version("net", "file:///model", run_id=run.run_id)
+    assert shared.model.foreign_version().version == 5
+
+
+def test_only_versions_of_the_same_generation_and_workspace_are_its_own(shared) -> None:
+    for workspace, generation in (("ours", "1"), ("ours", "2"), ("theirs", "1")):
+        shared.add_version(workspace_id=workspace, generation=generation)
+    assert shared.model.versions_of("1") == {3} and shared.model.versions_of("9") == set()
+
+
+# A holder of the lock that was stopped for longer than the lock is valid.
+
+
+def take_over(lock: Lock) -> LockRecord:
+    """Let another run take the lock, as if it had expired. Its fencing number is one higher."""
+    mine = LockRecord(**json.loads(Path(lock.uri).read_text()))
+    theirs = replace(mine, token="theirs", holder="retrain.py of anne", fence=mine.fence + 1)
+    Path(lock.uri).write_bytes(theirs.to_bytes())
+    return theirs
+
+
+def test_a_run_that_lost_the_lock_changes_nothing(shop) -> None:
+    take_over(shop.lock)
+    with pytest.raises(Interrupted, match="anne"):
+        shop.promote(2, None, Decision(True, "x"))
+    with pytest.raises(Interrupted, match="anne"):
+        set_champion(shop.model, 2, shop.lock)
+    assert aliases(shop.tracker.uri, "net") == {} and "verdict" not in shop.client.get_model_version("net", "2").tags
+
+
+@pytest.mark.parametrize("decided", [1, 2, 3])
+def test_a_run_that_was_stopped_just_before_it_moved_the_alias_puts_it_back(shop, monkeypatch, decided) -> None:
+    """It wakes after another run took the lock and chose the champion: version `decided`."""
+    client = shop.client
+    client.set_registered_model_alias("net", CHAMPION, "1")
+    shop.add_version(workspace_id="ours")
+    real = MlflowClient.set_registered_model_alias
+
+    def stopped(self, name, alias, version):
+        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", real)
+        theirs = take_over(shop.lock)
+        client.set_model_version_tag("net", "3", f"fence.{theirs.fence}", str(decided))
+        real(client, "net", CHAMPION, str(decided))
+        real(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", stopped)
+    with pytest.raises(Interrupted, match="anne"):
+        shop.promote(2, 1, Decision(True, "it is better"))
+    assert aliases(shop.tracker.uri, "net") == {"champion": decided}
+    assert "verdict" not in client.get_model_version("net", "2").tags
+
+
+def test_an_alias_that_is_moved_in_the_same_moment_is_left_alone_and_the_decision_says_so(shop, monkeypatch) -> None:
+    real = promotion.aliases
+    shop.client.set_registered_model_alias("net", CHAMPION, "1")
+    three = shop.add_version(workspace_id="ours")
+
+    def moved(store, name):
+        monkeypatch.setattr(promotion, "aliases", real)
+        found = real(store, name)
+        shop.client.set_registered_model_alias("net", CHAMPION, str(three))
+        return found
+
+    monkeypatch.setattr(promotion, "aliases", moved)
+    assert shop.promote(2, 1, Decision(True, "it is better")) == three
+    assert shop.client.get_model_version("net", "2").tags["verdict"] == "not promoted"

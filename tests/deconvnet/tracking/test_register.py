@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from deconvnet.inference.predictor import Predictor, PredictorOptions
+from deconvnet.tracking import register as register_module
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import register, requirements
 from deconvnet.tracking.store import tracking_uri
@@ -102,7 +103,8 @@ def test_a_version_has_its_results_and_alias(tracker, registered):
     run_id, number = registered
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
     assert int(version.version) == number and version.run_id == run_id
-    assert version.tags == {"mean_iou.fcn8s": "0.6221", "pixel_accuracy.fcn8s": "0.9000", "mean_iou.edeconvnet_crf": "0.7250"}
+    measured = {"mean_iou.fcn8s": "0.6221", "pixel_accuracy.fcn8s": "0.9000", "mean_iou.edeconvnet_crf": "0.7250"}
+    assert version.tags == measured | {"fingerprint": ""}
     assert "| FCN-8s | 62.2 | 90.0 |" in version.description and "| EDeconvNet+CRF | 72.5 | – |" in version.description
     tags = tracker.client.get_run(run_id).data.tags
     assert tags["mean_iou.edeconvnet_crf"] == "0.7250" and tags["model.version"] == str(number)
@@ -180,6 +182,50 @@ def test_a_missing_edge_model_is_a_user_error_and_nothing_is_registered(tracker,
     with pytest.raises(UserError, match=r"absent\.yml"):
         register_ensemble(tracker, folder, proposals=EDGES | {"edge_model": str(folder / "absent.yml")})
     assert len(tracker.client.search_model_versions("name = 'shapes'")) == before
+
+
+@pytest.fixture
+def quick_upload(monkeypatch):
+    """Models are registered without being written; returns the runs whose models were."""
+    uploaded: list[str] = []
+    monkeypatch.setattr(register_module, "_upload", lambda client, run, *rest: uploaded.append(run.run_id) or (None, "file:///m"))
+    return uploaded
+
+
+@pytest.mark.parametrize("killed_in", ["set_registered_model_alias", "update_registered_model", "log_batch"])
+def test_a_run_that_was_killed_after_registering_finds_its_version(tracker, folder, quick_upload, monkeypatch, killed_in):
+    ensemble, name = ensemble_in(folder), f"net {killed_in}"
+    again = (tracker.uri, name, ensemble, RESULTS, "f1")
+    with tracker.pipeline("p", {}) as run:
+        with monkeypatch.context() as patched:
+            patched.setattr(tracker.client.__class__, killed_in, killed)
+            with pytest.raises(KeyboardInterrupt):
+                register(run, *again)
+        assert register(run, *again) == register(run, *again) == 1 and len(quick_upload) == 1
+        assert tracker.client.get_model_version_by_alias(name, "challenger").version == 1
+        assert register(run, *again[:-1], "f2") == 2, "other networks are another version"
+    with tracker.pipeline("p", {}) as other:
+        assert register(other, *again) == 3, "so are those of another run"
+    assert len(tracker.client.search_model_versions(f"name = '{name}'")) == 3
+
+
+def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_request_that_was_sent_twice_leaves_one_version(tracker, folder, quick_upload, monkeypatch):
+    """MLflow's client repeats a request if the answer was lost."""
+    create = tracker.client.__class__.create_model_version
+
+    def twice(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        return create(self, *args, **kwargs)
+
+    monkeypatch.setattr(tracker.client.__class__, "create_model_version", twice)
+    with tracker.pipeline("p", {}) as run:
+        assert register(run, tracker.uri, "net sent twice", ensemble_in(folder), RESULTS, "f1", {"workspace.id": "w"}) == 1
+    (version,) = tracker.client.search_model_versions("name = 'net sent twice'")
+    assert int(version.version) == 1 and version.tags["workspace.id"] == "w"
 
 
 def test_a_name_that_mlflow_refuses_is_a_user_error(tracker, folder, networks):
