@@ -220,6 +220,7 @@ class ImportSettings(CommandSettings):
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",
     )
     mask_suffix: str = Field("", description="masks: what follows the image's name in the mask's: _mask for a.jpg and a_mask.png")
+    image_suffix: str = Field("", description="masks: what images have in its place: _leftImg8bit for Cityscapes")
     strange: Literal["reject", "void"] = Field("reject", description="masks: values without a class reject the image or are void")
     encoding: str | None = Field(
         None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"

@@ -127,6 +127,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         unknown_void=settings.strange == "void",
         class_table_uri=settings.table,
         mask_suffix=settings.mask_suffix,
+        image_suffix=settings.image_suffix,
         max_pixels=settings.max_pixels,
         encoding=settings.encoding,
     )

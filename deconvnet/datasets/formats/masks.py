@@ -29,8 +29,8 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. `class_table_uri`, `classes`, `mask_suffix`, `unknown_void` and `max_pixels` apply. The
-            class table says which class each value in the masks stands for. Without a table, `classes` are the class names by id.
+        rules: rules that the user chose. `class_table_uri`, `classes`, `image_suffix`, `mask_suffix`, `unknown_void` and
+            `max_pixels` apply. The class table says which class each value in the masks stands for. Without a table, `classes` are the class names by id.
             Without either, the classes are inferred from the values of all masks.
 
     Returns:
@@ -45,19 +45,21 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     for source in sources:
         index = ImageIndex(source.images)
         masks = _by_stem(ImageIndex(source.annotations).names, rules.mask_suffix)
-        images = _by_stem(index.names, "")
+        images = _by_stem(index.names, rules.image_suffix)
         if rules.mask_suffix and source.images == source.annotations:
             images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
         matched = [stem for stem in images if stem in masks]
         if not matched:
-            examples = f"{next(iter(images.values()))} and {next(iter(masks.values()), 'none')}"
+            examples = f"{next(iter(images.values()), 'none')} and {next(iter(masks.values()), 'none')}"
             raise UserError(
                 f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
-                "a mask must have its image's name, followed by what --mask_suffix gives"
+                "a mask must have its image's name, with what --mask_suffix gives in place of what --image_suffix gives"
             )
         pairs += [(source, index, images[stem], storage.join(source.annotations, masks[stem])) for stem in matched]
         for name in (masks[stem] for stem in masks if stem not in images):
             dataset.reject(name, storage.join(source.annotations, name), f"no image of this name in {source.images}")
+        if others := len(index.names) - len(images) if rules.image_suffix else 0:
+            dataset.notes.append(f"{others:,} images in {source.images} don't end in {rules.image_suffix} and are left out")
         if without := len(images) - len(matched):
             dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
     table = _make_table([uri for *_, uri in pairs], rules)
@@ -75,12 +77,12 @@ FORMAT = DatasetFormat("the folder of masks", read_masks)
 def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
     """Index files by a key that a mask and its image have in common.
 
-    The key is the path of the file without the file name suffix, and without the ending that distinguishes masks. For example,
-    "a/b_mask.png" has the key "a/b" if the ending is "_mask".
+    The key is the path of the file without the file name suffix, and without the ending that distinguishes masks or images. For
+    example, "a/b_mask.png" has the key "a/b" if the ending is "_mask".
 
     Args:
         names: paths of the files, relative to their folder.
-        suffix: ending of the masks, such as "_mask"; "" if there is none. Files whose name does not have it are left out.
+        suffix: ending of the names, such as "_mask"; "" if there is none. Files whose name does not have it are left out.
 
     Returns:
         The path of each file by its key. If several files have the same key, the first is kept.

@@ -41,6 +41,7 @@ class ImportRules:
         class_table_uri: path or s3:// address of a text file with class names and mask values (see `class_table.read_table`). If
             None, the table is inferred from the masks.
         mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
+        image_suffix: text that the name of an image has in place of `mask_suffix`, such as "_leftImg8bit" in Cityscapes.
         max_pixels: an image with more pixels is rejected.
         encoding: name of the encoding of annotation files that are not in UTF-8, such as "gbk". If None, they are refused.
     """
@@ -54,6 +55,7 @@ class ImportRules:
     unknown_void: bool = False
     class_table_uri: str | None = None
     mask_suffix: str = ""
+    image_suffix: str = ""
     max_pixels: int = 100_000_000
     encoding: str | None = None
 

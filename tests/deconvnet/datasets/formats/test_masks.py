@@ -93,3 +93,25 @@ def test_masks_and_images_that_do_not_match_are_left_out_or_refused(tmp_path):
     (tmp_path / "images/p0.jpg").unlink()
     with pytest.raises(UserError, match=r"no mask in .* has the name of an image in .* \(q.jpg and p0.png, for example\)"):
         read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportRules())
+
+
+@pytest.mark.parametrize(
+    ("stem", "image_suffix", "mask_suffix", "other", "kind"),
+    [
+        ("aachen/aachen_000000_000019", "_leftImg8bit", "_gtFine_labelIds", "_gtFine_color", ".png"),
+        ("0001TP_006690", "_rgb", "_L", "_depth", ".png"),
+        ("tile_1", "_image", "_label", "_height", ".tif"),
+    ],
+    ids=["Cityscapes", "CamVid", "tiles"],
+)
+def test_images_and_masks_with_endings_of_their_own_belong_together(tmp_path, stem, image_suffix, mask_suffix, other, kind):
+    names = [f"i/{stem}{image_suffix}", f"i/{stem}_right", f"m/{stem}{mask_suffix}", f"m/{stem}{other}"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IDS).save(tmp_path / f"{name}{kind}")
+    sources = [AnnotationSource(str(tmp_path / "i"), str(tmp_path / "m"))]
+    dataset = read_masks(sources, ImportRules(image_suffix=image_suffix, mask_suffix=mask_suffix))
+    assert [entry.uri for entry in dataset.entries] == [str(tmp_path / f"{names[2]}{kind}")] and not dataset.rejects
+    assert (class_mask(dataset)[IDS == 11] == 2).all() and any(f"don't end in {image_suffix}" in note for note in dataset.notes)
+    with pytest.raises(UserError, match="in place of what --image_suffix gives"):
+        read_masks(sources, ImportRules(image_suffix="_x", mask_suffix=mask_suffix))
