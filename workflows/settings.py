@@ -226,6 +226,9 @@ class ImportSettings(CommandSettings):
         None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"
     )
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of images that may be unusable before the import fails")
+    max_void: float = Field(
+        0.1, ge=0, le=1, description="share of annotations that may become void or be left out before the import fails"
+    )
     max_pixels: PositiveInt = Field(100_000_000, description="larger images are rejected")
     threads: PositiveInt | None = Field(None, description="threads; empty: one per CPU")
     check: Location | None = Field(None, description="import nothing: check this folder in VOC's layout")

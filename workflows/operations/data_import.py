@@ -50,13 +50,21 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
     with new_folder(folder) as temporary:
         origin = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
         summary = write_voc_layout(
-            dataset, splits, temporary, max_rejects=settings.max_rejects, threads=_threads(settings), origin=origin
+            dataset,
+            splits,
+            temporary,
+            max_rejects=settings.max_rejects,
+            max_void=settings.max_void,
+            threads=_threads(settings),
+            origin=origin,
         )
         if dataset.class_table_text:
             (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table_text, "utf-8")
         _check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
-    if summary.rejects or summary.skipped:
-        logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.skipped):,} annotations; see {REJECTS_FILE}")
+    for label, reason, count in summary.count_losses():
+        logger.info(f"no objects: {count:,}× {label} {reason}")
+    if summary.rejects or summary.losses:
+        logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.losses):,} annotations; see {REJECTS_FILE}")
     logger.info(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
     logger.info("\nto train on it (the first line once, for VGG-16's weights):")
     logger.info(f"{DOWNLOAD_COMMAND}\n{train_command(folder, dataset.classes)}")

@@ -6,23 +6,18 @@ outline, all pixels in its box become void, because it is not known which of the
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from deconvnet.datasets.formats import DatasetFormat
-from deconvnet.datasets.importing.dataset import (
-    AnnotatedDataset,
-    AnnotatedImage,
-    AnnotationSource,
-    ImportRules,
-)
-from deconvnet.datasets.importing.images import ImageIndex, read_json
-from deconvnet.datasets.importing.painting import paint_image
-from deconvnet.datasets.importing.regions import Region, box_region, merge_regions, parse_points, polygon_region
-from deconvnet.datasets.importing.rle import run_length_region
+from deconvnet.datasets.importing import shapes
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import ImageIndex, as_int, read_json
+from deconvnet.datasets.importing.painting import ImagePainter
+from deconvnet.datasets.importing.regions import parse_points
 from infra import storage
 from infra.errors import BadInput, UserError
-from proposals.masks import VOID_ID
 
 _SECTIONS = ("images", "annotations", "categories")
 
@@ -49,7 +44,13 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
         files = " and ".join(source.annotations for source in sources)
         raise UserError(f"{files}: no annotation has an outline (segmentation); boxes alone can't become masks")
     for source, document, by_id in zip(sources, documents, names, strict=True):
-        _add_images(dataset, source, document, {category: ids[name] for category, name in by_id.items()}, rules)
+        crowd_void = rules.crowd_void
+        if crowd_void and document["annotations"] and _only_masks_as_crowds(document):
+            crowd_void = False
+            dataset.notes.append(
+                f"{source.annotations}: every annotation is a crowd (iscrowd) with run lengths, so each is an object"
+            )
+        _add_images(dataset, source, document, _Converter(by_id, ids, crowd_void), rules)
     return dataset
 
 
@@ -89,16 +90,24 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
         Category names by category id.
 
     Raises:
-        UserError: if a category has no name or no integer id.
+        UserError: if a category has no name or no integer id, or two categories of different names have the same id.
     """
+    names: dict[int, str] = {}
     try:
-        return {int(category["id"]): str(category["name"]).strip() for category in document["categories"]}
-    except (KeyError, TypeError, ValueError):
+        for category in document["categories"]:
+            category_id, name = as_int(category["id"], "id"), str(category["name"]).strip()
+            if names.setdefault(category_id, name) != name:
+                raise UserError(
+                    f"--annotations {source.annotations}: the category id {category_id} is that of {names[category_id]} and of {name}: "
+                    "give each its own"
+                )
+    except (KeyError, BadInput):
         raise UserError(f"--annotations {source.annotations}: each category needs an id (a whole number) and a name") from None
+    return names
 
 
 def _add_images(
-    dataset: AnnotatedDataset, source: AnnotationSource, document: Mapping[str, Any], ids: Mapping[int, int], rules: ImportRules
+    dataset: AnnotatedDataset, source: AnnotationSource, document: Mapping[str, Any], converter: "_Converter", rules: ImportRules
 ) -> None:
     """Add the images of one COCO file to a data set, without loading them.
 
@@ -109,140 +118,153 @@ def _add_images(
         dataset: data set to add to.
         source: the file and its folder of images.
         document: content of the file.
-        ids: class id by category id; 255 (void) or 0 (background) for classes that are not imported.
+        converter: converts the annotations of the file to shapes.
         rules: rules that the user chose, for painting the masks.
+
+    Raises:
+        UserError: if no annotation belongs to an image that the file lists.
     """
-    index = ImageIndex(source.images)
+    index, painter = ImageIndex(source.images), ImagePainter(rules)
     annotations: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in document["annotations"]:
-        annotations[_hashable(annotation.get("image_id"))].append(annotation)
-    listed: set[Any] = set()
-    found, missing = index.find_all(name for image in document["images"] if isinstance(name := image.get("file_name"), str))
+        annotations[_image_key(annotation.get("image_id"))].append(annotation)
+    names: dict[Any, set[str]] = defaultdict(set)
     for image in document["images"]:
-        key, name = _hashable(image.get("id")), image.get("file_name")
+        names[_image_key(image.get("id"))].add(str(image.get("file_name")))
+    found, missing = index.find_all(name for same in names.values() for name in same)
+    added = set()
+    for image in document["images"]:
+        key, name = _image_key(image.get("id")), image.get("file_name")
         if not isinstance(name, str) or not name:
             dataset.reject(f"image {image.get('id')}", source.annotations, "it has no file_name")
-        elif key in listed:
+        elif key is None:
+            dataset.reject(name, source.annotations, "it has no id")
+        elif key in added or len(names[key]) > 1:  # whose are the annotations?
             dataset.reject(name, source.annotations, f"its image id {key} is in the file twice")
         elif name in missing:
             dataset.reject(name, source.annotations, missing[name])
         else:
             file = found[name]
-            load = partial(_load, index, file, image, annotations[key], ids, rules)
+            load = painter.plan(partial(_read_image, index, file), partial(converter.convert, image, annotations[key]))
             dataset.add(name, storage.join(source.images, file), source.split, load)
-        listed.add(key)
-    if unlisted := sum(len(found) for key, found in annotations.items() if key not in listed):
+            added.add(key)
+    unlisted = sum(len(same) for key, same in annotations.items() if key is None or key not in names)
+    if unlisted and unlisted == len(document["annotations"]):
+        raise UserError(f"--annotations {source.annotations}: no annotation has the id of one of its images (image_id)")
+    if unlisted:
         dataset.notes.append(f"{source.annotations}: {unlisted:,} annotations are of images that it does not list")
 
 
-def _hashable(value: Any) -> Any:
+def _image_key(value: Any) -> Any:
     """Convert the image id of a COCO file to a value that can be a dictionary key.
 
     Args:
-        value: the id, which should be an integer or a string, but may be anything in a malformed file.
+        value: the id, which should be a whole number or text, but may be anything in a malformed file.
 
     Returns:
-        The id itself if it is an integer or a string; otherwise, for example for a list, its text.
+        The number, also if it is written as text; other text as it is. None if there is no id. The text of any other value.
     """
-    return value if isinstance(value, int | str) else repr(value)
+    try:
+        return as_int(value, "id")
+    except BadInput:
+        return None if value in (None, "") else str(value)
 
 
-def _load(
-    index: ImageIndex,
-    file: str,
-    image: Mapping[str, Any],
-    annotations: Sequence[Mapping[str, Any]],
-    ids: Mapping[int, int],
-    rules: ImportRules,
-) -> AnnotatedImage:
-    """Load one image and paint its masks from its annotations.
+def _read_image(index: ImageIndex, file: str) -> tuple[bytes, str]:
+    """Read the image at a path in the folder of images. Returns its bytes and its path. Raises BadInput if that is impossible."""
+    return index.read(file), file
 
-    Args:
-        index: images of the source.
-        file: path of the image in the source's folder.
-        image: the image's entry in the COCO file.
-        annotations: the COCO file's annotations of this image.
-        ids: class id by category id; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose, for painting the masks.
 
-    Returns:
-        The image with its masks.
+@dataclass(frozen=True)
+class _Converter:
+    """Converts the annotations of a COCO file to shapes.
 
-    Raises:
-        BadInput: if the image or an annotation can't be used.
+    Attributes:
+        names: name of each category by its id.
+        ids: class id by category name; 255 (void) or 0 (background) for classes that are not imported.
+        crowd_void: True if crowds become void.
     """
-    size = (image.get("width"), image.get("height"))
-    return paint_image(index.read(file), file, size, rules, partial(_make_regions, annotations, ids, rules))
 
+    names: Mapping[int, str]
+    ids: Mapping[str, int]
+    crowd_void: bool
 
-def _make_regions(
-    annotations: Sequence[Mapping[str, Any]], ids: Mapping[int, int], rules: ImportRules, height: int, width: int
-) -> tuple[list[Region], list[str]]:
-    """Turn the annotations of an image into regions of pixels.
+    def convert(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> shapes.ImageAnnotations:
+        """Convert the annotations of an image.
 
-    Args:
-        annotations: the COCO file's annotations of this image.
-        ids: class id by category id; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose; `crowd_void` applies.
-        height: height of the image in px.
-        width: width of the image in px.
+        Args:
+            image: the image's entry in the COCO file.
+            annotations: the COCO file's annotations of this image.
 
-    Returns:
-        The regions, and a sentence with the reason for each annotation that was skipped. An annotation of a class that is not
-        imported becomes a region only if it becomes void; otherwise it is in neither list.
+        Returns:
+            The annotations as shapes.
 
-    Raises:
-        BadInput: if an annotation is malformed.
-    """
-    regions, skipped = [], []
-    for annotation in annotations:
-        name = f"annotation {annotation.get('id')}"
-        category = annotation.get("category_id")
-        if not isinstance(category, int) or category not in ids:
-            raise BadInput(f"{name} has the category {category}, which the file does not name")
-        crowd = bool(annotation.get("iscrowd")) and rules.crowd_void
+        Raises:
+            BadInput: if an annotation is malformed.
+        """
+        converted = []
+        for annotation in annotations:
+            name = f"annotation {annotation.get('id')}"
+            try:
+                converted.append(self._convert_one(name, annotation))
+            except BadInput as error:
+                raise BadInput(f"{name}: {error}") from None
+        return shapes.ImageAnnotations((image.get("width"), image.get("height")), converted)
+
+    def _convert_one(self, name: str, annotation: Mapping[str, Any]) -> shapes.Annotation:
+        """Convert one annotation, which is given with its name for messages. Raises BadInput if it is malformed."""
         try:
-            region = _make_region(annotation, VOID_ID if crowd else ids[category], height, width)
-        except BadInput as error:
-            raise BadInput(f"{name}: {error}") from None
-        if region is None:
-            skipped.append(f"{name} has neither outline nor box")
-        elif not region.area:
-            skipped.append(f"{name} covers no pixel")
-        elif ids[category] != 0 or region.class_id == VOID_ID:
-            regions.append(region)
-    return regions, skipped
-
-
-def _make_region(annotation: Mapping[str, Any], class_id: int, height: int, width: int) -> Region | None:
-    """Turn an annotation into a region of pixels.
-
-    Args:
-        annotation: one annotation of the COCO file.
-        class_id: class id for the region.
-        height: height of the image in px.
-        width: width of the image in px.
-
-    Returns:
-        The region. If the annotation has a box but no outline, it is the box with the class void. If it has neither, None.
-
-    Raises:
-        BadInput: if the annotation is malformed.
-    """
-    outline = annotation.get("segmentation")
-    if not outline:
-        box = annotation.get("bbox")
-        if not box:
-            return None
+            label = self.names[as_int(annotation.get("category_id"), "category_id")]
+        except (BadInput, KeyError):
+            raise BadInput(f"it has the category {annotation.get('category_id')}, which the file does not name") from None
+        class_id = self.ids[label] or None  # classes that are not imported hide nothing
+        if segmentation := annotation.get("segmentation"):
+            outline = _parse_segmentation(segmentation)
+            if self.crowd_void and _is_crowd(annotation):
+                return shapes.Annotation(name, label, class_id, outline, "is a crowd, which becomes void", "--crowd object")
+            return shapes.Annotation(name, label, class_id, outline)
+        if not (box := annotation.get("bbox")):
+            return shapes.Annotation(name, label, class_id, None, "has neither outline nor box")
         if len(box) != 4:
             raise BadInput("its box has not four numbers")
-        (x, y), (w, h) = parse_points(box, "its box")
-        return box_region(VOID_ID, (x, y, x + w, y + h), height, width)
-    if isinstance(outline, dict):
-        if (size := outline.get("size")) != [height, width]:
-            raise BadInput(f"its run lengths are for {size}, the image is [{height}, {width}]")
-        return run_length_region(class_id, outline.get("counts"), height, width)
-    if not isinstance(outline, list):
-        raise BadInput(f"its segmentation is a {type(outline).__name__}")
-    polygons = outline if isinstance(outline[0], list) else [outline]
-    return merge_regions([polygon_region(class_id, parse_points(each, "its polygon"), height, width) for each in polygons])
+        (x, y), (width, height) = parse_points(box, "its box").tolist()
+        outline = shapes.box(x, y, x + width, y + height)
+        return shapes.Annotation(name, label, class_id, outline, "has a box and no outline: its box becomes void")
+
+
+def _is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Tell whether an annotation of a COCO file is a crowd. Raises BadInput if its value of iscrowd is no whole number."""
+    return as_int(annotation.get("iscrowd") or 0, "its iscrowd") != 0
+
+
+def _parse_segmentation(value: Any) -> shapes.Outline:
+    """Convert the segmentation of an annotation to an outline.
+
+    Args:
+        value: value of "segmentation", which is not empty: an object with run lengths, or a list of polygons. A polygon is a list
+            of numbers x, y, x, y, … or of pairs [x, y]. If there is only one, it may also stand alone.
+
+    Returns:
+        The outline.
+
+    Raises:
+        BadInput: if the value is malformed.
+    """
+    if isinstance(value, dict):
+        size = value.get("size")
+        if not isinstance(size, list) or len(size) != 2:
+            raise BadInput(f"its run lengths are for {size}, a height and a width are needed")
+        height, width = (as_int(side, "the size of its run lengths") for side in size)
+        return shapes.run_lengths(value.get("counts"), width, height)
+    if not isinstance(value, list):
+        raise BadInput(f"its segmentation is a {type(value).__name__}")
+    one_polygon = all(not isinstance(each, list) or (len(each) == 2 and not isinstance(each[0], list)) for each in value)
+    return shapes.polygons([value] if one_polygon else value)
+
+
+def _only_masks_as_crowds(document: Mapping[str, Any]) -> bool:
+    """Tell whether all annotations of a COCO file are crowds with run lengths, as CVAT exports every mask that was painted."""
+    try:
+        return all(_is_crowd(each) and isinstance(each.get("segmentation"), dict) for each in document["annotations"])
+    except BadInput:
+        return False

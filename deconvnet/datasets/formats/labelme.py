@@ -10,7 +10,7 @@ import binascii
 import io
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,23 +18,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deconvnet.datasets.formats import DatasetFormat
-from deconvnet.datasets.importing.dataset import (
-    AnnotatedDataset,
-    AnnotatedImage,
-    AnnotationSource,
-    ImportRules,
-)
-from deconvnet.datasets.importing.images import ImageIndex, read_json
-from deconvnet.datasets.importing.painting import paint_image
-from deconvnet.datasets.importing.regions import (
-    Region,
-    bitmap_region,
-    box_region,
-    circle_region,
-    merge_regions,
-    parse_points,
-    polygon_region,
-)
+from deconvnet.datasets.importing import shapes
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import ImageIndex, read_json, same_image
+from deconvnet.datasets.importing.painting import ImagePainter
+from deconvnet.datasets.importing.regions import parse_points
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
@@ -42,7 +30,9 @@ from proposals.image_codec import decode_mask
 from proposals.masks import VOID_ID
 
 VOID_LABEL, BACKGROUND_LABEL = "__ignore__", "_background_"
+_POLYGONS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "quadrilateral")  # the last two are X-AnyLabeling's
 _NO_AREA = ("point", "points", "line", "linestrip")  # types of shapes without pixels
+_MOST_MASK_PIXELS = 100_000_000  # of a shape of type mask
 _EMBEDDED_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # file name suffix by name of the format in Pillow
 
 
@@ -57,16 +47,18 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
-        UserError: if a folder has no JSON file, or the classes can't be chosen, for example because no shape has any of the
-            labels in `rules.classes`.
+        UserError: if a folder has no JSON file, no shape has an area, or the classes can't be chosen, for example because no shape
+            has any of the labels in `rules.classes`.
     """
     labels: set[str] = set()
-    files: list[tuple[AnnotationSource, str, str]] = []  # source, name of the JSON file, imagePath
+    kinds: set[str] = set()
+    files: list[tuple[AnnotationSource, dict[str, str]]] = []  # a source, and imagePath by name of the JSON file
     rejects: list[tuple[str, str, str]] = []
     for source in sources:
         names = [name for name in storage.list_files(source.annotations) if _is_annotation_file(name)]
         if not names:
             raise UserError(f"--annotations {source.annotations} holds no .json file: name the folder that LabelMe saved to")
+        files.append((source, image_paths := {}))
         for name in progress(names, len(names), "reading annotations", "files"):
             uri = storage.join(source.annotations, name)
             try:
@@ -75,19 +67,25 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
                 rejects.append((name, uri, str(error)))
                 continue
             labels |= {label for shape in document["shapes"] if (label := _label_of(shape))}
-            files.append((source, name, str(document.get("imagePath") or "")))
-    if not files:
+            kinds |= {_kind_of(shape) for shape in document["shapes"]}
+            image_paths[name] = str(document.get("imagePath") or "")
+    if not any(image_paths for _, image_paths in files):
         _, uri, reason = rejects[0]
         raise UserError(f"none of the {len(rejects):,} .json files can be used; {uri}: {reason}")
+    if kinds and kinds <= set(_NO_AREA):
+        folders = " and ".join(source.annotations for source in sources)
+        raise UserError(f"{folders}: no shape has an area, all are of the type {' or '.join(sorted(kinds))}: annotate polygons")
     annotated = sorted(labels - {VOID_LABEL, BACKGROUND_LABEL})
     dataset = AnnotatedDataset()
     ids = {**dataset.choose_classes(annotated, rules, must_exist=False), VOID_LABEL: VOID_ID, BACKGROUND_LABEL: 0}
     for reject in rejects:
         dataset.reject(*reject)
-    indexes = {source.images: _index_or_none(source.images) for source in sources}
-    for source, name, image_path in files:
-        uri = storage.join(source.annotations, name)
-        dataset.add(name, uri, source.split, partial(_load, indexes[source.images], uri, name, image_path, ids, rules))
+    for source, image_paths in files:
+        painter, index = ImagePainter(rules), _index_or_none(source.images)
+        images = _find_images(index, image_paths) if index else {}
+        for name, image_path in image_paths.items():
+            file = _File(storage.join(source.annotations, name), image_path, index, images.get(name), ids, rules.encoding)
+            dataset.add(name, file.uri, source.split, painter.plan(file.read_image, file.read_shapes))
     return dataset
 
 
@@ -148,53 +146,96 @@ def _label_of(shape: Mapping[str, Any]) -> str:
     return str(shape.get("label") or "").strip()
 
 
-def _load(
-    index: ImageIndex | None, uri: str, name: str, image_path: str, ids: Mapping[str, int], rules: ImportRules
-) -> AnnotatedImage:
-    """Load the image of one LabelMe file and paint its masks from its shapes.
+def _kind_of(shape: Mapping[str, Any]) -> str:
+    """Return the type of a LabelMe shape, such as "polygon", which is also that of shapes without a type."""
+    return str(shape.get("shape_type") or "polygon")
+
+
+def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> dict[str, str]:
+    """Find the image files of the LabelMe files of a folder.
+
+    An imagePath is relative to the folder of its LabelMe file. If there is no such image, one of the same file name is taken that lies
+    in the folder of images where the LabelMe file lies in the folder of annotations.
 
     Args:
+        index: images of the source.
+        image_paths: imagePath by the path of the LabelMe file, relative to the folder of annotations; empty if it has none.
+
+    Returns:
+        The path of the image in the folder of images, by path of the LabelMe file. Files whose image was not found are missing.
+    """
+    listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
+    found, _ = index.find_all(str(path) for path in listed.values())
+    images = {name: found[str(path)] for name, path in listed.items() if str(path) in found}
+    taken = set(images.values())
+    for name in listed.keys() - images.keys():
+        beside = str(PurePosixPath(name).parent / listed[name].name)
+        if index.find(beside) == beside and beside not in taken:
+            images[name] = beside
+    return images
+
+
+@dataclass(frozen=True)
+class _File:
+    """A LabelMe file. Its methods read it anew each time, so that a large data set needs little memory.
+
+    Attributes:
+        uri: path or s3:// address of the file.
+        image_path: value of imagePath in the file.
         index: images of the source; None if the source has no image files, so that the image must be embedded.
-        uri: path or s3:// address of the LabelMe file.
-        name: path of the LabelMe file relative to the folder of annotations.
-        image_path: value of imagePath in the LabelMe file.
+        image: path of its image in the source's folder; None if there is no such file.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        rules: rules that the user chose, for painting the masks.
-
-    Returns:
-        The image with its masks.
-
-    Raises:
-        BadInput: if the file, the image or a shape can't be used.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
     """
-    document = _read_document(uri, rules.encoding)
-    file = _find_image(index, name, image_path)
-    if index and file:
-        data = index.read(file)
-    else:
-        data, file = _decode_embedded(document.get("imageData"), image_path, index)
-    size = (document.get("imageWidth"), document.get("imageHeight"))
-    return paint_image(data, file, size, rules, partial(_make_regions, document["shapes"], ids))
 
+    uri: str
+    image_path: str
+    index: ImageIndex | None
+    image: str | None
+    ids: Mapping[str, int]
+    encoding: str | None
 
-def _find_image(index: ImageIndex | None, name: str, image_path: str) -> str | None:
-    """Find the image file that belongs to a LabelMe file.
+    def read_image(self) -> tuple[bytes, str]:
+        """Read the image: its file, or the embedded image if there is no file or it shows something else.
 
-    The imagePath is first taken relative to the folder of the LabelMe file. If there is no such image, the image with the same
-    file name is taken, wherever it lies in the folder of images.
+        Returns:
+            The bytes of the image, and a file name with the suffix of its format.
 
-    Args:
-        index: images of the source; None if the source has no image files.
-        name: path of the LabelMe file relative to the folder of annotations.
-        image_path: value of imagePath in the LabelMe file.
+        Raises:
+            BadInput: if neither can be used.
+        """
+        text = _read_document(self.uri, self.encoding).get("imageData")
+        if not self.index or not self.image:
+            return _decode_embedded(text, self.image_path, self.index)
+        data = self.index.read(self.image)
+        if text:
+            try:
+                embedded, name = _decode_embedded(text, self.image_path, self.index)
+                if not same_image(data, embedded):
+                    return embedded, name
+            except BadInput:
+                pass  # a damaged copy of the image does no harm
+        return data, self.image
 
-    Returns:
-        The path of the image in the folder of images; None if it is not found.
-    """
-    if index is None or not image_path:
-        return None
-    path = PurePosixPath(image_path.replace("\\", "/"))
-    return index.find(str(PurePosixPath(name).parent / path)) or index.find(path.name)
+    def read_shapes(self) -> shapes.ImageAnnotations:
+        """Read the shapes. Raises BadInput if the file or a shape is malformed."""
+        document = _read_document(self.uri, self.encoding)
+        annotations = []
+        for number, shape in enumerate(document["shapes"], start=1):
+            if not (label := _label_of(shape)):
+                raise BadInput(f"shape {number} has no label")
+            class_id = self.ids[label] if label == BACKGROUND_LABEL else self.ids[label] or None  # others hide nothing
+            name, kind, group = f"shape {number}", _kind_of(shape), shape.get("group_id")
+            if kind in _NO_AREA:
+                annotations.append(shapes.Annotation(name, label, class_id, None, f"is a {kind}, which covers no area"))
+                continue
+            try:
+                outline = _make_outline(shape, kind)
+            except BadInput as error:
+                raise BadInput(f"{name} ({label}): {error}") from None
+            group = None if group is None else repr(group)
+            annotations.append(shapes.Annotation(name, label, class_id, outline, group=group))
+        return shapes.ImageAnnotations((document.get("imageWidth"), document.get("imageHeight")), annotations)
 
 
 def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tuple[bytes, str]:
@@ -222,57 +263,15 @@ def _decode_embedded(text: Any, image_path: str, index: ImageIndex | None) -> tu
     return data, f"embedded{_EMBEDDED_SUFFIXES.get(kind, '.other')}"
 
 
-def _make_regions(
-    shapes: Sequence[Mapping[str, Any]], ids: Mapping[str, int], height: int, width: int
-) -> tuple[list[Region], list[str]]:
-    """Turn the shapes of a LabelMe file into regions of pixels, one for each object.
-
-    Args:
-        shapes: shapes of the file.
-        ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
-        height: height of the image in px.
-        width: width of the image in px.
-
-    Returns:
-        The regions, and a sentence with the reason for each shape that was skipped. A shape of a class that is not imported
-        becomes a region only if its id is 255 (void); otherwise it is in neither list.
-
-    Raises:
-        BadInput: if a shape is malformed.
-    """
-    objects: dict[Any, list[Region]] = {}
-    skipped = []
-    for number, shape in enumerate(shapes, start=1):
-        label, kind = _label_of(shape), str(shape.get("shape_type") or "polygon")
-        if not label:
-            raise BadInput(f"shape {number} has no label")
-        if kind in _NO_AREA:
-            skipped.append(f"shape {number} ({label}): a {kind} covers no area")
-            continue
-        try:
-            region = _make_region(shape, kind, ids[label], height, width)
-        except BadInput as error:
-            raise BadInput(f"shape {number} ({label}): {error}") from None
-        if not region.area:
-            skipped.append(f"shape {number} ({label}) covers no pixel")
-        elif ids[label] != 0 or label == BACKGROUND_LABEL:  # classes that are not imported hide nothing
-            group = shape.get("group_id")
-            objects.setdefault(number if group is None else (label, repr(group)), []).append(region)
-    return [merge_regions(pieces) for pieces in objects.values()], skipped
-
-
-def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int, width: int) -> Region:
-    """Turn a shape into a region of pixels.
+def _make_outline(shape: Mapping[str, Any], kind: str) -> shapes.Outline:
+    """Convert a shape to an outline.
 
     Args:
         shape: one shape of the LabelMe file.
         kind: its shape_type, such as "polygon".
-        class_id: class id for the region.
-        height: height of the image in px.
-        width: width of the image in px.
 
     Returns:
-        The region.
+        The outline.
 
     Raises:
         BadInput: if the shape is malformed or its type is unknown.
@@ -282,36 +281,32 @@ def _make_region(shape: Mapping[str, Any], kind: str, class_id: int, height: int
         if len(points) != 2:
             raise BadInput(f"a circle has 2 points, this one {len(points)}")
         (x, y), (rim_x, rim_y) = points.tolist()
-        return circle_region(class_id, (x, y), math.hypot(rim_x - x, rim_y - y), height, width)
+        return shapes.circle(x, y, math.hypot(rim_x - x, rim_y - y))
     if kind == "rectangle" and len(points) == 2:
-        (x0, y0), (x1, y1) = points.tolist()
-        return box_region(class_id, (x0, y0, x1, y1), height, width)
+        return shapes.box(*points.ravel().tolist())
     if kind == "mask":
-        return _mask_region(shape, points, class_id, height, width)
-    if kind not in ("polygon", "rectangle", "oriented_rectangle", "rotation"):
-        raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, rotation, circle and mask are")
-    return polygon_region(class_id, points, height, width)
+        return _decode_mask(shape, points)
+    if kind not in _POLYGONS:
+        raise BadInput(f"shapes of the type {kind} are not known here: polygon, rectangle, circle and mask are")
+    return shapes.polygons([points], f"its {kind}")
 
 
-def _mask_region(shape: Mapping[str, Any], points: np.ndarray, class_id: int, height: int, width: int) -> Region:
-    """Turn a shape of type mask into a region of pixels.
+def _decode_mask(shape: Mapping[str, Any], points: np.ndarray) -> shapes.Outline:
+    """Decode a shape of type mask.
 
     Args:
         shape: the shape; its entry "mask" is a small PNG in base64, whose pixels are not 0 where the object is.
         points: float64 array (N, 2) of x, y; the first point is the position of the PNG's top left corner in the image.
-        class_id: class id for the region.
-        height: height of the image in px.
-        width: width of the image in px.
 
     Returns:
-        The region.
+        The outline.
 
     Raises:
-        BadInput: if the PNG is damaged or has more pixels than the image.
+        BadInput: if the PNG is damaged or larger than any image.
     """
     try:
-        mask = decode_mask(base64.b64decode(shape.get("mask") or ""), height * width)
+        mask = decode_mask(base64.b64decode(shape.get("mask") or ""), _MOST_MASK_PIXELS)
     except (binascii.Error, TypeError, ValueError):
         raise BadInput("its mask is damaged") from None
     left, top = (round(float(v)) for v in points[0].clip(-1e6, 1e6))
-    return bitmap_region(class_id, mask > 0, top, left, height, width)
+    return shapes.bitmap(mask > 0, left, top)

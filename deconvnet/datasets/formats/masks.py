@@ -7,21 +7,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import BACKGROUND, AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import (
-    ImageIndex,
-    annotated_as_stored,
-    apply_orientation,
-    as_layout_file,
-    displayed_size,
-    read_input,
-)
+from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input
 from deconvnet.datasets.importing.mask_values import read_mask_values
+from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, weigh_image
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
+from proposals.image_codec import image_size
 
 
 def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
@@ -66,8 +63,11 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     if table.inferred:
         dataset.notes.append(table.inferred)
     dataset.classes, dataset.class_table_text = table.classes, table.to_text()
+    frames = {source.annotations: FrameChooser() for source in sources}
     for source, index, name, uri in pairs:
-        dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, rules))
+        chooser = frames[source.annotations]
+        chooser.weigh.append(partial(_weigh, index, name, uri, rules))
+        dataset.add(name, uri, source.split, partial(_load, index, name, uri, table, chooser, rules))
     return dataset
 
 
@@ -78,7 +78,7 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
     """Index files by a key that a mask and its image have in common.
 
     The key is the path of the file without the file name suffix, and without the ending that distinguishes masks or images. For
-    example, "a/b_mask.png" has the key "a/b" if the ending is "_mask".
+    example, "a/b_mask.png" has the key "a/b" if the ending is "_mask". Accented letters are in Unicode's composed form.
 
     Args:
         names: paths of the files, relative to their folder.
@@ -89,7 +89,7 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
     """
     stems: dict[str, str] = {}
     for name in names:
-        stem = str(PurePosixPath(name).with_suffix(""))
+        stem = normalise(str(PurePosixPath(name).with_suffix("")))
         if stem.endswith(suffix):
             stems.setdefault(stem.removesuffix(suffix), name)
     return stems
@@ -123,7 +123,28 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     return infer_table(masks, names)
 
 
-def _load(index: ImageIndex, name: str, mask_uri: str, table: ClassTable, rules: ImportRules) -> AnnotatedImage:
+def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence:
+    """Find out by the size of a mask how its image was turned when it was annotated.
+
+    Args:
+        index: images of the source.
+        name: path of the image in the source's folder.
+        mask_uri: path or s3:// address of the mask.
+        rules: rules that the user chose; `max_pixels` applies.
+
+    Returns:
+        The evidence.
+
+    Raises:
+        BadInput: if the image or the mask can't be used, or the mask has not the size of the image.
+    """
+    size = image_size(read_input(mask_uri), rules.max_pixels)
+    return weigh_image(index.read(name), size, np.zeros((0, 2)), {}, rules.max_pixels)
+
+
+def _load(
+    index: ImageIndex, name: str, mask_uri: str, table: ClassTable, chooser: FrameChooser, rules: ImportRules
+) -> AnnotatedImage:
     """Load one image and its class mask. Its objects remain unknown.
 
     Args:
@@ -131,6 +152,7 @@ def _load(index: ImageIndex, name: str, mask_uri: str, table: ClassTable, rules:
         name: path of the image in the source's folder.
         mask_uri: path or s3:// address of the mask.
         table: class of each mask value.
+        chooser: chooses how images with EXIF orientation were annotated.
         rules: rules that the user chose; `unknown_void` and `max_pixels` apply.
 
     Returns:
@@ -142,6 +164,8 @@ def _load(index: ImageIndex, name: str, mask_uri: str, table: ClassTable, rules:
     image = index.read(name)
     displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read
     class_mask = table.read_class_mask(read_input(mask_uri), rules.unknown_void, rules.max_pixels)
-    if annotated_as_stored(image, (class_mask.shape[1], class_mask.shape[0]), rules.max_pixels):
+    evidence = weigh_image(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, rules.max_pixels)
+    frame, remark = chooser.choose(evidence)
+    if frame == "stored":
         class_mask = apply_orientation(image, class_mask)
-    return AnnotatedImage(*as_layout_file(image, name), class_mask)
+    return AnnotatedImage(*as_layout_file(image, name), class_mask, remark=remark)

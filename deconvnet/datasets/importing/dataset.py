@@ -76,6 +76,27 @@ class AnnotationSource:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """An annotation of a class to import that does not become an object.
+
+    Attributes:
+        name: name of the annotation for messages to the user, such as "annotation 7".
+        label: name of its class in the annotations.
+        reason: why, as a phrase that follows its name, such as "is a crowd, which becomes void".
+        remedy: option of import_data.py that makes such annotations objects, such as "--crowd object"; empty if there is none.
+    """
+
+    name: str
+    label: str
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return a sentence for the user."""
+        return f"{self.name} ({self.label}) {self.reason}"
+
+
+@dataclass(frozen=True)
 class AnnotatedImage:
     """An image and its masks in memory. The masks have the size of the image as displayed (EXIF orientation applied).
 
@@ -87,7 +108,9 @@ class AnnotatedImage:
             the objects are unknown.
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
-        skipped: a sentence with the reason for each annotation that was left out.
+        annotations: number of annotations of classes to import; 0 if it is not known.
+        losses: those of them that become void or are left out.
+        remark: phrase about the image that the user should know, such as "is tiny"; the images with the same remark are counted.
     """
 
     image: bytes
@@ -96,7 +119,9 @@ class AnnotatedImage:
     object_mask: np.ndarray | None = None
     overlap_pixels: int = 0
     hidden_objects: int = 0
-    skipped: tuple[str, ...] = ()
+    annotations: int = 0
+    losses: tuple[Loss, ...] = ()
+    remark: str = ""
 
 
 @dataclass(frozen=True)

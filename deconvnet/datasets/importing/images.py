@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.voc import MIN_SIDE
@@ -20,6 +20,7 @@ from infra import storage
 from infra.errors import BadInput
 from proposals.image_codec import decode_image, encode_mask, image_size
 
+_SAME_COLOUR = 24  # difference of two mean colours (0 to 255) that compressing an image again may cause
 _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte for byte
 
 
@@ -118,8 +119,8 @@ class ImageIndex:
         *folders, file_name = PurePosixPath(_spelling(path)).parts or ("",)
         candidates = self._by_path[_spelling(path)] if _spelling(path) in self._by_path else self._in_folders(folders, file_name)
         if len(candidates) > 1:  # they may differ in their percent-encoding alone
-            listed = PurePosixPath(_normalise(path)).name
-            candidates = [each for each in candidates if PurePosixPath(_normalise(each)).name == listed] or candidates
+            listed = PurePosixPath(normalise(path)).name
+            candidates = [each for each in candidates if PurePosixPath(normalise(each)).name == listed] or candidates
         if len(candidates) == 1:
             return candidates[0], ""
         reason = f"no such image below {self.folder}"
@@ -164,14 +165,14 @@ class ImageIndex:
         return read_input(storage.join(self.folder, name))
 
 
-def _normalise(text: str) -> str:
+def normalise(text: str) -> str:
     """Return a text with accented letters in Unicode's composed form (NFC), which macOS's file names do not have."""
     return unicodedata.normalize("NFC", text)
 
 
 def _spelling(path: str) -> str:
     """Return the common spelling of a path: with percent-encoding decoded and accented letters composed."""
-    return _normalise(urllib.parse.unquote(path))
+    return normalise(urllib.parse.unquote(path))
 
 
 def _clean(name: str) -> str:
@@ -282,57 +283,25 @@ def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
     return width, height
 
 
-def annotated_as_stored(image: bytes, size: tuple[int, int], max_pixels: int) -> bool:
-    """Tell whether an image was annotated as it is stored, or as it is displayed.
-
-    If EXIF orientation turns the image by 90°, width and height are exchanged when it is displayed. So the size that the
-    annotations give tells which of the two was annotated.
+def same_image(one: bytes, other: bytes) -> bool:
+    """Tell whether two files hold the same image, of which one may have been compressed again or turned upright.
 
     Args:
-        image: encoded bytes of the image.
-        size: width and height, in px, that the annotations give for the image.
-        max_pixels: most pixels that the image may have.
+        one: encoded bytes of an image.
+        other: encoded bytes of another image.
 
     Returns:
-        True if the image was annotated as stored, so its masks must be turned by `apply_orientation`. False if the masks fit the
-        image as displayed.
-
-    Raises:
-        BadInput: if the image is unusable, or `size` is neither its stored nor its displayed size.
+        True if the images have the same size as displayed, and the mean colours of all blocks of about 8×8 pixels are alike.
     """
-    width, height = displayed_size(image, max_pixels)
-    if size == (width, height):
+    try:
+        pictures = [ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB") for data in (one, other)]
+    except (OSError, ValueError, SyntaxError):
         return False
-    if size == (height, width) and _orientation(image) in (5, 6, 7, 8):
-        return True
-    raise BadInput(f"its annotations are for {size[0]}×{size[1]}, the image is {width}×{height} as displayed")
-
-
-def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
-    """Rotate and mirror a mask in the way that the EXIF orientation of its image demands.
-
-    Args:
-        image: encoded bytes of the image.
-        mask: uint8 or uint16 array (H, W) that fits the image as stored.
-
-    Returns:
-        Array of the same dtype that fits the image as displayed.
-    """
-    picture = Image.open(io.BytesIO(encode_mask(mask)))
-    picture.getexif()[ExifTags.Base.Orientation] = _orientation(image)
-    return np.asarray(ImageOps.exif_transpose(picture)).astype(mask.dtype)
-
-
-def _orientation(image: bytes) -> int:
-    """Read the EXIF orientation of an image.
-
-    Args:
-        image: encoded bytes of the image.
-
-    Returns:
-        A number from 1 to 8. It is 1 (displayed as stored) if the image has no EXIF orientation.
-    """
-    return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
+    if pictures[0].size != pictures[1].size:
+        return False
+    grid = [max(1, side // 8) for side in pictures[0].size]
+    blocks = [np.asarray(picture.resize((grid[0], grid[1]), Image.Resampling.BOX), np.int16) for picture in pictures]
+    return bool(np.abs(blocks[0] - blocks[1]).max() <= _SAME_COLOUR)
 
 
 def as_layout_file(image: bytes, name: str) -> tuple[bytes, str]:

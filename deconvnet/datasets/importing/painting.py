@@ -1,23 +1,18 @@
 """Painting class masks and object masks from the regions of an image's objects."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules
-from deconvnet.datasets.importing.images import annotated_as_stored, apply_orientation, as_layout_file, displayed_size
-from deconvnet.datasets.importing.regions import Region
+from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules, Loss
+from deconvnet.datasets.importing.images import as_layout_file
+from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, weigh_image
+from deconvnet.datasets.importing.regions import Region, merge_regions
+from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations
 from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT
-
-MakeRegions = Callable[[int, int], tuple[list[Region], list[str]]]
-"""A function that turns an image's annotations into regions.
-
-It is called with the height and width of the image that was annotated. It returns the regions, and a sentence with the reason for
-each annotation that it skipped.
-"""
 
 
 @dataclass(frozen=True)
@@ -77,30 +72,104 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
     return PaintedMasks(class_mask, object_mask, int((covered > 1).sum()), len(hidden))
 
 
-def paint_image(image: bytes, name: str, size: tuple[Any, Any], rules: ImportRules, make_regions: MakeRegions) -> AnnotatedImage:
-    """Make the masks of an image from its annotated shapes.
+class ImagePainter:
+    """Makes the masks of all images of one annotation file, or of one folder of them.
+
+    The images are painted one by one, when the functions that `plan` returns are called. They must all be planned before, because
+    they are evidence for each other of how images with EXIF orientation were annotated (see `orientation`).
+    """
+
+    def __init__(self, rules: ImportRules) -> None:
+        """Create a painter. Its `rules` are those that the user chose; `small_over_large` and `max_pixels` apply."""
+        self._rules = rules
+        self._frames = FrameChooser()
+
+    def plan(
+        self, read_image: Callable[[], tuple[bytes, str]], read_annotations: Callable[[], ImageAnnotations]
+    ) -> Callable[[], AnnotatedImage]:
+        """Prepare to load and paint an image.
+
+        Args:
+            read_image: function that returns the encoded bytes of the image, and its file name, whose suffix tells its format. It may
+                be called more than once, in any thread, and may raise BadInput.
+            read_annotations: function that returns the annotations of the image, of which the same holds.
+
+        Returns:
+            A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't be
+            used.
+        """
+        self._frames.weigh.append(lambda: self._weigh(read_image()[0], read_annotations()))
+        return lambda: self._paint(*read_image(), read_annotations())
+
+    def _weigh(self, image: bytes, annotated: ImageAnnotations) -> Evidence:
+        """Find out how an image was annotated, from its encoded bytes and its annotations. Raises BadInput if it can't be used."""
+        outlines = {each.name: each.outline for each in annotated.annotations if each.outline}
+        points = np.concatenate([np.zeros((0, 2)), *(outline.points for outline in outlines.values())])
+        masks = {name: outline.mask_size for name, outline in outlines.items() if outline.mask_size}
+        return weigh_image(image, annotated.size, points, masks, self._rules.max_pixels)
+
+    def _paint(self, image: bytes, name: str, annotated: ImageAnnotations) -> AnnotatedImage:
+        """Make the masks of an image.
+
+        Args:
+            image: encoded bytes of the image.
+            name: file name of the image, whose suffix tells its format.
+            annotated: its annotations.
+
+        Returns:
+            The image, with masks that fit it as displayed.
+
+        Raises:
+            BadInput: if the image or an annotation can't be used.
+        """
+        evidence = self._weigh(image, annotated)
+        frame, remark = self._frames.choose(evidence)
+        width, height = evidence.sizes[frame]
+        regions, losses = _draw(annotated.annotations, height, width)
+        painted = paint_masks(regions, height, width, self._rules.small_over_large)
+        class_mask, object_mask = painted.class_mask, painted.object_mask
+        if frame == "stored":
+            class_mask, object_mask = apply_orientation(image, class_mask), apply_orientation(image, object_mask)
+        return AnnotatedImage(
+            *as_layout_file(image, name),
+            class_mask,
+            object_mask,
+            painted.overlap_pixels,
+            painted.hidden_objects,
+            sum(each.class_id is not None for each in annotated.annotations),
+            tuple(losses),
+            remark,
+        )
+
+
+def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[list[Region], list[Loss]]:
+    """Draw the annotations of an image.
 
     Args:
-        image: encoded bytes of the image.
-        name: file name of the image, whose suffix tells its format.
-        size: width and height, in px, that the annotations give for the image. If they are not both integers, the image is taken
-            to be annotated as displayed.
-        rules: rules that the user chose; `small_over_large` and `max_pixels` apply.
-        make_regions: function that turns the annotated shapes into regions. It is called with the annotated height and width. It
-            returns the regions, and a sentence with the reason for each shape that was skipped.
+        annotations: the annotations.
+        height: height in px of the image that was annotated.
+        width: width in px of the image that was annotated.
 
     Returns:
-        The image, with masks that fit it as displayed.
+        regions: a region for each object and each void area.
+        losses: the annotations that can't become objects.
 
     Raises:
-        BadInput: if the image or its annotations can't be used.
+        BadInput: if an annotation can't be drawn.
     """
-    width, height = size if all(isinstance(side, int) for side in size) else displayed_size(image, rules.max_pixels)
-    as_stored = annotated_as_stored(image, (width, height), rules.max_pixels)
-    regions, skipped = make_regions(height, width)
-    painted = paint_masks(regions, height, width, rules.small_over_large)
-    class_mask, object_mask = painted.class_mask, painted.object_mask
-    if as_stored:
-        class_mask, object_mask = apply_orientation(image, class_mask), apply_orientation(image, object_mask)
-    counts = painted.overlap_pixels, painted.hidden_objects
-    return AnnotatedImage(*as_layout_file(image, name), class_mask, object_mask, *counts, tuple(skipped))
+    groups: dict[Hashable, list[Region]] = defaultdict(list)
+    losses = []
+    for number, each in enumerate(annotations):
+        loss = each.loss
+        if each.outline and (each.class_id is not None or each.loss):
+            try:
+                region = each.outline.fill(VOID_ID if loss or each.class_id is None else each.class_id, height, width)
+            except BadInput as error:
+                raise BadInput(f"{each.name}: {error}") from None
+            if region.area:
+                groups[number if each.group is None else (each.label, each.group, region.class_id)].append(region)
+            else:
+                loss = "covers no pixel"
+        if loss and each.class_id is not None:
+            losses.append(Loss(each.name, each.label, loss, each.remedy))
+    return [merge_regions(pieces) for pieces in groups.values()], losses

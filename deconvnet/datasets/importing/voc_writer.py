@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deconvnet.datasets import voc
-from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, AnnotatedImage, DatasetEntry
+from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, AnnotatedImage, DatasetEntry, Loss
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
@@ -27,6 +27,14 @@ CLASSES_FILE, REJECTS_FILE, IMPORT_FILE = "classes.txt", "rejects.csv", "import.
 _LEAST_IMAGES = {"train": 2, "val": 1}
 
 
+class _Written(NamedTuple):
+    """What the summary keeps of an image that was written: its `AnnotatedImage.losses` and `remark`, and numbers to add up."""
+
+    losses: tuple[Loss, ...]
+    remark: str
+    counts: Counter[str]
+
+
 @dataclass
 class ImportSummary:
     """The result of an import.
@@ -34,15 +42,32 @@ class ImportSummary:
     Attributes:
         splits: sorted ids of the imported images by split, "train" and "val".
         rejects: a Reject with the reason for each image that could not be imported.
-        skipped: annotations that were left out. Each is a pair of the image that it belongs to and a sentence with the reason.
+        losses: annotations that became void or were left out, each with the image that it belongs to.
+        remarks: number of images by remark (see `AnnotatedImage.remark`).
         counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
-            "overlapping_images" (in which objects overlap) and "hidden_objects" (that lie wholly under others).
+            "overlapping_images" (in which objects overlap), "hidden_objects" (that lie wholly under others) and "annotations" (of classes to import).
     """
 
     splits: dict[str, list[str]]
     rejects: list[Reject] = field(default_factory=list)
-    skipped: list[tuple[DatasetEntry, str]] = field(default_factory=list)
+    losses: list[tuple[DatasetEntry, Loss]] = field(default_factory=list)
+    remarks: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: DatasetEntry, split: str, result: _Written | Reject) -> None:
+        """Add the result of an image, which belongs to the split "train" or "val"."""
+        if isinstance(result, Reject):
+            self.rejects.append(result)
+            return
+        self.splits[split].append(entry.image_id)
+        self.losses += [(entry, loss) for loss in result.losses]
+        self.remarks.update([result.remark] if result.remark else [])
+        self.counts.update(result.counts)
+
+    def count_losses(self) -> list[tuple[str, str, int]]:
+        """Count the annotations that became void or were left out. Returns label, reason and number, the most first."""
+        counts = Counter((loss.label, loss.reason) for _, loss in self.losses)
+        return [(*key, count) for key, count in counts.most_common()]
 
 
 @contextmanager
@@ -82,6 +107,7 @@ def write_voc_layout(
     folder: Path,
     *,
     max_rejects: float,
+    max_void: float = 0.1,
     threads: int,
     origin: Mapping[str, Any],
 ) -> ImportSummary:
@@ -94,6 +120,7 @@ def write_voc_layout(
         splits: "train" or "val" by image id. Images without a split are not written.
         folder: existing empty folder to write to.
         max_rejects: share of the images that may be unusable, in [0, 1].
+        max_void: share of the annotations that may become void or be left out, in [0, 1].
         threads: number of threads that load and write images.
         origin: JSON values that describe the origin of the data set; they are written to import.json.
 
@@ -101,7 +128,7 @@ def write_voc_layout(
         A summary of what was imported and what was not.
 
     Raises:
-        UserError: if a larger share than `max_rejects` is unusable, or fewer than two images are left in train or none in val.
+        UserError: if a larger share than `max_rejects` is unusable or than `max_void` does not become objects, or fewer than two images are left in train or none in val.
             Files that were already written stay in the folder, which the caller must delete.
     """
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
@@ -109,28 +136,26 @@ def write_voc_layout(
     entries = [entry for entry in dataset.entries if entry.image_id in splits]
     summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects))
 
-    def import_one(entry: DatasetEntry) -> tuple[tuple[str, ...], Counter[str]] | Reject:
+    def import_one(entry: DatasetEntry) -> _Written | Reject:
         try:
             image = entry.load()
         except BadInput as error:
             return Reject(entry.image_id, entry.uri, STAGE, str(error))
         _write_image(entry.image_id, image, folder)
-        return image.skipped, Counter(
+        counts = Counter(
             pixels=image.class_mask.size,
             overlap_pixels=image.overlap_pixels,
             overlapping_images=int(image.overlap_pixels > 0),
             hidden_objects=image.hidden_objects,
+            annotations=image.annotations,
         )
+        return _Written(image.losses, image.remark, counts)
 
     for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
-        if isinstance(result, Reject):
-            summary.rejects.append(result)
-            continue
-        summary.splits[splits[entry.image_id]].append(entry.image_id)
-        skipped, counts = result
-        summary.skipped += [(entry, reason) for reason in skipped]
-        summary.counts.update(counts)
+        summary.add(entry, splits[entry.image_id], result)
     _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects)
+    _check_losses(summary, max_void)
+    dataset.notes += [f"{count:,}× an image {remark}" for remark, count in summary.remarks.items()]
     _write_lists(dataset, summary, folder, origin)
     return summary
 
@@ -177,6 +202,28 @@ def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> N
             )
 
 
+def _check_losses(summary: ImportSummary, max_void: float) -> None:
+    """Check that not too many annotations became void or were left out.
+
+    Args:
+        summary: result of the import.
+        max_void: share of the annotations for which that is allowed, in [0, 1].
+
+    Raises:
+        UserError: if there are more. The message names the options that make them objects.
+    """
+    count, total = len(summary.losses), summary.counts["annotations"]
+    if count > max_void * max(total, count):
+        found = summary.count_losses()
+        reasons = "; ".join(f"{number:,}× {label} {reason}" for label, reason, number in found[:5]) + ("; …" if found[5:] else "")
+        remedies = dict.fromkeys(loss.remedy for _, loss in summary.losses if loss.remedy)
+        raise UserError(
+            f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct them, "
+            f"{''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise --max_void. "
+            "Nothing was written"
+        )
+
+
 def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
     """Summarise the reasons of many rejects in one line.
 
@@ -214,13 +261,14 @@ def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path
         rows = csv.writer(file)
         rows.writerow(("what", "id", "file", "reason"))
         rows.writerows(("image", reject.image_id, reject.path, reject.reason) for reject in summary.rejects)
-        rows.writerows(("annotation", entry.image_id, entry.uri, reason) for entry, reason in summary.skipped)
+        rows.writerows(("annotation", entry.image_id, entry.uri, str(loss)) for entry, loss in summary.losses)
     content = {
         **origin,
         "classes": dataset.classes,
         "images": {split: len(ids) for split, ids in summary.splits.items()},
         "rejects": len(summary.rejects),
-        "skipped": len(summary.skipped),
+        "annotations": summary.counts["annotations"],
+        "losses": [{"class": label, "reason": reason, "annotations": n} for label, reason, n in summary.count_losses()],
         "overlaps": {
             "images": summary.counts["overlapping_images"],
             "share_of_pixels": summary.counts["overlap_pixels"] / summary.counts["pixels"],

@@ -87,6 +87,8 @@ def make_report(
         "## Overlaps\n\n" + _describe_overlaps(usable, imported),
         "## Suspicious\n\n" + _list_suspicions(images, usable, classes, by_kind),
     ]
+    if imported and imported.get("losses"):
+        sections.insert(3, "## Annotations that are no objects\n\n" + _loss_table(imported))
     if imported and imported.get("notes"):
         sections.insert(2, "\n".join(f"* {note}" for note in imported["notes"]))
     return CheckReport("\n\n".join(sections) + "\n", suspicious)
@@ -213,6 +215,23 @@ def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str,
             f"{found['hidden_objects']:,} objects lie wholly under others."
         )
     return " ".join(sentences)
+
+
+def _loss_table(imported: Mapping[str, Any]) -> str:
+    """Make the Markdown table of the annotations that became void or were left out, by class and reason.
+
+    Args:
+        imported: content of import.json.
+
+    Returns:
+        A sentence with their number, and the table.
+    """
+    losses = imported["losses"]
+    count, total = sum(each["annotations"] for each in losses), max(imported["annotations"], 1)
+    rows = [[each["class"], f"{each['annotations']:,}", each["reason"]] for each in losses]
+    return f"{count:,} of {total:,} annotations ({_percent(count / total)}); rejects.csv lists them.\n\n" + markdown_table(
+        ["class", "annotations", "each"], rows
+    )
 
 
 def _list_suspicions(

@@ -71,7 +71,11 @@ def test_a_box_without_outline_is_void_and_an_annotation_without_pixels_is_skipp
     ]
     image = read(tmp_path, annotations).entries[0].load()
     assert (image.class_mask == 255).sum() == 200 and image.class_mask[10, 45] == 255
-    assert image.skipped == ("annotation 3 covers no pixel", "annotation 4 has neither outline nor box")
+    assert image.annotations == 4 and list(map(str, image.losses)) == [
+        "annotation 2 (cat) has a box and no outline: its box becomes void",
+        "annotation 3 (cat) covers no pixel",
+        "annotation 4 (cat) has neither outline nor box",
+    ]
 
 
 def test_classes_that_are_not_imported_are_background_or_void(tmp_path):
@@ -89,22 +93,28 @@ def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
     (tmp_path / "images/a.png").write_bytes(b"")
     images = [
         {"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT},
-        {"id": 1, "file_name": "sub/a.jpg"},
+        {"id": 1, "file_name": "a.jpg"},
         {"id": 3, "file_name": "../../etc/passwd"},
         {"id": 4},
         {"id": 5, "file_name": "a.png"},
         {"id": 6, "file_name": "sub/a.jpg"},
+        {"id": 7, "file_name": "b.jpg"},
+        {"id": "7", "file_name": "c.jpg"},
+        {"file_name": "d.jpg"},
     ]
-    dataset = read(tmp_path, [{"segmentation": [SQUARE]}, {"image_id": 99, "segmentation": [SQUARE]}], images)
+    dataset = read(tmp_path, [{"segmentation": [SQUARE]}, {"image_id": 99, "segmentation": [SQUARE]}, {"image_id": None}], images)
     assert [entry.image_id for entry in dataset.entries] == ["a", "sub_a"]
     reasons = [
         "its image id 1 is in the file twice",
         "no such image below",
         "it has no file_name",
         "its id would be a, which is that of a.jpg",
+        "its image id 7 is in the file twice",
+        "its image id 7 is in the file twice",
+        "it has no id",
     ]
     assert all(reason in reject.reason for reason, reject in zip(reasons, dataset.rejects, strict=True))
-    assert "1 annotations are of images that it does not list" in dataset.notes[0]
+    assert "2 annotations are of images that it does not list" in dataset.notes[0]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [], "annotations": {}, "categories": []}', "\xff"])

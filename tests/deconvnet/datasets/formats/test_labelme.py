@@ -51,7 +51,10 @@ def test_shapes_of_all_types_become_masks(tmp_path):
     assert (classes == 1).sum() == 400 - 25 + 50 + 20 and (classes == 255).sum() == 25
     assert classes[30, 50] == 2 and classes[35, 3] == 2 and (classes == 2).sum() == 24 + 52
     assert objects[2, 45] == objects[2, 54] != objects[25, 25]
-    assert image.skipped == ("shape 8 (nose): a point covers no area", "shape 9 (cat) covers no pixel")
+    assert [f"{loss.name}: {loss.reason}" for loss in image.losses] == [
+        "shape 8: is a point, which covers no area",
+        "shape 9: covers no pixel",
+    ]
 
 
 def test_images_are_found_by_path_or_by_name_or_embedded(tmp_path):

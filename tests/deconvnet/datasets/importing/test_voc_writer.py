@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, Loss
 from deconvnet.datasets.importing.voc_writer import new_folder, write_voc_layout
 from infra.errors import BadInput, UserError
 from infra.storage import read_json
@@ -21,7 +21,10 @@ def loader(fault=""):
             raise BadInput(fault)
         mask = np.zeros((20, 30), np.uint8)
         mask[5:9] = 1
-        return AnnotatedImage(b"image", ".jpg", mask, mask, overlap_pixels=6, hidden_objects=1, skipped=("shape 1",))
+        losses = (Loss("shape 1", "cat", "is a crowd, which becomes void", "--crowd object"),)
+        return AnnotatedImage(
+            b"image", ".jpg", mask, mask, overlap_pixels=6, hidden_objects=1, annotations=10, losses=losses, remark="is grey"
+        )
 
     return load
 
@@ -34,10 +37,10 @@ def make_dataset(faulty=()):
     return dataset
 
 
-def write(dataset, val, folder, max_rejects, origin=None):
+def write(dataset, val, folder, max_rejects, origin=None, max_void=0.1):
     """Write the data set with these images in val and the others in train."""
     splits = {f"p{i}": "val" if i in val else "train" for i in range(10)}
-    return write_voc_layout(dataset, splits, folder, max_rejects=max_rejects, threads=2, origin=origin or {})
+    return write_voc_layout(dataset, splits, folder, max_rejects=max_rejects, max_void=max_void, threads=2, origin=origin or {})
 
 
 def test_the_layout_has_lists_images_masks_rejects_and_counts(tmp_path):
@@ -52,8 +55,11 @@ def test_the_layout_has_lists_images_masks_rejects_and_counts(tmp_path):
     assert decode_mask((tmp_path / "SegmentationObject/p0.png").read_bytes()).sum() == 120
     rows = list(csv.reader((tmp_path / "rejects.csv").open()))
     assert rows[1] == ["image", "p3", "/src/p3.json", "it has 3 faults"] and len(rows) == 11
-    assert len(summary.rejects) == 1 and len(summary.skipped) == 9
+    assert len(summary.rejects) == 1 and len(summary.losses) == 9
+    assert rows[2] == ["annotation", "p0", "/src/p0.json", "shape 1 (cat) is a crowd, which becomes void"]
     content = read_json(str(tmp_path / "import.json"))
+    assert content["annotations"] == 90 and content["notes"] == ["9× an image is grey"]
+    assert content["losses"] == [{"class": "cat", "reason": "is a crowd, which becomes void", "annotations": 9}]
     assert content["from"] == "test" and content["images"] == {"train": 7, "val": 2}
     assert content["overlaps"] == {"images": 9, "share_of_pixels": 0.01, "hidden_objects": 9}
 
@@ -62,6 +68,15 @@ def test_too_many_rejects_stop_the_import_with_the_reasons(tmp_path):
     words = r"2 of 10 images can't be used \(2× it has 3 faults; the first is /src/p3.json\), and max_rejects allows 10%"
     with pytest.raises(UserError, match=words):
         write(make_dataset(faulty=(3, 5)), (9,), tmp_path, 0.1)
+
+
+def test_too_many_annotations_that_become_no_objects_stop_the_import_and_the_options_are_named(tmp_path):
+    words = (
+        r"10 of 100 annotations don't become objects \(10× cat is a crowd, which becomes void\), and max_void allows 9%: .*"
+        r"give --crowd object, .*--classes, or raise --max_void"
+    )
+    with pytest.raises(UserError, match=words):
+        write(make_dataset(), (9,), tmp_path, 0.1, max_void=0.09)
 
 
 def test_a_split_without_usable_images_stops_the_import(tmp_path):

@@ -139,10 +139,14 @@ def test_the_contact_sheet_marks_suspicious_images_and_takes_names_that_look_lik
 @pytest.mark.parametrize("key", ["images", "photographs"])
 def test_the_report_of_an_imported_data_set_has_what_the_import_counted(layout, key):
     """Earlier versions wrote the key "photographs"."""
+    losses = [{"class": "cat", "reason": "covers no pixel", "annotations": 3}]
     content = {"notes": ["a note"], "overlaps": {key: 3, "share_of_pixels": 0.25, "hidden_objects": 2}}
+    content |= {"annotations": 60, "losses": losses}
     write_json(str(layout.root / "import.json"), content)
     report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="imported")
     assert "\n* a note\n" in report.text
+    assert "\n3 of 60 annotations (5.0 %); rejects.csv lists them" in report.text
+    assert [cell.strip() for cell in line_of(report, "| cat   | ").split("|")[1:-1]] == ["cat", "3", "covers no pixel"]
     assert "objects overlap in 3 images (25.0 % of all pixels); 2 objects lie wholly under others" in report.text
 
 

@@ -1,0 +1,223 @@
+"""Deciding by evidence whether images with EXIF orientation were annotated as they are stored or as they are displayed.
+
+Annotation tools differ. Some show the image turned as its EXIF orientation demands, others as it is stored. Some write down the size
+of one and the points of the other. The size that an annotation file states and the points that lie outside the image tell which it
+was. Where an image alone does not tell, the other images of the same annotation file do.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from deconvnet.datasets.importing.images import as_int, displayed_size
+from infra.errors import BadInput
+from proposals.image_codec import encode_mask
+
+Frame = Literal["stored", "displayed"]
+_MOST_WEIGHED = 500  # images of an annotation file that are read to find out how the others were annotated
+_GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
+_FEW = 0.1  # evidence of at most this share, as from points set carelessly, is ignored
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an image and its annotations tell about how the image was annotated.
+
+    Attributes:
+        sizes: width and height of the image, in px, as stored and as displayed.
+        turned: True if the image is displayed otherwise than it is stored.
+        size: the frame that has the size which the annotations state; None if both have, or no size is stated.
+        points: the frame in which the points lie; None if they lie in both.
+    """
+
+    sizes: dict[Frame, tuple[int, int]]
+    turned: bool
+    size: Frame | None
+    points: Frame | None
+
+
+def weigh_image(
+    image: bytes, stated: Sequence[Any], points: np.ndarray, masks: Mapping[str, tuple[int, int]], max_pixels: int
+) -> Evidence:
+    """Find out from one image how it was annotated.
+
+    Args:
+        image: encoded bytes of the image.
+        stated: width and height, in px, that the annotations give for the image. If they are no numbers, no size is stated.
+        points: float64 array (N, 2) of x, y: all points of its annotations.
+        masks: width and height, in px, of the masks among its annotations, by the annotation's name, such as "annotation 7".
+        max_pixels: most pixels that the image may have.
+
+    Returns:
+        The evidence.
+
+    Raises:
+        BadInput: if the image is unusable, or its annotations fit it neither as stored nor as displayed.
+    """
+    width, height = displayed_size(image, max_pixels)
+    orientation = _orientation(image)
+    turned, swapped = orientation in range(2, 9), orientation in range(5, 9)
+    sizes: dict[Frame, tuple[int, int]] = {
+        "displayed": (width, height),
+        "stored": (height, width) if swapped else (width, height),
+    }
+    shown = f"the image is {width}×{height} as displayed"
+    try:
+        size = tuple(as_int(side, "its size") for side in stated)
+    except BadInput:
+        fitting: list[Frame] = list(sizes)
+    else:
+        fitting = [frame for frame in sizes if sizes[frame] == size]
+        if not fitting:
+            raise BadInput(f"its annotations are for {size[0]}×{size[1]}, {shown}")
+    holding: list[Frame] = list(sizes)
+    for name, mask_size in masks.items():
+        holding = [frame for frame in holding if sizes[frame] == mask_size]
+        if not holding:
+            raise BadInput(f"{name}: its run lengths are for {list(mask_size[::-1])}, {shown}")
+    if turned:
+        holding = [frame for frame in holding if frame in _frames_around(points, sizes)]
+        if not holding:
+            raise BadInput(f"its points fit it neither as stored nor as displayed ({_describe_extent(points)}, {shown})")
+    elif width != height and not masks:
+        swap: dict[Frame, tuple[int, int]] = {"displayed": (width, height), "stored": (height, width)}
+        if _frames_around(points, swap) == ["stored"]:
+            raise BadInput(f"its points fit an image of {height}×{width} ({_describe_extent(points)}), {shown}: was it turned?")
+    return Evidence(sizes, turned, *(frames[0] if len(frames) == 1 else None for frames in (fitting, holding)))
+
+
+def _frames_around(points: np.ndarray, sizes: dict[Frame, tuple[int, int]]) -> list[Frame]:
+    """Tell which frames hold all points of an image.
+
+    Points may lie up to 2 px or 2 % outside. If they lie farther outside each frame, but much less so in one, it is that one.
+
+    Args:
+        points: float64 array (N, 2) of x, y.
+        sizes: width and height of each frame in px.
+
+    Returns:
+        The frames that hold the points.
+    """
+    outside = {frame: max(float(np.max([-points, points - size], initial=0)), 0.0) for frame, size in sizes.items()}
+    holding = [frame for frame, size in sizes.items() if outside[frame] <= max(2.0, 0.02 * max(size))]
+    if not holding:
+        (near, small), (_, large) = sorted(outside.items(), key=lambda item: item[1])
+        holding = [near] if small <= 0.1 * max(sizes[near]) and large >= 5 * small else []
+    return holding
+
+
+def _describe_extent(points: np.ndarray) -> str:
+    """Say how far points (N, 2) reach, such as "they reach from 0, 0 to 80, 110"."""
+    low, high = points.min(axis=0).round().astype(int), points.max(axis=0).round().astype(int)
+    return f"they reach from {low[0]}, {low[1]} to {high[0]}, {high[1]}"
+
+
+@dataclass
+class FrameChooser:
+    """Chooses how the images of one annotation file, or of one folder of them, were annotated.
+
+    Attributes:
+        weigh: for each image of the file, a function that returns its evidence or raises BadInput. They are called when the first
+            image is met that does not tell by itself how it was annotated.
+    """
+
+    weigh: list[Callable[[], Evidence]] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock)
+    _votes: Counter[tuple[Frame | None, Frame | None]] | None = None
+
+    def choose(self, evidence: Evidence) -> tuple[Frame, str]:
+        """Choose how an image was annotated.
+
+        If its points don't tell, it is as for the images whose points do, and of which the same size is stated. If there are none, the
+        stated size decides. If that does not tell either, as for a square image, it is that of the other images.
+
+        Args:
+            evidence: evidence of the image.
+
+        Returns:
+            frame: "stored" or "displayed".
+            remark: sentence for the user if there is no evidence at all, so that "displayed" is a guess; otherwise "".
+
+        Raises:
+            BadInput: if the image does not tell, and the others contradict each other; or if it contradicts nearly all others.
+        """
+        if not evidence.turned:
+            return "displayed", ""
+        if evidence.points and evidence.points == evidence.size:
+            return evidence.points, ""
+        points: Counter[Frame] = Counter()
+        sizes: Counter[Frame] = Counter()
+        for (size, frame), count in self._read_votes().items():
+            if frame and evidence.size in (None, size):
+                points[frame] += count
+            if size:
+                sizes[size] += count
+        if evidence.points:
+            others = points["stored" if evidence.points == "displayed" else "displayed"]
+            if points[evidence.points] < _FEW * others:
+                raise BadInput("its points lie outside of its size, and those of nearly all other images do not")
+            return evidence.points, ""
+        chosen = _most(points) or evidence.size or _most(sizes)
+        return chosen or "displayed", "" if chosen else _GUESSED
+
+    def _read_votes(self) -> Counter[tuple[Frame | None, Frame | None]]:
+        """Weigh the images of the file, at most 500, once. Returns how many have each pair of `Evidence.size` and `points`."""
+        with self._lock:
+            if self._votes is None:
+                self._votes = Counter()
+                for weigh in self.weigh[:: -(-len(self.weigh) // _MOST_WEIGHED) or 1]:
+                    try:
+                        evidence = weigh()
+                    except BadInput:
+                        continue  # the image is rejected when it is loaded
+                    if evidence.turned:
+                        self._votes[evidence.size, evidence.points] += 1
+            return self._votes
+
+
+def _most(votes: Counter[Frame]) -> Frame | None:
+    """Return the frame that has the votes; None if there is no vote.
+
+    Args:
+        votes: number of images that were annotated in each frame.
+
+    Raises:
+        BadInput: if both frames have votes, and not by far more the one than the other.
+    """
+    ranked = votes.most_common()
+    if len(ranked) == 2 and ranked[1][1] > _FEW * ranked[0][1]:
+        raise BadInput("it has an EXIF orientation, and some images of its file were annotated as stored, others as displayed")
+    return ranked[0][0] if ranked else None
+
+
+def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
+    """Rotate and mirror a mask in the way that the EXIF orientation of its image demands.
+
+    Args:
+        image: encoded bytes of the image.
+        mask: uint8 or uint16 array (H, W) that fits the image as stored.
+
+    Returns:
+        Array of the same dtype that fits the image as displayed.
+    """
+    picture = Image.open(io.BytesIO(encode_mask(mask)))
+    picture.getexif()[ExifTags.Base.Orientation] = _orientation(image)
+    return np.asarray(ImageOps.exif_transpose(picture)).astype(mask.dtype)
+
+
+def _orientation(image: bytes) -> int:
+    """Read the EXIF orientation of an image.
+
+    Args:
+        image: encoded bytes of the image.
+
+    Returns:
+        A number from 1 to 8. It is 1 (displayed as stored) if the image has no EXIF orientation.
+    """
+    return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))

@@ -1,0 +1,139 @@
+"""Annotations of an image as shapes: what each format makes of its files, and `painting` turns into masks.
+
+A format makes an `Annotation` for each annotated object. Its `Outline` says which pixels belong to the object. Use the functions of
+this module to make one: `polygons`, `box`, `circle`, `bitmap` or `run_lengths`.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deconvnet.datasets.importing.regions import (
+    Region,
+    bitmap_region,
+    box_region,
+    circle_region,
+    merge_regions,
+    parse_points,
+    polygon_region,
+)
+from deconvnet.datasets.importing.rle import run_length_region
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The pixels of an annotated object, not drawn yet, because the size of the image is not known yet.
+
+    Attributes:
+        fill: function that draws the pixels. It is called with the class id, and with the height and width of the image, in px. It
+            raises BadInput if they can't be drawn.
+        points: float64 array (N, 2) of x, y, which should lie inside the image. They tell how the image was turned when it was
+            annotated.
+        mask_size: width and height of the image, in px, if the pixels are a mask of a whole image; otherwise None.
+    """
+
+    fill: Callable[[int, int, int], Region]
+    points: np.ndarray
+    mask_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An annotation of an image: an object, or something that can't become an object.
+
+    Attributes:
+        name: name for messages to the user, such as "annotation 7".
+        label: name of its class in the annotations.
+        class_id: id of its class; 255 for void, 0 for background, which cuts holes into the objects below. None if the user does not
+            import its class and wants it to be background: then it is not painted.
+        outline: its pixels; None if it has none.
+        loss: why it can't become an object, as a phrase that follows its name, such as "is a crowd, which becomes void". Its pixels,
+            if it has any, become void. Empty for an object.
+        remedy: option of import_data.py that makes it an object, such as "--crowd object"; empty if there is none.
+        group: annotations of an image with the same label and the same group form one object. None for an object of its own.
+    """
+
+    name: str
+    label: str
+    class_id: int | None
+    outline: Outline | None
+    loss: str = ""
+    remedy: str = ""
+    group: Hashable = None
+
+
+@dataclass(frozen=True)
+class ImageAnnotations:
+    """All annotations of an image.
+
+    Attributes:
+        size: width and height of the image, in px, as stated in the annotations. They may be anything if they are not stated.
+        annotations: the annotations. If they overlap, the order may decide which of them lies on top (see `paint_masks`).
+    """
+
+    size: tuple[Any, Any]
+    annotations: Sequence[Annotation]
+
+
+def polygons(outlines: Sequence[Any], what: str = "its polygon") -> Outline:
+    """Make an outline of one or more polygons, whose pixels are joined.
+
+    Args:
+        outlines: for each polygon a list of pairs [x, y], or a flat list [x, y, x, y, …], in px. At least one polygon.
+        what: name of the shape, for error messages.
+
+    Returns:
+        The outline.
+
+    Raises:
+        BadInput: if the coordinates are no pairs of finite numbers.
+    """
+    parsed = [parse_points(outline, what) for outline in outlines]
+
+    def fill(class_id: int, height: int, width: int) -> Region:
+        return merge_regions([polygon_region(class_id, points, height, width) for points in parsed])
+
+    return Outline(fill, np.concatenate(parsed))
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> Outline:
+    """Make an outline of a rectangle from two opposite corners in px."""
+    corners = (x0, y0, x1, y1)
+    return Outline(lambda class_id, *size: box_region(class_id, corners, *size), np.array(corners, np.float64).reshape(2, 2))
+
+
+def circle(x: float, y: float, radius: float) -> Outline:
+    """Make an outline of a circle from its centre and its radius in px. The circle may reach out of the image."""
+    return Outline(lambda class_id, *size: circle_region(class_id, (x, y), radius, *size), np.array([[x, y]], np.float64))
+
+
+def bitmap(mask: np.ndarray, left: int, top: int) -> Outline:
+    """Make an outline from a small bitmap that lies somewhere in the image.
+
+    Args:
+        mask: bool array (h, w), True where the object is.
+        left: column of the image where the first column of the bitmap lies; may be negative.
+        top: row of the image where the first row of the bitmap lies; may be negative.
+
+    Returns:
+        The outline.
+    """
+    corners = np.array([[left, top], [left + mask.shape[1], top + mask.shape[0]]], np.float64)
+    return Outline(lambda class_id, *size: bitmap_region(class_id, mask, top, left, *size), corners)
+
+
+def run_lengths(counts: Any, width: int, height: int) -> Outline:
+    """Make an outline from COCO's run lengths of a mask of the whole image.
+
+    Args:
+        counts: run lengths, a list or compressed text (see `rle.parse_run_lengths`).
+        width: width of the mask in px.
+        height: height of the mask in px.
+
+    Returns:
+        The outline. Damaged run lengths raise BadInput when they are drawn.
+    """
+    mask_size = (width, height)
+    return Outline(lambda class_id, *size: run_length_region(class_id, counts, *size), np.zeros((0, 2)), mask_size)
