@@ -55,6 +55,11 @@ class ClusterSettings(Section):
         None,
         description="CPUs of a Ray started on this machine, or processes of the local executor; empty: all CPUs of the machine",
     )
+    autoscaling: bool | None = Field(
+        None,
+        description="whether the cluster adds nodes when work needs them; empty: true on a head that was started by `ray up`, or by "
+        "KubeRay with enableInTreeAutoscaling",
+    )
     object_store_mb: int = Field(512, ge=100, description="size of the object store of a Ray started on this machine, in MB")
     data_nodes: str | None = Field(
         None,

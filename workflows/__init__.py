@@ -1,0 +1,37 @@
+"""The commands of this project, one script each, and the pipelines and operations that they run.
+
+When this package is imported by a command, SIGTERM and Ctrl-C end the process with exit code 75 until `workflows.cli.run` replaces
+the handlers. So a command that is stopped while its modules are still being imported is resumed as at any other time. The scripts
+therefore import other packages of the project after this one, or from modules that import nothing heavy.
+"""
+
+import multiprocessing
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def _exit(number: int, frame: Any) -> None:
+    """Exit with code 75, that of an interrupted command. This function handles SIGTERM and SIGINT.
+
+    Args:
+        number: number of the signal. Not used.
+        frame: stack frame that the signal interrupted. Not used.
+    """
+    print("\ninterrupted: nothing was started yet", file=sys.stderr)
+    raise SystemExit(75)
+
+
+def _is_command() -> bool:
+    """Return whether this process runs a command: a script of this folder, by path or `python -m`, or `deconvnet`."""
+    program = Path(sys.argv[0])
+    script = program.name in ("deconvnet", "-m") or program.resolve().parent == Path(__file__).parent
+    return script and multiprocessing.parent_process() is None and threading.current_thread() is threading.main_thread()
+
+
+if _is_command():
+    for _number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(_number) is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
+            signal.signal(_number, _exit)

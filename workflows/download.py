@@ -15,8 +15,6 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from deconvnet.datasets.fetch import fetch, unpack
-from infra import storage
 from infra.errors import UserError
 from workflows import cli
 
@@ -64,6 +62,8 @@ def get_voc2012(source: Source, to: Path) -> Path:
     Raises:
         UserError: if the archive can't be downloaded or unpacked.
     """
+    from deconvnet.datasets.fetch import fetch, unpack
+
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
         archive = fetch(source.url, to / "VOCtrainval_11-May-2012.tar", source.checksum)
@@ -87,7 +87,8 @@ def get_sbd(source: Source, to: Path) -> Path:
     Raises:
         UserError: if VOC 2012 is not there, or the archive can't be downloaded or unpacked.
     """
-    from deconvnet.datasets.sbd import add_sbd_to_voc  # imports OpenCV and SciPy
+    from deconvnet.datasets.fetch import fetch, unpack
+    from deconvnet.datasets.sbd import add_sbd_to_voc
 
     root = to / "VOCdevkit" / "VOC2012"
     if not root.is_dir():
@@ -118,6 +119,8 @@ def get_vgg16(source: Source, to: Path) -> Path:
     Raises:
         UserError: if the file can't be downloaded.
     """
+    from deconvnet.datasets.fetch import fetch
+
     return fetch(source.url, to / "vgg16-397923af.pth", source.checksum)
 
 
@@ -140,6 +143,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}-url", default=source.url, metavar="URL", help="another address (a mirror)")
         parser.add_argument(f"--{name}-checksum", default=source.checksum, metavar="SUM", help="md5:HEX or sha256:HEX")
     options = parser.parse_args(argv)
+    from infra import storage
+
     to = options.to.expanduser().resolve()
     storage.check_writable(str(to))
     for name in SOURCES if options.what == "all" else [options.what]:

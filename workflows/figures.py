@@ -19,7 +19,6 @@ import difflib
 import sys
 from collections.abc import Mapping
 
-from infra import storage
 from infra.errors import UserError
 from workflows import cli
 
@@ -54,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     _check(options.name, options.image)
     from deconvnet.tracking.store import tracking_uri
+    from infra import storage
     from workflows.pipelines.figures import WorkspaceFigures
     from workflows.pipelines.run_log import RUN_FILE, report_files
 
@@ -90,6 +90,8 @@ def _write(out: str, files: Mapping[str, bytes]) -> None:
         out: folder to write to, local or s3://.
         files: contents of the files by name.
     """
+    from infra import storage
+
     for file, data in files.items():
         storage.write_bytes(storage.join(out, file), data)
         print(storage.join(out, file), flush=True)

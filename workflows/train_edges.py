@@ -16,7 +16,6 @@ Exit codes: 0 done; 2 an error in the settings or the data; 3 another command is
 the same command resumes with the trees trained so far.
 """
 
-from infra import storage
 from workflows import cli
 from workflows.settings import CONFIGS, EdgeSettings
 
@@ -33,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     command = cli.SettingsParser(__doc__ or "", EdgeSettings, CONFIGS / "train_edges.yaml")
     command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")
     settings, options = command.parse_settings(argv)
+    from infra import storage
     from workflows.pipelines.edges import REPORT, EdgeTraining
 
     training = EdgeTraining(settings)

@@ -16,8 +16,6 @@ with a checkpoint: the same command resumes.
 
 from typing import TYPE_CHECKING
 
-from infra import storage
-from infra.runtime.interrupts import time_limit
 from workflows import cli
 from workflows.settings import parser
 
@@ -45,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         help="stop after N minutes, with a checkpoint and exit code 75; the same command resumes",
     )
     settings, options = command.parse_settings(argv)
+    from infra.runtime.interrupts import time_limit
     from workflows.pipelines.training import Pipeline
 
     pipeline = Pipeline(settings, should_stop=time_limit(options.max_minutes))
@@ -58,6 +57,8 @@ def _summary(pipeline: "Pipeline") -> str:
     Args:
         pipeline: the pipeline, with all stages complete.
     """
+    from infra import storage
+
     lines = [cli.results_text(storage.read_json(pipeline.uri("report", "results.json")))]
     if rejected := pipeline.num_rejects():
         lines.append(f"\n{rejected:,} inputs were rejected; reasons: {pipeline.uri('rejects')}")

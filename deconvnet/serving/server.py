@@ -34,7 +34,7 @@ def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) ->
     """
     nodes = cluster.selector("training_nodes" if model.gpus else "data_nodes")
     with connected(cluster):
-        check_room(model, nodes)
+        check_room(model, cluster, nodes)
         logger.info(f"starting {model.replicas} × {model.title} …")
         joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
         with serving(model, host, port, nodes, shared_ray=joined):
@@ -80,20 +80,21 @@ def check_port_free(host: str, port: int) -> None:
             raise UserError(f"can't listen at {host}:{port}: {error.strerror}: name another --port or --host") from None
 
 
-def check_room(model: ServedModel, nodes: Mapping[str, str]) -> None:
+def check_room(model: ServedModel, cluster: ClusterSettings, nodes: Mapping[str, str]) -> None:
     """Check that the Ray cluster has room for all replicas, which are the processes that hold the model.
 
     Without this check, a replica that does not fit would wait forever.
 
     Args:
         model: the model to serve, with the number and size of its replicas.
+        cluster: settings that say whether the cluster may add nodes.
         nodes: Ray labels that a node must have to run replicas, values by key. {} for all nodes.
 
     Raises:
         UserError: if the replicas don't fit on the present nodes and no autoscaler could add nodes.
     """
     fits = actor_slots(nodes, model.cpus, model.gpus)
-    if fits < model.replicas and not can_autoscale():
+    if fits < model.replicas and not can_autoscale(cluster):
         each = f"{model.cpus} CPUs" + (f" and {model.gpus:g} of a GPU" if model.gpus else "")
         raise UserError(
             f"replicas {model.replicas} is more than this Ray has room for, {fits} of {each}: lower it, or give each less"

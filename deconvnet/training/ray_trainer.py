@@ -33,6 +33,7 @@ from infra.runtime.cluster import actor_slots, can_autoscale, check_nodes, live_
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.ray_compat import ElasticTrainer
 from infra.runtime.report_queue import ReportQueue
+from infra.settings import ClusterSettings
 
 POLL_SECONDS = 0.2
 """Seconds after which Ray Train's controller looks at the workers again, and the driver at its message queue.
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 def train_on_ray(
     job: TrainingJob,
     *,
-    nodes: Mapping[str, str] | None = None,
+    cluster: ClusterSettings | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def train_on_ray(
 
     Args:
         job: description of the training stage.
-        nodes: Ray labels that a node must have for workers to run on it; None or {} for any node.
+        cluster: settings with the labels of the nodes on which workers may run. None for any node.
         callbacks: Ray Train callbacks, which run in the controller process. They must not raise errors.
         should_stop: called regularly in the driver. If it returns True, the workers save a checkpoint and stop.
 
@@ -74,14 +75,14 @@ def train_on_ray(
         UserError: if the settings, the cluster or the data are not suitable, or the loss diverges.
         Interrupted: if the training was stopped. The same call resumes it from the last checkpoint.
     """
-    compute = job.compute
+    compute, cluster = job.compute, cluster or ClusterSettings()
     job.check(compute.workers, compute.min_workers)
-    check_resources(compute, nodes)
+    check_resources(compute, cluster)
     plan, dev = job.batch_plan(compute.workers), job.dev_examples()
     _set_ray_train_variables(compute)
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # on another node the queue could die with it
     queue = ray.remote(ReportQueue).options(num_cpus=0, label_selector=here).remote()
-    trainer = _ray_trainer(job, plan, dev, queue, nodes, callbacks)
+    trainer = _ray_trainer(job, plan, dev, queue, cluster.selector("training_nodes"), callbacks)
     job.log_plan(plan)
     try:
         found = _Run(job, trainer, queue, job.total_steps(plan)).wait(should_stop)
@@ -94,26 +95,26 @@ def train_on_ray(
     return found
 
 
-def check_resources(compute: ComputeSettings, nodes: Mapping[str, str] | None = None) -> None:
+def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
     """Check that Ray has the CPUs and GPUs for the smallest permitted number of workers, or may get them later.
 
     If the cluster may grow to the required size, a line is logged that the run waits for resources.
 
     Args:
         compute: settings of the training workers: their number, and the CPUs and GPUs of each.
-        nodes: Ray labels that a node must have for workers to run on it; None or {} for any node.
+        cluster: settings with the labels of the nodes on which workers may run.
 
     Raises:
         UserError: if this cluster can never have the resources.
     """
     workers = compute.min_workers or compute.workers
-    fits = actor_slots(nodes or {}, compute.cpus_per_worker, 1 if compute.gpu else 0)
+    fits = actor_slots(cluster.selector("training_nodes"), compute.cpus_per_worker, 1 if compute.gpu else 0)
     if fits >= workers:
         return
-    check_nodes(nodes or {}, "cluster.training_nodes")
+    check_nodes(cluster, "training_nodes")
     each = f"{compute.cpus_per_worker} CPU{'s' * (compute.cpus_per_worker > 1)}" + (" and a GPU" if compute.gpu else "")
     what = f"room for {workers} training workers of {each} each (Ray has it for {fits})"
-    if not can_autoscale() and len(live_nodes()) == 1:
+    if not can_autoscale(cluster) and len(live_nodes()) == 1:
         raise UserError(
             f"compute requests {what}: lower compute.workers or compute.cpus_per_worker"
             + (", or set compute.gpu to false" if compute.gpu else "")

@@ -3,16 +3,22 @@
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from infra.errors import UserError
 from infra.settings import ClusterSettings
+
+logger = logging.getLogger(__name__)
+
+HEAD_SECONDS = 15.0
+"""Seconds in which the head of a cluster must answer."""
 
 
 @contextmanager
@@ -42,13 +48,18 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     on_main = threading.current_thread() is threading.main_thread()
     terminated = signal.getsignal(signal.SIGTERM)
     try:
+        if address:
+            _check_head(address)
         with _silent_stderr():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **resources)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        what = f"join the Ray cluster at {address} (cluster.address or RAY_ADDRESS)" if address else "start Ray on this machine"
         raise UserError(f"can't {what}: {str(error).splitlines()[0]}") from error
-    if on_main:
-        signal.signal(signal.SIGTERM, terminated)  # restores the handler, because Ray's own exits without a message
+    except SystemExit:
+        raise KeyboardInterrupt from None  # the handler of SIGTERM that Ray has installed exits with a code of its own
+    finally:
+        if on_main:
+            signal.signal(signal.SIGTERM, terminated)
     context = ray.data.DataContext.get_current()
     context.print_on_execution_start = False
     context.enable_progress_bars = False  # infra.runtime.progress shows the progress in one line; Ray needs eight
@@ -57,6 +68,37 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_head(address: str) -> None:
+    """Check that a Ray head answers. Ray itself would try for two minutes, during which the process does not heed signals.
+
+    Addresses in other forms than HOST:PORT are left to Ray, and so are clusters with TLS.
+
+    Args:
+        address: address of the cluster, as in RAY_ADDRESS. "auto" stands for that of the Ray running on this machine.
+
+    Raises:
+        ConnectionError: if nothing that speaks gRPC answers in time.
+    """
+    if address == "auto":
+        from infra.runtime.ray_compat import running_head
+
+        address = running_head() or address
+    match = re.fullmatch(r"(ray://)?(?P<host>[^/]+):(?P<port>\d+)", address)
+    if match is None or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    import grpc
+    import ray.util
+
+    host = match["host"]
+    if host in ("localhost", "127.0.0.1"):  # a head listens at its machine's address
+        host = ray.util.get_node_ip_address()
+    with grpc.insecure_channel(f"{host}:{match['port']}", [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(HEAD_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ConnectionError(f"no Ray head answers there within {HEAD_SECONDS:g} s") from None
 
 
 @contextmanager
@@ -105,27 +147,38 @@ def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
     return sum(int(min(has.get("CPU", 0) // cpus, has.get("GPU", 0) // gpus if gpus else math.inf)) for has in there)
 
 
-def check_nodes(nodes: Mapping[str, str], setting: str) -> None:
-    """Check that the cluster has nodes with certain labels, or may get them later.
+def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training_nodes"]) -> None:
+    """Check that the cluster has nodes with the labels in a setting, or may get them later.
 
     Args:
-        nodes: the labels, values by key; {} to check nothing.
-        setting: name of the setting that holds the labels, for the error message.
+        settings: settings of the cluster.
+        kind: name of the setting that holds the labels. If it is empty, nothing is checked.
 
     Raises:
         UserError: if there are no such nodes and none can be added, so that work for them would wait for ever.
     """
-    if nodes and not live_nodes(nodes) and not can_autoscale():
-        labels = ",".join(f"{key}={value}" for key, value in nodes.items())
+    nodes = settings.selector(kind)
+    if not nodes or live_nodes(nodes):
+        return
+    labels = ",".join(f"{key}={value}" for key, value in nodes.items())
+    if not can_autoscale(settings):
         raise UserError(
-            f"no living node of this Ray is labelled {labels} ({setting}): start one with `ray start --labels {labels}`, "
-            "or leave the setting empty"
+            f"no living node of this Ray is labelled {labels} (cluster.{kind}): start one with `ray start --labels {labels}`, "
+            "leave the setting empty, or set cluster.autoscaling to true if the cluster adds such nodes"
         )
+    logger.info(f"  no living node is labelled {labels} (cluster.{kind}): the run waits until the cluster adds one")
 
 
-def can_autoscale() -> bool:
-    """Return whether the cluster may be able to add nodes by itself.
+def can_autoscale(settings: ClusterSettings) -> bool:
+    """Return whether the cluster may add nodes by itself.
 
-    This is assumed if it runs on Kubernetes or was started by `ray up`.
+    Unless a setting says so, this is assumed on the head of a cluster that `ray up` started, and on that of a KubeRay cluster
+    with an autoscaler: there KubeRay switches off the monitor process in the command that starts Ray.
+
+    Args:
+        settings: settings of the cluster.
     """
-    return "KUBERNETES_SERVICE_HOST" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+    if settings.autoscaling is not None:
+        return settings.autoscaling
+    kuberay = "--no-monitor" in os.environ.get("KUBERAY_GEN_RAY_START_CMD", "")
+    return kuberay or Path("~/ray_bootstrap_config.yaml").expanduser().exists()

@@ -61,13 +61,6 @@ class Executor(ABC):
             *error: type, value and traceback of the exception that ended the `with` block, or None three times.
         """
 
-    def check(self) -> None:  # noqa: B027
-        """Check that there are nodes on which units of work can run. By default there are.
-
-        Raises:
-            UserError: if there are no such nodes and none can be added, so that the work would wait for ever.
-        """
-
     @abstractmethod
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"

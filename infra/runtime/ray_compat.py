@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.train.torch
+from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import available_resources_per_node
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayTaskError
@@ -29,6 +30,14 @@ GROW_SECONDS = 60.0
 """Seconds after a start of the workers in which no workers are added."""
 RETRY_SECONDS = 1.0
 """Seconds between two looks at the nodes while there is no room for the smallest number of workers."""
+
+
+def running_head() -> str | None:
+    """Return the address, HOST:PORT, of the Ray head that this machine last started or joined. None if there is none.
+
+    This is the address that `ray.init("auto")` takes (ray/_private/services.py, `canonicalize_bootstrap_address`).
+    """
+    return canonicalize_bootstrap_address("auto")
 
 
 class Elastic(ElasticScalingPolicy):

@@ -32,8 +32,15 @@ class RayExecutor(Executor):
         self._connection = ExitStack()
 
     def __enter__(self) -> Self:
-        """Connect to Ray, and return the executor."""
-        self._connection.enter_context(cluster.connected(self._settings))
+        """Connect to Ray, and return the executor.
+
+        Raises:
+            UserError: if the cluster can't be joined, or has no node with the labels in the setting `cluster.data_nodes`.
+        """
+        with ExitStack() as connection:
+            connection.enter_context(cluster.connected(self._settings))
+            cluster.check_nodes(self._settings, "data_nodes")
+            self._connection = connection.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -43,14 +50,6 @@ class RayExecutor(Executor):
             *error: type, value and traceback of the exception that ended the `with` block, or None three times.
         """
         self._connection.close()
-
-    def check(self) -> None:
-        """Check that a node has the labels in the setting `cluster.data_nodes`, or that such a node may be added later.
-
-        Raises:
-            UserError: if there is no such node and none can be added.
-        """
-        cluster.check_nodes(self._nodes(training=False), "cluster.data_nodes")
 
     def map(
         self, units: Mapping[int, Any], work: Work[Result], *, title: str, unit: str = "parts"
@@ -105,7 +104,7 @@ class RayExecutor(Executor):
         from infra.runtime.ray_compat import actor_retries
 
         nodes = self._nodes(training=actors.gpus > 0)
-        fits = len(units) if cluster.can_autoscale() else cluster.actor_slots(nodes, actors.cpus, actors.gpus)
+        fits = len(units) if cluster.can_autoscale(self._settings) else cluster.actor_slots(nodes, actors.cpus, actors.gpus)
         if not fits:
             raise UserError(_no_room(actors, nodes))
         with actor_retries(actors.retries) as retries:

@@ -1,14 +1,22 @@
 """What all commands share: logging and exit codes."""
 
+import ast
 import contextlib
 import io
 import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
 
 from infra.errors import Interrupted, UserError
 from infra.storage.lock import Locked
+from tests.conftest import ROOT
 from workflows.cli import configure_logging, run
+from workflows.cli.main import COMMANDS
 
 
 def test_messages_are_printed_once_to_the_current_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +54,7 @@ def wrapped(error: Exception) -> Exception:
 def test_errors_have_exit_codes_and_no_traceback(
     error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def main() -> int:
+    def main() -> None:
         raise error
 
     assert run(main, "nothing was written") == code
@@ -56,3 +64,57 @@ def test_errors_have_exit_codes_and_no_traceback(
 def test_bugs_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+
+
+def _swallow() -> None:
+    """Turn the exception that a signal raises into another one, as the import of a C++ module does."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed") from None
+
+
+def _blame() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise UserError("can't start Ray on this machine") from None
+
+
+@pytest.mark.parametrize(
+    "main", [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: os.kill(os.getpid(), signal.SIGINT), _swallow, _blame]
+)
+def test_a_signal_is_an_interruption_whatever_it_breaks_off(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert run(main, "resumes") == 75 and capsys.readouterr().err == "\ninterrupted: resumes\n"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run(lambda: os.kill(os.getpid(), signal.SIGINT)) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("program", "number", "code"),
+    [
+        ("/usr/bin/deconvnet", signal.SIGTERM, 75),
+        (f"{ROOT}/workflows/predict.py", signal.SIGTERM, 75),
+        ("workflows/predict.py", signal.SIGINT, 75),
+        ("/home/user/mine.py", signal.SIGTERM, -signal.SIGTERM),
+    ],
+)
+def test_a_command_that_is_stopped_while_it_is_imported_is_interrupted(program: str, number: signal.Signals, code: int) -> None:
+    source = f"import sys, os; sys.argv[0] = {program!r}; import workflows; os.kill(os.getpid(), {int(number)})"
+    assert subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, timeout=60).returncode == code
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_scripts_import_nothing_heavy_before_the_handlers_are_set(command: str) -> None:
+    tree = ast.parse((ROOT / f"workflows/{command}.py").read_text())
+    modules = [node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module]
+    project = [name for name in modules if name.split(".")[0] in ("infra", "proposals", "deconvnet", "workflows")]
+    assert set(project[: project.index("workflows")]) <= {"infra.errors"}

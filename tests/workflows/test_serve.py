@@ -28,6 +28,7 @@ from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import tracking_uri
 from infra.deploy.local.process import free_port
 from infra.errors import UserError
+from infra.settings import ClusterSettings
 from proposals.image_codec import encode_jpeg
 from tests.conftest import ROOT
 from tests.deconvnet.ensembles import CLASSES, random_image, randomised, register_ensemble
@@ -196,8 +197,8 @@ def test_the_commands_that_are_tested_here_are_documented() -> None:
 def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> None:
     served = ServedModel(registry.Version("shapes", "1", "id", "nowhere"), "store", replicas=2, cpus=2)
     with pytest.raises(UserError, match="replicas 2 is more than this Ray has room for, 1 of 2 CPUs"):
-        server.check_room(served, {})
-    server.check_room(ServedModel(served.version, "store", replicas=2, cpus=1), {})
+        server.check_room(served, ClusterSettings(), {})
+    server.check_room(ServedModel(served.version, "store", replicas=2, cpus=1), ClusterSettings(), {})
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ INTERRUPTED = 75
 def run(main: Callable[[], None], interrupted: str = "the same command resumes from what is complete") -> int:
     """Run a command with logging configured. An expected error becomes a line on stderr and an exit code.
 
-    While the command runs, the signal SIGTERM has the same effect as Ctrl-C.
+    While the command runs, the signal SIGTERM has the same effect as Ctrl-C. What fails after such a signal counts as interrupted.
 
     Args:
         main: function that does the work of the command.
@@ -33,9 +33,24 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
     Raises:
         Exception: any other error that `main` raises, because it is a bug.
     """
-    configure_logging()
-    signal.signal(signal.SIGTERM, _terminated)
+    signals: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        """Note a signal, and raise KeyboardInterrupt, as Python does for Ctrl-C.
+
+        Args:
+            number: number of the signal.
+            frame: stack frame that the signal interrupted. Not used.
+        """
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # a shell that starts a job in the background ignores SIGINT
+            signal.signal(number, stop)
     try:
+        configure_logging()
         main()
         return 0
     except Locked as error:
@@ -51,18 +66,14 @@ def run(main: Callable[[], None], interrupted: str = "the same command resumes f
     except Exception as error:
         # If a task on some node raises a UserError, Ray wraps it in another exception. Anything else is a bug.
         user_error = error if isinstance(error, OSError) else find_user_error(error)
-        if user_error is None:
+        if signals:  # whatever a signal broke off, such as the import of a module, may have raised another exception
+            code, text = INTERRUPTED, f"interrupted: {interrupted}"
+        elif user_error is None:
             raise
-        code, text = USER_ERROR, f"error: {user_error}"
+        else:
+            code, text = USER_ERROR, f"error: {user_error}"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     print(f"\n{text}", file=sys.stderr)
     return code
-
-
-def _terminated(number: int, frame: Any) -> None:
-    """Raise KeyboardInterrupt, as Python does for Ctrl-C. This function is the handler of the signal SIGTERM.
-
-    Args:
-        number: number of the signal. Not used.
-        frame: stack frame that the signal interrupted. Not used.
-    """
-    raise KeyboardInterrupt

@@ -198,7 +198,7 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
     from infra.runtime.cluster import can_autoscale
 
     there = ray.cluster_resources().get("GPU", 0)
-    if settings.compute.gpu and not there and not can_autoscale():
+    if settings.compute.gpu and not there and not can_autoscale(settings.cluster):
         raise UserError("compute.gpu is true, and Ray has no GPU: set it to false, or leave it empty")
     wanted = bool(there) if settings.compute.gpu is None else settings.compute.gpu
     return settings.compute.gpus_per_actor if wanted else 0

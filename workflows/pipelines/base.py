@@ -291,14 +291,14 @@ class BasePipeline(Workspace):
         return None
 
     def _check_cluster(self) -> None:
-        """Check that the cluster can run all stages, so that an impossible run fails at once and not after hours.
+        """Do nothing. Subclasses may override this method to check that the cluster can run all stages.
 
-        Subclasses may override this method to check more.
+        The pipeline calls it once the executor is open, so that an impossible run fails at once and not after hours. The executor
+        itself has checked that there are nodes for data.
 
         Raises:
             UserError: if no node of the cluster could ever run the work of the stages.
         """
-        self.executor.check()
 
     def _begin(self, config: str) -> None:
         """Do nothing. Subclasses may override this method to log something before the first stage.

@@ -44,7 +44,7 @@ class Pipeline(TrackedPipeline):
         return self.root
 
     def _check_cluster(self) -> None:
-        """Check that the cluster has room for the training workers and for the other stages.
+        """Check that the cluster has room for the training workers.
 
         Raises:
             UserError: if it does not.
@@ -53,8 +53,7 @@ class Pipeline(TrackedPipeline):
         if s.executor == "ray":
             from deconvnet.training.ray_trainer import check_resources
 
-            check_resources(s.compute, s.cluster.selector("training_nodes"))
-        super()._check_cluster()
+            check_resources(s.compute, s.cluster)
 
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
@@ -139,8 +138,7 @@ class Pipeline(TrackedPipeline):
                 from deconvnet.training.ray_callbacks import ReportCallback
                 from deconvnet.training.ray_trainer import train_on_ray
 
-                nodes = s.cluster.selector("training_nodes")
-                outcome = train_on_ray(job, nodes=nodes, callbacks=[ReportCallback(report)], should_stop=self.should_stop)
+                outcome = train_on_ray(job, cluster=s.cluster, callbacks=[ReportCallback(report)], should_stop=self.should_stop)
             else:
                 from deconvnet.training.local_trainer import train_locally
 

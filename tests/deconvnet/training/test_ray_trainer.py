@@ -30,6 +30,7 @@ from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
 from deconvnet.training.trainer import Trainer
 from infra.errors import Interrupted, UserError
+from infra.settings import ClusterSettings
 from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
@@ -86,13 +87,14 @@ def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, lo
     with pytest.raises(UserError, match=r"of 1 CPU and a GPU each \(Ray has it for 0\).*compute.gpu to false"):
         train_on_ray(job(tmp_path, compute=ComputeSettings(gpu=True)))
     with pytest.raises(UserError, match=r"room for 3 training workers"):
-        check_resources(ComputeSettings(workers=8, min_workers=3))
+        check_resources(ComputeSettings(workers=8, min_workers=3), ClusterSettings())
     with pytest.raises(
         UserError, match=r"no living node of this Ray is labelled pool=gpu \(cluster.training_nodes\): .*--labels pool=gpu`"
     ):
-        train_on_ray(job(tmp_path), nodes={"pool": "gpu"})
-    check_resources(ComputeSettings(workers=8, min_workers=2))
-    check_resources(ComputeSettings(), {"ray.io/node-id": ray.get_runtime_context().get_node_id()})
+        train_on_ray(job(tmp_path), cluster=ClusterSettings(training_nodes="pool=gpu"))
+    check_resources(ComputeSettings(workers=8, min_workers=2), ClusterSettings())
+    here = f"ray.io/node-id={ray.get_runtime_context().get_node_id()}"
+    check_resources(ComputeSettings(), ClusterSettings(training_nodes=here))
     assert not logged.messages
 
 
