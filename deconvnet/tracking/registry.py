@@ -176,27 +176,6 @@ def all_versions(client: "MlflowClient", name: str) -> list["ModelVersion"]:
             return found
 
 
-def all_versions(client: "MlflowClient", name: str) -> list["ModelVersion"]:
-    """List all versions of a registered model, newest first. The list is empty if the registry has no such model.
-
-    Args:
-        client: MLflow client of the registry.
-        name: name of the registered model.
-
-    Raises:
-        MlflowException: if the registry does not answer.
-    """
-    quote = '"' if "'" in name else "'"
-    found: list[ModelVersion] = []
-    token: str | None = None
-    while token or not found:
-        page = client.search_model_versions(f"name={quote}{name}{quote}", 1000, ["version_number DESC"], token)
-        found += page
-        if not (token := page.token):
-            break
-    return found
-
-
 def update_model_description(client: "MlflowClient", name: str) -> None:
     """Update the generated part of a registered model's description in MLflow. Text that a user wrote above it is kept.
 
