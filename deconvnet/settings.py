@@ -282,7 +282,12 @@ class RetrainSettings(Section):
     This is the section `retrain` of the settings files. Each field is explained by its description.
     """
 
-    margin: float = Field(0.005, ge=0, lt=1, description="least rise of the mean IoU (0–1) over the champion's for a promotion")
+    margin: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="for a promotion, the lower end of the 90 % interval of the mean IoU's rise must be above this",
+    )
     max_class_drop: float = Field(
         0.05, ge=0, le=1, description="a model of which one class's IoU (0–1) falls by more than this is not promoted"
     )

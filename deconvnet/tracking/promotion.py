@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from deconvnet.evaluation.comparison import DECISIVE_RESULT, RiseInterval
+from deconvnet.reporting.run_summary import percent
 from deconvnet.tracking.descriptions import truncated
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import (
@@ -30,10 +32,8 @@ logger = logging.getLogger(__name__)
 
 PROMOTED = "promoted"
 """Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED`."""
-DECISIVE_RESULT = "edeconvnet_crf"
-"""Name of the one of the five results by which two models are compared. It measures what the registered model predicts."""
 _FENCE = "fence."  # beginning of a version's tag, before the fencing number of a decision's lock; the value is the champion
-_ROUNDING = 1e-9  # 0.55 - 0.5 must count as a rise of 0.05
+_ROUNDING = 1e-9  # 0.5 - 0.4 must not count as a fall of more than 0.1
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,16 @@ class Decision:
     reason: str
 
 
-def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: float, max_class_drop: float) -> Decision:
+def compare(
+    champion: Mapping[str, Any], challenger: Mapping[str, Any], interval: RiseInterval, margin: float, max_class_drop: float
+) -> Decision:
     """Decide whether the challenger (the new model) replaces the champion (the model in use), by their results.
 
     Args:
         champion: content of the champion's results.json, which has its measures for each class.
         challenger: content of the challenger's results.json, measured on the same images.
-        margin: rise of mean IoU that is needed for a promotion, 0 to 1. An equal mean IoU is never enough, even with 0.
+        interval: rise of the mean IoU from the champion to the challenger, with its 90 % interval.
+        margin: the lower end of the interval must be above this for a promotion, 0 to 1. An equal mean IoU is never enough.
         max_class_drop: largest fall of a class's IoU that is accepted, 0 to 1. A class without an IoU in one of the results is
             ignored.
 
@@ -68,10 +71,11 @@ def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: 
     if any(champion[name] != challenger[name] for name in ("classes", "images")):
         raise ValueError("results on different images or classes can't be compared")
     old, new = champion["rows"][DECISIVE_RESULT], challenger["rows"][DECISIVE_RESULT]
-    rise = (new["mean_iou"] or 0.0) - (old["mean_iou"] or 0.0)
-    summary = f"mean IoU {_percent(new['mean_iou'])} against the champion's {_percent(old['mean_iou'])}"
-    if rise < margin - _ROUNDING or rise <= 0:
-        return Decision(False, f"{summary}: a rise of at least {_points(margin)} is required (retrain.margin)")
+    certainty = f"90 % interval {_signed(interval.lower)} to {_signed(interval.upper)} points, {interval.images:,} images"
+    against = f"mean IoU {percent(new['mean_iou'])} % against the champion's {percent(old['mean_iou'])} %"
+    summary = f"{against}, a rise of {_signed(interval.rise)} points ({certainty})"
+    if interval.lower <= max(margin, 0.0):
+        return Decision(False, f"{summary}: the lower end must be above {_points(margin)} (retrain.margin)")
     drops = {
         name: old["iou"][name] - new["iou"][name]
         for name in challenger["classes"]
@@ -86,9 +90,9 @@ def compare(champion: Mapping[str, Any], challenger: Mapping[str, Any], margin: 
     return Decision(True, f"{summary}, no class falls by more than {_points(max(0.0, drops[worst]))}")
 
 
-def _percent(fraction: float | None) -> str:
-    """Format a fraction in per cent with one decimal. None becomes "–"."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+def _signed(fraction: float) -> str:
+    """Format a fraction as percentage points with a sign and one decimal, such as "+1.5"."""
+    return f"{100 * fraction:+.1f}"
 
 
 def _points(fraction: float) -> str:

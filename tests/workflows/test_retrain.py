@@ -144,7 +144,9 @@ def test_new_images_are_trained_on_and_a_killed_run_is_resumed(retrainings: Retr
     # The champion was evaluated on today's images, and the registry records the decision.
     report = Path(generations.folder(str(retrainings.workspace), begun.name)) / "report"
     old, new = (json.loads((report / name / "results.json").read_text()) for name in ("champion", ""))
-    better = new["rows"]["edeconvnet_crf"]["mean_iou"] > old["rows"]["edeconvnet_crf"]["mean_iou"]
+    better = outcome["lower"] > 0
+    rise = new["rows"]["edeconvnet_crf"]["mean_iou"] - old["rows"]["edeconvnet_crf"]["mean_iou"]
+    assert outcome["rise"] == pytest.approx(rise) and outcome["lower"] <= rise <= outcome["upper"]
     assert outcome["promoted"] is better and aliases(retrainings.store, "edeconvnet")["champion"] == (2 if better else 1)
     # Kept are the newest and the one that made the champion.
     assert len(retrainings.generations()) == (1 if better else 2)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from deconvnet.datasets import images_table
+from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, mean_iou_rise, read_image_confusions
 from deconvnet.tracking import promotion, starting_model
 from deconvnet.tracking.registry import OwnModel
 from deconvnet.tracking.store import tracking_uri
@@ -84,7 +85,7 @@ class Retraining(Pipeline):
         return [
             *super()._stages(),
             Stage("champion", "the champion on the same images", 2, version, inputs, outputs, self._evaluate_champion),
-            Stage("verdict", "champion or challenger", 1, limits, ("evaluate", "register", "champion"), (), self._decide),
+            Stage("verdict", "champion or challenger", 2, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
@@ -143,9 +144,10 @@ class Retraining(Pipeline):
 
         Returns:
             The summary of the stage: `version` (number of the new model's version), `champion` (number of the version in use
-            now), `promoted` (a bool) and `why` (a sentence).
+            now, or None), `promoted` (a bool) and `why` (a sentence). If the two models were compared, also `rise` (of the mean
+            IoU, from -1 to 1) and the ends of its 90 % interval, `lower` and `upper`.
         """
-        limits = self.settings.retrain
+        limits, rise = self.settings.retrain, {}
         champion = storage.read_json(self.report(*CHAMPION_RESULTS))
         challenger = storage.read_json(self.report("results.json"))
         registered = read_record(self.settings.workspace, "register")
@@ -157,11 +159,15 @@ class Retraining(Pipeline):
             reason = "its classes are not the champion's, so they can't be compared: give it the alias champion by hand"
             decision = promotion.Decision(False, reason)
         else:
-            decision = promotion.compare(champion, challenger, limits.margin, limits.max_class_drop)
+            old, new = (read_image_confusions(self.report(*folder, IMAGE_CONFUSIONS)) for folder in (CHAMPION_RESULTS[:1], ()))
+            interval = mean_iou_rise(old, new)
+            decision = promotion.compare(champion, challenger, interval, limits.margin, limits.max_class_drop)
+            rise = {"rise": interval.rise, "lower": interval.lower, "upper": interval.upper}
         run, model = self.run_of_pipeline, self.own_model()
         holder, decision = promotion.promote(run, model, version, self.generation.version, decision, self.locks[0])
         logger.info(f"  version {version} is {'' if decision.promoted else 'not '}promoted: {decision.reason}")
-        return {"version": version, "champion": holder, "promoted": decision.promoted, "why": decision.reason}
+        run.log_metrics({f"verdict.{name}": value for name, value in rise.items()})
+        return {"version": version, "champion": holder, "promoted": decision.promoted, "why": decision.reason, **rise}
 
 
 def next_generation(settings: Settings, forced: bool = False, dry_run: bool = False) -> Generation:
