@@ -1,0 +1,86 @@
+"""Run retrain.py again and again in forked processes that are killed, so that each attempt need not import everything.
+
+Nothing here starts a thread or opens MLflow before it forks.
+"""
+
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+import workflows.operations.retraining  # noqa: F401
+from workflows import cli, retrain
+from workflows.pipelines import generations
+
+MOMENTS = {
+    "registered": (MlflowClient, "create_model_version"),
+    "alias moved": (MlflowClient, "set_registered_model_alias"),
+    "tagged": (MlflowClient, "set_model_version_tag"),
+    "finished": (generations, "finish"),
+}
+"""Functions after whose call a process may be killed."""
+
+
+def kill_after(moment: str, count: int) -> None:
+    """Let this process be killed once a function of `MOMENTS` has been called `count` times."""
+    owner, name = MOMENTS[moment]
+    function = getattr(owner, name)
+    calls = iter(range(1, count + 1))
+
+    def counted(*args: object, **kwargs: object) -> object:
+        result = function(*args, **kwargs)
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, counted)
+
+
+def attempt(arguments: list[str], log: Path, *, moment: tuple[str, int] | None = None, seconds: float | None = None) -> bool:
+    """Run retrain.py in a child process, which is killed at a moment or after some seconds.
+
+    Returns:
+        Whether it came to its end.
+    """
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        if moment:
+            kill_after(*moment)
+        os._exit(cli.run(lambda: retrain.main(arguments)))
+    deadline = time.monotonic() + (seconds if seconds is not None else 500)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() >= deadline:
+            os.killpg(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            break
+        time.sleep(0.01)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, log.read_text()
+    return os.WIFEXITED(status)
+
+
+def registry(store: Path) -> tuple[Counter[str], int | None, dict[int, dict[str, str]]]:
+    """Read the registry's database: versions by run, the champion, and the tags of each version."""
+    if not store.exists():
+        return Counter(), None, {}
+    with closing(sqlite3.connect(store)) as database:
+        if not database.execute("select 1 from sqlite_master where name = 'registered_model_aliases'").fetchone():
+            return Counter(), None, {}  # killed while MLflow made its tables
+        runs = Counter(run for (run,) in database.execute("select run_id from model_versions"))
+        champion = database.execute("select version from registered_model_aliases where alias = 'champion'").fetchone()
+        tags: dict[int, dict[str, str]] = {}
+        for version, key, value in database.execute("select version, key, value from model_version_tags"):
+            tags.setdefault(version, {})[key] = value
+    return runs, champion and champion[0], tags
