@@ -40,14 +40,14 @@ def test_a_line_that_is_not_complete_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     "part", [b'{"st', b'{"step": 3, "time_ms": 1, "values": {"loss": 1', b'{"step": 3, "time_ms": 1, "values": {}}']
 )
-def test_a_resumed_training_continues_after_half_a_line(tmp_path, part):
+@pytest.mark.parametrize("training", ["f1", None])
+def test_a_resumed_training_continues_after_half_a_line(tmp_path, part, training):
     """The training was killed while it wrote a line."""
     MetricSpool(tmp_path / "s.jsonl", "f1")({"step": 1, "loss": 1.0})
     with (tmp_path / "s.jsonl").open("ab") as file:
         file.write(part)
     got: list[Point] = []
-    for resumed in (MetricSpool(tmp_path / "s.jsonl", "f1"), MetricSpool(tmp_path / "s.jsonl")):
-        resumed({"step": 4, "loss": 4.0})
+    MetricSpool(tmp_path / "s.jsonl", training)({"step": 4, "loss": 4.0})
     assert read_spool((tmp_path / "s.jsonl").read_bytes(), ["loss"]) == {"loss": ([1, 4], [1.0, 4.0])}
     assert SpoolDelivery(tmp_path / "s.jsonl", got.extend, dict).close(10)
     assert [point.step for point in got] == [1, 4]
