@@ -1,8 +1,9 @@
-"""Import annotated images into PASCAL VOC's folder layout, from COCO JSON, LabelMe or a folder of masks, and check them.
+"""Import annotated images into PASCAL VOC's folder layout, and check them. All formats are in docs/formats.md.
 
   python workflows/import_data.py --from coco    --images DIR --annotations instances.json --to my-data
   python workflows/import_data.py --from labelme --annotations DIR_OF_JSON_FILES --to my-data
   python workflows/import_data.py --from masks   --images DIR --annotations DIR_OF_MASKS --to my-data
+  python workflows/import_data.py --from yolo    --annotations data.yaml --to my-data
   python workflows/import_data.py --check my-data            import nothing, only check a folder in VOC's layout
 
 Options for the import:

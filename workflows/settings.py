@@ -185,9 +185,13 @@ class ServeSettings(CommandSettings):
 class ImportSettings(CommandSettings):
     """Settings of import_data.py."""
 
-    from_: Literal["coco", "labelme", "masks"] | None = Field(None, alias="from", description="format of the annotations")
-    images: Location | None = Field(None, description="folder or s3:// prefix of images; labelme, empty: as annotations")
-    annotations: Location | None = Field(None, description="COCO JSON file, folder of LabelMe JSON files, or folder of masks")
+    from_: Literal["coco", "cvat", "kaggle", "label_studio", "labelme", "masks", "supervisely", "yolo"] | None = Field(
+        None, alias="from", description="format of the annotations"
+    )
+    images: Location | None = Field(
+        None, description="folder or s3:// prefix of images; cvat, labelme, supervisely, yolo, empty: where the annotations are"
+    )
+    annotations: Location | None = Field(None, description="file or folder of annotations, by the format (formats.md)")
     to: Location | None = Field(None, description="new local folder to write, in VOC's layout")
     val_images: Location | None = Field(None, description="images of val; empty: as images")
     val_annotations: Location | None = Field(None, description="annotations of val, where they are separate; empty: val is drawn")
@@ -209,10 +213,16 @@ class ImportSettings(CommandSettings):
     )
     fold_case: bool = Field(False, description="make one class of names that differ in upper and lower case alone")
     others: Literal["background", "void"] = Field(
-        "background", description="coco, labelme: what objects of classes that are not imported become"
+        "background", description="what objects of classes that are not imported become; not masks"
     )
     overlap: Literal["small", "order"] = Field(
-        "small", description="coco, labelme: which of two overlapping objects is on top: the smaller, or the later in the file"
+        "small", description="which of two overlapping objects is on top: the smaller, or the later in the file; not masks"
+    )
+    boxes: Literal["void", "object"] = Field(
+        "void", description="coco, cvat, supervisely, yolo: what boxes without an outline become"
+    )
+    run_order: Literal["columns", "rows"] | None = Field(
+        None, description="kaggle: the pixels of run lengths are counted along these; empty: by the name of the column"
     )
     crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become")
     table: Location | None = Field(
@@ -244,7 +254,9 @@ class ImportSettings(CommandSettings):
                 raise ValueError("--check is for an existing folder: leave out from and to (an import is checked anyway)")
             return self
         if self.from_ is None:
-            raise ValueError("give --from coco, labelme or masks to import data (or --check DIR to check a folder)")
+            raise ValueError(
+                "give --from coco, labelme, masks or another format to import data (or --check DIR to check a folder)"
+            )
         if not self.to:
             raise ValueError("to is not given: name a new folder by --to")
         if not (self.annotations and self.images):
@@ -263,7 +275,7 @@ class ImportSettings(CommandSettings):
         """Check that the settings name the annotations and images that a format needs. Raise ValueError if they don't.
 
         Args:
-            name: name of the format: "coco", "labelme" or "masks".
+            name: name of the format, such as "coco".
         """
         from deconvnet.datasets import formats  # imports OpenCV
 

@@ -131,6 +131,8 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         fold_case=settings.fold_case,
         small_over_large=settings.overlap == "small",
         crowd_void=settings.crowd == "void",
+        boxes_void=settings.boxes == "void",
+        run_order=settings.run_order,
         others_void=settings.others == "void",
         unknown_void=settings.strange == "void",
         class_table_uri=settings.table,

@@ -1,7 +1,8 @@
 """Reading data sets in COCO's JSON format (https://cocodataset.org/#format-data).
 
 Polygons, run lengths (compressed or not) and crowds are read. Category ids may be any integers. If an annotation has a box but no
-outline, all pixels in its box become void, because it is not known which of them belong to the object.
+outline, all pixels in its box become void, because it is not known which of them belong to the object. The user may want them to be
+objects all the same.
 """
 
 from collections import defaultdict
@@ -40,9 +41,10 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     annotated = [name for by_id in names for _, name in sorted(by_id.items())]
     dataset = AnnotatedDataset()
     ids = dataset.choose_classes(annotated, rules)
-    if not any(annotation.get("segmentation") for document in documents for annotation in document["annotations"]):
+    outlined = any(annotation.get("segmentation") for document in documents for annotation in document["annotations"])
+    if rules.boxes_void and not outlined:
         files = " and ".join(source.annotations for source in sources)
-        raise UserError(f"{files}: no annotation has an outline (segmentation); boxes alone can't become masks")
+        raise UserError(f"{files}: no annotation has an outline (segmentation); boxes alone can't become masks (see --boxes)")
     for source, document, by_id in zip(sources, documents, names, strict=True):
         crowd_void = rules.crowd_void
         if crowd_void and document["annotations"] and _only_masks_as_crowds(document):
@@ -50,7 +52,7 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
             dataset.notes.append(
                 f"{source.annotations}: every annotation is a crowd (iscrowd) with run lengths, so each is an object"
             )
-        _add_images(dataset, source, document, _Converter(by_id, ids, crowd_void), rules)
+        _add_images(dataset, source, document, _Converter(by_id, ids, crowd_void, rules.boxes_void), rules)
     return dataset
 
 
@@ -183,11 +185,13 @@ class _Converter:
         names: name of each category by its id.
         ids: class id by category name; 255 (void) or 0 (background) for classes that are not imported.
         crowd_void: True if crowds become void.
+        boxes_void: True if boxes without an outline become void.
     """
 
     names: Mapping[int, str]
     ids: Mapping[str, int]
     crowd_void: bool
+    boxes_void: bool
 
     def convert(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> shapes.ImageAnnotations:
         """Convert the annotations of an image.
@@ -229,7 +233,8 @@ class _Converter:
             raise BadInput("its box has not four numbers")
         (x, y), (width, height) = parse_points(box, "its box").tolist()
         outline = shapes.box(x, y, x + width, y + height)
-        return shapes.Annotation(name, label, class_id, outline, "has a box and no outline: its box becomes void")
+        loss, remedy = ("has a box and no outline: its box becomes void", "--boxes object") if self.boxes_void else ("", "")
+        return shapes.Annotation(name, label, class_id, outline, loss, remedy)
 
 
 def _is_crowd(annotation: Mapping[str, Any]) -> bool:

@@ -36,6 +36,8 @@ class ImportRules:
         small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
             the file.
         crowd_void: True turns groups of objects annotated as one (COCO's iscrowd) into void. False makes each group one object.
+        boxes_void: True turns boxes without an outline into void. False makes each an object.
+        run_order: "columns" or "rows", along which the pixels of Kaggle's run lengths are counted. None if the table tells.
         others_void: True turns classes that are not imported into void. False turns them into background.
         unknown_void: True turns mask values without a class into void. False rejects the image.
         class_table_uri: path or s3:// address of a text file with class names and mask values (see `class_table.read_table`). If
@@ -51,6 +53,8 @@ class ImportRules:
     fold_case: bool = False
     small_over_large: bool = True
     crowd_void: bool = True
+    boxes_void: bool = True
+    run_order: str | None = None
     others_void: bool = False
     unknown_void: bool = False
     class_table_uri: str | None = None

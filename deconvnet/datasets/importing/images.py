@@ -150,6 +150,10 @@ class ImageIndex:
                 return [file for parts in fitting for file in self._by_path.get("/".join((*parts, file_name)), [])]
         return self._by_path.get(file_name, [])
 
+    def read_named(self, name: str) -> tuple[bytes, str]:
+        """Read an image file, as `read` does. Returns its bytes and its path, whose suffix tells its format."""
+        return self.read(name), name
+
     def read(self, name: str) -> bytes:
         """Read an image file.
 

@@ -169,6 +169,23 @@ def bitmap_region(class_id: int, mask: np.ndarray, top: int, left: int, height: 
     return Region(class_id, max(0, top), max(0, left), inside) if inside.size else empty_region(class_id)
 
 
+def mask_region(class_id: int, mask: np.ndarray) -> Region:
+    """Make a region from a mask of the whole image.
+
+    Args:
+        class_id: class id of the object.
+        mask: bool array (H, W), True where the object is.
+
+    Returns:
+        The pixels of the object, in the smallest window that holds them.
+    """
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return empty_region(class_id)
+    top, left = int(rows[0]), int(columns[0])
+    return Region(class_id, top, left, np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]))
+
+
 def merge_regions(regions: Sequence[Region]) -> Region:
     """Merge the pieces of one object into one region.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deconvnet.datasets.importing.regions import Region, empty_region
+from deconvnet.datasets.importing.regions import Region, mask_region
 from infra.errors import BadInput
 
 
@@ -73,8 +73,4 @@ def run_length_region(class_id: int, counts: Any, height: int, width: int) -> Re
     if (total := int(lengths.sum())) != height * width:
         raise BadInput(f"its run lengths cover {total:,} px, the image has {height * width:,} ({width}×{height})")
     mask = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return empty_region(class_id)
-    top, left = int(rows[0]), int(columns[0])
-    return Region(class_id, top, left, np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]))
+    return mask_region(class_id, mask)

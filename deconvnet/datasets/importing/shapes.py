@@ -1,7 +1,7 @@
 """Annotations of an image as shapes: what each format makes of its files, and `painting` turns into masks.
 
 A format makes an `Annotation` for each annotated object. Its `Outline` says which pixels belong to the object. Use the functions of
-this module to make one: `polygons`, `box`, `circle`, `bitmap` or `run_lengths`.
+this module to make one: `polygons`, `box`, `circle`, `bitmap`, `whole_mask` or `run_lengths`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -15,6 +15,7 @@ from deconvnet.datasets.importing.regions import (
     bitmap_region,
     box_region,
     circle_region,
+    mask_region,
     merge_regions,
     parse_points,
     polygon_region,
@@ -122,6 +123,12 @@ def bitmap(mask: np.ndarray, left: int, top: int) -> Outline:
     """
     corners = np.array([[left, top], [left + mask.shape[1], top + mask.shape[0]]], np.float64)
     return Outline(lambda class_id, *size: bitmap_region(class_id, mask, top, left, *size), corners)
+
+
+def whole_mask(mask: np.ndarray) -> Outline:
+    """Make an outline from a mask of the whole image, a bool array (H, W)."""
+    size = (mask.shape[1], mask.shape[0])
+    return Outline(lambda class_id, height, width: mask_region(class_id, mask), np.zeros((0, 2)), size)
 
 
 def run_lengths(counts: Any, width: int, height: int) -> Outline:

@@ -61,8 +61,8 @@ def split_images(
 ) -> dict[str, str]:
     """Assign each image of a data set to train or val.
 
-    If the source says the split of any image, the source decides; its images without a split go to train. Otherwise the user's
-    lists decide. With one list, images that are not on it go to the other split. With two lists, images on neither are left out,
+    If the user gave lists, they decide. Otherwise, if the source says the split of any image, the source decides; its images without a
+    split go to train. With one list, images that are not on it go to the other split. With two lists, images on neither are left out,
     and images on both go to val. Without a list, val is chosen at random.
 
     Args:
@@ -77,7 +77,7 @@ def split_images(
         "train" or "val" by image id. Images that are left out are missing.
     """
     ids = [entry.image_id for entry in dataset.entries]
-    if any(entry.split for entry in dataset.entries):
+    if train_list is None and val_list is None and any(entry.split for entry in dataset.entries):
         return {entry.image_id: entry.split or "train" for entry in dataset.entries}
     if train_list is None and val_list is None:
         drawn = draw_val(ids, val_share, seed)

@@ -125,6 +125,11 @@ def test_a_file_that_is_no_coco_json_is_refused(tmp_path, text):
         read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
 
 
+def test_boxes_are_objects_if_the_user_wants_them(tmp_path):
+    image = read(tmp_path, [{"bbox": [1, 2, 3, 4]}], boxes_void=False).entries[0].load()
+    assert (image.class_mask == 2).sum() == 12 and (image.class_mask[2:6, 1:4] == 2).all() and not image.losses
+
+
 def test_a_file_with_boxes_but_no_outline_is_refused(tmp_path):
     with pytest.raises(UserError, match="boxes alone can't become masks"):
         read(tmp_path, [{"bbox": [1, 2, 3, 4]}])

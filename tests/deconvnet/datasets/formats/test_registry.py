@@ -7,10 +7,10 @@ from workflows.settings import ImportSettings
 
 
 def test_each_module_is_a_format() -> None:
-    assert formats.format_names() == ["coco", "labelme", "masks"]
+    assert formats.format_names() == ["coco", "cvat", "kaggle", "label_studio", "labelme", "masks", "supervisely", "yolo"]
     for name in formats.format_names():
         found = formats.get_format(name)
-        assert isinstance(found, formats.DatasetFormat) and found.annotations.startswith("the ")
+        assert isinstance(found, formats.DatasetFormat) and found.annotations
 
 
 def test_the_setting_from_takes_each_format() -> None:

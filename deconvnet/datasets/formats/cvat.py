@@ -1,0 +1,165 @@
+"""Reading data sets in CVAT's XML format, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format).
+
+Polygons, masks and ellipses are read, and rectangles if the user wants them as objects. Shapes of an image with one label and one
+group_id form an object. Where shapes of a file have different z_order, the higher lies on top.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.importing import shapes
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import ImageIndex, as_int, read_text
+from deconvnet.datasets.importing.painting import ImagePainter
+from deconvnet.datasets.importing.regions import parse_points
+from infra import storage
+from infra.errors import BadInput, UserError
+
+_CORNERS = 256  # of the polygon that is drawn for an ellipse
+
+
+def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+    """Read one or two CVAT files as one data set.
+
+    Args:
+        sources: the XML files, or folders with an annotations.xml; and their folders of images.
+        rules: rules that the user chose. `boxes_void` and those of all formats with shapes apply.
+
+    Returns:
+        The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order.
+
+    Raises:
+        UserError: if a file is not of this format, or the classes can't be chosen.
+    """
+    files = [
+        source.annotations if source.annotations.endswith(".xml") else f"{source.annotations}/annotations.xml"
+        for source in sources
+    ]
+    documents = [_read_document(file, rules.encoding) for file in files]
+    labels = [label for document in documents for label in _labels(document)]
+    dataset = AnnotatedDataset()
+    ids = dataset.choose_classes(labels, rules)
+    for source, file, document in zip(sources, files, documents, strict=True):
+        folder = file.rpartition("/")[0] if source.images == source.annotations else source.images
+        index = ImageIndex(folder)
+        layers = len({shape.get("z_order", "0") for image in document.iterfind("image") for shape in image}) > 1
+        if layers:
+            dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
+        painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
+        found, missing = index.find_all(image.get("name", "") for image in document.iterfind("image"))
+        for image in document.iterfind("image"):
+            name = image.get("name", "")
+            if name in missing:
+                dataset.reject(name or f"image {image.get('id')}", file, missing[name])
+                continue
+            load = painter.plan(partial(index.read_named, found[name]), partial(_convert, image, ids, rules))
+            dataset.add(name, storage.join(folder, found[name]), source.split, load)
+    return dataset
+
+
+FORMAT = DatasetFormat("CVAT's annotations.xml", read_cvat, images_beside_annotations=True)
+
+
+def _read_document(file: str, encoding: str | None) -> Element:
+    """Read a CVAT file.
+
+    Args:
+        file: path or s3:// address of the file.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
+
+    Returns:
+        The root of its XML tree.
+
+    Raises:
+        UserError: if the file can't be read or is not of the format "CVAT for images".
+    """
+    try:
+        document = ElementTree.fromstring(read_text(file, encoding))
+    except (BadInput, ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"--annotations {file} can't be read as CVAT's XML: {error}") from None
+    if document.find("track") is not None:
+        raise UserError(f"--annotations {file} has tracks of a video: export it from CVAT as `CVAT for images 1.1`")
+    if document.tag != "annotations" or document.find("image") is None:
+        raise UserError(f"--annotations {file} is not of the format `CVAT for images 1.1`: it has no images in annotations")
+    return document
+
+
+def _labels(document: Element) -> list[str]:
+    """Return the labels of a CVAT file: those of its task or project in their order, then any others that its shapes have."""
+    listed = [label.findtext("name", "") for label in document.iterfind("meta//labels/label") if label.find("parent") is None]
+    used = (shape.get("label", "") for image in document.iterfind("image") for shape in image if shape.tag != "tag")
+    return [name.strip() for name in dict.fromkeys([*listed, *used])]
+
+
+def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
+    """Convert the shapes of an image.
+
+    Args:
+        image: the entry of the image.
+        ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
+        rules: rules that the user chose; `boxes_void` applies.
+
+    Raises:
+        BadInput: if a shape is malformed.
+    """
+    converted = []
+    for number, shape in enumerate(image, start=1):
+        if shape.tag == "tag":  # says something about the image as a whole
+            continue
+        label, name = shape.get("label", "").strip(), f"{shape.tag} {number}"
+        try:
+            outline = _outline(shape)
+            layer, group = as_int(shape.get("z_order", "0"), "its z_order"), as_int(shape.get("group_id") or "0", "its group_id")
+        except (BadInput, ValueError, KeyError) as error:
+            raise BadInput(f"{name} ({label}): {error}") from None
+        loss, remedy = "" if outline else "covers no area", ""
+        if shape.tag == "box" and rules.boxes_void:
+            loss, remedy = "is a box without an outline: its box becomes void", "--boxes object"
+        converted.append((layer, shapes.Annotation(name, label, ids[label] or None, outline, loss, remedy, group or None)))
+    in_layers = [annotation for _, annotation in sorted(converted, key=lambda pair: pair[0])]
+    return shapes.ImageAnnotations((image.get("width"), image.get("height")), in_layers)
+
+
+def _outline(shape: Element) -> shapes.Outline | None:
+    """Make the outline of a shape.
+
+    Args:
+        shape: the entry of the shape, such as <polygon points="1,2;3,4;…">.
+
+    Returns:
+        The outline; None if shapes of this kind cover no area.
+
+    Raises:
+        BadInput: if the shape is malformed.
+        ValueError: if a number is malformed.
+        KeyError: if an attribute is missing.
+    """
+    at = shape.attrib
+    if shape.tag == "polygon":
+        return shapes.polygons([[pair.split(",") for pair in at["points"].split(";")]])
+    if shape.tag == "mask":
+        width, height = int(at["width"]), int(at["height"])
+        runs = [int(run) for run in at["rle"].split(",")]  # of background and object in turn, row by row in the mask's window
+        if min(runs) < 0 or sum(runs) != width * height:
+            raise BadInput(f"its run lengths are of {sum(runs):,} pixels, and its window is {width}×{height}")
+        mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+        return shapes.bitmap(mask, int(float(at["left"])), int(float(at["top"])))
+    if shape.tag not in ("box", "ellipse"):
+        return None
+    if shape.tag == "box":
+        (x0, y0), (x1, y1) = parse_points([float(at[key]) for key in ("xtl", "ytl", "xbr", "ybr")], "its box").tolist()
+        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    else:
+        angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+        radii = float(at["rx"]), float(at["ry"])
+        corners = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii + (float(at["cx"]), float(at["cy"]))
+    turn = np.deg2rad(float(at.get("rotation", 0)))  # clockwise, as y points down
+    centre = corners.mean(axis=0)
+    corners = (corners - centre) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + centre
+    return shapes.polygons([corners])

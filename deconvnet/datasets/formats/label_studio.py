@@ -1,0 +1,188 @@
+"""Reading the masks that Label Studio exports of brush labels ("Brush labels to PNG"): one file for each label of an image.
+
+A file is called task-1-annotation-2-by-3-tag-Cat-0.png: the task, the annotation, who made it, the name of the labelling control,
+the label, and the number of the region. It is not 0 where the region is. Which image a task belongs to is in the JSON export of the
+project, which must lie in the folder of the masks or in the one above it. Without it, the images must be named by the tasks: 1.jpg.
+"""
+
+import re
+import urllib.parse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.image_folder import SUFFIXES
+from deconvnet.datasets.importing import shapes
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import ImageIndex, read_input, read_json
+from deconvnet.datasets.importing.painting import ImagePainter
+from infra import storage
+from infra.errors import BadInput, UserError
+from proposals.image_codec import decode_mask
+
+_MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<label>.+)-\d+\.png")
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
+_OPAQUE = 128  # lowest value of a pixel that belongs to a region; brush strokes may have soft edges
+
+
+def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+    """Read one or two folders of Label Studio's masks as one data set.
+
+    Args:
+        sources: folders of masks, each with its folder of images.
+        rules: rules that the user chose; those of all formats with shapes apply.
+
+    Returns:
+        The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
+
+    Raises:
+        UserError: if a folder has no masks, or the images of the tasks can't be found.
+    """
+    dataset = AnnotatedDataset()
+    label_of: dict[str, str] = {}
+    masks: list[dict[str, dict[str, list[str]]]] = []  # for each source: paths of the masks by task and annotation
+    tasks: list[list[dict[str, Any]]] = []
+    for source in sources:
+        tasks.append(_read_tasks(source.annotations, rules.encoding))
+        controls = {result.get("from_name") for task in tasks[-1] for result in _results(task)}
+        masks.append(defaultdict(lambda: defaultdict(list)))
+        for name in storage.list_files(source.annotations):
+            uri = storage.join(source.annotations, name)
+            if match := _MASK_NAME.fullmatch(PurePosixPath(name).name):
+                masks[-1][match["task"]][match["annotation"]].append(uri)
+                control = next((each for each in controls if match["label"].startswith(f"{each}-")), match["label"].split("-")[0])
+                label_of[uri] = match["label"].removeprefix(f"{control}-")
+            elif name.lower().endswith(".png"):
+                dataset.reject(name, uri, "its name is none that Label Studio gives, as task-1-annotation-2-by-3-tag-Cat-0.png")
+        if not masks[-1]:
+            raise UserError(
+                f"--annotations {source.annotations} has no masks as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
+                "Label Studio as `Brush labels to PNG`"
+            )
+    ids = dataset.choose_classes(sorted(set(label_of.values())), rules)
+    for source, by_task, listed in zip(sources, masks, tasks, strict=True):
+        index, painter = ImageIndex(source.images), ImagePainter(rules)
+        image_of = _find_images(index, by_task, listed)
+        if not listed:
+            dataset.notes.append("there is no JSON export of the project, so the image of task 1 is taken to be 1, and so on")
+        for task, annotations in by_task.items():
+            files = [uri for uris in annotations.values() for uri in uris]
+            image = image_of.get(task)
+            if image is None:
+                dataset.reject(f"task-{task}", files[0], f"no image of task {task} below {source.images}")
+            elif len(annotations) > 1:
+                dataset.reject(image, files[0], f"task {task} has the annotations {' and '.join(annotations)}: keep one")
+            else:
+                load = painter.plan(partial(index.read_named, image), partial(_convert, files, label_of, ids, rules.max_pixels))
+                dataset.add(image, files[0], source.split, load)
+        if without := len(index.names) - len(set(image_of.values())):
+            dataset.notes.append(f"{without:,} images below {source.images} have no mask and are left out")
+    return dataset
+
+
+FORMAT = DatasetFormat("the folder of Label Studio's masks", read_label_studio)
+
+
+def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:
+    """Read the JSON export of a project.
+
+    Args:
+        folder: folder of the masks. The export lies in it or in the folder above.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
+
+    Returns:
+        The tasks; [] if there is no export.
+
+    Raises:
+        UserError: if there are several exports, or one can't be read.
+    """
+    found: list[tuple[str, list[dict[str, Any]]]] = []
+    for place in (folder.rstrip("/"), folder.rstrip("/").rpartition("/")[0]):
+        for name in storage.list_files(place):
+            if "/" in name or not name.endswith(".json"):
+                continue
+            try:
+                document = read_json(storage.join(place, name), encoding)
+            except BadInput as error:
+                raise UserError(f"{storage.join(place, name)} can't be read: {error}") from None
+            if isinstance(document, list) and document and all(isinstance(task, dict) and "id" in task for task in document):
+                found.append((storage.join(place, name), document))
+        if found:
+            break
+    if len(found) > 1:
+        raise UserError(f"{' and '.join(file for file, _ in found)} are both exports of a Label Studio project: keep one")
+    return found[0][1] if found else []
+
+
+def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what was labelled in a task, of all of its annotations."""
+    annotations = task.get("annotations") or task.get("completions") or []
+    return [result for annotation in annotations if isinstance(annotation, dict) for result in annotation.get("result") or []]
+
+
+def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Find the image of each task that has masks.
+
+    Args:
+        index: images of the source.
+        by_task: the tasks that have masks, by number.
+        listed: the tasks of the JSON export; empty if there is none.
+
+    Returns:
+        The path of the image by the number of the task. Tasks whose image is not found are missing.
+
+    Raises:
+        UserError: if there is no JSON export, and the images are not named by the tasks.
+    """
+    if not listed:
+        numbered = {
+            stem.removeprefix("task-").lstrip("0") or "0": name for name in index.names if (stem := PurePosixPath(name).stem)
+        }
+        if unnamed := [task for task in by_task if task not in numbered]:
+            raise UserError(
+                f"the masks don't say which image is that of task {unnamed[0]}: put the JSON export of the project beside them "
+                "(or name the images by their tasks, as 1.jpg)"
+            )
+        return {task: numbered[task] for task in by_task}
+    images: dict[str, str] = {}
+    for task in listed:
+        data = task.get("data") if isinstance(task.get("data"), dict) else task
+        addresses = [value for value in data.values() if isinstance(value, str)]  # type: ignore[union-attr]
+        for address in addresses:
+            parts = urllib.parse.urlsplit(address)
+            path = urllib.parse.parse_qs(parts.query).get("d", [urllib.parse.unquote(parts.path)])[0]
+            name = PurePosixPath(path).name
+            if PurePosixPath(name).suffix.lower() in SUFFIXES:
+                file = index.find(path.lstrip("/")) or index.find(name) or index.find(_UPLOAD.sub("", name, count=1))
+                if file and str(task["id"]) in by_task:
+                    images[str(task["id"])] = file
+    return images
+
+
+def _convert(
+    files: Sequence[str], label_of: Mapping[str, str], ids: Mapping[str, int], max_pixels: int
+) -> shapes.ImageAnnotations:
+    """Read the masks of an image.
+
+    Args:
+        files: paths or s3:// addresses of the masks.
+        label_of: label of each mask.
+        ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
+        max_pixels: most pixels that a mask may have.
+
+    Raises:
+        BadInput: if a mask can't be decoded.
+    """
+    converted = []
+    for uri in files:
+        name = uri.rpartition("/")[2]
+        try:
+            mask = decode_mask(read_input(uri), max_pixels)
+        except BadInput as error:
+            raise BadInput(f"{name}: {error}") from None
+        opaque = mask >= min(_OPAQUE, max(1, int(mask.max())))
+        converted.append(shapes.Annotation(name, label_of[uri], ids[label_of[uri]] or None, shapes.whole_mask(opaque)))
+    return shapes.ImageAnnotations((None, None), converted)

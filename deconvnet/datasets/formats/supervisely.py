@@ -1,0 +1,233 @@
+"""Reading data sets in Supervisely's JSON format (https://developer.supervisely.com/getting-started/supervisely-annotation-format).
+
+A project has a meta.json with its classes, and data sets: folders with the images in img/ and a JSON file for each image in ann/.
+Polygons (with holes) and bitmaps are read, and rectangles if the user wants them as objects.
+"""
+
+import base64
+import binascii
+import io
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.image_folder import SUFFIXES
+from deconvnet.datasets.importing import shapes
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import ImageIndex, read_json
+from deconvnet.datasets.importing.painting import ImagePainter
+from deconvnet.datasets.importing.regions import Region, parse_points, polygon_region
+from infra import storage
+from infra.errors import BadInput, UserError
+from infra.runtime.progress import progress
+
+_MOST_BYTES = 1 << 28  # of a bitmap's PNG file
+
+
+def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
+    """Read one or two Supervisely projects as one data set.
+
+    Args:
+        sources: folders of projects, or of data sets of them; each with its folder of images, which may be the same folder.
+        rules: rules that the user chose. `boxes_void` and those of all formats with shapes apply.
+
+    Returns:
+        The data set. If `rules.classes` is empty, its classes are those of meta.json in their order, then all others.
+
+    Raises:
+        UserError: if a folder has no annotation file, or the classes can't be chosen.
+    """
+    labels: list[str] = []
+    dataset = AnnotatedDataset()
+    files: list[tuple[AnnotationSource, str]] = []  # source, path of the annotation file
+    for source in sources:
+        names = [name for name in storage.list_files(source.annotations) if _is_annotation_file(name, source.annotations)]
+        if not names:
+            raise UserError(f"--annotations {source.annotations} has no .json file in a folder ann: name a Supervisely project")
+        labels += _meta_classes(source.annotations, rules.encoding)
+        for name in progress(names, len(names), "reading annotations", "files"):
+            try:
+                document = _read_document(storage.join(source.annotations, name), rules.encoding)
+            except BadInput as error:
+                dataset.reject(name, storage.join(source.annotations, name), str(error))
+                continue
+            labels += [label for each in document["objects"] if (label := _label_of(each))]
+            files.append((source, name))
+    if not files:
+        raise UserError(f"no annotation file can be used; {dataset.rejects[0].path}: {dataset.rejects[0].reason}")
+    ids = dataset.choose_classes(labels, rules)
+    for source in sources:
+        index, painter = ImageIndex(source.images), ImagePainter(rules)
+        images = set(index.names)
+        for name in (name for each, name in files if each is source):
+            file, uri = _find_image(index, images, name), storage.join(source.annotations, name)
+            if file is None:
+                dataset.reject(name, uri, f"no image of it below {source.images}")
+                continue
+            load = painter.plan(partial(index.read_named, file), partial(_convert, uri, ids, rules))
+            dataset.add("/".join(part for part in file.split("/") if part != "img"), uri, source.split, load)
+    return dataset
+
+
+FORMAT = DatasetFormat("the folder of a Supervisely project", read_supervisely, images_beside_annotations=True)
+
+
+def _is_annotation_file(name: str, folder: str) -> bool:
+    """Tell whether a file below a folder is the annotation file of an image: a JSON file in a folder ann that is not hidden."""
+    path = PurePosixPath(folder.rpartition("/")[2]) / name
+    return path.suffix.lower() == ".json" and path.parent.name == "ann" and not path.name.startswith(".")
+
+
+def _meta_classes(folder: str, encoding: str | None) -> list[str]:
+    """Return the classes of the meta.json in a folder or one of the two above it, in their order; [] if there is none."""
+    for place in (folder, folder.rpartition("/")[0], folder.rpartition("/")[0].rpartition("/")[0]):
+        if place and storage.exists(file := storage.join(place, "meta.json")):
+            try:
+                return [str(each["title"]).strip() for each in read_json(file, encoding)["classes"]]
+            except (BadInput, KeyError, TypeError) as error:
+                raise UserError(f"{file} is no meta.json of Supervisely: {error}") from None
+    return []
+
+
+def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
+    """Read an annotation file.
+
+    Args:
+        uri: path or s3:// address of the file.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
+
+    Returns:
+        The content of the file. Its entry "objects" is sure to be a list of JSON objects, and "size" a JSON object.
+
+    Raises:
+        BadInput: if the file can't be read or is no annotation file of Supervisely.
+    """
+    document = read_json(uri, encoding)
+    objects = document.get("objects") if isinstance(document, dict) else None
+    if not isinstance(objects, list) or not all(isinstance(each, dict) for each in objects):
+        raise BadInput("not an annotation file of Supervisely: it has no list of objects")
+    return {**document, "size": document["size"] if isinstance(document.get("size"), dict) else {}}
+
+
+def _label_of(figure: Mapping[str, Any]) -> str:
+    """Return the class name of an object in an annotation file; "" if it has none."""
+    return str(figure.get("classTitle") or "").strip()
+
+
+def _find_image(index: ImageIndex, images: Collection[str], name: str) -> str | None:
+    """Find the image of an annotation file.
+
+    The image of ds/ann/a.jpg.json is ds/img/a.jpg. Older projects call the file ds/ann/a.json.
+
+    Args:
+        index: images of the source.
+        images: their paths.
+        name: path of the annotation file relative to the folder of annotations.
+
+    Returns:
+        The path of the image relative to the folder of images; None if it is not found, or more than one fits.
+    """
+    path = PurePosixPath(name)
+    stem = path.name[: -len(path.suffix)]
+    for folder in (path.parent.parent / "img", path.parent.parent, PurePosixPath("img"), PurePosixPath()):
+        there = [found for suffix in ("", *SUFFIXES) if (found := str(folder / f"{stem}{suffix}")) in images]
+        if there:
+            return there[0] if len(there) == 1 or there[0].endswith(stem) else None
+    return index.find(stem)
+
+
+def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
+    """Read an annotation file.
+
+    Args:
+        uri: path or s3:// address of the file.
+        ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
+        rules: rules that the user chose; `boxes_void` and `encoding` apply.
+
+    Raises:
+        BadInput: if the file or an object is malformed.
+    """
+    document = _read_document(uri, rules.encoding)
+    converted = []
+    for number, figure in enumerate(document["objects"], start=1):
+        name, label = f"object {number}", _label_of(figure)
+        kind = str(figure.get("geometryType") or ("bitmap" if "bitmap" in figure else "polygon"))
+        if label not in ids:
+            raise BadInput(f"{name} has no class")
+        try:
+            outline = _outline(figure, kind)
+        except BadInput as error:
+            raise BadInput(f"{name} ({label}): {error}") from None
+        loss, remedy = "" if outline else f"is a {kind}, which covers no area", ""
+        if kind == "rectangle" and rules.boxes_void:
+            loss, remedy = "is a rectangle without an outline, which becomes void", "--boxes object"
+        converted.append(shapes.Annotation(name, label, ids[label] or None, outline, loss, remedy))
+    size = document["size"]
+    return shapes.ImageAnnotations((size.get("width"), size.get("height")), converted)
+
+
+def _outline(figure: Mapping[str, Any], kind: str) -> shapes.Outline | None:
+    """Make the outline of an object.
+
+    Args:
+        figure: the entry of the object in the annotation file.
+        kind: its geometryType, such as "polygon".
+
+    Returns:
+        The outline; None if objects of this kind cover no area.
+
+    Raises:
+        BadInput: if the object is malformed.
+    """
+    if kind in ("bitmap", "alpha_mask"):
+        bitmap = figure.get("bitmap")
+        try:
+            mask = _decode_bitmap(bitmap["data"])  # type: ignore[index]
+            left, top = (int(each) for each in bitmap["origin"])  # type: ignore[index]
+        except (KeyError, TypeError, ValueError, OSError, binascii.Error, zlib.error, SyntaxError):
+            raise BadInput("its bitmap is damaged") from None
+        return shapes.bitmap(mask, left, top)
+    if kind not in ("polygon", "rectangle"):
+        return None
+    points = figure.get("points")
+    if not isinstance(points, dict):
+        raise BadInput(f"its {kind} has no points")
+    exterior = parse_points(points.get("exterior") or [], f"its {kind}").reshape(-1, 2)
+    if kind == "rectangle":
+        if len(exterior) != 2:
+            raise BadInput(f"a rectangle has 2 points, this one {len(exterior)}")
+        return shapes.box(*exterior.ravel().tolist())
+    holes = [parse_points(hole, "its hole") for hole in points.get("interior") or []]
+
+    def fill(class_id: int, height: int, width: int) -> Region:
+        region = polygon_region(class_id, exterior, height, width)
+        whole = np.zeros((height, width), bool)
+        for hole in holes:
+            inside = polygon_region(class_id, hole, height, width)
+            whole[inside.window] |= inside.pixels
+        return replace(region, pixels=region.pixels & ~whole[region.window])
+
+    return shapes.Outline(fill, exterior)
+
+
+def _decode_bitmap(text: str) -> np.ndarray:
+    """Decode the bitmap of an object.
+
+    Args:
+        text: a PNG file, compressed by zlib and written in base64.
+
+    Returns:
+        bool array (h, w), True where the object is: where the PNG is opaque if it has transparency, otherwise where it is not 0.
+    """
+    data = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_BYTES)
+    image = Image.open(io.BytesIO(data), formats=["PNG"])
+    if "A" in image.getbands() or "transparency" in image.info:
+        return np.asarray(image.convert("RGBA"))[..., 3] > 0
+    return np.asarray(image.convert("L") if image.mode != "P" else image) > 0

@@ -1,0 +1,161 @@
+"""CVAT's XML: shapes of all kinds, what lies on top, exports of tasks and projects, and what is refused or rejected."""
+
+import numpy as np
+import pytest
+
+from deconvnet.datasets.formats.cvat import read_cvat
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from infra.errors import UserError
+from tests.deconvnet.datasets.formats.inputs import (
+    HEIGHT,
+    SQUARE,
+    TRIANGLE,
+    WIDTH,
+    rejection_reason,
+    scene_mask,
+    write_image,
+    write_text,
+)
+
+LABELS = "<labels>{}</labels>".format(
+    "".join(f"<label><name>{name}</name><color>#fa3253</color><attributes/></label>" for name in ("crate", "ball", "unused"))
+)
+
+
+def polygon(label, points, z=0, more=""):
+    text = ";".join(f"{x:.2f},{y:.2f}" for x, y in points)
+    return f'<polygon label="{label}" source="manual" occluded="0" points="{text}" z_order="{z}" {more}/>'
+
+
+SCENE = polygon("crate", SQUARE) + polygon("ball", TRIANGLE)
+
+
+def read(folder, shapes, name="a.jpg", meta=f"<task><id>1</id>{LABELS}</task>", rules=ImportRules(), encoding="utf-8"):  # noqa: B008
+    """The data set of an annotations.xml with one image, images/a.jpg, that has these shapes."""
+    write_image(folder / "images/a.jpg")
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?>\n<annotations><version>1.1</version><meta>{meta}<dumped/></meta>'
+        f'<image id="0" name="{name}" width="{WIDTH}" height="{HEIGHT}">{shapes}</image></annotations>'
+    )
+    write_text(folder / "annotations.xml", text, encoding)
+    return read_cvat([AnnotationSource(str(folder), str(folder))], rules)
+
+
+def mask_of(*arguments, **keywords):
+    return read(*arguments, **keywords).entries[0].load().class_mask
+
+
+@pytest.mark.parametrize("kind", ["task", "project", "job"])
+def test_polygons_of_a_task_a_project_or_a_job(tmp_path, kind):
+    dataset = read(tmp_path, SCENE, meta=f"<{kind}><id>1</id>{LABELS}</{kind}>")
+    assert dataset.classes == ("background", "crate", "ball", "unused") and not dataset.notes
+    image = dataset.entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask())
+    assert image.object_mask is not None and set(np.unique(image.object_mask)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("given", ["file and images", "file", "folder"])
+def test_the_file_or_its_folder_is_named(tmp_path, given):
+    read(tmp_path, SCENE)
+    annotations = tmp_path if given == "folder" else tmp_path / "annotations.xml"
+    images = tmp_path / "images" if given == "file and images" else annotations
+    dataset = read_cvat([AnnotationSource(str(images), str(annotations))], ImportRules())
+    np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask())
+
+
+def test_masks_are_run_lengths_row_by_row_in_their_window(tmp_path):
+    mask = '<mask label="crate" rle="1, 2, 1, 4, 3, 1" left="10" top="5" width="4" height="3" z_order="0"/>'
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[5:8, 10:14] = [[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(mask_of(tmp_path, mask), expected)
+
+
+def test_ellipses_and_boxes_turn_clockwise(tmp_path):
+    ellipse = '<ellipse label="ball" cx="30" cy="20" rx="16" ry="4" rotation="90" z_order="0"/>'
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    inside = ((x - 30) / 4) ** 2 + ((y - 20) / 16) ** 2 <= 1
+    assert ((mask_of(tmp_path / "e", ellipse) == 2) != inside).sum() <= 8
+    box = '<box label="crate" xtl="10" ytl="10" xbr="30" ybr="20" rotation="{}" z_order="0"/>'
+    objects = ImportRules(boxes_void=False)
+    upright = mask_of(tmp_path / "b", box.format(0), rules=objects)
+    assert upright.sum() == 200 and (upright[10:20, 10:30] == 1).all()
+    turned = mask_of(tmp_path / "t", box.format(90), rules=objects)
+    assert turned.sum() == 200 and (turned[5:25, 15:25] == 1).all()
+    slanted = mask_of(tmp_path / "s", box.format(30), rules=objects)  # clockwise: its right end goes down
+    assert slanted[19, 27] == 1 and slanted[11, 27] == 0
+
+
+def test_boxes_become_void_unless_they_are_to_be_objects(tmp_path):
+    image = read(tmp_path, SCENE + '<box label="crate" xtl="40" ytl="2" xbr="50" ybr="6" z_order="0"/>').entries[0].load()
+    assert (image.class_mask[2:6, 40:50] == 255).all() and [loss.remedy for loss in image.losses] == ["--boxes object"]
+
+
+def test_shapes_without_area_are_counted_and_tags_are_not_shapes(tmp_path):
+    others = (
+        '<tag label="ball" source="manual"/><polyline label="crate" points="1,2;3,4" z_order="0"/>'
+        '<points label="ball" points="1,2" z_order="0"/><cuboid label="crate" z_order="0"/><skeleton label="ball" z_order="0"/>'
+    )
+    image = read(tmp_path, others + SCENE).entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask())
+    assert [str(loss) for loss in image.losses][:2] == [
+        "polyline 2 (crate) covers no area",
+        "points 3 (ball) covers no area",
+    ]
+    assert len(image.losses) == 4 and image.annotations == 6
+
+
+def test_the_higher_z_order_lies_on_top_else_the_smaller(tmp_path):
+    small, large = [(10, 10), (20, 10), (20, 20), (10, 20)], [(5, 5), (40, 5), (40, 30), (5, 30)]
+    on_top = read(tmp_path / "z", polygon("ball", large, z=3) + polygon("crate", small, z=1))
+    assert on_top.entries[0].load().class_mask[15, 15] == 2 and "z_order" in on_top.notes[0]
+    assert mask_of(tmp_path / "s", polygon("crate", small) + polygon("ball", large))[15, 15] == 1
+
+
+def test_a_group_is_one_object(tmp_path):
+    shapes = polygon("crate", SQUARE, more='group_id="7"') + polygon("crate", TRIANGLE, more='group_id="7"')
+    objects = read(tmp_path, shapes).entries[0].load().object_mask
+    assert objects[10, 10] == objects[30, 35] == 1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (polygon("crate", [(1, 2), (3, 4)]).replace("3.00,4.00", "3.00"), "polygon 1 (crate): "),
+        ('<mask label="crate" rle="1, 2" left="1" top="2" width="4" height="3"/>', "its run lengths are of 3 pixels"),
+        ('<ellipse label="ball" cx="30" cy="20" rx="16"/>', "ellipse 1 (ball): 'ry'"),
+        ('<polygon label="crate" points="1,2;3,x;4,5"/>', "polygon 1 (crate): "),
+        ('<box label="crate" xtl="nan" ytl="1" xbr="2" ybr="3"/>', "no finite numbers"),
+    ],
+)
+def test_a_malformed_shape_rejects_its_image(tmp_path, shapes, words):
+    assert words in rejection_reason(read(tmp_path, shapes))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<annotations><track id='0'/></annotations>", "tracks of a video: export it from CVAT as `CVAT for images 1.1`"),
+        ("<annotation><object/></annotation>", "not of the format"),
+        ("<annotations><meta/></annotations>", "has no images"),
+        ("<annotations>", "can't be read as CVAT's XML"),
+        ('{"images": []}', "can't be read as CVAT's XML"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, text, words):
+    write_text(tmp_path / "annotations.xml", text)
+    with pytest.raises(UserError, match=words):
+        read_cvat([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
+
+
+def test_images_that_are_not_there_are_rejected(tmp_path):
+    dataset = read(tmp_path, SCENE, name="gone.jpg")
+    assert not dataset.entries and "no such image" in dataset.rejects[0].reason
+
+
+def test_labels_in_another_encoding_are_read_by_its_name(tmp_path):
+    labels = "<labels><label><name>裂缝</name></label></labels>"
+    for rules in (ImportRules(encoding="gbk"), ImportRules()):
+        try:
+            assert read(tmp_path, polygon("裂缝", SQUARE), meta=labels, rules=rules, encoding="gbk").classes[1] == "裂缝"
+        except UserError as error:
+            assert rules.encoding is None and "annotations.xml" in str(error) and "--encoding" in str(error)

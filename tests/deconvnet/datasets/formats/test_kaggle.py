@@ -1,0 +1,111 @@
+"""Tables of run lengths of several competitions: the masks they give, and what is refused or rejected."""
+
+import numpy as np
+import pytest
+
+from deconvnet.datasets.formats.kaggle import read_kaggle
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from infra.errors import UserError
+from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, scene_mask, write_image, write_text
+
+SCENE = scene_mask()
+
+
+def runs(mask, order="columns"):
+    """The run lengths of a bool mask."""
+    flat = np.concatenate([[False], (mask.T if order == "columns" else mask).ravel(), [False]])
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return " ".join(f"{start} {end - start}" for start, end in edges.reshape(-1, 2))
+
+
+def read(folder, text, *images, **rules):
+    for name in images or ("a.jpg",):
+        write_image(folder / f"images/{name}")
+    write_text(folder / "train.csv", text)
+    return read_kaggle([AnnotationSource(str(folder / "images"), str(folder / "train.csv"))], ImportRules(**rules))
+
+
+CRATE, BALL = runs(SCENE == 1), runs(SCENE == 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        (f"ImageId,ClassId,EncodedPixels\na.jpg,1,{CRATE}\na.jpg,2,{BALL}\n", ("1", "2")),
+        (f"ImageId_ClassId,EncodedPixels\na.jpg_1,{CRATE}\na.jpg_2,{BALL}\na.jpg_3,\n", ("1", "2", "3")),
+        (f"Image_Label,EncodedPixels\na.jpg_Crate,{CRATE}\na.jpg_Dot,{BALL}\n", ("Crate", "Dot")),
+        (f"ImageId,EncodedPixels,Height,Width,ClassId\na,{CRATE},40,60,6\na,{BALL},40,60,10\n", ("6", "10")),
+        (f"id;width;height;class;rle\na;60;40;b;{CRATE}\na;60;40;d;{BALL}\n", ("b", "d")),
+        (
+            f"id,annotation,width,height,cell_type\r\na,{runs(SCENE == 1, 'rows')},60,40,astro\r\n"
+            f'a,"{runs(SCENE == 2, "rows")}",60,40,cort\r\n',
+            ("astro", "cort"),
+        ),
+    ],
+    ids=["Severstal", "one column", "clouds", "iMaterialist", "semicolons", "Sartorius"],
+)
+def test_tables_of_competitions(tmp_path, text, classes):
+    dataset = read(tmp_path, text)
+    assert dataset.classes == ("background", *classes) and not dataset.rejects
+    np.testing.assert_array_equal(dataset.entries[0].load().class_mask, SCENE)
+
+
+@pytest.mark.parametrize("nothing", ["", "-1", "NaN"])
+def test_images_without_an_object_are_background(tmp_path, nothing):
+    dataset = read(tmp_path, f"ImageId,EncodedPixels\na.jpg,{runs(SCENE > 0)}\nb.jpg,{nothing}\n", "a.jpg", "b.jpg", "c.jpg")
+    assert dataset.classes == ("background", "object") and "1 images" in dataset.notes[-1]
+    assert [int(entry.load().class_mask.max()) for entry in dataset.entries] == [1, 0]
+
+
+def test_the_one_class_can_be_named(tmp_path):
+    dataset = read(tmp_path, f"ImageId,EncodedPixels\na.jpg,{runs(SCENE == 1)}\na.jpg,{runs(SCENE == 2)}\n", classes=("ship",))
+    image = dataset.entries[0].load()
+    assert dataset.classes == ("background", "ship") and set(np.unique(image.object_mask)) == {0, 1, 2}
+
+
+def test_the_order_of_pixels_can_be_given_and_is_refused_if_it_makes_stripes(tmp_path):
+    text = f"ImageId,EncodedPixels\na.jpg,{runs(SCENE > 0, 'rows')}\n"
+    assert "stripes when the pixels are counted along the columns: see --run_order" in rejection_reason(read(tmp_path, text))
+    image = read(tmp_path, text, run_order="rows").entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, SCENE > 0)
+    assert any("counted along the rows" in note for note in read(tmp_path, text, run_order="rows").notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1 3 10", "line 2: its run lengths have 3 numbers"),
+        ("0 3", "starts are counted from 1"),
+        ("5 3 6 4", "don't go forward"),
+        ("20 3 9 4", "don't go forward"),
+        ("5 0", "don't go forward"),
+        (f"{HEIGHT * WIDTH - 1} 3", "end at pixel 2,401, the image has 2,400 (60×40)"),
+        ("1 x", "no whole numbers"),
+    ],
+)
+def test_malformed_run_lengths_reject_their_image(tmp_path, text, words):
+    assert words in rejection_reason(read(tmp_path, f"ImageId,EncodedPixels\na.jpg,{text}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,60,40,crate,1,2,3,4\n", "is no table of run lengths"),
+        ("", "is no table of run lengths"),
+        ("ImageId,EncodedPixels\na.jpg,1 3,4 5\n", "line 2: 3 fields, and the heading has 2"),
+        ("ImageId,EncodedPixels\na.jpg,\n", "has no line with run lengths"),
+    ],
+)
+def test_other_tables_are_refused(tmp_path, text, words):
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, text)
+
+
+def test_images_that_are_not_there_are_rejected(tmp_path):
+    dataset = read(tmp_path, f"ImageId,EncodedPixels\na,{CRATE}\ngone.jpg,{CRATE}\n")
+    assert len(dataset.entries) == 1 and "no such image" in dataset.rejects[0].reason
+
+
+def test_long_run_lengths_are_read(tmp_path):
+    text = " ".join(f"{start} 1" for start in range(1, 2400, 2)) + " " * 200_000
+    assert read(tmp_path, f"ImageId,EncodedPixels\na.jpg,{text}\n").entries[0].load().class_mask.sum() == 1200

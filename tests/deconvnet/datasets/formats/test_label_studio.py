@@ -1,0 +1,122 @@
+"""Label Studio's brush masks: how their images are found, the masks they give, and what is refused or rejected."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.formats.label_studio import read_label_studio
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from infra.errors import UserError
+from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, scene_mask, write_image, write_text
+
+SCENE = scene_mask()
+
+
+def write_mask(path, mask):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+
+
+def write_scene(folder, task, annotation=5, by="me@x.org", control="tag"):
+    """Write the masks of crate and ball of a task."""
+    for label, value in (("crate", 1), ("ball", 2)):
+        name = f"task-{task}-annotation-{annotation}-by-{by}-{control}-{label}-0.png"
+        write_mask(folder / name, np.where(value == SCENE, 255, 0).astype(np.uint8))
+
+
+def task(number, image, control="tag"):
+    result = {"from_name": control, "to_name": "image", "type": "brushlabels", "value": {"brushlabels": ["crate"]}}
+    return {"id": number, "data": {"image": image}, "annotations": [{"id": 5, "result": [result]}]}
+
+
+def read(folder, **rules):
+    return read_label_studio([AnnotationSource(str(folder / "images"), str(folder / "masks"))], ImportRules(**rules))
+
+
+def check_scene(dataset, image_id):
+    assert dataset.classes == ("background", "ball", "crate") and not dataset.rejects
+    assert [entry.image_id for entry in dataset.entries] == [image_id]
+    image = dataset.entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask(square=2, triangle=1))
+    assert len(np.unique(image.object_mask)) == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("/data/upload/1/0a1b2c3d-photo.jpg", "photo.jpg"),
+        ("/data/upload/1/0a1b2c3d-photo.jpg", "0a1b2c3d-photo.jpg"),
+        ("/data/local-files/?d=site/photo.jpg", "site/photo.jpg"),
+        ("s3://bucket/a/photo%20one.jpg", "photo one.jpg"),
+        ("https://example.org/a/photo.jpg?token=1", "photo.jpg"),
+    ],
+)
+def test_the_json_export_tells_which_image_a_task_is_of(tmp_path, address, file):
+    write_image(tmp_path / f"images/{file}")
+    write_image(tmp_path / "images/other.jpg")
+    write_scene(tmp_path / "masks", 17)
+    write_text(tmp_path / "masks/project-1.json", json.dumps([task(17, address), task(18, "/data/upload/1/0a1b2c3d-other.jpg")]))
+    dataset = read(tmp_path)
+    check_scene(dataset, file.rpartition(".")[0].replace("/", "_"))
+    assert any(note.startswith("1 images") and "have no mask" in note for note in dataset.notes)
+
+
+def test_the_small_json_export_above_the_masks_will_do(tmp_path):
+    write_image(tmp_path / "images/photo.jpg")
+    write_scene(tmp_path / "masks", 3)
+    write_text(tmp_path / "export.json", json.dumps([{"id": 3, "image": "/data/upload/1/0a1b2c3d-photo.jpg", "tag": []}]))
+    check_scene(read(tmp_path), "photo")
+
+
+def test_without_it_images_are_named_by_their_tasks_or_refused(tmp_path):
+    write_image(tmp_path / "images/002.jpg")
+    write_scene(tmp_path / "masks", 2)
+    dataset = read(tmp_path)
+    check_scene(dataset, "002")
+    assert "there is no JSON export of the project" in dataset.notes[0]
+    (tmp_path / "images/002.jpg").rename(tmp_path / "images/cat.jpg")
+    with pytest.raises(UserError, match="which image is that of task 2: put the JSON export of the project beside them"):
+        read(tmp_path)
+
+
+def test_a_control_with_a_hyphen_is_no_part_of_the_label(tmp_path):
+    write_image(tmp_path / "images/a.jpg")
+    write_scene(tmp_path / "masks", 1, control="my-brush")
+    write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg", control="my-brush")]))
+    check_scene(read(tmp_path), "a")
+
+
+def test_soft_edges_of_strokes_are_cut_in_the_middle(tmp_path):
+    write_image(tmp_path / "images/1.jpg")
+    ramp = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
+    write_mask(tmp_path / "masks/task-1-annotation-1-by-1-tag-crate-0.png", ramp)
+    assert read(tmp_path).entries[0].load().class_mask.sum() == HEIGHT * WIDTH / 2
+
+
+def test_two_annotations_of_a_task_and_other_files_are_rejected(tmp_path):
+    write_image(tmp_path / "images/1.jpg")
+    write_scene(tmp_path / "masks", 1)
+    write_scene(tmp_path / "masks", 1, annotation=6)
+    write_mask(tmp_path / "masks/mine.png", SCENE)
+    reasons = [reject.reason for reject in read(tmp_path).rejects]
+    assert "task 1 has the annotations 5 and 6: keep one" in reasons and any("none that Label Studio gives" in r for r in reasons)
+
+
+def test_masks_of_another_size_reject_their_image(tmp_path):
+    write_image(tmp_path / "images/1.jpg")
+    write_mask(tmp_path / "masks/task-1-annotation-1-by-1-tag-crate-0.png", SCENE[:-3])
+    assert "60×40" in rejection_reason(read(tmp_path))
+
+
+def test_a_folder_without_masks_is_refused(tmp_path):
+    write_image(tmp_path / "images/1.jpg")
+    write_image(tmp_path / "masks/1.jpg")
+    with pytest.raises(UserError, match="export the project from Label Studio as `Brush labels to PNG`"):
+        read(tmp_path)
+    write_scene(tmp_path / "masks", 1)
+    for name in ("one", "two"):
+        write_text(tmp_path / f"masks/{name}.json", json.dumps([task(1, "1.jpg")]))
+    with pytest.raises(UserError, match="are both exports of a Label Studio project: keep one"):
+        read(tmp_path)

@@ -1,0 +1,184 @@
+"""YOLO's text files in the layouts of the tools that write them: the masks they give, and what is refused or rejected."""
+
+import numpy as np
+import pytest
+
+from deconvnet.datasets.formats.yolo import read_yolo
+from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
+from infra.errors import UserError
+from tests.deconvnet.datasets.formats.inputs import (
+    HEIGHT,
+    SQUARE,
+    TRIANGLE,
+    WIDTH,
+    rejection_reason,
+    scene_mask,
+    write_image,
+    write_text,
+)
+
+
+def line(number, points):
+    return " ".join([str(number), *(f"{x / WIDTH:.6f} {y / HEIGHT:.6f}" for x, y in points)]) + "\n"
+
+
+SCENE = line(0, SQUARE) + line(1, TRIANGLE)
+BOX = f"0 {12 / WIDTH} {12.5 / HEIGHT} {12 / WIDTH} {15 / HEIGHT}\n"
+
+
+def read(annotations, images=None, **rules):
+    return read_yolo([AnnotationSource(str(images or annotations), str(annotations))], ImportRules(**rules))
+
+
+def write_scenes(folder, **texts):
+    """Write images/NAME.jpg and labels/NAME.txt for each text that is not None; NAME may have folders, written as __."""
+    for name, text in texts.items():
+        write_image(folder / f"images/{name.replace('__', '/')}.jpg")
+        if text is not None:
+            write_text(folder / f"labels/{name.replace('__', '/')}.txt", text)
+
+
+def splits_of(dataset):
+    return {entry.image_id: entry.split for entry in dataset.entries}
+
+
+def check_scene(dataset):
+    assert dataset.classes == ("background", "crate", "ball") and not dataset.rejects
+    np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask())
+
+
+def test_ultralytics_splits_are_those_of_data_yaml(tmp_path):
+    write_scenes(tmp_path, train__a=SCENE, train__b="", val__c=SCENE, test__d=SCENE)
+    yaml = "path: /content/elsewhere\ntrain: images/train\nval: images/val\ntest: images/test\nnames:\n  0: crate\n  1: ball\n"
+    write_text(tmp_path / "data.yaml", yaml)
+    for given in (tmp_path / "data.yaml", tmp_path):
+        dataset = read(given)
+        check_scene(dataset)
+        assert splits_of(dataset) == {"train_a": "train", "train_b": "train", "val_c": "val"}
+        assert any(note.startswith("1 images") and "neither train nor val" in note for note in dataset.notes)
+        assert dataset.entries[1].load().class_mask.max() == 0
+
+
+def test_roboflow_names_the_folders_one_level_too_high(tmp_path):
+    for split in ("train", "valid"):
+        write_image(tmp_path / f"{split}/images/IMG_1_jpg.rf.{split}.jpg")
+        write_text(tmp_path / f"{split}/labels/IMG_1_jpg.rf.{split}.txt", SCENE)
+    write_text(tmp_path / "README.roboflow.txt", "a text")
+    write_text(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['crate', 'ball']\n")
+    dataset = read(tmp_path / "data.yaml")
+    check_scene(dataset)
+    assert sorted(splits_of(dataset).values()) == ["train", "val"]
+
+
+def test_folders_of_images_and_labels_with_names_above_them(tmp_path):
+    write_scenes(tmp_path, a=SCENE, b=SCENE)
+    write_text(tmp_path / "data.yaml", "names: [crate, ball]\n")
+    for images in (tmp_path / "images", tmp_path):
+        dataset = read(tmp_path / "labels", images)
+        check_scene(dataset)
+        assert splits_of(dataset) == {"a": None, "b": None}
+
+
+def test_label_studio_and_cvat_write_the_names_in_text_files(tmp_path):
+    write_scenes(tmp_path / "studio", a=SCENE)
+    write_text(tmp_path / "studio/classes.txt", "crate\nball\n")
+    check_scene(read(tmp_path / "studio"))
+    write_image(tmp_path / "cvat/obj_train_data/a.jpg")
+    write_text(tmp_path / "cvat/obj_train_data/a.txt", SCENE)
+    write_text(tmp_path / "cvat/train.txt", "data/obj_train_data/a.jpg\n")
+    write_text(tmp_path / "cvat/obj.names", "crate\nball\n")
+    check_scene(read(tmp_path / "cvat"))
+
+
+def test_lists_of_images_give_the_splits(tmp_path):
+    write_scenes(tmp_path, a=SCENE, b=SCENE, c=SCENE)
+    write_text(tmp_path / "train.txt", "./images/a.jpg\nimages/b.jpg\n")
+    write_text(tmp_path / "val.txt", f"{tmp_path}/images/c.jpg\n")
+    write_text(tmp_path / "data.yaml", "train: train.txt\nval: [val.txt]\nnames: {0: crate, 1: ball}\n")
+    dataset = read(tmp_path)
+    check_scene(dataset)
+    assert splits_of(dataset) == {"a": "train", "b": "train", "c": "val"}
+
+
+def test_names_given_by_the_user_are_of_the_classes_from_0(tmp_path):
+    write_scenes(tmp_path, a=SCENE)
+    with pytest.raises(UserError, match=r"no data.yaml or classes.txt .*give the names of the classes 0, 1, … by --classes"):
+        read(tmp_path / "labels", tmp_path / "images")
+    check_scene(read(tmp_path / "labels", tmp_path / "images", classes=("crate", "ball")))
+
+
+def test_boxes_become_void_or_objects(tmp_path):
+    write_scenes(tmp_path, a=BOX + line(1, TRIANGLE))
+    write_text(tmp_path / "classes.txt", "crate\nball\n")
+    image = read(tmp_path).entries[0].load()
+    np.testing.assert_array_equal(image.class_mask, scene_mask(square=255))
+    assert [(loss.label, loss.remedy) for loss in image.losses] == [("crate", "--boxes object")] and image.annotations == 2
+    check_scene(read(tmp_path, boxes_void=False))
+
+
+def test_images_without_a_text_file_are_background_and_counted(tmp_path):
+    write_scenes(tmp_path, a=SCENE, b=None, c=None)
+    write_text(tmp_path / "classes.txt", "crate\nball\n")
+    dataset = read(tmp_path)
+    assert dataset.entries[1].load().class_mask.max() == 0
+    assert "2 images have no text file, so they are all background" in dataset.notes
+
+
+def test_text_files_without_an_image_are_rejected(tmp_path):
+    write_scenes(tmp_path, a=SCENE)
+    write_text(tmp_path / "labels/lost.txt", SCENE)
+    write_text(tmp_path / "labels/classes.txt", "crate\nball\n")
+    dataset = read(tmp_path)
+    assert [reject.reason for reject in dataset.rejects] == [f"no image of this name below {tmp_path}"]
+    with pytest.raises(UserError, match=r"no text file below .* has the name of an image"):
+        read(tmp_path / "labels", write_image(tmp_path / "other/x.jpg") or tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (line(7, SQUARE), "line 1 has the class 7, and the class names are of 0–1"),
+        ("\n0 0.1 0.2 0.3 0.4 0.5\n", "line 2 has 5 numbers after the class"),
+        ("0 10 20 30 40 50 60\n", "line 1 has numbers outside 0–1"),
+        ("0 0.1 nan 0.3 0.4 0.5 0.6\n", "line 1 has numbers outside 0–1"),
+        ("crate 0.1 0.2 0.3 0.4 0.5 0.6\n", "line 1 has words that are no numbers"),
+        ("0.5 0.1 0.2 0.3 0.4 0.5 0.6\n", "line 1 has the class 0.5"),
+    ],
+)
+def test_a_malformed_line_rejects_its_image(tmp_path, text, words):
+    write_scenes(tmp_path, a=text)
+    write_text(tmp_path / "classes.txt", "crate\nball\n")
+    assert words in rejection_reason(read(tmp_path))
+
+
+def test_a_line_that_repeats_another_is_counted_and_not_drawn(tmp_path):
+    write_scenes(tmp_path, a=SCENE + SCENE)
+    write_text(tmp_path / "classes.txt", "crate\nball\n")
+    image = read(tmp_path).entries[0].load()
+    assert image.hidden_objects == 0 and [loss.reason for loss in image.losses] == ["repeats an earlier line"] * 2
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("nc: 3\nnames: [crate, ball]\n", "nc is 3, and it has 2 names"),
+        ("train: images\n", "it has no list of names"),
+        ("names: [crate\n", "can't be used"),
+        ("names: [crate, ball]\nkpt_shape: [17, 3]\n", "keypoints"),
+        ("train: gone\nval: away\nnames: [crate, ball]\n", "folders of images that it names are not there"),
+        ("train: images\nval: images/a.jpg\nnames: [crate, ball]\ntest: images", "is in train and in test"),
+    ],
+)
+def test_a_data_yaml_that_can_not_be_followed_is_refused(tmp_path, yaml, words):
+    write_scenes(tmp_path, a=SCENE)
+    write_text(tmp_path / "data.yaml", yaml)
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "data.yaml")
+
+
+def test_names_in_another_encoding_are_read_by_its_name(tmp_path):
+    write_scenes(tmp_path, a=SCENE)
+    write_text(tmp_path / "data.yaml", "names: [裂缝, 坑洞]\n", "gbk")
+    with pytest.raises(UserError, match=r"data\.yaml can't be used: byte .*--encoding"):
+        read(tmp_path)
+    assert read(tmp_path, encoding="gbk").classes == ("background", "裂缝", "坑洞")
