@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from deconvnet.reporting.figure import RESULT_TITLES, image_grid, thumbnail
 
 COMPARED = ("fcn8s", "deconvnet", "edeconvnet", "edeconvnet_crf")
-"""Names of the results that a comparison shows."""
+"""Names of the results that a comparison shows, unless it is of other masks."""
 T = TypeVar("T")
 _NEW_BOX, _OLD_BOX = (255, 176, 0), (255, 255, 255)
 
@@ -22,9 +22,9 @@ class ComparisonRow:
     Attributes:
         image: uint8 (H, W, 3), RGB.
         truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
-        masks: predicted class ids, uint8 (H, W), by result name: "fcn8s", "deconvnet", "edeconvnet" and "edeconvnet_crf".
+        masks: predicted class ids, uint8 (H, W), by name. This is the name of a result, such as "edeconvnet_crf", or of a model.
         title: text above the image.
-        mean_iou: mean IoU of this image alone by result name, 0 to 1, shown above the masks. Nothing is shown above a mask whose
+        mean_iou: mean IoU of this image alone by name of the mask, 0 to 1, shown above the masks. Nothing is shown above a mask whose
             value is None or missing.
     """
 
@@ -35,12 +35,13 @@ class ComparisonRow:
     mean_iou: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
+def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str], columns: Mapping[str, str] | None = None) -> bytes:
     """Draw images beside their ground truth and predictions, one row per image, as in Figures 7 to 9 of Noh et al. (ICCV 2015).
 
     Args:
         rows: the images, from top to bottom.
         classes: class names, ordered by id.
+        columns: the headings of the masks by their names, from left to right. None for the results `COMPARED`.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -48,9 +49,10 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str]) -> bytes:
     Raises:
         ValueError: if there are no rows.
     """
-    cells = [[row.image, row.truth, *(row.masks[name] for name in COMPARED)] for row in rows]
-    titles = [[row.title, "", *(_score(row.mean_iou.get(name)) for name in COMPARED)] for row in rows]
-    return image_grid(cells, titles, classes, ["image", "ground truth", *(RESULT_TITLES[name] for name in COMPARED)])
+    columns = columns or {name: RESULT_TITLES[name] for name in COMPARED}
+    cells = [[row.image, row.truth, *(row.masks[name] for name in columns)] for row in rows]
+    titles = [[row.title, "", *(_score(row.mean_iou.get(name)) for name in columns)] for row in rows]
+    return image_grid(cells, titles, classes, ["image", "ground truth", *columns.values()])
 
 
 def _score(mean_iou: float | None) -> str:

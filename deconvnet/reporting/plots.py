@@ -29,10 +29,25 @@ _COLOURS = {
     "edeconvnet": "#fdae6b",
     "edeconvnet_crf": "#d94801",
 }
-LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the palette of Okabe and Ito
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # the palette of Okabe and Ito
 _NUMBER_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # keeps numbers readable where lines cross them
 _MAX_NUMBERED = 30  # a confusion matrix with more classes has no numbers in its cells
 _ABSENT = "not in these images"
+
+Line = tuple[list[int], list[float]]
+"""The steps and the values of one curve, two lists of equal length."""
+History = Mapping[str, Mapping[str, Line]]
+"""Curves by training stage, then by metric name."""
+
+TRAINING_STAGES = {"fcn8s": "FCN-8s", "stage1": "DeconvNet, stage 1", "stage2": "DeconvNet, stage 2"}
+"""Titles of the training stages by name: FCN-8s on whole images, DeconvNet on crops around objects, then around proposals."""
+_ACCURACIES = {
+    "pixel_accuracy": "pixel accuracy on training crops",
+    "dev_mean_iou": "mean IoU on dev",
+    "final_dev_mean_iou": "mean IoU on dev, final batch norms",
+}
+TRAINING_METRICS = ("loss", *_ACCURACIES)
+"""Names of the metrics that are drawn."""
 
 
 def iou_by_class(results: Mapping[str, Any]) -> bytes:
@@ -64,6 +79,38 @@ def iou_by_class(results: Mapping[str, Any]) -> bytes:
     return to_png(figure)
 
 
+def draw_training_curves(history: History) -> dict[str, bytes]:
+    """Draw two panels for each training stage: the loss on the left, pixel accuracy and mean IoU on the right.
+
+    Args:
+        history: curves by training stage ("fcn8s", "stage1" or "stage2"), then by metric name. A curve is a pair of equally long
+            lists, the steps and the values. The metrics "loss", "pixel_accuracy", "dev_mean_iou" and "final_dev_mean_iou" are
+            drawn, and others are ignored.
+
+    Returns:
+        A dict from the file name "training_curves.png" to the content of the PNG; empty if `history` has no stage.
+    """
+    if not history:
+        return {}
+    panels: dict[str, dict[str, Line]] = {}
+    for stage, lines in history.items():
+        title = TRAINING_STAGES.get(stage, stage)
+        panels[f"{title}: loss"] = {name: lines[name] for name in ("loss",) if name in lines}
+        panels[f"{title}: accuracy"] = {text: lines[name] for name, text in _ACCURACIES.items() if name in lines}
+    figure = new_figure(3.4 * len(history))
+    for axes, (title, lines) in zip(figure.subplots(len(history), 2).flat, panels.items(), strict=True):
+        axes.set_prop_cycle(color=_LINES)
+        for name, (steps, values) in lines.items():
+            size = 6 if len(steps) == 1 else 3
+            axes.plot(steps, values, label=name, linewidth=1.5, marker="o" if len(steps) < 30 else None, markersize=size)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        style_axes(axes)
+        if lines:
+            axes.legend(frameon=False, fontsize=9)
+    return {"training_curves.png": to_png(figure)}
+
+
 def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> bytes:
     """Draw the recall of proposals, which is the share of annotated objects that boxes find, in two panels.
 
@@ -86,7 +133,7 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
     figure = new_figure(4.6)
     by_count, by_iou = figure.subplots(1, 2, sharey=True)
     for i, (name, recall) in enumerate(recalls.items()):
-        colour = LINE_COLOURS[i % len(LINE_COLOURS)]
+        colour = _LINES[i % len(_LINES)]
         for threshold, style in ((0.5, "-"), (0.7, "--")):
             by_count.plot(
                 recall.counts, recall.at_iou(threshold), style, color=colour, label=f"{name}, IoU {threshold}", marker="."

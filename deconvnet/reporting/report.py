@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from deconvnet.reporting.champion_report import class_changes, summary_sentence
 from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.run_summary import CHARTS, IMAGE_FIGURES, STAGE_DESCRIPTIONS, RunSummary, duration, percent, result_rows
 
@@ -34,6 +35,7 @@ def render_report(run: RunSummary) -> str:
     results = [name for name in RESULT_TITLES if name in rows]
     sections = {
         "results": "Results",
+        "champion": "Against the champion" if run.against_champion or run.decision else "",
         "images": "Images" if any(name in run.figures for name in IMAGE_FIGURES) else "",
         "charts": "Charts" if any(name in run.figures for name in CHARTS) else "",
         "data": "Data",
@@ -52,6 +54,8 @@ def render_report(run: RunSummary) -> str:
             results=results,
             result_rows=result_rows(run.results),
             class_rows=[(name, *(percent(rows[row]["iou"].get(name)) for row in results)) for name in run.results["classes"]],
+            summary_sentence=summary_sentence(run.against_champion) if run.against_champion else "",
+            class_changes=class_changes(run.against_champion) if run.against_champion else [],
             image_figures=IMAGE_FIGURES,
             charts=CHARTS,
             counts=[(name, f"{count:,}") for name, count in counts],

@@ -32,6 +32,10 @@ STAGE_DESCRIPTIONS = {
 """Markdown texts that explain what each pipeline stage does, by name of the stage."""
 
 IMAGE_FIGURES = {
+    "against_champion": (
+        "Gained and lost most",
+        "The images whose mean IoU rose and fell most from the champion to the new model, by EDeconvNet+CRF.",
+    ),
     "comparison": (
         "Side by side",
         "The images with the best, the median and the worst mean IoU of EDeconvNet+CRF, with ground truth and predictions.",
@@ -102,6 +106,9 @@ class RunSummary:
         rejects: the inputs that could not be used.
         seconds: duration of each finished stage of the pipeline in seconds, by stage name, in the order in which they run.
         proposals: the content of `report/proposals.json`; {} if there is no such file.
+        against_champion: the content of `report/against_champion.json`, the comparison with the registered model that was in use;
+            {} if there is no such file.
+        decision: the sentence that says why the new model was promoted or not; "" if it was not compared.
         settings: the settings of the run as JSON values, without secrets.
         code: version of the code that ran.
         when: time when this summary was made, in UTC.
@@ -117,6 +124,8 @@ class RunSummary:
     rejects: Rejects
     seconds: Mapping[str, float]
     proposals: Mapping[str, Any]
+    against_champion: Mapping[str, Any]
+    decision: str
     settings: Mapping[str, Any]
     code: str
     when: datetime
@@ -160,6 +169,8 @@ def read_run_summary(
         rejects=_read_rejects(storage.join(workspace, "rejects")),
         seconds={name: float(record["seconds"]) for name, record in records.items()},
         proposals=_read_json(workspace, "report", "proposals.json") or {},
+        against_champion=_read_json(workspace, "report", "against_champion.json") or {},
+        decision=_decision(records.get("verdict", {}).get("summary", {})),
         settings=settings,
         code=code,
         when=datetime.now(UTC),
@@ -198,6 +209,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
+def _decision(verdict: Mapping[str, Any]) -> str:
+    """Return a sentence about the decision on a new model, from the summary of the stage `verdict`; "" if that is empty."""
+    if not verdict:
+        return ""
+    return f"Version {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}."
 
 
 def _count_splits(images: tables.Commit | None) -> dict[str, int]:

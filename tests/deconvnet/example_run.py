@@ -41,6 +41,8 @@ def example_summary(**changes: Any) -> RunSummary:
         "rejects": Rejects({"not an image": 4, SCRIPT_TAG: 1}, {"not an image": ["a.jpg", "b.jpg"], SCRIPT_TAG: ["c.jpg"]}),
         "seconds": {"prepare": 8.2, "stage2": 7500.0},
         "proposals": {"objects": 77, "recall_10_iou50": 0.1, "recall_50_iou50": 0.9, "recall_50_iou70": 0.5},
+        "against_champion": {},
+        "decision": "",
         "settings": {"data": {"root": SCRIPT_TAG, "limit": None}, "classes": ["x", "y"]},
         "code": "c0ffee+",
         "when": datetime(2026, 11, 23, 7, 30, tzinfo=UTC),

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from deconvnet.reporting import gallery, plots, training_curves
+from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.evaluation_report import result_charts
 from infra import storage
 from infra.errors import UserError
@@ -190,8 +190,8 @@ class WorkspaceFigures:
 
         run_id = storage.read_json(self._run_file)["mlflow_run_id"] if storage.exists(self._run_file) else None
         store = self._store() if run_id else ""
-        history = read_histories(self.workspace, store, run_id, training_curves.STAGES, training_curves.METRICS)
-        if not (files := training_curves.draw_training_curves(history)):
+        history = read_histories(self.workspace, store, run_id, plots.TRAINING_STAGES, plots.TRAINING_METRICS)
+        if not (files := plots.draw_training_curves(history)):
             raise UserError(f"{self.workspace} has no finished training yet: run workflows/train_pipeline.py on it first")
         return files
 

@@ -89,9 +89,9 @@ class Retraining(Pipeline):
         ]
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
-        """Evaluate the champion (the registered model in use) on the val images, and write its results to a JSON file.
+        """Evaluate the champion (the registered model in use) on the val images, and compare the new model with it.
 
-        The file contains `{}` if there is no champion. It contains only the champion's class names if they differ from those of
+        The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if there is no champion. It contains only the champion's class names if they differ from those of
         the data.
 
         Args:
@@ -103,12 +103,19 @@ class Retraining(Pipeline):
         Raises:
             UserError: if the champion can't be fetched from MLflow.
         """
+        from deconvnet.reporting.champion_report import COMPARISON, compare_with_champion
+
         results: dict[str, Any] = {}
+        for suffix in ("png", "json"):  # of an earlier attempt, maybe with another champion
+            storage.remove(self.report(f"{COMPARISON}.{suffix}"))
         if self.generation.version is not None:
             deconvnet, fcn8s = self._champion_models(f"models:/{self.settings.tracking.model_name}/{self.generation.version}")
             classes = storage.read_json(storage.join(deconvnet, "model.json"))["classes"]
             if tuple(classes) == self.settings.data.classes:
                 results = self.evaluate("val", self.report("champion"), (deconvnet, fcn8s))
+                inputs, gpu = self.evaluation_inputs("val"), self.settings.compute.gpu
+                files = compare_with_champion(inputs, (deconvnet, fcn8s), self.report(), self.executor, gpu)
+                self._write_report(files, self.report())
             else:
                 results = {"classes": classes}
         storage.write_json(self.report(*CHAMPION_RESULTS), results)

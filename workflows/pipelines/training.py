@@ -6,7 +6,7 @@ A stage is a named step of the pipeline, such as training FCN-8s.
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
 from deconvnet.tracking.registry import OwnModel, origin_tags
@@ -20,6 +20,9 @@ from workflows.pipelines.init_weights import pruned_weights_uri, pruning_stages,
 from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import as_dict
+
+if TYPE_CHECKING:
+    from deconvnet.evaluation.evaluator import EvaluationInputs
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
 """Names of training settings that do not affect the trained network, so that changing them does not repeat the training."""
@@ -111,7 +114,7 @@ class Pipeline(TrackedPipeline):
             The summary of the stage: the numbers of `steps` and `epochs`, and the mean IoU (0 to 1) on the dev examples at the
             end (`dev_mean_iou`) and at its best (`best_dev_mean_iou`). Dev examples come from training images that are set aside.
         """
-        from deconvnet.reporting import training_curves
+        from deconvnet.reporting import plots
         from deconvnet.training.job import TrainingJob
 
         s = self.settings
@@ -147,7 +150,7 @@ class Pipeline(TrackedPipeline):
                     outcome = train_locally(
                         job, device=device, on_report=report, should_stop=lambda: bool(caught) or self.should_stop()
                     )
-        self._write_report(training_curves.draw_training_curves({stage: self.run_of_stage.history(training_curves.METRICS)}))
+        self._write_report(plots.draw_training_curves({stage: self.run_of_stage.history(plots.TRAINING_METRICS)}))
         return outcome
 
     def _evaluate_stage(self) -> Stage:
@@ -167,13 +170,13 @@ class Pipeline(TrackedPipeline):
         Returns:
             The summary of the stage. Its key `mean_iou` has the mean IoU (0 to 1) of each of the five results by name.
         """
-        from deconvnet.reporting import training_curves
+        from deconvnet.reporting import plots
         from deconvnet.tracking.interface import read_histories
 
         report, run = self.report(), self.run_of_pipeline
         self.measure_proposals("val", report)
-        histories = read_histories(self.root, self.store, run.run_id, training_curves.STAGES, training_curves.METRICS)
-        self._write_report(training_curves.draw_training_curves(histories), report)
+        histories = read_histories(self.root, self.store, run.run_id, plots.TRAINING_STAGES, plots.TRAINING_METRICS)
+        self._write_report(plots.draw_training_curves(histories), report)
         results = self.evaluate("val", report)
         self._write_report(report_files(self.settings.workspace), report)
         return {"mean_iou": {name: row["mean_iou"] for name, row in results["rows"].items()}}
@@ -194,9 +197,26 @@ class Pipeline(TrackedPipeline):
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
         """
+        from deconvnet.reporting.evaluation_report import evaluate_and_report
+
+        inputs = self.evaluation_inputs(split, models)
+        results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, self.settings.compute.gpu)
+        self._write_report(files, report)
+        self.run_of_stage.log_metrics(result_metrics(split, results))
+        return results
+
+    def evaluation_inputs(self, split: str, models: tuple[str, str] | None = None) -> "EvaluationInputs":
+        """Gather what an evaluation of a DeconvNet, an FCN-8s and their ensemble needs.
+
+        Args:
+            split: name of the split whose images are predicted, such as "val".
+            models: folders of a DeconvNet and an FCN-8s. None for those of this workspace.
+
+        Raises:
+            UserError: if the networks were trained with other classes than those of the data.
+        """
         from deconvnet.evaluation.evaluator import EvaluationInputs
         from deconvnet.inference.predictor import PredictorOptions
-        from deconvnet.reporting.evaluation_report import evaluate_and_report
 
         s = self.settings
         models = models or (self.model("stage2"), self.model("fcn8s"))
@@ -207,11 +227,7 @@ class Pipeline(TrackedPipeline):
                 f"{', '.join(trained)}: name the --config they were trained by"
             )
         options = PredictorOptions.from_settings(s.segment, s.examples)
-        inputs = EvaluationInputs(*models, self.images, self.proposals, split, s.data.classes, options)
-        results, files = evaluate_and_report(inputs, f"{self.dataset_name} {split}", self.executor, s.compute.gpu)
-        self._write_report(files, report)
-        self.run_of_stage.log_metrics(result_metrics(split, results))
-        return results
+        return EvaluationInputs(*models, self.images, self.proposals, split, s.data.classes, options)
 
     def _write_report(self, files: Mapping[str, bytes], report: str = "") -> None:
         """Write the report's files in the given order, and log them to the MLflow run of the stage.

@@ -6,6 +6,7 @@ import pytest
 from deconvnet.reporting.figure import RESULT_TITLES
 from deconvnet.reporting.plots import (
     confusion_matrix,
+    draw_training_curves,
     iou_by_class,
     iou_by_proposals,
     iou_by_size,
@@ -114,3 +115,13 @@ def test_the_confusion_matrix_shows_each_true_class_as_shares():
 def test_the_confusion_matrix_of_many_classes_is_not_taller_than_wide():
     drawn = pixels(confusion_matrix(np.eye(40), [f"class {i}" for i in range(40)], "x"))
     assert drawn.shape[1] == 1200 and drawn.shape[0] <= 1200
+
+
+def test_each_stage_has_two_panels() -> None:
+    line = ([1, 2], [1.0, 0.5])
+    one = draw_training_curves({"fcn8s": {"loss": line, "dev_mean_iou": line}})
+    two = draw_training_curves({"fcn8s": {"loss": line}, "stage1": {"loss": line}})
+    one, two = (pixels(each["training_curves.png"]) for each in (one, two))
+    assert one.shape == (340, 1200, 3) and two.shape == (680, 1200, 3)
+    assert area(one, (0x00, 0x72, 0xB2)) > 300
+    assert draw_training_curves({}) == {}

@@ -10,7 +10,7 @@ import pytest
 from deconvnet.reporting.report import render_report
 from deconvnet.reporting.run_summary import Rejects
 from tests.browser import Browser, browser, missing
-from tests.deconvnet.example_run import SCRIPT_TAG, example_summary
+from tests.deconvnet.example_run import SCRIPT_TAG, example_summary, grey_png
 
 
 class Reader(HTMLParser):
@@ -47,6 +47,27 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] in ("td", "th"):
             self.rows[-1][-1] += data
+
+
+def test_the_report_of_a_retraining_shows_the_interval_the_classes_and_the_decision() -> None:
+    comparison = {
+        "rise": 0.02,
+        "lower": 0.005,
+        "upper": 0.035,
+        "images": 60,
+        "mean_iou": {"champion": 0.5, "challenger": 0.52},
+        "classes": [["cat", 0.5, 0.75], [SCRIPT_TAG, None, None]],
+    }
+    figures = {"against_champion": grey_png()}
+    changes = {"against_champion": comparison, "figures": figures, "decision": "Version 3 is promoted: it is better."}
+    html = render_report(example_summary(**changes))
+    read = Reader(html)
+    assert "(90 % interval +0.5 to +3.5, by a paired bootstrap over 60 images)" in html and "Version 3 is promoted" in html
+    assert ["cat", "50.0", "75.0", "+25.0"] in read.rows and [SCRIPT_TAG, "–", "–", "–"] in read.rows
+    assert any(alt.startswith("Gained and lost most") for alt in read.alts)
+    other_classes = render_report(example_summary(decision="Version 3 is not promoted: its classes differ."))
+    assert "its classes differ" in other_classes and "paired bootstrap" not in other_classes
+    assert "Against the champion" not in render_report(example_summary())
 
 
 def test_the_report_shows_results_data_rejects_times_and_settings() -> None:

@@ -39,11 +39,15 @@ def test_a_complete_workspace_is_read(tmp_path, rng) -> None:
     for name in ("stage2", "prepare"):
         storage.write_json(str(folder / "stages" / f"{name}.json"), record)
     storage.write_json(str(folder / "stages" / "examples.json"), record | {"summary": {"stage1": 7, "stage1_dev": 2}})
+    storage.write_json(str(folder / "report" / "against_champion.json"), {"rise": 0.1})
+    verdict = {"version": 4, "champion": 3, "promoted": False, "why": "it is worse"}
+    storage.write_json(str(folder / "stages" / "verdict.json"), record | {"summary": verdict})
     found = read_run_summary(str(folder), title="t", settings={"a": 1}, code="c")
     assert found.splits == {"train": 2, "dev": 1, "val": 1} and list(found.splits) == ["train", "dev", "val"]
     assert found.digest == "abc" and found.crops == {"stage1": 7, "stage1 dev": 2} and found.proposals == {"objects": 3}
     assert list(found.figures) == ["wins"] and found.figures["wins"] == grey_png()
-    assert found.seconds == {"prepare": 2.5, "examples": 2.5, "stage2": 2.5} and list(found.seconds)[-1] == "stage2"
+    assert found.seconds == dict.fromkeys(("prepare", "examples", "stage2", "verdict"), 2.5)
+    assert found.against_champion == {"rise": 0.1} and found.decision == "Version 4 is not promoted: it is worse."
     assert found.rejects.counts == {"empty": 5, "text": 1} and found.rejects.examples["empty"] == ["0.jpg", "1.jpg", "2.jpg"]
     assert found.rejects.total == 6
     assert list(read_run_summary(str(folder), title="t", settings={}, code="c", stages=["stage2", "absent"]).seconds) == [

@@ -1,0 +1,163 @@
+"""Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
+
+The new model is called the challenger. Both are ensembles of a DeconvNet and an FCN-8s, were evaluated on the same images, and are
+compared by the result `DECISIVE_RESULT`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deconvnet.evaluation.comparison import (
+    DECISIVE_RESULT,
+    IMAGE_CONFUSIONS,
+    image_mean_iou,
+    mean_iou_rise,
+    read_image_confusions,
+)
+from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.reporting import gallery, panels
+from infra import storage
+from infra.runtime.executor import Executor
+
+COMPARISON = "against_champion"
+"""Name, without suffix, of the report's two files: a JSON file with the comparison, and a PNG of the images that changed most."""
+COLUMNS = {"champion": "champion", "challenger": "new model"}
+"""Headings of the two models' masks."""
+_IMAGES = 3  # number of images with the largest gains, and with the largest losses, that are shown
+
+Change = tuple[str, float | None, float | None]
+"""The name of a class or the id of an image, with its IoU or mean IoU (0 to 1) by the champion and by the challenger."""
+
+
+def compare_with_champion(
+    challenger: EvaluationInputs, champion_models: tuple[str, str], report_uri: str, executor: Executor, gpu: bool = False
+) -> dict[str, bytes]:
+    """Compare two evaluated models, and make the contents of the report's files about it. No file is written.
+
+    Args:
+        challenger: what the challenger was evaluated on, and with which options.
+        champion_models: folders of the champion's DeconvNet and FCN-8s.
+        report_uri: folder with the challenger's evaluation. Its subfolder `champion` has the champion's.
+        executor: draws the figure.
+        gpu: whether to predict the masks for the figure on a GPU.
+
+    Returns:
+        The contents of `against_champion.png`, unless no image changed, and `against_champion.json`, by file name. The JSON file
+        has `rise`, `lower`, `upper` and `images` (see `RiseInterval`), `mean_iou` (by "champion" and "challenger"), and the
+        lists `classes`, `gained` and `lost` of changes (see `Change`), largest change first.
+
+    Raises:
+        UserError: if a file of one of the evaluations is missing or damaged.
+        ValueError: if the two evaluations are of different images or classes.
+    """
+    folders = {"champion": storage.join(report_uri, "champion"), "challenger": report_uri}
+    confusions = {name: read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS)) for name, uri in folders.items()}
+    rows = {name: storage.read_json(storage.join(uri, "results.json"))["rows"][DECISIVE_RESULT] for name, uri in folders.items()}
+    old, new = confusions["champion"], confusions["challenger"]
+    interval = mean_iou_rise(old, new)
+    images = _by_change([(name, _or_none(image_mean_iou(old[name])), _or_none(image_mean_iou(new[name]))) for name in old])
+    gained = [change for change in images if _rise(change) > 0][:_IMAGES]
+    lost = [change for change in reversed(images) if _rise(change) < 0][:_IMAGES]
+    content = {
+        **asdict(interval),
+        "mean_iou": {name: row["mean_iou"] for name, row in rows.items()},
+        "classes": _by_change([(c, rows["champion"]["iou"][c], rows["challenger"]["iou"][c]) for c in challenger.classes]),
+        "gained": gained,
+        "lost": lost,
+    }
+    files = {f"{COMPARISON}.json": (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()}
+    if gained or lost:
+        models = {"champion": champion_models, "challenger": (challenger.deconvnet_uri, challenger.fcn8s_uri)}
+        draw = partial(load_and_draw_changes, models, challenger, gpu, {"gained": gained, "lost": lost})
+        files = {f"{COMPARISON}.png": png for png in executor.stream(draw, gpus=1.0 if gpu else 0.0, training=gpu)} | files
+    return files
+
+
+def _by_change(changes: list[Change]) -> list[Change]:
+    """Sort changes, largest rise first. Those without a value for one of the models come last; equal ones stay in order."""
+    return sorted(changes, key=lambda change: -_rise(change) if math.isfinite(_rise(change)) else math.inf)
+
+
+def _rise(change: Change) -> float:
+    """Return the rise from the champion's to the challenger's value, -1 to 1; nan if one of them is None."""
+    _, before, after = change
+    return math.nan if before is None or after is None else after - before
+
+
+def _or_none(value: float) -> float | None:
+    """Return a number as it is, but None instead of nan, because JSON has no nan."""
+    return None if math.isnan(value) else value
+
+
+def load_and_draw_changes(
+    models: Mapping[str, tuple[str, str]], inputs: EvaluationInputs, gpu: bool, changes: Mapping[str, list[Change]]
+) -> list[bytes]:
+    """Draw images beside their ground truth and the masks of two models. An executor runs this in the process that draws.
+
+    Args:
+        models: for "champion" and "challenger", the folders of the DeconvNet and the FCN-8s.
+        inputs: the tables of the images and their proposals, the classes, and the options for predicting.
+        gpu: whether to predict on a GPU.
+        changes: the images by a word that says why they are shown, with their mean IoU by both models. At least one.
+
+    Returns:
+        The content of one PNG file, 1,200 px wide.
+    """
+    from deconvnet.inference.predictor import Predictor
+
+    shown = [(word, *change) for word, each in changes.items() for change in each]
+    samples = gallery.read_samples(inputs.images_uri, inputs.proposals_uri, [image_id for _, image_id, _, _ in shown])
+    masks: dict[str, dict[str, np.ndarray]] = {image_id: {} for image_id in samples}
+    for name, folders in models.items():
+        predictor = Predictor.load(*folders, "cuda" if gpu else "cpu", inputs.options)
+        for image_id, sample in samples.items():
+            masks[image_id][name] = predictor.masks(sample.image, sample.boxes, (DECISIVE_RESULT,))[DECISIVE_RESULT]
+    rows = [
+        panels.ComparisonRow(
+            samples[image_id].image,
+            samples[image_id].truth,
+            masks[image_id],
+            f"{word}: {image_id}",
+            {"champion": before, "challenger": after},
+        )
+        for word, image_id, before, after in shown
+    ]
+    return [panels.comparison(rows, inputs.classes, COLUMNS)]
+
+
+def summary_sentence(comparison: Mapping[str, Any]) -> str:
+    """Summarise a comparison in a sentence, with the interval of the rise.
+
+    Args:
+        comparison: the content of `against_champion.json`.
+    """
+    before, after = (100 * (comparison["mean_iou"][name] or 0.0) for name in ("champion", "challenger"))
+    rise, lower, upper = (f"{100 * comparison[name]:+.1f}" for name in ("rise", "lower", "upper"))
+    return (
+        f"Mean IoU {after:.1f} % against the champion's {before:.1f} %: {rise} points "
+        f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images)."
+    )
+
+
+def class_changes(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Format the changes of the classes' IoU as rows of a table, largest rise first.
+
+    Args:
+        comparison: the content of `against_champion.json`.
+
+    Returns:
+        The name of each class, its IoU by the champion and by the challenger in per cent, and the change in points with its sign.
+        A "–" stands for a missing number.
+    """
+    rows = []
+    for name, *values in comparison["classes"]:
+        before, after = ("–" if value is None else f"{100 * value:.1f}" for value in values)
+        change = _rise((name, *values))
+        rows.append((name, before, after, "–" if math.isnan(change) else f"{100 * change:+.1f}"))
+    return rows
