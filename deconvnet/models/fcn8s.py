@@ -14,7 +14,7 @@ from deconvnet.models.network import Network
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A learnable deconvolution that enlarges score maps (one map of scores for each class) by an even factor.
+    """A learnable deconvolution that enlarges score maps (one map of scores for each class) by a whole factor.
 
     It is initialised as bilinear interpolation. The border pixels are replicated first, so that scores don't fade towards the
     border.
@@ -25,10 +25,16 @@ class Upsample(nn.ConvTranspose2d):
 
         Args:
             classes: number of score maps (one for each class), the same in the input and the output.
-            factor: even factor by which height and width grow. The kernel's side is twice this number.
+            factor: whole number, at least 1, by which height and width are multiplied.
+
+        Raises:
+            ValueError: if the factor is less than 1.
         """
-        super().__init__(classes, classes, 2 * factor, stride=factor, padding=factor + factor // 2, bias=False)
-        ramp = 1 - (torch.arange(2 * factor) + 0.5 - factor).abs() / factor
+        if factor < 1:
+            raise ValueError(f"factor is {factor}; it must be at least 1")
+        side = 2 * factor - factor % 2  # of the kernel, so that it lies symmetrically about the centre of an input pixel
+        super().__init__(classes, classes, side, stride=factor, padding=factor + factor // 2, bias=False)
+        ramp = 1 - (torch.arange(side) - (side - 1) / 2).abs() / factor
         with torch.no_grad():
             self.weight.zero_()
             self.weight[range(classes), range(classes)] = torch.outer(ramp, ramp)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.fcn8s import Upsample
 from deconvnet.models.layers import Unpool, channels
 
 # Channels and side after each layer of DeconvNet() on 224×224: the paper's table.
@@ -154,6 +155,19 @@ def test_unpooling_takes_gradients_from_where_the_switches_point():
 def test_fcn_takes_any_size(size, batch_norm):
     net = FCN8s(4, width=0.125, batch_norm=batch_norm).eval()
     assert net(torch.randn(2, 3, *size)).shape == (2, 4, *size)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 7, 8])
+def test_upsampling_by_any_factor_starts_as_bilinear_interpolation(factor):
+    scores = torch.randn(2, 3, 5, 4)
+    expected = F.interpolate(scores, scale_factor=factor, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(Upsample(3, factor)(scores), expected)
+
+
+@pytest.mark.parametrize("factor", [0, -2])
+def test_upsampling_by_less_than_1_is_refused(factor):
+    with pytest.raises(ValueError, match=f"factor is {factor}"):
+        Upsample(3, factor)
 
 
 def test_fcn_starts_from_zero_scores_and_bilinear_upsampling():
