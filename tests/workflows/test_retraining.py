@@ -58,8 +58,9 @@ def test_the_newest_finished_generation_is_the_previous_workspace(settings, cham
     assert found.version == 1 and found.forced and found.name > "20261102-000000"
 
 
-def test_an_unfinished_generation_is_resumed(settings, champion) -> None:
-    begun = Generation("20261102-000000", "before", 1, forced=True)
+def test_an_unfinished_generation_is_resumed(settings, champion, tmp_path) -> None:
+    record(str(tmp_path / "before"), "prepare", [], [])
+    begun = Generation("20261102-000000", str(tmp_path / "before"), 1, forced=True)
     generations.write(settings.workspace, begun)
     generations.finish(settings.workspace, Generation("20261103-000000", None, None), {"version": 1})  # by a clock that ran ahead
     champion["version"] = 1
@@ -70,8 +71,22 @@ def test_an_unfinished_generation_is_resumed(settings, champion) -> None:
     assert retraining.next_generation(settings) == begun, "killed before the record of its stage register was written"
     champion["of"] = {}
     workspace = generations.folder(settings.workspace, begun.name)
-    record(workspace, "register", [], [], version=4)
+    record(workspace, "register", [], [], version=4, model="another name, under which 4 was its own")
+    assert retraining.next_generation(settings).version == 4
+    record(workspace, "register", [], [], version=4, model="edeconvnet")
     assert retraining.next_generation(settings) == begun, "it is its own challenger that was promoted"
+
+
+def test_an_unfinished_generation_of_a_moved_workspace_finds_the_previous_one(settings, champion, tmp_path) -> None:
+    finished, begun = "20261101-000000", "20261102-000000"
+    generations.finish(settings.workspace, Generation(finished, None, None), {"version": 1})
+    record(generations.folder(settings.workspace, finished), "prepare", [], [])
+    before = generations.folder(settings.workspace, finished)
+    generations.write(settings.workspace, Generation(begun, before, 1))
+    assert retraining.next_generation(settings).previous == before
+    shutil.move(settings.workspace, tmp_path / "moved")
+    moved = settings.model_copy(update={"workspace": str(tmp_path / "moved")})
+    assert retraining.next_generation(moved).previous == generations.folder(moved.workspace, finished)
 
 
 def test_a_workspace_has_one_identity_that_moves_with_it_and_a_dry_run_gives_it_none(settings, champion, tmp_path) -> None:

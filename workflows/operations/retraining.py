@@ -74,7 +74,7 @@ def _run(pipeline: Retraining, config: str) -> None:
         logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
     logger.info(cli.results_text(storage.read_json(pipeline.report("results.json"))))
     logger.info(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
-    logger.info(f"champion {name} version {verdict['champion']}")
+    logger.info(f"champion {name} version {verdict['champion']}" if verdict["champion"] else f"{name} has no champion")
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
 
@@ -96,6 +96,8 @@ def _nothing_new(pipeline: Retraining) -> None:
     elif pipeline.generation.version is not None:
         version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
+    else:
+        logger.info(f"{name} has no version yet: --force trains one")
 
 
 def log_plan(settings: Settings, force: bool) -> None:

@@ -181,7 +181,8 @@ def next_generation(settings: Settings, forced: bool = False, dry_run: bool = Fa
     """Choose the generation to run: the unfinished one if there is one, else a new one.
 
     A generation is one retraining run and its workspace. Another model may have become the champion (the registered model in use)
-    since an unfinished generation began. Then the returned generation has to beat that model.
+    since an unfinished generation began. Then the returned generation has to beat that model. If the workspace was moved, the
+    returned generation has the new URI of the previous one.
 
     Args:
         settings: settings of the pipeline. Their `workspace` holds all generations.
@@ -203,9 +204,13 @@ def next_generation(settings: Settings, forced: bool = False, dry_run: bool = Fa
     if not unfinished:
         return Generation(generations.new_name(), latest_workspace(settings, every), version, forced)
     found = unfinished[-1]
+    own = model.versions_of(found.name)
     registered = read_record(generations.folder(settings.workspace, found.name), "register")
-    own = {registered.summary.get("version")} if registered else model.versions_of(found.name)
-    return replace(found, version=found.version if version in own else version, forced=forced or found.forced)
+    if registered and registered.summary.get("model") == model.name:
+        own.add(registered.summary["version"])
+    moved = found.previous is not None and read_record(found.previous, "prepare") is None
+    previous = latest_workspace(settings, every) if moved else found.previous
+    return replace(found, previous=previous, version=found.version if version in own else version, forced=forced or found.forced)
 
 
 def latest_workspace(settings: Settings, every: list[Generation]) -> str | None:
