@@ -224,7 +224,7 @@ class ImportSettings(CommandSettings):
     run_order: Literal["columns", "rows"] | None = Field(
         None, description="kaggle: the pixels of run lengths are counted along these; empty: by the name of the column"
     )
-    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become")
+    crowd: Literal["void", "object"] = Field("void", description="coco: what crowds (iscrowd) become; objects, if all are masks")
     table: Location | None = Field(
         None,
         description="masks: text file of classes and their ids or colours, as `road, 7` or `road, 128 64 128`; empty: inferred",

@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_int, read_json
+from deconvnet.datasets.importing.images import ImageIndex, as_int, common_spelling, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import parse_points
 from infra import storage
@@ -147,7 +148,8 @@ def _add_images(
             dataset.reject(name, source.annotations, missing[name])
         else:
             file = found[name]
-            load = painter.plan(partial(_read_image, index, file), partial(converter.convert, image, annotations[key]))
+            load = painter.plan(partial(index.read_named, file), partial(converter.convert, image, annotations[key]))
+            name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
             dataset.add(name, storage.join(source.images, file), source.split, load)
             added.add(key)
     unlisted = sum(len(same) for key, same in annotations.items() if key is None or key not in names)
@@ -170,11 +172,6 @@ def _image_key(value: Any) -> Any:
         return as_int(value, "id")
     except BadInput:
         return None if value in (None, "") else str(value)
-
-
-def _read_image(index: ImageIndex, file: str) -> tuple[bytes, str]:
-    """Read the image at a path in the folder of images. Returns its bytes and its path. Raises BadInput if that is impossible."""
-    return index.read(file), file
 
 
 @dataclass(frozen=True)

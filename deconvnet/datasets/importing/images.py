@@ -51,12 +51,12 @@ class ImageIndex:
         self.folder = folder
         self.names = [file.name for file in list_image_files(folder)]
         self._paths = set(self.names)
-        self._root_name = _spelling(PurePosixPath(folder.rstrip("/")).name)
+        self._root_name = common_spelling(PurePosixPath(folder.rstrip("/")).name)
         self._by_path: dict[str, list[str]] = defaultdict(list)  # by path in its common spelling
         self._by_file_name: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
-            self._by_path[_spelling(name)].append(name)
-            self._by_file_name[PurePosixPath(_spelling(name)).name].append(name)
+            self._by_path[common_spelling(name)].append(name)
+            self._by_file_name[PurePosixPath(common_spelling(name)).name].append(name)
         self._folders: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)  # folders, by each ending of their paths
         for folder_parts in {parent.parts for path in self._by_path for parent in PurePosixPath(path).parents}:
             for start in range(len(folder_parts)):
@@ -116,8 +116,12 @@ class ImageIndex:
         path = _clean(name)
         if path in self._paths:
             return path, ""
-        *folders, file_name = PurePosixPath(_spelling(path)).parts or ("",)
-        candidates = self._by_path[_spelling(path)] if _spelling(path) in self._by_path else self._in_folders(folders, file_name)
+        *folders, file_name = PurePosixPath(common_spelling(path)).parts or ("",)
+        candidates = (
+            self._by_path[common_spelling(path)]
+            if common_spelling(path) in self._by_path
+            else self._in_folders(folders, file_name)
+        )
         if len(candidates) > 1:  # they may differ in their percent-encoding alone
             listed = PurePosixPath(normalise(path)).name
             candidates = [each for each in candidates if PurePosixPath(normalise(each)).name == listed] or candidates
@@ -174,7 +178,7 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _spelling(path: str) -> str:
+def common_spelling(path: str) -> str:
     """Return the common spelling of a path: with percent-encoding decoded and accented letters composed."""
     return normalise(urllib.parse.unquote(path))
 

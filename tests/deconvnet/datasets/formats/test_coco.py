@@ -1,29 +1,27 @@
 """COCO JSON files: the masks they give, and what is refused, rejected or skipped."""
 
-import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from deconvnet.datasets.formats.coco import read_coco
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
 from infra.errors import UserError
-from proposals.image_codec import decode_image
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 SMALL = [40, 0, 50, 0, 50, 5, 40, 5]
 
 
-def read(folder, annotations, images=None, **rules):
+def read(folder, annotations, images=None, categories=None, **rules):
     """The data set of a COCO file with these annotations, by default of image 1 (a.jpg) and category 90 (cat)."""
     write_image(folder / "images/a.jpg")
     document = {
         "images": images or [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
         "annotations": [{"id": n, "image_id": 1, "category_id": 90, **each} for n, each in enumerate(annotations, 1)],
-        "categories": [{"id": 90, "name": "cat"}, {"id": -3, "name": "dog"}],
+        "categories": categories or [{"id": 90, "name": "cat"}, {"id": -3, "name": "dog"}],
     }
     (folder / "coco.json").write_text(json.dumps(document))
     return read_coco([AnnotationSource(str(folder / "images"), str(folder / "coco.json"))], ImportRules(**rules))
@@ -130,30 +128,111 @@ def test_boxes_are_objects_if_the_user_wants_them(tmp_path):
     assert (image.class_mask == 2).sum() == 12 and (image.class_mask[2:6, 1:4] == 2).all() and not image.losses
 
 
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        [SQUARE],
+        SQUARE,  # one polygon, not in a list
+        [[10, 10], [30, 10], [30, 30], [10, 30]],  # one polygon of pairs
+        [[[10, 10], [30, 10], [30, 30], [10, 30]]],
+        [[10, 10, 30, 10, 30, 30], [10, 10, 30, 30, 10, 30]],  # two triangles
+        {"size": [HEIGHT, WIDTH], "counts": [10 * 40 + 10, *[20, 20] * 19, 20, 2400 - 30 * 40 + 10]},
+        {"size": [float(HEIGHT), str(WIDTH)], "counts": [10 * 40 + 10, *[20, 20] * 19, 20, 2400 - 30 * 40 + 10]},
+    ],
+)
+def test_an_outline_is_read_in_any_form(tmp_path, polygons):
+    mask = read(tmp_path, [{"segmentation": polygons}]).entries[0].load().class_mask
+    assert (mask[10:30, 10:30] == 2).all() and (mask > 0).sum() == 400
+
+
+@pytest.mark.parametrize("as_text", [str, float, lambda number: f"{number}.0", lambda number: f" {number}"])
+def test_numbers_written_as_text_are_the_numbers_they_say(tmp_path, as_text):
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "b.jpg")
+    document = {
+        "images": [
+            {"id": as_text(3), "file_name": "a.jpg", "width": as_text(WIDTH), "height": as_text(HEIGHT)},
+            {"id": 0, "file_name": "b.jpg"},
+        ],
+        "annotations": [
+            {"image_id": 3, "category_id": as_text(0), "iscrowd": as_text(0), "segmentation": [SQUARE]},
+            {"image_id": as_text(3), "category_id": 7, "iscrowd": as_text(1), "segmentation": [SMALL]},
+            {"image_id": as_text(0), "category_id": "7", "segmentation": [SMALL]},
+        ],
+        "categories": [{"id": 0, "name": "cat"}, {"id": as_text(7), "name": "dog"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    dataset = read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
+    first, second = (entry.load().class_mask for entry in dataset.entries)
+    assert dataset.classes == ("background", "cat", "dog")
+    assert (first == 1).sum() == 400 and (first == 255).sum() == 50 and (second == 2).sum() == 50
+
+
+@pytest.mark.parametrize("crowd", ["many", 0.5, [1]])
+def test_an_iscrowd_that_is_no_number_rejects_its_image(tmp_path, crowd):
+    assert "iscrowd is" in rejection_reason(read(tmp_path, [{"segmentation": [SQUARE], "iscrowd": crowd}]))
+
+
+def test_one_id_for_two_categories_or_for_no_image_is_refused(tmp_path):
+    with pytest.raises(UserError, match="the category id 90 is that of cat and of cow"):
+        read(tmp_path, [{"segmentation": [SQUARE]}], categories=[{"id": 90, "name": "cat"}, {"id": "90", "name": "cow"}])
+    with pytest.raises(UserError, match="no annotation has the id of one of its images"):
+        read(tmp_path, [{"segmentation": [SQUARE], "image_id": "a"}])
+
+
+MASK = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT, HEIGHT * WIDTH - HEIGHT]}
+
+
+def test_crowds_are_void_unless_all_annotations_are_masks_that_are_crowds(tmp_path):
+    """CVAT exports every mask that was painted as a crowd."""
+    crowd = {"segmentation": MASK, "iscrowd": 1}
+    dataset = read(tmp_path, [crowd, {**crowd, "iscrowd": "1"}, {**crowd, "iscrowd": True}])
+    image = dataset.entries[0].load()
+    assert (image.class_mask == 2).sum() == HEIGHT and not image.losses
+    assert dataset.notes == [
+        f"{tmp_path}/coco.json: every annotation is a crowd (iscrowd) with run lengths, so each is an object"
+    ]
+    for other in (
+        {"segmentation": [SQUARE]},
+        {"segmentation": [SQUARE], "iscrowd": 1},
+        {"segmentation": MASK, "iscrowd": 0},
+        {"bbox": [1, 2, 3, 4], "iscrowd": 1},
+    ):
+        dataset = read(tmp_path, [crowd, other])
+        losses = dataset.entries[0].load().losses
+        assert losses[0].reason == "is a crowd, which becomes void" and losses[0].remedy == "--crowd object" and not dataset.notes
+    image = read(tmp_path, [crowd, {"segmentation": [SQUARE]}], crowd_void=False).entries[0].load()
+    assert not image.losses and (image.class_mask == 2).sum() == 400 + HEIGHT
+
+
+def test_crowds_of_classes_that_are_not_imported_are_not_counted(tmp_path):
+    annotations = [{"segmentation": [SQUARE]}, {"segmentation": MASK, "iscrowd": 1, "category_id": -3}]
+    image = read(tmp_path, annotations, classes=("cat",)).entries[0].load()
+    assert image.annotations == 1 and not image.losses and image.class_mask[0, 0] == 255
+
+
+NAME = "größe 1.jpg"
+
+
+@pytest.mark.parametrize("listed", [NAME, unicodedata.normalize("NFD", NAME), "gr%C3%B6%C3%9Fe%201.jpg"])
+def test_names_of_another_spelling_give_plain_ids(tmp_path, listed):
+    write_image(tmp_path / "images" / NAME)
+    dataset = read(tmp_path, [{"segmentation": [SQUARE]}], [{"id": 1, "file_name": listed}])
+    assert [entry.image_id for entry in dataset.entries] == ["größe 1"] and not dataset.rejects
+
+
+def test_an_image_in_another_folder_is_not_taken_for_a_missing_one(tmp_path):
+    for name in ("site_a/1.jpg", "site_a/2.jpg"):
+        write_image(tmp_path / "images" / name)
+    images = [{"id": n, "file_name": name} for n, name in enumerate(["site_a/1.jpg", "site_b/1.jpg", "site_b/2.jpg"], 1)]
+    dataset = read(tmp_path, [{"segmentation": [SQUARE]}], images)
+    assert [entry.image_id for entry in dataset.entries] == ["site_a_1"]
+    assert all(f"no such image below {tmp_path}/images in the folder site_b" in reject.reason for reject in dataset.rejects)
+
+
 def test_a_file_with_boxes_but_no_outline_is_refused(tmp_path):
     with pytest.raises(UserError, match="boxes alone can't become masks"):
         read(tmp_path, [{"bbox": [1, 2, 3, 4]}])
-
-
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-@pytest.mark.parametrize("as_stored", [True, False])
-def test_masks_fit_the_image_as_displayed_whichever_way_it_was_annotated(tmp_path, orientation, as_stored):
-    """The stored image is 60×40 with a red square where its annotation is; displayed it is 40×60."""
-    stored = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    stored[4:12, 6:26] = (250, 0, 0)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    sink = io.BytesIO()
-    Image.fromarray(stored).save(sink, "PNG", exif=exif)
-    displayed = decode_image(sink.getvalue())[..., 0] > 100
-    annotated = stored[..., 0] > 100 if as_stored else displayed
-    y, x = np.nonzero(annotated)
-    x0, x1, y0, y1 = (int(v) for v in (x.min(), x.max() + 1, y.min(), y.max() + 1))
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/t.png").write_bytes(sink.getvalue())
-    images = [{"id": 1, "file_name": "t.png", "width": annotated.shape[1], "height": annotated.shape[0]}]
-    image = read(tmp_path, [{"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}], images).entries[0].load()
-    assert np.array_equal(image.class_mask > 0, displayed) and np.array_equal(image.object_mask > 0, displayed)
 
 
 def test_annotations_of_another_size_reject_their_image(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.importing.dataset import AnnotationSource, ImportRules
 from infra.errors import BadInput, UserError
+from proposals.image_codec import decode_image
 from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_reason, write_image
 
 
@@ -71,6 +72,98 @@ def test_images_are_found_by_path_or_by_name_or_embedded(tmp_path):
         read(folder, TRIANGLE, imagePath="..\\x\\b.jpg").entries[0].load()
     with pytest.raises(BadInput, match="imageData"):
         read(folder, TRIANGLE, imageData="AAAA", imagePath="c.jpg").entries[0].load()
+
+
+def encoded(pixels, form, **options):
+    """An image file of these pixels in base64."""
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, form, **options)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def scene(seed):
+    """An image of one rectangle on grey noise, WIDTH by HEIGHT."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(90, 130, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    x, y = rng.integers(0, WIDTH - 20), rng.integers(0, HEIGHT - 15)
+    pixels[y : y + 15, x : x + 20] = (200, 30, 30)
+    return pixels
+
+
+def write_session(folder, name, pixels, embed, path):
+    """Write a LabelMe file in a folder, with an embedded image or without."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    content = {"shapes": TRIANGLE, "imagePath": path, "imageData": encoded(pixels, "PNG") if embed else None}
+    (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "path"),
+    [
+        (["s1/1.jpg"], ["s1/1.json", "s2/1.json"], "1.jpg"),  # the second session has no image file
+        (["s1/1.jpg"], ["s2/1.json", "s3/1.json"], "1.jpg"),
+        (["1.jpg"], ["s1/1.json", "s2/1.json"], "1.jpg"),  # one folder of images for all sessions
+        (["1.jpg"], ["a.json", "b.json"], "1.jpg"),
+        (["1.jpg", "s2/x.jpg"], ["s1/1.json", "s2/1.json"], "..\\s2\\1.jpg"),
+        (["s2/1.jpg"], ["s1/1.json", "s2/1.json"], "C:\\photos\\1.jpg"),
+    ],
+)
+def test_the_embedded_image_tells_sessions_with_the_same_file_names_apart(tmp_path, images, names, path):
+    scenes = [scene(n) for n in range(len(names))]
+    for image in images:
+        (tmp_path / "images" / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes[0]).save(tmp_path / "images" / image, quality=70)
+    for name, pixels in zip(names, scenes, strict=True):
+        write_session(tmp_path / "json", name, pixels, True, path)
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    for entry, pixels in zip(dataset.entries, scenes, strict=True):
+        found = decode_image(entry.load().image).astype(int)
+        assert np.abs(found - pixels).mean() < 12, entry.image_id
+
+
+def test_the_image_file_is_used_if_it_shows_what_is_embedded(tmp_path):
+    """The embedded image was turned upright and compressed again."""
+    pixels = scene(1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(pixels).copy()).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    dataset = read(tmp_path, TRIANGLE, imageData=encoded(pixels, "JPEG", quality=60))
+    assert dataset.entries[0].load().image == (tmp_path / "a.jpg").read_bytes()
+    dataset = read(tmp_path, TRIANGLE, imageData=base64.b64encode(b"damaged").decode())
+    assert dataset.entries[0].load().image == (tmp_path / "a.jpg").read_bytes()
+
+
+def test_a_session_without_image_files_takes_no_file_of_another_session(tmp_path):
+    write_image(tmp_path / "images/s1/1.jpg")
+    for name in ("s1/1.json", "s2/1.json"):
+        write_session(tmp_path / "json", name, scene(1), False, "1.jpg")
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    dataset.entries[0].load()
+    with pytest.raises(BadInput, match=r"no image 1\.jpg below .*, and none is embedded"):
+        dataset.entries[1].load()
+
+
+def test_images_are_found_beside_the_annotations_folder_by_folder(tmp_path):
+    """imagePath names the folder that the images were in."""
+    for session in ("s1", "s2"):
+        write_image(tmp_path / "images" / session / "1.jpg")
+        write_session(tmp_path / "json", f"{session}/1.json", scene(1), False, "../photos/1.jpg")
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    assert [entry.load().suffix for entry in dataset.entries] == [".jpg", ".jpg"]
+
+
+@pytest.mark.parametrize("kinds", [["linestrip"], ["point", "line"], ["points", "points"]])
+def test_a_folder_without_any_area_is_refused(tmp_path, kinds):
+    write_image(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=f"no shape has an area, all are of the type {sorted(kinds)[0]}"):
+        read(tmp_path, [shape("crack", kind, [[1, 1], [20, 20], [30, 5]]) for kind in kinds])
+
+
+@pytest.mark.parametrize("kind", ["rotation", "quadrilateral", "oriented_rectangle", "rectangle"])
+def test_rectangles_of_four_corners_are_polygons(tmp_path, kind):
+    write_image(tmp_path / "a.jpg")
+    image = read(tmp_path, [shape("cat", kind, [[20, 10], [30, 20], [20, 30], [10, 20]], direction=0.8)]).entries[0].load()
+    assert image.class_mask[20, 20] == 1 and image.class_mask[12, 12] == 0 and abs((image.class_mask == 1).sum() - 200) < 20
 
 
 @pytest.mark.parametrize(

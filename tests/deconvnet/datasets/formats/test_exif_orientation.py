@@ -1,0 +1,186 @@
+"""Images with EXIF orientation, of which the size, the points or the masks were annotated as stored or as displayed.
+
+Each image has a red rectangle, and where its masks are right they are the red pixels of the image as displayed.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.datasets.formats.coco import read_coco
+from deconvnet.datasets.formats.labelme import read_labelme
+from deconvnet.datasets.formats.masks import read_masks
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from infra.errors import BadInput
+from proposals.image_codec import decode_image
+
+WIDTH, HEIGHT = 60, 40  # of the images as stored
+MIDDLE, RIGHT, LOW, WIDE = (10, 30, 12, 30), (45, 58, 10, 30), (10, 30, 30, 39), (2, 58, 10, 30)  # x0, x1, y0, y1 as stored
+FRAMES = ("stored", "displayed")
+
+
+@dataclass
+class Photo:
+    """An image of `size` (as stored) with a red rectangle, and how it was annotated."""
+
+    orientation: int
+    box: tuple[int, int, int, int] = MIDDLE
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+
+    def __post_init__(self) -> None:
+        stored = np.full((self.size[1], self.size[0], 3), 90, np.uint8)
+        x0, x1, y0, y1 = self.box
+        stored[y0:y1, x0:x1] = (250, 0, 0)
+        exif = Image.Exif()
+        exif[0x0112] = self.orientation
+        sink = io.BytesIO()
+        Image.fromarray(stored).save(sink, "PNG", exif=exif)
+        self.data = sink.getvalue()
+        self.red = {"stored": stored[..., 0] > 200, "displayed": decode_image(self.data)[..., 0] > 200}
+
+    def polygon(self, frame: str) -> list[list[int]]:
+        y, x = np.nonzero(self.red[frame])
+        x0, x1, y0, y1 = (int(v) for v in (x.min(), x.max() + 1, y.min(), y.max() + 1))
+        return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+def read(kind: str, folder: Path, photos: list[Photo], size: str | None, points: str) -> AnnotatedDataset:
+    """The data set of these photos, with the size and the points of one frame each; `size` may be None for no stated size."""
+    images = []
+    for number, photo in enumerate(photos):
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / f"images/{number:03d}.png").write_bytes(photo.data)
+        images.append(photo.red[size].shape[::-1] if size else (None, None))
+    source = AnnotationSource(str(folder / "images"), str(folder / "annotations"))
+    if kind == "masks":
+        (folder / "annotations").mkdir()
+        for number, photo in enumerate(photos):
+            Image.fromarray(photo.red[points].astype(np.uint8)).save(folder / f"annotations/{number:03d}.png")
+        return read_masks([source], ImportRules(classes=("background", "cat")))
+    if kind == "labelme":
+        (folder / "annotations").mkdir()
+        for number, (photo, (width, height)) in enumerate(zip(photos, images, strict=True)):
+            content = {"imagePath": f"{number:03d}.png", "imageWidth": width, "imageHeight": height}
+            content["shapes"] = [{"label": "cat", "points": photo.polygon(points)}]
+            (folder / f"annotations/{number:03d}.json").write_text(json.dumps(content))
+        return read_labelme([source], ImportRules())
+    content = {"categories": [{"id": 1, "name": "cat"}], "images": [], "annotations": []}
+    for number, (photo, (width, height)) in enumerate(zip(photos, images, strict=True)):
+        content["images"].append({"id": number, "file_name": f"{number:03d}.png", "width": width, "height": height})
+        red = photo.red[points]
+        runs = np.flatnonzero(np.diff(np.concatenate([[0], red.T.ravel(), [0]]).astype(int))).tolist()
+        counts = np.diff([0, *runs, red.size]).tolist()
+        segmentation = {"size": list(red.shape), "counts": counts} if kind == "run lengths" else photo.polygon(points)
+        content["annotations"].append({"id": number, "image_id": number, "category_id": 1, "segmentation": segmentation})
+    (folder / "annotations").write_text(json.dumps(content))
+    return read_coco([source], ImportRules())
+
+
+def assert_right(dataset: AnnotatedDataset, photos: list[Photo]) -> None:
+    """Assert that the masks of all images are right."""
+    assert len(dataset.entries) == len(photos)
+    for entry, photo in zip(dataset.entries, photos, strict=True):
+        image = entry.load()
+        assert np.array_equal(image.class_mask > 0, photo.red["displayed"]), f"{entry.image_id}: {photo}"
+        assert image.object_mask is None or np.array_equal(image.object_mask > 0, photo.red["displayed"])
+
+
+POINT_KINDS = ("polygons", "labelme", "run lengths")
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("kind", [*POINT_KINDS, "masks"])
+def test_masks_fit_the_image_as_displayed_whichever_way_it_was_annotated(tmp_path, kind, frame, orientation):
+    photos = [Photo(orientation)]
+    assert_right(read(kind, tmp_path, photos, frame, frame), photos)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize(
+    ("size", "points"), [("stored", "displayed"), ("displayed", "stored"), (None, "stored"), (None, "displayed")]
+)
+@pytest.mark.parametrize("kind", POINT_KINDS)
+def test_points_outside_of_the_stated_size_tell_how_they_were_annotated(tmp_path, kind, size, points, orientation):
+    """A rectangle as wide as the stored image lies outside of the displayed one, and the reverse."""
+    photos = [Photo(orientation, WIDE)]
+    assert_right(read(kind, tmp_path, photos, size, points), photos)
+
+
+@pytest.mark.parametrize(
+    ("size", "points"), [("stored", "displayed"), ("displayed", "stored"), (None, "stored"), (None, "displayed")]
+)
+@pytest.mark.parametrize("kind", ["polygons", "labelme"])
+def test_an_image_that_tells_nothing_is_as_the_others_of_its_file(tmp_path, kind, size, points):
+    """Also images that are displayed upside down or mirrored, and square ones, of which the size never tells."""
+    photos = [Photo(6, RIGHT), *(Photo(orientation) for orientation in (5, 6, 7, 8, 3, 2, 4, 1))]
+    photos += [Photo(6, MIDDLE, (40, 40)), Photo(6, LOW), Photo(8, RIGHT)]
+    dataset = read(kind, tmp_path, photos, size, points)
+    assert_right(dataset, photos)
+    assert not any(entry.load().remark for entry in dataset.entries)
+
+
+@pytest.mark.parametrize("kind", [*POINT_KINDS, "masks"])
+@pytest.mark.parametrize("frame", FRAMES)
+def test_the_stated_sizes_of_others_tell_where_that_of_an_image_does_not(tmp_path, kind, frame):
+    photos = [Photo(3), Photo(6), Photo(2, RIGHT), Photo(4, LOW), Photo(8, MIDDLE, (40, 40))]
+    assert_right(read(kind, tmp_path, photos, frame, frame), photos)
+
+
+@pytest.mark.parametrize("kind", [*POINT_KINDS, "masks"])
+@pytest.mark.parametrize("photo", [Photo(3), Photo(2), Photo(6, MIDDLE, (40, 40))])
+def test_without_any_evidence_images_are_taken_as_displayed_and_that_is_said(tmp_path, kind, photo):
+    dataset = read(kind, tmp_path, [photo], "displayed", "displayed")
+    assert_right(dataset, [photo])
+    assert "nothing tells whether it was annotated as stored or as displayed" in dataset.entries[0].load().remark
+
+
+@pytest.mark.parametrize("kind", ["polygons", "labelme"])
+@pytest.mark.parametrize("orientation", [6, 8, 3])
+def test_an_image_whose_points_fit_it_in_no_way_is_set_aside(tmp_path, kind, orientation):
+    photo = Photo(orientation)
+    photo.polygon = lambda frame: [[10, 10], [70, 10], [70, 65]]
+    with pytest.raises(BadInput, match=r"fit it neither as stored nor as displayed \(they reach from 10, 10 to 70, 65"):
+        read(kind, tmp_path, [photo], "stored", "stored").entries[0].load()
+
+
+@pytest.mark.parametrize("kind", [*POINT_KINDS, "masks"])
+def test_an_image_that_lost_its_orientation_after_it_was_annotated_is_set_aside(tmp_path, kind):
+    photo, turned = Photo(1, RIGHT), Photo(6, RIGHT)
+    photo.red["displayed"] = turned.red["displayed"]
+    with pytest.raises(BadInput, match=r"was it turned\?|run lengths are for|annotations are for"):
+        read(kind, tmp_path, [photo], "stored", "displayed").entries[0].load()
+
+
+@pytest.mark.parametrize("kind", ["polygons", "labelme"])
+def test_images_of_a_file_that_contradicts_itself_are_set_aside_if_they_do_not_tell(tmp_path, kind):
+    photos = [Photo(6, RIGHT), Photo(6, RIGHT), Photo(6)]
+    photos[1].polygon = lambda frame: Photo(6, RIGHT).polygon("stored")
+    dataset = read(kind, tmp_path, photos, "stored", "displayed")
+    for entry, photo in zip(dataset.entries[:2], photos, strict=False):
+        assert np.array_equal(entry.load().class_mask > 0, photo.red["displayed"])
+    with pytest.raises(BadInput, match="some images of its file were annotated as stored, others as displayed"):
+        dataset.entries[2].load()
+
+
+def test_points_a_little_outside_of_the_image_tell_nothing(tmp_path):
+    photo = Photo(6)
+    photo.polygon = lambda frame: [[-1, 10], [30, 10], [30, 41], [-1, 41]]
+    mask = read("polygons", tmp_path, [photo], "stored", "stored").entries[0].load().class_mask
+    assert mask.shape == (60, 40) and (mask > 0).sum() == 30 * 30
+
+
+def test_one_careless_polygon_does_not_turn_an_image_or_the_others(tmp_path):
+    """Its points reach out of the stored image, and all others were annotated as stored."""
+    photos = [Photo(6, RIGHT) for _ in range(11)] + [Photo(6), Photo(6)]
+    photos[-1].polygon = lambda frame: [[10, 10], [30, 10], [30, 55], [10, 55]]
+    dataset = read("polygons", tmp_path, photos, "stored", "stored")
+    for entry, photo in zip(dataset.entries[:-1], photos, strict=False):
+        assert np.array_equal(entry.load().class_mask > 0, photo.red["displayed"])
+    with pytest.raises(BadInput, match="its points lie outside of its size"):
+        dataset.entries[-1].load()
