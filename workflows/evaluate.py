@@ -13,7 +13,8 @@ lists. Without this file, it takes val.txt, and --split names another list. The 
 test server and packed into an archive for it. --result chooses one of the five results. If the command is interrupted, the
 same command resumes it.
 
-Exit codes: 0 done; 2 an error in the settings or the images, or the models are not trained yet; 75 interrupted.
+Exit codes: 0 done; 2 an error in the settings or the images, or the models are not trained yet; 3 another command is working in
+this workspace; 75 interrupted.
 """
 
 from infra.errors import UserError
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or images have an error, or the models are not trained yet.
+        Locked: if another command holds the lock of the workspace.
     """
     command = parser(__doc__ or "")
     command.add_argument(
@@ -61,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)
     report = pipeline.uri("evaluations", split)
-    with pipeline.executor:
+    with pipeline.hold("evaluate.py"), pipeline.executor:
+        check_trained(settings, options.config, proposals=True)  # again, because a run may just have ended
         pipeline.measure_proposals(split, report)
         results = pipeline.evaluate(split, report)
     print(cli.results_text(results))

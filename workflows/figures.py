@@ -11,13 +11,15 @@ The figures are PNG files, 1,200 px wide. They are written to DIR/figures, or to
 The figures {per_image} show single images. You can choose these with --image; without it, they are those of the
 report. The pipeline itself draws all figures once, for its report and for MLflow.
 
-Exit codes: 0 done; 2 there is no such figure or image, or the stage that makes its data is not finished.
+Exit codes: 0 done; 2 there is no such figure or image, or the stage that makes its data is not finished; 3 another command is
+working in this workspace.
 """
 
 import argparse
 import difflib
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from infra.errors import UserError
 from workflows import cli
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the figure or image does not exist, or the workspace lacks its data (or those of all figures).
+        Locked: if the files are to be written to the workspace, and another command holds its lock.
     """
     options = _parser().parse_args(argv)
     _check(options.name, options.image)
@@ -56,31 +59,35 @@ def main(argv: list[str] | None = None) -> None:
     from infra import storage
     from workflows.pipelines.figures import WorkspaceFigures
     from workflows.pipelines.run_log import RUN_FILE, report_files
+    from workflows.pipelines.workspace import hold_workspace
 
     workspace = storage.absolute(options.workspace)
     folder = storage.join(workspace, REPORT if options.name == REPORT else "figures")
     out = storage.absolute(options.out) if options.out else folder
-    if options.name == REPORT:
-        _write(out, report_files(workspace))
-        return
-    run_file = storage.join(workspace, RUN_FILE)
-    figures = WorkspaceFigures(workspace, run_file, lambda: tracking_uri(workspace, options.tracking_uri))
-    figures.check_images(options.image)
-    missing: list[str] = []
-    for name in FIGURES if options.name == ALL else [options.name]:
-        try:
-            files = figures.make(name, options.image if name in PER_IMAGE else ())
-        except UserError as error:
-            if options.name != ALL:
-                raise
-            missing.append(f"{name}: {error}")
-            continue
-        _write(out, files)
-    text = "\n  ".join(["not drawn:", *missing])
-    if len(missing) == len(FIGURES):
-        raise UserError(text)
-    if missing:
-        print(f"\n{text}", file=sys.stderr)
+    # Figures elsewhere are only read from the workspace, and a folder that is no workspace gets no lock file.
+    inside = not options.out and storage.exists(storage.join(workspace, "stages"))
+    with hold_workspace(workspace, "figures.py") if inside else nullcontext():
+        if options.name == REPORT:
+            _write(out, report_files(workspace))
+            return
+        run_file = storage.join(workspace, RUN_FILE)
+        figures = WorkspaceFigures(workspace, run_file, lambda: tracking_uri(workspace, options.tracking_uri))
+        figures.check_images(options.image)
+        missing: list[str] = []
+        for name in FIGURES if options.name == ALL else [options.name]:
+            try:
+                files = figures.make(name, options.image if name in PER_IMAGE else ())
+            except UserError as error:
+                if options.name != ALL:
+                    raise
+                missing.append(f"{name}: {error}")
+                continue
+            _write(out, files)
+        text = "\n  ".join(["not drawn:", *missing])
+        if len(missing) == len(FIGURES):
+            raise UserError(text)
+        if missing:
+            print(f"\n{text}", file=sys.stderr)
 
 
 def _write(out: str, files: Mapping[str, bytes]) -> None:

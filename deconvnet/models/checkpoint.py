@@ -27,7 +27,9 @@ from infra.errors import UserError
 FORMAT = 1
 
 
-def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    model: Network, uri: str, classes: Sequence[str], extra: Mapping[str, Any] | None = None, fingerprint: str = ""
+) -> None:
     """Save a network in a model folder, as the files model.safetensors and model.json. Existing files are overwritten.
 
     Args:
@@ -35,6 +37,7 @@ def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[
         uri: the folder (local or s3://).
         classes: class names by class id, background first.
         extra: further JSON values to store in model.json, under the key "extra".
+        fingerprint: digest of everything that the model depends on, to be stored in model.json; "" to store none.
 
     Raises:
         ValueError: if the number of class names differs from the network's number of classes.
@@ -47,6 +50,7 @@ def save_model(model: Network, uri: str, classes: Sequence[str], extra: Mapping[
         "classes": list(classes),
         "convention": model.convention,
         "extra": dict(extra or {}),
+        **({"fingerprint": fingerprint} if fingerprint else {}),
     }
     _write(uri, "model", model.state_dict(), meta)
 

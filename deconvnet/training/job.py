@@ -49,6 +49,7 @@ class TrainingJob:
         seed: seed of the initial weights, the order of examples, augmentation and dropout.
         init: URI of a folder with a trained model to start from. None: the initial weights are chosen by `model` (VGG-16 or
             random weights).
+        fingerprint: digest of everything that the trained model depends on. It is stored with the model.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class TrainingJob:
     out_uri: str
     seed: int = 0
     init: str | None = None
+    fingerprint: str = ""
 
     @property
     def architecture(self) -> Architecture:
@@ -192,7 +194,7 @@ def run_job(
         raise Diverged(f"{job.stage}: {error}") from None
     if rank == 0:
         extra = {"stage": job.stage, "seed": job.seed, **asdict(outcome)}
-        checkpoint.save_model(model, storage.absolute(job.out_uri), job.classes, extra)
+        checkpoint.save_model(model, storage.absolute(job.out_uri), job.classes, extra, job.fingerprint)
     return outcome
 
 

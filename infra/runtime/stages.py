@@ -8,16 +8,20 @@ A stage reads the outputs of earlier stages, its inputs, and writes outputs of i
 
 After a stage has run, a record with its fingerprint is written to the workspace, the folder of the pipeline. A stage is complete
 if its record has the current fingerprint and all its outputs exist.
+
+A stage that reads an output relies on its fingerprint. If another run makes the output anew at the same time, in spite of the
+workspace's lock, then the stage fails instead of mixing the two.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from infra import storage
+from infra.errors import UserError
 
 
 def digest(value: Any) -> str:
@@ -62,7 +66,8 @@ class Stage:
         version: version of the stage's code. It must be increased when the code makes other outputs from the same inputs.
         settings: the settings that influence the outputs, as JSON values.
         inputs: names of the stages whose outputs this stage reads.
-        outputs: URIs of the files that exist after the stage has run.
+        outputs: URIs of the files that exist after the stage has run. If a JSON file among them has a key "fingerprint", as those
+            of tables and models do, its value must be the stage's fingerprint.
         run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary of JSON values. The
             summary may have a value "key", a text that identifies the content of the outputs.
     """
@@ -147,6 +152,32 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
     return record if len(keys) == len(inputs) and record.fingerprint == _fingerprint(record, keys) else None
 
 
+def outdated(workspace: str, names: Iterable[str]) -> list[str]:
+    """Find the stages whose outputs must not be used together: those that a run left unfinished, and all that read from them.
+
+    Args:
+        workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
+        names: names of the stages to look at.
+
+    Returns:
+        The names of the outdated stages. A folder without any records, to which models were only copied, has none.
+    """
+    if not storage.list_files(storage.join(workspace, "stages")):
+        return []
+    return [name for name in names if up_to_date_record(workspace, name) is None]
+
+
+def _has_fingerprint(uri: str, fingerprint: str) -> bool:
+    """Return whether an output of a stage exists and, if it names the fingerprint that it was made for, names this one."""
+    if not uri.endswith(".json"):
+        return storage.exists(uri)
+    try:
+        value = storage.read_json(uri)
+    except (FileNotFoundError, ValueError):
+        return False
+    return not isinstance(value, dict) or value.get("fingerprint", fingerprint) == fingerprint
+
+
 def _fingerprint(stage: Stage | Record, keys: Mapping[str, str]) -> str:
     """Return the fingerprint of a stage, a digest of its recipe and the content keys of its inputs.
 
@@ -204,6 +235,9 @@ class Stages:
 
         Returns:
             The records of all stages that were run or skipped, by stage name.
+
+        Raises:
+            UserError: if another run changes the inputs of a stage while it runs.
         """
         keys: dict[str, str] = {}
         records: dict[str, Record] = {}
@@ -213,7 +247,7 @@ class Stages:
             if record:
                 on_skip(stage, record)
             else:
-                record = self._run(stage, fingerprint, run_stage)
+                record = self._run(stage, fingerprint, run_stage, records)
             keys[stage.name] = record.key
             records[stage.name] = record
             if not keep_going(stage):
@@ -223,17 +257,38 @@ class Stages:
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
         """Return the record of a stage if the stage is complete, else None.
 
-        It is complete if its record has the current fingerprint and all its output files exist.
+        It is complete if its record has the current fingerprint, all its output files exist, and none has another fingerprint.
 
         Args:
             stage: the stage.
             fingerprint: its current fingerprint.
         """
         record = read_record(self.workspace, stage.name)
-        complete = record and record.fingerprint == fingerprint and all(storage.exists(uri) for uri in stage.outputs)
+        complete = record and record.fingerprint == fingerprint and all(_has_fingerprint(u, fingerprint) for u in stage.outputs)
         return record if complete else None
 
-    def _run(self, stage: Stage, fingerprint: str, run_stage: Callable[..., dict[str, Any]]) -> Record:
+    def _check_inputs(self, stage: Stage, records: Mapping[str, Record]) -> None:
+        """Check that the outputs which a stage reads are those that this run has made or found.
+
+        Args:
+            stage: the stage.
+            records: records of the stages before it, by name.
+
+        Raises:
+            UserError: if another run has changed one of them.
+        """
+        for other in self.stages:
+            if other.name in stage.inputs:
+                found = self._complete_record(other, records[other.name].fingerprint)
+                if found is None or found.key != records[other.name].key:
+                    raise UserError(
+                        f"{self.workspace}: the outputs of {other.name} were changed by another run while {stage.name} needed "
+                        f"them, so {stage.name} was not completed: let one run at a time write there, and run this one again"
+                    )
+
+    def _run(
+        self, stage: Stage, fingerprint: str, run_stage: Callable[..., dict[str, Any]], records: Mapping[str, Record]
+    ) -> Record:
         """Run one stage and write its record to the workspace.
 
         The old record is deleted first. So if the run is killed, the stage does not count as complete.
@@ -242,14 +297,24 @@ class Stages:
             stage: the stage.
             fingerprint: its current fingerprint.
             run_stage: function that calls the stage's `run` and returns its summary (see `Stages.run`).
+            records: records of the stages before it, by name.
 
         Returns:
             The new record.
+
+        Raises:
+            UserError: if another run has changed the inputs of the stage.
         """
+        self._check_inputs(stage, records)
         # If the run is killed, outputs may be partly overwritten. The old record must not make them look complete.
         storage.remove(record_uri(self.workspace, stage.name))
         started = time.monotonic()
-        summary = dict(run_stage(stage, fingerprint, lambda: stage.run(fingerprint)))
+        try:
+            summary = dict(run_stage(stage, fingerprint, lambda: stage.run(fingerprint)))
+        except Exception:
+            self._check_inputs(stage, records)  # changed inputs may be the reason
+            raise
+        self._check_inputs(stage, records)
         key = str(summary.pop("key", fingerprint))
         record = Record(fingerprint, stage.recipe, list(stage.inputs), key, round(time.monotonic() - started, 1), summary)
         storage.write_json(record_uri(self.workspace, stage.name), asdict(record))

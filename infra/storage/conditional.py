@@ -4,7 +4,9 @@ On S3, the server ensures this by conditional requests. On a local disk, an excl
 (the guard file) ensures it.
 """
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,11 @@ from infra.storage import s3
 from infra.storage.disk import disk_errors_for_user
 from infra.storage.files import write_bytes
 from infra.storage.uri import is_s3, local_path
+
+_NO_FILE_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+"""Errors of `flock` on disks that do not support it, as some network disks don't."""
+
+logger = logging.getLogger(__name__)
 
 
 def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
@@ -59,7 +66,12 @@ def _exclusive(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with guard.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_FILE_LOCKS:
+                    raise
+                logger.warning(f"the disk of {path} has no file locks: do not start two runs there in the same second")
             # The previous process may have deleted the guard file while we waited. Our lock would then be on a deleted file, and
             # a third process could lock a new file of the same name.
             if not _is_open_file(file.fileno(), guard):

@@ -232,7 +232,7 @@ def _process_is_gone(record: LockRecord) -> bool:
     Nothing is certain of a process under another kernel: two containers may have the same host name, and a machine that was
     started again can't be told from them. Its lock is waited for.
     """
-    if not record.kernel or (record.host, record.kernel) != (socket.gethostname(), _kernel()):
+    if not (record.kernel and record.started) or (record.host, record.kernel) != (socket.gethostname(), _kernel()):
         return False
     try:
         os.kill(record.pid, 0)  # signal 0 only checks that the process exists

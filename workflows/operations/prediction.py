@@ -81,7 +81,7 @@ class PredictionRun:
             logger.info(self.plan_text())
             return
         output = self.settings.output
-        storage.check_writable(output)
+        storage.check_writable(output, locks=True)
         with hold_lock(storage.join(output, LOCK), "predict.py", LOCK_SECONDS) as lock:
             self.plan = self._make_plan()  # another run may have written predictions in the meantime
             logger.info(self.plan_text())

@@ -8,14 +8,15 @@ from deconvnet.inference.predictor import PredictorOptions
 from infra import storage
 from infra.errors import UserError
 from infra.runtime import open_executor
+from infra.runtime.stages import outdated
 from infra.settings import absolute_location
 from infra.storage.tables import COMMIT
-from workflows.pipelines.workspace import Workspace
+from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import Settings, as_dict
 
 
 def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
-    """Check that a workspace has the trained models of both networks, DeconvNet and FCN-8s.
+    """Check that a workspace has the trained models of both networks, DeconvNet and FCN-8s, and that they belong together.
 
     Args:
         settings: settings of the pipeline that was run in the workspace.
@@ -23,7 +24,8 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
         proposals: True to check that the table of box proposals is there, too.
 
     Raises:
-        UserError: if something is missing. The message says which command makes it.
+        UserError: if something is missing, or was made from other images or models than the present ones. The message says which
+            command makes it.
     """
     workspace = Workspace(settings.workspace)
     needed = {name: storage.join(workspace.model(name), "model.json") for name in ("fcn8s", "stage2")}
@@ -32,6 +34,11 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
     if missing := [name for name, uri in needed.items() if not storage.exists(uri)]:
         raise UserError(
             f"{settings.workspace} has no {' and no '.join(missing)} yet: run workflows/train_pipeline.py --config {config} first"
+        )
+    if stale := outdated(settings.workspace, needed):
+        raise UserError(
+            f"{settings.workspace}: a run there did not come to its end, so {' and '.join(stale)} may not belong to the present "
+            f"images and models: run workflows/train_pipeline.py --config {config} first"
         )
 
 
@@ -54,34 +61,38 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
 
     Raises:
         UserError: if the models or images can't be used, the archive can't be written, or the masks break the server's rules.
+        Locked: if another command holds the lock of the workspace.
+        Interrupted: if the lock was lost.
     """
     target = _archive_uri(archive)
     root, split = _image_list(settings.data.root, split)
     check_trained(settings, config, proposals=False)
-    workspace = Workspace(settings.workspace)
-    models = workspace.model("stage2"), workspace.model("fcn8s")
-    classes = tuple(storage.read_json(storage.join(models[0], "model.json"))["classes"])
-    if classes != VOC_CLASSES:
-        raise UserError(
-            f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} have "
-            f"the classes {', '.join(classes)}"
+    with hold_workspace(settings.workspace, "evaluate.py", settings.retrain.lock_minutes) as lock:
+        check_trained(settings, config, proposals=False)  # again, because a run may just have ended
+        workspace = Workspace(settings.workspace)
+        models = workspace.model("stage2"), workspace.model("fcn8s")
+        classes = tuple(storage.read_json(storage.join(models[0], "model.json"))["classes"])
+        if classes != VOC_CLASSES:
+            raise UserError(
+                f"VOC's server scores VOC's {len(VOC_CLASSES)} classes in their order, and the models in {settings.workspace} have "
+                f"the classes {', '.join(classes)}"
+            )
+        images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
+        options = PredictorOptions.from_settings(settings.segment, settings.examples)
+        recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
+        work = workspace.uri("submissions", recipe.key(images)[:16])
+        with open_executor(settings.executor, settings.cluster, lambda: lock.lost) as executor:
+            masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
+        folder = masks_folder(competition, split)
+        data = pack_masks(masks, folder)
+        if faults := check_submission(data, folder, {each.image_id: (each.width, each.height) for each in images}):
+            raise UserError("\n  ".join([f"the masks in {work} break the server's rules (remove it, and run again):", *faults]))
+        storage.write_bytes(target, data)
+        storage.remove(work)
+        return (
+            f"{len(masks):,} masks by {result} for {split}, checked against the server's rules\n\n"
+            f"submission  {target} ({len(data) / 1e6:.1f} MB)"
         )
-    images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
-    options = PredictorOptions.from_settings(settings.segment, settings.examples)
-    recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
-    work = workspace.uri("submissions", recipe.key(images)[:16])
-    with open_executor(settings.executor, settings.cluster) as executor:
-        masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)
-    folder = masks_folder(competition, split)
-    data = pack_masks(masks, folder)
-    if faults := check_submission(data, folder, {each.image_id: (each.width, each.height) for each in images}):
-        raise UserError("\n  ".join([f"the masks in {work} break the server's rules (remove it, and run again):", *faults]))
-    storage.write_bytes(target, data)
-    storage.remove(work)
-    return (
-        f"{len(masks):,} masks by {result} for {split}, checked against the server's rules\n\n"
-        f"submission  {target} ({len(data) / 1e6:.1f} MB)"
-    )
 
 
 def _archive_uri(archive: str) -> str:

@@ -13,6 +13,7 @@ from deconvnet.reporting import gallery, plots
 from deconvnet.reporting.evaluation_report import result_charts
 from infra import storage
 from infra.errors import UserError
+from infra.runtime.stages import outdated
 from infra.storage import tables
 
 if TYPE_CHECKING:
@@ -242,12 +243,18 @@ class WorkspaceFigures:
                 stage makes each of them.
 
         Raises:
-            UserError: if the file, table or folder does not exist or is not complete. The message names the stage that makes it.
+            UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models than
+                the present ones. The message names the stage that makes it.
         """
         proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
         if not self._has(proof):
             raise UserError(
                 f"{self.workspace} has no {name}, which the stage {_MADE_BY[name]} writes: "
                 "run workflows/train_pipeline.py on this workspace first"
+            )
+        if outdated(self.workspace, [_MADE_BY[name]]):
+            raise UserError(
+                f"{self.workspace}: a run there did not come to its end, so {name} may not belong to the present images and "
+                "models: run workflows/train_pipeline.py on this workspace first"
             )
         return storage.join(self.workspace, name)

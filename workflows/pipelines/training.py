@@ -135,6 +135,7 @@ class Pipeline(TrackedPipeline):
             out_uri=self.model(stage),
             seed=s.seed,
             init=init,
+            fingerprint=fingerprint,
         )
         with self.run_of_stage.training_metrics() as report:
             if s.executor == "ray":

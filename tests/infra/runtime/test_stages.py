@@ -1,11 +1,13 @@
 """Stages run once, and again when a setting or the content of an input has changed."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from infra import storage
-from infra.runtime.stages import Stage, Stages, up_to_date_record
+from infra.errors import UserError
+from infra.runtime.stages import Record, Stage, Stages, outdated, read_record, record_uri, up_to_date_record
 
 
 def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | None = None, version: int = 1) -> list[str]:
@@ -109,3 +111,90 @@ def test_a_run_can_be_ended_after_a_stage(tmp_path: Path) -> None:
     stages = Stages(str(tmp_path), [stage("a"), stage("b", "a"), stage("c", "b")])
     records = stages.run(lambda stage, fingerprint, work: work(), lambda stage, record: None, lambda stage: stage.name != "b")
     assert made == ["a", "b"] == list(records)
+
+
+def pipeline(workspace: Path, seed: int, meanwhile: dict[str, Callable[[], None]], order: list[str]) -> Stages:
+    """Stages that pass a table, a model and a number on; `meanwhile` is done while the stage of that name runs."""
+    root = str(workspace)
+    table, model, total = (storage.join(root, name) for name in ("data/_commit.json", "model.json", "total.json"))
+
+    def data(fingerprint: str) -> dict:
+        storage.write_json(table, {"fingerprint": fingerprint, "rows": seed})
+        return {}
+
+    def train(fingerprint: str) -> dict:
+        rows = storage.read_json(table)["rows"]
+        meanwhile.get("train", lambda: None)()
+        storage.write_json(model, {"fingerprint": fingerprint, "weights": 10 * rows})
+        return {}
+
+    def measure(fingerprint: str) -> dict:
+        rows = storage.read_json(table)["rows"]
+        meanwhile.get("measure", lambda: None)()
+        weights = storage.read_json(model)["weights"]
+        order.append(f"{rows} {weights}")
+        storage.write_json(total, weights + rows)
+        return {}
+
+    return Stages(
+        root,
+        [
+            Stage("data", "data", 1, {"seed": seed}, (), (table,), data),
+            Stage("train", "train", 1, {}, ("data",), (model,), train),
+            Stage("measure", "measure", 1, {}, ("data", "train"), (total,), measure),
+        ],
+    )
+
+
+def go(stages: Stages) -> dict[str, Record]:
+    return stages.run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
+
+
+@pytest.mark.parametrize("when", ["train", "measure"])
+@pytest.mark.parametrize("what", ["all", "one stage", "half a stage", "a model, and no record"])
+def test_a_stage_fails_if_another_run_changes_its_inputs_meanwhile(tmp_path: Path, when: str, what: str) -> None:
+    """Without a lock, as if it had failed: the run that was first must not mix what both made."""
+
+    def other() -> None:
+        stages = pipeline(tmp_path, 2, {}, [])
+        if what == "half a stage":
+            storage.remove(record_uri(str(tmp_path), "data"))
+        elif what == "a model, and no record":  # the last write of a run that had lost its lock
+            name = "data/_commit.json" if when == "train" else "model.json"
+            storage.write_json(str(tmp_path / name), {"fingerprint": "other", "rows": 2, "weights": 20})
+        else:
+            stages.stages = stages.stages[:1] if what == "one stage" else stages.stages
+            go(stages)
+
+    measured: list[str] = []
+    with pytest.raises(UserError, match=r"(data|train) were changed by another run while (train|measure) needed them"):
+        go(pipeline(tmp_path, 1, {when: other}, measured))
+    assert read_record(str(tmp_path), when) is None or what == "all", "the stage counts as complete"
+    again: list[str] = []
+    go(pipeline(tmp_path, 1, {}, again))
+    assert again == ["1 10"] and storage.read_json(str(tmp_path / "total.json")) == 11
+
+
+def test_an_output_that_disappears_under_a_stage_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="outputs of data were changed by another run while train needed them"):
+        go(pipeline(tmp_path, 1, {"train": lambda: storage.remove(str(tmp_path / "data")) or 1 / 0}, []))
+
+
+@pytest.mark.parametrize("content", ['{"fingerprint": "other"}', "[", None])
+def test_an_output_of_another_fingerprint_is_made_again(tmp_path: Path, content: str | None) -> None:
+    go(pipeline(tmp_path, 1, {}, []))
+    model = tmp_path / "model.json"
+    model.unlink() if content is None else model.write_text(content)
+    assert [status.complete for status in pipeline(tmp_path, 1, {}, []).plan()] == [True, False, False]
+    go(pipeline(tmp_path, 1, {}, measured := []))
+    assert measured == [] and storage.read_json(str(model))["weights"] == 10, "equal inputs: measured already"
+
+
+def test_outputs_of_an_unfinished_run_are_outdated(tmp_path: Path) -> None:
+    names = ("data", "train", "measure")
+    assert outdated(str(tmp_path), names) == [], "a folder with copied models has no records"
+    go(pipeline(tmp_path, 1, {}, []))
+    assert outdated(str(tmp_path), names) == []
+    with pytest.raises(ZeroDivisionError):
+        go(pipeline(tmp_path, 2, {"train": lambda: 1 / 0}, []))
+    assert outdated(str(tmp_path), names) == ["train", "measure"]

@@ -1,5 +1,7 @@
 """Locks on disk and on a real S3 server."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from infra.storage import s3_client
 from infra.storage.lock import Locked, hold_lock
 from tests.infra.conftest import use_s3
@@ -112,6 +114,115 @@ def test_the_lock_of_another_machine_is_taken_over_once_it_expires(uri):
     time.sleep(2.1)
     with hold_lock(uri, "next") as lock:
         assert storage.read_json(uri)["holder"] == "next" and not lock.lost
+
+
+def other_process() -> subprocess.Popen:
+    """Start a process that lives until its stdin is closed."""
+    return subprocess.Popen([sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"], stdin=-1, stdout=-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "taken_over"),
+    [
+        ({}, False),
+        ({"started": "1"}, True),  # a later process has the same id
+        ({"started": ""}, False),
+        ({"pid": 2**22 + 1}, True),  # above any process id
+        ({"pid": 2**22 + 1, "host": "another machine"}, False),
+        ({"pid": 2**22 + 1, "kernel": "another kernel pid:[4026531836]"}, False),  # a container of the same host name elsewhere
+        ({"pid": 2**22 + 1, "kernel": ""}, False),  # a lock of an older version
+    ],
+)
+def test_a_lock_is_taken_over_at_once_only_if_its_process_has_certainly_ended(tmp_path, change, taken_over):
+    uri = str(tmp_path / "lock")
+    with other_process() as process:
+        process.stdout.readline()
+        start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        with hold_lock(uri, "another"):
+            held = storage.read_json(uri)
+        assert held["started"] and held["kernel"]
+        theirs = {**held, "pid": process.pid, "started": start, "expires": time.time() + 600, **change}
+        storage.write_json(uri, theirs)
+        if taken_over:
+            with hold_lock(uri, "next"):
+                assert storage.read_json(uri)["holder"] == "next"
+        else:
+            with pytest.raises(Locked, match="another holds"), hold_lock(uri, "next"):
+                raise AssertionError
+            assert storage.read_json(uri) == theirs
+        process.stdin.close()
+
+
+def test_the_lock_of_a_process_that_has_ended_but_was_not_waited_for_is_taken_over(tmp_path):
+    uri = str(tmp_path / "lock")
+    with other_process() as process:
+        process.stdout.readline()
+        start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        with hold_lock(uri, "dead"):
+            held = storage.read_json(uri)
+        storage.write_json(uri, {**held, "pid": process.pid, "started": start, "expires": time.time() + 600})
+        process.stdin.close()
+        process.stdout.read()
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            pass
+        with hold_lock(uri, "next"):
+            pass
+
+
+def test_a_lock_of_an_older_version_is_waited_for_and_then_taken_over(tmp_path):
+    uri = str(tmp_path / "lock")
+    old = {"holder": "old", "host": "gone", "pid": 1, "since": 0.0, "expires": time.time() + 600, "token": "x"}
+    storage.write_json(uri, old)
+    with pytest.raises(Locked, match="old holds"), hold_lock(uri, "next"):
+        raise AssertionError
+    storage.write_json(uri, old | {"expires": time.time() - 1})
+    with hold_lock(uri, "next") as lock:
+        assert lock.fence == 2
+
+
+def test_the_fencing_number_rises_with_every_holder(uri):
+    fences = []
+    for name in "abc":
+        with hold_lock(uri, name) as lock:
+            fences.append(lock.fence)
+            assert storage.read_json(uri)["fence"] == lock.fence
+    storage.write_json(uri, storage.read_json(uri) | {"expires": time.time() - 1, "holder": "dead"})  # not released
+    with hold_lock(uri, "d") as lock:
+        fences.append(lock.fence)
+    assert fences == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("how", ["taken over", "taken over and released", "deleted", "late"])
+def test_a_holder_that_has_lost_its_lock_finds_out_by_reading_it(tmp_path, monkeypatch, how):
+    uri = str(tmp_path / "lock")
+    with hold_lock(uri, "one") as lock:
+        assert lock.still_held() and not lock.lost
+        lock.check()
+        theirs = storage.read_json(uri) | {"holder": "two", "token": "theirs", "fence": 2}
+        if how == "late":
+            now = time.time
+            monkeypatch.setattr(time, "time", lambda: now() + 601)  # this process was stopped for long
+        elif how == "deleted":
+            storage.remove(uri)
+        else:
+            storage.write_json(uri, theirs | ({"expires": 0.0} if "released" in how else {}))
+        assert not lock.still_held() and lock.lost
+        said = "two .*took the lock .*lock at .*the results of that run count" if "taken" in how else "not renewed in time"
+        with pytest.raises(Interrupted, match=said):
+            lock.check()
+        monkeypatch.undo()
+    assert how in ("deleted", "late") or storage.read_json(uri)["holder"] == "two"
+
+
+def test_a_disk_without_file_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    uri = str(tmp_path / "lock")
+    with hold_lock(uri, "one"), pytest.raises(Locked), hold_lock(uri, "two"):
+        raise AssertionError
+    assert "has no file locks" in caplog.text and is_free(uri)
 
 
 def leave_expired_lock(uri: str) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.fs as pafs
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from infra import storage
 from infra.deploy.local.process import free_ports
@@ -191,3 +192,27 @@ def test_many_threads_can_use_s3(s3: S3, bucket):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda i: storage.write_json(f"{bucket}/{i}", i), range(64)))
         assert list(pool.map(lambda i: storage.read_json(f"{bucket}/{i}"), range(64))) == list(range(64))
+
+
+@pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match", "both refused"])
+def test_a_server_without_conditional_writes_is_refused_for_locks(bucket, ignored):
+    """As older servers do: they ignore the condition, or know no such request."""
+    client = s3_client.client(s3_client.CHECK_SECONDS)
+
+    def change(params: dict, **_: object) -> object:
+        if ignored == "both refused" and {"If-None-Match", "If-Match"} & set(params["headers"]):
+            reply = AWSResponse("", 501, {}, None)
+            return reply, {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+        params["headers"].pop(ignored, None)
+        return None
+
+    storage.check_writable(bucket, locks=True)
+    client.meta.events.register("before-call.s3.PutObject", change)
+    try:
+        message = message_of(lambda: storage.check_writable(bucket, locks=True))
+        storage.check_writable(bucket)  # enough for files without a lock
+    finally:
+        client.meta.events.unregister("before-call.s3.PutObject", change)
+    header = "If-None-Match" if ignored == "both refused" else ignored
+    assert f"ignores {header} in s3://" in message and "SeaweedFS from 4.18" in message
+    assert storage.list_files(bucket) == []
