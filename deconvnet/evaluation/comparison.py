@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deconvnet.evaluation.metrics import ConfusionMatrix
 from infra import storage
 from infra.errors import UserError
 
@@ -123,11 +122,6 @@ def _student_point(freedom: int) -> float:
         return (6.314, 2.920)[freedom - 1]
     z = _Z
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-def image_mean_iou(matrix: np.ndarray) -> float:
-    """Compute the mean IoU of a single image from its confusion matrix (C, C). It is nan if no pixel is annotated."""
-    return ConfusionMatrix(len(matrix), matrix).mean_iou
 
 
 def image_confusions_file(confusions: Mapping[str, np.ndarray]) -> bytes:

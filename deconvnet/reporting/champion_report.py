@@ -16,12 +16,13 @@ import numpy as np
 from deconvnet.evaluation.comparison import (
     DECISIVE_RESULT,
     IMAGE_CONFUSIONS,
-    image_mean_iou,
     mean_iou_rise,
     read_image_confusions,
 )
 from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.reporting import gallery, panels
+from deconvnet.reporting.run_summary import percent
 from infra import storage
 from infra.runtime.executor import Executor
 
@@ -61,7 +62,7 @@ def compare_with_champion(
     rows = {name: storage.read_json(storage.join(uri, "results.json"))["rows"][DECISIVE_RESULT] for name, uri in folders.items()}
     old, new = confusions["champion"], confusions["challenger"]
     interval = mean_iou_rise(old, new)
-    images = _by_change([(name, _or_none(image_mean_iou(old[name])), _or_none(image_mean_iou(new[name]))) for name in old])
+    images = _by_change([(name, _mean_iou(old[name]), _mean_iou(new[name])) for name in old])
     gained = [change for change in images if _rise(change) > 0][:_IMAGES]
     lost = [change for change in reversed(images) if _rise(change) < 0][:_IMAGES]
     content = {
@@ -79,6 +80,11 @@ def compare_with_champion(
     return files
 
 
+def _mean_iou(matrix: np.ndarray) -> float | None:
+    """Compute the mean IoU of a single image from its confusion matrix (C, C). It is None if no pixel is annotated."""
+    return none_if_nan(ConfusionMatrix(len(matrix), matrix).mean_iou)
+
+
 def _by_change(changes: list[Change]) -> list[Change]:
     """Sort changes, largest rise first. Those without a value for one of the models come last; equal ones stay in order."""
     return sorted(changes, key=lambda change: -_rise(change) if math.isfinite(_rise(change)) else math.inf)
@@ -88,11 +94,6 @@ def _rise(change: Change) -> float:
     """Return the rise from the champion's to the challenger's value, -1 to 1; nan if one of them is None."""
     _, before, after = change
     return math.nan if before is None or after is None else after - before
-
-
-def _or_none(value: float) -> float | None:
-    """Return a number as it is, but None instead of nan, because JSON has no nan."""
-    return None if math.isnan(value) else value
 
 
 def load_and_draw_changes(
@@ -137,10 +138,10 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
     Args:
         comparison: the content of `against_champion.json`.
     """
-    before, after = (100 * (comparison["mean_iou"][name] or 0.0) for name in ("champion", "challenger"))
+    before, after = (percent(comparison["mean_iou"][name]) for name in ("champion", "challenger"))
     rise, lower, upper = (f"{100 * comparison[name]:+.1f}" for name in ("rise", "lower", "upper"))
     return (
-        f"Mean IoU {after:.1f} % against the champion's {before:.1f} %: {rise} points "
+        f"Mean IoU {after} % against the champion's {before} %: {rise} points "
         f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images)."
     )
 
@@ -156,8 +157,7 @@ def class_changes(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, st
         A "–" stands for a missing number.
     """
     rows = []
-    for name, *values in comparison["classes"]:
-        before, after = ("–" if value is None else f"{100 * value:.1f}" for value in values)
-        change = _rise((name, *values))
-        rows.append((name, before, after, "–" if math.isnan(change) else f"{100 * change:+.1f}"))
+    for name, before, after in comparison["classes"]:
+        rise = _rise((name, before, after))
+        rows.append((name, percent(before), percent(after), "–" if math.isnan(rise) else f"{100 * rise:+.1f}"))
     return rows
