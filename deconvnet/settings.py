@@ -142,6 +142,11 @@ class ComputeSettings(Section):
     )
     max_failures: int = Field(3, ge=0, description="number of times that failed workers are restarted from the last checkpoint")
 
+    @property
+    def worker_threads(self) -> int:
+        """Return the number of torch threads of a worker of Ray Train."""
+        return self.cpus_per_worker if self.threads is None else self.threads
+
 
 _Batch = Annotated[PositiveInt, Field(description="examples in a global batch, over all workers")]
 _LearningRate = Annotated[PositiveFloat, Field(description="initial learning rate")]

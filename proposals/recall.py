@@ -217,6 +217,9 @@ def recall_table(recalls: Mapping[str, Recall]) -> str:
     Returns:
         Markdown with one row for each name and reported number of boxes. Every rate except the baseline's is followed by its
         difference from the baseline in percentage points.
+
+    Raises:
+        ValueError: if the recalls were measured at different numbers of boxes.
     """
     lines = [
         "| | boxes | recall, IoU 0.5 | recall, IoU 0.7 | average recall | average best overlap |",
@@ -224,6 +227,8 @@ def recall_table(recalls: Mapping[str, Recall]) -> str:
     ]
     first = next(iter(recalls.values()))
     for name, recall in recalls.items():
+        if recall.counts != first.counts:
+            raise ValueError(f"{name} was measured at {recall.counts} boxes, and the baseline at {first.counts}")
         pairs = list(zip(recall._rates().values(), first._rates().values(), strict=True))
         for i in recall._reported():
             cells = [_cell(own[i], None if recall is first else baseline[i]) for own, baseline in pairs]

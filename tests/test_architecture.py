@@ -129,3 +129,30 @@ def _long_functions(source: Source) -> list[str]:
 def test_folders_hold_few_files() -> None:
     counts = Counter(source.path.parent for source in SOURCES)
     assert [str(folder.relative_to(ROOT)) for folder, count in counts.items() if count > MAX_FILES] == []
+
+
+_NUMBERS = {"int", "float", "PositiveInt", "PositiveFloat", "NonNegativeInt", "NonNegativeFloat"}
+
+
+def _may_be_none(annotation: ast.expr | None) -> bool:
+    """Whether an annotation is that of a number or None."""
+    names = {part.strip(" \"'") for part in ast.unparse(annotation).split("|")} if annotation else set()
+    return "None" in names and bool(names & _NUMBERS)
+
+
+def test_numbers_that_may_be_none_are_not_replaced_where_they_are_0() -> None:
+    """`number or default` takes 0 for None. `default if number is None else number` does not."""
+    names, found = set(), []
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.AnnAssign) and _may_be_none(node.annotation):
+                names.add(node.target.attr if isinstance(node.target, ast.Attribute) else ast.unparse(node.target))
+            if isinstance(node, ast.arg) and _may_be_none(node.annotation):
+                names.add(node.arg)
+    assert {"max_pixels", "max_steps", "threads"} <= names
+    for source in SOURCES:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+                left = [each.attr if isinstance(each, ast.Attribute) else ast.unparse(each) for each in node.values[:-1]]
+                found += [f"{source.name}: {ast.unparse(node)}" for name in left if name in names]
+    assert found == []

@@ -167,7 +167,7 @@ def _download_rest(url: str, part: Path) -> None:
             received = 0  # a server that can't resume sends the whole file again
         length = reply.headers.get("Content-Length")
         size = received + int(length) if length else None
-        require_disk_space(part.parent, (size or received) - received, part.name)
+        require_disk_space(part.parent, 0 if size is None else size - received, part.name)
         with part.open("ab" if received else "wb") as file:
             name = part.name.removesuffix(".part")
             with tqdm(desc=name, initial=received, total=size, unit="B", unit_scale=True) as bar:

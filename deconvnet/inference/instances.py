@@ -155,7 +155,7 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
         Scores before the softmax, float32 (C, H, W).
     """
     height, width = image.shape[:2]
-    scale = min(1.0, (fcn.input_size or inf) / max(height, width))
+    scale = min(1.0, (inf if fcn.input_size is None else fcn.input_size) / max(height, width))
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cast(NDArray[np.uint8], cv2.resize(image, size, interpolation=cv2.INTER_AREA))

@@ -63,7 +63,7 @@ class SavedEnsemble:
         """
         options = read_options(folder)
         self.classes: tuple[str, ...] = tuple(options["classes"])
-        self.max_pixels: int = max_pixels or options["max_pixels"]
+        self.max_pixels: int = options["max_pixels"] if max_pixels is None else max_pixels
         defaults = {} if "edges" in options["proposals"] else _BEFORE_FORESTS
         self._edge_boxes: dict[str, Any] = {**defaults, **options["proposals"]}
         if self._edge_boxes.get("edge_model"):

@@ -145,6 +145,10 @@ def architecture_of_stage(stage: str) -> Architecture:
         stage: name of the stage: "fcn8s" trains FCN-8s; "stage1" and "stage2" train DeconvNet.
 
     Raises:
-        StopIteration: if there is no such stage.
+        ValueError: if there is no such stage.
     """
-    return next(each for each in ARCHITECTURES.values() if stage in each.trained_by)
+    for architecture in ARCHITECTURES.values():
+        if stage in architecture.trained_by:
+            return architecture
+    known = ", ".join(name for each in ARCHITECTURES.values() for name in each.trained_by)
+    raise ValueError(f"there is no training stage {stage!r}, but {known}")

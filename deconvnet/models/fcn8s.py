@@ -109,6 +109,8 @@ class FCN8s(Network):
         Raises:
             ValueError: if an argument is out of range.
         """
+        if input_size is not None and input_size < 32:
+            raise ValueError(f"input_size is {input_size}; it must be at least 32, or None")
         super().__init__(num_classes, width, convention)
         self.batch_norm, self.input_size = batch_norm, input_size
         top, fc = channels(512, width), channels(FC_CHANNELS, width)

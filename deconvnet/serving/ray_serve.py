@@ -266,10 +266,11 @@ def measure_latency(url: str) -> float | None:
         url: address of the server.
 
     Returns:
-        Seconds from sending the request to receiving the whole reply. None if the server answers with an error, for example
-        because it accepts only smaller images.
+        Seconds from sending the request to receiving the whole reply. None if the server refuses the image, for example because
+        it accepts only smaller ones, or is busy.
 
     Raises:
+        UserError: if the server fails, so that it could predict no image.
         OSError: if the server does not answer.
     """
     request = urllib.request.Request(url, warmup_image(), {"Content-Type": "image/jpeg"})
@@ -277,8 +278,11 @@ def measure_latency(url: str) -> float | None:
     try:
         with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as reply:
             reply.read()
-    except urllib.error.HTTPError:
-        return None
+    except urllib.error.HTTPError as error:
+        if error.code < 500 or error.code == 503:
+            return None
+        text = error.read().decode(errors="replace").strip()
+        raise UserError(f"the model can't predict a test image (HTTP status {error.code}): {text[:500]}") from None
     return time.perf_counter() - started
 
 

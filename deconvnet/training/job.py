@@ -18,14 +18,14 @@ from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
-from deconvnet.training.data.examples import Examples, open_examples
+from deconvnet.training.data.examples import Examples, NoExamples, open_examples
 from deconvnet.training.data.sampler import check_batching
 from deconvnet.training.distributed import rank_and_world_size
 from deconvnet.training.interfaces import Outcome, Report, State
 from deconvnet.training.trainer import Diverged, Trainer
 from infra import storage
 from infra.device import fast_bf16
-from infra.errors import Interrupted, UserError
+from infra.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +99,13 @@ class TrainingJob:
 
         Raises:
             FileNotFoundError: if the table is not complete.
+            UserError: if it can't be read.
         """
         if self.dev_uri is None:
             return None
         try:
             return open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
-        except UserError:
+        except NoExamples:
             return None
 
     def batch_plan(self, workers: int) -> BatchPlan:
@@ -129,7 +130,10 @@ class TrainingJob:
         Args:
             plan: plan of the batches, made by `batch_plan`. It knows the number of steps per epoch.
         """
-        return min(self.settings.epochs * plan.steps_per_epoch, self.settings.max_steps or sys.maxsize)
+        return min(
+            self.settings.epochs * plan.steps_per_epoch,
+            sys.maxsize if self.settings.max_steps is None else self.settings.max_steps,
+        )
 
     def log_plan(self, plan: BatchPlan) -> None:
         """Log the number of examples in an epoch, of steps in an epoch and of steps in the whole training.

@@ -58,7 +58,7 @@ def train_locally(
     """
     job.check(workers=1)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    threads = job.compute.threads or available_cpus()
+    threads = available_cpus() if job.compute.threads is None else job.compute.threads
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)  # the loader already decodes examples in several threads
     plan = job.batch_plan(workers=1)

@@ -24,7 +24,7 @@ class ReportForwarder(ray.train.UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Put rank 0's metrics into the driver's message queue.
+        """Put rank 0's metrics, if it reported any, into the driver's message queue.
 
         Ray Train's controller calls this after every `ray.train.report`.
 
@@ -33,7 +33,8 @@ class ReportForwarder(ray.train.UserCallback):
             metrics: a dictionary of metrics by name for each rank (worker).
             checkpoint: unused.
         """
-        self._queue.put.remote(metrics[0])
+        if metrics and metrics[0]:
+            self._queue.put.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Put the reasons why workers failed into the driver's message queue.
@@ -71,5 +72,5 @@ class ReportCallback(ray.train.UserCallback):
             metrics: a dictionary of metrics by name for each rank (worker).
             checkpoint: unused.
         """
-        if metrics:
+        if metrics and metrics[0]:
             self._report(metrics[0])

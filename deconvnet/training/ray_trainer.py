@@ -107,7 +107,7 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
     Raises:
         UserError: if this cluster can never have the resources.
     """
-    workers = compute.min_workers or compute.workers
+    workers = compute.workers if compute.min_workers is None else compute.min_workers
     fits = actor_slots(cluster.selector("training_nodes"), compute.cpus_per_worker, 1 if compute.gpu else 0)
     if fits >= workers:
         return
@@ -262,7 +262,7 @@ class _Run:
                 logger.info(f"  workers failed ({reasons}); Ray Train restarts them from the last checkpoint, or gives up")
             elif "workers" in message:
                 self._workers = message["workers"]
-                logger.info(f"  workers: {self._workers or 'none yet; waiting for nodes to train on'}")
+                logger.info(f"  workers: {self._workers if self._workers else 'none yet; waiting for nodes to train on'}")
             else:
                 logger.info(f"  {progress_line(message, self._total_steps)}")
 

@@ -41,7 +41,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     dev: Examples | None = config["dev"]
     _quieten_ray()
     rank, world_size = rank_and_world_size()
-    torch.set_num_threads(job.compute.threads or job.compute.cpus_per_worker)
+    torch.set_num_threads(job.compute.worker_threads)
 
     def report(metrics: dict[str, float], state: State | None) -> None:
         """Report metrics to Ray Train. If there is a training state to save, rank 0 adds it as a checkpoint."""

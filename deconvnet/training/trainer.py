@@ -89,7 +89,7 @@ class Trainer:
         self._network: nn.Module = model  # `fit` replaces it by a DDP wrapper
         self.optimiser = make_sgd(model, settings)
         steps = settings.epochs * loader.steps_per_epoch
-        self.total_steps = min(steps, settings.max_steps or steps)
+        self.total_steps = steps if settings.max_steps is None else min(steps, settings.max_steps)
         self.schedule = Schedule(settings, self.total_steps)
         self.step = 0
         self._meter = Meter()

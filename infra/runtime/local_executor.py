@@ -32,7 +32,7 @@ class LocalExecutor(Executor):
                 soon as the units that have begun are finished.
         """
         super().__init__(should_stop)
-        self.cpus = cpus or available_cpus()
+        self.cpus = available_cpus() if cpus is None else cpus
         self._pool: ProcessPoolExecutor | None = None
 
     def __exit__(self, *error: object) -> None:

@@ -111,7 +111,9 @@ class RayExecutor(Executor):
             done = _dataset(units).map(
                 _Actor,
                 fn_constructor_args=(make, actors.cpus),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(actors.most or fits, len(units))),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=1, max_size=min(fits if actors.most is None else actors.most, len(units))
+                ),
                 num_cpus=actors.cpus,
                 num_gpus=actors.gpus or None,
                 label_selector=nodes or None,

@@ -61,7 +61,7 @@ def read(bucket: str, key: str) -> tuple[bytes, str]:
             return bytes(found["Body"].read()), found["ETag"]
         except network_errors():
             now, attempt = time.monotonic(), attempt + 1
-            first_failure = first_failure or now
+            first_failure = now if first_failure is None else first_failure
             if now - first_failure > s3_client.RETRY_SECONDS:
                 raise
             time.sleep(backoff_seconds(attempt))

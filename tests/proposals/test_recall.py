@@ -88,6 +88,13 @@ def test_the_table_has_differences_from_the_first_row():
     assert lines[3] == "| forest | 50 | 1.000 (+50.0) | 0.000 (-50.0) | 0.300 (-5.0) | 0.600 (+0.0) |"
 
 
+@pytest.mark.parametrize("counts", [(10, 100), (10,), (10, 20, 50)])
+def test_recalls_at_other_numbers_of_boxes_are_not_compared(counts):
+    first, other = (Recall.from_overlaps(np.full((2, len(each)), 0.6, np.float32), each) for each in ((10, 50), counts))
+    with pytest.raises(ValueError, match="forest was measured at"):
+        recall_table({"gradient": first, "forest": other})
+
+
 def test_edgebox_finds_most_objects_of_real_images(voc_rows):
     """The objects are those that training crops are cut of."""
     recalls = []

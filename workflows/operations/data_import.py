@@ -196,7 +196,7 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
 
 def _threads(settings: ImportSettings) -> int:
     """Return the number of threads that read images: that of the settings, or else the number of CPUs that this process may use."""
-    return settings.threads or len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if settings.threads is None else settings.threads
 
 
 def _local_folder(uri: str) -> Path:

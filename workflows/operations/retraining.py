@@ -141,5 +141,5 @@ def _start_text(generation: Generation, name: str) -> str:
     Returns:
         A phrase for the log, such as "from edeconvnet version 3; compared with WORKSPACE".
     """
-    start = f"from {name} version {generation.version}" if generation.version else "no champion to start from"
+    start = f"from {name} version {generation.version}" if generation.version is not None else "no champion to start from"
     return f"{start}; compared with {generation.previous}" if generation.previous else start

@@ -93,7 +93,7 @@ def pruning_stages(
         from deconvnet.training.channel_pruning_job import PruningJob, prune_on
 
         cpus = settings.compute.cpus_per_worker
-        threads = settings.compute.threads or cpus
+        threads = settings.compute.worker_threads
         r2 = prune_on(executor, PruningJob(architecture.name, settings.model, table, out, settings.seed, threads, cpus))
         current_run().log_metrics({f"r2.{name}": value for name, value in r2.items()})
         return {"r2": r2}

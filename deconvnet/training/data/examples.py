@@ -12,6 +12,10 @@ from infra.storage import tables
 from proposals.image_codec import decode_example, decode_image, decode_mask
 
 
+class NoExamples(UserError):
+    """An error which says that a table holds no example for the requested use."""
+
+
 @dataclass(frozen=True)
 class Examples:
     """The examples that a table offers for training or evaluation.
@@ -110,7 +114,7 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
 
     Raises:
         FileNotFoundError: if there is no complete table at this URI.
-        UserError: if the table holds no example.
+        NoExamples: if the table holds no example.
     """
     commit = tables.require_commit(table)
     groups = []
@@ -120,5 +124,5 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
             if count:
                 groups.append(Group(part.name, index, count, group.nbytes))
     if not groups:
-        raise UserError(f"{table} holds no example{f' of the split {split}' if split else ''}: there is nothing to train on")
+        raise NoExamples(f"{table} holds no example{f' of the split {split}' if split else ''}: there is nothing to train on")
     return Examples(table, size, tuple(groups), split, jitter)

@@ -170,7 +170,7 @@ def mlflow_server(
         UserError: if it does not start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = port or free_port()
+    port = free_port() if port is None else port
     url = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {

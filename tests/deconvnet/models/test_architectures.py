@@ -49,6 +49,18 @@ def test_every_training_stage_has_an_architecture():
     }
 
 
+@pytest.mark.parametrize("stage", ["stage3", "", "deconvnet"])
+def test_an_unknown_training_stage_is_named(stage):
+    with pytest.raises(ValueError, match=f"no training stage '{stage}', but .*stage1, stage2"):
+        architecture_of_stage(stage)
+
+
+@pytest.mark.parametrize("size", [0, -1, 31])
+def test_an_image_size_of_fcn8s_that_is_too_small_is_refused(size):
+    with pytest.raises(ValueError, match=f"input_size is {size}"):
+        FCN8s(3, 0.05, input_size=size)
+
+
 def test_only_networks_narrower_than_vgg16_need_pruned_weights():
     weights = {"vgg16": "vgg16.npz"}
     assert DECONVNET.needs_pruned_vgg16(ModelSettings(width=0.5, **weights))

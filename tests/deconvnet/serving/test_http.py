@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +21,7 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference.saved_ensemble import Prediction, SavedEnsemble
 from deconvnet.models.checkpoint import save_model
 from deconvnet.serving import http
-from deconvnet.serving.ray_serve import Replica, ServedModel, check_installed, failure_reason
+from deconvnet.serving.ray_serve import Replica, ServedModel, check_installed, failure_reason, measure_latency
 from deconvnet.tracking import registry
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
@@ -211,3 +213,16 @@ def test_the_registered_model_predicts_the_same_png(ensemble: SavedEnsemble) -> 
     answer = model.predict(None, pd.DataFrame({"image": [PHOTO, b"text"]}))
     assert answer["mask"][0] == http.prediction_reply(ensemble, PHOTO, 0.0).body
     assert answer["mask"][1] is None and answer["error"].tolist() == [None, "not an image"]
+
+
+@pytest.mark.parametrize("status", [400, 413, 500, 502, 503, 504])
+def test_a_server_that_fails_on_the_test_image_is_refused_and_one_that_declines_it_is_not(status, monkeypatch):
+    def answer(*_, **__):
+        raise urllib.error.HTTPError("http://x", status, "", {}, io.BytesIO(b"RuntimeError: out of memory"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    if status in (500, 502, 504):
+        with pytest.raises(UserError, match=rf"can't predict a test image \(HTTP status {status}\): RuntimeError: out of memory"):
+            measure_latency("http://x")
+    else:
+        assert measure_latency("http://x") is None

@@ -1,6 +1,17 @@
-"""The line that is logged for a report of training."""
+"""What a training is given, what it reports, and what it does not take for granted."""
 
-from deconvnet.training.job import progress_line
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training import job as job_module
+from deconvnet.training.job import TrainingJob, progress_line
+from infra.errors import UserError
+from infra.storage import tables
+from tests.deconvnet.training_tables import SIZE, images_table
 
 
 def test_a_progress_line_shows_every_metric_it_was_given():
@@ -9,3 +20,56 @@ def test_a_progress_line_shows_every_metric_it_was_given():
     assert line == (
         "step 1,200/2,400, epoch 1.50, loss 0.5123, pixel accuracy 85.3%, lr 0.001, 61.2 examples/s, dev mean IoU 0.4000"
     )
+
+
+def job(folder: str, dev: str | None) -> TrainingJob:
+    model = ModelSettings(width=0.05, input_size=SIZE, fcn_input_size=64)
+    uris = {"checkpoints_uri": f"{folder}/runs", "run_name": "run", "out_uri": f"{folder}/out"}
+    return TrainingJob("fcn8s", model, StageSettings(), ComputeSettings(), folder, dev, ("background", "red", "green"), **uris)
+
+
+def test_a_training_without_dev_examples_has_none(tmp_path: Path):
+    folder = images_table(str(tmp_path / "images"), 8)
+    assert job(folder, folder).dev_examples() is not None and job(folder, None).dev_examples() is None
+    few = images_table(str(tmp_path / "few"), 8)
+    file = tmp_path / "few" / tables.COMMIT
+    commit = json.loads(file.read_text())
+    for part in commit["parts"]:
+        for group in part["row_groups"]:
+            group["splits"].pop("dev", None)
+    file.write_text(json.dumps(commit))
+    assert job(few, few).dev_examples() is None
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("credentials are wrong"), UserError("was rewritten by another run"), OSError(5, "I/O")]
+)
+def test_a_table_of_dev_examples_that_cant_be_read_is_no_empty_one(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(job_module, "open_examples", fail)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        job(str(tmp_path), str(tmp_path)).dev_examples()
+
+
+class Queue:
+    """Stands for the handle of a `ReportQueue`, and of its method `put`."""
+
+    def __init__(self) -> None:
+        self.put, self.messages = self, []
+
+    def remote(self, message: Any) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize(("metrics", "sent"), [([], []), ([{}], []), ([None, {"step": 1}], []), ([{"step": 1}], [{"step": 1}])])
+def test_reports_without_metrics_are_not_forwarded(metrics: Any, sent: Any):
+    from deconvnet.training.ray_callbacks import ReportCallback, ReportForwarder
+
+    queue, called = Queue(), []
+    ReportForwarder(queue).after_report(None, metrics, None)
+    ReportCallback(called.append).after_report(None, metrics, None)
+    assert queue.messages == called == sent
