@@ -36,7 +36,11 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
     """
     folder = _local_folder(settings.to or "")
     dataset = _read_dataset(settings)
-    lists = {name: read_split_list(uri, name) for name in ("train_list", "val_list") if (uri := getattr(settings, name))}
+    lists = {
+        name: read_split_list(uri, name, settings.encoding)
+        for name in ("train_list", "val_list")
+        if (uri := getattr(settings, name))
+    }
     splits = split_images(dataset, **lists, val_share=settings.val_share, seed=settings.seed)
     counts = {split: sum(each == split for each in splits.values()) for split in ("train", "val")}
     logger.info(

@@ -17,7 +17,7 @@ import yaml
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.images import ImageIndex, read_text
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, polygon_region
@@ -97,6 +97,10 @@ def _find_layout(annotations: str, rules: ImportRules) -> _Layout:
         raise UserError(
             f"--annotations {annotations}: there is no data.yaml or classes.txt with the class names: name it by --annotations, or "
             "give the names of the classes 0, 1, … by --classes"
+        )
+    if any(name.lower() in BACKGROUND_NAMES for name in rules.classes):
+        raise UserError(
+            f"--classes {','.join(rules.classes)}: YOLO counts the classes of objects from 0, so leave background out"
         )
     return _Layout(dict(enumerate(rules.classes)), annotations)
 

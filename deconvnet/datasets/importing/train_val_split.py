@@ -4,17 +4,18 @@ import hashlib
 from collections.abc import Collection, Sequence
 
 from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, image_id_of
-from infra import storage
-from infra.errors import UserError
+from deconvnet.datasets.importing.images import read_text
+from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 
 
-def read_split_list(uri: str, setting: str) -> list[str]:
+def read_split_list(uri: str, setting: str, encoding: str | None = None) -> list[str]:
     """Read a list of images from a text file with one name or id on each line.
 
     Args:
         uri: path or s3:// address of the file.
         setting: name of the setting that names this file, for the error message.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
         The lines without surrounding blanks; empty lines are left out.
@@ -23,9 +24,11 @@ def read_split_list(uri: str, setting: str) -> list[str]:
         UserError: if there is no such file, or it is not text.
     """
     try:
-        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        raise UserError(f"--{setting} {uri} can't be read: it must be a text file with the name of an image a line") from None
+        lines = read_text(uri, encoding).splitlines()
+    except BadInput as error:
+        raise UserError(
+            f"--{setting} {uri} can't be read: {error}; it must be a text file with the name of an image a line"
+        ) from None
     return [line.strip() for line in lines if line.strip()]
 
 

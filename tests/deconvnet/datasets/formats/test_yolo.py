@@ -105,6 +105,8 @@ def test_names_given_by_the_user_are_of_the_classes_from_0(tmp_path):
     with pytest.raises(UserError, match=r"no data.yaml or classes.txt .*give the names of the classes 0, 1, … by --classes"):
         read(tmp_path / "labels", tmp_path / "images")
     check_scene(read(tmp_path / "labels", tmp_path / "images", classes=("crate", "ball")))
+    with pytest.raises(UserError, match="counts the classes of objects from 0, so leave background out"):
+        read(tmp_path / "labels", tmp_path / "images", classes=("background", "crate", "ball"))
 
 
 def test_boxes_become_void_or_objects(tmp_path):

@@ -1,7 +1,10 @@
 """The split into train and val: drawn, and by lists of names."""
 
+import pytest
+
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
-from deconvnet.datasets.importing.train_val_split import draw_val, split_images
+from deconvnet.datasets.importing.train_val_split import draw_val, read_split_list, split_images
+from infra.errors import UserError
 
 
 def make_dataset(count):
@@ -34,3 +37,19 @@ def test_two_lists_of_names_give_the_splits():
 def test_with_one_list_the_other_split_is_the_rest():
     assert split_images(make_dataset(3), val_list=["p1"]) == {"p0": "train", "p1": "val", "p2": "train"}
     assert split_images(make_dataset(3), train_list=["p1"]) == {"p0": "val", "p1": "train", "p2": "val"}
+
+
+def test_lists_overrule_the_splits_of_the_source():
+    dataset = make_dataset(2)
+    dataset.add("p2.jpg", "/src/p2.json", "val", lambda: None)
+    assert split_images(dataset) == {"p0": "train", "p1": "train", "p2": "val"}
+    assert split_images(dataset, val_list=["p1"]) == {"p0": "train", "p1": "val", "p2": "train"}
+
+
+def test_a_list_in_another_encoding_is_read_by_its_name_or_refused(tmp_path):
+    (tmp_path / "val.txt").write_bytes("裂缝_1.jpg\n裂缝_2.jpg\n".encode("gbk"))
+    with pytest.raises(UserError, match=r"--val_list .*val\.txt can't be read: byte 0 .*--encoding"):
+        read_split_list(str(tmp_path / "val.txt"), "val_list")
+    assert read_split_list(str(tmp_path / "val.txt"), "val_list", "gbk") == ["裂缝_1.jpg", "裂缝_2.jpg"]
+    with pytest.raises(UserError, match="there is no file"):
+        read_split_list(str(tmp_path / "gone.txt"), "val_list")
