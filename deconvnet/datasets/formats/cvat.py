@@ -51,6 +51,8 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
         layers = len({shape.get("z_order", "0") for image in document.iterfind("image") for shape in image}) > 1
         if layers:
             dataset.notes.append(f"{file}: shapes are on top of each other by their z_order")
+        if empty := sum(all(shape.tag == "tag" for shape in image) for image in document.iterfind("image")):
+            dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
         painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
         found, missing = index.find_all(image.get("name", "") for image in document.iterfind("image"))
         for image in document.iterfind("image"):

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow.fs as pafs
+
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
@@ -62,8 +64,10 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
                 f"--annotations {source.annotations} has no masks as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
                 "Label Studio as `Brush labels to PNG`"
             )
-    ids = dataset.choose_classes(sorted(set(label_of.values())), rules)
-    for source, by_task, listed in zip(sources, masks, tasks, strict=True):
+    unpainted = [{str(task["id"]): _unpainted(task) for task in listed} for listed in tasks]
+    others = {label for by_task in unpainted for shapes_of_task in by_task.values() for _, label in shapes_of_task}
+    ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules)
+    for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
         index, painter = ImageIndex(source.images), ImagePainter(rules)
         image_of = _find_images(index, by_task, listed)
         if not listed:
@@ -76,8 +80,8 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
             elif len(annotations) > 1:
                 dataset.reject(image, files[0], f"task {task} has the annotations {' and '.join(annotations)}: keep one")
             else:
-                load = painter.plan(partial(index.read_named, image), partial(_convert, files, label_of, ids, rules.max_pixels))
-                dataset.add(image, files[0], source.split, load)
+                convert = partial(_convert, files, label_of, left_out.get(task, []), ids, rules.max_pixels)
+                dataset.add(image, files[0], source.split, painter.plan(partial(index.read_named, image), convert))
         if without := len(index.names) - len(set(image_of.values())):
             dataset.notes.append(f"{without:,} images below {source.images} have no mask and are left out")
     return dataset
@@ -101,15 +105,15 @@ def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:
     """
     found: list[tuple[str, list[dict[str, Any]]]] = []
     for place in (folder.rstrip("/"), folder.rstrip("/").rpartition("/")[0]):
-        for name in storage.list_files(place):
-            if "/" in name or not name.endswith(".json"):
-                continue
+        fs, path = storage.filesystem(place)
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        for file in (storage.join(place, info.base_name) for info in infos if info.base_name.endswith(".json")):
             try:
-                document = read_json(storage.join(place, name), encoding)
+                document = read_json(file, encoding)
             except BadInput as error:
-                raise UserError(f"{storage.join(place, name)} can't be read: {error}") from None
+                raise UserError(f"{file} can't be read: {error}") from None
             if isinstance(document, list) and document and all(isinstance(task, dict) and "id" in task for task in document):
-                found.append((storage.join(place, name), document))
+                found.append((file, document))
         if found:
             break
     if len(found) > 1:
@@ -121,6 +125,17 @@ def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what was labelled in a task, of all of its annotations."""
     annotations = task.get("annotations") or task.get("completions") or []
     return [result for annotation in annotations if isinstance(annotation, dict) for result in annotation.get("result") or []]
+
+
+def _unpainted(task: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the kind and the label of each shape in a task that is no brush stroke, such as ("polygon", "Cat")."""
+    found = []
+    for result in _results(task):
+        kind, value = str(result.get("type")), result.get("value")
+        labels = value.get(kind) if isinstance(value, dict) else None
+        if kind.endswith("labels") and kind != "brushlabels" and isinstance(labels, list) and labels:
+            found.append((kind.removesuffix("labels"), str(labels[0])))
+    return found
 
 
 def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -163,13 +178,18 @@ def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence
 
 
 def _convert(
-    files: Sequence[str], label_of: Mapping[str, str], ids: Mapping[str, int], max_pixels: int
+    files: Sequence[str],
+    label_of: Mapping[str, str],
+    unpainted: Sequence[tuple[str, str]],
+    ids: Mapping[str, int],
+    max_pixels: int,
 ) -> shapes.ImageAnnotations:
     """Read the masks of an image.
 
     Args:
         files: paths or s3:// addresses of the masks.
         label_of: label of each mask.
+        unpainted: kind and label of shapes of which there is no mask, because they were not painted.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         max_pixels: most pixels that a mask may have.
 
@@ -185,4 +205,7 @@ def _convert(
             raise BadInput(f"{name}: {error}") from None
         opaque = mask >= min(_OPAQUE, max(1, int(mask.max())))
         converted.append(shapes.Annotation(name, label_of[uri], ids[label_of[uri]] or None, shapes.whole_mask(opaque)))
+    for kind, label in unpainted:
+        loss = "is in the JSON export, and brush masks alone are read"
+        converted.append(shapes.Annotation(f"a {kind}", label, ids[label] or None, None, loss))
     return shapes.ImageAnnotations((None, None), converted)

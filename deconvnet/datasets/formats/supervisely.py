@@ -28,7 +28,7 @@ from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
 
-_MOST_BYTES = 1 << 28  # of a bitmap's PNG file
+_MOST_BYTES, _MOST_PIXELS = 1 << 28, 100_000_000  # of a bitmap's PNG file
 
 
 def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
@@ -45,6 +45,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
         UserError: if a folder has no annotation file, or the classes can't be chosen.
     """
     labels: list[str] = []
+    empty = 0  # images without an object
     dataset = AnnotatedDataset()
     files: list[tuple[AnnotationSource, str]] = []  # source, path of the annotation file
     for source in sources:
@@ -58,8 +59,11 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
             except BadInput as error:
                 dataset.reject(name, storage.join(source.annotations, name), str(error))
                 continue
+            empty += not document["objects"]
             labels += [label for each in document["objects"] if (label := _label_of(each))]
             files.append((source, name))
+    if empty:
+        dataset.notes.append(f"{empty:,} images have no object, so they are all background")
     if not files:
         raise UserError(f"no annotation file can be used; {dataset.rejects[0].path}: {dataset.rejects[0].reason}")
     ids = dataset.choose_classes(labels, rules)
@@ -225,9 +229,14 @@ def _decode_bitmap(text: str) -> np.ndarray:
 
     Returns:
         bool array (h, w), True where the object is: where the PNG is opaque if it has transparency, otherwise where it is not 0.
+
+    Raises:
+        ValueError: if the PNG is too large; damaged ones raise any of the errors that `_outline` catches.
     """
     data = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_BYTES)
     image = Image.open(io.BytesIO(data), formats=["PNG"])
+    if image.width * image.height > _MOST_PIXELS:
+        raise ValueError("larger than any image")
     if "A" in image.getbands() or "transparency" in image.info:
         return np.asarray(image.convert("RGBA"))[..., 3] > 0
     return np.asarray(image.convert("L") if image.mode != "P" else image) > 0

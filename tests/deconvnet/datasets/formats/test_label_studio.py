@@ -88,6 +88,19 @@ def test_a_control_with_a_hyphen_is_no_part_of_the_label(tmp_path):
     check_scene(read(tmp_path), "a")
 
 
+def test_shapes_that_were_not_painted_are_counted(tmp_path):
+    write_image(tmp_path / "images/a.jpg")
+    write_scene(tmp_path / "masks", 1)
+    made = task(1, "a.jpg")
+    for kind, label in (("polygonlabels", "crate"), ("rectanglelabels", "cone"), ("choices", "night")):
+        made["annotations"][0]["result"].append({"from_name": "tag", "type": kind, "value": {kind: [label]}})
+    write_text(tmp_path / "export.json", json.dumps([made]))
+    dataset = read(tmp_path)
+    losses = [str(loss) for loss in dataset.entries[0].load().losses]
+    reason = "is in the JSON export, and brush masks alone are read"
+    assert losses == [f"a polygon (crate) {reason}", f"a rectangle (cone) {reason}"] and "cone" in dataset.classes
+
+
 def test_soft_edges_of_strokes_are_cut_in_the_middle(tmp_path):
     write_image(tmp_path / "images/1.jpg")
     ramp = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
