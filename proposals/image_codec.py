@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from infra.errors import BadInput
+from proposals.masks import VOID_ID_16BIT
 
 _WHITES = (255, 1023, 4095, 65535)  # brightest values of images of 8, 10, 12 and 16 bits
 _EXIF_ERRORS = (struct.error, TypeError, OSError, ValueError, SyntaxError)
@@ -111,8 +112,31 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.uint16)
+        ids = np.asarray(image)
+        if ids.min(initial=0) < 0 or ids.max(initial=0) > VOID_ID_16BIT:
+            raise BadInput(f"its ids run from {ids.min()} to {ids.max()}, and 0 to {VOID_ID_16BIT:,} are possible")
+        return ids.astype(np.uint16)
     raise BadInput(f"a mask must be a paletted or grey PNG, this one is {image.mode}")
+
+
+def decode_alpha(data: bytes, max_pixels: int | None = None) -> np.ndarray | None:
+    """Decode the transparency of an image as it should be displayed: its alpha channel, or that of its colours or palette.
+
+    Args:
+        data: content of the file.
+        max_pixels: largest number of pixels that is accepted; None for no limit.
+
+    Returns:
+        uint8 array (H, W), 0 where the image is transparent and 255 where it is opaque. None if the file has no transparency.
+
+    Raises:
+        BadInput: if the file is not an image, is damaged or is too large.
+    """
+    image = _open(data, max_pixels)
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return None
+    _load(image)
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3].copy()
 
 
 def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -232,6 +232,9 @@ class ImportSettings(CommandSettings):
     mask_suffix: str = Field("", description="masks: what follows the image's name in the mask's: _mask for a.jpg and a_mask.png")
     image_suffix: str = Field("", description="masks: what images have in its place: _leftImg8bit for Cityscapes")
     strange: Literal["reject", "void"] = Field("reject", description="masks: values without a class reject the image or are void")
+    transparent: Literal["background", "void", "opaque"] = Field(
+        "background", description="masks: what transparent pixels become, or opaque: the values under the transparency are read"
+    )
     encoding: str | None = Field(
         None, description="encoding of annotation files that are not in UTF-8, such as gbk; empty: they are refused"
     )

@@ -47,8 +47,8 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         f"{len(splits):,} annotated images ({counts['train']:,} train, {counts['val']:,} val), {len(dataset.rejects):,} unusable"
     )
     logger.info(f"classes: {', '.join(dataset.classes)}")
-    inferred = dataset.class_table_text if not settings.table else None
-    logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *([f"\n{inferred}"] if inferred else [])]))
+    table = [f"\n{dataset.class_table_text}"] if dataset.class_table_text else []
+    logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *table]))
     if dry_run:
         return
     with new_folder(folder) as temporary:
@@ -139,6 +139,7 @@ def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
         run_order=settings.run_order,
         others_void=settings.others == "void",
         unknown_void=settings.strange == "void",
+        transparent=settings.transparent,
         class_table_uri=settings.table,
         mask_suffix=settings.mask_suffix,
         image_suffix=settings.image_suffix,

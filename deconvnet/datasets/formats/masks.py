@@ -4,6 +4,7 @@ The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -11,14 +12,16 @@ import numpy as np
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
-from deconvnet.datasets.importing.dataset import BACKGROUND, AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input, read_text
 from deconvnet.datasets.importing.mask_values import read_mask_values
 from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, weigh_image
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
 from proposals.image_codec import image_size
+
+_SAMPLE = 200  # masks that are read beforehand if there is a table
 
 
 def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
@@ -60,8 +63,7 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
         if without := len(images) - len(matched):
             dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
     table = _make_table([uri for *_, uri in pairs], rules)
-    if table.inferred:
-        dataset.notes.append(table.inferred)
+    dataset.notes += table.notes
     dataset.classes, dataset.class_table_text = table.classes, table.to_text()
     frames = {source.annotations: FrameChooser() for source in sources}
     for source, index, name, uri in pairs:
@@ -108,19 +110,22 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     Raises:
         UserError: if the table can't be read, or the values of the masks don't look like those of classes.
     """
-    if path := rules.class_table_uri:
-        try:
-            return read_table(read_input(path).decode("utf-8-sig"), path)
-        except (BadInput, UnicodeDecodeError):
-            raise UserError(f"--table {path} can't be read: it must be a text file with a class and its value a line") from None
-    masks = []
+    path = rules.class_table_uri
+    if path and len(uris) > _SAMPLE:  # some masks show whether a table can be right
+        uris = uris[:: len(uris) // _SAMPLE]
+    opaque = rules.transparent == "opaque"
+    masks = {}
     for uri in progress(uris, len(uris), "reading mask values", "masks"):
-        try:
-            masks.append(read_mask_values(read_input(uri), rules.max_pixels))
-        except BadInput:
-            continue  # its image is rejected, with the reason, when it is loaded
-    names = (BACKGROUND, *(name for name in rules.classes if name.lower() != BACKGROUND)) if rules.classes else ()
-    return infer_table(masks, names)
+        with suppress(BadInput):  # its image is rejected, with the reason, when it is loaded
+            masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque)
+    found = list(masks.values())
+    if not path:
+        return infer_table(found, rules)
+    try:
+        text = read_text(path, rules.encoding)
+    except BadInput as error:
+        raise UserError(f"--table {path} can't be read: {error}") from None
+    return read_table(text, path, rules, found)
 
 
 def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence:
@@ -163,7 +168,7 @@ def _load(
     """
     image = index.read(name)
     displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read
-    class_mask = table.read_class_mask(read_input(mask_uri), rules.unknown_void, rules.max_pixels)
+    class_mask = table.read_class_mask(read_input(mask_uri), rules)
     evidence = weigh_image(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, rules.max_pixels)
     frame, remark = chooser.choose(evidence)
     if frame == "stored":

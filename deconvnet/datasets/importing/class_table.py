@@ -1,34 +1,45 @@
 """The table that says which class each value in a folder of masks stands for. It is read from a file or inferred from the masks.
 
-The file is text. Each line has a class name and its value, in either order. The value is an id or a colour:
-
-    road, 7
-    road: 128,64,128
-    128 64 128 road
-    road #804080
-
-CVAT's labelmap.txt and CamVid's label_colors.txt can be read as they are. Empty lines, comments (# and a blank) and the heading
-`name,id` are ignored. The name `void` (or unlabelled, ignore) means void, and `background` means id 0. The other classes get ids
-from 1, in the order of the lines.
+`table_text` describes the text of the file. The name `void` (or unlabelled, ignore) means void. One class may be the background;
+the others get ids from 1, in the order of the lines.
 """
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deconvnet.datasets.importing.dataset import BACKGROUND
-from deconvnet.datasets.importing.mask_values import MaskValues, read_colours, read_ids
-from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
+from deconvnet.datasets.importing.dataset import (
+    BACKGROUND,
+    BACKGROUND_NAMES,
+    ImportRules,
+    check_class_names,
+    describe_variants,
+    folded,
+)
+from deconvnet.datasets.importing.mask_values import (
+    HIDDEN,
+    SOFT,
+    MaskValues,
+    is_lossy,
+    read_colours,
+    read_ids,
+    rows_of_colours,
+    rows_of_ids,
+    rows_of_names,
+)
+from deconvnet.datasets.importing.table_text import TableRow, parse_rows, parse_value
 from infra.errors import BadInput, UserError
 from proposals.masks import VOID_ID
 
 _VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
-_COLOUR = r"\#[0-9a-fA-F]{6}|\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3}"
-_NAME_FIRST = re.compile(rf"(?P<name>.*?[^\s,;:=])[\s,;:=]+(?P<value>{_COLOUR}|\d{{1,5}})\s*(?:[:,;].*)?")
-_VALUE_FIRST = re.compile(rf"(?P<value>{_COLOUR}|\d{{1,5}})[\s,;:=]+(?P<name>\D.*?)\s*")
-_HEADINGS = ("name,id", "name,value")
+_NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no class", "other", "others")
+"""Names of background where they stand for id 0 or black."""
+_MUCH_VOID = 0.5  # share of the pixels from which on a class that is void is more likely the background
+_BLENDS = 3  # so many values that look blended are no coincidence; one or two may be thin classes
+_DEFAULT_RULES = ImportRules()
+_JPEG = "was saved as JPEG or WebP, which changes values along edges: export PNG, or give --table and --strange void"
 
 
 @dataclass(frozen=True)
@@ -39,21 +50,21 @@ class ClassTable:
         classes: class names by id; the first is background.
         id_of_value: class id (255 for void) by mask value. The values are ids, or colours as R·65536 + G·256 + B.
         has_colours: True if the values are colours, False if they are ids.
-        inferred: sentence for the user that tells how the table was inferred; empty if it was given.
+        notes: sentences for the user: how the table was inferred, which class is the background.
     """
 
     classes: tuple[str, ...]
     id_of_value: Mapping[int, int]
     has_colours: bool
-    inferred: str = ""
+    notes: tuple[str, ...] = ()
 
-    def read_class_mask(self, data: bytes, unknown_void: bool, max_pixels: int) -> np.ndarray:
+    def read_class_mask(self, data: bytes, rules: ImportRules) -> np.ndarray:
         """Decode a mask file and convert its values to class ids.
 
         Args:
             data: encoded bytes of the mask.
-            unknown_void: True to turn values that are not in the table into void, False to refuse them.
-            max_pixels: most pixels that the mask may have.
+            rules: rules that the user chose. `unknown_void` says whether values that are not in the table become void or are
+                refused, `transparent` what transparent pixels become, and `max_pixels` the most pixels that the mask may have.
 
         Returns:
             uint8 array (H, W) of class ids; 255 is void.
@@ -61,13 +72,18 @@ class ClassTable:
         Raises:
             BadInput: if the mask can't be decoded, or a value is refused.
         """
-        mask = read_colours(data, max_pixels) if self.has_colours else read_ids(data, max_pixels)
-        values = np.array(sorted(self.id_of_value), np.int64)
-        ids = np.array([self.id_of_value[value] for value in values.tolist()], np.uint8)
+        read = read_colours if self.has_colours else read_ids
+        mask = read(data, rules.max_pixels, rules.transparent == "opaque")
+        table = {**self.id_of_value, HIDDEN: VOID_ID if rules.transparent == "void" else 0}
+        values = np.array(sorted(table), np.int32)
+        ids = np.array([table[value] for value in values.tolist()], np.uint8)
         index = np.searchsorted(values, mask).clip(max=len(values) - 1)
         known = values[index] == mask
-        if not unknown_void and not known.all():
-            raise BadInput(self._describe_unknown(mask[~known], mask.size))
+        if not rules.unknown_void:
+            if not known.all():
+                raise BadInput(self._describe_unknown(mask[~known], mask.size))
+            if is_lossy(data) and (self.has_colours or not np.isin(mask, (0, VOID_ID)).all()):
+                raise BadInput(f"the mask {_JPEG}")
         return np.where(known, ids[index], VOID_ID).astype(np.uint8)
 
     def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
@@ -81,21 +97,10 @@ class ClassTable:
             A sentence for the user with their share of the mask and their commonest value.
         """
         values, counts = np.unique(unknown, return_counts=True)
-        commonest = self._format_value(int(values[counts.argmax()]))
+        commonest = _format_value(int(values[counts.argmax()]), self.has_colours)
         more = f" and {len(values) - 1} more" if len(values) > 1 else ""
         question = " (has it been resized, or saved as JPEG?)" if len(values) > 3 else ""
         return f"{100 * unknown.size / pixels:.2g} % of the mask has no class: {commonest}{more}{question}"
-
-    def _format_value(self, value: int) -> str:
-        """Write a mask value as text for the user.
-
-        Args:
-            value: an id, or a colour as R·65536 + G·256 + B.
-
-        Returns:
-            The text, such as "id 7" or "#804080".
-        """
-        return f"#{value:06x}" if self.has_colours else f"id {value}"
 
     def to_text(self) -> str:
         """Write the table as text that `read_table` can read.
@@ -104,163 +109,207 @@ class ClassTable:
             One line for each mask value, with its class name and the value.
         """
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
-        rows = sorted((class_id, value) for value, class_id in self.id_of_value.items())
-        return "".join(f"{names[class_id]}, {self._format_value(value).removeprefix('id ')}\n" for class_id, value in rows)
+        rows = [TableRow(names[i], value, self.has_colours) for i, value in sorted((i, v) for v, i in self.id_of_value.items())]
+        lines = []
+        for row in rows:
+            name = '"' + row.name.replace('"', '""') + '"' if set(row.name) & set(',"#') else row.name
+            lines.append(f"{name}, {_format_value(row.value, self.has_colours).removeprefix('id ')}\n")
+        text = "".join(lines)
+        try:
+            clear = [row[:3] for row in parse_rows(text, "")] == [row[:3] for row in rows]
+        except UserError:
+            clear = False
+        return text if clear else f"name, {'colour' if self.has_colours else 'id'}\n{text}"
 
 
-def read_table(text: str, name: str) -> ClassTable:
+def _format_value(value: int, is_colour: bool) -> str:
+    """Write a mask value as text for the user, such as "id 7" or "#804080"."""
+    if value == SOFT:
+        return "half transparent edges"
+    return f"#{value:06x}" if is_colour else f"id {value}"
+
+
+def read_table(text: str, name: str, rules: ImportRules = _DEFAULT_RULES, masks: Sequence[MaskValues] = ()) -> ClassTable:
     """Read a class table from the text of a file.
 
     Args:
-        text: content of the file, in the form described at the top of this module.
+        text: content of the file, in the form that `table_text` describes.
         name: name of the file, for error messages.
+        rules: rules that the user chose; `background` and `fold_case` apply.
+        masks: the values of some masks, which show whether the table can be right.
 
     Returns:
         The table. If its values are ids, then 0 is background and 255 is void, unless the text gives them another class.
 
     Raises:
-        UserError: if a line is not a class and a value, a value has two classes, ids and colours are mixed, there is no class
-            beside background and void, or there are more than 255 classes.
+        UserError: if the text can't be read (see `parse_rows`), a value has two classes, it is not clear which class is the
+            background or whether 255 is void, there is no class beside background and void, or there are more than 255 classes.
     """
-    classes = [BACKGROUND]
-    id_of_value: dict[int, int] = {}
-    kinds: set[bool] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
-        if not line or line == "#" or line.startswith(("# ", "#\t")) or line.lower().replace(" ", "") in _HEADINGS:
-            continue
-        match = _NAME_FIRST.fullmatch(line) or _VALUE_FIRST.fullmatch(line)
-        parsed = _parse_value(match["value"]) if match else None
-        if match is None or parsed is None:
-            raise UserError(f"{name}, line {number}: {line!r} is no class and value; write `road, 7` or `road, 128 64 128`")
-        value, is_colour = parsed
-        kinds.add(is_colour)
-        class_id = _class_id(match["name"].strip(), classes)
-        if id_of_value.setdefault(value, class_id) != class_id:
-            raise UserError(f"{name}, line {number}: the value {match['value']} stands for two classes")
-    if len(kinds) != 1 or len(classes) < 2:
-        what = "mixes ids and colours" if len(kinds) > 1 else "names no class beside background and void"
-        raise UserError(f"{name} {what}: each line is a class and its id, or each a class and its colour")
-    if len(classes) > VOID_ID:
-        raise UserError(f"{name} names {len(classes)} classes, at most {VOID_ID} are possible")
-    has_colours = kinds.pop()
-    if not has_colours:
-        id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}
-    return ClassTable(tuple(classes), id_of_value, has_colours)
+    return _make_table(parse_rows(text, name), name, rules, masks)
 
 
-def _parse_value(text: str) -> tuple[int, bool] | None:
-    """Parse a value of a class table, which is an id or a colour.
-
-    Args:
-        text: the value: an id as "7", or a colour as "#804080" or "128,64,128".
-
-    Returns:
-        The value (a colour as R·65536 + G·256 + B), and whether it is a colour (True) or an id (False). None if a channel of the
-        colour is over 255.
-    """
-    if text.startswith("#"):
-        return int(text[1:], 16), True
-    numbers = [int(each) for each in re.findall(r"\d+", text)]
-    if len(numbers) == 1:
-        return numbers[0], False
-    return (numbers[0] << 16 | numbers[1] << 8 | numbers[2], True) if max(numbers) < 256 else None
-
-
-def _class_id(name: str, classes: list[str]) -> int:
-    """Return the id of a class, and append the class to the list if it is new.
-
-    Args:
-        name: name of the class; names of void, such as "ignore", give 255, and "background" gives 0.
-        classes: class names by id, background first; a new name is appended.
-
-    Returns:
-        The class id.
-    """
-    if name.lower() in _VOID_NAMES:
-        return VOID_ID
-    if name.lower() == BACKGROUND:
-        return 0
-    if name not in classes:
-        classes.append(name)
-    return classes.index(name)
-
-
-def infer_table(masks: Sequence[MaskValues], names: Sequence[str]) -> ClassTable:
+def infer_table(masks: Sequence[MaskValues], rules: ImportRules = _DEFAULT_RULES) -> ClassTable:
     """Infer the class table from the values of all masks.
 
     Args:
-        masks: the set of values that occur in each mask.
-        names: class names by id, background first, if the user gave them. If empty, the names are inferred as well.
+        masks: the values that occur in each mask.
+        rules: rules that the user chose; `classes` (names by id from 0), `background`, `fold_case` and `unknown_void` apply.
 
     Returns:
-        The table. Unless `names` were given, it has a sentence for the user that tells how it was inferred.
+        The table. Its notes tell how it was inferred.
 
     Raises:
-        UserError: if names are given and the masks have colours, or if the values don't look like those of classes.
+        UserError: if names are given and don't fit the values, or the values don't look like those of classes.
     """
     has_colours = any(mask.are_colours for mask in masks)
     # A mask that is all 0 is read as ids; among colour masks it is black.
-    values = sorted({int(v) for mask in masks if mask.are_colours == has_colours or not mask.values.any() for v in mask.values})
-    if names:
+    values = sorted({v for mask in masks if mask.are_colours == has_colours or not any(mask.classes) for v in mask.classes})
+    if lossy := sum(mask.lossy for mask in masks):
+        raise UserError(f"{lossy:,} of {len(masks):,} masks can't be used as they are, each {_JPEG}")
+    if rules.classes:
         if has_colours:
             raise UserError("the masks are colour images: give the colour of each class by --table (`road, 128 64 128`)")
-        return ClassTable(tuple(names), {**{i: i for i in range(len(names))}, VOID_ID: VOID_ID}, False)
-    if len(values) > 255 or 2 * sum(mask.blended for mask in masks) > len(masks):
+        rows = rows_of_names(rules, values)
+        named = any(name.lower() in BACKGROUND_NAMES for name in rules.classes)
+        if rows[0].value == 0 and not named and rows[0].name.lower() not in (*_VOID_NAMES, *_NO_CLASS_NAMES):
+            rules = replace(rules, background=rules.background or rows[0].name)  # its id 0 is what the user says of it
+        return _make_table(rows, "--classes", rules, masks)
+    blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.wide for mask in masks))
+    if len(values) > 255 or len(blended) >= _BLENDS or 2 * sum(bool(mask.blended) for mask in masks) > len(masks):
         raise UserError(
             f"the masks have {len(values):,} {'colours' if has_colours else 'ids'}, too many for classes, or values such as blending "
             "along edges leaves: were they resized, or saved as JPEG? Name the classes by --table, and see --strange"
         )
-    return _infer_from_colours(values) if has_colours else _infer_from_ids(values)
+    if not any(values):
+        raise UserError("the masks have only the value 0: no class is annotated (or the classes are in the alpha channel)")
+    if has_colours:
+        rows, sentence = rows_of_colours(values, rules.background)
+    else:
+        rows, sentence = rows_of_ids(values, rules.background)
+    return _make_table(rows, "the masks", rules, masks, (sentence,))
 
 
-def _infer_from_colours(values: Sequence[int]) -> ClassTable:
-    """Infer a class table from the colours in the masks.
-
-    If all are colours of VOC's palette, the classes are VOC's. Otherwise black is background, and each other colour is a class.
+def _make_table(
+    rows: Sequence[TableRow], source: str, rules: ImportRules, masks: Sequence[MaskValues], notes: tuple[str, ...] = ()
+) -> ClassTable:
+    """Number the classes of a table.
 
     Args:
-        values: the colours as R·65536 + G·256 + B, in ascending order.
+        rows: the rows; their values are all ids or all colours.
+        source: name of their origin, for error messages.
+        rules: rules that the user chose; `background` and `fold_case` apply.
+        masks: the values of some or all masks.
+        notes: sentences for the user, to which others are added.
 
     Returns:
-        The table, with a sentence for the user that tells how it was inferred.
+        The table.
+
+    Raises:
+        UserError: as `read_table` does.
     """
-    ids = [*range(len(VOC_CLASSES)), VOID_ID]
-    voc = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in zip(ids, VOC_PALETTE[ids].tolist(), strict=True)}
-    if set(values) <= set(voc):
-        return ClassTable(VOC_CLASSES, voc, True, "the colours are PASCAL VOC's, so its class names were taken")
-    names = {value: f"colour_{value:06x}" for value in values if value}
-    return _one_class_each(names, {0: 0}, True, "each colour found was taken for a class, black for background")
+    key = folded if rules.fold_case else str
+    has_colours = rows[0].is_colour
+    background, title, note = _find_background(rows, source, rules, masks)
+    ids = dict.fromkeys(map(key, background), 0)
+    classes = [title]
+    id_of_value: dict[int, int] = {}
+    for row in rows:
+        if key(row.name) not in ids:
+            void = row.name.lower() in _VOID_NAMES
+            ids[key(row.name)] = VOID_ID if void else len(classes)
+            classes += [] if void else [row.name]
+        class_id, shown = ids[key(row.name)], _format_value(row.value, has_colours).removeprefix("id ")
+        if id_of_value.setdefault(row.value, class_id) != class_id:
+            raise UserError(f"{source}{f', line {row.line}' * (row.line > 0)}: the value {shown} stands for two classes")
+    if len(classes) < 2:
+        raise UserError(f"{source} names no class beside background and void")
+    check_class_names(classes[1:])
+    if not has_colours:
+        if VOID_ID not in id_of_value:
+            _check_void(masks)
+        id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}
+    notes += tuple(filter(None, [note, *describe_variants([row.name for row in rows], rules.fold_case)]))
+    return ClassTable(tuple(classes), id_of_value, has_colours, notes)
 
 
-def _infer_from_ids(values: Sequence[int]) -> ClassTable:
-    """Infer a class table from the ids in the masks.
-
-    If the masks have no other ids than 0 and 255, then 255 is the only class. Otherwise 0 is background, 255 is void, and each
-    other id is a class.
+def _check_void(masks: Sequence[MaskValues]) -> None:
+    """Check that 255 is void, not the only class of some masks whose values differ from those of the others.
 
     Args:
-        values: the ids, in ascending order.
+        masks: the values of some or all masks, which are ids.
+
+    Raises:
+        UserError: if 255 occurs only in masks without other ids but 0.
+    """
+    objects = [mask.classes - {0} for mask in masks if not mask.are_colours]
+    others = set[int]().union(*objects) - {VOID_ID}
+    if {VOID_ID} in objects and others and not any(VOID_ID in found and len(found) > 1 for found in objects):
+        count = objects.count({VOID_ID})
+        raise UserError(
+            f"{count:,} masks have only the values 0 and 255, and others {', '.join(map(str, sorted({0, *others})[:20]))}: it is not "
+            "clear whether 255 is a class or void. Say so by --table, with a line `void, 255`, or `object, 255` and `object, 1`"
+        )
+
+
+def _find_background(
+    rows: Sequence[TableRow], source: str, rules: ImportRules, masks: Sequence[MaskValues]
+) -> tuple[list[str], str, str]:
+    """Find out which class is the background.
+
+    Args:
+        rows: the rows of the table.
+        source: name of their origin, for error messages.
+        rules: rules that the user chose; `background` and `fold_case` apply.
+        masks: the values of some or all masks, for the shares of the classes.
 
     Returns:
-        The table, with a sentence for the user that tells how it was inferred.
+        The names that mean background, which may be none; the name of class 0; and a sentence for the user, or "".
+
+    Raises:
+        UserError: if the class that the user named is not in the table, or it is not clear which class is the background.
     """
-    if set(values) <= {0, VOID_ID}:
-        sentence = "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
-        return _one_class_each({VOID_ID: "object"}, {0: 0}, False, sentence)
-    names = {value: f"id_{value}" for value in values if value not in (0, VOID_ID)}
-    sentence = "each id found was taken for a class, 0 for background, 255 for void"
-    return _one_class_each(names, {0: 0, VOID_ID: VOID_ID}, False, sentence)
+    key = folded if rules.fold_case else str
+    named = [row.name for row in rows if row.name.lower() in BACKGROUND_NAMES]
+    zero = next((row for row in rows if row.value == 0), None)
+    if rules.background == "none":
+        if named:
+            raise UserError(f"--background none, but {source} has a class {named[0]}: leave out the option, or rename the class")
+        return [], BACKGROUND, "no class is the background"
+    if rules.background:
+        value = parse_value(rules.background)
+        asked = [row.name for row in rows if key(row.name) == key(rules.background)]
+        asked = asked or [row.name for row in rows if value and row.value == value[0]]
+        if not asked:
+            raise UserError(f"--background {rules.background} is not in {source}, which has {_list_shares(rows, masks)}")
+        return [*named, asked[0]], BACKGROUND if named else asked[0], f"{asked[0]} is the background"
+    if named:
+        return named, BACKGROUND, "" if named[0].lower() == BACKGROUND else f"{named[0]} is the background"
+    candidates = [row for row in rows if row.name.lower() in _NO_CLASS_NAMES and (row is zero or not zero)]
+    if len(candidates) == 1:
+        meant = f"{candidates[0].name} ({_format_value(candidates[0].value, candidates[0].is_colour)})"
+        return [candidates[0].name], BACKGROUND, f"{meant} is the background: --background names another class"
+    void = zero is not None and zero.name.lower() in _VOID_NAMES
+    if zero and (not void or _shares(rows, masks)[zero.name] > _MUCH_VOID):
+        raise UserError(
+            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}{', which is void' * void}: "
+            f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another class, or "
+            "--background none if all classes are objects"
+        )
+    empty = void or rows[0].is_colour
+    return [], BACKGROUND, "the table has no background: no pixel will be of the class background" if empty else ""
 
 
-def _one_class_each(names: Mapping[int, str], others: Mapping[int, int], has_colours: bool, inferred: str) -> ClassTable:
-    """Make a table in which each of some values is a class of its own. The classes get ids from 1, in the order of the values.
+def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
+    """Return the share of each class of a table in the pixels of some masks, in [0, 1]."""
+    pixels: Counter[int] = Counter()
+    for mask in masks:
+        pixels.update(mask.pixels)
+    values = {row.value: row.name for row in rows}
+    return {name: sum(pixels[v] for v in values if values[v] == name) / max(1, pixels.total()) for name in values.values()}
 
-    Args:
-        names: class name by value.
-        others: id (0 for background or 255 for void) of the values that are no class.
-        has_colours: True if the values are colours, False if they are ids.
-        inferred: sentence for the user that tells how the table was inferred.
-    """
-    id_of_value = {**others, **{value: i for i, value in enumerate(names, start=1)}}
-    return ClassTable((BACKGROUND, *names.values()), id_of_value, has_colours, inferred)
+
+def _list_shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> str:
+    """List the classes of a table for the user, the ten most common first, with their shares of the pixels if masks are given."""
+    shares = _shares(rows, masks)
+    names = [f"{name} ({shares[name]:.0%} of the pixels)" if masks else name for name in sorted(shares, key=lambda n: -shares[n])]
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

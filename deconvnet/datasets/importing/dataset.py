@@ -40,6 +40,7 @@ class ImportRules:
         run_order: "columns" or "rows", along which the pixels of Kaggle's run lengths are counted. None if the table tells.
         others_void: True turns classes that are not imported into void. False turns them into background.
         unknown_void: True turns mask values without a class into void. False rejects the image.
+        transparent: what transparent pixels of masks become: "background" or "void", or "opaque" if transparency means nothing.
         class_table_uri: path or s3:// address of a text file with class names and mask values (see `class_table.read_table`). If
             None, the table is inferred from the masks.
         mask_suffix: text that the name of a mask has after the name of its image, such as "_mask" in "a_mask.png" for "a.jpg".
@@ -57,6 +58,7 @@ class ImportRules:
     run_order: str | None = None
     others_void: bool = False
     unknown_void: bool = False
+    transparent: str = "background"
     class_table_uri: str | None = None
     mask_suffix: str = ""
     image_suffix: str = ""

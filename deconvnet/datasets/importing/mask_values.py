@@ -1,36 +1,60 @@
-"""Reading the values in mask files, which are ids or colours, and judging whether they look like values of classes."""
+"""Reading the values in mask files, which are ids or colours, and finding out which of them are classes.
 
+Two values stand for pixels that have no value of their own: `HIDDEN` for those that transparency hides, whatever lies under it,
+and `SOFT` for half transparent edges, as antialiasing leaves them.
+"""
+
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from infra.errors import BadInput
-from proposals.image_codec import decode_image, decode_mask
+from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES, ImportRules
+from deconvnet.datasets.importing.table_text import TableRow
+from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
+from infra.errors import BadInput, UserError
+from proposals.image_codec import decode_alpha, decode_image, decode_mask
 from proposals.masks import VOID_ID, void_id
+
+HIDDEN, SOFT = -1, -2
+_SQUARE = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
 class MaskValues:
-    """The set of values that occur in a mask file.
+    """The values that occur in a mask file.
 
     Attributes:
         are_colours: True if the values are colours, False if they are ids.
-        values: int64 array (N,) of the values in ascending order. They are ids, or colours as R·65536 + G·256 + B.
-        blended: True if some ids look like blends of their neighbours along edges (see `blended_ids`); always False for colours.
+        pixels: number of pixels by value, in ascending order of the values. They are ids, or colours as R·65536 + G·256 + B, or
+            `HIDDEN` or `SOFT`.
+        blended: values that look like blends of their neighbours along edges (see `blended_ids`), among them `SOFT`.
+        wide: values that fill a square of 3×3 px somewhere.
+        lossy: True if the file's compression changed values (see `is_lossy`).
     """
 
     are_colours: bool
-    values: np.ndarray
-    blended: bool
+    pixels: dict[int, int]
+    blended: frozenset[int] = frozenset()
+    wide: frozenset[int] = frozenset()
+    lossy: bool = False
+
+    @property
+    def classes(self) -> set[int]:
+        """Return the values without `HIDDEN` and `SOFT`."""
+        return {value for value in self.pixels if value >= 0}
 
 
-def read_mask_values(data: bytes, max_pixels: int) -> MaskValues:
+def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False) -> MaskValues:
     """Find the values that occur in a mask file.
 
     Args:
         data: encoded bytes of the mask.
         max_pixels: most pixels that the mask may have.
+        opaque: True to ignore transparency.
 
     Returns:
         The ids in the mask, or the colours if it is a colour image.
@@ -39,52 +63,107 @@ def read_mask_values(data: bytes, max_pixels: int) -> MaskValues:
         BadInput: if the mask can't be decoded.
     """
     try:
-        ids = read_ids(data, max_pixels)
+        mask, are_colours = read_ids(data, max_pixels, opaque), False
     except BadInput:
-        return MaskValues(True, np.unique(read_colours(data, max_pixels)), False)
-    narrow = ids.astype(np.uint16 if ids.max(initial=0) > VOID_ID else np.uint8)
-    return MaskValues(False, np.unique(ids), bool(blended_ids(narrow)))
+        mask, are_colours = read_colours(data, max_pixels, opaque), True
+    values, counts = np.unique(mask, return_counts=True)
+    visible = np.maximum(mask, 0)
+    if are_colours:
+        channels = np.stack([visible >> 16, visible >> 8 & 255, visible & 255], axis=-1).astype(np.uint8)
+    else:
+        channels = visible.astype(np.uint16 if values[-1] > VOID_ID else np.uint8)
+    blended, wide = _find_blended(channels, visible, None if are_colours else void_id(channels))
+    lossy = is_lossy(data) and not (set(values.tolist()) <= {0, VOID_ID} and not are_colours)
+    soft = {SOFT} & set(values.tolist())
+    return MaskValues(are_colours, dict(zip(values.tolist(), counts.tolist(), strict=True)), blended | soft, wide, lossy)
 
 
-def read_ids(data: bytes, max_pixels: int) -> np.ndarray:
+def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
     """Decode a mask file to ids.
 
-    The ids are palette indices or grey levels. A colour image is accepted if all its pixels are grey.
+    The ids are palette indices or grey levels. A colour image is accepted if all its visible pixels are grey.
 
     Args:
         data: encoded bytes of the mask.
         max_pixels: most pixels that the mask may have.
+        opaque: True to ignore transparency.
 
     Returns:
-        int64 array (H, W) of ids.
+        int32 array (H, W) of ids, `HIDDEN` and `SOFT`.
 
     Raises:
         BadInput: if the mask can't be decoded, or has colours.
     """
     try:
-        return decode_mask(data, max_pixels).astype(np.int64)
-    except BadInput:
-        image = decode_image(data, max_pixels)
-        if (image != image[..., :1]).any():
-            raise
-        return image[..., 0].astype(np.int64)
+        ids = decode_mask(data, max_pixels)
+        return _without_hidden(ids, data, max_pixels, opaque)
+    except BadInput as error:
+        colours = read_colours(data, max_pixels, opaque)
+        ids = colours & 255
+        if (colours[colours >= 0] != (ids * 0x010101)[colours >= 0]).any():
+            raise error
+        return np.where(colours < 0, colours, ids)
 
 
-def read_colours(data: bytes, max_pixels: int) -> np.ndarray:
+def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
     """Decode a mask file to colours.
 
     Args:
         data: encoded bytes of the mask.
         max_pixels: most pixels that the mask may have.
+        opaque: True to ignore transparency.
 
     Returns:
-        int64 array (H, W) of colours as R·65536 + G·256 + B.
+        int32 array (H, W) of colours as R·65536 + G·256 + B, `HIDDEN` and `SOFT`.
 
     Raises:
         BadInput: if the mask can't be decoded.
     """
-    image = decode_image(data, max_pixels).astype(np.int64)
-    return image[..., 0] << 16 | image[..., 1] << 8 | image[..., 2]
+    image = decode_image(data, max_pixels).astype(np.int32)
+    return _without_hidden(image[..., 0] << 16 | image[..., 1] << 8 | image[..., 2], data, max_pixels, opaque)
+
+
+def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bool) -> np.ndarray:
+    """Replace the values of transparent pixels.
+
+    The alpha of a paletted image belongs to its colours. So there it makes no edges, and void (255) remains void.
+
+    Args:
+        values: integer array (H, W) of the values in the mask.
+        data: encoded bytes of the mask.
+        max_pixels: most pixels that the mask may have.
+        opaque: True to ignore transparency.
+
+    Returns:
+        int32 array (H, W) of the values, with `HIDDEN` where alpha is 0, and `SOFT` where it is one of many levels along edges.
+
+    Raises:
+        BadInput: if the whole mask is transparent, and yet has several values.
+    """
+    values = values.astype(np.int32)
+    alpha = None if opaque else decode_alpha(data, max_pixels)
+    if alpha is None or alpha.shape != values.shape:
+        return values
+    hidden = alpha == 0
+    if hidden.all() and (count := len(np.unique(values))) > 1:
+        raise BadInput(
+            f"it is transparent everywhere, though it has {count:,} values: save it without alpha, or see --transparent"
+        )
+    if Image.open(io.BytesIO(data)).mode == "P":
+        return np.where(hidden & (values != VOID_ID), HIDDEN, values)
+    wide = _find_blended(alpha, alpha, None)[1] | {255}
+    return np.where(hidden, HIDDEN, np.where(np.isin(alpha, list(wide)), values, SOFT))
+
+
+def is_lossy(data: bytes) -> bool:
+    """Tell whether a file is compressed as JPEG or as lossy WebP, which changes the values along edges.
+
+    Args:
+        data: encoded bytes of the image.
+    """
+    image = Image.open(io.BytesIO(data))
+    jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # the latter is a TIFF
+    return jpeg or (image.format == "WEBP" and b"VP8L" not in data)
 
 
 def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:
@@ -100,13 +179,105 @@ def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:
     Returns:
         The ids that look blended, in ascending order.
     """
-    void = void_id(mask)
-    square = np.ones((3, 3), np.uint8)
-    lowest = cv2.erode(mask, square)  # void is the highest id, so it never counts here
-    highest = cv2.dilate(np.where(mask == void, 0, mask).astype(mask.dtype), square)
-    ids, areas = np.unique(mask, return_counts=True)
-    candidates, between = np.unique(mask[(lowest < mask) & (mask < highest)], return_counts=True)
-    wide = set(np.unique(mask[lowest == highest]).tolist())  # ids with a 3×3 square of their own
+    return sorted(_find_blended(mask, mask, void_id(mask), min_pixels)[0])
+
+
+def _find_blended(
+    channels: np.ndarray, values: np.ndarray, void: int | None, min_pixels: int = 20
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Find the values in a mask that look like blends of their neighbours, in each channel that differs there.
+
+    Args:
+        channels: uint8 or uint16 array (H, W) of ids, or uint8 array (H, W, 3) of colours.
+        values: integer array (H, W) with the id or colour of each pixel as one number.
+        void: the id that is void, and never a blend; None for colours.
+        min_pixels: values with fewer pixels are not considered.
+
+    Returns:
+        The values that look blended, and those that fill a square of 3×3 px somewhere.
+    """
+    lowest = cv2.erode(channels, _SQUARE)  # void is the highest id, so it never counts here
+    highest = cv2.dilate(channels if void is None else np.where(channels == void, 0, channels).astype(channels.dtype), _SQUARE)
+    same, inside = lowest == highest, (lowest < channels) & (channels < highest)
+    if channels.ndim == 3:
+        same, inside = same.all(axis=-1), (same | inside).all(axis=-1) & ~same.all(axis=-1)
+    wide = frozenset(np.unique(values[same]).tolist())
+    ids, areas = np.unique(values, return_counts=True)
     area = dict(zip(ids.tolist(), areas.tolist(), strict=True))
+    candidates, between = np.unique(values[inside], return_counts=True)
     counts = zip(candidates.tolist(), between.tolist(), strict=True)
-    return [i for i, count in counts if i != void and i not in wide and area[i] >= min_pixels and 2 * count >= area[i]]
+    blended = (i for i, count in counts if i != void and i not in wide and area[i] >= min_pixels and 2 * count >= area[i])
+    return frozenset(blended), wide
+
+
+def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list[TableRow], str]:
+    """Make rows of the colours in the masks.
+
+    If all are colours of VOC's palette, the classes are VOC's. Otherwise black is background, and each other colour is a class.
+
+    Args:
+        values: the colours as R·65536 + G·256 + B, in ascending order.
+        background: what the user named as background (`ImportRules.background`); then black is a class as well.
+
+    Returns:
+        The rows, and a sentence for the user that tells how they were inferred.
+    """
+    ids = [*range(len(VOC_CLASSES)), VOID_ID]
+    colours = [r << 16 | g << 8 | b for r, g, b in VOC_PALETTE[ids].astype(int).tolist()]
+    if set(values) <= set(colours):
+        rows = [TableRow(name, colour, True) for name, colour in zip([*VOC_CLASSES, "void"], colours, strict=True)]
+        return rows, "the colours are PASCAL VOC's, so its class names were taken"
+    zero = "colour_000000" if background else BACKGROUND
+    rows = [TableRow(f"colour_{value:06x}", value, True) for value in values if value]
+    return [TableRow(zero, 0, True), *rows], f"each colour found was taken for a class, black for {zero}"
+
+
+def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[TableRow], str]:
+    """Make rows of the ids in the masks.
+
+    If the masks have no other ids than 0 and 255, then 255 is the only class. Otherwise 0 is background, 255 is void, and each
+    other id is a class.
+
+    Args:
+        values: the ids, in ascending order.
+        background: what the user named as background (`ImportRules.background`); then 0 is a class as well.
+
+    Returns:
+        The rows, and a sentence for the user that tells how they were inferred.
+    """
+    zero = "id_0" if background else BACKGROUND
+    if set(values) <= {0, VOID_ID}:
+        rows = [TableRow(zero, 0, False), TableRow("object", VOID_ID, False)]
+        return rows, "the masks have only the values 0 and 255: 255 was taken for the one class, not for void"
+    rows = [TableRow(f"id_{value}", value, False) for value in values if value not in (0, VOID_ID)]
+    return [TableRow(zero, 0, False), *rows], f"each id found was taken for a class, 0 for {zero}, 255 for void"
+
+
+def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
+    """Make rows of the class names that the user gave by id from 0.
+
+    Args:
+        rules: rules that the user chose; `classes` are the names, and `unknown_void` allows values without a name.
+        values: the ids in the masks, in ascending order.
+
+    Returns:
+        The rows. If the masks have only 0 and 255, the second of two names is that of 255. A single name is that of the value
+        beside 0.
+
+    Raises:
+        UserError: if there are values without a name, or only 0 and 255 for more than two names.
+    """
+    names, found = rules.classes, sorted({0, *values})
+    binary = len(found) == 2 and len(names) <= 2 and found[1] in (1, VOID_ID)
+    if binary:
+        return [TableRow(name, value, False) for name, value in zip(names[::-1], found[::-1], strict=False)][::-1]
+    rows = [TableRow(name, i, False) for i, name in enumerate(names)]
+    unnamed = [value for value in values if value >= len(names) and value != VOID_ID]
+    only_void = found == [0, VOID_ID]
+    if only_void or (unnamed and not rules.unknown_void and names[0].lower() not in BACKGROUND_NAMES):
+        shown = ", ".join(map(str, values[:20])) + (", …" if len(values) > 20 else "")
+        raise UserError(
+            f"--classes names the ids 0 to {len(names) - 1} ({', '.join(f'{name} = {i}' for i, name in enumerate(names[:20]))}), and "
+            f"the masks have the values {shown}: name all ids from 0 on, background included, or give --table"
+        )
+    return rows

@@ -19,8 +19,8 @@ from deconvnet.datasets.importing.regions import (
     merge_regions,
     parse_points,
     polygon_region,
+    run_length_region,
 )
-from deconvnet.datasets.importing.rle import run_length_region
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from deconvnet.datasets.importing.regions import Region
-from deconvnet.datasets.importing.rle import parse_run_lengths, run_length_region
+from deconvnet.datasets.importing.regions import Region, parse_run_lengths, run_length_region
 from infra.errors import BadInput
 
 HEIGHT, WIDTH = 30, 40

@@ -1,0 +1,344 @@
+"""Parsing the text of a class table, which says which class each value in masks stands for.
+
+Each line has a class name and its value, in either order. The value is an id or a colour:
+
+    road, 7
+    road: 128,64,128
+    128 64 128 road
+    road #804080
+
+A heading names the columns: `name,id`, `name,r,g,b`, `Pixel Value, Class`. CVAT's labelmap.txt, CamVid's label_colors.txt,
+Roboflow's _classes.csv and class_dict.csv can be read as they are. Empty lines and comments (# and a blank) are ignored.
+
+Names may have numbers and separators in them, so a line such as `3, 7` can be read in several ways. A reading is a separator with
+an order of the columns. All lines are read in the one way that fits them all. If several ways fit and give different tables, or
+no way fits all lines and a single line can be read in several ways, the table is refused.
+"""
+
+import csv
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from infra.errors import UserError
+
+_SEPARATORS = ("\t", ",", ";", ":", "=", " ")  # " " stands for any run of blanks
+_RANK = {"\t": 0, ",": 1, ";": 1, ":": 2, "=": 2, " ": 3}  # a lower rank is more surely a separator, not part of a name
+_ID = re.compile(r"\d{1,5}")
+_HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_COLOUR = re.compile(r"[(\[]?\s*(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\s*[)\]]?")
+_NAME_HEADINGS = ("name", "classname", "labelname", "categoryname", "category")
+_EITHER_HEADINGS = ("class", "label")  # of the names, or beside a column of names of the ids
+_ID_HEADINGS = ("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "gray", "grey")
+_COLOUR_HEADINGS = ("color", "colour", "rgb", "colorrgb", "hex", "hexcolor")
+_CHANNEL_HEADINGS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
+
+
+class TableRow(NamedTuple):
+    """A line of a class table.
+
+    Attributes:
+        name: name of the class.
+        value: its value in masks, an id or a colour as R·65536 + G·256 + B.
+        is_colour: True if the value is a colour, False if it is an id.
+        line: number of the line, counted from 1; 0 if the row is from no file.
+    """
+
+    name: str
+    value: int
+    is_colour: bool
+    line: int = 0
+
+
+class _Way(NamedTuple):
+    """A way to read a line: its separator, whether the value comes first, and whether the value is a colour."""
+
+    separator: str
+    value_first: bool
+    is_colour: bool
+
+
+class _Columns(NamedTuple):
+    """The columns that a heading names: its separator and number of columns, and the indices of the name and of the value."""
+
+    separator: str
+    width: int
+    name: int
+    value: tuple[int, ...]
+
+
+def parse_rows(text: str, source: str) -> list[TableRow]:
+    """Parse the text of a class table.
+
+    Args:
+        text: content of the file, in the form described at the top of this module.
+        source: name of the file, for error messages.
+
+    Returns:
+        The rows, in the order of the lines. Their values are all ids or all colours.
+
+    Raises:
+        UserError: if a line is not a class and a value, the text can be read in several ways, ids and colours are mixed, or there
+            is no line.
+    """
+    lines: dict[int, str] = {}
+    comments: list[str] = []  # those before the first line, one of which may be a heading, as CVAT's
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        if line and not f"{line} ".startswith(("# ", "#\t")):
+            lines[number] = line
+        elif not lines:
+            comments.append(line.removeprefix("#"))
+    columns = _read_heading(next(iter(lines.values()), ""), source)
+    if columns:
+        del lines[min(lines)]
+    if not lines:
+        raise UserError(f"{source} has no line with a class and its value, as `road, 7`")
+    rows = _read_columns(lines, columns, source) if columns else None
+    for comment in comments:
+        with suppress(UserError):  # most comments are no headings
+            if not rows and (columns := _read_heading(comment, source)):
+                rows = _read_columns(lines, columns, source)
+    rows = rows or _read_in_one_way(lines, source)
+    if len({row.is_colour for row in rows}) > 1:
+        raise UserError(f"{source} mixes ids and colours: each line is a class and its id, or each a class and its colour")
+    return rows
+
+
+def parse_value(text: str) -> tuple[int, bool] | None:
+    """Parse a value of a class table, which is an id or a colour.
+
+    Args:
+        text: the value: an id as "7", or a colour as "#804080" or "128,64,128".
+
+    Returns:
+        The value (a colour as R·65536 + G·256 + B), and whether it is a colour (True) or an id (False). None if it is neither.
+    """
+    if _ID.fullmatch(text):
+        return int(text), False
+    if _HEX_COLOUR.fullmatch(text):
+        return int(text[1:], 16), True
+    match = _COLOUR.fullmatch(text)
+    channels = [int(each) for each in match.groups()] if match else [256]
+    return (channels[0] << 16 | channels[1] << 8 | channels[2], True) if max(channels) < 256 else None
+
+
+def _split(line: str, separator: str) -> list[str]:
+    """Split a line into fields without surrounding blanks. A field in double quotes may contain the separator."""
+    if separator in ":=":
+        return [field.strip() for field in line.split(separator)]
+    blanks = separator == " "
+    text = " ".join(line.split()) if blanks else line
+    try:
+        fields = next(csv.reader([text], delimiter=separator, skipinitialspace=not blanks))
+    except csv.Error:
+        return []
+    return [field.strip() for field in fields]
+
+
+def _read_heading(line: str, source: str) -> _Columns | None:
+    """Read a line that names the columns.
+
+    Args:
+        line: the line.
+        source: name of the file, for error messages.
+
+    Returns:
+        The columns. None if the line is no heading.
+
+    Raises:
+        UserError: if it names both ids and colours, or several columns of ids.
+    """
+    for separator in _SEPARATORS:
+        heads = [re.sub(r"[\s_-]", "", field.lower()) for field in _split(line, separator)]
+        names, either, ids, colours = (
+            [i for i, head in enumerate(heads) if head in known]
+            for known in (_NAME_HEADINGS, _EITHER_HEADINGS, _ID_HEADINGS, _COLOUR_HEADINGS)
+        )
+        names, ids = (names, [*ids, *either]) if names else (either, ids)
+        channels = sorted((_CHANNEL_HEADINGS[head], i) for i, head in enumerate(heads) if head in _CHANNEL_HEADINGS)
+        values = [(i,) for i in [*ids, *colours]] + ([tuple(i for _, i in channels)] if len(channels) == 3 else [])
+        if len(names) == 1 and len(values) == 1:
+            return _Columns(separator, len(heads), names[0], values[0])
+        if names and values:
+            raise UserError(
+                f"{source}: its heading {line!r} names several columns of names or values: keep the one that the masks hold"
+            )
+    return None
+
+
+def _read_columns(lines: Mapping[int, str], columns: _Columns, source: str) -> list[TableRow]:
+    """Read the lines below a heading.
+
+    Args:
+        lines: the lines by number.
+        columns: the columns that the heading names.
+        source: name of the file, for error messages.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: if a line has not these columns.
+    """
+    rows = []
+    for number, line in lines.items():
+        fields = _split(line, columns.separator)
+        if columns.separator == " " and len(fields) > columns.width:  # names may have blanks
+            name = slice(columns.name, columns.name + len(fields) - columns.width + 1)
+            fields[name] = [" ".join(fields[name])]
+        while len(fields) > columns.width and not fields[-1]:
+            fields.pop()
+        if len(fields) > columns.width or len(fields) <= max(columns.name, *columns.value):
+            raise UserError(
+                f"{source}, line {number}: {line!r} has {len(fields)} columns, and the heading {columns.width}: put names that "
+                "contain the separator in double quotes"
+            )
+        value = parse_value(" ".join(fields[i] for i in columns.value))
+        if value is None or not fields[columns.name]:
+            raise _unreadable(number, line, source)
+        rows.append(TableRow(fields[columns.name], *value, number))
+    return rows
+
+
+def _read_in_one_way(lines: Mapping[int, str], source: str) -> list[TableRow]:
+    """Read lines without a heading, all in the same way if there is one that fits them all.
+
+    Args:
+        lines: the lines by number, at least one.
+        source: name of the file, for error messages.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: if a line can't be read, or in several ways.
+    """
+    fits = [_fits(line) for line in lines.values()]
+    single = {way for fit in fits for way, (_, names) in fit.items() if len(names) == 1}
+    readings = [_likely(fit, single) for fit in fits]
+    for (number, line), found in zip(lines.items(), readings, strict=True):
+        if not found:
+            raise _unreadable(number, line, source)
+    ways = [way for way in readings[0] if all(way in found for found in readings)]
+    if ways:
+        return _choose(lines, {way: [found[way] for found in readings] for way in ways}, source)
+    rows = []
+    for (number, line), found in zip(lines.items(), readings, strict=True):
+        rows += _choose({number: line}, {way: [row] for way, row in found.items()}, source)
+    return rows
+
+
+def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], source: str) -> list[TableRow]:
+    """Choose the way to read some lines.
+
+    Lines such as `road 128 64 128` are read as colours, not as ids of names that end in numbers (`road 128 64`). Both are possible
+    if as colours the same name would occur twice, and the last numbers of the lines count up as ids do.
+
+    Args:
+        lines: the lines by number.
+        tables: the rows of the lines, by way of reading them; at least one.
+        source: name of the file, for error messages.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: if there are several readings.
+    """
+    left = []
+    for way, rows in tables.items():
+        names = [row.name for row in tables.get(_Way(way.separator, way.value_first, True), ())]
+        ids = sorted(row.value for row in rows)
+        counting = ids == list(range(ids[0], ids[0] + len(ids)))
+        if way.is_colour or not names or (counting and len(set(names)) < len(names)):
+            left.append(rows)
+    for others in left[1:]:
+        for (number, line), one, other in zip(lines.items(), left[0], others, strict=True):
+            if one != other:
+                shown = (
+                    f"{row.name!r} with the {f'colour #{row.value:06x}' * row.is_colour or f'id {row.value}'}"
+                    for row in (one, other)
+                )
+                raise UserError(
+                    f"{source}, line {number}: {line!r} can be read as {' or as '.join(shown)}: write a heading such as `name,id` or "
+                    "`id,name` above all lines, and commas between the columns"
+                )
+    return [row._replace(line=number) for number, row in zip(lines, left[0], strict=True)]
+
+
+def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
+    """Find all ways to divide a line into a name and a value.
+
+    Args:
+        line: the line.
+
+    Returns:
+        For each way the row, and the fields of its name. There are several if the separator occurs in the name.
+    """
+    found = {}
+    for separator in _SEPARATORS:
+        for value_first in (False, True):
+            text = line if value_first else line.rstrip(f"{separator} ")
+            fields = _split(text, separator)
+            if separator == "\t":  # several tabs may align a column
+                fields = [field for field in fields if field]
+            if separator == ":" and len(fields) in (3, 4) and not any(map(parse_value, fields[2:])):
+                fields = fields[:2]  # CVAT's label map: parts and actions follow
+            for width in (1, 3):
+                names = fields[width:] if value_first else fields[:-width]
+                value = parse_value(" ".join(fields[:width] if value_first else fields[-width:]))
+                if not value or not any(names) or _has_further_value(fields, names, separator, value_first):
+                    continue
+                name = " ".join(names)
+                if len(names) > 1 and separator != " ":
+                    name = text.split(separator, width)[-1] if value_first else text.rsplit(separator, width)[0]
+                found[_Way(separator, value_first, value[1])] = TableRow(name.strip(), *value), names
+    return found
+
+
+def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: str, value_first: bool) -> bool:
+    """Tell whether the fields of a name hold a number that can't be part of it.
+
+    Args:
+        fields: all fields of the line.
+        names: those of the name.
+        separator: what separates the fields.
+        value_first: True if the name is at the end of the line, False if it is at the beginning.
+    """
+    numbers = [name for name in names if parse_value(name)]
+    if separator != " ":
+        return len(names) > 1 and bool(numbers)  # it is a column of its own
+    three = fields[:3] if value_first else fields[-3:]
+    no_colour = all(map(str.isdecimal, three)) and not parse_value(" ".join(three))  # such as road 300 0 0
+    return no_colour or (bool(numbers) and any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names))
+
+
+def _likely(fits: Mapping[_Way, tuple[TableRow, list[str]]], single: Collection[_Way]) -> dict[_Way, TableRow]:
+    """Leave out the ways to read a line that are less likely than another way.
+
+    Args:
+        fits: row and fields of its name by way, from `_fits`.
+        single: ways in which at least one line of the text has a name without the separator. If there is none, all lines have
+            three columns, as `flat, road, 7`, and it is not known which is the name.
+
+    Returns:
+        The row by way.
+    """
+    likely = {}
+    for way, (row, names) in fits.items():
+        surer = [other for other in fits if _RANK[other.separator] < _RANK[way.separator]]
+        # The comma separates `1,Grade 1` and `road,128 64 128`. But `3 a:5` may be a:5 with the value 3, or 3 a with the value 5.
+        beaten = any(other.value_first or not way.value_first for other in surer)
+        cut = way.separator == " " and any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names)
+        if not beaten and not (surer and cut) and (way.separator == " " or way in single):
+            likely[way] = row
+    return likely
+
+
+def _unreadable(number: int, line: str, source: str) -> UserError:
+    """Make the error for a line that is no class and value."""
+    return UserError(
+        f"{source}, line {number}: {line!r} is no class and value; write `road, 7` or `road, 128 64 128`, or name the columns by a "
+        "heading such as `name,id`"
+    )
