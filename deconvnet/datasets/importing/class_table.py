@@ -295,8 +295,9 @@ def _find_background(
             f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another class, or "
             "--background none if all classes are objects"
         )
-    empty = void or rows[0].is_colour
-    return [], BACKGROUND, "the table has no background: no pixel will be of the class background" if empty else ""
+    if void or rows[0].is_colour:
+        return [], BACKGROUND, "the table has no background: no pixel will be of the class background"
+    return [], BACKGROUND, ""
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
