@@ -288,14 +288,14 @@ def _find_background(
     if len(candidates) == 1:
         meant = f"{candidates[0].name} ({_format_value(candidates[0].value, candidates[0].is_colour)})"
         return [candidates[0].name], BACKGROUND, f"{meant} is the background: --background names another class"
-    void = zero is not None and zero.name.lower() in _VOID_NAMES
-    if zero and (not void or _shares(rows, masks)[zero.name] > _MUCH_VOID):
+    zero_is_void = zero is not None and zero.name.lower() in _VOID_NAMES
+    if zero and (not zero_is_void or _shares(rows, masks)[zero.name] > _MUCH_VOID):
         raise UserError(
-            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}{', which is void' * void}: "
+            f"{source} has no class background, and calls {_format_value(0, zero.is_colour)} {zero.name}{', which is void' * zero_is_void}: "
             f"which class is the background? It has {_list_shares(rows, masks)}. Give --background {zero.name}, or another class, or "
             "--background none if all classes are objects"
         )
-    if void or rows[0].is_colour:
+    if zero_is_void or rows[0].is_colour:
         return [], BACKGROUND, "the table has no background: no pixel will be of the class background"
     return [], BACKGROUND, ""
 
