@@ -44,41 +44,26 @@ def measure_recall(
     """
     images, proposals = (tables.require_commit(uri).parts for uri in (images_uri, proposals_uri))
     units = [unit for unit in zip(images, proposals, strict=True) if any(group.splits.get(split) for group in unit[0].row_groups)]
-    work = partial(_work, images_uri, proposals_uri, split, counts, min_area)
+    work = partial(_part_recall, images_uri, proposals_uri, split, counts, min_area)
     done = executor.map(dict(enumerate(units)), work, title=f"recall of proposals, {split}")
     return sum_recalls((recall for _, recall in done), counts)
 
 
-def _work(images_uri: str, proposals_uri: str, split: str, counts: Sequence[int], min_area: float, _: int, unit: Unit) -> Recall:
-    """Measure recall on one unit of work. This is `part_recall` with its arguments in the order that an executor needs.
-
-    Args:
-        images_uri: URI of the `images` table.
-        proposals_uri: URI of the `proposals` table.
-        split: the split to measure.
-        counts: the values of k for which the recall of the first k boxes is measured.
-        min_area: objects whose box has a smaller area than this are left out, px².
-        _: index of the unit; not used.
-        unit: a part (Parquet file) of the `images` table, and the part of the `proposals` table with the same images.
-
-    Returns:
-        The recall of the objects in these images.
-    """
-    return part_recall(images_uri, proposals_uri, unit, split, counts, min_area)
-
-
-def part_recall(images_uri: str, proposals_uri: str, unit: Unit, split: str, counts: Sequence[int], min_area: float) -> Recall:
-    """Measure recall on the images of one part (Parquet file) of the `images` table.
+def _part_recall(
+    images_uri: str, proposals_uri: str, split: str, counts: Sequence[int], min_area: float, _: int, unit: Unit
+) -> Recall:
+    """Measure recall on the images of one part (Parquet file) of the `images` table: one unit of work.
 
     Images whose object mask is missing or damaged are left out.
 
     Args:
         images_uri: URI of the `images` table.
         proposals_uri: URI of the `proposals` table that was made from it.
-        unit: a part of the `images` table, and the part of the `proposals` table with the same images.
         split: the split to measure; images of other splits are left out.
         counts: the values of k for which the recall of the first k boxes is measured.
         min_area: objects whose box has a smaller area than this are left out, px².
+        _: index of the unit; not used.
+        unit: a part of the `images` table, and the part of the `proposals` table with the same images.
 
     Returns:
         The recall of the objects in these images.

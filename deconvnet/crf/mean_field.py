@@ -124,8 +124,8 @@ def _check(
 def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
     """Return the ids of the classes to keep before the first iteration.
 
-    A class is kept if it is the most probable class of at least one pixel, or if its probability exceeds MIN_PEAK (0.15) in at
-    least one pixel.
+    A class is kept if it is the most probable class of at least one pixel (ties go to the lowest id), or if its probability
+    exceeds MIN_PEAK (0.15) in at least one pixel.
 
     Args:
         probabilities: float array (C, H, W) of class probabilities.
@@ -133,33 +133,9 @@ def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
     Returns:
         Integer array of class ids, ascending.
     """
-    peaks = probabilities.reshape(len(probabilities), -1).max(axis=1, initial=0)
-    return np.flatnonzero(_is_arg_max(probabilities) | (peaks > MIN_PEAK))
-
-
-@njit(cache=True, nogil=True)
-def _is_arg_max(probabilities: Floats) -> NDArray[np.bool_]:
-    """Find the classes that are the most probable class of at least one pixel.
-
-    If several classes of a pixel are equally probable, only the one with the lowest id counts.
-
-    Args:
-        probabilities: float array (C, H, W) of class probabilities.
-
-    Returns:
-        Boolean array (C,), True for the classes that were found.
-    """
-    classes, height, width = probabilities.shape
-    found = np.zeros(classes, np.bool_)
-    for y in range(height):
-        best, arg_max = probabilities[0, y].copy(), np.zeros(width, np.int32)
-        for c in range(1, classes):  # each image row is read in the order of memory
-            for x in range(width):
-                if probabilities[c, y, x] > best[x]:
-                    best[x], arg_max[x] = probabilities[c, y, x], c
-        for x in range(width):
-            found[arg_max[x]] = True
-    return found
+    peaks = probabilities.max(axis=(1, 2), initial=0)
+    pixels = np.bincount(probabilities.argmax(axis=0).ravel(), minlength=len(probabilities))
+    return np.flatnonzero((pixels > 0) | (peaks > MIN_PEAK))
 
 
 def _pruning_threshold(classes: int, weight: float) -> float:
@@ -178,16 +154,6 @@ def _pruning_threshold(classes: int, weight: float) -> float:
         weight: sum of the weights of the smoothness and the appearance kernel.
     """
     return min(1 / (np.e * max(weight, 1e-9)), 0.5 / classes)
-
-
-def _above(peaks: Floats, threshold: float) -> NDArray[np.intp]:
-    """Return the indices of the classes whose highest probability exceeds a threshold, or all indices if there is none.
-
-    Args:
-        peaks: float array (C,), the highest probability of each class in any pixel.
-        threshold: the probability to exceed.
-    """
-    return np.flatnonzero(peaks > threshold) if (peaks > threshold).any() else np.arange(len(peaks))
 
 
 def _build_kernel(features: NDArray[np.floating], weight: float) -> _Kernel:
@@ -233,8 +199,8 @@ def _mean_field(
     rows: list[Floats] = []
     for iteration in range(iterations):
         if iteration and q.shape[1] > simd.WIDTH:
-            kept = _above(q[:, : len(left)].max(axis=0), _pruning_threshold(len(left), weight))
-            if -(-len(kept) // simd.WIDTH) < q.shape[1] // simd.WIDTH:
+            kept = np.flatnonzero(q[:, : len(left)].max(axis=0) > _pruning_threshold(len(left), weight))
+            if 0 < -(-len(kept) // simd.WIDTH) < q.shape[1] // simd.WIDTH:
                 left = left[kept]
                 q, log_p = permutohedral.pad(q[:, kept]), permutohedral.pad(log_p[:, kept], fill=-np.inf)
         if not rows or rows[0].shape[1] != q.shape[1]:

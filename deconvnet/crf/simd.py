@@ -52,41 +52,6 @@ def _constant(value: float) -> ir.Constant:
     return ir.Constant(_FLOATS, [value] * WIDTH)
 
 
-def _integers(value: int) -> ir.Constant:
-    """Return an LLVM constant: a vector of eight 32-bit integers, each of which is `value`."""
-    return ir.Constant(_INTS, [value] * WIDTH)
-
-
-def _broadcast(builder: Any, scalar: Any) -> Any:
-    """Emit LLVM code that copies a number to all eight elements of a vector.
-
-    Args:
-        builder: llvmlite's IRBuilder, to which the code is added.
-        scalar: LLVM value of the number, a float32.
-
-    Returns:
-        The LLVM value of the vector.
-    """
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, _INT(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * WIDTH))
-
-
-def _unary(builder: Any, name: str, value: Any) -> Any:
-    """Emit a call of one of LLVM's built-in functions for vectors, such as `floor`.
-
-    Args:
-        builder: llvmlite's IRBuilder, to which the call is added.
-        name: name of the LLVM function without the prefix `llvm.` and the type.
-        value: LLVM value of the vector to which the function is applied.
-
-    Returns:
-        The LLVM value of the resulting vector.
-    """
-    kind = ir.FunctionType(_FLOATS, [_FLOATS])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32"), [value])
-
-
 def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     """Emit LLVM code that computes the address of a block (eight adjacent columns) in a row of an array.
 
@@ -181,7 +146,9 @@ def broadcast(typing: Any, scalar: Any) -> Any:
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _broadcast(builder, args[0])
+        undefined = ir.Constant(_FLOATS, ir.Undefined)
+        first = builder.insert_element(undefined, args[0], _INT(0))
+        return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * WIDTH))
 
     return FLOAT8(types.float32), code
 
@@ -208,20 +175,6 @@ def _binary(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
     return intrinsic(binary)
 
 
-def _add(builder: Any, a: Any, b: Any) -> Any:
-    """Emit LLVM code that adds two vectors of eight float32 numbers, element by element.
-
-    Args:
-        builder: llvmlite's IRBuilder, to which the code is added.
-        a: LLVM value of the first vector.
-        b: LLVM value of the second vector.
-
-    Returns:
-        The LLVM value of the resulting vector.
-    """
-    return builder.fadd(a, b)
-
-
 def _maximum(builder: Any, a: Any, b: Any) -> Any:
     """Emit LLVM code for the larger of each pair of elements of two vectors of eight float32 numbers.
 
@@ -236,9 +189,9 @@ def _maximum(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-add = _binary(_add, "Elementwise a + b.")
-subtract = _binary(lambda builder, a, b: builder.fsub(a, b), "Elementwise a - b.")
-multiply = _binary(lambda builder, a, b: builder.fmul(a, b), "Elementwise a · b.")
+add = _binary(ir.IRBuilder.fadd, "Elementwise a + b.")
+subtract = _binary(ir.IRBuilder.fsub, "Elementwise a - b.")
+multiply = _binary(ir.IRBuilder.fmul, "Elementwise a · b.")
 maximum = _binary(_maximum, "Elementwise maximum of a and b.")
 
 
@@ -269,7 +222,7 @@ def _reduce(operation: Callable[[Any, Any, Any], Any], doc: str) -> Any:
 
 
 reduce_max = _reduce(_maximum, "The largest of the eight elements: float32.")
-reduce_sum = _reduce(_add, "The sum of the eight elements: float32.")
+reduce_sum = _reduce(ir.IRBuilder.fadd, "The sum of the eight elements: float32.")
 
 
 @intrinsic
@@ -290,14 +243,17 @@ def exp(typing: Any, vector: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         possible = builder.fcmp_ordered(">", args[0], _constant(-87.0))
         x = builder.select(possible, args[0], _constant(-87.0))
-        n = _unary(builder, "floor", builder.fadd(builder.fmul(x, _constant(1.44269504088896341)), _constant(0.5)))
+        kind = ir.FunctionType(_FLOATS, [_FLOATS])
+        floor = cgutils.get_or_insert_function(builder.module, kind, f"llvm.floor.v{WIDTH}f32")
+        n = builder.call(floor, [builder.fadd(builder.fmul(x, _constant(1.44269504088896341)), _constant(0.5))])
         r = builder.fsub(x, builder.fmul(n, _constant(0.693359375)))
         r = builder.fsub(r, builder.fmul(n, _constant(-2.12194440e-4)))
         y = _constant(1.9875691500e-4)
         for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
             y = builder.fadd(builder.fmul(y, r), _constant(c))
         y = builder.fadd(builder.fadd(builder.fmul(y, builder.fmul(r, r)), r), _constant(1.0))
-        bits = builder.shl(builder.add(builder.fptosi(n, _INTS), _integers(127)), _integers(23))
+        bias, mantissa_bits = (ir.Constant(_INTS, [value] * WIDTH) for value in (127, 23))
+        bits = builder.shl(builder.add(builder.fptosi(n, _INTS), bias), mantissa_bits)
         return builder.select(possible, builder.fmul(y, builder.bitcast(bits, _FLOATS)), _constant(0.0))
 
     return FLOAT8(FLOAT8), code

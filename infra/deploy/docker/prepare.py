@@ -9,18 +9,15 @@ Job. It reads these environment variables:
 * MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD: the user to create.
 """
 
-import base64
-import json
 import os
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import boto3
 import botocore.exceptions
+import requests  # type: ignore[import-untyped]
 from botocore.exceptions import ClientError
 
 RETRY_SECONDS = 120
@@ -75,48 +72,34 @@ def create_user(server: str, name: str, password: str, admin: str, admin_passwor
     Raises:
         SystemExit: if MLflow refuses the request.
     """
-    if _request_status(server, "experiments/search?max_results=1", name, password) == 200:
+    if _request_status("GET", server, "experiments/search?max_results=1", (name, password)) == 200:
         return f"MLflow's user {name} exists"
     new = {"username": name, "password": password}
-    if (created := _request_status(server, "users/create", admin, admin_password, "POST", new)) == 200:
+    if (created := _request_status("POST", server, "users/create", (admin, admin_password), new)) == 200:
         return f"created MLflow's user {name}"
     if created == 401:
         raise SystemExit(
             "MLflow refuses the administrator: it keeps the password of its first start, even if MLFLOW_AUTH_ADMIN_PASSWORD has changed"
         )
-    if (changed := _request_status(server, "users/update-password", admin, admin_password, "PATCH", new)) == 200:
+    if (changed := _request_status("PATCH", server, "users/update-password", (admin, admin_password), new)) == 200:
         return f"changed the password of MLflow's user {name}"
     raise SystemExit(f"MLflow does not create the user {name}: it answers {created} and {changed}")
 
 
-def _request_status(
-    server: str, call: str, user: str, password: str, method: str = "GET", body: dict[str, str] | None = None
-) -> int:
+def _request_status(method: str, server: str, call: str, login: tuple[str, str], body: dict[str, str] | None = None) -> int:
     """Send a request to MLflow's REST API.
 
     Args:
+        method: the HTTP method, such as "GET" or "POST".
         server: URL of MLflow.
         call: path of the request below `/api/2.0/mlflow/`, for example "users/create".
-        user: name of the user as whom to log in.
-        password: password of this user.
-        method: the HTTP method, such as "GET" or "POST".
+        login: name and password of the user as whom to log in.
         body: JSON object to send; None for none.
 
     Returns:
         The HTTP status of the answer, which may be that of an error, such as 401.
     """
-    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
-    request = urllib.request.Request(
-        f"{server}/api/2.0/mlflow/{call}",
-        data=json.dumps(body).encode() if body else None,
-        headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
-        method=method,
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=20) as reply:
-            return int(reply.status)
-    except urllib.error.HTTPError as error:
-        return error.code
+    return int(requests.request(method, f"{server}/api/2.0/mlflow/{call}", json=body, auth=login, timeout=20).status_code)
 
 
 def retry_until_reachable(step: Callable[[], str]) -> None:

@@ -8,7 +8,6 @@ if its machine died. Everything is stopped at the end, also after Ctrl-C and SIG
 """
 
 import argparse
-import json
 import logging
 import os
 import secrets
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +25,8 @@ from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import requests  # type: ignore[import-untyped]
 
 from infra.deploy.local.process import Server, find_program, free_port, free_ports, write_private
 from infra.deploy.local.servers import S3, mlflow_server, postgres_programs, postgres_server, s3_server
@@ -197,11 +197,10 @@ class Cluster:
             body: JSON object to send by POST; None to use GET.
         """
         headers = {"Authorization": f"Bearer {Path(self.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.dashboard + path, data, headers), timeout=30) as reply:
-            return json.load(reply)
+        method = "GET" if body is None else "POST"
+        reply = requests.request(method, self.dashboard + path, json=body, headers=headers, timeout=30)
+        reply.raise_for_status()
+        return reply.json()
 
 
 @contextmanager
