@@ -17,7 +17,7 @@ from typing import Any
 
 import boto3
 import botocore.exceptions
-import requests  # type: ignore[import-untyped]
+import requests
 from botocore.exceptions import ClientError
 
 RETRY_SECONDS = 120

@@ -26,7 +26,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import requests  # type: ignore[import-untyped]
+import requests
 
 from infra.deploy.local.process import Server, find_program, free_port, free_ports, write_private
 from infra.deploy.local.servers import S3, mlflow_server, postgres_programs, postgres_server, s3_server
