@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", nargs="*", metavar="-- COMMAND", help=f"the job; it can use the bucket s3://{BUCKET}")
     arguments = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         try:
             return _run(arguments, stack)
