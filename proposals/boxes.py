@@ -5,7 +5,7 @@ pixel of an image is the box (0, 0, 1, 1). A box may reach beyond the image.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -15,6 +15,33 @@ WindowShape = Literal["square", "stretched"]
 
 MEAN_RGB = (124, 117, 104)
 """Fill colour outside the image (uint8, RGB). It is ImageNet's mean, so normalising images turns it into 0, up to rounding."""
+
+
+def as_boxes(boxes: Any, name: str = "boxes") -> np.ndarray:
+    """Convert boxes to an array, and check them.
+
+    Args:
+        boxes: boxes (N, 4), or one box (4,): x1, y1, x2, y2 in pixels. An empty sequence of any shape is no boxes.
+        name: name of the argument, for the message.
+
+    Returns:
+        float64 array (N, 4).
+
+    Raises:
+        ValueError: if they have another shape, are not finite, or a right or lower edge lies before the left or upper one.
+    """
+    found = np.asarray(boxes, np.float64)
+    if found.size and (found.ndim > 2 or found.shape[-1] != 4):
+        raise ValueError(f"{name} has the shape {found.shape}; expected (N, 4): x1, y1, x2, y2 of each box")
+    found = found.reshape(-1, 4)
+    wrong = ~np.isfinite(found).all(axis=1) | (found[:, 2] < found[:, 0]) | (found[:, 3] < found[:, 1])
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise ValueError(
+            f"{name}: box {i} is {found[i].tolist()}; expected x1, y1, x2, y2 with x1 ≤ x2 and y1 ≤ y2, in pixels "
+            "(x, y, width, height becomes x, y, x + width, y + height)"
+        )
+    return found
 
 
 def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square") -> np.ndarray:
@@ -28,8 +55,13 @@ def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square
 
     Returns:
         float32 array (N, 4) of x1, y1, x2, y2; the boxes may reach beyond the image.
+
+    Raises:
+        ValueError: if these are not boxes (see `as_boxes`), `scale` is not above 0, or `window` is unknown.
     """
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    boxes = as_boxes(boxes)
+    if not scale > 0 or window not in ("square", "stretched"):
+        raise ValueError(f"scale is {scale}, window {window!r}; expected a number above 0, and square or stretched")
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = boxes[:, 2:] - boxes[:, :2]
     if window == "square":
@@ -49,8 +81,11 @@ def window_pixels(box: Sequence[float] | np.ndarray) -> tuple[int, int, int, int
 
     Returns:
         (x1, y1, x2, y2), at least one pixel wide and high; it may reach beyond the image.
+
+    Raises:
+        ValueError: if this is not a box (see `as_boxes`).
     """
-    x1, y1, x2, y2 = (float(edge) for edge in box)
+    ((x1, y1, x2, y2),) = as_boxes(box, "box").tolist()
     left, top, width, height = (int(np.floor(v + 0.5)) for v in (x1, y1, x2 - x1, y2 - y1))
     return left, top, left + max(width, 1), top + max(height, 1)
 
@@ -78,7 +113,12 @@ def crop(
 
     Returns:
         Array (size, size, C) or (size, size) of the image's dtype; never a view of `image`.
+
+    Raises:
+        ValueError: if this is not a box, or `size` is below 1.
     """
+    if size < 1:
+        raise ValueError(f"size is {size}, and must be at least 1")
     height, width = image.shape[:2]
     x1, y1, x2, y2 = window_pixels(box)
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
@@ -122,9 +162,11 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 array (N, M) of values from 0 to 1. Element (i, j) is the IoU of a[i] and b[j]; it is 0 if either box is empty.
+
+    Raises:
+        ValueError: if these are not boxes (see `as_boxes`).
     """
-    first = np.asarray(a, np.float64).reshape(-1, 1, 4)
-    second = np.asarray(b, np.float64).reshape(1, -1, 4)
+    first, second = as_boxes(a, "a")[:, None], as_boxes(b, "b")[None]
     shared = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     intersection = np.clip(shared, 0, None).prod(axis=-1)
     union = _area(first) + _area(second) - intersection

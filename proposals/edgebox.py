@@ -11,10 +11,14 @@ import numpy as np
 
 from proposals.edges.detector import EdgeSource, edge_map
 from proposals.edges.forest_file import require_opencv_contrib
+from proposals.masks import as_rgb
 from proposals.soft_nms import soft_nms
 
 _MIN_CANDIDATES = 2000  # number of boxes from which Soft-NMS chooses the best, even if fewer are returned
 _MIN_SIDE = 8  # px; EdgeBox reads two pixels to each side of an edge and cannot search smaller images
+_SHARES = ("alpha", "beta", "eta", "min_score", "edge_min_mag", "soft_nms_strength")  # options from 0 to 1
+_AT_LEAST_1 = ("max_boxes", "max_side", "max_aspect_ratio", "soft_nms_first")
+_POSITIVE = ("edge_gain", "edge_merge_thr", "min_box_area", "gamma", "kappa", "soft_nms_power")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,20 @@ class EdgeBoxOptions:
     soft_nms_power: float = 5.5
     soft_nms_first: int = 200
 
+    def __post_init__(self) -> None:
+        """Check the options, most of which OpenCV takes as they are. The settings have narrower limits, within which all works.
+
+        Raises:
+            ValueError: if one is out of range.
+        """
+        wrong = [(name, "from 0 to 1") for name in _SHARES if not 0 <= getattr(self, name) <= 1]
+        wrong += [(name, "at least 1") for name in _AT_LEAST_1 if not getattr(self, name) >= 1]
+        wrong += [(name, "above 0") for name in _POSITIVE if not getattr(self, name) > 0]
+        if self.edges not in ("forest", "gradient"):
+            wrong.append(("edges", "forest or gradient"))
+        if wrong:
+            raise ValueError("; ".join(f"{name} is {getattr(self, name)!r}, and must be {must}" for name, must in wrong))
+
 
 PAPER_OPTIONS = EdgeBoxOptions(edges="gradient", edge_gain=1.0, gamma=2.0, kappa=1.5, soft_nms_strength=0.0)
 """EdgeBox with the options of its paper (Zitnick, Dollár, ECCV 2014) and without an edge model: the baseline for comparisons."""
@@ -77,7 +95,8 @@ def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tupl
     threads.
 
     Args:
-        image: uint8 array (H, W, 3), RGB.
+        image: uint8 array (H, W, 3), RGB. Grey uint8 images (H, W) and images with an opaque alpha channel (H, W, 4) are
+            converted.
         max_boxes: largest number of boxes to return.
         **options: other fields of `EdgeBoxOptions`, by name.
 
@@ -88,6 +107,7 @@ def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tupl
     Raises:
         UserError: if `edge_model` cannot be used, or OpenCV was installed without its contrib modules.
         TypeError: if an option is unknown.
+        ValueError: if the image is anything else, or an option is out of range. The message says how to convert the image.
     """
     return find_boxes(image, EdgeBoxOptions(max_boxes, **options))
 
@@ -98,7 +118,7 @@ def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, 
     This is `edge_boxes` with all options in one object.
 
     Args:
-        image: uint8 array (H, W, 3), RGB.
+        image: uint8 array (H, W, 3), RGB; what `edge_boxes` converts is converted here too.
         options: options of the search, including the largest number of boxes.
 
     Returns:
@@ -107,10 +127,12 @@ def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, 
 
     Raises:
         UserError: if `options.edge_model` cannot be used, or OpenCV was installed without its contrib modules.
+        ValueError: if the image is of another kind.
     """
+    image = as_rgb(image)
     require_opencv_contrib()
     height, width = image.shape[:2]
-    scale = min(1.0, options.max_side / max(height, width))
+    scale = min(1.0, options.max_side / max(height, width, 1))
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from infra.errors import BadInput
-from proposals.masks import VOID_ID_16BIT
+from proposals.masks import VOID_ID_16BIT, check_image
 
 _WHITES = (255, 1023, 4095, 65535)  # brightest values of images of 8, 10, 12 and 16 bits
 _EXIF_ERRORS = (struct.error, TypeError, OSError, ValueError, SyntaxError)
@@ -98,7 +98,8 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         uint8 array (H, W), or uint16 for 16-bit files.
 
     Raises:
-        BadInput: if the file is not an image, is damaged, is too large, or holds colours instead of ids; the message says which.
+        BadInput: if the file is not an image, is damaged, is too large, holds colours instead of ids, or ids beyond 16 bits; the
+            message says which.
     """
     image = _open(data, max_pixels)
     _load(image)
@@ -172,13 +173,37 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
 
     Returns:
         The content of the file.
+
+    Raises:
+        ValueError: if the mask has another dtype or shape, or a palette is given for a uint16 mask.
     """
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, *(() if palette is not None else (np.uint16,))):
+        expected = "uint8 or uint16" if palette is None else "uint8, as palettes have 256 colours,"
+        raise ValueError(f"mask is {mask.dtype} {mask.shape}; expected ids, {expected} (H, W)")
     image = Image.fromarray(mask)
     if palette is not None:
         image = image.convert("P") if image.mode != "P" else image
         image.putpalette(palette.astype(np.uint8).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode an image as a PNG file, without loss.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: if the image has another dtype or shape.
+    """
+    check_image(image)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -191,7 +216,11 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
 
     Returns:
         The content of the file.
+
+    Raises:
+        ValueError: if the image has another dtype or shape.
     """
+    check_image(image)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from proposals.boxes import iou
+from proposals.boxes import as_boxes, iou
 from proposals.masks import void_id
 
 COUNTS = (50, 100, 500, 1000, 2000)
@@ -49,7 +49,13 @@ def best_overlaps(boxes: np.ndarray, objects: np.ndarray, counts: Sequence[int] 
 
     Returns:
         float32 array (M, K) of IoUs from 0 to 1; all are 0 if there are no boxes.
+
+    Raises:
+        ValueError: if these are not boxes (see `boxes.as_boxes`), or a count is below 1.
     """
+    if min(counts) < 1:
+        raise ValueError(f"counts are {tuple(counts)}, and must be numbers of boxes, at least 1")
+    boxes, objects = as_boxes(boxes), as_boxes(objects, "objects")
     if not len(boxes):
         return np.zeros((len(objects), len(counts)), np.float32)
     best_so_far = np.maximum.accumulate(iou(boxes[: max(counts)], objects), axis=0)
@@ -95,7 +101,12 @@ class Recall:
 
         Returns:
             The recall.
+
+        Raises:
+            ValueError: if an IoU is not from 0 to 1.
         """
+        if not ((overlaps >= 0) & (overlaps <= 1)).all():
+            raise ValueError(f"overlaps are from {overlaps.min()} to {overlaps.max()}; expected IoUs from 0 to 1")
         edges = (np.arange(1, _BINS + 1) / _BINS).astype(np.float32)  # float32 like the overlaps, so that 0.7 counts as 0.7
         bins = np.searchsorted(edges, overlaps.astype(np.float32), side="right")
         histogram = np.stack([np.bincount(column, minlength=_BINS + 1) for column in bins.T]).astype(np.int64)
@@ -139,7 +150,12 @@ class Recall:
 
         Returns:
             float64 array (K,), the share of objects found, from 0 to 1, for each number of boxes.
+
+        Raises:
+            ValueError: if the threshold is not from 0 to 1.
         """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; expected an IoU from 0 to 1")
         return self.by_iou()[:, round(threshold * _BINS)]
 
     @property

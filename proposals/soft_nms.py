@@ -15,6 +15,8 @@ the scores of the remaining boxes according to their overlap with it. There are 
 
 import numpy as np
 
+from proposals.boxes import as_boxes
+
 
 def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: float, first: int) -> tuple[np.ndarray, np.ndarray]:
     """Lower the scores of boxes that overlap better ones, and sort the boxes by the new scores.
@@ -29,7 +31,13 @@ def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: floa
     Returns:
         order: int64 array (N,), the indices of the boxes in their new order. Among equal scores the earlier box comes first.
         scores: float32 array (N,), the lowered scores in the new order, highest first.
+
+    Raises:
+        ValueError: if these are not boxes (see `boxes.as_boxes`), or there is not one finite score for each.
     """
+    as_boxes(boxes)
+    if scores.shape != boxes.shape[:1] or not np.isfinite(scores).all():
+        raise ValueError(f"expected a finite score for each of {len(boxes)} boxes; got scores of shape {scores.shape}")
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     lowered = scores.astype(np.float32)
     order = np.empty(len(boxes), np.int64)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deconvnet.crf import permutohedral, simd
 from deconvnet.crf.permutohedral import Floats, Ints, Lattice
+from proposals.masks import check_image
 
 MIN_PROBABILITY = 1e-5
 """Smallest probability: lower ones are raised to it before the logarithm is taken, which is then at least -11.5."""
@@ -23,6 +24,9 @@ MIN_PEAK = 0.15
 
 Keeping them would change the result in a few of ten thousand pixels (docs/experiments.md).
 """
+
+
+_TOLERANCE = 0.01  # by which the sum of a pixel's probabilities may differ from 1, and a probability fall below 0
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ def dense_crf(
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        probabilities: float array (C, H, W) of values from 0 to 1, C being the number of classes. Their negative logarithm is the
-            unary potential.
+        probabilities: float array (C, H, W) of values from 0 to 1 that sum to 1 over the C classes, such as the softmax of a
+            network's scores. Their negative logarithm is the unary potential.
         iterations: number of mean-field iterations, each of which updates all pixels at once.
         xy_sigma: standard deviation of the smoothness kernel in pixels.
         xy_weight: weight of the smoothness kernel; 0 turns it off.
@@ -75,10 +79,12 @@ def dense_crf(
         float32 array (C, H, W) of probabilities that sum to 1 over the classes.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, a probability is not finite, `iterations` or a sigma is not positive, or a
-            weight is negative.
+        ValueError: if shapes or dtypes do not fit, the probabilities are not finite, lie outside 0 to 1 or do not sum to about
+            1, `iterations` or a sigma is not positive, or a weight is negative.
     """
     _check(image, probabilities, iterations, (xy_sigma, bilateral_xy_sigma, bilateral_rgb_sigma), (xy_weight, bilateral_weight))
+    if probabilities.dtype == np.float16:
+        probabilities = probabilities.astype(np.float32)
     classes, height, width = probabilities.shape
     out = np.zeros((classes, height, width), np.float32)
     weight = xy_weight + bilateral_weight
@@ -106,19 +112,44 @@ def _check(
 
     Args:
         image: must be a uint8 array (H, W, 3), RGB.
-        probabilities: must be an array (C, H, W) of finite numbers with C > 0.
+        probabilities: must be an array (C, H, W) of numbers from 0 to 1 that sum to about 1 over the classes, with C > 0.
         iterations: must be at least 1.
         sigmas: standard deviations of the kernels; all must be positive.
         weights: weights of the kernels; none may be negative.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
-    if probabilities.ndim != 3 or probabilities.shape[1:] != image.shape[:2] or not len(probabilities):
-        raise ValueError(f"probabilities are {probabilities.shape}, the image is {image.shape}")
-    if not np.isfinite(probabilities).all():
-        raise ValueError("probabilities must be finite")
-    if iterations < 1 or min(sigmas) <= 0 or min(weights) < 0:
+    check_image(image)
+    if not isinstance(probabilities, np.ndarray) or probabilities.dtype.kind not in "fiub":
+        raise ValueError(f"probabilities is a {type(probabilities).__name__}; expected a numpy array of floats (C, H, W)")
+    shape, size = probabilities.shape, image.shape[:2]
+    if probabilities.ndim != 3 or shape[1:] != size or not len(probabilities):
+        last = ": the classes must come first, pass probabilities.transpose(2, 0, 1)" if shape[:2] == size else ""
+        raise ValueError(f"probabilities are {shape}; expected (C, {size[0]}, {size[1]}) for an image of {image.shape}{last}")
+    sums = probabilities.sum(axis=0, dtype=np.float32)
+    low = probabilities.min(initial=0)
+    if not (np.abs(sums - 1) <= _TOLERANCE).all() or low < -_TOLERANCE:
+        raise ValueError(_sums_message(probabilities, sums))
+    if not (iterations >= 1 and all(0 < s < np.inf for s in sigmas) and all(0 <= w < np.inf for w in weights)):
         raise ValueError(f"iterations {iterations} and sigmas {sigmas} must be positive, weights {weights} not negative")
+
+
+def _sums_message(probabilities: Floats, sums: Floats) -> str:
+    """Return the error message about arrays that are not probabilities.
+
+    Args:
+        probabilities: the array (C, H, W) that was given.
+        sums: its sums over the classes, float32 (H, W).
+    """
+    if not np.isfinite(sums).all():
+        return "probabilities must be finite; some are nan or infinite"
+    worst = np.unravel_index(int(np.abs(sums - 1).argmax()), sums.shape)
+    what = (
+        f"probabilities are from {probabilities.min():.4g} to {probabilities.max():.4g} and sum to {sums[worst]:.4g} "
+        f"at row {worst[0]}, column {worst[1]}"
+    )
+    advice = "pass the softmax of the scores (logits) over axis 0"
+    if probabilities.min() >= 0:
+        advice = "divide them by their sum over axis 0, if they are no scores (logits), of which the softmax is needed"
+    return f"{what}; expected 0 to 1 with a sum of 1 over the classes: {advice}"
 
 
 def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from infra.errors import BadInput
-from proposals.masks import VOID_ID, VOID_ID_16BIT, void_id
+from proposals.masks import VOID_ID, VOID_ID_16BIT, check_masks, void_id
 
 
 def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
@@ -30,7 +30,9 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
 
     Raises:
         BadInput: if there are more objects than 16 bits can number.
+        ValueError: if a mask has another dtype or shape, or their sizes differ.
     """
+    check_masks(class_mask, object_mask)
     ids = np.zeros(class_mask.shape, np.int32)
     void = class_mask == VOID_ID
     if object_mask is not None:

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deconvnet.datasets.palette import VOC_PALETTE, colourise
+from proposals.masks import check_masks
 
 _OPACITY = 0.5
 _MIN_NAMED_SHARE = 0.002  # classes that cover a smaller share of the image are not named, as the name would hide its surroundings
@@ -25,7 +26,11 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.n
 
     Returns:
         uint8 array (H, W, 3), RGB.
+
+    Raises:
+        ValueError: if the image or the mask has another dtype or shape, or their sizes differ.
     """
+    check_masks(mask, image=image)
     height, width = mask.shape
     foreground = mask[..., None] > 0
     painted = np.where(foreground, image * (1 - _OPACITY) + colourise(mask) * _OPACITY, image).astype(np.uint8)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
-from proposals.masks import VOID_ID
+from proposals.masks import VOID_ID, check_masks
 from proposals.mining.rules import find_objects
 
 SIZE_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -42,7 +42,12 @@ def object_ious(
     Returns:
         Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` (4) pixels wide and high. The first is the
         share of the image's pixels that each object covers, float64 (M,). The second is its IoU in each mask, float64 (R, M).
+
+    Raises:
+        ValueError: if a mask has another dtype or shape, or their sizes differ.
     """
+    for prediction in predictions.values():
+        check_masks(class_mask, prediction)
     objects = find_objects(class_mask, object_mask, SMALLEST_SIDE)
     ious = np.zeros((len(predictions), len(objects)))
     boxes = [(slice(o.box[1], o.box[3]), slice(o.box[0], o.box[2])) for o in objects]

@@ -28,14 +28,18 @@ class ConfusionMatrix:
             matrix: initial counts (C, C), which are copied; None for zeros.
 
         Raises:
-            ValueError: if `num_classes` is out of range, or `matrix` has another shape or negative counts.
+            ValueError: if `num_classes` is out of range, or `matrix` has another shape, or counts that are no whole numbers or
+                negative.
         """
         if not 1 <= num_classes <= VOID_ID:
             raise ValueError(f"num_classes must be between 1 and {VOID_ID}, not {num_classes}")
         self.num_classes = num_classes
         self.matrix: NDArray[np.int64] = np.zeros((num_classes, num_classes), np.int64)
         if matrix is not None:
-            counts = np.array(matrix, np.int64)
+            given = np.asarray(matrix)
+            if given.dtype.kind not in "iub" and not np.array_equal(given, np.rint(given)):
+                raise ValueError("matrix has counts that are no whole numbers, such as shares; expected numbers of pixels")
+            counts = given.astype(np.int64)
             if counts.shape != self.matrix.shape or counts.min() < 0:
                 raise ValueError(f"expected {self.matrix.shape} counts, got {counts.shape} from {counts.min()}")
             self.matrix = counts
@@ -51,8 +55,12 @@ class ConfusionMatrix:
             This matrix, so that calls can be chained.
 
         Raises:
-            ValueError: if the shapes differ or an id is out of range. Then nothing is counted.
+            ValueError: if the shapes differ, the ids are no integers, or an id is out of range. Then nothing is counted.
         """
+        for name, ids in {"truth": truth, "prediction": prediction}.items():
+            if ids.dtype.kind not in "iub":
+                advice = ": pass the arg max of the scores" if name == "prediction" else ""
+                raise ValueError(f"{name} is {ids.dtype} {ids.shape}; expected class ids, integers{advice}")
         if truth.shape != prediction.shape:
             raise ValueError(f"truth is {truth.shape}, prediction {prediction.shape}")
         n = self.num_classes
@@ -62,7 +70,7 @@ class ConfusionMatrix:
         rows = truth[counted].astype(np.int64)
         if rows.size and not 0 <= rows.min() <= rows.max() < n:
             raise ValueError(f"truth has ids {rows.min()}–{rows.max()}, the classes are 0–{n - 1} and {VOID_ID} (void)")
-        self.matrix += np.bincount(rows * n + prediction[counted], minlength=n * n).reshape(n, n)
+        self.matrix += np.bincount(rows * n + prediction[counted].astype(np.int64), minlength=n * n).reshape(n, n)
         return self
 
     @property

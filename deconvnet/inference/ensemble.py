@@ -42,10 +42,12 @@ def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_weight: 
         Class probabilities, float32 (C, H, W).
 
     Raises:
-        ValueError: if `how` is unknown or the shapes differ.
+        ValueError: if `how` is unknown, the shapes differ or are not (C, H, W), or `fcn_weight` is not from 0 to 1.
     """
     if deconvnet.shape != fcn.shape:
         raise ValueError(f"scores of unequal shape: {deconvnet.shape} and {fcn.shape}")
+    if deconvnet.ndim != 3 or not 0 <= fcn_weight <= 1:
+        raise ValueError(f"scores are {deconvnet.shape}, fcn_weight {fcn_weight}; expected (C, H, W), and a weight from 0 to 1")
     if how == "mean":
         return np.float32(1 - fcn_weight) * softmax(deconvnet) + np.float32(fcn_weight) * softmax(fcn)
     if how == "product":

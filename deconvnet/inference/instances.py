@@ -26,6 +26,7 @@ from torch import Tensor
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
 from proposals.boxes import WindowShape, crop, enlarge, window_pixels
+from proposals.masks import check_image
 
 Aggregation = Literal["max", "sum"]
 Floats = NDArray[np.float32]
@@ -96,8 +97,10 @@ def segment_instances(
         Scores before the softmax, float32 (C, H, W), where C is the number of classes.
 
     Raises:
-        ValueError: if `aggregation` is unknown or `batch` is below 1.
+        ValueError: if the image has another dtype or shape, these are not boxes (see `proposals.boxes.as_boxes`), `aggregation`
+            is unknown or `batch` is below 1.
     """
+    check_image(image)
     if aggregation not in ("max", "sum"):
         raise ValueError(f"aggregation must be max or sum, not {aggregation!r}")
     if batch < 1:
@@ -153,7 +156,11 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
 
     Returns:
         Scores before the softmax, float32 (C, H, W).
+
+    Raises:
+        ValueError: if the image has another dtype or shape.
     """
+    check_image(image)
     height, width = image.shape[:2]
     scale = min(1.0, (inf if fcn.input_size is None else fcn.input_size) / max(height, width))
     if scale < 1:

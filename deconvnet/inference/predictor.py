@@ -29,7 +29,8 @@ from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.models.fusion import for_inference
 from infra.errors import UserError
-from proposals.boxes import WindowShape
+from proposals.boxes import WindowShape, as_boxes
+from proposals.masks import check_image
 
 if TYPE_CHECKING:
     from deconvnet.settings import SegmentSettings
@@ -156,7 +157,7 @@ class Predictor:
             (h, w) is the size of the image, or its reduced size if its longer side exceeds `options.max_side`.
 
         Raises:
-            ValueError: if a name is not in `RESULTS`.
+            ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or these are not boxes.
         """
         if unknown := set(results) - set(RESULTS):
             raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
@@ -272,8 +273,12 @@ class Predictor:
         Returns:
             The scaled image, uint8 (h, w, 3), and the boxes in pixels of the scaled image, float32 (N, 4). An image that is small
             enough is returned unchanged.
+
+        Raises:
+            ValueError: if the image has another dtype or shape, or these are not boxes.
         """
-        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        check_image(image)
+        boxes = as_boxes(boxes).astype(np.float32)
         height, width = image.shape[:2]
         if max(height, width) <= self.options.max_side:
             return image, boxes

@@ -142,7 +142,11 @@ class FCN8s(Network):
 
         Returns:
             Scores before softmax, of shape (N, num_classes, H, W).
+
+        Raises:
+            ValueError: if the images are no float tensor of shape (N, 3, H, W).
         """
+        self.check_input(images)
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % 32, 0, -height % 32))
         x = self.pool(self.conv2(self.pool(self.conv1(x))))

@@ -49,6 +49,21 @@ class Network(nn.Module):
         """Return the arguments of the constructor by name, as JSON values, so that the network can be built again."""
         return {"num_classes": self.num_classes, "width": self.width, "convention": self.convention}
 
+    def check_input(self, images: Tensor) -> None:
+        """Check the input of `forward`. Its values are not checked: they must be those that the method `prepare` returns.
+
+        Args:
+            images: must be a float tensor of shape (N, 3, H, W).
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} was given {images.dtype} {tuple(images.shape)}; expected floats (N, 3, H, W), "
+                "which the network's method `prepare` makes of uint8 RGB images (N, 3, H, W)"
+            )
+
     def prepare(self, images: Tensor) -> Tensor:
         """Convert images to the network's input.
 

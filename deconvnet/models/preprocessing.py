@@ -32,7 +32,10 @@ def prepare(images: Tensor, convention: str) -> Tensor:
         ValueError: if the convention is unknown, or the images have another dtype or shape.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        raise ValueError(
+            f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (N, 3, H, W), RGB with values from 0 to 255, which "
+            "torch.from_numpy(image).permute(2, 0, 1)[None] makes of one image (H, W, 3)"
+        )
     if convention == "caffe":
         values = images.flip(1).float()
         return values.sub_(values.new_tensor(_CAFFE_MEAN_BGR).view(3, 1, 1))

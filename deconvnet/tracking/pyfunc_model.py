@@ -46,7 +46,16 @@ class EnsembleModel(PythonModel):
             A frame with the index of `model_input` and two columns. `mask` is a paletted PNG of class ids with VOC's colours, as
             bytes, or None. It has the size of the image after its EXIF orientation is applied. `error` is None, or the reason why
             there is no mask.
+
+        Raises:
+            ValueError: if `model_input` is no frame with a column `image`.
         """
+        if not isinstance(model_input, pd.DataFrame) or "image" not in model_input.columns:
+            found = list(model_input.columns) if isinstance(model_input, pd.DataFrame) else type(model_input).__name__
+            raise ValueError(
+                f'model_input is {found}; expected a pandas frame with a column "image" of image files: '
+                'pd.DataFrame({"image": [Path("photo.jpg").read_bytes()]})'
+            )
         predictions = [self._predict(value) for value in model_input["image"]]
         return pd.DataFrame(predictions, columns=["mask", "error"], index=model_input.index, dtype=object)
 

@@ -69,7 +69,15 @@ def edge_counts(
     Returns:
         int64 array (T, 4). Its columns are: detected pixels that match any annotator; detected pixels; annotated pixels that are
         matched, summed over annotators; annotated pixels, summed over annotators.
+
+    Raises:
+        ValueError: if an edge strength is not from 0 to 1, or a boundary map is not bool or has another size.
     """
+    if not ((edges >= 0) & (edges <= 1)).all():
+        raise ValueError(f"edges are from {edges.min()} to {edges.max()}; expected strengths from 0 to 1")
+    for boundary in boundaries:
+        if boundary.dtype != bool or boundary.shape != edges.shape:
+            raise ValueError(f"a boundary map is {boundary.dtype} {boundary.shape}; expected bool {edges.shape}, as `map > 0` is")
     offsets = _offsets(tolerance * math.hypot(*edges.shape))
     annotated = sum(int(b.sum()) for b in boundaries)
     counts = np.zeros((len(thresholds), 4), np.int64)

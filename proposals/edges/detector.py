@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from proposals.edges.forest_file import load_forest
+from proposals.masks import check_image
 
 EdgeSource = Literal["forest", "gradient"]
 """The name of an edge detector."""
@@ -52,6 +53,7 @@ def edge_map(
 
     Raises:
         UserError: if `edge_model` is not a forest that OpenCV can read.
+        ValueError: if the image has another dtype or shape, or there is no such edge detector.
     """
     thick = thick_edges(image, edges, edge_model)
     if multiscale:
@@ -78,7 +80,9 @@ def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = N
 
     Raises:
         UserError: if `edge_model` is not a forest that OpenCV can read.
+        ValueError: if the image has another dtype or shape, or there is no such edge detector.
     """
+    check_image(image)
     forest = forest_uri(edges, edge_model)
     return forest_edges(image, forest) if forest else gradient_edges(image)
 
@@ -92,7 +96,12 @@ def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:
 
     Returns:
         Path or URI of the file; None if the detector is the gradient.
+
+    Raises:
+        ValueError: if there is no such edge detector.
     """
+    if edges not in ("forest", "gradient"):
+        raise ValueError(f"edges is {edges!r}, and must be forest or gradient")
     return (edge_model or str(PRETRAINED_FOREST)) if edges == "forest" else None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from proposals.boxes import MEAN_RGB, WindowShape, crop, enlarge, iou
-from proposals.masks import VOID_ID, void_id
+from proposals.masks import VOID_ID, check_masks, void_id
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int 
 
     Returns:
         The objects, ordered by object id.
+
+    Raises:
+        ValueError: if the masks have another dtype or shape, or their sizes differ.
     """
+    check_masks(class_mask, object_mask)
     ids = np.where(object_mask == void_id(object_mask), 0, object_mask).astype(np.int32)
     objects = []
     for object_id, window in enumerate(ndimage.find_objects(ids), start=1):
@@ -144,7 +148,12 @@ def choose_stage2(
 
     Returns:
         The enlarged boxes with their objects, sorted by coordinates.
+
+    Raises:
+        ValueError: if `min_iou` is not above 0 and at most 1, or the proposals are not boxes (see `boxes.as_boxes`).
     """
+    if not 0 < min_iou <= 1:
+        raise ValueError(f"min_iou is {min_iou}, and must be above 0 and at most 1")
     if not objects or not len(proposals):
         return []
     overlap = iou(proposals, np.array([o.box for o in objects], np.float64))
@@ -174,7 +183,13 @@ def cut_example(
     Returns:
         crop: uint8 array (size, size, 3), RGB. Outside the image it has ImageNet's mean colour.
         mask: uint8 array (size, size) of class ids. Outside the image it is void (255).
+
+    Raises:
+        ValueError: if an array has another dtype or shape, their sizes differ, or the stage is neither 1 nor 2.
     """
+    check_masks(class_mask, object_mask, image)
+    if stage not in (1, 2):
+        raise ValueError(f"stage is {stage}, and must be 1 or 2")
     mask = crop(class_mask, window.box, size, VOID_ID, cv2.INTER_NEAREST)
     if stage == 1:
         ids = crop(object_mask, window.box, size, 0, cv2.INTER_NEAREST)

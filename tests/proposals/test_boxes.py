@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from proposals.boxes import MEAN_RGB, crop, enlarge, iou, window_pixels
+from proposals.recall import best_overlaps
 
 coordinate = st.floats(-300, 300, width=32)
 side = st.floats(0.5, 300, width=32)
@@ -112,6 +113,45 @@ def test_iou_by_hand():
 
 @given(hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50)), hnp.arrays(np.float64, (2, 4), elements=st.floats(-50, 50)))
 def test_iou_is_symmetric_and_from_0_to_1(a, b):
+    a, b = (np.hstack([np.minimum(c[:, :2], c[:, 2:]), np.maximum(c[:, :2], c[:, 2:])]) for c in (a, b))
     found = iou(a, b)
     assert ((found >= 0) & (found <= 1 + 1e-9)).all()
     np.testing.assert_allclose(found, iou(b, a).T)
+
+
+WRONG = [
+    ([[10, 10, 5, 20]], r"box 0 is \[10.0, 10.0, 5.0, 20.0\]; expected x1, y1, x2, y2 .*x, y, width, height becomes"),
+    ([[0, 0, 5, 5], [10, 30, 20, 10]], "box 1 is"),
+    ([[0, 0, np.nan, 5]], "box 0 is"),
+    ([[0, 0, np.inf, 5]], "box 0 is"),
+    (np.zeros((4, 5)), r"shape \(4, 5\)"),  # with scores; four of them would be five boxes
+    (np.zeros((4, 3)), r"shape \(4, 3\)"),
+    (np.zeros((2, 2, 4)), r"shape \(2, 2, 4\)"),
+    (np.zeros(8), r"shape \(8,\)"),
+]
+"""Boxes that are none, and what the message says."""
+
+
+@pytest.mark.parametrize(("boxes", "message"), WRONG)
+def test_boxes_of_another_kind_are_refused(boxes, message):
+    good = [[0, 0, 4, 4]]
+    functions = (enlarge, lambda b: iou(b, good), lambda b: iou(good, b), lambda b: best_overlaps(b, np.array(good)))
+    for function in functions:
+        with pytest.raises(ValueError, match=message):
+            function(boxes)
+
+
+@pytest.mark.parametrize(("boxes", "message"), WRONG[:1] + WRONG[2:4] + WRONG[-1:])
+def test_a_box_of_another_kind_is_not_cut(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        window_pixels(np.squeeze(boxes))
+    with pytest.raises(ValueError, match=message):
+        crop(np.zeros((9, 9, 3), np.uint8), np.squeeze(boxes), 4)
+
+
+def test_options_of_windows_are_checked():
+    for keywords in ({"scale": 0}, {"scale": np.nan}, {"window": "Square"}):
+        with pytest.raises(ValueError, match="expected a number above 0, and square or stretched"):
+            enlarge([[0, 0, 4, 4]], **keywords)
+    with pytest.raises(ValueError, match="size is 0"):
+        crop(np.zeros((9, 9, 3), np.uint8), (0, 0, 4, 4), 0)

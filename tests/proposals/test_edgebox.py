@@ -128,3 +128,19 @@ def test_objects_of_real_images_are_found_with_any_number_of_threads(voc_rows):
     finally:
         cv2.setNumThreads(before)
     np.testing.assert_array_equal(again, boxes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"edges": "Forest"}, "edges is 'Forest', and must be forest or gradient"),  # would be taken for the gradient
+        ({"max_boxes": 0}, "max_boxes is 0, and must be at least 1"),
+        ({"max_boxes": -1}, "max_boxes is -1"),  # would leave out the last box
+        ({"beta": 75}, "beta is 75, and must be from 0 to 1"),
+        ({"edge_gain": float("nan")}, "edge_gain is nan, and must be above 0"),
+        ({"alpha": 2, "kappa": 0}, "alpha is 2, and must be from 0 to 1; kappa is 0, and must be above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        edge_boxes(rectangle(), **options)

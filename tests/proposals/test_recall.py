@@ -107,3 +107,19 @@ def test_edgebox_finds_most_objects_of_real_images(voc_rows):
     assert total.num_objects >= 6 and total.at_iou(0.5)[-1] > 0.8
     assert (np.diff(total.at_iou(0.5)) >= 0).all() and (np.diff(total.average_best_overlap) >= 0).all()
     assert (total.at_iou(0.7) <= total.at_iou(0.5)).all()
+
+
+@pytest.mark.parametrize("overlaps", [[[np.nan]], [[70.0]], [[-0.1]]])
+def test_overlaps_that_are_no_ious_are_refused(overlaps):
+    with pytest.raises(ValueError, match="expected IoUs from 0 to 1"):
+        Recall.from_overlaps(np.array(overlaps, np.float32), [50])
+
+
+def test_counts_and_thresholds_out_of_range_are_refused():
+    box = np.array([[0, 0, 9, 9]])
+    with pytest.raises(ValueError, match="counts are"):
+        best_overlaps(box, box, (0, 50))
+    with pytest.raises(ValueError, match="threshold is 70"):
+        Recall.from_overlaps(np.ones((1, 1), np.float32), [50]).at_iou(70)
+    with pytest.raises(ValueError, match=r"threshold is -0\.1"):
+        Recall.from_overlaps(np.ones((1, 1), np.float32), [50]).at_iou(-0.1)

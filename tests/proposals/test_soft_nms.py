@@ -43,3 +43,17 @@ def test_no_box_is_dropped_and_ties_keep_their_order(rng):
 def test_no_box_or_one_box(count):
     order, scores = soft_nms(BOXES[:count], SCORES[:count], 0.9, 5.0, 200)
     assert len(order) == len(scores) == count
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "message"),
+    [
+        (BOXES, SCORES[:-1], "expected a finite score for each of 4 boxes"),
+        (BOXES, np.full(4, np.nan, np.float32), "finite score"),
+        (BOXES[:, [2, 1, 0, 3]], SCORES, "x1 ≤ x2"),
+        (np.hstack([BOXES, SCORES[:, None]]), SCORES, r"shape \(4, 5\)"),
+    ],
+)
+def test_boxes_or_scores_of_another_kind_are_refused(boxes, scores, message):
+    with pytest.raises(ValueError, match=message):
+        soft_nms(boxes, scores, 0.9, 5.5, 200)

@@ -13,7 +13,7 @@ import numpy as np
 
 from infra.errors import BadInput
 from proposals.boxes import MEAN_RGB
-from proposals.masks import VOID_ID
+from proposals.masks import VOID_ID, check_masks
 
 Pair = tuple[np.ndarray, np.ndarray]
 """An image and its mask."""
@@ -44,7 +44,9 @@ def square_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.G
 
     Raises:
         BadInput: if the image is smaller than the square.
+        ValueError: if the image or the mask has another dtype or shape, or their sizes differ.
     """
+    check_masks(mask, image=image)
     height, width = mask.shape
     if min(height, width) < size:
         raise BadInput(f"an example of {width}×{height} is smaller than the input of {size}×{size}")
@@ -72,7 +74,11 @@ def square_canvas(
 
     Returns:
         The image, uint8 (3, size, size), and the mask, uint8 (size, size).
+
+    Raises:
+        ValueError: if the image or the mask has another dtype or shape, or their sizes differ.
     """
+    check_masks(mask, image=image)
     scale = min(1.0, size / max(mask.shape))
     if rng is not None:
         scale *= 1 + jitter * float(rng.uniform(-1, 1))

@@ -28,6 +28,7 @@ from proposals.edges.forest_file import (
     require_opencv_contrib,
 )
 from proposals.edges.training.tree import grow
+from proposals.masks import check_image
 
 UNKNOWN = 0  # segment id of pixels whose segment is not known
 _CELLS = PATCH // SHRINK  # side of a patch in the feature channels
@@ -190,7 +191,11 @@ def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         regular: float32 array (h, w, 13), slightly smoothed, for regular features.
         similarity: float32 array (h, w, 13), the same but more strongly smoothed, for self-similarity features.
+
+    Raises:
+        ValueError: if the image has another dtype or shape.
     """
+    check_image(image)
     require_opencv_contrib()
     height, width = image.shape[:2]
     padded = cv2.copyMakeBorder(image, _PAD, _PAD + height % 2, _PAD, _PAD + width % 2, cv2.BORDER_REFLECT)

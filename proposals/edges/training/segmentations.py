@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from proposals.edges.training.forest import UNKNOWN
-from proposals.masks import VOID_ID, void_id
+from proposals.masks import VOID_ID, check_masks, void_id
 
 _REACH = 6.0  # px; the void lines that VOC draws around objects are about 5 px wide
 
@@ -22,7 +22,11 @@ def segments_from_masks(class_mask: np.ndarray, object_mask: np.ndarray | None) 
 
     Returns:
         uint16 array (H, W) of segment ids from 1, or UNKNOWN (0).
+
+    Raises:
+        ValueError: if a mask has another dtype or shape, or their sizes differ.
     """
+    check_masks(class_mask, object_mask)
     ids, void = class_mask.astype(np.int64), class_mask == VOID_ID
     if object_mask is not None:
         ids = (ids << 16) | object_mask

@@ -152,8 +152,8 @@ def test_probabilities_that_are_not_finite_are_refused():
 def test_an_improbable_class_is_pruned_unless_it_is_the_arg_max_of_a_pixel():
     image = np.full((24, 32, 3), 120, np.uint8)
     probabilities = np.full((12, 24, 32), 0.02, np.float32)
-    probabilities[0] = 1 - probabilities[1:].sum(0)
     probabilities[1] = 0.1  # nowhere the arg max
+    probabilities[0] = 1 - probabilities[1:].sum(0)
     probabilities[2:, 4, 5] = 0.1 - 1e-4
     probabilities[:2, 4, 5] = 0
     probabilities[7, 4, 5] = 0.1  # improbable, but the arg max here

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proposals.boxes import MEAN_RGB
-from proposals.mining.rules import choose_stage1, choose_stage2, cut_example, example_size, find_objects, repeats_by_class
+from proposals.mining.rules import (
+    AnnotatedObject,
+    choose_stage1,
+    choose_stage2,
+    cut_example,
+    example_size,
+    find_objects,
+    repeats_by_class,
+)
 
 
 @pytest.fixture
@@ -157,3 +165,23 @@ def test_repeats_never_exceed_the_limit_or_the_largest_class(counts, limit):
     for c, times in repeats.items():
         assert 1 <= times <= limit
         assert counts[c] * times <= max(most + counts[c] / 2, counts[c])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "keywords", "message"),
+    [
+        (np.array([[9, 0, 1, 9]]), {}, "x1 ≤ x2"),
+        (np.array([[0, 0, 9, 9, 0.5]] * 4), {}, r"shape \(4, 5\)"),
+        (np.array([[0, 0, 9, 9]]), {"min_iou": 50}, "min_iou is 50, and must be above 0 and at most 1"),
+        (np.array([[0, 0, 9, 9]]), {"min_iou": 0}, "min_iou is 0"),
+    ],
+)
+def test_proposals_and_limits_of_another_kind_are_refused(boxes, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        choose_stage2([AnnotatedObject(1, 1, (0, 0, 9, 9))], boxes, **keywords)
+
+
+def test_objects_with_corners_in_the_wrong_order_are_refused():
+    for box in ((9, 0, 1, 9), (0, 9, 9, 1)):
+        with pytest.raises(ValueError, match="x1 ≤ x2"):
+            choose_stage1([AnnotatedObject(1, 1, box)])
