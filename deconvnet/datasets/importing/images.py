@@ -18,7 +18,7 @@ from deconvnet.datasets.image_folder import list_image_files
 from deconvnet.datasets.voc import MIN_SIDE
 from infra import storage
 from infra.errors import BadInput
-from proposals.image_codec import decode_image, encode_mask, encode_png, image_size
+from proposals.image_codec import decode_image, encode_png, image_size
 
 _SAME_COLOUR = 24  # difference of two mean colours (0 to 255) that compressing an image again may cause
 _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte for byte

@@ -100,14 +100,8 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
             f"only {patches.count} patches with known segments were found: too few to learn edges from; add images with masks"
         )
     bins, labels, thresholds = patches.finish()
-    grown = grow(
-        bins,
-        labels,
-        seed=int(rng.integers(2**31)),
-        pairs=options.pairs,
-        min_child=options.min_child,
-        max_depth=options.max_depth,
-    )
+    grow_seed = int(rng.integers(2**31))
+    grown = grow(bins, labels, seed=grow_seed, pairs=options.pairs, min_child=options.min_child, max_depth=options.max_depth)
     inner = grown.child > 0
     threshold = np.where(inner, thresholds[grown.feature, np.minimum(grown.split, _BIN_EDGES - 1)], np.float32(0))
     starts, edge_bins = _leaf_boundaries(labels, grown.example, ~inner)
