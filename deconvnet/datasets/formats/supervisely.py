@@ -8,7 +8,7 @@ import base64
 import binascii
 import io
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -21,7 +21,7 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_json
+from deconvnet.datasets.importing.images import ImageIndex, normalise, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, parse_points, polygon_region
 from infra import storage
@@ -69,7 +69,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
     ids = dataset.choose_classes(labels, rules)
     for source in sources:
         index, painter = ImageIndex(source.images), ImagePainter(rules)
-        images = set(index.names)
+        images = {normalise(name): name for name in index.names}
         for name in (name for each, name in files if each is source):
             file, uri = _find_image(index, images, name), storage.join(source.annotations, name)
             if file is None:
@@ -125,14 +125,14 @@ def _label_of(figure: Mapping[str, Any]) -> str:
     return str(figure.get("classTitle") or "").strip()
 
 
-def _find_image(index: ImageIndex, images: Collection[str], name: str) -> str | None:
+def _find_image(index: ImageIndex, images: Mapping[str, str], name: str) -> str | None:
     """Find the image of an annotation file.
 
     The image of ds/ann/a.jpg.json is ds/img/a.jpg. Older projects call the file ds/ann/a.json.
 
     Args:
         index: images of the source.
-        images: their paths.
+        images: their paths, by the path with accented letters in Unicode's composed form.
         name: path of the annotation file relative to the folder of annotations.
 
     Returns:
@@ -141,9 +141,9 @@ def _find_image(index: ImageIndex, images: Collection[str], name: str) -> str | 
     path = PurePosixPath(name)
     stem = path.name[: -len(path.suffix)]
     for folder in (path.parent.parent / "img", path.parent.parent, PurePosixPath("img"), PurePosixPath()):
-        there = [found for suffix in ("", *SUFFIXES) if (found := str(folder / f"{stem}{suffix}")) in images]
-        if there:
-            return there[0] if len(there) == 1 or there[0].endswith(stem) else None
+        paths = [normalise(str(folder / f"{stem}{suffix}")) for suffix in ("", *SUFFIXES)]
+        if there := [images[path] for path in paths if path in images]:
+            return there[0] if len(there) == 1 or paths[0] in images else None
     return index.find(stem)
 
 

@@ -18,7 +18,7 @@ import yaml
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import BACKGROUND_NAMES, AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_text
+from deconvnet.datasets.importing.images import ImageIndex, normalise, read_text
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import Region, polygon_region
 from infra import storage
@@ -204,13 +204,14 @@ def _add_images(
     images = storage.absolute(source.images) if given else layout.root
     texts = layout.root if annotations in (layout.file, posixpath.dirname(layout.file)) else annotations
     index, painter = ImageIndex(images), ImagePainter(rules)
-    labels = {storage.join(texts, name) for name in storage.list_files(texts) if name.lower().endswith(".txt")}
+    files = [storage.join(texts, name) for name in storage.list_files(texts) if name.lower().endswith(".txt")]
+    labels = {normalise(file): file for file in files}
     label_of: dict[str, str] = {}
     for name in index.names:
         stem = str(PurePosixPath(name).with_suffix(""))
         inside = f"{images}/{stem}".rpartition("/images/")
         tries = (f"{inside[0]}/labels/{inside[2]}.txt", f"{texts}/{stem}.txt", f"{images}/{stem}.txt")
-        if label := next((each for each in tries if each in labels), None):
+        if label := next(filter(None, (labels.get(normalise(each)) for each in tries)), None):
             label_of[name] = label
     if not label_of:
         raise UserError(
@@ -231,7 +232,7 @@ def _add_images(
         dataset.notes.append(f"{left_out:,} images below {images} are in neither train nor val of {layout.file} and are left out")
     if without := sum(name not in label_of for name in used):
         dataset.notes.append(f"{without:,} images have no text file, so they are all background")
-    for label in sorted(labels - set(label_of.values())):
+    for label in sorted(set(files) - set(label_of.values())):
         of_images = "/labels/" in label and "/images/".join(label.rsplit("/labels/", 1)).startswith(f"{images}/")
         if (of_images or texts != layout.root or not layout.file) and PurePosixPath(label).name not in _NAMES:
             dataset.reject(PurePosixPath(label).name, label, f"no image of this name below {images}")

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import unicodedata
 import zlib
 
 import numpy as np
@@ -65,8 +66,9 @@ def read(annotations, images=None, **rules):
         ("ds0/img/a.jpg", "ds0/ann/a.json"),
         ("img/a.png", "ann/a.png.json"),
         ("ds0/datasets/ds1/img/a.jpg", "ds0/datasets/ds1/ann/a.jpg.json"),
+        (unicodedata.normalize("NFD", "ds0/img/ä.jpg"), "ds0/ann/ä.jpg.json"),
     ],
-    ids=["project", "older project", "data set", "nested data sets"],
+    ids=["project", "older project", "data set", "nested data sets", "Unicode"],
 )
 def test_the_layouts_of_projects(tmp_path, image, annotation):
     dataset = read(write(tmp_path, SCENE, image, annotation))

@@ -1,5 +1,7 @@
 """YOLO's text files in the layouts of the tools that write them: the masks they give, and what is refused or rejected."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,13 @@ def test_images_without_a_text_file_are_background_and_counted(tmp_path):
     dataset = read(tmp_path)
     assert dataset.entries[1].load().class_mask.max() == 0
     assert "2 images have no text file, so they are all background" in dataset.notes
+
+
+def test_names_in_another_form_of_unicode_are_the_same(tmp_path):
+    write_image(tmp_path / f"images/{unicodedata.normalize('NFD', 'Straße_über')}.jpg")
+    write_text(tmp_path / f"labels/{unicodedata.normalize('NFC', 'Straße_über')}.txt", SCENE)
+    write_text(tmp_path / "classes.txt", "crate\nball\n")
+    check_scene(read(tmp_path))
 
 
 def test_text_files_without_an_image_are_rejected(tmp_path):
