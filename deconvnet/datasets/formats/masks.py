@@ -5,6 +5,7 @@ The pixel values of the masks are ids (in paletted or grey images) or colours.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -21,6 +22,7 @@ from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
 from proposals.image_codec import image_size
 
+_TABLES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")  # class tables that tools write beside masks
 _SAMPLE = 200  # masks that are read beforehand if there is a table
 
 
@@ -30,8 +32,9 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     Args:
         sources: folders of masks, each with its folder of images.
         rules: rules that the user chose. `class_table_uri`, `classes`, `image_suffix`, `mask_suffix`, `unknown_void` and
-            `max_pixels` apply. The class table says which class each value in the masks stands for. Without a table, `classes` are the class names by id.
-            Without either, the classes are inferred from the values of all masks.
+            `max_pixels` apply. The class table says which class each value in the masks stands for. Without a table, `classes` are the
+            class names by id. Without either, a table that a tool wrote beside the masks is used, or the classes are inferred from
+            the values of all masks.
 
     Returns:
         The data set. Its `class_table_text` is the table that was given or inferred.
@@ -43,9 +46,14 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     dataset = AnnotatedDataset()
     pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, address of its mask
     for source in sources:
+        if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
+            raise UserError(
+                f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, such "
+                "as _mask for a.jpg and a_mask.png"
+            )
         index = ImageIndex(source.images)
-        masks = _by_stem(ImageIndex(source.annotations).names, rules.mask_suffix)
-        images = _by_stem(index.names, rules.image_suffix)
+        masks = _choose_masks(dataset, source.annotations, rules.mask_suffix)
+        images = {stem: names[0] for stem, names in _by_stem(index.names, rules.image_suffix).items()}
         if rules.mask_suffix and source.images == source.annotations:
             images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
         matched = [stem for stem in images if stem in masks]
@@ -62,6 +70,9 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
             dataset.notes.append(f"{others:,} images in {source.images} don't end in {rules.image_suffix} and are left out")
         if without := len(images) - len(matched):
             dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
+    if not rules.class_table_uri and not rules.classes and (beside := _find_table(sources)):
+        dataset.notes.append(f"the classes are those of {beside}; name another table by --table")
+        rules = replace(rules, class_table_uri=beside)
     table = _make_table([uri for *_, uri in pairs], rules)
     dataset.notes += table.notes
     dataset.classes, dataset.class_table_text = table.classes, table.to_text()
@@ -76,7 +87,57 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
 FORMAT = DatasetFormat("the folder of masks", read_masks)
 
 
-def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
+def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[str, str]:
+    """List the masks of a folder.
+
+    A JPEG beside another mask of the same name is taken for a picture of it, and left out. If there are several others, none is used.
+
+    Args:
+        dataset: data set whose `rejects` and `notes` tell what is left out.
+        folder: folder or s3:// prefix of the masks.
+        suffix: ending of the names of masks.
+
+    Returns:
+        The path of each mask, by the key that it has in common with its image.
+    """
+    masks: dict[str, str] = {}
+    pictures = 0
+    for stem, names in _by_stem(ImageIndex(folder).names, suffix).items():
+        lossless = [name for name in names if PurePosixPath(name).suffix.lower() not in (".jpg", ".jpeg")] or names
+        if len(lossless) > 1:
+            dataset.reject(names[0], storage.join(folder, names[0]), f"{' and '.join(lossless)} are masks of one image: keep one")
+        else:
+            masks[stem] = lossless[0]
+            pictures += len(names) - 1
+    if pictures:
+        dataset.notes.append(f"{pictures:,} JPEG files in {folder} have the name of another mask and are left out")
+    return masks
+
+
+def _find_table(sources: Sequence[AnnotationSource]) -> str | None:
+    """Find the class table that a tool wrote into the folder of the masks or the one above it.
+
+    Args:
+        sources: folders of masks.
+
+    Returns:
+        The path or s3:// address of the table; None if there is none.
+
+    Raises:
+        UserError: if there are several that differ.
+    """
+    found: dict[bytes, str] = {}
+    for source in sources:
+        folder = source.annotations.rstrip("/")
+        files = [storage.join(place, name) for place in (folder, folder.rpartition("/")[0]) if place for name in _TABLES]
+        if file := next(filter(storage.exists, files), None):
+            found.setdefault(storage.read_bytes(file), file)
+    if len(found) > 1:
+        raise UserError(f"{' and '.join(found.values())} name different classes: name one by --table")
+    return next(iter(found.values()), None)
+
+
+def _by_stem(names: Sequence[str], suffix: str) -> dict[str, list[str]]:
     """Index files by a key that a mask and its image have in common.
 
     The key is the path of the file without the file name suffix, and without the ending that distinguishes masks or images. For
@@ -87,13 +148,13 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, str]:
         suffix: ending of the names, such as "_mask"; "" if there is none. Files whose name does not have it are left out.
 
     Returns:
-        The path of each file by its key. If several files have the same key, the first is kept.
+        The paths of the files by their key; files that differ only in the suffix have the same.
     """
-    stems: dict[str, str] = {}
+    stems: dict[str, list[str]] = {}
     for name in names:
         stem = normalise(str(PurePosixPath(name).with_suffix("")))
         if stem.endswith(suffix):
-            stems.setdefault(stem.removesuffix(suffix), name)
+            stems.setdefault(stem.removesuffix(suffix), []).append(name)
     return stems
 
 

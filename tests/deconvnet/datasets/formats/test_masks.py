@@ -12,6 +12,8 @@ from tests.deconvnet.datasets.formats.inputs import HEIGHT, WIDTH, rejection_rea
 
 IDS = np.zeros((HEIGHT, WIDTH), np.uint8)
 IDS[5:20, 5:20], IDS[20:35, 30:50], IDS[0] = 7, 11, 255
+COLOURS = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+COLOURS[IDS == 7], COLOURS[IDS == 11] = (250, 50, 83), (51, 221, 255)
 
 
 def read(folder, *masks, table=None, suffix=".png", **rules):
@@ -115,3 +117,56 @@ def test_images_and_masks_with_endings_of_their_own_belong_together(tmp_path, st
     assert (class_mask(dataset)[IDS == 11] == 2).all() and any(f"don't end in {image_suffix}" in note for note in dataset.notes)
     with pytest.raises(UserError, match="in place of what --image_suffix gives"):
         read_masks(sources, ImportRules(image_suffix="_x", mask_suffix=mask_suffix))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pixels"),
+    [
+        ("masks/_classes.csv", "Pixel Value, Class\n0, background\n7, crate\n11, ball\n", IDS),
+        ("class_dict.csv", "name,r,g,b\nbackground,0,0,0\ncrate,250,50,83\nball,51,221,255\n", COLOURS),
+        ("labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nball:51,221,255::\ncrate:250,50,83::\n", COLOURS),
+        ("label_colors.txt", "0 0 0\tbackground\n250 50 83\tcrate\n51 221 255\tball\n", COLOURS),
+    ],
+    ids=["Roboflow", "class_dict.csv", "CVAT", "CamVid"],
+)
+def test_a_table_that_a_tool_wrote_beside_the_masks_is_used_and_told(tmp_path, name, text, pixels):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / name).write_text(text)
+    dataset = read(tmp_path, pixels)
+    assert dataset.notes[0].startswith(f"the classes are those of {tmp_path / name}")
+    mask = class_mask(dataset)
+    assert set(dataset.classes) == {"background", "crate", "ball"}
+    assert (mask[IDS == 7] == dataset.classes.index("crate")).all() and (mask[IDS == 11] == dataset.classes.index("ball")).all()
+    (tmp_path / "table.txt").write_text(text.replace("ball", "disc"))
+    assert "disc" in read(tmp_path, pixels, class_table_uri=str(tmp_path / "table.txt")).classes
+
+
+def test_tables_of_two_folders_that_differ_are_refused(tmp_path):
+    sources = []
+    for split, name in (("train", "crate"), ("valid", "box")):
+        read(tmp_path / split, IDS)
+        (tmp_path / split / "masks/_classes.csv").write_text(f"Pixel Value, Class\n0, background\n7, {name}\n11, ball\n")
+        sources.append(AnnotationSource(str(tmp_path / split / "images"), str(tmp_path / split / "masks")))
+    with pytest.raises(UserError, match="name different classes: name one by --table"):
+        read_masks(sources, ImportRules())
+
+
+def test_images_and_masks_in_one_folder_are_told_apart_by_their_endings(tmp_path):
+    write_image(tmp_path / "IMG_0001_jpg.rf.0a1b.jpg")
+    Image.fromarray(IDS).save(tmp_path / "IMG_0001_jpg.rf.0a1b_mask.png")
+    (tmp_path / "_classes.csv").write_text("Pixel Value, Class\n0, background\n7, crate\n11, ball\n")
+    sources = [AnnotationSource(str(tmp_path), str(tmp_path))]
+    with pytest.raises(UserError, match=r"in one folder, .*: say by --mask_suffix"):
+        read_masks(sources, ImportRules())
+    dataset = read_masks(sources, ImportRules(mask_suffix="_mask"))
+    assert len(dataset.entries) == 1 and not dataset.rejects and (class_mask(dataset)[IDS == 11] == 2).all()
+
+
+def test_of_masks_of_one_image_a_jpeg_is_left_out_and_others_are_rejected(tmp_path):
+    read(tmp_path, IDS, IDS, IDS)
+    Image.fromarray(IDS).convert("RGB").save(tmp_path / "masks/p0.jpg")
+    Image.fromarray(IDS + 1).save(tmp_path / "masks/p1.bmp")
+    dataset = read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportRules())
+    assert [entry.uri.rpartition("/")[2] for entry in dataset.entries] == ["p0.png", "p2.png"]
+    assert [reject.reason for reject in dataset.rejects] == ["p1.bmp and p1.png are masks of one image: keep one"]
+    assert any(note.startswith("1 JPEG files") for note in dataset.notes)
