@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, WithJsonSchema, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, WithJsonSchema, field_validator
 
 from infra.storage.uri import absolute
 
@@ -36,10 +36,25 @@ Location = Annotated[str, AfterValidator(absolute_location), WithJsonSchema({"ty
 class Section(BaseModel):
     """The base class of all sections, which are groups of related settings.
 
-    Unknown keys are errors. Default values are validated too. Values can't be changed after creation.
+    Unknown keys are errors, and so are infinite numbers and NaN. Default values are validated too. Values can't be changed after
+    creation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_text_is_none(cls, value: Any, info: ValidationInfo) -> Any:
+        """Replace "" by None or an empty list for settings that may be left empty, in YAML as on the command line.
+
+        Args:
+            value: raw value of a setting.
+            info: pydantic's object with the name of the setting.
+        """
+        if value == [""]:  # pydantic-settings makes this of an empty list
+            return []
+        field = cls.model_fields[info.field_name or ""]
+        return None if value == "" and type(None) in get_args(field.annotation) else value
 
 
 class ClusterSettings(Section):

@@ -40,28 +40,28 @@ def main(argv: list[str] | None = None) -> None:
         "--split", choices=("val", "dev", "test"), help="images to evaluate on (default: val), or to predict for --submission"
     )
     command.add_argument("--submission", metavar="OUT.tar.gz", help="write the archive that VOC's test server takes")
-    command.add_argument(
-        "--result", choices=RESULTS, default="edeconvnet_crf", help="the result to submit (default: %(default)s)"
-    )
+    command.add_argument("--result", choices=RESULTS, help="with --submission: the result to submit (default: edeconvnet_crf)")
     command.add_argument(
         "--competition",
         choices=("comp5", "comp6"),
-        default="comp6",
-        help="comp5: trained on VOC's data only; comp6: on other data too, as VGG-16's weights are (default)",
+        help="with --submission: comp5: trained on VOC's data only; comp6: on other data too, as VGG-16's weights are (default)",
     )
     settings, options = command.parse_settings(argv)
     from workflows.operations.submission import check_trained, write_submission
     from workflows.pipelines.training import Pipeline
 
     if options.submission is not None:
-        chosen = {"split": options.split, "result": options.result, "competition": options.competition}
-        print(write_submission(settings, options.submission, options.config, **chosen))
+        chosen = {"result": options.result or "edeconvnet_crf", "competition": options.competition or "comp6"}
+        print(write_submission(settings, options.submission, options.config, split=options.split, **chosen))
         return
+    if options.result or options.competition:
+        raise UserError("--result and --competition choose what is submitted: give --submission OUT.tar.gz, or leave them out")
     split = options.split or "val"
     if split == "test":
         raise UserError("--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates")
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)
+    pipeline.use_as_prepared()
     report = pipeline.uri("evaluations", split)
     with pipeline.hold("evaluate.py"), pipeline.executor:
         check_trained(settings, options.config, proposals=True)  # again, because a run may just have ended

@@ -16,6 +16,7 @@ with a checkpoint: the same command resumes.
 
 from typing import TYPE_CHECKING
 
+from infra.errors import UserError
 from workflows import cli
 from workflows.settings import parser
 
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         help="stop after N minutes, with a checkpoint and exit code 75; the same command resumes",
     )
     settings, options = command.parse_settings(argv)
+    if options.max_minutes is not None and not options.max_minutes >= 0:  # also if it is NaN, which is reached at no time
+        raise UserError(f"--max-minutes {options.max_minutes:g} is not allowed: a number of minutes, 0 or more, is needed")
     from infra.runtime.interrupts import time_limit
     from workflows.pipelines.training import Pipeline
 

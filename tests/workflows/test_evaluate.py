@@ -1,10 +1,12 @@
-"""evaluate.py --submission: the archive appears whole or not at all, and user errors are sentences.
+"""evaluate.py --submission: the archive appears whole or not at all, and user errors are sentences; settings without effect.
 
 The evaluation itself is tested with the pipeline (test_train_pipeline.py).
 """
 
 import io
+import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,11 @@ from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from tests.deconvnet.ensembles import random_image, randomised
-from workflows import evaluate
+from workflows import evaluate, train_pipeline
 from workflows.operations import submission
+from workflows.pipelines.run_log import RUN_FILE
+from workflows.pipelines.training import Pipeline
+from workflows.settings import CONFIGS, as_dict, load
 
 TEST, VAL = ("2008_000006", "2008_000011"), ("2007_000033",)
 FEW = ["--segment.proposals", "3", "--proposals.max_boxes", "20", "--segment.crf.iterations", "1"]
@@ -152,3 +157,57 @@ def test_a_relative_archive_of_a_submitted_job_is_refused(
     monkeypatch.chdir(copy)
     with pytest.raises(UserError, match=r"--submission out\.tar\.gz: it is relative"):
         submit(workspace, root, "out.tar.gz")
+
+
+def prepared(folder: Path, *then: str, now: Sequence[str] = ()) -> Pipeline:
+    """The pipeline with the settings `now`, in a workspace whose last run had the settings `then`."""
+    config = ["quickstart.yaml", "--workspace", str(folder), "--data.root", str(folder / "images")]
+    settings = [load(str(CONFIGS / config[0]), *config[1:], *more) for more in (then, now)]
+    (folder / RUN_FILE).write_text(json.dumps({"settings": as_dict(settings[0])}))
+    for name in (
+        "JPEGImages/a.jpg",
+        "SegmentationClass/a.png",
+        "ImageSets/Segmentation/train.txt",
+        "ImageSets/Segmentation/val.txt",
+    ):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).write_text("a")  # no image, but none is read
+    return Pipeline(settings[1])
+
+
+@pytest.mark.parametrize("name", ["examples.context", "examples.window"])
+def test_windows_are_cut_as_they_were_for_training(name: str, tmp_path: Path) -> None:
+    value = {"examples.context": "1.5", "examples.window": "stretched"}[name]
+    for then, now in (((), (f"--{name}", value)), ((f"--{name}", value), ())):
+        with pytest.raises(UserError, match=rf"were trained with other windows: {name} .* \(was .*\): set it as it was"):
+            prepared(tmp_path, *then, now=now).use_as_prepared()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("data.limit", "3"), ("proposals.max_boxes", "900"), ("data.root", "/other/voc")])
+def test_settings_without_effect_are_named(setting: str, value: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = prepared(tmp_path, f"--{setting}", value)
+    pipeline.use_as_prepared()
+    assert f"not used, because the images and boxes in {tmp_path} are evaluated as they are" in caplog.text
+    assert f"{setting} " in caplog.text and f"(was {value})" in caplog.text
+    assert pipeline.dataset_name == ("voc" if setting == "data.root" else "images")
+
+
+def test_the_settings_of_the_last_run_need_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prepared(tmp_path, now=("--segment.aggregation", "sum", "--compute.workers", "2")).use_as_prepared()
+    (tmp_path / RUN_FILE).unlink()
+    prepared(tmp_path).use_as_prepared()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "more", [("--result", "fcn8s"), ("--competition", "comp5"), ("--result", "fcn8s", "--competition", "comp6")]
+)
+def test_options_of_a_submission_are_refused_without_one(more: tuple[str, ...], workspace: Path, root: Path) -> None:
+    with pytest.raises(UserError, match="--result and --competition choose what is submitted: give --submission"):
+        evaluate.main(["--workspace", str(workspace), "--data.root", str(root), *more])
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan", "-inf"])
+def test_a_time_limit_that_is_never_reached_or_lies_in_the_past_is_refused(minutes: str) -> None:
+    with pytest.raises(UserError, match=f"--max-minutes {minutes} is not allowed"):
+        train_pipeline.main([f"--max-minutes={minutes}"])

@@ -15,7 +15,7 @@ from infra.errors import UserError
 from infra.settings import Section
 from workflows import cli
 from workflows.cli import setting_fields
-from workflows.settings import CONFIGS, EdgeSettings, Settings, as_dict, load, parser
+from workflows.settings import CONFIGS, EdgeSettings, ImportSettings, Settings, as_dict, load, parser
 
 
 @pytest.fixture
@@ -97,7 +97,13 @@ def test_generated_data_bring_their_own_classes(config) -> None:
         ("data: {root: /x, classes: [a, b, a]}", r"data\.classes: .*repeated: a"),
         ("examples: {window: round}", r"examples\.window: 'round' is not allowed"),
         ("- 1\n- 2", "must hold sections and keys"),
-        ("a: [1", "is not YAML"),
+        ("a: [1", "line 1 can't be read as YAML"),
+        ("seed: 1\nseed: 5", "line 2 can't be read as YAML: seed is given twice"),
+        ("data: {root: /a}\nseed: 1\ndata: {limit: 3}", "line 3 .*: data is given twice"),
+        ("train:\n  stage1: {lr: 0.1, epochs: 3, lr: 0.2}", "line 2 .*: lr is given twice"),
+        ("train: {stage1: {lr: .nan}}", r"train\.stage1\.lr: nan is not allowed: input should be a finite number"),
+        ("segment: {min_side: .inf}", r"segment\.min_side: inf is not allowed"),
+        ("data: {dev_fraction: .nan}", r"data\.dev_fraction: nan is not allowed"),
         ("workspace: ${NO_SUCH_VARIABLE_HERE}/x", "NO_SUCH_VARIABLE_HERE"),
     ],
 )
@@ -117,7 +123,7 @@ def test_each_fault_is_a_sentence(config, text: str, message: str) -> None:
         (["--train.stage1", "{lr: 3}"], r"--train\.stage1 is a section, and has settings below it"),
         (["--data.classes", '["a"'], r"data\.classes: Missing end delimiter"),
         (["--train.stage1.lr", "0.5", "--data", '{"root": "/x"}'], r"--data is a section"),
-        (["--model.width", ""], r"model\.width: None is not allowed"),
+        (["--model.width", ""], r"model\.width: '' is not allowed"),
     ],
 )
 def test_each_fault_of_the_command_line_is_a_sentence(config, arguments: list[str], message: str) -> None:
@@ -139,6 +145,29 @@ def test_variables_are_filled_in(config, monkeypatch: pytest.MonkeyPatch) -> Non
     assert load(config(text)).data.root == "/default/voc"
     monkeypatch.setenv("SOME_FOLDER", "/mine")
     assert load(config(text)).data.root == "/mine/voc"
+
+
+def test_a_default_also_stands_for_an_empty_variable(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY", "")
+    assert load(config("data: {root: '${EMPTY:-/default}'}")).data.root == "/default"
+    assert load(config("data: {root: '${EMPTY}'}")).data.root is None
+    assert load(config("data: {root: '${EMPTY:-}'}")).data.root is None
+
+
+@pytest.mark.parametrize("name", ["data.root", "model.vgg16", "init.from", "model.fcn_width", "train.stage1.max_steps"])
+def test_empty_text_means_none_in_yaml_as_on_the_command_line(config, name: str) -> None:
+    text = '""'
+    for part in reversed(name.split(".")):
+        text = f"{{{part}: {text}}}"
+    assert load(config(text)) == load(config(""), f"--{name}", "") == load(config(""))
+
+
+def test_empty_text_stays_where_it_is_a_value_and_names_no_class() -> None:
+    given = ["--from", "masks", "--images", "/a", "--annotations", "/b", "--to", "/c"]
+    config = str(CONFIGS / "import_data.yaml")
+    assert cli.load(config, ImportSettings, [*given, "--mask_suffix", "", "--classes", ""]).classes == ()
+    with pytest.raises(UserError, match=r"data\.classes: .* is not allowed: needs between 2 and 255 names"):
+        load(str(CONFIGS / "quickstart.yaml"), "--data.classes", "")
 
 
 def test_a_submitted_job_must_not_write_into_rays_copy(config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
         except SettingsError as error:
             raise UserError(str(error)) from None
         try:
-            return self.kind.model_validate(_merged(_read(options.config), _unset_empty(overrides))), options
+            return self.kind.model_validate(_merged(_read(options.config), overrides)), options
         except ValidationError as error:
             raise UserError("\n".join(_sentence(fault, self.kind, options.config) for fault in error.errors())) from None
 
@@ -180,14 +180,6 @@ def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
     return parser.parse_settings(["--config", config, *arguments])[0]
 
 
-def _unset_empty(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the values of command-line options, and replace each value that is "" by None. Nested mappings are copied, too."""
-    return {
-        key: _unset_empty(value) if isinstance(value, dict) else None if value == "" else value
-        for key, value in overrides.items()
-    }
-
-
 def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `raw` in which the values of `overrides` replace those of the same name, section by section."""
     both = {
@@ -196,6 +188,26 @@ def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
         if isinstance(raw.get(key), dict) and isinstance(value, dict)
     }
     return {**raw, **overrides, **both}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses keys that are given twice. PyYAML takes the last one and drops the others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a dict of a mapping in YAML.
+
+        Args:
+            node: the mapping, with its keys and values.
+            deep: whether nested collections are made at once.
+
+        Raises:
+            yaml.constructor.ConstructorError: if a key is given twice.
+        """
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:i]]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read(config: str) -> dict[str, Any]:
@@ -220,11 +232,11 @@ def _read(config: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"--config {config} is not a text file") from None
     try:
-        raw = yaml.safe_load(_expand(text, config)) or {}
+        raw = yaml.load(_expand(text, config), _Loader) or {}
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"--config {config}{line} is not YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"--config {config}{line} can't be read as YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(raw, dict):
         raise UserError(f"--config {config} must hold sections and keys, not {type(raw).__name__}")
     return raw
@@ -232,6 +244,8 @@ def _read(config: str) -> dict[str, Any]:
 
 def _expand(text: str, config: str) -> str:
     """Replace ${NAME} and ${NAME:-default} in a text by environment variables, so that one file serves several machines.
+
+    As in a shell, the default stands for a variable that is not set or empty.
 
     Args:
         text: content of a settings file.
@@ -246,7 +260,9 @@ def _expand(text: str, config: str) -> str:
 
     def value_of(match: re.Match[str]) -> str:
         """Return the value of the environment variable that a match of ${NAME} names, or the default in the text."""
-        value = os.environ.get(match["name"], match["default"])
+        value = os.environ.get(match["name"])
+        if not value and match["default"] is not None:
+            return match["default"]
         if value is None:
             raise UserError(f"--config {config} uses ${{{match['name']}}}, and this variable is not set")
         return value

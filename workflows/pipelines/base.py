@@ -42,6 +42,7 @@ class BasePipeline(Workspace):
         locks: the locks that the running command holds, the most comprehensive one first. Empty if it only reads.
         settings: all settings of the pipeline.
         data_root: folder of the data set.
+        dataset_name: name of the data set for reports: that of its folder, or "generated" if the settings name no folder.
         store: URI of the MLflow store. "" if tracking is switched off.
         run_of_pipeline: the tracker's run of the pipeline. Before the pipeline runs, a run that logs nothing.
         run_of_stage: the tracker's run of the stage that is running. Before the first stage, a run that logs nothing.
@@ -66,6 +67,7 @@ class BasePipeline(Workspace):
         super().__init__(settings.workspace)
         self.settings: Settings | EdgeSettings = settings
         self.data_root = settings.data.root or self.uri("data")
+        self.dataset_name = Path(settings.data.root).name if settings.data.root else "generated"
         self._stop_requested = should_stop
         self.locks: list[Lock] = []
         self.store = tracking_uri(settings.workspace, settings.tracking.uri) if settings.tracking.enabled else ""
@@ -196,11 +198,6 @@ class BasePipeline(Workspace):
     def _stages(self) -> Sequence[Stage]:
         """List the stages of the pipeline in the order in which they run. Every subclass must override this method."""
         raise NotImplementedError
-
-    @property
-    def dataset_name(self) -> str:
-        """Return the name of the data set for reports: the name of its folder, or "generated" if the settings name no folder."""
-        return Path(self.settings.data.root).name if self.settings.data.root else "generated"
 
     def _prepare_stage(self) -> Stage:
         """Define the stage `prepare`, which makes the table `images` from the data set.

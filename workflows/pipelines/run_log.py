@@ -3,8 +3,10 @@
 A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
 """
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from deconvnet.reporting.report import REPORT_FILE, render_report
@@ -24,6 +26,8 @@ from infra.redaction import redacted
 from infra.runtime.stages import Record, read_record
 from workflows.pipelines.data import DataPipeline
 from workflows.settings import as_dict
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "pipeline.json"
 """Name of a file in the workspace. It holds the id of the workspace's MLflow run and the settings of the last run."""
@@ -56,6 +60,34 @@ class TrackedPipeline(DataPipeline):
         """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. None if there is no such file."""
         file = self.uri(RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
+
+    def use_as_prepared(self) -> None:
+        """Prepare to evaluate the workspace's models on the workspace's images, without running the pipeline.
+
+        Settings of the images and of the proposals have no effect then. If some differ from those of the workspace's last run, a
+        warning names them, and reports name the data set of that run.
+
+        Raises:
+            UserError: if windows around boxes would be cut in another way than for training.
+        """
+        file = self.uri(RUN_FILE)
+        if not storage.exists(file):
+            return
+        then, now = storage.read_json(file)["settings"], redacted(as_dict(self.settings))
+        changed = {
+            f"{section}.{name} {value} (was {then[section][name]})"
+            for section in ("examples", "data", "proposals")
+            for name, value in now[section].items()
+            if then[section].get(name, value) != value
+        }
+        if windows := sorted(each for each in changed if each.startswith(("examples.context ", "examples.window "))):
+            raise UserError(f"the models in {self.root} were trained with other windows: {', '.join(windows)}: set it as it was")
+        if changed:
+            logger.warning(
+                f"not used, because the images and boxes in {self.root} are evaluated as they are: {', '.join(sorted(changed))}"
+            )
+        root = then["data"]["root"]
+        self.dataset_name = Path(root).name if root else "generated"
 
     def _begin(self, config: str) -> None:
         """Record the run in the workspace's file pipeline.json, and describe it in MLflow as unfinished.
