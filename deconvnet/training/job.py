@@ -90,7 +90,7 @@ class TrainingJob:
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
 
     def dev_examples(self) -> Examples | None:
-        """Open the table of dev examples, on which the network is evaluated during training.
+        """Open the table of dev examples, on which the network is evaluated during training. If it has none, this is logged.
 
         Only the table's metadata are read.
 
@@ -106,6 +106,10 @@ class TrainingJob:
         try:
             return open_examples(self.dev_uri, self.architecture.input_size(self.model), self.architecture.split("dev"))
         except NoExamples:
+            logger.info(
+                f"  {self.dev_uri} has no dev examples, so the mean IoU is not measured during training: "
+                "the schedule plateau keeps the learning rate, and early_stopping_patience has no effect"
+            )
             return None
 
     def batch_plan(self, workers: int) -> BatchPlan:

@@ -1,5 +1,6 @@
 """Training in one process without Ray: the loop's own losses, and runs that are stopped and resumed."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import LocalCheckpoints, train_locally
 from deconvnet.training.trainer import Trainer
 from infra.errors import Interrupted, UserError
+from infra.storage import tables
 from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
@@ -102,6 +104,17 @@ def test_the_newest_complete_checkpoint_is_found_whoever_wrote_it(tmp_path: Path
     assert checkpoints.newest().values["step"] == 5
     checkpoints.save(State({"x": torch.zeros(2)}, {"step": 7}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2026", "step_000000007"]
+
+
+def test_training_without_dev_examples_says_what_they_would_have_decided(folder: Path, tmp_path: Path, caplog):
+    tables.commit(f"{tmp_path}/none", "f", [])
+    with caplog.at_level(logging.INFO):
+        assert job(folder, dev_uri=f"{tmp_path}/none").dev_examples() is None
+    assert "none has no dev examples" in caplog.text and "plateau keeps the learning rate" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert job(folder).dev_examples() and job(folder, dev_uri=None).dev_examples() is None
+    assert not caplog.text
 
 
 def test_fcn8s_trains_on_whole_images(tmp_path: Path):
