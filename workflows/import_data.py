@@ -25,7 +25,8 @@ The new folder appears only when it is complete. It contains:
 
 The last line printed is the command that trains on this folder.
 
-Exit codes: 0 done; 2 an error in the settings or the data; 75 interrupted: nothing was written.
+Exit codes: 0 done; 2 an error in the settings or the data; 3 another import creates the same folder; 75 interrupted: nothing
+was written.
 """
 
 from workflows import cli

@@ -12,7 +12,7 @@ from deconvnet.inference.predictions_table import MASKS, OVERLAYS, REJECTS, STAT
 from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store
 from infra import storage
-from infra.errors import Interrupted, UserError
+from infra.errors import UserError
 from infra.runtime.parts import check_rejects
 from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
@@ -86,10 +86,11 @@ class PredictionRun:
             self.plan = self._make_plan()  # another run may have written predictions in the meantime
             logger.info(self.plan_text())
             parts = self._predict(lock)
-        if predictions_table.write_rejects(output, parts):
-            logger.warning(cli.rejects_text([reject for part in parts for reject in part.rejects]))
-        check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
-        predictions_table.commit_predictions(self.plan, output, parts)
+            if predictions_table.write_rejects(output, parts):
+                logger.warning(cli.rejects_text([reject for part in parts for reject in part.rejects]))
+            check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
+            lock.check()
+            predictions_table.commit_predictions(self.plan, output, parts)
 
     def summary(self) -> str:
         """Return a text for a terminal: a table of the predicted classes, and a list of the folders that were written."""
@@ -150,7 +151,7 @@ class PredictionRun:
 
         s = self.settings
         model = storage.join(s.output, MODEL)
-        with RayExecutor(s.cluster) as executor:
+        with RayExecutor(s.cluster, lambda: lock.lost) as executor:
             gpus = _gpus_per_actor(s)
             # Written before the first mask, so that a later run knows by which version of the model the masks of a killed run were made.
             storage.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
@@ -162,8 +163,7 @@ class PredictionRun:
             finally:
                 if not lock.lost:  # otherwise the model there belongs to another run
                     storage.remove(model)
-        if lock.lost:
-            raise Interrupted(f"another run took the lock of {s.output}: its predictions count")
+        lock.check()
         return parts
 
 

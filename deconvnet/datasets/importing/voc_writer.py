@@ -20,6 +20,7 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
 from infra.errors import BadInput, UserError
+from infra.storage.lock import hold_lock
 from infra.storage.tables import Reject
 from proposals.image_codec import encode_mask
 
@@ -82,23 +83,30 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         UserError: if the folder exists and is not empty, or the disk is full or not writable.
+        Locked: if another import creates the same folder at this time.
+        Interrupted: if another import has taken over the lock of this one.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--to {folder} exists and is not empty: name a new folder, or remove it")
     temporary = folder.with_name(f".{folder.name}.importing")
-    try:
-        storage.remove(str(temporary))
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        if user_error := storage.disk_user_error(error, folder.parent):
-            raise user_error from error
-        raise
-    finally:
-        storage.remove(str(temporary))
+    lock_file = folder.with_name(f".{folder.name}.lock")
+    with hold_lock(str(lock_file), "import_data.py") as lock:
+        try:
+            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise UserError(f"--to {folder} exists and is not empty: name a new folder, or remove it")
+            storage.remove(str(temporary))
+            temporary.mkdir(parents=True)
+            yield temporary
+            lock.check()
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(folder)
+        except OSError as error:
+            if user_error := storage.disk_user_error(error, folder.parent):
+                raise user_error from error
+            raise
+        finally:
+            if not lock.lost:
+                storage.remove(str(temporary))
+                lock_file.unlink(missing_ok=True)  # no later import needs it
 
 
 def write_voc_layout(

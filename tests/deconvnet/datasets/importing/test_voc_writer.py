@@ -10,6 +10,7 @@ from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImag
 from deconvnet.datasets.importing.voc_writer import new_folder, write_voc_layout
 from infra.errors import BadInput, UserError
 from infra.storage import read_json
+from infra.storage.lock import Locked
 from proposals.image_codec import decode_mask
 
 
@@ -100,3 +101,14 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="exists and is not empty"), new_folder(folder):
         pass
     assert [p.name for p in folder.iterdir()] == ["made"]
+
+
+def test_two_imports_into_one_folder_do_not_mix(tmp_path):
+    """They had one temporary folder: the second emptied it, and what appeared was made of both."""
+    with new_folder(tmp_path / "new") as temporary:
+        (temporary / "one").write_text("")
+        with pytest.raises(Locked, match=r"import_data\.py holds the lock"), new_folder(tmp_path / "new") as other:
+            (other / "two").write_text("")
+        with new_folder(tmp_path / "beside") as other:
+            (other / "two").write_text("")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["beside", "beside/two", "new", "new/one"]
