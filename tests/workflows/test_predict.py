@@ -56,7 +56,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             save_model(network, str(folder / f"{name}-{seed}"), CLASSES)
         with tracker.pipeline("p", {}) as run:
             uris = (str(folder / f"{name}-{seed}") for name in ("deconvnet", "fcn8s"))
-            register(run, tracker.uri, "edeconvnet", Ensemble(*uris, CLASSES, EDGES, SEGMENT), RESULTS, alias)
+            register(run, tracker.uri, "edeconvnet", Ensemble(*uris, CLASSES, EDGES, SEGMENT), RESULTS, alias=alias)
     return folder
 
 
@@ -86,7 +86,7 @@ Run = Callable[..., str]
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predict in this process, without Ray."""
-    monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings: LocalExecutor(1))
+    monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings, should_stop: LocalExecutor(1))
     monkeypatch.setattr("workflows.operations.prediction._gpus_per_actor", lambda settings: 0)
 
 
@@ -375,7 +375,8 @@ def test_a_model_of_another_program_is_refused_and_never_loaded(run: Run, worksp
     tracker.client.create_model_version("foreign", foreign.as_uri())
     with pytest.raises(UserError, match="models:/foreign/1 was not registered by this project"):
         run("--model", "models:/foreign/1")
-    assert not (tmp_path / "out" / "_model").exists() and not (tmp_path / "out" / "_lock").exists()
+    assert not (tmp_path / "out" / "_model").exists()
+    assert json.loads((tmp_path / "out" / "_lock").read_text())["expires"] == 0, "the lock was not released"
 
 
 @pytest.mark.usefixtures("here")
