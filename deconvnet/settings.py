@@ -318,6 +318,8 @@ class TrackingSettings(StoreSettings):
 
     enabled: bool = Field(True, description="log runs to MLflow; false: nothing is logged or registered, MLflow is not needed")
     experiment: str = Field("deconvnet", min_length=1, description="experiment that the runs belong to")
-    model_name: str = Field("edeconvnet", min_length=1, description="name of the registered model")
+    model_name: str = Field(
+        "edeconvnet", min_length=1, description="name of the registered model; on a shared MLflow, one for each workspace"
+    )
     register_model: bool = Field(True, description="register the ensemble at the end of the pipeline")
     system_metrics: bool = Field(True, description="log the load of the driver's machine: CPU, memory, disk, network, GPUs")

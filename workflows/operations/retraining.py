@@ -97,7 +97,9 @@ def _nothing_new(pipeline: Retraining) -> None:
         version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
     else:
-        logger.info(f"{name} has no version yet: --force trains one")
+        logger.info(
+            f"{name} has no version yet: train_pipeline.py registers the model of {pipeline.base}, --force trains a new one"
+        )
 
 
 def log_plan(settings: Settings, force: bool) -> None:

@@ -10,8 +10,9 @@ from deconvnet.reporting.report import render_report
 from deconvnet.tracking.descriptions import run_description, run_name, stage_description
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.promotion import Decision, promote
-from deconvnet.tracking.registry import update_model_description
+from deconvnet.tracking.registry import OwnModel, update_model_description
 from infra.deploy.local.servers import mlflow_server
+from infra.storage.lock import hold_lock
 from tests.browser import Browser, browser, missing
 from tests.deconvnet.example_run import example_summary, grey_png
 from workflows.cli.output import TRAINING_PAGES
@@ -48,7 +49,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             tracker.client.create_model_version("net", f"file://{folder}/model", tags={"mean_iou.edeconvnet_crf": figure})
         tracker.client.set_registered_model_alias("net", "challenger", "2")
         update_model_description(tracker.client, "net")
-        promote(parent, tracker.uri, "net", 2, 1, Decision(True, "it is better"))
+        model = OwnModel(tracker.uri, "net", str(folder), "ours")
+        with hold_lock(str(folder / "workspace.lock"), "retrain.py") as lock:
+            promote(parent, model, 2, 1, Decision(True, "it is better"), lock)
     with mlflow_server(folder / "server", store=tracker.uri) as server, browser(1400, 1000) as window:
         yield Seen(server.url, window, tracker.experiment_id, parent.run_id)
 
