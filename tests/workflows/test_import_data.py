@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconvnet.datasets import voc
+from deconvnet.datasets import formats, voc
 from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
 from workflows import import_data, train_pipeline
 from workflows.operations import data_import
+from workflows.settings import ImportSettings
 
 CLASSES = "background,disc,square,triangle,star,ring"
 
@@ -63,6 +64,36 @@ def test_a_dry_run_and_a_failed_import_write_nothing(data, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (["--crowd", "object"], ["crowd object has no effect on masks"]),
+        (
+            ["--others", "void", "--overlap", "order"],
+            ["others void has no effect on masks", "overlap order has no effect on masks"],
+        ),
+        (["--report", "/elsewhere"], ["report /elsewhere has no effect on masks"]),
+        (["--crowd", "void", "--strange", "void", "--seed", "3"], []),
+    ],
+)
+def test_options_without_effect_are_named(options, notes, data, tmp_path, capsys):
+    import_data.main(arguments(data, tmp_path / "new", "--classes", CLASSES, "--dry-run", *options))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix("note: ") for line in said if "no effect" in line] == notes
+
+
+def test_options_of_an_import_have_no_effect_on_a_check(data, tmp_path, capsys):
+    import_data.main(
+        ["--check", str(data), "--report", str(tmp_path), "--classes", CLASSES, "--fold_case", "true", "--threads", "2"]
+    )
+    assert [line for line in capsys.readouterr().out.splitlines() if "no effect" in line] == [
+        "note: fold_case True has no effect on a check"
+    ]
+    known = {*ImportSettings.model_fields}
+    assert known.issuperset(data_import.FORMATS_OF_OPTION) and known.issuperset(data_import.OPTIONS_OF_CHECK)
+    assert {name for names in data_import.FORMATS_OF_OPTION.values() for name in names} <= {*formats.format_names(), "check"}
+
+
 def test_an_existing_folder_is_not_overwritten(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty"):
@@ -107,16 +138,16 @@ def test_the_check_tells_what_training_would_set_aside(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([], "give --from coco, labelme or masks"),
+        ([], "give --from coco, labelme, masks or another format"),
         (["--from", "coco"], "to is not given"),
         (["--from", "coco", "--to", "x"], "--annotations"),
         (["--from", "coco", "--to", "x", "--annotations", "y"], "name the folder of images by --images"),
-        (["--from", "yolo", "--to", "x"], "from: 'yolo' is not allowed"),
+        (["--from", "pascal", "--to", "x"], "from: 'pascal' is not allowed"),
         (["--check", "x", "--to", "y"], "--check is for an existing folder"),
         (["--check", "/nowhere/at/all"], "there is no data folder /nowhere/at/all"),
         (["--from", "labelme", "--annotations", "/nowhere", "--to", "x"], "/nowhere holds no .json file"),
         (["--from", "labelme", "--annotations", "x", "--to", "y", "--table", "t"], "table is for masks"),
-        (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere", "--to", "x"], "/nowhere does not exist"),
+        (["--from", "masks", "--images", "/nowhere", "--annotations", "/nowhere/m", "--to", "x"], "/nowhere does not exist"),
         (
             ["--from", "coco", "--images", "x", "--annotations", "/no.json", "--to", "x"],
             "/no.json is no COCO JSON: there is no file",

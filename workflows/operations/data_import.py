@@ -23,6 +23,18 @@ DOWNLOAD_COMMAND = "python workflows/download.py vgg16 --to data"
 CLASS_TABLE_FILE = "values.txt"
 """File in an imported folder that says to which class each mask value belongs."""
 
+FORMATS_OF_OPTION = {
+    "boxes": ("coco", "cvat", "supervisely", "yolo"),
+    "crowd": ("coco",),
+    "run_order": ("kaggle",),
+    **dict.fromkeys(("others", "overlap"), tuple(name for name in formats.format_names() if name != "masks")),
+    **dict.fromkeys(("table", "mask_suffix", "image_suffix", "strange", "transparent"), ("masks",)),
+    **dict.fromkeys(("report", "train_split", "val_split"), ("check",)),
+}
+"""Formats (or "check", for the check of a folder) for which an option has an effect. Options that are not here have one for all."""
+OPTIONS_OF_CHECK = ("check", "report", "train_split", "val_split", "classes", "max_pixels", "threads")
+"""Options that have an effect on the check of a folder."""
+
 
 def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
     """Import an annotated data set into VOC's folder layout, check the new folder, and log the command that trains on it.
@@ -35,6 +47,7 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         UserError: if the data can't be read, too many images are unusable, or the folder exists and is not empty.
     """
     folder = _local_folder(settings.to or "")
+    _log_options_without_effect(settings)
     dataset = _read_dataset(settings)
     lists = {
         name: read_split_list(uri, name, settings.encoding)
@@ -87,6 +100,7 @@ def check_folder(settings: ImportSettings, root: str) -> None:
         UserError: if the folder does not have VOC's layout, or the report can't be written.
     """
     voc.VocDataset(root)  # raises before anything is written
+    _log_options_without_effect(settings)
     classes = settings.classes or _read_classes(root)
     report = settings.report or root
     _check(settings, root, classes, (settings.train_split, settings.val_split), report, Path(root).name)
@@ -109,6 +123,17 @@ def train_command(folder: Path, classes: tuple[str, ...]) -> str:
     command = ["python", "workflows/train_pipeline.py", "--config", "workflows/configs/own_data.yaml"]
     command += ["--data.root", str(folder), "--data.classes", names, "--workspace", f"runs/{folder.name}"]
     return shlex.join(command)
+
+
+def _log_options_without_effect(settings: ImportSettings) -> None:
+    """Log a note for each option that was given another value than its default, but has no effect on this import or check."""
+    what = "check" if settings.check else settings.from_ or ""
+    for name, field in ImportSettings.model_fields.items():
+        if (value := getattr(settings, name)) == field.default:
+            continue
+        used = name in OPTIONS_OF_CHECK if what == "check" else what in FORMATS_OF_OPTION.get(name, (what,))
+        if not used:
+            logger.info(f"note: {name} {value} has no effect on {'a check' if what == 'check' else what}")
 
 
 def _read_dataset(settings: ImportSettings) -> AnnotatedDataset:
