@@ -46,12 +46,12 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     dataset = AnnotatedDataset()
     pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, address of its mask
     for source in sources:
+        index = ImageIndex(source.images)
         if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
             raise UserError(
                 f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, such "
                 "as _mask for a.jpg and a_mask.png"
             )
-        index = ImageIndex(source.images)
         masks = _choose_masks(dataset, source.annotations, rules.mask_suffix)
         images = {stem: names[0] for stem, names in _by_stem(index.names, rules.image_suffix).items()}
         if rules.mask_suffix and source.images == source.annotations:
