@@ -211,9 +211,15 @@ def test_a_rejected_challenger_is_not_the_version_to_beat(shop) -> None:
 
 
 @pytest.mark.parametrize(
-    "tags", [{}, {"workspace_id": "theirs"}, {"workspace_id": ""}, {"workspace_id": "theirs", "workspace": "/runs/theirs"}]
+    ("tags", "alias"),
+    [
+        ({}, ""),
+        ({}, "champion"),
+        ({"workspace_id": ""}, "challenger"),
+        ({"workspace_id": "theirs"}, "challenger"),
+        ({"workspace_id": "theirs", "workspace": "/runs/theirs"}, "champion"),
+    ],
 )
-@pytest.mark.parametrize("alias", ["", "champion", "challenger"])
 def test_a_version_of_another_workspace_is_refused_on_a_shared_server(shared, tags, alias) -> None:
     foreign = shared.add_version(**tags)
     if alias:
