@@ -77,8 +77,9 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
         by_stem: dict[str, list[str]] = defaultdict(list)
         for name in index.names:
             by_stem[str(PurePosixPath(name).with_suffix(""))].append(name)
+        found, _ = index.find_all(table)
         for name, lines in table.items():
-            file = index.find(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None)
+            file = found.get(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None)
             if file is None:
                 dataset.reject(name, source.annotations, f"no such image below {source.images}")
                 continue

@@ -7,7 +7,7 @@ project, which must lie in the folder of the masks or in the one above it. Witho
 
 import re
 import urllib.parse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -171,10 +171,12 @@ def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence
             path = urllib.parse.parse_qs(parts.query).get("d", [urllib.parse.unquote(parts.path)])[0]
             name = PurePosixPath(path).name
             if PurePosixPath(name).suffix.lower() in SUFFIXES:
-                file = index.find(path.lstrip("/")) or index.find(name) or index.find(_UPLOAD.sub("", name, count=1))
+                folder = "" if "/upload/" in path else path[: -len(name)]  # Label Studio puts uploads in folders of its own
+                file = index.find(folder + name) or index.find(folder + _UPLOAD.sub("", name, count=1))
                 if file and str(task["id"]) in by_task:
                     images[str(task["id"])] = file
-    return images
+    claims = Counter(images.values())  # of two tasks that fit the same image, one must be wrong
+    return {task: file for task, file in images.items() if claims[file] == 1}
 
 
 def _convert(

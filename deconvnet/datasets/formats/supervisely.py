@@ -8,6 +8,7 @@ import base64
 import binascii
 import io
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -70,9 +71,11 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
     for source in sources:
         index, painter = ImageIndex(source.images), ImagePainter(rules)
         images = {normalise(name): name for name in index.names}
-        for name in (name for each, name in files if each is source):
-            file, uri = _find_image(index, images, name), storage.join(source.annotations, name)
-            if file is None:
+        found = {name: _find_image(index, images, name) for each, name in files if each is source}
+        claims = Counter(found.values())  # of two files that fit the same image, one must be wrong
+        for name, file in found.items():
+            uri = storage.join(source.annotations, name)
+            if file is None or claims[file] > 1:
                 dataset.reject(name, uri, f"no image of it below {source.images}")
                 continue
             load = painter.plan(partial(index.read_named, file), partial(_convert, uri, ids, rules))
@@ -144,7 +147,7 @@ def _find_image(index: ImageIndex, images: Mapping[str, str], name: str) -> str 
         paths = [normalise(str(folder / f"{stem}{suffix}")) for suffix in ("", *SUFFIXES)]
         if there := [images[path] for path in paths if path in images]:
             return there[0] if len(there) == 1 or paths[0] in images else None
-    return index.find(stem)
+    return index.find(str(path.parent.parent / stem))
 
 
 def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:

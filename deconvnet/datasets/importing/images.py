@@ -24,32 +24,25 @@ _SAME_COLOUR = 24  # difference of two mean colours (0 to 255) that compressing 
 _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte for byte
 
 
-class ImageIndex:
-    """A list of all images in a folder or s3:// prefix and its subfolders, for finding images by the names in annotations.
+class NameIndex:
+    """A list of paths of images, for finding them by the names in annotations or lists.
 
-    A name that an annotation file lists may differ in its spelling from that of the file: in the Unicode form of accented letters,
-    or by percent-encoding. It may also name more or fewer folders. But an image of the same name in another folder is never taken:
+    A name that an annotation file lists may differ in its spelling from the path: in the Unicode form of accented letters, or by
+    percent-encoding. It may also name more or fewer folders. But an image of the same name in another folder is never taken:
 
     * A name without folders fits any image of that file name, if there is only one.
     * If a folder that the name ends with exists (a/b for x/a/b/1.jpg, or else b), the image must lie directly in it.
     * If none of its folders exists, the image must lie in the folder of images itself, not in a subfolder of it.
 
     Attributes:
-        folder: the folder or prefix.
-        names: paths of the images relative to the folder, sorted.
+        folder: the folder or s3:// prefix of the images, for messages; its name may be part of the names that are searched.
+        names: paths of the images relative to the folder.
     """
 
-    def __init__(self, folder: str) -> None:
-        """List the images of a folder and its subfolders.
-
-        Args:
-            folder: path of the folder, or s3:// prefix.
-
-        Raises:
-            UserError: if there is no such folder, or no image in it.
-        """
+    def __init__(self, names: Sequence[str], folder: str) -> None:
+        """Create an index of `names`, which are paths relative to `folder`."""
         self.folder = folder
-        self.names = [file.name for file in list_image_files(folder)]
+        self.names = names
         self._paths = set(self.names)
         self._root_name = common_spelling(PurePosixPath(folder.rstrip("/")).name)
         self._by_path: dict[str, list[str]] = defaultdict(list)  # by path in its common spelling
@@ -117,11 +110,7 @@ class ImageIndex:
         if path in self._paths:
             return path, ""
         *folders, file_name = PurePosixPath(common_spelling(path)).parts or ("",)
-        candidates = (
-            self._by_path[common_spelling(path)]
-            if common_spelling(path) in self._by_path
-            else self._in_folders(folders, file_name)
-        )
+        candidates = self._by_path.get(common_spelling(path)) or self._in_folders(folders, file_name)
         if len(candidates) > 1:  # they may differ in their percent-encoding alone
             listed = PurePosixPath(normalise(path)).name
             candidates = [each for each in candidates if PurePosixPath(normalise(each)).name == listed] or candidates
@@ -153,6 +142,21 @@ class ImageIndex:
                 fitting = [parts for parts in self._folders[ending] if length in (len(folders), len(parts))]
                 return [file for parts in fitting for file in self._by_path.get("/".join((*parts, file_name)), [])]
         return self._by_path.get(file_name, [])
+
+
+class ImageIndex(NameIndex):
+    """A list of all images in a folder or s3:// prefix and its subfolders; their paths are sorted."""
+
+    def __init__(self, folder: str) -> None:
+        """List the images of a folder and its subfolders.
+
+        Args:
+            folder: path of the folder, or s3:// prefix.
+
+        Raises:
+            UserError: if there is no such folder, or no image in it.
+        """
+        super().__init__([file.name for file in list_image_files(folder)], folder)
 
     def read_named(self, name: str) -> tuple[bytes, str]:
         """Read an image file, as `read` does. Returns its bytes and its path, whose suffix tells its format."""

@@ -87,25 +87,27 @@ def weigh_image(
             raise BadInput(f"its points fit it neither as stored nor as displayed ({_describe_extent(points)}, {shown})")
     elif width != height and not masks:
         swap: dict[Frame, tuple[int, int]] = {"displayed": (width, height), "stored": (height, width)}
-        if _frames_around(points, swap) == ["stored"]:
+        if _frames_around(points, swap, slack=0.1) == ["stored"]:
             raise BadInput(f"its points fit an image of {height}×{width} ({_describe_extent(points)}), {shown}: was it turned?")
     return Evidence(sizes, turned, *(frames[0] if len(frames) == 1 else None for frames in (fitting, holding)))
 
 
-def _frames_around(points: np.ndarray, sizes: dict[Frame, tuple[int, int]]) -> list[Frame]:
+def _frames_around(points: np.ndarray, sizes: Mapping[Frame, tuple[int, int]], slack: float = 0.05) -> list[Frame]:
     """Tell which frames hold all points of an image.
 
-    Points may lie up to 2 px or 2 % outside. If they lie farther outside each frame, but much less so in one, it is that one.
+    Points that were set carelessly may lie a little outside. If they lie farther outside each frame, but much less so in one, it is
+    that one.
 
     Args:
         points: float64 array (N, 2) of x, y.
         sizes: width and height of each frame in px.
+        slack: how far points may lie outside, as a share of the longer side; 2 px are always allowed.
 
     Returns:
         The frames that hold the points.
     """
     outside = {frame: max(float(np.max([-points, points - size], initial=0)), 0.0) for frame, size in sizes.items()}
-    holding = [frame for frame, size in sizes.items() if outside[frame] <= max(2.0, 0.02 * max(size))]
+    holding = [frame for frame, size in sizes.items() if outside[frame] <= max(2.0, slack * max(size))]
     if not holding:
         (near, small), (_, large) = sorted(outside.items(), key=lambda item: item[1])
         holding = [near] if small <= 0.1 * max(sizes[near]) and large >= 5 * small else []

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
+from pathlib import PurePosixPath
 
 from deconvnet.datasets.importing.dataset import STAGE, AnnotatedDataset, image_id_of
-from deconvnet.datasets.importing.images import read_text
+from deconvnet.datasets.importing.images import NameIndex, normalise, read_text
 from infra.errors import BadInput, UserError
 from infra.storage.tables import Reject
 
@@ -85,12 +86,15 @@ def split_images(
     if train_list is None and val_list is None:
         drawn = draw_val(ids, val_share, seed)
         return {image_id: "val" if image_id in drawn else "train" for image_id in ids}
-    known, by_file_name = set(ids), {_file_name(name): image_id for image_id, name in dataset.source_names.items()}
+    known = {normalise(image_id): image_id for image_id in ids}
+    by_stem = {_stem(dataset.source_names[image_id]): image_id for image_id in ids}
+    index = NameIndex(list(by_stem), "")
     splits: dict[str, str] = {}
     for split, names in (("val", val_list), ("train", train_list)):
         for name in names or ():
-            candidates = (name, image_id_of(name), by_file_name.get(_file_name(name)))
-            image_id = next((candidate for candidate in candidates if candidate in known), None)
+            image_id = known.get(normalise(name)) or known.get(normalise(image_id_of(name)))
+            if image_id is None and (stem := index.find(_stem(name))):
+                image_id = by_stem[stem]
             if image_id is None:
                 dataset.rejects.append(Reject(name, f"{split}_list", STAGE, "listed, but there is no such annotated image"))
             elif splits.setdefault(image_id, split) != split:
@@ -102,10 +106,7 @@ def split_images(
     return splits
 
 
-def _file_name(path: str) -> str:
-    """Return the file name at the end of a path.
-
-    Args:
-        path: a path whose folders are separated by "/" or "\\".
-    """
-    return path.replace("\\", "/").rsplit("/", 1)[-1]
+def _stem(name: str) -> str:
+    """Return a path, whose folders are separated by "/" or "\\", without the suffix of its file name."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return str(path.parent / path.stem)

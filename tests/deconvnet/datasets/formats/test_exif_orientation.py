@@ -175,6 +175,15 @@ def test_points_a_little_outside_of_the_image_tell_nothing(tmp_path):
     assert mask.shape == (60, 40) and (mask > 0).sum() == 30 * 30
 
 
+@pytest.mark.parametrize("size", [(600, 400), (400, 600)])
+def test_a_polygon_that_reaches_a_little_out_of_an_image_is_cut_off(tmp_path, size):
+    """Though its points lie inside an image of exchanged sides."""
+    photo = Photo(1, size=size)
+    photo.polygon = lambda frame: [[10, 10], [300, 10], [300, size[1] + 20], [10, size[1] + 20]]
+    mask = read("polygons", tmp_path, [photo], "stored", "stored").entries[0].load().class_mask
+    assert mask.shape == size[::-1] and (mask > 0).sum() == 290 * (size[1] - 10)
+
+
 def test_one_careless_polygon_does_not_turn_an_image_or_the_others(tmp_path):
     """Its points reach out of the stored image, and all others were annotated as stored."""
     photos = [Photo(6, RIGHT) for _ in range(11)] + [Photo(6), Photo(6)]

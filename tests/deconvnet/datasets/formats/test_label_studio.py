@@ -63,6 +63,24 @@ def test_the_json_export_tells_which_image_a_task_is_of(tmp_path, address, file)
     assert any(note.startswith("1 images") and "have no mask" in note for note in dataset.notes)
 
 
+@pytest.mark.parametrize(
+    ("addresses", "files"),
+    [
+        (["/data/local-files/?d=site_b/1.jpg"], ["site_a/1.jpg"]),
+        (["s3://bucket/site_b/1.jpg"], ["site_a/1.jpg", "site_b/2.jpg"]),
+        (["/data/upload/1/0a1b2c3d-1.jpg", "/data/upload/1/4e5f6a7b-1.jpg"], ["1.jpg"]),
+    ],
+)
+def test_an_image_of_the_same_name_is_not_taken_for_a_missing_one(tmp_path, addresses, files):
+    for file in files:
+        write_image(tmp_path / "images" / file)
+    for number in range(len(addresses)):
+        write_scene(tmp_path / "masks", number)
+    write_text(tmp_path / "masks/a.json", json.dumps([task(number, each) for number, each in enumerate(addresses)]))
+    dataset = read(tmp_path)
+    assert not dataset.entries and len(dataset.rejects) == len(addresses)
+
+
 def test_the_small_json_export_above_the_masks_will_do(tmp_path):
     write_image(tmp_path / "images/photo.jpg")
     write_scene(tmp_path / "masks", 3)

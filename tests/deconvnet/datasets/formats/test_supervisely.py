@@ -166,3 +166,13 @@ def test_what_is_no_project_is_refused_and_files_that_fit_no_image_are_rejected(
     write_text(tmp_path / "meta.json", "{}")
     with pytest.raises(UserError, match=r"is no meta\.json of Supervisely"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("image", ["a.jpg", "img/a.jpg", "ds1/img/a.jpg"])
+def test_an_image_of_another_data_set_is_not_taken_for_a_missing_one(tmp_path, image):
+    for name in ("ds1", "ds2"):
+        write(tmp_path / "project", SCENE, "other.jpg", f"{name}/ann/a.jpg.json")
+    write_image(tmp_path / "images" / image)
+    dataset = read(tmp_path / "project", tmp_path / "images")
+    assert [entry.image_id for entry in dataset.entries] == (["ds1_a"] if "ds1" in image else [])
+    assert all("no image of it" in reject.reason for reject in dataset.rejects)

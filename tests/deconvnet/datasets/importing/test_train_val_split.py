@@ -1,5 +1,7 @@
 """The split into train and val: drawn, and by lists of names."""
 
+import unicodedata
+
 import pytest
 
 from deconvnet.datasets.importing.dataset import AnnotatedDataset
@@ -32,6 +34,31 @@ def test_two_lists_of_names_give_the_splits():
         ("p1", "listed in both splits; it stays in val"),
         ("p9", "listed, but there is no such annotated image"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "found"),
+    [
+        ("site_a/1.jpg", "site_a_1"),
+        ("/data/photos/site_a/1.png", "site_a_1"),
+        ("C:\\data\\site_a\\1.jpg", "site_a_1"),
+        ("site_a_1", "site_a_1"),
+        ("größe", "größe"),
+        (unicodedata.normalize("NFD", "größe.jpg"), "größe"),
+        ("gr%C3%B6%C3%9Fe.jpg", "größe"),
+        ("2.jpg", "site_a_2"),
+        ("1.jpg", None),  # in two folders
+        ("site_c/1.jpg", None),
+        ("site_b/2.jpg", None),  # another folder's image has this name
+    ],
+)
+def test_a_listed_name_means_an_image_of_its_folder_in_any_spelling(listed, found):
+    dataset = AnnotatedDataset(("background", "cat"))
+    for name in ("site_a/1.jpg", "site_b/1.jpg", "site_a/2.jpg", "größe.jpg"):
+        dataset.add(name, "c.json", None, lambda: None)
+    splits = split_images(dataset, val_list=[listed])
+    assert [image_id for image_id, split in splits.items() if split == "val"] == ([found] if found else [])
+    assert len(dataset.rejects) == (found is None)
 
 
 def test_with_one_list_the_other_split_is_the_rest():
