@@ -1,5 +1,6 @@
 """Generations of retraining: how they are read, and which are kept."""
 
+import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -29,8 +30,26 @@ def names(*days: int) -> list[str]:
     return [f"2026110{n}-000000" for n in days]
 
 
-def test_names_sort_by_age() -> None:
-    assert new_name(datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)) == "20261123-040506"
+@pytest.mark.parametrize(
+    ("newest", "name"),
+    [
+        (None, "20261123-040506"),
+        ("20261122-000000", "20261123-040506"),
+        ("20261123-040506", "20261123-040507"),  # two in one second
+        ("20261224-235959", "20261225-000000"),  # the clock was set back
+    ],
+)
+def test_names_sort_by_age_whatever_the_clock_says(newest: str | None, name: str) -> None:
+    every = [Generation("20260101-000000", None, None), Generation(newest, None, None)] if newest else []
+    assert new_name(every, datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)) == name
+
+
+@pytest.mark.parametrize("name", ["mine", "20261101-000000.bak", "20261101-000000-copy", "2026-11-01", "20261399-000000"])
+def test_other_folders_are_neither_counted_nor_deleted(name: str, workspace: str) -> None:
+    shutil.copytree(folder(workspace, names(1)[0]), folder(workspace, name))
+    assert [g.name for g in read_all(workspace)] == names(1, 2, 3, 4, 5, 6)
+    assert prune(workspace, None, 1) == names(1, 2, 3, 4)
+    assert storage.exists(storage.join(folder(workspace, name), "train/run/checkpoint"))
 
 
 def test_generations_are_read_oldest_first(workspace) -> None:

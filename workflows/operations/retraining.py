@@ -115,8 +115,8 @@ def log_plan(settings: Settings, force: bool) -> None:
     """
     store = tracking_uri(settings.workspace, settings.tracking.uri)
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():
-        previous = retraining.latest_workspace(settings, generations.read_all(settings.workspace))
-        generation = Generation(generations.new_name(), previous, None)
+        every = generations.read_all(settings.workspace)
+        generation = Generation(generations.new_name(every), retraining.latest_workspace(settings, every), None)
     else:
         check_store(store)
         generation = retraining.next_generation(settings, dry_run=True)

@@ -6,8 +6,9 @@ generation started. Its field `finished` is set last. A folder without this file
 In this module, an argument called `workspace` is the URI of the workspace that holds all generations.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -17,6 +18,8 @@ from infra.errors import UserError
 
 FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
+NAME_FORMAT = "%Y%m%d-%H%M%S"
+"""Format of the names of generations."""
 UNCHANGED = "seen.json"
 """Name of the file in the folder of all generations that holds the fingerprint which `mark_unchanged` writes."""
 CHECKPOINTS = ("train", "init")
@@ -58,16 +61,27 @@ def folder(workspace: str, name: str = "") -> str:
     return storage.join(workspace, "generations", name).rstrip("/")
 
 
-def new_name(now: datetime | None = None) -> str:
+def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
     """Make the name of a new generation (a retraining run) from a time. Sorting the names sorts the generations by age.
 
     Args:
+        every: all generations, oldest first. The new name comes after theirs, even if the clock was set back since.
         now: the time in UTC. None for the present time.
 
     Returns:
         A name such as "20260131-235959".
     """
-    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}"
+    time = (datetime.now(UTC) if now is None else now).replace(tzinfo=None, microsecond=0)
+    earlier = [datetime.strptime(each.name, NAME_FORMAT) for each in every if _is_name(each.name)]
+    return f"{max([time, *(each + timedelta(seconds=1) for each in earlier)]):{NAME_FORMAT}}"
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a folder has a name that `new_name` makes. Other folders are the user's own."""
+    try:
+        return f"{datetime.strptime(name, NAME_FORMAT):{NAME_FORMAT}}" == name
+    except ValueError:
+        return False
 
 
 def unchanged_fingerprint(workspace: str) -> str | None:
@@ -146,10 +160,13 @@ def read_all(workspace: str) -> list[Generation]:
 
 
 def _names(workspace: str) -> list[str]:
-    """Return the sorted names of all generations' folders. Folders that an interrupted deletion has left are included."""
+    """Return the sorted names of all generations' folders. Folders that an interrupted deletion has left are included.
+
+    Folders with other names, such as a user's copy of a generation, are not.
+    """
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory and _is_name(info.base_name))
 
 
 def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
@@ -182,6 +199,8 @@ def remove(workspace: str, name: str) -> None:
 
 def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
     """Delete old generations (retraining runs), and the training checkpoints of the finished generations that are kept.
+
+    Folders with other names than `new_name` makes are left alone.
 
     Args:
         workspace: URI of the workspace that holds all generations.

@@ -202,7 +202,7 @@ def next_generation(settings: Settings, forced: bool = False, dry_run: bool = Fa
     version = model.version_to_beat()
     unfinished = [generation for generation in every if not generation.finished]
     if not unfinished:
-        return Generation(generations.new_name(), latest_workspace(settings, every), version, forced)
+        return Generation(generations.new_name(every), latest_workspace(settings, every), version, forced)
     found = unfinished[-1]
     own = model.versions_of(found.name)
     registered = read_record(generations.folder(settings.workspace, found.name), "register")
