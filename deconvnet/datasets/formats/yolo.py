@@ -126,14 +126,14 @@ def _read_names(file: str, rules: ImportRules) -> _Layout:
         text = read_text(file, rules.encoding)
         if not file.lower().endswith(_YAML):
             return _Layout(dict(enumerate(line.strip() for line in text.splitlines() if line.strip())), root, file)
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=yaml.BaseLoader)  # all values are text: the class `no` is not False
         names = document.get("names") if isinstance(document, dict) else None
         if not names or not isinstance(names, list | dict):
             raise BadInput("it has no list of names")
         by_number = {
             int(key): str(name).strip() for key, name in (names.items() if isinstance(names, dict) else enumerate(names))
         }
-        if document.get("nc", len(by_number)) != len(by_number):
+        if int(document.get("nc") or len(by_number)) != len(by_number):
             raise BadInput(f"nc is {document['nc']}, and it has {len(by_number)} names")
         if "kpt_shape" in document:
             raise BadInput("its objects are keypoints (kpt_shape), which cover no area")

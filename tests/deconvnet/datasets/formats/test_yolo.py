@@ -187,6 +187,13 @@ def test_a_data_yaml_that_can_not_be_followed_is_refused(tmp_path, yaml, words):
         read(tmp_path / "data.yaml")
 
 
+def test_names_are_text_whatever_yaml_takes_them_for(tmp_path):
+    write_scenes(tmp_path, a=SCENE)
+    for names in ("[no, 007, 1e3, null, 2024-01-01]", "{0: no, 1: 007, 2: 1e3, 3: null, 4: 2024-01-01}"):
+        write_text(tmp_path / "data.yaml", f"nc: 5\nnames: {names}\n")
+        assert read(tmp_path).classes == ("background", "no", "007", "1e3", "null", "2024-01-01")
+
+
 def test_names_in_another_encoding_are_read_by_its_name(tmp_path):
     write_scenes(tmp_path, a=SCENE)
     write_text(tmp_path / "data.yaml", "names: [裂缝, 坑洞]\n", "gbk")
