@@ -11,7 +11,7 @@ variable MLFLOW_TRACKING_URI.
 
 For each image, the output folder gets masks/PATH.png, a paletted PNG of class ids, and on request overlays/PATH.jpg. PATH is
 the image's path in the input folder. The output also has two Parquet tables: predictions, and rejects with the images that
-can't be used.
+can't be used. Files that are no images by their suffix are passed over; they are counted and named.
 
 A second run predicts only images that are new or changed, or that an interrupted run has left out. With another version of
 the model, it predicts all images again.
