@@ -5,7 +5,7 @@ outline, all pixels in its box become void, because it is not known which of the
 objects all the same.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,6 +135,7 @@ def _add_images(
     for image in document["images"]:
         names[_image_key(image.get("id"))].add(str(image.get("file_name")))
     found, missing = index.find_all(name for same in names.values() for name in same)
+    ids_of = Counter(file for same in names.values() for file in {found[name] for name in same if name in found})
     added = set()
     for image in document["images"]:
         key, name = _image_key(image.get("id")), image.get("file_name")
@@ -146,8 +147,9 @@ def _add_images(
             dataset.reject(name, source.annotations, f"its image id {key} is in the file twice")
         elif name in missing:
             dataset.reject(name, source.annotations, missing[name])
+        elif ids_of[file := found[name]] > 1:
+            dataset.reject(name, source.annotations, "it is listed with several ids, which share its annotations")
         else:
-            file = found[name]
             load = painter.plan(partial(index.read_named, file), partial(converter.convert, image, annotations[key]))
             name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
             dataset.add(name, storage.join(source.images, file), source.split, load)

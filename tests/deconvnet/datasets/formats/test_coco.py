@@ -115,6 +115,15 @@ def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
     assert "2 annotations are of images that it does not list" in dataset.notes[0]
 
 
+@pytest.mark.parametrize("listed", [["a.jpg", "a.jpg"], ["a.jpg", "./a.jpg"], ["images\\a.jpg", "x/a.jpg"]])
+def test_an_image_that_is_listed_with_several_ids_is_rejected(tmp_path, listed):
+    """Each of its entries has some of its annotations."""
+    images = [{"id": n, "file_name": name} for n, name in enumerate(listed, 1)]
+    dataset = read(tmp_path, [{"segmentation": [SQUARE]}, {"segmentation": [SMALL], "image_id": 2}], images)
+    assert not dataset.entries and len(dataset.rejects) == 2
+    assert all("several ids" in each.reason or "another entry" in each.reason for each in dataset.rejects)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"images": [], "annotations": {}, "categories": []}', "\xff"])
 def test_a_file_that_is_no_coco_json_is_refused(tmp_path, text):
     write_image(tmp_path / "a.jpg")
