@@ -120,6 +120,42 @@ def test_a_given_split_is_kept(data, tmp_path):
     assert (to / "classes.txt").read_text() == "background\nthing\n" and len(list((to / "SegmentationObject").iterdir())) == 10
 
 
+@pytest.mark.parametrize(
+    ("lost", "said", "remedy"),
+    [
+        ({"segmentation": [], "bbox": [5, 5, 20, 20]}, "thing has a box and no outline: its box becomes void", "--boxes object"),
+        ({"iscrowd": "1"}, "thing is a crowd, which becomes void", "--crowd object"),
+        ({"segmentation": [[5, 5, 20, 5]]}, "thing covers no pixel", "--classes"),
+    ],
+)
+def test_annotations_that_become_no_objects_are_counted_and_too_many_stop_the_import(data, tmp_path, capsys, lost, said, remedy):
+    ids = [each.stem for each in (data / "JPEGImages").iterdir()]
+    one = {"category_id": 8, "segmentation": [[5, 5, 40, 5, 40, 40, 5, 40]]}
+    content = {
+        "images": [{"id": n, "file_name": f"{each}.jpg", "width": 80, "height": 60} for n, each in enumerate(ids)],
+        "annotations": [{"image_id": n, **one, **(lost if n < 2 else {})} for n in range(len(ids))],
+        "categories": [{"id": 8, "name": "thing"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    given = [
+        "--from",
+        "coco",
+        "--images",
+        str(data / "JPEGImages"),
+        "--annotations",
+        str(tmp_path / "c.json"),
+        "--to",
+        str(tmp_path / "to"),
+    ]
+    with pytest.raises(UserError, match=rf"2 of 10 annotations .*\(2× {said}\).* 10%: .*{remedy}.*raise --max_void"):
+        import_data.main(given)
+    assert not (tmp_path / "to").exists()
+    import_data.main([*given, "--max_void", "0.2"])
+    assert f"2× {said}" in capsys.readouterr().out
+    assert "2 of 10 annotations (20.0 %)" in (tmp_path / "to/check.md").read_text()
+    assert (tmp_path / "to/rejects.csv").read_text().count("annotation,") == 2
+
+
 def test_check_writes_to_the_data_or_to_another_folder(data, tmp_path, capsys):
     before = sorted(data.rglob("*"))
     import_data.main(["--check", str(data), "--report", str(tmp_path / "report")])
