@@ -48,7 +48,7 @@ def mean_iou_rise(
 
     The ends of the interval are the 5 % and 95 % points of the drawn rises. Their distance from the rise is enlarged by the factor
     by which Student's interval of a mean is wider than the bootstrap's, because the bootstrap is too sure of few images. The
-    factor is 1.02 for 60 images and 1.3 for 5. Of a single image nothing follows, so its interval is from -1 to 1.
+    factor is 1.02 for 60 images and 1.4 for 5. Of a single image nothing follows, so its interval is from -1 to 1.
 
     Args:
         champion: confusion matrix of each image by image_id, integers (C, C), where a row is a true class and a column is a
