@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -54,7 +55,7 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
     """Choose the URI of the MLflow store.
 
     The environment variable MLFLOW_TRACKING_URI comes first, then the setting `tracking.uri`. If neither is given, the store is a
-    SQLite file in the workspace.
+    SQLite file in the workspace. If the variable displaces another store, a warning says so, once in a process.
 
     Args:
         workspace: folder or s3:// prefix of the pipeline run.
@@ -66,14 +67,29 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
     Raises:
         UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or configured
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    own = "" if not workspace or storage.is_s3(workspace) else f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
+    if named:
+        other = configured or (own if own and Path(own.removeprefix(_SQLITE)).exists() else "")
+        if other and _absolute(other) != _absolute(named):
+            _warn(f"MLFLOW_TRACKING_URI names the MLflow store {without_secrets(named)}: {without_secrets(other)} is not used")
+    uri = named or configured or own
     if not uri:
-        if storage.is_s3(workspace):
-            raise UserError(
-                f"the workspace {workspace} can't hold MLflow's default SQLite file: name a tracking server "
-                "(MLFLOW_TRACKING_URI or --tracking.uri), or `sqlite:////absolute/path/mlflow.db`"
-            )
-        uri = f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
+        raise UserError(
+            f"the workspace {workspace} can't hold MLflow's default SQLite file: name a tracking server "
+            "(MLFLOW_TRACKING_URI or --tracking.uri), or `sqlite:////absolute/path/mlflow.db`"
+        )
+    return _absolute(uri)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Log a warning, but each text only once in a process."""
+    logger.warning(text)
+
+
+def _absolute(uri: str) -> str:
+    """Make the URI of an MLflow store independent of the current folder."""
     if database := sqlite_file(uri):
         return f"{_SQLITE}{database}"
     return uri if "://" in uri or uri == "databricks" else Path(uri).resolve().as_uri()

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow.artifacts
 import pytest
 
-from deconvnet.tracking import registry
+from deconvnet.tracking import registry, store
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra.errors import UserError
@@ -25,6 +25,24 @@ def test_the_environment_overrides_the_settings(tmp_path, monkeypatch):
     assert tracking_uri(str(tmp_path), "http://configured:5000") == "http://configured:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:5000")
     assert tracking_uri(str(tmp_path), "http://configured:5000") == "http://environment:5000"
+
+
+@pytest.mark.parametrize("displaced", ["setting", "workspace", "nothing", "the same"])
+def test_a_store_that_the_environment_displaces_is_named_once(displaced, tmp_path, monkeypatch, caplog):
+    store._warn.cache_clear()
+    own = tmp_path / "mlflow/mlflow.db"
+    if displaced in ("workspace", "the same"):
+        own.parent.mkdir()
+        own.touch()
+    configured = "http://user:secret@configured:5000" if displaced == "setting" else None
+    named = f"sqlite:///{own}" if displaced == "the same" else "http://environment:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+    for _ in range(2):
+        assert tracking_uri(str(tmp_path), configured) == named
+        assert tracking_uri("") == named
+    other = {"setting": "http://configured:5000", "workspace": f"sqlite:///{own}"}.get(displaced)
+    warning = f"MLFLOW_TRACKING_URI names the MLflow store http://environment:5000: {other} is not used"
+    assert caplog.messages == ([warning] if other else [])
 
 
 def test_a_relative_sqlite_uri_is_made_absolute(tmp_path, monkeypatch):
