@@ -90,7 +90,8 @@ FORMAT = DatasetFormat("the folder of masks", read_masks)
 def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[str, str]:
     """List the masks of a folder.
 
-    A JPEG beside another mask of the same name is taken for a picture of it, and left out. If there are several others, none is used.
+    A JPEG or GIF beside another mask of the same name is taken for a picture of it, and left out. If there are several others, none
+    is used.
 
     Args:
         dataset: data set whose `rejects` and `notes` tell what is left out.
@@ -103,14 +104,14 @@ def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[s
     masks: dict[str, str] = {}
     pictures = 0
     for stem, names in _by_stem(ImageIndex(folder).names, suffix).items():
-        lossless = [name for name in names if PurePosixPath(name).suffix.lower() not in (".jpg", ".jpeg")] or names
-        if len(lossless) > 1:
-            dataset.reject(names[0], storage.join(folder, names[0]), f"{' and '.join(lossless)} are masks of one image: keep one")
+        likely = [name for name in names if PurePosixPath(name).suffix.lower() not in (".jpg", ".jpeg", ".gif")] or names
+        if len(likely) > 1:
+            dataset.reject(names[0], storage.join(folder, names[0]), f"{' and '.join(likely)} are masks of one image: keep one")
         else:
-            masks[stem] = lossless[0]
+            masks[stem] = likely[0]
             pictures += len(names) - 1
     if pictures:
-        dataset.notes.append(f"{pictures:,} JPEG files in {folder} have the name of another mask and are left out")
+        dataset.notes.append(f"{pictures:,} JPEGs or GIFs in {folder} have the name of another mask and are left out")
     return masks
 
 

@@ -165,8 +165,9 @@ def test_images_and_masks_in_one_folder_are_told_apart_by_their_endings(tmp_path
 def test_of_masks_of_one_image_a_jpeg_is_left_out_and_others_are_rejected(tmp_path):
     read(tmp_path, IDS, IDS, IDS)
     Image.fromarray(IDS).convert("RGB").save(tmp_path / "masks/p0.jpg")
+    Image.fromarray(IDS).save(tmp_path / "masks/p2.gif")
     Image.fromarray(IDS + 1).save(tmp_path / "masks/p1.bmp")
     dataset = read_masks([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))], ImportRules())
     assert [entry.uri.rpartition("/")[2] for entry in dataset.entries] == ["p0.png", "p2.png"]
     assert [reject.reason for reject in dataset.rejects] == ["p1.bmp and p1.png are masks of one image: keep one"]
-    assert any(note.startswith("1 JPEG files") for note in dataset.notes)
+    assert any(note.startswith("2 JPEGs or GIFs") for note in dataset.notes)
