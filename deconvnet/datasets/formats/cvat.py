@@ -4,6 +4,7 @@ Polygons, masks and ellipses are read, and rectangles if the user wants them as 
 group_id form an object. Where shapes of a file have different z_order, the higher lies on top.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,11 +55,15 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
         if empty := sum(all(shape.tag == "tag" for shape in image) for image in document.iterfind("image")):
             dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
         painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
-        found, missing = index.find_all(image.get("name", "") for image in document.iterfind("image"))
+        counts = Counter(image.get("name", "") for image in document.iterfind("image"))
+        found, missing = index.find_all(counts)
         for image in document.iterfind("image"):
             name = image.get("name", "")
             if name in missing:
                 dataset.reject(name or f"image {image.get('id')}", file, missing[name])
+                continue
+            if counts[name] > 1:  # each entry has some of its shapes
+                dataset.reject(name, file, f"it is in the file {counts[name]} times")
                 continue
             load = painter.plan(partial(index.read_named, found[name]), partial(_convert, image, ids, rules))
             dataset.add(name, storage.join(folder, found[name]), source.split, load)

@@ -78,14 +78,16 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
         for name in index.names:
             by_stem[str(PurePosixPath(name).with_suffix(""))].append(name)
         found, _ = index.find_all(table)
+        lines_of: dict[str, list[_Line]] = defaultdict(list)
         for name, lines in table.items():
-            file = found.get(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None)
-            if file is None:
+            if file := found.get(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None):
+                lines_of[file] += lines
+            else:
                 dataset.reject(name, source.annotations, f"no such image below {source.images}")
-                continue
+        for file, lines in lines_of.items():
             load = painter.plan(partial(index.read_named, file), partial(_convert, lines, order, ids))
             dataset.add(file, storage.join(source.images, file), source.split, load)
-        if without := len(index.names) - len(table):
+        if without := len(index.names) - len(lines_of):
             dataset.notes.append(f"{without:,} images below {source.images} are not in the table and are left out")
     return dataset
 

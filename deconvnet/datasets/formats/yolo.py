@@ -205,15 +205,8 @@ def _add_images(
     texts = layout.root if annotations in (layout.file, posixpath.dirname(layout.file)) else annotations
     index, painter = ImageIndex(images), ImagePainter(rules)
     files = [storage.join(texts, name) for name in storage.list_files(texts) if name.lower().endswith(".txt")]
-    labels = {normalise(file): file for file in files}
-    label_of: dict[str, str] = {}
-    for name in index.names:
-        stem = str(PurePosixPath(name).with_suffix(""))
-        inside = f"{images}/{stem}".rpartition("/images/")
-        tries = (f"{inside[0]}/labels/{inside[2]}.txt", f"{texts}/{stem}.txt", f"{images}/{stem}.txt")
-        if label := next(filter(None, (labels.get(normalise(each)) for each in tries)), None):
-            label_of[name] = label
-    if not label_of:
+    labels = _match_files(index.names, images, files, texts)
+    if not labels:
         raise UserError(
             f"no text file below {texts} has the name of an image below {images}: labels/a.txt is that of images/a.jpg"
         )
@@ -223,19 +216,45 @@ def _add_images(
     splits = set((split_of or {}).values()) - {"test"}
     used = [name for name in index.names if not splits or (split_of or {}).get(name) in splits]
     for name in used:
+        label = labels.get(name, [None])[0]
+        if len(labels.get(name, ())) > 1:
+            dataset.reject(name, labels[name][0], f"{' and '.join(labels[name])} are both of this image: keep one")
+            continue
         split = source.split or ((split_of or {}).get(name) if len(splits) == 2 else None)
-        convert = partial(_convert, label_of.get(name), layout.names, ids, rules)
-        load = painter.plan(partial(index.read_named, name), convert)
+        load = painter.plan(partial(index.read_named, name), partial(_convert, label, layout.names, ids, rules))
         short = "/".join(part for part in name.split("/") if part != "images")
-        dataset.add(short, label_of.get(name, storage.join(images, name)), split, load)
+        dataset.add(short, label or storage.join(images, name), split, load)
     if left_out := len(index.names) - len(used):
         dataset.notes.append(f"{left_out:,} images below {images} are in neither train nor val of {layout.file} and are left out")
-    if without := sum(name not in label_of for name in used):
+    if without := sum(name not in labels for name in used):
         dataset.notes.append(f"{without:,} images have no text file, so they are all background")
-    for label in sorted(set(files) - set(label_of.values())):
-        of_images = "/labels/" in label and "/images/".join(label.rsplit("/labels/", 1)).startswith(f"{images}/")
-        if (of_images or texts != layout.root or not layout.file) and PurePosixPath(label).name not in _NAMES:
-            dataset.reject(PurePosixPath(label).name, label, f"no image of this name below {images}")
+    for file in sorted(set(files) - {file for same in labels.values() for file in same}):
+        of_images = "/labels/" in file and "/images/".join(file.rsplit("/labels/", 1)).startswith(f"{images}/")
+        if (of_images or texts != layout.root or not layout.file) and PurePosixPath(file).name not in _NAMES:
+            dataset.reject(PurePosixPath(file).name, file, f"no image of this name below {images}")
+
+
+def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts: str) -> dict[str, list[str]]:
+    """Find the text files of images.
+
+    Args:
+        names: paths of the images relative to their folder.
+        images: path or s3:// address of this folder.
+        files: paths or s3:// addresses of the text files.
+        texts: folder of the text files.
+
+    Returns:
+        The text files by name of the image. There should be one; images without any are missing.
+    """
+    by_spelling = {normalise(file): file for file in files}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem = str(PurePosixPath(name).with_suffix(""))
+        before, _, after = f"{images}/{stem}".rpartition("/images/")
+        tries = (f"{before}/labels/{after}.txt", f"{texts}/{stem}.txt", f"{images}/{stem}.txt")
+        if there := dict.fromkeys(by_spelling[key] for key in map(normalise, tries) if key in by_spelling):
+            found[name] = list(there)
+    return found
 
 
 def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:

@@ -147,6 +147,12 @@ def test_other_files_are_refused(tmp_path, text, words):
         read_cvat([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
 
 
+def test_an_image_that_is_in_the_file_twice_is_rejected(tmp_path):
+    twice = f'{SCENE}</image><image id="1" name="a.jpg" width="{WIDTH}" height="{HEIGHT}">{SCENE}'
+    dataset = read(tmp_path, twice)
+    assert not dataset.entries and {reject.reason for reject in dataset.rejects} == {"it is in the file 2 times"}
+
+
 def test_images_that_are_not_there_are_rejected(tmp_path):
     dataset = read(tmp_path, SCENE, name="gone.jpg")
     assert not dataset.entries and "no such image" in dataset.rejects[0].reason

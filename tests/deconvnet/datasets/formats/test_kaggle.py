@@ -101,6 +101,12 @@ def test_other_tables_are_refused(tmp_path, text, words):
         read(tmp_path, text)
 
 
+def test_lines_that_name_an_image_in_two_ways_are_of_one_image(tmp_path):
+    dataset = read(tmp_path, f"ImageId,ClassId,EncodedPixels\na.jpg,1,{CRATE}\na,2,{BALL}\n")
+    assert len(dataset.entries) == 1 and not dataset.rejects
+    np.testing.assert_array_equal(dataset.entries[0].load().class_mask, SCENE)
+
+
 def test_images_that_are_not_there_are_rejected(tmp_path):
     dataset = read(tmp_path, f"ImageId,EncodedPixels\na,{CRATE}\ngone.jpg,{CRATE}\n")
     assert len(dataset.entries) == 1 and "no such image" in dataset.rejects[0].reason

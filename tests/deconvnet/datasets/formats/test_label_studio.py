@@ -135,6 +135,15 @@ def test_two_annotations_of_a_task_and_other_files_are_rejected(tmp_path):
     assert "task 1 has the annotations 5 and 6: keep one" in reasons and any("none that Label Studio gives" in r for r in reasons)
 
 
+def test_two_tasks_of_one_image_are_rejected(tmp_path):
+    write_image(tmp_path / "images/a.jpg")
+    write_scene(tmp_path / "masks", 1)
+    write_scene(tmp_path / "masks", 2)
+    write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), task(2, "a.jpg")]))
+    dataset = read(tmp_path)
+    assert not dataset.entries and len(dataset.rejects) == 2
+
+
 def test_masks_of_another_size_reject_their_image(tmp_path):
     write_image(tmp_path / "images/1.jpg")
     write_mask(tmp_path / "masks/task-1-annotation-1-by-1-tag-crate-0.png", SCENE[:-3])

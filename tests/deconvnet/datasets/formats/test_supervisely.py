@@ -84,6 +84,13 @@ def test_images_and_annotations_may_be_named_apart(tmp_path):
         np.testing.assert_array_equal(dataset.entries[0].load().class_mask, scene_mask())
 
 
+def test_two_annotation_files_of_one_image_are_rejected(tmp_path):
+    write(tmp_path, SCENE)
+    write(tmp_path, [], annotation="ds0/ann/a.json")
+    dataset = read(tmp_path)
+    assert not dataset.entries and len(dataset.rejects) == 2
+
+
 def test_images_of_one_name_in_two_data_sets_are_told_apart(tmp_path):
     write(tmp_path, SCENE)
     write(tmp_path, [], "ds1/img/a.jpg", "ds1/ann/a.jpg.json")

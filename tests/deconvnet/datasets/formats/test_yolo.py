@@ -135,6 +135,14 @@ def test_names_in_another_form_of_unicode_are_the_same(tmp_path):
     check_scene(read(tmp_path))
 
 
+def test_two_text_files_of_one_image_are_rejected(tmp_path):
+    write_scenes(tmp_path, a=SCENE)
+    write_text(tmp_path / "images/a.txt", "")
+    write_text(tmp_path / "classes.txt", "crate\nball\n")
+    dataset = read(tmp_path)
+    assert not dataset.entries and "are both of this image: keep one" in dataset.rejects[0].reason
+
+
 def test_text_files_without_an_image_are_rejected(tmp_path):
     write_scenes(tmp_path, a=SCENE)
     write_text(tmp_path / "labels/lost.txt", SCENE)
