@@ -228,9 +228,9 @@ class _Converter:
             return shapes.Annotation(name, label, class_id, outline)
         if not (box := annotation.get("bbox")):
             return shapes.Annotation(name, label, class_id, None, "has neither outline nor box")
-        if len(box) != 4:
+        if len(numbers := parse_points(box, "its box")) != 2:
             raise BadInput("its box has not four numbers")
-        (x, y), (width, height) = parse_points(box, "its box").tolist()
+        (x, y), (width, height) = numbers.tolist()
         outline = shapes.box(x, y, x + width, y + height)
         loss, remedy = ("has a box and no outline: its box becomes void", "--boxes object") if self.boxes_void else ("", "")
         return shapes.Annotation(name, label, class_id, outline, loss, remedy)

@@ -206,7 +206,7 @@ def as_int(value: Any, what: str) -> int:
     Raises:
         BadInput: if the value is no whole number.
     """
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+(\.0*)?\s*", value):
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0*)?\s*", value):
         return int(value.split(".")[0])
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return int(value)

@@ -16,6 +16,7 @@ import numpy as np
 
 from infra.errors import BadInput
 
+_FARTHEST = 1e9  # of a coordinate from 0, in px; no image is so large
 _MOST_CROSSINGS = 50_000_000  # of the edges of a polygon with rows of pixels; to fill a polygon with this many takes 1 GB
 
 
@@ -63,14 +64,14 @@ def parse_points(values: Any, what: str) -> np.ndarray:
         float64 array (N, 2) of x, y.
 
     Raises:
-        BadInput: if a value is not a finite number, or the values are not pairs.
+        BadInput: if a value is not a number or far too large, or the values are not pairs.
     """
     try:
         points = np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{what} has coordinates that are no numbers") from None
-    if not np.isfinite(points).all():
-        raise BadInput(f"{what} has coordinates that are no finite numbers")
+    if not (np.abs(points) <= _FARTHEST).all():
+        raise BadInput(f"{what} has coordinates that are no numbers up to {_FARTHEST:,.0f}")
     if points.ndim == 1 and points.size % 2 == 0:
         points = points.reshape(-1, 2)
     if points.ndim != 2 or points.shape[1] != 2:
