@@ -5,7 +5,6 @@ whether the proposals or the network limit the quality of the predictions.
 """
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deconvnet.reporting.plots import recall_curves
@@ -17,22 +16,9 @@ if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
 
 
-@dataclass(frozen=True)
-class ProposalReport:
-    """The recall of a split's proposals and the files that report it.
-
-    Attributes:
-        recall: share of the annotated objects that the first k proposals of each image find, for several numbers k.
-        files: contents by file name: proposals.json (recall), proposals.md (table of the recall) and proposals.png (chart).
-    """
-
-    recall: Recall
-    files: dict[str, bytes]
-
-
 def report_proposals(
     images_uri: str, proposals_uri: str, split: str, settings: "ProposalSettings", title: str, executor: Executor
-) -> ProposalReport | None:
+) -> tuple[Recall, dict[str, bytes]] | None:
     """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
     No file is written. An object counts if the area of its bounding box is at least 2,000 px² (`recall.MIN_AREA`), or at least
@@ -48,7 +34,9 @@ def report_proposals(
         executor: runs the measurement of several parts (Parquet files) of the tables at once.
 
     Returns:
-        The report, or None if the split has no objects that count.
+        The share of the annotated objects that the first k proposals of each image find, for several numbers k; and the contents
+        of the files proposals.json (recall), proposals.md (table of the recall) and proposals.png (chart), by file name. None if
+        the split has no objects that count.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
     recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area)
@@ -61,4 +49,4 @@ def report_proposals(
         "proposals.md": f"# Proposals: {title}\n\n{recall_table({split: recall})}\n{note}\n".encode(),
         "proposals.png": recall_curves({split: recall}),
     }
-    return ProposalReport(recall, files)
+    return recall, files

@@ -142,11 +142,12 @@ class DataPipeline(BasePipeline):
         found = report_proposals(self.images, self.proposals, split, self.settings.proposals, title, self.executor)
         if not found:
             return
-        logger.info(f"  {found.recall.summary()} ({split})")
-        for name, data in found.files.items() if report else ():
+        recall, files = found
+        logger.info(f"  {recall.summary()} ({split})")
+        for name, data in files.items() if report else ():
             storage.write_bytes(storage.join(report, name), data)
-        self.run_of_stage.log_bytes(found.files["proposals.png"], f"proposals/{split}.png")
-        self.run_of_stage.log_metrics({f"proposals.{split}.{name}": value for name, value in found.recall.as_dict().items()})
+        self.run_of_stage.log_bytes(files["proposals.png"], f"proposals/{split}.png")
+        self.run_of_stage.log_metrics({f"proposals.{split}.{name}": value for name, value in recall.as_dict().items()})
 
     def _examples_stage(self) -> Stage:
         """Define the stage `examples`, which cuts the training crops. Return it with its settings, inputs and outputs."""

@@ -27,15 +27,16 @@ def arguments(monkeypatch) -> dict:
 def test_the_files_hold_the_recall(arguments, executor):
     made = proposal_report.report_proposals("i", "p", "dev", ProposalSettings(max_boxes=500), "mine dev", executor)
     assert made is not None
+    _, files = made
     counts = (1, 2, 5, 10, 20, 50, 100, 200, 500)
     assert arguments == {"split": "dev", "counts": counts, "min_area": 2000, "executor": executor}
-    content = json.loads(made.files["proposals.json"])
+    content = json.loads(files["proposals.json"])
     assert content["objects"] == 2 and content["min_area"] == 2000 and content["recall_500_iou70"] == 0.5
     assert content["average_best_overlap_50"] == 0.5
-    markdown = made.files["proposals.md"].decode()
+    markdown = files["proposals.md"].decode()
     assert markdown.startswith("# Proposals: mine dev\n") and "| dev | 500 | 0.500 | 0.500 |" in markdown
     assert "2 objects whose box has 2,000 px² or more" in markdown
-    assert made.files["proposals.png"].startswith(b"\x89PNG")
+    assert files["proposals.png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("min_box_area", "area"), [(150, 300), (1000, 2000), (4000, 2000)])
