@@ -70,7 +70,8 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
     tables = [_read_table(source.annotations, rules) for source in sources]
     labels = {line.label for table, _ in tables for lines in table.values() for line in lines if line.label}
     dataset = AnnotatedDataset()
-    ids = dataset.choose_classes(sorted(labels, key=lambda label: (int(label) if label.isdecimal() else math.inf, label)), rules)
+    by_number = sorted(labels, key=lambda label: (int(label) if label.isdecimal() else math.inf, label))
+    ids = dataset.choose_classes(by_number, rules, must_exist=False)
     for source, (table, order) in zip(sources, tables, strict=True):
         dataset.notes.append(f"{source.annotations}: the pixels of run lengths are counted along the {order} (see --run_order)")
         index, painter = ImageIndex(source.images), ImagePainter(rules)

@@ -66,7 +66,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
             )
     unpainted = [{str(task["id"]): _unpainted(task) for task in listed} for listed in tasks]
     others = {label for by_task in unpainted for shapes_of_task in by_task.values() for _, label in shapes_of_task}
-    ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules)
+    ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules, must_exist=False)
     for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
         index, painter = ImageIndex(source.images), ImagePainter(rules)
         image_of = _find_images(index, by_task, listed)
