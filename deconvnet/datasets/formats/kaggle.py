@@ -155,6 +155,8 @@ def _convert(lines: Sequence[_Line], order: str, ids: Mapping[str, int]) -> shap
     for line in lines:
         if line.runs:
             try:
+                if not line.label:
+                    raise BadInput("it has run lengths and no class")
                 outline = _outline(line.runs, order)
             except BadInput as error:
                 raise BadInput(f"{line.name}: {error}") from None
@@ -177,7 +179,7 @@ def _outline(text: str, order: str) -> shapes.Outline:
     """
     try:
         numbers = np.array(text.split(), np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadInput("its run lengths have words that are no whole numbers") from None
     if numbers.size % 2:
         raise BadInput(f"its run lengths have {numbers.size} numbers, pairs are needed")

@@ -49,7 +49,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
     tasks: list[list[dict[str, Any]]] = []
     for source in sources:
         tasks.append(_read_tasks(source.annotations, rules.encoding))
-        controls = {result.get("from_name") for task in tasks[-1] for result in _results(task)}
+        controls = {str(result.get("from_name")) for task in tasks[-1] for result in _results(task)}
         masks.append(defaultdict(lambda: defaultdict(list)))
         for name in storage.list_files(source.annotations):
             uri = storage.join(source.annotations, name)
@@ -123,8 +123,9 @@ def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:
 
 def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what was labelled in a task, of all of its annotations."""
-    annotations = task.get("annotations") or task.get("completions") or []
-    return [result for annotation in annotations if isinstance(annotation, dict) for result in annotation.get("result") or []]
+    annotations = task.get("annotations") or task.get("completions")
+    results = [each.get("result") for each in annotations if isinstance(each, dict)] if isinstance(annotations, list) else []
+    return [result for same in results if isinstance(same, list) for result in same if isinstance(result, dict)]
 
 
 def _unpainted(task: Mapping[str, Any]) -> list[tuple[str, str]]:

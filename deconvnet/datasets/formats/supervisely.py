@@ -211,7 +211,10 @@ def _outline(figure: Mapping[str, Any], kind: str) -> shapes.Outline | None:
         if len(exterior) != 2:
             raise BadInput(f"a rectangle has 2 points, this one {len(exterior)}")
         return shapes.box(*exterior.ravel().tolist())
-    holes = [parse_points(hole, "its hole") for hole in points.get("interior") or []]
+    interior = points.get("interior") or []
+    if not isinstance(interior, list):
+        raise BadInput(f"the holes of its {kind} are no list")
+    holes = [parse_points(hole, "its hole") for hole in interior]
 
     def fill(class_id: int, height: int, width: int) -> Region:
         region = polygon_region(class_id, exterior, height, width)

@@ -100,9 +100,9 @@ def polygons(outlines: Sequence[Any], what: str = "its polygon") -> Outline:
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> Outline:
-    """Make an outline of a rectangle from two opposite corners in px."""
+    """Make an outline of a rectangle from two opposite corners in px. Raises BadInput if they are no finite numbers."""
     corners = (x0, y0, x1, y1)
-    return Outline(lambda class_id, *size: box_region(class_id, corners, *size), np.array(corners, np.float64).reshape(2, 2))
+    return Outline(lambda class_id, *size: box_region(class_id, corners, *size), parse_points(corners, "its box"))
 
 
 def circle(x: float, y: float, radius: float) -> Outline:

@@ -81,10 +81,17 @@ def test_the_order_of_pixels_can_be_given_and_is_refused_if_it_makes_stripes(tmp
         ("5 0", "don't go forward"),
         (f"{HEIGHT * WIDTH - 1} 3", "end at pixel 2,401, the image has 2,400 (60×40)"),
         ("1 x", "no whole numbers"),
+        ("1 99999999999999999999", "no whole numbers"),
     ],
 )
 def test_malformed_run_lengths_reject_their_image(tmp_path, text, words):
     assert words in rejection_reason(read(tmp_path, f"ImageId,EncodedPixels\na.jpg,{text}\n"))
+
+
+def test_run_lengths_without_a_class_reject_their_image(tmp_path):
+    assert "line 2: it has run lengths and no class" in rejection_reason(
+        read(tmp_path, "ImageId,ClassId,EncodedPixels\na.jpg,,1 3\nb.jpg,2,1 3\n", "a.jpg", "b.jpg")
+    )
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,14 @@ def test_a_folder_without_masks_is_refused(tmp_path):
         write_text(tmp_path / f"masks/{name}.json", json.dumps([task(1, "1.jpg")]))
     with pytest.raises(UserError, match="are both exports of a Label Studio project: keep one"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "annotations", [7, True, [7], [{"result": 7}], [{"result": ["x", None]}], [{"result": [{"from_name": []}]}]]
+)
+def test_malformed_results_of_a_task_are_left_out(tmp_path, annotations):
+    write_image(tmp_path / "images/photo.jpg")
+    write_scene(tmp_path / "masks", 3)
+    address = {"image": "/data/upload/1/0a1b2c3d-photo.jpg"}
+    write_text(tmp_path / "masks/a.json", json.dumps([{"id": 3, "data": address, "annotations": annotations}]))
+    check_scene(read(tmp_path), "photo")

@@ -155,6 +155,7 @@ def test_rectangles_become_void_or_objects_and_other_figures_are_counted(tmp_pat
         ),
         ({"classTitle": "crate", "geometryType": "bitmap"}, "its bitmap is damaged"),
         ({"classTitle": "crate", "geometryType": "polygon", "points": [[1, 2]]}, "its polygon has no points"),
+        (figure("crate", "polygon", SQUARE, 7.5), "the holes of its polygon are no list"),
     ],
 )
 def test_a_malformed_object_rejects_its_image(tmp_path, malformed, words):
