@@ -71,7 +71,7 @@ def parse_points(values: Any, what: str) -> np.ndarray:
     except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{what} has coordinates that are no numbers") from None
     if not (np.abs(points) <= _FARTHEST).all():
-        raise BadInput(f"{what} has coordinates that are no numbers up to {_FARTHEST:,.0f}")
+        raise BadInput(f"{what} has coordinates that are no finite numbers, or far outside of any image")
     if points.ndim == 1 and points.size % 2 == 0:
         points = points.reshape(-1, 2)
     if points.ndim != 2 or points.shape[1] != 2:
