@@ -4,6 +4,7 @@
   python workflows/predict.py --input s3://… --output s3://… --tracking.uri URI     use the champion on an MLflow server
   … --model models:/NAME@ALIAS                                                  use another model (or models:/NAME/VERSION)
   … --overlays true                                                             also draw each mask over its image
+  … --executor local                                                            predict in this process, without Ray
   … --dry-run                                                                   print what would be done
 
 The champion is the version of the registered model that is in use. In place of --tracking.uri, you can set the environment

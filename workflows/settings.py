@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -30,14 +30,18 @@ MODEL_FORMS = "models:/NAME@ALIAS or models:/NAME/VERSION"
 """Forms of the URI of a registered model, for descriptions of settings."""
 
 
+_ExecutorName = Annotated[
+    Literal["ray", "local"],
+    Field(description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"),
+]
+
+
 class PipelineSettings(CommandSettings):
     """Settings that the pipelines of all commands have."""
 
     workspace: Location = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")
-    executor: Literal["ray", "local"] = Field(
-        "ray", description="where the work runs: on Ray's nodes, or in processes of this machine without Ray"
-    )
+    executor: _ExecutorName = "ray"
     data: DataSettings = DataSettings()
 
     @model_validator(mode="before")
@@ -138,9 +142,11 @@ class EdgeSettings(PipelineSettings):
 class PredictComputeSettings(Section):
     """Number and resources of the processes that predict."""
 
-    actors: PositiveInt | None = Field(None, description="processes that predict, each with the model; empty: as many as fit")
-    cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each process")
-    gpu: bool | None = Field(None, description="predict on GPUs; empty: where Ray has one")
+    actors: PositiveInt | None = Field(
+        None, description="processes of Ray that predict, each with the model; empty: all that fit"
+    )
+    cpus_per_actor: PositiveInt = Field(1, description="CPUs and torch threads of each process of Ray")
+    gpu: bool | None = Field(None, description="predict on GPUs; empty: where there is one")
     gpus_per_actor: float = Field(1.0, gt=0, le=1, description="share of a GPU for each process: 0.25 puts four on one GPU")
 
 
@@ -151,6 +157,7 @@ class PredictSettings(CommandSettings):
     output: Location = Field(min_length=1, description="folder or s3:// prefix that masks, overlays and tables are written to")
     model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
     workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
+    executor: _ExecutorName = "ray"
     overlays: bool = Field(False, description="also write the images with their masks drawn over them")
     max_rejects: float = Field(0.5, ge=0, le=1, description="share of images that may be unusable before the run fails")
     max_pixels: PositiveInt | None = Field(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
@@ -86,7 +87,7 @@ Run = Callable[..., str]
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predict in this process, without Ray."""
-    monkeypatch.setattr("infra.runtime.ray_executor.RayExecutor", lambda settings, should_stop: LocalExecutor(1))
+    monkeypatch.setattr("workflows.operations.prediction.open_executor", lambda *_: LocalExecutor(1))
     monkeypatch.setattr("workflows.operations.prediction._gpus_per_actor", lambda settings: 0)
 
 
@@ -419,6 +420,19 @@ def test_the_shipped_config_is_valid_and_every_setting_can_be_given() -> None:
     assert made.model == "models:/edeconvnet@champion" and made.input == "s3://b/in" and made.output == str(Path.cwd() / "out")
     names = {name for name, _ in setting_fields(PredictSettings)}
     assert {"input", "workspace", "compute.actors", "compute.gpus_per_actor", "tracking.uri", "cluster.data_nodes"} <= names
+
+
+def test_the_local_executor_predicts_the_same_without_ray(
+    run: Run, workspace: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: pytest.fail("no Ray is needed"))
+    assert "predicted    5 images" in run("--executor", "local", "--cluster.num_cpus", "1")
+    expected = serve(workspace, 1, {name: (image_folder / name).read_bytes() for name in GOOD})
+    for name, row in rows(tmp_path / "out").items():
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / row["mask"])), expected[name], err_msg=name)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"compute\.gpu is true, and this machine has no GPU"):
+            run("--executor", "local", "--compute.gpu", "true", "--overlays", "true")
 
 
 @pytest.mark.usefixtures("here")

@@ -13,6 +13,7 @@ from deconvnet.tracking import registry
 from deconvnet.tracking.store import model_store
 from infra import storage
 from infra.errors import UserError
+from infra.runtime import open_executor
 from infra.runtime.parts import check_rejects
 from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
@@ -130,7 +131,7 @@ class PredictionRun:
         return predictions_table.make_plan(self._files.images, s.output, state, s.overlays, s.max_pixels)
 
     def _predict(self, lock: Lock) -> list[tables.Part]:
-        """Predict the planned images on Ray with actors, which are processes that each load the model.
+        """Predict the planned images with actors, which are processes of Ray that each load the model, or in this process.
 
         The model is copied to the output folder, from which the actors load it, and removed afterwards.
 
@@ -147,11 +148,10 @@ class PredictionRun:
         """
         from deconvnet.inference.batch import predict_images
         from infra.runtime.executor import Actors
-        from infra.runtime.ray_executor import RayExecutor
 
         s = self.settings
         model = storage.join(s.output, MODEL)
-        with RayExecutor(s.cluster, lambda: lock.lost) as executor:
+        with open_executor(s.executor, s.cluster, lambda: lock.lost) as executor:
             gpus = _gpus_per_actor(s)
             # Written before the first mask, so that a later run knows by which version of the model the masks of a killed run were made.
             storage.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
@@ -191,14 +191,20 @@ def _gpus_per_actor(settings: PredictSettings) -> float:
         The share, greater than 0 and at most 1. 0 to predict on CPUs.
 
     Raises:
-        UserError: if GPUs are requested, but Ray has none and can't add nodes.
+        UserError: if GPUs are requested, but there is none and the cluster can't add nodes.
     """
-    import ray
+    if settings.executor == "local":
+        import torch
 
-    from infra.runtime.cluster import can_autoscale
+        there, may_grow = torch.cuda.is_available(), False
+    else:
+        import ray
 
-    there = ray.cluster_resources().get("GPU", 0)
-    if settings.compute.gpu and not there and not can_autoscale(settings.cluster):
-        raise UserError("compute.gpu is true, and Ray has no GPU: set it to false, or leave it empty")
-    wanted = bool(there) if settings.compute.gpu is None else settings.compute.gpu
+        from infra.runtime.cluster import can_autoscale
+
+        there, may_grow = ray.cluster_resources().get("GPU", 0) > 0, can_autoscale(settings.cluster)
+    if settings.compute.gpu and not there and not may_grow:
+        where = "this machine" if settings.executor == "local" else "Ray"
+        raise UserError(f"compute.gpu is true, and {where} has no GPU: set it to false, or leave it empty")
+    wanted = there if settings.compute.gpu is None else settings.compute.gpu
     return settings.compute.gpus_per_actor if wanted else 0
