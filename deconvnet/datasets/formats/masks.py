@@ -180,14 +180,16 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     for uri in progress(uris, len(uris), "reading mask values", "masks"):
         with suppress(BadInput):  # its image is rejected, with the reason, when it is loaded
             masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque)
-    found = list(masks.values())
     if not path:
-        return infer_table(found, rules)
+        if any(mask.are_colours for mask in masks.values()):  # grey masks among them are colours as well
+            for uri in [uri for uri, mask in masks.items() if not mask.are_colours and any(mask.classes)]:
+                masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque, as_colours=True)
+        return infer_table(masks, rules)
     try:
         text = read_text(path, rules.encoding)
     except BadInput as error:
         raise UserError(f"--table {path} can't be read: {error}") from None
-    return read_table(text, path, rules, found)
+    return read_table(text, path, rules, list(masks.values()))
 
 
 def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence:
@@ -230,9 +232,9 @@ def _load(
     """
     image = index.read(name)
     displayed_size(image, rules.max_pixels)  # rejects a bad image before its mask is read
-    class_mask = table.read_class_mask(read_input(mask_uri), rules)
+    class_mask, strange = table.read_class_mask(read_input(mask_uri), rules)
     evidence = weigh_image(image, class_mask.shape[::-1], np.zeros((0, 2)), {}, rules.max_pixels)
     frame, remark = chooser.choose(evidence)
     if frame == "stored":
         class_mask = apply_orientation(image, class_mask)
-    return AnnotatedImage(*as_layout_file(image, name), class_mask, remark=remark)
+    return AnnotatedImage(*as_layout_file(image, name), class_mask, remark=" and ".join(filter(None, (strange, remark))))

@@ -58,7 +58,7 @@ class ClassTable:
     has_colours: bool
     notes: tuple[str, ...] = ()
 
-    def read_class_mask(self, data: bytes, rules: ImportRules) -> np.ndarray:
+    def read_class_mask(self, data: bytes, rules: ImportRules) -> tuple[np.ndarray, str]:
         """Decode a mask file and convert its values to class ids.
 
         Args:
@@ -67,7 +67,7 @@ class ClassTable:
                 refused, `transparent` what transparent pixels become, and `max_pixels` the most pixels that the mask may have.
 
         Returns:
-            uint8 array (H, W) of class ids; 255 is void.
+            uint8 array (H, W) of class ids, where 255 is void. Then a phrase for `AnnotatedImage.remark`: what became void; or "".
 
         Raises:
             BadInput: if the mask can't be decoded, or a value is refused.
@@ -84,7 +84,8 @@ class ClassTable:
                 raise BadInput(self._describe_unknown(mask[~known], mask.size))
             if is_lossy(data) and (self.has_colours or not np.isin(mask, (0, VOID_ID)).all()):
                 raise BadInput(f"the mask {_JPEG}")
-        return np.where(known, ids[index], VOID_ID).astype(np.uint8)
+        remark = "" if known.all() else "has a mask with values of no class, which became void"
+        return np.where(known, ids[index], VOID_ID).astype(np.uint8), remark
 
     def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
         """Describe the pixels of a mask whose values are not in the table.
@@ -148,11 +149,11 @@ def read_table(text: str, name: str, rules: ImportRules = _DEFAULT_RULES, masks:
     return _make_table(parse_rows(text, name), name, rules, masks)
 
 
-def infer_table(masks: Sequence[MaskValues], rules: ImportRules = _DEFAULT_RULES) -> ClassTable:
+def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DEFAULT_RULES) -> ClassTable:
     """Infer the class table from the values of all masks.
 
     Args:
-        masks: the values that occur in each mask.
+        masks_by_uri: the values that occur in each mask, by the address of its file.
         rules: rules that the user chose; `classes` (names by id from 0), `background`, `fold_case` and `unknown_void` apply.
 
     Returns:
@@ -161,11 +162,12 @@ def infer_table(masks: Sequence[MaskValues], rules: ImportRules = _DEFAULT_RULES
     Raises:
         UserError: if names are given and don't fit the values, or the values don't look like those of classes.
     """
+    masks = list(masks_by_uri.values())
     has_colours = any(mask.are_colours for mask in masks)
     # A mask that is all 0 is read as ids; among colour masks it is black.
     values = sorted({v for mask in masks if mask.are_colours == has_colours or not any(mask.classes) for v in mask.classes})
-    if lossy := sum(mask.lossy for mask in masks):
-        raise UserError(f"{lossy:,} of {len(masks):,} masks can't be used as they are, each {_JPEG}")
+    if lossy := [uri for uri, mask in masks_by_uri.items() if mask.lossy]:
+        raise UserError(f"{len(lossy):,} of {len(masks):,} masks can't be used, the first is {lossy[0]}: each {_JPEG}")
     if rules.classes:
         if has_colours:
             raise UserError("the masks are colour images: give the colour of each class by --table (`road, 128 64 128`)")
@@ -177,11 +179,15 @@ def infer_table(masks: Sequence[MaskValues], rules: ImportRules = _DEFAULT_RULES
     blended = set[int]().union(*(mask.blended for mask in masks)) - set[int]().union(*(mask.wide for mask in masks))
     if len(values) > 255 or len(blended) >= _BLENDS or 2 * sum(bool(mask.blended) for mask in masks) > len(masks):
         raise UserError(
-            f"the masks have {len(values):,} {'colours' if has_colours else 'ids'}, too many for classes, or values such as blending "
-            "along edges leaves: were they resized, or saved as JPEG? Name the classes by --table, and see --strange"
+            f"the masks (the first is {next(iter(masks_by_uri))}) have {len(values):,} {'colours' if has_colours else 'ids'}, too many "
+            "for classes, or values such as blending along edges leaves: were they resized, or saved as JPEG? Name the classes by "
+            "--table, and see --strange"
         )
     if not any(values):
-        raise UserError("the masks have only the value 0: no class is annotated (or the classes are in the alpha channel)")
+        raise UserError(
+            f"no mask has another value than 0, or none can be read (the first is {next(iter(masks_by_uri), 'missing')}): no class is "
+            "annotated, or the classes are in the alpha channel"
+        )
     if has_colours:
         rows, sentence = rows_of_colours(values, rules.background)
     else:
@@ -228,7 +234,9 @@ def _make_table(
         if VOID_ID not in id_of_value:
             _check_void(masks)
         id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}
-    notes += tuple(filter(None, [note, *describe_variants([row.name for row in rows], rules.fold_case)]))
+    hidden = sum(HIDDEN in mask.pixels for mask in masks)
+    alpha = "" if not hidden else f"{hidden:,} masks have transparent pixels, which become {rules.transparent}: see --transparent"
+    notes += tuple(filter(None, [note, alpha, *describe_variants([row.name for row in rows], rules.fold_case)]))
     return ClassTable(tuple(classes), id_of_value, has_colours, notes)
 
 

@@ -6,6 +6,7 @@ and `SOFT` for half transparent edges, as antialiasing leaves them.
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import cv2
@@ -48,13 +49,14 @@ class MaskValues:
         return {value for value in self.pixels if value >= 0}
 
 
-def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False) -> MaskValues:
+def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colours: bool = False) -> MaskValues:
     """Find the values that occur in a mask file.
 
     Args:
         data: encoded bytes of the mask.
         max_pixels: most pixels that the mask may have.
         opaque: True to ignore transparency.
+        as_colours: True to take the colours of grey and paletted masks, too.
 
     Returns:
         The ids in the mask, or the colours if it is a colour image.
@@ -62,10 +64,12 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False) -> Mask
     Raises:
         BadInput: if the mask can't be decoded.
     """
-    try:
-        mask, are_colours = read_ids(data, max_pixels, opaque), False
-    except BadInput:
-        mask, are_colours = read_colours(data, max_pixels, opaque), True
+    mask = None
+    if not as_colours:
+        with suppress(BadInput):
+            mask = read_ids(data, max_pixels, opaque)
+    are_colours = mask is None
+    mask = read_colours(data, max_pixels, opaque) if mask is None else mask
     values, counts = np.unique(mask, return_counts=True)
     visible = np.maximum(mask, 0)
     if are_colours:

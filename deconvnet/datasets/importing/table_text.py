@@ -27,7 +27,8 @@ _SEPARATORS = ("\t", ",", ";", ":", "=", " ")  # " " stands for any run of blank
 _RANK = {"\t": 0, ",": 1, ";": 1, ":": 2, "=": 2, " ": 3}  # a lower rank is more surely a separator, not part of a name
 _ID = re.compile(r"\d{1,5}")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
-_COLOUR = re.compile(r"[(\[]?\s*(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})\s*[)\]]?")
+_COLOUR = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
+_LABEL_MAPS = ([True, None], [True, None, None])  # the fields after the name in CVAT's label map: colour, parts, actions
 _NAME_HEADINGS = ("name", "classname", "labelname", "categoryname", "category")
 _EITHER_HEADINGS = ("class", "label")  # of the names, or beside a column of names of the ids
 _ID_HEADINGS = ("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "gray", "grey")
@@ -39,7 +40,7 @@ class TableRow(NamedTuple):
     """A line of a class table.
 
     Attributes:
-        name: name of the class.
+        name: name of the class; a run of blanks in it is made one.
         value: its value in masks, an id or a colour as R·65536 + G·256 + B.
         is_colour: True if the value is a colour, False if it is an id.
         line: number of the line, counted from 1; 0 if the row is from no file.
@@ -60,12 +61,13 @@ class _Way(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """The columns that a heading names: its separator and number of columns, and the indices of the name and of the value."""
+    """The columns that a heading names: its separator, their number, the indices of name and value, and the kind of the value."""
 
     separator: str
     width: int
     name: int
     value: tuple[int, ...]
+    is_colour: bool
 
 
 def parse_rows(text: str, source: str) -> list[TableRow]:
@@ -118,7 +120,7 @@ def parse_value(text: str) -> tuple[int, bool] | None:
         return int(text), False
     if _HEX_COLOUR.fullmatch(text):
         return int(text[1:], 16), True
-    match = _COLOUR.fullmatch(text)
+    match = _COLOUR.fullmatch(text[1:-1].strip() if text[:1] + text[-1:] in ("()", "[]") else text)
     channels = [int(each) for each in match.groups()] if match else [256]
     return (channels[0] << 16 | channels[1] << 8 | channels[2], True) if max(channels) < 256 else None
 
@@ -130,7 +132,7 @@ def _split(line: str, separator: str) -> list[str]:
     blanks = separator == " "
     text = " ".join(line.split()) if blanks else line
     try:
-        fields = next(csv.reader([text], delimiter=separator, skipinitialspace=not blanks))
+        fields = next(csv.reader([text], delimiter=separator, skipinitialspace=not blanks, strict=True))
     except csv.Error:
         return []
     return [field.strip() for field in fields]
@@ -159,7 +161,7 @@ def _read_heading(line: str, source: str) -> _Columns | None:
         channels = sorted((_CHANNEL_HEADINGS[head], i) for i, head in enumerate(heads) if head in _CHANNEL_HEADINGS)
         values = [(i,) for i in [*ids, *colours]] + ([tuple(i for _, i in channels)] if len(channels) == 3 else [])
         if len(names) == 1 and len(values) == 1:
-            return _Columns(separator, len(heads), names[0], values[0])
+            return _Columns(separator, len(heads), names[0], values[0], not ids)
         if names and values:
             raise UserError(
                 f"{source}: its heading {line!r} names several columns of names or values: keep the one that the masks hold"
@@ -195,9 +197,9 @@ def _read_columns(lines: Mapping[int, str], columns: _Columns, source: str) -> l
                 "contain the separator in double quotes"
             )
         value = parse_value(" ".join(fields[i] for i in columns.value))
-        if value is None or not fields[columns.name]:
+        if value is None or value[1] != columns.is_colour or not fields[columns.name]:
             raise _unreadable(number, line, source)
-        rows.append(TableRow(fields[columns.name], *value, number))
+        rows.append(TableRow(" ".join(fields[columns.name].split()), *value, number))
     return rows
 
 
@@ -256,26 +258,15 @@ def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], sou
     for others in left[1:]:
         for (number, line), one, other in zip(lines.items(), left[0], others, strict=True):
             if one != other:
-                shown = (
-                    f"{row.name!r} with the {f'colour #{row.value:06x}' * row.is_colour or f'id {row.value}'}"
-                    for row in (one, other)
-                )
                 raise UserError(
-                    f"{source}, line {number}: {line!r} can be read as {' or as '.join(shown)}: write a heading such as `name,id` or "
-                    "`id,name` above all lines, and commas between the columns"
+                    f"{source}, line {number}: {line!r} can be read as {_describe(one)} or as {_describe(other)}: write a heading "
+                    "such as `name,id` or `id,name` above all lines, and commas between the columns"
                 )
     return [row._replace(line=number) for number, row in zip(lines, left[0], strict=True)]
 
 
 def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
-    """Find all ways to divide a line into a name and a value.
-
-    Args:
-        line: the line.
-
-    Returns:
-        For each way the row, and the fields of its name. There are several if the separator occurs in the name.
-    """
+    """Find all ways to divide a line into a name and a value. Returns for each way the row, and the fields of its name."""
     found = {}
     for separator in _SEPARATORS:
         for value_first in (False, True):
@@ -283,8 +274,9 @@ def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
             fields = _split(text, separator)
             if separator == "\t":  # several tabs may align a column
                 fields = [field for field in fields if field]
-            if separator == ":" and len(fields) in (3, 4) and not any(map(parse_value, fields[2:])):
-                fields = fields[:2]  # CVAT's label map: parts and actions follow
+            values = [parse_value(field) for field in fields]
+            if separator == ":" and len(values) in (3, 4) and [value and value[1] for value in values[1:]] in _LABEL_MAPS:
+                fields = fields[:2]
             for width in (1, 3):
                 names = fields[width:] if value_first else fields[:-width]
                 value = parse_value(" ".join(fields[:width] if value_first else fields[-width:]))
@@ -293,7 +285,7 @@ def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
                 name = " ".join(names)
                 if len(names) > 1 and separator != " ":
                     name = text.split(separator, width)[-1] if value_first else text.rsplit(separator, width)[0]
-                found[_Way(separator, value_first, value[1])] = TableRow(name.strip(), *value), names
+                found[_Way(separator, value_first, value[1])] = TableRow(" ".join(name.split()), *value), names
     return found
 
 
@@ -306,34 +298,45 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
         separator: what separates the fields.
         value_first: True if the name is at the end of the line, False if it is at the beginning.
     """
-    numbers = [name for name in names if parse_value(name)]
+    values = [value for name in names if (value := parse_value(name.strip(",;:=")))]
+    beside = (names[0] or "=")[0] if value_first else (names[-1] or "=")[-1]
     if separator != " ":
-        return len(names) > 1 and bool(numbers)  # it is a column of its own
+        columns = len(names) > 1 and bool(values)
+        return columns or (separator in ":=" and beside in ",;:=")
     three = fields[:3] if value_first else fields[-3:]
     no_colour = all(map(str.isdecimal, three)) and not parse_value(" ".join(three))  # such as road 300 0 0
-    return no_colour or (bool(numbers) and any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names))
+    return no_colour or beside in ",;:=" or any(is_colour or _is_cut(names) for _, is_colour in values)
+
+
+def _is_cut(names: Sequence[str]) -> bool:
+    """Tell whether a word of a name begins or ends with a separator, so that it may be columns, as `flat, road`."""
+    return any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names)
 
 
 def _likely(fits: Mapping[_Way, tuple[TableRow, list[str]]], single: Collection[_Way]) -> dict[_Way, TableRow]:
-    """Leave out the ways to read a line that are less likely than another way.
+    """Leave out the ways to read a line that are less likely than another way. Returns the row by way.
 
     Args:
         fits: row and fields of its name by way, from `_fits`.
         single: ways in which at least one line of the text has a name without the separator. If there is none, all lines have
             three columns, as `flat, road, 7`, and it is not known which is the name.
-
-    Returns:
-        The row by way.
     """
     likely = {}
     for way, (row, names) in fits.items():
         surer = [other for other in fits if _RANK[other.separator] < _RANK[way.separator]]
-        # The comma separates `1,Grade 1` and `road,128 64 128`. But `3 a:5` may be a:5 with the value 3, or 3 a with the value 5.
-        beaten = any(other.value_first or not way.value_first for other in surer)
-        cut = way.separator == " " and any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names)
-        if not beaten and not (surer and cut) and (way.separator == " " or way in single):
+        # The comma separates `1,Grade 1` and `road,128 64 128`. But `3 a:5` may be a:5 with the value 3, or 3 a with the value 5,
+        # and `16:9 3` may be 16:9 with the value 3.
+        blank, letters = way.separator == " ", any(map(str.isalpha, row.name))
+        beaten = any(other.value_first == way.value_first or (other.value_first and blank and letters) for other in surer)
+        cut = blank and (_is_cut(names) if surer else not letters)
+        if not beaten and not cut and (way.separator == " " or way in single):
             likely[way] = row
     return likely
+
+
+def _describe(row: TableRow) -> str:
+    """Describe a row for the user, such as "'road' with the id 7"."""
+    return f"{row.name!r} with the {f'colour #{row.value:06x}' if row.is_colour else f'id {row.value}'}"
 
 
 def _unreadable(number: int, line: str, source: str) -> UserError:

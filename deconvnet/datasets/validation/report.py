@@ -20,6 +20,7 @@ from proposals.masks import VOID_ID
 
 SPLITS = ("train", "val")
 SMALL, LARGE = 0.01, 0.1  # share of the image that an object covers: below SMALL it is small, above LARGE it is large
+MOST = 0.5  # share of all pixels; an object class that holds more may be the background
 FEW_IMAGES = 5  # a class in fewer train images than this has too few to be learned
 _MOST_EXAMPLES = 5
 _NEAR_DUPLICATE = "near duplicate"
@@ -266,7 +267,7 @@ def _list_suspicions(
 
 
 def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) -> list[str]:
-    """Find the classes that are missing from a split, or that occur in fewer than five train images.
+    """Find the classes that are missing from a split, that occur in fewer than five train images, or that may be the background.
 
     Args:
         usable: measurements of the usable images.
@@ -275,8 +276,16 @@ def _check_classes(usable: Sequence[ImageStatistics], classes: Sequence[str]) ->
     Returns:
         A line of Markdown for each such class.
     """
+    pixels: Counter[int] = Counter()
+    for image in usable:
+        pixels.update({class_id: count for class_id, count in image.pixels.items() if class_id != VOID_ID})
     lines = []
+    if usable and not pixels[0]:
+        lines.append(f"* the background, **{classes[0]}**, holds no pixel: is one of the classes the background (--background)?")
     for class_id, name in enumerate(classes[1:], start=1):
+        if pixels[class_id] > MOST * pixels.total():
+            share = _percent(pixels[class_id] / pixels.total())
+            lines.append(f"* class **{name}** holds {share} of the pixels: is it the background (--background)?")
         train, val = (sum(class_id in image.pixels for image in usable if image.split == split) for split in SPLITS)
         if not train and not val:
             lines.append(f"* class **{name}** is in no image: is it in the list by mistake?")
