@@ -62,7 +62,9 @@ def test_the_report_of_a_retraining_shows_the_interval_the_classes_and_the_decis
     changes = {"against_champion": comparison, "figures": figures, "decision": "Version 3 is promoted: it is better."}
     html = render_report(example_summary(**changes))
     read = Reader(html)
-    assert "(90 % interval +0.5 to +3.5, by a paired bootstrap over 60 images)" in html and "Version 3 is promoted" in html
+    assert "Version 3 is promoted" in html and "paired bootstrap" not in html, "the decision names the interval"
+    undecided = render_report(example_summary(**changes | {"decision": "", "figures": {}}))
+    assert "(90 % interval +0.5 to +3.5, by a paired bootstrap over 60 images)" in undecided and "No image's mean" in undecided
     assert ["cat", "50.0", "75.0", "+25.0"] in read.rows and [SCRIPT_TAG, "–", "–", "–"] in read.rows
     assert any(alt.startswith("Gained and lost most") for alt in read.alts)
     other_classes = render_report(example_summary(decision="Version 3 is not promoted: its classes differ."))
