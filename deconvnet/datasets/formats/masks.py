@@ -16,7 +16,7 @@ from deconvnet.datasets.importing.class_table import ClassTable, infer_table, re
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input, read_text
 from deconvnet.datasets.importing.mask_values import read_mask_values
-from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, weigh_image
+from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
 from infra import storage
 from infra.errors import BadInput, UserError
 from infra.runtime.progress import progress
@@ -192,7 +192,7 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     return read_table(text, path, rules, list(masks.values()))
 
 
-def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence:
+def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence | None:
     """Find out by the size of a mask how its image was turned when it was annotated.
 
     Args:
@@ -202,13 +202,16 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
         rules: rules that the user chose; `max_pixels` applies.
 
     Returns:
-        The evidence.
+        The evidence; None if the image is displayed as it is stored.
 
     Raises:
         BadInput: if the image or the mask can't be used, or the mask has not the size of the image.
     """
+    image = index.read(name)
+    if not is_turned(image):
+        return None
     size = image_size(read_input(mask_uri), rules.max_pixels)
-    return weigh_image(index.read(name), size, np.zeros((0, 2)), {}, rules.max_pixels)
+    return weigh_image(image, size, np.zeros((0, 2)), {}, rules.max_pixels)
 
 
 def _load(

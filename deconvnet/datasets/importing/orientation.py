@@ -5,6 +5,7 @@ of one and the points of the other. The size that an annotation file states and 
 was. Where an image alone does not tell, the other images of the same annotation file do.
 """
 
+import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,10 @@ from infra.errors import BadInput
 from proposals.image_codec import encode_mask
 
 Frame = Literal["stored", "displayed"]
-_MOST_WEIGHED = 500  # images of an annotation file that are read to find out how the others were annotated
-_GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
+_ENOUGH = 100  # images that tell how they were annotated; more of the same annotation file are not read to find out
+_ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or not
+_SPREAD = 500  # images, spread over the annotation file, that are read first
+GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
 _FEW = 0.1  # evidence of at most this share, as from points set carelessly, is ignored
 
 
@@ -61,8 +64,7 @@ def weigh_image(
         BadInput: if the image is unusable, or its annotations fit it neither as stored nor as displayed.
     """
     width, height = displayed_size(image, max_pixels)
-    orientation = _orientation(image)
-    turned, swapped = orientation in range(2, 9), orientation in range(5, 9)
+    turned, swapped = is_turned(image), _orientation(image) in range(5, 9)
     sizes: dict[Frame, tuple[int, int]] = {
         "displayed": (width, height),
         "stored": (height, width) if swapped else (width, height),
@@ -125,11 +127,11 @@ class FrameChooser:
     """Chooses how the images of one annotation file, or of one folder of them, were annotated.
 
     Attributes:
-        weigh: for each image of the file, a function that returns its evidence or raises BadInput. They are called when the first
-            image is met that does not tell by itself how it was annotated.
+        weigh: for each image of the file, a function that returns its evidence, or None if it is displayed as it is stored. It may
+            raise BadInput. They are called when the first image is met that does not tell by itself how it was annotated.
     """
 
-    weigh: list[Callable[[], Evidence]] = field(default_factory=list)
+    weigh: list[Callable[[], Evidence | None]] = field(default_factory=list)
     _lock: Lock = field(default_factory=Lock)
     _votes: Counter[tuple[Frame | None, Frame | None]] | None = None
 
@@ -144,7 +146,8 @@ class FrameChooser:
 
         Returns:
             frame: "stored" or "displayed".
-            remark: sentence for the user if there is no evidence at all, so that "displayed" is a guess; otherwise "".
+            remark: phrase for the user if there is no evidence at all, so that "displayed" is a guess (`GUESSED`), or if the stated
+                size is that of the other frame; otherwise "".
 
         Raises:
             BadInput: if the image does not tell, and the others contradict each other; or if it contradicts nearly all others.
@@ -164,22 +167,24 @@ class FrameChooser:
             others = points["stored" if evidence.points == "displayed" else "displayed"]
             if points[evidence.points] < _FEW * others:
                 raise BadInput("its points lie outside of its size, and those of nearly all other images do not")
-            return evidence.points, ""
-        chosen = _most(points) or evidence.size or _most(sizes)
-        return chosen or "displayed", "" if chosen else _GUESSED
+        chosen = evidence.points or _most(points) or evidence.size or _most(sizes)
+        if chosen and evidence.size and chosen != evidence.size:
+            return chosen, f"was annotated as {chosen}, though its size is stated as {evidence.size}"
+        return chosen or "displayed", "" if chosen else GUESSED
 
     def _read_votes(self) -> Counter[tuple[Frame | None, Frame | None]]:
-        """Weigh the images of the file, at most 500, once. Returns how many have each pair of `Evidence.size` and `points`."""
+        """Weigh the images of the file, once, until enough tell. Returns how many have each pair of `Evidence.size` and `points`."""
         with self._lock:
             if self._votes is None:
                 self._votes = Counter()
-                for weigh in self.weigh[:: -(-len(self.weigh) // _MOST_WEIGHED) or 1]:
-                    try:
-                        evidence = weigh()
-                    except BadInput:
-                        continue  # the image is rejected when it is loaded
-                    if evidence.turned:
-                        self._votes[evidence.size, evidence.points] += 1
+                step = -(-len(self.weigh) // _SPREAD)
+                for weigh in (each for start in range(step) for each in self.weigh[start::step]):
+                    with contextlib.suppress(BadInput):  # the image is rejected when it is loaded
+                        if evidence := weigh():
+                            self._votes[evidence.size, evidence.points] += 1
+                    telling = sum(count for (_, points), count in self._votes.items() if points)
+                    if telling >= _ENOUGH or self._votes.total() >= _ENOUGH_TURNED:
+                        break
             return self._votes
 
 
@@ -196,6 +201,14 @@ def _most(votes: Counter[Frame]) -> Frame | None:
     if len(ranked) == 2 and ranked[1][1] > _FEW * ranked[0][1]:
         raise BadInput("it has an EXIF orientation, and some images of its file were annotated as stored, others as displayed")
     return ranked[0][0] if ranked else None
+
+
+def is_turned(image: bytes) -> bool:
+    """Tell from the encoded bytes of an image whether it is displayed otherwise than it is stored. Raises BadInput if it is no image."""
+    try:
+        return _orientation(image) in range(2, 9)
+    except (OSError, ValueError, SyntaxError):
+        raise BadInput("not an image") from None
 
 
 def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:

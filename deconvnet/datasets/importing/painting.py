@@ -8,7 +8,7 @@ import numpy as np
 
 from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules, Loss
 from deconvnet.datasets.importing.images import as_layout_file
-from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, weigh_image
+from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
 from deconvnet.datasets.importing.regions import Region, merge_regions
 from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations
 from infra.errors import BadInput
@@ -98,7 +98,7 @@ class ImagePainter:
             A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't be
             used.
         """
-        self._frames.weigh.append(lambda: self._weigh(read_image()[0], read_annotations()))
+        self._frames.weigh.append(lambda: self._weigh(image, read_annotations()) if is_turned(image := read_image()[0]) else None)
         return lambda: self._paint(*read_image(), read_annotations())
 
     def _weigh(self, image: bytes, annotated: ImageAnnotations) -> Evidence:

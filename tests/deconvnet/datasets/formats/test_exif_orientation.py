@@ -6,6 +6,7 @@ Each image has a red rectangle, and where its masks are right they are the red p
 import io
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from deconvnet.datasets.formats.coco import read_coco
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.formats.masks import read_masks
+from deconvnet.datasets.importing import orientation
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
 from infra.errors import BadInput
 from proposals.image_codec import decode_image
@@ -122,7 +124,8 @@ def test_an_image_that_tells_nothing_is_as_the_others_of_its_file(tmp_path, kind
     photos += [Photo(6, MIDDLE, (40, 40)), Photo(6, LOW), Photo(8, RIGHT)]
     dataset = read(kind, tmp_path, photos, size, points)
     assert_right(dataset, photos)
-    assert not any(entry.load().remark for entry in dataset.entries)
+    remarks = {entry.load().remark for entry in dataset.entries}
+    assert remarks == ({"", f"was annotated as {points}, though its size is stated as {size}"} if size else {""})
 
 
 @pytest.mark.parametrize("kind", [*POINT_KINDS, "masks"])
@@ -166,6 +169,29 @@ def test_images_of_a_file_that_contradicts_itself_are_set_aside_if_they_do_not_t
         assert np.array_equal(entry.load().class_mask > 0, photo.red["displayed"])
     with pytest.raises(BadInput, match="some images of its file were annotated as stored, others as displayed"):
         dataset.entries[2].load()
+
+
+def test_few_telling_images_among_many_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(orientation, "_SPREAD", 5)
+    photos = [Photo(1) for _ in range(30)] + [Photo(6)]
+    photos[13] = Photo(6, RIGHT)
+    dataset = read("polygons", tmp_path, photos, "stored", "displayed")
+    assert np.array_equal(dataset.entries[-1].load().class_mask > 0, photos[-1].red["displayed"])
+
+
+@pytest.mark.parametrize(("enough", "turned", "read_images"), [(2, 1000, 4), (100, 5, 5), (100, 1000, 12)])
+def test_no_more_images_are_read_than_needed(enough, turned, read_images, monkeypatch):
+    monkeypatch.setattr(orientation, "_ENOUGH", enough)
+    monkeypatch.setattr(orientation, "_ENOUGH_TURNED", turned)
+    calls = []
+
+    def weigh(telling):
+        calls.append(telling)
+        return orientation.Evidence({}, True, "stored", "displayed" if telling else None)
+
+    chooser = orientation.FrameChooser([partial(weigh, number % 2 == 1) for number in range(12)])
+    doubtful = orientation.Evidence({}, True, "stored", None)
+    assert chooser.choose(doubtful)[0] == chooser.choose(doubtful)[0] == "displayed" and len(calls) == read_images
 
 
 def test_points_a_little_outside_of_the_image_tell_nothing(tmp_path):

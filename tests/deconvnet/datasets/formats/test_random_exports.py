@@ -24,6 +24,7 @@ from PIL import Image
 from deconvnet.datasets.formats.coco import read_coco
 from deconvnet.datasets.formats.labelme import read_labelme
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.orientation import GUESSED
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_image
 
@@ -170,7 +171,7 @@ def assert_truth(read: Callable[[], AnnotatedDataset], scenes: list[Scene]) -> N
         names = np.array(["background", *CLASSES, *["?"] * 252])[scene.mask()]
         found = np.array([*dataset.classes, *["?"] * (255 - len(dataset.classes)), "void"])[image.class_mask]
         wrong = names != found
-        if wrong.any() and not image.remark:
+        if wrong.any() and image.remark != GUESSED:
             assert image.losses, f"{entry.image_id}\n{names}\n{found}"
             for class_id, box in scene.objects:  # a void object hides no other
                 wrong &= (found != "void") & ~(scene.in_frame(box, False) & (found == CLASSES[class_id - 1]))
