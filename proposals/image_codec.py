@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from infra.errors import BadInput
-from proposals.masks import VOID_ID_16BIT, check_image
+from proposals.masks import VOID_ID, VOID_ID_16BIT, check_image
 
 _WHITES = (255, 1023, 4095, 65535)  # brightest values of images of 8, 10, 12 and 16 bits
 _EXIF_ERRORS = (struct.error, TypeError, OSError, ValueError, SyntaxError)
@@ -117,6 +117,11 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         if ids.min(initial=0) < 0 or ids.max(initial=0) > VOID_ID_16BIT:
             raise BadInput(f"its ids run from {ids.min()} to {ids.max()}, and 0 to {VOID_ID_16BIT:,} are possible")
         return ids.astype(np.uint16)
+    if image.mode == "F":
+        floats = np.asarray(image)
+        if not ((floats >= 0) & (floats <= VOID_ID_16BIT) & (floats == np.rint(floats))).all():
+            raise BadInput("its values are floats, and not all are whole numbers from 0 to 65,535, which ids are")
+        return floats.astype(np.uint8 if floats.max(initial=0) <= VOID_ID else np.uint16)
     raise BadInput(f"a mask must be a paletted or grey PNG, this one is {image.mode}")
 
 

@@ -15,7 +15,7 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input, read_text
-from deconvnet.datasets.importing.mask_values import read_mask_values
+from deconvnet.datasets.importing.mask_values import describe_palettes, read_mask_values
 from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
 from infra import storage
 from infra.errors import BadInput, UserError
@@ -47,29 +47,8 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
     pairs: list[tuple[AnnotationSource, ImageIndex, str, str]] = []  # source, its images, name of an image, address of its mask
     for source in sources:
         index = ImageIndex(source.images)
-        if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
-            raise UserError(
-                f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, such "
-                "as _mask for a.jpg and a_mask.png"
-            )
-        masks = _choose_masks(dataset, source.annotations, rules.mask_suffix)
-        images = {stem: names[0] for stem, names in _by_stem(index.names, rules.image_suffix).items()}
-        if rules.mask_suffix and source.images == source.annotations:
-            images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
-        matched = [stem for stem in images if stem in masks]
-        if not matched:
-            examples = f"{next(iter(images.values()), 'none')} and {next(iter(masks.values()), 'none')}"
-            raise UserError(
-                f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
-                "a mask must have its image's name, with what --mask_suffix gives in place of what --image_suffix gives"
-            )
-        pairs += [(source, index, images[stem], storage.join(source.annotations, masks[stem])) for stem in matched]
-        for name in (masks[stem] for stem in masks if stem not in images):
-            dataset.reject(name, storage.join(source.annotations, name), f"no image of this name in {source.images}")
-        if others := len(index.names) - len(images) if rules.image_suffix else 0:
-            dataset.notes.append(f"{others:,} images in {source.images} don't end in {rules.image_suffix} and are left out")
-        if without := len(images) - len(matched):
-            dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
+        names = _match(dataset, source, index, rules)
+        pairs += [(source, index, name, storage.join(source.annotations, mask)) for name, mask in names]
     if not rules.class_table_uri and not rules.classes and (beside := _find_table(sources)):
         dataset.notes.append(f"the classes are those of {beside}; name another table by --table")
         rules = replace(rules, class_table_uri=beside)
@@ -85,6 +64,50 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
 
 
 FORMAT = DatasetFormat("the folder of masks", read_masks)
+
+
+def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageIndex, rules: ImportRules) -> list[tuple[str, str]]:
+    """Find the images and masks of a source that belong together.
+
+    Args:
+        dataset: data set whose `rejects` and `notes` tell what is left out.
+        source: folder of masks and its folder of images.
+        index: the images.
+        rules: rules that the user chose; `image_suffix` and `mask_suffix` apply.
+
+    Returns:
+        The path of each image that has a mask, and the path of the mask.
+
+    Raises:
+        UserError: if no image has a mask.
+    """
+    if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
+        raise UserError(
+            f"the images and the masks are in one folder, {source.images}: say by --mask_suffix what the names of masks end in, such "
+            "as _mask for a.jpg and a_mask.png"
+        )
+    masks = _choose_masks(dataset, source.annotations, rules.mask_suffix)
+    same_name = _by_stem(index.names, rules.image_suffix)
+    images = {stem: names[0] for stem, names in same_name.items()}
+    if rules.mask_suffix and source.images == source.annotations:
+        images = {stem: name for stem, name in images.items() if not stem.endswith(rules.mask_suffix)}
+    matched = [stem for stem in images if stem in masks]
+    if twins := [same_name[stem] for stem in matched if len(same_name[stem]) > 1]:
+        dropped = sum(map(len, twins)) - len(twins)
+        dataset.notes.append(f"{dropped:,} images with the name of another are left out: {twins[0][1]} beside {twins[0][0]}, …")
+    if not matched:
+        examples = f"{next(iter(images.values()), 'none')} and {next(iter(masks.values()), 'none')}"
+        raise UserError(
+            f"no mask in {source.annotations} has the name of an image in {source.images} ({examples}, for example): "
+            "a mask must have its image's name, with what --mask_suffix gives in place of what --image_suffix gives"
+        )
+    for name in (masks[stem] for stem in masks if stem not in images):
+        dataset.reject(name, storage.join(source.annotations, name), f"no image of this name in {source.images}")
+    if others := len(index.names) - sum(map(len, same_name.values())):
+        dataset.notes.append(f"{others:,} images in {source.images} don't end in {rules.image_suffix} and are left out")
+    if without := len(images) - len(matched):
+        dataset.notes.append(f"{without:,} images in {source.images} have no mask and are left out")
+    return [(images[stem], masks[stem]) for stem in matched]
 
 
 def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[str, str]:
@@ -180,7 +203,13 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     for uri in progress(uris, len(uris), "reading mask values", "masks"):
         with suppress(BadInput):  # its image is rejected, with the reason, when it is loaded
             masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque)
+    differ = describe_palettes(masks)
     if not path:
+        if differ:
+            raise UserError(
+                f"{differ}, so it is not clear whether their ids or their colours are the classes: name the classes by --table, with the "
+                "colours (`road, 128 64 128`) or the ids (`road, 7`)"
+            )
         if any(mask.are_colours for mask in masks.values()):  # grey masks among them are colours as well
             for uri in [uri for uri, mask in masks.items() if not mask.are_colours and any(mask.classes)]:
                 masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque, as_colours=True)
@@ -189,7 +218,10 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
         text = read_text(path, rules.encoding)
     except BadInput as error:
         raise UserError(f"--table {path} can't be read: {error}") from None
-    return read_table(text, path, rules, list(masks.values()))
+    table = read_table(text, path, rules, list(masks.values()))
+    if differ and not table.has_colours:
+        table = replace(table, notes=(*table.notes, f"{differ}; their ids are read, as {path} names ids"))
+    return table
 
 
 def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence | None:

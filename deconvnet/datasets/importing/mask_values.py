@@ -5,9 +5,9 @@ and `SOFT` for half transparent edges, as antialiasing leaves them.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ class MaskValues:
         blended: values that look like blends of their neighbours along edges (see `blended_ids`), among them `SOFT`.
         wide: values that fill a square of 3×3 px somewhere.
         lossy: True if the file's compression changed values (see `is_lossy`).
+        palette: colour of each id of a paletted mask, as a number; empty for other masks, and where the palette is only grey levels.
     """
 
     are_colours: bool
@@ -42,6 +43,7 @@ class MaskValues:
     blended: frozenset[int] = frozenset()
     wide: frozenset[int] = frozenset()
     lossy: bool = False
+    palette: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def classes(self) -> set[int]:
@@ -79,7 +81,38 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
     blended, wide = _find_blended(channels, visible, None if are_colours else void_id(channels))
     lossy = is_lossy(data) and not (set(values.tolist()) <= {0, VOID_ID} and not are_colours)
     soft = {SOFT} & set(values.tolist())
-    return MaskValues(are_colours, dict(zip(values.tolist(), counts.tolist(), strict=True)), blended | soft, wide, lossy)
+    palette = {} if are_colours else _read_palette(data, values.tolist())
+    return MaskValues(are_colours, dict(zip(values.tolist(), counts.tolist(), strict=True)), blended | soft, wide, lossy, palette)
+
+
+def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
+    """Return `MaskValues.palette` for the encoded bytes of a mask, which can be decoded, and the ids that occur in it."""
+    image = Image.open(io.BytesIO(data))
+    if image.mode != "P" or image.format == "GIF":  # a GIF is read by its grey levels
+        return {}
+    colours = dict(enumerate(np.array(image.getpalette(), np.int64).reshape(-1, 3) @ (1 << 16, 1 << 8, 1)))
+    found = {i: int(colours[i]) for i in ids if i in colours}
+    return {} if all(colour == i * 0x010101 for i, colour in found.items()) else found
+
+
+def describe_palettes(masks: Mapping[str, MaskValues]) -> str:
+    """Describe the first id that has different colours in the palettes of different masks.
+
+    Programs that order a palette by frequency write such masks; there the colours are the classes, not the ids.
+
+    Args:
+        masks: the values that occur in each mask, by the address of its file.
+
+    Returns:
+        A clause for the user; "" if the palettes agree.
+    """
+    first: dict[int, tuple[int, str]] = {}
+    for uri, mask in masks.items():
+        for i, colour in mask.palette.items():
+            other, other_uri = first.setdefault(i, (colour, uri))
+            if other != colour:
+                return f"the palettes of the masks differ (id {i} is #{other:06x} in {other_uri} and #{colour:06x} in {uri})"
+    return ""
 
 
 def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
@@ -124,6 +157,8 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
         BadInput: if the mask can't be decoded.
     """
     image = decode_image(data, max_pixels).astype(np.int32)
+    if Image.open(io.BytesIO(data)).mode == "F":
+        raise BadInput("its values are fractions, which are neither ids nor colours")
     return _without_hidden(image[..., 0] << 16 | image[..., 1] << 8 | image[..., 2], data, max_pixels, opaque)
 
 

@@ -171,3 +171,59 @@ def test_of_masks_of_one_image_a_jpeg_is_left_out_and_others_are_rejected(tmp_pa
     assert [entry.uri.rpartition("/")[2] for entry in dataset.entries] == ["p0.png", "p2.png"]
     assert [reject.reason for reject in dataset.rejects] == ["p1.bmp and p1.png are masks of one image: keep one"]
     assert any(note.startswith("2 JPEGs or GIFs") for note in dataset.notes)
+
+
+RED_AND_BLUE = np.array([[0, 0, 0], [250, 50, 83], [51, 221, 255]], np.uint8)
+
+
+def paletted(folder, orders, table=None):
+    """A mask for each order: the ids that stand for background, the red and the blue class in its palette."""
+    truth = np.zeros((HEIGHT, WIDTH), np.uint8)
+    truth[2:12, 2:12], truth[15:28, 15:35] = 1, 2
+    masks = []
+    for order in orders:
+        mask = Image.fromarray(np.array(order, np.uint8)[truth]).convert("P")
+        palette = np.zeros((256, 3), np.uint8)
+        palette[list(order)] = RED_AND_BLUE
+        mask.putpalette(palette.tobytes())
+        masks.append(mask)
+    return truth, read(folder, *masks, table=table)
+
+
+@pytest.mark.parametrize("orders", [[(0, 1, 2), (0, 2, 1)], [(0, 1, 2), (1, 0, 2)], [(0, 1, 2)] * 4 + [(0, 7, 1)]])
+def test_palettes_that_differ_are_read_by_a_table_of_colours_and_refused_without_one(tmp_path, orders):
+    with pytest.raises(
+        UserError, match=r"palettes of the masks differ \(id \d is #\w{6} in .*p\d.png and #\w{6} in .*by --table"
+    ):
+        paletted(tmp_path / "a", orders)
+    truth, dataset = paletted(tmp_path / "b", orders, "background, 0 0 0\nred, 250 50 83\nblue, 51 221 255\n")
+    for entry in dataset.entries:
+        np.testing.assert_array_equal(entry.load().class_mask, truth)
+
+
+def test_palettes_that_differ_are_read_by_a_table_of_ids_with_a_note(tmp_path):
+    _, dataset = paletted(tmp_path, [(0, 1, 2), (0, 2, 1)], "background, 0\nred, 1\nblue, 2\n")
+    assert any("palettes of the masks differ" in note and "their ids are read" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("orders", [[(0, 1, 2)] * 3, [(0, 3, 7), (0, 3, 7)]])
+def test_palettes_that_agree_need_no_table(tmp_path, orders):
+    truth, dataset = paletted(tmp_path, orders)
+    assert not any("palettes" in note for note in dataset.notes)
+    for entry in dataset.entries:
+        np.testing.assert_array_equal(entry.load().class_mask, truth)
+
+
+def test_masks_of_floats_are_ids_if_they_are_whole_numbers(tmp_path):
+    ids = np.zeros((HEIGHT, WIDTH), np.float32)
+    ids[2:12, 2:12], ids[15:28, 15:35] = 1, 2
+    np.testing.assert_array_equal(class_mask(read(tmp_path / "whole", Image.fromarray(ids), suffix=".tif")), ids)
+    for wrong in (ids / 2, ids - 1, np.where(ids == 1, np.nan, ids).astype(np.float32)):
+        with pytest.raises(UserError, match="none can be read"):
+            read(tmp_path / f"wrong{wrong.min()}", Image.fromarray(wrong), suffix=".tif")
+
+
+def test_images_with_the_name_of_another_are_told(tmp_path):
+    write_image(tmp_path / "images/p0.png")
+    dataset = read(tmp_path, Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))
+    assert any("1 images with the name of another are left out: p0" in note for note in dataset.notes)
