@@ -1,5 +1,7 @@
 """Folders of masks: ids and colours by a table or inferred, and what is refused or rejected."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +40,18 @@ def test_ids_are_read_by_a_table(tmp_path):
     mask = class_mask(dataset)
     assert dataset.classes == ("background", "road") and dataset.entries[0].image_id == "p0"
     assert (mask[IDS == 7] == 1).all() and (mask[IDS == 11] == 255).all() and (mask[IDS == 255] == 255).all()
+
+
+@pytest.mark.parametrize(("images", "masks"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+@pytest.mark.parametrize("suffix", ["", "_maßstab ä"])
+def test_masks_are_matched_in_any_unicode_form_of_their_names(tmp_path, images, masks, suffix):
+    write_image(tmp_path / unicodedata.normalize(images, "images/größe/ü1.jpg"))
+    mask_path = tmp_path / unicodedata.normalize(masks, f"masks/größe/ü1{suffix}.png")
+    mask_path.parent.mkdir(parents=True)
+    Image.fromarray(IDS).save(mask_path)
+    source = AnnotationSource(str(tmp_path / "images"), str(tmp_path / "masks"))
+    dataset = read_masks([source], ImportRules(mask_suffix=suffix))
+    assert len(dataset.entries) == 1 and not dataset.rejects and (class_mask(dataset)[IDS == 11] == 2).all()
 
 
 def test_classes_of_ids_are_inferred(tmp_path):
