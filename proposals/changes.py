@@ -34,10 +34,12 @@ class PreviousTable:
     Attributes:
         table: URI of the previous table, for example of proposals.
         changes: URI of the `changes` table, which says how each image differs from the previous run.
+        fingerprint: fingerprint of the previous table. If it was made anew since, nothing is copied.
     """
 
     table: str
     changes: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,13 @@ def previous_parts(previous: PreviousTable | None, images: tables.Commit) -> lis
 
     Returns:
         One item per part of `images`, in order. It is None if there is nothing to copy for that part; all are None if the
-        previous table does not exist.
+        previous table does not exist, or is not the one that was meant.
 
     Raises:
         FileNotFoundError: if the previous table exists but the `changes` table does not.
     """
-    if previous is None or (before := tables.read_commit(previous.table)) is None:
+    before = tables.read_commit(previous.table) if previous else None
+    if previous is None or before is None or before.fingerprint != previous.fingerprint:
         return [None] * len(images.parts)
     changes = tables.require_commit(previous.changes)
     return [

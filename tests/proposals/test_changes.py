@@ -55,18 +55,22 @@ def test_changes_do_not_depend_on_how_tables_are_divided_into_parts(executor, wr
     assert {r["image_id"]: r["change"] for r in tables.iter_rows(out)} == EXPECTED
     # The rows that are copied from a table made from the previous images, for each part of the current ones.
     taken: dict[str, list] = {"image": [], "labels": []}
-    for each in previous_parts(PreviousTable(before, out), tables.require_commit(now)):
+    for each in previous_parts(PreviousTable(before, out, "b" * 16), tables.require_commit(now)):
         assert each is not None
         for name, reusable in (("image", SAME_IMAGE), ("labels", SAME_LABELS)):
             taken[name] += [r["image_id"] for rows in each.rows(reusable, ["image_id"]).values() for r in rows]
     assert taken == {"image": ["a", "c", "d", "g"], "labels": ["a", "g"]}
+    made_anew = PreviousTable(before, out, "other" * 16)
+    assert set(previous_parts(made_anew, tables.require_commit(now))) == {None}, "its rows are of other images or settings"
 
 
 def test_without_a_previous_table_every_image_is_new(executor, write, tmp_path) -> None:
     now = write("n", NOW, 2)
     commit = find_changes(now, str(tmp_path / "none"), str(tmp_path / "changes"), "c" * 16, executor)
     assert commit.extra == {"new": 6, "changed": 0, "relabelled": 0, "same": 0, "gone": 0}
-    assert previous_parts(PreviousTable(str(tmp_path / "none"), str(tmp_path / "changes")), tables.require_commit(now)) == [
+    assert previous_parts(
+        PreviousTable(str(tmp_path / "none"), str(tmp_path / "changes"), "b" * 16), tables.require_commit(now)
+    ) == [
         None,
         None,
     ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from infra import storage
+from infra.errors import UserError
 from infra.runtime.stages import Stage, read_record, up_to_date_record
 from infra.storage import tables
 from proposals.changes import PreviousTable, find_changes
@@ -70,9 +71,14 @@ class DataPipeline(BasePipeline):
         Returns:
             A dict with two keys. `changes` is the number of images by kind of change. `since` is the digest of the data in the
             previous workspace, or None if it is not known.
+
+        Raises:
+            UserError: if another run changes the previous workspace at this time.
         """
-        changes = find_changes(self.images, storage.join(previous, "images"), self.changes, fingerprint, self.executor)
         before = read_record(previous, "prepare")
+        changes = find_changes(self.images, storage.join(previous, "images"), self.changes, fingerprint, self.executor)
+        if before != read_record(previous, "prepare"):
+            raise UserError(f"{previous} was changed by another run while its images were compared: run the same command again")
         logger.info("  since the last run: " + ", ".join(f"{count:,} {change}" for change, count in changes.extra.items()))
         self.run_of_stage.log_metrics({f"images.{change}": count for change, count in changes.extra.items()})
         return {"changes": changes.extra, "since": before.key if before else None}
@@ -82,7 +88,7 @@ class DataPipeline(BasePipeline):
 
         Args:
             table: path of the table in a workspace, such as "examples/stage1".
-            *stages: names of the stages that the table depends on. In the previous workspace all must be complete and have been
+            *stages: names of the stages that the table depends on, at last the one that makes it. In the previous workspace all must be complete and have been
                 run with the same code versions and settings as here.
 
         Returns:
@@ -97,9 +103,10 @@ class DataPipeline(BasePipeline):
         compared = before["prepare"]
         if compared is None or compared.key != prepared.summary.get("since"):
             return None
-        if any((record := before[name]) is None or record.recipe != recipes[name] for name in stages):
+        records = [record for name in stages if (record := before[name]) is not None and record.recipe == recipes[name]]
+        if len(records) < len(stages):
             return None
-        return PreviousTable(storage.join(self.previous, table), self.changes)
+        return PreviousTable(storage.join(self.previous, table), self.changes, records[-1].fingerprint)
 
     def _proposals_stage(self) -> Stage:
         """Define the stage `proposals`, which makes the table of box proposals, and return it with its settings and inputs."""

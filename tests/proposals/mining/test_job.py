@@ -173,7 +173,10 @@ def test_rows_of_unchanged_images_are_copied_and_the_others_made(executor, image
 
     def make(images_uri: str, prefix: str, previous: str | None = None) -> None:
         def of(table: str) -> PreviousTable | None:
-            return PreviousTable(uris[previous + table], uris["changes"]) if previous else None
+            if previous is None:
+                return None
+            uri = uris[previous + table]
+            return PreviousTable(uri, uris["changes"], tables.require_commit(uri).fingerprint)
 
         make_proposals(images_uri, uris[prefix], SEARCH, "p" * 16, executor, previous=of(""))
         out = uris[f"{prefix}stage2"]
