@@ -51,9 +51,10 @@ class NameIndex:
             self._by_path[common_spelling(name)].append(name)
             self._by_file_name[PurePosixPath(common_spelling(name)).name].append(name)
         self._folders: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)  # folders, by each ending of their paths
-        for folder_parts in {parent.parts for path in self._by_path for parent in PurePosixPath(path).parents}:
-            for start in range(len(folder_parts)):
-                self._folders[folder_parts[start:]].add(folder_parts)
+        for parts in {tuple(path.split("/")[:-1]) for path in self._by_path}:
+            for end in range(1, len(parts) + 1):
+                for start in range(end):
+                    self._folders[parts[start:end]].add(parts[:end])
 
     def find(self, name: str) -> str | None:
         """Find an image by the name that an annotation gives it.
