@@ -25,6 +25,7 @@ from deconvnet.datasets.importing.mask_values import (
     is_lossy,
     read_colours,
     read_ids,
+    read_mask_values,
     rows_of_colours,
     rows_of_ids,
     rows_of_names,
@@ -73,17 +74,16 @@ class ClassTable:
             BadInput: if the mask can't be decoded, or a value is refused.
         """
         read = read_colours if self.has_colours else read_ids
+        if not rules.unknown_void and is_lossy(data) and read_mask_values(data, rules.max_pixels).lossy:
+            raise BadInput(f"the mask {_JPEG}")
         mask = read(data, rules.max_pixels, rules.transparent == "opaque")
         table = {**self.id_of_value, HIDDEN: VOID_ID if rules.transparent == "void" else 0}
         values = np.array(sorted(table), np.int32)
         ids = np.array([table[value] for value in values.tolist()], np.uint8)
         index = np.searchsorted(values, mask).clip(max=len(values) - 1)
         known = values[index] == mask
-        if not rules.unknown_void:
-            if not known.all():
-                raise BadInput(self._describe_unknown(mask[~known], mask.size))
-            if is_lossy(data) and (self.has_colours or not np.isin(mask, (0, VOID_ID)).all()):
-                raise BadInput(f"the mask {_JPEG}")
+        if not rules.unknown_void and not known.all():
+            raise BadInput(self._describe_unknown(mask[~known], mask.size))
         remark = "" if known.all() else "has a mask with values of no class, which became void"
         return np.where(known, ids[index], VOID_ID).astype(np.uint8), remark
 

@@ -79,7 +79,7 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
     else:
         channels = visible.astype(np.uint16 if values[-1] > VOID_ID else np.uint8)
     blended, wide = _find_blended(channels, visible, None if are_colours else void_id(channels))
-    lossy = is_lossy(data) and not (set(values.tolist()) <= {0, VOID_ID} and not are_colours)
+    lossy = is_lossy(data) and (are_colours or not set(values.tolist()) <= {0, VOID_ID})
     soft = {SOFT} & set(values.tolist())
     palette = {} if are_colours else _read_palette(data, values.tolist())
     return MaskValues(are_colours, dict(zip(values.tolist(), counts.tolist(), strict=True)), blended | soft, wide, lossy, palette)
@@ -134,12 +134,13 @@ def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
     try:
         ids = decode_mask(data, max_pixels)
         return _without_hidden(ids, data, max_pixels, opaque)
-    except BadInput as error:
-        colours = read_colours(data, max_pixels, opaque)
-        ids = colours & 255
-        if (colours[colours >= 0] != (ids * 0x010101)[colours >= 0]).any():
-            raise error
-        return np.where(colours < 0, colours, ids)
+    except BadInput:
+        with suppress(BadInput):
+            colours = read_colours(data, max_pixels, opaque)
+            ids = colours & 255
+            if (colours[colours >= 0] == (ids * 0x010101)[colours >= 0]).all():
+                return np.where(colours < 0, colours, ids)
+        raise
 
 
 def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
@@ -198,9 +199,12 @@ def is_lossy(data: bytes) -> bool:
     """Tell whether a file is compressed as JPEG or as lossy WebP, which changes the values along edges.
 
     Args:
-        data: encoded bytes of the image.
+        data: encoded bytes of the image; if they are no image, the answer is no.
     """
-    image = Image.open(io.BytesIO(data))
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError):
+        return False
     jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # the latter is a TIFF
     return jpeg or (image.format == "WEBP" and b"VP8L" not in data)
 
