@@ -11,9 +11,9 @@ from deconvnet.datasets import formats, voc
 from deconvnet.datasets.synthetic import write_dataset
 from infra.errors import UserError
 from proposals.image_codec import decode_mask, encode_mask
-from workflows import import_data, train_pipeline
+from workflows import cli, import_data, train_pipeline
 from workflows.operations import data_import
-from workflows.settings import ImportSettings
+from workflows.settings import CONFIGS, ImportSettings
 
 CLASSES = "background,disc,square,triangle,star,ring"
 
@@ -194,3 +194,11 @@ def test_user_errors_are_sentences(given, words):
     with pytest.raises(UserError) as caught:
         import_data.main(given)
     assert words in str(caught.value)
+
+
+def test_a_switch_needs_no_value():
+    """`--fold_case` is `--fold_case true`."""
+    given = ["--from", "masks", "--images", "i", "--annotations", "a", "--to", "t"]
+    parser = cli.SettingsParser("", ImportSettings, CONFIGS / "import_data.yaml")
+    found = [parser.parse_settings([*given, *more])[0].fold_case for more in ([], ["--fold_case"], ["--fold_case", "false"])]
+    assert found == [False, True, False]

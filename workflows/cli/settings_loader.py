@@ -97,6 +97,9 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             cli_hide_none_type=True,
             cli_use_class_docs_for_groups=True,
         )
+        for action in self._actions:
+            if action.metavar == "bool" and "." not in action.dest:  # `--fold_case` alone means `--fold_case true`
+                action.nargs, action.const = "?", "true"
 
     def _add_section(self, title: str, description: str | None = None, **options: Any) -> Any:
         """Add a group of options to `--help` for a section of the settings. pydantic-settings calls this method.

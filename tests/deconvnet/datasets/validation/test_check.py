@@ -170,3 +170,22 @@ def test_an_image_whose_mask_changes_during_the_check_is_not_drawn(layout, monke
     monkeypatch.setattr(check, "draw_contact_sheet", lambda cells, *_: drawn.extend(cell.title for cell in cells))
     check.check_dataset(str(layout.root), CLASSES, LIMITS, title="changed")
     assert drawn and "a" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        ({1: 900, 2: 100}, ["the background, **background**, holds no pixel", "class **cat** holds 90.0 % of the pixels"]),
+        ({0: 300, 2: 700}, ["class **dog** holds 70.0 % of the pixels: is it the background (--background)?"]),
+        ({0: 600, 1: 400, 255: 9000}, []),
+        ({0: 200, 1: 400, 2: 400, 3: 300}, []),
+    ],
+)
+def test_a_class_that_may_be_the_background_is_told(layout, pixels, words):
+    mask = np.repeat(np.array([*pixels], np.uint8), [3 * count for count in pixels.values()]).reshape(-1, 100)
+    for number, image_id in enumerate("abcdvw"):
+        layout.image(image_id, encode_jpeg(scene(number, mask.shape)))
+        layout.mask(image_id, mask)
+    report, _ = check_dataset(str(layout.root), CLASSES, LIMITS, title="t")
+    found = [line for line in report.text.splitlines() if "(--background)" in line]
+    assert len(found) == len(words) and all(word in line for word, line in zip(words, found, strict=True))
