@@ -158,7 +158,11 @@ def _add_images(
     if unlisted and unlisted == len(document["annotations"]):
         raise UserError(f"--annotations {source.annotations}: no annotation has the id of one of its images (image_id)")
     if unlisted:
-        dataset.notes.append(f"{source.annotations}: {unlisted:,} annotations are of images that it does not list")
+        without = sum(not annotations[key] for key in names)
+        dataset.notes.append(
+            f"{source.annotations}: {unlisted:,} annotations are of images that it does not list"
+            + f", and {without:,} images that it lists have no annotation" * (without > 0)
+        )
 
 
 def _image_key(value: Any) -> Any:

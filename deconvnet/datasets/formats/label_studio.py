@@ -8,7 +8,7 @@ project, which must lie in the folder of the masks or in the one above it. Witho
 import re
 import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,7 +25,7 @@ from infra import storage
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_mask
 
-_MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-[^-]*-(?P<label>.+)-\d+\.png")
+_MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-(?P<rest>.*-.+)-\d+\.png")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
 _OPAQUE = 128  # lowest value of a pixel that belongs to a region; brush strokes may have soft edges
 
@@ -55,8 +55,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
             uri = storage.join(source.annotations, name)
             if match := _MASK_NAME.fullmatch(PurePosixPath(name).name):
                 masks[-1][match["task"]][match["annotation"]].append(uri)
-                control = next((each for each in controls if match["label"].startswith(f"{each}-")), match["label"].split("-")[0])
-                label_of[uri] = match["label"].removeprefix(f"{control}-")
+                label_of[uri] = _cut_label(match["rest"], controls)
             elif name.lower().endswith(".png"):
                 dataset.reject(name, uri, "its name is none that Label Studio gives, as task-1-annotation-2-by-3-tag-Cat-0.png")
         if not masks[-1]:
@@ -88,6 +87,23 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
 
 
 FORMAT = DatasetFormat("the folder of Label Studio's masks", read_label_studio)
+
+
+def _cut_label(rest: str, controls: Collection[str]) -> str:
+    """Cut the label out of the name of a mask.
+
+    Args:
+        rest: the part of the name with the annotator, the control and the label, such as "me@x.org-tag-Cat". Each may contain "-".
+        controls: names of the controls that the JSON export has. Without the right one, neither annotator nor control has a "-".
+
+    Returns:
+        The label.
+    """
+    cuts = [(cut, cut + len(control) + 2) for control in controls if (cut := rest.find(f"-{control}-")) >= 0]
+    if cuts:
+        return rest[min(cuts)[1] :]
+    after_annotator = rest.partition("-")[2]
+    return after_annotator.partition("-")[2] or after_annotator
 
 
 def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:

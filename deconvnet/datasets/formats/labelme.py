@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deconvnet.datasets.formats import DatasetFormat
+from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, read_json, same_image
+from deconvnet.datasets.importing.images import ImageIndex, normalise, read_json, same_image
 from deconvnet.datasets.importing.painting import ImagePainter
 from deconvnet.datasets.importing.regions import parse_points
 from infra import storage
@@ -84,7 +85,8 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         painter, index = ImagePainter(rules), _index_or_none(source.images)
         images = _find_images(index, image_paths) if index else {}
         for name, image_path in image_paths.items():
-            file = _File(storage.join(source.annotations, name), image_path, index, images.get(name), ids, rules.encoding)
+            image, uri = images.get(name), storage.join(source.annotations, name)
+            file = _File(uri, image_path, index, image, _find_rival(index, name, image), ids, rules.encoding)
             dataset.add(name, file.uri, source.split, painter.plan(file.read_image, file.read_shapes))
     return dataset
 
@@ -175,6 +177,26 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> dict[str,
     return images
 
 
+def _find_rival(index: ImageIndex | None, name: str, image: str | None) -> str | None:
+    """Find the image of the same name as a LabelMe file, if it is another one than that of its imagePath.
+
+    LabelMe gives its files the names of their images. So if there is such an image, imagePath may be that of an earlier name.
+
+    Args:
+        index: images of the source; None if it has none.
+        name: path of the LabelMe file, relative to the folder of annotations.
+        image: path of the image of its imagePath in the folder of images; None if it was not found.
+
+    Returns:
+        The path of the other image in the folder of images; None if there is none.
+    """
+    path = PurePosixPath(name).with_suffix("")
+    if index is None or image is None or normalise(PurePosixPath(image).stem) == normalise(path.name):
+        return None
+    candidates = [f"{path}{suffix}" for suffix in SUFFIXES]
+    return next((each for each in candidates if index.find(each) == each), None)
+
+
 @dataclass(frozen=True)
 class _File:
     """A LabelMe file. Its methods read it anew each time, so that a large data set needs little memory.
@@ -184,6 +206,7 @@ class _File:
         image_path: value of imagePath in the file.
         index: images of the source; None if the source has no image files, so that the image must be embedded.
         image: path of its image in the source's folder; None if there is no such file.
+        rival: path of another image there, which has the name of the LabelMe file; None if there is none.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
     """
@@ -192,6 +215,7 @@ class _File:
     image_path: str
     index: ImageIndex | None
     image: str | None
+    rival: str | None
     ids: Mapping[str, int]
     encoding: str | None
 
@@ -202,11 +226,15 @@ class _File:
             The bytes of the image, and a file name with the suffix of its format.
 
         Raises:
-            BadInput: if neither can be used.
+            BadInput: if neither can be used, or it is not clear whether the image is that of imagePath or `rival`.
         """
         text = _read_document(self.uri, self.encoding).get("imageData")
         if not self.index or not self.image:
             return _decode_embedded(text, self.image_path, self.index)
+        if self.rival and not text:
+            raise BadInput(
+                f"its imagePath is {self.image_path}, and {self.rival} has its name: correct imagePath, or remove one of them"
+            )
         data = self.index.read(self.image)
         if text:
             try:

@@ -112,7 +112,8 @@ def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
         "it has no id",
     ]
     assert all(reason in reject.reason for reason, reject in zip(reasons, dataset.rejects, strict=True))
-    assert "2 annotations are of images that it does not list" in dataset.notes[0]
+    assert "2 annotations are of images that it does not list, and" in dataset.notes[0]
+    assert dataset.notes[0].endswith("images that it lists have no annotation")
 
 
 @pytest.mark.parametrize("listed", [["a.jpg", "a.jpg"], ["a.jpg", "./a.jpg"], ["images\\a.jpg", "x/a.jpg"]])

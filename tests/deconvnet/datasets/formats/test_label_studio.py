@@ -171,3 +171,18 @@ def test_malformed_results_of_a_task_are_left_out(tmp_path, annotations):
     address = {"image": "/data/upload/1/0a1b2c3d-photo.jpg"}
     write_text(tmp_path / "masks/a.json", json.dumps([{"id": 3, "data": address, "annotations": annotations}]))
     check_scene(read(tmp_path), "photo")
+
+
+@pytest.mark.parametrize("by", ["7", "", "jean-luc@x.org"])
+@pytest.mark.parametrize("control", ["tag", "my-tag"])
+def test_annotators_and_controls_may_have_hyphens(tmp_path, by, control):
+    write_image(tmp_path / "images/photo.jpg")
+    write_scene(tmp_path / "masks", 17, by=by, control=control)
+    write_text(tmp_path / "masks/project.json", json.dumps([task(17, "photo.jpg", control)]))
+    check_scene(read(tmp_path), "photo")
+
+
+def test_without_the_export_the_annotator_ends_at_the_first_hyphen(tmp_path):
+    write_image(tmp_path / "images/17.jpg")
+    write_scene(tmp_path / "masks", 17, by="7")
+    check_scene(read(tmp_path), "17")

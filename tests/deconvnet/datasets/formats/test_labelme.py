@@ -206,3 +206,25 @@ def test_four_corners_of_any_type_make_the_same_mask(tmp_path, kind):
     corners = [[20, 5], [40, 15], [30, 35], [10, 25]]
     mask = read(tmp_path, [shape("cat", kind, corners, direction=0.46)]).entries[0].load().class_mask
     assert mask.sum() == 500 and mask[20, 25] == 1 and mask[6, 11] == 0
+
+
+@pytest.mark.parametrize(
+    ("images", "embedded", "used"),
+    [
+        (["a.jpg", "old.jpg"], False, None),  # renamed together, and imagePath left as it was
+        (["a.png", "old.jpg"], False, None),
+        (["old.jpg"], False, "old.jpg"),
+        (["b.jpg", "old.jpg"], False, "old.jpg"),
+        (["a.jpg", "old.jpg"], True, "old.jpg"),
+    ],
+)
+def test_an_image_of_the_files_own_name_beside_that_of_image_path_is_ambiguous(tmp_path, images, embedded, used):
+    for name in images:
+        write_image(tmp_path / name)
+    data = base64.b64encode((tmp_path / "old.jpg").read_bytes()).decode() if embedded else None
+    entry = read(tmp_path, TRIANGLE, imagePath="old.jpg", imageData=data).entries[0]
+    if used is None:
+        with pytest.raises(BadInput, match=rf"its imagePath is old.jpg, and {images[0]} has its name: correct imagePath"):
+            entry.load()
+    else:
+        np.testing.assert_array_equal(decode_image(entry.load().image), decode_image((tmp_path / used).read_bytes()))
