@@ -4,7 +4,6 @@ The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -199,10 +198,14 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     if path and len(uris) > _SAMPLE:  # some masks show whether a table can be right
         uris = uris[:: len(uris) // _SAMPLE]
     opaque = rules.transparent == "opaque"
-    masks = {}
+    masks, reason = {}, ""
     for uri in progress(uris, len(uris), "reading mask values", "masks"):
-        with suppress(BadInput):  # its image is rejected, with the reason, when it is loaded
+        try:
             masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque)
+        except BadInput as error:  # its image is rejected, with the reason, when it is loaded
+            reason = reason or f"{uri}: {error}"
+    if not masks and not path:
+        raise UserError(f"none of the {len(uris):,} masks can be used; {reason}")
     differ = describe_palettes(masks)
     if not path:
         if differ:
