@@ -3,6 +3,7 @@
 The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,11 +15,11 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input, read_text
-from deconvnet.datasets.importing.mask_values import describe_palettes, read_mask_values
+from deconvnet.datasets.importing.mask_values import MaskValues, describe_palettes, read_mask_values
 from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
+from deconvnet.datasets.thread_map import thread_map
 from infra import storage
 from infra.errors import BadInput, UserError
-from infra.runtime.progress import progress
 from proposals.image_codec import image_size
 
 _TABLES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")  # class tables that tools write beside masks
@@ -198,14 +199,17 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     if path and len(uris) > _SAMPLE:  # some masks show whether a table can be right
         uris = uris[:: len(uris) // _SAMPLE]
     opaque = rules.transparent == "opaque"
-    masks, reason = {}, ""
-    for uri in progress(uris, len(uris), "reading mask values", "masks"):
+
+    def read(uri: str) -> MaskValues | str:
         try:
-            masks[uri] = read_mask_values(read_input(uri), rules.max_pixels, opaque)
+            return read_mask_values(read_input(uri), rules.max_pixels, opaque)
         except BadInput as error:  # its image is rejected, with the reason, when it is loaded
-            reason = reason or f"{uri}: {error}"
+            return f"{uri}: {error}"
+
+    found = list(thread_map(read, uris, len(os.sched_getaffinity(0)), "reading mask values", "masks"))
+    masks = {uri: values for uri, values in zip(uris, found, strict=True) if isinstance(values, MaskValues)}
     if not masks and not path:
-        raise UserError(f"none of the {len(uris):,} masks can be used; {reason}")
+        raise UserError(f"none of the {len(uris):,} masks can be used; {found[0]}")
     differ = describe_palettes(masks)
     if not path:
         if differ:

@@ -72,17 +72,22 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
             mask = read_ids(data, max_pixels, opaque)
     are_colours = mask is None
     mask = read_colours(data, max_pixels, opaque) if mask is None else mask
-    values, counts = np.unique(mask, return_counts=True)
+    pixels = _count(mask)
     visible = np.maximum(mask, 0)
     if are_colours:
         channels = np.stack([visible >> 16, visible >> 8 & 255, visible & 255], axis=-1).astype(np.uint8)
     else:
-        channels = visible.astype(np.uint16 if values[-1] > VOID_ID else np.uint8)
+        channels = visible.astype(np.uint16 if max(pixels) > VOID_ID else np.uint8)
     blended, wide = _find_blended(channels, visible, None if are_colours else void_id(channels))
-    lossy = is_lossy(data) and (are_colours or not set(values.tolist()) <= {0, VOID_ID})
-    soft = {SOFT} & set(values.tolist())
-    palette = {} if are_colours else _read_palette(data, values.tolist())
-    return MaskValues(are_colours, dict(zip(values.tolist(), counts.tolist(), strict=True)), blended | soft, wide, lossy, palette)
+    lossy = is_lossy(data) and (are_colours or not set(pixels) <= {0, VOID_ID})
+    palette = {} if are_colours else _read_palette(data, list(pixels))
+    return MaskValues(are_colours, pixels, blended | ({SOFT} & set(pixels)), wide, lossy, palette)
+
+
+def _count(values: np.ndarray) -> dict[int, int]:
+    """Count the pixels of each value in an integer array."""
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
@@ -244,12 +249,9 @@ def _find_blended(
     same, inside = lowest == highest, (lowest < channels) & (channels < highest)
     if channels.ndim == 3:
         same, inside = same.all(axis=-1), (same | inside).all(axis=-1) & ~same.all(axis=-1)
-    wide = frozenset(np.unique(values[same]).tolist())
-    ids, areas = np.unique(values, return_counts=True)
-    area = dict(zip(ids.tolist(), areas.tolist(), strict=True))
-    candidates, between = np.unique(values[inside], return_counts=True)
-    counts = zip(candidates.tolist(), between.tolist(), strict=True)
-    blended = (i for i, count in counts if i != void and i not in wide and area[i] >= min_pixels and 2 * count >= area[i])
+    area, wide = _count(values), frozenset(_count(values[same]))
+    between = _count(values[inside]).items()
+    blended = (i for i, count in between if i != void and i not in wide and area[i] >= min_pixels and 2 * count >= area[i])
     return frozenset(blended), wide
 
 
