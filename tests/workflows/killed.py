@@ -3,20 +3,26 @@
 Nothing here starts a thread or opens MLflow before it forks.
 """
 
+import importlib
 import os
 import signal
 import sqlite3
 import time
+import zlib
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 from mlflow import MlflowClient
 
-import workflows.operations.retraining  # noqa: F401
+from deconvnet.evaluation.comparison import RiseInterval
 from workflows import cli, retrain
-from workflows.pipelines import generations
+from workflows.pipelines import generations, retraining
+from workflows.pipelines.retraining import Retraining
 
+for _module in ("inference.predictor", "tracking.mlflow_runs", "tracking.register", "training.local_trainer"):
+    importlib.import_module(f"deconvnet.{_module}")  # those that a retraining imports late
+importlib.import_module("workflows.operations.retraining")
 MOMENTS = {
     "registered": (MlflowClient, "create_model_version"),
     "alias moved": (MlflowClient, "set_registered_model_alias"),
@@ -41,6 +47,23 @@ def kill_after(moment: str, count: int) -> None:
     setattr(owner, name, counted)
 
 
+def better(generation: str) -> bool:
+    """Whether the new model of a generation counts as better than the champion in these tests: that of every second one."""
+    return zlib.crc32(generation.encode()) % 2 == 0
+
+
+def decide_by_generation() -> None:
+    """Let this process take the rise that decides from `better`, because models so tiny learn nothing that differs."""
+    decide = Retraining._decide
+
+    def decided(self: Retraining, fingerprint: str) -> dict[str, object]:
+        lower = 0.01 if better(self.generation.name) else -0.01
+        retraining.mean_iou_rise = lambda champion, challenger: RiseInterval(0.02, lower, 0.04 - lower, len(champion))
+        return decide(self, fingerprint)
+
+    Retraining._decide = decided  # type: ignore[method-assign]
+
+
 def attempt(arguments: list[str], log: Path, *, moment: tuple[str, int] | None = None, seconds: float | None = None) -> bool:
     """Run retrain.py in a child process, which is killed at a moment or after some seconds.
 
@@ -54,6 +77,7 @@ def attempt(arguments: list[str], log: Path, *, moment: tuple[str, int] | None =
         descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        decide_by_generation()
         if moment:
             kill_after(*moment)
         os._exit(cli.run(lambda: retrain.main(arguments)))
