@@ -231,6 +231,12 @@ def _make_table(
         raise UserError(f"{source} names no class beside background and void")
     check_class_names(classes[1:])
     if not has_colours:
+        wide = set[int]().union(*(mask.wide for mask in masks))
+        if not rules.unknown_void and 2 * sum(not mask.lossy and not wide.isdisjoint(mask.rims) for mask in masks) > len(masks):
+            raise UserError(
+                "in most masks the ids meet in steps, as 0, 1, 2, which resizing with interpolation leaves: the ids between are wrong "
+                "there. Resize by nearest neighbour, or import them as they are by --strange void"
+            )
         if VOID_ID not in id_of_value:
             _check_void(masks)
         id_of_value = {0: 0, VOID_ID: VOID_ID, **id_of_value}

@@ -111,6 +111,28 @@ def test_antialiased_masks_are_refused_and_void_on_demand(tmp_path, kind):
     assert void.any() and "values of no class, which became void" in image.remark
 
 
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        ((WIDTH + 9, HEIGHT + 7), Image.Resampling.BILINEAR),
+        ((2 * WIDTH, 2 * HEIGHT), Image.Resampling.BILINEAR),
+        ((WIDTH - 9, HEIGHT - 7), Image.Resampling.BICUBIC),
+        ((WIDTH + 9, HEIGHT + 7), Image.Resampling.HAMMING),
+    ],
+)
+def test_ids_that_resizing_made_ids_of_other_classes_are_refused(tmp_path, size, how):
+    truth = TRUTH * (TRUTH == 1)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    truth[(y - 24) ** 2 + (x - 42) ** 2 <= 14**2] = 2
+    resized = np.asarray(Image.fromarray(truth).resize(size, how)).clip(0, 2)
+    kinds = {"inferred": {}, "names": {"classes": ("background", "crate", "ball")}, "table": {"table": "crate, 1\nball, 2\n"}}
+    for kind, rules in kinds.items():
+        with pytest.raises(UserError, match="resizing with interpolation leaves"):
+            read(tmp_path / kind, resized, resized, **rules)
+        assert len(read(tmp_path / kind, truth, truth, **rules).classes) == 3
+    assert len(read(tmp_path / "void", resized, unknown_void=True, **kinds["names"]).entries) == 1
+
+
 def save(folder, masks, suffix, **options):
     """Write masks with these options of Pillow."""
     (folder / "masks").mkdir(parents=True, exist_ok=True)
