@@ -29,9 +29,12 @@ _ID = re.compile(r"\d{1,5}")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _COLOUR = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
 _LABEL_MAPS = ([True, None], [True, None, None])  # the fields after the name in CVAT's label map: colour, parts, actions
-_NAME_HEADINGS = ("name", "classname", "labelname", "categoryname", "category")
+_NAME_HEADINGS = ("name", "names", "classname", "labelname", "categoryname", "category", "title")
 _EITHER_HEADINGS = ("class", "label")  # of the names, or beside a column of names of the ids
-_ID_HEADINGS = ("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "gray", "grey")
+_ID_HEADINGS = (
+    *("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "classindex", "labelvalue"),
+    *("maskvalue", "gray", "grey", "grayvalue", "greyvalue"),
+)
 _COLOUR_HEADINGS = ("color", "colour", "rgb", "colorrgb", "hex", "hexcolor")
 _CHANNEL_HEADINGS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
 

@@ -37,6 +37,8 @@ GRADES = [("Grade 1", 1), ("Grade 2", 2)]
         "name id\nGrade 1 1\nGrade 2 2",
         "Pixel Value, Class\n1, Grade 1\n2, Grade 2",
         "label,name\n1,Grade 1\n2,Grade 2",
+        "Class Index;Class Name\n1;Grade 1\n2;Grade 2",
+        "Mask_Value\tCategory\n1\tGrade 1\n2\tGrade 2",
         ",class,id,comment\n0,Grade 1,1,\n1,Grade 2,2,the worst",
         "# the grades\n\n1, Grade 1\n# 3, Grade 3\n2, Grade 2",
     ],
