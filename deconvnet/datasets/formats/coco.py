@@ -134,7 +134,8 @@ def _add_images(
     names: dict[Any, set[str]] = defaultdict(set)
     for image in document["images"]:
         names[_image_key(image.get("id"))].add(str(image.get("file_name")))
-    found, missing = index.find_all(name for same in names.values() for name in same)
+    found, missing, notes = index.find_all(name for same in names.values() for name in same)
+    dataset.notes += notes
     ids_of = Counter(file for same in names.values() for file in {found[name] for name in same if name in found})
     added = set()
     for image in document["images"]:

@@ -56,7 +56,8 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
             dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
         painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
         counts = Counter(image.get("name", "") for image in document.iterfind("image"))
-        found, missing = index.find_all(counts)
+        found, missing, notes = index.find_all(counts)
+        dataset.notes += notes
         for image in document.iterfind("image"):
             name = image.get("name", "")
             if name in missing:

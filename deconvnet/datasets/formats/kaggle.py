@@ -78,7 +78,8 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
         by_stem: dict[str, list[str]] = defaultdict(list)
         for name in index.names:
             by_stem[str(PurePosixPath(name).with_suffix(""))].append(name)
-        found, _ = index.find_all(table)
+        found, _, notes = index.find_all(table)
+        dataset.notes += notes
         lines_of: dict[str, list[_Line]] = defaultdict(list)
         for name, lines in table.items():
             if file := found.get(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None):

@@ -83,7 +83,8 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         dataset.reject(*reject)
     for source, image_paths in files:
         painter, index = ImagePainter(rules), _index_or_none(source.images)
-        images = _find_images(index, image_paths) if index else {}
+        images, notes = _find_images(index, image_paths) if index else ({}, [])
+        dataset.notes += notes
         for name, image_path in image_paths.items():
             image, uri = images.get(name), storage.join(source.annotations, name)
             file = _File(uri, image_path, index, image, _find_rival(index, name, image), ids, rules.encoding)
@@ -153,7 +154,7 @@ def _kind_of(shape: Mapping[str, Any]) -> str:
     return str(shape.get("shape_type") or "polygon")
 
 
-def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> dict[str, str]:
+def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Find the image files of the LabelMe files of a folder.
 
     An imagePath is relative to the folder of its LabelMe file. If there is no such image, one of the same file name is taken that lies
@@ -165,16 +166,17 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> dict[str,
 
     Returns:
         The path of the image in the folder of images, by path of the LabelMe file. Files whose image was not found are missing.
+        And sentences for the user about images that were found by their file name alone.
     """
     listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
-    found, _ = index.find_all(str(path) for path in listed.values())
+    found, _, notes = index.find_all(str(path) for path in listed.values())
     images = {name: found[str(path)] for name, path in listed.items() if str(path) in found}
     taken = set(images.values())
     for name in listed.keys() - images.keys():
         beside = str(PurePosixPath(name).parent / listed[name].name)
         if index.find(beside) == beside and beside not in taken:
             images[name] = beside
-    return images
+    return images, notes
 
 
 def _find_rival(index: ImageIndex | None, name: str, image: str | None) -> str | None:

@@ -14,9 +14,16 @@ import numpy as np
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, displayed_size, normalise, read_input, read_text
+from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, normalise, read_input, read_text
 from deconvnet.datasets.importing.mask_values import MaskValues, describe_palettes, read_mask_values
-from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
+from deconvnet.datasets.importing.orientation import (
+    Evidence,
+    FrameChooser,
+    apply_orientation,
+    displayed_size,
+    is_turned,
+    weigh_image,
+)
 from deconvnet.datasets.thread_map import thread_map
 from infra import storage
 from infra.errors import BadInput, UserError

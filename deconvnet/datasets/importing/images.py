@@ -1,4 +1,4 @@
-"""Finding and reading the images of a data set that is imported, and handling their size and EXIF orientation."""
+"""Find and read the images of a data set that is imported."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import re
 import unicodedata
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deconvnet.datasets.image_folder import list_image_files
-from deconvnet.datasets.voc import MIN_SIDE
 from infra import storage
 from infra.errors import BadInput
-from proposals.image_codec import decode_image, encode_png, image_size
+from proposals.image_codec import decode_image, encode_png
 
 _SAME_COLOUR = 24  # difference of two mean colours (0 to 255) that compressing an image again may cause
 _COPIED = (".jpg", ".jpeg", ".png")  # images of these suffixes are copied byte for byte
@@ -32,7 +31,8 @@ class NameIndex:
 
     * A name without folders fits any image of that file name, if there is only one.
     * If a folder that the name ends with exists (a/b for x/a/b/1.jpg, or else b), the image must lie directly in it.
-    * If none of its folders exists, the image must lie in the folder of images itself, not in a subfolder of it.
+    * If none of its folders exists, the image must lie in the folder of images itself, not in a subfolder of it. Only if none of
+      the folders of a whole list exists, which then was made elsewhere, `find_all` goes by the file names alone, and says so.
 
     Attributes:
         folder: the folder or s3:// prefix of the images, for messages; its name may be part of the names that are searched.
@@ -69,10 +69,12 @@ class NameIndex:
         """
         return self._locate(name)[0]
 
-    def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Find the images of all names that a data set lists.
 
-        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found.
+        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. If none
+        of the listed folders exists, the list was made where folders have other names. Then file names alone decide, where only
+        one image and one listed name has them.
 
         Args:
             names: paths of the images, in which folders are separated by "/" or "\\". Repetitions are ignored.
@@ -80,6 +82,7 @@ class NameIndex:
         Returns:
             found: path of the image relative to the folder, by name.
             missing: for each other name a sentence with the reason why it was not found.
+            notes: sentences for the user about images that were found by their file name alone; usually none.
         """
         found: dict[str, str] = {}
         missing: dict[str, str] = {}
@@ -96,7 +99,39 @@ class NameIndex:
                 if _clean(name) != file:
                     del found[name]
                     missing[name] = f"no such image below {self.folder} (the only image of this name is that of another entry)"
-        return found, missing
+        if any(map(self._folder_exists, (*found, *missing))) or not (elsewhere := self._by_file_name_alone(missing, found)):
+            return found, missing, []
+        name, file = next(iter(elsewhere.items()))
+        note = (
+            f"none of the folders that are listed is below {self.folder}, so {len(elsewhere):,} images were found by their file name "
+            f"alone, such as {file} for {name}: check that they are the annotated ones"
+        )
+        return found | elsewhere, {name: reason for name, reason in missing.items() if name not in elsewhere}, [note]
+
+    def _folder_exists(self, name: str) -> bool:
+        """Return whether the folder that a name lists exists, or the last of its folders do: b or a/b for x/a/b/1.jpg."""
+        folders = PurePosixPath(common_spelling(_clean(name))).parts[:-1]
+        return any(folders[start:] in self._folders for start in range(len(folders)))
+
+    def _by_file_name_alone(self, names: Iterable[str], found: Mapping[str, str]) -> dict[str, str]:
+        """Find images by their file names, whatever folders are listed.
+
+        Args:
+            names: names from the annotations.
+            found: images that belong to other names, by name.
+
+        Returns:
+            Path of the image by name, for each name whose file name no other of the names has, and only one image.
+        """
+        sharing: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            sharing[PurePosixPath(common_spelling(_clean(name))).name].append(name)
+        files_of = {file_name: self._by_file_name.get(file_name, []) for file_name in sharing}
+        return {
+            listed[0]: files_of[file_name][0]
+            for file_name, listed in sharing.items()
+            if len(listed) == len(files_of[file_name]) == 1 and files_of[file_name][0] not in found.values()
+        }
 
     def _locate(self, name: str) -> tuple[str | None, str]:
         """Find an image by the name that an annotation gives it.
@@ -275,25 +310,6 @@ def read_json(uri: str, encoding: str | None = None) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"not JSON: {error}") from None
-
-
-def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return the width and height of an image as displayed, that is, with its EXIF orientation applied.
-
-    Args:
-        image: encoded bytes of the image.
-        max_pixels: most pixels that the image may have.
-
-    Returns:
-        Width and height in px.
-
-    Raises:
-        BadInput: if the image is damaged, has too many pixels, or is too small for training.
-    """
-    width, height = image_size(image, max_pixels)
-    if min(width, height) < MIN_SIDE:
-        raise BadInput(f"{width}×{height} is too small: its shorter side must have {MIN_SIDE} px or more")
-    return width, height
 
 
 def same_image(one: bytes, other: bytes) -> bool:

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from deconvnet.datasets.importing.images import as_int, displayed_size
+from deconvnet.datasets.importing.images import as_int
+from deconvnet.datasets.voc import MIN_SIDE
 from infra.errors import BadInput
-from proposals.image_codec import encode_mask
+from proposals.image_codec import encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
 _ENOUGH = 100  # images that tell how they were annotated; more of the same annotation file are not read to find out
@@ -26,6 +27,25 @@ _ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or n
 _SPREAD = 500  # images, spread over the annotation file, that are read first
 GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
 _FEW = 0.1  # evidence of at most this share, as from points set carelessly, is ignored
+
+
+def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return the width and height of an image as displayed, that is, with its EXIF orientation applied.
+
+    Args:
+        image: encoded bytes of the image.
+        max_pixels: most pixels that the image may have.
+
+    Returns:
+        Width and height in px.
+
+    Raises:
+        BadInput: if the image is damaged, has too many pixels, or is too small for training.
+    """
+    width, height = image_size(image, max_pixels)
+    if min(width, height) < MIN_SIDE:
+        raise BadInput(f"{width}×{height} is too small: its shorter side must have {MIN_SIDE} px or more")
+    return width, height
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,10 @@ def test_outer_folders_may_be_left_out(index_of, listed, found):
 @pytest.mark.parametrize(
     ("names", "listed", "reason"),
     [
-        (["a/1.jpg"], "b/1.jpg", "in the folder b"),  # b does not exist
         (["a/1.jpg", "b/2.jpg"], "b/1.jpg", "in the folder b"),  # b exists, and 1.jpg is not in it
         (["1.jpg", "b/2.jpg"], "b/1.jpg", "in the folder b"),
         (["1.jpg", "c/b/2.jpg"], "b/1.jpg", "in the folder b"),
         (["a/cam/1.jpg"], "b/cam/1.jpg", "in the folder b/cam"),
-        (["a/1.jpg"], "/data/b/1.jpg", "in the folder data/b"),
         (["a/1.jpg", "b/1.jpg"], "1.jpg", "2 images below"),
         (["x/a/1.jpg", "y/a/1.jpg"], "a/1.jpg", "2 images below"),
         (["a/1.jpg"], "../../etc/passwd", "no such image below"),
@@ -70,14 +68,35 @@ def test_outer_folders_may_be_left_out(index_of, listed, found):
 )
 def test_an_image_of_the_same_name_in_another_folder_is_never_taken(index_of, names, listed, reason):
     index = index_of(*names)
-    found, missing = index.find_all([listed])
+    found, missing, _ = index.find_all([listed])
     assert not found and reason in missing[listed] and index.find(listed) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "by_name"),
+    [
+        (["a/1.jpg"], ["b/1.jpg"], {"b/1.jpg": "a/1.jpg"}),
+        (["a/1.jpg"], ["/data/b/1.jpg"], {"/data/b/1.jpg": "a/1.jpg"}),  # a list that was made on another machine
+        (["a/1.jpg", "b/2.jpg"], ["C:\\x\\1.jpg", "C:\\x\\2.jpg"], {"C:\\x\\1.jpg": "a/1.jpg", "C:\\x\\2.jpg": "b/2.jpg"}),
+        (["a/1.jpg", "b/1.jpg"], ["x/1.jpg"], {}),  # which of the two?
+        (["a/1.jpg"], ["x/1.jpg", "y/1.jpg"], {}),  # whose is it?
+        (["a/1.jpg"], ["x/1.jpg", "1.jpg"], {}),  # it is that of the second name
+        (["a/1.jpg", "a/2.jpg"], ["x/1.jpg", "a/2.jpg"], {}),  # the list names folders that exist, but x is missing
+        (["a/1.jpg", "a/2.jpg"], ["x/1.jpg", "a/3.jpg"], {}),
+    ],
+)
+def test_file_names_alone_decide_only_if_no_listed_folder_exists_and_this_is_told(index_of, names, listed, by_name):
+    found, missing, notes = index_of(*names).find_all(listed)
+    assert {name: file for name, file in found.items() if name in by_name} == by_name
+    assert set(found) | set(missing) == set(listed) and not set(found) & set(missing)
+    assert len(notes) == bool(by_name) and all(f"{len(by_name)} images" in note and listed[0] in note for note in notes)
+    assert by_name or "x/1.jpg" in missing
 
 
 def test_names_that_compete_for_an_image_are_not_found_unless_one_is_its_path(index_of):
     index = index_of("1.jpg", "2.jpg", "a/3.jpg")
     listed = ["1.jpg", "x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg", "a/3.jpg", "1.jpg"]
-    found, missing = index.find_all(listed)
+    found, missing, _ = index.find_all(listed)
     assert found == {"1.jpg": "1.jpg", "a/3.jpg": "a/3.jpg"}
     assert missing.keys() == {"x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg"}
     assert all("another entry" in reason for reason in missing.values())
@@ -101,7 +120,7 @@ def test_a_percent_sign_is_decoded_only_where_that_alone_fits(index_of):
     for name in ("a b.jpg", "a%20b.jpg", "c/d e.jpg", "c/d%20e.jpg"):
         assert index.find(name) == name
     assert index.find("d%20e.jpg") == "c/d%20e.jpg" and index.find("d e.jpg") == "c/d e.jpg"
-    found, missing = index_of("f g.jpg").find_all(["f g.jpg", "f%20g.jpg"])
+    found, missing, _ = index_of("f g.jpg").find_all(["f g.jpg", "f%20g.jpg"])
     assert found == {"f g.jpg": "f g.jpg"} and "another entry" in missing["f%20g.jpg"]
 
 
