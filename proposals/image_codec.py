@@ -242,7 +242,7 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
         The image; its pixels are decoded later, by `_load`.
 
     Raises:
-        BadInput: if the file is empty, is not an image, or has too many pixels.
+        BadInput: if the file is empty, is not an image, or has too many pixels or several frames.
     """
     if not data:
         raise BadInput("the file is empty")
@@ -256,9 +256,28 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
         raise BadInput(f"can't be opened: {error}") from None
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise BadInput(f"{image.width}×{image.height} is larger than {max_pixels:,} pixels")
-    if image.format == "GIF" and (frames := getattr(image, "n_frames", 1)) > 1:
-        raise BadInput(f"a GIF of {frames} frames; save the frame that is meant as PNG")
+    if (frames := _count_frames(image)) > 1:
+        raise BadInput(f"a {image.format} of {frames} frames; save the frame that is meant as PNG")
     return image
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Count the frames of an opened GIF, TIFF, PNG or WebP.
+
+    A TIFF whose second picture has another size counts as one frame, because the second is a thumbnail. So do files of other formats,
+    such as a camera's JPEG with a preview, and damaged files.
+    """
+    if image.format not in ("GIF", "TIFF", "PNG", "WEBP"):
+        return 1
+    try:
+        frames, size = int(getattr(image, "n_frames", 1)), image.size
+        if frames > 1 and image.format == "TIFF":
+            image.seek(1)
+            frames = frames if image.size == size else 1
+            image.seek(0)
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return 1
+    return frames
 
 
 def _has_16_bit_colours(image: Image.Image) -> bool:

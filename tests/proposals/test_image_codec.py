@@ -162,3 +162,17 @@ def test_examples_decode_to_the_same_pixels_as_other_images(rng: np.random.Gener
     for bad in (b"", mask_data[:40], encode_mask(mask[:30]), data):
         with pytest.raises(BadInput):
             decode_example(data, bad)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
+def test_files_of_several_frames_are_refused_and_thumbnails_are_no_frames(kind):
+    frames = [Image.fromarray(np.full((9, 12), value, np.uint8)) for value in (0, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], lossless=True)
+    for decode in (decode_mask, decode_image):
+        with pytest.raises(BadInput, match=f"a {kind} of 2 frames; save the frame that is meant as PNG"):
+            decode(buffer.getvalue())
+    for kind_of_thumbnail in ("TIFF", "MPO"):
+        buffer = io.BytesIO()
+        frames[1].save(buffer, kind_of_thumbnail, save_all=True, append_images=[frames[0].resize((4, 3))])
+        assert decode_image(buffer.getvalue()).shape == (9, 12, 3) and decode_image(buffer.getvalue()).min() > 195

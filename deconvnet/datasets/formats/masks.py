@@ -4,7 +4,7 @@ The pixel values of the masks are ids (in paletted or grey images) or colours.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -15,7 +15,7 @@ from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing.class_table import ClassTable, infer_table, read_table
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotatedImage, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.images import ImageIndex, as_layout_file, normalise, read_input, read_text
-from deconvnet.datasets.importing.mask_values import MaskValues, describe_palettes, read_mask_values
+from deconvnet.datasets.importing.mask_values import MaskValues, read_mask_values
 from deconvnet.datasets.importing.orientation import (
     Evidence,
     FrameChooser,
@@ -217,7 +217,7 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     masks = {uri: values for uri, values in zip(uris, found, strict=True) if isinstance(values, MaskValues)}
     if not masks and not path:
         raise UserError(f"none of the {len(uris):,} masks can be used; {found[0]}")
-    differ = describe_palettes(masks)
+    differ = _describe_palettes(masks)
     if not path:
         if differ:
             raise UserError(
@@ -236,6 +236,26 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
     if differ and not table.has_colours:
         table = replace(table, notes=(*table.notes, f"{differ}; their ids are read, as {path} names ids"))
     return table
+
+
+def _describe_palettes(masks: Mapping[str, MaskValues]) -> str:
+    """Describe the first id that has different colours in the palettes of different masks.
+
+    Programs that order a palette by frequency write such masks; there the colours are the classes, not the ids.
+
+    Args:
+        masks: the values that occur in each mask, by the address of its file.
+
+    Returns:
+        A clause for the user; "" if the palettes agree.
+    """
+    first: dict[int, tuple[int, str]] = {}
+    for uri, mask in masks.items():
+        for i, colour in mask.palette.items():
+            other, other_uri = first.setdefault(i, (colour, uri))
+            if other != colour:
+                return f"the palettes of the masks differ (id {i} is #{other:06x} in {other_uri} and #{colour:06x} in {uri})"
+    return ""
 
 
 def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence | None:

@@ -261,12 +261,12 @@ def image_id_of(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Return what a class name has in common with those that differ from it in upper and lower case or Unicode form alone."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Return what a class name has in common with those that differ from it in upper and lower case, blanks or Unicode form."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
-    """Describe the class names that differ in upper and lower case alone.
+    """Describe the class names that differ in upper and lower case, blanks or Unicode form alone.
 
     Args:
         names: class names.
@@ -278,8 +278,13 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(folded(name), []).append(name)
-    what = "were made one class" if joined else "differ by case alone, and are separate classes: --fold_case makes them one"
-    return [f"{', '.join(group)} {what}" for group in groups.values() if len(group) > 1]
+    notes = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        only_case = len({name.casefold() for name in group}) == 1
+        differ = f"differ by {'case' if only_case else 'case, blanks or Unicode form'} alone"
+        what = "were made one class" if joined else f"{differ}, and are separate classes: --fold_case makes them one"
+        notes.append(f"{', '.join(group)} {what}")
+    return notes
 
 
 def check_class_names(names: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from proposals.image_codec import decode_alpha, decode_image, decode_mask
 from proposals.masks import VOID_ID, void_id
 
 HIDDEN, SOFT = -1, -2
+_NEAR_COLOURS = 3  # largest difference of two colours in each channel that may be an accident
 _SQUARE = np.ones((3, 3), np.uint8)
 _LEAST_RIM, _RIM_SHARE = (
     20,
@@ -105,26 +106,6 @@ def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
     colours = dict(enumerate(np.array(image.getpalette(), np.int64).reshape(-1, 3) @ (1 << 16, 1 << 8, 1)))
     found = {i: int(colours[i]) for i in ids if i in colours}
     return {} if all(colour == i * 0x010101 for i, colour in found.items()) else found
-
-
-def describe_palettes(masks: Mapping[str, MaskValues]) -> str:
-    """Describe the first id that has different colours in the palettes of different masks.
-
-    Programs that order a palette by frequency write such masks; there the colours are the classes, not the ids.
-
-    Args:
-        masks: the values that occur in each mask, by the address of its file.
-
-    Returns:
-        A clause for the user; "" if the palettes agree.
-    """
-    first: dict[int, tuple[int, str]] = {}
-    for uri, mask in masks.items():
-        for i, colour in mask.palette.items():
-            other, other_uri = first.setdefault(i, (colour, uri))
-            if other != colour:
-                return f"the palettes of the masks differ (id {i} is #{other:06x} in {other_uri} and #{colour:06x} in {uri})"
-    return ""
 
 
 def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
@@ -298,7 +279,13 @@ def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list
         return rows, "the colours are PASCAL VOC's, so its class names were taken"
     zero = "colour_000000" if background else BACKGROUND
     rows = [TableRow(f"colour_{value:06x}", value, True) for value in values if value]
-    return [TableRow(zero, 0, True), *rows], f"each colour found was taken for a class, black for {zero}"
+    sentence = f"each colour found was taken for a class, black for {zero}"
+    channels = np.stack([np.array(values) >> shift & 255 for shift in (16, 8, 0)], axis=1)
+    near = np.abs(channels[:, None] - channels[None]).max(axis=-1) <= _NEAR_COLOURS
+    if pairs := np.argwhere(np.triu(near, 1)).tolist():
+        first, second = (f"#{values[i]:06x}" for i in pairs[0])
+        sentence += f"; {first} and {second} are almost equal: if they are one class, give its name to both by --table"
+    return [TableRow(zero, 0, True), *rows], sentence
 
 
 def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[TableRow], str]:

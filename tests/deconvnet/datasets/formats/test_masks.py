@@ -241,3 +241,9 @@ def test_images_with_the_name_of_another_are_told(tmp_path):
     write_image(tmp_path / "images/p0.png")
     dataset = read(tmp_path, Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))
     assert any("1 images with the name of another are left out: p0" in note for note in dataset.notes)
+
+
+def test_colours_that_are_almost_equal_are_told(tmp_path):
+    off = np.where(COLOURS == (250, 50, 83), COLOURS + np.uint8(1), COLOURS).astype(np.uint8)
+    assert "#fa3253 and #fb3354 are almost equal" in read(tmp_path / "a", COLOURS, off).notes[0]
+    assert "almost" not in read(tmp_path / "b", COLOURS).notes[0]
