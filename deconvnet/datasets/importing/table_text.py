@@ -33,7 +33,7 @@ _NAME_HEADINGS = ("name", "names", "classname", "labelname", "categoryname", "ca
 _EITHER_HEADINGS = ("class", "label")  # of the names, or beside a column of names of the ids
 _ID_HEADINGS = (
     *("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "classindex", "labelvalue"),
-    *("maskvalue", "gray", "grey", "grayvalue", "greyvalue"),
+    *("maskvalue", "gray", "grey", "grayvalue", "greyvalue", "trainid"),
 )
 _COLOUR_HEADINGS = ("color", "colour", "rgb", "colorrgb", "hex", "hexcolor")
 _CHANNEL_HEADINGS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}

@@ -80,6 +80,7 @@ def test_colours_and_numbers_in_names_are_told_apart(text):
         ("road, 7\nroad\n", "line 2: 'road' is no class and value"),
         ("road, 7\nsky, 1 2 3", "mixes ids and colours"),
         ("name,id,trainId,color\nroad,7,0,#804080", "names several columns of names or values"),
+        ("name,id,train_id\nroad,7,0", "names several columns of names or values"),
         (
             "name,id\nlamp, lit,7",
             "line 2: 'lamp, lit,7' has 3 columns, and the heading 2: put names that contain the separator in",
