@@ -133,11 +133,11 @@ def _check(
 
 
 def _sums_message(probabilities: Floats, sums: Floats) -> str:
-    """Return the error message about arrays that are not probabilities.
+    """Return the error message for an array whose values are not probabilities.
 
     Args:
-        probabilities: the array (C, H, W) that was given.
-        sums: its sums over the classes, float32 (H, W).
+        probabilities: the invalid array (C, H, W).
+        sums: sums of `probabilities` over the C classes, float32 (H, W).
     """
     if not np.isfinite(sums).all():
         return "probabilities must be finite; some are nan or infinite"
@@ -175,14 +175,18 @@ def _pruning_threshold(classes: int, weight: float) -> float:
     A class is removed if its highest probability x in any pixel does not exceed the threshold. The result is the minimum of two
     bounds:
 
-    * 1 / (e·weight): such a class cannot recover. An iteration gives it the probability a·exp(m) in a pixel, where the message m
-      from the other pixels is at most weight·x, and a is the factor for everything else. If a ≤ 1 / (e·weight), the equation
-      x = a·exp(weight·x) has a solution of at most 1 / weight, which the class never exceeds, unless other classes become weaker.
-    * 0.5 / classes: half of the lowest probability that the most probable class of a pixel can have.
+    * 1 / (e·weight), because such a class stays improbable. An iteration sets its probability in a pixel to a·exp(m). The message
+      m ≥ 0 from the other pixels is at most about weight·x. The factor a contains everything else. As m ≥ 0, a is at most x, so
+      a ≤ 1 / (e·weight). While x ≤ 1 / weight, m is at most 1, and the next probability is at most a·e ≤ 1 / weight. So x remains
+      below 1 / weight, unless other classes become weaker, which would increase a.
+    * 0.5 / classes, half of the lowest probability that the most probable class of a pixel can have.
 
     Args:
-        classes: number of classes that are left.
+        classes: number of classes that have not been removed yet.
         weight: sum of the weights of the smoothness and the appearance kernel.
+
+    Returns:
+        The threshold, a probability above 0 and below 1.
     """
     return min(1 / (np.e * max(weight, 1e-9)), 0.5 / classes)
 

@@ -16,8 +16,8 @@ from deconvnet.models.network import Network
 class Upsample(nn.ConvTranspose2d):
     """A learnable deconvolution that enlarges score maps (one map of scores for each class) by a whole factor.
 
-    It is initialised as bilinear interpolation. The border pixels are replicated first, so that scores don't fade towards the
-    border.
+    The initial weights make it a bilinear interpolation. The layer first repeats the border pixels outwards, so that the scores
+    don't fade towards the border.
     """
 
     def __init__(self, classes: int, factor: int) -> None:

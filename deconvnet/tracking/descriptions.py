@@ -182,7 +182,7 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def result_tags(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags that say how well a version of the registered model was measured to be.
+    """Return the measured quality of a model version, as tags for MLflow's model registry.
 
     Args:
         results: content of the results.json that the pipeline's stage `evaluate` writes.
@@ -283,7 +283,7 @@ def _version_table(tags: Mapping[str, str]) -> list[str]:
     """Format the results of one version as a Markdown table, in the order of the DeconvNet paper (Noh et al., ICCV 2015).
 
     Args:
-        tags: tags of the version, with those of `result_tags`.
+        tags: tags of the version by name, including the tags that `result_tags` makes.
 
     Returns:
         The lines of the table, with numbers in per cent. Results without a mean IoU are left out.
@@ -297,7 +297,7 @@ def _version_table(tags: Mapping[str, str]) -> list[str]:
 
 
 def _tagged_percent(tags: Mapping[str, str], name: str) -> str:
-    """Return the number (0 to 1) in the tag `name` in per cent, or "–" if there is no such tag."""
+    """Format the number (0 to 1) in the tag `name` in per cent. Return "–" if there is no such tag."""
     return percent(float(tags[name]) if name in tags else None)
 
 
@@ -305,10 +305,10 @@ def _decision(tags: Mapping[str, str]) -> str:
     """Return a sentence that says whether a version was promoted to champion (the version in use), and why.
 
     Args:
-        tags: values of the version's tags, as text by name. Those of interest were written by `promotion.promote`.
+        tags: values of the version's tags by name. The function reads the tags that `promotion.promote` writes.
 
     Returns:
-        The sentence, or "not compared" if there are no such tags.
+        The sentence, or "not compared" if `promotion.promote` has not written its tags.
     """
     if "verdict" not in tags:
         return "not compared"

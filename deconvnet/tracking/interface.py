@@ -1,7 +1,8 @@
-"""Define the runs to which a pipeline logs, in the form that logs nothing: it is used if `tracking.enabled` is false.
+"""Define the classes through which a pipeline logs to an experiment tracker, in a version that logs nothing.
 
-`deconvnet.tracking.open_tracker` returns the tracker that the settings ask for: the `Tracker` of this file, or that of
-`mlflow_runs.py`, whose classes override the methods of these. Importing this module does not import MLflow.
+These classes are used if the setting `tracking.enabled` is false. Otherwise, `deconvnet.tracking.open_tracker` returns an
+`MlflowTracker`. This class and `MlflowRun`, both in `mlflow_runs.py`, are subclasses that log to MLflow. Importing this module
+does not import MLflow.
 
 A pipeline consists of stages, which are named steps such as training FCN-8s. The tracker has one run for the pipeline, and below
 it one run for each stage. A workspace is the folder or s3:// prefix that holds everything a pipeline run writes.
@@ -18,10 +19,10 @@ from infra.errors import UserError
 
 
 class Run:
-    """A run to which a pipeline or one of its stages (steps) is logged. This class logs nothing, `MlflowRun` logs to MLflow.
+    """A run of the tracker, to which a pipeline or one of its stages (steps) logs. This base class logs nothing.
 
-    Only training metrics are kept without MLflow: they go to a file in the workspace, because the report draws their curves. All
-    methods that log raise UserError if MLflow does not accept the data.
+    Its subclass `MlflowRun` logs to MLflow. This class keeps only training metrics, in a file of the workspace, because the
+    report draws their curves. In `MlflowRun`, all methods that log raise UserError if MLflow does not accept the data.
     """
 
     def __init__(self, workspace: str, stage: str = "", fingerprint: str = "", run_id: str = "") -> None:
@@ -31,7 +32,8 @@ class Run:
             workspace: folder or s3:// prefix of the pipeline run.
             stage: name of the stage, which is a step of the pipeline. "" for the run of the whole pipeline.
             fingerprint: text that identifies the stage's code, settings and inputs.
-            run_id: id of the run in MLflow. Without tracking, that of the tracked run which this run continues, or "".
+            run_id: id of the run in MLflow. If tracking is switched off, the id of an earlier MLflow run that this run continues,
+            or "" if there is no such run.
         """
         self.run_id = run_id
         self._workspace = workspace
@@ -99,8 +101,8 @@ class Run:
     def training_metrics(self) -> Iterator[ReportSink]:
         """Log the metrics that a training reports while a `with` block runs.
 
-        This class keeps them in the file `curves/STAGE.jsonl` of the workspace. Metrics of an earlier training with the same
-        fingerprint are continued, those of any other are deleted. If the workspace is on S3, the file is written locally and
+        This class keeps them in the file `curves/STAGE.jsonl` of the workspace. If the file
+        holds metrics of an earlier training with the same fingerprint, new metrics are appended. Otherwise, it is emptied first. If the workspace is on S3, the file is written locally and
         copied there every few seconds.
 
         Yields:

@@ -183,9 +183,9 @@ class SpoolDelivery:
             (self._abandoned if closing else self._closing).wait(min(pause, 1.0) if closing else pause)
 
     def _deliver(self) -> None:
-        """Send the points that were appended to the file since the last call. Raise any exception that sending raises.
+        """Send the points (metric values) that were appended to the file since the last call.
 
-        A last line that is only half written is left for the next call.
+        An incomplete last line is left for the next call. Exceptions of the sending function are not caught.
         """
         if self._last is None:
             self._last = self._last_steps()
@@ -219,8 +219,8 @@ def _points(line: bytes) -> Iterable[Point]:
         line: the line, a JSON object.
 
     Returns:
-        A point for each metric in the line. The first line of a file may be a header, which has none. Nor has a line of which a
-        killed training has written only a part.
+        One point (metric name, value, step and time) for each metric. The result is empty if the line is the file's
+        header, or if it is incomplete because the training was killed while writing it.
     """
     try:
         record = json.loads(line)
@@ -233,8 +233,9 @@ def _points(line: bytes) -> Iterable[Point]:
 def spool_file(uri: str | None) -> Iterator[Path]:
     """Provide a local file to which a training appends its metrics while a `with` block runs.
 
-    If the file is to be kept on S3, where nothing can be appended, a thread copies it there whenever it has grown. So if this
-    machine is lost, only the metrics of the last seconds are, and a resumed training on another machine continues the file.
+    S3 has no operation that appends to a file. If the file is to be kept on S3, a thread therefore copies the local file there
+    whenever it has grown. If this machine fails, only the metrics of the last seconds are lost. A training that is resumed on
+    another machine continues the copy.
 
     Args:
         uri: where the file is to be kept, a local path or s3:// URI. None if it need not outlive the block.
@@ -268,7 +269,7 @@ def _copy_while_growing(file: Path, uri: str, closing: threading.Event) -> None:
     Args:
         file: the local file.
         uri: s3:// URI of the copy.
-        closing: event that ends the loop.
+        closing: event that another thread sets to end the copying.
     """
     copied, last = 0, False
     while not last:

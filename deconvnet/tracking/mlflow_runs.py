@@ -282,7 +282,7 @@ class MlflowTracker(Tracker):
         """Find a run of this experiment that was not deleted.
 
         Args:
-            condition: filter of `MlflowClient.search_runs`.
+            condition: filter in the syntax of `MlflowClient.search_runs`, such as "tags.name = 'value'".
 
         Returns:
             The id of the run, or None if there is none.

@@ -52,13 +52,14 @@ class Decision:
 def compare(
     champion: Mapping[str, Any], challenger: Mapping[str, Any], interval: RiseInterval, margin: float, max_class_drop: float
 ) -> Decision:
-    """Decide whether the challenger (the new model) replaces the champion (the model in use), by their results.
+    """Compare the results of two models, and decide whether the challenger (new model) replaces the champion (model in use).
 
     Args:
         champion: content of the champion's results.json, which has its measures for each class.
         challenger: content of the challenger's results.json, measured on the same images.
-        interval: rise of the mean IoU from the champion to the challenger, with its 90 % interval.
-        margin: the lower end of the interval must be above this for a promotion, 0 to 1. An equal mean IoU is never enough.
+        interval: rise of the mean IoU from the champion to the challenger, with its 90 % confidence interval.
+        margin: number from 0 to 1. For a promotion, the lower end of the interval must be above it. An equal mean IoU is never
+            enough.
         max_class_drop: largest fall of a class's IoU that is accepted, 0 to 1. A class without an IoU in one of the results is
             ignored.
 
@@ -106,7 +107,7 @@ def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
     Args:
         model: the registered model.
         version: number of the version.
-        lock: lock of the workspace.
+        lock: lock file of the workspace, held by this run so that no other run changes the workspace.
 
     Returns:
         The number of the version that is the champion afterwards.
@@ -126,18 +127,19 @@ def promote(
 ) -> tuple[int | None, Decision]:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    A second call changes nothing. The new model is not promoted if a third version has become the champion in the meantime,
-    because it was not compared with that one, or if another workspace has registered models under the same name.
+    A second call changes nothing. There are two cases in which the new model is not promoted, whatever the comparison says: a
+    third version, with which it was not compared, has become the champion in the meantime; or another workspace has registered
+    models under the same name.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
             its description.
         model: the registered model.
         challenger: version number of the new model.
-        champion: number of the version with which it was compared. None if there was none: then the challenger becomes the
-            champion.
+        champion: number of the version with which the new model was compared. None if there was no such version; the new model
+            then becomes the champion.
         decision: result of the comparison.
-        lock: lock of the workspace.
+        lock: lock file of the workspace, held by this run so that no other run changes the workspace.
 
     Returns:
         The number of the version that is the champion afterwards, and the final decision.
@@ -173,8 +175,8 @@ def _record(client: "MlflowClient", name: str, challenger: int, champion: int | 
         client: client of the MLflow store.
         name: name of the registered model.
         challenger: version number of the new model.
-        champion: number of the version with which it was compared, or None.
-        decision: the decision.
+        champion: number of the version with which the new model was compared. None if there was no such version.
+        decision: whether the new model is promoted, and why.
     """
     outcome = PROMOTED if decision.promoted else REJECTED
     version = client.get_model_version(name, str(challenger))
@@ -193,15 +195,16 @@ def _record(client: "MlflowClient", name: str, challenger: int, champion: int | 
 def _move_champion(client: "MlflowClient", model: OwnModel, expected: int | None, version: int, lock: Lock) -> int | None:
     """Point the alias `champion` at a version, if the lock is held and nobody else has moved the alias.
 
-    MLflow can't change an alias on a condition, so lock and alias are checked immediately before and after the change. If this
-    process was stopped in between, and another run took the lock and decided, the alias is put back to that run's champion.
+    MLflow can't check a condition and change an alias in one step, so this function checks the lock and the alias immediately
+    before and after the change. Another run may have taken the lock and chosen a champion between these checks, while this
+    process was stopped. The alias is then set back to the champion of the other run.
 
     Args:
         client: client of the MLflow store.
         model: the registered model.
         expected: number of the version that has the alias now. None if no version has it.
         version: number of the version that is to get the alias.
-        lock: lock of the workspace.
+        lock: lock file of the workspace, held by this run so that no other run changes the workspace.
 
     Returns:
         The number of the version that has the alias afterwards. None if no version has it.
@@ -227,6 +230,6 @@ def _move_champion(client: "MlflowClient", model: OwnModel, expected: int | None
 
 
 def _check(lock: Lock) -> None:
-    """Read the lock file, and raise Interrupted if another run has taken the lock."""
+    """Read the workspace's lock file, and raise Interrupted if another run has taken the lock."""
     lock.still_held()
     lock.check()

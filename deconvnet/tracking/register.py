@@ -72,9 +72,10 @@ def register(
     origin: Mapping[str, str] = {},
     alias: str = CHALLENGER,
 ) -> int:
-    """Register an ensemble as a new version of a registered model, and point an alias at this version.
+    """Register an ensemble of networks as a new version of a registered model, and point an alias at this version.
 
-    If the run has already registered a version with the same fingerprint, because it was killed afterwards, that version is used.
+    If the run has already registered a version with the same fingerprint (for example, before it was killed and resumed), no
+    new version is created, and the existing version is used.
 
     Args:
         run: run in MLflow that the version belongs to. It gets tags with the results, the name and the version.
@@ -116,15 +117,15 @@ def register(
 
 
 def _registered(client: "MlflowClient", name: str, run_id: str, fingerprint: str) -> str | None:
-    """Find the version that a run has registered already. If it has registered several, keep only the first one.
+    """Find the model version that a run has registered already. If there are several, delete all but the first one.
 
-    There may be two because MLflow's client repeats a request whose answer was lost.
+    There may be several because MLflow's client repeats a request if the server's answer was lost.
 
     Args:
         client: client of the MLflow store.
         name: name of the registered model.
         run_id: id of the run in MLflow.
-        fingerprint: fingerprint with which the version was registered.
+        fingerprint: text that identifies the ensemble and its options. Only versions registered with it are considered.
 
     Returns:
         The number of the version, or None if there is none.

@@ -224,15 +224,16 @@ def _alternatives(client: "MlflowClient", name: str, setting: str) -> str:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """A registered model as one workspace sees it: which of its versions are this workspace's own.
+    """A registered model, with methods that distinguish one workspace's versions from the versions of other workspaces.
 
-    Users who share an MLflow server may register their models under the same name. A version of another workspace is foreign: it
-    was measured on other images, so it is never compared with ours and never becomes champion by our doing.
+    Users who share an MLflow server may register their models under the same name. A version of another workspace is called
+    foreign. It was measured on other images, so this program never compares it with this workspace's versions, and never makes
+    it the champion (the version in use).
 
     Attributes:
         store: URI of the MLflow store.
         name: name of the registered model.
-        workspace: path or s3:// URI of the workspace that holds all generations.
+        workspace: path or s3:// URI of the workspace, which holds the files of all generations (retraining runs).
         workspace_id: text that identifies the workspace, even if it is moved. "" if it has none yet.
     """
 
@@ -251,7 +252,7 @@ class OwnModel:
             return next((version for version in all_versions(client, self.name) if not self._owns(client, version)), None)
 
     def check_owned(self) -> None:
-        """Check that all versions of the model are of this workspace.
+        """Check that this workspace registered all versions of the model.
 
         Raises:
             UserError: if there is a version of another workspace, or the registry does not answer.
@@ -263,16 +264,17 @@ class OwnModel:
             )
 
     def refusal(self, version: "ModelVersion") -> str:
-        """Return a phrase that says that `version` is of another workspace."""
+        """Return a phrase for error messages which says that another workspace registered `version`."""
         where = without_secrets(self.store)
         other = f"the workspace {version.tags[_WORKSPACE]}" if _WORKSPACE in version.tags else "another workspace"
         return f"{self.name} at {where} also holds models of {other} (version {version.version})"
 
     def _owns(self, client: "MlflowClient", version: "ModelVersion") -> bool:
-        """Return whether a version is of this workspace.
+        """Return whether this workspace registered a version of the model.
 
-        A version without a tag was registered by hand, or by an earlier release of this program. It counts as own if the store is
-        a file in the workspace, or if its run names the workspace.
+        A tag of the version names its workspace. Versions without this tag were registered by hand, or by an earlier release of
+        this program. Such a version counts as this workspace's own if the MLflow store is a file in the workspace, or if the
+        MLflow run of the version names the workspace.
 
         Args:
             client: client of the MLflow store.

@@ -55,7 +55,7 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
     """Choose the URI of the MLflow store.
 
     The environment variable MLFLOW_TRACKING_URI comes first, then the setting `tracking.uri`. If neither is given, the store is a
-    SQLite file in the workspace. If the variable displaces another store, a warning says so, once in a process.
+    SQLite file in the workspace. If the variable overrides another store, a warning is logged, once in a process.
 
     Args:
         workspace: folder or s3:// prefix of the pipeline run.
@@ -89,7 +89,7 @@ def _warn(text: str) -> None:
 
 
 def _absolute(uri: str) -> str:
-    """Make the URI of an MLflow store independent of the current folder."""
+    """Make a relative path in the URI of an MLflow store absolute, and return the new URI."""
     if database := sqlite_file(uri):
         return f"{_SQLITE}{database}"
     return uri if "://" in uri or uri == "databricks" else Path(uri).resolve().as_uri()

@@ -36,7 +36,8 @@ class TrainingJob:
 
     Attributes:
         stage: name of the stage. "fcn8s" trains FCN-8s; "stage1" and "stage2" train DeconvNet.
-        model: section `model` of the settings. If its `vgg16` is set, it names weights of the network's own width.
+        model: section `model` of the settings. Its field `vgg16`, if set, is the URI of VGG-16 weights that have the same width
+            (channels per layer) as the network.
         settings: settings of this stage, such as batch size and learning rate.
         compute: settings of the training processes, such as their number and their threads.
         examples_uri: URI of the table to train on: an `examples` table of crops for DeconvNet, an `images` table for FCN-8s.
@@ -90,9 +91,9 @@ class TrainingJob:
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
 
     def dev_examples(self) -> Examples | None:
-        """Open the table of dev examples, on which the network is evaluated during training. If it has none, this is logged.
+        """Open the table of dev examples, on which the network is evaluated during training.
 
-        Only the table's metadata are read.
+        Only the table's metadata are read. If the table has no dev examples, a message is logged.
 
         Returns:
             The examples, or None if the job has no such table or the table has no dev examples.

@@ -247,14 +247,15 @@ def _check_convention(uri: str, found: str, expected: str) -> None:
 
 
 def _layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
-    """Group tensors with Caffe's names by layer.
+    """Collect the weights, biases and batch norms of VGG-16's layers from the tensors of a file.
 
     Args:
-        tensors: tensors of a file by name, such as "conv1_1.weight".
+        tensors: tensors of the file by name. The names begin with Caffe's layer names, such as "conv1_1.weight".
         uri: URI of the file, for the error message.
 
     Returns:
-        The layers by VGG-16's names.
+        One entry for each layer in the file, by Caffe's layer name, such as "conv1_1" or "fc6". All convolutions are present;
+        the fully connected layers fc6 and fc7 may be missing.
 
     Raises:
         UserError: if a convolution of VGG-16 or a part of a batch norm is missing.
@@ -272,10 +273,10 @@ def _layers(tensors: Mapping[str, Tensor], uri: str) -> dict[str, _Layer]:
 
 
 def _with_caffe_names(tensors: Mapping[str, Tensor], uri: str) -> dict[str, Tensor]:
-    """Rename tensors from torchvision's names, which number the layers, to Caffe's.
+    """Replace torchvision's tensor names by Caffe's names, for example "features.0.weight" by "conv1_1.weight".
 
     Args:
-        tensors: tensors of a file by name, such as "features.0.weight".
+        tensors: tensors of a file by torchvision's name.
         uri: URI of the file, for the error message.
 
     Returns:

@@ -82,10 +82,11 @@ class Examples:
         return rgb, class_mask
 
     def view(self, image: bytes, mask: bytes, rng: np.random.Generator | None = None) -> transforms.Pair:
-        """Decode an example and fit it to the network's input: augmented for training, or without randomness for evaluation.
+        """Decode an example and fit it to the network's square input, with random augmentation if `rng` is given.
 
-        A square is cut out of a crop. A whole image is put on a square canvas. For training, the position is random, and both
-        are flipped at random. For evaluation, the position is the middle.
+        If the table holds crops, a square is cut out of the crop. If it holds whole images, the image is placed on a square
+        canvas. With `rng`, the position is random, and the image and its mask are flipped at random. Without it, the position
+        is the middle.
 
         Args:
             image: encoded image, as stored in the table.

@@ -17,8 +17,8 @@ _MiB = 2**20
 class RayDataLoader(BatchLoader):
     """A source of training batches that are made by Ray Data, for a worker of Ray Train.
 
-    One Ray task makes the examples of each window (a group of examples that are read and shuffled together), with as many
-    threads as the attribute `threads` says. The results arrive in order, and the memory that they take is limited.
+    A window is a group of examples that are read and shuffled together. One Ray task makes the examples of each window, with
+    `threads` threads (an attribute of this class). The results arrive in order, and the memory that they take is limited.
 
     The Ray Data job is started by the worker, because only the worker knows the first step: it has loaded the checkpoint. The
     tasks run on the worker's node. They reserve no CPUs of their own but use those that the worker reserves

@@ -31,7 +31,10 @@ def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
 
 
 def square_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator | None = None) -> Pair:
-    """Cut a square out of an image and its mask: a random one, flipped horizontally with probability ½, or the middle one.
+    """Cut a square out of an image and its mask.
+
+    If `rng` is given, the position is random, and the square is flipped horizontally with probability ½. Otherwise, it is the
+    middle of the image.
 
     Args:
         image: uint8 array of shape (H, W, 3).
@@ -59,7 +62,9 @@ def square_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.G
 def square_canvas(
     image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator | None = None, jitter: float = 0.0
 ) -> Pair:
-    """Place an image and its mask on a square canvas: at random, flipped horizontally with probability ½, or in the middle.
+    """Place an image and its mask on a square canvas.
+
+    If `rng` is given, the place is random, and both are flipped horizontally with probability ½. Otherwise, it is the middle.
 
     An image that is larger than the canvas is first scaled down to fit. Then, if the place is random, every image is scaled by
     a random factor, and cropped if it no longer fits. The rest of the canvas has the mean colour (ImageNet's) in the image and
@@ -99,17 +104,23 @@ def square_canvas(
 
 
 def _offset(slack: int, rng: np.random.Generator | None) -> int:
-    """Choose where a shorter side begins along a longer one.
+    """Choose the position of a shorter line (such as a crop's side) within a longer line (such as the image's side).
 
     Args:
-        slack: the difference of their lengths in pixels, at least 0.
-        rng: source of the random numbers; None for the middle.
+        slack: length of the longer line minus length of the shorter line, in pixels, at least 0.
+        rng: source of the random numbers. None for the middle.
+
+    Returns:
+        Pixels from the beginning of the longer line to the beginning of the shorter line, 0 to `slack`.
     """
     return slack // 2 if rng is None else int(rng.integers(slack + 1))
 
 
 def _column_step(rng: np.random.Generator | None) -> int:
-    """Return -1 (the order of the columns is reversed) with probability ½, else 1. Return 1 if `rng` is None."""
+    """Choose whether to flip an image: return the slice step -1 (flip) or 1 (no flip), each with probability ½.
+
+    Return 1 if `rng` is None.
+    """
     return -1 if rng is not None and rng.random() < 0.5 else 1
 
 
