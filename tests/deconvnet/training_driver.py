@@ -17,7 +17,15 @@ from workflows.cli import configure_logging
 if __name__ == "__main__":
     folder, (workers, epochs, *fewest) = sys.argv[1], map(int, sys.argv[2:])
     configure_logging()
-    ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    # "local": a cluster that `ray start` left on this machine must not be joined instead.
+    ray.init(
+        "local",
+        num_cpus=2,
+        object_store_memory=128 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
     try:
         job = TrainingJob(
             stage="stage1",
