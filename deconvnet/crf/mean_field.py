@@ -26,7 +26,7 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 """
 
 
-_TOLERANCE = 0.01  # by which the sum of a pixel's probabilities may differ from 1, and a probability fall below 0
+_TOLERANCE = 0.01  # accepted error: of a pixel's sum of probabilities (1), and of a probability below 0
 
 
 @dataclass(frozen=True)

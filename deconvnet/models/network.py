@@ -50,13 +50,13 @@ class Network(nn.Module):
         return {"num_classes": self.num_classes, "width": self.width, "convention": self.convention}
 
     def check_input(self, images: Tensor) -> None:
-        """Check the input of `forward`. Its values are not checked: they must be those that the method `prepare` returns.
+        """Check the dtype and the shape of the input of `forward`. The pixel values are not checked.
 
         Args:
-            images: must be a float tensor of shape (N, 3, H, W).
+            images: normalised images, as returned by the method `prepare`. They must be a float tensor of shape (N, 3, H, W).
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if the dtype or the shape is wrong.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(

@@ -102,10 +102,10 @@ class _Normalise(torch.autograd.Function):
             mean: mean of each channel over all workers, of shape (C,).
             var: biased variance of each channel over all workers, of shape (C,).
             count: number of values in a channel over all workers.
-            eps: number that is added to the variance.
+            eps: small number that is added to the variance before the division by its square root.
 
         Returns:
-            Tensor of the shape of `x`.
+            The normalised activations, of the same shape as `x`.
         """
         ctx.save_for_backward(x, weight, mean, var)
         ctx.count, ctx.eps = count, eps
@@ -217,7 +217,7 @@ def _average_over_workers(norms: list[_BatchNorm], count: int) -> int:
         itself.
 
     Raises:
-        ValueError: if that number is 0.
+        ValueError: if the returned number would be 0.
     """
     own = [n for n in norms if not isinstance(n, (SyncBatchNorm2d, nn.SyncBatchNorm))]
     if not own or _world_size() == 1:

@@ -153,7 +153,7 @@ class Run:
 
 
 class Tracker:
-    """An experiment tracker, in which pipelines open their runs. This class logs nothing, `MlflowTracker` logs to MLflow."""
+    """An experiment tracker, in which pipelines open their runs. This class logs nothing; `MlflowTracker` logs to MLflow."""
 
     def __init__(self, workspace: str) -> None:
         """Create the tracker.
@@ -173,7 +173,7 @@ class Tracker:
             name: name under which MLflow shows the run.
             settings: all settings of the pipeline. They are logged as parameters and as the artifact settings.json.
             tags: further tags of the run.
-            resume_run_id: id of the run to resume. None, or the id of a run that MLflow no longer has, starts a new run. Without
+            resume_run_id: id of the run to resume. A new run is started if it is None or if MLflow no longer has this run. Without
                 tracking, the new run keeps this id, so that a later run with tracking can resume that run.
 
         Yields:

@@ -84,7 +84,7 @@ def _valid_name(name: str) -> str:
 
 
 class MlflowRun(Run):
-    """A run in an MLflow store. Its methods are described in `interface.Run`."""
+    """A run in an MLflow store, to which a pipeline or one of its stages logs. `interface.Run` describes the methods."""
 
     def __init__(self, tracker: "MlflowTracker", run_id: str) -> None:
         """Create the object for the run with the id `run_id`, which exists already in the store of `tracker`."""

@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 PROMOTED = "promoted"
 """Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED`."""
-_FENCE = "fence."  # beginning of a version's tag, before the fencing number of a decision's lock; the value is the champion
+# Beginning of the name of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the lock.
+# NUMBER is the lock's fencing number, which is higher for each later holder of the lock.
+_FENCE = "fence."
 _ROUNDING = 1e-9  # 0.5 - 0.4 must not count as a fall of more than 0.1
 
 

@@ -85,7 +85,7 @@ def register(
         results: content of the results.json that the pipeline's stage `evaluate` writes. Its numbers also become tags of the
             version.
         fingerprint: text that identifies the ensemble and its options.
-        origin: tags of the version that say where it comes from (see `promotion.origin_tags`).
+        origin: tags that record the workspace and the classes of the version, made by `registry.origin_tags`.
         alias: alias to point at the new version.
 
     Returns:
@@ -138,7 +138,7 @@ def _registered(client: "MlflowClient", name: str, run_id: str, fingerprint: str
 
 
 def _upload(client: "MlflowClient", run: Run, ensemble: Ensemble, tags: Mapping[str, str]) -> tuple[str, str]:
-    """Write an ensemble as a model of MLflow's pyfunc flavour, and log it to a run.
+    """Write an ensemble in MLflow's model format for Python functions (pyfunc), and upload it to a run.
 
     Args:
         client: client of the MLflow store.

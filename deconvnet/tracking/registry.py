@@ -22,8 +22,8 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 """Names of two aliases. The champion is the version in use, the challenger is the newest version that a pipeline registered."""
 REJECTED = "not promoted"
 """Value of the tag `verdict` of a version that was compared with the champion and did not replace it."""
-_WORKSPACE, _WORKSPACE_ID, _GENERATION = "workspace", "workspace.id", "generation"  # tags of a version
-_MAX_VERSIONS = 100  # shown in a model's description
+_WORKSPACE, _WORKSPACE_ID, _GENERATION = "workspace", "workspace.id", "generation"  # names of a version's tags
+_MAX_VERSIONS = 100  # largest number of versions that a model's description lists
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Version:
 def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:
     """Provide a client of the model registry while a `with` block runs.
 
-    Exceptions of MLflow in the block, and an OSError such as that of a full disk, become a UserError.
+    If the block raises an exception of MLflow, or an OSError (for example because the disk is full), it is replaced by a
+    UserError.
 
     Args:
         tracking_uri: URI of the MLflow store.
@@ -243,7 +244,7 @@ class OwnModel:
     workspace_id: str
 
     def foreign_version(self) -> "ModelVersion | None":
-        """Return the newest version that another workspace has registered under this name, or None.
+        """Find the newest version that another workspace has registered under this name. Return None if there is none.
 
         Raises:
             UserError: if the registry does not answer.
@@ -278,7 +279,10 @@ class OwnModel:
 
         Args:
             client: client of the MLflow store.
-            version: a version of the model.
+            version: a version of the model, as the registry returned it.
+
+        Raises:
+            MlflowException: if the registry does not answer.
         """
         if _WORKSPACE_ID in version.tags:
             return bool(version.tags[_WORKSPACE_ID] == self.workspace_id)
@@ -323,13 +327,16 @@ class OwnModel:
 
 
 def origin_tags(workspace: str, workspace_id: str, classes: Sequence[str], generation: str = "") -> dict[str, str]:
-    """Return the tags of a model version that say where it comes from.
+    """Make the tags that record the origin of a model version: its workspace, its generation and a digest of its classes.
 
     Args:
         workspace: path or s3:// URI of the workspace. It is shown to users.
         workspace_id: text that identifies the workspace, even if it is moved.
         classes: names of the classes in the order of their ids.
         generation: name of the generation (a retraining run) that registers the version. "" if there is none.
+
+    Returns:
+        Values of the tags by name.
     """
     digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()[:16]
     tags = {_WORKSPACE: without_secrets(workspace), _WORKSPACE_ID: workspace_id, "classes.digest": digest}

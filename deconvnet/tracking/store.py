@@ -103,8 +103,8 @@ def sqlite_file(uri: str) -> Path | None:
 def check_store(uri: str) -> None:
     """Check that the MLflow store answers. A server must answer within 12 seconds.
 
-    If the store is a SQLite file, its folder and the database are created. If its folder was moved or copied, its paths are
-    corrected.
+    If the store is a SQLite file, its folder and the database are created if they are missing. If the folder was moved or
+    copied, the absolute paths in the database are corrected.
 
     Args:
         uri: URI of the store, from `tracking_uri`.
@@ -146,8 +146,8 @@ def check_store(uri: str) -> None:
 def _follow_moved_artifacts(database: Path) -> None:
     """Correct the paths in a SQLite store whose folder was moved or copied.
 
-    MLflow stores absolute paths of all artifacts. This program keeps the artifacts in a folder beside the database, so they are
-    moved together. Experiments whose artifacts the user keeps elsewhere are left as they are.
+    MLflow stores the absolute paths of all artifacts. This program keeps the artifacts in a folder beside the database, so that
+    both are moved together. If the user keeps the artifacts of an experiment elsewhere, its paths are not changed.
 
     Args:
         database: absolute path of the SQLite file. It need not exist.

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_STOP_SECONDS = 2.0  # how long the end of a run waits for a sample that is being sent
+_STOP_SECONDS = 2.0  # longest time for which the end of a run waits until a sample has been sent
 
 
 @contextmanager
 def system_metrics_logged(run: Run, client: "MlflowClient", interval: float = 15.0) -> Iterator[None]:
     """Log the load of this machine while a `with` block runs, as metrics `system/NAME`.
 
-    The step of each value is the number of seconds since the run began. Problems never disturb the run. A sample that MLflow does
-    not accept is lost. If the load can't be measured at all, for example without the package psutil, the reason is logged once.
+    The step of each value is the number of seconds since the run began. Errors of the measurement or of MLflow are not raised. A
+    sample that MLflow does not accept is lost. If the load can't be measured at all, for example without the package psutil, the reason is logged once.
 
     Args:
         run: run to which the metrics are logged.

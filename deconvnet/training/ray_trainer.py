@@ -98,7 +98,7 @@ def train_on_ray(
 def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
     """Check that Ray has the CPUs and GPUs for the smallest permitted number of workers, or may get them later.
 
-    If the cluster may grow to the required size, a line is logged that the run waits for resources.
+    If the resources are missing now but the cluster may grow, a message is logged which says that the run waits for them.
 
     Args:
         compute: settings of the training workers: their number, and the CPUs and GPUs of each.

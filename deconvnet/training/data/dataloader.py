@@ -235,10 +235,10 @@ class BatchLoader(ABC):
 
 
 class ThreadedLoader(BatchLoader):
-    """A source of training batches that makes the batches of one rank with threads of its own process."""
+    """A source of one rank's training batches, which are made by threads in the rank's own process."""
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Make this rank's shares of consecutive global batches, see `BatchLoader.batches`."""
+        """Yield this rank's shares of consecutive global batches, as described in `BatchLoader.batches`."""
 
         def pieces() -> Iterator[Batch]:
             """Iterate over this rank's examples of all steps, in batches whose sizes may vary."""

@@ -24,7 +24,9 @@ class DevSet:
     """
 
     def __init__(self, examples: Examples, rank: int = 0, workers: int = 1, limit: int = DEV_LIMIT, threads: int = 2) -> None:
-        """Read this rank's examples from the table into memory. A row is used once, even if training epochs repeat it.
+        """Read this rank's share of the dev examples from the table into memory.
+
+        Each row of the table is used once, even if it occurs several times in a training epoch.
 
         Args:
             examples: all dev examples of the table.

@@ -13,7 +13,7 @@ from proposals.image_codec import decode_example, decode_image, decode_mask
 
 
 class NoExamples(UserError):
-    """An error which says that a table holds no example for the requested use."""
+    """The error raised if a table holds no example of the requested split."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
 
     Raises:
         FileNotFoundError: if there is no complete table at this URI.
-        NoExamples: if the table holds no example.
+        NoExamples: if the table, or its split, holds no example.
     """
     commit = tables.require_commit(table)
     groups = []

@@ -26,7 +26,7 @@ class RayDataLoader(BatchLoader):
     """
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Make this rank's shares of consecutive global batches, see `BatchLoader.batches`."""
+        """Yield this rank's shares of consecutive global batches, as described in `BatchLoader.batches`."""
         windows = self.plan.window_range(first_step, stop_step)
         jobs = (windows[start : start + WINDOWS_PER_JOB] for start in range(0, len(windows), WINDOWS_PER_JOB))
         pieces = (piece for job in jobs for piece in self._pieces(job, first_step, stop_step))
