@@ -144,7 +144,7 @@ class ComputeSettings(Section):
 
     @property
     def worker_threads(self) -> int:
-        """Return the number of torch threads of a worker of Ray Train."""
+        """Return the number of CPU threads that torch uses in each training worker (a process of Ray Train)."""
         return self.cpus_per_worker if self.threads is None else self.threads
 
 

@@ -40,7 +40,8 @@ class FolderFiles:
 
     Attributes:
         images: the images, sorted by name.
-        passed_over: paths of all other files relative to the folder, sorted. Their suffix is none of `SUFFIXES`.
+        passed_over: sorted paths, relative to the folder, of the files that are no images. A file is one of these if its
+            suffix is not in `SUFFIXES`, the suffixes of image files.
     """
 
     images: list[ImageFile]
@@ -48,7 +49,7 @@ class FolderFiles:
 
     @property
     def passed_over_text(self) -> str:
-        """Return a sentence for the user that counts the files passed over and names the first ten; empty if there are none."""
+        """Return a sentence that counts the files in `passed_over` and names the first ten; "" if there are no such files."""
         if not self.passed_over:
             return ""
         counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in self.passed_over)
@@ -58,15 +59,16 @@ class FolderFiles:
 
 
 def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
-    """List the images in a folder and its subfolders, as `list_folder` does, without the files passed over."""
+    """List the images in a folder and its subfolders. This returns only the images that `list_folder` finds."""
     return list_folder(folder, leave_out).images
 
 
 def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
     """List the images and the other files in a folder and its subfolders. Hidden files and folders are ignored.
 
-    Their names begin with "."; macOS leaves such files beside images, with the same suffix. Of images that differ only in the
-    suffix, such as a.jpg and a.png, all but one are marked as refused, because their masks would have the same name.
+    A hidden file has a name that begins with ".". macOS creates such files beside images, with the same suffix. If several
+    images differ only in the suffix, such as a.jpg and a.png, their masks would have the same name. So only one of these images
+    is kept, and the others are marked as refused.
 
     Args:
         folder: local folder or s3:// prefix.

@@ -207,8 +207,8 @@ def list_files(root: str, folder: str) -> dict[str, VocFile]:
         folder: name of the folder: "JPEGImages", "SegmentationClass" or "SegmentationObject".
 
     Returns:
-        The file of each image id. If there are several, it is the one with the most preferred suffix, or of these the first by
-        name. Empty if there is no such folder.
+        A dict from image id to file. If an image id has several files, the file with the most preferred suffix is taken. If
+        several files have this suffix, the first by name is taken. The dict is empty if there is no such folder.
     """
     fs, path = storage.filesystem(storage.join(root, folder))
     found: dict[str, tuple[int, VocFile]] = {}

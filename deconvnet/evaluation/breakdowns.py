@@ -30,9 +30,9 @@ def object_ious(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the IoU (intersection over union) of each annotated object in each of R predicted masks.
 
-    A predicted mask does not separate the objects of a class. So all 8-connected predicted regions of the object's class that
-    touch the object are taken as its prediction. Pixels that the annotation marks as void or as another object of the class are
-    left out of them.
+    A predicted mask does not separate the objects of a class. So the prediction of an object is put together from the mask: it
+    consists of all 8-connected regions of the object's class that touch the object. Pixels that the annotation marks as void or as
+    another object of the class are removed from the prediction.
 
     Args:
         class_mask: annotated class ids, uint8 (H, W); 255 is void.

@@ -1,9 +1,9 @@
 """Compare two models on the same images: how much the mean IoU rises, and how certain this is.
 
-A difference of half a point on a few dozen images is mostly chance: other images would have given another one. The bootstrap
-measures this chance from the images themselves. It draws as many images as there are, with replacement, and computes the rise on
-them, many times. Both models are measured on the same drawn images (it is paired), so what makes an image easy or hard for both
-of them cancels out.
+A difference of half a point on a few dozen images is mostly chance: other images would have given another difference. The paired
+bootstrap estimates this chance from the images themselves. If there are N images, it draws N of them with replacement and computes
+the rise of the mean IoU on the drawn images. It repeats this many times. In each draw, both models are measured on the same images
+("paired"). So an image that is easy or hard for both models hardly changes the rise.
 """
 
 import io
@@ -17,11 +17,11 @@ from infra import storage
 from infra.errors import UserError
 
 DECISIVE_RESULT = "edeconvnet_crf"
-"""Name of the one of the five results by which two models are compared. It measures what the registered model predicts."""
+"""Name of the result by which two models are compared. This result (one of five) is what the registered model predicts."""
 IMAGE_CONFUSIONS = "image_confusions.npz"
 """Name of the report's file with the confusion matrix of each image, by the decisive result."""
-_TAIL = 0.05  # share of the draws below the interval, and above it
-_Z = 1.6449  # a normal variable is above this with a probability of 5 %
+_TAIL = 0.05  # share of the draws that lie below the interval; the same share lies above it
+_Z = 1.6449  # 95 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RiseInterval:
     """The rise of the mean IoU from one model to another, with its 90 % interval. All values but `images` are from -1 to 1.
 
     Attributes:
-        rise: mean IoU of the second model minus that of the first, on all images.
+        rise: mean IoU of the second model minus the mean IoU of the first model, both computed over all images.
         lower: lower end of the interval. The true rise is below it with a probability of about 5 %.
         upper: upper end of the interval. The true rise is above it with a probability of about 5 %.
         images: number of images that were compared.
@@ -46,16 +46,17 @@ def mean_iou_rise(
 ) -> RiseInterval:
     """Measure by how much the mean IoU rises from one model to another, with a 90 % interval from a paired bootstrap.
 
-    The ends of the interval are the 5 % and 95 % points of the drawn rises. Their distance from the rise is enlarged by the factor
-    by which Student's interval of a mean is wider than the bootstrap's, because the bootstrap is too sure of few images. The
-    factor is 1.02 for 60 images and 1.4 for 5. Of a single image nothing follows, so its interval is from -1 to 1.
+    The bootstrap gives one rise for each draw of images. The 5 % and 95 % quantiles of these rises are the ends of a first
+    interval. With few images, this interval is too narrow. So the distance of each end from the measured rise is multiplied by a
+    factor, which comes from Student's t distribution: 1.02 for 60 images, 1.4 for 5 images. A single image tells nothing about
+    other images, so the interval is then from -1 to 1.
 
     Args:
-        champion: confusion matrix of each image by image_id, integers (C, C), where a row is a true class and a column is a
-            predicted class. They are those of the first model.
-        challenger: confusion matrices of the second model, of the same images.
-        draws: number of times that images are drawn.
-        seed: seed of the draws. The same matrices and seed give the same interval, whatever the order of the images.
+        champion: confusion matrices of the first model, a dict from image_id to integers (C, C). A row is a true class and a
+            column is a predicted class.
+        challenger: confusion matrices of the second model for the same images, in the same form.
+        draws: number of times that a set of images is drawn.
+        seed: seed of the random draws. The same matrices and seed give the same interval, whatever the order of the images.
 
     Returns:
         The rise and its interval.
@@ -89,18 +90,25 @@ def mean_iou_rise(
 
 
 def _counts(matrix: np.ndarray) -> np.ndarray:
-    """Return what the IoU needs of a confusion matrix: the hits, true and predicted pixels of each class, float64 (3, C)."""
+    """Count the pixels of each class from which its IoU is computed.
+
+    Args:
+        matrix: confusion matrix of an image, integers (C, C). A row is a true class and a column is a predicted class.
+
+    Returns:
+        float64 (3, C). Its rows are the correctly predicted pixels, the annotated pixels and the predicted pixels of each class.
+    """
     return np.array([np.diag(matrix), matrix.sum(1), matrix.sum(0)], np.float64)
 
 
 def _mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Compute the mean IoU of many sets of images at once, as `ConfusionMatrix.mean_iou` does for one.
+    """Compute the mean IoU of each of several sets of images. `ConfusionMatrix.mean_iou` is computed in the same way.
 
     Args:
-        counts: hits, true and predicted pixels of each class, float64 (…, 3, C).
+        counts: float64 (…, 3, C), sums of the arrays that `_counts` returns. The leading axes number the sets of images.
 
     Returns:
-        float64 (…), 0 to 1. It is nan if no class occurs.
+        The mean IoU of each set, float64 (…), 0 to 1. It is nan for a set in which no class occurs.
     """
     hits, true, predicted = np.moveaxis(counts, -2, 0)
     union = true + predicted - hits
@@ -111,9 +119,10 @@ def _mean_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def _student_point(freedom: int) -> float:
-    """Return the value above which a variable with Student's t distribution is with a probability of 5 %.
+    """Return the 95 % quantile of Student's t distribution.
 
-    It is approximated by the expansion of Abramowitz and Stegun (26.7.5), to better than 1 % from 3 degrees of freedom on.
+    For 1 and 2 degrees of freedom, it is taken from a table. For more, it is approximated by formula 26.7.5 of Abramowitz and
+    Stegun's handbook, with an error below 1 %.
 
     Args:
         freedom: degrees of freedom, at least 1.

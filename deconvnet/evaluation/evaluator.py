@@ -157,9 +157,9 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of sums that `Breakdowns.arrays` returns, and three more lists with an item for each image.
-        `image_ids` has its id. `mean_iou` has a list of floats, one per result in the order of `RESULTS`. They are nan if the
-        image's annotation is all void. `confusions` has its confusion matrix by the result `DECISIVE_RESULT`, int32 (C, C).
+        A dict with the arrays of sums that `Breakdowns.arrays` returns, and three lists that have an item for each image:
+        `image_ids` has the image's id. `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are
+        nan if the whole annotation is void. `confusions` has the confusion matrix, int32 (C, C), of the result `DECISIVE_RESULT`.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read

@@ -1,7 +1,7 @@
 """Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
 
-The new model is called the challenger. Both are ensembles of a DeconvNet and an FCN-8s, were evaluated on the same images, and are
-compared by the result `DECISIVE_RESULT`.
+The new model is called the challenger. Each model is an ensemble of a DeconvNet and an FCN-8s. Both models were evaluated on the
+same images. They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
 """
 
 import json
@@ -39,19 +39,21 @@ Change = tuple[str, float | None, float | None]
 def compare_with_champion(
     challenger: EvaluationInputs, champion_models: tuple[str, str], report_uri: str, executor: Executor, gpu: bool = False
 ) -> dict[str, bytes]:
-    """Compare two evaluated models, and make the contents of the report's files about it. No file is written.
+    """Compare two evaluated models, and make the contents of the two report files on the comparison. No file is written.
 
     Args:
-        challenger: what the challenger was evaluated on, and with which options.
-        champion_models: folders of the champion's DeconvNet and FCN-8s.
-        report_uri: folder with the challenger's evaluation. Its subfolder `champion` has the champion's.
-        executor: draws the figure.
+        challenger: inputs of the challenger's evaluation: its networks, the images and the options.
+        champion_models: folders of the champion's DeconvNet and of its FCN-8s.
+        report_uri: folder with the files of the challenger's evaluation. Its subfolder `champion` has the files of the
+            champion's evaluation.
+        executor: runs the function that draws the figure.
         gpu: whether to predict the masks for the figure on a GPU.
 
     Returns:
-        The contents of `against_champion.png`, unless no image changed, and `against_champion.json`, by file name. The JSON file
-        has `rise`, `lower`, `upper` and `images` (see `RiseInterval`), `mean_iou` (by "champion" and "challenger"), and the
-        lists `classes`, `gained` and `lost` of changes (see `Change`), largest change first.
+        A dict from file name to content. `against_champion.png` shows the images that changed most; it is missing if no image
+        changed. `against_champion.json` has `rise`, `lower`, `upper` and `images` (see `RiseInterval`), `mean_iou` (by "champion"
+        and "challenger"), and three lists of `Change`: `classes` (largest rise first), `gained` (the images with the largest
+        rises) and `lost` (the images with the largest falls).
 
     Raises:
         UserError: if a file of one of the evaluations is missing or damaged.
@@ -86,12 +88,12 @@ def _mean_iou(matrix: np.ndarray) -> float | None:
 
 
 def _by_change(changes: list[Change]) -> list[Change]:
-    """Sort changes, largest rise first. Those without a value for one of the models come last; equal ones stay in order."""
+    """Return the changes sorted by rise, largest first. Changes that lack the value of a model come last."""
     return sorted(changes, key=lambda change: -_rise(change) if math.isfinite(_rise(change)) else math.inf)
 
 
 def _rise(change: Change) -> float:
-    """Return the rise from the champion's to the challenger's value, -1 to 1; nan if one of them is None."""
+    """Return the challenger's value minus the champion's value, -1 to 1. It is nan if one of the values is None."""
     _, before, after = change
     return math.nan if before is None or after is None else after - before
 
@@ -102,13 +104,14 @@ def load_and_draw_changes(
     """Draw images beside their ground truth and the masks of two models. An executor runs this in the process that draws.
 
     Args:
-        models: for "champion" and "challenger", the folders of the DeconvNet and the FCN-8s.
+        models: a dict from "champion" and "challenger" to the folders of that model's DeconvNet and FCN-8s.
         inputs: the tables of the images and their proposals, the classes, and the options for predicting.
         gpu: whether to predict on a GPU.
-        changes: the images by a word that says why they are shown, with their mean IoU by both models. At least one.
+        changes: the images to draw, with their mean IoU under each model. The keys "gained" and "lost" say why the images are
+            shown, and are written above them. There must be at least one image.
 
     Returns:
-        The content of one PNG file, 1,200 px wide.
+        A list with one item: the content of a PNG file, 1,200 px wide.
     """
     from deconvnet.inference.predictor import Predictor
 
@@ -133,10 +136,13 @@ def load_and_draw_changes(
 
 
 def summary_sentence(comparison: Mapping[str, Any]) -> str:
-    """Summarise a comparison in a sentence, with the interval of the rise.
+    """Summarise the comparison of two models in a sentence for the report.
 
     Args:
         comparison: the content of `against_champion.json`.
+
+    Returns:
+        A sentence with the mean IoU of both models, its rise and the 90 % interval of the rise.
     """
     before, after = (percent(comparison["mean_iou"][name]) for name in ("champion", "challenger"))
     rise, lower, upper = (f"{100 * comparison[name]:+.1f}" for name in ("rise", "lower", "upper"))
@@ -153,8 +159,8 @@ def class_changes(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, st
         comparison: the content of `against_champion.json`.
 
     Returns:
-        The name of each class, its IoU by the champion and by the challenger in per cent, and the change in points with its sign.
-        A "–" stands for a missing number.
+        One row of four texts for each class: its name, its IoU in per cent under the champion, its IoU in per cent under the
+        challenger, and the change in points with its sign. A missing number is shown as "–".
     """
     rows = []
     for name, before, after in comparison["classes"]:

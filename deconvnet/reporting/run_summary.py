@@ -212,7 +212,14 @@ def duration(seconds: float) -> str:
 
 
 def _decision(verdict: Mapping[str, Any]) -> str:
-    """Return a sentence about the decision on a new model, from the summary of the stage `verdict`; "" if that is empty."""
+    """Return a sentence that says whether the new model was promoted, and why.
+
+    Args:
+        verdict: the summary that the stage `verdict` stored, with `version`, `promoted` and `why`; {} if there is none.
+
+    Returns:
+        The sentence; "" if `verdict` is empty.
+    """
     if not verdict:
         return ""
     return f"Version {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}."

@@ -219,13 +219,13 @@ def _describe_overlaps(usable: Sequence[ImageStatistics], imported: Mapping[str,
 
 
 def _loss_table(imported: Mapping[str, Any]) -> str:
-    """Make the Markdown table of the annotations that became void or were left out, by class and reason.
+    """Make the Markdown table of the annotations that the import turned into void or left out.
 
     Args:
-        imported: content of import.json.
+        imported: content of import.json, in which the import recorded these losses.
 
     Returns:
-        A sentence with their number, and the table.
+        Markdown text: a sentence with the number of lost annotations, and a table with a row for each class and reason.
     """
     losses = imported["losses"]
     count, total = sum(each["annotations"] for each in losses), max(imported["annotations"], 1)
