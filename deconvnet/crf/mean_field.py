@@ -61,8 +61,9 @@ def dense_crf(
     """Refine the class probabilities of an image so that nearby pixels of similar colour tend to get the same class.
 
     This is the fully connected CRF of Krähenbühl and Koltun (NIPS 2011). The default parameters are those released with DeconvNet
-    (Noh et al., ICCV 2015). To save time, classes that are unlikely to become the most probable one of any pixel are removed,
-    before the first iteration (see MIN_PEAK) and between iterations (see `_pruning_threshold`). Their result is 0.
+    (Noh et al., ICCV 2015). To save time, a class is removed if it is unlikely to become the most probable class of any pixel.
+    This happens before the first iteration (see MIN_PEAK) and between iterations (see `_pruning_threshold`). The result of a
+    removed class is 0 in all pixels.
 
     Args:
         image: uint8 array (H, W, 3), RGB.

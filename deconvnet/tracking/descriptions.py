@@ -280,7 +280,7 @@ mlflow models serve -m {uri} --env-manager local --port 5001
 
 
 def _version_table(tags: Mapping[str, str]) -> list[str]:
-    """Format the results of one version as a Markdown table, in the order of the DeconvNet paper (Noh et al., ICCV 2015).
+    """Format the results of one version as a Markdown table, with rows in the order of Noh et al. (ICCV 2015, DeconvNet).
 
     Args:
         tags: tags of the version by name, including the tags that `result_tags` makes.

@@ -158,7 +158,7 @@ def promote(
         if foreign:
             decision = Decision(False, f"{decision.reason}; but {model.refusal(foreign)}: choose another tracking.model_name")
         elif current in (None, champion, challenger):
-            # A later holder's decision is found by this tag, even if an earlier holder goes on writing.
+            # By this tag, `_move_champion` finds the decision of the lock's latest holder, even if an earlier holder still writes.
             client.set_model_version_tag(model.name, str(challenger), f"{_FENCE}{lock.fence}", str(new))
             current = _move_champion(client, model, current, new, lock)
         if current != new and not foreign:

@@ -24,7 +24,7 @@ class ReportForwarder(ray.train.UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Put rank 0's metrics, if it reported any, into the driver's message queue.
+        """Put the metrics of rank 0 into the message queue of the driver, the process that started the training.
 
         Ray Train's controller calls this after every `ray.train.report`.
 

@@ -65,7 +65,8 @@ def train_on_ray(
         job: description of the training stage.
         cluster: settings with the labels of the nodes on which workers may run. None for any node.
         callbacks: Ray Train callbacks, which run in the controller process. They must not raise errors.
-        should_stop: called regularly in the driver. If it returns True, the workers save a checkpoint and stop.
+        should_stop: function that is called regularly in this process. If it returns True, the workers save a checkpoint and
+            stop.
 
     Returns:
         The results by name: "steps" and "epochs" done, and on the dev examples "dev_mean_iou" (0–1, of the final network) and

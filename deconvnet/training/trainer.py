@@ -72,7 +72,7 @@ class Trainer:
             model: the network, which is trained in place. All ranks start from the weights of rank 0.
             settings: settings of the training stage.
             loader: source of this rank's batches.
-            seed: seed for dropout.
+            seed: seed of the random numbers for dropout.
             dev: source of this rank's dev examples, which are evaluated after each epoch. None: no evaluation.
             device: device to compute on.
             bf16: whether to compute the network in bfloat16. The weights and the loss stay in float32.

@@ -17,9 +17,9 @@ def load_trained_weights(
 ) -> tuple[str, ...]:
     """Load the weights of a trained model into a network. The network is changed in place.
 
-    The weights of the score layers and of FCN-8s's upsampling layers depend on the classes. They are taken over for classes
-    that are both old and new. For other new classes, the network's current weights are kept. All other weights are taken over
-    unchanged.
+    The score layers (which compute the scores of the classes) and FCN-8s's upsampling layers have separate weights for each
+    class. These weights are copied for classes that both models have. For the other classes of the network, its current weights
+    are kept. The weights of all other layers are copied unchanged.
 
     Args:
         model: a network for the classes `new_classes`.
@@ -29,7 +29,7 @@ def load_trained_weights(
         convention: format of the input pixels of the trained model, "caffe" or "torchvision".
 
     Returns:
-        Names of the classes whose score weights were taken over.
+        Names of the classes whose weights were copied.
 
     Raises:
         UserError: if the trained model has another architecture, width, input size or format of the input pixels.

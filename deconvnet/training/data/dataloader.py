@@ -203,9 +203,9 @@ class BatchLoader(ABC):
     Every optimiser step uses a global batch, which is divided into one share per rank. The loader makes the share of its rank.
 
     Attributes:
-        plan: the plan of the global batches, made for the current number of ranks.
+        plan: the plan which says what examples each global batch contains, and how they are divided among the ranks.
         rank: rank of the process, from 0.
-        threads: number of threads that read, decode and augment at once.
+        threads: number of threads that read, decode and augment examples in parallel.
     """
 
     plan: BatchPlan
