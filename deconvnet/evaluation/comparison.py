@@ -19,7 +19,7 @@ from infra.errors import UserError
 DECISIVE_RESULT = "edeconvnet_crf"
 """Name of the result by which two models are compared. This result (one of five) is what the registered model predicts."""
 IMAGE_CONFUSIONS = "image_confusions.npz"
-"""Name of the report's file with the confusion matrix of each image, by the decisive result."""
+"""Name of the report's file with the confusion matrix of each image, computed from the masks of `DECISIVE_RESULT`."""
 _TAIL = 0.05  # share of the draws that lie below the interval; the same share lies above it
 _Z = 1.6449  # 95 % quantile of the standard normal distribution
 

@@ -85,11 +85,14 @@ class _PartWriter:
     threads: int
 
     def __call__(self, index: int, tasks: Sequence[Task]) -> tables.Part:
-        """Predict the images of one part, write the part, and return its summary.
+        """Predict the images of one part (Parquet file) of the table `predictions`, and write the part.
 
         Args:
-            index: index of the part.
-            tasks: the images of the part, with what to do with each.
+            index: number of the part in the table, from 0.
+            tasks: one task for each image of the part. It says whether to predict the image and to draw an overlay.
+
+        Returns:
+            The summary of the part that was written.
         """
         return tables.write_part(storage.join(self.output, TABLE), self.fingerprint, index, self.rows(tasks), PREDICTIONS)
 
@@ -113,7 +116,7 @@ class _PartWriter:
         The mask and the overlay of an image are written before its row is yielded.
 
         Args:
-            tasks: the images of the part, with what to do with each.
+            tasks: one task for each image of the part. It says whether to predict the image and to draw an overlay.
 
         Yields:
             For each task in order, a dict with the columns of the schema `PREDICTIONS`, or a `Reject` with the reason if the

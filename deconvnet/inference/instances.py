@@ -76,8 +76,9 @@ def segment_instances(
     """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
 
     Each box is enlarged, cropped in the same way as the training crops (`proposals.boxes.crop`), and passed through the network.
-    Its score map is resized to the enlarged box with bilinear interpolation. It is then merged into a canvas (C, H, W), which is
-    an array of scores that starts at 0. So "max" never gives a negative score. The released code of Noh et al. does the same.
+    Its score map is resized to the enlarged box with bilinear interpolation. The score map is then merged into the canvas, an array
+    of scores (C, H, W) that is 0 at first. So no score is negative if the maps are merged with "max". The released code of
+    Noh et al. (ICCV 2015) does the same.
 
     Pixels that no enlarged box covers get the score log(C - 1) for the background and 0 for every other class. The softmax then
     gives the background a probability of one half. So DeconvNet predicts the background there, but the ensemble with FCN-8s or

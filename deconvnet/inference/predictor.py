@@ -148,7 +148,7 @@ class Predictor:
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
-            results: names from `RESULTS`, such as "deconvnet". Only these results, and those that they depend on, are computed.
+            results: names from `RESULTS`, such as "deconvnet". Only these results, and results that they depend on, are computed.
             on_box: function called after DeconvNet's scores of each box have been merged, with the number of boxes so far and the
                 scores of the image, see `instances.OnBox`; None for none.
 

@@ -58,7 +58,8 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
 
     Returns:
         The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`,
-        `image_confusions.npz`, `results.md` and `results.json`. If they are written in this order, a report that has `results.json` is complete.
+        `image_confusions.npz`, `results.md` and `results.json`. The files should be written in this order. Then a report is
+        complete if it has `results.json`.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
     return {

@@ -97,8 +97,8 @@ def image_grid(
     Args:
         cells: rows of images, uint8 (H, W, 3), RGB, and masks of class ids, uint8 (H, W). None leaves a cell empty. All rows
             have the same length.
-        titles: for each row, the texts above it. They are spread evenly over the width, and their number may differ from that of
-            the columns.
+        titles: for each row, the texts above it. The texts of a row are spread evenly over its width. A row may have more or
+            fewer texts than columns.
         classes: class names, ordered by id.
         heads: headings of the columns; empty for none.
 

@@ -22,10 +22,11 @@ class ComparisonRow:
     Attributes:
         image: uint8 (H, W, 3), RGB.
         truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
-        masks: predicted class ids, uint8 (H, W), by name. This is the name of a result, such as "edeconvnet_crf", or of a model.
+        masks: predicted class ids, uint8 (H, W), by name of the mask. The name is a result's, such as "edeconvnet_crf", or a
+            model's, such as "champion".
         title: text above the image.
-        mean_iou: mean IoU of this image alone by name of the mask, 0 to 1, shown above the masks. Nothing is shown above a mask whose
-            value is None or missing.
+        mean_iou: mean IoU of each mask on this image alone, 0 to 1, by name of the mask. Each value is shown above its mask.
+            Nothing is shown above a mask whose value is None or missing.
     """
 
     image: np.ndarray
@@ -41,7 +42,8 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str], columns: M
     Args:
         rows: the images, from top to bottom.
         classes: class names, ordered by id.
-        columns: the headings of the masks by their names, from left to right. None for the results `COMPARED`.
+        columns: a dict from the name of a mask (see `ComparisonRow.masks`) to the heading of its column, from left to right. None
+            for the four results `COMPARED`: FCN-8s, DeconvNet, their ensemble, and their ensemble with CRF.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -61,12 +63,15 @@ def _score(mean_iou: float | None) -> str:
 
 
 def _in_rows(items: Sequence[T], columns: int, empty: T) -> list[list[T]]:
-    """Divide items into rows of equal length. The last row is filled up.
+    """Divide a list of items into rows of equal length.
 
     Args:
-        items: the items, row by row.
+        items: the items, in the order of the rows.
         columns: number of items in a row.
-        empty: the item that fills up the last row.
+        empty: the value that fills the empty places of the last row.
+
+    Returns:
+        The rows, from top to bottom.
     """
     filled = [*items, *[empty] * (-len(items) % columns)]
     return [filled[start : start + columns] for start in range(0, len(filled), columns)]
@@ -76,8 +81,8 @@ def example_crops(crops: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: 
     """Draw training crops beside their masks, four in a row.
 
     Args:
-        crops: a text, a crop and its mask for each example. A crop is uint8 (S, S, 3), RGB. A mask holds class ids, uint8
-            (S, S), where 255 is void.
+        crops: for each crop, the text above it, the crop and its mask. A crop is uint8 (S, S, 3), RGB. A mask holds class ids,
+            uint8 (S, S), where 255 is void.
         classes: class names, ordered by id.
 
     Returns:

@@ -21,9 +21,9 @@ def report_proposals(
 ) -> tuple[Recall, dict[str, bytes]] | None:
     """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
-    No file is written. An object counts if the area of its bounding box is at least 2,000 px² (`recall.MIN_AREA`), or at least
-    twice the smallest area of a proposal (`settings.min_box_area`) if that is less. Proposals in small images are usually allowed
-    to be smaller, so their smaller objects should be found, too.
+    No file is written. An object counts if its bounding box is large enough. The smallest area is 2,000 px² (`recall.MIN_AREA`) or
+    twice the smallest area of a proposal (`settings.min_box_area`), whichever is less. The second limit is for data sets of small
+    images: small proposals are usually allowed there, so small objects should be found too.
 
     Args:
         images_uri: URI of the table `images`.

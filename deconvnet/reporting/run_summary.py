@@ -96,8 +96,8 @@ class RunSummary:
     Attributes:
         title: heading of the report.
         workspace: URI of the workspace, which is the folder of all files of the run.
-        results: the metrics of the five results, which are the content of `report/results.json`. A result is a way of predicting:
-            FCN-8s, DeconvNet or their ensemble, the last two with or without CRF.
+        results: the content of `report/results.json`, which has the metrics of the five results. A result is a way of predicting:
+            with FCN-8s, with DeconvNet or with their ensemble; for DeconvNet and the ensemble, with or without CRF.
         figures: contents of the PNGs in the folder `report/`, by file name without suffix.
         splits: number of images by name of the split, such as "train".
         digest: digest of all images and masks; "" if unknown.

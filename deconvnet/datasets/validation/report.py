@@ -151,7 +151,7 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], prop
 
 
 def _object_rows(image: ImageStatistics, proposals: EdgeBoxOptions) -> np.ndarray:
-    """Collect the numbers about the objects of an image from which the table of classes is made.
+    """Collect numbers about each object of an image. The table of the classes is made from these numbers.
 
     Args:
         image: measurements of the image.
