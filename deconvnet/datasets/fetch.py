@@ -179,9 +179,9 @@ def _download_rest(url: str, part: Path) -> None:
 
 
 def unpack(archive: Path, top: str, to: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-    """Unpack one folder of a tar archive to a new folder, which appears only when it is complete.
+    """Unpack one folder of a tar archive to a new folder.
 
-    Progress is shown on stderr.
+    The new folder appears only when all its files are unpacked. Progress is shown on stderr.
 
     Args:
         archive: path of the archive.

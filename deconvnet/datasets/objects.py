@@ -15,8 +15,8 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
     """Make an object mask in which every annotated pixel belongs to an object, and every object has one class.
 
     * Background and void are taken from the class mask. Pixels that are void in the given object mask become void too.
-    * An object id that covers several classes is split. The class with most of its pixels keeps the id (on a tie, the class with
-      the lowest id). Each other class gets a new id after the highest one.
+    * An object id whose pixels have several classes is split. The class with most of these pixels keeps the object id; on a tie,
+      it is the class with the lowest class id. The pixels of each other class get a new object id, above the highest one in use.
     * Annotated pixels without an object id are grouped into 8-connected regions of one class. Each region becomes an object.
 
     Args:

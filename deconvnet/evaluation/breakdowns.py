@@ -40,8 +40,9 @@ def object_ious(
         predictions: the R masks of predicted class ids, uint8 (H, W), by result name.
 
     Returns:
-        Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` (4) pixels wide and high. The first is the
-        share of the image's pixels that each object covers, float64 (M,). The second is its IoU in each mask, float64 (R, M).
+        Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` (4) pixels wide and high. The first has the
+        share of the image's pixels that each object covers, float64 (M,). The second has the IoU of each object in each of the R
+        masks, float64 (R, M).
 
     Raises:
         ValueError: if a mask has another dtype or shape, or their sizes differ.
@@ -84,7 +85,7 @@ class Breakdowns:
 
         Args:
             results: names of the results that are measured, such as "deconvnet".
-            counts: numbers of proposals (boxes) from which DeconvNet's mask is predicted and measured.
+            counts: numbers of proposals (boxes). For each number k, the mask that DeconvNet predicts from k boxes is measured.
             num_classes: number of classes, including the background.
         """
         self.results, self.counts = tuple(results), tuple(counts)

@@ -41,7 +41,7 @@ class EdgeReport:
 
     Attributes:
         metrics: metrics of the newly trained detector, by their name in MLflow. For example, "bsds.ods" is the F-measure on the
-            data set BSDS500 with the one best threshold for all images.
+            data set BSDS500 if all images use the same threshold, the best one.
         files: contents by file name: edges.json (metrics), edges.md (tables of all detectors' metrics) and, if boxes were measured, edges.png
             (chart).
     """

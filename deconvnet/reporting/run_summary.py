@@ -111,7 +111,7 @@ class RunSummary:
         decision: the sentence that says why the new model was promoted or not; "" if it was not compared.
         settings: the settings of the run as JSON values, without secrets.
         code: version of the code that ran.
-        when: time when this summary was made, in UTC.
+        when: time at which this summary was made, in UTC.
     """
 
     title: str

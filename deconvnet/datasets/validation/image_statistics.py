@@ -67,12 +67,12 @@ class ImageStatistics:
         return self.objects[:, 1] / max(self.width * self.height, 1)
 
     def unfindable(self, proposals: EdgeBoxOptions) -> np.ndarray:
-        """Tell which objects have a bounding box that is smaller than any region proposal.
+        """Find the objects whose bounding box is smaller than the smallest region proposal.
 
         Region proposals are the boxes that EdgeBox finds in an image as likely objects.
 
         Args:
-            proposals: options of EdgeBox, for the size of the image that is searched and of the smallest box.
+            proposals: options of EdgeBox. They give the size to which large images are reduced, and the smallest area of a box.
 
         Returns:
             bool array (N,), in the order of `objects`, True for objects that are too small.
