@@ -1,7 +1,7 @@
 """Reading data sets in CVAT's XML format, "CVAT for images 1.1" (https://docs.cvat.ai/docs/other/xml_format).
 
 Polygons, masks and ellipses are read, and rectangles if the user wants them as objects. Shapes of an image with one label and one
-group_id form an object. Where shapes of a file have different z_order, the higher lies on top.
+group_id form an object. If shapes of a file differ in z_order, the shape with the higher z_order lies on top.
 """
 
 from collections import Counter
@@ -106,10 +106,10 @@ def _labels(document: Element) -> list[str]:
 
 
 def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
-    """Convert the shapes of an image.
+    """Convert the XML entries of one image to shapes.
 
     Args:
-        image: the entry of the image.
+        image: the XML element of the image; its child elements are the shapes.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` applies.
 

@@ -1,6 +1,6 @@
 """Reading tables of run lengths as in Kaggle's competitions: a CSV file with a line for each object, or for each class of an image.
 
-One column names the image, one has the run lengths, and one may have the class. Run lengths are pairs of a start and a length, as
+One column names the image, one has the run lengths, and a third may have the class. Run lengths are pairs of a start and a length, as
 `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A line without run
 lengths says that the image has no object of its class.
 """
@@ -65,7 +65,7 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
         The data set. If `rules.classes` is empty, its classes are all those in the tables, in the order of their numbers or names.
 
     Raises:
-        UserError: if a file is no such table, or the classes can't be chosen.
+        UserError: if a file is not a table of run lengths, or the classes can't be chosen.
     """
     tables = [_read_table(source.annotations, rules) for source in sources]
     labels = {line.label for table, _ in tables for lines in table.values() for line in lines if line.label}
@@ -142,10 +142,10 @@ def _read_table(file: str, rules: ImportRules) -> tuple[dict[str, list[_Line]], 
 
 
 def _convert(lines: Sequence[_Line], order: str, ids: Mapping[str, int]) -> shapes.ImageAnnotations:
-    """Convert the lines of an image.
+    """Convert the table lines of one image to shapes.
 
     Args:
-        lines: the lines.
+        lines: all lines of the table that belong to the image.
         order: how the pixels are counted: "columns" or "rows".
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
 
@@ -173,7 +173,7 @@ def _outline(text: str, order: str) -> shapes.Outline:
         order: how the pixels are counted: "columns" or "rows".
 
     Returns:
-        The outline. It raises BadInput when it is drawn if the run lengths don't fit the image.
+        The outline. If the run lengths don't fit the image, BadInput is raised later, when the outline is drawn.
 
     Raises:
         BadInput: if the run lengths are malformed.

@@ -1,7 +1,7 @@
 """Reading the masks that Label Studio exports of brush labels ("Brush labels to PNG"): one file for each label of an image.
 
 A file is called task-1-annotation-2-by-3-tag-Cat-0.png: the task, the annotation, who made it, the name of the labelling control,
-the label, and the number of the region. It is not 0 where the region is. Which image a task belongs to is in the JSON export of the
+the label, and the number of the region. Its pixels are not 0 where the region is. The image of each task is stated in the JSON export of the
 project, which must lie in the folder of the masks or in the one above it. Without it, the images must be named by the tasks: 1.jpg.
 """
 
@@ -138,14 +138,14 @@ def _read_tasks(folder: str, encoding: str | None) -> list[dict[str, Any]]:
 
 
 def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what was labelled in a task, of all of its annotations."""
+    """Return the labelling results of a task, such as brush strokes and polygons, collected from all of its annotations."""
     annotations = task.get("annotations") or task.get("completions")
     results = [each.get("result") for each in annotations if isinstance(each, dict)] if isinstance(annotations, list) else []
     return [result for same in results if isinstance(same, list) for result in same if isinstance(result, dict)]
 
 
 def _unpainted(task: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the kind and the label of each shape in a task that is no brush stroke, such as ("polygon", "Cat")."""
+    """Return the kind and the label of each shape in a task that was not painted with the brush, such as ("polygon", "Cat")."""
     found = []
     for result in _results(task):
         kind, value = str(result.get("type")), result.get("value")
@@ -203,12 +203,12 @@ def _convert(
     ids: Mapping[str, int],
     max_pixels: int,
 ) -> shapes.ImageAnnotations:
-    """Read the masks of an image.
+    """Read the masks of one image as shapes.
 
     Args:
         files: paths or s3:// addresses of the masks.
         label_of: label of each mask.
-        unpainted: kind and label of shapes of which there is no mask, because they were not painted.
+        unpainted: kind and label of the shapes that have no mask, because they were not painted with the brush.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         max_pixels: most pixels that a mask may have.
 

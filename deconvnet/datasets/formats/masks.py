@@ -120,8 +120,8 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
 def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[str, str]:
     """List the masks of a folder.
 
-    A JPEG or GIF beside another mask of the same name is taken for a picture of it, and left out. If there are several others, none
-    is used.
+    A JPEG or GIF beside another mask of the same name is taken for a picture of that mask, and left out. If several other
+    files have one name, none of them is used.
 
     Args:
         dataset: data set whose `rejects` and `notes` tell what is left out.
@@ -241,7 +241,7 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
 def _describe_palettes(masks: Mapping[str, MaskValues]) -> str:
     """Describe the first id that has different colours in the palettes of different masks.
 
-    Programs that order a palette by frequency write such masks; there the colours are the classes, not the ids.
+    Programs that order a palette by frequency write such masks. The classes of such masks are told by the colours, not the ids.
 
     Args:
         masks: the values that occur in each mask, by the address of its file.
@@ -259,7 +259,7 @@ def _describe_palettes(masks: Mapping[str, MaskValues]) -> str:
 
 
 def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> Evidence | None:
-    """Find out by the size of a mask how its image was turned when it was annotated.
+    """Compare the sizes of a mask and its image to find out whether the image was annotated as stored or as displayed.
 
     Args:
         index: images of the source.
@@ -268,10 +268,10 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
         rules: rules that the user chose; `max_pixels` applies.
 
     Returns:
-        The evidence; None if the image is displayed as it is stored.
+        The evidence for one of the two; None if the image is displayed as it is stored.
 
     Raises:
-        BadInput: if the image or the mask can't be used, or the mask has not the size of the image.
+        BadInput: if the image or the mask can't be used, or they differ in size.
     """
     image = index.read(name)
     if not is_turned(image):
@@ -290,7 +290,7 @@ def _load(
         name: path of the image in the source's folder.
         mask_uri: path or s3:// address of the mask.
         table: class of each mask value.
-        chooser: chooses how images with EXIF orientation were annotated.
+        chooser: decides whether images with an EXIF orientation were annotated as stored or as displayed.
         rules: rules that the user chose; `unknown_void` and `max_pixels` apply.
 
     Returns:

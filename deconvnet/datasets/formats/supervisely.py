@@ -36,7 +36,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
     """Read one or two Supervisely projects as one data set.
 
     Args:
-        sources: folders of projects, or of data sets of them; each with its folder of images, which may be the same folder.
+        sources: each a folder of a project or of one of its data sets, and a folder of images, which may be the same folder.
         rules: rules that the user chose. `boxes_void` and those of all formats with shapes apply.
 
     Returns:
@@ -151,7 +151,7 @@ def _find_image(index: ImageIndex, images: Mapping[str, str], name: str) -> str 
 
 
 def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
-    """Read an annotation file.
+    """Read an annotation file and convert its objects to shapes.
 
     Args:
         uri: path or s3:// address of the file.

@@ -106,7 +106,7 @@ def _find_layout(annotations: str, rules: ImportRules) -> _Layout:
 
 
 def _resolve(folder: str, path: str) -> str:
-    """Return the address of a path that is relative to a folder, without "." and ".."; the folder may be at s3://."""
+    """Return the address of a path that is relative to a folder (a path or s3:// address), with "." and ".." resolved."""
     scheme, separator, rest = posixpath.join(folder, path.replace("\\", "/")).rpartition("://")
     return scheme + separator + posixpath.normpath(rest)
 
@@ -148,15 +148,15 @@ def _read_names(file: str, rules: ImportRules) -> _Layout:
 
 
 def _split_of_images(layout: _Layout, names: Mapping[str, str]) -> dict[str, str] | None:
-    """Find the split of each image, as data.yaml says it.
+    """Find the split of each image in data.yaml.
 
     Args:
         layout: the layout of the data set.
-        names: name of each image by its path or s3:// address.
+        names: for the path or s3:// address of each image, its path relative to the folder of images.
 
     Returns:
-        "train", "val" or "test" by name of the image; images of no split are missing. None if a folder or list of train or val is
-        not there.
+        The split ("train", "val" or "test") by path of the image. Images that belong to no split are left out. None if a folder
+        or list that data.yaml names for train or val does not exist.
 
     Raises:
         UserError: if an image is in two splits.
@@ -258,7 +258,7 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
 
 
 def _convert(label: str | None, names: Mapping[int, str], ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
-    """Read the text file of an image.
+    """Read the text file of one image and convert its lines to shapes.
 
     Args:
         label: path or s3:// address of the text file; None if the image has none.
@@ -306,7 +306,7 @@ def _outline(values: Sequence[float], name: str) -> shapes.Outline:
         name: name of the line for error messages.
 
     Raises:
-        BadInput: if the numbers are neither.
+        BadInput: if the numbers are neither a polygon nor a box.
     """
     if len(values) % 2 or len(values) < 4:
         raise BadInput(f"{name} has {len(values)} numbers after the class; a polygon has an even number, at least 6, and a box 4")
