@@ -1,8 +1,8 @@
 """Reading data sets in COCO's JSON format (https://cocodataset.org/#format-data).
 
-Polygons, run lengths (compressed or not) and crowds (regions in which objects are not told apart) are read. Category ids may be any integers. If an annotation has a box but no
-outline, all pixels in its box become void, because it is not known which of them belong to the object. The user may want them to be
-objects all the same.
+Polygons, run lengths (compressed or not) and crowds (regions in which objects are not told apart) are read. Category
+ids may be any integers. If an annotation has a box but no outline, all pixels in its box become void, because it is not known
+which of them belong to the object. The user can choose that boxes become objects instead.
 """
 
 from collections import Counter, defaultdict

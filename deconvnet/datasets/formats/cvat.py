@@ -113,6 +113,9 @@ def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shap
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` applies.
 
+    Returns:
+        The shapes of the image with their class ids.
+
     Raises:
         BadInput: if a shape is malformed.
     """

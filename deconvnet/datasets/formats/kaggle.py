@@ -149,6 +149,9 @@ def _convert(lines: Sequence[_Line], order: str, ids: Mapping[str, int]) -> shap
         order: how the pixels are counted: "columns" or "rows".
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
 
+    Returns:
+        The shapes of the image with their class ids.
+
     Raises:
         BadInput: if run lengths are malformed.
     """

@@ -1,8 +1,9 @@
 """Reading the masks that Label Studio exports of brush labels ("Brush labels to PNG"): one file for each label of an image.
 
 A file is called task-1-annotation-2-by-3-tag-Cat-0.png: the task, the annotation, who made it, the name of the labelling control,
-the label, and the number of the region. Its pixels are not 0 where the region is. The image of each task is stated in the JSON export of the
-project, which must lie in the folder of the masks or in the one above it. Without it, the images must be named by the tasks: 1.jpg.
+the label, and the number of the region. Its pixels are not 0 where the region is. The JSON export of the project states
+the image of each task. The export must lie in the folder of the masks or in the one above it. Without an export, each image must
+be named by the number of its task: 1.jpg.
 """
 
 import re
@@ -211,6 +212,9 @@ def _convert(
         unpainted: kind and label of the shapes that have no mask, because they were not painted with the brush.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         max_pixels: most pixels that a mask may have.
+
+    Returns:
+        The shapes of the image with their class ids.
 
     Raises:
         BadInput: if a mask can't be decoded.

@@ -1,8 +1,9 @@
 """Reading data sets in LabelMe's format: one JSON file for each image (https://github.com/wkentaro/labelme).
 
-Polygons, rectangles, rotated rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes with the same label
-and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The image is the file that
-imagePath names, in the folder of images, or else it is embedded in the JSON file as imageData.
+Polygons, rectangles, rotated rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes
+with the same label and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The image
+is the file that imagePath names in the folder of images. If there is no such file, the image embedded in the JSON file as
+imageData is used.
 """
 
 import base64
@@ -150,23 +151,23 @@ def _label_of(shape: Mapping[str, Any]) -> str:
 
 
 def _kind_of(shape: Mapping[str, Any]) -> str:
-    """Return the type of a LabelMe shape, such as "polygon", which is also that of shapes without a type."""
+    """Return the type of a LabelMe shape, such as "polygon". A shape without a type is a polygon."""
     return str(shape.get("shape_type") or "polygon")
 
 
 def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Find the image files of the LabelMe files of a folder.
 
-    An imagePath is relative to the folder of its LabelMe file. If there is no such image, one of the same file name is taken that lies
-    in the folder of images where the LabelMe file lies in the folder of annotations.
+    An imagePath is relative to the folder of its LabelMe file. If no image is there, an image with the same file name is
+    used instead, if its place in the folder of images is that of the LabelMe file in the folder of annotations.
 
     Args:
         index: images of the source.
         image_paths: imagePath by the path of the LabelMe file, relative to the folder of annotations; empty if it has none.
 
     Returns:
-        The path of the image in the folder of images, by path of the LabelMe file. Files whose image was not found are missing.
-        And sentences for the user about images that were found by their file name alone.
+        The path of the image in the folder of images, by path of the LabelMe file. LabelMe files without an image
+        are left out. The second value is a list of sentences for the user about images that were found by their file name alone.
     """
     listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
     found, _, notes = index.find_all(str(path) for path in listed.values())
@@ -180,14 +181,15 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dic
 
 
 def _find_rival(index: ImageIndex | None, name: str, image: str | None) -> str | None:
-    """Find the image of the same name as a LabelMe file, if it is another one than that of its imagePath.
+    """Find an image that has the name of a LabelMe file, but is not the image that its imagePath names.
 
-    LabelMe gives its files the names of their images. So if there is such an image, imagePath may be that of an earlier name.
+    LabelMe gives its files the names of their images. So if there is such an image, imagePath may be out of date, because the
+    files were renamed.
 
     Args:
         index: images of the source; None if it has none.
         name: path of the LabelMe file, relative to the folder of annotations.
-        image: path of the image of its imagePath in the folder of images; None if it was not found.
+        image: path, in the folder of images, of the image that imagePath names; None if it was not found.
 
     Returns:
         The path of the other image in the folder of images; None if there is none.
@@ -208,7 +210,7 @@ class _File:
         image_path: value of imagePath in the file.
         index: images of the source; None if the source has no image files, so that the image must be embedded.
         image: path of its image in the source's folder; None if there is no such file.
-        rival: path of another image there, which has the name of the LabelMe file; None if there is none.
+        rival: path of another image in this folder that has the name of the LabelMe file; None if there is none.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
     """
@@ -228,7 +230,7 @@ class _File:
             The bytes of the image, and a file name with the suffix of its format.
 
         Raises:
-            BadInput: if neither can be used, or it is not clear whether the image is that of imagePath or `rival`.
+            BadInput: if neither can be used, or it is not clear whether imagePath or `rival` names the right image.
         """
         text = _read_document(self.uri, self.encoding).get("imageData")
         if not self.index or not self.image:

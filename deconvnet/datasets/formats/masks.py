@@ -271,7 +271,8 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
         The evidence for one of the two; None if the image is displayed as it is stored.
 
     Raises:
-        BadInput: if the image or the mask can't be used, or they differ in size.
+        BadInput: if the image or the mask can't be used, or the mask has the size of the image neither as stored nor
+            as displayed.
     """
     image = index.read(name)
     if not is_turned(image):

@@ -158,6 +158,9 @@ def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.Ima
         ids: class id by class name; 255 (void) or 0 (background) for classes that are not imported.
         rules: rules that the user chose; `boxes_void` and `encoding` apply.
 
+    Returns:
+        The shapes of the image with their class ids.
+
     Raises:
         BadInput: if the file or an object is malformed.
     """

@@ -78,6 +78,9 @@ def _find_layout(annotations: str, rules: ImportRules) -> _Layout:
             in its folder labels, and in the two folders above it, as for labels/train.
         rules: rules that the user chose; `classes` are the names if there is no file of names.
 
+    Returns:
+        The class names, and the splits if data.yaml names any.
+
     Raises:
         UserError: if there are no class names, or the file of names can't be read.
     """
@@ -117,6 +120,9 @@ def _read_names(file: str, rules: ImportRules) -> _Layout:
     Args:
         file: path or s3:// address of data.yaml, classes.txt or obj.names.
         rules: rules that the user chose; `encoding` applies.
+
+    Returns:
+        The class names, and the splits if the file is a data.yaml.
 
     Raises:
         UserError: if the file can't be read or has no class names.
@@ -304,6 +310,9 @@ def _outline(values: Sequence[float], name: str) -> shapes.Outline:
         values: x, y, x, y, … of the corners of a polygon, or x, y of the centre of a box and its width and height. They are shares
             of the width and height of the image.
         name: name of the line for error messages.
+
+    Returns:
+        The outline.
 
     Raises:
         BadInput: if the numbers are neither a polygon nor a box.
