@@ -173,7 +173,8 @@ def _image_key(value: Any) -> Any:
         value: the id, which should be a whole number or text, but may be anything in a malformed file.
 
     Returns:
-        The number, also if it is written as text; other text as it is. None if there is no id. The text of any other value.
+        An integer if the id is a whole number, even one written as text. Other text is returned unchanged. None if there is no id.
+        Any other value is converted to text.
     """
     try:
         return as_int(value, "id")
@@ -220,7 +221,18 @@ class _Converter:
         return shapes.ImageAnnotations((image.get("width"), image.get("height")), converted)
 
     def _convert_one(self, name: str, annotation: Mapping[str, Any]) -> shapes.Annotation:
-        """Convert one annotation, which is given with its name for messages. Raises BadInput if it is malformed."""
+        """Convert one annotation of a COCO file.
+
+        Args:
+            name: name of the annotation for error messages.
+            annotation: entry of the annotation in the COCO file.
+
+        Returns:
+            The annotation with its class id, and its outline if it has one.
+
+        Raises:
+            BadInput: if the annotation is malformed.
+        """
         try:
             label = self.names[as_int(annotation.get("category_id"), "category_id")]
         except (BadInput, KeyError):

@@ -41,7 +41,7 @@ class _Line:
     """A line of the table.
 
     Attributes:
-        name: its name for messages, such as "line 7".
+        name: name of the line for error messages, such as "line 7".
         label: name of the class.
         runs: run lengths; "" if the image has no object of the class.
         size: width and height of the image as text; None if the table does not state them.

@@ -135,7 +135,7 @@ def _find_image(index: ImageIndex, images: Mapping[str, str], name: str) -> str 
 
     Args:
         index: images of the source.
-        images: their paths, by the path with accented letters in Unicode's composed form.
+        images: path of each image, by the same path with accented letters in Unicode's composed form.
         name: path of the annotation file relative to the folder of annotations.
 
     Returns:

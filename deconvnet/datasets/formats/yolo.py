@@ -247,10 +247,11 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
         names: paths of the images relative to their folder.
         images: path or s3:// address of this folder.
         files: paths or s3:// addresses of the text files.
-        texts: folder of the text files.
+        texts: path or s3:// address of the folder of the text files.
 
     Returns:
-        The text files by name of the image. There should be one; images without any are missing.
+        A list of text files for each image, by the path of the image. It should have one file. Images without a text file are left
+        out.
     """
     by_spelling = {normalise(file): file for file in files}
     found: dict[str, list[str]] = {}
