@@ -126,7 +126,9 @@ def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
 
 
 def decode_alpha(data: bytes, max_pixels: int | None = None) -> np.ndarray | None:
-    """Decode the transparency of an image as it should be displayed: its alpha channel, or that of its colours or palette.
+    """Decode the transparency of an image, with its EXIF orientation applied.
+
+    A file stores transparency as an alpha channel, as the alpha of each colour of its palette, or as one transparent colour.
 
     Args:
         data: content of the file.

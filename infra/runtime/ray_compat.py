@@ -52,7 +52,7 @@ class Elastic(ElasticScalingPolicy):
     """
 
     def __init__(self, scaling_config: ray.train.ScalingConfig, queue: Any) -> None:
-        """Store the arguments.
+        """Create a policy that reports the number of workers. It sends nothing yet.
 
         Args:
             scaling_config: smallest and largest number of workers, and the resources and node labels of each.

@@ -44,7 +44,7 @@ class StopFlag:
     """
 
     def __init__(self, queue: Any) -> None:
-        """Send the first question to the queue actor, without waiting for the answer.
+        """Ask the queue actor for the next reports for the first time, without waiting for its answer.
 
         Args:
             queue: handle of a `ReportQueue` actor.

@@ -229,8 +229,8 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
 def _process_is_gone(record: LockRecord) -> bool:
     """Return whether the process that holds a lock has certainly ended, so that its lock can be taken over at once.
 
-    Nothing is certain of a process under another kernel: two containers may have the same host name, and a machine that was
-    started again can't be told from them. Its lock is waited for.
+    The answer is False if the holder ran under another kernel than this process. It may run in a container of the same host
+    name, or it may have ended because the machine was started again. Both look the same from here, so the lock has to expire.
     """
     if not (record.kernel and record.started) or (record.host, record.kernel) != (socket.gethostname(), _kernel()):
         return False

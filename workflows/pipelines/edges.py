@@ -78,7 +78,9 @@ class EdgeTraining(BasePipeline):
         ]
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the metrics of the evaluation to the pipeline's run. The run of the stage `measure` already has them.
+        """Log the metrics of the evaluation to the tracker's run of the whole pipeline.
+
+        The stage `measure` has logged the same metrics to its own run before.
 
         Args:
             config: name of the settings file. Not used.

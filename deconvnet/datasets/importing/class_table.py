@@ -324,7 +324,13 @@ def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, 
 
 
 def _list_shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> str:
-    """List the classes of a table for the user, the ten most common first, with their shares of the pixels if masks are given."""
+    """Write a list of the classes of a table for a message to the user, the ten most common first.
+
+    Args:
+        rows: rows of the class table: a class name and its mask value each.
+        masks: the values in each mask, with their numbers of pixels. If there are any, each name is followed by its share of all
+            pixels.
+    """
     shares = _shares(rows, masks)
     names = [f"{name} ({shares[name]:.0%} of the pixels)" if masks else name for name in sorted(shares, key=lambda n: -shares[n])]
     return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

@@ -117,11 +117,12 @@ class NameIndex:
         """Find images by their file names, whatever folders are listed.
 
         Args:
-            names: names from the annotations.
-            found: images that belong to other names, by name.
+            names: names of images from the annotations. Images are searched for these.
+            found: images that were found before, by the name in the annotations. They are not given to another name.
 
         Returns:
-            Path of the image by name, for each name whose file name no other of the names has, and only one image.
+            The path of the image by the name in the annotations. A name is left out if another of the names has the same file
+            name, or if not exactly one image has it.
         """
         sharing: dict[str, list[str]] = defaultdict(list)
         for name in names:
@@ -270,11 +271,11 @@ def read_input(uri: str) -> bytes:
 
 
 def read_text(uri: str, encoding: str | None = None) -> str:
-    """Read a text file in UTF-8, in UTF-16 or UTF-32, or in an encoding that the user named.
+    """Read a text file. Its encoding is UTF-8, UTF-16, UTF-32 or one that the user named.
 
     Args:
         uri: path or s3:// address of the file.
-        encoding: name of the encoding of files that are not in UTF-8, such as "gbk"; None to refuse them.
+        encoding: name of the encoding of files that are in none of the three, such as "gbk". None to refuse such files.
 
     Returns:
         The text, without a byte order mark.

@@ -307,15 +307,15 @@ def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[Tab
 
 
 def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
-    """Make rows of the class names that the user gave by id from 0.
+    """Make the rows of a class table from the option `--classes`, whose names belong to the ids 0, 1, 2 and so on.
 
     Args:
         rules: rules that the user chose; `classes` are the names, and `unknown_void` allows values without a name.
         values: the ids in the masks, in ascending order.
 
     Returns:
-        The rows. If the masks have only 0 and 255, the second of two names is that of 255. A single name is that of the value
-        beside 0.
+        The rows, a class name and its id each. If the masks have only the ids 0 and 255, the second of two names belongs to 255.
+        If there is only one name, it belongs to the one id that is not 0.
 
     Raises:
         UserError: if there are values without a name, or only 0 and 255 for more than two names.
