@@ -70,7 +70,7 @@ class EdgeBoxOptions:
     soft_nms_first: int = 200
 
     def __post_init__(self) -> None:
-        """Check the options, most of which OpenCV takes as they are. The settings have narrower limits, within which all works.
+        """Check that each option is in a range that OpenCV can use. The limits of the settings are narrower.
 
         Raises:
             ValueError: if one is out of range.

@@ -76,7 +76,7 @@ def _check_head(address: str) -> None:
     Addresses in other forms than HOST:PORT are left to Ray, and so are clusters with TLS.
 
     Args:
-        address: address of the cluster, as in RAY_ADDRESS. "auto" stands for that of the Ray running on this machine.
+        address: address of the cluster, as in RAY_ADDRESS. "auto" stands for the Ray that runs on this machine.
 
     Raises:
         ConnectionError: if nothing that speaks gRPC answers in time.
@@ -172,8 +172,9 @@ def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training
 def can_autoscale(settings: ClusterSettings) -> bool:
     """Return whether the cluster may add nodes by itself.
 
-    Unless a setting says so, this is assumed on the head of a cluster that `ray up` started, and on that of a KubeRay cluster
-    with an autoscaler: there KubeRay switches off the monitor process in the command that starts Ray.
+    The setting `cluster.autoscaling` decides if it is given. Otherwise the answer is True on two kinds of heads: that of a cluster
+    started by `ray up`, and that of a KubeRay cluster with an autoscaler. The latter is recognised by the command that starts
+    Ray, in which KubeRay switches off Ray's own monitor process.
 
     Args:
         settings: settings of the cluster.

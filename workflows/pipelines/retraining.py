@@ -91,8 +91,8 @@ class Retraining(Pipeline):
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the champion (the registered model in use) on the val images, and compare the new model with it.
 
-        The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if there is no champion. It contains only the champion's class names if they differ from those of
-        the data.
+        The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if
+        there is no champion. It contains only the champion's class names if they differ from those of the data.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. Not used.

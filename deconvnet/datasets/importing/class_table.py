@@ -247,7 +247,7 @@ def _make_table(
 
 
 def _check_void(masks: Sequence[MaskValues]) -> None:
-    """Check that 255 is void, not the only class of some masks whose values differ from those of the others.
+    """Check that the id 255 is void, and not the only class of some of the masks.
 
     Args:
         masks: the values of some or all masks, which are ids.

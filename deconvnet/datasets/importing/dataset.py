@@ -31,13 +31,14 @@ class ImportRules:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
         background: name of the class that is the background, though it has another name. In masks it may also be the mask value
-            of that class, or "none" if all classes are objects. None if the names tell.
+            of that class, or "none" if all classes are objects. None to recognise the background by its name.
         fold_case: True to make one class of names that differ in upper and lower case alone.
         small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
             the file.
         crowd_void: True turns groups of objects annotated as one (COCO's iscrowd) into void. False makes each group one object.
         boxes_void: True turns boxes without an outline into void. False makes each an object.
-        run_order: "columns" or "rows", along which the pixels of Kaggle's run lengths are counted. None if the table tells.
+        run_order: "columns" or "rows", along which the pixels of Kaggle's run lengths are counted. None to recognise it by the
+            names of the table's columns.
         others_void: True turns classes that are not imported into void. False turns them into background.
         unknown_void: True turns mask values without a class into void. False rejects the image.
         transparent: what transparent pixels of masks become: "background" or "void", or "opaque" if transparency means nothing.
@@ -115,7 +116,7 @@ class AnnotatedImage:
         overlap_pixels: number of pixels that more than one object covers.
         hidden_objects: number of objects that lie wholly under others.
         annotations: number of annotations of classes to import; 0 if it is not known.
-        losses: those of them that become void or are left out.
+        losses: the annotations that become void or are left out, with the reasons.
         remark: phrase about the image that the user should know, such as "is tiny"; the images with the same remark are counted.
     """
 
@@ -273,7 +274,7 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
         joined: True if they were made one class (`ImportRules.fold_case`), False if each remains a class.
 
     Returns:
-        A sentence for the user for each group of such names; none if all names differ in more.
+        One sentence for the user for each group of such names. The list is empty if there is no such group.
     """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):

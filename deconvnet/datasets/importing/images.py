@@ -314,7 +314,7 @@ def read_json(uri: str, encoding: str | None = None) -> Any:
 
 
 def same_image(one: bytes, other: bytes) -> bool:
-    """Tell whether two files hold the same image, of which one may have been compressed again or turned upright.
+    """Return whether two files hold the same image. One of them may have been compressed again or turned upright.
 
     Args:
         one: encoded bytes of an image.

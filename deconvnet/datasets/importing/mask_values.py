@@ -39,7 +39,8 @@ class MaskValues:
             `HIDDEN` or `SOFT`.
         blended: values that look like blends of their neighbours along edges (see `blended_ids`), among them `SOFT`.
         wide: values that fill a square of 3×3 px somewhere.
-        rims: ids that lie one pixel wide between lower and higher ids, if these borders mostly look so (see `_find_rims`).
+        rims: ids that form a border one pixel wide between a lower and a higher id (see `_find_rims`). Resizing with interpolation
+            makes such borders.
         lossy: True if the file's compression changed values (see `is_lossy`).
         palette: colour of each id of a paletted mask, as a number; empty for other masks, and where the palette is only grey levels.
     """

@@ -78,7 +78,7 @@ def weigh_image(
         max_pixels: most pixels that the image may have.
 
     Returns:
-        The evidence.
+        What the stated size, the points and the masks say about how the image was annotated: as stored or as displayed.
 
     Raises:
         BadInput: if the image is unusable, or its annotations fit it neither as stored nor as displayed.
@@ -158,8 +158,9 @@ class FrameChooser:
     def choose(self, evidence: Evidence) -> tuple[Frame, str]:
         """Choose how an image was annotated.
 
-        If its points don't tell, it is as for the images whose points do, and of which the same size is stated. If there are none, the
-        stated size decides. If that does not tell either, as for a square image, it is that of the other images.
+        The points of the image decide first. If they fit both ways, the image is treated like those other images that have the same
+        stated size and whose points decide. If there are no such images, the stated size decides. If it fits both ways too, as for
+        a square image, all other images decide.
 
         Args:
             evidence: evidence of the image.
@@ -170,7 +171,8 @@ class FrameChooser:
                 size is that of the other frame; otherwise "".
 
         Raises:
-            BadInput: if the image does not tell, and the others contradict each other; or if it contradicts nearly all others.
+            BadInput: if the image has no evidence of its own and the others contradict each other, or if its evidence contradicts
+                nearly all others.
         """
         if not evidence.turned:
             return "displayed", ""

@@ -92,7 +92,8 @@ class ImagePainter:
         Args:
             read_image: function that returns the encoded bytes of the image, and its file name, whose suffix tells its format. It may
                 be called more than once, in any thread, and may raise BadInput.
-            read_annotations: function that returns the annotations of the image, of which the same holds.
+            read_annotations: function that returns the annotations of the image. It may also be called more than once, in any
+                thread, and may raise BadInput.
 
         Returns:
             A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't be

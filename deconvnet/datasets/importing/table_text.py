@@ -184,7 +184,7 @@ def _read_columns(lines: Mapping[int, str], columns: _Columns, source: str) -> l
         The rows.
 
     Raises:
-        UserError: if a line has not these columns.
+        UserError: if a line does not have these columns.
     """
     rows = []
     for number, line in lines.items():
@@ -297,7 +297,7 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
 
     Args:
         fields: all fields of the line.
-        names: those of the name.
+        names: the fields that together are the name.
         separator: what separates the fields.
         value_first: True if the name is at the end of the line, False if it is at the beginning.
     """
