@@ -254,7 +254,14 @@ class _Converter:
 
 
 def _is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Tell whether an annotation of a COCO file is a crowd. Raises BadInput if its value of iscrowd is no whole number."""
+    """Return whether an annotation of a COCO file is a crowd, that is, a group of objects annotated as one.
+
+    Args:
+        annotation: the annotation. If it has no value `iscrowd`, it is not a crowd.
+
+    Raises:
+        BadInput: if the value `iscrowd` is not a whole number.
+    """
     return as_int(annotation.get("iscrowd") or 0, "its iscrowd") != 0
 
 
@@ -284,7 +291,13 @@ def _parse_segmentation(value: Any) -> shapes.Outline:
 
 
 def _only_masks_as_crowds(document: Mapping[str, Any]) -> bool:
-    """Tell whether all annotations of a COCO file are crowds with run lengths, as CVAT exports every mask that was painted."""
+    """Return whether all annotations of a COCO file are crowds with run lengths.
+
+    CVAT exports each painted mask as such a crowd, so these are single objects.
+
+    Args:
+        document: content of the COCO file.
+    """
     try:
         return all(_is_crowd(each) and isinstance(each.get("segmentation"), dict) for each in document["annotations"])
     except BadInput:

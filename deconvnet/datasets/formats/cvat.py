@@ -30,7 +30,7 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Args:
         sources: the XML files, or folders with an annotations.xml; and their folders of images.
-        rules: rules that the user chose. `boxes_void` and those of all formats with shapes apply.
+        rules: rules that the user chose, such as `boxes_void`. Those about Kaggle's tables and about folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order.

@@ -58,7 +58,7 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
 
     Args:
         sources: the CSV files, each with its folder of images.
-        rules: rules that the user chose. `run_order` and those of all formats with shapes apply. If a table has no classes,
+        rules: rules that the user chose. Those about folders of masks have no effect. If a table has no classes,
             `classes` may have one name, by default "object".
 
     Returns:

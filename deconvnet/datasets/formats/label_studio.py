@@ -36,7 +36,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose; those of all formats with shapes apply.
+        rules: rules that the user chose. Those about boxes, Kaggle's tables and class tables have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
@@ -95,7 +95,8 @@ def _cut_label(rest: str, controls: Collection[str]) -> str:
 
     Args:
         rest: the part of the name with the annotator, the control and the label, such as "me@x.org-tag-Cat". Each may contain "-".
-        controls: names of the controls that the JSON export has. Without the right one, neither annotator nor control has a "-".
+        controls: names of the controls (labelling tools) in the JSON export. If none of them is in the name, the annotator and the
+            control are assumed to contain no "-".
 
     Returns:
         The label.

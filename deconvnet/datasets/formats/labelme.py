@@ -224,7 +224,7 @@ class _File:
     encoding: str | None
 
     def read_image(self) -> tuple[bytes, str]:
-        """Read the image: its file, or the embedded image if there is no file or it shows something else.
+        """Read the image: its file, or the embedded image if there is no file or the file shows another image.
 
         Returns:
             The bytes of the image, and a file name with the suffix of its format.

@@ -284,7 +284,7 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
 def _load(
     index: ImageIndex, name: str, mask_uri: str, table: ClassTable, chooser: FrameChooser, rules: ImportRules
 ) -> AnnotatedImage:
-    """Load one image and its class mask. Its objects remain unknown.
+    """Load one image and its class mask. No object mask is made.
 
     Args:
         index: images of the source.

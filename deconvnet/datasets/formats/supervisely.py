@@ -37,7 +37,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
 
     Args:
         sources: each a folder of a project or of one of its data sets, and a folder of images, which may be the same folder.
-        rules: rules that the user chose. `boxes_void` and those of all formats with shapes apply.
+        rules: rules that the user chose, such as `boxes_void`. Those about Kaggle's tables and about folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are those of meta.json in their order, then all others.

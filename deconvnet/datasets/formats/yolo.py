@@ -74,8 +74,8 @@ def _find_layout(annotations: str, rules: ImportRules) -> _Layout:
     """Find the class names of a data set and the splits that it names.
 
     Args:
-        annotations: path or s3:// address of data.yaml or classes.txt, or of a folder. The names of a folder are looked for in it,
-            in its folder labels, and in the two folders above it, as for labels/train.
+        annotations: path or s3:// address of data.yaml or classes.txt, or of a folder. In the latter case, the file with the
+            class names is searched for in the folder, in its subfolder `labels`, and in the two folders above it.
         rules: rules that the user chose; `classes` are the names if there is no file of names.
 
     Returns:
