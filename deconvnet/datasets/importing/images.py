@@ -27,7 +27,7 @@ class NameIndex:
     """A list of paths of images, for finding them by the names in annotations or lists.
 
     A name that an annotation file lists may differ in its spelling from the path: in the Unicode form of accented letters, or by
-    percent-encoding. It may also name more or fewer folders. But an image of the same name in another folder is never taken:
+    percent-encoding. It may also name more or fewer folders. But `find` never takes an image of the same name in another folder:
 
     * A name without folders fits any image of that file name, if there is only one.
     * If a folder that the name ends with exists (a/b for x/a/b/1.jpg, or else b), the image must lie directly in it.

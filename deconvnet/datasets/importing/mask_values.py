@@ -316,7 +316,7 @@ def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
 
     Returns:
         The rows, a class name and its id each. If the masks have only the ids 0 and 255, the second of two names belongs to 255.
-        If there is only one name, it belongs to the one id that is not 0.
+        If there is only one name, it belongs to the one other id beside 0, which must be 1 or 255.
 
     Raises:
         UserError: if there are values without a name, or only 0 and 255 for more than two names.

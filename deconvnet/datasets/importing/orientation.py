@@ -171,8 +171,8 @@ class FrameChooser:
                 size is that of the other frame; otherwise "".
 
         Raises:
-            BadInput: if the image has no evidence of its own and the others contradict each other, or if its evidence contradicts
-                nearly all others.
+            BadInput: if the points of the image fit both ways and the images it is compared with contradict each other, or if its
+                points contradict those of nearly all others.
         """
         if not evidence.turned:
             return "displayed", ""
@@ -211,7 +211,7 @@ class FrameChooser:
 
 
 def _most(votes: Counter[Frame]) -> Frame | None:
-    """Return the frame that has the votes; None if there is no vote.
+    """Return the frame (stored or displayed) with most of the votes, or None if there are no votes.
 
     Args:
         votes: number of images that were annotated in each frame.

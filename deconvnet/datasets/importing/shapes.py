@@ -135,7 +135,7 @@ def run_lengths(counts: Any, width: int, height: int) -> Outline:
     """Make an outline from COCO's run lengths of a mask of the whole image.
 
     Args:
-        counts: run lengths, a list or compressed text (see `rle.parse_run_lengths`).
+        counts: run lengths, a list or compressed text (see `regions.parse_run_lengths`).
         width: width of the mask in px.
         height: height of the mask in px.
 
