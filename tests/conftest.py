@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a real Ray, the shared sample images, small images."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell ignores Ctrl-C for what it runs in the background, and child processes inherit this. Tests of Ctrl-C need the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
