@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deconvnet.evaluation.metrics import iou_of_counts
 from infra import storage
 from infra.errors import UserError
 
@@ -110,11 +111,9 @@ def _mean_iou(counts: np.ndarray) -> np.ndarray:
     Returns:
         The mean IoU of each set, float64 (…), 0 to 1. It is nan for a set in which no class occurs.
     """
-    hits, true, predicted = np.moveaxis(counts, -2, 0)
-    union = true + predicted - hits
-    present = union > 0
-    total = np.divide(hits, union, out=np.zeros_like(hits), where=present).sum(-1)
-    number = present.sum(-1)
+    iou = iou_of_counts(*np.moveaxis(counts, -2, 0))
+    present = ~np.isnan(iou)
+    total, number = np.where(present, iou, 0).sum(-1), present.sum(-1)
     return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
 
 

@@ -1,7 +1,7 @@
 """Compute metrics of semantic segmentation from a confusion matrix of pixels, as PASCAL VOC's development kit does."""
 
 from math import isnan
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -81,9 +81,7 @@ class ConfusionMatrix:
         Returns:
             float64 (C,), 0 to 1; nan for a class that occurs neither in the truth nor in the prediction.
         """
-        hits = np.diag(self.matrix).astype(np.float64)
-        union = self.matrix.sum(0) + self.matrix.sum(1) - np.diag(self.matrix)
-        return np.divide(hits, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+        return iou_of_counts(np.diag(self.matrix), self.matrix.sum(1), self.matrix.sum(0))
 
     @property
     def mean_iou(self) -> float:
@@ -96,6 +94,21 @@ class ConfusionMatrix:
         """Compute the share of the counted pixels whose class is predicted correctly, 0 to 1; nan if no pixel is counted."""
         total = int(self.matrix.sum())
         return float(np.trace(self.matrix)) / total if total else float("nan")
+
+
+def iou_of_counts(hits: NDArray[Any], true: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the intersection over union (IoU) from numbers of pixels.
+
+    Args:
+        hits: numbers of correctly predicted pixels, whole numbers in an array of any shape.
+        true: numbers of annotated pixels, of the same shape.
+        predicted: numbers of predicted pixels, of the same shape.
+
+    Returns:
+        float64 array of the same shape, 0 to 1; nan where there is neither an annotated nor a predicted pixel.
+    """
+    union = true + predicted - hits
+    return np.divide(hits.astype(np.float64), union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
 def none_if_nan(value: float) -> float | None:

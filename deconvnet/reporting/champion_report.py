@@ -22,7 +22,7 @@ from deconvnet.evaluation.comparison import (
 from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.reporting import gallery, panels
-from deconvnet.reporting.run_summary import percent
+from deconvnet.reporting.run_summary import percent, signed_points
 from infra import storage
 from infra.runtime.executor import Executor
 
@@ -145,7 +145,7 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
         A sentence with the mean IoU of both models, its rise and the 90 % interval of the rise.
     """
     before, after = (percent(comparison["mean_iou"][name]) for name in ("champion", "challenger"))
-    rise, lower, upper = (f"{100 * comparison[name]:+.1f}" for name in ("rise", "lower", "upper"))
+    rise, lower, upper = (signed_points(comparison[name]) for name in ("rise", "lower", "upper"))
     return (
         f"Mean IoU {after} % against the champion's {before} %: {rise} points "
         f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images)."
@@ -165,5 +165,5 @@ def class_changes(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, st
     rows = []
     for name, before, after in comparison["classes"]:
         rise = _rise((name, before, after))
-        rows.append((name, percent(before), percent(after), "–" if math.isnan(rise) else f"{100 * rise:+.1f}"))
+        rows.append((name, percent(before), percent(after), "–" if math.isnan(rise) else signed_points(rise)))
     return rows

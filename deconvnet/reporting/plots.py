@@ -84,8 +84,8 @@ def draw_training_curves(history: History) -> dict[str, bytes]:
 
     Args:
         history: curves by training stage ("fcn8s", "stage1" or "stage2"), then by metric name. A curve is a pair of equally long
-            lists, the training steps and the metric's values at these steps. The metrics "loss", "pixel_accuracy", "dev_mean_iou" and "final_dev_mean_iou" are
-            drawn, and others are ignored.
+            lists, the training steps and the metric's values at these steps. The metrics "loss", "pixel_accuracy", "dev_mean_iou"
+            and "final_dev_mean_iou" are drawn, and others are ignored.
 
     Returns:
         A dict from the file name "training_curves.png" to the content of the PNG; empty if `history` has no stage.

@@ -201,6 +201,11 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def signed_points(fraction: float) -> str:
+    """Format a change of a fraction as percentage points with its sign and one decimal: 0.015 as "+1.5"."""
+    return f"{100 * fraction:+.1f}"
+
+
 def duration(seconds: float) -> str:
     """Format a duration in seconds as text, such as "8 s", "3 min 20 s" or "2 h 05 min"."""
     whole = round(seconds)

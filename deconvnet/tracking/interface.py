@@ -102,8 +102,8 @@ class Run:
         """Log the metrics that a training reports while a `with` block runs.
 
         This class keeps them in the file `curves/STAGE.jsonl` of the workspace. If the file
-        holds metrics of an earlier training with the same fingerprint, new metrics are appended. Otherwise, it is emptied first. If the workspace is on S3, the file is written locally and
-        copied there every few seconds.
+        holds metrics of an earlier training with the same fingerprint, new metrics are appended. Otherwise, it is emptied first.
+        If the workspace is on S3, the file is written locally and copied there every few seconds.
 
         Yields:
             A function to call with the metrics of each training step (see `ReportSink`).

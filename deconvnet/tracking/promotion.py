@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, RiseInterval
-from deconvnet.reporting.run_summary import percent
+from deconvnet.reporting.run_summary import percent, signed_points
 from deconvnet.tracking.descriptions import truncated
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import (
@@ -74,9 +74,11 @@ def compare(
     if any(champion[name] != challenger[name] for name in ("classes", "images")):
         raise ValueError("results on different images or classes can't be compared")
     old, new = champion["rows"][DECISIVE_RESULT], challenger["rows"][DECISIVE_RESULT]
-    certainty = f"90 % interval {_signed(interval.lower)} to {_signed(interval.upper)} points, {interval.images:,} images"
+    certainty = (
+        f"90 % interval {signed_points(interval.lower)} to {signed_points(interval.upper)} points, {interval.images:,} images"
+    )
     against = f"mean IoU {percent(new['mean_iou'])} % against the champion's {percent(old['mean_iou'])} %"
-    summary = f"{against}, a rise of {_signed(interval.rise)} points ({certainty})"
+    summary = f"{against}, a rise of {signed_points(interval.rise)} points ({certainty})"
     if interval.lower <= max(margin, 0.0):
         return Decision(False, f"{summary}: the lower end must be above {_points(margin)} (retrain.margin)")
     drops = {
@@ -91,11 +93,6 @@ def compare(
         limit = f"more than {_points(max_class_drop)} (retrain.max_class_drop)"
         return Decision(False, f"{summary}, but {worst} falls by {_points(drops[worst])}, {limit}")
     return Decision(True, f"{summary}, no class falls by more than {_points(max(0.0, drops[worst]))}")
-
-
-def _signed(fraction: float) -> str:
-    """Format a fraction as percentage points with a sign and one decimal, such as "+1.5"."""
-    return f"{100 * fraction:+.1f}"
 
 
 def _points(fraction: float) -> str:

@@ -25,17 +25,12 @@ from proposals.image_codec import encode_jpeg
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("deconvnet", "proposals", "infra")
 """Packages of this project whose code is copied into the model."""
 _OPENCV = "opencv-contrib-python-headless"
 DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safetensors", "scipy", "torch")
 """Third-party packages that the copied code needs, named as in PyPI."""
-FINGERPRINT_TAG = "fingerprint"
-"""Tag of a version with the fingerprint of the stage that registered it."""
 FINGERPRINT_TAG = "fingerprint"
 """Tag of a version with the fingerprint of the stage that registered it."""
 

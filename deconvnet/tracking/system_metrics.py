@@ -30,7 +30,8 @@ def system_metrics_logged(run: Run, client: "MlflowClient", interval: float = 15
     """Log the load of this machine while a `with` block runs, as metrics `system/NAME`.
 
     The step of each value is the number of seconds since the run began. Errors of the measurement or of MLflow are not raised. A
-    sample that MLflow does not accept is lost. If the load can't be measured at all, for example without the package psutil, the reason is logged once.
+    sample that MLflow does not accept is lost. If the load can't be measured at all, for example without the package psutil, the
+    reason is logged once.
 
     Args:
         run: run to which the metrics are logged.

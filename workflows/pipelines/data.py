@@ -88,8 +88,8 @@ class DataPipeline(BasePipeline):
 
         Args:
             table: path of the table in a workspace, such as "examples/stage1".
-            *stages: names of the stages that the table depends on, at last the one that makes it. In the previous workspace all must be complete and have been
-                run with the same code versions and settings as here.
+            *stages: names of the stages that the table depends on, at last the one that makes it. In the previous workspace all
+                must be complete and have been run with the same code versions and settings as here.
 
         Returns:
             The table, with the changes of the images since it was made. None if there is no such table or its rows may not be

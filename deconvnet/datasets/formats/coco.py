@@ -214,10 +214,8 @@ class _Converter:
         converted = []
         for annotation in annotations:
             name = f"annotation {annotation.get('id')}"
-            try:
+            with shapes.faults_named(name):
                 converted.append(self._convert_one(name, annotation))
-            except BadInput as error:
-                raise BadInput(f"{name}: {error}") from None
         return shapes.ImageAnnotations((image.get("width"), image.get("height")), converted)
 
     def _convert_one(self, name: str, annotation: Mapping[str, Any]) -> shapes.Annotation:

@@ -124,11 +124,9 @@ def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shap
         if shape.tag == "tag":  # says something about the image as a whole
             continue
         label, name = shape.get("label", "").strip(), f"{shape.tag} {number}"
-        try:
+        with shapes.faults_named(f"{name} ({label})", ValueError, KeyError):
             outline = _outline(shape)
             layer, group = as_int(shape.get("z_order", "0"), "its z_order"), as_int(shape.get("group_id") or "0", "its group_id")
-        except (BadInput, ValueError, KeyError) as error:
-            raise BadInput(f"{name} ({label}): {error}") from None
         loss, remedy = "" if outline else "covers no area", ""
         if shape.tag == "box" and rules.boxes_void:
             loss, remedy = "is a box without an outline: its box becomes void", "--boxes object"

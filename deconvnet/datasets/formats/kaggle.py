@@ -158,12 +158,10 @@ def _convert(lines: Sequence[_Line], order: str, ids: Mapping[str, int]) -> shap
     converted = []
     for line in lines:
         if line.runs:
-            try:
+            with shapes.faults_named(line.name):
                 if not line.label:
                     raise BadInput("it has run lengths and no class")
                 outline = _outline(line.runs, order)
-            except BadInput as error:
-                raise BadInput(f"{line.name}: {error}") from None
             converted.append(shapes.Annotation(line.name, line.label, ids[line.label] or None, outline))
     return shapes.ImageAnnotations(lines[0].size, converted)
 

@@ -223,10 +223,8 @@ def _convert(
     converted = []
     for uri in files:
         name = uri.rpartition("/")[2]
-        try:
+        with shapes.faults_named(name):
             mask = decode_mask(read_input(uri), max_pixels)
-        except BadInput as error:
-            raise BadInput(f"{name}: {error}") from None
         opaque = mask >= min(_OPAQUE, max(1, int(mask.max())))
         converted.append(shapes.Annotation(name, label_of[uri], ids[label_of[uri]] or None, shapes.whole_mask(opaque)))
     for kind, label in unpainted:

@@ -261,10 +261,8 @@ class _File:
             if kind in _NO_AREA:
                 annotations.append(shapes.Annotation(name, label, class_id, None, f"is a {kind}, which covers no area"))
                 continue
-            try:
+            with shapes.faults_named(f"{name} ({label})"):
                 outline = _make_outline(shape, kind)
-            except BadInput as error:
-                raise BadInput(f"{name} ({label}): {error}") from None
             group = None if group is None else repr(group)
             annotations.append(shapes.Annotation(name, label, class_id, outline, group=group))
         return shapes.ImageAnnotations((document.get("imageWidth"), document.get("imageHeight")), annotations)

@@ -171,10 +171,8 @@ def _convert(uri: str, ids: Mapping[str, int], rules: ImportRules) -> shapes.Ima
         kind = str(figure.get("geometryType") or ("bitmap" if "bitmap" in figure else "polygon"))
         if label not in ids:
             raise BadInput(f"{name} has no class")
-        try:
+        with shapes.faults_named(f"{name} ({label})"):
             outline = _outline(figure, kind)
-        except BadInput as error:
-            raise BadInput(f"{name} ({label}): {error}") from None
         loss, remedy = "" if outline else f"is a {kind}, which covers no area", ""
         if kind == "rectangle" and rules.boxes_void:
             loss, remedy = "is a rectangle without an outline, which becomes void", "--boxes object"

@@ -127,11 +127,11 @@ class NameIndex:
         sharing: dict[str, list[str]] = defaultdict(list)
         for name in names:
             sharing[PurePosixPath(common_spelling(_clean(name))).name].append(name)
-        files_of = {file_name: self._by_file_name.get(file_name, []) for file_name in sharing}
+        taken = set(found.values())
         return {
-            listed[0]: files_of[file_name][0]
+            listed[0]: files[0]
             for file_name, listed in sharing.items()
-            if len(listed) == len(files_of[file_name]) == 1 and files_of[file_name][0] not in found.values()
+            if len(files := self._by_file_name.get(file_name, [])) == len(listed) == 1 and files[0] not in taken
         }
 
     def _locate(self, name: str) -> tuple[str | None, str]:

@@ -23,10 +23,8 @@ from proposals.masks import VOID_ID, void_id
 HIDDEN, SOFT = -1, -2
 _NEAR_COLOURS = 3  # largest difference of two colours in each channel that may be an accident
 _SQUARE = np.ones((3, 3), np.uint8)
-_LEAST_RIM, _RIM_SHARE = (
-    20,
-    0.2,
-)  # in masks of CamVid and VOC under 4 % of the borders look like rims, in resized ones 30 % or more
+_LEAST_RIM = 20  # pixels
+_RIM_SHARE = 0.2  # in masks of CamVid and VOC under 4 % of the borders look like rims, in resized ones 30 % or more
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,23 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
     mask = read_colours(data, max_pixels, opaque) if mask is None else mask
     pixels = _count(mask)
     visible = np.maximum(mask, 0)
-    if are_colours:
-        channels = np.stack([visible >> 16, visible >> 8 & 255, visible & 255], axis=-1).astype(np.uint8)
-    else:
-        channels = visible.astype(np.uint16 if max(pixels) > VOID_ID else np.uint8)
+    channels = unpack_colours(visible) if are_colours else visible.astype(np.uint16 if max(pixels) > VOID_ID else np.uint8)
     blended, wide = _find_blended(channels, visible, None if are_colours else void_id(channels))
     lossy = is_lossy(data) and (are_colours or not set(pixels) <= {0, VOID_ID})
     palette = {} if are_colours else _read_palette(data, list(pixels))
     rims = frozenset[int]() if are_colours else _find_rims(visible, void_id(channels))
     return MaskValues(are_colours, pixels, blended | ({SOFT} & set(pixels)), wide, rims, lossy, palette)
+
+
+def pack_colours(colours: np.ndarray) -> np.ndarray:
+    """Pack colours, an integer array (…, 3) of R, G, B from 0 to 255, into numbers R·65536 + G·256 + B: int32 (…)."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return np.asarray(red << 16 | green << 8 | blue)
+
+
+def unpack_colours(values: np.ndarray) -> np.ndarray:
+    """Unpack the numbers that `pack_colours` makes, an integer array (…), into colours: uint8 (…, 3) of R, G, B."""
+    return np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8)
 
 
 def _count(values: np.ndarray) -> dict[int, int]:
@@ -104,8 +110,8 @@ def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
     image = Image.open(io.BytesIO(data))
     if image.mode != "P" or image.format == "GIF":  # a GIF is read by its grey levels
         return {}
-    colours = dict(enumerate(np.array(image.getpalette(), np.int64).reshape(-1, 3) @ (1 << 16, 1 << 8, 1)))
-    found = {i: int(colours[i]) for i in ids if i in colours}
+    colours = pack_colours(np.array(image.getpalette()).reshape(-1, 3)).tolist()
+    found = {i: colours[i] for i in ids if i < len(colours)}
     return {} if all(colour == i * 0x010101 for i, colour in found.items()) else found
 
 
@@ -151,10 +157,10 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
     Raises:
         BadInput: if the mask can't be decoded.
     """
-    image = decode_image(data, max_pixels).astype(np.int32)
+    image = decode_image(data, max_pixels)
     if Image.open(io.BytesIO(data)).mode == "F":
         raise BadInput("its values are fractions, which are neither ids nor colours")
-    return _without_hidden(image[..., 0] << 16 | image[..., 1] << 8 | image[..., 2], data, max_pixels, opaque)
+    return _without_hidden(pack_colours(image), data, max_pixels, opaque)
 
 
 def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bool) -> np.ndarray:
@@ -274,14 +280,14 @@ def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list
         background: what the user named as background (`ImportRules.background`); then black is a class as well.
     """
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
-    colours = [r << 16 | g << 8 | b for r, g, b in VOC_PALETTE[ids].astype(int).tolist()]
+    colours = pack_colours(VOC_PALETTE[ids]).tolist()
     if set(values) <= set(colours):
         rows = [TableRow(name, colour, True) for name, colour in zip([*VOC_CLASSES, "void"], colours, strict=True)]
         return rows, "the colours are PASCAL VOC's, so its class names were taken"
     zero = "colour_000000" if background else BACKGROUND
     rows = [TableRow(f"colour_{value:06x}", value, True) for value in values if value]
     sentence = f"each colour found was taken for a class, black for {zero}"
-    channels = np.stack([np.array(values) >> shift & 255 for shift in (16, 8, 0)], axis=1)
+    channels = unpack_colours(np.array(values)).astype(int)
     near = np.abs(channels[:, None] - channels[None]).max(axis=-1) <= _NEAR_COLOURS
     if pairs := np.argwhere(np.triu(near, 1)).tolist():
         first, second = (f"#{values[i]:06x}" for i in pairs[0])

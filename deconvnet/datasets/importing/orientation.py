@@ -84,10 +84,11 @@ def weigh_image(
         BadInput: if the image is unusable, or its annotations fit it neither as stored nor as displayed.
     """
     width, height = displayed_size(image, max_pixels)
-    turned, swapped = is_turned(image), _orientation(image) in range(5, 9)
+    orientation = _orientation(image)
+    turned = orientation != 1
     sizes: dict[Frame, tuple[int, int]] = {
         "displayed": (width, height),
-        "stored": (height, width) if swapped else (width, height),
+        "stored": (height, width) if orientation >= 5 else (width, height),
     }
     shown = f"the image is {width}×{height} as displayed"
     try:
@@ -104,7 +105,8 @@ def weigh_image(
         if not holding:
             raise BadInput(f"{name}: its run lengths are for {list(mask_size[::-1])}, {shown}")
     if turned:
-        holding = [frame for frame in holding if frame in _frames_around(points, sizes)]
+        around = _frames_around(points, sizes)
+        holding = [frame for frame in holding if frame in around]
         if not holding:
             raise BadInput(f"its points fit it neither as stored nor as displayed ({_describe_extent(points)}, {shown})")
     elif width != height and not masks:
@@ -227,10 +229,7 @@ def _most(votes: Counter[Frame]) -> Frame | None:
 
 def is_turned(image: bytes) -> bool:
     """Tell from the encoded bytes of an image whether it is displayed otherwise than it is stored. Raises BadInput if it is no image."""
-    try:
-        return _orientation(image) in range(2, 9)
-    except (OSError, ValueError, SyntaxError):
-        raise BadInput("not an image") from None
+    return _orientation(image) != 1
 
 
 def apply_orientation(image: bytes, mask: np.ndarray) -> np.ndarray:
@@ -255,6 +254,13 @@ def _orientation(image: bytes) -> int:
         image: encoded bytes of the image.
 
     Returns:
-        A number from 1 to 8. It is 1 (displayed as stored) if the image has no EXIF orientation.
+        A number from 1 to 8. It is 1 (displayed as stored) if the image has no EXIF orientation, or a number that means nothing.
+
+    Raises:
+        BadInput: if the file is not an image.
     """
-    return int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
+    try:
+        found = int(Image.open(io.BytesIO(image)).getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, ValueError, SyntaxError):
+        raise BadInput("not an image") from None
+    return found if 1 <= found <= 8 else 1

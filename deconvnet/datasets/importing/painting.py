@@ -10,7 +10,7 @@ from deconvnet.datasets.importing.dataset import AnnotatedImage, ImportRules, Lo
 from deconvnet.datasets.importing.images import as_layout_file
 from deconvnet.datasets.importing.orientation import Evidence, FrameChooser, apply_orientation, is_turned, weigh_image
 from deconvnet.datasets.importing.regions import Region, merge_regions
-from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations
+from deconvnet.datasets.importing.shapes import Annotation, ImageAnnotations, faults_named
 from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT
 
@@ -163,10 +163,8 @@ def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[l
     for number, each in enumerate(annotations):
         loss = each.loss
         if each.outline and (each.class_id is not None or each.loss):
-            try:
+            with faults_named(each.name):
                 region = each.outline.fill(VOID_ID if loss or each.class_id is None else each.class_id, height, width)
-            except BadInput as error:
-                raise BadInput(f"{each.name}: {error}") from None
             if region.area:
                 groups[number if each.group is None else (each.label, each.group, region.class_id)].append(region)
             else:

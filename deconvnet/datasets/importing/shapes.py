@@ -4,7 +4,8 @@ A format makes an `Annotation` for each annotated object. Its `Outline` says whi
 this module to make one: `polygons`, `box`, `circle`, `bitmap`, `whole_mask` or `run_lengths`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from deconvnet.datasets.importing.regions import (
     polygon_region,
     run_length_region,
 )
+from infra.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,24 @@ class ImageAnnotations:
 
     size: tuple[Any, Any]
     annotations: Sequence[Annotation]
+
+
+@contextmanager
+def faults_named(name: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Put the name of an annotation before the message of the BadInput that the block of a `with` statement raises.
+
+    Args:
+        name: name of the annotation, such as "annotation 7".
+        *kinds: further exceptions of the block that become BadInput.
+
+    Raises:
+        BadInput: if the block raises BadInput or one of `kinds`.
+    """
+    caught: tuple[type[Exception], ...] = (BadInput, *kinds)
+    try:
+        yield
+    except caught as error:
+        raise BadInput(f"{name}: {error}") from None
 
 
 def polygons(outlines: Sequence[Any], what: str = "its polygon") -> Outline:

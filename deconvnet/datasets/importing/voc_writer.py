@@ -46,7 +46,8 @@ class ImportSummary:
         losses: annotations that became void or were left out, each with the image that it belongs to.
         remarks: number of images by remark (see `AnnotatedImage.remark`).
         counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
-            "overlapping_images" (in which objects overlap), "hidden_objects" (that lie wholly under others) and "annotations" (of classes to import).
+            "overlapping_images" (in which objects overlap), "hidden_objects" (that lie wholly under others) and "annotations" (of
+            classes to import).
     """
 
     splits: dict[str, list[str]]
@@ -136,8 +137,9 @@ def write_voc_layout(
         A summary of what was imported and what was not.
 
     Raises:
-        UserError: if a larger share than `max_rejects` is unusable or than `max_void` does not become objects, or fewer than two images are left in train or none in val.
-            Files that were already written stay in the folder, which the caller must delete.
+        UserError: if a larger share than `max_rejects` is unusable or than `max_void` does not become objects, or fewer than two
+            images are left in train or none in val. Files that were already written stay in the folder, which the caller must
+            delete.
     """
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()

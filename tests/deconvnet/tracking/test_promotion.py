@@ -58,7 +58,7 @@ def test_the_challenger_is_promoted_by_the_interval_and_class_drop(champion, cha
 
 @pytest.mark.parametrize(("better", "promoted"), [(0, False), (2, False), (60, True)])
 def test_a_rise_that_a_few_images_make_is_chance_and_one_that_all_make_is_not(better, promoted) -> None:
-    """Sixty images: the challenger has more pixels right on some of them, or equally many on all."""
+    """Sixty images: the challenger has a higher pixel accuracy on some of them, or an equal one on all."""
     before = {str(i): np.array([[50, 10], [10, 30]]) for i in range(60)}
     after = before | {str(i): np.array([[54, 6], [8, 32]]) for i in range(better)}
     found = mean_iou_rise(before, after)

@@ -121,6 +121,11 @@ def other_process() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"], stdin=-1, stdout=-1)
 
 
+def stat_fields(process: subprocess.Popen) -> list[str]:
+    """Read what the kernel tells of a process: the fields after its name, of which the first is its state, the 20th its start."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+
+
 @pytest.mark.parametrize(
     ("change", "taken_over"),
     [
@@ -137,7 +142,7 @@ def test_a_lock_is_taken_over_at_once_only_if_its_process_has_certainly_ended(tm
     uri = str(tmp_path / "lock")
     with other_process() as process:
         process.stdout.readline()
-        start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        start = stat_fields(process)[19]
         with hold_lock(uri, "another"):
             held = storage.read_json(uri)
         assert held["started"] and held["kernel"]
@@ -157,13 +162,13 @@ def test_the_lock_of_a_process_that_has_ended_but_was_not_waited_for_is_taken_ov
     uri = str(tmp_path / "lock")
     with other_process() as process:
         process.stdout.readline()
-        start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        start = stat_fields(process)[19]
         with hold_lock(uri, "dead"):
             held = storage.read_json(uri)
         storage.write_json(uri, {**held, "pid": process.pid, "started": start, "expires": time.time() + 600})
         process.stdin.close()
         process.stdout.read()
-        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        while stat_fields(process)[0] != "Z":
             pass
         with hold_lock(uri, "next"):
             pass
