@@ -17,15 +17,18 @@ class BadInput(Exception):
 
 
 class Interrupted(Exception):
-    """An exception that ends a run early, because it was asked to stop (Ctrl-C, SIGTERM, `ray job stop`) or lost its lock.
+    """An exception that ends a run early, because it was asked to stop or lost its lock.
 
-    The work done so far is kept. If the user runs the same command again, it continues from there. Commands print the message of
-    this exception and exit with code 75.
+    A stop is requested by Ctrl-C, SIGTERM or `ray job stop`. The lock is a file that lets only one run at a time write to a
+    folder. The work done so far is kept. If the user runs the same command again, it continues from there. Commands print
+    the message of this exception and exit with code 75.
     """
 
 
 def find_user_error(error: BaseException) -> UserError | None:
-    """Find the UserError that caused another error. For example, Ray wraps a task's UserError in errors of its own.
+    """Find the UserError that caused another error.
+
+    This is needed because Ray, for example, wraps the UserError of a task in errors of its own.
 
     Args:
         error: any exception. Its causes are searched by Ray's attribute `cause` and Python's `__cause__`, at any depth.

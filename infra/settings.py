@@ -13,7 +13,10 @@ def absolute_location(location: str) -> str:
     """Make the location of a file, folder or model absolute, because jobs and MLflow run in other folders than the command.
 
     Args:
-        location: local path, s3:// or https:// URI, or models:/NAME@ALIAS. The latter and "" are returned unchanged.
+        location: local path, file://, s3:// or https:// URI, name of a model in MLflow's registry (models:/NAME@ALIAS), or "".
+
+    Returns:
+        An absolute path or a URI. The name of a model in the registry and "" are returned unchanged.
 
     Raises:
         ValueError: if the path is relative and this process is a Ray job with a working directory. Ray runs such a job in a
@@ -45,11 +48,14 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _empty_text_is_none(cls, value: Any, info: ValidationInfo) -> Any:
-        """Replace "" by None or an empty list for settings that may be left empty, in YAML as on the command line.
+        """Replace an empty text by None if the setting may be None, and [""] by an empty list. pydantic calls this.
 
         Args:
-            value: raw value of a setting.
+            value: raw value of a setting, from a YAML file or the command line.
             info: pydantic's object with the name of the setting.
+
+        Returns:
+            The new value; any other value unchanged.
         """
         if value == [""]:  # pydantic-settings makes this of an empty list
             return []
@@ -107,7 +113,8 @@ class ClusterSettings(Section):
         """Return the Ray labels that a node must have to run a certain kind of job.
 
         Args:
-            nodes: name of the setting that holds the labels: "data_nodes" for data and evaluation, "training_nodes" for training.
+            nodes: name of the setting that holds the labels: "training_nodes" for training and other work on GPUs,
+                "data_nodes" for all other work.
 
         Returns:
             Label values by label key; {} if jobs may run on any node.

@@ -10,12 +10,12 @@ from infra.settings import ClusterSettings
 def open_executor(
     name: Literal["ray", "local"], cluster: ClusterSettings, should_stop: Callable[[], bool] = lambda: False
 ) -> Executor:
-    """Create an executor, which runs the parallel jobs of a pipeline. Its `with` block starts it.
+    """Create an executor, an object that runs the parallel jobs of a pipeline. A `with` statement starts and stops it.
 
     Args:
         name: "ray" to use the nodes of a Ray cluster, "local" to use processes on this machine without Ray.
         cluster: settings of the Ray cluster. The local executor uses only `num_cpus`, as its number of processes.
-        should_stop: function that is called after each piece of work. If it returns True, the executor raises Interrupted.
+        should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted.
 
     Returns:
         A `RayExecutor` or a `LocalExecutor`.

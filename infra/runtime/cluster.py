@@ -25,8 +25,8 @@ HEAD_SECONDS = 15.0
 def connected(settings: ClusterSettings) -> Iterator[None]:
     """Connect to Ray for the duration of a `with` statement, and disconnect at its end.
 
-    A cluster is joined if the settings or the environment variable RAY_ADDRESS, which Ray sets for submitted jobs, name one.
-    Otherwise Ray is started on this machine, and stopped at the end.
+    If the settings or the environment variable RAY_ADDRESS give the address of a cluster, that cluster is joined. Ray sets
+    RAY_ADDRESS for submitted jobs. Without an address, Ray is started on this machine, and stopped at the end.
 
     Args:
         settings: address of the cluster, and resources of a Ray that is started on this machine.
@@ -76,10 +76,10 @@ def _check_head(address: str) -> None:
     Addresses in other forms than HOST:PORT are left to Ray, and so are clusters with TLS.
 
     Args:
-        address: address of the cluster, as in RAY_ADDRESS. "auto" stands for the Ray that runs on this machine.
+        address: address of the cluster, such as HOST:PORT. "auto" stands for the Ray that runs on this machine.
 
     Raises:
-        ConnectionError: if nothing that speaks gRPC answers in time.
+        ConnectionError: if nothing that speaks gRPC answers within 15 seconds (HEAD_SECONDS).
     """
     if address == "auto":
         from infra.runtime.ray_compat import running_head
@@ -139,7 +139,7 @@ def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
     All resources of a node count, whether they are free or in use.
 
     Args:
-        nodes: Ray labels that a node must have to run actors, label values by key; {} for any node.
+        nodes: Ray labels that a node must have to run actors, as label values by label key; {} for any node.
         cpus: number of CPUs that each actor takes.
         gpus: number of GPUs that each actor takes.
     """
@@ -148,11 +148,11 @@ def actor_slots(nodes: Mapping[str, str], cpus: float, gpus: float = 0) -> int:
 
 
 def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training_nodes"]) -> None:
-    """Check that the cluster has nodes with the labels in a setting, or may get them later.
+    """Check that the cluster has nodes with the labels in a setting, or may get them later. In the latter case, log a message.
 
     Args:
         settings: settings of the cluster.
-        kind: name of the setting that holds the labels. If it is empty, nothing is checked.
+        kind: name of the setting that holds the labels. If that setting is empty, nothing is checked.
 
     Raises:
         UserError: if there are no such nodes and none can be added, so that work for them would wait for ever.
@@ -172,9 +172,9 @@ def check_nodes(settings: ClusterSettings, kind: Literal["data_nodes", "training
 def can_autoscale(settings: ClusterSettings) -> bool:
     """Return whether the cluster may add nodes by itself.
 
-    The setting `cluster.autoscaling` decides if it is given. Otherwise the answer is True on two kinds of heads: that of a cluster
-    started by `ray up`, and that of a KubeRay cluster with an autoscaler. The latter is recognised by the command that starts
-    Ray, in which KubeRay switches off Ray's own monitor process.
+    The setting `cluster.autoscaling` decides if it is given. Otherwise the answer is True in two cases: this machine is the head
+    of a cluster that was started by `ray up`, or the head of a KubeRay cluster with an autoscaler. The second case is recognised
+    by the command with which KubeRay starts Ray, because it switches off Ray's own monitor process.
 
     Args:
         settings: settings of the cluster.

@@ -21,13 +21,15 @@ Work = Callable[[int, Any], Result]
 
 @dataclass(frozen=True)
 class Actors:
-    """The number of workers, and the resources of each, for a job whose workers must first load networks or the like.
+    """The number of workers of a job, and the resources of each worker.
+
+    It describes jobs whose workers have to prepare before they can work, for example by loading a network.
 
     Attributes:
         most: largest number of workers; None for as many as fit.
         cpus: number of CPUs of each worker.
         gpus: number of GPUs of each worker. A fraction lets several workers share a GPU.
-        retries: how often a unit of work is tried again if its worker died.
+        retries: how often a unit of work (an independent piece of the job) is tried again if its worker died.
         remedy: advice to the user, for the error message if workers keep dying.
     """
 
@@ -39,14 +41,19 @@ class Actors:
 
 
 class Executor(ABC):
-    """An object that runs the independent units of work of a job.
+    """An object that runs a job, which is divided into independent units of work.
 
     It is a context manager. Its workers exist only inside the `with` block. If a unit of work raises UserError, the method that
-    runs it raises UserError too. If the run was asked to stop, methods raise Interrupted after the next result.
+    runs it raises UserError too. If the run was asked to stop, the methods that yield results raise Interrupted after the next
+    result.
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
-        """Store the function that is called after each result. If it returns True, Interrupted is raised."""
+        """Store the arguments.
+
+        Args:
+            should_stop: function that is called after each result. If it returns True, the executor raises Interrupted.
+        """
         self._should_stop = should_stop
 
     def __enter__(self) -> Self:
@@ -68,23 +75,27 @@ class Executor(ABC):
         """Run a function on every unit of work, in parallel. Each call takes one CPU.
 
         Args:
-            units: the units of work by index, as picklable objects of any kind.
+            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
             work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".
 
         Yields:
             The index and the result of each unit, in the order in which units finish.
+
+        Raises:
+            UserError: if a unit raises UserError.
+            Interrupted: after a result, if the run was asked to stop.
         """
 
     @abstractmethod
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work by workers that prepare once, for example by loading a network, and then do many units.
+        """Do all units of work in parallel, in workers that prepare once, for example by loading a network.
 
         Args:
-            units: the units of work by index, as picklable objects of any kind.
+            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
             make: function that prepares a worker, for example by loading a network, and returns the function that does a unit.
                 Each worker calls it once, with the number of CPU threads that it may use.
             actors: the number of workers and the resources of each.
@@ -95,7 +106,9 @@ class Executor(ABC):
             The index and the result of each unit, in the order in which units finish.
 
         Raises:
-            UserError: if no node has room for a worker, or a unit still fails after all retries because its workers die.
+            UserError: if a unit raises UserError, no node has room for a worker, or a unit still fails after all retries because
+                its workers die.
+            Interrupted: after a result, if the run was asked to stop.
         """
 
     @abstractmethod
@@ -112,6 +125,10 @@ class Executor(ABC):
 
         Yields:
             The items of the iterable, in order.
+
+        Raises:
+            UserError: if the function raises UserError.
+            Interrupted: after an item, if the run was asked to stop.
         """
 
     def _until_stopped(self, done: Iterator[Item], total: int, title: str, unit: str) -> Iterator[Item]:

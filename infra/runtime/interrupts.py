@@ -11,7 +11,8 @@ from contextlib import contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """Catch SIGINT (Ctrl-C) and SIGTERM for the duration of a `with` statement, so that work can be saved first.
 
-    The first signal is only recorded; the block must look at the list and stop. A second signal raises KeyboardInterrupt.
+    The first signal is only recorded. The block must check the yielded list and stop by itself. A second signal raises
+    KeyboardInterrupt.
 
     Yields:
         A list to which the number of each signal is appended. It stays empty outside the main thread, because Python can't
@@ -23,7 +24,7 @@ def caught_signals() -> Iterator[list[int]]:
         return
 
     def note(number: int, frame: object) -> None:
-        """Handle a signal: append its number to the list, and raise KeyboardInterrupt if it is not the first.
+        """Handle a signal: append its number to the list `caught`, and raise KeyboardInterrupt if it is not the first.
 
         Args:
             number: number of the signal.

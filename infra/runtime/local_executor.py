@@ -1,6 +1,6 @@
 """An executor that runs the units of work of a job on this machine, without Ray.
 
-Ordinary units run in a pool of processes. Units that need a network run in this process.
+Ordinary units run in a pool of processes. Units that share something costly to prepare, such as a network, run in this process.
 """
 
 import os
@@ -18,16 +18,18 @@ from infra.runtime.executor import Actors, Executor, Item, Result, Work
 
 
 class LocalExecutor(Executor):
-    """An `Executor` that runs units of work on this machine: in a pool of processes, or with a network in this process.
+    """An `Executor` that runs units of work on this machine, without Ray.
 
-    With a single CPU everything runs in this process, so that a debugger can be used.
+    `map` uses a pool of processes. `map_actors` and `stream` work in this process. With a single CPU everything runs in this
+    process, so that a debugger can be used.
     """
 
     def __init__(self, cpus: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Store the arguments. Processes are started later, when they are first needed.
 
         Args:
-            cpus: number of processes, and number of threads for networks. None for all CPUs that this process may use.
+            cpus: number of processes in the pool, and number of threads for `map_actors`. None for all CPUs that this process may
+                use.
             should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted, as
                 soon as the units that have begun are finished.
         """
@@ -36,7 +38,7 @@ class LocalExecutor(Executor):
         self._pool: ProcessPoolExecutor | None = None
 
     def __exit__(self, *error: object) -> None:
-        """Stop the processes, and cancel the units of work that have not begun.
+        """Stop the processes. Units of work that have begun are finished first, and the others are cancelled.
 
         Args:
             *error: type, value and traceback of the exception that ended the `with` block; unused.
@@ -50,11 +52,11 @@ class LocalExecutor(Executor):
     ) -> Iterator[tuple[int, Result]]:
         """Run a function on every unit of work, in a pool of processes.
 
-        The processes stay for further calls until the `with` block of the executor ends. With a single CPU, this process does
-        all units.
+        Further calls use the same processes until the `with` block of the executor ends. With a single CPU, this process does all
+        units.
 
         Args:
-            units: the units of work by index, as picklable objects of any kind.
+            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
             work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".
@@ -85,11 +87,11 @@ class LocalExecutor(Executor):
     ) -> Iterator[tuple[int, Result]]:
         """Do all units of work in this process, by a function that is prepared once, for example by loading a network.
 
-        If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise units are done
-        one after the other, and the network itself uses all CPUs.
+        If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise one unit is done
+        at a time, and the network itself uses all CPUs.
 
         Args:
-            units: the units of work by index.
+            units: the units of work. Each key is the index (position in the job) of its unit.
             make: function that prepares the work, for example by loading a network, and returns the function that does a unit. It
                 is called once, with the number of CPU threads that may be used.
             actors: resources for the work. Only `gpus` is used.
@@ -117,9 +119,9 @@ class LocalExecutor(Executor):
 
         Args:
             work: function without arguments that returns an iterable.
-            cpus: unused.
-            gpus: unused.
-            training: unused.
+            cpus: unused here.
+            gpus: unused here.
+            training: unused here.
 
         Yields:
             The items of the iterable, in order.
@@ -141,7 +143,7 @@ def _one_by_one(units: Mapping[int, Any], work: Work[Result]) -> Iterator[tuple[
     """Do all units of work in this thread, in order.
 
     Args:
-        units: the units of work by index.
+        units: the units of work. Each key is the index (position in the job) of its unit.
         work: function that does one unit. It is called as `work(index, unit)`.
 
     Yields:
@@ -156,7 +158,7 @@ def _in_pool(pool: Pool, units: Mapping[int, Any], work: Work[Result]) -> Iterat
 
     Args:
         pool: a pool of processes or threads from `concurrent.futures`.
-        units: the units of work by index.
+        units: the units of work. Each key is the index (position in the job) of its unit.
         work: function that does one unit. It is called as `work(index, unit)`.
 
     Yields:

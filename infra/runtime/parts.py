@@ -19,7 +19,7 @@ from infra.storage import tables
 MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject]]
 """A function that makes the rows of a part from its unit of work. The rows are sorted by image_id. It must be picklable.
 
-For inputs that can't be used it returns rejects among the rows.
+Among the rows it returns a `Reject`, with the reason, for each input that can't be used.
 """
 
 
@@ -41,10 +41,12 @@ def make_parts(
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of everything that the table is made from. The subfolder with the parts is named after it.
+        fingerprint: digest of everything that the table is made from: code version, settings and inputs. The subfolder with the
+            parts is named after it.
         schema: columns of the rows.
         units: the units of work, as picklable objects of any kind. Each one gives the part at the same position.
-        make_rows: picklable function that makes the rows of a unit, sorted by image_id.
+        make_rows: picklable function that makes the rows of a unit, sorted by image_id. For each input that can't be used it
+            returns a `Reject` among the rows.
         executor: the executor that runs the units.
         title: name of the work, shown with the progress.
         rows_per_group: number of rows in a Parquet row group, the smallest piece that can be read.
@@ -66,7 +68,7 @@ def _write_part(
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of everything that the table is made from.
+        fingerprint: digest of everything that the table is made from: code version, settings and inputs.
         schema: columns of the rows.
         rows_per_group: number of rows in a Parquet row group.
         make_rows: function that makes the rows of a unit, sorted by image_id.
@@ -83,7 +85,7 @@ def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setti
     """Check that not too many inputs, such as broken images, were rejected while a table was made.
 
     Args:
-        parts: summaries of all parts of the table. They list the rejected inputs.
+        parts: summaries of all parts of the table. They list the rejects, which are the inputs that could not be used.
         inputs: total number of inputs, rejected or not.
         limit: largest fraction of the inputs that may be rejected, from 0 to 1.
         setting: name of the setting that holds the limit, for the error message.

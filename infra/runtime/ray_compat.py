@@ -1,7 +1,7 @@
 """All uses of Ray's private API in this project, with the reason for each.
 
-They were written for Ray 2.60. `tests/infra/runtime/test_ray_compat.py` fails if another version of Ray lacks something that is
-used here. In this case, look up the class or argument in Ray's source code at the path in the docstring, and adapt this file.
+They were written for Ray 2.60. `tests/infra/runtime/test_ray_compat.py` fails if another version of Ray lacks a class or argument
+that is used here. In this case, find it in Ray's source code at the path that the docstring gives, and adapt this file.
 No other file of the project imports a module of Ray with `_private`, `_internal` or `.v2.` in its name.
 """
 
@@ -41,9 +41,10 @@ def running_head() -> str | None:
 
 
 class Elastic(ElasticScalingPolicy):
-    """A scaling policy of Ray Train: it starts as many training workers as the living nodes with the right labels can hold.
+    """A scaling policy of Ray Train that starts as many training workers as the living nodes have room for.
 
-    It also reports the number of workers to the driver, the process that started the training.
+    Only nodes with the labels in Ray's ScalingConfig count. The policy also reports the number of workers to the driver, the
+    process that started the training.
 
     It replaces Ray's own policy (ray/train/v2/_internal/execution/scaling_policy/elastic.py), which asks a coordinator actor for
     resources. That coordinator ignores node labels, learns of a dead node up to 20 s late, and keeps the resources of a killed
@@ -56,8 +57,8 @@ class Elastic(ElasticScalingPolicy):
 
         Args:
             scaling_config: smallest and largest number of workers, and the resources and node labels of each.
-            queue: handle of a `ReportQueue` actor, which passes messages to the driver. The message {"workers": N} is put there
-                when the number of workers changes. N is 0 while the training waits for nodes.
+            queue: handle of a `ReportQueue` actor, which passes messages to the driver. When the number of workers changes, the
+                message {"workers": N} is put there. N is 0 while the training waits for nodes.
         """
         super().__init__(scaling_config)
         self._queue = queue
@@ -69,14 +70,15 @@ class Elastic(ElasticScalingPolicy):
 
         Args:
             previous_state: unused.
-            current_state: the new state of the controller.
+            current_state: the new state of the controller. Ray's ReschedulingState means that a start failed.
         """
         self._start_failed = isinstance(current_state, ReschedulingState)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Decide how many workers to start while none are running. Ray Train's controller calls this until some are started.
 
-        If there is no room for the smallest number of workers, this waits for a second (RETRY_SECONDS) before it returns.
+        The number is reported to the driver. If there is no room for the smallest number of workers, 0 is reported, and this
+        waits for a second (RETRY_SECONDS) before it returns.
 
         Returns:
             Ray's ResizeDecision with the number of workers to start, or its NoopDecision to start none yet.
@@ -96,7 +98,7 @@ class Elastic(ElasticScalingPolicy):
         """Decide whether to restart the training with more workers. Ray Train's controller calls this regularly.
 
         The training is restarted if there is room for more workers and a checkpoint has just been saved, but not within
-        a minute (GROW_SECONDS) of the last start.
+        a minute (GROW_SECONDS) of the last start. The new number of workers is reported to the driver.
 
         Args:
             worker_group_state: Ray's object with the number of workers and the time of their start.
@@ -146,11 +148,11 @@ class Elastic(ElasticScalingPolicy):
 class RestartOnFailedStart(WorkerGroupCallback):
     """A Ray Train callback that makes Ray start the training workers again if one of them dies during their start.
 
-    It works around two faults of Ray (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`). Ray does
-    not release the resources of the other workers, so new workers never find room. It also gives up the training if another
-    worker's error, such as a lost connection, arrives before the error of the dead worker.
+    It works around two faults of Ray (ray/train/v2/_internal/execution/worker_group/worker_group.py, `_start_impl`). First, Ray
+    does not release the resources of the other workers, so new workers never find room. Second, Ray gives up the training if
+    another worker's error, such as a lost connection, arrives before the error of the dead worker.
 
-    It must be the first callback in the list.
+    This callback must be the first in the list of callbacks.
     """
 
     _group: Any = None
@@ -186,9 +188,9 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
     """Provide keyword arguments for `ray.data.Dataset.map` that limit how often a row is retried after its actor died.
 
     By default Ray Data retries a row for ever (`max_task_retries` is -1 in
-    ray/data/_internal/execution/operators/actor_pool_map_operator.py, `_apply_default_remote_args`). Then a row that kills
-    every actor would keep the job running without end. There are two arguments that change this, `ray_remote_args` and
-    `ray_remote_args_fn`. Ray 2.60 deprecates both and will remove them in 2.64, but has no replacement yet
+    ray/data/_internal/execution/operators/actor_pool_map_operator.py, `_apply_default_remote_args`). A row that kills
+    every actor would then keep the job running without end. Two arguments of `map` change this: `ray_remote_args` and
+    `ray_remote_args_fn`. Ray 2.60 deprecates both and announces their removal in 2.64, but it has no replacement yet
     (ray/data/dataset.py).
 
     Args:
@@ -206,8 +208,10 @@ class PollThrottle(ExecutionCallback):
     """A Ray Data callback that makes Ray Data's scheduling thread sleep after each of its steps.
 
     The thread runs in the process of a training worker. While it holds tasks back, it loops without sleeping
-    (ray/data/_internal/execution/streaming_executor.py, `run`), which halved the speed of training. The callback is registered
-    with `DataContext.custom_execution_callback_classes`. This is public API, but the callback's base class is not.
+    (ray/data/_internal/execution/streaming_executor.py, `run`). Without this callback, that halved the speed of training.
+
+    The callback is registered with `DataContext.custom_execution_callback_classes`. That attribute is public API, but the
+    callback's base class is not.
 
     Attributes:
         seconds: time to sleep after each step.
@@ -227,18 +231,20 @@ class PollThrottle(ExecutionCallback):
 class ElasticTrainer(ray.train.torch.TorchTrainer):
     """A TorchTrainer that uses the scaling policy `Elastic` if the number of workers may change during training.
 
-    It also leaves out Ray's placement group cleaner, an actor that frees the workers' resources if the controller has died. Ray
-    frees them anyway when the driver ends. The actor queries Ray's dashboard every second, but a Ray that is started for a
-    single run has no dashboard.
+    It also leaves out Ray's placement group cleaner, an actor that frees the workers' resources if Ray Train's controller has
+    died. Ray frees them anyway when the driver (the process that started the training) ends. The cleaner queries Ray's dashboard
+    every second, but a Ray that is started for a single run has no dashboard.
 
-    Both are chosen in private methods of Ray (ray/train/v2/api/data_parallel_trainer.py), which are overridden here.
+    Ray chooses the policy and the cleaner in private methods (ray/train/v2/api/data_parallel_trainer.py), which are overridden
+    here.
     """
 
     def __init__(self, queue: Any, *args: Any, **options: Any) -> None:
         """Create the trainer.
 
         Args:
-            queue: handle of a `ReportQueue` actor, to which the number of workers is reported when it changes.
+            queue: handle of a `ReportQueue` actor, which passes messages to the driver. The number of workers is reported there
+                when it changes.
             *args: positional arguments of TorchTrainer.
             **options: keyword arguments of TorchTrainer.
         """
@@ -259,6 +265,6 @@ class ElasticTrainer(ray.train.torch.TorchTrainer):
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Return the callbacks of the training: first a `RestartOnFailedStart`, then Ray's own, except its cleaner."""
+        """Return the training's callbacks: first a `RestartOnFailedStart`, then Ray's own without its placement group cleaner."""
         usual = super()._create_default_callbacks()
         return [RestartOnFailedStart(), *(c for c in usual if not isinstance(c, PlacementGroupCleanerCallback))]

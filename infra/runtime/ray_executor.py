@@ -15,9 +15,9 @@ from infra.settings import ClusterSettings
 class RayExecutor(Executor):
     """An `Executor` that runs units of work on the nodes of a Ray cluster.
 
-    Entering its `with` block joins the cluster, or starts Ray on this machine. Tasks and actors without a GPU run on the nodes
-    with the labels in the setting `cluster.data_nodes`. Actors with a GPU run on those with the labels in the setting
-    `cluster.training_nodes`.
+    Entering its `with` block joins the cluster, or starts Ray on this machine. Actors with a GPU, and tasks for training, run on
+    nodes with the labels in the setting `cluster.training_nodes`. All other tasks and actors run on nodes with the labels in the
+    setting `cluster.data_nodes`.
     """
 
     def __init__(self, settings: ClusterSettings, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -57,7 +57,7 @@ class RayExecutor(Executor):
         """Run a function on every unit of work. Each call is a Ray Data task that takes one CPU.
 
         Args:
-            units: the units of work by index, as picklable objects of any kind.
+            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
             work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
             title: name of the work, shown with the progress.
             unit: plural noun for the units, shown with the progress, such as "parts" or "images".
@@ -78,10 +78,10 @@ class RayExecutor(Executor):
     def map_actors(
         self, units: Mapping[int, Any], make: Callable[[int], Work[Result]], actors: Actors, *, title: str, unit: str
     ) -> Iterator[tuple[int, Result]]:
-        """Do all units of work by Ray Data actors that prepare once, for example by loading a network, and do many units.
+        """Do all units of work in parallel, in Ray Data actors that prepare once, for example by loading a network.
 
         Args:
-            units: the units of work by index, as picklable objects of any kind.
+            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
             make: function that prepares an actor, for example by loading a network, and returns the function that does a unit.
                 Each actor calls it once, with the number of CPU threads that it may use.
             actors: the number of actors and the resources of each.
@@ -136,7 +136,8 @@ class RayExecutor(Executor):
             work: picklable function without arguments that returns an iterable.
             cpus: number of CPUs that the task takes.
             gpus: number of GPUs that the task takes.
-            training: True to use the nodes of the setting `cluster.training_nodes`, False for those of `cluster.data_nodes`.
+            training: True to use nodes with the labels in the setting `cluster.training_nodes`, False to use nodes with the
+                labels in the setting `cluster.data_nodes`.
 
         Yields:
             The items of the iterable, in order.
@@ -158,10 +159,10 @@ class RayExecutor(Executor):
             raise find_user_error(error.cause) or error from error
 
     def _nodes(self, training: bool) -> dict[str, str]:
-        """Return the Ray labels that a node must have for a kind of work; {} for any node.
+        """Return the Ray labels, as values by key, that a node must have for a kind of work; {} for any node.
 
         Args:
-            training: True for the nodes that are used for training, False for those that are used for data.
+            training: True for the labels in the setting `cluster.training_nodes`, False for the labels in `cluster.data_nodes`.
         """
         return self._settings.selector("training_nodes" if training else "data_nodes")
 
@@ -169,10 +170,10 @@ class RayExecutor(Executor):
 def _dataset(units: Mapping[int, Any]) -> Any:
     """Make a Ray dataset with one row for each unit of work.
 
-    Each row is a block of its own, so that a task is sent only its own unit.
+    Each row is in a block of its own, so that a Ray task receives only the unit that it does.
 
     Args:
-        units: the units of work by index.
+        units: the units of work. Each key is the index (position in the job) of its unit.
 
     Returns:
         The dataset. Each row has the "index" of a unit and the pickled "unit".
@@ -184,10 +185,11 @@ def _dataset(units: Mapping[int, Any]) -> Any:
 
 
 def _results(done: Any) -> Iterator[tuple[int, Any]]:
-    """Run a Ray Data job, and unpickle the results that `_answer` made.
+    """Run a Ray Data job, and yield the unpickled results of its units of work.
 
     Args:
-        done: Ray dataset with one row per unit of work: its "index", and as "result" the pickled result or UserError.
+        done: Ray dataset, not yet computed, with one row for each unit of work. "index" is the index of the unit. "result" is
+            the pickled result, or the pickled UserError that the unit raised.
 
     Yields:
         The index and the result of each unit, in the order in which units finish.
@@ -205,7 +207,7 @@ def _results(done: Any) -> Iterator[tuple[int, Any]]:
 def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
     """Yield the items of the iterable that a function returns. `RayExecutor.stream` runs this as a Ray task.
 
-    It is a generator, so that Ray sends each item as soon as it is made.
+    This function is a generator, so Ray sends each item as soon as it is made.
 
     Args:
         work: function without arguments that returns an iterable.
@@ -216,7 +218,7 @@ def _items(work: Callable[[], Iterable[Item]]) -> Iterator[Item]:
 def _answer(work: Work[Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Do one unit of work in a Ray Data task or actor.
 
-    If the unit raises UserError, the error is part of the result. Ray Data would keep only the traceback of a raised error.
+    If the unit raises UserError, the error is returned as the result. If it were raised, Ray Data would keep only its traceback.
 
     Args:
         work: function that does one unit. It is called as `work(index, unit)`.
@@ -257,7 +259,7 @@ class _Actor:
 
 
 def _no_room(actors: Actors, nodes: Mapping[str, str]) -> str:
-    """Return the error message for the case that no node has room for an actor.
+    """Return the message of the error that is raised if no node has room for an actor.
 
     Args:
         actors: the resources that each actor needs.

@@ -38,23 +38,27 @@ class ReportQueue:
 
 
 class StopFlag:
-    """A callable that tells a training run whether its driver has asked it to stop.
+    """A callable that returns whether the driver (the process that started the training run) has asked the run to stop.
 
-    It asks the `ReportQueue` actor in the background, so that a call never waits for an answer.
+    It asks a `ReportQueue` actor in the background. A call returns the latest answer without waiting for a new one.
     """
 
     def __init__(self, queue: Any) -> None:
-        """Ask the queue actor for the next reports for the first time, without waiting for its answer.
+        """Ask the queue actor for the first time whether a stop was requested, without waiting for its answer.
 
         Args:
-            queue: handle of a `ReportQueue` actor.
+            queue: handle of a `ReportQueue` actor, in which the driver records the stop request.
         """
         self._queue = queue
         self._stopped = False
         self._answer = queue.stop_requested.remote()
 
     def __call__(self) -> bool:
-        """Return whether a stop was requested, by the latest answer that has arrived. If one has arrived, ask again."""
+        """Return whether a stop was requested, according to the latest answer of the queue actor.
+
+        If a new answer has arrived, the actor is asked again in the background. Once the result is True, it stays True. If the
+        actor has died, the result is False.
+        """
         ready, _ = ray.wait([self._answer], timeout=0)
         if ready and not self._stopped:
             try:

@@ -9,8 +9,8 @@ A stage reads the outputs of earlier stages, its inputs, and writes outputs of i
 After a stage has run, a record with its fingerprint is written to the workspace, the folder of the pipeline. A stage is complete
 if its record has the current fingerprint and all its outputs exist.
 
-A stage that reads an output relies on its fingerprint. If another run makes the output anew at the same time, in spite of the
-workspace's lock, then the stage fails instead of mixing the two.
+A lock file normally keeps two runs from writing to one workspace. If another run nevertheless replaces outputs while a stage
+reads them, then the stage fails, so that its own outputs never mix old and new inputs.
 """
 
 import hashlib
@@ -39,13 +39,13 @@ class Record:
 
     Attributes:
         fingerprint: digest of the stage's recipe and the content keys of its inputs when it ran.
-        recipe: digest of the stage's name, code version and settings. If it is equal in two workspaces, the outputs can only
-            differ because of the data.
+        recipe: digest of the stage's name, code version and settings. If two workspaces have the same recipe, the outputs can
+            differ only because of the data.
         inputs: names of the stages whose outputs the stage read.
-        key: content key, a text that identifies the content of the outputs. It equals the fingerprint unless the stage returned
-            another key.
+        key: content key, a text that identifies the content of the outputs. It equals the fingerprint unless the function `run`
+            of the stage returned another key.
         seconds: time that the run took, in seconds.
-        summary: JSON values that the stage's function `run` returned, except "key".
+        summary: JSON values by name that the function `run` of the stage returned, without "key".
     """
 
     fingerprint: str
@@ -66,10 +66,10 @@ class Stage:
         version: version of the stage's code. It must be increased when the code makes other outputs from the same inputs.
         settings: the settings that influence the outputs, as JSON values.
         inputs: names of the stages whose outputs this stage reads.
-        outputs: URIs of the files that exist after the stage has run. If a JSON file among them has a key "fingerprint", as those
-            of tables and models do, its value must be the stage's fingerprint.
-        run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary of JSON values. The
-            summary may have a value "key", a text that identifies the content of the outputs.
+        outputs: URIs of the files that exist after the stage has run. A JSON file among them may have a key "fingerprint". Its
+            value must then be the stage's fingerprint. The JSON files of tables and models have this key.
+        run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary, which is a dict of
+            JSON values. Its optional value "key" is a text that identifies the content of the outputs.
     """
 
     name: str
@@ -117,14 +117,14 @@ def record_uri(workspace: str, stage: str) -> str:
 
 
 def read_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage, even if the stage would have to run again.
+    """Read the record of a stage's last finished run, whether or not the stage is still complete.
 
     Args:
         workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
         stage: name of the stage.
 
     Returns:
-        The record of the stage's last finished run, or None if there is none.
+        The record, or None if there is none that can be read.
     """
     try:
         return Record(**storage.read_json(record_uri(workspace, stage)))
@@ -133,7 +133,7 @@ def read_record(workspace: str, stage: str) -> Record | None:
 
 
 def up_to_date_record(workspace: str, stage: str) -> Record | None:
-    """Read the record of a stage if it was made from the current outputs of the stages that it reads from.
+    """Read the record of a stage if the stage ran with the current outputs of the stages from which it reads.
 
     Only records are compared. Changed settings and missing output files are not noticed.
 
@@ -153,14 +153,17 @@ def up_to_date_record(workspace: str, stage: str) -> Record | None:
 
 
 def outdated(workspace: str, names: Iterable[str]) -> list[str]:
-    """Find the stages whose outputs must not be used together: those that a run left unfinished, and all that read from them.
+    """Find the stages whose outputs may be incomplete or may not fit together.
+
+    A stage is outdated if its last run did not finish, if an output that it reads has changed since, or if one of the stages
+    from which it reads is outdated.
 
     Args:
         workspace: URI of the folder of the pipeline (local or s3://), where records are stored.
         names: names of the stages to look at.
 
     Returns:
-        The names of the outdated stages. A folder without any records, to which models were only copied, has none.
+        The names of the outdated stages; [] if the folder contains no records at all, because models were only copied to it.
     """
     if not storage.list_files(storage.join(workspace, "stages")):
         return []
@@ -168,7 +171,14 @@ def outdated(workspace: str, names: Iterable[str]) -> list[str]:
 
 
 def _has_fingerprint(uri: str, fingerprint: str) -> bool:
-    """Return whether an output of a stage exists and, if it names the fingerprint that it was made for, names this one."""
+    """Return whether an output of a stage exists and was not made with another fingerprint.
+
+    Only JSON files can contain a fingerprint, as the value of their key "fingerprint". Other files need only exist.
+
+    Args:
+        uri: URI of the output.
+        fingerprint: the fingerprint with which the output should have been made.
+    """
     if not uri.endswith(".json"):
         return storage.exists(uri)
     try:
@@ -183,13 +193,13 @@ def _fingerprint(stage: Stage | Record, keys: Mapping[str, str]) -> str:
 
     Args:
         stage: the stage, or its record.
-        keys: content keys of its inputs, by stage name; other stages may be among them.
+        keys: content keys by stage name. It must contain all inputs of the stage, and may contain other stages.
     """
     return digest([stage.recipe, [keys[name] for name in stage.inputs]])
 
 
 class Stages:
-    """The stages of a pipeline, in the order in which they run. Their records are stored in a workspace, a folder."""
+    """The stages of a pipeline, in the order in which they run. Their records are stored in a folder, the workspace."""
 
     def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
         """Store the arguments without running any stage.
@@ -224,7 +234,7 @@ class Stages:
         on_skip: Callable[[Stage, Record], None],
         keep_going: Callable[[Stage], bool] = lambda stage: True,
     ) -> dict[str, Record]:
-        """Run all stages that are not complete, in order, and write their records.
+        """Run all stages that are not complete, in order, and write their records to the workspace.
 
         Args:
             run_stage: function that is called as `run_stage(stage, fingerprint, run)` for each stage to run. It must call
@@ -268,14 +278,14 @@ class Stages:
         return record if complete else None
 
     def _check_inputs(self, stage: Stage, records: Mapping[str, Record]) -> None:
-        """Check that the outputs which a stage reads are those that this run has made or found.
+        """Check that no other run has changed the outputs that a stage reads since this run made or found them.
 
         Args:
-            stage: the stage.
-            records: records of the stages before it, by name.
+            stage: the stage that reads the outputs.
+            records: this run's records of the stages before it, by name.
 
         Raises:
-            UserError: if another run has changed one of them.
+            UserError: if another run has changed one of the outputs.
         """
         for other in self.stages:
             if other.name in stage.inputs:
@@ -291,7 +301,7 @@ class Stages:
     ) -> Record:
         """Run one stage and write its record to the workspace.
 
-        The old record is deleted first. So if the run is killed, the stage does not count as complete.
+        The old record is deleted before the stage runs. So if the run is killed, the stage does not count as complete.
 
         Args:
             stage: the stage.

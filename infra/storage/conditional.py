@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
-    """Create or replace a file if its content is exactly `old`. If several processes try at once, exactly one succeeds.
+    """Create or replace a file if its content is exactly `old`. If several processes try at once, only one succeeds.
 
     Args:
         uri: the file, local or s3://.
@@ -56,8 +56,9 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
 def _exclusive(path: Path) -> Iterator[None]:
     """Let only one process at a time run the block of a `with` statement for a file. Other processes wait for their turn.
 
-    This works for processes on this machine and on machines that share the folder. They wait for the lock of a guard file beside
-    the file, which is created for this purpose and deleted at the end.
+    This works for processes on this machine and on machines that share the folder. They wait for the lock (`flock`) of a guard
+    file, which is created beside the file and deleted at the end. If the disk does not support such locks, a warning is logged
+    and nothing is waited for.
 
     Args:
         path: the file to be changed in the block. Its folder is created if it does not exist.

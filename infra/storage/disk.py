@@ -26,10 +26,10 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
 
     Args:
         error: the error that writing raised.
-        folder: the folder below which the file was to be written.
+        folder: the folder that contains or should contain the file.
 
     Returns:
-        The UserError, for the caller to raise, if the disk is full, a permission is missing, or the path of the folder can't be a
+        The UserError, for the caller to raise, if the disk is full, a permission is missing, or the path of `folder` can't be a
         folder. None for other errors, which the user can't correct.
     """
     if is_full(error):
@@ -49,7 +49,7 @@ def disk_user_error(error: OSError, folder: Path | str) -> UserError | None:
 def disk_errors_for_user(path: Path) -> Iterator[None]:
     """Convert disk errors in the block of a `with` statement to UserErrors, if the user can correct them.
 
-    Other errors are raised unchanged.
+    Errors that the user can't correct are raised unchanged.
 
     Args:
         path: the file that the block writes.

@@ -32,10 +32,13 @@ from infra.storage.uri import is_http, is_s3, join, local_path
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the pyarrow filesystem for a URI, and the path within that filesystem.
 
-    S3 filesystems retry failed requests for about as long as the functions of this module.
+    S3 filesystems retry failed requests for about a minute, as the functions of this module do.
 
     Args:
         uri: a file or folder, local or s3://.
+
+    Raises:
+        UserError: if the URI names no bucket, or the S3 server can't be used.
     """
     if is_s3(uri):
         with s3.location(uri) as (bucket, _):
@@ -111,6 +114,7 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        UserError: if the S3 server can't be used.
     """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
@@ -124,6 +128,9 @@ def write_bytes(uri: str, data: bytes) -> None:
     Args:
         uri: the file, local or s3://.
         data: its content.
+
+    Raises:
+        UserError: if the file can't be written, for example for wrong credentials or a full disk.
     """
     if not is_s3(uri):
         with replacing(local_path(uri)) as file:
@@ -151,6 +158,9 @@ def write_json(uri: str, value: Any) -> None:
     Args:
         uri: the file, local or s3://. Missing parent folders are created.
         value: its value, which must be serialisable by `json.dumps`.
+
+    Raises:
+        UserError: if the file can't be written, for example for wrong credentials or a full disk.
     """
     write_bytes(uri, (json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
@@ -226,7 +236,7 @@ def copy_tree(source: str, target: str) -> None:
     """Copy all files below a folder, at any depth, to another folder.
 
     Args:
-        source: the folder to copy, local or s3://.
+        source: the folder to copy, local or s3://. If it does not exist, nothing is copied.
         target: the folder to copy into, local or s3://; files of the same name are replaced.
     """
     for name in list_files(source):
@@ -236,15 +246,16 @@ def copy_tree(source: str, target: str) -> None:
 def check_writable(uri: str, locks: bool = False) -> None:
     """Check that files can be written, read, listed and deleted below a folder.
 
-    Commands call this at the start of a run, so that it does not fail later. It takes at most a few seconds, and leaves no file
-    behind.
+    Commands call this at the start of a run, so that the run does not fail later. It writes a small file and deletes it again.
+    If an S3 server does not answer, requests are retried for only four seconds.
 
     Args:
         uri: the folder, local or s3://; a missing local folder is created.
-        locks: True to check also that a lock there would be safe: that an S3 server does not ignore the conditions of writes.
+        locks: True to check also that an S3 server supports conditional writes, which a safe lock file needs. It has no effect
+            for a local folder.
 
     Raises:
-        UserError: if one of these operations fails; the message says why.
+        UserError: if one of these operations fails. The message says why.
     """
     name = f".writable-{uuid.uuid4().hex}"
     if is_s3(uri):

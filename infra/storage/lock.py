@@ -5,8 +5,8 @@ when it expires. Its holder postpones this time again and again, so if a run die
 machines may differ only by a small part of the time for which a lock is valid. A lock whose holder is certainly dead is taken
 over at once: its process ran under the same kernel as this one, and is gone.
 
-A released lock leaves its file behind, because the file counts how often the lock was taken. This count, the fencing number,
-tells apart the work of two holders: the one with the lower number had lost the lock when the other took it.
+A released lock leaves its file behind, because the file counts how often the lock was taken. This count is called the fencing
+number. It distinguishes the work of two holders: the holder with the lower number lost the lock before the other took it.
 """
 
 import json
@@ -26,9 +26,10 @@ from infra.errors import Interrupted, UserError
 
 
 class Locked(Exception):
-    """An error which says that another run holds the lock. Commands then exit with code 3.
+    """An error that is raised because another run holds the lock. Commands then exit with code 3.
 
-    The message names the other run, its machine and process, and the time when it took the lock.
+    A lock is a file that lets only one run at a time do its work. The message names the other run, its machine and
+    process, and the time when it took the lock.
     """
 
 
@@ -44,8 +45,9 @@ class LockRecord:
         expires: time when the lock expires unless it is renewed, as a Unix time; 0 if it was released.
         token: random text, which distinguishes holders of the same name.
         fence: fencing number, how often the lock has been taken.
-        kernel: identifies the running kernel and the namespace in which `pid` is valid; "" if the system can't tell.
-        started: time when the process started, in clock ticks since the kernel did; "" if the system can't tell.
+        kernel: id of the running operating system kernel and of the namespace in which `pid` is valid; "" if the system can't
+            tell.
+        started: time when the process started, in clock ticks since the kernel started; "" if the system can't tell.
     """
 
     holder: str
@@ -82,19 +84,22 @@ class Lock:
 
     @property
     def fence(self) -> int:
-        """Return the fencing number: how often this lock has been taken, this time included. Later holders have higher numbers."""
+        """Return the fencing number: how often this lock has been taken, including this time. It grows with each new holder."""
         return self._record.fence
 
     @property
     def lost(self) -> bool:
         """Return whether another run may hold the lock now, because it took the lock over or the lock was not renewed in time.
 
-        This does not read the lock file. `still_held` does, and notices at once if another run took the lock.
+        This does not read the lock file, so it may notice only at the next renewal that another run took the lock. `still_held`
+        notices it at once.
         """
         return self._lost.is_set() or time.time() >= self._record.expires
 
     def still_held(self) -> bool:
         """Read the lock file, and return whether this process still holds the lock.
+
+        If another run has taken the lock, `lost` is True from then on.
 
         Raises:
             UserError: if the storage can't be used, or the file is no lock any more.
@@ -108,7 +113,8 @@ class Lock:
         """Raise an error if the lock is lost. Call this before writing anything that only the holder of the lock may write.
 
         Raises:
-            Interrupted: if the lock is lost. The message names the run that took it.
+            Interrupted: if the lock is lost. The message names the run that took the lock, or says that the lock was not renewed
+                in time.
         """
         if not self.lost:
             return
@@ -133,7 +139,7 @@ class Lock:
             return None
 
     def _renew(self) -> None:
-        """Renew the lock again and again until it is released or lost. The background thread runs this."""
+        """Renew the lock at regular intervals until it is released or lost. The background thread runs this."""
         while not self._released.wait(self._ttl / 3):
             try:
                 renewed = replace(self._record, expires=time.time() + self._ttl)
@@ -146,10 +152,11 @@ class Lock:
                 continue  # storage does not answer, despite retries; it may come back before the lock expires
 
     def _own_content(self) -> bytes:
-        """Return the content that the lock file has if this process still holds the lock.
+        """Return the content that the lock file must have if this process still holds the lock.
 
-        This is the content of the file if it has the token of this process, else the last record that this process wrote. The
-        two differ if the file was renewed on S3, but the answer of the server was lost.
+        If the file contains the token of this process, this is the file's own content. It may be newer than the last record that
+        this process knows to be written, because a renewal on S3 can succeed although the server's answer is lost. In all other
+        cases, the last known record is returned.
         """
         with suppress(FileNotFoundError):
             content = storage.read_bytes(self.uri)
@@ -193,7 +200,9 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
 
 
 def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
-    """Take the lock: write the lock file if there is none, or if its lock has expired or its holder has died.
+    """Take the lock by writing the lock file.
+
+    This is possible if there is no such file, or if the lock in it has expired, was released, or has a holder that has died.
 
     Args:
         uri: the lock file, local or s3://.
@@ -229,8 +238,11 @@ def _acquire(uri: str, holder: str, ttl_seconds: float) -> LockRecord:
 def _process_is_gone(record: LockRecord) -> bool:
     """Return whether the process that holds a lock has certainly ended, so that its lock can be taken over at once.
 
-    The answer is False if the holder ran under another kernel than this process. It may run in a container of the same host
-    name, or it may have ended because the machine was started again. Both look the same from here, so the lock has to expire.
+    The answer is False if the holder ran on another machine, in another container, or before this machine was last started. Its
+    process can't be found from here, so the lock has to expire.
+
+    Args:
+        record: the content of the lock file.
     """
     if not (record.kernel and record.started) or (record.host, record.kernel) != (socket.gethostname(), _kernel()):
         return False
@@ -244,9 +256,10 @@ def _process_is_gone(record: LockRecord) -> bool:
 
 
 def _kernel() -> str:
-    """Identify the running kernel and the namespace of process ids of this process; "" if the system can't tell.
+    """Return the ids of the running kernel and of this process's namespace of process ids; "" if the system can't tell.
 
-    The kernel has another id after each start of the machine. Containers on a machine share it, but each has its own namespace.
+    The kernel gets a new id at each start of the machine. Containers on a machine share the kernel, but each container has a
+    namespace of its own.
     """
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
@@ -255,13 +268,14 @@ def _kernel() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Return when a process of this machine started, in clock ticks since its kernel did.
+    """Return when a process of this machine started, in clock ticks since the operating system started.
 
     Args:
         pid: id of the process.
 
     Returns:
-        The number as text; "ended" if it has ended and only its parent has not noticed yet; "" if the system can't tell.
+        The number as text; "ended" if the process has ended but its parent has not collected its exit status yet; "" if there is
+        no such process or the system can't tell.
     """
     try:
         # Fields 3 and 22 of the file are the state and the start; field 2, the name in brackets, may contain anything.
@@ -304,5 +318,5 @@ def _locked_message(uri: str, theirs: LockRecord) -> str:
 
 
 def _utc(seconds: float) -> str:
-    """Return a Unix time, in seconds, as text for messages."""
+    """Return a Unix time, in seconds, as text for messages, such as "2026-03-01 12:00:00 UTC"."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,7 +1,7 @@
 """Operations on S3 objects that need more than one call of boto3.
 
-Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts these
-to errors that explain them to the user.
+Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts
+botocore's errors to errors that explain the problem to the user.
 """
 
 import time
@@ -24,7 +24,7 @@ PAGE = 1000
 
 @contextmanager
 def location(uri: str) -> Iterator[tuple[str, str]]:
-    """Split an s3:// URI, and convert S3 errors in the block of the `with` statement to errors that explain them.
+    """Split an s3:// URI, and convert S3 errors in the block of the `with` statement to errors that explain the problem.
 
     Args:
         uri: URI of the object, folder or bucket that the block works on.
@@ -68,7 +68,7 @@ def read(bucket: str, key: str) -> tuple[bytes, str]:
 
 
 def transfer_config() -> Any:
-    """Return the boto3 settings for transferring large objects in parts of PART_BYTES, four at a time."""
+    """Return the boto3 settings for transferring large objects in parts of PART_BYTES bytes, four at a time."""
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
@@ -97,6 +97,7 @@ def delete(bucket: str, keys: list[str]) -> None:
 
     Raises:
         UserError: if the server does not delete all of them.
+        botocore.exceptions.ClientError: if the server refuses the whole request.
     """
     attempt = 0
     while keys:
@@ -118,6 +119,9 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
 
     Returns:
         boto3's description of the object ("ContentLength", "ETag" and others); None if it does not exist.
+
+    Raises:
+        botocore.exceptions.ClientError: if the server refuses the request.
     """
     from botocore.exceptions import ClientError
 
@@ -132,7 +136,7 @@ def head(bucket: str, key: str) -> dict[str, Any] | None:
 def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
     """Change the content of an object from `old` to `new` in one step, by a conditional request.
 
-    The server must support conditional writes, as AWS, MinIO and SeaweedFS (from 4.18) do; `check_conditional_writes` tells.
+    The server must support conditional writes, as AWS, MinIO and SeaweedFS (from 4.18) do. `check_conditional_writes` checks it.
 
     Args:
         bucket: name of the bucket.
@@ -142,6 +146,9 @@ def exchange(bucket: str, key: str, old: bytes | None, new: bytes) -> bool:
 
     Returns:
         True if this call changed the object, False if its content was not `old`.
+
+    Raises:
+        botocore.exceptions.ClientError: if the server refuses a request for another reason.
     """
     from botocore.exceptions import ClientError
 
@@ -174,8 +181,8 @@ def check_conditional_writes(bucket: str, key: str) -> None:
         key: key of an existing object, which a server without conditional writes will overwrite.
 
     Raises:
-        UserError: if the server ignores the condition that no such object exists, or that the object has a certain ETag, or does
-            not implement such conditions.
+        UserError: if the server does not implement conditions, or ignores one of these two: "there is no such object" and "the
+            object has this ETag".
         botocore.exceptions.ClientError: if the server refuses the requests for another reason.
     """
     from botocore.exceptions import ClientError

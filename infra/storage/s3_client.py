@@ -20,7 +20,7 @@ RETRY_SECONDS = 60.0
 """How many seconds after its first failure a request is still retried."""
 
 CHECK_SECONDS = 4.0
-"""The same for the check at the start of a run, while the user is waiting."""
+"""How many seconds a request is retried in the check at the start of a run, while the user is waiting."""
 
 TRANSIENT_CODES = (
     "SlowDown",
@@ -64,8 +64,8 @@ def client(retry_seconds: float | None = None) -> Any:
 def filesystem(bucket: str) -> pafs.FileSystem:
     """Return a pyarrow S3 filesystem for a bucket.
 
-    It uses the endpoint and region of the boto3 client, and retries failed requests for about as long. It can be pickled and sent
-    to workers. The pickle contains no credentials: a worker uses its own.
+    It uses the endpoint and region of the boto3 client, and retries failed requests for about a minute, as that client does. It
+    can be pickled and sent to workers. The pickle contains no credentials: a worker uses its own.
 
     Args:
         bucket: name of the bucket.
@@ -76,7 +76,7 @@ def filesystem(bucket: str) -> pafs.FileSystem:
 def _aws_variables() -> frozenset[tuple[str, str]]:
     """Return all environment variables whose names begin with AWS_, as a set of (name, value) pairs.
 
-    The set is part of the key under which clients are cached. If the variables change, a client may need another server.
+    Clients are cached by this set, because a client for another server may be needed when the variables change.
     """
     return frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
 
@@ -87,7 +87,8 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
 
     Args:
         pid: id of this process. It only distinguishes forked processes, which must not share a client.
-        variables: the AWS environment variables. They only distinguish clients: boto3 reads the environment itself.
+        variables: the AWS environment variables as (name, value) pairs. They only distinguish clients, because boto3 reads the
+            environment itself.
         retry_seconds: how many seconds after its first failure a request is still retried.
 
     Raises:
@@ -116,7 +117,7 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
 def _retry_delay(
     seconds: float, *, response: Any, attempts: int, caught_exception: Any, request_dict: dict[str, Any], **_: Any
 ) -> float | None:
-    """Decide whether botocore should retry a request. It is called at botocore's event `needs-retry`.
+    """Decide whether botocore should retry a request. botocore calls this at its event `needs-retry`.
 
     Args:
         seconds: how many seconds after its first failure a request is still retried.
@@ -180,7 +181,7 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
 
     Args:
         pid: id of this process. It only distinguishes forked processes, which must not share a filesystem.
-        variables: the AWS environment variables. They only distinguish filesystems.
+        variables: the AWS environment variables as (name, value) pairs. They only distinguish filesystems.
         bucket: name of the bucket. On Amazon's S3 its region is looked up.
     """
     s3 = client()
@@ -202,7 +203,7 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
 
 
 def endpoint() -> str:
-    """Return the URL of the S3 server for messages, without a password; "its endpoint" if it can't be determined."""
+    """Return the URL of the S3 server, without a password, for use in messages; "its endpoint" if it can't be determined."""
     try:
         return without_password(client().meta.endpoint_url)
     except Exception:  # while another error is being explained, a second one would only hide it

@@ -62,7 +62,7 @@ class RowGroup:
 
     Attributes:
         rows: number of rows.
-        repeats: sum of the column `repeats`, which says how often a row is used; the number of rows if there is no such column.
+        repeats: sum of the column `repeats` (how often training uses a row); the number of rows if there is no such column.
         nbytes: number of bytes in the binary columns (encoded images and masks).
         splits: number of rows for each value of the column `split`; empty if there is no such column.
     """
@@ -75,7 +75,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Part:
-    """A summary of one part of a table, which is a Parquet file.
+    """A summary of one part of a table. A part is a Parquet file.
 
     Attributes:
         name: path of the file below the table's folder.
@@ -161,7 +161,7 @@ def part_name(fingerprint: str, index: int) -> str:
 def _summary_uri(table: str, fingerprint: str, index: int) -> str:
     """Return the URI of the JSON file that holds the summary of a part. `index` is the part's position, from 0.
 
-    This file is written after the Parquet file. So if it exists, the part is complete.
+    This file is written after the part's Parquet file. So if it exists, the part is complete.
     """
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
@@ -181,9 +181,9 @@ def read_part(table: str, fingerprint: str, index: int) -> Part:
 
 
 def finished_parts(table: str, fingerprint: str) -> dict[int, Part]:
-    """Return the summaries of all complete parts that were written with a fingerprint, by their position in the table.
+    """Return the summaries of all complete parts that were written with a fingerprint (digest of what the table is made from).
 
-    They need not be part of a complete table. The folder is listed once, which is faster than looking for each part.
+    The keys are the positions of the parts in the table. The table itself need not be complete. Its folder is listed only once.
     """
     names = storage.list_files(storage.join(table, fingerprint[:16]))
     indices = [int(name.removeprefix("part-").removesuffix(".json")) for name in names if name.endswith(".json")]
@@ -200,7 +200,7 @@ def write_part(
 ) -> Part:
     """Write one part of a table, unless it is already complete.
 
-    If it is complete, `rows` is not iterated over. So no work is done twice if a task is retried or a job is continued.
+    If it is complete, `rows` is not iterated over. So no work is done twice if a task is retried or a job is resumed.
 
     Args:
         table: URI of the table's folder.
@@ -221,7 +221,7 @@ def write_part(
     first = last = ""
 
     def accepted() -> Iterator[Mapping[str, Any]]:
-        """Yield the rows without the rejects among them, which are added to the list `rejects`."""
+        """Yield the elements of `rows` that are rows, and append the `Reject`s among them to the list `rejects`."""
         for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)
@@ -257,7 +257,7 @@ def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup
 
 
 def discard(table: str, fingerprint: str) -> None:
-    """Delete all parts that were written with a fingerprint. A complete table must not consist of them."""
+    """Delete all parts written with a fingerprint (digest of what the table is made from). Never do so for a complete table."""
     storage.remove(storage.join(table, fingerprint[:16]))
 
 
@@ -340,7 +340,7 @@ def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str
 
 
 def chunks(count: int, size: int) -> list[range]:
-    """Divide the numbers from 0 to `count` - 1 into consecutive ranges of nearly equal length, at most `size`.
+    """Divide the numbers from 0 to `count` - 1 into consecutive ranges of nearly equal length, none longer than `size`.
 
     If `count` is 0, the result is a list with one empty range.
     """

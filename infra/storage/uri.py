@@ -29,7 +29,10 @@ def local_path(uri: str) -> Path:
 def absolute(uri: str) -> str:
     """Make a URI independent of the current folder, because workers run in other folders.
 
-    A local path is made absolute. From s3:// and http(s):// URIs, only slashes at the end are removed.
+    A local path or file:// URI becomes an absolute path. From s3:// and http(s):// URIs, only slashes at the end are removed.
+
+    Raises:
+        UserError: if the URI begins with another scheme, such as gs://.
     """
     return uri.rstrip("/") if is_s3(uri) or is_http(uri) else str(local_path(uri).resolve())
 

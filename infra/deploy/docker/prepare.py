@@ -105,7 +105,7 @@ def _request_status(method: str, server: str, call: str, login: tuple[str, str],
 def retry_until_reachable(step: Callable[[], str]) -> None:
     """Run a step of the installation and print its message. Repeat it while its server can't be reached.
 
-    It is repeated every two seconds, for up to RETRY_SECONDS.
+    It is repeated every two seconds, for up to 120 seconds (RETRY_SECONDS).
 
     Args:
         step: function without arguments that does the work and returns a message.
@@ -125,7 +125,7 @@ def retry_until_reachable(step: Callable[[], str]) -> None:
 
 
 def main() -> int:
-    """Create the bucket and the MLflow user, as the environment variables say, and return the exit code of the script."""
+    """Create the bucket and the MLflow user that the environment variables name, and return 0, the exit code of the script."""
     env = os.environ
     server = env["MLFLOW_TRACKING_URI"].rstrip("/")
     user = env["MLFLOW_TRACKING_USERNAME"], env["MLFLOW_TRACKING_PASSWORD"]

@@ -3,8 +3,8 @@
   python -m infra.deploy.local.cluster -- python workflows/train_pipeline.py --workspace s3://deconvnet/run
   python -m infra.deploy.local.cluster      without a job: it runs until Ctrl-C, for looking around and submitting jobs
 
-Every node is a separate `ray start` with its own address (127.0.0.2, …) and its own Ray label `pool`. So a node can be killed as
-if its machine died. Everything is stopped at the end, also after Ctrl-C and SIGTERM. This works on Linux only.
+Every node is started by a separate `ray start`, with its own address (127.0.0.2, …) and its own Ray label `pool`. So a node can
+be killed as if its machine died. Everything is stopped at the end, also after Ctrl-C and SIGTERM. This works on Linux only.
 """
 
 import argparse
@@ -46,18 +46,18 @@ class Node:
     """A Ray node on this machine, started by its own `ray start`. It stands for one machine of a real cluster.
 
     Attributes:
-        address: its IP address.
-        server: its main process, `ray start`.
+        address: IP address of the node.
+        server: the node's main process, `ray start`.
     """
 
     address: str
     server: Server
 
     def processes(self, title: str = "") -> list[Any]:
-        """Return the node's running processes as psutil objects.
+        """Return the node's running processes as `psutil.Process` objects.
 
         Args:
-            title: a text. Only processes whose command line contains it are returned.
+            title: a text. Only processes whose command line contains it are returned. "" for all processes.
         """
         import ray  # noqa: F401  adds the psutil that comes with Ray to the path
         from psutil import Error, Process
@@ -149,7 +149,7 @@ class Cluster:
         return []
 
     def ray(self, *arguments: str) -> list[str]:
-        """Return a command line that calls the program `ray`. It must be run with the variables of `environment`."""
+        """Return a command line that calls `ray` with these arguments. Run it with the environment variables in `environment`."""
         return [find_program("ray", "'ray[default]'"), *arguments]
 
     def _node(self, pool: str, cpus: int, arguments: Sequence[str]) -> Node:
@@ -180,7 +180,7 @@ class Cluster:
     def _accepts_jobs(self) -> bool:
         """Submit a test job, wait for its end and return whether it succeeded.
 
-        It is not enough that Ray's dashboard answers, because it does so before the process that runs jobs is ready.
+        An answer of Ray's dashboard alone is not enough, because it answers before the process that runs jobs is ready.
         """
         with suppress(OSError, KeyError):
             job = self._request("/api/jobs/", {"entrypoint": "true"})["submission_id"]
@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command-line arguments; None for those of this process.
 
     Returns:
-        The exit code: that of the job, 2 for a UserError, 130 after Ctrl-C or SIGTERM.
+        The exit code of the command: 2 for a UserError, 130 after Ctrl-C or SIGTERM, otherwise the exit code of the job.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", default="cpu,cpu", help="the nodes' pools (default: cpu,cpu)")
@@ -310,7 +310,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
 
     Args:
         arguments: the parsed command-line arguments.
-        stack: stops the servers and the cluster when it is closed.
+        stack: the ExitStack on which the servers and the cluster are entered. Its `close` stops them.
 
     Returns:
         The exit code of the job; 0 without a job.

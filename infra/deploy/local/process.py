@@ -18,7 +18,7 @@ from typing import Any
 from infra.errors import UserError
 
 HOST = "127.0.0.1"
-_PORTS = (12000, 32000)  # below the range of Linux's temporary ports, so that a restarted server finds its port free
+_PORTS = (12000, 32000)  # below the range of Linux's ephemeral ports, so that a restarted server finds its port free
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
 
@@ -80,7 +80,7 @@ class Server:
 
     Attributes:
         name: a description of the server, for messages.
-        url: the address of the server.
+        url: the address of the server, for its clients.
         command: the command line.
         variables: all environment variables of the process, by name.
         log: file to which the output is appended.
@@ -150,9 +150,9 @@ class Server:
 
 
 def _terminate_with_parent() -> list[str]:
-    """Return the words to put before a command line, so that Linux terminates the command when its parent thread ends.
+    """Return the words to put before a command line, so that Linux terminates the command when the thread that started it ends.
 
-    The result is [] if the program `setpriv` is not installed. The command is then not terminated.
+    The result is [] if the program `setpriv` is not installed. The command then continues after that thread has ended.
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []

@@ -85,7 +85,7 @@ class S3:
     def stores_objects(self) -> bool:
         """Check whether the server can already store objects, by writing one.
 
-        It is not enough that the server answers, because SeaweedFS answers before it can store anything.
+        An answer of the server alone is not enough, because SeaweedFS answers before it can store anything.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -252,10 +252,10 @@ def postgres_server() -> Iterator[str]:
 
 
 def _unprivileged_user() -> str | None:
-    """Return the name of the user as which PostgreSQL should run, because it refuses to run as root.
+    """Return the name of the user that should run PostgreSQL, which refuses to run as root.
 
     Returns:
-        "postgres" if there is such a user, else "nobody". None if this process does not run as root, or there is no such user.
+        "postgres" if there is such a user, else "nobody". None if this process does not run as root, or neither user exists.
     """
     if os.geteuid() != 0:
         return None
