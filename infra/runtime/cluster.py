@@ -26,7 +26,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     """Connect to Ray for the duration of a `with` statement, and disconnect at its end.
 
     If the settings or the environment variable RAY_ADDRESS give the address of a cluster, that cluster is joined. Ray sets
-    RAY_ADDRESS for submitted jobs. Without an address, Ray is started on this machine, and stopped at the end.
+    RAY_ADDRESS for submitted jobs. Without an address, Ray is started on this machine, and stopped at the end. Ray's own log
+    messages and progress bars are switched off.
 
     Args:
         settings: address of the cluster, and resources of a Ray that is started on this machine.

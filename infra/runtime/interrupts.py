@@ -49,7 +49,7 @@ def time_limit(minutes: float | None) -> Callable[[], bool]:
         minutes: time from now to the limit, in minutes; None for no limit.
 
     Returns:
-        A function without arguments, which returns False before the limit and True after it.
+        A function without arguments. It returns False before the limit and True after it; without a limit always False.
     """
     if minutes is None:
         return lambda: False

@@ -53,6 +53,10 @@ def make_parts(
 
     Returns:
         Summaries of the parts, in the order of `units`.
+
+    Raises:
+        UserError: if `make_rows` raises UserError, or workers die.
+        Interrupted: if the run was asked to stop. The parts that are finished are kept.
     """
     work = partial(_write_part, table, fingerprint, schema, rows_per_group, make_rows)
     made = tables.finished_parts(table, fingerprint)

@@ -148,6 +148,8 @@ def read_json(uri: str) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        UserError: if the S3 server can't be used.
+        ValueError: if the file does not contain valid JSON.
     """
     return json.loads(read_bytes(uri))
 
@@ -186,7 +188,14 @@ def list_files(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Delete a file, or a folder with everything in it, given by a local path or s3://. Do nothing if neither exists."""
+    """Delete a file, or a folder with everything in it. Do nothing if it does not exist.
+
+    Args:
+        uri: the file or folder, local or s3://.
+
+    Raises:
+        UserError: if it can't be deleted, for example because a permission is missing.
+    """
     if is_s3(uri):
         with s3.location(uri) as (bucket, key):
             below = s3.keys(bucket, f"{key}/" if key else "")

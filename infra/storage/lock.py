@@ -2,11 +2,11 @@
 
 The lock is a small JSON file, which is written only if it is absent or unchanged (see `conditional.py`). It contains the time
 when it expires. Its holder postpones this time again and again, so if a run dies, its lock expires by itself. The clocks of the
-machines may differ only by a small part of the time for which a lock is valid. A lock whose holder is certainly dead is taken
-over at once: its process ran under the same kernel as this one, and is gone.
+machines may differ only by a small part of the time for which a lock is valid. A lock is taken over at once if its holder is
+certainly dead, which means that its process ran under the same operating system kernel as this one and no longer exists.
 
 A released lock leaves its file behind, because the file counts how often the lock was taken. This count is called the fencing
-number. It distinguishes the work of two holders: the holder with the lower number lost the lock before the other took it.
+number. It distinguishes the work of two holders: the one with the lower number no longer held the lock when the other took it.
 """
 
 import json
@@ -35,7 +35,7 @@ class Locked(Exception):
 
 @dataclass(frozen=True)
 class LockRecord:
-    """The content of a lock file.
+    """The content of a lock file, a JSON file that lets only one run at a time do its work.
 
     Attributes:
         holder: name of the run that holds the lock, for messages.
@@ -66,7 +66,7 @@ class LockRecord:
 
 
 class Lock:
-    """A lock that this process holds. A background thread renews it until `release` is called."""
+    """A lock that this process holds, so that other runs can't take it. A background thread renews it until `release` is called."""
 
     def __init__(self, uri: str, record: LockRecord, ttl_seconds: float) -> None:
         """Start the thread that renews the lock. The lock file must already have been written.

@@ -53,6 +53,7 @@ def read(bucket: str, key: str) -> tuple[bytes, str]:
 
     Raises:
         botocore.exceptions.ClientError: if there is no such object, or the server refuses the request.
+        botocore.exceptions.BotoCoreError: if the server can't be reached, or the connection still breaks after a minute.
     """
     first_failure, attempt = None, 0
     while True:

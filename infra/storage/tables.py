@@ -181,9 +181,11 @@ def read_part(table: str, fingerprint: str, index: int) -> Part:
 
 
 def finished_parts(table: str, fingerprint: str) -> dict[int, Part]:
-    """Return the summaries of all complete parts that were written with a fingerprint (digest of what the table is made from).
+    """Return the summaries of all complete parts of a table, by their position in it. The table itself need not be complete.
 
-    The keys are the positions of the parts in the table. The table itself need not be complete. Its folder is listed only once.
+    Args:
+        table: URI of the table's folder. It is listed once, which is faster than looking for each part.
+        fingerprint: digest of what the table is made from. Parts with another fingerprint are ignored.
     """
     names = storage.list_files(storage.join(table, fingerprint[:16]))
     indices = [int(name.removeprefix("part-").removesuffix(".json")) for name in names if name.endswith(".json")]
@@ -244,12 +246,7 @@ def write_part(
 
 
 def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
-    """Return the summary of a row group of a Parquet file.
-
-    Args:
-        rows: the rows of the group as dicts.
-        schema: columns of the rows.
-    """
+    """Return the summary of a row group of a Parquet file, whose rows are given as dicts with the columns of `schema`."""
     splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
     repeats = sum(int(row.get("repeats", 1)) for row in rows)
     nbytes = sum(len(value) for row in rows for value in row.values() if isinstance(value, bytes))
@@ -257,7 +254,12 @@ def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup
 
 
 def discard(table: str, fingerprint: str) -> None:
-    """Delete all parts written with a fingerprint (digest of what the table is made from). Never do so for a complete table."""
+    """Delete all parts of a table that were written with a fingerprint. Do not call this for the parts of a complete table.
+
+    Args:
+        table: URI of the table's folder.
+        fingerprint: digest of what the table was made from, with which the parts were written.
+    """
     storage.remove(storage.join(table, fingerprint[:16]))
 
 

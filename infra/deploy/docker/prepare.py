@@ -36,7 +36,7 @@ def create_bucket(name: str) -> str:
         A message for the log, which says whether the bucket was created or already existed.
 
     Raises:
-        ConnectionError: if the server has a failure of its own (HTTP status 500 or above), so that it helps to try again.
+        ConnectionError: if the server fails (HTTP status 500 or above). It may help to try again.
         SystemExit: if the bucket can't be used, for example for lack of permission.
     """
     s3 = boto3.client("s3")
@@ -93,7 +93,7 @@ def _request_status(method: str, server: str, call: str, login: tuple[str, str],
         method: the HTTP method, such as "GET" or "POST".
         server: URL of MLflow.
         call: path of the request below `/api/2.0/mlflow/`, for example "users/create".
-        login: name and password of the user as whom to log in.
+        login: name and password with which to log in to MLflow.
         body: JSON object to send; None for none.
 
     Returns:
