@@ -92,7 +92,8 @@ class StageStatus:
 
     Attributes:
         stage: the stage.
-        fingerprint: digest of the stage's recipe and the content keys of its inputs; None if one of its inputs is not complete.
+        fingerprint: digest of the stage's recipe (name, code version and settings) and the content keys (texts that identify the
+            content) of its inputs; None if one of its inputs is not complete.
         record: record of the stage's last run if the stage is complete, else None.
     """
 
@@ -189,11 +190,12 @@ def _has_fingerprint(uri: str, fingerprint: str) -> bool:
 
 
 def _fingerprint(stage: Stage | Record, keys: Mapping[str, str]) -> str:
-    """Return the fingerprint of a stage, a digest of its recipe and the content keys of its inputs.
+    """Return the fingerprint of a stage, a digest of its recipe (name, code version, settings) and its inputs' content keys.
 
     Args:
         stage: the stage, or its record.
-        keys: content keys by stage name. It must contain all inputs of the stage, and may contain other stages.
+        keys: content keys (texts that identify the content of a stage's outputs) by stage name. It must contain all inputs of the
+            stage, and may contain other stages.
     """
     return digest([stage.recipe, [keys[name] for name in stage.inputs]])
 
@@ -271,7 +273,7 @@ class Stages:
 
         Args:
             stage: the stage.
-            fingerprint: its current fingerprint.
+            fingerprint: its current fingerprint, a digest of its recipe (name, code version, settings) and its inputs.
         """
         record = read_record(self.workspace, stage.name)
         complete = record and record.fingerprint == fingerprint and all(_has_fingerprint(u, fingerprint) for u in stage.outputs)
@@ -305,7 +307,7 @@ class Stages:
 
         Args:
             stage: the stage.
-            fingerprint: its current fingerprint.
+            fingerprint: its current fingerprint, a digest of its recipe (name, code version, settings) and its inputs.
             run_stage: function that calls the stage's `run` and returns its summary (see `Stages.run`).
             records: records of the stages before it, by name.
 

@@ -66,7 +66,7 @@ class LockRecord:
 
 
 class Lock:
-    """A lock that this process holds, so that other runs can't take it. A background thread renews it until `release` is called."""
+    """A lock that this process holds and other runs can't take. A background thread renews it until `release` is called."""
 
     def __init__(self, uri: str, record: LockRecord, ttl_seconds: float) -> None:
         """Start the thread that renews the lock. The lock file must already have been written.
