@@ -68,7 +68,9 @@ def object_ious(
 
 
 class Breakdowns:
-    """Sums over the images evaluated so far. `add` counts one image, and `merge` adds the sums of other images.
+    """Sums over the evaluated images: confused pixels by class, and the IoU of objects by their size.
+
+    `add` counts one image, and `merge` adds the sums of other images.
 
     Attributes:
         results: names of the R results that are measured, such as "deconvnet".
@@ -142,11 +144,11 @@ class Breakdowns:
         """Compute the breakdowns as JSON values, which are stored in `report/analysis.json`.
 
         Returns:
-            A dict with three entries. In place of a mean over no classes or no objects, there is None.
+            A dict with three entries. The mean IoU of no classes or no objects is None.
 
             * `confusion` is a dict from result name to a nested list: numbers of pixels by true class, then by predicted class.
-            * `proposals` is a dict with two lists: `counts`, the numbers of proposals, and `mean_iou`, that of DeconvNet for each
-              number.
+            * `proposals` is a dict with two lists: `counts`, the numbers of proposals, and `mean_iou`, the mean IoU of DeconvNet
+              with each of these numbers.
             * `sizes` is a dict with the list `edges` (limits of the size bins, as shares of the image's area), the list `objects`
               (numbers of objects in the bins) and the dict `mean_iou` (from result name to a list, with the mean IoU of the
               objects in each bin).

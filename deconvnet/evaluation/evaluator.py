@@ -2,7 +2,8 @@
 
 The images are split into batches. Workers that hold both networks predict each image in five ways and compare the masks with the
 annotation. The counts of all batches are then added up. The five ways are those of Noh et al. (ICCV 2015), the paper on
-DeconvNet: FCN-8s, DeconvNet, their ensemble, and the last two refined by a CRF. Each way is called a result (`RESULTS`).
+DeconvNet: FCN-8s, DeconvNet, DeconvNet refined by a CRF, the ensemble of both networks, and the ensemble refined by a CRF. Each way
+is called a result (`RESULTS`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,8 +70,8 @@ class Evaluation:
             `rows` (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
         mean_iou: mean IoU of each image on its own, by image_id, then by result name; None if the image's annotation is all void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
-        confusions: confusion matrix of each image by image_id, int32 (C, C), of the result `DECISIVE_RESULT`. A row is a true
-            class and a column is a predicted class.
+        confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with the
+            CRF, by which models are compared). A row is a true class and a column is a predicted class.
     """
 
     results: dict[str, Any]
@@ -81,12 +82,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit of work: a batch of images of one row group, which a worker measures in one call.
+    """A unit of work: a batch of images that a worker measures in one call.
+
+    The images lie in one row group (block of rows) of a Parquet file.
 
     Attributes:
         images: the part (Parquet file) of the table `images` that holds the images.
-        proposals: the part of the table `proposals` that holds the boxes of the images.
-        row_group: index of the row group that holds the images in the part of the table `images`.
+        proposals: the part (Parquet file) of the table `proposals` that holds the boxes of the images.
+        row_group: index of the images' row group in their part, from 0.
         rows: positions of the images among the rows of the row group that belong to the evaluated split.
     """
 
@@ -109,6 +112,7 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
         The metrics of the five results, the mean IoU of each image, and the breakdowns.
 
     Raises:
+        FileNotFoundError: if the table `images` or `proposals` is not complete.
         UserError: if the split has no image with a class mask, or no node has room for a worker.
     """
     units = dict(enumerate(_units(inputs)))
@@ -120,7 +124,11 @@ def evaluate(inputs: EvaluationInputs, dataset: str, executor: Executor, gpu: bo
 
 
 def _units(inputs: EvaluationInputs) -> list[_Unit]:
-    """Divide the images of the evaluated split into batches of at most 8 images, in the order of the table `images`."""
+    """Divide the images of the evaluated split into batches of at most 8 images, in the order of the table `images`.
+
+    Raises:
+        FileNotFoundError: if the table `images` or `proposals` is not complete.
+    """
     images, proposals = (tables.require_commit(uri).parts for uri in (inputs.images_uri, inputs.proposals_uri))
     return [
         _Unit(part, boxes, number, rows)
@@ -140,7 +148,7 @@ def _make_worker(inputs: EvaluationInputs, device: str, threads: int) -> Work[di
         threads: number of CPU threads that the worker may use.
 
     Returns:
-        A function that takes the index of a batch and the batch. It returns the dict of measurements that `_measure` describes.
+        A function that takes the index of a batch and the batch, and measures its images. It returns a dict, see `_measure`.
     """
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
@@ -152,14 +160,14 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
     """Predict and measure the images of one batch.
 
     Args:
-        predictor: predicts the masks.
+        predictor: holds the two networks and predicts the masks.
         inputs: the networks, the images and the options.
         unit: the batch of images.
 
     Returns:
         A dict with the arrays of sums that `Breakdowns.arrays` returns, and three lists that have an item for each image:
         `image_ids` has the image's id. `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are
-        nan if the whole annotation is void. `confusions` has the confusion matrix, int32 (C, C), of the result `DECISIVE_RESULT`.
+        nan if the whole annotation is void. `confusions` has the confusion matrix, int32 (C, C), of the result "edeconvnet_crf".
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
@@ -185,7 +193,7 @@ def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, n
 
     Yields:
         For each image in order: its image_id; the image, uint8 (H, W, 3), RGB; the class mask, uint8 (H, W), where 255 is void;
-        the object mask, uint8 or uint16 (H, W), with ids from 1.
+        the object mask, uint8 or uint16 (H, W), with 0 for background, ids from 1, and the largest value of the dtype for void.
     """
     columns = ["image_id", "split", "image", "class_mask", "object_mask"]
     rows = tables.read_row_group(inputs.images_uri, unit.images.name, unit.row_group, columns).to_pylist()

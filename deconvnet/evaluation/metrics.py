@@ -85,7 +85,7 @@ class ConfusionMatrix:
 
     @property
     def mean_iou(self) -> float:
-        """Compute the mean of the classes' IoU, 0 to 1. Classes whose IoU is nan are left out. It is nan if all are left out."""
+        """Compute the mean IoU over the classes that occur in the truth or the prediction, 0 to 1; nan if no class occurs."""
         iou = self.iou
         return float(iou[~np.isnan(iou)].mean()) if not np.isnan(iou).all() else float("nan")
 

@@ -56,7 +56,7 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The networks and options for predicting the masks of a submission, and which of the five results to submit.
+    """The networks and options for predicting the masks of a submission, and the result (way of predicting) to submit.
 
     Attributes:
         deconvnet: folder of a trained DeconvNet.

@@ -37,7 +37,7 @@ def predict_images(
     Args:
         plan: the images and what to do with each, see `make_plan`.
         output: folder or s3:// prefix of the output.
-        model: folder of the saved ensemble. Every node must be able to read it.
+        model: folder of the saved ensemble (both networks and their options). Every node must be able to read it.
         executor: runs the workers.
         actors: number of workers and the resources of each. Workers that have a GPU predict on it.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
@@ -68,7 +68,7 @@ class _PartWriter:
         state: the input folder, the model version and the generation (the name of the predictions made with this model version).
             They are written to every row.
         output: folder or s3:// prefix of the output.
-        model: folder of the saved ensemble.
+        model: folder of the saved ensemble (both networks and their options).
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
         fingerprint: digest of everything that the table `predictions` depends on. The table's parts (Parquet files) are stored

@@ -31,7 +31,7 @@ Raise it when the same images and model would give other predictions.
 """
 STATE_FILE, TABLE, REJECTS, MASKS, OVERLAYS = "predict.json", "predictions", "rejects", "masks", "overlays"
 _MAX_PART = 32  # largest number of images in a part of the table
-_MIN_PARTS = 32  # so that many workers are busy even with few images, and an interrupted run loses little work
+_MIN_PARTS = 32  # parts to aim at if there are few images, to keep many workers busy and lose little work when interrupted
 _READERS = 16  # number of parts read at once; each read mostly waits for S3
 
 PREDICTIONS = pa.schema(
@@ -150,8 +150,8 @@ def read_state(output: str) -> OutputState | None:
         The content of the output's `predict.json`, or None if this program has not used the folder before.
 
     Raises:
-        UserError: if `predict.json` has another content, or there is no such file but the folders that this program writes to are
-            not empty.
+        UserError: if this program did not write `predict.json`, or if the file does not exist although the subfolders for masks,
+            overlays and predictions already hold files.
     """
     try:
         return OutputState(**storage.read_json(storage.join(output, STATE_FILE)))

@@ -8,6 +8,8 @@ A result is a way of predicting the pixels' classes. The paper on DeconvNet, Noh
     edeconvnet      ensemble of `deconvnet` and `fcn8s` (module `ensemble`)
     edeconvnet_crf  dense CRF applied to `edeconvnet`; the final result
 
+Proposals are boxes that may contain objects.
+
 Source: Noh et al. (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
 unary potential -log p (`deconvnet.crf`).
 """
@@ -157,7 +159,7 @@ class Predictor:
             (h, w) is the size of the image, or its reduced size if its longer side exceeds `options.max_side`.
 
         Raises:
-            ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or these are not boxes.
+            ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
         if unknown := set(results) - set(RESULTS):
             raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
@@ -202,7 +204,7 @@ class Predictor:
             A dict from result name to class ids, uint8 (H, W), in the order of `RESULTS`.
 
         Raises:
-            ValueError: if a name is not in `RESULTS`.
+            ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
         return self.masks_by_box_count(image, boxes, (), results)[0]
 
@@ -224,13 +226,14 @@ class Predictor:
             its mask is the one from all boxes.
 
         Raises:
-            ValueError: if a name is not in `RESULTS`.
+            ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
         size = image.shape[:2]
         after: dict[int, Mask] = {}
 
         def keep(number: int, canvas: Tensor) -> None:
-            if number in counts:  # torch's `max` is four times as fast as `argmax` here and resolves ties the same way
+            if number in counts:
+                # torch's `max` is four times as fast as `argmax` here and resolves ties in the same way.
                 after[number] = _resize(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
 
         found = self.probabilities(image, boxes, results, keep)
@@ -275,7 +278,7 @@ class Predictor:
             enough is returned unchanged.
 
         Raises:
-            ValueError: if the image has another dtype or shape, or these are not boxes.
+            ValueError: if the image has another dtype or shape, or `boxes` does not hold valid boxes.
         """
         check_image(image)
         boxes = as_boxes(boxes).astype(np.float32)

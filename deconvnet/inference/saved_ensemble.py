@@ -125,7 +125,7 @@ def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:
     that case numba's cache folder is set to a new temporary folder.
 
     Returns:
-        The temporary folder, or None if numba needs none. The folder is deleted when the returned object is.
+        The temporary folder, or None if numba needs none. The folder exists as long as the returned object.
     """
     import numba
 

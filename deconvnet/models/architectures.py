@@ -102,14 +102,14 @@ class Architecture:
         return settings.vgg16 is not None and self.width(settings) < 1
 
     def split(self, split: Literal["train", "dev"]) -> str | None:
-        """Return the name by which a data split is selected in the table that the network is trained or evaluated on.
+        """Return the value of the column `split` that selects a split in the table that the network is trained or evaluated on.
 
         Args:
-            split: "train" for the training data, "dev" for the data evaluated during training.
+            split: "train" for the training data, "dev" for the data that the network is evaluated on during training.
 
         Returns:
-            The same name for a network trained on whole images, because an `images` table holds all splits. None for a network
-            trained on crops, because each `examples` table holds a single split, so nothing has to be selected.
+            `split` itself for a network trained on whole images, because an `images` table holds all splits. None for a network
+            trained on crops, because each `examples` table holds a single split and all its rows are used.
         """
         return split if self.whole_images else None
 

@@ -65,7 +65,8 @@ def load_model(uri: str, device: str | torch.device = "cpu") -> tuple[Network, d
     Returns:
         The network in evaluation mode, and the content of model.json. Its keys are "architecture", "config" (constructor
         arguments), "classes" (names by class id), "convention" ("caffe" or "torchvision": format of the input pixels), "extra"
-        (as passed to `save_model`), "format" and "sha256".
+        (as passed to `save_model`), "fingerprint" (only if one was stored), "format" (version number of the file format) and
+        "sha256" (digest of model.safetensors).
 
     Raises:
         UserError: if the folder does not hold a complete, undamaged model.
@@ -100,8 +101,8 @@ def load_state(uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         uri: folder of the checkpoint (local or s3://).
 
     Returns:
-        The tensors by name, on the CPU, and the content of state.json: the JSON values that `save_state` got, and "format" and
-        "sha256".
+        The tensors by name, on the CPU, and the content of state.json: the JSON values that `save_state` got, and also
+        "format" (version number of the file format) and "sha256" (digest of state.safetensors).
 
     Raises:
         UserError: if the folder does not hold a complete, undamaged training state.

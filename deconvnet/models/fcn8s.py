@@ -63,17 +63,19 @@ class FCN8s(Network):
     This is the network at width 1, for an image that is padded to H×W (multiples of 32):
 
         ===========================  ===============  ===================================================
-        layer                        output           is scored by
+        layer                        output           scores
         ===========================  ===============  ===================================================
-        conv1 … conv3, pools: 256    H/8  × W/8       score_pool3: 1×1
-        conv4, pool4: 512            H/16 × W/16      score_pool4: 1×1
+        conv1 … conv3, pools: 256    H/8  × W/8       computed by score_pool3
+        conv4, pool4: 512            H/16 × W/16      computed by score_pool4
         conv5, pool5: 512            H/32 × W/32
         fc6: 7×7, 4096, dropout      H/32 × W/32
-        fc7: 1×1, 4096, dropout      H/32 × W/32      score: 1×1
-        up_score: 2×                 H/16 × W/16      score + score_pool4
-        up_pool4: 2×                 H/8  × W/8       (score + score_pool4) + score_pool3
-        up_pool3: 8×                 H × W
+        fc7: 1×1, 4096, dropout      H/32 × W/32      computed by score, the input of up_score
+        up_score: 2×                 H/16 × W/16      plus those of score_pool4, the input of up_pool4
+        up_pool4: 2×                 H/8  × W/8       plus those of score_pool3, the input of up_pool3
+        up_pool3: 8×                 H × W            the result
         ===========================  ===============  ===================================================
+
+    The layers score, score_pool4 and score_pool3 are 1×1 convolutions that compute one score map for each class.
 
     The dropout rate is 0.5. Images are padded at the bottom and right with 0, which is the mean colour of the network's input.
     The scores are cropped to the image again. The authors' code adds a border of 100 pixels. It is not needed here, because fc6

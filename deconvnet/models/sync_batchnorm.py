@@ -175,7 +175,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
             workers must have the same number of batches.
 
     Returns:
-        The number of batches. It is the sum over all workers, unless all batch norms are synchronised.
+        The number of batches over all workers. If all batch norms are synchronised, the number of this worker's batches.
 
     Raises:
         ValueError: if there is no batch.

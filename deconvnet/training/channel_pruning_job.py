@@ -1,4 +1,7 @@
-"""Pruning of VGG-16, on the images that a network will be trained on, to initialise a network narrower than VGG-16."""
+"""Pruning of VGG-16 (reduction of its channels), to initialise a network that is narrower than VGG-16.
+
+The pruning uses the images that the network will be trained on.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -115,13 +118,15 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
 def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
     """Make the inputs for pruning from the first examples of the first training epoch, as many as memory allows.
 
+    The examples are augmented as in training.
+
     Args:
         job: description of the job.
         first_channels: number of channels of the pruned network's first layer. It decides how much memory an input needs.
 
     Returns:
-        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most the constant
-        MOST_INPUTS.
+        float32 tensor of shape (N, 3, S, S) with normalised images. S is the network's input size. N is at most
+        1000.
 
     Raises:
         UserError: if the table holds fewer than 2 examples.

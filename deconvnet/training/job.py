@@ -41,8 +41,8 @@ class TrainingJob:
         settings: settings of this stage, such as batch size and learning rate.
         compute: settings of the training processes, such as their number and their threads.
         examples_uri: URI of the table to train on: an `examples` table of crops for DeconvNet, an `images` table for FCN-8s.
-        dev_uri: URI of the table to evaluate on after each epoch, of the same kind. FCN-8s uses another split of the same
-            table. None: no evaluation.
+        dev_uri: URI of the table of dev examples, on which the network is evaluated after each epoch. It is a table of the same
+            kind as `examples_uri`. From an `images` table only the split "dev" is used. None: no evaluation.
         classes: class names by class id, background first.
         checkpoints_uri: folder (local or s3://) that holds the checkpoints of all runs.
         run_name: name of this run's folder below `checkpoints_uri`. If there are checkpoints in it, the run is resumed.
@@ -114,10 +114,13 @@ class TrainingJob:
             return None
 
     def batch_plan(self, workers: int) -> BatchPlan:
-        """Return a plan of the global batches: which examples each training process sees at each step.
+        """Return a plan of the global batches (the examples of each optimiser step) and of their division among the processes.
 
         Args:
             workers: number of training processes.
+
+        Returns:
+            The plan. It says which examples each training process sees at each step.
 
         Raises:
             FileNotFoundError: if the table of training examples is not complete.
@@ -141,7 +144,7 @@ class TrainingJob:
         )
 
     def log_plan(self, plan: BatchPlan) -> None:
-        """Log the number of examples in an epoch, of steps in an epoch and of steps in the whole training.
+        """Log the number of examples per epoch, the number of steps per epoch and the largest number of steps of the training.
 
         Args:
             plan: plan of the batches, made by `batch_plan`.
@@ -179,7 +182,7 @@ def run_job(
         should_save: called before each step. If it returns True on any rank, a checkpoint is reported after the step.
 
     Returns:
-        The number of steps and the results on the dev examples.
+        The numbers of steps and epochs, and the mean IoU on the dev examples.
 
     Raises:
         UserError: if the weights or the checkpoint to start from don't fit the network.

@@ -43,11 +43,13 @@ class Meter:
         self._examples += examples
 
     def read(self, valid_pixels: int) -> dict[str, float]:
-        """Compute the metrics since this object was made, over all ranks (training processes). Every rank must call this.
+        """Compute the metrics since this object was made, over all ranks (training processes).
+
+        Every rank must call this, after at least one step.
 
         Args:
-            valid_pixels: number of non-void pixels in the global batch of the last step. Correct pixels must have been counted
-                in this step only.
+            valid_pixels: number of non-void pixels in the global batch of the last step. The number of correct pixels is
+                divided by it. So the correct pixels must have been counted in this step only.
 
         Returns:
             "loss" (mean over the steps), "pixel_accuracy" (0–1, of the last step) and "samples_per_s" (examples per second).

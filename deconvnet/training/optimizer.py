@@ -154,7 +154,7 @@ class Schedule:
 
     @property
     def finished(self) -> bool:
-        """Return whether the training should end now, although the largest number of steps is not reached."""
+        """Return whether the training should end now, before the largest number of steps is reached."""
         settings = self.settings
         patience = settings.early_stopping_patience
         flat = patience is not None and self.epochs_flat >= patience

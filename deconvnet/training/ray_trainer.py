@@ -81,7 +81,7 @@ def train_on_ray(
     check_resources(compute, cluster)
     plan, dev = job.batch_plan(compute.workers), job.dev_examples()
     _set_ray_train_variables(compute)
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # on another node the queue could die with it
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # a queue on another node could die with that node
     queue = ray.remote(ReportQueue).options(num_cpus=0, label_selector=here).remote()
     trainer = _ray_trainer(job, plan, dev, queue, cluster.selector("training_nodes"), callbacks)
     job.log_plan(plan)
@@ -126,8 +126,9 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
 def _set_ray_train_variables(compute: ComputeSettings) -> None:
     """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
 
-    They say how often Ray Train looks after its workers and, if the number of workers may change, how long it waits for
-    promised resources. On a single node they switch off the watch for nodes that are about to be taken away.
+    The variables set how often Ray Train checks its workers. If the number of workers may change, they also set how long Ray
+    Train waits for promised resources. If Ray has a single node, they switch off the watcher for nodes that will be preempted
+    (taken away soon).
 
     Args:
         compute: settings of the training processes.

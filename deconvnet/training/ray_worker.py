@@ -36,6 +36,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". If training was stopped or diverged,
         only the key "interrupted" or "diverged" with the error message.
+
+    Raises:
+        UserError: if the weights or the checkpoint to start from don't fit the network, or an example can't be decoded.
     """
     job: TrainingJob = config["job"]
     dev: Examples | None = config["dev"]

@@ -44,7 +44,7 @@ If a rank would have fewer, batch norm is synchronised over all ranks.
 
 
 class Diverged(UserError):
-    """The error that the loss became infinite or NaN. All ranks (training processes) raise it at the same step."""
+    """The error raised when the loss becomes infinite or NaN. All ranks (training processes) raise it at the same step."""
 
 
 class Trainer:
@@ -93,7 +93,7 @@ class Trainer:
         self.schedule = Schedule(settings, self.total_steps)
         self.step = 0
         self._meter = Meter()
-        self._dev_mean_iou: float | None = None  # of the present weights; None if not evaluated
+        self._dev_mean_iou: float | None = None  # on the dev examples, with the present weights; None if not evaluated
 
     def fit(
         self,
@@ -294,9 +294,10 @@ class Trainer:
         return {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
 
     def _recompute_batch_norm(self) -> None:
-        """Recompute every batch norm's running mean and variance with the final weights, over `bn_batches` batches.
+        """Recompute the running mean and variance of every batch norm with the final weights.
 
-        The batches continue the random order after the last training epoch. They are augmented like all training batches.
+        They are averages over `bn_batches` batches (a setting of the stage). The batches are taken from the epochs that would
+        follow the training, and are augmented as in training. The last mean IoU is discarded, as it no longer holds.
         """
         first = self.settings.epochs * self.loader.steps_per_epoch
         inputs = (

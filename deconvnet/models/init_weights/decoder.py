@@ -23,9 +23,10 @@ def interpolate(model: DeconvNet) -> None:
     """Initialise DeconvNet's decoder so that it interpolates between the activations that unpooling places.
 
     Each 3×3 deconvolution becomes a box filter (all nine weights are equal) plus noise. This resembles the bilinear
-    interpolation that FCN's deconvolutions start as. Output channel o is filtered from input channel o. If a layer has fewer
-    output than input channels, output channel o adds up the input channels o, o + (number of outputs), and so on. The layer
-    fc6_deconv gets He's initialisation.
+    interpolation with which FCN's deconvolutions are initialised. Output channel o is filtered from input channel o. If a layer
+    has fewer output than input channels, output channel o adds up the input channels o, o + (number of outputs), and so on. The
+    batch norms after these layers get a bias of 1, so that most activations pass the ReLU. The layer fc6_deconv gets He's
+    initialisation.
 
     The setting `model.decoder_init: interpolation` selects this.
 
@@ -52,8 +53,9 @@ def _box_filters(like: Tensor) -> Tensor:
         like: tensor of shape (in, out, k, k), the weights of the deconvolution. It only provides shape, dtype and device.
 
     Returns:
-        Tensor of the same shape. Input channel i and output channel o are connected if i = o, modulo the smaller number of
-        channels; other weights are 0. The squares of the weights of each output channel add up to 2.
+        Tensor of the same shape. Input channel i and output channel o are connected if both numbers have the same remainder
+        after division by the smaller number of channels. Other weights are 0. The squares of the weights of each output channel
+        add up to 2.
     """
     inputs, outputs = like.shape[:2]
     boxes = torch.zeros_like(like)

@@ -103,7 +103,7 @@ class BatchPlan:
         return range(window_of(first_step), epoch * self.windows_per_epoch + last)
 
     def pieces(self, number: int, rank: int, first_step: int, stop_step: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        """Read, decode and augment a rank's examples of one window, as far as some steps need them.
+        """Read, decode and augment the examples of one window that a rank sees in some steps.
 
         A window is a group of examples that are read and shuffled together. It is only read if the rank (training process)
         needs at least one of its examples.

@@ -33,8 +33,8 @@ def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
 def square_crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator | None = None) -> Pair:
     """Cut a square out of an image and its mask.
 
-    If `rng` is given, the position is random, and the square is flipped horizontally with probability ½. Otherwise, it is the
-    middle of the image.
+    If `rng` is given, the position is random, and the square is flipped horizontally with probability ½. Otherwise, the square
+    is cut from the middle of the image.
 
     Args:
         image: uint8 array of shape (H, W, 3).
@@ -64,11 +64,12 @@ def square_canvas(
 ) -> Pair:
     """Place an image and its mask on a square canvas.
 
-    If `rng` is given, the place is random, and both are flipped horizontally with probability ½. Otherwise, it is the middle.
+    If `rng` is given, the position on the canvas is random, and image and mask are flipped horizontally with probability ½.
+    Otherwise, they are placed in the middle.
 
-    An image that is larger than the canvas is first scaled down to fit. Then, if the place is random, every image is scaled by
-    a random factor, and cropped if it no longer fits. The rest of the canvas has the mean colour (ImageNet's) in the image and
-    void in the mask.
+    An image that is larger than the canvas is first scaled down to fit. Then, if `rng` is given, every image is scaled by a
+    random factor, and cropped if it no longer fits. The rest of the canvas has ImageNet's mean colour in the image and void in
+    the mask.
 
     Args:
         image: uint8 array of shape (H, W, 3).
