@@ -31,8 +31,8 @@ def object_ious(
     """Compute the IoU (intersection over union) of each annotated object in each of R predicted masks.
 
     A predicted mask does not separate the objects of a class. So the prediction of an object is put together from the mask: it
-    consists of all 8-connected regions of the object's class that touch the object. Pixels that the annotation marks as void or as
-    another object of the class are removed from the prediction.
+    consists of all 8-connected regions of the object's class that overlap the object. Pixels that the annotation marks as void or
+    as another object of the class are removed from the prediction.
 
     Args:
         class_mask: annotated class ids, uint8 (H, W); 255 is void.

@@ -1,9 +1,9 @@
 """Compare two models on the same images: how much the mean IoU rises, and how certain this is.
 
-A difference of half a point on a few dozen images is mostly chance: other images would have given another difference. The paired
-bootstrap estimates this chance from the images themselves. If there are N images, it draws N of them with replacement and computes
-the rise of the mean IoU on the drawn images. It repeats this many times. In each draw, both models are measured on the same images
-("paired"). So an image that is easy or hard for both models hardly changes the rise.
+A difference of half a point on a few dozen images is mostly chance: other images would have given another difference. The
+paired bootstrap estimates this chance from the images themselves. If there are N images, it draws N of them with replacement
+and computes the rise of the mean IoU on the drawn images. It repeats this many times. In each draw, both models are measured
+on the same images ("paired"). So an image that is easy or hard for both models hardly changes the rise.
 """
 
 import io

@@ -1,8 +1,8 @@
 """Evaluate DeconvNet and FCN-8s on one split of a data set.
 
 The images are split into batches. Workers that hold both networks predict each image in five ways and compare the masks with the
-annotation. The counts of all batches are then added up. The five ways are those of Noh et al. (ICCV 2015), the paper on
-DeconvNet: FCN-8s, DeconvNet, DeconvNet refined by a CRF, the ensemble of both networks, and the ensemble refined by a CRF. Each way
+annotation. The counts of all batches are then added up. Noh et al. (ICCV 2015), the paper on DeconvNet, compare the same five
+ways: FCN-8s, DeconvNet, DeconvNet refined by a CRF, the ensemble of both networks, and the ensemble refined by a CRF. Each way
 is called a result (`RESULTS`).
 """
 
@@ -70,8 +70,8 @@ class Evaluation:
             `rows` (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
         mean_iou: mean IoU of each image on its own, by image_id, then by result name; None if the image's annotation is all void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
-        confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with the
-            CRF, by which models are compared). A row is a true class and a column is a predicted class.
+        confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with
+            the CRF, by which models are compared). A row is a true class and a column is a predicted class.
     """
 
     results: dict[str, Any]

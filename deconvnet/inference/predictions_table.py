@@ -47,7 +47,7 @@ PREDICTIONS = pa.schema(
         pa.field("overlay", pa.string()),  # path relative to the output; null without overlay
         pa.field("model", pa.string(), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
-        pa.field("stamp", pa.string(), nullable=False),  # `ImageFile.stamp` of the image that was predicted
+        pa.field("stamp", pa.string(), nullable=False),  # text made of the image's size in bytes and modification time
         pa.field("generation", pa.string(), nullable=False),
     ]
 )
@@ -109,8 +109,8 @@ class Plan:
 
     Attributes:
         state: the input folder, model version and generation (name of this model version's predictions) of the run.
-        key: digest of the names and stamps of the images, the generation, the limit of pixels, and whether overlays are wanted.
-            If the table was made with the same key, its rows are up to date.
+        key: digest of the images' names and stamps (size and modification time), the generation, the limit of pixels, and whether
+            overlays are wanted. If the table was made with the same key, its rows are up to date.
         tasks: one task per image, in order; empty if the table is up to date.
         earlier_files: paths of the masks and overlays of earlier runs, relative to the output folder; empty if the table is up to
             date.
@@ -227,8 +227,8 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         table: URI of the table `predictions`.
 
     Yields:
-        Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp, generation, width,
-        height, mask and overlay.
+        Pairs of the name of a part and one of its rows. A row is a dict of the columns image_id, stamp (size and
+        modification time of the image), generation (name of a model version's predictions), width, height, mask and overlay.
     """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
     names = [name for name in storage.list_files(table) if name.endswith(".json") and name != tables.COMMIT]

@@ -54,7 +54,8 @@ class PredictorOptions:
 
     Attributes:
         proposals: largest number of boxes that DeconvNet is run on; the best boxes are taken.
-        min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped and do not count.
+        min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped and do not
+            count towards `proposals`.
         aggregation: how overlapping score maps of boxes are merged: "max" takes the largest score, "sum" adds the scores.
         ensemble: how the two networks are combined: "mean" of their probabilities, or "product" of their scores, see
             `ensemble.combine`.

@@ -37,8 +37,8 @@ def initialise(model: Network, settings: "ModelSettings", classes: Sequence[str]
         settings: section `model` of the settings. It decides on the weights if `init` is None: `vgg16` names a file of ImageNet
             weights, or is None for no such weights; `decoder_init` says how DeconvNet's decoder is initialised.
         classes: class names by class id, background first.
-        init: URI of a folder with a trained model. All weights are taken from it; those of the score layers are taken by class
-            name, so the classes may differ. None: the weights are initialised as `settings` says.
+        init: URI of a folder with a trained model, whose weights are copied. It may have other classes: the score layers' weights
+            are copied only for classes with the same name. None: the weights are initialised as `settings` says.
 
     Raises:
         UserError: if the weights can't be read or don't fit the network.

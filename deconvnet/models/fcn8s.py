@@ -70,8 +70,8 @@ class FCN8s(Network):
         conv5, pool5: 512            H/32 × W/32
         fc6: 7×7, 4096, dropout      H/32 × W/32
         fc7: 1×1, 4096, dropout      H/32 × W/32      computed by score, the input of up_score
-        up_score: 2×                 H/16 × W/16      plus those of score_pool4, the input of up_pool4
-        up_pool4: 2×                 H/8  × W/8       plus those of score_pool3, the input of up_pool3
+        up_score: 2×                 H/16 × W/16      added to score_pool4's, the input of up_pool4
+        up_pool4: 2×                 H/8  × W/8       added to score_pool3's, the input of up_pool3
         up_pool3: 8×                 H × W            the result
         ===========================  ===============  ===================================================
 

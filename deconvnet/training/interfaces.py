@@ -33,7 +33,7 @@ class Outcome:
     Attributes:
         steps: number of optimiser steps done.
         epochs: number of epochs done. It is a fraction if `max_steps` ended the training within an epoch.
-        dev_mean_iou: mean IoU (0–1) of the final network on the dev examples. None if there are no dev examples.
+        dev_mean_iou: mean IoU (0–1) of the final network on the dev examples (held out for evaluation). None if there are none.
         best_dev_mean_iou: highest mean IoU on the dev examples after any epoch. None if there was no such evaluation.
     """
 

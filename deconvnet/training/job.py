@@ -85,7 +85,8 @@ class TrainingJob:
             min_workers: smallest number that training may continue with after failures. None: always `workers`.
 
         Raises:
-            UserError: if a process would get no example, `min_workers` exceeds `workers`, or the micro-batch exceeds the batch.
+            UserError: if a process would get no example, `min_workers` exceeds `workers`, or the micro-batch (the examples that a
+                process computes at once) exceeds the global batch.
         """
         settings = self.settings
         check_batching(settings.batch, settings.micro_batch, workers, min_workers, setting=f"train.{self.stage}")
@@ -173,7 +174,7 @@ def run_job(
     Args:
         job: description of the training stage.
         loader: source of this rank's batches.
-        dev: source of this rank's dev examples; None for no evaluation.
+        dev: source of this rank's dev examples, on which the network is evaluated after each epoch; None for no evaluation.
         device: device to compute on.
         state: training state to continue from; None to start anew.
         report: function that is called with metrics by name, and with the training state if a checkpoint must be saved (else

@@ -49,8 +49,8 @@ def train_locally(
         should_stop: called before each step. If it returns True, a checkpoint is saved and training stops.
 
     Returns:
-        The results by name: "steps" and "epochs" done, and on the dev examples "dev_mean_iou" (0–1, of the final network) and
-        "best_dev_mean_iou" (highest after any epoch). The last two are None without dev examples.
+        The results by name: "steps" and "epochs" done, "dev_mean_iou" (0–1, of the final network) and "best_dev_mean_iou"
+        (highest after any epoch). The last two are measured on the dev examples; None without dev examples.
 
     Raises:
         UserError: if the settings or the data are not suitable, or the loss diverges.

@@ -37,7 +37,7 @@ class Meter:
         """Count an optimiser step and its examples.
 
         Args:
-            examples: number of examples in the global batch (over all ranks).
+            examples: number of examples in the global batch (over all ranks, which are the training processes).
         """
         self._steps += 1
         self._examples += examples

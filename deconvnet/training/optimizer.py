@@ -1,6 +1,6 @@
 """The SGD optimiser's parameter groups, and the learning rate during training.
 
-The learning-rate schedules are those of Noh et al. (ICCV 2015, §6.1), and those that Caffe's solver offers.
+The learning-rate schedules come from Noh et al. (ICCV 2015, §6.1) and from Caffe's solver.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
 
     Args:
         model: the model. Its frozen parameters are left out.
-        weight_decay: weight decay of the weights. Biases have the same if `bias_lr_factor` is 1. Batch norm has none.
+        weight_decay: weight decay of the weights, and of the biases if `bias_lr_factor` is 1. Batch norm has no weight decay.
         bias_lr_factor: factor on the learning rate of biases. If it is not 1, biases have no weight decay, as in the released
             DeconvNet's training.
 
     Returns:
         The groups that are not empty. Each has the keys "params", "names" (of the parameters in the model), "weight_decay" and
-        "lr_factor" (factor on the learning rate).
+        "lr_factor" (factor on the learning rate, 1 except for biases).
     """
     norm = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     weights: list[tuple[str, nn.Parameter]] = []

@@ -26,7 +26,8 @@ class ReportForwarder(ray.train.UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Put the metrics of rank 0 into the message queue of the driver, the process that started the training.
 
-        Ray Train's controller calls this after every `ray.train.report`. Nothing is put into the queue if rank 0 reported no metrics.
+        Ray Train's controller calls this after every `ray.train.report`. If rank 0 reported no metrics, nothing is put into the
+        queue.
 
         Args:
             run_context: unused.

@@ -69,8 +69,8 @@ def train_on_ray(
             stop.
 
     Returns:
-        The results by name: "steps" and "epochs" done, and on the dev examples "dev_mean_iou" (0–1, of the final network) and
-        "best_dev_mean_iou" (highest after any epoch). The last two are None without dev examples.
+        The results by name: "steps" and "epochs" done, "dev_mean_iou" (0–1, of the final network) and "best_dev_mean_iou"
+        (highest after any epoch). The last two are measured on the dev examples; None without dev examples.
 
     Raises:
         UserError: if the settings, the cluster or the data are not suitable, or the loss diverges.
@@ -152,7 +152,7 @@ def _ray_trainer(
 
     Args:
         job: description of the training stage.
-        plan: plan of which examples are in which global batch.
+        plan: plan of the global batches (the examples of each optimiser step).
         dev: the examples to evaluate on; None for no evaluation.
         queue: handle of the Ray actor of class `ReportQueue`. It takes the run's messages to the driver, and stop requests to
             the run.
@@ -257,7 +257,10 @@ class _Run:
             self._error = error
 
     def _log_messages(self) -> None:
-        """Take all messages from the run's message queue and log them: metrics, failures, and changes of the number of workers."""
+        """Take all messages from the run's message queue and log them.
+
+        They are metrics, failures of workers, and changes of the number of workers.
+        """
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
                 reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())

@@ -73,7 +73,7 @@ class Trainer:
             settings: settings of the training stage.
             loader: source of this rank's batches.
             seed: seed of the random numbers for dropout.
-            dev: source of this rank's dev examples, which are evaluated after each epoch. None: no evaluation.
+            dev: source of this rank's dev examples, on which the network is evaluated after each epoch. None: no evaluation.
             device: device to compute on.
             bf16: whether to compute the network in bfloat16. The weights and the loss stay in float32.
         """
@@ -111,11 +111,11 @@ class Trainer:
             report: function that gets metrics by name and, if a checkpoint must be saved, the training state (else None). It is
                 called after each epoch and every `log_every` steps. It gets the state after each epoch and every
                 `checkpoint_every` steps. Both numbers are settings of the stage.
-            should_stop: called before each step. If it returns True on any rank, all ranks stop.
+            should_stop: called before each step. If it returns True on any rank (training process), all ranks stop.
             should_save: called before each step. If it returns True on any rank, the state is reported after the step.
 
         Returns:
-            The number of steps and epochs, and the results on the dev examples.
+            The number of steps and epochs, and the mean IoU on the dev examples.
 
         Raises:
             Interrupted: if `should_stop` returned True. The state was reported before.
@@ -316,7 +316,7 @@ class Trainer:
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         """Return a context manager for the forward and backward pass of a micro-batch (a piece of this rank's batch).
 
-        With DDP, the gradients are averaged over the ranks only in the last micro-batch of a step.
+        With DDP, the gradients are averaged over the ranks (training processes) only in the last micro-batch of a step.
 
         Args:
             last: whether this is the last micro-batch of the step.

@@ -45,7 +45,7 @@ class PrunedLayer:
         mean: mean response of each channel over all inputs, of shape (O,).
         var: biased variance of the responses of each channel, of shape (O,).
         kept_channels: indices of the channels of the full (unpruned) layer that were kept, ascending.
-        r2: coefficient of determination (R², at most 1) of the outputs after ReLU, compared with those of the full network. It
+        r2: coefficient of determination (R², at most 1) of the outputs after ReLU, compared with the full network's outputs. It
             is measured on inputs that were held out of the fit.
     """
 
@@ -167,8 +167,9 @@ def regress(x: Tensor, y: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]
     """Fit a linear map to targets so that both agree after ReLU.
 
     Where a target is negative, any negative prediction is equally good. So the map is fitted by ridge regression in several
-    rounds. After each round, every negative target is replaced by its prediction or by 0, whichever is smaller. Each round
-    lowers an upper bound of the squared error after ReLU. All rounds share one matrix factorisation. The bias is not penalised.
+    rounds. After each round, every negative target is replaced by its prediction, or by 0 if the prediction is positive. Each
+    round lowers an upper bound of the squared error after ReLU. All rounds share one matrix factorisation. The bias is not
+    penalised.
 
     Args:
         x: inputs of shape (M, I) for M samples.

@@ -66,6 +66,9 @@ class DevSet:
 
         Yields:
             Batches that together hold each example once: uint8 images of shape (n, 3, S, S) and masks of shape (n, S, S).
+
+        Raises:
+            BadInput: if an example can't be decoded.
         """
 
         def made() -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Training batches that Ray Data makes outside the training process. They equal those of `dataloader.ThreadedLoader`."""
+"""Training batches that Ray Data makes outside the training process. `dataloader.ThreadedLoader` makes equal batches."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +68,8 @@ class RayDataLoader(BatchLoader):
 
         share = len(plan.batching.share(rank))
         batch_bytes = 4 * share * plan.examples.size**2
-        # `from_items` makes the blocks here. A task that reads them (`ray.data.range`) would reserve a CPU, and there may be none.
+        # `from_items` makes the blocks in this process. `ray.data.range` would start a task that reserves a CPU, and none may be
+        # left.
         dataset = ray.data.from_items(list(windows), override_num_blocks=len(windows))
         dataset.context.enable_progress_bars = False
         dataset.context.custom_execution_callback_classes = [PollThrottle]
