@@ -121,8 +121,8 @@ def read_options(folder: str) -> dict[str, Any]:
 def _numba_cache() -> tempfile.TemporaryDirectory[str] | None:
     """Make sure that numba can cache the functions that it compiles, by giving it a temporary folder if necessary.
 
-    Importing `deconvnet.crf` raises RuntimeError if numba can write neither to the folder of the code nor to the home folder. In
-    that case numba's cache folder is set to a new temporary folder.
+    Importing `deconvnet.crf` raises RuntimeError if numba can write neither to the folder of the source code nor to the home
+    folder. In that case, numba's cache folder is set to a new temporary folder.
 
     Returns:
         The temporary folder, or None if numba needs none. The folder exists as long as the returned object.

@@ -36,14 +36,14 @@ from infra.runtime.report_queue import ReportQueue
 from infra.settings import ClusterSettings
 
 POLL_SECONDS = 0.2
-"""Seconds after which Ray Train's controller looks at the workers again, and the driver at its message queue.
+"""Seconds between two checks of the workers by Ray Train's controller, and of the message queue by the driver.
 
 Ray's default of 2 s would delay every report.
 """
 PLACEMENT_SECONDS = 20
-"""Seconds that workers wait for their promised resources, if their number may change. Then the nodes are counted again."""
+"""Longest wait in seconds for promised resources, if the number of workers may change. Then Ray counts the nodes again."""
 COLLECTIVE_SECONDS = 600
-"""Seconds that a worker waits for the others in a collective operation. Writing a checkpoint takes less."""
+"""Longest time in seconds that a worker waits for the others in a collective operation. Writing a checkpoint takes less."""
 
 logger = logging.getLogger(__name__)
 

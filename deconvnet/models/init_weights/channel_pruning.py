@@ -26,7 +26,7 @@ HELD_OUT = 0.1
 RIDGE = 1e-2
 """Strength of the ridge penalty in the regression, relative to the mean variance of the regression's inputs."""
 ROUNDS = 8
-"""Number of rounds of `regress` for each layer."""
+"""Number of rounds in which the weights of a layer are fitted (see `regress`)."""
 _BATCH_NORM_EPSILON = 1e-5  # torch's default
 _CHUNK = 32  # number of inputs that a layer processes at once
 

@@ -32,7 +32,8 @@ def load_trained_weights(
         Names of the classes whose weights were copied.
 
     Raises:
-        UserError: if the trained model has another architecture, width, input size or format of the input pixels.
+        UserError: if the trained model has another architecture, width or format of the input pixels. For DeconvNet, also if
+            it has another input size.
     """
     if convention != model.convention:
         raise UserError(

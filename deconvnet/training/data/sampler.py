@@ -66,10 +66,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Batching:
-    """The division of an epoch into global batches (one for each optimiser step), and of these into shares of the workers.
+    """The division of an epoch into global batches (one for each optimiser step), and of each batch into shares of the workers.
 
-    If examples remain at the end of an epoch that don't fill a batch, they are not used. They are different ones in each epoch.
-    If an epoch has fewer examples than a batch, its examples are repeated until they fill one batch.
+    If examples remain at the end of an epoch that don't fill a batch, they are not used. In each epoch, other examples are left
+    out. If an epoch has fewer examples than a batch, its examples are repeated until they fill one batch.
 
     Attributes:
         examples: number of examples in an epoch.
@@ -123,8 +123,8 @@ def even_ranges(count: int, parts: int) -> list[range]:
     """Divide the numbers from 0 to count − 1 into consecutive ranges whose lengths differ by at most one.
 
     Args:
-        count: how many numbers to divide.
-        parts: how many ranges to make.
+        count: number of integers to divide.
+        parts: number of ranges to make.
 
     Returns:
         The ranges in ascending order. Some are empty if `parts` exceeds `count`.
@@ -135,7 +135,7 @@ def even_ranges(count: int, parts: int) -> list[range]:
 def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
     """Return the number of micro-batches that each worker divides its share of a global batch into.
 
-    A micro-batch is as many examples as a worker computes at once. The number is the same for all workers, because with
+    A micro-batch contains the examples that a worker computes at once. The number is the same for all workers, because with
     synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty. So if `micro_batch` is 1 and
     the shares differ in size, some micro-batches have 2 examples.
 

@@ -25,7 +25,7 @@ def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
     Args:
         seed: seed of the training.
         epoch: number of the epoch, from 0.
-        position: position of the example in the order of the epoch, from 0.
+        position: position of the example in the random order of the epoch, from 0.
     """
     return np.random.default_rng([seed, epoch, 2, position])
 
