@@ -24,7 +24,7 @@ _MAX_NAMES = 3  # largest number of images named in a message
 
 
 def masks_folder(competition: str, split: str) -> str:
-    """Return the path of the masks' folder in the archive for the test server.
+    """Return the path of the masks' folder in the archive for PASCAL VOC's test server.
 
     Args:
         competition: "comp5" for methods trained on VOC's data only, or "comp6" for others.

@@ -98,7 +98,7 @@ class _PartWriter:
 
     @cached_property
     def ensemble(self) -> SavedEnsemble:
-        """Return the saved ensemble. On first use, load it and limit the CPU threads of torch and OpenCV."""
+        """Return the saved ensemble (the networks). On first use, load it and limit the CPU threads of torch and OpenCV."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -159,7 +159,7 @@ class _PartWriter:
             task: the image and the files to write for it.
 
         Returns:
-            The image's row, a dict with the columns of the schema `PREDICTIONS`.
+            The image's row of the table `predictions`, a dict with the columns of the schema `PREDICTIONS`.
 
         Raises:
             BadInput: if the image cannot be read or segmented.

@@ -113,6 +113,9 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
         split: split of the `images` table to use, "train" or "dev". None for an `examples` table.
         jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
 
+    Returns:
+        The examples. Their images and masks are read later, one row group at a time.
+
     Raises:
         FileNotFoundError: if there is no complete table at this URI.
         NoExamples: if the table, or its split, holds no example.

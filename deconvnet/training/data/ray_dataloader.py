@@ -1,4 +1,4 @@
-"""Training batches that Ray Data makes outside the training process. `dataloader.ThreadedLoader` makes equal batches."""
+"""Training batches that Ray Data makes outside the training process. `dataloader.ThreadedLoader` makes the same batches."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
