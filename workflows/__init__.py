@@ -1,8 +1,8 @@
 """The commands of this project, one script each, and the pipelines and operations that they run.
 
-When this package is imported by a command, SIGTERM and Ctrl-C end the process with exit code 75 until `workflows.cli.run` replaces
-the handlers. So a command that is stopped while its modules are still being imported is resumed as at any other time. The scripts
-therefore import other packages of the project after this one, or from modules that import nothing heavy.
+When a command imports this package, signal handlers are set: SIGTERM and Ctrl-C end the process with exit code 75, until
+`workflows.cli.run` replaces the handlers. So a command can also be stopped while its modules are still being imported. The
+scripts therefore import this package before all modules of the project that load large libraries such as torch.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def _exit(number: int, frame: Any) -> None:
-    """Exit with code 75, that of an interrupted command. This function handles SIGTERM and SIGINT.
+    """Print that the command was interrupted, and exit with code 75. This function handles SIGTERM and SIGINT.
 
     Args:
         number: number of the signal. Not used.
@@ -25,7 +25,10 @@ def _exit(number: int, frame: Any) -> None:
 
 
 def _is_command() -> bool:
-    """Return whether this process runs a command: a script of this folder, by path or `python -m`, or `deconvnet`."""
+    """Return whether this is the main process and the main thread of a command.
+
+    A command is a script of this folder, started by its path or by `python -m`, or the console command `deconvnet`.
+    """
     program = Path(sys.argv[0])
     script = program.name in ("deconvnet", "-m") or program.resolve().parent == Path(__file__).parent
     return script and multiprocessing.parent_process() is None and threading.current_thread() is threading.main_thread()

@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: command-line arguments. None for those of the process.
 
     Raises:
-        UserError: if the folder can't be written to, or a file can't be downloaded, or is not the one expected.
+        UserError: if the folder can't be written to, or a file can't be downloaded or has another checksum than expected.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*SOURCES, "all"], help="what to download")

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: if the settings or images have an error, or the models are not trained yet.
         Locked: if another command holds the lock of the workspace.
+        Interrupted: if another command took over the lock.
     """
     command = parser(__doc__ or "")
     command.add_argument(

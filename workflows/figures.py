@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: if the figure or image does not exist, or the workspace lacks its data (or those of all figures).
         Locked: if the files are to be written to the workspace, and another command holds its lock.
+        Interrupted: if another command took over the lock.
     """
     options = _parser().parse_args(argv)
     _check(options.name, options.image)

@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or the data have an error.
+        Locked: if another import creates the same folder.
+        Interrupted: if another import took over the lock.
     """
     command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
     command.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")

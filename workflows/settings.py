@@ -37,7 +37,7 @@ _ExecutorName = Annotated[
 
 
 class PipelineSettings(CommandSettings):
-    """Settings that the pipelines of all commands have."""
+    """Settings that all commands with a pipeline have in common."""
 
     workspace: Location = Field("runs/default", min_length=1, description="folder or s3:// prefix of everything the run writes")
     seed: NonNegativeInt = Field(0, description="seed of the generated data, the dev split, the crops and the initial weights")

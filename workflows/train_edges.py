@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or the data have an error.
+        Locked: if another command holds the lock of the workspace.
+        Interrupted: if the run was stopped. The same command resumes it.
     """
     command = cli.SettingsParser(__doc__ or "", EdgeSettings, CONFIGS / "train_edges.yaml")
     command.add_argument("--dry-run", action="store_true", help="print the settings and the stages that would run")

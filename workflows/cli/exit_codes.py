@@ -21,22 +21,24 @@ INTERRUPTED = 75
 def run(main: Callable[[], None], interrupted: str = "the same command resumes from what is complete") -> int:
     """Run a command with logging configured. An expected error becomes a line on stderr and an exit code.
 
-    While the command runs, the signal SIGTERM has the same effect as Ctrl-C. What fails after such a signal counts as interrupted.
+    While the command runs, the signal SIGTERM has the same effect as Ctrl-C. Any error after such a signal counts as an
+    interruption.
 
     Args:
         main: function that does the work of the command.
         interrupted: text that is printed after Ctrl-C or SIGTERM. It says what is left and how to resume.
 
     Returns:
-        The exit code: 0 if `main` returns, 2 after a user error, 3 if another run holds the lock, 75 after an interruption.
+        The exit code. It is 0 if `main` returns or the reader of its output has gone, 2 after a UserError or OSError, 3 if
+        another run holds the lock (a file that lets only one run write to a folder), and 75 after an interruption.
 
     Raises:
-        Exception: any other error that `main` raises, because it is a bug.
+        Exception: if `main` raises any other error. Such an error is a bug.
     """
     signals: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        """Note a signal, and raise KeyboardInterrupt, as Python does for Ctrl-C.
+        """Record a signal, and raise KeyboardInterrupt, as Python does for Ctrl-C.
 
         Args:
             number: number of the signal.

@@ -13,13 +13,13 @@ COMMANDS = ("train_pipeline", "evaluate", "figures", "predict", "serve", "retrai
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the console command `deconvnet`.
+    """Run the console command `deconvnet`. `sys.argv` is replaced by the arguments of the subcommand.
 
     Args:
-        argv: the arguments, with the subcommand first. None for those of the process.
+        argv: the arguments, with the subcommand first. None for the arguments of the process. If empty, the help is printed.
 
     Returns:
-        The exit code of the subcommand. Without a subcommand, 0 after `--help` or `--version`, and 2 for an unknown command.
+        The exit code: 0 after `--help` or `--version`, 2 if there is no such subcommand, and otherwise the subcommand's own.
     """
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help"):

@@ -22,7 +22,7 @@ def settings_text(settings: Section) -> str:
 
 
 def plan_text(plan: Sequence[StageStatus]) -> str:
-    """Return the plan of a pipeline: a list of its stages (steps), which says of each whether it is complete or would run.
+    """Return the plan of a pipeline as text. It lists the stages (steps) and says whether each is complete or would run.
 
     Args:
         plan: the stages in the order in which they run, with their states.
@@ -35,12 +35,14 @@ def plan_text(plan: Sequence[StageStatus]) -> str:
 
 
 def _state(status: StageStatus) -> str:
-    """Return a phrase that says whether a stage of a pipeline is complete, and how long it took, or that it would run."""
+    """Return a phrase about a stage of a pipeline: either that it is complete and how long it took, or that it would run."""
     return f"complete ({status.record.seconds:,.0f} s when it ran)" if status.record else "would run"
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """Format the five results of an evaluation (of DeconvNet, FCN-8s and their ensemble) as a table for a terminal.
+    """Format the five results of an evaluation as a table for a terminal.
+
+    The results are those of FCN-8s, of DeconvNet and of the ensemble of both, the latter two with and without a CRF.
 
     Args:
         results: content of a `results.json` (see `deconvnet.evaluation.evaluator`).
@@ -58,10 +60,10 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def rejects_text(rejects: Sequence[Reject]) -> str:
-    """Describe inputs that could not be used: their number, and the most frequent reasons with an example each.
+    """Describe rejects (inputs that could not be used): their number, and the most frequent reasons with an example each.
 
     Args:
-        rejects: the rejected inputs, such as images, with their reasons.
+        rejects: the inputs that could not be used, such as images, each with its reason.
 
     Returns:
         A line with the number, and at most five lines with reasons.

@@ -1,8 +1,8 @@
 """Read the settings of a command from a YAML file and the command line, and check them before anything runs.
 
 The command line overrides single settings of the file. pydantic-settings makes the command-line options and `--help` from the
-types of the settings. All errors that pydantic finds are reported together, each in a sentence with the setting, its value and
-what is allowed.
+types of the settings. All errors that pydantic finds are reported together. A sentence for each names the setting, its value and
+the allowed values.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class CommandSettings(Section):
     """Base class for the settings of a command.
 
     Attributes:
-        RENAMED: new names of settings that have been renamed, by their old names, both without the section. Error messages
+        RENAMED: dict from the old name of each renamed setting to its new name, both without the section. Error messages
             suggest the new name.
     """
 
@@ -184,7 +184,7 @@ def load(config: str, kind: type[Kind], arguments: Sequence[str] = ()) -> Kind:
 
 
 def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of `raw` in which the values of `overrides` replace those of the same name, section by section."""
+    """Return a copy of the nested dict `raw` in which each value of `overrides` replaces the value of the same name."""
     both = {
         key: _merged(raw[key], value)
         for key, value in overrides.items()
@@ -194,14 +194,17 @@ def _merged(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses keys that are given twice. PyYAML takes the last one and drops the others."""
+    """PyYAML's safe loader, except that it refuses a key that is given twice. PyYAML itself would use the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Make a dict of a mapping in YAML.
+        """Convert a parsed YAML mapping to a dict.
 
         Args:
             node: the mapping, with its keys and values.
-            deep: whether nested collections are made at once.
+            deep: True to fill nested collections at once, False to let PyYAML fill them later.
+
+        Returns:
+            The dict.
 
         Raises:
             yaml.constructor.ConstructorError: if a key is given twice.
@@ -262,7 +265,7 @@ def _expand(text: str, config: str) -> str:
     """
 
     def value_of(match: re.Match[str]) -> str:
-        """Return the value of the environment variable that a match of ${NAME} names, or the default in the text."""
+        """Return the value of the environment variable that `match` names, or its default. Raise UserError if it has neither."""
         value = os.environ.get(match["name"])
         if not value and match["default"] is not None:
             return match["default"]
@@ -280,6 +283,9 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
         fault: one of the items of pydantic's `ValidationError.errors()`.
         kind: class of the settings.
         config: path of the settings file.
+
+    Returns:
+        The sentence. It names the setting, and says what is wrong and what to do or which values are allowed.
     """
     path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":

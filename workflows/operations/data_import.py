@@ -31,7 +31,7 @@ FORMATS_OF_OPTION = {
     **dict.fromkeys(("table", "mask_suffix", "image_suffix", "strange", "transparent"), ("masks",)),
     **dict.fromkeys(("report", "train_split", "val_split"), ("check",)),
 }
-"""Formats (or "check", for the check of a folder) for which an option has an effect. Options that are not here have one for all."""
+"""For each option that has an effect on some imports only, the names of their formats ("check" for the check of a folder)."""
 OPTIONS_OF_CHECK = ("check", "report", "train_split", "val_split", "classes", "max_pixels", "threads")
 """Options that have an effect on the check of a folder."""
 
@@ -44,7 +44,9 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
         dry_run: True to read the annotations and log what would be imported, without writing anything.
 
     Raises:
-        UserError: if the data can't be read, too many images are unusable, or the folder exists and is not empty.
+        UserError: if the data can't be read, too many images or annotations can't be used, or the folder exists and is not empty.
+        Locked: if another import creates the same folder.
+        Interrupted: if another import took over the lock.
     """
     folder = _local_folder(settings.to or "")
     _log_options_without_effect(settings)
@@ -181,7 +183,8 @@ def _read_classes(root: str) -> tuple[str, ...]:
         root: path or s3:// URI of the folder.
 
     Returns:
-        The names in the order of their ids. If there is no such file, those of PASCAL VOC, and a message is logged.
+        The names in the order of their ids. If there is no such file, the names of PASCAL VOC's classes are returned, and a
+        message is logged.
     """
     try:
         names = storage.read_bytes(storage.join(root, CLASSES_FILE)).decode("utf-8-sig").splitlines()
@@ -202,7 +205,7 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
         classes: class names in the order of their ids.
         splits: names of the split for training and of the split for validation.
         to: folder to which the report and the contact sheet are written.
-        title: name of the data set, for the headings.
+        title: name of the data set, for the headings of the report.
 
     Raises:
         UserError: if the folder or a split can't be read, or the report can't be written.
@@ -225,7 +228,10 @@ def _check(settings: ImportSettings, root: str, classes: tuple[str, ...], splits
 
 
 def _threads(settings: ImportSettings) -> int:
-    """Return the number of threads that read images: that of the settings, or else the number of CPUs that this process may use."""
+    """Return the number of threads that read images.
+
+    It is the number in the settings. If they give none, it is the number of CPUs that this process may use.
+    """
     return len(os.sched_getaffinity(0)) if settings.threads is None else settings.threads
 
 

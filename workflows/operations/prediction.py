@@ -58,7 +58,7 @@ class PredictionRun:
         self.plan = self._make_plan()
 
     def plan_text(self) -> str:
-        """Return text that says how many images are to be predicted, by which version of the model, and which files are no images."""
+        """Return a text that says how many images are to be predicted, by which version of the model, and which are no images."""
         model = f"{self.plan.state.model} version {self.plan.state.model_version}"
         passed_over = f"\n{text}" if (text := self._files.passed_over_text) else ""
         if self.plan.is_complete:
@@ -71,7 +71,8 @@ class PredictionRun:
     def run(self) -> None:
         """Predict the images whose predictions are not up to date, and write the tables `predictions` and `rejects`.
 
-        A lock keeps other runs from writing to the same output folder meanwhile.
+        If all predictions are up to date, only a message is logged. A lock keeps other runs from writing to the output folder
+        meanwhile.
 
         Raises:
             UserError: if too many images are unusable, or GPUs are requested and Ray has none.
@@ -94,7 +95,11 @@ class PredictionRun:
             predictions_table.commit_predictions(self.plan, output, parts)
 
     def summary(self) -> str:
-        """Return a text for a terminal: a table of the predicted classes, and a list of the folders that were written."""
+        """Return a text for a terminal: a table of the predicted classes, and a list of the folders that were written.
+
+        Raises:
+            UserError: if the table `predictions` is not complete.
+        """
         output = self.settings.output
         commit = tables.require_commit(storage.join(output, TABLE))
         found = predictions_table.count_classes(output)
@@ -131,16 +136,16 @@ class PredictionRun:
         return predictions_table.make_plan(self._files.images, s.output, state, s.overlays, s.max_pixels)
 
     def _predict(self, lock: Lock) -> list[tables.Part]:
-        """Predict the planned images with actors, which are processes of Ray that each load the model, or in this process.
+        """Predict the planned images in this process, or with actors, which are processes of Ray that each load the model.
 
-        The model is copied to the output folder, from which the actors load it, and removed afterwards.
+        The model is copied to the output folder, from which it is loaded. The copy is removed afterwards.
 
         Args:
             lock: lock of the output folder, held by this run.
 
         Returns:
-            Descriptions of the Parquet files of the table `predictions`, with their rejected images. The files include the rows of
-            predictions that were already up to date.
+            Descriptions of the Parquet files of the table `predictions`, with the images that could not be used. The files
+            include the rows of predictions that were already up to date.
 
         Raises:
             UserError: if GPUs are requested and Ray has none, or the model can't be downloaded.
@@ -153,7 +158,7 @@ class PredictionRun:
         model = storage.join(s.output, MODEL)
         with open_executor(s.executor, s.cluster, lambda: lock.lost) as executor:
             gpus = _gpus_per_actor(s)
-            # Written before the first mask, so that a later run knows by which version of the model the masks of a killed run were made.
+            # This file is written before the first mask. If this run is killed, a later one knows which model made the masks.
             storage.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
             try:
                 storage.remove(model)

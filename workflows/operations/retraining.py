@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def retrain(settings: Settings, config: str, force: bool) -> None:
-    """Run one retraining. It ends early if no image or mask is new or changed since the previous one.
+    """Run one retraining. It ends early if no image or mask is new or changed since the previous retraining.
 
     Args:
         settings: settings of the pipeline. `workspace` is the folder that holds all generations (retraining runs, each with a
@@ -82,11 +82,15 @@ def _run(pipeline: Retraining, config: str) -> None:
 def _nothing_new(pipeline: Retraining) -> None:
     """Log that nothing is new since the previous retraining.
 
-    The champion is the version of the model that is in use. If there is none, this function makes the version the champion with
-    which the retraining would have compared its new model.
+    The champion is the version of the model that is in use. If there is no champion, but there is a version with which the
+    retraining would have compared its new model, this function makes that version the champion.
 
     Args:
         pipeline: pipeline of the retraining.
+
+    Raises:
+        UserError: if MLflow's registry does not answer.
+        Interrupted: if another run took over the lock.
     """
     logger.info(f"Nothing new: the images and masks are those of {pipeline.previous}. (--force trains anyway)")
     name = pipeline.settings.tracking.model_name
@@ -111,7 +115,7 @@ def log_plan(settings: Settings, force: bool) -> None:
         force: True to plan a training even if nothing is new.
 
     Raises:
-        UserError: if MLflow can't be used.
+        UserError: if MLflow can't be used, or its registry has models of another workspace under the same name.
     """
     store = tracking_uri(settings.workspace, settings.tracking.uri)
     if store.startswith("sqlite:///") and not Path(store.removeprefix("sqlite:///")).exists():

@@ -53,7 +53,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
         archive: path or s3:// URI of the archive to write, ending in .tar.gz or .tgz.
         config: path of the settings file, for error messages.
         split: name of the image list. None for "test" if there is such a list, else "val".
-        result: name of the one of the five results that is submitted, from `deconvnet.inference.predictor.RESULTS`.
+        result: result to submit: "fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet" (the ensemble) or "edeconvnet_crf".
         competition: "comp5" for models trained on VOC's data only, "comp6" for models trained on other data, too.
 
     Returns:
@@ -62,7 +62,7 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
     Raises:
         UserError: if the models or images can't be used, the archive can't be written, or the masks break the server's rules.
         Locked: if another command holds the lock of the workspace.
-        Interrupted: if the lock was lost.
+        Interrupted: if another command took over the lock.
     """
     target = _archive_uri(archive)
     root, split = _image_list(settings.data.root, split)
@@ -117,7 +117,7 @@ def _archive_uri(archive: str) -> str:
 
 
 def _image_list(root: str | None, split: str | None) -> tuple[str, str]:
-    """Choose the list of the images whose masks are submitted. It is a file in ImageSets/Segmentation.
+    """Choose the image list for a submission, which is a file in ImageSets/Segmentation of the data folder.
 
     Args:
         root: folder in VOC's layout, or None if the settings name none.
@@ -127,7 +127,7 @@ def _image_list(root: str | None, split: str | None) -> tuple[str, str]:
         The folder, and the name of the list.
 
     Raises:
-        UserError: if there is no folder, or the list is "dev", which is not one of VOC's lists.
+        UserError: if `root` is None, or `split` is "dev", which is not one of VOC's lists.
     """
     if root is None:
         raise UserError("a submission is of VOC's images: name their folder, in VOC's layout, by --data.root")

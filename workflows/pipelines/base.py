@@ -39,17 +39,19 @@ class BasePipeline(Workspace):
     Attributes:
         stages: the stages, with the stored records of those that are complete.
         executor: executor that runs the work of the stages, on Ray or in processes of this machine.
-        locks: the locks that the running command holds, the most comprehensive one first. Empty if it only reads.
+        locks: the locks that the running command holds, so that no other command writes to the same workspace. If the workspace
+            is inside another one, the lock of the outer one comes first. Empty if the command only reads.
         settings: all settings of the pipeline.
         data_root: folder of the data set.
-        dataset_name: name of the data set for reports: that of its folder, or "generated" if the settings name no folder.
+        dataset_name: name of the data set for reports: the name of its folder, or "generated" if the settings name no folder.
         store: URI of the MLflow store. "" if tracking is switched off.
-        run_of_pipeline: the tracker's run of the pipeline. Before the pipeline runs, a run that logs nothing.
-        run_of_stage: the tracker's run of the stage that is running. Before the first stage, a run that logs nothing.
+        run_of_pipeline: run in the experiment tracker for the whole pipeline. Before the pipeline runs, a stand-in that logs
+            nothing.
+        run_of_stage: run in the experiment tracker for the present stage. Before the first stage, a stand-in that logs nothing.
     """
 
     command = "train_pipeline.py"
-    """Name of the command that runs the pipeline, for the message to others that find the workspace locked."""
+    """Name of the command that runs the pipeline, for the message that other commands get if they find the workspace locked."""
     lock_minutes: float = 15
     """Minutes without a sign of life after which another command may take over the lock of the workspace."""
 
@@ -85,12 +87,12 @@ class BasePipeline(Workspace):
         """Hold the lock of the workspace for the duration of a `with` statement, so that the command may write to it.
 
         Args:
-            command: name of the command, for the message to others.
+            command: name of the command, for the message that other commands get.
 
         Raises:
             UserError: if the workspace can't be written to.
             Locked: if another command holds the lock.
-            Interrupted: if the lock was lost before the end of the block.
+            Interrupted: if the lock was lost before the end of the `with` block.
         """
         with hold_workspace(self.root, command, self.lock_minutes) as lock:
             self.locks.append(lock)
@@ -107,6 +109,9 @@ class BasePipeline(Workspace):
 
         Returns:
             True if all stages are complete now, False after `--dry-run`.
+
+        Raises:
+            UserError, Locked, Interrupted: in the same cases as the method `run`.
         """
         plan = self.stages.plan()
         if options.dry_run:
@@ -139,7 +144,10 @@ class BasePipeline(Workspace):
             return self._run(config, keep_going)
 
     def _run(self, config: str, keep_going: Callable[[Stage], bool]) -> dict[str, Record]:
-        """Do the work of `run`, which holds the lock of the workspace meanwhile. Arguments and result are the same."""
+        """Run and log the stages that are not complete, while the caller holds the lock of the workspace.
+
+        The arguments, the result and the errors are the same as in the method `run`.
+        """
         tracking = self.settings.tracking
         tracker = open_tracker(tracking, self.root)
         opened = tracker.pipeline(self._run_name(config), as_dict(self.settings), self._tags(config), self._run_to_resume())
@@ -230,8 +238,11 @@ class BasePipeline(Workspace):
     def _data_fingerprint(self) -> str:
         """Compute the fingerprint of the data set, a digest of the names, sizes and times of its files.
 
-        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that the
-        stage `prepare` stored in its record.
+        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that was
+        stored when the stage `prepare` completed.
+
+        Raises:
+            UserError: if the folder is missing and the stage `prepare` has never completed.
         """
         if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
             return str(record.summary.get("folder"))
@@ -291,7 +302,7 @@ class BasePipeline(Workspace):
         """Do nothing. Subclasses may override this method to check that the cluster can run all stages.
 
         The pipeline calls it once the executor is open, so that an impossible run fails at once and not after hours. The executor
-        itself has checked that there are nodes for data.
+        itself has checked that there are nodes for the stages that process data.
 
         Raises:
             UserError: if no node of the cluster could ever run the work of the stages.

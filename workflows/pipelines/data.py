@@ -55,8 +55,8 @@ class DataPipeline(BasePipeline):
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the tables.
 
         Returns:
-            The summary of the stage, as the base class makes it. With a previous workspace, it also has the keys `changes` and
-            `since` from `_find_changes`.
+            The summary of the stage, with the keys `key`, `counts`, `rejects` and `folder` of the base class. With a previous
+            workspace, it also has `changes` (number of images by kind of change) and `since` (digest of the data there, or None).
         """
         summary = super()._prepare(fingerprint)
         return {**summary, **self._find_changes(self.previous, fingerprint)} if self.previous else summary
@@ -69,8 +69,9 @@ class DataPipeline(BasePipeline):
             fingerprint: digest of the stage `prepare`: its code version, settings and inputs. It is stored with the table.
 
         Returns:
-            A dict with two keys. `changes` is the number of images by kind of change. `since` is the digest of the data in the
-            previous workspace, or None if it is not known.
+            A dict with two keys. `changes` is a dict with the number of images that are "new", "changed", "relabelled" (only the
+            mask or the split differs), "same" or "gone". `since` is the digest of the data in the previous workspace, or None if
+            it is not known.
 
         Raises:
             UserError: if another run changes the previous workspace at this time.
@@ -88,12 +89,11 @@ class DataPipeline(BasePipeline):
 
         Args:
             table: path of the table in a workspace, such as "examples/stage1".
-            *stages: names of the stages that the table depends on, at last the one that makes it. In the previous workspace all
-                must be complete and have been run with the same code versions and settings as here.
+            *stages: names of the stages that the table depends on. The last one makes the table.
 
         Returns:
-            The table, with the changes of the images since it was made. None if there is no such table or its rows may not be
-            copied.
+            The table, with the changes of the images since it was made. None if there is no previous workspace, or if one of the
+            stages is not complete there or was run with another code version or other settings than here.
         """
         prepared = read_record(self.settings.workspace, "prepare")
         if self.previous is None or prepared is None:

@@ -57,7 +57,7 @@ class EdgeTraining(BasePipeline):
         return self.images if self.settings.masks else None
 
     def _stages(self) -> list[Stage]:
-        """List the stages in the order in which they run. The stage `prepare` is left out if only BSDS500 is learned from."""
+        """List the stages in the order in which they run. `prepare` is left out if the forest learns from BSDS500 only."""
         s = self.settings
         seed, schema = {"seed": s.seed}, {"schema": tables.SCHEMA_VERSION}
         bsds = {split: {f"bsds_{split}": _bsds_version(s.bsds, split)} for split in ("train", "val")}
@@ -137,7 +137,7 @@ class EdgeTraining(BasePipeline):
         return made
 
     def _measure(self, fingerprint: str) -> dict[str, Any]:
-        """Compare the forest with the one that comes with the project and with the image gradient, and write the report.
+        """Compare the forest with the forest that comes with the project and with the image gradient, and write the report.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. Not used.

@@ -30,7 +30,7 @@ _MADE_BY = {
     "report/analysis.json": "evaluate",
     "report/mean_iou_by_image.json": "evaluate",
 }
-"""The pipeline stage that makes each file, table or model folder of a workspace."""
+"""Name of the pipeline stage that makes a file, table or model folder, by its path in the workspace."""
 
 
 class WorkspaceFigures:
@@ -55,7 +55,7 @@ class WorkspaceFigures:
         """Draw a figure. Nothing is written.
 
         Args:
-            name: name of the figure, one of `workflows.figures.FIGURES`.
+            name: name of the figure, one of `workflows.figures.FIGURES`, such as "comparison" or "training_curves".
             image_ids: ids of the images to show, for figures of single images. If it is empty, images are chosen by their IoU.
 
         Returns:
@@ -97,8 +97,8 @@ class WorkspaceFigures:
         """Draw a figure of single images.
 
         Args:
-            name: "comparison", "instances" or "unpooling". A comparison is one file with all images. The others are one file for
-                each image.
+            name: "comparison" for one file that shows all images beside their masks, "instances" or "unpooling" for one file for
+                each image, which shows the predictions for its boxes or the activations of DeconvNet's layers.
             image_ids: ids of the images to show. If it is empty, images are chosen by their IoU.
 
         Returns:
@@ -126,7 +126,7 @@ class WorkspaceFigures:
 
         Args:
             name: name of the figure, which becomes the name of the file.
-            chosen: pairs of a word that is shown as the reason for choosing an image, and the id of that image.
+            chosen: pairs (word, image id). The word is shown beside the image and says why it was chosen.
 
         Returns:
             The content of the PNG file, by file name.
@@ -198,7 +198,7 @@ class WorkspaceFigures:
 
     @cached_property
     def _mean_iou(self) -> gallery.MeanIou:
-        """Read the mean IoU of each image, as `{image_id: {result: mean IoU}}`. The file is read only once."""
+        """Read the mean IoU (0 to 1) of each image and result, as `{image_id: {result: mean IoU}}`. It is read only once."""
         return self._json("report/mean_iou_by_image.json")
 
     @cached_property
@@ -212,9 +212,9 @@ class WorkspaceFigures:
 
     @cached_property
     def _predictor(self) -> "Predictor":
-        """Load the trained networks, once, onto a GPU if there is one.
+        """Load the predictor with the workspace's trained networks, onto a GPU if there is one. It is loaded only once.
 
-        Their options are those with which the report was made. If there is no report yet, they are the default options.
+        It has the options with which the report was made, or the default options if there is no report yet.
         """
         import torch
 
@@ -239,12 +239,12 @@ class WorkspaceFigures:
         """Return the URI of a file, table or model folder of the workspace, and check that it is complete.
 
         Args:
-            name: path in the workspace, such as "report/results.json". It must be one of the keys of `_MADE_BY`, which says which
-                stage makes each of them.
+            name: path in the workspace, such as "report/results.json". Only paths whose pipeline stage is known to this module
+                (in `_MADE_BY`) are allowed.
 
         Raises:
-            UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models than
-                the present ones. The message names the stage that makes it.
+            UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models
+                than the present ones. The message names the stage that makes it.
         """
         proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
         if not self._has(proof):

@@ -21,7 +21,7 @@ FILE = "generation.json"
 NAME_FORMAT = "%Y%m%d-%H%M%S"
 """Format of the names of generations."""
 UNCHANGED = "seen.json"
-"""Name of the file in the folder of all generations that holds the fingerprint which `mark_unchanged` writes."""
+"""Name of the file in the folder of all generations that holds the digest of data files in which nothing new was found."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
 
@@ -77,7 +77,7 @@ def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
 
 
 def _is_name(name: str) -> bool:
-    """Return whether a folder has a name that `new_name` makes. Other folders are the user's own."""
+    """Return whether a folder's name is that of a generation, such as "20260131-235959". Other folders are the user's own."""
     try:
         return f"{datetime.strptime(name, NAME_FORMAT):{NAME_FORMAT}}" == name
     except ValueError:
@@ -85,14 +85,14 @@ def _is_name(name: str) -> bool:
 
 
 def unchanged_fingerprint(workspace: str) -> str | None:
-    """Read the fingerprint of the data files that were last found to hold nothing new.
+    """Read the fingerprint (digest) of the data files, as stored when a retraining last found nothing new in them.
 
     Args:
         workspace: URI of the workspace that holds all generations (retraining runs).
 
     Returns:
-        The fingerprint that `mark_unchanged` wrote, a digest of the files' names, sizes and times and of the settings. None if
-        nothing was written.
+        The digest of the files' names, sizes and times and of the settings, as `mark_unchanged` wrote it. None if nothing was
+        written.
     """
     try:
         return str(storage.read_json(folder(workspace, UNCHANGED)))
@@ -126,7 +126,7 @@ def finish(workspace: str, generation: Generation, outcome: dict[str, Any]) -> G
     Args:
         workspace: URI of the workspace that holds all generations.
         generation: the generation (a retraining run).
-        outcome: decision of the run, with the keys "version", "champion", "promoted" and "why".
+        outcome: decision of the run, with the keys "version", "champion", "promoted" and "why", as described in `Generation`.
 
     Returns:
         A copy of the generation that has the outcome and is finished.
@@ -160,9 +160,9 @@ def read_all(workspace: str) -> list[Generation]:
 
 
 def _names(workspace: str) -> list[str]:
-    """Return the sorted names of all generations' folders. Folders that an interrupted deletion has left are included.
+    """Return the sorted names of all generations' folders, including folders that an interrupted deletion has left.
 
-    Folders with other names, such as a user's copy of a generation, are not.
+    Folders with names of another form, such as a user's copy of a generation, are left out.
     """
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -200,13 +200,13 @@ def remove(workspace: str, name: str) -> None:
 def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
     """Delete old generations (retraining runs), and the training checkpoints of the finished generations that are kept.
 
-    Folders with other names than `new_name` makes are left alone.
+    Folders whose names do not have the form of a generation's name, such as a user's copies, are left alone.
 
     Args:
         workspace: URI of the workspace that holds all generations.
         champion: number of the registered model version that is the champion (in use). The generation that trained it is kept.
             None if there is no champion.
-        keep: number of finished generations to keep (see `kept`).
+        keep: number of finished generations to keep, the newest ones. Unfinished generations are kept, too.
 
     Returns:
         The names of the deleted generations.

@@ -101,7 +101,7 @@ class Retraining(Pipeline):
             The summary of the stage, which is empty.
 
         Raises:
-            UserError: if the champion can't be fetched from MLflow.
+            UserError: if the champion can't be fetched from MLflow, or is not an ensemble of a DeconvNet and an FCN-8s.
         """
         from deconvnet.reporting.champion_report import COMPARISON, compare_with_champion
 
@@ -128,7 +128,7 @@ class Retraining(Pipeline):
             source: URI of the registered model, models:/NAME/VERSION.
 
         Returns:
-            URIs of two folders: that of its DeconvNet and that of its FCN-8s.
+            The URI of the folder of its DeconvNet, and the URI of the folder of its FCN-8s.
 
         Raises:
             UserError: if the registered model lacks one of the networks.

@@ -34,7 +34,7 @@ RUN_FILE = "pipeline.json"
 
 
 class TrackedPipeline(DataPipeline):
-    """A pipeline that records its run in MLflow and in the workspace's file pipeline.json, so that the next call resumes the run."""
+    """A pipeline that records its run in MLflow and in the workspace's file pipeline.json. The next call resumes the run."""
 
     def _run_name(self, config: str) -> str:
         """Make the name of the pipeline's MLflow run from the settings file, the workspace and the date.
@@ -57,18 +57,19 @@ class TrackedPipeline(DataPipeline):
         return {**super()._tags(config), **({"data.digest": prepared.key} if prepared else {})}
 
     def _run_to_resume(self) -> str | None:
-        """Read the id of the earlier MLflow run of this workspace from its file pipeline.json. None if there is no such file."""
+        """Return the id of this workspace's earlier MLflow run from the file pipeline.json, or None if there is no such file."""
         file = self.uri(RUN_FILE)
         return storage.read_json(file).get("mlflow_run_id") if storage.exists(file) else None
 
     def use_as_prepared(self) -> None:
         """Prepare to evaluate the workspace's models on the workspace's images, without running the pipeline.
 
-        Settings of the images and of the proposals have no effect then. If some differ from those of the workspace's last run, a
-        warning names them, and reports name the data set of that run.
+        The sections `data`, `proposals` and `examples` of the settings have no effect then. If a setting there has another value
+        than in the workspace's last run, a warning names it. Reports name the data set of that run.
 
         Raises:
-            UserError: if windows around boxes would be cut in another way than for training.
+            UserError: if the windows (the image regions around boxes that DeconvNet sees) would be cut in another way than for
+                training.
         """
         file = self.uri(RUN_FILE)
         if not storage.exists(file):

@@ -50,7 +50,7 @@ class Pipeline(TrackedPipeline):
         """Check that the cluster has room for the training workers.
 
         Raises:
-            UserError: if it does not.
+            UserError: if it has too few CPUs or GPUs for them.
         """
         s = self.settings
         if s.executor == "ray":
@@ -207,11 +207,14 @@ class Pipeline(TrackedPipeline):
         return results
 
     def evaluation_inputs(self, split: str, models: tuple[str, str] | None = None) -> "EvaluationInputs":
-        """Gather what an evaluation of a DeconvNet, an FCN-8s and their ensemble needs.
+        """Collect the inputs for an evaluation of a DeconvNet, an FCN-8s and their ensemble.
 
         Args:
             split: name of the split whose images are predicted, such as "val".
             models: folders of a DeconvNet and an FCN-8s. None for those of this workspace.
+
+        Returns:
+            The networks, the tables of images and box proposals, the split, the classes, and the options for predicting.
 
         Raises:
             UserError: if the networks were trained with other classes than those of the data.
@@ -258,7 +261,7 @@ class Pipeline(TrackedPipeline):
         return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
     def own_model(self) -> OwnModel:
-        """Return the registered model that the settings name, as this pipeline's workspace sees it."""
+        """Return the registered model that the settings name. It knows which of its versions belong to this workspace."""
         return OwnModel(self.store, self.settings.tracking.model_name, self.home, Workspace(self.home).identity())
 
     def _register(self, fingerprint: str) -> dict[str, Any]:

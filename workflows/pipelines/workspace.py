@@ -12,7 +12,7 @@ from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
 
 LOCK = "workspace.lock"
-"""Name of the file in a workspace that is the lock of all commands that write there."""
+"""Name of the lock file in a workspace. Every command that writes to the workspace holds this lock."""
 EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
     ("stage1", 1, "train"),
     ("stage1_dev", 1, "dev"),
@@ -24,7 +24,7 @@ EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] =
 
 @contextmanager
 def hold_workspace(workspace: str, command: str, minutes: float = 15) -> Iterator[Lock]:
-    """Hold the lock of a workspace for the duration of a `with` statement. Every command that writes to the workspace does.
+    """Hold the lock of a workspace for the duration of a `with` statement, so that no other command writes to the workspace.
 
     Args:
         workspace: folder or s3:// prefix. A missing local folder is created.
@@ -37,8 +37,8 @@ def hold_workspace(workspace: str, command: str, minutes: float = 15) -> Iterato
     Raises:
         UserError: if the workspace can't be written to, or an S3 server does not support locks.
         Locked: if another command holds the lock.
-        Interrupted: if the lock was lost before the end of the block, so that another command may have written to the workspace
-            meanwhile. Any other exception of the block is then replaced, because this is its likely reason.
+        Interrupted: if the lock was lost before the end of the `with` block. Another command may have written to the workspace
+            meanwhile. Interrupted then replaces any other exception of the block, because the lost lock is its likely reason.
     """
     storage.check_writable(workspace, locks=True)
     user = ""
@@ -73,13 +73,13 @@ class Workspace:
         self.images, self.proposals, self.changes = (self.uri(table) for table in ("images", "proposals", "changes"))
 
     def identity(self, create: bool = True) -> str:
-        """Return a random text that identifies the workspace, also after it was moved. It is stored in the workspace.
+        """Return the identity of the workspace, a random text in its file workspace.json. It does not change with the location.
 
         Args:
-            create: whether to choose and store it if the workspace has none yet.
+            create: True to choose and store an identity if the workspace has none yet.
 
         Returns:
-            The text. "" if the workspace has none and none is to be stored.
+            The identity. "" if the workspace has none and `create` is False.
         """
         file = self.uri("workspace.json")
         if create and not storage.exists(file):
@@ -115,7 +115,8 @@ class Workspace:
     def write_rejects(self) -> None:
         """Collect the rejected inputs of all tables made so far, and write them to the table `rejects`.
 
-        Rejected inputs are images that can't be used. Each has a row with the reason. An earlier table is replaced.
+        A rejected input is an image that can't be used. It has a row with its id, its path, the stage and the reason. An earlier
+        table is replaced.
         """
         names = (self.images, self.proposals, *(self.examples(name) for name, _, _ in EXAMPLE_TABLES))
         commits = [tables.read_commit(table) for table in names]
