@@ -21,8 +21,7 @@ INTERRUPTED = 75
 def run(main: Callable[[], None], interrupted: str = "the same command resumes from what is complete") -> int:
     """Run a command with logging configured. An expected error becomes a line on stderr and an exit code.
 
-    While the command runs, the signal SIGTERM has the same effect as Ctrl-C. Any error after such a signal counts as an
-    interruption.
+    Meanwhile, SIGTERM has the same effect as Ctrl-C, and any error after such a signal counts as an interruption.
 
     Args:
         main: function that does the work of the command.
