@@ -4,9 +4,12 @@
   python workflows/evaluate.py --config FILE --split dev                     evaluate on the dev images
   python workflows/evaluate.py --config FILE --submission OUT.tar.gz         write masks for VOC's test server instead
 
+The five results are those of FCN-8s, of DeconvNet and of the ensemble of both, the latter two with and without a CRF. The
+report is written to WORKSPACE/evaluations/SPLIT.
+
 The settings are those of train_pipeline.py. You can evaluate with other values of the settings in the section segment, for
 example --segment.aggregation sum. Choose such values on dev, a part of the training images that is set aside for this
-purpose, and evaluate on val for the final table only. The report is written to WORKSPACE/evaluations/SPLIT.
+purpose, and evaluate on val for the final table only.
 
 With --submission, the command evaluates nothing. It predicts the images that ImageSets/Segmentation/test.txt in data.root
 lists. Without this file, it takes val.txt, and --split names another list. The masks are checked against the rules of VOC's

@@ -30,7 +30,7 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
         force: True to train even if nothing is new.
 
     Raises:
-        UserError: if MLflow or the workspace can't be used.
+        UserError: if MLflow, the workspace, the data or the cluster can't be used.
         Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
@@ -50,6 +50,7 @@ def _run(pipeline: Retraining, config: str) -> None:
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
 
     Raises:
+        UserError: if the settings, the data or the cluster do not allow the run.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
     generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name

@@ -97,8 +97,8 @@ class WorkspaceFigures:
         """Draw a figure of single images.
 
         Args:
-            name: "comparison" for one file that shows all images beside their masks, "instances" or "unpooling" for one file for
-                each image, which shows the predictions for its boxes or the activations of DeconvNet's layers.
+            name: "comparison" for one file that shows all images beside their masks. "instances" and "unpooling" for one file for
+                each image, which shows how its mask grows with the number of boxes, or the activations of DeconvNet's decoder.
             image_ids: ids of the images to show. If it is empty, images are chosen by their IoU.
 
         Returns:
