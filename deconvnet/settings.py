@@ -66,7 +66,9 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The networks. Names with fcn_ are for FCN-8s, `convention` and `vgg16` for both networks, and the others for DeconvNet.
+    """The networks. Settings whose names begin with fcn_ are for FCN-8s only.
+
+    `convention` and `vgg16` are for both networks. All other settings are for DeconvNet.
 
     This is the section `model` of the settings files. Each field is explained by its description.
     """
@@ -303,7 +305,7 @@ class RetrainSettings(Section):
 
 
 class StoreSettings(Section):
-    """Location of the MLflow store in whose registry the model is."""
+    """The MLflow store (tracking server and model registry) that holds the model."""
 
     uri: str | None = Field(
         None, description="tracking server, if MLFLOW_TRACKING_URI names none; empty: SQLite in the workspace"

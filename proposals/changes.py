@@ -34,7 +34,8 @@ class PreviousTable:
     Attributes:
         table: URI of the previous table, for example of proposals.
         changes: URI of the `changes` table, which says how each image differs from the previous run.
-        fingerprint: fingerprint of the previous table. If it was made anew since, nothing is copied.
+        fingerprint: fingerprint of the previous table, a hash of all its inputs. If the table at `table` has another fingerprint
+            by now, nothing is copied.
     """
 
     table: str
@@ -44,9 +45,9 @@ class PreviousTable:
 
 @dataclass(frozen=True)
 class PreviousPart:
-    """A description of the rows of a previous table that may be copied for one part of the current `images` table.
+    """The location of the rows of a previous table that may be copied for one part of the current `images` table.
 
-    A part is one of the Parquet files of which a table consists.
+    A table consists of several parts, each of which is a Parquet file.
 
     Attributes:
         table: URI of the previous table.
@@ -61,10 +62,10 @@ class PreviousPart:
     part: tables.Part
 
     def rows(self, reusable: frozenset[Change], columns: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-        """Read the rows of the previous table that are still valid, because their image has not changed in a way that matters.
+        """Read the rows of the previous table that are still valid. These are the rows of images whose change does not matter.
 
         Args:
-            reusable: the kinds of change (values of `Change`, such as "same") after which the rows of an image are still valid.
+            reusable: the kinds of change that do not matter: values of `Change`, such as "same".
             columns: the columns to read, which must include image_id; None for all.
 
         Returns:
@@ -87,8 +88,8 @@ def previous_parts(previous: PreviousTable | None, images: tables.Commit) -> lis
         images: commit record of the current `images` table, which lists its parts.
 
     Returns:
-        One item per part of `images`, in order. It is None if there is nothing to copy for that part; all are None if the
-        previous table does not exist, or is not the one that was meant.
+        One item per part of `images`, in order. An item is None if there is nothing to copy for its part. All items are None if
+        the previous table does not exist, or has another fingerprint than `previous.fingerprint`.
 
     Raises:
         FileNotFoundError: if the previous table exists but the `changes` table does not.
@@ -126,7 +127,7 @@ def find_changes(images_uri: str, before_uri: str | None, out_uri: str, fingerpr
     units = list(zip(images.parts, _overlapping(before.parts if before else (), images.parts), strict=True))
     make_rows = partial(_part_rows, images_uri, before_uri)
     parts = make_parts(out_uri, fingerprint, CHANGES, units, make_rows, executor, title="comparing")
-    with ThreadPoolExecutor(16) as pool:  # reads many small files, each with some latency on S3
+    with ThreadPoolExecutor(16) as pool:  # because many small files are read, each with some latency on S3
         counted = pool.map(lambda part: Counter(row["change"] for row in tables.iter_rows(out_uri, ["change"], part)), parts)
         counts = sum(counted, Counter[str]())
     gone = (before.rows if before else 0) - (images.rows - counts["new"])

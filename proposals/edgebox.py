@@ -107,7 +107,7 @@ def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tupl
     Raises:
         UserError: if `edge_model` cannot be used, or OpenCV was installed without its contrib modules.
         TypeError: if an option is unknown.
-        ValueError: if the image is anything else, or an option is out of range. The message says how to convert the image.
+        ValueError: if the image is anything else (the message says how to convert it), or an option is out of range.
     """
     return find_boxes(image, EdgeBoxOptions(max_boxes, **options))
 
@@ -118,7 +118,7 @@ def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, 
     This is `edge_boxes` with all options in one object.
 
     Args:
-        image: uint8 array (H, W, 3), RGB; what `edge_boxes` converts is converted here too.
+        image: uint8 array (H, W, 3), RGB. Grey images (H, W) and images with an opaque alpha channel (H, W, 4) are converted.
         options: options of the search, including the largest number of boxes.
 
     Returns:
@@ -127,7 +127,7 @@ def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, 
 
     Raises:
         UserError: if `options.edge_model` cannot be used, or OpenCV was installed without its contrib modules.
-        ValueError: if the image is of another kind.
+        ValueError: if the image is anything else.
     """
     image = as_rgb(image)
     require_opencv_contrib()

@@ -37,8 +37,8 @@ def decode_image(data: bytes, max_pixels: int | None = None) -> np.ndarray:
         uint8 array (H, W, 3), RGB.
 
     Raises:
-        BadInput: if the file is not an image, is damaged or is too large, or its values are in no range of brightness; the message
-            says which.
+        BadInput: if the file is not an image, is damaged or is too large, or it is unclear which of its values means white. The
+            message says which.
     """
     image = _open(data, max_pixels)
     deep = _has_16_bit_colours(image)
@@ -89,7 +89,7 @@ def image_size(data: bytes, max_pixels: int | None = None) -> tuple[int, int]:
 def decode_mask(data: bytes, max_pixels: int | None = None) -> np.ndarray:
     """Decode a mask of ids, which are the palette indices or grey levels of the image.
 
-    Of a GIF the grey levels are taken, because programs that write GIFs renumber the colours.
+    For a GIF, the ids are always the grey levels, because programs that write GIFs renumber the palette.
 
     Args:
         data: content of the file, a paletted or grey image.
@@ -272,10 +272,10 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _count_frames(image: Image.Image) -> int:
-    """Count the frames of an opened GIF, TIFF, PNG or WebP.
+    """Return the number of frames of an opened GIF, TIFF, PNG or WebP.
 
-    A TIFF whose second picture has another size counts as one frame, because the second is a thumbnail. So do files of other formats,
-    such as a camera's JPEG with a preview, and damaged files.
+    The result is 1 for a TIFF whose second frame has another size, because that is a thumbnail. It is also 1 for damaged files,
+    and for files of other formats, such as a camera's JPEG with a preview.
     """
     if image.format not in ("GIF", "TIFF", "PNG", "WEBP"):
         return 1
@@ -291,7 +291,7 @@ def _count_frames(image: Image.Image) -> int:
 
 
 def _has_16_bit_colours(image: Image.Image) -> bool:
-    """Tell whether an image that was opened, but not loaded yet, has 16 bits a colour, of which Pillow keeps the upper 8."""
+    """Tell whether an opened image, not loaded yet, has 16 bits per colour channel. Pillow keeps only the upper 8 of them."""
     return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
@@ -300,13 +300,13 @@ def _to_rgb(image: Image.Image, deep: bool) -> np.ndarray:
 
     Args:
         image: image with its pixels in memory.
-        deep: True if the file has 16 bits a colour, of which Pillow keeps the upper 8.
+        deep: True if the file has 16 bits per colour channel, of which Pillow has kept only the upper 8.
 
     Returns:
         uint8 array (H, W, 3), RGB.
 
     Raises:
-        BadInput: if it can't be told which value is white.
+        BadInput: if it is unclear which of the image's values means white.
     """
     if not image.mode.startswith(("I", "F")):
         rgb = np.asarray(image.convert("RGB")).copy()

@@ -1,4 +1,4 @@
-"""What images and masks must be like, with messages for arrays that are not, and the value that means "void" in masks.
+"""Checks that arrays are valid images or masks, with advice in the error messages, and the value that means "void" in masks.
 
 Images are uint8 arrays (H, W, 3), RGB. Class masks are uint8 arrays (H, W) of class ids. Object masks are uint8 or uint16 arrays
 (H, W) of object ids. In both masks, 0 is background. Void pixels are those whose class or object is not known.
@@ -32,15 +32,15 @@ def void_id(mask: np.ndarray) -> int:
 
 
 def check_masks(class_mask: np.ndarray, object_mask: np.ndarray | None = None, image: np.ndarray | None = None) -> None:
-    """Check the annotation of an image.
+    """Check the dtypes and shapes of the masks of an image, and of the image itself if it is given.
 
     Args:
-        class_mask: must be a uint8 array (H, W).
-        object_mask: must be a uint8 or uint16 array (H, W) of the same size; None for none.
-        image: must be a uint8 array (H, W, 3) of the same size; None for none.
+        class_mask: class mask, which must be a uint8 array (H, W).
+        object_mask: object mask, which must be a uint8 or uint16 array (H, W) of the same size; None if there is none.
+        image: the image, which must be a uint8 array (H, W, 3) of the same size; None to check only the masks.
 
     Raises:
-        ValueError: if one of them is not.
+        ValueError: if an array has another dtype or shape, or the sizes differ.
     """
     masks = {"class_mask": (class_mask, (np.uint8,)), "object_mask": (object_mask, (np.uint8, np.uint16))}
     for name, (mask, dtypes) in masks.items():
@@ -58,11 +58,11 @@ def check_image(image: np.ndarray, name: str = "image") -> None:
     """Check that an array is an image.
 
     Args:
-        image: must be a uint8 array (H, W, 3). That its colours are RGB and not BGR can't be checked.
-        name: name of the argument, for the message.
+        image: value to check, which must be a uint8 array (H, W, 3). Whether its colours are RGB or BGR can't be checked.
+        name: name of the caller's argument, for the error message.
 
     Raises:
-        ValueError: if it is not; the message says what it is and how to convert it.
+        ValueError: if it is anything else. The message describes the value and says how to convert it.
     """
     if not isinstance(image, np.ndarray):
         raise ValueError(
@@ -99,11 +99,11 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _advice(image: np.ndarray, name: str) -> str:
-    """Return the sentence of an error message that says how to make a uint8 array (H, W, 3) from an array that is none.
+    """Return advice for an error message: a sentence on how to make an image, uint8 (H, W, 3), from an array that is not one.
 
     Args:
-        image: the array; its shape or dtype is wrong.
-        name: name of the argument.
+        image: the array, whose shape or dtype is wrong.
+        name: name of the caller's argument, which the code in the sentence refers to.
     """
     if image.ndim == 4:
         return f"It is a batch: pass its images one by one, {name}[0] first"
@@ -119,11 +119,11 @@ def _advice(image: np.ndarray, name: str) -> str:
 
 
 def _range_advice(image: np.ndarray, name: str) -> str:
-    """Return the sentence of an error message that says how to make uint8 values from those of an image.
+    """Return advice for an error message: a sentence on how to convert the values of an image to uint8 from 0 to 255.
 
     Args:
         image: array of any dtype but uint8.
-        name: name of the argument.
+        name: name of the caller's argument, which the code in the sentence refers to.
     """
     kind: Any = image.dtype.kind
     if kind == "b":

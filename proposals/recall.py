@@ -130,7 +130,7 @@ class Recall:
 
     @property
     def num_objects(self) -> int:
-        """Return the number of objects whose recall this is."""
+        """Return the number of objects on which the recall was measured."""
         return int(self.histogram[0].sum())
 
     def by_iou(self) -> np.ndarray:

@@ -55,7 +55,7 @@ class ProposalSettings(Section):
             These settings, unchanged.
 
         Raises:
-            ValueError: if one is given.
+            ValueError: if `edges` is "gradient" and `edge_model` is given.
         """
         if self.edges == "gradient" and self.edge_model:
             raise ValueError(

@@ -26,7 +26,7 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 """
 
 
-_TOLERANCE = 0.01  # accepted error: of a pixel's sum of probabilities (1), and of a probability below 0
+_TOLERANCE = 0.01  # by how much a pixel's probabilities may miss the sum 1, and by how much one may be below 0
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def dense_crf(
     """Refine the class probabilities of an image so that nearby pixels of similar colour tend to get the same class.
 
     This is the fully connected CRF of Krähenbühl and Koltun (NIPS 2011). The default parameters are those released with DeconvNet
-    (Noh et al., ICCV 2015). To save time, a class is removed if it is unlikely to become the most probable class of any pixel.
-    This happens before the first iteration (see MIN_PEAK) and between iterations (see `_pruning_threshold`). The result of a
-    removed class is 0 in all pixels.
+    (Noh et al., ICCV 2015). To save time, classes that are unlikely to become the most probable class of any pixel are removed.
+    Before the first iteration, a class is removed if its probability is at most MIN_PEAK (0.15) in all pixels and it is nowhere
+    the most probable class. Between iterations, `_pruning_threshold` decides. The result of a removed class is 0 in all pixels.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
@@ -173,14 +173,14 @@ def _initial_classes(probabilities: Floats) -> NDArray[np.intp]:
 def _pruning_threshold(classes: int, weight: float) -> float:
     """Return the probability below which a class can be removed between two mean-field iterations.
 
-    A class is removed if its highest probability x in any pixel does not exceed the threshold. The result is the minimum of two
-    bounds:
+    A class is removed if its highest probability x in any pixel does not exceed the threshold. The threshold is the smaller of
+    two bounds:
 
-    * 1 / (e·weight), because such a class stays improbable. An iteration sets its probability in a pixel to a·exp(m). The message
-      m ≥ 0 from the other pixels is at most about weight·x. The factor a contains everything else. As m ≥ 0, a is at most x, so
-      a ≤ 1 / (e·weight). While x ≤ 1 / weight, m is at most 1, and the next probability is at most a·e ≤ 1 / weight. So x remains
-      below 1 / weight, unless other classes become weaker, which would increase a.
-    * 0.5 / classes, half of the lowest probability that the most probable class of a pixel can have.
+    * 0.5 / classes. This is half of the lowest probability that the most probable class of a pixel can have.
+    * 1 / (e·weight). A class below this bound stays below 1 / weight. Its probability in a pixel is a·exp(m). Here m ≥ 0 is the
+      message from the other pixels, which is at most about weight·x, and a stands for everything else. As exp(m) ≥ 1, a is at
+      most x, so a ≤ 1 / (e·weight). As long as x ≤ 1 / weight, m is at most 1. Then the next probability is at most a·e, and so
+      at most 1 / weight. Only if other classes become weaker can a increase.
 
     Args:
         classes: number of classes that have not been removed yet.

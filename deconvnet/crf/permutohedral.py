@@ -31,7 +31,7 @@ class Lattice:
         corners: int32 (N, d+1), the corners of the grid cell (simplex) that contains each point, as indices from 0 to M-1.
         weights: float32 (N, d+1), barycentric coordinates of each point in its simplex. Each row sums to 1.
         chains: int32 (K,), the order in which corners are blurred: for each axis, all runs of two or more neighbouring corners,
-            each followed by M as an end mark. Corners without a neighbour on the axis are left out, as blurring keeps them.
+            each followed by M as an end mark. Corners without a neighbour on the axis are left out: blurring does not change them.
         size: the number M of corners that belong to at least one point.
     """
 
@@ -105,7 +105,7 @@ def _multipliers(dimensions: int) -> Keys:
 def _first_slot(table: Keys, key: np.uint64) -> np.uint64:
     """Return the slot (row) of the hash table of lattice corners at which the search for a hash key begins.
 
-    The table is uint64 (2ⁿ, 2). Each slot holds the key of a corner and the corner's index plus 1, or 0 if the slot is empty.
+    The table is uint64 (2ⁿ, 2). Each slot holds the key of a corner, then the corner's index plus 1; this is 0 in an empty slot.
     """
     return ((key ^ (key >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20) & np.uint64(table.shape[0] - 1)
 
@@ -322,7 +322,7 @@ def blur(chains: Ints, rows: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _blur_narrow(chains: Ints, rows: Floats) -> None:
-    """Do the same as `blur` for 8 channels, `rows` (M + 1, 8). This is faster: the previous row stays in a vector register."""
+    """Do what `blur` does, but for `rows` (M + 1, 8) only. This is faster, as the previous row stays in a vector register."""
     end = rows.shape[0] - 1
     previous = simd.broadcast(np.float32(0))
     for i in range(chains.size - 1):

@@ -1,8 +1,8 @@
 """A numba type for a vector register of eight float32 numbers, with arithmetic for use in `@njit` functions.
 
-numba does not reliably vectorise loops over rows as short as ours (8 to 24 columns). With plain loops, the CRF of a 500×375 image
-with 21 classes took 1.5 times as long: 0.80 s instead of 0.53 s on one thread of a Xeon with AVX-512. The results were equal to
-5e-5.
+numba does not reliably vectorise loops over rows as short as those of the CRF (8 to 24 columns). With plain loops, the CRF of a
+500×375 image with 21 classes took 1.5 times as long: 0.80 s instead of 0.53 s on one thread of a Xeon with AVX-512. The results
+differed by at most 5e-5.
 
 Functions that take a row and a block access C-contiguous float32 arrays of shape (N, 8·B). Block b has the columns 8b to 8b + 7.
 

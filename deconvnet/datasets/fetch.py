@@ -112,7 +112,7 @@ def fetch(url: str, target: Path, checksum: str | None = None, pause: float = 2.
 
 
 def _raise_if_final(url: str, part: Path, error: Exception, last: bool) -> None:
-    """Decide whether to try a failed download again: raise UserError if not, and return normally if so.
+    """Raise UserError if a failed download is not worth another attempt. Otherwise, return normally.
 
     Args:
         url: address of the file.

@@ -40,8 +40,8 @@ class FolderFiles:
 
     Attributes:
         images: the images, sorted by name.
-        passed_over: sorted paths, relative to the folder, of the files that are no images. A file is one of these if its
-            suffix is not in `SUFFIXES`, the suffixes of image files.
+        passed_over: paths, relative to the folder, of the files that are no images, sorted. These are all files whose suffix is
+            not in `SUFFIXES`, the list of suffixes of image files.
     """
 
     images: list[ImageFile]
@@ -59,7 +59,18 @@ class FolderFiles:
 
 
 def list_image_files(folder: str, leave_out: str = "") -> list[ImageFile]:
-    """List the images in a folder and its subfolders. This returns only the images that `list_folder` finds."""
+    """List the images in a folder and its subfolders, like `list_folder` but without the other files.
+
+    Args:
+        folder: local folder or s3:// prefix.
+        leave_out: folder whose files are ignored; empty if there is none.
+
+    Returns:
+        The images, sorted by name, including those that are marked as refused.
+
+    Raises:
+        UserError: if there is no such folder, or no image in it.
+    """
     return list_folder(folder, leave_out).images
 
 
@@ -108,10 +119,11 @@ def list_folder(folder: str, leave_out: str = "") -> FolderFiles:
 def _refuse_same_stems(stamps: dict[str, str]) -> list[ImageFile]:
     """Mark images as refused if their masks would have the same name as the mask of another image.
 
-    Of images that differ only in the suffix, such as a.jpg and a.png, one is kept and the others are refused.
+    If images differ only in the suffix, such as a.jpg and a.png, the one whose suffix comes first in `SUFFIXES` is kept. The
+    others are refused.
 
     Args:
-        stamps: the `ImageFile.stamp` of each image, by the image's relative path.
+        stamps: by the relative path of each image, the text made of the file's size and modification time (`ImageFile.stamp`).
 
     Returns:
         All images, sorted by name. The field `refused` of a refused image names the one that is kept.

@@ -88,9 +88,9 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
         root: folder of the data set in VOC's layout; ignored for a generated data set.
 
     Returns:
-        SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of both splits, and
-        the listed ids without usable files, with the reasons. For a generated data set it covers the generator's settings
-        instead, but not the seed, which the caller must add.
+        SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of the splits train
+        and val, and the listed ids without usable files, with the reasons. For a generated data set it covers the generator's
+        settings instead, but not the seed, which the caller must add.
 
     Raises:
         UserError: if the folder is not in VOC's layout, or the list of a split can't be read.
@@ -146,7 +146,7 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        tables.discard(out_uri, fingerprint)  # so that the next run reads all files again: a corrected file may look unchanged
+        tables.discard(out_uri, fingerprint)  # makes the next run read all files again, as a corrected file may look unchanged
         raise
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
     extra = {"counts": {split: counts[split] for split in ("train", "dev", "val")}, "classes": list(classes), "digest": digest}

@@ -64,8 +64,8 @@ def read_masks(cls_mat: bytes, inst_mat: bytes) -> tuple[np.ndarray, np.ndarray]
     """Decode the class mask and the object mask of one image from SBD's MATLAB files.
 
     Args:
-        cls_mat: content of the image's file in `cls`.
-        inst_mat: content of the image's file in `inst`.
+        cls_mat: content of the image's file in SBD's folder `cls`, which has the class ids.
+        inst_mat: content of the image's file in SBD's folder `inst`, which has the object ids and their classes.
 
     Returns:
         The class mask and the object mask, uint8 arrays (H, W); 0 is background.

@@ -172,7 +172,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Paint a background of soft patches that blend from one random shade to another of medium contrast.
+    """Paint a background of soft patches in shades between two random colours of medium contrast.
 
     Args:
         rng: source of random numbers.

@@ -207,8 +207,8 @@ def list_files(root: str, folder: str) -> dict[str, VocFile]:
         folder: name of the folder: "JPEGImages", "SegmentationClass" or "SegmentationObject".
 
     Returns:
-        A dict from image id to file. If an image id has several files, the file with the most preferred suffix is taken. If
-        several files have this suffix, the first by name is taken. The dict is empty if there is no such folder.
+        A dict from image id to file. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg to .png. If the
+        suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such folder.
     """
     fs, path = storage.filesystem(storage.join(root, folder))
     found: dict[str, tuple[int, VocFile]] = {}
@@ -227,15 +227,15 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
     Args:
         root: folder of the data set.
         files: the files of the image.
-        split: value for the column `split`.
+        split: value for the column `split`: "train", "dev" or "val".
         num_classes: number of classes, background included. A class mask with a higher id (other than 255, void) is rejected.
         max_pixels: an image or a mask with more pixels is rejected.
 
     Returns:
-        A row as in `proposals.schemas.IMAGES`, or a Reject with the reason if the image can't be used. The row holds the bytes of
-        the image file unchanged. Its width and height are those of the image as displayed (EXIF orientation applied). Its masks
-        are PNG files. Its object mask is made by `make_object_mask`, so it agrees with the class mask even if the data set has no
-        object mask or one that contradicts the class mask.
+        A row as in `proposals.schemas.IMAGES`, or a Reject with the reason if the image can't be used, for example because a side
+        is shorter than 16 px. The row holds the bytes of the image file unchanged. Its width and height are those of the image as
+        displayed (EXIF orientation applied). Its masks are PNG files. Its object mask is made by `make_object_mask`, so it agrees
+        with the class mask even if the data set has no object mask or one that contradicts the class mask.
     """
     file = files.image
     try:
@@ -293,7 +293,7 @@ def _read_mask(uri: str, width: int, height: int, max_pixels: int) -> np.ndarray
 
 
 def _check_classes(mask: np.ndarray, num_classes: int) -> None:
-    """Check that a class mask has no other ids than those of the classes and void.
+    """Check that all ids in a class mask are ids of classes or void (255).
 
     Args:
         mask: array (H, W) of class ids.

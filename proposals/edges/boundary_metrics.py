@@ -176,7 +176,7 @@ def _largest_matching(detected: np.ndarray, annotated: np.ndarray, steps: np.nda
 
     First, pairs are formed greedily, nearest first. Then each detected pixel without a partner searches breadth first for an
     augmenting path (Kuhn 1955). Pixels that a failed search has seen cannot be on any later augmenting path, so they stay marked.
-    Therefore all failed searches together visit each pair only once. Long because numba compiles it as a whole.
+    So all failed searches together visit each pair only once. The function is long because numba compiles it as a whole.
 
     Args:
         detected: bool array, the flattened mask of detected pixels, padded so that no step leaves the array.

@@ -152,10 +152,9 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
 def edge_orientations(edges: np.ndarray) -> np.ndarray:
     """Compute the orientation of the edge at each pixel of a thick edge map.
 
-    An edge is a ridge of the map. The direction perpendicular to it is the one in which the smoothed map curves most, which is an
-    eigenvector of the map's second derivatives. On the ridge the curvature is concave, beside it convex. (Dollár's toolbox
-    approximates its angle θ by
-    tan θ = Oyy / Oxx, with the second derivatives Oxx and Oyy.)
+    An edge is a ridge of the map. The smoothed map curves most in the direction perpendicular to the ridge. This direction is an
+    eigenvector of the matrix of the map's second derivatives. The curvature is concave on the ridge, and convex beside it.
+    (Dollár's toolbox approximates the angle θ of the direction by tan θ = Oyy / Oxx, where Oxx and Oyy are second derivatives.)
 
     Args:
         edges: float32 array (H, W) of thick edges.

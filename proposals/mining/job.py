@@ -83,8 +83,9 @@ def mine_examples(
         previous: an earlier table made with the same options. Its rows are copied for images that have not changed since.
 
     Returns:
-        The table's commit record. Its `extra` has the number of crops (`examples_by_class`), how often each is repeated in an
-        epoch (`repeats_by_class`) and the product of the two (`seen_by_class`).
+        The table's commit record, which lists its parts. Its `extra` has three dicts with class ids as text for keys: the number
+        of crops (`examples_by_class`), the repeats of each crop in an epoch (`repeats_by_class`) and their product
+        (`seen_by_class`). It also has the `stage`, the `split` and the `size` of the crops in pixels.
 
     Raises:
         UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.

@@ -201,8 +201,8 @@ def cut_example(
 def repeats_by_class(counts: Mapping[int, int], max_repeats: int) -> dict[int, int]:
     """Compute how often training crops of each class are repeated in an epoch, to balance the classes.
 
-    The number of repeats is the count of the most frequent class divided by that of the class. It is rounded (halves up) and
-    limited to the range from 1 to `max_repeats`.
+    The number of repeats of a class is the largest count of any class, divided by the count of this class. It is rounded (halves
+    up) and limited to the range from 1 to `max_repeats`.
 
     Args:
         counts: number of crops by class id.

@@ -71,7 +71,7 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
     All images contribute about the same number of patches. Half of the images, chosen at random, are mirrored.
 
     Args:
-        samples: pairs of an image and its segmentations; they are iterated over once.
+        samples: pairs of an image, uint8 (H, W, 3), and its segmentations, uint16 (H, W). They are iterated over once.
         count: number of samples.
         options: options for training.
         seed: numbers that seed the random choices; they should differ between trees.
@@ -135,8 +135,8 @@ class _Patches:
         """Add patches of one image: compute their features, and cut out their segmentations.
 
         Args:
-            regular: float32 array (h, w, CHANNELS), the first result of `feature_channels`.
-            similarity: float32 array of the same shape, the second result of `feature_channels`.
+            regular: float32 array (h, w, CHANNELS), the slightly smoothed channels of the image (see `feature_channels`).
+            similarity: float32 array of the same shape, the more strongly smoothed channels.
             segmentation: uint16 array (H, W) of segment ids.
             corners: int64 array (n, 2), row and column of each patch's top left corner.
         """
@@ -292,7 +292,7 @@ def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.nda
 
 @njit(cache=True, nogil=True)
 def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> None:
-    """Quantise features to 8 bits: replace each value by the number of its feature's thresholds that it reaches.
+    """Quantise features to 8 bits: replace each value by how many of the thresholds of its feature it reaches.
 
     `values` (F, n) are the features, and `thresholds` (F, 255) ascend. The result is written to `out`, uint8 (F, n).
     """

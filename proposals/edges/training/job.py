@@ -162,7 +162,7 @@ def train_forest(
         out_uri: URI of the file to write (.yml.gz).
         options: options for training.
         seed: seed of the random choices.
-        trees_uri: folder in which finished trees are kept until the end, so that a killed run can continue. It is then deleted.
+        trees_uri: folder in which finished trees are kept, so that a killed run can be resumed. It is deleted at the end.
         executor: runs the units of work, one per tree, locally or on Ray.
 
     Returns:
@@ -193,7 +193,7 @@ def _train_and_write(samples_uri: str, options: ForestOptions, seed: int, trees_
     Args:
         samples_uri: URI of the table of images and segmentations.
         options: options for training.
-        seed: seed of the random choices; that of the tree also depends on `index`.
+        seed: seed of the random choices, which also depend on `index`.
         trees_uri: folder of the finished trees.
         index: number of the tree, from 0.
         _: not used; the executor passes the unit of work here.

@@ -37,11 +37,11 @@ def grow(
 ) -> GrownTree:
     """Grow a decision tree from patches and their segmentations.
 
-    At each node, the segmentations are first mapped to two classes (Dollár, Zitnick, ICCV 2013, §3.2). To this end,
-    `pairs` random pairs of pixels are drawn, and each segmentation becomes a vector that says for each pair whether both pixels
-    lie in the same segment.
-    The class is the sign of this vector, minus the mean, along the first principal direction. Then the split with the least Gini
-    impurity of the two classes is taken. A node is represented by the patch whose vector is nearest to the mean (§3.3).
+    At each node, the segmentations are first mapped to two classes (Dollár, Zitnick, ICCV 2013, §3.2). To this end, `pairs`
+    random pairs of pixels are drawn. Each segmentation becomes a vector, which says for each pair whether both pixels lie in the
+    same segment. The mean of all vectors is subtracted, and each vector is projected on their first principal direction. The
+    sign of the projection is the class. Then the split with the least Gini impurity of the two classes is taken. A node is
+    represented by the patch whose vector is nearest to the mean (§3.3).
 
     Args:
         features: uint8 array (F, N), the quantised features of N patches.
@@ -114,8 +114,8 @@ def _grow(
 def _discretize(labels: np.ndarray, members: np.ndarray, pairs: int, classes: np.ndarray) -> int:
     """Map the segmentations of a node's patches to two classes, and choose a representative patch.
 
-    Each segmentation becomes a vector that says for each of `pairs` random pairs of pixels whether both lie in the same segment.
-    The class is the sign of this vector, minus the mean, along the first principal direction.
+    Each segmentation becomes a vector, which says for each of `pairs` random pairs of pixels whether both are in one segment.
+    Minus the mean, it is projected on the first principal direction of all vectors. The sign of the projection is the class.
 
     Args:
         labels: uint8 array (N, P), the segmentations of all patches.
