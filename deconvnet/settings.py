@@ -12,7 +12,7 @@ from infra.settings import Location, Section
 
 
 class GeneratedSettings(Section):
-    """The sizes of the generated data set, which is used if `data.root` is empty.
+    """The number and the size of the images in the generated data set, which is used if `data.root` is empty.
 
     This is the section `data.generated` of the settings files. Each field is explained by its description.
     """

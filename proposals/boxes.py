@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 WindowShape = Literal["square", "stretched"]
-"""How a box that is not square is enlarged, see `enlarge`."""
+"""The ways to enlarge a box that is not square; see `enlarge`."""
 
 MEAN_RGB = (124, 117, 104)
 """Fill colour outside the image (uint8, RGB). It is ImageNet's mean, so normalising images turns it into 0, up to rounding."""
@@ -21,8 +21,8 @@ def as_boxes(boxes: Any, name: str = "boxes") -> np.ndarray:
     """Convert boxes to an array, and check them.
 
     Args:
-        boxes: boxes (N, 4), or one box (4,): x1, y1, x2, y2 in pixels. An empty sequence of any shape is no boxes.
-        name: name of the argument, for the message.
+        boxes: boxes (N, 4), or one box (4,): x1, y1, x2, y2 in pixels. An empty sequence of any shape means no boxes.
+        name: name of the caller's argument, for the error message.
 
     Returns:
         float64 array (N, 4).

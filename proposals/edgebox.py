@@ -73,7 +73,7 @@ class EdgeBoxOptions:
         """Check that each option is in a range that OpenCV can use. The limits of the settings are narrower.
 
         Raises:
-            ValueError: if one is out of range.
+            ValueError: if an option is out of range.
         """
         wrong = [(name, "from 0 to 1") for name in _SHARES if not 0 <= getattr(self, name) <= 1]
         wrong += [(name, "at least 1") for name in _AT_LEAST_1 if not getattr(self, name) >= 1]

@@ -131,7 +131,7 @@ def iter_proposals(proposals_uri: str, part: tables.Part) -> Iterator[tuple[str,
 def edge_model_digest(settings: "ProposalSettings") -> str:
     """Return a text that identifies the model of the edge detector by its content.
 
-    It becomes part of the hash that decides whether the proposals must be computed again. So they are if the model changes.
+    The text becomes part of the fingerprint (hash of all inputs) of the proposals, so they are computed again if the model changes.
 
     Args:
         settings: options of EdgeBox.

@@ -45,7 +45,7 @@ PROPOSALS = pa.schema(
         _required("scores", pa.list_(pa.float32())),  # EdgeBox's objectness, one per box
     ]
 )
-"""One row per image: its proposals. Each part of this table covers the same images as that part of the `images` table."""
+"""One row per image: its proposals. Each part (Parquet file) covers the images of one part of the `images` table."""
 
 EXAMPLES = pa.schema(
     [
@@ -68,7 +68,7 @@ CHANGES = pa.schema(
         _required("change", pa.string()),
     ]
 )
-"""One row per image: how it differs from the previous run. Each part covers the same images as that part of the `images` table."""
+"""One row per image: how it differs from the previous run. Each part covers the images of one part of the `images` table."""
 
 SEGMENTATIONS = pa.schema(
     [

@@ -214,8 +214,8 @@ def _mean_field(
     """Run the mean-field iterations, which compute the refined class probabilities Q.
 
     Q begins as p. Each iteration replaces Q by p · exp(K₁ Q + K₂ Q), where K₁ and K₂ are the kernels, and normalises it in each
-    pixel. Between iterations, very improbable classes (see `_pruning_threshold`) are removed if the rest needs fewer columns.
-    The number of columns is a multiple of 8, the size of a vector register.
+    pixel. The number of columns of Q is a multiple of 8, the size of a vector register. Between iterations, very improbable
+    classes (see `_pruning_threshold`) are removed if the remaining classes need fewer columns.
 
     Args:
         log_p: float32 (N, columns), logarithms of the input probabilities p of N pixels. The first columns are classes, the

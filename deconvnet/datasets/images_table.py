@@ -67,8 +67,8 @@ def data_folder(settings: DataSettings, seed: int, generated_uri: str) -> str:
     Args:
         settings: the `data` section of the settings.
         seed: seed of the generated images.
-        generated_uri: folder to write a generated data set to. If it already holds one that was generated with the same settings
-            and seed, that is kept.
+        generated_uri: folder to write a generated data set to. Nothing is written if it already holds a data set that was
+            generated with the same settings and seed.
 
     Returns:
         Absolute path or s3:// address of a folder in VOC's layout.

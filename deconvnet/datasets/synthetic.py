@@ -222,8 +222,8 @@ def _paint_object(image: np.ndarray, shape: _Shape, coverage: np.ndarray, rng: n
 def _place_objects(rng: np.random.Generator, height: int, width: int) -> Iterator[tuple[_Shape, np.ndarray]]:
     """Place up to four objects at random.
 
-    One to four objects are drawn. For each, up to 12 random sizes and positions are tried. The first is used at which at least
-    half of every earlier object stays visible. If there is none, the object is dropped.
+    One to four objects are drawn. For each, up to 12 random sizes and positions are tried. The object is placed by the first try
+    that leaves at least half of every earlier object visible. If no try does, the object is dropped.
 
     Args:
         rng: source of random numbers.

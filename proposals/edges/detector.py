@@ -108,9 +108,9 @@ def forest_uri(edges: EdgeSource, edge_model: str | None) -> str | None:
 def gradient_edges(image: np.ndarray) -> np.ndarray:
     """Detect edges by how fast the colour changes.
 
-    The image is converted to CIE Lab and blurred by a Gaussian of σ = 2 px. The gradient of a pixel is the largest of those of L,
-    a and b. It is divided by the 99th percentile of all gradients in the image (or by 4 Lab units per pixel, if that is more) and
-    clipped at 1.
+    The image is converted to CIE Lab and blurred by a Gaussian of σ = 2 px. The gradients of L, a and b are computed, and the
+    largest of the three is taken at each pixel. It is divided by the 99th percentile over the image (or by 4 Lab units per pixel,
+    if that is more) and clipped at 1.
 
     Args:
         image: uint8 array (H, W, 3), RGB.

@@ -1,7 +1,7 @@
 """Make the `examples` tables: training crops, which are cut in two passes over the images.
 
-The first pass counts the crops of each class, using the masks alone. From these counts follows how often crops of each class are
-repeated to balance the classes. The second pass cuts the crops. Both passes choose the boxes to cut by the same function, so the
+The first pass counts the crops of each class, using the masks alone. These counts determine how often the crops of each class are
+repeated, to balance the classes. The second pass cuts the crops. Both passes choose the boxes to cut by the same function, so the
 counts are exact.
 """
 

@@ -114,7 +114,7 @@ class _Patches:
     """A growing collection of training patches: their features, quantised to 8 bits, and their segmentations.
 
     A feature is quantised by 255 thresholds, which are quantiles of its values in the first patches. Until there are enough
-    patches to compute them, the features are kept as float32. `count` is the number of patches so far.
+    patches to compute the thresholds, features are kept as float32. The attribute `count` is the number of patches so far.
     """
 
     def __init__(self, capacity: int, table: np.ndarray) -> None:
@@ -138,7 +138,7 @@ class _Patches:
             regular: float32 array (h, w, CHANNELS), the slightly smoothed channels of the image (see `feature_channels`).
             similarity: float32 array of the same shape, the more strongly smoothed channels.
             segmentation: uint16 array (H, W) of segment ids.
-            corners: int64 array (n, 2), row and column of each patch's top left corner.
+            corners: int64 array (n, 2), top left corners (row, column) of the patches' centres, as `sample_patches` returns them.
         """
         corners = corners[: len(self._labels) - self.count]
         for start in range(0, len(corners), _CHUNK):
@@ -201,7 +201,7 @@ def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth each of the channels `raw` (h, w, channels) by a triangle filter whose radius is given in pixels."""
+    """Smooth each of the channels `raw` (h, w, channels) by a triangle filter. `radius` is in pixels of the channels."""
     ramp = np.arange(1, radius + 2, dtype=np.float32)
     kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
     return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
@@ -220,9 +220,10 @@ def boundary_map(segmentation: np.ndarray) -> np.ndarray:
 
 
 def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw 16x16 px patches at random: some with a boundary within 8 px of their centre, some without.
+    """Draw patches of an image at random: some with a boundary within 8 px of their centre, some without.
 
-    Patches with pixels of unknown segment are left out. Corners have even coordinates, as in detection.
+    A patch is 32x32 px. It may reach beyond the image, but its central 16x16 px lie inside. Patches in whose centre a pixel's
+    segment is unknown are left out. The corners have even coordinates, as in detection.
 
     Args:
         segmentation: uint16 array (H, W) of segment ids.
@@ -231,7 +232,7 @@ def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng
         rng: source of the random choice.
 
     Returns:
-        int64 array (n, 2), row and column of each patch's top left corner; the patches with a boundary come first.
+        int64 array (n, 2), row and column of the top left corner of each patch's centre; patches with a boundary come first.
     """
     height, width = segmentation.shape
     if min(height, width) < INNER:
@@ -275,7 +276,7 @@ def feature_table() -> np.ndarray:
 def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Compute the features of patches from the image channels `regular` and `similarity`, both (h, w, 13).
 
-    `corners` (n, 2) has the patches' top left corners (row, column), and `table` (F, 5) the rows of `feature_table` to compute.
+    `corners` (n, 2) is the result of `sample_patches`. `table` (F, 5) has the rows of `feature_table` that describe the features.
     The result is float32 (F, n).
     """
     out = np.empty((table.shape[0], corners.shape[0]), np.float32)
@@ -304,9 +305,9 @@ def _quantise(values: np.ndarray, thresholds: np.ndarray, out: np.ndarray) -> No
 
 @njit(cache=True, nogil=True)
 def _patch_labels(segmentation: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Cut the segmentations of patches out of the segmentation of an image, and renumber the segments of each patch from 0.
+    """Cut the central 16x16 px of patches out of the segmentation of an image, and renumber the segments of each patch from 0.
 
-    `corners` (n, 2) has the top left corners (row, column) of the patches. The result is uint8 (n, 256), one row for each patch.
+    `corners` (n, 2) is the result of `sample_patches`. The result is uint8 (n, 256), one row for each patch.
     """
     out = np.empty((corners.shape[0], INNER * INNER), np.uint8)
     seen = np.empty(INNER * INNER, segmentation.dtype)

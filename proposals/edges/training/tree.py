@@ -21,7 +21,7 @@ class GrownTree(NamedTuple):
 
     Attributes:
         child: int32 array (n,), index of a node's right child; the left child is just before it. It is 0 for leaves.
-        feature: int32 array (n,), index of the feature (row of `features`) that a node compares.
+        feature: int32 array (n,), index of the feature that a node compares with its threshold.
         split: uint8 array (n,); a patch goes to the left child if the bin of its feature is at most this.
         example: int32 array (n,), index of the training patch whose segmentation represents the node.
     """
