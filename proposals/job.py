@@ -71,7 +71,7 @@ def _part_rows(
     Args:
         images_uri: URI of the `images` table.
         options: options of EdgeBox.
-        unit: a part of the `images` table, and what may be copied for it from a previous table (None if nothing).
+        unit: a part of the `images` table, and the rows of a previous table that may be copied for it (None if there are none).
 
     Yields:
         For each image of the part a row as a dict, or a `Reject` with the reason if the image cannot be used.

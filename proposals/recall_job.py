@@ -52,7 +52,7 @@ def measure_recall(
 def _part_recall(
     images_uri: str, proposals_uri: str, split: str, counts: Sequence[int], min_area: float, _: int, unit: Unit
 ) -> Recall:
-    """Measure recall on the images of one part (Parquet file) of the `images` table: one unit of work.
+    """Measure recall on the images of one unit of work, which is a part (Parquet file) of the `images` table.
 
     Images whose object mask is missing or damaged are left out.
 

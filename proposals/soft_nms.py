@@ -33,7 +33,7 @@ def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: floa
         scores: float32 array (N,), the lowered scores in the new order, highest first.
 
     Raises:
-        ValueError: if these are not boxes (see `boxes.as_boxes`), or there is not one finite score for each.
+        ValueError: if these are not boxes (see `boxes.as_boxes`), or `scores` does not have one finite number for each box.
     """
     as_boxes(boxes)
     if scores.shape != boxes.shape[:1] or not np.isfinite(scores).all():

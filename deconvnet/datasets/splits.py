@@ -30,8 +30,8 @@ def assign_splits(
         val_ids: ids of the images to evaluate on at the end. None of them may be in `train_ids`.
         dev_fraction: share of the images to train on that becomes dev, in (0, 1). At least one image becomes dev, and never all.
         seed: seed of the random choices.
-        limit: number of images to use of `train_ids` (dev included), and also of `val_ids`. They are chosen at random. None uses
-            all.
+        limit: number of images of `train_ids` (dev included) to use, and also the number of `val_ids` to use. They are chosen at
+            random. None uses all images.
 
     Returns:
         "train", "dev" or "val" by image id. Ids that are not used because of the limit are missing.

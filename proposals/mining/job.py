@@ -138,7 +138,7 @@ class _Miner:
     def count(self, _: int, unit: Unit) -> np.ndarray:
         """Count the training crops of each class in one unit of work.
 
-        Images whose masks cannot be decoded count as having no crops.
+        The result includes the crops that `rows` would copy from a previous table. Images with damaged masks have no crops.
 
         Args:
             _: index of the unit; not used.
@@ -166,7 +166,7 @@ class _Miner:
         Crops of unchanged images are copied from the previous table. OpenCV is limited to one thread in this process.
 
         Args:
-            unit: the part of the `images` table, its proposals, and what may be copied for it.
+            unit: the part of the `images` table, its proposals, and the rows of a previous table that may be copied.
             repeats: how often a crop is repeated in an epoch, by class id.
             size: side of the crops in pixels.
 

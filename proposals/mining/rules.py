@@ -44,7 +44,7 @@ class ExampleWindow:
 
     Attributes:
         box: the enlarged box (x1, y1, x2, y2) in pixels; it may reach beyond the image.
-        class_id: class of the object in the box; classes are balanced by it.
+        class_id: class of the object in the box. Crops of rare classes are repeated more often in an epoch.
         object_id: id of the object for which the box was chosen.
         iou: IoU of the box with the object's tight box, before the box was enlarged; 1 in stage 1.
     """

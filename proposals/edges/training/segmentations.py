@@ -12,8 +12,8 @@ _REACH = 6.0  # px; the void lines that VOC draws around objects are about 5 px 
 def segments_from_masks(class_mask: np.ndarray, object_mask: np.ndarray | None) -> np.ndarray:
     """Divide an image into segments, one for each combination of class and object.
 
-    Void pixels at most 6 px away from a known pixel join the segment of the nearest one. So where two segments are separated by a
-    line of void pixels, their boundary runs along the middle of that line. Void pixels further away get the id UNKNOWN.
+    A void pixel at most 6 px away from a known pixel joins the segment of the nearest known pixel. So if a line of void pixels
+    separates two segments, their boundary runs along the middle of that line. Void pixels further away get the id UNKNOWN.
 
     Args:
         class_mask: uint8 array (H, W) of class ids; 255 is void.
