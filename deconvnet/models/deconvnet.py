@@ -7,7 +7,18 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from deconvnet.models.layers import FC_CHANNELS, Deconv3x3, Unpool, block, channels, he_initialise, unit, vgg16_blocks
+from deconvnet.models.layers import (
+    FC_CHANNELS,
+    Deconv3x3,
+    MatrixConv2d,
+    MatrixDeconv2d,
+    Unpool,
+    block,
+    channels,
+    he_initialise,
+    unit,
+    vgg16_blocks,
+)
 from deconvnet.models.network import Network
 
 DECODER_CHANNELS = {5: (512, 512, 512), 4: (512, 512, 256), 3: (256, 256, 128), 2: (128, 64), 1: (64, 64)}
@@ -71,9 +82,9 @@ class DeconvNet(Network):
 
         self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = vgg16_blocks(width, norm=True)
         self.pool = nn.MaxPool2d(2, 2, return_indices=True)
-        self.fc6 = unit(nn.Conv2d(top, fc, kernel))
-        self.fc7 = unit(nn.Conv2d(fc, fc, 1))
-        self.fc6_deconv = unit(nn.ConvTranspose2d(fc, top, kernel))
+        self.fc6 = unit(MatrixConv2d(top, fc, kernel))
+        self.fc7 = unit(MatrixConv2d(fc, fc, 1))
+        self.fc6_deconv = unit(MatrixDeconv2d(fc, top, kernel))
         inputs = top
         for number, paper in DECODER_CHANNELS.items():
             outputs = tuple(channels(c, width) for c in paper)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deconvnet.models.layers import FC_CHANNELS, channels, he_initialise, unit, vgg16_blocks
+from deconvnet.models.layers import FC_CHANNELS, MatrixConv2d, channels, he_initialise, unit, vgg16_blocks
 from deconvnet.models.network import Network
 
 
@@ -120,7 +120,7 @@ class FCN8s(Network):
         self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = vgg16_blocks(width, norm=batch_norm)
         self.pool = nn.MaxPool2d(2, 2)
         self.fc6 = unit(nn.Conv2d(top, fc, 7, padding=3), norm=batch_norm)
-        self.fc7 = unit(nn.Conv2d(fc, fc, 1), norm=batch_norm)
+        self.fc7 = unit(MatrixConv2d(fc, fc, 1), norm=batch_norm)
         self.dropout = nn.Dropout(0.5)
         self.score = nn.Conv2d(fc, num_classes, 1)
         self.score_pool4 = nn.Conv2d(top, num_classes, 1)

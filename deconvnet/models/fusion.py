@@ -4,8 +4,7 @@ import copy
 from typing import TypeVar, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deconvnet.models.layers import as_convolution_kernel
@@ -13,33 +12,6 @@ from deconvnet.models.network import Network
 from infra.device import fast_bf16
 
 N = TypeVar("N", bound=Network)
-
-
-class _DeconvolutionFromOnePixel(nn.Module):
-    """A deconvolution whose input is a single pixel (a 1×1 map), computed as a faster matrix product. It can't be trained."""
-
-    def __init__(self, layer: nn.ConvTranspose2d) -> None:
-        """Build the layer from a copy of the weights of a deconvolution.
-
-        Args:
-            layer: a deconvolution without padding.
-        """
-        super().__init__()
-        self.shape = layer.weight.shape[1:]
-        self.weight = nn.Parameter(layer.weight.flatten(1).t().contiguous(), requires_grad=False)
-        bias = cast(Tensor, layer.bias)
-        self.bias = nn.Parameter(bias.repeat_interleave(self.shape[1:].numel()), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the deconvolution.
-
-        Args:
-            x: tensor of shape (N, in, 1, 1), where "in" is the number of input channels.
-
-        Returns:
-            Tensor of shape (N, out, k, k), where "out" is the number of output channels and k is the side of the kernel.
-        """
-        return F.linear(x.flatten(1), self.weight, self.bias).view(-1, *self.shape)
 
 
 def for_inference(network: N, *, bf16: bool = True) -> N:
@@ -83,7 +55,7 @@ def _without_deconvolution(layer: nn.Module) -> nn.Module:
     if not isinstance(layer, nn.ConvTranspose2d):
         return layer
     if layer.padding == (0, 0):
-        return _DeconvolutionFromOnePixel(layer)
+        return layer  # already a matrix product
     conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, device="meta")
     conv.weight = nn.Parameter(as_convolution_kernel(layer.weight).contiguous(), requires_grad=False)
     conv.bias = layer.bias

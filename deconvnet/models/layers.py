@@ -125,6 +125,50 @@ class Deconv3x3(nn.ConvTranspose2d):
         return F.conv2d(x, as_convolution_kernel(self.weight), self.bias, padding=1)
 
 
+class MatrixConv2d(nn.Conv2d):
+    """A convolution that is computed as a matrix product where it is one.
+
+    It is one if the kernel has a single pixel, or covers the whole input. The matrix product is up to 20 times as fast on CPUs.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the convolution.
+
+        Args:
+            input: tensor of shape (N, in_channels, H, W).
+
+        Returns:
+            Tensor of shape (N, out_channels, H', W').
+        """
+        if self.kernel_size == (1, 1):
+            return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self.padding != (0, 0) or self.kernel_size != input.shape[-2:]:
+            return super().forward(input)
+        # In memory format channels_last neither of these copies anything.
+        pixels, weight = (tensor.permute(0, 2, 3, 1).flatten(1) for tensor in (input, self.weight))
+        return F.linear(pixels, weight, self.bias)[..., None, None]
+
+
+class MatrixDeconv2d(nn.ConvTranspose2d):
+    """A deconvolution without padding that is computed as a matrix product if its input is a single pixel (a 1×1 map)."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Compute the deconvolution.
+
+        Args:
+            input: tensor of shape (N, in_channels, H, W).
+            output_size: unused; it is there because the base class has it.
+
+        Returns:
+            Tensor of shape (N, out_channels, H + k − 1, W + k − 1), where k is the side of the kernel.
+        """
+        if input.shape[-2:] != (1, 1):
+            return super().forward(input, output_size)
+        bias = cast(Tensor, self.bias).repeat(self.weight[0, 0].numel())
+        pixels = torch.addmm(bias, input.flatten(1), self.weight.permute(0, 2, 3, 1).flatten(1))
+        return pixels.view(len(input), *self.kernel_size, self.out_channels).permute(0, 3, 1, 2)
+
+
 def as_convolution_kernel(kernel: Tensor) -> Tensor:
     """Convert the kernel of a deconvolution with stride 1 to the kernel of the equivalent convolution.
 

@@ -18,6 +18,7 @@ from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, progress_line, run_job
 from infra import storage
+from infra.memory import freed_memory_is_kept
 from infra.runtime.local_executor import available_cpus
 
 LOCAL_CHECKPOINT = "step_"
@@ -76,16 +77,17 @@ def train_locally(
         if state is not None:
             checkpoints.save(state)
 
-    outcome = run_job(
-        job,
-        ThreadedLoader(plan, threads=threads),
-        DevSet(dev_examples, threads=threads) if dev_examples else None,
-        device,
-        state=state,
-        report=report,
-        should_stop=should_stop,
-        should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
-    )
+    with freed_memory_is_kept():
+        outcome = run_job(
+            job,
+            ThreadedLoader(plan, threads=threads),
+            DevSet(dev_examples, threads=threads) if dev_examples else None,
+            device,
+            state=state,
+            report=report,
+            should_stop=should_stop,
+            should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
+        )
     checkpoints.remove()
     return asdict(outcome)
 

@@ -19,6 +19,7 @@ from deconvnet.training.job import TrainingJob, run_job
 from deconvnet.training.local_trainer import LOCAL_CHECKPOINT
 from deconvnet.training.trainer import Diverged
 from infra.errors import Interrupted
+from infra.memory import freed_memory_is_kept
 from infra.runtime.report_queue import StopFlag
 
 logger = logging.getLogger(__name__)
@@ -56,15 +57,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     try:
-        outcome = run_job(
-            job,
-            ray.train.get_dataset_shard("train"),
-            DevSet(dev, rank, world_size) if dev else None,
-            ray.train.torch.get_device(),
-            state=_newest_state(job),
-            report=report,
-            should_stop=StopFlag(config["queue"]) if rank == 0 else lambda: False,
-        )
+        with freed_memory_is_kept():
+            outcome = run_job(
+                job,
+                ray.train.get_dataset_shard("train"),
+                DevSet(dev, rank, world_size) if dev else None,
+                ray.train.torch.get_device(),
+                state=_newest_state(job),
+                report=report,
+                should_stop=StopFlag(config["queue"]) if rank == 0 else lambda: False,
+            )
     except Interrupted as stopped:
         return {"interrupted": str(stopped)}
     except Diverged as error:  # not raised, because a restart would diverge again
