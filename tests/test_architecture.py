@@ -39,6 +39,7 @@ PURE = (
     "deconvnet.models",
     "deconvnet.evaluation.metrics",
     "deconvnet.inference.instances",
+    "deconvnet.inference.score_maps",
     "deconvnet.inference.ensemble",
     "proposals.boxes",
     "proposals.soft_nms",

@@ -1,20 +1,13 @@
 """Compute the class scores of an image, either with DeconvNet from its object proposals or with FCN-8s from the whole image.
 
-A proposal is a box that may contain an object. Its window is the enlarged box that is cropped for the network.
-
-Source: Noh et al. (ICCV 2015), §5.1, "Aggregating Instance-wise Segmentation Maps". Let G_i(x, y, c) be the score map of proposal
-i, resized to the proposal's window and 0 outside it. Then the score of class c at pixel (x, y) is
-
-    P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
-    P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)
-
-A softmax over the classes turns P into probabilities.
+A proposal is a box that may contain an object. Its window is the enlarged box that is cropped for the network. How the score maps
+of the windows are merged into the scores of the image is in `deconvnet.inference.score_maps`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf, log
-from typing import Literal, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -23,14 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deconvnet.inference.score_maps import Aggregation, Slices, merge_score_map, visible_part
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
 from proposals.boxes import WindowShape, crop, enlarge, window_pixels
 from proposals.masks import check_image
 
-Aggregation = Literal["max", "sum"]
 Floats = NDArray[np.float32]
-Slices = tuple[slice, slice]
 OnBox = Callable[[int, Tensor], None]
 """A callback that is called after the score map of each box has been merged.
 
@@ -76,9 +68,8 @@ def segment_instances(
     """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
 
     Each box is enlarged, cropped in the same way as the training crops (`proposals.boxes.crop`), and passed through the network.
-    Its score map is resized to the enlarged box with bilinear interpolation. The score map is then merged into the canvas, an array
-    of scores (C, H, W) that is 0 at first. So no score is negative if the maps are merged with "max". The released code of
-    Noh et al. (ICCV 2015) does the same.
+    Its score map is resized to the enlarged box and merged into the canvas, an array of scores (C, H, W) that is 0 at first. So
+    no score is negative if the maps are merged with "max", as in the released code of Noh et al. (ICCV 2015).
 
     Pixels that no enlarged box covers get the score log(C - 1) for the background and 0 for every other class. The softmax then
     gives the background a probability of one half. So DeconvNet predicts the background there, but the ensemble with FCN-8s or
@@ -107,15 +98,17 @@ def segment_instances(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     height, width = image.shape[:2]
-    windows = [(box, pixels) for box in enlarge(boxes, context, window) if _visible(pixels := window_pixels(box), height, width)]
+    windows = [
+        (box, pixels) for box in enlarge(boxes, context, window) if visible_part(pixels := window_pixels(box), height, width)
+    ]
     canvas = torch.zeros(model.num_classes, height, width, device=_device(model))
     covered = np.zeros((height, width), bool)
     buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in windows), default=0), np.float32)
     with _evaluating(model):
         score_maps = _score_maps(model, image, [box for box, _ in windows], batch)
         for number, (score_map, (_, pixels)) in enumerate(zip(score_maps, windows, strict=True), start=1):
-            covered[cast(Slices, _visible(pixels, height, width))] = True
-            _merge(score_map, pixels, canvas, aggregation, buffer)
+            covered[cast(Slices, visible_part(pixels, height, width))] = True
+            merge_score_map(score_map, pixels, canvas, aggregation, buffer)
             if on_box:
                 on_box(number, canvas)
     out = canvas.cpu().numpy()
@@ -193,46 +186,3 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-def _visible(pixels: tuple[int, int, int, int], height: int, width: int) -> Slices | None:
-    """Clip a window (enlarged box) to the image.
-
-    Args:
-        pixels: the window x1, y1, x2, y2 in whole pixels; it may reach beyond the image.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-
-    Returns:
-        The slices of rows and of columns where the window and the image overlap, or None if they do not.
-    """
-    x1, y1, x2, y2 = pixels
-    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
-    return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
-
-
-def _merge(scores: Tensor, pixels: tuple[int, int, int, int], canvas: Tensor, aggregation: Aggregation, buffer: Floats) -> None:
-    """Resize the score map of a box to the enlarged box, and merge it into the scores of the image in place.
-
-    Args:
-        scores: score map of one box, float32 (C, S, S).
-        pixels: window (enlarged box), x1, y1, x2, y2 in whole pixels. It must overlap the image but may reach beyond it.
-        canvas: scores of the image merged so far, float32 (C, H, W), on the device of `scores`; it is changed.
-        aggregation: "max" to keep the larger score of each pixel and class, "sum" to add the scores.
-        buffer: scratch memory, a flat float32 array with at least as many elements as the window has pixels. Only used on CPUs.
-    """
-    x1, y1, x2, y2 = pixels
-    rows, columns = cast(Slices, _visible(pixels, *canvas.shape[-2:]))
-    source = slice(rows.start - y1, rows.stop - y1), slice(columns.start - x1, columns.stop - x1)
-    part = canvas[:, rows, columns]
-    if scores.device.type != "cpu":
-        whole = F.interpolate(scores[None], size=(y2 - y1, x2 - x1), mode="bilinear", align_corners=False)
-        resized = whole[0][:, *source]
-        torch.maximum(part, resized, out=part) if aggregation == "max" else part.add_(resized)
-        return
-    # On CPUs OpenCV resizes a plane two to four times faster than torch, and into one buffer.
-    plane_buffer = buffer[: (y2 - y1) * (x2 - x1)].reshape(y2 - y1, x2 - x1)
-    merge = np.maximum if aggregation == "max" else np.add
-    for plane, target in zip(scores.numpy(), part.numpy(), strict=True):
-        cv2.resize(plane, (x2 - x1, y2 - y1), dst=plane_buffer, interpolation=cv2.INTER_LINEAR)
-        merge(target, plane_buffer[source], out=target)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from deconvnet.crf import dense_crf
 from deconvnet.inference.ensemble import Ensemble, combine, softmax
-from deconvnet.inference.instances import Aggregation, OnBox, choose_boxes, segment_instances, whole_image_scores
+from deconvnet.inference.instances import OnBox, choose_boxes, segment_instances, whole_image_scores
+from deconvnet.inference.score_maps import Aggregation
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
