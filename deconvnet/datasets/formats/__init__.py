@@ -69,6 +69,9 @@ def get_format(name: str) -> DatasetFormat:
 
     Returns:
         The object `FORMAT` of the module `deconvnet.datasets.formats.NAME`.
+
+    Raises:
+        ModuleNotFoundError: if there is no such format.
     """
     found: DatasetFormat = importlib.import_module(f"{__name__}.{name}").FORMAT
     return found

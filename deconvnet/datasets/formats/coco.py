@@ -29,7 +29,7 @@ def read_coco(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Args:
         sources: the JSON files, each with its folder of images.
-        rules: rules that the user chose. `classes`, `others_void`, `crowd_void`, `small_over_large` and `max_pixels` apply.
+        rules: rules that the user chose. Those about Kaggle's tables and about folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all categories, in the order of their ids.
@@ -86,8 +86,8 @@ def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> di
     """Return the category names of a COCO file.
 
     Args:
-        document: content of the file.
-        source: source of the file, for the error message.
+        document: content of the file, as `_read_document` returns it.
+        source: location of the file, for the error message.
 
     Returns:
         Category names by category id.
@@ -120,7 +120,7 @@ def _add_images(
     Args:
         dataset: data set to add to.
         source: the file and its folder of images.
-        document: content of the file.
+        document: content of the file, as `_read_document` returns it.
         converter: converts the annotations of the file to shapes.
         rules: rules that the user chose, for painting the masks.
 
@@ -291,7 +291,7 @@ def _parse_segmentation(value: Any) -> shapes.Outline:
 def _only_masks_as_crowds(document: Mapping[str, Any]) -> bool:
     """Return whether all annotations of a COCO file are crowds with run lengths.
 
-    CVAT exports each painted mask as such a crowd, so these are single objects.
+    CVAT exports each painted mask as such a crowd. So if all annotations are such crowds, each is in fact a single object.
 
     Args:
         document: content of the COCO file.

@@ -30,7 +30,8 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
 
     Args:
         sources: the XML files, or folders with an annotations.xml; and their folders of images.
-        rules: rules that the user chose, such as `boxes_void`. Those about Kaggle's tables and about folders of masks have no effect.
+        rules: rules that the user chose, such as `boxes_void`. Those about crowds, Kaggle's tables and folders of masks have no
+            effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are the labels of the task, in its order.
@@ -99,7 +100,7 @@ def _read_document(file: str, encoding: str | None) -> Element:
 
 
 def _labels(document: Element) -> list[str]:
-    """Return the labels of a CVAT file: those of its task or project in their order, then any others that its shapes have."""
+    """Return the labels of a CVAT file: first the labels that its task or project lists, then others that occur in shapes."""
     listed = [label.findtext("name", "") for label in document.iterfind("meta//labels/label") if label.find("parent") is None]
     used = (shape.get("label", "") for image in document.iterfind("image") for shape in image if shape.tag != "tag")
     return [name.strip() for name in dict.fromkeys([*listed, *used])]

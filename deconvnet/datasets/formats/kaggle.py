@@ -58,8 +58,8 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
 
     Args:
         sources: the CSV files, each with its folder of images.
-        rules: rules that the user chose. Those about folders of masks have no effect. If a table has no classes,
-            `classes` may have one name, by default "object".
+        rules: rules that the user chose. Those about boxes, crowds and folders of masks have no effect. If a table has no
+            classes, `classes` may have one name, by default "object".
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all those in the tables, in the order of their numbers or names.
@@ -206,5 +206,5 @@ def _outline(text: str, order: str) -> shapes.Outline:
 
 
 def _border(mask: np.ndarray) -> int:
-    """Return how many pairs of adjacent pixels of a bool mask (H, W) have one pixel inside and one outside."""
+    """Return the length of the border of an object: the number of adjacent pixels of a bool mask (H, W) that differ."""
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())

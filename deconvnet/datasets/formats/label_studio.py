@@ -36,7 +36,7 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. Those about boxes, Kaggle's tables and class tables have no effect.
+        rules: rules that the user chose. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
@@ -209,7 +209,7 @@ def _convert(
 
     Args:
         files: paths or s3:// addresses of the masks.
-        label_of: label of each mask.
+        label_of: label of each mask, by its path or address.
         unpainted: kind and label of the shapes that have no mask, because they were not painted with the brush.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         max_pixels: most pixels that a mask may have.

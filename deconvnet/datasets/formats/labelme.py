@@ -43,7 +43,7 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
 
     Args:
         sources: folders of JSON files, each with its folder of images, which may be the same folder.
-        rules: rules that the user chose. `classes`, `others_void`, `small_over_large` and `max_pixels` apply.
+        rules: rules that the user chose. Those about boxes, crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
@@ -158,16 +158,16 @@ def _kind_of(shape: Mapping[str, Any]) -> str:
 def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Find the image files of the LabelMe files of a folder.
 
-    An imagePath is relative to the folder of its LabelMe file. If no image is there, an image with the same file name is
-    used instead, if its place in the folder of images is that of the LabelMe file in the folder of annotations.
+    An imagePath is relative to the folder of its LabelMe file. If no image is there, an image of the same file name is used
+    instead, but only from one folder: the one that has the same relative path as the folder of the LabelMe file.
 
     Args:
         index: images of the source.
-        image_paths: imagePath by the path of the LabelMe file, relative to the folder of annotations; empty if it has none.
+        image_paths: imagePath ("" if it is missing) by the path of the LabelMe file, relative to the folder of annotations.
 
     Returns:
-        The path of the image in the folder of images, by path of the LabelMe file. LabelMe files without an image
-        are left out. The second value is a list of sentences for the user about images that were found by their file name alone.
+        images: path of the image in the folder of images, by path of the LabelMe file. Files without an image are left out.
+        notes: sentences for the user about images that were found by their file name alone.
     """
     listed = {name: PurePosixPath(name).parent / path.replace("\\", "/") for name, path in image_paths.items() if path}
     found, _, notes = index.find_all(str(path) for path in listed.values())

@@ -30,7 +30,7 @@ from infra.errors import BadInput, UserError
 from proposals.image_codec import image_size
 
 _TABLES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt")  # class tables that tools write beside masks
-_SAMPLE = 200  # masks that are read beforehand if there is a table
+_SAMPLE = 200  # masks whose values are read to check a class table that the user named
 
 
 def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> AnnotatedDataset:
@@ -38,10 +38,10 @@ def read_masks(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annot
 
     Args:
         sources: folders of masks, each with its folder of images.
-        rules: rules that the user chose. `class_table_uri`, `classes`, `image_suffix`, `mask_suffix`, `unknown_void` and
-            `max_pixels` apply. The class table says which class each value in the masks stands for. Without a table, `classes` are the
-            class names by id. Without either, a table that a tool wrote beside the masks is used, or the classes are inferred from
-            the values of all masks.
+        rules: rules that the user chose. Those about overlaps, crowds, boxes, Kaggle's tables and classes that are not imported
+            have no effect. The class table (`class_table_uri`) says which class each value in the masks stands for. Without a
+            table, `classes` are the class names by id. Without either, a table that a tool wrote beside the masks is used, or
+            the classes are inferred from the values of all masks.
 
     Returns:
         The data set. Its `class_table_text` is the table that was given or inferred.
@@ -83,10 +83,10 @@ def _match(dataset: AnnotatedDataset, source: AnnotationSource, index: ImageInde
         rules: rules that the user chose; `image_suffix` and `mask_suffix` apply.
 
     Returns:
-        The path of each image that has a mask, and the path of the mask.
+        Pairs of the path of an image and the path of its mask, each relative to its folder.
 
     Raises:
-        UserError: if no image has a mask.
+        UserError: if no image has a mask, or images and masks lie in one folder and their names can't be told apart.
     """
     if source.images == source.annotations and rules.image_suffix == rules.mask_suffix:
         raise UserError(
@@ -129,7 +129,7 @@ def _choose_masks(dataset: AnnotatedDataset, folder: str, suffix: str) -> dict[s
         suffix: ending of the names of masks.
 
     Returns:
-        The path of each mask, by the key that it has in common with its image.
+        The path of each mask, by the key that it has in common with its image (see `_by_stem`).
     """
     masks: dict[str, str] = {}
     pictures = 0
@@ -155,7 +155,7 @@ def _find_table(sources: Sequence[AnnotationSource]) -> str | None:
         The path or s3:// address of the table; None if there is none.
 
     Raises:
-        UserError: if there are several that differ.
+        UserError: if the sources have tables that differ.
     """
     found: dict[bytes, str] = {}
     for source in sources:
@@ -179,7 +179,7 @@ def _by_stem(names: Sequence[str], suffix: str) -> dict[str, list[str]]:
         suffix: ending of the names, such as "_mask"; "" if there is none. Files whose name does not have it are left out.
 
     Returns:
-        The paths of the files by their key; files that differ only in the suffix have the same.
+        The paths of the files by their key. Several files have the same key if they differ only in the file name suffix.
     """
     stems: dict[str, list[str]] = {}
     for name in names:
@@ -194,7 +194,8 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
 
     Args:
         uris: paths or s3:// addresses of all masks.
-        rules: rules that the user chose; `class_table_uri`, `classes` and `max_pixels` apply.
+        rules: rules that the user chose; `class_table_uri`, `classes`, `transparent` and `max_pixels` apply, and the rules of
+            `class_table.infer_table`.
 
     Returns:
         The class of each mask value.
@@ -241,13 +242,13 @@ def _make_table(uris: Sequence[str], rules: ImportRules) -> ClassTable:
 def _describe_palettes(masks: Mapping[str, MaskValues]) -> str:
     """Describe the first id that has different colours in the palettes of different masks.
 
-    Programs that order a palette by frequency write such masks. The classes of such masks are told by the colours, not the ids.
+    Programs that order a palette by frequency write such masks. In them a class always has the same colour, but not the same id.
 
     Args:
         masks: the values that occur in each mask, by the address of its file.
 
     Returns:
-        A clause for the user; "" if the palettes agree.
+        A clause for the user that names the id, two colours and two files; "" if the palettes agree.
     """
     first: dict[int, tuple[int, str]] = {}
     for uri, mask in masks.items():
@@ -268,7 +269,7 @@ def _weigh(index: ImageIndex, name: str, mask_uri: str, rules: ImportRules) -> E
         rules: rules that the user chose; `max_pixels` applies.
 
     Returns:
-        The evidence for one of the two; None if the image is displayed as it is stored.
+        The evidence for one or the other. None if the image is displayed as it is stored.
 
     Raises:
         BadInput: if the image or the mask can't be used, or the mask has the size of the image neither as stored nor

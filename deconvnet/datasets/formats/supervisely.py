@@ -37,7 +37,8 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
 
     Args:
         sources: each a folder of a project or of one of its data sets, and a folder of images, which may be the same folder.
-        rules: rules that the user chose, such as `boxes_void`. Those about Kaggle's tables and about folders of masks have no effect.
+        rules: rules that the user chose, such as `boxes_void`. Those about crowds, Kaggle's tables and folders of masks have no
+            effect.
 
     Returns:
         The data set. If `rules.classes` is empty, its classes are those of meta.json in their order, then all others.
@@ -238,7 +239,8 @@ def _decode_bitmap(text: str) -> np.ndarray:
         bool array (h, w), True where the object is: where the PNG is opaque if it has transparency, otherwise where it is not 0.
 
     Raises:
-        ValueError: if the PNG is too large; damaged ones raise any of the errors that `_outline` catches.
+        ValueError: if the PNG is too large. A damaged one raises ValueError, TypeError, OSError, SyntaxError, binascii.Error or
+            zlib.error.
     """
     data = zlib.decompressobj().decompress(base64.b64decode(text), _MOST_BYTES)
     image = Image.open(io.BytesIO(data), formats=["PNG"])

@@ -52,6 +52,7 @@ def read_yolo(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     Args:
         sources: each a data.yaml, or a folder with text files; and its folder of images, by default that of data.yaml.
         rules: rules that the user chose. If there is no file of class names, `classes` are the names of the classes 0, 1, ….
+            Rules about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
         The data set. The splits train and val are those of data.yaml, if it names both.
@@ -250,8 +251,8 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
         texts: path or s3:// address of the folder of the text files.
 
     Returns:
-        A list of text files for each image, by the path of the image. It should have one file. Images without a text file are left
-        out.
+        A list of text files for each image, by the path of the image. A list of more than one file means that the image is
+        ambiguous. Images without a text file are left out.
     """
     by_spelling = {normalise(file): file for file in files}
     found: dict[str, list[str]] = {}

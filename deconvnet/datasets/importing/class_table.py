@@ -1,7 +1,7 @@
 """The table that says which class each value in a folder of masks stands for. It is read from a file or inferred from the masks.
 
-`table_text` describes the text of the file. The name `void` (or unlabelled, ignore) means void. One class may be the background;
-the others get ids from 1, in the order of the lines.
+The module `table_text` describes the text of the file. A class named `void` (or unlabelled, ignore) is void: its pixels do not
+count. One class may be the background. The others get ids from 1, in the order of the lines.
 """
 
 from collections import Counter
@@ -37,8 +37,8 @@ from proposals.masks import VOID_ID
 _VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "__ignore__", "ignored")
 _NO_CLASS_NAMES = ("null", "none", "nothing", "bg", "no label", "no_label", "no class", "other", "others")
 """Names of background where they stand for id 0 or black."""
-_MUCH_VOID = 0.5  # share of the pixels from which on a class that is void is more likely the background
-_BLENDS = 3  # so many values that look blended are no coincidence; one or two may be thin classes
+_MUCH_VOID = 0.5  # share of the pixels; a class with more of them is more likely the background than void
+_BLENDS = 3  # so many values that look like blends are no coincidence; one or two may be thin classes
 _DEFAULT_RULES = ImportRules()
 _JPEG = "was saved as JPEG or WebP, which changes values along edges: export PNG, or give --table and --strange void"
 
@@ -51,7 +51,7 @@ class ClassTable:
         classes: class names by id; the first is background.
         id_of_value: class id (255 for void) by mask value. The values are ids, or colours as R·65536 + G·256 + B.
         has_colours: True if the values are colours, False if they are ids.
-        notes: sentences for the user: how the table was inferred, which class is the background.
+        notes: sentences for the user, such as how the table was inferred and which class is the background.
     """
 
     classes: tuple[str, ...]
@@ -68,10 +68,12 @@ class ClassTable:
                 refused, `transparent` what transparent pixels become, and `max_pixels` the most pixels that the mask may have.
 
         Returns:
-            uint8 array (H, W) of class ids, where 255 is void. Then a phrase for `AnnotatedImage.remark`: what became void; or "".
+            uint8 array (H, W) of class ids, where 255 is void. Also a phrase for the user, such as "has a mask with values of no
+            class, which became void"; it is empty if all values are in the table.
 
         Raises:
-            BadInput: if the mask can't be decoded, or a value is refused.
+            BadInput: if the mask can't be decoded. Unless `unknown_void` is True, also if a value is not in the table, or lossy
+                compression may have changed values.
         """
         read = read_colours if self.has_colours else read_ids
         if not rules.unknown_void and is_lossy(data) and read_mask_values(data, rules.max_pixels).lossy:
@@ -95,7 +97,7 @@ class ClassTable:
             pixels: number of pixels of the whole mask, from which the share is computed.
 
         Returns:
-            A sentence for the user with their share of the mask and their commonest value.
+            A sentence for the user with the share of these pixels in the mask and their commonest value.
         """
         values, counts = np.unique(unknown, return_counts=True)
         commonest = _format_value(int(values[counts.argmax()]), self.has_colours)
@@ -124,7 +126,7 @@ class ClassTable:
 
 
 def _format_value(value: int, is_colour: bool) -> str:
-    """Write a mask value as text for the user, such as "id 7" or "#804080"."""
+    """Write a mask value as text for the user, such as "id 7", "#804080" or "half transparent edges" (for `SOFT`)."""
     if value == SOFT:
         return "half transparent edges"
     return f"#{value:06x}" if is_colour else f"id {value}"
@@ -144,7 +146,8 @@ def read_table(text: str, name: str, rules: ImportRules = _DEFAULT_RULES, masks:
 
     Raises:
         UserError: if the text can't be read (see `parse_rows`), a value has two classes, it is not clear which class is the
-            background or whether 255 is void, there is no class beside background and void, or there are more than 255 classes.
+            background or whether 255 is void, there is no class beside background and void, there are more than 255 classes, or
+            resizing seems to have changed the ids of most masks.
     """
     return _make_table(parse_rows(text, name), name, rules, masks)
 
@@ -160,7 +163,8 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
         The table. Its notes tell how it was inferred.
 
     Raises:
-        UserError: if names are given and don't fit the values, or the values don't look like those of classes.
+        UserError: if names are given and don't fit the values, or the values don't look like those of classes, for example after
+            lossy compression or resizing.
     """
     masks = list(masks_by_uri.values())
     has_colours = any(mask.are_colours for mask in masks)
@@ -198,20 +202,20 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
 def _make_table(
     rows: Sequence[TableRow], source: str, rules: ImportRules, masks: Sequence[MaskValues], notes: tuple[str, ...] = ()
 ) -> ClassTable:
-    """Number the classes of a table.
+    """Make a class table from rows of names and mask values: find the background, and number the other classes.
 
     Args:
         rows: the rows; their values are all ids or all colours.
-        source: name of their origin, for error messages.
-        rules: rules that the user chose; `background` and `fold_case` apply.
+        source: name of their origin, such as a file, for error messages.
+        rules: rules that the user chose; `background`, `fold_case` and `unknown_void` apply.
         masks: the values of some or all masks.
-        notes: sentences for the user, to which others are added.
+        notes: sentences for the user, which the table gets before its own.
 
     Returns:
         The table.
 
     Raises:
-        UserError: as `read_table` does.
+        UserError: for the reasons that `read_table` lists, except that the text can't be read.
     """
     key = folded if rules.fold_case else str
     has_colours = rows[0].is_colour
@@ -247,13 +251,15 @@ def _make_table(
 
 
 def _check_void(masks: Sequence[MaskValues]) -> None:
-    """Check that the id 255 is void, and not the only class of some of the masks.
+    """Check that the id 255 is clearly void where the table does not list it.
+
+    It may be a class instead if some masks have no id but 255 and 0, others have other ids, and no mask has both.
 
     Args:
-        masks: the values of some or all masks, which are ids.
+        masks: the values of some or all masks. Masks with colours are ignored.
 
     Raises:
-        UserError: if 255 occurs only in masks without other ids but 0.
+        UserError: if 255 may be a class.
     """
     objects = [mask.classes - {0} for mask in masks if not mask.are_colours]
     others = set[int]().union(*objects) - {VOID_ID}
@@ -277,7 +283,9 @@ def _find_background(
         masks: the values of some or all masks, for the shares of the classes.
 
     Returns:
-        The names that mean background, which may be none; the name of class 0; and a sentence for the user, or "".
+        background: the class names that mean background, which may be none.
+        title: the name of class 0 in the data set.
+        note: a sentence for the user about the choice, or "".
 
     Raises:
         UserError: if the class that the user named is not in the table, or it is not clear which class is the background.
@@ -315,7 +323,7 @@ def _find_background(
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
-    """Return the share of each class of a table in the pixels of some masks, in [0, 1]."""
+    """Return, by class name, the share in [0, 1] of all pixels of some masks that the values of this class have."""
     pixels: Counter[int] = Counter()
     for mask in masks:
         pixels.update(mask.pixels)
@@ -324,12 +332,12 @@ def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, 
 
 
 def _list_shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> str:
-    """Write a list of the classes of a table for a message to the user, the ten most common first.
+    """Write a list of the classes of a table for a message to the user, but only of the ten most common ones.
 
     Args:
         rows: rows of the class table: a class name and its mask value each.
-        masks: the values in each mask, with their numbers of pixels. If there are any, each name is followed by its share of all
-            pixels.
+        masks: the values in each mask, with their numbers of pixels. If there are any masks, each class name is followed by the
+            share of its pixels.
     """
     shares = _shares(rows, masks)
     names = [f"{name} ({shares[name]:.0%} of the pixels)" if masks else name for name in sorted(shares, key=lambda n: -shares[n])]

@@ -30,8 +30,8 @@ class ImportRules:
     Attributes:
         classes: names of the classes to import, in the order of their ids, with or without background. If empty, all are
             imported.
-        background: name of the class that is the background, though it has another name. In masks it may also be the mask value
-            of that class, or "none" if all classes are objects. None to recognise the background by its name.
+        background: name of the class that is the background, if it is not called so. For masks it may also be the mask value of
+            that class, or "none" if all classes are objects. None to recognise the background by its name.
         fold_case: True to make one class of names that differ in upper and lower case alone.
         small_over_large: where objects overlap, True puts the smaller one on top. False puts the one on top that comes later in
             the file.
@@ -84,12 +84,12 @@ class AnnotationSource:
 
 @dataclass(frozen=True)
 class Loss:
-    """An annotation of a class to import that does not become an object.
+    """An annotation that is left out or becomes void instead of an object, although its class is imported.
 
     Attributes:
         name: name of the annotation for messages to the user, such as "annotation 7".
         label: name of its class in the annotations.
-        reason: why, as a phrase that follows its name, such as "is a crowd, which becomes void".
+        reason: why it does not become an object, as a phrase that follows its name, such as "is a crowd, which becomes void".
         remedy: option of import_data.py that makes such annotations objects, such as "--crowd object"; empty if there is none.
     """
 
@@ -117,7 +117,8 @@ class AnnotatedImage:
         hidden_objects: number of objects that lie wholly under others.
         annotations: number of annotations of classes to import; 0 if it is not known.
         losses: the annotations that become void or are left out, with the reasons.
-        remark: phrase about the image that the user should know, such as "is tiny"; the images with the same remark are counted.
+        remark: phrase about the image for the user, such as "is tiny"; "" if there is none. The summary of the import counts the
+            images with each remark.
     """
 
     image: bytes
@@ -155,10 +156,12 @@ class AnnotatedDataset:
     Attributes:
         classes: class names by id; the first is background.
         entries: images to import, in the order in which the source lists them.
-        rejects: a Reject with the reason for each image that is known to be unusable before any is loaded.
+        rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
+            image is loaded.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
-        class_table_text: text of the class table (see `class_table`); None for formats whose annotations are not masks.
+        class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
+            annotations are not masks.
     """
 
     classes: tuple[str, ...] = ()
@@ -244,7 +247,7 @@ class AnnotatedDataset:
 
 
 def _some(names: Collection[str]) -> str:
-    """Return the first 20 of some class names as text, or "no class" if there is none."""
+    """Write the first 20 of some class names as text, separated by commas, or "no class" if there is none."""
     return ", ".join(list(names)[:20]) + (", …" if len(names) > 20 else "") or "no class"
 
 
@@ -262,7 +265,7 @@ def image_id_of(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Return what a class name has in common with those that differ from it in upper and lower case, blanks or Unicode form."""
+    """Return a form of a class name that is equal for names that differ only in upper and lower case, blanks or Unicode form."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
@@ -289,10 +292,10 @@ def describe_variants(names: Iterable[str], joined: bool) -> list[str]:
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Check the names of the classes beside background.
+    """Check that the names of classes can be used.
 
     Args:
-        names: the names.
+        names: names of all classes but background.
 
     Raises:
         UserError: if there is none or more than 254, or a name is empty or unprintable.

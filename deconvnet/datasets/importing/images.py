@@ -30,12 +30,12 @@ class NameIndex:
     percent-encoding. It may also name more or fewer folders. But `find` never takes an image of the same name in another folder:
 
     * A name without folders fits any image of that file name, if there is only one.
-    * If a folder that the name ends with exists (a/b for x/a/b/1.jpg, or else b), the image must lie directly in it.
-    * If none of its folders exists, the image must lie in the folder of images itself, not in a subfolder of it. Only if none of
-      the folders of a whole list exists, which then was made elsewhere, `find_all` goes by the file names alone, and says so.
+    * For a name such as x/a/b/1.jpg, the image must lie directly in the first of the folders x/a/b, a/b and b that exists.
+    * If none of them exists, the image must lie in the folder of images itself, not in a subfolder of it. But if none of the
+      folders of a whole list exists, the list was made elsewhere. Then `find_all` finds images by their file names alone.
 
     Attributes:
-        folder: the folder or s3:// prefix of the images, for messages; its name may be part of the names that are searched.
+        folder: the folder or s3:// prefix of the images. Its name may be part of the names that are searched.
         names: paths of the images relative to the folder.
     """
 
@@ -72,9 +72,9 @@ class NameIndex:
     def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Find the images of all names that a data set lists.
 
-        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. If none
-        of the listed folders exists, the list was made where folders have other names. Then file names alone decide, where only
-        one image and one listed name has them.
+        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. If
+        none of the listed folders exists, the list was made elsewhere. Then images are found by their file names alone, if only
+        one image and one listed name have this file name.
 
         Args:
             names: paths of the images, in which folders are separated by "/" or "\\". Repetitions are ignored.
@@ -109,7 +109,7 @@ class NameIndex:
         return found | elsewhere, {name: reason for name, reason in missing.items() if name not in elsewhere}, [note]
 
     def _folder_exists(self, name: str) -> bool:
-        """Return whether the folder that a name lists exists, or the last of its folders do: b or a/b for x/a/b/1.jpg."""
+        """Return whether any of the folders x/a/b, a/b and b exists, for a name from a list such as x/a/b/1.jpg."""
         folders = PurePosixPath(common_spelling(_clean(name))).parts[:-1]
         return any(folders[start:] in self._folders for start in range(len(folders)))
 
@@ -161,10 +161,10 @@ class NameIndex:
         return None, reason
 
     def _in_folders(self, folders: Sequence[str], file_name: str) -> list[str]:
-        """Find the images of a file name that fit the folders that an annotation names.
+        """Find the images with a given file name in the folders where they may lie by the rules of this class.
 
         Args:
-            folders: names of the folders, outermost first, in their common spelling.
+            folders: names of the folders in an annotation, outermost first, in their common spelling (see `common_spelling`).
             file_name: file name in its common spelling.
 
         Returns:
@@ -196,7 +196,7 @@ class ImageIndex(NameIndex):
         super().__init__([file.name for file in list_image_files(folder)], folder)
 
     def read_named(self, name: str) -> tuple[bytes, str]:
-        """Read an image file, as `read` does. Returns its bytes and its path, whose suffix tells its format."""
+        """Read an image file, as `read` does. Return its bytes and `name`, its path, whose suffix tells its format."""
         return self.read(name), name
 
     def read(self, name: str) -> bytes:
@@ -225,7 +225,7 @@ def common_spelling(path: str) -> str:
 
 
 def _clean(name: str) -> str:
-    """Return a listed path with "/" between its folders, and without ".", ".." and a leading "/"."""
+    """Return a path from a list with "/" instead of "\\" between its folders, and without ".", ".." and a leading "/"."""
     path = posixpath.normpath(name.replace("\\", "/"))
     return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
 
@@ -251,7 +251,7 @@ def as_int(value: Any, what: str) -> int:
 
 
 def read_input(uri: str) -> bytes:
-    """Read a file of one image. If that is impossible, raise BadInput, so that the import rejects only this image.
+    """Read a file that belongs to one image. If that is impossible, raise BadInput, so that only this image is left out.
 
     Args:
         uri: path or s3:// address of the file.
@@ -335,7 +335,7 @@ def same_image(one: bytes, other: bytes) -> bool:
 
 
 def as_layout_file(image: bytes, name: str) -> tuple[bytes, str]:
-    """Convert an image file to PNG unless its format is allowed in VOC's layout.
+    """Convert an image file to PNG unless its format is allowed in VOC's layout. Raise BadInput if it can't be decoded for this.
 
     Args:
         image: encoded bytes of the image.

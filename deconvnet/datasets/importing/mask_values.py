@@ -1,7 +1,7 @@
 """Reading the values in mask files, which are ids or colours, and finding out which of them are classes.
 
-Two values stand for pixels that have no value of their own: `HIDDEN` for those that transparency hides, whatever lies under it,
-and `SOFT` for half transparent edges, as antialiasing leaves them.
+Two values that are neither ids nor colours mark pixels with alpha. `HIDDEN` (-1) marks transparent pixels, whatever value they
+have. `SOFT` (-2) marks half transparent pixels along edges, as antialiasing leaves them.
 """
 
 import io
@@ -23,7 +23,7 @@ from proposals.masks import VOID_ID, void_id
 HIDDEN, SOFT = -1, -2
 _NEAR_COLOURS = 3  # largest difference of two colours in each channel that may be an accident
 _SQUARE = np.ones((3, 3), np.uint8)
-_LEAST_RIM = 20  # pixels
+_LEAST_RIM = 20  # fewest pixels that count as rims
 _RIM_SHARE = 0.2  # in masks of CamVid and VOC under 4 % of the borders look like rims, in resized ones 30 % or more
 
 
@@ -37,10 +37,9 @@ class MaskValues:
             `HIDDEN` or `SOFT`.
         blended: values that look like blends of their neighbours along edges (see `blended_ids`), among them `SOFT`.
         wide: values that fill a square of 3×3 px somewhere.
-        rims: ids that form a border one pixel wide between a lower and a higher id (see `_find_rims`). Resizing with interpolation
-            makes such borders.
-        lossy: True if the file's compression changed values (see `is_lossy`).
-        palette: colour of each id of a paletted mask, as a number; empty for other masks, and where the palette is only grey levels.
+        rims: ids that form a border one pixel wide between a lower and a higher id, as resizing with interpolation makes it.
+        lossy: True if the values may have been changed by lossy compression (JPEG, lossy WebP).
+        palette: colour of each id of a paletted mask, as R·65536 + G·256 + B; empty if the palette has only grey levels, or none.
     """
 
     are_colours: bool
@@ -53,7 +52,7 @@ class MaskValues:
 
     @property
     def classes(self) -> set[int]:
-        """Return the values without `HIDDEN` and `SOFT`."""
+        """Return the values in the mask without `HIDDEN` and `SOFT`, which stand for pixels with alpha."""
         return {value for value in self.pixels if value >= 0}
 
 
@@ -64,13 +63,13 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
         data: encoded bytes of the mask.
         max_pixels: most pixels that the mask may have.
         opaque: True to ignore transparency.
-        as_colours: True to take the colours of grey and paletted masks, too.
+        as_colours: True to read colours even from grey and paletted masks, which otherwise have ids.
 
     Returns:
-        The ids in the mask, or the colours if it is a colour image.
+        The ids in the mask, or the colours if it is a colour image, with their numbers of pixels.
 
     Raises:
-        BadInput: if the mask can't be decoded.
+        BadInput: if the mask can't be decoded, or is wholly transparent and yet has several values.
     """
     mask = None
     if not as_colours:
@@ -89,24 +88,24 @@ def read_mask_values(data: bytes, max_pixels: int, opaque: bool = False, as_colo
 
 
 def pack_colours(colours: np.ndarray) -> np.ndarray:
-    """Pack colours, an integer array (…, 3) of R, G, B from 0 to 255, into numbers R·65536 + G·256 + B: int32 (…)."""
+    """Convert colours, an integer array (…, 3) of R, G, B from 0 to 255, to an int32 array (…) of R·65536 + G·256 + B."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return np.asarray(red << 16 | green << 8 | blue)
 
 
 def unpack_colours(values: np.ndarray) -> np.ndarray:
-    """Unpack the numbers that `pack_colours` makes, an integer array (…), into colours: uint8 (…, 3) of R, G, B."""
+    """Convert an integer array (…) of colours as R·65536 + G·256 + B to a uint8 array (…, 3) of R, G, B."""
     return np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8)
 
 
 def _count(values: np.ndarray) -> dict[int, int]:
-    """Count the pixels of each value in an integer array."""
+    """Return how often each value occurs in an integer array, in ascending order of the values."""
     found, counts = np.unique(values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
-    """Return `MaskValues.palette` for the encoded bytes of a mask, which can be decoded, and the ids that occur in it."""
+    """Return the colours of `ids` in the palette of a mask, as `MaskValues.palette`. `data` are the encoded bytes of the mask."""
     image = Image.open(io.BytesIO(data))
     if image.mode != "P" or image.format == "GIF":  # a GIF is read by its grey levels
         return {}
@@ -126,10 +125,10 @@ def read_ids(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarray:
         opaque: True to ignore transparency.
 
     Returns:
-        int32 array (H, W) of ids, `HIDDEN` and `SOFT`.
+        int32 array (H, W) of ids, with `HIDDEN` and `SOFT` where pixels are transparent.
 
     Raises:
-        BadInput: if the mask can't be decoded, or has colours.
+        BadInput: if the mask can't be decoded, has colours, or is wholly transparent and yet has several values.
     """
     try:
         ids = decode_mask(data, max_pixels)
@@ -152,10 +151,10 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
         opaque: True to ignore transparency.
 
     Returns:
-        int32 array (H, W) of colours as R·65536 + G·256 + B, `HIDDEN` and `SOFT`.
+        int32 array (H, W) of colours as R·65536 + G·256 + B, with `HIDDEN` and `SOFT` where pixels are transparent.
 
     Raises:
-        BadInput: if the mask can't be decoded.
+        BadInput: if the mask can't be decoded, has fractions, or is wholly transparent and yet has several values.
     """
     image = decode_image(data, max_pixels)
     if Image.open(io.BytesIO(data)).mode == "F":
@@ -164,9 +163,9 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
 
 
 def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bool) -> np.ndarray:
-    """Replace the values of transparent pixels.
+    """Replace the values of transparent pixels by `HIDDEN` and `SOFT`.
 
-    The alpha of a paletted image belongs to its colours. So there it makes no edges, and void (255) remains void.
+    In a paletted image, alpha belongs to the palette's colours. So no pixel becomes `SOFT` there, and void (255) remains void.
 
     Args:
         values: integer array (H, W) of the values in the mask.
@@ -175,7 +174,8 @@ def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bo
         opaque: True to ignore transparency.
 
     Returns:
-        int32 array (H, W) of the values, with `HIDDEN` where alpha is 0, and `SOFT` where it is one of many levels along edges.
+        int32 array (H, W) of the values. They are `HIDDEN` where alpha is 0. They are `SOFT` where alpha has a level below 255
+        that occurs only along edges, as it fills no square of 3×3 px.
 
     Raises:
         BadInput: if the whole mask is transparent, and yet has several values.
@@ -196,10 +196,10 @@ def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bo
 
 
 def is_lossy(data: bytes) -> bool:
-    """Tell whether a file is compressed as JPEG or as lossy WebP, which changes the values along edges.
+    """Return whether an image file is compressed as JPEG or as lossy WebP, which changes the values along edges.
 
     Args:
-        data: encoded bytes of the image; if they are no image, the answer is no.
+        data: encoded bytes of the image. If they are no image, the result is False.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -228,7 +228,9 @@ def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:
 def _find_blended(
     channels: np.ndarray, values: np.ndarray, void: int | None, min_pixels: int = 20
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Find the values in a mask that look like blends of their neighbours, in each channel that differs there.
+    """Find the values in a mask that look like blends of their neighbours (see `blended_ids`).
+
+    For a colour, each channel in which neighbouring pixels differ must have both a lower and a higher level beside it.
 
     Args:
         channels: uint8 or uint16 array (H, W) of ids, or uint8 array (H, W, 3) of colours.
@@ -251,14 +253,14 @@ def _find_blended(
 
 
 def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
-    """Find the ids that lie one pixel wide between a lower and a higher one, as resizing with interpolation leaves 1 between 0 and 2.
+    """Find the ids that lie one pixel wide between a lower and a higher id, as resizing by interpolation puts 1 between 0 and 2.
 
     Args:
         ids: int32 array (H, W) of ids.
         void: the id that is void, which is ignored.
 
     Returns:
-        The ids; none if there are fewer than 20 such pixels, or if most lower and higher ids meet without another one between.
+        The ids. There are none if fewer than 20 pixels lie so, or if four times as many adjacent pixels differ by more than 1.
     """
     rims, jumps = [], 0
     for mask in (ids, ids.T):
@@ -271,13 +273,13 @@ def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
 
 
 def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list[TableRow], str]:
-    """Make rows of the colours in the masks. Returns them, and a sentence for the user that tells how they were inferred.
+    """Infer the rows of a class table from the colours in the masks. Return them, and a sentence for the user that says how.
 
     If all are colours of VOC's palette, the classes are VOC's. Otherwise black is background, and each other colour is a class.
 
     Args:
         values: the colours as R·65536 + G·256 + B, in ascending order.
-        background: what the user named as background (`ImportRules.background`); then black is a class as well.
+        background: the option `--background`, which names another background. If it is given, black is a class as well.
     """
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
     colours = pack_colours(VOC_PALETTE[ids]).tolist()
@@ -296,14 +298,14 @@ def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list
 
 
 def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[TableRow], str]:
-    """Make rows of the ids in the masks. Returns them, and a sentence for the user that tells how they were inferred.
+    """Infer the rows of a class table from the ids in the masks. Return them, and a sentence for the user that says how.
 
     If the masks have no other ids than 0 and 255, then 255 is the only class. Otherwise 0 is background, 255 is void, and each
     other id is a class.
 
     Args:
         values: the ids, in ascending order.
-        background: what the user named as background (`ImportRules.background`); then 0 is a class as well.
+        background: the option `--background`, which names another background. If it is given, 0 is a class as well.
     """
     zero = "id_0" if background else BACKGROUND
     if set(values) <= {0, VOID_ID}:
@@ -325,7 +327,8 @@ def rows_of_names(rules: ImportRules, values: Sequence[int]) -> list[TableRow]:
         If there is only one name, it belongs to the one other id beside 0, which must be 1 or 255.
 
     Raises:
-        UserError: if there are values without a name, or only 0 and 255 for more than two names.
+        UserError: if there are only 0 and 255 for more than two names, or a value has no name. The latter is allowed if
+            `unknown_void` is True or the first name means background.
     """
     names, found = rules.classes, sorted({0, *values})
     binary = len(found) == 2 and len(names) <= 2 and found[1] in (1, VOID_ID)

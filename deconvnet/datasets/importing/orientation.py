@@ -1,8 +1,11 @@
 """Deciding by evidence whether images with EXIF orientation were annotated as they are stored or as they are displayed.
 
-Annotation tools differ. Some show the image turned as its EXIF orientation demands, others as it is stored. Some write down the size
-of one and the points of the other. The size that an annotation file states and the points that lie outside the image tell which it
-was. Where an image alone does not tell, the other images of the same annotation file do.
+The EXIF orientation of an image file says how the stored pixels must be turned or mirrored for display. So an image has two
+frames, "stored" and "displayed", whose width and height may be swapped. Some annotation tools use the one, some the other. Some
+state the size of the one and write down points in the other.
+
+The evidence for a frame is the size that an annotation file states, and the points, which must lie inside the image. Where the
+evidence of one image does not decide, that of the other images of the same annotation file does.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ from proposals.image_codec import encode_mask, image_size
 
 Frame = Literal["stored", "displayed"]
 _ENOUGH = 100  # images that tell how they were annotated; more of the same annotation file are not read to find out
-_ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or not
+_ENOUGH_TURNED = 1000  # images with an EXIF orientation, whether they tell or not; more are not read
 _SPREAD = 500  # images, spread over the annotation file, that are read first
 GUESSED = "has an EXIF orientation, and nothing tells whether it was annotated as stored or as displayed: displayed is assumed"
 _FEW = 0.1  # evidence of at most this share, as from points set carelessly, is ignored
@@ -50,13 +53,13 @@ def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an image and its annotations tell about how the image was annotated.
+    """The evidence of one image for the frame ("stored" or "displayed" pixels) in which it was annotated.
 
     Attributes:
-        sizes: width and height of the image, in px, as stored and as displayed.
-        turned: True if the image is displayed otherwise than it is stored.
-        size: the frame that has the size which the annotations state; None if both have, or no size is stated.
-        points: the frame in which the points lie; None if they lie in both.
+        sizes: width and height of the image, in px, by frame.
+        turned: True if the image has an EXIF orientation, so that it is displayed otherwise than it is stored.
+        size: the frame that has the size stated in the annotations. None if both frames have this size, or no size is stated.
+        points: the only frame that holds all points and fits all masks of the annotations. None if both do.
     """
 
     sizes: dict[Frame, tuple[int, int]]
@@ -68,7 +71,7 @@ class Evidence:
 def weigh_image(
     image: bytes, stated: Sequence[Any], points: np.ndarray, masks: Mapping[str, tuple[int, int]], max_pixels: int
 ) -> Evidence:
-    """Find out from one image how it was annotated.
+    """Collect the evidence of one image for the frame in which it was annotated, as stored or as displayed.
 
     Args:
         image: encoded bytes of the image.
@@ -78,7 +81,7 @@ def weigh_image(
         max_pixels: most pixels that the image may have.
 
     Returns:
-        What the stated size, the points and the masks say about how the image was annotated: as stored or as displayed.
+        The evidence, which may be for one frame or for neither.
 
     Raises:
         BadInput: if the image is unusable, or its annotations fit it neither as stored nor as displayed.
@@ -117,18 +120,18 @@ def weigh_image(
 
 
 def _frames_around(points: np.ndarray, sizes: Mapping[Frame, tuple[int, int]], slack: float = 0.05) -> list[Frame]:
-    """Tell which frames hold all points of an image.
+    """Return which of the frames "stored" and "displayed" hold all points of an image.
 
-    Points that were set carelessly may lie a little outside. If they lie farther outside each frame, but much less so in one, it is
-    that one.
+    Points that were set carelessly may lie a little outside. If neither frame holds the points even so, but they lie much less
+    outside one frame than outside the other, that frame is returned.
 
     Args:
         points: float64 array (N, 2) of x, y.
-        sizes: width and height of each frame in px.
+        sizes: width and height of the image in px, by frame.
         slack: how far points may lie outside, as a share of the longer side; 2 px are always allowed.
 
     Returns:
-        The frames that hold the points.
+        The frames that hold the points; none, one or both.
     """
     outside = {frame: max(float(np.max([-points, points - size], initial=0)), 0.0) for frame, size in sizes.items()}
     holding = [frame for frame, size in sizes.items() if outside[frame] <= max(2.0, slack * max(size))]
@@ -139,18 +142,22 @@ def _frames_around(points: np.ndarray, sizes: Mapping[Frame, tuple[int, int]], s
 
 
 def _describe_extent(points: np.ndarray) -> str:
-    """Say how far points (N, 2) reach, such as "they reach from 0, 0 to 80, 110"."""
+    """Say how far points, an array (N, 2) of x, y, reach, such as "they reach from 0, 0 to 80, 110"."""
     low, high = points.min(axis=0).round().astype(int), points.max(axis=0).round().astype(int)
     return f"they reach from {low[0]}, {low[1]} to {high[0]}, {high[1]}"
 
 
 @dataclass
 class FrameChooser:
-    """Chooses how the images of one annotation file, or of one folder of them, were annotated.
+    """Chooses the frame, "stored" or "displayed", in which each image of one annotation file was annotated.
+
+    One object serves one annotation file, or one folder of such files, whose images are evidence for each other. It may be used
+    from several threads.
 
     Attributes:
-        weigh: for each image of the file, a function that returns its evidence, or None if it is displayed as it is stored. It may
-            raise BadInput. They are called when the first image is met that does not tell by itself how it was annotated.
+        weigh: for each image of the file, a function that returns its evidence, or None if the image is displayed as it is
+            stored. It may raise BadInput. The functions are called when an image is met whose own evidence does not decide. All
+            must be in the list before `choose` is called.
     """
 
     weigh: list[Callable[[], Evidence | None]] = field(default_factory=list)
@@ -158,23 +165,23 @@ class FrameChooser:
     _votes: Counter[tuple[Frame | None, Frame | None]] | None = None
 
     def choose(self, evidence: Evidence) -> tuple[Frame, str]:
-        """Choose how an image was annotated.
+        """Choose the frame in which an image was annotated.
 
-        The points of the image decide first. If they fit both ways, the image is treated like those other images that have the same
-        stated size and whose points decide. If there are no such images, the stated size decides. If it fits both ways too, as for
-        a square image, all other images decide.
+        The points of the image decide first. If they fit both frames, the points of the other images decide; but images whose
+        stated size is for the other frame than that of this image are ignored. If that decides nothing, the stated size of this
+        image decides. If it fits both frames too, as for a square image, the stated sizes of all other images decide.
 
         Args:
             evidence: evidence of the image.
 
         Returns:
             frame: "stored" or "displayed".
-            remark: phrase for the user if there is no evidence at all, so that "displayed" is a guess (`GUESSED`), or if the stated
-                size is that of the other frame; otherwise "".
+            remark: phrase for the user if there is no evidence at all, so that "displayed" is a guess, or if the stated size is
+                that of the other frame; otherwise "".
 
         Raises:
-            BadInput: if the points of the image fit both ways and the images it is compared with contradict each other, or if its
-                points contradict those of nearly all others.
+            BadInput: if the points of the image fit both frames and the other images contradict each other, or if the points of
+                the image contradict those of nearly all others.
         """
         if not evidence.turned:
             return "displayed", ""
@@ -197,7 +204,13 @@ class FrameChooser:
         return chosen or "displayed", "" if chosen else GUESSED
 
     def _read_votes(self) -> Counter[tuple[Frame | None, Frame | None]]:
-        """Weigh the images of the file, once, until enough tell. Returns how many have each pair of `Evidence.size` and `points`."""
+        """Collect the evidence of the images of the file, until there is enough. This is done once, and its result is kept.
+
+        Other threads that call this method meanwhile wait for the result.
+
+        Returns:
+            The number of images by the two frames `Evidence.size` and `Evidence.points`, each of which may be None.
+        """
         with self._lock:
             if self._votes is None:
                 self._votes = Counter()
@@ -213,13 +226,13 @@ class FrameChooser:
 
 
 def _most(votes: Counter[Frame]) -> Frame | None:
-    """Return the frame (stored or displayed) with most of the votes, or None if there are no votes.
+    """Return the frame ("stored" or "displayed") with most of the votes, or None if there are no votes.
 
     Args:
-        votes: number of images that were annotated in each frame.
+        votes: number of images whose evidence is for each frame.
 
     Raises:
-        BadInput: if both frames have votes, and not by far more the one than the other.
+        BadInput: if both frames have votes, and neither has ten times as many as the other.
     """
     ranked = votes.most_common()
     if len(ranked) == 2 and ranked[1][1] > _FEW * ranked[0][1]:
@@ -228,7 +241,14 @@ def _most(votes: Counter[Frame]) -> Frame | None:
 
 
 def is_turned(image: bytes) -> bool:
-    """Tell from the encoded bytes of an image whether it is displayed otherwise than it is stored. Raises BadInput if it is no image."""
+    """Return whether an image is displayed otherwise than it is stored, as its EXIF orientation demands.
+
+    Args:
+        image: encoded bytes of the image.
+
+    Raises:
+        BadInput: if the file is not an image.
+    """
     return _orientation(image) != 1
 
 

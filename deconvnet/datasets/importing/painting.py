@@ -75,8 +75,8 @@ def paint_masks(regions: Sequence[Region], height: int, width: int, small_over_l
 class ImagePainter:
     """Makes the masks of all images of one annotation file, or of one folder of them.
 
-    The images are painted one by one, when the functions that `plan` returns are called. They must all be planned before, because
-    they are evidence for each other of how images with EXIF orientation were annotated (see `orientation`).
+    Call `plan` for all images first. It returns a function for each image, which paints the image when it is called. If an image
+    has an EXIF orientation, all planned images help to find out whether it was annotated as stored or as displayed.
     """
 
     def __init__(self, rules: ImportRules) -> None:
@@ -90,20 +90,28 @@ class ImagePainter:
         """Prepare to load and paint an image.
 
         Args:
-            read_image: function that returns the encoded bytes of the image, and its file name, whose suffix tells its format. It may
-                be called more than once, in any thread, and may raise BadInput.
+            read_image: function that returns the encoded bytes of the image, and its file name, whose suffix tells its format. It
+                may be called more than once, in any thread, and may raise BadInput.
             read_annotations: function that returns the annotations of the image. It may also be called more than once, in any
                 thread, and may raise BadInput.
 
         Returns:
-            A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't be
-            used.
+            A function for `AnnotatedDataset.add`, which paints the image. It raises BadInput if the image or an annotation can't
+            be used.
         """
         self._frames.weigh.append(lambda: self._weigh(image, read_annotations()) if is_turned(image := read_image()[0]) else None)
         return lambda: self._paint(*read_image(), read_annotations())
 
     def _weigh(self, image: bytes, annotated: ImageAnnotations) -> Evidence:
-        """Find out how an image was annotated, from its encoded bytes and its annotations. Raises BadInput if it can't be used."""
+        """Collect the evidence of an image for whether it was annotated as stored or as displayed.
+
+        Args:
+            image: encoded bytes of the image.
+            annotated: its annotations.
+
+        Raises:
+            BadInput: if the image can't be used, or its annotations fit it neither way.
+        """
         outlines = {each.name: each.outline for each in annotated.annotations if each.outline}
         points = np.concatenate([np.zeros((0, 2)), *(outline.points for outline in outlines.values())])
         masks = {name: outline.mask_size for name, outline in outlines.items() if outline.mask_size}
@@ -148,12 +156,12 @@ def _draw(annotations: Sequence[Annotation], height: int, width: int) -> tuple[l
 
     Args:
         annotations: the annotations.
-        height: height in px of the image that was annotated.
-        width: width in px of the image that was annotated.
+        height: height of the image in px, as it was annotated.
+        width: width of the image in px, as it was annotated.
 
     Returns:
-        regions: a region for each object and each void area.
-        losses: the annotations that can't become objects.
+        regions: a region for each object and each void area. Annotations of one group make one region.
+        losses: the annotations that become void or are left out although their class is imported.
 
     Raises:
         BadInput: if an annotation can't be drawn.

@@ -1,7 +1,7 @@
-"""Annotations of an image as shapes: what each format makes of its files, and `painting` turns into masks.
+"""Annotations of an image as shapes. The modules of `deconvnet.datasets.formats` make them; `painting` turns them into masks.
 
-A format makes an `Annotation` for each annotated object. Its `Outline` says which pixels belong to the object. Use the functions of
-this module to make one: `polygons`, `box`, `circle`, `bitmap`, `whole_mask` or `run_lengths`.
+A format makes an `Annotation` for each annotated object. Its `Outline` says which pixels belong to the object. Use the functions
+of this module to make an outline: `polygons`, `box`, `circle`, `bitmap`, `whole_mask` or `run_lengths`.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -30,10 +30,10 @@ class Outline:
     """The pixels of an annotated object, not drawn yet, because the size of the image is not known yet.
 
     Attributes:
-        fill: function that draws the pixels. It is called with the class id, and with the height and width of the image, in px. It
-            raises BadInput if they can't be drawn.
-        points: float64 array (N, 2) of x, y, which should lie inside the image. They tell how the image was turned when it was
-            annotated.
+        fill: function that draws the pixels. It is called with the class id, and with the height and width of the image in px.
+            It raises BadInput if they can't be drawn.
+        points: float64 array (N, 2) of x, y, which should lie inside the image. They help to find out how the image was turned
+            when it was annotated.
         mask_size: width and height of the image, in px, if the pixels are a mask of a whole image; otherwise None.
     """
 
@@ -72,7 +72,8 @@ class ImageAnnotations:
     """All annotations of an image.
 
     Attributes:
-        size: width and height of the image, in px, as stated in the annotations. They may be anything if they are not stated.
+        size: width and height of the image, in px, as stated in the annotations. If they are not stated, both may be anything
+            that is no number, such as None.
         annotations: the annotations. If they overlap, the order may decide which of them lies on top (see `paint_masks`).
     """
 
@@ -82,14 +83,14 @@ class ImageAnnotations:
 
 @contextmanager
 def faults_named(name: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Put the name of an annotation before the message of the BadInput that the block of a `with` statement raises.
+    """Put the name of an annotation before the error messages of a `with` block.
 
     Args:
         name: name of the annotation, such as "annotation 7".
-        *kinds: further exceptions of the block that become BadInput.
+        *kinds: types of exceptions that become BadInput.
 
     Raises:
-        BadInput: if the block raises BadInput or one of `kinds`.
+        BadInput: if the block raises BadInput or one of `kinds`. The message is that of the block's exception after `name`.
     """
     caught: tuple[type[Exception], ...] = (BadInput, *kinds)
     try:

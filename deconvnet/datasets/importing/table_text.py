@@ -10,9 +10,9 @@ Each line has a class name and its value, in either order. The value is an id or
 A heading names the columns: `name,id`, `name,r,g,b`, `Pixel Value, Class`. CVAT's labelmap.txt, CamVid's label_colors.txt,
 Roboflow's _classes.csv and class_dict.csv can be read as they are. Empty lines and comments (# and a blank) are ignored.
 
-Names may have numbers and separators in them, so a line such as `3, 7` can be read in several ways. A reading is a separator with
-an order of the columns. All lines are read in the one way that fits them all. If several ways fit and give different tables, or
-no way fits all lines and a single line can be read in several ways, the table is refused.
+Names may have numbers and separators in them, so a line such as `3, 7` can be read in several ways. A way to read lines is a
+separator and an order of the columns. All lines are read in the one way that fits them all. The table is refused if several ways
+fit all lines and give different tables. It is also refused if no way fits all lines, and one of them can be read in several ways.
 """
 
 import csv
@@ -28,9 +28,9 @@ _RANK = {"\t": 0, ",": 1, ";": 1, ":": 2, "=": 2, " ": 3}  # a lower rank is mor
 _ID = re.compile(r"\d{1,5}")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _COLOUR = re.compile(r"(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})")
-_LABEL_MAPS = ([True, None], [True, None, None])  # the fields after the name in CVAT's label map: colour, parts, actions
+_LABEL_MAPS = ([True, None], [True, None, None])  # after the name in CVAT's label map: colour, parts, actions; True if a colour
 _NAME_HEADINGS = ("name", "names", "classname", "labelname", "categoryname", "category", "title")
-_EITHER_HEADINGS = ("class", "label")  # of the names, or beside a column of names of the ids
+_EITHER_HEADINGS = ("class", "label")  # of the names; or of the ids, if another column has the names
 _ID_HEADINGS = (
     *("id", "value", "pixelvalue", "pixel", "index", "idx", "classid", "labelid", "categoryid", "classindex", "labelvalue"),
     *("maskvalue", "gray", "grey", "grayvalue", "greyvalue", "trainid"),
@@ -64,13 +64,13 @@ class _Way(NamedTuple):
 
 
 class _Columns(NamedTuple):
-    """The columns that a heading names: its separator, their number, the indices of name and value, and the kind of the value."""
+    """The columns that a heading names: their separator, how many they are, and which of them have the name and the value."""
 
     separator: str
-    width: int
-    name: int
-    value: tuple[int, ...]
-    is_colour: bool
+    width: int  # number of columns
+    name: int  # index of the column of names
+    value: tuple[int, ...]  # index of the column of values, or the indices of red, green and blue
+    is_colour: bool  # True if the values are colours, False if they are ids
 
 
 def parse_rows(text: str, source: str) -> list[TableRow]:
@@ -88,7 +88,7 @@ def parse_rows(text: str, source: str) -> list[TableRow]:
             is no line.
     """
     lines: dict[int, str] = {}
-    comments: list[str] = []  # those before the first line, one of which may be a heading, as CVAT's
+    comments: list[str] = []  # comments above the first line; one of them may be a heading, as in CVAT's files
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if line and not f"{line} ".startswith(("# ", "#\t")):
             lines[number] = line
@@ -129,7 +129,7 @@ def parse_value(text: str) -> tuple[int, bool] | None:
 
 
 def _split(line: str, separator: str) -> list[str]:
-    """Split a line into fields without surrounding blanks. A field in double quotes may contain the separator."""
+    """Split a line into fields without surrounding blanks. A field in double quotes may contain the separator, except : and =."""
     if separator in ":=":
         return [field.strip() for field in line.split(separator)]
     blanks = separator == " "
@@ -142,17 +142,14 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _read_heading(line: str, source: str) -> _Columns | None:
-    """Read a line that names the columns.
+    """Read a line that may be a heading. Return the columns that it names, or None if it is no heading.
 
     Args:
         line: the line.
         source: name of the file, for error messages.
 
-    Returns:
-        The columns. None if the line is no heading.
-
     Raises:
-        UserError: if it names both ids and colours, or several columns of ids.
+        UserError: if it names several columns of names or of values, for example both ids and colours.
     """
     for separator in _SEPARATORS:
         heads = [re.sub(r"[\s_-]", "", field.lower()) for field in _split(line, separator)]
@@ -173,15 +170,12 @@ def _read_heading(line: str, source: str) -> _Columns | None:
 
 
 def _read_columns(lines: Mapping[int, str], columns: _Columns, source: str) -> list[TableRow]:
-    """Read the lines below a heading.
+    """Read the lines below a heading, and return a row for each.
 
     Args:
-        lines: the lines by number.
+        lines: the lines, by their number in the file.
         columns: the columns that the heading names.
         source: name of the file, for error messages.
-
-    Returns:
-        The rows.
 
     Raises:
         UserError: if a line does not have these columns.
@@ -207,17 +201,16 @@ def _read_columns(lines: Mapping[int, str], columns: _Columns, source: str) -> l
 
 
 def _read_in_one_way(lines: Mapping[int, str], source: str) -> list[TableRow]:
-    """Read lines without a heading, all in the same way if there is one that fits them all.
+    """Read lines without a heading, and return a row for each.
+
+    All lines are read in the same way if there is one that fits them all. Otherwise each line is read in the way that fits it.
 
     Args:
-        lines: the lines by number, at least one.
+        lines: the lines, by their number in the file; at least one.
         source: name of the file, for error messages.
 
-    Returns:
-        The rows.
-
     Raises:
-        UserError: if a line can't be read, or in several ways.
+        UserError: if a line can't be read, or can be read in several ways.
     """
     fits = [_fits(line) for line in lines.values()]
     single = {way for fit in fits for way, (_, names) in fit.items() if len(names) == 1}
@@ -235,21 +228,18 @@ def _read_in_one_way(lines: Mapping[int, str], source: str) -> list[TableRow]:
 
 
 def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], source: str) -> list[TableRow]:
-    """Choose the way to read some lines.
+    """Choose the way to read some lines, and return the rows that it gives.
 
-    Lines such as `road 128 64 128` are read as colours, not as ids of names that end in numbers (`road 128 64`). Both are possible
-    if as colours the same name would occur twice, and the last numbers of the lines count up as ids do.
+    A line such as `road 128 64 128` is taken for a class `road` with a colour, not for a class `road 128 64` with the id 128. But
+    both are possible if two lines would have the same name with colours, and the last numbers of the lines count up as ids do.
 
     Args:
-        lines: the lines by number.
-        tables: the rows of the lines, by way of reading them; at least one.
+        lines: the lines, by their number in the file.
+        tables: for each way to read the lines, the rows that it gives; at least one way.
         source: name of the file, for error messages.
 
-    Returns:
-        The rows.
-
     Raises:
-        UserError: if there are several readings.
+        UserError: if several ways are possible and give different rows.
     """
     left = []
     for way, rows in tables.items():
@@ -269,7 +259,11 @@ def _choose(lines: Mapping[int, str], tables: Mapping[_Way, list[TableRow]], sou
 
 
 def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
-    """Find all ways to divide a line into a name and a value. Returns for each way the row, and the fields of its name."""
+    """Find all ways to divide a line into a name and a value.
+
+    Returns:
+        For each way, the row that it gives, and the fields (texts between separators) that make up the name.
+    """
     found = {}
     for separator in _SEPARATORS:
         for value_first in (False, True):
@@ -293,12 +287,14 @@ def _fits(line: str) -> dict[_Way, tuple[TableRow, list[str]]]:
 
 
 def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: str, value_first: bool) -> bool:
-    """Tell whether the fields of a name hold a number that can't be part of it.
+    """Return whether a name can't be right, because the line was divided at the wrong place.
+
+    That is so if the name holds another value or a part of the value, or if a further separator stands between name and value.
 
     Args:
         fields: all fields of the line.
-        names: the fields that together are the name.
-        separator: what separates the fields.
+        names: those of the fields that were taken for the name.
+        separator: the separator of the fields.
         value_first: True if the name is at the end of the line, False if it is at the beginning.
     """
     values = [value for name in names if (value := parse_value(name.strip(",;:=")))]
@@ -312,17 +308,17 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
 
 
 def _is_cut(names: Sequence[str]) -> bool:
-    """Tell whether a word of a name begins or ends with a separator, so that it may be columns, as `flat, road`."""
+    """Return whether a word of a name begins or ends with a separator, as in `flat, road`, so that it may be two columns."""
     return any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names)
 
 
 def _likely(fits: Mapping[_Way, tuple[TableRow, list[str]]], single: Collection[_Way]) -> dict[_Way, TableRow]:
-    """Leave out the ways to read a line that are less likely than another way. Returns the row by way.
+    """Leave out the ways to read a line that are less likely than another. Return the row that each remaining way gives.
 
     Args:
-        fits: row and fields of its name by way, from `_fits`.
-        single: ways in which at least one line of the text has a name without the separator. If there is none, all lines have
-            three columns, as `flat, road, 7`, and it is not known which is the name.
+        fits: for each way to read the line, the row that it gives and the fields of the name, as `_fits` returns them.
+        single: ways in which the name of at least one line of the text is a single field. In other ways all lines may have three
+            columns, as `flat, road, 7`, and it is not known which is the name. They are left out unless blanks are the separator.
     """
     likely = {}
     for way, (row, names) in fits.items():
@@ -343,7 +339,7 @@ def _describe(row: TableRow) -> str:
 
 
 def _unreadable(number: int, line: str, source: str) -> UserError:
-    """Make the error for a line that is no class and value."""
+    """Return the error to raise for a line that is no class name with a value. `number` is its number in the file."""
     return UserError(
         f"{source}, line {number}: {line!r} is no class and value; write `road, 7` or `road, 128 64 128`, or name the columns by a "
         "heading such as `name,id`"

@@ -29,7 +29,13 @@ _LEAST_IMAGES = {"train": 2, "val": 1}
 
 
 class _Written(NamedTuple):
-    """What the summary keeps of an image that was written: its `AnnotatedImage.losses` and `remark`, and numbers to add up."""
+    """The data about one written image that go into the summary of the import.
+
+    Attributes:
+        losses: annotations that became void or were left out.
+        remark: phrase about the image for the user, such as "is tiny"; "" if there is none.
+        counts: numbers to add up over all images, as in `ImportSummary.counts`.
+    """
 
     losses: tuple[Loss, ...]
     remark: str
@@ -42,9 +48,9 @@ class ImportSummary:
 
     Attributes:
         splits: sorted ids of the imported images by split, "train" and "val".
-        rejects: a Reject with the reason for each image that could not be imported.
+        rejects: a Reject (an input that can't be used, with the reason) for each image that could not be imported.
         losses: annotations that became void or were left out, each with the image that it belongs to.
-        remarks: number of images by remark (see `AnnotatedImage.remark`).
+        remarks: number of images by remark, a phrase about an image such as "is tiny".
         counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
             "overlapping_images" (in which objects overlap), "hidden_objects" (that lie wholly under others) and "annotations" (of
             classes to import).
@@ -57,7 +63,13 @@ class ImportSummary:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, entry: DatasetEntry, split: str, result: _Written | Reject) -> None:
-        """Add the result of an image, which belongs to the split "train" or "val"."""
+        """Add the result of one image.
+
+        Args:
+            entry: the image.
+            split: its split, "train" or "val".
+            result: the data about the written image, or a Reject with the reason why it can't be used.
+        """
         if isinstance(result, Reject):
             self.rejects.append(result)
             return
@@ -67,7 +79,11 @@ class ImportSummary:
         self.counts.update(result.counts)
 
     def count_losses(self) -> list[tuple[str, str, int]]:
-        """Count the annotations that became void or were left out. Returns label, reason and number, the most first."""
+        """Count the annotations that became void or were left out, by their class and the reason.
+
+        Returns:
+            Tuples of the class name in the annotations, the reason, and the number of such annotations, the largest number first.
+        """
         counts = Counter((loss.label, loss.reason) for _, loss in self.losses)
         return [(*key, count) for key, count in counts.most_common()]
 
@@ -84,8 +100,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         UserError: if the folder exists and is not empty, or the disk is full or not writable.
-        Locked: if another import creates the same folder at this time.
-        Interrupted: if another import has taken over the lock of this one.
+        Locked: if another import creates the same folder at this time, and so holds its lock (a file beside the folder).
+        Interrupted: if another import has taken over the lock, because this one did not renew it in time.
     """
     temporary = folder.with_name(f".{folder.name}.importing")
     lock_file = folder.with_name(f".{folder.name}.lock")
@@ -137,9 +153,9 @@ def write_voc_layout(
         A summary of what was imported and what was not.
 
     Raises:
-        UserError: if a larger share than `max_rejects` is unusable or than `max_void` does not become objects, or fewer than two
-            images are left in train or none in val. Files that were already written stay in the folder, which the caller must
-            delete.
+        UserError: if more images than `max_rejects` allows are unusable, more annotations than `max_void` allows don't become
+            objects, train has fewer than two images, or val has none. The caller must then delete the folder, as files that were
+            already written stay in it.
     """
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()
@@ -192,10 +208,10 @@ def _check_summary(summary: ImportSummary, inputs: int, max_rejects: float) -> N
     Args:
         summary: result of the import.
         inputs: number of images that the import tried to use.
-        max_rejects: share of them that may be unusable, in [0, 1].
+        max_rejects: share of these images that may be unusable, in [0, 1].
 
     Raises:
-        UserError: if more were rejected, or train has fewer than two images or val none.
+        UserError: if a larger share was rejected, train has fewer than two images, or val has none.
     """
     why = most_common_reasons([reject.reason for reject in summary.rejects])
     first = f"; the first is {summary.rejects[0].path}" if summary.rejects else ""
@@ -220,7 +236,7 @@ def _check_losses(summary: ImportSummary, max_void: float) -> None:
         max_void: share of the annotations for which that is allowed, in [0, 1].
 
     Raises:
-        UserError: if there are more. The message names the options that make them objects.
+        UserError: if the share is larger. The message names the options that turn such annotations into objects.
     """
     count, total = len(summary.losses), summary.counts["annotations"]
     if count > max_void * max(total, count):
@@ -235,10 +251,10 @@ def _check_losses(summary: ImportSummary, max_void: float) -> None:
 
 
 def most_common_reasons(reasons: Sequence[str], most: int = 3) -> str:
-    """Summarise the reasons of many rejects in one line.
+    """Summarise in one line why many inputs can't be used.
 
     Args:
-        reasons: the reason of each reject. Reasons that differ only in numbers are counted as the same.
+        reasons: the reason for each such input. Reasons that differ only in numbers are counted as the same.
         most: number of different reasons to show.
 
     Returns:

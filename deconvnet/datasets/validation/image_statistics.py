@@ -93,7 +93,7 @@ def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_
         max_pixels: an image with more pixels is unusable.
 
     Returns:
-        The measurements. Those of an unusable image have only its id, its split and its suspicions, among them "unusable".
+        The measurements. For an unusable image, only its id, its split and its suspicions are set. One of them is "unusable".
     """
     if isinstance(image, Reject):
         return ImageStatistics(image.image_id, split, suspicions={"unusable": image.reason})
