@@ -30,9 +30,9 @@ def decoder_maps(
             all pixels count. Then the chosen map often responds to the background.
 
     Returns:
-        A dict of the maps and the predicted class ids, uint8 (S, S). The dict has for each layer name ("unpool5", "deconv5", …,
-        "deconv1"; see `LAYERS`) its most active map, float32 (h, w), with values of at least 0. A "deconv" layer is a block of
-        several deconvolutions, and its map is one of the block's output.
+        A tuple of two values. The first is a dict from the name of each layer ("unpool5", "deconv5", …, "deconv1"; see `LAYERS`)
+        to its most active map, float32 (h, w), with values of at least 0. A "deconv" layer is a block of several deconvolutions,
+        and its map is a channel of the block's output. The second value holds the predicted class ids, uint8 (S, S).
     """
     counts = torch.ones(crop.shape[:2]) if where is None or not where.any() else torch.from_numpy(where).float()
     found: dict[str, NDArray[np.float32]] = {}

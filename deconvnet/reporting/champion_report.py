@@ -51,9 +51,9 @@ def compare_with_champion(
 
     Returns:
         A dict from file name to content. `against_champion.png` shows the images that changed most; it is missing if no image
-        changed. `against_champion.json` has `rise`, `lower`, `upper` and `images` (see `RiseInterval`), `mean_iou` (by "champion"
-        and "challenger"), and three lists of `Change`: `classes` (largest rise first), `gained` (the images with the largest
-        rises) and `lost` (the images with the largest falls).
+        changed. `against_champion.json` has `rise` (of the mean IoU), `lower` and `upper` (its 90 % interval), `images` (their
+        number), `mean_iou` (by "champion" and "challenger"), and three lists of `Change` (a name and its two values): `classes`
+        (largest rise first), `gained` (the images with the largest rises) and `lost` (the images with the largest falls).
 
     Raises:
         UserError: if a file of one of the evaluations is missing or damaged.
@@ -88,7 +88,7 @@ def _mean_iou(matrix: np.ndarray) -> float | None:
 
 
 def _by_change(changes: list[Change]) -> list[Change]:
-    """Return the changes sorted by rise, largest first. Changes that lack the value of a model come last."""
+    """Sort changes (the IoU of a class or image by both models) by their rise, largest first. Undefined rises come last."""
     return sorted(changes, key=lambda change: -_rise(change) if math.isfinite(_rise(change)) else math.inf)
 
 

@@ -42,8 +42,8 @@ class EdgeReport:
     Attributes:
         metrics: metrics of the newly trained detector, by their name in MLflow. For example, "bsds.ods" is the F-measure on the
             data set BSDS500 if all images use the same threshold, the best one.
-        files: contents by file name: edges.json (metrics), edges.md (tables of all detectors' metrics) and, if boxes were measured, edges.png
-            (chart).
+        files: contents by file name: edges.json (metrics), edges.md (tables of all detectors' metrics) and, if boxes were
+            measured, edges.png (chart).
     """
 
     metrics: dict[str, float]
@@ -156,8 +156,9 @@ def _image_edge_counts(sources: Sources, index: int, files: tuple[Path, Path]) -
         files: paths of the image file and of its annotation file.
 
     Returns:
-        The counts by name of the edge detector: int64 arrays (T, 4) for T thresholds of edge strength, whose columns are
-        described at `proposals.edges.boundary_metrics.edge_counts`.
+        The counts by name of the edge detector: int64 arrays (T, 4) for T thresholds of edge strength. The columns are: detected
+        pixels that match any annotator, all detected pixels, annotated pixels that are matched, and all annotated pixels. The
+        last two are summed over the annotators.
     """
     cv2.setNumThreads(1)  # every CPU already works on another image or part
     annotated = read_bsds_image(files)

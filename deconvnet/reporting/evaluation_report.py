@@ -65,7 +65,7 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
     return {
         **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
         "mean_iou_by_image.json": _json(evaluation.mean_iou),
-        "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # the key of existing reports
+        "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # existing reports use this key
         IMAGE_CONFUSIONS: image_confusions_file(evaluation.confusions),
         "results.md": results_markdown(evaluation.results).encode(),
         "results.json": _json(evaluation.results),

@@ -24,7 +24,7 @@ RESULT_TITLES = {
     "edeconvnet": "EDeconvNet",
     "edeconvnet_crf": "EDeconvNet+CRF",
 }
-"""The paper's names of the five results, in the paper's order."""
+"""Names of the five results in Noh et al. (ICCV 2015), by the names used in files and code, in the order of that paper."""
 
 _DPI = 100
 _WIDTH = 12.0  # inches; the heights below are in inches, too
@@ -71,7 +71,7 @@ def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """Prepare an image or a mask for a cell of an image grid: shrink it to at most 480 pixels, and colour it if it is a mask.
+    """Prepare an image or a mask for a cell of an image grid. Its longer side is shrunk to at most 480 pixels.
 
     Args:
         pixels: an image, uint8 (H, W, 3), RGB; or a mask of class ids, uint8 (H, W).

@@ -49,7 +49,7 @@ class Sample:
 
     @property
     def annotated(self) -> list[AnnotatedObject]:
-        """Find the annotated objects whose bounding box is at least 4 pixels wide and high; empty without annotation."""
+        """Find the annotated objects whose bounding box is at least 4 pixels wide and high. [] if there is no annotation."""
         return [] if self.truth is None or self.objects is None else find_objects(self.truth, self.objects, SMALLEST_SIDE)
 
     @property
@@ -109,7 +109,14 @@ def largest_leads(mean_iou: MeanIou, each: int = 2) -> list[tuple[str, str]]:
 
 
 def best_of_deconvnet(mean_iou: MeanIou) -> list[str]:
-    """Return the ids of up to ten images on which DeconvNet has the highest mean IoU. The highest comes first."""
+    """Choose up to ten images on which DeconvNet has the highest mean IoU.
+
+    Args:
+        mean_iou: mean IoU of each image, by image_id and result name. Images whose value is None are never chosen.
+
+    Returns:
+        The image_ids. The image with the highest mean IoU comes first.
+    """
     return [image_id for _, image_id in _ranked(mean_iou, lambda row: row["deconvnet"])[:CANDIDATES]]
 
 
@@ -118,7 +125,8 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
     Args:
         mean_iou: mean IoU of each image, by image_id and result name.
-        score: function that takes an image's mean IoU by result name and returns its score, or None to leave it out.
+        score: function that takes one image's mean IoU by result name. It returns the image's score, or None if the image is
+            to be left out.
 
     Returns:
         Pairs of a score and an image_id, highest score first. Images with equal scores are in order of their ids.
@@ -128,12 +136,16 @@ def _ranked(mean_iou: MeanIou, score: Callable[[Mapping[str, float | None]], flo
 
 
 def with_several_objects(samples: Iterable[Sample]) -> Sample:
-    """Return the first sample with two or more annotated objects; if there is none, the first with one, or else the first."""
+    """Return the first sample (annotated image) with at least two objects.
+
+    If there is no such sample, return the first sample with one object. If there is none of these either, return the first
+    sample. There must be at least one sample.
+    """
     return max(samples, key=lambda sample: min(len(sample.annotated), 2))
 
 
 def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable[str]) -> dict[str, Sample]:
-    """Read images with their annotations and proposals from the tables.
+    """Read images with their annotations and proposals from the tables `images` and `proposals`.
 
     Args:
         images_uri: URI of the table `images`.
@@ -249,7 +261,8 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
     """Draw DeconvNet's prediction from 1, 5, 10, 20, 50 and all boxes, as in Figure 6 of Noh et al. (ICCV 2015).
 
     Args:
-        predictor: predicts the masks. Its options limit the boxes; the best ones are used, from the largest to the smallest.
+        predictor: predicts the masks. Its options say how many of the best boxes are used. These are added from the largest to
+            the smallest.
         sample: the image and its boxes.
         classes: class names, ordered by id.
 

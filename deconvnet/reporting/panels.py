@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from deconvnet.reporting.figure import RESULT_TITLES, image_grid, thumbnail
 
 COMPARED = ("fcn8s", "deconvnet", "edeconvnet", "edeconvnet_crf")
-"""Names of the results that a comparison shows, unless it is of other masks."""
+"""Names of the results whose masks a figure of comparisons shows by default."""
 T = TypeVar("T")
 _NEW_BOX, _OLD_BOX = (255, 176, 0), (255, 255, 255)
 
@@ -43,7 +43,7 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str], columns: M
         rows: the images, from top to bottom.
         classes: class names, ordered by id.
         columns: a dict from the name of a mask (see `ComparisonRow.masks`) to the heading of its column, from left to right. None
-            for the four results `COMPARED`: FCN-8s, DeconvNet, their ensemble, and their ensemble with CRF.
+            for four results: FCN-8s, DeconvNet, their ensemble, and their ensemble with CRF.
 
     Returns:
         The content of a PNG file, 1,200 px wide.

@@ -5,7 +5,7 @@ and EDeconvNet+CRF. Each network has its own colour, which is darker for the res
 the colours apart.
 
 Arguments called `results` are the content of `report/results.json`, and `breakdowns` is the content of `report/analysis.json`
-(see `deconvnet.evaluation.breakdowns`). In both, None stands for an undefined figure, such as the IoU of a class that does not
+(see `deconvnet.evaluation.breakdowns`). In both, None stands for an undefined number, such as the IoU of a class that does not
 occur.
 """
 
@@ -119,8 +119,8 @@ def recall_curves(recalls: Mapping[str, "Recall"], max_boxes: int = 1000) -> byt
 
     Args:
         recalls: measured recalls by their name in the legend. Each has its own colour.
-        max_boxes: limit of the number of boxes for the second panel. Of the numbers of boxes for which recall was measured, it
-            shows the largest within this limit.
+        max_boxes: the second panel shows the recall of this number of boxes. If it was not measured for this number, the panel
+            shows it for the largest smaller number, or else for the largest number measured.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -159,7 +159,8 @@ def iou_by_proposals(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) 
     Args:
         results: the content of `report/results.json`: a dict with `dataset` (name), `images` (number), `classes` (names) and
             `rows`. The rows are metrics by result name. Each has `mean_iou`, `pixel_accuracy` and `iou`, a dict by class.
-        breakdowns: the content of `report/analysis.json` for the same images, with the entry `proposals` of `Breakdowns.as_dict`.
+        breakdowns: the content of `report/analysis.json` for the same images. Its entry `proposals` has `counts` (numbers of
+            proposals, ascending) and `mean_iou` (DeconvNet's mean IoU with each of these numbers, or None).
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -192,7 +193,9 @@ def iou_by_size(breakdowns: Mapping[str, Any]) -> bytes:
     """Draw bars of the mean IoU of the objects in each size bin, one for each result. Sizes are shares of the image's area.
 
     Args:
-        breakdowns: the content of `report/analysis.json`, with the entry `sizes` of `Breakdowns.as_dict`.
+        breakdowns: the content of `report/analysis.json`. Its entry `sizes` has `edges` (the limits of the bins, as shares of
+            the image's area), `objects` (the number of objects in each bin) and `mean_iou` (a list with one value for each bin,
+            by result name).
 
     Returns:
         The content of a PNG file, 1,200 px wide.

@@ -21,9 +21,9 @@ def report_proposals(
 ) -> tuple[Recall, dict[str, bytes]] | None:
     """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
-    No file is written. An object counts if its bounding box is large enough. The smallest area is 2,000 px² (`recall.MIN_AREA`) or
-    twice the smallest area of a proposal (`settings.min_box_area`), whichever is less. The second limit is for data sets of small
-    images: small proposals are usually allowed there, so small objects should be found too.
+    No file is written. An object counts if its bounding box is large enough. The smallest area is 2,000 px² or twice the smallest
+    area of a proposal (`settings.min_box_area`), whichever is less. The second limit is for data sets of small images: small
+    proposals are usually allowed there, so small objects should be found too.
 
     Args:
         images_uri: URI of the table `images`.
@@ -34,9 +34,9 @@ def report_proposals(
         executor: runs the measurement of several parts (Parquet files) of the tables at once.
 
     Returns:
-        The share of the annotated objects that the first k proposals of each image find, for several numbers k; and the contents
-        of the files proposals.json (recall), proposals.md (table of the recall) and proposals.png (chart), by file name. None if
-        the split has no objects that count.
+        A tuple of two values. The first is the recall: the share of the annotated objects that the first k proposals of each
+        image find, for several numbers k. The second is a dict from file name to content, for the files proposals.json (recall),
+        proposals.md (table of the recall) and proposals.png (chart). If no object of the split counts, the result is None.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
     recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area)

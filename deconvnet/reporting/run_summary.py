@@ -143,7 +143,8 @@ def read_run_summary(
         title: heading of the report.
         settings: the settings of the run as JSON values, without secrets.
         code: version of the code that ran.
-        stages: names of the pipeline's stages in the order in which they run; empty for those of `STAGE_DESCRIPTIONS`.
+        stages: names of the pipeline's stages in the order in which they run. If it is empty, all stages of training and
+            retraining are used.
 
     Returns:
         The summary. Fields whose file is missing are empty.
@@ -197,7 +198,7 @@ def result_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def percent(fraction: float | None) -> str:
-    """Format a fraction in per cent with one decimal and without the sign: 0.7254 as "72.5", None as "–"."""
+    """Format a fraction in per cent with one decimal and without a "%" sign: 0.7254 as "72.5", None as "–"."""
     return "–" if fraction is None else f"{100 * fraction:.1f}"
 
 

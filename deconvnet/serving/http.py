@@ -51,7 +51,7 @@ def prediction_reply(ensemble: "SavedEnsemble", data: bytes, received: float, *,
     """Predict the mask of an image and make an HTTP reply of it.
 
     Args:
-        ensemble: the model.
+        ensemble: the loaded model, which predicts the mask.
         data: an encoded image (JPEG, PNG, …).
         received: time at which the request arrived, from `time.perf_counter()`. It serves to report the waiting time.
         with_overlay: True to reply with a JPEG of the image with the mask drawn over it, False to reply with the mask.

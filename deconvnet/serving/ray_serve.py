@@ -99,8 +99,8 @@ class Replica:
     async def __call__(self, request: "Request") -> "Response":
         """Answer an HTTP request.
 
-        There are three kinds: POST / with an image as the body returns its mask, GET / returns the HTML page, and GET /healthz
-        returns the health check. Other requests are answered with an error.
+        POST / with an image as the body returns the image's mask, GET / returns the HTML page, and GET /healthz returns the
+        health check. Other requests are answered with an error.
 
         Args:
             request: the request, whose body is not yet read.
@@ -206,7 +206,8 @@ def serving(
         host: address to listen at.
         port: port to listen at.
         nodes: Ray labels that a node must have to run replicas, values by key. None for all nodes.
-        shared_ray: True if the Ray cluster continues to run after this process. Then Ray Serve is shut down at the end, too.
+        shared_ray: True if the Ray cluster continues to run after this process. Ray Serve is then shut down at the end of the
+            block. If False, only the model is removed from Ray Serve.
 
     Raises:
         UserError: if Ray Serve already runs on this cluster, or the replicas don't start.
@@ -292,7 +293,7 @@ def _replica_messages() -> str:
     They say why a replica failed, whereas an exception of Ray Serve may only say that it failed.
 
     Returns:
-        The messages, one a line. "" if Ray Serve has no such application.
+        The messages, one a line. "" if Ray Serve does not know the served model.
     """
     from ray import serve
 

@@ -66,9 +66,9 @@ def artifact_image(run_id: str, path: str, alt: str) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> list[str]:
-    """Format the five results of a run as a Markdown table, beside those in the paper (Noh et al., ICCV 2015).
+    """Format the five results of a run as a Markdown table, beside the mean IoU that Noh et al. (ICCV 2015) report.
 
-    The five results are those of FCN-8s, of DeconvNet and of their ensemble, the latter two with and without a CRF.
+    A result is a way of predicting: FCN-8s, DeconvNet, DeconvNet+CRF, EDeconvNet (the ensemble of both) or EDeconvNet+CRF.
 
     Args:
         results: content of the results.json that the pipeline's stage `evaluate` writes.
@@ -96,7 +96,7 @@ def run_name(config: str, workspace: str, day: str) -> str:
 
 
 def unfinished_run_description(config: str) -> str:
-    """Return the description of a pipeline's run that has no results yet.
+    """Return the description, in Markdown, of a pipeline's run that has no results yet.
 
     Args:
         config: name of the settings file, without its folder and extension.
@@ -188,7 +188,8 @@ def result_tags(results: Mapping[str, Any]) -> dict[str, str]:
         results: content of the results.json that the pipeline's stage `evaluate` writes.
 
     Returns:
-        Numbers from 0 to 1 as text, by METRIC.RESULT, such as "mean_iou.fcn8s". Numbers that could not be measured are left out.
+        Numbers from 0 to 1 as text, by the name of the tag. A name consists of a metric and a result, such as "mean_iou.fcn8s".
+        Numbers that could not be measured are left out.
     """
     return {
         f"{metric}.{name}": f"{row[metric]:.4f}"
@@ -230,7 +231,7 @@ def model_description(model: "RegisteredModel", store: str, versions: Sequence["
         length: maximum number of characters. The oldest versions are left out if the list would exceed it.
 
     Returns:
-        Markdown that begins with the heading `MODEL_HEADING`. Text of a user may stand above this heading.
+        Markdown that begins with the heading `MODEL_HEADING` ("What this model is"). The caller may keep a user's text above it.
     """
     aliases = {
         str(v.version): sorted(a for a, number in model.aliases.items() if str(number) == str(v.version)) for v in versions
@@ -283,10 +284,11 @@ def _version_table(tags: Mapping[str, str]) -> list[str]:
     """Format the results of one version as a Markdown table, with rows in the order of Noh et al. (ICCV 2015, DeconvNet).
 
     Args:
-        tags: tags of the version by name, including the tags that `result_tags` makes.
+        tags: tags of the version by name. The measured quality is in tags such as "mean_iou.fcn8s", as numbers from 0 to 1.
 
     Returns:
-        The lines of the table, with numbers in per cent. Results without a mean IoU are left out.
+        The lines of the table, with numbers in per cent. Results without a mean IoU are left out. If there is no result, the
+        only line is the sentence "It was not measured."
     """
     rows = [
         f"| {title} | {_tagged_percent(tags, f'mean_iou.{name}')} | {_tagged_percent(tags, f'pixel_accuracy.{name}')} |"
@@ -305,10 +307,11 @@ def _decision(tags: Mapping[str, str]) -> str:
     """Return a sentence that says whether a version was promoted to champion (the version in use), and why.
 
     Args:
-        tags: values of the version's tags by name. The function reads the tags that `promotion.promote` writes.
+        tags: values of the version's tags by name. The decision is in the tags "verdict", "verdict.why", "verdict.against" and
+            "verdict.on".
 
     Returns:
-        The sentence, or "not compared" if `promotion.promote` has not written its tags.
+        The sentence, or "not compared" if there is no tag "verdict".
     """
     if "verdict" not in tags:
         return "not compared"

@@ -33,7 +33,7 @@ class Run:
             stage: name of the stage, which is a step of the pipeline. "" for the run of the whole pipeline.
             fingerprint: text that identifies the stage's code, settings and inputs.
             run_id: id of the run in MLflow. If tracking is switched off, the id of an earlier MLflow run that this run continues,
-            or "" if there is no such run.
+                or "" if there is no such run.
         """
         self.run_id = run_id
         self._workspace = workspace
@@ -101,12 +101,12 @@ class Run:
     def training_metrics(self) -> Iterator[ReportSink]:
         """Log the metrics that a training reports while a `with` block runs.
 
-        This class keeps them in the file `curves/STAGE.jsonl` of the workspace. If the file
-        holds metrics of an earlier training with the same fingerprint, new metrics are appended. Otherwise, it is emptied first.
-        If the workspace is on S3, the file is written locally and copied there every few seconds.
+        This class keeps them in the file `curves/STAGE.jsonl` of the workspace. If the file holds metrics of an earlier training
+        with the same fingerprint, new metrics are appended. Otherwise, the file is emptied first. If the workspace is on S3, the
+        file is written locally and copied there every few seconds.
 
         Yields:
-            A function to call with the metrics of each training step (see `ReportSink`).
+            A function that takes the metrics of one training step by name, with the number of the step as "step".
         """
         with spool_file(self._curves) as file:
             yield MetricSpool(file, self._fingerprint)
@@ -173,8 +173,8 @@ class Tracker:
             name: name under which MLflow shows the run.
             settings: all settings of the pipeline. They are logged as parameters and as the artifact settings.json.
             tags: further tags of the run.
-            resume_run_id: id of the run to resume. A new run is started if it is None or if MLflow no longer has this run. Without
-                tracking, the new run keeps this id, so that a later run with tracking can resume that run.
+            resume_run_id: id of the run to resume. A new run is started if it is None or if MLflow no longer has this run. If
+                tracking is switched off, the new run keeps this id, so that a later tracked run can resume the run in MLflow.
 
         Yields:
             The run.
@@ -193,7 +193,8 @@ def read_histories(
     Args:
         workspace: folder or s3:// prefix of the pipeline run.
         store: URI of the MLflow store. "" if tracking is switched off.
-        run_id: id of the pipeline's run in MLflow. None or "" if it was not tracked. MLflow is imported only if both are given.
+        run_id: id of the pipeline's run in MLflow. None or "" if it was not tracked. MLflow is imported only if `store`
+            and `run_id` are given.
         stages: names of the training stages.
         names: names of the metrics.
 

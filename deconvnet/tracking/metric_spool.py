@@ -1,10 +1,11 @@
 """Carry training metrics to MLflow through a local file, so that training never waits for MLflow.
 
-Training reports its metrics from a process that must not wait: Ray Train calls callbacks in its controller process, and it
-repeats without end a call that raises. Therefore `MetricSpool` only appends a line to a local file (the spool), which takes
-microseconds. `SpoolDelivery` is a thread of the driver process. It reads the file and sends its points to MLflow, however long
-that takes. Ray places the controller on the driver's node, so both processes see the file. Only the driver talks to MLflow, so a
-SQLite store has only one writer. The file outlives a driver that is killed, and a resumed run sends the rest.
+Training reports its metrics from a process that must not wait: Ray Train calls callbacks in its controller process. If a callback
+raises an exception, Ray Train calls it again without end. Therefore `MetricSpool` only appends a line to a local file (the
+spool), which takes microseconds. `SpoolDelivery` is a thread of the driver process. It reads the file and sends the metrics to
+MLflow, however long that takes. Ray places the controller on the driver's node, so both processes see the file. Only the driver
+talks to MLflow, so a SQLite store has only one writer. If the driver is killed, the file is kept, and a resumed run sends the
+rest.
 """
 
 import json
@@ -77,7 +78,7 @@ class MetricSpool:
         if training is not None and (not file.exists() or not file.read_text().startswith(header)):
             file.write_text(header + "\n")
         elif file.exists() and not file.read_bytes().endswith(b"\n"):
-            with file.open("a") as half:  # a killed training has left half a line, which no later line may be appended to
+            with file.open("a") as half:  # a killed training left half a line: end it, so that the next line stands alone
                 half.write("\n")
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
@@ -148,10 +149,10 @@ class SpoolDelivery:
         self._thread.start()
 
     def close(self, timeout: float) -> bool:
-        """Send the points that are left in the file, and stop the thread.
+        """Wait until the thread has sent the points (metric values) that are left in the file, and stop the thread.
 
         Args:
-            timeout: maximum time to wait, in seconds.
+            timeout: maximum time to wait, in seconds. Points that are not sent by then stay in the file.
 
         Returns:
             True if all points were sent, False if some could not be sent in time.

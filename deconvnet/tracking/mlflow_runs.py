@@ -42,7 +42,7 @@ MAX_PARAM = 500
 _MAX_TAG = 5000
 _ITEMS_PER_REQUEST = 100  # parameters or tags
 _DELIVERY_SECONDS = 120.0  # how long a finished training waits for MLflow to take its last metrics
-_FAILED_DELIVERY_SECONDS = 10.0  # the same for one that failed or was interrupted
+_FAILED_DELIVERY_SECONDS = 10.0  # how long a failed or interrupted training waits for that
 
 
 def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -69,7 +69,11 @@ def flat_params(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]
 def code_tags(version: str) -> dict[str, str]:
     """Return the tags that say which code a run uses.
 
-    The version is a git commit (with "+" if there were changes) or a package version. A commit has tags that MLflow's pages show.
+    Args:
+        version: a git commit, with "+" at the end if files were changed after it, or the version of the package.
+
+    Returns:
+        Values of the tags by name. For a git commit, they include the two tags by which MLflow's web pages show a commit.
     """
     commit = version.removesuffix("+")
     if len(commit) < 40:  # a package version, not a commit
@@ -161,10 +165,12 @@ class MlflowRun(Run):
 
     @contextmanager
     def training_metrics(self) -> Iterator[ReportSink]:
-        """Log the metrics that a training reports while a `with` block runs. Yield a function to call with those of each step.
+        """Log the metrics that a training reports while a `with` block runs.
 
-        The end waits up to 120 s (10 s after an error) for MLflow to take the last metrics. The rest stays in a file in the spool
-        folder, and a resumed run sends it.
+        The function that it yields takes the metrics of one training step. It writes them to a local file, and a thread sends
+        them to MLflow. The end of the block waits up to 120 s (10 s after an error) for MLflow to take the last metrics. Metrics
+        that MLflow has not taken by then are kept in the tracker's folder `spool_uri`, and a resumed run sends them. If that
+        folder is temporary, they are lost, and a warning is logged.
         """
         folder = self._tracker.spool_uri
         with spool_file(storage.join(folder, f"{self.run_id}.jsonl") if folder else None) as file:
@@ -185,16 +191,17 @@ class MlflowRun(Run):
             return run_history(self._client, self.run_id, names)
 
     def system_metrics(self) -> AbstractContextManager[None]:
-        """Log the load of this machine every few seconds while a `with` block runs."""
+        """Log the load of this machine (CPU, memory, disk, network, GPUs) every few seconds while a `with` block runs."""
         return system_metrics_logged(self, self._client)
 
     @contextmanager
     def stage(
         self, name: str, fingerprint: str = "", settings: Mapping[str, Any] = {}, title: str = "", tags: Mapping[str, Any] = {}
     ) -> Iterator["MlflowRun"]:
-        """Open a run for a stage (step) of the pipeline, below this run. One of the same `name` and `fingerprint` is resumed.
+        """Open a run for the stage (step of the pipeline) `name`, below this run. At the end of the block, its status is set.
 
-        MLflow shows it as `title`, or as `name` if that is None. The settings are logged as parameters, and the tags are set.
+        An existing run with the same `name` and `fingerprint` is resumed. MLflow shows a new run as `title`, or as `name` if
+        `title` is "". The settings are logged as parameters, and the tags are set.
         """
         same = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'"
         tags = {**tags, "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}
@@ -242,7 +249,7 @@ class MlflowTracker(Tracker):
         """Return the id of the experiment `name`, and create it if it does not exist. Raise UserError if it was deleted."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            # A server chooses where artifacts are kept. With SQLite MLflow's own default would be the current directory.
+            # A server chooses where artifacts are kept. With SQLite, MLflow's own default would be the current directory.
             database = sqlite_file(self.uri)
             artifacts = (database.parent / "artifacts").as_uri() if database else None
             return str(self.client.create_experiment(name, artifact_location=artifacts, tags=EXPERIMENT_TAGS))
@@ -269,9 +276,10 @@ class MlflowTracker(Tracker):
     def pipeline(
         self, name: str, settings: Mapping[str, Any], tags: Mapping[str, Any] = {}, resume_run_id: str | None = None
     ) -> Iterator[MlflowRun]:
-        """Open the run of a pipeline. The run with the id `resume_run_id` is continued if this experiment still has it.
+        """Open the run of a pipeline. The run with the id `resume_run_id` is resumed if this experiment still has it.
 
-        Otherwise a run `name` is created. The settings are logged as parameters and as settings.json, and the tags are set.
+        Otherwise, a run with the name `name` is created. The settings are logged as parameters and as the artifact settings.json,
+        and the tags are set.
         """
         with self.running(name, self.find_run(f"attributes.run_id = '{resume_run_id or ''}'"), tags) as run:
             run.log_params(settings)
@@ -307,6 +315,9 @@ class MlflowTracker(Tracker):
 
         Yields:
             The run.
+
+        Raises:
+            UserError: if MLflow does not accept the run or its tags.
         """
         origin = {**code_tags(code_version()), "mlflow.source.type": "LOCAL", "mlflow.source.name": Path(sys.argv[0]).name}
         with suppress(OSError, KeyError):  # the user of a container may have no name

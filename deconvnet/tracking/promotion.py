@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROMOTED = "promoted"
-"""Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED`."""
-# Beginning of the name of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the lock.
-# NUMBER is the lock's fencing number, which is higher for each later holder of the lock.
+"""Value of the tag `verdict` of a version that became champion. The other value is `registry.REJECTED` ("not promoted")."""
+# Beginning of the name of a version's tag `fence.NUMBER`. The tag's value is the champion that a run chose while it held the
+# workspace's lock file. NUMBER is the lock's fencing number, which is higher for each later holder of the lock.
 _FENCE = "fence."
 _ROUNDING = 1e-9  # 0.5 - 0.4 must not count as a fall of more than 0.1
 
@@ -126,9 +126,9 @@ def promote(
 ) -> tuple[int | None, Decision]:
     """Record whether a new model replaces the champion (the version in use), and set the alias `champion` accordingly.
 
-    A second call changes nothing. There are two cases in which the new model is not promoted, whatever the comparison says: a
-    third version, with which it was not compared, has become the champion in the meantime; or another workspace has registered
-    models under the same name.
+    A second call changes nothing. In two cases, the new model is not promoted even if `decision` says so. In the first case,
+    another version has become the champion since the comparison. In the second case, another workspace has registered models
+    under the same name.
 
     Args:
         run: MLflow run that gets tags with the decision. The new version in the registry gets the same tags, and a sentence in
@@ -155,7 +155,7 @@ def promote(
         if foreign:
             decision = Decision(False, f"{decision.reason}; but {model.refusal(foreign)}: choose another tracking.model_name")
         elif current in (None, champion, challenger):
-            # By this tag, `_move_champion` finds the decision of the lock's latest holder, even if an earlier holder still writes.
+            # By this tag, `_move_champion` finds the choice of the lock's latest holder, even if an earlier holder still writes.
             client.set_model_version_tag(model.name, str(challenger), f"{_FENCE}{lock.fence}", str(new))
             current = _move_champion(client, model, current, new, lock)
         if current != new and not foreign:
@@ -168,7 +168,7 @@ def promote(
 
 
 def _record(client: "MlflowClient", name: str, challenger: int, champion: int | None, decision: Decision) -> dict[str, str]:
-    """Write a decision to the tags and the description of the new version, and return the tags.
+    """Write a decision to the tags and the description of the new version. Return the values of these tags by name.
 
     Args:
         client: client of the MLflow store.
@@ -201,7 +201,8 @@ def _move_champion(client: "MlflowClient", model: OwnModel, expected: int | None
     Args:
         client: client of the MLflow store.
         model: the registered model.
-        expected: number of the version that has the alias now. None if no version has it.
+        expected: number of the version that had the alias when the caller read it, or None if no version had it. Nothing is
+            changed if this is no longer true.
         version: number of the version that is to get the alias.
         lock: lock file of the workspace, held by this run so that no other run changes the workspace.
 

@@ -39,16 +39,16 @@ class EnsembleModel(PythonModel):
 
         Args:
             context: not used.
-            model_input: frame with a column `image`. Each value is the content of an image file, as bytes or as base64 text.
+            model_input: DataFrame with a column `image`. Each value is the content of an image file, as bytes or as base64 text.
             params: not used.
 
         Returns:
-            A frame with the index of `model_input` and two columns. `mask` is a paletted PNG of class ids with VOC's colours, as
-            bytes, or None. It has the size of the image after its EXIF orientation is applied. `error` is None, or the reason why
-            there is no mask.
+            A DataFrame with the index of `model_input` and two columns. `mask` is a paletted PNG of class ids with PASCAL VOC's
+            colours, as bytes, or None. It has the size of the image after its EXIF orientation is applied. `error` is None, or
+            the reason why there is no mask.
 
         Raises:
-            ValueError: if `model_input` is no frame with a column `image`.
+            ValueError: if `model_input` is no DataFrame with a column `image`.
         """
         if not isinstance(model_input, pd.DataFrame) or "image" not in model_input.columns:
             found = list(model_input.columns) if isinstance(model_input, pd.DataFrame) else type(model_input).__name__

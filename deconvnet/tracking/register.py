@@ -188,7 +188,7 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
     storage.copy_tree(ensemble.deconvnet_uri, str(folder / "deconvnet"))
     storage.copy_tree(ensemble.fcn8s_uri, str(folder / "fcn8s"))
     proposals = dict(ensemble.proposals)
-    # The forest that comes with this project is copied too, as a later version may come with another.
+    # The forest that comes with this project is copied too, because a later version of the project may come with another forest.
     if forest := forest_uri(proposals.get("edges", "forest"), proposals.get("edge_model")):
         with storage.local_copy(forest) as file:
             proposals["edge_model"] = "edges" + "".join(file.suffixes[-2:])  # OpenCV recognises a compressed file by its name
@@ -203,7 +203,7 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
 
 
 def _copy_code(folder: Path) -> None:
-    """Copy the Python files of the packages deconvnet, proposals and infra to a folder, which keeps their structure."""
+    """Copy the Python files of the packages deconvnet, proposals and infra to `folder`, one subfolder for each package."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             target = folder / file.relative_to(ROOT)

@@ -298,8 +298,8 @@ class OwnModel:
         """Find the version with which the next new model is to be compared.
 
         Returns:
-            The version number of the champion (the version in use). If there is no champion, the number of the challenger that an
-            earlier pipeline run registered, unless it was rejected. None if there is neither.
+            The version number of the champion (the version in use). If there is no champion, the number of the challenger (the
+            newest version that an earlier pipeline run registered), unless it was rejected. None if there is neither.
 
         Raises:
             UserError: if the registry does not answer.

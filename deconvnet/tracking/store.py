@@ -122,7 +122,7 @@ def check_store(uri: str) -> None:
     failed: list[Exception] = []
 
     def query() -> None:
-        """Ask the store for one experiment. If this raises an exception, keep it for the calling function."""
+        """Ask the store for one experiment. If this raises an exception, append the exception to the list `failed`."""
         from mlflow import MlflowClient
 
         try:
@@ -147,7 +147,8 @@ def _follow_moved_artifacts(database: Path) -> None:
     """Correct the paths in a SQLite store whose folder was moved or copied.
 
     MLflow stores the absolute paths of all artifacts. This program keeps the artifacts in a folder beside the database, so that
-    both are moved together. If the user keeps the artifacts of an experiment elsewhere, its paths are not changed.
+    both are moved together. If the user keeps the artifacts of an experiment elsewhere, the experiment's paths are not changed.
+    If the database can't be changed, a warning is logged.
 
     Args:
         database: absolute path of the SQLite file. It need not exist.
@@ -181,10 +182,12 @@ def model_store(workspace: str | None, uri: str | None) -> str:
         uri: value of the setting `tracking.uri`, or None.
 
     Returns:
-        URI of the store: that of the environment variable MLFLOW_TRACKING_URI, else `uri`, else the SQLite file in the workspace.
+        URI of the store. It comes from the environment variable MLFLOW_TRACKING_URI if this is set, else from `uri`. If both are
+        missing, the store is the SQLite file in the workspace.
 
     Raises:
-        UserError: if neither the arguments nor MLFLOW_TRACKING_URI name a store, or it does not exist or does not answer.
+        UserError: if neither the arguments nor MLFLOW_TRACKING_URI name a store, or if the store does not exist or does not
+            answer.
     """
     if not (workspace or uri or os.environ.get("MLFLOW_TRACKING_URI")):
         raise UserError(

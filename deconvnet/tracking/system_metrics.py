@@ -1,6 +1,6 @@
 """Log the load of the driver's machine: CPU, memory, disk, network and GPUs. MLflow shows it under *System metrics*.
 
-The measuring is done by a class of MLflow (`SystemMetricsMonitor`), but in a thread of our own. MLflow's own thread (as of
+A class of MLflow (`SystemMetricsMonitor`) measures the load, but in a thread that this module starts. MLflow's own thread (as of
 version 3.17) has three disadvantages:
 
 * It ends at the first request that fails, so one short outage would end the metrics.
