@@ -14,9 +14,9 @@ It returns an `AnnotatedDataset`. It usually works in three steps:
 2. Choose the classes and their ids (`AnnotatedDataset.choose_classes`).
 3. Call `AnnotatedDataset.add` for each image, with a function that loads the image and returns an `AnnotatedImage`. That function
    is called later, once, in any thread. `functools.partial` gives it the arguments it needs. If the annotations are shapes, it is
-   made by `importing.painting.ImagePainter.plan`, from a function that reads the image and one that converts its annotations to an
-   `importing.shapes.ImageAnnotations`. Use one painter for each annotation file or folder of them: it decides for all of its images
-   whether they were annotated as stored or as displayed. If the annotations are masks, the function reads them with an
+   made by `importing.painting.ImagePainter.plan`, from a function that reads the image and one that converts its annotations to
+   an `importing.shapes.ImageAnnotations`. Use one painter for each annotation file or folder of them: it decides for all of its
+   images whether they were annotated as stored or as displayed. If the annotations are masks, the function reads them with an
    `importing.class_table.ClassTable`.
 
 Errors are reported in four ways:
@@ -25,8 +25,8 @@ Errors are reported in four ways:
 * If an image is known to be unusable before it is loaded, `read` calls `AnnotatedDataset.reject`.
 * If an annotation can't be understood, the loading function raises `BadInput`. The image is then rejected, as its mask would be
   wrong.
-* If an annotation can't become an object, because it has no outline or is a crowd, its `importing.shapes.Annotation.loss` says why.
-  Such annotations are counted by class and reason and shown to the user; if they are more than a tenth, the import stops.
+* If an annotation can't become an object, because it has no outline or is a crowd, its `importing.shapes.Annotation.loss` says
+  why. Such annotations are counted by class and reason and shown to the user; if they are more than a tenth, the import stops.
 """
 
 import importlib

@@ -173,8 +173,8 @@ def _image_key(value: Any) -> Any:
         value: the id, which should be a whole number or text, but may be anything in a malformed file.
 
     Returns:
-        An integer if the id is a whole number, even one written as text. Other text is returned unchanged. None if there is no id.
-        Any other value is converted to text.
+        An integer if the id is a whole number, even one written as text. Other text is returned unchanged. None if there is no
+        id. Any other value is converted to text.
     """
     try:
         return as_int(value, "id")

@@ -1,8 +1,8 @@
-"""Reading tables of run lengths as in Kaggle's competitions: a CSV file with a line for each object, or for each class of an image.
+"""Reading tables of run lengths as in Kaggle's competitions: a CSV file with a line for each object, or each class of an image.
 
-One column names the image, one has the run lengths, and a third may have the class. Run lengths are pairs of a start and a length, as
-`1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A line without run
-lengths says that the image has no object of its class.
+One column names the image, one has the run lengths, and a third may have the class. Run lengths are pairs of a start and a
+length, as `1 3 10 5`. The pixels are counted from 1, down the columns of the image (as in EncodedPixels) or along its rows. A
+line without run lengths says that the image has no object of its class.
 """
 
 import csv
@@ -62,7 +62,7 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
             classes, `classes` may have one name, by default "object".
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are all those in the tables, in the order of their numbers or names.
+        The data set. If `rules.classes` is empty, its classes are all classes in the tables, ordered by number or name.
 
     Raises:
         UserError: if a file is not a table of run lengths, or the classes can't be chosen.
@@ -206,5 +206,5 @@ def _outline(text: str, order: str) -> shapes.Outline:
 
 
 def _border(mask: np.ndarray) -> int:
-    """Return the length of the border of an object: the number of adjacent pixels of a bool mask (H, W) that differ."""
+    """Return the length of the border of an object: how many pairs of adjacent pixels differ in its bool mask (H, W)."""
     return int((mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum())

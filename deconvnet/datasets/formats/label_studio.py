@@ -94,9 +94,9 @@ def _cut_label(rest: str, controls: Collection[str]) -> str:
     """Cut the label out of the name of a mask.
 
     Args:
-        rest: the part of the name with the annotator, the control and the label, such as "me@x.org-tag-Cat". Each may contain "-".
-        controls: names of the controls (labelling tools) in the JSON export. If none of them is in the name, the annotator and the
-            control are assumed to contain no "-".
+        rest: part of the name with the annotator, the control and the label, such as "me@x.org-tag-Cat". Each may contain "-".
+        controls: names of the controls (labelling tools) in the JSON export. If none of them is in the name, the annotator and
+            the control are assumed to contain no "-".
 
     Returns:
         The label.

@@ -1,8 +1,8 @@
 """Reading data sets in LabelMe's format: one JSON file for each image (https://github.com/wkentaro/labelme).
 
 Polygons, rectangles, rotated rectangles, circles and masks are read. Points and lines are skipped, as they cover no area. Shapes
-with the same label and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The image
-is the file that imagePath names in the folder of images. If there is no such file, the image embedded in the JSON file as
+with the same label and group_id form one object. The label `__ignore__` means void, and `_background_` means background. The
+image is the file that imagePath names in the folder of images. If there is no such file, the image embedded in the JSON file as
 imageData is used.
 """
 
@@ -49,8 +49,8 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         The data set. If `rules.classes` is empty, its classes are all labels, in alphabetical order.
 
     Raises:
-        UserError: if a folder has no JSON file, no shape has an area, or the classes can't be chosen, for example because no shape
-            has any of the labels in `rules.classes`.
+        UserError: if a folder has no JSON file, no shape has an area, or the classes can't be chosen, for example because no
+            shape has any of the labels in `rules.classes`.
     """
     labels: set[str] = set()
     kinds: set[str] = set()

@@ -1,5 +1,6 @@
-"""Reading data sets in Supervisely's JSON format (https://developer.supervisely.com/getting-started/supervisely-annotation-format).
+"""Reading data sets in Supervisely's JSON format.
 
+The format is described at https://developer.supervisely.com/getting-started/supervisely-annotation-format.
 A project has a meta.json with its classes, and data sets: folders with the images in img/ and a JSON file for each image in ann/.
 Polygons (with holes) and bitmaps are read, and rectangles if the user wants them as objects.
 """

@@ -309,8 +309,8 @@ def _outline(values: Sequence[float], name: str) -> shapes.Outline:
     """Make the outline of an object from the numbers of its line.
 
     Args:
-        values: x, y, x, y, … of the corners of a polygon, or x, y of the centre of a box and its width and height. They are shares
-            of the width and height of the image.
+        values: x, y, x, y, … of the corners of a polygon, or x, y of the centre of a box and its width and height. They are
+            shares of the width and height of the image.
         name: name of the line for error messages.
 
     Returns:

@@ -253,7 +253,7 @@ def _make_table(
 def _check_void(masks: Sequence[MaskValues]) -> None:
     """Check that the id 255 is clearly void where the table does not list it.
 
-    It may be a class instead if some masks have no id but 255 and 0, others have other ids, and no mask has both.
+    It may be a class instead if some masks have no id but 255 and 0, others have other ids, and none has 255 beside such an id.
 
     Args:
         masks: the values of some or all masks. Masks with colours are ignored.
@@ -323,7 +323,7 @@ def _find_background(
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
-    """Return, by class name, the share in [0, 1] of all pixels of some masks that the values of this class have."""
+    """Return the share of each class in all pixels of some masks, in [0, 1], by class name."""
     pixels: Counter[int] = Counter()
     for mask in masks:
         pixels.update(mask.pixels)

@@ -197,7 +197,7 @@ class AnnotatedDataset:
     def choose_classes(self, annotated: Sequence[str], rules: ImportRules, must_exist: bool = True) -> dict[str, int]:
         """Choose the classes of the data set, and the class id of each class name in the annotations.
 
-        What the user should know of the choice is added to `notes`, for example that names differ by case alone.
+        Sentences for the user about the choice are added to `notes`, for example that names differ by case alone.
 
         Args:
             annotated: class names in the annotations, in the order of their ids; they may repeat.

@@ -105,7 +105,10 @@ def _count(values: np.ndarray) -> dict[int, int]:
 
 
 def _read_palette(data: bytes, ids: Sequence[int]) -> dict[int, int]:
-    """Return the colours of `ids` in the palette of a mask, as `MaskValues.palette`. `data` are the encoded bytes of the mask."""
+    """Return the colour (R·65536 + G·256 + B) of each of `ids` in the palette of a mask, whose encoded bytes are `data`.
+
+    The result is empty if the mask has no palette, or if the palette has only grey levels.
+    """
     image = Image.open(io.BytesIO(data))
     if image.mode != "P" or image.format == "GIF":  # a GIF is read by its grey levels
         return {}
@@ -196,10 +199,9 @@ def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bo
 
 
 def is_lossy(data: bytes) -> bool:
-    """Return whether an image file is compressed as JPEG or as lossy WebP, which changes the values along edges.
+    """Return whether the bytes of an image file are JPEG or lossy WebP, which changes the values along edges.
 
-    Args:
-        data: encoded bytes of the image. If they are no image, the result is False.
+    If they are no image, the result is False.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -260,7 +262,7 @@ def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
         void: the id that is void, which is ignored.
 
     Returns:
-        The ids. There are none if fewer than 20 pixels lie so, or if four times as many adjacent pixels differ by more than 1.
+        The ids. There are none if fewer than 20 pixels lie so, or if 4 times as many pairs of neighbours differ by more than 1.
     """
     rims, jumps = [], 0
     for mask in (ids, ids.T):

@@ -53,7 +53,9 @@ def displayed_size(image: bytes, max_pixels: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of one image for the frame ("stored" or "displayed" pixels) in which it was annotated.
+    """The evidence of one image for the frame in which it was annotated.
+
+    A frame is "stored" (the pixels as the file stores them) or "displayed" (turned as the EXIF orientation demands).
 
     Attributes:
         sizes: width and height of the image, in px, by frame.
@@ -81,7 +83,7 @@ def weigh_image(
         max_pixels: most pixels that the image may have.
 
     Returns:
-        The evidence, which may be for one frame or for neither.
+        The evidence. It may be for one frame, for neither, or contradictory.
 
     Raises:
         BadInput: if the image is unusable, or its annotations fit it neither as stored nor as displayed.

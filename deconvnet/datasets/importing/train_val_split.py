@@ -65,16 +65,16 @@ def split_images(
 ) -> dict[str, str]:
     """Assign each image of a data set to train or val.
 
-    If the user gave lists, they decide. Otherwise, if the source says the split of any image, the source decides; its images without a
-    split go to train. With one list, images that are not on it go to the other split. With two lists, images on neither are left out,
-    and images on both go to val. Without a list, val is chosen at random.
+    If the user gave lists, they decide. With one list, images that are not on it go to the other split. With two lists, images
+    on neither are left out, and images on both go to val. Without a list, the source decides if it says the split of any image;
+    its images without a split go to train. If it says no split, val is chosen at random.
 
     Args:
         dataset: the data set. Names on the lists that fit no image, and images on both lists, are added to its `rejects`. The
             number of images on neither list is added to its `notes`.
         train_list: names or ids of the images of train; None if the user gave no such list.
         val_list: names or ids of the images of val; None if the user gave no such list.
-        val_share: share of the images to choose at random for val if there is no list, in (0, 1).
+        val_share: share of the images to choose for val if it is chosen at random, in (0, 1).
         seed: seed of the random choice.
 
     Returns:

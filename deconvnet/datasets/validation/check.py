@@ -33,7 +33,8 @@ def check_dataset(
     Args:
         root: path or s3:// address of a folder in VOC's layout.
         classes: class names by id, background first.
-        proposals: options of the region proposals; the report counts the objects that are too small to be proposed.
+        proposals: options of EdgeBox, which proposes boxes that may hold an object. The report counts the objects that are too
+            small for it.
         title: name of the data set, for the headings.
         splits: names of the split to train on and of the split to validate on.
         max_pixels: images with more pixels count as unusable.

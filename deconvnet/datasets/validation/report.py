@@ -62,7 +62,8 @@ def make_report(
     Args:
         images: measurements of all images, including unusable ones.
         classes: class names by id, background first.
-        proposals: options of the region proposals; the report counts the objects that are too small to be proposed.
+        proposals: options of EdgeBox, which proposes boxes that may hold an object. The report counts the objects that are too
+            small for it.
         title: name of the data set.
         imported: content of import.json, in which an import records its origin and counts; None if the data set was not imported.
 
@@ -122,7 +123,7 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], prop
     Args:
         usable: measurements of the usable images.
         classes: class names by id, background first.
-        proposals: options of the region proposals, for the column of objects that are too small to be proposed.
+        proposals: options of EdgeBox, for the column of objects that are too small to be proposed by it.
 
     Returns:
         The table, followed by a paragraph that explains its columns.
@@ -155,11 +156,11 @@ def _object_rows(image: ImageStatistics, proposals: EdgeBoxOptions) -> np.ndarra
 
     Args:
         image: measurements of the image.
-        proposals: options of the region proposals.
+        proposals: options of EdgeBox, which proposes boxes that may hold an object.
 
     Returns:
         float64 array (N, 4) with one row for each object. Its columns are: class id; share of the image's pixels; 1 if the object
-        is too small to be proposed, else 0; and 0 if the image is in train, 1 if it is in val.
+        is too small for EdgeBox, else 0; and 0 if the image is in train, 1 if it is in val.
     """
     split = np.full(len(image.objects), SPLITS.index(image.split))
     return np.stack([image.objects[:, 0], image.object_shares, image.unfindable(proposals), split], axis=1).astype(np.float64)
