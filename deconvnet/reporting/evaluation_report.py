@@ -33,8 +33,8 @@ def evaluate_and_report(
         gpu: whether to predict on GPUs.
 
     Returns:
-        The metrics of the five results, which are the content of `results.json`, and the contents of all files of the report by
-        file name, see `report_files`.
+        A tuple of two values. The first holds the metrics of the five results, which are the content of `results.json`. The
+        second is a dict from file name to content for all files of the report (see `report_files`).
 
     Raises:
         UserError: if the split has no image with a class mask, or no node has room for a worker.

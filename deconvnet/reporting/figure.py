@@ -92,7 +92,7 @@ def image_grid(
     classes: Sequence[str],
     heads: Sequence[str] = (),
 ) -> bytes:
-    """Draw images and masks in rows and columns, with a legend of the classes that occur in the masks below.
+    """Draw images and masks in rows and columns. A legend below them shows the classes that occur in the masks.
 
     Args:
         cells: rows of images, uint8 (H, W, 3), RGB, and masks of class ids, uint8 (H, W). None leaves a cell empty. All rows

@@ -219,7 +219,7 @@ def load_and_draw_gallery(
         models: folders of a trained DeconvNet and a trained FCN-8s.
         options: options for predicting with the networks.
         gpu: whether to predict on a GPU.
-        *arguments: the arguments of `draw_gallery` after `predictor`.
+        *arguments: the other arguments of `draw_gallery`: images_uri, proposals_uri, classes and mean_iou.
 
     Returns:
         Pairs of a figure's name and the content of its PNG, see `draw_gallery`.

@@ -141,7 +141,7 @@ def parse_overlay(value: str) -> bool:
 
 
 def page_reply(model: str, classes: Sequence[str]) -> Reply:
-    """Make the server's HTML page, on which a visitor can choose an image or drop it, and sees its mask.
+    """Make the server's HTML page. A visitor chooses an image, or drops it onto the page, and sees its mask.
 
     Args:
         model: name and version of the model, shown on the page.

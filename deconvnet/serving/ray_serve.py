@@ -48,7 +48,7 @@ class ServedModel:
         tracking_uri: URI of the MLflow store from which replicas fetch the model.
         replicas: number of replicas.
         cpus: number of CPUs, and of torch threads, of each replica.
-        gpus: share of a GPU that each replica takes, 0 to 1. 0 predicts on CPUs.
+        gpus: share of a GPU that each replica takes, 0 to 1. With 0, replicas predict on CPUs.
         max_pixels: largest image that is accepted, in pixels. None for the limit that was registered with the model.
         max_bytes: largest request body that is accepted, in bytes.
         max_waiting: number of requests that may wait for a replica. Further requests are refused with status 503.

@@ -200,8 +200,9 @@ class MlflowRun(Run):
     ) -> Iterator["MlflowRun"]:
         """Open a run for the stage (step of the pipeline) `name`, below this run. At the end of the block, its status is set.
 
-        An existing run with the same `name` and `fingerprint` is resumed. MLflow shows a new run as `title`, or as `name` if
-        `title` is "". The settings are logged as parameters, and the tags are set.
+        An existing run with the same `name` and `fingerprint` (text that identifies the stage's code, settings and inputs) is
+        resumed. MLflow shows a new run as `title`, or as `name` if `title` is "". The settings are logged as parameters, and the
+        tags are set.
         """
         same = f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.stage = '{name}' and tags.fingerprint = '{fingerprint}'"
         tags = {**tags, "mlflow.parentRunId": self.run_id, "stage": name, "fingerprint": fingerprint}

@@ -101,7 +101,9 @@ def _points(fraction: float) -> str:
 
 
 def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
-    """Make a version of a registered model the champion (the version in use) if there is none, without comparing it.
+    """Make a version of a registered model the champion (the version in use), unless the model already has a champion.
+
+    The versions are not compared.
 
     Args:
         model: the registered model.

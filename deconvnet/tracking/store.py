@@ -55,7 +55,8 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
     """Choose the URI of the MLflow store.
 
     The environment variable MLFLOW_TRACKING_URI comes first, then the setting `tracking.uri`. If neither is given, the store is a
-    SQLite file in the workspace. If the variable overrides another store, a warning is logged, once in a process.
+    SQLite file in the workspace. If the variable overrides the store of the setting, or a store that exists in the workspace, a
+    warning is logged once.
 
     Args:
         workspace: folder or s3:// prefix of the pipeline run.
