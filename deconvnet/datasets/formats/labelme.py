@@ -99,7 +99,7 @@ FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, imag
 def _is_annotation_file(name: str) -> bool:
     """Tell by the path of a file whether it is a JSON file that is not hidden.
 
-    It must have the suffix .json, and neither its name nor that of a folder may begin with ".".
+    It must have the suffix .json. Neither its name nor the name of any of its folders may begin with ".".
 
     Args:
         name: path of the file relative to the folder of annotations.

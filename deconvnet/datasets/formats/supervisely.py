@@ -42,7 +42,7 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
             effect.
 
     Returns:
-        The data set. If `rules.classes` is empty, its classes are those of meta.json in their order, then all others.
+        The data set. If `rules.classes` is empty, its classes are the classes of meta.json in their order, then all others.
 
     Raises:
         UserError: if a folder has no annotation file, or the classes can't be chosen.

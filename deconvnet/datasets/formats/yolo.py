@@ -50,12 +50,12 @@ def read_yolo(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
     """Read one or two data sets in the YOLO format as one.
 
     Args:
-        sources: each a data.yaml, or a folder with text files; and its folder of images, by default that of data.yaml.
+        sources: each a data.yaml or a folder with text files, and a folder of images. By default, data.yaml names that folder.
         rules: rules that the user chose. If there is no file of class names, `classes` are the names of the classes 0, 1, ….
             Rules about crowds, Kaggle's tables and folders of masks have no effect.
 
     Returns:
-        The data set. The splits train and val are those of data.yaml, if it names both.
+        The data set. Its images have the splits train and val that data.yaml gives them, if data.yaml names both splits.
 
     Raises:
         UserError: if the class names or the images can't be found, or no image has a text file.

@@ -163,8 +163,8 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
         The table. Its notes tell how it was inferred.
 
     Raises:
-        UserError: if names are given and don't fit the values, or the values don't look like those of classes, for example after
-            lossy compression or resizing.
+        UserError: if names are given and don't fit the values, or the values don't look like class values, for example after lossy
+            compression or resizing.
     """
     masks = list(masks_by_uri.values())
     has_colours = any(mask.are_colours for mask in masks)

@@ -196,7 +196,7 @@ class ImageIndex(NameIndex):
         super().__init__([file.name for file in list_image_files(folder)], folder)
 
     def read_named(self, name: str) -> tuple[bytes, str]:
-        """Read an image file, as `read` does. Return its bytes and `name`, its path, whose suffix tells its format."""
+        """Read an image file, as `read` does. Return its bytes, and `name` unchanged, whose suffix tells the image format."""
         return self.read(name), name
 
     def read(self, name: str) -> bytes:

@@ -241,7 +241,7 @@ def _find_blended(
         min_pixels: values with fewer pixels are not considered.
 
     Returns:
-        The values that look blended, and those that fill a square of 3×3 px somewhere.
+        The values that look blended, and the values that fill a square of 3×3 px somewhere.
     """
     lowest = cv2.erode(channels, _SQUARE)  # void is the highest id, so it never counts here
     highest = cv2.dilate(channels if void is None else np.where(channels == void, 0, channels).astype(channels.dtype), _SQUARE)
@@ -262,7 +262,7 @@ def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
         void: the id that is void, which is ignored.
 
     Returns:
-        The ids. There are none if fewer than 20 pixels lie so, or if 4 times as many pairs of neighbours differ by more than 1.
+        The ids; none if they have fewer than 20 pixels, or if 4 times as many pairs of adjacent pixels differ by more than 1.
     """
     rims, jumps = [], 0
     for mask in (ids, ids.T):

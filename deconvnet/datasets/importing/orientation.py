@@ -1,11 +1,11 @@
 """Deciding by evidence whether images with EXIF orientation were annotated as they are stored or as they are displayed.
 
 The EXIF orientation of an image file says how the stored pixels must be turned or mirrored for display. So an image has two
-frames, "stored" and "displayed", whose width and height may be swapped. Some annotation tools use the one, some the other. Some
-state the size of the one and write down points in the other.
+frames, "stored" and "displayed", whose width and height may be swapped. Some annotation tools use one frame, some the other. Some
+even state the size of one frame and write down points in the other.
 
 The evidence for a frame is the size that an annotation file states, and the points, which must lie inside the image. Where the
-evidence of one image does not decide, that of the other images of the same annotation file does.
+evidence of one image does not decide, the other images of the same annotation file are considered.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class Evidence:
 
     Attributes:
         sizes: width and height of the image, in px, by frame.
-        turned: True if the image has an EXIF orientation, so that it is displayed otherwise than it is stored.
+        turned: True if the two frames differ, because the EXIF orientation turns or mirrors the image.
         size: the frame that has the size stated in the annotations. None if both frames have this size, or no size is stated.
         points: the only frame that holds all points and fits all masks of the annotations. None if both do.
     """
@@ -169,9 +169,9 @@ class FrameChooser:
     def choose(self, evidence: Evidence) -> tuple[Frame, str]:
         """Choose the frame in which an image was annotated.
 
-        The points of the image decide first. If they fit both frames, the points of the other images decide; but images whose
-        stated size is for the other frame than that of this image are ignored. If that decides nothing, the stated size of this
-        image decides. If it fits both frames too, as for a square image, the stated sizes of all other images decide.
+        The points of the image decide first. If they fit both frames, the points of other images decide. Only images whose stated
+        size is for the same frame are considered, unless this image's stated size fits both. If there are no such images, the
+        stated size of this image decides. If it fits both frames, as for a square image, the stated sizes of all images decide.
 
         Args:
             evidence: evidence of the image.
@@ -179,11 +179,11 @@ class FrameChooser:
         Returns:
             frame: "stored" or "displayed".
             remark: phrase for the user if there is no evidence at all, so that "displayed" is a guess, or if the stated size is
-                that of the other frame; otherwise "".
+                for the other frame; otherwise "".
 
         Raises:
             BadInput: if the points of the image fit both frames and the other images contradict each other, or if the points of
-                the image contradict those of nearly all others.
+                the image contradict the points of nearly all other images.
         """
         if not evidence.turned:
             return "displayed", ""
@@ -211,7 +211,7 @@ class FrameChooser:
         Other threads that call this method meanwhile wait for the result.
 
         Returns:
-            The number of images by the two frames `Evidence.size` and `Evidence.points`, each of which may be None.
+            The number of images by the pair of `Evidence.size` and `Evidence.points`. Each of the two is a frame or None.
         """
         with self._lock:
             if self._votes is None:
@@ -243,7 +243,7 @@ def _most(votes: Counter[Frame]) -> Frame | None:
 
 
 def is_turned(image: bytes) -> bool:
-    """Return whether an image is displayed otherwise than it is stored, as its EXIF orientation demands.
+    """Return whether an image has an EXIF orientation that turns or mirrors it for display.
 
     Args:
         image: encoded bytes of the image.

@@ -90,7 +90,7 @@ def faults_named(name: str, *kinds: type[Exception]) -> Iterator[None]:
         *kinds: types of exceptions that become BadInput.
 
     Raises:
-        BadInput: if the block raises BadInput or one of `kinds`. The message is that of the block's exception after `name`.
+        BadInput: if the block raises BadInput or one of `kinds`. Its message is `name` and the original message.
     """
     caught: tuple[type[Exception], ...] = (BadInput, *kinds)
     try:

@@ -293,7 +293,7 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
 
     Args:
         fields: all fields of the line.
-        names: those of the fields that were taken for the name.
+        names: the fields that were taken for the name.
         separator: the separator of the fields.
         value_first: True if the name is at the end of the line, False if it is at the beginning.
     """

@@ -45,7 +45,7 @@ def select_images(
 ) -> list[str]:
     """Choose the images of a data set for its contact sheet.
 
-    Suspicious images are chosen first. They fill at most half of the sheet, and those with the same kind of suspicion at most a
+    Suspicious images are chosen first. They fill at most half of the sheet, and images with one kind of suspicion at most a
     quarter. Then, for each class that no chosen image shows, starting with the rarest, the image with the largest share of that
     class is added. The remaining places go to images that are evenly spread over the data set.
 

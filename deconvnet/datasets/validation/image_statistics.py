@@ -121,7 +121,7 @@ def measure_image(root: str, image: voc.VocImageFiles | Reject, split: str, num_
 def _check_edges_of_unusable(root: str, image: voc.VocImageFiles, max_pixels: int) -> dict[str, str]:
     """Check the class mask of an unusable image for ids that come from blending along edges.
 
-    An image is unusable if its mask has ids that are not those of classes. Resizing the mask with interpolation may be the cause.
+    An image is unusable if its mask has ids that belong to no class. Resizing the mask with interpolation may be the cause.
 
     Args:
         root: folder of the data set in VOC's layout.
