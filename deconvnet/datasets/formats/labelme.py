@@ -250,7 +250,7 @@ class _File:
         return data, self.image
 
     def read_shapes(self) -> shapes.ImageAnnotations:
-        """Read the shapes. Raises BadInput if the file or a shape is malformed."""
+        """Return the shapes in the file with their class ids. Raise BadInput if the file or a shape is malformed."""
         document = _read_document(self.uri, self.encoding)
         annotations = []
         for number, shape in enumerate(document["shapes"], start=1):

@@ -89,13 +89,29 @@ FORMAT = DatasetFormat("the folder of a Supervisely project", read_supervisely, 
 
 
 def _is_annotation_file(name: str, folder: str) -> bool:
-    """Tell whether a file below a folder is the annotation file of an image: a JSON file in a folder ann that is not hidden."""
+    """Return whether a file is the annotation file of an image: a JSON file that is not hidden and lies directly in a folder ann.
+
+    Args:
+        name: path of the file relative to `folder`.
+        folder: path or s3:// address of the folder of annotations, which may itself be the folder ann.
+    """
     path = PurePosixPath(folder.rpartition("/")[2]) / name
     return path.suffix.lower() == ".json" and path.parent.name == "ann" and not path.name.startswith(".")
 
 
 def _meta_classes(folder: str, encoding: str | None) -> list[str]:
-    """Return the classes of the meta.json in a folder or one of the two above it, in their order; [] if there is none."""
+    """Return the class names that meta.json lists, in its order.
+
+    Args:
+        folder: path or s3:// address of a folder. The file may lie in it or in one of the two folders above it.
+        encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
+
+    Returns:
+        The class names; [] if there is no meta.json.
+
+    Raises:
+        UserError: if the file can't be read, or has no classes with titles.
+    """
     for place in (folder, folder.rpartition("/")[0], folder.rpartition("/")[0].rpartition("/")[0]):
         if place and storage.exists(file := storage.join(place, "meta.json")):
             try:

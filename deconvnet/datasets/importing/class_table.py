@@ -163,8 +163,8 @@ def infer_table(masks_by_uri: Mapping[str, MaskValues], rules: ImportRules = _DE
         The table. Its notes tell how it was inferred.
 
     Raises:
-        UserError: if names are given and don't fit the values, or the values don't look like class values, for example after lossy
-            compression or resizing.
+        UserError: if names are given and don't fit the values, or the values don't look like class values, for example after
+            lossy compression or resizing.
     """
     masks = list(masks_by_uri.values())
     has_colours = any(mask.are_colours for mask in masks)
@@ -323,7 +323,7 @@ def _find_background(
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
-    """Return the share of each class in all pixels of some masks, in [0, 1], by class name."""
+    """Return the share of each class in all pixels of some masks, in [0, 1], by class name. `rows` has the values of classes."""
     pixels: Counter[int] = Counter()
     for mask in masks:
         pixels.update(mask.pixels)
@@ -332,7 +332,7 @@ def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, 
 
 
 def _list_shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> str:
-    """Write a list of the classes of a table for a message to the user, but only of the ten most common ones.
+    """Return the names of the ten most common classes of a table as text for the user, separated by commas.
 
     Args:
         rows: rows of the class table: a class name and its mask value each.

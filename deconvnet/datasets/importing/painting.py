@@ -109,6 +109,9 @@ class ImagePainter:
             image: encoded bytes of the image.
             annotated: its annotations.
 
+        Returns:
+            The evidence, for `FrameChooser.choose`.
+
         Raises:
             BadInput: if the image can't be used, or its annotations fit it neither way.
         """
