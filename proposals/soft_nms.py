@@ -48,7 +48,8 @@ def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: floa
         remaining[best] = False
         sides = np.minimum(boxes[:, 2:], boxes[best, 2:]) - np.maximum(boxes[:, :2], boxes[best, :2])
         intersection = sides.clip(0).prod(axis=1)
-        iou = intersection / (areas + areas[best] - intersection)
+        union = areas + areas[best] - intersection
+        iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)  # an empty box overlaps nothing
         lowered[remaining] *= (1 - strength * iou[remaining] ** power).astype(np.float32)
     rest = np.flatnonzero(remaining)
     order[taken:] = rest[np.argsort(-lowered[rest], kind="stable")]

@@ -39,6 +39,17 @@ def test_no_box_is_dropped_and_ties_keep_their_order(rng):
     assert soft_nms(boxes, np.ones(300, np.float32), 0.0, 4.0, 50)[0].tolist() == list(range(300))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "empty", [[[7, 7, 7, 7]] * 2, [[5, 5, 5, 50], [5, 5, 5, 50]], [[0, 9, 60, 9], [5, 9, 90, 9], [7, 7, 7, 7]]]
+)
+def test_boxes_without_area_overlap_nothing(empty):
+    boxes = np.concatenate([BOXES[:1], np.array(empty, np.float32), BOXES[2:3]])
+    scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
+    order, lowered = soft_nms(boxes, scores, 0.9, 5.0, len(boxes))
+    assert order.tolist() == [*range(len(boxes))] and lowered.tolist() == scores.tolist()
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_box_or_one_box(count):
     order, scores = soft_nms(BOXES[:count], SCORES[:count], 0.9, 5.0, 200)
