@@ -7,6 +7,7 @@ which of them belong to the object. The user can choose that boxes become object
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -14,12 +15,13 @@ from typing import Any
 
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_int, common_spelling, read_json
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
+from deconvnet.datasets.importing.images import ImageIndex, common_spelling, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
-from deconvnet.datasets.importing.regions import parse_points
+from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra import storage
 from infra.errors import BadInput, UserError
+from proposals.masks import VOID_ID
 
 _SECTIONS = ("images", "annotations", "categories")
 
@@ -68,7 +70,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
 
     Returns:
-        The file's lists "images", "annotations" and "categories", by name. Entries that are not JSON objects are left out.
+        The file's lists "images", "annotations" and "categories", by name. An entry that is no JSON object becomes an empty one.
 
     Raises:
         UserError: if the file can't be read or is not COCO JSON.
@@ -79,7 +81,7 @@ def _read_document(uri: str, encoding: str | None) -> dict[str, Any]:
         raise UserError(f"--annotations {uri} is no COCO JSON: {error}") from None
     if not isinstance(document, dict) or not all(isinstance(document.get(section), list) for section in _SECTIONS):
         raise UserError(f"--annotations {uri} is no COCO JSON: it needs the lists images, annotations and categories")
-    return {section: [entry for entry in document[section] if isinstance(entry, dict)] for section in _SECTIONS}
+    return {section: [entry if isinstance(entry, dict) else {} for entry in document[section]] for section in _SECTIONS}
 
 
 def _category_names(document: Mapping[str, Any], source: AnnotationSource) -> dict[int, str]:
@@ -114,8 +116,8 @@ def _add_images(
 ) -> None:
     """Add the images of one COCO file to a data set, without loading them.
 
-    Images that can't be used are added to `dataset.rejects`. A note in `dataset.notes` tells how many annotations belong to
-    images that the file does not list.
+    Images that can't be used are added to `dataset.rejects`, and annotations of images that the file does not list to
+    `dataset.losses`.
 
     Args:
         dataset: data set to add to.
@@ -155,15 +157,13 @@ def _add_images(
             name = name if name.endswith(PurePosixPath(file).name) else common_spelling(name)  # for a plain id
             dataset.add(name, storage.join(source.images, file), source.split, load)
             added.add(key)
-    unlisted = sum(len(same) for key, same in annotations.items() if key is None or key not in names)
-    if unlisted and unlisted == len(document["annotations"]):
+    unlisted = [annotation for key, same in annotations.items() if key is None or key not in names for annotation in same]
+    if unlisted and len(unlisted) == len(document["annotations"]):
         raise UserError(f"--annotations {source.annotations}: no annotation has the id of one of its images (image_id)")
-    if unlisted:
-        without = sum(not annotations[key] for key in names)
-        dataset.notes.append(
-            f"{source.annotations}: {unlisted:,} annotations are of images that it does not list"
-            + f", and {without:,} images that it lists have no annotation" * (without > 0)
-        )
+    losses = [(f"image {each.get('image_id')}", source.annotations, converter.describe_unlisted(each)) for each in unlisted]
+    dataset.losses += [(image, uri, loss) for image, uri, loss in losses if loss]
+    if unlisted and (without := sum(not annotations[key] for key in names)):
+        dataset.notes.append(f"{source.annotations}: {without:,} images that it lists have no annotation")
 
 
 def _image_key(value: Any) -> Any:
@@ -217,6 +217,16 @@ class _Converter:
             with shapes.faults_named(name):
                 converted.append(self._convert_one(name, annotation))
         return shapes.ImageAnnotations((image.get("width"), image.get("height")), converted)
+
+    def describe_unlisted(self, annotation: Mapping[str, Any]) -> Loss | None:
+        """Describe an annotation whose image the file does not list. Returns None if its class is not imported."""
+        category = annotation.get("category_id")
+        with suppress(BadInput):
+            category = as_int(category, "category_id")
+        label = self.names.get(category, f"category {category}") if isinstance(category, int) else f"category {category}"
+        if self.ids.get(label, VOID_ID) == 0:
+            return None
+        return Loss(f"annotation {annotation.get('id')}", label, "is of an image that the file does not list under images")
 
     def _convert_one(self, name: str, annotation: Mapping[str, Any]) -> shapes.Annotation:
         """Convert one annotation of a COCO file.

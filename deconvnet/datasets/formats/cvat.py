@@ -16,9 +16,9 @@ import numpy as np
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.importing import shapes
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
-from deconvnet.datasets.importing.images import ImageIndex, as_int, read_text
+from deconvnet.datasets.importing.images import ImageIndex, read_text
 from deconvnet.datasets.importing.painting import ImagePainter
-from deconvnet.datasets.importing.regions import parse_points
+from deconvnet.datasets.importing.regions import as_int, parse_points
 from infra import storage
 from infra.errors import BadInput, UserError
 
@@ -56,16 +56,17 @@ def read_cvat(sources: Sequence[AnnotationSource], rules: ImportRules) -> Annota
         if empty := sum(all(shape.tag == "tag" for shape in image) for image in document.iterfind("image")):
             dataset.notes.append(f"{file}: {empty:,} images have no shape, so they are all background")
         painter = ImagePainter(replace(rules, small_over_large=False) if layers else rules)
-        counts = Counter(image.get("name", "") for image in document.iterfind("image"))
-        found, missing, notes = index.find_all(counts)
+        names = [image.get("name", "") for image in document.iterfind("image")]
+        found, missing, notes = index.find_all(names)
+        counts = Counter(found[name] for name in names if name in found)
         dataset.notes += notes
         for image in document.iterfind("image"):
             name = image.get("name", "")
             if name in missing:
                 dataset.reject(name or f"image {image.get('id')}", file, missing[name])
                 continue
-            if counts[name] > 1:  # each entry has some of its shapes
-                dataset.reject(name, file, f"it is in the file {counts[name]} times")
+            if (count := counts[found[name]]) > 1:  # each entry has some of its shapes
+                dataset.reject(name, file, f"it is in the file {count} times")
                 continue
             load = painter.plan(partial(index.read_named, found[name]), partial(_convert, image, ids, rules))
             dataset.add(name, storage.join(folder, found[name]), source.split, load)
@@ -103,7 +104,7 @@ def _labels(document: Element) -> list[str]:
     """Return the labels of a CVAT file: first the labels that its task or project lists, then others that occur in shapes."""
     listed = [label.findtext("name", "") for label in document.iterfind("meta//labels/label") if label.find("parent") is None]
     used = (shape.get("label", "") for image in document.iterfind("image") for shape in image if shape.tag != "tag")
-    return [name.strip() for name in dict.fromkeys([*listed, *used])]
+    return [name for name in dict.fromkeys(map(str.strip, [*listed, *used])) if name]
 
 
 def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shapes.ImageAnnotations:
@@ -125,6 +126,8 @@ def _convert(image: Element, ids: Mapping[str, int], rules: ImportRules) -> shap
         if shape.tag == "tag":  # says something about the image as a whole
             continue
         label, name = shape.get("label", "").strip(), f"{shape.tag} {number}"
+        if not label:
+            raise BadInput(f"{name} has no label")
         with shapes.faults_named(f"{name} ({label})", ValueError, KeyError):
             outline = _outline(shape)
             layer, group = as_int(shape.get("z_order", "0"), "its z_order"), as_int(shape.get("group_id") or "0", "its group_id")

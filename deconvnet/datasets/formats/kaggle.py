@@ -78,14 +78,14 @@ def read_kaggle(sources: Sequence[AnnotationSource], rules: ImportRules) -> Anno
         by_stem: dict[str, list[str]] = defaultdict(list)
         for name in index.names:
             by_stem[str(PurePosixPath(name).with_suffix(""))].append(name)
-        found, _, notes = index.find_all(table)
+        found, missing, notes = index.find_all(table)
         dataset.notes += notes
         lines_of: dict[str, list[_Line]] = defaultdict(list)
         for name, lines in table.items():
             if file := found.get(name) or (by_stem[name][0] if len(by_stem[name]) == 1 else None):
                 lines_of[file] += lines
             else:
-                dataset.reject(name, source.annotations, f"no such image below {source.images}")
+                dataset.reject(name, source.annotations, missing[name])
         for file, lines in lines_of.items():
             load = painter.plan(partial(index.read_named, file), partial(_convert, lines, order, ids))
             dataset.add(file, storage.join(source.images, file), source.split, load)

@@ -8,7 +8,7 @@ be named by the number of its task: 1.jpg.
 
 import re
 import urllib.parse
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -19,12 +19,13 @@ import pyarrow.fs as pafs
 from deconvnet.datasets.formats import DatasetFormat
 from deconvnet.datasets.image_folder import SUFFIXES
 from deconvnet.datasets.importing import shapes
-from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
+from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules, Loss
 from deconvnet.datasets.importing.images import ImageIndex, read_input, read_json
 from deconvnet.datasets.importing.painting import ImagePainter
 from infra import storage
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_mask
+from proposals.masks import VOID_ID
 
 _MASK_NAME = re.compile(r"task-(?P<task>\d+)-annotation-(?P<annotation>\d+)-by-(?P<rest>.*-.+)-\d+\.png")
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
@@ -64,19 +65,22 @@ def read_label_studio(sources: Sequence[AnnotationSource], rules: ImportRules) -
                 f"--annotations {source.annotations} has no masks as task-1-annotation-2-by-3-tag-Cat-0.png: export the project from "
                 "Label Studio as `Brush labels to PNG`"
             )
-    unpainted = [{str(task["id"]): _unpainted(task) for task in listed} for listed in tasks]
+    unpainted = [{str(task["id"]): _shapes(task, "brush") for task in listed} for listed in tasks]
     others = {label for by_task in unpainted for shapes_of_task in by_task.values() for _, label in shapes_of_task}
     ids = dataset.choose_classes(sorted({*label_of.values(), *others}), rules, must_exist=False)
     for source, by_task, listed, left_out in zip(sources, masks, tasks, unpainted, strict=True):
         index, painter = ImageIndex(source.images), ImagePainter(rules)
         image_of = _find_images(index, by_task, listed)
+        dataset.losses += _lost_shapes(listed, by_task, ids, source)
         if not listed:
             dataset.notes.append("there is no JSON export of the project, so the image of task 1 is taken to be 1, and so on")
         for task, annotations in by_task.items():
             files = [uri for uris in annotations.values() for uri in uris]
             image = image_of.get(task)
             if image is None:
-                dataset.reject(f"task-{task}", files[0], f"no image of task {task} below {source.images}")
+                dataset.reject(f"task-{task}", files[0], f"no image of task {task} below {source.images}, or several")
+            elif list(image_of.values()).count(image) > 1:  # of two tasks that fit the same image, one must be wrong
+                dataset.reject(f"task-{task}", files[0], f"{image}, the image of task {task}, is also that of another task")
             elif len(annotations) > 1:
                 dataset.reject(image, files[0], f"task {task} has the annotations {' and '.join(annotations)}: keep one")
             else:
@@ -146,15 +150,35 @@ def _results(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [result for same in results if isinstance(same, list) for result in same if isinstance(result, dict)]
 
 
-def _unpainted(task: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the kind and the label of each shape in a task that was not painted with the brush, such as ("polygon", "Cat")."""
+def _shapes(task: Mapping[str, Any], but: str = "") -> list[tuple[str, str]]:
+    """Return the kind and the label of each shape in a task, such as ("polygon", "Cat"), leaving out those of the kind `but`."""
     found = []
     for result in _results(task):
         kind, value = str(result.get("type")), result.get("value")
         labels = value.get(kind) if isinstance(value, dict) else None
-        if kind.endswith("labels") and kind != "brushlabels" and isinstance(labels, list) and labels:
+        if kind.endswith("labels") and kind != f"{but}labels" and isinstance(labels, list) and labels:
             found.append((kind.removesuffix("labels"), str(labels[0])))
     return found
+
+
+def _lost_shapes(
+    tasks: Sequence[Mapping[str, Any]], masked: Collection[str], ids: Mapping[str, int], source: AnnotationSource
+) -> list[tuple[str, str, Loss]]:
+    """Return an entry of `AnnotatedDataset.losses` for each shape of a class to import whose task has no mask.
+
+    Args:
+        tasks: the tasks of the JSON export.
+        masked: the numbers of the tasks that have masks.
+        ids: class id by label; 0 (background) for classes that are not imported.
+        source: the source of the export.
+    """
+    shapes_of = {str(task["id"]): _shapes(task) for task in tasks if str(task["id"]) not in masked}
+    return [
+        (f"task-{task_id}", source.annotations, Loss(f"a {kind}", label, "is of a task that has no mask"))
+        for task_id, found in shapes_of.items()
+        for kind, label in found
+        if ids.get(label, VOID_ID)
+    ]
 
 
 def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -166,21 +190,21 @@ def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence
         listed: the tasks of the JSON export; empty if there is none.
 
     Returns:
-        The path of the image by the number of the task. Tasks whose image is not found are missing.
+        The path of the image by the number of the task. Tasks whose image is not found are missing. Several may have one image.
 
     Raises:
         UserError: if there is no JSON export, and the images are not named by the tasks.
     """
     if not listed:
-        numbered = {
-            stem.removeprefix("task-").lstrip("0") or "0": name for name in index.names if (stem := PurePosixPath(name).stem)
-        }
+        numbered: dict[str, list[str]] = defaultdict(list)
+        for name in index.names:
+            numbered[PurePosixPath(name).stem.removeprefix("task-").lstrip("0") or "0"].append(name)
         if unnamed := [task for task in by_task if task not in numbered]:
             raise UserError(
                 f"the masks don't say which image is that of task {unnamed[0]}: put the JSON export of the project beside them "
                 "(or name the images by their tasks, as 1.jpg)"
             )
-        return {task: numbered[task] for task in by_task}
+        return {task: numbered[task][0] for task in by_task if len(numbered[task]) == 1}
     images: dict[str, str] = {}
     for task in listed:
         data = task.get("data") if isinstance(task.get("data"), dict) else task
@@ -194,8 +218,7 @@ def _find_images(index: ImageIndex, by_task: Mapping[str, Any], listed: Sequence
                 file = index.find(folder + name) or index.find(folder + _UPLOAD.sub("", name, count=1))
                 if file and str(task["id"]) in by_task:
                     images[str(task["id"])] = file
-    claims = Counter(images.values())  # of two tasks that fit the same image, one must be wrong
-    return {task: file for task, file in images.items() if claims[file] == 1}
+    return images
 
 
 def _convert(

@@ -10,7 +10,9 @@ import base64
 import binascii
 import io
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -86,9 +88,13 @@ def read_labelme(sources: Sequence[AnnotationSource], rules: ImportRules) -> Ann
         painter, index = ImagePainter(rules), _index_or_none(source.images)
         images, notes = _find_images(index, image_paths) if index else ({}, [])
         dataset.notes += notes
+        sharing: dict[str, list[str]] = defaultdict(list)
+        for name, image in images.items():
+            sharing[image].append(name)
         for name, image_path in image_paths.items():
-            image, uri = images.get(name), storage.join(source.annotations, name)
-            file = _File(uri, image_path, index, image, _find_rival(index, name, image), ids, rules.encoding)
+            image, uri = images.get(name, ""), storage.join(source.annotations, name)
+            twins = [storage.join(source.annotations, other) for other in sharing.get(image, ()) if other != name]
+            file = _File(uri, image_path, index, image, _find_rival(index, name, image), twins, ids, rules.encoding)
             dataset.add(name, file.uri, source.split, painter.plan(file.read_image, file.read_shapes))
     return dataset
 
@@ -97,15 +103,9 @@ FORMAT = DatasetFormat("the folder of LabelMe's .json files", read_labelme, imag
 
 
 def _is_annotation_file(name: str) -> bool:
-    """Tell by the path of a file whether it is a JSON file that is not hidden.
+    """Tell by the path of a file, relative to the folder of annotations, whether it is a JSON file that is not hidden.
 
     It must have the suffix .json. Neither its name nor the name of any of its folders may begin with ".".
-
-    Args:
-        name: path of the file relative to the folder of annotations.
-
-    Returns:
-        True if it is such a file.
     """
     return name.lower().endswith(".json") and not any(part.startswith(".") for part in PurePosixPath(name).parts)
 
@@ -180,7 +180,7 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dic
     return images, notes
 
 
-def _find_rival(index: ImageIndex | None, name: str, image: str | None) -> str | None:
+def _find_rival(index: ImageIndex | None, name: str, image: str) -> str | None:
     """Find an image that has the name of a LabelMe file, but is not the image that its imagePath names.
 
     LabelMe gives its files the names of their images. So if there is such an image, imagePath may be out of date, because the
@@ -189,13 +189,13 @@ def _find_rival(index: ImageIndex | None, name: str, image: str | None) -> str |
     Args:
         index: images of the source; None if it has none.
         name: path of the LabelMe file, relative to the folder of annotations.
-        image: path, in the folder of images, of the image that imagePath names; None if it was not found.
+        image: path, in the folder of images, of the image that imagePath names; "" if it was not found.
 
     Returns:
         The path of the other image in the folder of images; None if there is none.
     """
     path = PurePosixPath(name).with_suffix("")
-    if index is None or image is None or normalise(PurePosixPath(image).stem) == normalise(path.name):
+    if index is None or not image or normalise(PurePosixPath(image).stem) == normalise(path.name):
         return None
     candidates = [f"{path}{suffix}" for suffix in SUFFIXES]
     return next((each for each in candidates if index.find(each) == each), None)
@@ -209,8 +209,9 @@ class _File:
         uri: path or s3:// address of the file.
         image_path: value of imagePath in the file.
         index: images of the source; None if the source has no image files, so that the image must be embedded.
-        image: path of its image in the source's folder; None if there is no such file.
+        image: path of its image in the source's folder; "" if there is no such file.
         rival: path of another image in this folder that has the name of the LabelMe file; None if there is none.
+        twins: paths or s3:// addresses of other LabelMe files with the same image.
         ids: class id by label; 255 (void) or 0 (background) for classes that are not imported.
         encoding: name of the encoding if the file is not in UTF-8, as for `read_text`.
     """
@@ -218,8 +219,9 @@ class _File:
     uri: str
     image_path: str
     index: ImageIndex | None
-    image: str | None
+    image: str
     rival: str | None
+    twins: Sequence[str]
     ids: Mapping[str, int]
     encoding: str | None
 
@@ -230,7 +232,8 @@ class _File:
             The bytes of the image, and a file name with the suffix of its format.
 
         Raises:
-            BadInput: if neither can be used, or it is not clear whether imagePath or `rival` names the right image.
+            BadInput: if neither can be used, another LabelMe file has the same image, or it is not clear whether imagePath or `rival`
+                names the right image.
         """
         text = _read_document(self.uri, self.encoding).get("imageData")
         if not self.index or not self.image:
@@ -240,14 +243,19 @@ class _File:
                 f"its imagePath is {self.image_path}, and {self.rival} has its name: correct imagePath, or remove one of them"
             )
         data = self.index.read(self.image)
-        if text:
-            try:
-                embedded, name = _decode_embedded(text, self.image_path, self.index)
-                if not same_image(data, embedded):
-                    return embedded, name
-            except BadInput:
-                pass  # a damaged copy of the image does no harm
+        if other := self._read_other(self.uri, data):
+            return other
+        if twins := [uri for uri in self.twins if not self._read_other(uri, data)]:
+            raise BadInput(f"its image, {self.image}, is also that of {twins[0]}: put all shapes into one file")
         return data, self.image
+
+    def _read_other(self, uri: str, image: bytes) -> tuple[bytes, str] | None:
+        """Read the image that is embedded in a LabelMe file. Returns None if it is the given one, damaged, or missing."""
+        with suppress(BadInput):
+            embedded, name = _decode_embedded(_read_document(uri, self.encoding).get("imageData"), self.image_path, self.index)
+            if not same_image(image, embedded):
+                return embedded, name
+        return None
 
     def read_shapes(self) -> shapes.ImageAnnotations:
         """Return the shapes in the file with their class ids. Raise BadInput if the file or a shape is malformed."""

@@ -78,7 +78,8 @@ def read_supervisely(sources: Sequence[AnnotationSource], rules: ImportRules) ->
         for name, file in found.items():
             uri = storage.join(source.annotations, name)
             if file is None or claims[file] > 1:
-                dataset.reject(name, uri, f"no image of it below {source.images}")
+                several = f"{file}, its image below {source.images}, is also that of another annotation file"
+                dataset.reject(name, uri, several if file else f"no image of it below {source.images}")
                 continue
             load = painter.plan(partial(index.read_named, file), partial(_convert, uri, ids, rules))
             dataset.add("/".join(part for part in file.split("/") if part != "img"), uri, source.split, load)

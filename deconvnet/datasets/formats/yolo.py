@@ -154,12 +154,13 @@ def _read_names(file: str, rules: ImportRules) -> _Layout:
     return _Layout(by_number, inside if storage.exists(inside) else root, file, splits)
 
 
-def _split_of_images(layout: _Layout, names: Mapping[str, str]) -> dict[str, str] | None:
+def _split_of_images(dataset: AnnotatedDataset, layout: _Layout, index: ImageIndex) -> dict[str, str] | None:
     """Find the split of each image in data.yaml.
 
     Args:
+        dataset: data set to whose `rejects` the images are added that a list names and that do not exist.
         layout: the layout of the data set.
-        names: for the path or s3:// address of each image, its path relative to the folder of images.
+        index: the images.
 
     Returns:
         The split ("train", "val" or "test") by path of the image. Images that belong to no split are left out. None if a folder
@@ -169,6 +170,7 @@ def _split_of_images(layout: _Layout, names: Mapping[str, str]) -> dict[str, str
         UserError: if an image is in two splits.
     """
     split_of: dict[str, str] = {}
+    names = {storage.join(index.folder, name): name for name in index.names}
     for split, entry in ((split, str(entry)) for split, entries in layout.splits.items() for entry in entries):
         # Roboflow writes ../train/images for train/images.
         tries = [_resolve(layout.root, entry), _resolve(layout.root, entry.removeprefix("../"))]
@@ -179,8 +181,13 @@ def _split_of_images(layout: _Layout, names: Mapping[str, str]) -> dict[str, str
             continue
         if place.endswith(".txt"):
             lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
-            listed = {_resolve(base, line) for line in lines for base in (layout.root, posixpath.dirname(place))}
-            found = [name for path, name in names.items() if path in listed]
+            found: list[str] = []
+            for line in lines:
+                paths = [_resolve(base, line) for base in (layout.root, posixpath.dirname(place))]
+                if there := {names[path] for path in paths if path in names} or {*filter(None, [index.find(line)])}:
+                    found += there
+                elif split != "test":  # which is not imported
+                    dataset.reject(line, place, f"listed, but there is no such image below {index.folder}")
         else:
             found = [name for path, name in names.items() if path.startswith(f"{place}/")]
         for name in found:
@@ -217,7 +224,7 @@ def _add_images(
         raise UserError(
             f"no text file below {texts} has the name of an image below {images}: labels/a.txt is that of images/a.jpg"
         )
-    split_of = {} if source.split else _split_of_images(layout, {storage.join(images, name): name for name in index.names})
+    split_of = {} if source.split else _split_of_images(dataset, layout, index)
     if split_of is None and not given:
         raise UserError(f"{layout.file}: the folders of images that it names are not there: mend them, or name yours by --images")
     splits = set((split_of or {}).values()) - {"test"}

@@ -158,6 +158,8 @@ class AnnotatedDataset:
         entries: images to import, in the order in which the source lists them.
         rejects: a Reject (an input that can't be used, with the reason) for each image that is known to be unusable before any
             image is loaded.
+        losses: annotations of classes to import that belong to no image of the source: the id or name of the image that each
+            names, the path or s3:// address of its file, and why it is lost.
         notes: sentences for the user about the data set as a whole.
         source_names: name of each image in the source, such as a relative path, by image id.
         class_table_text: text of the class table, which says which class each mask value stands for. None for formats whose
@@ -167,6 +169,7 @@ class AnnotatedDataset:
     classes: tuple[str, ...] = ()
     entries: list[DatasetEntry] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
+    losses: list[tuple[str, str, Loss]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     source_names: dict[str, str] = field(default_factory=dict, repr=False)
     class_table_text: str | None = None

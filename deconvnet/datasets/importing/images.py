@@ -3,7 +3,6 @@
 import io
 import json
 import posixpath
-import re
 import unicodedata
 import urllib.parse
 from collections import defaultdict
@@ -72,7 +71,8 @@ class NameIndex:
     def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Find the images of all names that a data set lists.
 
-        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. If
+        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. Several
+        names may be its path, such as 1.jpg and ./1.jpg: all of them are found, so count entries by the image that was found. If
         none of the listed folders exists, the list was made elsewhere. Then images are found by their file names alone, if only
         one image and one listed name have this file name.
 
@@ -95,10 +95,12 @@ class NameIndex:
                 found[name] = file
                 claims[file].append(name)
         for file, claimants in claims.items():
+            owners = [name for name in claimants if _clean(name) == file]
             for name in claimants if len(claimants) > 1 else ():
-                if _clean(name) != file:
+                if name not in owners:
+                    other, claim = (owners[0], "is that of") if owners else (next(n for n in claimants if n != name), "also fits")
                     del found[name]
-                    missing[name] = f"no such image below {self.folder} (the only image of this name is that of another entry)"
+                    missing[name] = f"the only image below {self.folder} that fits, {file}, {claim} another entry, {other}"
         if any(map(self._folder_exists, (*found, *missing))) or not (elsewhere := self._by_file_name_alone(missing, found)):
             return found, missing, []
         name, file = next(iter(elsewhere.items()))
@@ -228,26 +230,6 @@ def _clean(name: str) -> str:
     """Return a path from a list with "/" instead of "\\" between its folders, and without ".", ".." and a leading "/"."""
     path = posixpath.normpath(name.replace("\\", "/"))
     return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
-
-
-def as_int(value: Any, what: str) -> int:
-    """Read a whole number that some tools write as text or with a decimal point, such as the id "7" or 7.0.
-
-    Args:
-        value: value in the annotation file.
-        what: name of the field, such as "its category_id", for the error message.
-
-    Returns:
-        The number; 1 and 0 for true and false.
-
-    Raises:
-        BadInput: if the value is no whole number.
-    """
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0*)?\s*", value):
-        return int(value.split(".")[0])
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    raise BadInput(f"{what} is {value!r}, which is no whole number")
 
 
 def read_input(uri: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from deconvnet.datasets.importing.images import as_int
+from deconvnet.datasets.importing.regions import as_int
 from deconvnet.datasets.voc import MIN_SIDE
 from infra.errors import BadInput
 from proposals.image_codec import encode_mask, image_size

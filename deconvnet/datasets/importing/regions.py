@@ -8,6 +8,7 @@ pycocotools is not used for run lengths, because it reads memory out of bounds i
 and checked before they are expanded.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,26 @@ class Region:
 def empty_region(class_id: int) -> Region:
     """Make a region that belongs to a class but has no pixels."""
     return Region(class_id, 0, 0, np.zeros((0, 0), bool))
+
+
+def as_int(value: Any, what: str) -> int:
+    """Read a whole number that some tools write as text or with a decimal point, such as the id "7" or 7.0.
+
+    Args:
+        value: value in the annotation file.
+        what: name of the field, such as "its category_id", for the error message.
+
+    Returns:
+        The number; 1 and 0 for true and false.
+
+    Raises:
+        BadInput: if the value is no whole number.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}(\.0*)?\s*", value):
+        return int(value.split(".")[0])
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return int(value)
+    raise BadInput(f"{what} is {value!r}, which is no whole number")
 
 
 def parse_points(values: Any, what: str) -> np.ndarray:

@@ -49,7 +49,7 @@ class ImportSummary:
     Attributes:
         splits: sorted ids of the imported images by split, "train" and "val".
         rejects: a Reject (an input that can't be used, with the reason) for each image that could not be imported.
-        losses: annotations that became void or were left out, each with the image that it belongs to.
+        losses: annotations that became void or were left out: the id of the image, the file that names it, and the reason.
         remarks: number of images by remark, a phrase about an image such as "is tiny".
         counts: numbers over all imported images: "pixels", "overlap_pixels" (that more than one object covers),
             "overlapping_images" (in which objects overlap), "hidden_objects" (that lie wholly under others) and "annotations" (of
@@ -58,7 +58,7 @@ class ImportSummary:
 
     splits: dict[str, list[str]]
     rejects: list[Reject] = field(default_factory=list)
-    losses: list[tuple[DatasetEntry, Loss]] = field(default_factory=list)
+    losses: list[tuple[str, str, Loss]] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -74,7 +74,7 @@ class ImportSummary:
             self.rejects.append(result)
             return
         self.splits[split].append(entry.image_id)
-        self.losses += [(entry, loss) for loss in result.losses]
+        self.losses += [(entry.image_id, entry.uri, loss) for loss in result.losses]
         self.remarks.update([result.remark] if result.remark else [])
         self.counts.update(result.counts)
 
@@ -84,7 +84,7 @@ class ImportSummary:
         Returns:
             Tuples of the class name in the annotations, the reason, and the number of such annotations, the largest number first.
         """
-        counts = Counter((loss.label, loss.reason) for _, loss in self.losses)
+        counts = Counter((loss.label, loss.reason) for *_, loss in self.losses)
         return [(*key, count) for key, count in counts.most_common()]
 
 
@@ -160,7 +160,8 @@ def write_voc_layout(
     for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
         (folder / name).mkdir()
     entries = [entry for entry in dataset.entries if entry.image_id in splits]
-    summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects))
+    summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects), list(dataset.losses))
+    summary.counts["annotations"] += len(dataset.losses)
 
     def import_one(entry: DatasetEntry) -> _Written | Reject:
         try:
@@ -242,7 +243,7 @@ def _check_losses(summary: ImportSummary, max_void: float) -> None:
     if count > max_void * max(total, count):
         found = summary.count_losses()
         reasons = "; ".join(f"{number:,}× {label} {reason}" for label, reason, number in found[:5]) + ("; …" if found[5:] else "")
-        remedies = dict.fromkeys(loss.remedy for _, loss in summary.losses if loss.remedy)
+        remedies = dict.fromkeys(loss.remedy for *_, loss in summary.losses if loss.remedy)
         raise UserError(
             f"{count:,} of {total:,} annotations don't become objects ({reasons}), and max_void allows {max_void:.0%}: correct them, "
             f"{''.join(f'give {remedy}, ' for remedy in remedies)}leave their classes out by --classes, or raise --max_void. "
@@ -287,7 +288,7 @@ def _write_lists(dataset: AnnotatedDataset, summary: ImportSummary, folder: Path
         rows = csv.writer(file)
         rows.writerow(("what", "id", "file", "reason"))
         rows.writerows(("image", reject.image_id, reject.path, reject.reason) for reject in summary.rejects)
-        rows.writerows(("annotation", entry.image_id, entry.uri, str(loss)) for entry, loss in summary.losses)
+        rows.writerows(("annotation", image_id, uri, str(loss)) for image_id, uri, loss in summary.losses)
     content = {
         **origin,
         "classes": dataset.classes,

@@ -112,8 +112,40 @@ def test_images_that_are_missing_or_repeated_are_rejected(tmp_path):
         "it has no id",
     ]
     assert all(reason in reject.reason for reason, reject in zip(reasons, dataset.rejects, strict=True))
-    assert "2 annotations are of images that it does not list, and" in dataset.notes[0]
-    assert dataset.notes[0].endswith("images that it lists have no annotation")
+    assert dataset.notes == [f"{tmp_path}/coco.json: 5 images that it lists have no annotation"]
+    assert [image for image, *_ in dataset.losses] == ["image 99", "image None"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "lost"),
+    [
+        ({"image_id": 99}, "annotation 2 (cat) is of an image that the file does not list under images"),
+        ({"image_id": None, "category_id": "-3"}, "annotation 2 (dog) is of an image that the file does not list under images"),
+        ({"image_id": "x", "category_id": 5}, "annotation 2 (category 5) is of an image"),
+        ({"image_id": [], "category_id": {}}, "annotation 2 (category {}) is of an image"),
+    ],
+)
+def test_annotations_of_images_that_are_not_listed_are_lost(tmp_path, annotation, lost):
+    ((image, uri, loss),) = read(tmp_path, [{"segmentation": [SQUARE]}, annotation]).losses
+    assert str(loss).startswith(lost) and uri == f"{tmp_path}/coco.json" and image == f"image {annotation['image_id']}"
+
+
+def test_lost_annotations_of_other_classes_are_not_counted(tmp_path):
+    annotations = [{"segmentation": [SQUARE]}, {"image_id": 9, "category_id": -3}]
+    assert not read(tmp_path, annotations, classes=("cat",)).losses
+    assert read(tmp_path, annotations, classes=("cat",), others_void=True).losses
+
+
+def test_entries_that_are_no_json_objects_are_counted(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}, "b.jpg", None],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [SQUARE]}, None, [7]],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    dataset = read_coco([AnnotationSource(str(tmp_path), str(tmp_path / "c.json"))], ImportRules())
+    assert len(dataset.entries) == 1 and len(dataset.rejects) == len(dataset.losses) == 2
 
 
 @pytest.mark.parametrize("listed", [["a.jpg", "a.jpg"], ["a.jpg", "./a.jpg"], ["images\\a.jpg", "x/a.jpg"]])

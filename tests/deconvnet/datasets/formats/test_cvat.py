@@ -147,9 +147,17 @@ def test_other_files_are_refused(tmp_path, text, words):
         read_cvat([AnnotationSource(str(tmp_path), str(tmp_path))], ImportRules())
 
 
-def test_an_image_that_is_in_the_file_twice_is_rejected(tmp_path):
-    twice = f'{SCENE}</image><image id="1" name="a.jpg" width="{WIDTH}" height="{HEIGHT}">{SCENE}'
-    dataset = read(tmp_path, twice)
+@pytest.mark.parametrize("label", ["", "  "])
+@pytest.mark.parametrize("classes", [(), ("crate",)])
+def test_a_shape_without_a_label_rejects_its_image(tmp_path, label, classes):
+    dataset = read(tmp_path, SCENE + polygon(label, SQUARE), rules=ImportRules(classes=classes))
+    assert rejection_reason(dataset) == "polygon 3 has no label"
+
+
+@pytest.mark.parametrize("name", ["images/a.jpg", "./images/a.jpg", "b/../images/a.jpg", "images\\a.jpg"])
+def test_an_image_that_is_in_the_file_twice_is_rejected(tmp_path, name):
+    twice = f'{SCENE}</image><image id="1" name="{name}" width="{WIDTH}" height="{HEIGHT}">{SCENE}'
+    dataset = read(tmp_path, twice, "images/a.jpg")
     assert not dataset.entries and {reject.reason for reject in dataset.rejects} == {"it is in the file 2 times"}
 
 

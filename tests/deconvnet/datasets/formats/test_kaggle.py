@@ -114,6 +114,13 @@ def test_lines_that_name_an_image_in_two_ways_are_of_one_image(tmp_path):
     np.testing.assert_array_equal(dataset.entries[0].load().class_mask, SCENE)
 
 
+@pytest.mark.parametrize("name", ["./a.jpg", "b/../a.jpg", "a.jpg"])
+def test_all_spellings_of_one_path_are_one_image(tmp_path, name):
+    dataset = read(tmp_path, f"ImageId,ClassId,EncodedPixels\na.jpg,1,{CRATE}\n{name},2,{BALL}\n")
+    assert len(dataset.entries) == 1 and not dataset.rejects
+    np.testing.assert_array_equal(dataset.entries[0].load().class_mask, SCENE)
+
+
 def test_images_that_are_not_there_are_rejected(tmp_path):
     dataset = read(tmp_path, f"ImageId,EncodedPixels\na,{CRATE}\ngone.jpg,{CRATE}\n")
     assert len(dataset.entries) == 1 and "no such image" in dataset.rejects[0].reason

@@ -119,6 +119,30 @@ def test_shapes_that_were_not_painted_are_counted(tmp_path):
     assert losses == [f"a polygon (crate) {reason}", f"a rectangle (cone) {reason}"] and "cone" in dataset.classes
 
 
+@pytest.mark.parametrize("kind", ["brush", "polygon", "ellipse"])
+def test_shapes_of_tasks_without_a_mask_are_lost(tmp_path, kind):
+    write_image(tmp_path / "images/a.jpg")
+    write_image(tmp_path / "images/b.jpg")
+    write_scene(tmp_path / "masks", 1)
+    other = task(2, "b.jpg")
+    other["annotations"][0]["result"] = [
+        {"from_name": "tag", "type": f"{kind}labels", "value": {f"{kind}labels": [label]}} for label in ("crate", "ball")
+    ]
+    write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), other]))
+    dataset = read(tmp_path, classes=("crate",))
+    ((image, _, loss),) = dataset.losses
+    assert image == "task-2" and str(loss) == f"a {kind} (crate) is of a task that has no mask"
+
+
+@pytest.mark.parametrize("images", [("1.jpg", "1.png"), ("1.jpg", "task-1.jpg"), ("01.jpg", "1.jpg")])
+def test_two_images_of_one_task_reject_it(tmp_path, images):
+    for image in images:
+        write_image(tmp_path / "images" / image)
+    write_scene(tmp_path / "masks", 1)
+    dataset = read(tmp_path)
+    assert not dataset.entries and "no image of task 1" in dataset.rejects[0].reason
+
+
 def test_soft_edges_of_strokes_are_cut_in_the_middle(tmp_path):
     write_image(tmp_path / "images/1.jpg")
     ramp = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
@@ -141,7 +165,9 @@ def test_two_tasks_of_one_image_are_rejected(tmp_path):
     write_scene(tmp_path / "masks", 2)
     write_text(tmp_path / "export.json", json.dumps([task(1, "a.jpg"), task(2, "a.jpg")]))
     dataset = read(tmp_path)
-    assert not dataset.entries and len(dataset.rejects) == 2
+    assert not dataset.entries and [each.reason for each in dataset.rejects] == [
+        f"a.jpg, the image of task {n}, is also that of another task" for n in (1, 2)
+    ]
 
 
 def test_masks_of_another_size_reject_their_image(tmp_path):

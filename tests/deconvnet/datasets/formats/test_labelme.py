@@ -121,6 +121,30 @@ def test_the_embedded_image_tells_sessions_with_the_same_file_names_apart(tmp_pa
         assert np.abs(found - pixels).mean() < 12, entry.image_id
 
 
+@pytest.mark.parametrize("path", ["../images/1.jpg", "..\\images\\1.jpg", "./../images/1.jpg"])
+@pytest.mark.parametrize("embed", [(False, False), (True, False), (True, True)])
+def test_two_files_of_one_image_are_rejected(tmp_path, path, embed):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(0)).save(tmp_path / "images/1.jpg", quality=70)
+    for name, shown, at in zip(("1.json", "other.json"), embed, (path, "../images/1.jpg"), strict=True):
+        write_session(tmp_path / "json", name, scene(0), shown, at)
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    for entry, other in zip(dataset.entries, ("other.json", "1.json"), strict=True):
+        with pytest.raises(BadInput, match=rf"its image, 1.jpg, is also that of .*json/{other}: put all shapes into one file"):
+            entry.load()
+
+
+@pytest.mark.parametrize("embed", [(True, True), (False, True)])
+def test_a_file_with_another_image_embedded_does_not_compete(tmp_path, embed):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(scene(0)).save(tmp_path / "images/1.jpg", quality=70)
+    for number, name in enumerate(("1.json", "other.json")):
+        write_session(tmp_path / "json", name, scene(number), embed[number], "../images/1.jpg")
+    dataset = read_labelme([AnnotationSource(str(tmp_path / "images"), str(tmp_path / "json"))], ImportRules())
+    for number, entry in enumerate(dataset.entries):
+        assert np.abs(decode_image(entry.load().image).astype(int) - scene(number)).mean() < 12
+
+
 def test_the_image_file_is_used_if_it_shows_what_is_embedded(tmp_path):
     """The embedded image was turned upright and compressed again."""
     pixels = scene(1)

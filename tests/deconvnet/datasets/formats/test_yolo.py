@@ -102,6 +102,20 @@ def test_lists_of_images_give_the_splits(tmp_path):
     assert splits_of(dataset) == {"a": "train", "b": "train", "c": "val"}
 
 
+@pytest.mark.parametrize("gone", ["images/gone.jpg", "./gone.jpg", "/home/me/images/gone.jpg"])
+def test_listed_images_that_do_not_exist_are_rejected(tmp_path, gone):
+    write_scenes(tmp_path, a=SCENE, b=SCENE)
+    write_text(tmp_path / "train.txt", f"images/a.jpg\n{gone}\n")
+    write_text(tmp_path / "val.txt", "/home/me/set/images/b.jpg\n")  # a list that was made elsewhere
+    write_text(tmp_path / "test.txt", "images/not-there-either.jpg\n")
+    write_text(tmp_path / "data.yaml", "train: train.txt\nval: val.txt\ntest: test.txt\nnames: {0: crate, 1: ball}\n")
+    dataset = read(tmp_path)
+    assert splits_of(dataset) == {"a": "train", "b": "val"}
+    assert [(each.path, "listed, but there is no such image" in each.reason) for each in dataset.rejects] == [
+        (f"{tmp_path}/train.txt", True)
+    ]
+
+
 def test_names_given_by_the_user_are_of_the_classes_from_0(tmp_path):
     write_scenes(tmp_path, a=SCENE)
     with pytest.raises(UserError, match=r"no data.yaml or classes.txt .*give the names of the classes 0, 1, … by --classes"):

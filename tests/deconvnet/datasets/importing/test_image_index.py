@@ -5,7 +5,8 @@ import urllib.parse
 
 import pytest
 
-from deconvnet.datasets.importing.images import ImageIndex, as_int
+from deconvnet.datasets.importing.images import ImageIndex
+from deconvnet.datasets.importing.regions import as_int
 from infra.errors import BadInput
 
 
@@ -99,7 +100,21 @@ def test_names_that_compete_for_an_image_are_not_found_unless_one_is_its_path(in
     found, missing, _ = index.find_all(listed)
     assert found == {"1.jpg": "1.jpg", "a/3.jpg": "a/3.jpg"}
     assert missing.keys() == {"x/1.jpg", "x/2.jpg", "y/2.jpg", "3.jpg"}
-    assert all("another entry" in reason for reason in missing.values())
+    for name, other in {"x/1.jpg": "1.jpg", "3.jpg": "a/3.jpg"}.items():
+        assert missing[name].endswith(f"that fits, {other}, is that of another entry, {other}")
+    assert missing["x/2.jpg"].endswith("that fits, 2.jpg, also fits another entry, y/2.jpg")
+
+
+def test_the_name_that_competes_is_told(index_of):
+    found, missing, _ = index_of("x/a/1.jpg").find_all(["1.jpg", "a/1.jpg"])
+    assert not found and missing["1.jpg"].endswith("that fits, x/a/1.jpg, also fits another entry, a/1.jpg")
+    assert missing["a/1.jpg"].endswith("also fits another entry, 1.jpg")
+
+
+def test_all_spellings_of_the_path_of_an_image_are_found(index_of):
+    listed = ["a/1.jpg", "./a/1.jpg", "a\\1.jpg", "b/../a/1.jpg", "1.jpg"]
+    found, missing, _ = index_of("a/1.jpg").find_all(listed)
+    assert found == dict.fromkeys(listed[:4], "a/1.jpg") and list(missing) == ["1.jpg"]
 
 
 NAME = "Straße über 50%.jpg"

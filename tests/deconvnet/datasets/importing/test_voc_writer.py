@@ -80,6 +80,22 @@ def test_too_many_annotations_that_become_no_objects_stop_the_import_and_the_opt
         write(make_dataset(), (9,), tmp_path, 0.1, max_void=0.09)
 
 
+def test_annotations_of_no_image_count_as_lost(tmp_path):
+    dataset = make_dataset()
+    dataset.losses += [("image 99", "/src/c.json", Loss("annotation 7", "cat", "is of an image that is not listed"))] * 2
+    summary = write(dataset, (9,), tmp_path, 0.1, max_void=0.2)
+    assert summary.count_losses()[1] == ("cat", "is of an image that is not listed", 2)
+    rows = list(csv.reader((tmp_path / "rejects.csv").open()))
+    assert rows.count(["annotation", "image 99", "/src/c.json", "annotation 7 (cat) is of an image that is not listed"]) == 2
+    content = read_json(str(tmp_path / "import.json"))
+    assert content["annotations"] == 102 and content["losses"][1]["annotations"] == 2
+    (tmp_path / "again").mkdir()
+    with pytest.raises(
+        UserError, match=r"12 of 102 annotations .*2× cat is of an image that is not listed\), and max_void allows 11%"
+    ):
+        write(dataset, (9,), tmp_path / "again", 0.1, max_void=0.11)
+
+
 def test_a_split_without_usable_images_stops_the_import(tmp_path):
     with pytest.raises(UserError, match="val has 0 images, and at least 1"):
         write(make_dataset(faulty=(9,)), (9,), tmp_path, 0.5)
