@@ -11,7 +11,7 @@ Options for the import:
   --val_annotations WHAT [--val_images DIR]      annotations (and images) of the val split, if they are separate
   --train_list FILE, --val_list FILE             or lists of the images; otherwise a fifth is chosen at random for val
   --table colours.txt                            masks only: classes and their ids or colours
-  --dry-run                                      print what would be imported, and write nothing
+  --dry-run                                      read everything, print what would be imported and what not, and write nothing
 
 The new folder appears only when it is complete. It contains:
 
@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         Interrupted: if another import took over the lock.
     """
     command = cli.SettingsParser(__doc__ or "", ImportSettings, CONFIGS / "import_data.yaml")
-    command.add_argument("--dry-run", action="store_true", help="print what would be imported, and write nothing")
+    command.add_argument(
+        "--dry-run", action="store_true", help="read everything, print what would be imported and what not, and write nothing"
+    )
     settings, options = command.parse_settings(argv)
     from workflows.operations.data_import import check_folder, import_dataset
 

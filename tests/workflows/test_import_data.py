@@ -55,10 +55,54 @@ def test_names_with_commas_reach_the_pipeline_whole():
     assert settings.data.classes == classes
 
 
+SQUARE = [[5, 5, 40, 5, 40, 40, 5, 40]]
+
+
+@pytest.mark.parametrize(
+    ("options", "lost", "image"),
+    [
+        ([], {"iscrowd": 1}, {}),
+        ([], {"image_id": 99}, {}),
+        ([], {"segmentation": [[5, 5, 20, 5]]}, {}),
+        ([], {"segmentation": [[5, 5, "x", 5]]}, {}),
+        ([], {}, {"file_name": "gone.jpg"}),
+        ([], {}, {"width": 81}),
+        (["--max_void", "1", "--max_rejects", "1"], {"iscrowd": 1}, {"width": 81}),
+    ],
+)
+def test_a_dry_run_counts_and_stops_as_the_import_does(data, tmp_path, capsys, options, lost, image):
+    ids = sorted(each.stem for each in (data / "JPEGImages").iterdir())
+    one = {"category_id": 8, "segmentation": SQUARE}
+    content = {
+        "images": [
+            {"id": n, "file_name": f"{each}.jpg", "width": 80, "height": 60, **(image if n == 2 else {})}
+            for n, each in enumerate(ids)
+        ],
+        "annotations": [{"image_id": n, **one, **(lost if n < 2 else {})} for n in range(len(ids))],
+        "categories": [{"id": 8, "name": "thing"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    given = ["--from", "coco", "--images", str(data / "JPEGImages"), "--annotations", str(tmp_path / "c.json")]
+    said = []
+    for dry in (["--dry-run"], []):
+        try:
+            import_data.main([*given, "--to", str(tmp_path / "new"), *dry, *options])
+            lines = capsys.readouterr().out.splitlines()
+            said.append([line for line in lines if line.startswith("no objects: ")])
+        except UserError as error:
+            said.append([str(error)])
+        assert (tmp_path / "new").exists() == (not dry and bool(options))
+    assert said[0] == said[1] and said[0]
+    if options:
+        with pytest.raises(UserError, match="exists and is not empty"):
+            import_data.main([*given, "--to", str(tmp_path / "new"), "--dry-run", *options])
+
+
 def test_a_dry_run_and_a_failed_import_write_nothing(data, tmp_path, capsys):
     to = tmp_path / "new"
     import_data.main(arguments(data, to, "--dry-run"))
-    assert "10 annotated images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 annotated images" in said and said.strip().endswith("would import 10 images, and not 0")
     with pytest.raises(UserError, match=r"10 of 10 images can't be used .* max_rejects allows 5%"):
         import_data.main(arguments(data, to, "--classes", "background,disc"))
     assert list(tmp_path.iterdir()) == []

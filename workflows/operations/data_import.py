@@ -4,12 +4,21 @@ import json
 import logging
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 
 from deconvnet.datasets import formats, voc
 from deconvnet.datasets.importing.dataset import AnnotatedDataset, AnnotationSource, ImportRules
 from deconvnet.datasets.importing.train_val_split import read_split_list, split_images
-from deconvnet.datasets.importing.voc_writer import CLASSES_FILE, REJECTS_FILE, new_folder, write_voc_layout
+from deconvnet.datasets.importing.voc_writer import (
+    CLASSES_FILE,
+    REJECTS_FILE,
+    ImportSummary,
+    check_new,
+    most_common_reasons,
+    new_folder,
+    write_voc_layout,
+)
 from deconvnet.datasets.palette import VOC_CLASSES
 from deconvnet.datasets.validation.check import REPORT_FILE, SHEET_FILE, check_dataset
 from infra import storage
@@ -41,7 +50,7 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
 
     Args:
         settings: settings of the command. `to` names the new folder, which appears only when it is complete.
-        dry_run: True to read the annotations and log what would be imported, without writing anything.
+        dry_run: True to read all images and annotations and log what would be imported and what not, without writing anything.
 
     Raises:
         UserError: if the data can't be read, too many images or annotations can't be used, or the folder exists and is not empty.
@@ -64,29 +73,42 @@ def import_dataset(settings: ImportSettings, dry_run: bool) -> None:
     logger.info(f"classes: {', '.join(dataset.classes)}")
     table = [f"\n{dataset.class_table_text}"] if dataset.class_table_text else []
     logger.info("\n".join([*(f"note: {note}" for note in dataset.notes), *table]))
+    origin = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
+    write = partial(
+        write_voc_layout,
+        dataset,
+        splits,
+        max_rejects=settings.max_rejects,
+        max_void=settings.max_void,
+        threads=_threads(settings),
+        origin=origin,
+    )
     if dry_run:
+        check_new(folder)
+        told = len(dataset.notes)
+        summary = write(None)
+        _log_losses(summary)
+        reasons = f" ({most_common_reasons([reject.reason for reject in summary.rejects])})" if summary.rejects else ""
+        logger.info("\n".join(f"note: {note}" for note in dataset.notes[told:]))
+        logger.info(f"would import {sum(map(len, summary.splits.values())):,} images, and not {len(summary.rejects):,}{reasons}")
         return
     with new_folder(folder) as temporary:
-        origin = {"from": settings.from_, "annotations": [settings.annotations, *filter(None, [settings.val_annotations])]}
-        summary = write_voc_layout(
-            dataset,
-            splits,
-            temporary,
-            max_rejects=settings.max_rejects,
-            max_void=settings.max_void,
-            threads=_threads(settings),
-            origin=origin,
-        )
+        summary = write(temporary)
         if dataset.class_table_text:
             (temporary / CLASS_TABLE_FILE).write_text(dataset.class_table_text, "utf-8")
         _check(settings, str(temporary), dataset.classes, ("train", "val"), str(temporary), folder.name)
-    for label, reason, count in summary.count_losses():
-        logger.info(f"no objects: {count:,}× {label} {reason}")
+    _log_losses(summary)
     if summary.rejects or summary.losses:
         logger.info(f"not imported: {len(summary.rejects):,} images, {len(summary.losses):,} annotations; see {REJECTS_FILE}")
     logger.info(f"data           {folder}\ncheck          {folder / REPORT_FILE}\ncontact sheet  {folder / SHEET_FILE}")
     logger.info("\nto train on it (the first line once, for VGG-16's weights):")
     logger.info(f"{DOWNLOAD_COMMAND}\n{train_command(folder, dataset.classes)}")
+
+
+def _log_losses(summary: ImportSummary) -> None:
+    """Log how many annotations don't become objects, by class and reason."""
+    for label, reason, count in summary.count_losses():
+        logger.info(f"no objects: {count:,}× {label} {reason}")
 
 
 def check_folder(settings: ImportSettings, root: str) -> None:

@@ -88,6 +88,12 @@ class ImportSummary:
         return [(*key, count) for key, count in counts.most_common()]
 
 
+def check_new(folder: Path) -> None:
+    """Raise UserError if a folder exists and is not empty, or its path is that of a file."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--to {folder} exists and is not empty: name a new folder, or remove it")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Create a folder that appears only when its content is complete.
@@ -107,8 +113,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     lock_file = folder.with_name(f".{folder.name}.lock")
     with hold_lock(str(lock_file), "import_data.py") as lock:
         try:
-            if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-                raise UserError(f"--to {folder} exists and is not empty: name a new folder, or remove it")
+            check_new(folder)
             storage.remove(str(temporary))
             temporary.mkdir(parents=True)
             yield temporary
@@ -129,7 +134,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def write_voc_layout(
     dataset: AnnotatedDataset,
     splits: Mapping[str, str],
-    folder: Path,
+    folder: Path | None,
     *,
     max_rejects: float,
     max_void: float = 0.1,
@@ -143,7 +148,7 @@ def write_voc_layout(
     Args:
         dataset: the data set.
         splits: "train" or "val" by image id. Images without a split are not written.
-        folder: existing empty folder to write to.
+        folder: existing empty folder to write to. None to load the images and make their masks, but write nothing.
         max_rejects: share of the images that may be unusable, in [0, 1].
         max_void: share of the annotations that may become void or be left out, in [0, 1].
         threads: number of threads that load and write images.
@@ -157,8 +162,9 @@ def write_voc_layout(
             objects, train has fewer than two images, or val has none. The caller must then delete the folder, as files that were
             already written stay in it.
     """
-    for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
-        (folder / name).mkdir()
+    if folder:
+        for name in (voc.IMAGES_DIR, voc.CLASS_MASKS_DIR):
+            (folder / name).mkdir()
     entries = [entry for entry in dataset.entries if entry.image_id in splits]
     summary = ImportSummary({split: [] for split in _LEAST_IMAGES}, list(dataset.rejects), list(dataset.losses))
     summary.counts["annotations"] += len(dataset.losses)
@@ -168,23 +174,30 @@ def write_voc_layout(
             image = entry.load()
         except BadInput as error:
             return Reject(entry.image_id, entry.uri, STAGE, str(error))
-        _write_image(entry.image_id, image, folder)
-        counts = Counter(
-            pixels=image.class_mask.size,
-            overlap_pixels=image.overlap_pixels,
-            overlapping_images=int(image.overlap_pixels > 0),
-            hidden_objects=image.hidden_objects,
-            annotations=image.annotations,
-        )
-        return _Written(image.losses, image.remark, counts)
+        if folder:
+            _write_image(entry.image_id, image, folder)
+        return _measure(image)
 
     for entry, result in zip(entries, thread_map(import_one, entries, threads, "importing", "images"), strict=True):
         summary.add(entry, splits[entry.image_id], result)
     _check_summary(summary, len(entries) + len(dataset.rejects), max_rejects)
     _check_losses(summary, max_void)
     dataset.notes += [f"{count:,}× an image {remark}" for remark, count in summary.remarks.items()]
-    _write_lists(dataset, summary, folder, origin)
+    if folder:
+        _write_lists(dataset, summary, folder, origin)
     return summary
+
+
+def _measure(image: AnnotatedImage) -> _Written:
+    """Return what the summary keeps of an image."""
+    counts = Counter(
+        pixels=image.class_mask.size,
+        overlap_pixels=image.overlap_pixels,
+        overlapping_images=int(image.overlap_pixels > 0),
+        hidden_objects=image.hidden_objects,
+        annotations=image.annotations,
+    )
+    return _Written(image.losses, image.remark, counts)
 
 
 def _write_image(image_id: str, image: AnnotatedImage, folder: Path) -> None:
