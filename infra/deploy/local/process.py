@@ -66,9 +66,10 @@ def find_program(name: str, package: str) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Create a text file that only its owner may read, such as a file with a password."""
-    path.touch(mode=0o600)
-    path.write_text(text)
+    """Write a text file that only its owner may read, such as a file with a password; an existing file is replaced."""
+    path.unlink(missing_ok=True)  # the mode of an existing file would stay as it is
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.deploy.local.process import Server, find_program, free_port, free_ports, is_listening, running
+from infra.deploy.local.process import Server, find_program, free_port, free_ports, is_listening, running, write_private
 from infra.deploy.local.servers import postgres_programs, postgres_server
 from infra.errors import UserError
 from tests.conftest import ROOT
@@ -76,3 +76,13 @@ def test_postgres_accepts_only_its_password():
         secret = address.split(":")[2].split("@")[0]
         with pytest.raises(psycopg2.OperationalError, match="password"):
             psycopg2.connect(address.replace(secret, "guess"))
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_file_with_a_password_is_private_even_where_others_could_read_an_earlier_one(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "password"
+    if existing:
+        path.write_text("old")
+        path.chmod(0o644)
+    write_private(path, "new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600
