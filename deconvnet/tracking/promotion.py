@@ -157,8 +157,6 @@ def promote(
         if foreign:
             decision = Decision(False, f"{decision.reason}; but {model.refusal(foreign)}: choose another tracking.model_name")
         elif current in (None, champion, challenger):
-            # By this tag, `_move_champion` finds the choice of the lock's latest holder, even if an earlier holder still writes.
-            client.set_model_version_tag(model.name, str(challenger), f"{_FENCE}{lock.fence}", str(new))
             current = _move_champion(client, model, current, new, lock)
         if current != new and not foreign:
             decision = Decision(False, f"{decision.reason}; but version {current} became champion meanwhile, and stays champion")
@@ -216,7 +214,11 @@ def _move_champion(client: "MlflowClient", model: OwnModel, expected: int | None
     """
     _check(lock)
     current = aliases(model.store, model.name).get(CHAMPION)
-    if current != expected or current == version:
+    if current != expected:
+        return current
+    # The choice of the lock's latest holder is found by this tag, even if an earlier holder still writes.
+    client.set_model_version_tag(model.name, str(version), f"{_FENCE}{lock.fence}", str(version))
+    if current == version:
         return current
     client.set_registered_model_alias(model.name, CHAMPION, str(version))
     if not lock.still_held():

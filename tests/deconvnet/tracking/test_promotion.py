@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,6 +293,22 @@ def test_a_run_that_was_stopped_just_before_it_moved_the_alias_puts_it_back(shop
         shop.promote(2, 1, Decision(True, "it is better"))
     assert aliases(shop.tracker.uri, "net") == {"champion": decided}
     assert "verdict" not in client.get_model_version("net", "2").tags
+
+
+def test_the_champion_of_a_run_that_found_nothing_new_is_put_back_too(shop, monkeypatch) -> None:
+    """A run is stopped just before it moves the alias; another one, for which no image is new, makes version 1 the champion."""
+    real = MlflowClient.set_registered_model_alias
+
+    def stopped(self, name, alias, version):
+        monkeypatch.setattr(MlflowClient, "set_registered_model_alias", real)
+        other = SimpleNamespace(fence=take_over(shop.lock).fence, still_held=lambda: True, check=lambda: None)
+        assert set_champion(shop.model, 1, other) == 1
+        real(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", stopped)
+    with pytest.raises(Interrupted, match="anne"):
+        shop.promote(2, None, Decision(True, "there was no champion"))
+    assert aliases(shop.tracker.uri, "net") == {"champion": 1}
 
 
 def test_an_alias_that_is_moved_in_the_same_moment_is_left_alone_and_the_decision_says_so(shop, monkeypatch) -> None:
