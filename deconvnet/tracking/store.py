@@ -9,7 +9,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +120,8 @@ def check_store(uri: str) -> None:
         except OSError as error:
             raise UserError(f"can't make the folder of MLflow's SQLite file {database}: {error.strerror}") from None
         _follow_moved_artifacts(database)
+    # MLflow creates the tables of a new SQLite file. If two processes do so at once, one of them fails.
+    one_by_one = storage.one_process_at_a_time(database) if database and os.access(database.parent, os.W_OK) else nullcontext()
     failed: list[Exception] = []
 
     def query() -> None:
@@ -133,7 +135,7 @@ def check_store(uri: str) -> None:
 
     # The query runs in a thread, because resolving a host name can hang for longer than any HTTP timeout.
     thread = threading.Thread(target=query, daemon=True)
-    with short_timeouts():
+    with short_timeouts(), one_by_one:
         thread.start()
         thread.join(None if database else _CHECK_SECONDS)
     if thread.is_alive() or failed:

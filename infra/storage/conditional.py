@@ -44,7 +44,7 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
     path = local_path(uri)
     if old is not None and not path.parent.is_dir():
         return False
-    with disk_errors_for_user(path), _exclusive(path):
+    with disk_errors_for_user(path), one_process_at_a_time(path):
         found = path.read_bytes() if path.exists() else None
         if found != old:
             return False
@@ -53,8 +53,8 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Let only one process at a time run the block of a `with` statement for a file. Other processes wait for their turn.
+def one_process_at_a_time(path: Path) -> Iterator[None]:
+    """Let only one process at a time run the block of a `with` statement for a local file. Other processes wait for their turn.
 
     This works for processes on this machine and on machines that share the folder. They wait for the lock (`flock`) of a guard
     file, which is created beside the file and deleted at the end. If the disk does not support such locks, a warning is logged

@@ -34,8 +34,8 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
         Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
-    check_store(tracking_uri(settings.workspace, settings.tracking.uri))
     with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
+        check_store(tracking_uri(settings.workspace, settings.tracking.uri))
         generation = retraining.next_generation(settings, force)
         _run(Retraining(settings, generation, lock), config)
 

@@ -3,6 +3,8 @@
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from deconvnet.tracking import registry, store
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra.errors import UserError
+from tests.conftest import ROOT
 from tests.deconvnet.mlflow_server import free_port
 
 
@@ -83,6 +86,32 @@ def test_a_file_that_is_no_database_is_a_user_error(tmp_path):
     (tmp_path / "notes.db").write_text("not a database, but long enough to look like one " * 50)
     with pytest.raises(UserError, match=r"notes\.db can't be used"):
         check_store(f"sqlite:///{tmp_path}/notes.db")
+
+
+AT_ONCE = """
+import os, sys
+from mlflow import MlflowClient
+import mlflow.store.tracking.sqlalchemy_store, mlflow.store.db.utils
+from deconvnet.tracking.store import check_store
+children = []
+for _ in range(4):
+    children.append(child := os.fork())
+    if child == 0:
+        try:
+            check_store(sys.argv[1])
+        except Exception as error:
+            print(error)
+            os._exit(1)
+        os._exit(0)
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+
+
+def test_processes_that_open_a_new_store_at_once_all_can(tmp_path):
+    """MLflow's creation of the tables fails if another process has begun it."""
+    command = [sys.executable, "-c", AT_ONCE, f"sqlite:///{tmp_path}/new/mlflow.db"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr[-500:]
 
 
 def registered(workspace: Path, new_store: Path) -> MlflowTracker:
