@@ -258,8 +258,8 @@ def _match_files(names: Sequence[str], images: str, files: Sequence[str], texts:
         texts: path or s3:// address of the folder of the text files.
 
     Returns:
-        A list of text files for each image, by the path of the image. A list of more than one file means that the image is
-        ambiguous. Images without a text file are left out.
+        A list of text files for each image, by the path of the image. If a list has more than one file, it is not clear
+        which of them belongs to the image. Images without a text file are left out.
     """
     by_spelling = {normalise(file): file for file in files}
     found: dict[str, list[str]] = {}

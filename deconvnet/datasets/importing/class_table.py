@@ -323,7 +323,7 @@ def _find_background(
 
 
 def _shares(rows: Sequence[TableRow], masks: Sequence[MaskValues]) -> dict[str, float]:
-    """Return the share of each class in all pixels of some masks, in [0, 1], by class name. `rows` has the values of classes."""
+    """Return the share, in [0, 1], of each class in the pixels of all `masks`, by class name. `rows` say which value is which."""
     pixels: Counter[int] = Counter()
     for mask in masks:
         pixels.update(mask.pixels)

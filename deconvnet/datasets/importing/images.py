@@ -72,7 +72,7 @@ class NameIndex:
         """Find the images of all names that a data set lists.
 
         If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. Several
-        names may be its path, such as 1.jpg and ./1.jpg: all of them are found, so count entries by the image that was found. If
+        names may be its path, such as 1.jpg and ./1.jpg. All of these are found, so `found` may have an image more than once. If
         none of the listed folders exists, the list was made elsewhere. Then images are found by their file names alone, if only
         one image and one listed name have this file name.
 

@@ -157,7 +157,7 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
         int32 array (H, W) of colours as R·65536 + G·256 + B, with `HIDDEN` and `SOFT` where pixels are transparent.
 
     Raises:
-        BadInput: if the mask can't be decoded, has fractions, or is wholly transparent and yet has several values.
+        BadInput: if the mask can't be decoded, its values are fractions, or it is wholly transparent and yet has several values.
     """
     image = decode_image(data, max_pixels)
     if Image.open(io.BytesIO(data)).mode == "F":
@@ -168,7 +168,8 @@ def read_colours(data: bytes, max_pixels: int, opaque: bool = False) -> np.ndarr
 def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bool) -> np.ndarray:
     """Replace the values of transparent pixels by `HIDDEN` and `SOFT`.
 
-    In a paletted image, alpha belongs to the palette's colours. So no pixel becomes `SOFT` there, and void (255) remains void.
+    In a paletted image, each colour of the palette has an alpha of its own. So no pixel becomes `SOFT` there, and pixels with the
+    id 255 (void) keep it even where they are transparent.
 
     Args:
         values: integer array (H, W) of the values in the mask.
@@ -262,7 +263,8 @@ def _find_rims(ids: np.ndarray, void: int) -> frozenset[int]:
         void: the id that is void, which is ignored.
 
     Returns:
-        The ids; none if they have fewer than 20 pixels, or if 4 times as many pairs of adjacent pixels differ by more than 1.
+        The ids. None are returned if such pixels are fewer than 20, or are rare: if at least 4 times as many pairs of adjacent
+        pixels have ids that differ by more than 1.
     """
     rims, jumps = [], 0
     for mask in (ids, ids.T):
@@ -281,7 +283,7 @@ def rows_of_colours(values: Sequence[int], background: str | None) -> tuple[list
 
     Args:
         values: the colours as R·65536 + G·256 + B, in ascending order.
-        background: the option `--background`, which names another background. If it is given, black is a class as well.
+        background: the option `--background`, which names another background; None if not given. If given, black is a class too.
     """
     ids = [*range(len(VOC_CLASSES)), VOID_ID]
     colours = pack_colours(VOC_PALETTE[ids]).tolist()
@@ -307,7 +309,7 @@ def rows_of_ids(values: Sequence[int], background: str | None) -> tuple[list[Tab
 
     Args:
         values: the ids, in ascending order.
-        background: the option `--background`, which names another background. If it is given, 0 is a class as well.
+        background: the option `--background`, which names another background; None if not given. If given, 0 is a class too.
     """
     zero = "id_0" if background else BACKGROUND
     if set(values) <= {0, VOID_ID}:

@@ -158,8 +158,8 @@ class FrameChooser:
 
     Attributes:
         weigh: for each image of the file, a function that returns its evidence, or None if the image is displayed as it is
-            stored. It may raise BadInput. The functions are called when an image is met whose own evidence does not decide. All
-            must be in the list before `choose` is called.
+            stored. It may raise BadInput. The functions are called once `choose` gets an image whose own evidence does not
+            decide. All must be in the list before `choose` is called.
     """
 
     weigh: list[Callable[[], Evidence | None]] = field(default_factory=list)

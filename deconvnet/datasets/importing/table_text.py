@@ -11,8 +11,9 @@ A heading names the columns: `name,id`, `name,r,g,b`, `Pixel Value, Class`. CVAT
 Roboflow's _classes.csv and class_dict.csv can be read as they are. Empty lines and comments (# and a blank) are ignored.
 
 Names may have numbers and separators in them, so a line such as `3, 7` can be read in several ways. A way to read lines is a
-separator and an order of the columns. All lines are read in the one way that fits them all. The table is refused if several ways
-fit all lines and give different tables. It is also refused if no way fits all lines, and one of them can be read in several ways.
+separator, an order of the columns, and the kind of value: id or colour. All lines are read in the one way that fits them all. The
+table is refused if several ways fit all lines and give different tables. It is also refused if no way fits all lines, and one of
+them can be read in several ways.
 """
 
 import csv
@@ -308,7 +309,7 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
 
 
 def _is_cut(names: Sequence[str]) -> bool:
-    """Return whether a word of a name begins or ends with a separator, as in `flat, road`, so that it may be two columns."""
+    """Return whether a field of a name begins or ends with a separator, as in `flat, road`, which may be two columns."""
     return any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names)
 
 

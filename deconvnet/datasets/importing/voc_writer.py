@@ -189,7 +189,7 @@ def write_voc_layout(
 
 
 def _measure(image: AnnotatedImage) -> _Written:
-    """Return what the summary keeps of an image."""
+    """Collect the data about an image that go into the summary of the import."""
     counts = Counter(
         pixels=image.class_mask.size,
         overlap_pixels=image.overlap_pixels,

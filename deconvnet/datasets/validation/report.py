@@ -133,7 +133,7 @@ def _class_table(usable: Sequence[ImageStatistics], classes: Sequence[str], prop
     for image in usable:
         pixels.update(image.pixels)
         images_with[image.split].update(image.pixels.keys())
-    # One row for each object; the columns are class id, share of the image, 1 if unfindable, and 0 for train or 1 for val.
+    # One row for each object; the columns are class id, share of the image, 1 if too small for EdgeBox, and 0 (train) or 1 (val).
     objects = np.concatenate([np.zeros((0, 4)), *(_object_rows(image, proposals) for image in usable)])
     total = max(sum(pixels.values()), 1)
     rows = []
