@@ -132,7 +132,7 @@ def parse_value(text: str) -> tuple[int, bool] | None:
 def _split(line: str, separator: str) -> list[str]:
     """Split a line into fields without surrounding blanks. A field in double quotes may contain the separator, except : and =."""
     if separator in ":=":
-        return [field.strip() for field in line.split(separator)]
+        return [re.sub('^"(.*)"$', r"\1", field.strip()) for field in line.split(separator)]
     blanks = separator == " "
     text = " ".join(line.split()) if blanks else line
     try:
@@ -310,7 +310,7 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
 
 def _is_cut(names: Sequence[str]) -> bool:
     """Return whether a field of a name begins or ends with a separator, as in `flat, road`, which may be two columns."""
-    return any(name[0] in ",;:=" or name[-1] in ",;:=" for name in names)
+    return any(name[:1] in ",;:=" or name[-1] in ",;:=" for name in names)  # an empty field counts too
 
 
 def _likely(fits: Mapping[_Way, tuple[TableRow, list[str]]], single: Collection[_Way]) -> dict[_Way, TableRow]:

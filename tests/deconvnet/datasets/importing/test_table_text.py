@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deconvnet.datasets.importing.table_text import parse_rows, parse_value
@@ -175,3 +175,19 @@ def test_plain_tables_are_not_refused(separator, heading):
     names = ["Grade 1", "type-2", "lamp (lit)", "it's 3", "Grade 10 b"]
     lines = [f"{name}{separator}{i}" for i, name in enumerate(names)]
     assert read(heading.format(separator) + "\n".join(lines)) == [(name, i) for i, name in enumerate(names)]
+
+
+@given(st.text(alphabet='ab 037",;:=\t\n', max_size=30))
+@example('3 a "" a:5')
+@settings(max_examples=500, deadline=None)
+def test_any_text_is_read_or_refused_in_a_sentence(text: str) -> None:
+    try:
+        rows = parse_rows(text, "t")
+    except UserError:
+        return
+    assert all(row.name.strip() for row in rows)
+
+
+@pytest.mark.parametrize("text", ['"a, b": 3\n"c": 4', '"a, b" = 3\n"c" = 4', '"a, b",3\n"c",4'])
+def test_the_quotes_around_a_name_are_not_part_of_it(text: str) -> None:
+    assert [(row.name, row.value) for row in parse_rows(text, "t")] == [("a, b", 3), ("c", 4)]
