@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.errors import UserError
+from infra.runtime.ray_watch import watched
 from infra.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
 
     Args:
         settings: address of the cluster, and resources of a Ray that is started on this machine.
+
+    If this Ray is lost meanwhile, the process ends with a message and exit code 75 (see `ray_watch`).
 
     Raises:
         UserError: if the cluster can't be joined, or Ray can't be started.
@@ -66,9 +69,29 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     context.enable_progress_bars = False  # infra.runtime.progress shows the progress in one line; Ray needs eight
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield
+        with watched(*_watchable(address), _check_head, HEAD_SECONDS):
+            yield
     finally:
         ray.shutdown()
+
+
+def _watchable(address: str | None) -> tuple[str | None, str | None]:
+    """Find out what to watch of the Ray that this process has joined or started.
+
+    Args:
+        address: address under which a cluster was joined; None if Ray was started on this machine.
+
+    Returns:
+        The path of the Unix socket of the object store on this machine, and the address of the cluster's head. Each is None if
+        there is no such thing: a cluster joined by ray:// is on other machines, and a Ray on this machine has no head elsewhere.
+    """
+    import ray
+
+    if address and address.startswith("ray://"):
+        return None, None
+    context = ray.get_runtime_context()
+    own: dict[str, Any] = next((node for node in ray.nodes() if node["NodeID"] == context.get_node_id()), {})
+    return own.get("ObjectStoreSocketName"), context.gcs_address if address else None
 
 
 def _check_head(address: str) -> None:

@@ -26,6 +26,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(cluster, "HEAD_SECONDS", 5.0)
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "_watchable", lambda address: (None, None))
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     server = grpc.server(ThreadPoolExecutor(1))
