@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT, check_image
@@ -172,12 +173,13 @@ def decode_example(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
     return rgb, ids
 
 
-def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None, comment: str = "") -> bytes:
     """Encode a mask of ids as a PNG file.
 
     Args:
         mask: uint8 or uint16 array (H, W).
         palette: uint8 array (256, 3) of RGB colours by id, to make a paletted PNG (uint8 masks only); None to make a grey one.
+        comment: text to store in the file.
 
     Returns:
         The content of the file.
@@ -192,7 +194,10 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     if palette is not None:
         image = image.convert("P") if image.mode != "P" else image
         image.putpalette(palette.astype(np.uint8).tobytes())
-    return _file_content(image, "PNG")
+    info = PngInfo()
+    if comment:
+        info.add_text("Comment", comment)
+    return _file_content(image, "PNG", pnginfo=info)
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -211,12 +216,13 @@ def encode_png(image: np.ndarray) -> bytes:
     return _file_content(Image.fromarray(image), "PNG")
 
 
-def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+def encode_jpeg(image: np.ndarray, quality: int = 95, comment: str = "") -> bytes:
     """Encode an image as a JPEG file without chroma subsampling.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
         quality: JPEG quality from 1 to 100.
+        comment: text to store in the file.
 
     Returns:
         The content of the file.
@@ -225,7 +231,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
         ValueError: if the image has another dtype or shape.
     """
     check_image(image)
-    return _file_content(Image.fromarray(image), "JPEG", quality=quality, subsampling=0)
+    return _file_content(Image.fromarray(image), "JPEG", quality=quality, subsampling=0, comment=comment)
 
 
 def _file_content(image: Image.Image, file_format: str, **options: Any) -> bytes:

@@ -21,13 +21,14 @@ from infra import storage
 from infra.errors import BadInput
 from infra.runtime.executor import Actors, Executor
 from infra.storage import tables
+from infra.storage.guarded import LockGuard
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 
 _OVERLAY_QUALITY = 90
 
 
 def predict_images(
-    plan: Plan, output: str, model: str, executor: Executor, actors: Actors, max_pixels: int | None = None
+    plan: Plan, output: str, model: str, guard: LockGuard, executor: Executor, actors: Actors, max_pixels: int | None = None
 ) -> list[tables.Part]:
     """Predict the images of a plan and write their masks, their overlays and the parts of the table `predictions`.
 
@@ -38,6 +39,7 @@ def predict_images(
         plan: the images and what to do with each, see `make_plan`.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble (both networks and their options). Every node must be able to read it.
+        guard: writes the masks and overlays, as long as no other run has taken the lock of the output folder.
         executor: runs the workers.
         actors: number of workers and the resources of each. Workers that have a GPU predict on it.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
@@ -52,7 +54,7 @@ def predict_images(
     made = tables.finished_parts(table, fingerprint)
     left = {index: unit for index, unit in enumerate(units) if index not in made}
     device = "cuda" if actors.gpus else "cpu"
-    make = partial(_PartWriter, plan.state, output, model, max_pixels, device, fingerprint)
+    make = partial(_PartWriter, plan.state, output, model, guard, max_pixels, device, fingerprint)
     actors = replace(actors, remedy="lower compute.actors or max_pixels, or use larger nodes; finished parts are kept")
     made |= dict(executor.map_actors(left, make, actors, title="segmenting", unit="parts"))
     return [made[index] for index in range(len(units))]
@@ -69,6 +71,7 @@ class _PartWriter:
             They are written to every row.
         output: folder or s3:// prefix of the output.
         model: folder of the saved ensemble (both networks and their options).
+        guard: writes the masks and overlays, as long as no other run has taken the lock of the output folder.
         max_pixels: images with more pixels are rejected; None for the limit stored with the ensemble.
         device: torch device to predict on, "cuda" or "cpu".
         fingerprint: digest of everything that the table `predictions` depends on. The table's parts (Parquet files) are stored
@@ -79,6 +82,7 @@ class _PartWriter:
     state: OutputState
     output: str
     model: str
+    guard: LockGuard
     max_pixels: int | None
     device: str
     fingerprint: str
@@ -166,7 +170,7 @@ class _PartWriter:
         """
         prediction = self.ensemble.predict(self._read_image(task))
         mask = prediction.mask
-        storage.write_bytes(storage.join(self.output, task.mask_path), encode_mask(mask, VOC_PALETTE))
+        self.guard.write(storage.join(self.output, task.mask_path), encode_mask(mask, VOC_PALETTE, self.state.comment))
         if task.draw_overlay:
             self._draw_overlay(task, prediction.image, mask)
         counts = np.bincount(mask.ravel(), minlength=len(self.classes))
@@ -196,8 +200,8 @@ class _PartWriter:
             image: uint8 (H, W, 3), RGB.
             mask: class ids, uint8 (H, W).
         """
-        data = encode_jpeg(overlay(image, mask, self.classes), _OVERLAY_QUALITY)
-        storage.write_bytes(storage.join(self.output, task.overlay_path), data)
+        data = encode_jpeg(overlay(image, mask, self.classes), _OVERLAY_QUALITY, self.state.comment)
+        self.guard.write(storage.join(self.output, task.overlay_path), data)
 
     def _read_image(self, task: Task) -> bytes:
         """Read an image file from the input folder.

@@ -23,6 +23,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import digest
 from infra.storage import tables
+from infra.storage.guarded import LockGuard
 
 VERSION = 1
 """Version of the prediction code, on which the digest of a plan depends (`Plan.key`).
@@ -101,6 +102,11 @@ class OutputState:
     model_version: str
     model_id: str
     generation: str
+
+    @property
+    def comment(self) -> str:
+        """Return the comment that masks and overlays have in their files. It differs for all models, even if the pixels don't."""
+        return f"models:/{self.model}/{self.model_version}, {self.generation}"
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,7 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from ((part, row) for row in rows)
 
 
-def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) -> tables.Commit:
+def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part], guard: LockGuard) -> tables.Commit:
     """Replace the table `predictions` by the parts (Parquet files) that a run has written.
 
     First, masks and overlays of earlier runs are deleted if no row names them any more. Then the commit record is written, a JSON
@@ -252,9 +258,13 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
         plan: the plan of the run.
         output: folder or s3:// prefix of the output.
         parts: summaries of the table's parts, in order, as `predict_images` returns them.
+        guard: writes the commit record, as long as no other run has taken the lock of the output folder.
 
     Returns:
         The content of the commit record.
+
+    Raises:
+        Interrupted: if another run has taken the lock.
     """
     table = storage.join(output, TABLE)
     named: set[str] = set()
@@ -262,17 +272,20 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part]) ->
         for row in tables.iter_rows(table, ["mask", "overlay"], part):
             named |= {name for name in row.values() if name}
     for name in sorted(plan.earlier_files - named):
+        guard.check()
         storage.remove(storage.join(output, name))
     extra = {"key": plan.key, "input": plan.state.input, "model": f"models:/{plan.state.model}/{plan.state.model_version}"}
-    return tables.commit(table, plan.fingerprint, parts, extra)
+    return tables.commit(table, plan.fingerprint, parts, extra, guard.write_json)
 
 
-def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
+def write_rejects(plan: Plan, output: str, parts: Sequence[tables.Part], guard: LockGuard) -> int:
     """Write the table `rejects`, which lists the images that could not be used, in place of an earlier one.
 
     Args:
+        plan: the plan of the run.
         output: folder or s3:// prefix of the output.
         parts: summaries of the parts (Parquet files) of the table `predictions`. Each lists its own rejected images.
+        guard: writes the commit record, as long as no other run has taken the lock of the output folder.
 
     Returns:
         The number of rejected images.
@@ -280,7 +293,8 @@ def write_rejects(output: str, parts: Sequence[tables.Part]) -> int:
     names = tables.REJECTS.names
     rows = [{name: getattr(reject, name) for name in names} for part in parts for reject in part.rejects]
     table, fingerprint = storage.join(output, REJECTS), digest(rows)
-    tables.commit(table, fingerprint, [tables.write_part(table, fingerprint, 0, rows, tables.REJECTS)])
+    part = tables.write_part(table, fingerprint, 0, rows, tables.REJECTS)
+    tables.commit(table, fingerprint, [part], {"generation": plan.state.generation}, guard.write_json)
     return len(rows)
 
 

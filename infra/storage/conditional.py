@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from infra.storage import s3
@@ -72,7 +73,7 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _NO_FILE_LOCKS:
                     raise
-                logger.warning(f"the disk of {path} has no file locks: do not start two runs there in the same second")
+                _warn(path.parent)
             # The previous process may have deleted the guard file while we waited. Our lock would then be on a deleted file, and
             # a third process could lock a new file of the same name.
             if not _is_open_file(file.fileno(), guard):
@@ -82,6 +83,12 @@ def one_process_at_a_time(path: Path) -> Iterator[None]:
             finally:
                 guard.unlink()
             return
+
+
+@cache
+def _warn(folder: Path) -> None:
+    """Log once that the disk of a folder has no file locks."""
+    logger.warning(f"the disk of {folder} has no file locks: do not start two runs there in the same second")
 
 
 def _is_open_file(descriptor: int, path: Path) -> bool:

@@ -88,6 +88,11 @@ class Lock:
         return self._record.fence
 
     @property
+    def token(self) -> str:
+        """Return the random text in the lock file that distinguishes this holder from all others."""
+        return self._record.token
+
+    @property
     def lost(self) -> bool:
         """Return whether another run may hold the lock now, because it took the lock over or the lock was not renewed in time.
 
@@ -104,7 +109,7 @@ class Lock:
         Raises:
             UserError: if the storage can't be used, or the file is no lock any more.
         """
-        theirs = self._read()
+        theirs = read_record(self.uri)
         if theirs is None or theirs.token != self._record.token:
             self._lost.set()
         return not self.lost
@@ -120,7 +125,7 @@ class Lock:
             return
         theirs = None
         with suppress(UserError, OSError):
-            theirs = self._read()
+            theirs = read_record(self.uri)
         if theirs is None or theirs.token == self._record.token:
             raise Interrupted(
                 f"the lock {self.uri} was not renewed in time (is its storage away, or was this process stopped?): "
@@ -130,13 +135,6 @@ class Lock:
             f"{theirs.holder} (process {theirs.pid} on {theirs.host}) took the lock {self.uri} at {_utc(theirs.since)}, because this "
             "run had not renewed it in time: the results of that run count"
         )
-
-    def _read(self) -> LockRecord | None:
-        """Return the content of the lock file; None if it was deleted."""
-        try:
-            return _parse(self.uri, storage.read_bytes(self.uri))
-        except FileNotFoundError:
-            return None
 
     def _renew(self) -> None:
         """Renew the lock at regular intervals until it is released or lost. The background thread runs this."""
@@ -283,6 +281,14 @@ def _process_start(pid: int) -> str:
     except OSError:
         return ""
     return "ended" if state in "ZX" else fields[18]
+
+
+def read_record(uri: str) -> LockRecord | None:
+    """Return the content of a lock file; None if there is none."""
+    try:
+        return _parse(uri, storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
 
 
 def _parse(uri: str, content: bytes) -> LockRecord:

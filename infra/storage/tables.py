@@ -10,7 +10,7 @@ Every table has a column `image_id`, by which its rows are sorted. Arguments cal
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -138,11 +138,7 @@ def read_commit(table: str) -> Commit | None:
 
 
 def require_commit(table: str) -> Commit:
-    """Return the commit record of a table (`_commit.json`), or raise an error if there is none.
-
-    Raises:
-        FileNotFoundError: if there is no table or its columns have another version.
-    """
+    """Return the commit record of a table. Raise FileNotFoundError if there is none or its columns have another version."""
     if (found := read_commit(table)) is None:
         raise FileNotFoundError(f"no complete table at {table}")
     return found
@@ -159,10 +155,7 @@ def part_name(fingerprint: str, index: int) -> str:
 
 
 def _summary_uri(table: str, fingerprint: str, index: int) -> str:
-    """Return the URI of the JSON file that holds the summary of a part. `index` is the part's position, from 0.
-
-    This file is written after the part's Parquet file. So if it exists, the part is complete.
-    """
+    """Return the URI of the JSON file that holds the summary of part number `index`. It is written after the part's Parquet file."""
     return storage.join(table, part_name(fingerprint, index).removesuffix(".parquet") + ".json")
 
 
@@ -263,7 +256,13 @@ def discard(table: str, fingerprint: str) -> None:
     storage.remove(storage.join(table, fingerprint[:16]))
 
 
-def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[str, Any] | None = None) -> Commit:
+def commit(
+    table: str,
+    fingerprint: str,
+    parts: Sequence[Part],
+    extra: Mapping[str, Any] | None = None,
+    write: Callable[[str, Any], None] | None = None,
+) -> Commit:
     """Make a complete table of parts by writing its commit record. The files of an earlier table are deleted.
 
     Args:
@@ -271,15 +270,16 @@ def commit(table: str, fingerprint: str, parts: Sequence[Part], extra: Mapping[s
         fingerprint: digest of what the table was made from, with which the parts were written.
         parts: summaries of all parts, in any order.
         extra: further facts about the table to store in the commit record, as JSON values.
+        write: function that writes the commit record, a JSON value, to a URI; None for `storage.write_json`.
 
     Returns:
         The commit record, which was written to `_commit.json`.
     """
     ordered = sorted(parts, key=lambda p: p.name)
     written = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
-    storage.write_json(storage.join(table, COMMIT), asdict(written))
-    keep = fingerprint[:16] + "/"
-    for name in storage.list_files(table):
+    keep, there = fingerprint[:16] + "/", storage.list_files(table)
+    (write or storage.write_json)(storage.join(table, COMMIT), asdict(written))
+    for name in there:
         if name != COMMIT and not name.startswith(keep):
             storage.remove(storage.join(table, name))
     return written

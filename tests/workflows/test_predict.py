@@ -24,7 +24,8 @@ from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import Ensemble, register
-from infra.errors import UserError
+from infra import storage
+from infra.errors import Interrupted, UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
@@ -446,3 +447,30 @@ def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tm
     )
     assert "8 to predict" in run()
     assert json.loads(Path(lock).read_text())["expires"] == 0, "the lock was not released"
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("frozen_before", ["masks/a.png", "_commit.json"])
+def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run, tmp_path, monkeypatch, frozen_before) -> None:
+    """One run with version 1 stops before it writes a file, and a run with version 2 works from start to end meanwhile."""
+    exchange, frozen = storage.exchange, []
+
+    def late(uri: str, old: bytes | None, new: bytes) -> bool:
+        if uri.endswith(frozen_before) and not frozen:
+            frozen.append(uri)
+            lock = json.loads((tmp_path / "out/_lock").read_text())
+            (tmp_path / "out/_lock").write_text(json.dumps({**lock, "expires": 0}))
+            run("--model", "models:/edeconvnet/2", "--overlays", "true")
+            finished.update(written(tmp_path / "out"))
+        return exchange(uri, old, new)
+
+    finished: dict[str, int] = {}
+    monkeypatch.setattr(storage, "exchange", late)
+    with pytest.raises(Interrupted, match=r"predict\.py .* took the lock .*: the results of that run count"):
+        run("--overlays", "true")
+    left = {name: changed for name, changed in written(tmp_path / "out").items() if name in finished}
+    assert frozen and left == finished and {row["model_version"] for row in rows(tmp_path / "out").values()} == {"2"}
+    for row in rows(tmp_path / "out").values():
+        comment = Image.open(tmp_path / "out" / row["mask"]).info["Comment"]
+        assert comment == f"models:/edeconvnet/2, {row['generation']}"
+    assert "nothing to do" in run("--model", "models:/edeconvnet/2", "--overlays", "true")

@@ -16,6 +16,7 @@ from infra.errors import UserError
 from infra.runtime import open_executor
 from infra.runtime.parts import check_rejects
 from infra.storage import tables
+from infra.storage.guarded import LockGuard
 from infra.storage.lock import Lock, hold_lock
 from workflows import cli
 from workflows.settings import PredictSettings
@@ -87,12 +88,13 @@ class PredictionRun:
         with hold_lock(storage.join(output, LOCK), "predict.py", LOCK_SECONDS) as lock:
             self.plan = self._make_plan()  # another run may have written predictions in the meantime
             logger.info(self.plan_text())
-            parts = self._predict(lock)
-            if predictions_table.write_rejects(output, parts):
+            guard = LockGuard(lock.uri, lock.token)
+            parts = self._predict(lock, guard)
+            if predictions_table.write_rejects(self.plan, output, parts, guard):
                 logger.warning(cli.rejects_text([reject for part in parts for reject in part.rejects]))
             check_rejects(parts, len(self.plan.tasks), self.settings.max_rejects, "max_rejects")
             lock.check()
-            predictions_table.commit_predictions(self.plan, output, parts)
+            predictions_table.commit_predictions(self.plan, output, parts, guard)
 
     def summary(self) -> str:
         """Return a text for a terminal: a table of the predicted classes, and a list of the folders that were written.
@@ -135,13 +137,14 @@ class PredictionRun:
         state = OutputState(s.input, *model, generation)
         return predictions_table.make_plan(self._files.images, s.output, state, s.overlays, s.max_pixels)
 
-    def _predict(self, lock: Lock) -> list[tables.Part]:
+    def _predict(self, lock: Lock, guard: LockGuard) -> list[tables.Part]:
         """Predict the planned images in this process, or with actors, which are processes of Ray that each load the model.
 
         The model is copied to the output folder, from which it is loaded. The copy is removed afterwards.
 
         Args:
             lock: lock of the output folder, held by this run.
+            guard: writes files, as long as no other run has taken this lock.
 
         Returns:
             Descriptions of the Parquet files of the table `predictions`, with the images that could not be used. The files
@@ -155,19 +158,21 @@ class PredictionRun:
         from infra.runtime.executor import Actors
 
         s = self.settings
-        model = storage.join(s.output, MODEL)
+        model = storage.join(s.output, MODEL, lock.token)  # another run would overwrite one of the same name
         with open_executor(s.executor, s.cluster, lambda: lock.lost) as executor:
             gpus = _gpus_per_actor(s)
             # This file is written before the first mask. If this run is killed, a later one knows which model made the masks.
-            storage.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
+            guard.write_json(storage.join(s.output, STATE_FILE), asdict(self.plan.state))
             try:
-                storage.remove(model)
+                storage.remove(storage.join(s.output, MODEL))  # of a run that was killed
                 registry.fetch(self._version, self._store, model)
                 actors = Actors(s.compute.actors, s.compute.cpus_per_actor, gpus)
-                parts = predict_images(self.plan, s.output, model, executor, actors, s.max_pixels)
+                parts = predict_images(self.plan, s.output, model, guard, executor, actors, s.max_pixels)
+            except Exception:
+                guard.check()  # a worker that found the lock lost has failed
+                raise
             finally:
-                if not lock.lost:  # otherwise the model there belongs to another run
-                    storage.remove(model)
+                storage.remove(storage.join(s.output, MODEL) if lock.still_held() else model)
         lock.check()
         return parts
 
