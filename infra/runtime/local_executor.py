@@ -53,20 +53,7 @@ class LocalExecutor(Executor):
         """Run a function on every unit of work, in a pool of processes.
 
         Further calls use the same processes until the `with` block of the executor ends. With a single CPU, this process does all
-        units.
-
-        Args:
-            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
-            work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
-            title: name of the work, shown with the progress.
-            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
-
-        Yields:
-            The index and the result of each unit, in the order in which units finish.
-
-        Raises:
-            UserError: if a unit raises UserError, or a process dies.
-            Interrupted: after a result, if the run was asked to stop.
+        units. See `Executor.map` for the arguments, results and errors. A process that dies is a UserError too.
         """
         if self.cpus == 1 or not units:
             yield from self._until_stopped(_one_by_one(units, work), len(units), title, unit)
@@ -88,22 +75,8 @@ class LocalExecutor(Executor):
         """Do all units of work in this process, by a function that is prepared once, for example by loading a network.
 
         If `actors.gpus` is above 0, several threads do units at the same time to keep the GPU busy. Otherwise one unit is done
-        at a time, and the network itself uses all CPUs.
-
-        Args:
-            units: the units of work. Each key is the index (position in the job) of its unit.
-            make: function that prepares the work, for example by loading a network, and returns the function that does a unit. It
-                is called once, with the number of CPU threads that may be used.
-            actors: resources for the work. Only `gpus` is used.
-            title: name of the work, shown with the progress.
-            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
-
-        Yields:
-            The index and the result of each unit, in the order in which units finish.
-
-        Raises:
-            UserError: if a unit raises UserError.
-            Interrupted: after a result, if the run was asked to stop.
+        at a time, and the network itself uses all CPUs. No other attribute of `actors` is used. See `Executor.map_actors` for the
+        other arguments, the results and the errors.
         """
         if not units:
             return

@@ -56,18 +56,7 @@ class RayExecutor(Executor):
     ) -> Iterator[tuple[int, Result]]:
         """Run a function on every unit of work. Each call is a Ray Data task that takes one CPU.
 
-        Args:
-            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
-            work: function that does one unit. It is called as `work(index, unit)`, and must be picklable.
-            title: name of the work, shown with the progress.
-            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
-
-        Yields:
-            The index and the result of each unit, in the order in which units finish.
-
-        Raises:
-            UserError: if a unit raises UserError.
-            Interrupted: after a result, if the run was asked to stop.
+        See `Executor.map` for the arguments, results and errors.
         """
         if not units:
             return
@@ -80,21 +69,7 @@ class RayExecutor(Executor):
     ) -> Iterator[tuple[int, Result]]:
         """Do all units of work in parallel, in Ray Data actors that prepare once, for example by loading a network.
 
-        Args:
-            units: the units of work, as picklable objects of any kind. Each key is the index (position in the job) of its unit.
-            make: function that prepares an actor, for example by loading a network, and returns the function that does a unit.
-                Each actor calls it once, with the number of CPU threads that it may use.
-            actors: the number of actors and the resources of each.
-            title: name of the work, shown with the progress.
-            unit: plural noun for the units, shown with the progress, such as "parts" or "images".
-
-        Yields:
-            The index and the result of each unit, in the order in which units finish.
-
-        Raises:
-            UserError: if a unit raises UserError, no node has room for an actor, or a unit still fails after all retries because
-                its actors die.
-            Interrupted: after a result, if the run was asked to stop.
+        See `Executor.map_actors` for the arguments, results and errors.
         """
         import ray.data
         import ray.exceptions
