@@ -22,15 +22,16 @@ from deconvnet.datasets.importing.mask_values import (
     HIDDEN,
     SOFT,
     MaskValues,
-    is_lossy,
     read_colours,
     read_ids,
     read_mask_values,
     rows_of_colours,
     rows_of_ids,
     rows_of_names,
+    unpack_colours,
 )
 from deconvnet.datasets.importing.table_text import TableRow, parse_rows, parse_value
+from deconvnet.datasets.validation.lossy_masks import find_certain, has_near_values, is_lossy
 from infra.errors import BadInput, UserError
 from proposals.masks import VOID_ID
 
@@ -76,7 +77,8 @@ class ClassTable:
                 compression may have changed values.
         """
         read = read_colours if self.has_colours else read_ids
-        if not rules.unknown_void and is_lossy(data) and read_mask_values(data, rules.max_pixels).lossy:
+        lossy = is_lossy(data)
+        if not rules.unknown_void and lossy and read_mask_values(data, rules.max_pixels).lossy:
             raise BadInput(f"the mask {_JPEG}")
         mask = read(data, rules.max_pixels, rules.transparent == "opaque")
         table = {**self.id_of_value, HIDDEN: VOID_ID if rules.transparent == "void" else 0}
@@ -87,7 +89,15 @@ class ClassTable:
         if not rules.unknown_void and not known.all():
             raise BadInput(self._describe_unknown(mask[~known], mask.size))
         remark = "" if known.all() else "has a mask with values of no class, which became void"
+        if lossy and rules.unknown_void and self._has_near_values():
+            known &= find_certain(data, mask)
+            remark = "has a mask saved as JPEG or WebP, of which 3 px along edges and details under 7 px became void"
         return np.where(known, ids[index], VOID_ID).astype(np.uint8), remark
+
+    def _has_near_values(self) -> bool:
+        """Return whether lossy compression can mix up the values of two classes."""
+        values, classes = (np.array(each, np.int32) for each in (list(self.id_of_value), list(self.id_of_value.values())))
+        return has_near_values(unpack_colours(values) if self.has_colours else values[:, None], classes)
 
     def _describe_unknown(self, unknown: np.ndarray, pixels: int) -> str:
         """Describe the pixels of a mask whose values are not in the table.
@@ -106,11 +116,7 @@ class ClassTable:
         return f"{100 * unknown.size / pixels:.2g} % of the mask has no class: {commonest}{more}{question}"
 
     def to_text(self) -> str:
-        """Write the table as text that `read_table` can read.
-
-        Returns:
-            One line for each mask value, with its class name and the value.
-        """
+        """Write the table as text that `read_table` can read: a line for each mask value, with its class name and the value."""
         names = {**dict(enumerate(self.classes)), VOID_ID: "void"}
         rows = [TableRow(names[i], value, self.has_colours) for i, value in sorted((i, v) for v, i in self.id_of_value.items())]
         lines = []

@@ -16,6 +16,7 @@ from PIL import Image
 from deconvnet.datasets.importing.dataset import BACKGROUND, BACKGROUND_NAMES, ImportRules
 from deconvnet.datasets.importing.table_text import TableRow
 from deconvnet.datasets.palette import VOC_CLASSES, VOC_PALETTE
+from deconvnet.datasets.validation.lossy_masks import is_lossy
 from infra.errors import BadInput, UserError
 from proposals.image_codec import decode_alpha, decode_image, decode_mask
 from proposals.masks import VOID_ID, void_id
@@ -197,19 +198,6 @@ def _without_hidden(values: np.ndarray, data: bytes, max_pixels: int, opaque: bo
         return np.where(hidden & (values != VOID_ID), HIDDEN, values)
     wide = _find_blended(alpha, alpha, None)[1] | {255}
     return np.where(hidden, HIDDEN, np.where(np.isin(alpha, list(wide)), values, SOFT))
-
-
-def is_lossy(data: bytes) -> bool:
-    """Return whether the bytes of an image file are JPEG or lossy WebP, which changes the values along edges.
-
-    If they are no image, the result is False.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError):
-        return False
-    jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # the latter is a TIFF
-    return jpeg or (image.format == "WEBP" and b"VP8L" not in data)
 
 
 def blended_ids(mask: np.ndarray, min_pixels: int = 20) -> list[int]:

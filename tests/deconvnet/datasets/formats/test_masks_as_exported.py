@@ -160,6 +160,37 @@ def test_compressed_masks_are_refused_and_void_on_demand(tmp_path, suffix, optio
     assert len(np.unique(found)) > 1
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+@pytest.mark.parametrize("values", [(1, 2), (1, 3), (100, 128), ("#000001", "#010203"), ("#804080", "#904890")])
+def test_wrong_classes_along_the_edges_of_compressed_masks_become_void(tmp_path, suffix, values):
+    """Between classes whose values are near, others of them come about along the edges."""
+    lookup = [[int(v[i : i + 2], 16) for i in (1, 3, 5)] if isinstance(v, str) else v for v in values]
+    lookup = np.array([np.zeros_like(lookup[0]), *lookup], np.uint8)
+    options = {".jpg": {"quality": 90}, ".tif": {"compression": "jpeg", "quality": 90}}[suffix]
+    save(tmp_path, [lookup[TRUTH], lookup[TRUTH]], suffix, **options)
+    table = "crate, {}\nball, {}\n".format(*values)
+    dataset = read_saved(tmp_path, table=table, unknown_void=True)
+    found, known = class_masks(dataset)[0], class_masks(dataset)[0] != 255
+    assert (found == TRUTH)[known].all()
+    assert known.mean() > 0.3 or lookup.ndim == 2  # JPEG keeps few colours exactly
+    assert "3 px along edges" in dataset.entries[0].load().remark
+
+
+def test_a_jpeg_of_low_quality_whose_ids_are_near_is_refused(tmp_path):
+    """Here the id 1 has become 0 in whole areas."""
+    for quality, ids in ((50, [0, 1, 2]), (30, [0, 10, 20]), (10, [0, 3, 200])):
+        folder = tmp_path / str(quality)
+        save(folder, [np.array(ids, np.uint8)[TRUTH]] * 2, ".jpg", quality=quality)
+        dataset = read_saved(folder, table=f"crate, {ids[1]}\nball, {ids[2]}\n", unknown_void=True)
+        assert "of such a low quality that its ids may be those of other classes" in rejection_reason(dataset)
+
+
+def test_compressed_masks_whose_values_are_far_apart_keep_their_edges(tmp_path):
+    save(tmp_path, [np.array([0, 100, 200], np.uint8)[TRUTH]] * 2, ".jpg", quality=75)
+    found = class_masks(read_saved(tmp_path, table="crate, 100\nball, 200\nvoid, 255\n", unknown_void=True))[0]
+    assert (found == TRUTH)[found != 255].all() and (found != 255).mean() > 0.7
+
+
 def read_saved(folder, **rules):
     """The data set of masks that `save` wrote."""
     for number in range(2):

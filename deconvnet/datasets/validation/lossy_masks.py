@@ -1,0 +1,68 @@
+"""Masks that were compressed with loss, as by JPEG, which changes ids and colours along edges.
+
+The figures were measured on drawn masks (docs/experiments.md). Ids that differ by 1 were wrong in 0.5 % of all pixels at quality
+100, in 3.5 % at quality 90 and in 5 % at quality 75. If only areas are used in which a square of 7×7 px has one id, it is 0.000 %,
+0.007 % and 0.06 %. At quality 50, whole areas have the id of another class. Ids that differ by 50 or more are not mixed up.
+"""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from infra.errors import BadInput
+
+NEAR = 32
+"""Values of two classes that differ by less in each channel can be mixed up."""
+_EDGE = 3  # px from an edge, in which values may have been mixed up
+_COARSEST = 8  # step by which JPEG rounds eight times the mean of a block; from here on 1 may become 0 in whole areas
+
+
+def is_lossy(data: bytes) -> bool:
+    """Tell whether a file is compressed as JPEG or as lossy WebP, which changes the values along edges.
+
+    Args:
+        data: encoded bytes of the image; if they are no image, the answer is no.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError):
+        return False
+    jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # the latter is a TIFF
+    return jpeg or (image.format == "WEBP" and b"VP8L" not in data)
+
+
+def has_near_values(channels: np.ndarray, classes: np.ndarray) -> bool:
+    """Return whether two classes have mask values that compression can mix up.
+
+    Args:
+        channels: integer array (N, C): the ids (C = 1) or colours (C = 3) that masks may have.
+        classes: integer array (N,) of the class ids of these values.
+    """
+    distance = np.abs(channels[:, None].astype(np.int32) - channels[None]).max(axis=-1)
+    return bool(((distance < NEAR) & (classes[:, None] != classes[None])).any())
+
+
+def find_certain(data: bytes, values: np.ndarray) -> np.ndarray:
+    """Find the pixels of a mask whose values compression has not changed, although those of two classes are near.
+
+    Args:
+        data: encoded bytes of the mask.
+        values: int32 array (H, W): the id or colour of each pixel as a number.
+
+    Returns:
+        bool array (H, W), True where a square of 7×7 px round the pixel has one value. Details smaller than that are lost.
+
+    Raises:
+        BadInput: if the file is a JPEG that is compressed so much that whole areas may have the value of another class.
+    """
+    steps = getattr(Image.open(io.BytesIO(data)), "quantization", {})
+    if any(table[0] >= _COARSEST for table in steps.values()):
+        raise BadInput(
+            "the mask was saved as JPEG of such a low quality that its ids may be those of other classes: export PNG, or ids that "
+            f"differ by {NEAR} or more"
+        )
+    square = np.ones((2 * _EDGE + 1, 2 * _EDGE + 1), np.uint8)
+    exact = values.astype(np.float64)  # OpenCV has no dilation of int32
+    return np.asarray(cv2.erode(exact, square) == cv2.dilate(exact, square))
