@@ -133,7 +133,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of `key` and `incomplete`, which identifies the table `predictions` that the run will write."""
+        """Return a digest that identifies the table `predictions` of this run: of its key and the ids of incomplete images."""
         return digest([self.key, self.incomplete])
 
     @property

@@ -71,10 +71,10 @@ class NameIndex:
     def find_all(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
         """Find the images of all names that a data set lists.
 
-        If several names fit the same image, it belongs to the name that is exactly its path, and the others are not found. Several
-        names may be its path, such as 1.jpg and ./1.jpg. All of these are found, so `found` may have an image more than once. If
-        none of the listed folders exists, the list was made elsewhere. Then images are found by their file names alone, if only
-        one image and one listed name have this file name.
+        An image may fit several names. If one of them is exactly its path, only that name finds it. Different spellings of its
+        path, such as 1.jpg and ./1.jpg, all find it, so count entries by image and not by name. If none of the listed folders
+        exists, the list was made elsewhere. Then an image is found by its file name alone, if no other image and no other listed
+        name have the same file name.
 
         Args:
             names: paths of the images, in which folders are separated by "/" or "\\". Repetitions are ignored.
