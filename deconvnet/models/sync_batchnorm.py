@@ -38,27 +38,29 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             ValueError: if all workers together have fewer than 2 values per channel in training mode.
         """
         self._check_input_dim(input)
-        if not self.training or _world_size() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(input)
         mean, var, count = _global_moments(input.detach())
         if count < 2:
             raise ValueError(f"batch norm needs more than 1 value a channel over all workers, got {count}")
-        self._track(mean, var * count / (count - 1))
+        track(self, mean, var * count / (count - 1))
         return cast(Tensor, _Normalise.apply(input, self.weight, self.bias, mean, var, count, self.eps))
 
-    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Update the running mean and variance, as BatchNorm2d does in training.
 
-        Args:
-            mean: each channel's mean over the current examples of all workers (training processes), of shape (C,).
-            unbiased_var: each channel's unbiased variance over the same examples, of shape (C,).
-        """
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(unbiased_var, momentum)
+def track(norm: nn.BatchNorm2d, mean: Tensor, unbiased_var: Tensor) -> None:
+    """Update the running mean and variance of a batch norm, as BatchNorm2d does in training.
+
+    Args:
+        norm: the batch norm, changed in place.
+        mean: each channel's mean over the current examples of all workers (training processes), of shape (C,).
+        unbiased_var: each channel's unbiased variance over the same examples, of shape (C,).
+    """
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(unbiased_var.to(norm.running_var.dtype), momentum)
 
 
 def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -220,7 +222,7 @@ def _average_over_workers(norms: list[_BatchNorm], count: int) -> int:
         ValueError: if the returned number would be 0.
     """
     own = [n for n in norms if not isinstance(n, (SyncBatchNorm2d, nn.SyncBatchNorm))]
-    if not own or _world_size() == 1:
+    if not own or world_size() == 1:
         total = count
     else:
         stats = [cast(Tensor, s) for n in own for s in (n.running_mean, n.running_var)]
@@ -234,6 +236,6 @@ def _average_over_workers(norms: list[_BatchNorm], count: int) -> int:
     return total
 
 
-def _world_size() -> int:
+def world_size() -> int:
     """Return the number of workers (training processes), or 1 if torch.distributed is not in use."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from deconvnet.models.fused.available import use_fused
+
 if TYPE_CHECKING:
     from deconvnet.settings import StageSettings
 
@@ -58,6 +60,10 @@ def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
         The optimiser, with separate parameter groups for weights, biases and batch norm (see `parameter_groups`).
     """
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
+    if all(use_fused(p.device) and p.dtype == torch.float32 for p in model.parameters()):
+        from deconvnet.models.fused.sgd import FusedSGD  # needs numba
+
+        return FusedSGD(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 

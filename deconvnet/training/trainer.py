@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deconvnet.evaluation.metrics import ConfusionMatrix
+from deconvnet.models.fused.available import use_fused
+from deconvnet.models.fused.loss import summed_cross_entropy
 from deconvnet.models.network import Network
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
 from deconvnet.training.data.dataloader import BatchLoader
@@ -85,6 +86,10 @@ class Trainer:
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world_size > 1 and settings.batch // (self.world_size * self.micro_batches) < SYNC_BELOW:
             convert_sync(model)
+        if use_fused(self.device):
+            from deconvnet.models.fused.layers import use_fused_layers  # needs numba
+
+            use_fused_layers(model)
         self.model = model
         self._network: nn.Module = model  # `fit` replaces it by a DDP wrapper
         self.optimiser = make_sgd(model, settings)
@@ -172,7 +177,7 @@ class Trainer:
             with self._gradient_sync(last=piece == pieces[-1]):
                 with self._autocast():
                     scores = self._network(self.model.prepare(x))
-                loss = F.cross_entropy(scores.float(), truth, ignore_index=VOID_ID, reduction="sum") / max(valid_pixels, 1)
+                loss = summed_cross_entropy(scores, truth, VOID_ID, 1 / max(valid_pixels, 1))
                 (loss * self.world_size).backward()  # DDP averages the gradients over the ranks, but they must be summed
             self._meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if count_correct else None)
         if self.settings.grad_clip is not None:

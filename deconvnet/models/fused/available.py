@@ -1,0 +1,28 @@
+"""Whether fused operations can be used on this machine."""
+
+import logging
+from functools import cache
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def use_fused(device: torch.device) -> bool:
+    """Return whether training on a device should use the fused operations of this package.
+
+    Args:
+        device: the device that the network is trained on.
+    """
+    return device.type == "cpu" and _can_compile()
+
+
+@cache
+def _can_compile() -> bool:
+    """Compile a kernel and return whether that succeeded. If not, the reason is logged once."""
+    try:
+        import deconvnet.models.fused.sgd
+    except (ImportError, RuntimeError, OSError) as error:  # no numba, or no folder where it can write its cache
+        logger.warning(f"  training takes longer than it could, because numba can't compile: {error}")
+        return False
+    return bool(deconvnet.models.fused.sgd)

@@ -1,0 +1,224 @@
+"""Fused operations give what torch's give, with their gradients."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deconvnet.models.fused import parallel
+from deconvnet.models.fused.cross_entropy import cross_entropy
+from deconvnet.models.fused.norm_kernels import norm_kernels
+from deconvnet.models.fused.norm_relu import norm_relu
+from deconvnet.models.fused.pooling import max_pool, max_unpool
+from deconvnet.models.fused.sgd import FusedSGD
+
+SHAPES = [(4, 24, 5, 7), (3, 8, 1, 1), (2, 520, 3, 3), (16, 32, 32, 32), (1, 300, 2, 2)]
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    nn.init.uniform_(norm.weight, -0.5, 2)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def close(found, expected, tolerance):
+    """Compare relatively to the largest value."""
+    scale = float(expected.detach().float().abs().max()) + 1e-9
+    torch.testing.assert_close(found.float() / scale, expected.float() / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_batch_norm_with_relu(shape, dtype, memory_format):
+    x = (torch.randn(shape) * 2 + 3).to(dtype).to(memory_format=memory_format)
+    gradient = torch.randn(shape).to(dtype)
+    ours = batch_norm(shape[1])
+    theirs = copy.deepcopy(ours)
+    before_relu = copy.deepcopy(ours)(x).detach().float()
+    gradient[before_relu.abs() < 1e-2] = 0  # because rounding decides there on which side of 0 a value is
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    y, expected = norm_relu(a, ours), torch.relu(theirs(b))
+    y.backward(gradient)
+    expected.backward(gradient)
+    assert y.dtype == dtype
+    close(y, expected, TOLERANCE[dtype])
+    close(a.grad, b.grad, TOLERANCE[dtype])
+    for name, parameter in ours.named_parameters():
+        close(parameter.grad, theirs.get_parameter(name).grad, TOLERANCE[dtype])
+    for name, buffer in ours.named_buffers():
+        close(buffer, theirs.get_buffer(name), 1e-5)
+
+
+def test_batch_norm_of_values_with_a_large_mean():
+    x = torch.randn(8, 16, 9, 9) + 1000
+    ours, theirs = batch_norm(16), nn.BatchNorm2d(16).double()
+    theirs.load_state_dict(ours.state_dict())
+    close(norm_relu(x, ours), torch.relu(theirs(x.double())), 1e-4)
+
+
+def test_gradients_of_batch_norm_with_relu():
+    def compute(x, weight, bias):
+        norm = nn.BatchNorm2d(8).double()
+        del norm.weight, norm.bias
+        norm.weight, norm.bias = weight, bias
+        return norm_relu(x, norm)
+
+    x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 8, 2, 4), (8,), (8,)))
+    assert torch.autograd.gradcheck(compute, (x, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_nan_and_infinity_are_not_hidden(dtype):
+    for bad in (float("nan"), float("inf")):
+        x = torch.randn(2, 8, 4, 4).to(dtype)
+        x[0, 3, 1, 1] = bad
+        assert norm_relu(x, batch_norm(8))[:, 3].isnan().all()
+        scores = torch.full((1, 5, 2, 2), bad, dtype=dtype)
+        assert not cross_entropy(scores, torch.zeros(1, 2, 2, dtype=torch.int64), 255, 1.0).isfinite()
+
+
+def test_one_value_a_channel_is_refused():
+    with pytest.raises(ValueError, match="more than 1 value"):
+        norm_relu(torch.randn(1, 8, 1, 1), batch_norm(8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (3, 24, 10, 2), (16, 32, 32, 32)], ids=str)
+def test_pooling_and_unpooling(shape, dtype):
+    x = torch.relu(torch.randn(shape)).to(dtype).to(memory_format=torch.channels_last)  # with equal values, which are 0
+    x[0, 0, 0, 1] = float("nan")
+    gradient = torch.randn(shape).to(dtype)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    small, positions = max_pool(a)
+    expected_small, switches = F.max_pool2d(b, 2, 2, return_indices=True)
+    large, expected = max_unpool(small * 2, positions), F.max_unpool2d(expected_small * 2, switches, 2, 2)
+    large.backward(gradient)
+    expected.backward(gradient)
+    for found, wanted in ((small, expected_small), (large, expected), (a.grad, b.grad)):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradients_of_pooling_and_unpooling():
+    x = torch.randn(2, 8, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: max_unpool(*max_pool(x)), (x,))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (3, 21, 40, 40), (1, 2, 1, 1)], ids=str)
+def test_cross_entropy(shape, dtype):
+    scores = (torch.randn(shape) * 20).to(dtype)
+    truth = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    truth[-1, 1:] = 255
+    a, b = (scores.clone().requires_grad_() for _ in range(2))
+    found = cross_entropy(a, truth, 255, 0.25)
+    expected = F.cross_entropy(b.float(), truth, ignore_index=255, reduction="sum") * 0.25
+    (found * 3).backward()
+    (expected * 3).backward()
+    close(found, expected, 1e-5)
+    close(a.grad, b.grad, TOLERANCE[dtype])
+
+
+def test_pixels_that_are_all_void_have_no_loss():
+    scores = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = cross_entropy(scores, torch.full((1, 2, 2), 255), 255, 1.0)
+    loss.backward()
+    assert loss == 0 and not scores.grad.any()
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(1)
+    weights = [
+        torch.randn(9, 5, 3, 3).to(memory_format=torch.channels_last),
+        torch.randn(7),
+        torch.randn(300, 700),
+        torch.randn(3),
+    ]
+    return [nn.Parameter(w) for w in weights]
+
+
+def test_sgd():
+    found, expected = parameters(), parameters()
+    optimisers = [
+        kind([{"params": p[:2], "weight_decay": 0.1, "lr": 0.5}, {"params": p[2:]}], lr=0.2, momentum=0.9)
+        for kind, p in ((FusedSGD, found), (torch.optim.SGD, expected))
+    ]
+    for _ in range(3):
+        for a, b in zip(found[:3], expected[:3], strict=True):  # the last has no gradient
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+        for name, value in optimisers[1].state[b].items():
+            torch.testing.assert_close(optimisers[0].state[a][name], value)
+
+
+def test_sgd_continues_with_momenta_of_another_memory_layout():
+    found, expected = parameters()[:1], parameters()[:1]
+    optimisers = [FusedSGD(found, lr=0.2, momentum=0.9), torch.optim.SGD(expected, lr=0.2, momentum=0.9)]
+    momentum, gradient = torch.randn(9, 5, 3, 3), torch.randn(9, 5, 3, 3)
+    for optimiser, (parameter,) in zip(optimisers, (found, expected), strict=True):
+        optimiser.state[parameter]["momentum_buffer"] = momentum.clone()
+        parameter.grad = gradient.clone()
+        optimiser.step()
+    torch.testing.assert_close(found, expected)
+
+
+def test_sgd_takes_no_closure():
+    with pytest.raises(ValueError, match="closure"):
+        FusedSGD(parameters(), lr=0.1).step(lambda: 0.0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_nothing(threads, monkeypatch):
+    x = torch.randn(16, 32, 32, 32)
+    expected = norm_relu(x, batch_norm(32))
+    monkeypatch.setattr(parallel.torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(0)
+    torch.randn(16, 32, 32, 32)
+    torch.testing.assert_close(norm_relu(x, batch_norm(32)), expected, rtol=0, atol=0)
+
+
+def test_without_openmp_one_thread_does_the_work(monkeypatch):
+    monkeypatch.setattr(parallel, "_gomp_parallel", lambda: None)
+    x = torch.randn(4, 8, 64, 64)
+    close(norm_relu(x, nn.BatchNorm2d(8)), torch.relu(nn.BatchNorm2d(8)(x)), 1e-5)
+
+
+def test_torchs_openmp_library_is_found():
+    torch.ones(10**6).sum()
+    assert parallel._gomp_parallel() is not None or "libgomp" not in Path("/proc/self/maps").read_text()
+
+
+def test_each_chunk_is_taken_once():
+    kernels = norm_kernels(parallel.types.float32, parallel.types.float32)
+    x, vector = np.ones(1000 * 8, np.float32), np.zeros(8, np.float32)
+    out = np.zeros((1000, 2, 8), np.float32)
+    parallel.run(kernels.moments, 1000, x.size, 8, 1, x, vector, out)
+    assert (out == 1).all()
+
+
+def test_compiling_fails_where_numba_can_write_nowhere(monkeypatch):
+    from deconvnet.models.fused import available
+
+    available._can_compile.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "deconvnet.models.fused.sgd", None)
+    try:
+        assert not available.use_fused(torch.device("cpu"))
+        assert not available.use_fused(SimpleNamespace(type="cuda"))
+    finally:
+        available._can_compile.cache_clear()
