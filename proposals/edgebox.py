@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from infra.errors import UserError
 from proposals.edges.detector import EdgeSource, edge_map
-from proposals.edges.forest_file import require_opencv_contrib
 from proposals.masks import as_rgb
 from proposals.soft_nms import soft_nms
 
@@ -110,6 +110,16 @@ def edge_boxes(image: np.ndarray, max_boxes: int = 2000, **options: Any) -> tupl
         ValueError: if the image is anything else (the message says how to convert it), or an option is out of range.
     """
     return find_boxes(image, EdgeBoxOptions(max_boxes, **options))
+
+
+def require_opencv_contrib() -> None:
+    """Check that OpenCV has its contrib modules, which contain EdgeBox (`cv2.ximgproc`).
+
+    Raises:
+        UserError: if it was installed without them.
+    """
+    if not hasattr(cv2, "ximgproc"):
+        raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
 
 
 def find_boxes(image: np.ndarray, options: EdgeBoxOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -38,19 +38,24 @@ def soft_nms(boxes: np.ndarray, scores: np.ndarray, strength: float, power: floa
     as_boxes(boxes)
     if scores.shape != boxes.shape[:1] or not np.isfinite(scores).all():
         raise ValueError(f"expected a finite score for each of {len(boxes)} boxes; got scores of shape {scores.shape}")
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+    areas = (x2 - x1) * (y2 - y1)
     lowered = scores.astype(np.float32)
-    order = np.empty(len(boxes), np.int64)
-    remaining = np.ones(len(boxes), bool)
+    order, final = np.empty(len(boxes), np.int64), np.empty(len(boxes), np.float32)
     taken = min(first, len(boxes))
     for rank in range(taken):
-        best = order[rank] = int(np.where(remaining, lowered, -np.inf).argmax())
-        remaining[best] = False
-        sides = np.minimum(boxes[:, 2:], boxes[best, 2:]) - np.maximum(boxes[:, :2], boxes[best, :2])
-        intersection = sides.clip(0).prod(axis=1)
-        union = areas + areas[best] - intersection
-        iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)  # an empty box overlaps nothing
-        lowered[remaining] *= (1 - strength * iou[remaining] ** power).astype(np.float32)
-    rest = np.flatnonzero(remaining)
-    order[taken:] = rest[np.argsort(-lowered[rest], kind="stable")]
-    return order, lowered[order]
+        best = order[rank] = int(lowered.argmax())
+        final[rank] = lowered[best]
+        lowered[best] = -np.inf  # taken boxes
+        # Only boxes that overlap the best one are changed (empty boxes overlap nothing). Most of the time is spent on powers.
+        near = (x1 < x2[best]) & (x2 > x1[best]) & (y1 < y2[best]) & (y2 > y1[best])
+        others = np.flatnonzero(near & (lowered > -np.inf))
+        width = np.minimum(x2[others], x2[best]) - np.maximum(x1[others], x1[best])
+        height = np.minimum(y2[others], y2[best]) - np.maximum(y1[others], y1[best])
+        intersection = width * height
+        iou = intersection / (areas[others] + areas[best] - intersection)
+        lowered[others] *= (1 - strength * iou**power).astype(np.float32)
+    rest = np.flatnonzero(lowered > -np.inf)
+    rest = rest[np.argsort(-lowered[rest], kind="stable")]
+    order[taken:], final[taken:] = rest, lowered[rest]
+    return order, final

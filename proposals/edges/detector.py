@@ -1,7 +1,6 @@
 """Compute edge maps for EdgeBox: thin edges and their orientations.
 
-There are two edge detectors: a structured forest (Dollár, Zitnick, ICCV 2013), which OpenCV evaluates, and a colour gradient,
-which needs no model. The edges of both are thinned in the same way as in Dollár's edge toolbox, here with OpenCV's filters.
+There are two edge detectors: a structured forest (Dollár, Zitnick, ICCV 2013) and a colour gradient, which needs no model. The edges of both are thinned in the same way as in Dollár's edge toolbox, here with OpenCV's filters.
 Without thinning, EdgeBox would be tens of times slower.
 """
 
@@ -12,7 +11,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from proposals.edges.channels import PATCH
 from proposals.edges.forest_file import load_forest
+from proposals.edges.structured_forest import evaluate_forest
 from proposals.masks import check_image
 
 EdgeSource = Literal["forest", "gradient"]
@@ -24,7 +25,6 @@ _SMOOTHING = 2.0  # px, σ of the blur before the gradient
 _STRONG_PERCENTILE = 99.0  # this percentile of the gradients is scaled to strength 1
 _LEAST_STRONG = 4.0  # smallest gradient (Lab units per pixel) that is scaled to 1, so that noise in a flat image stays faint
 _ORIENTATION_RADIUS = 4  # px, radius of the triangle filter before orientations are computed, as in Dollár's edgesDetect
-_PATCH = 32  # px, side of the forest's patches; smaller images are padded to it
 _MARGIN = 16  # px, padding on each side
 
 
@@ -52,7 +52,7 @@ def edge_map(
             from the x axis towards the y axis.
 
     Raises:
-        UserError: if `edge_model` is not a forest that OpenCV can read.
+        UserError: if `edge_model` is not the file of a forest.
         ValueError: if the image has another dtype or shape, or there is no such edge detector.
     """
     thick = thick_edges(image, edges, edge_model)
@@ -79,7 +79,7 @@ def thick_edges(image: np.ndarray, edges: EdgeSource, edge_model: str | None = N
         float32 array (H, W) of strengths from 0 to 1.
 
     Raises:
-        UserError: if `edge_model` is not a forest that OpenCV can read.
+        UserError: if `edge_model` is not the file of a forest.
         ValueError: if the image has another dtype or shape, or there is no such edge detector.
     """
     check_image(image)
@@ -137,15 +137,15 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
         float32 array (H, W) of thick edges with strengths from 0 to 1.
 
     Raises:
-        UserError: if the file cannot be fetched or is not a forest that OpenCV can read.
+        UserError: if the file cannot be fetched or is not a forest.
     """
     height, width = image.shape[:2]
-    # The image is extended by reflection because OpenCV sees the outermost 16 px in fewer patches, which makes edges fainter
-    # there, and to even sides because OpenCV's feature channels have half the resolution.
-    below, right = max(_MARGIN, _PATCH - height), max(_MARGIN, _PATCH - width)
+    # The image is extended by reflection because its outermost 16 px would lie in fewer patches, which makes edges fainter there,
+    # and to even sides because the feature channels have half its resolution.
+    below, right = max(_MARGIN, PATCH - height), max(_MARGIN, PATCH - width)
     below, right = below + (height + below) % 2, right + (width + right) % 2
     padded = cv2.copyMakeBorder(image, _MARGIN, below, _MARGIN, right, cv2.BORDER_REFLECT)
-    edges = load_forest(edge_model).detectEdges(padded.astype(np.float32) / 255)
+    edges = evaluate_forest(load_forest(edge_model), padded)
     return np.clip(edges[_MARGIN : _MARGIN + height, _MARGIN : _MARGIN + width], 0, 1)
 
 

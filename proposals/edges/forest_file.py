@@ -1,7 +1,7 @@
 """Read, write and check files of structured forests, which detect edges.
 
-The format is that of OpenCV's `createStructuredEdgeDetection`: gzipped YAML. OpenCV trusts such a file. If its content is wrong,
-OpenCV reads beyond its arrays or ends the process. Therefore this module checks a file before OpenCV opens it.
+The format is that of OpenCV's `createStructuredEdgeDetection`: gzipped YAML. So forests that were made for OpenCV can be used here,
+and ours there. Files are checked, because the detector would read beyond its arrays if their content were wrong.
 """
 
 import gzip
@@ -11,49 +11,51 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from infra import storage
 from infra.errors import UserError
-
-PATCH = 32  # px, side of the patch that a tree sees
-INNER = 16  # px, side of the boundary map that a leaf holds, for the centre of the patch
-SHRINK = 2  # factor by which feature channels are smaller than the image
-STRIDE = 2  # px between neighbouring patches
-ORIENTATIONS = 4  # gradient orientations, a channel each
-CHANNELS = 2 * (ORIENTATIONS + 1) + 3  # gradient magnitude and orientations at two scales, and the colours L, u, v
-GRID = 5  # cells per side of the grid for self-similarity features
-NORMALIZATION_RADIUS = 4  # px, radii of the triangle filters on the channels
-GRADIENT_SMOOTHING = 0
-REGULAR_SMOOTHING = 2
-SIMILARITY_SMOOTHING = 8
+from proposals.edges.channels import (
+    FEATURES,
+    GRID,
+    INNER,
+    NORMALIZATION_RADIUS,
+    ORIENTATIONS,
+    PATCH,
+    REGULAR_SMOOTHING,
+    SHRINK,
+    SIMILARITY_SMOOTHING,
+)
+from proposals.edges.structured_forest import STRIDE, Forest, boundary_bits
 
 _NUMBERS_PER_LINE = 100  # OpenCV's parser accepts lines of a few thousand characters
 _MAX_BYTES = 1 << 29  # uncompressed
-_OPTIONS = (
-    "stride",
-    "shrinkNumber",
-    "patchSize",
-    "patchInnerSize",
-    "numberOfGradientOrientations",
-    "selfsimilarityGridSize",
-    "numberOfTrees",
-    "numberOfTreesToEvaluate",
-)
-_RADII = ("gradientSmoothingRadius", "regFeatureSmoothingRadius", "ssFeatureSmoothingRadius", "gradientNormalizationRadius")
+_MAX_TREES = 1000
+# Options that must have the values for which features are computed here. Only the number of trees can vary.
+_FIXED_OPTIONS = {
+    "stride": STRIDE,
+    "shrinkNumber": SHRINK,
+    "patchSize": PATCH,
+    "patchInnerSize": INNER,
+    "numberOfGradientOrientations": ORIENTATIONS,
+    "gradientSmoothingRadius": 0,
+    "regFeatureSmoothingRadius": REGULAR_SMOOTHING,
+    "ssFeatureSmoothingRadius": SIMILARITY_SMOOTHING,
+    "gradientNormalizationRadius": NORMALIZATION_RADIUS,
+    "selfsimilarityGridSize": GRID,
+}
 _ARRAYS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
 
 
 class EdgeTree(NamedTuple):
-    """A decision tree of n nodes in the form that OpenCV evaluates. Parents come before their children.
+    """A decision tree of n nodes in the form of the file. Parents come before their children.
 
     Attributes:
         child: int32 array (n,), index of a node's right child; the left child is just before it. It is 0 for leaves.
         feature: int32 array (n,), index of the feature that a node compares with its threshold, from 0 to
-            `training.forest.FEATURES` - 1.
+            `channels.FEATURES` - 1.
         threshold: float32 array (n,); a patch goes to the left child if its feature is smaller than this.
         starts: int64 array (n + 1,); bins[starts[i]:starts[i + 1]] are the boundary pixels that node i predicts. Only leaves have
             any.
@@ -77,20 +79,7 @@ def encode_forest(trees: Sequence[EdgeTree]) -> bytes:
         The content of a .yml.gz file.
     """
     nodes = max(len(tree.child) for tree in trees)
-    options = {
-        "stride": STRIDE,
-        "shrinkNumber": SHRINK,
-        "patchSize": PATCH,
-        "patchInnerSize": INNER,
-        "numberOfGradientOrientations": ORIENTATIONS,
-        "gradientSmoothingRadius": GRADIENT_SMOOTHING,
-        "regFeatureSmoothingRadius": REGULAR_SMOOTHING,
-        "ssFeatureSmoothingRadius": SIMILARITY_SMOOTHING,
-        "gradientNormalizationRadius": NORMALIZATION_RADIUS,
-        "selfsimilarityGridSize": GRID,
-        "numberOfTrees": len(trees),
-        "numberOfTreesToEvaluate": max(1, len(trees) // 2),
-    }
+    options = {**_FIXED_OPTIONS, "numberOfTrees": len(trees), "numberOfTreesToEvaluate": max(1, len(trees) // 2)}
     # OpenCV finds the nodes of tree k from k * nodes on, so all trees are padded to the same size. The starts of boundaries are
     # counted through the whole forest.
     offset = 0
@@ -144,38 +133,39 @@ def _yaml_arrays(name: str, arrays: Iterable[np.ndarray], number_format: str = "
     return lines
 
 
-def require_opencv_contrib() -> None:
-    """Check that OpenCV has its contrib modules, which contain EdgeBox and the edge detector (`cv2.ximgproc`).
-
-    Raises:
-        UserError: if it was installed without them.
-    """
-    if not hasattr(cv2, "ximgproc"):
-        raise UserError("EdgeBox needs OpenCV's contrib modules, which are not here: pip install opencv-contrib-python-headless")
-
-
 @lru_cache(maxsize=2)
-def load_forest(uri: str) -> Any:
+def load_forest(uri: str) -> Forest:
     """Load a structured forest. The two forests used last are kept in memory.
 
     Args:
         uri: path, https or s3 URI of the file.
 
     Returns:
-        OpenCV's detector object (`cv2.ximgproc.StructuredEdgeDetection`).
+        The forest, as `evaluate_forest` uses it.
 
     Raises:
-        UserError: if the file cannot be fetched or is not a complete structured forest, or OpenCV lacks its contrib modules.
+        UserError: if the file cannot be fetched or is not a complete structured forest.
     """
-    require_opencv_contrib()
     with storage.local_copy(uri) as path:
-        if (error := forest_file_error(path)) is not None:
-            raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({error})")
-        return cv2.ximgproc.createStructuredEdgeDetection(str(path))
+        try:
+            trees, evaluated, arrays = _read(path)
+        except _Fault as error:
+            raise UserError(f"proposals.edge_model: {uri} is not an OpenCV structured-forest file ({error})") from None
+    child, feature, threshold, starts, bins = (arrays[name] for name in _ARRAYS)
+    votes, boundaries = boundary_bits(starts[: len(child) + 1], bins)
+    shape = trees, len(child) // trees
+    return Forest(
+        child.astype(np.int32).reshape(shape),
+        feature.astype(np.int32).reshape(shape),
+        threshold.astype(np.float32).reshape(shape),
+        votes.reshape(shape),
+        boundaries,
+        evaluated,
+    )
 
 
 def forest_file_error(path: Path) -> str | None:
-    """Check that a forest's file is complete and that OpenCV can safely read it.
+    """Check that a forest's file is complete and can be used by this package and by OpenCV.
 
     Args:
         path: a local file, .yml or .yml.gz.
@@ -183,41 +173,88 @@ def forest_file_error(path: Path) -> str | None:
     Returns:
         A description of the first error found, or None if the file is good.
     """
+    try:
+        _read(path)
+    except _Fault as error:
+        return str(error)
+    return None
+
+
+class _Fault(ValueError):
+    """What is wrong with a forest's file."""
+
+
+def _read(path: Path) -> tuple[int, int, dict[str, np.ndarray]]:
+    """Read and check a forest's file.
+
+    Args:
+        path: a local file, .yml or .yml.gz.
+
+    Returns:
+        The number of trees; the number of them that each patch goes through; and the flat number arrays of the file by name, such
+        as "childs" (int64) and "thresholds" (float64).
+
+    Raises:
+        _Fault: if the file is not a complete forest, or needs other features than those computed here.
+    """
+    parts = re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", _read_text(path), re.MULTILINE | re.DOTALL)
+    sections = dict(parts)
+    if len(sections) < len(parts):
+        raise _Fault("it has a section twice")
+    options = {key: int(value) for key, value in re.findall(r"(\w+)\s*:\s*(\d+)\s*[,}\n]", sections.get("options", ""))}
+    for name in ("numberOfTrees", "numberOfTreesToEvaluate"):
+        if not 1 <= options.get(name, 0) <= _MAX_TREES:
+            raise _Fault(f"options.{name} is missing or not from 1 to {_MAX_TREES}")
+    for name, value in _FIXED_OPTIONS.items():
+        if name not in options:
+            raise _Fault(f"options.{name} is missing")
+        if options[name] != value:
+            raise _Fault(f"options.{name} is {options[name]}, and only {value} is supported")
+    arrays = {}
+    for name in _ARRAYS:
+        numbers = _parse_numbers(sections.get(name, ""), float if name == "thresholds" else np.int64)
+        if numbers is None or not len(numbers):
+            raise _Fault(f"{name} is missing, empty or not a list of numbers")
+        arrays[name] = numbers
+    trees, evaluated = options["numberOfTrees"], options["numberOfTreesToEvaluate"]
+    if evaluated > trees:
+        raise _Fault("options.numberOfTreesToEvaluate is more than numberOfTrees")
+    if (error := _array_error(trees, arrays)) is not None:
+        raise _Fault(error)
+    return trees, evaluated, arrays
+
+
+def _read_text(path: Path) -> str:
+    """Read a YAML file that may be compressed.
+
+    Args:
+        path: a local file, .yml or .yml.gz.
+
+    Returns:
+        Its content, in which bytes that are not ASCII are replaced.
+
+    Raises:
+        _Fault: if the compressed content is incomplete or damaged, the name does not say whether it is compressed (OpenCV decides
+            by the name), or the file is not YAML.
+    """
     data = path.read_bytes()
     if compressed := data.startswith(b"\x1f\x8b"):
         try:
             decompressor = zlib.decompressobj(wbits=31)
             data = decompressor.decompress(data, _MAX_BYTES)
         except zlib.error:
-            return "its compressed content is damaged"
+            raise _Fault("its compressed content is damaged") from None
         if not decompressor.eof:
-            return "it is truncated" if not decompressor.unconsumed_tail else "it is too large"
+            raise _Fault("it is truncated" if not decompressor.unconsumed_tail else "it is too large")
         if decompressor.unused_data:
-            return "there is data after its end"
-    if compressed != path.name.endswith(".gz"):  # OpenCV decides by the name
-        return (
-            "it is compressed, so its name should end in .gz" if compressed else "its name ends in .gz, but it is not compressed"
-        )
+            raise _Fault("there is data after its end")
+    if compressed != path.name.endswith(".gz"):
+        if compressed:
+            raise _Fault("it is compressed, so its name should end in .gz")
+        raise _Fault("its name ends in .gz, but it is not compressed")
     if not data.startswith(b"%YAML"):
-        return "it is not YAML" if data else "it is empty"
-    parts = re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", data.decode("ascii", "replace"), re.MULTILINE | re.DOTALL)
-    sections = dict(parts)
-    if len(sections) < len(parts):
-        return "it has a section twice"
-    options = {key: int(value) for key, value in re.findall(r"(\w+)\s*:\s*(\d+)\s*[,}\n]", sections.get("options", ""))}
-    for name in _OPTIONS:
-        if options.get(name, 0) < 1:
-            return f"options.{name} is missing or not positive"
-    for name in _RADII:
-        if name not in options:
-            return f"options.{name} is missing"
-    arrays = {}
-    for name in _ARRAYS:
-        numbers = _parse_numbers(sections.get(name, ""), float if name == "thresholds" else np.int64)
-        if numbers is None or not len(numbers):
-            return f"{name} is missing, empty or not a list of numbers"
-        arrays[name] = numbers
-    return _array_error(options, arrays)
+        raise _Fault("it is not YAML" if data else "it is empty")
+    return data.decode("ascii", "replace")
 
 
 def _parse_numbers(text: str, dtype: type) -> np.ndarray | None:
@@ -239,37 +276,29 @@ def _parse_numbers(text: str, dtype: type) -> np.ndarray | None:
             return None
 
 
-def _array_error(options: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Check that the options and arrays of a forest's file fit together.
+def _array_error(trees: int, arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Check that the arrays of a forest's file fit together.
 
     Args:
-        options: the section `options` of the file: integers by name, such as "numberOfTrees".
+        trees: number of trees.
         arrays: the flat number arrays of the file by name, such as "childs" and "thresholds".
 
     Returns:
         A description of the first error found, or None if there is none.
     """
     child, feature, threshold, starts, bins = (arrays[name] for name in _ARRAYS)
-    trees, patch, shrink = options["numberOfTrees"], options["patchSize"], options["shrinkNumber"]
-    channels = 2 * (options["numberOfGradientOrientations"] + 1) + 3
-    cells, grid = patch // shrink, options["selfsimilarityGridSize"]
-    features = (cells**2 + grid**2 * (grid**2 - 1) // 2) * channels
-    if patch % shrink or options["patchInnerSize"] > patch or options["stride"] % shrink or grid > cells:
-        return "options.patchSize, patchInnerSize, stride, shrinkNumber and selfsimilarityGridSize contradict each other"
-    if options["numberOfTreesToEvaluate"] > trees:
-        return "options.numberOfTreesToEvaluate is more than numberOfTrees"
     if len(child) % trees or not len(child) == len(feature) == len(threshold):
         return f"{len(child)} childs, {len(feature)} featureIds and {len(threshold)} thresholds don't make {trees} trees"
     nodes = len(child) // trees
     inner = child != 0
     if (child < 0).any() or (child >= nodes).any() or (child[inner] <= np.tile(np.arange(nodes), trees)[inner] + 1).any():
         return "childs point outside their tree, or back"
-    if (feature < 0).any() or (feature >= features).any():
-        return f"featureIds are not all from 0 to {features - 1}"
+    if (feature < 0).any() or (feature >= FEATURES).any():
+        return f"featureIds are not all from 0 to {FEATURES - 1}"
     if not np.isfinite(threshold).all():
         return "thresholds are not all finite numbers"
     if len(starts) <= len(child) or starts[0] < 0 or (np.diff(starts) < 0).any() or starts[-1] > len(bins):
         return "edgeBoundaries do not match edgeBins"
-    if (bins < 0).any() or (bins >= options["patchInnerSize"] ** 2 * channels).any():
+    if (bins < 0).any() or (bins >= INNER**2).any():
         return "edgeBins lie outside the patch"
     return None

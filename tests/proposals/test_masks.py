@@ -8,8 +8,8 @@ from PIL import Image
 
 from proposals import edge_boxes
 from proposals.edges.boundary_metrics import edge_counts
+from proposals.edges.channels import feature_channels
 from proposals.edges.detector import edge_map
-from proposals.edges.training.forest import feature_channels
 from proposals.edges.training.segmentations import segments_from_masks
 from proposals.image_codec import encode_jpeg, encode_mask, encode_png
 from proposals.masks import as_rgb, check_image, check_masks, void_id

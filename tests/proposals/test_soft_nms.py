@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from proposals.boxes import iou
 from proposals.soft_nms import soft_nms
 
 BOXES = np.array([[0, 0, 100, 100], [5, 0, 105, 100], [200, 200, 260, 260], [0, 50, 100, 150]], np.float32)
@@ -48,6 +49,30 @@ def test_boxes_without_area_overlap_nothing(empty):
     scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
     order, lowered = soft_nms(boxes, scores, 0.9, 5.0, len(boxes))
     assert order.tolist() == [*range(len(boxes))] and lowered.tolist() == scores.tolist()
+
+
+@pytest.mark.parametrize("first", [1, 40, 500])
+def test_the_result_is_that_of_the_definition(first, rng):
+    corner = rng.integers(0, 60, (300, 2))
+    boxes = np.hstack([corner, corner + rng.integers(1, 60, (300, 2))]).astype(np.float32)
+    scores = -np.sort(-rng.uniform(0, 1, 300)).astype(np.float32)
+    left, expected = dict(enumerate(scores.astype(float))), []
+    while left:
+        best = max(left, key=lambda i: left[i])
+        expected.append((best, left.pop(best)))
+        if len(expected) <= first:
+            for i, overlap in zip(left, iou(boxes[best : best + 1], boxes[list(left)])[0], strict=True):
+                left[i] *= 1 - 0.9 * overlap**5.5
+    order, lowered = soft_nms(boxes, scores, 0.9, 5.5, first)
+    assert order.tolist() == [index for index, _ in expected]
+    np.testing.assert_allclose(lowered, [score for _, score in expected], rtol=1e-5)
+
+
+def test_identical_boxes_and_boxes_without_area_keep_finite_scores():
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [3, 3, 3, 9], [3, 3, 3, 9]], np.float32)
+    order, scores = soft_nms(boxes, SCORES, 1.0, 5.5, 4)
+    assert order.tolist() == [0, 2, 3, 1]
+    np.testing.assert_array_equal(scores, np.float32([0.9, 0.3, 0.25, 0]))
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -1,6 +1,6 @@
 """Train the trees of a structured forest that detects edges (Dollár, Zitnick, ICCV 2013).
 
-A tree learns from images and their segmentations. Its features are computed by OpenCV, so they are the same in training and in
+A tree learns from images and their segmentations. Its features are those of `proposals.edges.channels`, in training and in
 detection. The trained trees are written to a file by `proposals.edges.forest_file`.
 """
 
@@ -12,29 +12,12 @@ import numpy as np
 from numba import njit
 
 from infra.errors import UserError
-from proposals.edges.forest_file import (
-    CHANNELS,
-    GRADIENT_SMOOTHING,
-    GRID,
-    INNER,
-    NORMALIZATION_RADIUS,
-    ORIENTATIONS,
-    PATCH,
-    REGULAR_SMOOTHING,
-    SHRINK,
-    SIMILARITY_SMOOTHING,
-    STRIDE,
-    EdgeTree,
-    require_opencv_contrib,
-)
+from proposals.edges.channels import FEATURES, INNER, SHRINK, feature_channels, feature_table
+from proposals.edges.forest_file import EdgeTree
+from proposals.edges.structured_forest import STRIDE
 from proposals.edges.training.tree import grow
-from proposals.masks import check_image
 
 UNKNOWN = 0  # segment id of pixels whose segment is not known
-_CELLS = PATCH // SHRINK  # side of a patch in the feature channels
-_PAD = (PATCH - INNER) // 2  # px by which a patch reaches beyond its central part on each side
-_REGULAR_FEATURES = _CELLS * _CELLS * CHANNELS
-FEATURES = _REGULAR_FEATURES + GRID**2 * (GRID**2 - 1) // 2 * CHANNELS  # number of features of a patch
 _BIN_EDGES = 255  # thresholds at which a feature can be split
 _QUANTILE_PATCHES = 16_384  # number of patches from which the thresholds are computed
 _CHUNK = 8_192  # number of patches whose features are computed at once
@@ -77,7 +60,7 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
         seed: numbers that seed the random choices; they should differ between trees.
 
     Returns:
-        The tree, in the form that OpenCV evaluates.
+        The tree, in the form of the file.
 
     Raises:
         UserError: if there are too few patches, or none of them contains a boundary.
@@ -89,12 +72,12 @@ def train_tree(samples: Iterable[Sample], count: int, options: ForestOptions, se
     for image, segmentations in samples:
         if rng.random() < 0.5:
             image, segmentations = image[:, ::-1], [s[:, ::-1] for s in segmentations]
-        regular, similarity = feature_channels(np.ascontiguousarray(image))
+        maps = feature_channels(np.ascontiguousarray(image))
         share = max(2, -(-patches_per_image // max(1, len(segmentations))))
         positives = min(max(1, round(options.positives * share)), share - 1)
         for segmentation in segmentations:
             segmentation = np.ascontiguousarray(segmentation)
-            patches.add(regular, similarity, segmentation, sample_patches(segmentation, positives, share - positives, rng))
+            patches.add(maps, segmentation, sample_patches(segmentation, positives, share - positives, rng))
     if patches.count < 2 * options.min_child:
         raise UserError(
             f"only {patches.count} patches with known segments were found: too few to learn edges from; add images with masks"
@@ -122,7 +105,7 @@ class _Patches:
 
         Args:
             capacity: largest number of patches; further ones are dropped.
-            table: int32 array (F, 5), the rows of `feature_table` that describe the features to compute.
+            table: int32 array (F, 6), the rows of `feature_table` that describe the features to compute.
         """
         self.count = 0
         self._table = table
@@ -131,12 +114,11 @@ class _Patches:
         self._thresholds: np.ndarray | None = None
         self._unquantised: list[np.ndarray] = []
 
-    def add(self, regular: np.ndarray, similarity: np.ndarray, segmentation: np.ndarray, corners: np.ndarray) -> None:
+    def add(self, maps: np.ndarray, segmentation: np.ndarray, corners: np.ndarray) -> None:
         """Add patches of one image: compute their features, and cut out their segmentations.
 
         Args:
-            regular: float32 array (h, w, CHANNELS), the slightly smoothed channels of the image (see `feature_channels`).
-            similarity: float32 array of the same shape, the more strongly smoothed channels.
+            maps: float32 array (MAPS, h, w), the channels of the image (see `feature_channels`).
             segmentation: uint16 array (H, W) of segment ids.
             corners: int64 array (n, 2), top left corners (row, column) of the patches' centres, as `sample_patches` returns them.
         """
@@ -145,7 +127,7 @@ class _Patches:
             chunk = corners[start : start + _CHUNK]
             new = slice(self.count, self.count + len(chunk))
             self._labels[new] = _patch_labels(segmentation, chunk)
-            values = _feature_values(regular, similarity, chunk, self._table)
+            values = _feature_values(maps, chunk, self._table)
             self.count += len(chunk)
             if self._thresholds is not None:
                 _quantise(values, self._thresholds, self._bins[:, new])
@@ -171,40 +153,6 @@ class _Patches:
         _quantise(values, thresholds, self._bins[:, : values.shape[1]])
         self._unquantised = []
         return thresholds
-
-
-def feature_channels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the image channels from which features are read, in the same way as OpenCV's edge detector.
-
-    A channel is a colour, a gradient magnitude, or the gradient in one orientation. The image is first extended by 8 px on each
-    side by reflection (and by one more pixel if its height or width is odd). The channels have half its resolution.
-
-    Args:
-        image: uint8 array (H, W, 3), RGB.
-
-    Returns:
-        regular: float32 array (h, w, 13), slightly smoothed, for regular features.
-        similarity: float32 array (h, w, 13), the same but more strongly smoothed, for self-similarity features.
-
-    Raises:
-        ValueError: if the image has another dtype or shape.
-    """
-    check_image(image)
-    require_opencv_contrib()
-    height, width = image.shape[:2]
-    padded = cv2.copyMakeBorder(image, _PAD, _PAD + height % 2, _PAD, _PAD + width % 2, cv2.BORDER_REFLECT)
-    raw = np.empty((padded.shape[0] // SHRINK, padded.shape[1] // SHRINK, CHANNELS), np.float32)
-    getter = cv2.ximgproc.createRFFeatureGetter()
-    scaled = padded.astype(np.float32) / 255
-    getter.getFeatures(scaled, raw, NORMALIZATION_RADIUS, GRADIENT_SMOOTHING, SHRINK, CHANNELS, ORIENTATIONS)
-    return _smooth(raw, round(REGULAR_SMOOTHING / SHRINK)), _smooth(raw, round(SIMILARITY_SMOOTHING / SHRINK))
-
-
-def _smooth(raw: np.ndarray, radius: int) -> np.ndarray:
-    """Smooth each of the channels `raw` (h, w, channels) by a triangle filter. `radius` is in pixels of the channels."""
-    ramp = np.arange(1, radius + 2, dtype=np.float32)
-    kernel = np.concatenate([ramp, ramp[-2::-1]]) / np.float32((radius + 1) ** 2)
-    return np.dstack([cv2.sepFilter2D(np.ascontiguousarray(raw[..., c]), -1, kernel, kernel) for c in range(raw.shape[2])])
 
 
 def boundary_map(segmentation: np.ndarray) -> np.ndarray:
@@ -251,43 +199,19 @@ def sample_patches(segmentation: np.ndarray, positives: int, negatives: int, rng
     return np.stack([rows[flat // len(columns)], columns[flat % len(columns)]], axis=1)
 
 
-def feature_table() -> np.ndarray:
-    """List the positions that each feature reads, in OpenCV's order of features.
-
-    A regular feature is the value of a channel at one position. A self-similarity feature is the difference of a channel's values
-    at two positions.
-
-    Returns:
-        int32 array (FEATURES, 5): row and column of the first position within the patch's channels; channel; row and column of
-        the second position. The last two are -1 for regular features, which come first.
-    """
-    half = round(_CELLS / (2 * GRID))
-    grid = [int((i + 1) * (_CELLS + 2 * half - 1) / (GRID + 1) - half + 0.5) for i in range(GRID)]
-    ids = np.arange(_REGULAR_FEATURES)
-    within = ids % _CELLS**2
-    none = np.full(len(ids), -1)
-    regular = np.stack([within % _CELLS, within // _CELLS, ids // _CELLS**2, none, none], axis=1)
-    cells = [(grid[i % GRID], grid[i // GRID]) for i in range(GRID**2)]
-    pairs = [(*cells[i], c, *cells[j]) for c in range(CHANNELS) for i in range(GRID**2) for j in range(i + 1, GRID**2)]
-    return np.concatenate([regular, np.array(pairs)]).astype(np.int32)
-
-
 @njit(cache=True, nogil=True)
-def _feature_values(regular: np.ndarray, similarity: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Compute the features of patches from the image channels `regular` and `similarity`, both (h, w, 13).
+def _feature_values(maps: np.ndarray, corners: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Compute the features of patches from the channels of their image, `maps` (MAPS, h, w).
 
-    `corners` (n, 2) is the result of `sample_patches`. `table` (F, 5) has the rows of `feature_table` that describe the features.
+    `corners` (n, 2) is the result of `sample_patches`. `table` (F, 6) has the rows of `feature_table` that describe the features.
     The result is float32 (F, n).
     """
     out = np.empty((table.shape[0], corners.shape[0]), np.float32)
     for f in range(table.shape[0]):
-        row, column, channel, other_row, other_column = table[f]
+        first, row, column, second, other_row, other_column = table[f]
         for i in range(corners.shape[0]):
             y, x = corners[i, 0] // SHRINK, corners[i, 1] // SHRINK
-            if other_row < 0:
-                out[f, i] = regular[y + row, x + column, channel]
-            else:
-                out[f, i] = similarity[y + row, x + column, channel] - similarity[y + other_row, x + other_column, channel]
+            out[f, i] = maps[first, y + row, x + column] - maps[second, y + other_row, x + other_column]
     return out
 
 

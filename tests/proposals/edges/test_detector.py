@@ -21,6 +21,7 @@ from proposals.edges.detector import (
     thick_edges,
 )
 from proposals.edges.forest_file import load_forest
+from proposals.edges.structured_forest import Forest
 
 # The smallest possible forest: one tree that compares the gradient in the centre of its patch with a threshold, and where it is
 # stronger marks the centre of the patch as an edge (column 8 of 16, in all rows).
@@ -112,17 +113,16 @@ def test_tiny_images_have_finite_edges(shape, rng, forest):
 
 
 @pytest.mark.parametrize("shape", [(9, 40), (15, 15), (17, 16), (33, 64), (100, 101)])
-def test_opencv_is_given_even_sides(shape, rng, monkeypatch):
+def test_the_forest_is_given_even_sides(shape, rng, monkeypatch, forest):
     """Its feature channels have half the resolution."""
     seen = []
 
-    class Detector:
-        def detectEdges(self, image):
-            seen.append(image.shape)
-            return image[..., 0]
+    def evaluate(forest: Forest, image: np.ndarray) -> np.ndarray:
+        seen.append(image.shape)
+        return image[..., 0].astype(np.float32)
 
-    monkeypatch.setattr("proposals.edges.detector.load_forest", lambda uri: Detector())
-    assert thick_edges(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), "forest").shape == shape
+    monkeypatch.setattr("proposals.edges.detector.evaluate_forest", evaluate)
+    assert thick_edges(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), "forest", str(forest)).shape == shape
     assert seen[0][0] % 2 == seen[0][1] % 2 == 0 and min(seen[0][:2]) >= 48
 
 
@@ -179,7 +179,7 @@ def test_the_forest_in_the_package_is_the_default_and_under_8_mb():
 
 
 def test_edges_are_as_strong_at_the_border_as_inside():
-    """Without padding, OpenCV sees the outermost pixels in fewer patches, which makes their edges fainter."""
+    """Without padding, the outermost pixels would lie in fewer patches, which makes their edges fainter."""
     edges = thick_edges(np.ascontiguousarray(np.roll(step(128, 96), -30, axis=1)[:, :90]), "forest")
     assert edges[:, 9:11].max(axis=1).mean() > 0.7 * thick_edges(step(128, 96), "forest")[:, 39:41].max(axis=1).mean()
 

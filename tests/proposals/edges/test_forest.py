@@ -1,4 +1,4 @@
-"""Training a structured forest: that it sees what OpenCV's detector sees, and finds the edges it was shown."""
+"""Training a structured forest: that it sees what detection sees, here and in OpenCV, and finds the edges it was shown."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from proposals.edges.forest_file import encode_forest
+from proposals.edges.channels import FEATURES, feature_channels, feature_table
+from proposals.edges.forest_file import EdgeTree, encode_forest
 from proposals.edges.training import forest
-from proposals.edges.training.forest import FEATURES, EdgeTree, ForestOptions, Sample, feature_table, sample_patches, train_tree
+from proposals.edges.training.forest import ForestOptions, Sample, sample_patches, train_tree
 
 SMALL = ForestOptions(trees=2, patches=3000, feature_share=0.1)
 
@@ -44,7 +45,7 @@ def test_training_sees_what_detection_sees(feature, shape, tmp_path):
     image = np.ascontiguousarray(cv2.resize(shapes(1)[0], shape[::-1]))
     rows, columns = (np.arange(0, side - side % 2 - 16, 2) for side in shape)
     places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    values = forest._feature_values(*forest.feature_channels(image), places, feature_table()[[feature]])[0]
+    values = forest._feature_values(feature_channels(image), places, feature_table()[[feature]])[0]
     threshold = np.float32(f"{np.median(values):.4g}")
     tree = EdgeTree(
         child=np.array([2, 0, 0], np.int32),
@@ -114,7 +115,3 @@ def test_each_image_gives_patches_with_and_without_a_boundary(tmp_path):
     options = ForestOptions(trees=1, patches=40, feature_share=0.05, min_child=2)
     tree = train_tree(samples(40), 40, options, [0])
     assert len(tree.child) >= 3 and len(tree.bins) > 0
-
-
-def test_the_feature_table_has_7228_features():
-    assert feature_table().shape == (FEATURES, 5) and FEATURES == 7228
