@@ -5,7 +5,7 @@ Each class describes one section of the YAML settings files. The description of 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from deconvnet.datasets.palette import VOC_CLASSES
 from infra.settings import Location, Section
@@ -35,7 +35,11 @@ class DataSettings(Section):
     )
     train_split: str = Field("train", description="split to train on, listed in ImageSets/Segmentation/<this>.txt")
     val_split: str = Field("val", description="split for the final results only, listed in ImageSets/Segmentation/<this>.txt")
-    classes: tuple[str, ...] = Field(VOC_CLASSES, description="class names by id; the first is background")
+    test_split: str | None = Field(None, description="split that evaluate.py --split test evaluates on; empty: there is none")
+    classes: tuple[str, ...] = Field(VOC_CLASSES, description="class names by id; the first is background, unless there is none")
+    background: Literal["first", "none"] = Field(
+        "first", description="first: class 0 is the background, the pixels of no object; none: it is a class like the others"
+    )
     dev_fraction: float = Field(
         0.05, gt=0, le=0.5, description="share of the training images that is drawn (by seed) for validation during training"
     )
@@ -44,13 +48,25 @@ class DataSettings(Section):
     limit: PositiveInt | None = Field(None, description="number of images to use of each split (drawn by seed); empty: all")
     generated: GeneratedSettings = GeneratedSettings()
 
+    @property
+    def has_background(self) -> bool:
+        """Return whether class 0 is the background."""
+        return self.background == "first"
+
+    @model_validator(mode="after")
+    def _generated_background(self) -> "DataSettings":
+        """Check that generated data, which has a background, is not said to have none. Raise ValueError if it is."""
+        if self.root is None and not self.has_background:
+            raise ValueError("data.background none does not fit the generated data (data.root is empty), which has a background")
+        return self
+
     @field_validator("classes")
     @classmethod
     def _classes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """Check the class names.
 
         Args:
-            names: class names by class id, background first.
+            names: class names by class id.
 
         Returns:
             The same names.
@@ -59,7 +75,7 @@ class DataSettings(Section):
             ValueError: if there are not 2 to 255 names, or a name occurs twice.
         """
         if not 2 <= len(names) <= 255:
-            raise ValueError("needs between 2 and 255 names, background first")
+            raise ValueError("needs between 2 and 255 names, background first if there is one")
         if repeated := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"names must differ; repeated: {', '.join(repeated)}")
         return names
@@ -262,11 +278,15 @@ class SegmentSettings(Section):
     This is the section `segment` of the settings files. Each field is explained by its description.
     """
 
-    proposals: PositiveInt = Field(50, description="number of an image's best boxes that DeconvNet segments")
+    proposals: PositiveInt = Field(
+        50, description="number of an image's best boxes that DeconvNet segments, besides all windows (proposals.kind)"
+    )
     min_side: NonNegativeFloat = Field(
         0.0, description="boxes whose shorter side, after enlarging, is below this are left out, px (released code: 112)"
     )
-    aggregation: Literal["max", "sum"] = Field("max", description="how the scores of overlapping boxes are combined in a pixel")
+    aggregation: Literal["max", "sum", "mean"] = Field(
+        "max", description="how the scores of overlapping boxes are combined in a pixel; mean suits windows"
+    )
     ensemble: Literal["mean", "product"] = Field(
         "mean",
         description="how DeconvNet and FCN-8s are combined: mean of their probabilities (paper), or product of their scores (released "

@@ -154,6 +154,8 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
 def type_text(field: FieldInfo) -> str:
     """A setting's type in a word or two."""
     schema = _schema(field)
+    if schema.get("items", {}).get("type") == "number":
+        return "numbers"
     return "one of" if _choices(field) else schema.get("format") or _TYPES[schema["type"]]
 
 
@@ -162,6 +164,7 @@ def allowed_text(field: FieldInfo) -> str:
     if choices := _choices(field):
         return ", ".join(f"`{value}`" for value in choices)
     schema = _schema(field)
+    schema = schema.get("items", schema)  # the bounds of each number in a list
     return ", ".join(f"{sign} {_number(schema[key])}" for key, sign in _BOUNDS.items() if key in schema)
 
 
@@ -173,7 +176,7 @@ def value_text(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         more = f", … ({len(value)})" if len(value) > 3 else ""
-        return f"`{','.join(value[:3])}`{more}"
+        return f"`{','.join(each if isinstance(each, str) else _number(each) for each in value[:3])}`{more}"
     return f"`{_number(value)}`"
 
 

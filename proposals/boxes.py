@@ -1,4 +1,4 @@
-"""Operations on boxes: enlarge them, measure their overlap, and cut them out of images.
+"""Operations on boxes: enlarge them, measure their overlap, and cut them out of images. Windows, which cover an image.
 
 A box is (x1, y1, x2, y2) in pixels. Coordinates are pixel edges, not pixel centres, so x2 and y2 are exclusive: the top left
 pixel of an image is the box (0, 0, 1, 1). A box may reach beyond the image.
@@ -183,3 +183,57 @@ def _area(boxes: np.ndarray) -> np.ndarray:
         Array (...) of areas in px²; the area of an empty box is 0.
     """
     return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)
+
+
+def make_windows(height: int, width: int, sizes: Sequence[float], overlap: float = 0.5) -> np.ndarray:
+    """Make the windows of an image: overlapping squares at several scales that cover it.
+
+    They take the place of EdgeBox's boxes where scenes do not consist of objects, as in street scenes, maps and medical images:
+    a class such as road has no box of its own. Windows are used as they are, and not enlarged as boxes of objects are. Those of
+    each size alone cover every pixel, and none reaches beyond the image. Along each axis there are as few windows as the overlap allows, at equal distances up to a pixel.
+
+    Args:
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        sizes: sides of the squares as shares of the image's shorter side, above 0 and at most 1. Each is rounded to whole pixels.
+            Sizes that are rounded to the same side count once. Without sizes there are no windows.
+        overlap: smallest share of a window's side by which it overlaps the next one, from 0 to below 1.
+
+    Returns:
+        float32 array (N, 4) of x1, y1, x2, y2, all whole pixels. The largest windows come first; those of one size are ordered by
+        rows from the top, each from the left.
+
+    Raises:
+        ValueError: if the image has no pixels, or a size or the overlap is out of range.
+    """
+    if min(height, width) < 1 or not all(0 < size <= 1 for size in sizes) or not 0 <= overlap < 1:
+        raise ValueError(
+            f"windows of {width}×{height} px with sizes {tuple(sizes)} and overlap {overlap}: expected at least one pixel, sizes "
+            "above 0 and at most 1, and an overlap from 0 to below 1"
+        )
+    sides = sorted({max(1, round(size * min(height, width))) for size in sizes}, reverse=True)
+    found = [
+        (x, y, x + side, y + side)
+        for side in sides
+        for y in _starts(height, side, overlap)
+        for x in _starts(width, side, overlap)
+    ]
+    return np.array(found, np.float32).reshape(-1, 4)
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    """Place windows along one axis.
+
+    Args:
+        length: length of the image along the axis, in pixels.
+        side: side of the windows in pixels, at most `length`.
+        overlap: smallest share of `side` by which neighbours overlap.
+
+    Returns:
+        The first pixels of the windows, ascending. The first is 0 and the last window ends with the image.
+    """
+    step = max(
+        1, int(side * (1 - overlap) + 1e-9)
+    )  # the remainder allows for shares such as 0.9 that binary numbers only approximate
+    gaps = -(-(length - side) // step)
+    return [number * (length - side) // gaps for number in range(gaps + 1)] if gaps else [0]

@@ -1,4 +1,7 @@
-"""Make the `proposals` table by running EdgeBox on every image of an `images` table."""
+"""Make the `proposals` table by running EdgeBox on every image of an `images` table.
+
+Windows, which cover an image, are not stored. Whoever needs them makes them from the size of the image (`proposals.boxes.make_windows`).
+"""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -34,6 +37,8 @@ def make_proposals(
 ) -> tables.Commit:
     """Find the proposals of all images and write them to a table.
 
+    If `settings.kind` is "windows", EdgeBox is not run, and no image has boxes.
+
     Args:
         images_uri: URI of the `images` table.
         out_uri: URI of the `proposals` table to write. It gets one part for each part of the `images` table, in the same order.
@@ -52,11 +57,14 @@ def make_proposals(
         UserError: if `settings.edge_model` cannot be used.
         FileNotFoundError: if there is no complete table at `images_uri`.
     """
-    if forest := forest_uri(settings.edges, settings.edge_model):
+    search = settings.kind != "windows"
+    if search and (forest := forest_uri(settings.edges, settings.edge_model)):
         load_forest(forest)  # a wrong file gives an error here, before any work starts
     images = tables.require_commit(images_uri)
     units = list(zip(images.parts, previous_parts(previous, images), strict=True))
-    make_rows = partial(_part_rows, images_uri, EdgeBoxOptions(**settings.model_dump()))
+    make_rows = (
+        partial(_part_rows, images_uri, EdgeBoxOptions(**settings.edge_box)) if search else partial(_empty_rows, images_uri)
+    )
     parts = make_parts(out_uri, fingerprint, schemas.PROPOSALS, units, make_rows, executor, title="proposals")
     return tables.commit(out_uri, fingerprint, parts)
 
@@ -81,6 +89,20 @@ def _part_rows(
     copied = previous.rows(SAME_IMAGE) if previous else {}
     for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
         yield copied[row["image_id"]][0] if row["image_id"] in copied else proposals_row(row, options)
+
+
+def _empty_rows(images_uri: str, unit: tuple[tables.Part, PreviousPart | None]) -> Iterator[Mapping[str, Any]]:
+    """Make the rows of one part (Parquet file) of a `proposals` table without boxes.
+
+    Args:
+        images_uri: URI of the `images` table.
+        unit: a part of the `images` table, and the rows of a previous table, which are not used.
+
+    Yields:
+        For each image of the part a row as a dict.
+    """
+    for row in tables.iter_rows(images_uri, ["image_id", "width", "height"], unit[0]):
+        yield {**row, "boxes": [], "scores": []}
 
 
 def proposals_row(row: Mapping[str, Any], options: EdgeBoxOptions) -> Mapping[str, Any] | tables.Reject:

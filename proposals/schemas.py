@@ -25,11 +25,13 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 IMAGES = pa.schema(
     [
         _required("image_id", pa.string()),  # unique
-        _required("split", pa.string()),  # train, dev or val
+        _required("split", pa.string()),  # train, dev, val or test
         _required("width", pa.int32()),  # pixels, as displayed
         _required("height", pa.int32()),
         _required("image", pa.binary()),  # the encoded file (JPEG, PNG, …), unchanged
-        pa.field("class_mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; null without annotation
+        pa.field(
+            "class_mask", pa.binary()
+        ),  # 8-bit PNG of class ids, 0 background if there is one, 255 void; null without annotation
         # PNG of object ids from 1, 0 background, void 255 (8-bit) or 65535 (16-bit); null without annotation
         pa.field("object_mask", pa.binary()),
     ]
@@ -52,8 +54,8 @@ EXAMPLES = pa.schema(
         _required("image_id", pa.string()),  # the image that the crop was cut from; one image may give many rows
         _required("stage", pa.int8()),  # 1: crops of annotated objects; 2: crops of proposals
         _required("box", _BOX),  # the crop, enlarged by `examples.context` (1.2×); may reach beyond the image
-        _required("class_id", pa.int16()),  # class of the crop's object; classes are balanced by it
-        _required("iou", pa.float32()),  # IoU of the object's box with the box before it was enlarged; 1 in stage 1
+        _required("class_id", pa.int16()),  # class of the crop's object, or rarest class of a window; classes are balanced by it
+        _required("iou", pa.float32()),  # IoU of the object's box with the box before it was enlarged; 1 in stage 1, 0: a window
         _required("repeats", pa.int16()),  # how often the crop is used per epoch, to balance the classes
         _required("image", pa.binary()),  # JPEG, square
         _required("mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; same size as the JPEG

@@ -1,18 +1,34 @@
 """Settings of object proposals, of training crops, and of training an edge detector."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from infra.settings import Location, Section
 
+WINDOW_SETTINGS = ("kind", "window_sizes", "window_overlap")
+"""Names of the settings of proposals that are no options of EdgeBox."""
+_WindowSize = Annotated[float, Field(ge=0.01, le=1)]
+
 
 class ProposalSettings(Section):
-    """EdgeBox object proposals (Zitnick, Dollár 2014), with defaults tuned for recall on the train split of voc-sample.
+    """Object proposals by EdgeBox (Zitnick, Dollár 2014), or windows that cover the image.
 
-    Proposals are boxes that are likely to contain an object. They are found by `proposals.edgebox.find_boxes`.
+    Proposals are boxes that are likely to contain an object. They are found by `proposals.edgebox.find_boxes`, whose defaults
+    are tuned for recall on the train split of voc-sample. Windows are made by `proposals.boxes.make_windows`.
     """
 
+    kind: Literal["edgebox", "windows", "both"] = Field(
+        "edgebox",
+        description="edgebox: boxes that may contain an object; windows: squares that cover the image, for scenes without objects; "
+        "then there is no training stage 1; both",
+    )
+    window_sizes: tuple[_WindowSize, ...] = Field(
+        (1.0, 0.5), min_length=1, description="windows: their sides, as shares of the image's shorter side"
+    )
+    window_overlap: float = Field(
+        0.5, ge=0, le=0.95, description="windows: smallest share of the side by which neighbours of the same size overlap"
+    )
     edges: Literal["forest", "gradient"] = Field(
         "forest", description="edge detector: a structured forest, or colour gradients, which need no model file"
     )
@@ -46,6 +62,17 @@ class ProposalSettings(Section):
         5.5, gt=0, description="Soft-NMS: exponent of the IoU; high values spare boxes with an IoU below about 0.5"
     )
     soft_nms_first: PositiveInt = Field(200, description="Soft-NMS: number of first boxes that rank others lower")
+
+    @property
+    def edge_box(self) -> dict[str, Any]:
+        """Return the options of EdgeBox: the fields of `proposals.edgebox.EdgeBoxOptions` by name, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(WINDOW_SETTINGS))
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """Return the sizes and the overlap of windows as JSON values by name. They are empty if `kind` is "edgebox"."""
+        names = set() if self.kind == "edgebox" else {"window_sizes", "window_overlap"}
+        return self.model_dump(mode="json", include=names)
 
     @model_validator(mode="after")
     def _one_source(self) -> "ProposalSettings":
@@ -116,7 +143,9 @@ class ExampleSettings(Section):
     min_iou: float = Field(0.5, gt=0, le=1, description="stage 2: lowest IoU of a proposal with an annotated object")
     min_object_side: PositiveInt = Field(4, description="objects whose box has a shorter side than this are left out, px")
     max_per_image: PositiveInt | None = Field(
-        None, description="stage 2: most crops per image: the best of each object, the rest at random by the seed; empty: all"
+        None,
+        description="stage 2: most crops per image: the best of each object, the rest at random by the seed; as many windows again "
+        "with proposals.kind both; empty: all",
     )
     balance: bool = Field(True, description="repeat examples of rare classes")
     max_repeats: PositiveInt = Field(10, description="most times that one example is repeated in an epoch")

@@ -32,7 +32,7 @@ def test_every_setting_of_every_command_is_on_the_page_with_a_description() -> N
         ("train.stage1.epochs", "whole number", "> 0", "`30`"),
         ("train.stage1.max_steps", "whole number", "> 0", "–"),
         ("proposals.beta", "number", "> 0, < 1", "`0.75`"),
-        ("segment.aggregation", "one of", "`max`, `sum`", "`max`"),
+        ("segment.aggregation", "one of", "`max`, `sum`, `mean`", "`max`"),
         ("compute.gpu", "true or false", "", "`false`"),
         ("data.root", "path", "", "–"),
         ("data.train_split", "text", "", "`train`"),
@@ -64,4 +64,4 @@ def test_help_groups_the_settings_by_section() -> None:
     text = parser("What it does.").format_help()
     assert text.startswith("usage: ") and len(text.split("What it does.")[0].splitlines()) < 4
     assert text.index("\nmodel:\n") < text.index("--model.width float") < text.index("\ncompute:\n")
-    assert "--segment.aggregation {max,sum}" in text and "--data.root str" in text and "(default: 0.75)" in text
+    assert "--segment.aggregation {max,sum,mean}" in text and "--data.root str" in text and "(default: 0.75)" in text

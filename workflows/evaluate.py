@@ -2,6 +2,7 @@
 
   python workflows/evaluate.py --config FILE                                 evaluate on the val images
   python workflows/evaluate.py --config FILE --split dev                     evaluate on the dev images
+  python workflows/evaluate.py --config FILE --split test                    evaluate on the images of data.test_split
   python workflows/evaluate.py --config FILE --submission OUT.tar.gz         write masks for VOC's test server instead
 
 The five results are those of FCN-8s, of DeconvNet and of the ensemble of both, the latter two with and without a CRF. The
@@ -61,8 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     if options.result or options.competition:
         raise UserError("--result and --competition choose what is submitted: give --submission OUT.tar.gz, or leave them out")
     split = options.split or "val"
-    if split == "test":
-        raise UserError("--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates")
+    if split == "test" and settings.data.test_split is None:
+        raise UserError(
+            "--split test has no masks to evaluate on: --submission OUT.tar.gz writes what VOC's server evaluates; if there are "
+            "masks, name the list of the images in data.test_split, and run train_pipeline.py"
+        )
     pipeline = Pipeline(settings)
     check_trained(settings, options.config, proposals=True)
     pipeline.use_as_prepared()

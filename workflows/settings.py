@@ -85,6 +85,11 @@ class Settings(PipelineSettings):
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
+    @property
+    def has_stage1(self) -> bool:
+        """Return whether DeconvNet is trained on crops of objects (stage 1) first. With windows alone it is not."""
+        return self.proposals.kind != "windows"
+
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
         """Check that settings of different sections fit together. Raise ValueError if they don't."""

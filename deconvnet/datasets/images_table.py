@@ -34,7 +34,7 @@ class _Item:
 
     Attributes:
         image_id: the id, which is the name of the image file without suffix.
-        split: "train", "dev" (drawn from train for validation during training) or "val".
+        split: "train", "dev" (drawn from train for validation during training), "val" or "test".
         found: the files of the image (image, class mask, object mask), or a Reject with the reason why it can't be used.
     """
 
@@ -88,8 +88,8 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
         root: folder of the data set in VOC's layout; ignored for a generated data set.
 
     Returns:
-        SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of the splits train
-        and val, and the listed ids without usable files, with the reasons. For a generated data set it covers the generator's
+        SHA-256 in hex digits. It covers the names, sizes and modification times of all image and mask files of the splits train,
+        val and test, and the listed ids without usable files, with the reasons. For a generated data set it covers the generator's
         settings instead, but not the seed, which the caller must add.
 
     Raises:
@@ -100,7 +100,7 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
         return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
     dataset = voc.VocDataset(root)
     digest = hashlib.sha256()
-    for split in (settings.train_split, settings.val_split):
+    for split in filter(None, (settings.train_split, settings.val_split, settings.test_split)):
         images, rejects = dataset.split(split)
         digest.update(json.dumps([split, [(reject.image_id, reject.reason) for reject in rejects]]).encode())
         for image in images:
@@ -137,19 +137,22 @@ def prepare_images(
     classes = class_names(settings)
     items = _items(settings, seed, root)
     units = _units(items)
-    make_rows = partial(_rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels)
+    make_rows = partial(
+        _rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels, background=settings.has_background
+    )
     parts = make_parts(out_uri, fingerprint, schemas.IMAGES, units, make_rows, executor, title="prepare", rows_per_group=16)
     counts: Counter[str] = sum((Counter(group.splits) for part in parts for group in part.row_groups), Counter())
+    splits = ("train", "dev", "val", *(["test"] if settings.test_split else []))
     try:
         check_rejects(parts, len(items), settings.max_rejects)
-        for split in ("train", "dev", "val"):
+        for split in splits:
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
         tables.discard(out_uri, fingerprint)  # makes the next run read all files again, as a corrected file may look unchanged
         raise
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
-    extra = {"counts": {split: counts[split] for split in ("train", "dev", "val")}, "classes": list(classes), "digest": digest}
+    extra = {"counts": {split: counts[split] for split in splits}, "classes": list(classes), "digest": digest}
     return tables.commit(out_uri, fingerprint, parts, extra)
 
 
@@ -171,7 +174,7 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
 
 
 def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
-    """List the images of the splits train and val, including those whose files are missing or can't be used.
+    """List the images of the splits train, val and test, including those whose files are missing or can't be used.
 
     Some train images are assigned to the split dev (validation during training). If `settings.limit`, a number of images, is set,
     only the images chosen are listed, and unusable ones are left out.
@@ -190,16 +193,18 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
     dataset = voc.VocDataset(root)
     val, val_rejects = dataset.split(settings.val_split)
     taken = dict.fromkeys((each.image_id for each in val), settings.val_split)
+    test, test_rejects = dataset.split(settings.test_split, taken) if settings.test_split else ([], [])
+    taken |= dict.fromkeys((each.image_id for each in test), settings.test_split or "")
     train, train_rejects = dataset.split(settings.train_split, taken)
-    for split, usable, rejects in (("train", train, train_rejects), ("val", val, val_rejects)):
-        if not usable:
+    listed = {"train": (train, train_rejects), "val": (val, val_rejects), "test": (test, test_rejects)}
+    for split, (usable, rejects) in listed.items():
+        if not usable and (split != "test" or settings.test_split):
             raise _no_usable_image(split, settings, rejects)
-    splits = assign_splits(
-        [each.image_id for each in train], [each.image_id for each in val], settings.dev_fraction, seed, settings.limit
-    )
-    items = [_Item(image.image_id, splits[image.image_id], image) for image in [*train, *val] if image.image_id in splits]
+    ids = {split: [each.image_id for each in usable] for split, (usable, _) in listed.items()}
+    splits = assign_splits(ids["train"], ids["val"], settings.dev_fraction, seed, settings.limit, ids["test"])
+    items = [_Item(image.image_id, splits[image.image_id], image) for image in [*train, *val, *test] if image.image_id in splits]
     if settings.limit is None:  # with a limit only the images drawn are considered
-        for split, rejects in (("train", train_rejects), ("val", val_rejects)):
+        for split, (_, rejects) in listed.items():
             items += [_Item(reject.image_id, split, reject) for reject in rejects]
     return sorted(items, key=lambda item: (item.image_id, item.split))
 
@@ -224,7 +229,9 @@ def _units(items: Sequence[_Item]) -> list[list[_Item]]:
     return units
 
 
-def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -> Iterator[dict[str, Any] | tables.Reject]:
+def _rows(
+    unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int, background: bool
+) -> Iterator[dict[str, Any] | tables.Reject]:
     """Read the images of one unit of work as rows of the `images` table.
 
     Args:
@@ -232,27 +239,32 @@ def _rows(unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int) -
         root: folder of the data set.
         num_classes: number of classes, background included. A mask with a higher id (other than 255, void) is rejected.
         max_pixels: an image with more pixels is rejected.
+        background: whether class 0 is the background.
 
     Yields:
         For each image, in order, a row as a dict, or a Reject with the reason if the image can't be used.
     """
     for item in unit:
         found = item.found
-        yield found if isinstance(found, tables.Reject) else voc.read_row(root, found, item.split, num_classes, max_pixels)
+        if isinstance(found, tables.Reject):
+            yield found
+        else:
+            yield voc.read_row(root, found, item.split, num_classes, max_pixels, background)
 
 
 def _no_usable_image(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:
     """Make the error for a split that has no usable image.
 
     Args:
-        split: "train", "dev" or "val".
+        split: "train", "dev", "val" or "test".
         settings: the `data` section of the settings, which has the user's name of the split.
         rejects: the images that can't be used; the message gives the two most common reasons.
 
     Returns:
         The error, for the caller to raise.
     """
-    name = {"train": settings.train_split, "dev": f"dev (drawn from {settings.train_split})", "val": settings.val_split}[split]
+    names = {"train": settings.train_split, "dev": f"dev (drawn from {settings.train_split})", "val": settings.val_split}
+    name = names.get(split, settings.test_split)
     reasons = Counter(reject.reason for reject in rejects).most_common(2)
     why = "; ".join(f"{n}× {reason}" for reason, n in reasons)
     return UserError(f"no usable image in the split {name}{f' ({why})' if why else ''}: correct the files, or the split's list")

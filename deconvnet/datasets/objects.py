@@ -11,7 +11,7 @@ from infra.errors import BadInput
 from proposals.masks import VOID_ID, VOID_ID_16BIT, check_masks, void_id
 
 
-def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None) -> np.ndarray:
+def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = None, background: bool = True) -> np.ndarray:
     """Make an object mask in which every annotated pixel belongs to an object, and every object has one class.
 
     * Background and void are taken from the class mask. Pixels that are void in the given object mask become void too.
@@ -19,10 +19,14 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
       it is the class with the lowest class id. The pixels of each other class get a new object id, above the highest one in use.
     * Annotated pixels without an object id are grouped into 8-connected regions of one class. Each region becomes an object.
 
+    If the data has no background, then class 0 is a class like any other, and annotated pixels without an object id stay without
+    an object: regions of sky or road are no objects. So without `object_mask` there are no objects at all.
+
     Args:
         class_mask: uint8 array (H, W) of class ids; 0 is background, 255 void.
         object_mask: uint8 or uint16 array (H, W) of object ids; 0 is no object, void is 255 (uint8) or 65535 (uint16). None if
             the objects are not annotated.
+        background: whether class 0 is the background.
 
     Returns:
         uint8 array (H, W) of object ids, with background 0 and void 255. If there are more than 254 objects, it is uint16 with
@@ -38,11 +42,11 @@ def make_object_mask(class_mask: np.ndarray, object_mask: np.ndarray | None = No
     if object_mask is not None:
         ids[:] = object_mask
         void |= object_mask == void_id(object_mask)
-        ids[void | (class_mask == 0)] = 0
+        ids[void | (class_mask == 0) if background else void] = 0
         _split_by_class(class_mask, ids)
     rest = (ids == 0) & (class_mask > 0) & ~void
     last = int(ids.max(initial=0))
-    for class_id in np.flatnonzero(np.bincount(class_mask[rest], minlength=1)):
+    for class_id in np.flatnonzero(np.bincount(class_mask[rest], minlength=1)) if background else ():
         last = _add_components(ids, rest & (class_mask == class_id), last)
     if last >= VOID_ID_16BIT:
         raise BadInput(f"the masks hold more than {VOID_ID_16BIT - 1:,} objects")

@@ -1,4 +1,4 @@
-"""The assignment of images to the splits train, dev and val, which depends only on the image ids and a seed."""
+"""The assignment of images to the splits train, dev, val and test, which depends only on the image ids and a seed."""
 
 import hashlib
 from collections.abc import Collection
@@ -21,9 +21,14 @@ def _draw(ids: Collection[str], count: int, seed: int) -> list[str]:
 
 
 def assign_splits(
-    train_ids: Collection[str], val_ids: Collection[str], dev_fraction: float, seed: int, limit: int | None = None
+    train_ids: Collection[str],
+    val_ids: Collection[str],
+    dev_fraction: float,
+    seed: int,
+    limit: int | None = None,
+    test_ids: Collection[str] = (),
 ) -> dict[str, str]:
-    """Assign each image to a split: train, dev (for validation during training) or val (for evaluation at the end).
+    """Assign each image to a split: train, dev (for validation during training), or val or test (for evaluation at the end).
 
     Args:
         train_ids: ids of the images to train on. The dev images are drawn from them.
@@ -32,16 +37,18 @@ def assign_splits(
         seed: seed of the random choices.
         limit: number of images of `train_ids` (dev included) to use, and also the number of `val_ids` to use. They are chosen at
             random. None uses all images.
+        test_ids: ids of a second list of images to evaluate on at the end, to which the limit applies, too. None of them may be in
+            the other lists.
 
     Returns:
-        "train", "dev" or "val" by image id. Ids that are not used because of the limit are missing.
+        "train", "dev", "val" or "test" by image id. Ids that are not used because of the limit are missing.
 
     Raises:
         UserError: if fewer than two of `train_ids` are used, as one image is needed for train and one for dev.
     """
-    train, val = list(train_ids), list(val_ids)
+    train, val, test = list(train_ids), list(val_ids), list(test_ids)
     if limit is not None:
-        train, val = _draw(train, limit, seed), _draw(val, limit, seed)
+        train, val, test = (_draw(each, limit, seed) for each in (train, val, test))
     if len(train) < 2:
         more = "" if limit is None else f", or raise data.limit ({limit})"
         raise UserError(
@@ -49,4 +56,5 @@ def assign_splits(
             f"add some to the split{more}"
         )
     dev = set(_draw(train, min(max(1, round(dev_fraction * len(train))), len(train) - 1), seed))
-    return {image_id: "dev" if image_id in dev else "train" for image_id in train} | dict.fromkeys(val, "val")
+    assigned = {image_id: "dev" if image_id in dev else "train" for image_id in train}
+    return assigned | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")

@@ -221,15 +221,18 @@ def list_files(root: str, folder: str) -> dict[str, VocFile]:
     return {image_id: file for image_id, (_, file) in found.items()}
 
 
-def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_pixels: int) -> dict[str, Any] | Reject:
+def read_row(
+    root: str, files: VocImageFiles, split: str, num_classes: int, max_pixels: int, background: bool = True
+) -> dict[str, Any] | Reject:
     """Read an image and its masks as a row of the `images` table.
 
     Args:
         root: folder of the data set.
         files: the files of the image.
-        split: value for the column `split`: "train", "dev" or "val".
+        split: value for the column `split`: "train", "dev", "val" or "test".
         num_classes: number of classes, background included. A class mask with a higher id (other than 255, void) is rejected.
         max_pixels: an image or a mask with more pixels is rejected.
+        background: whether class 0 is the background.
 
     Returns:
         A row as in `proposals.schemas.IMAGES`, or a Reject with the reason if the image can't be used, for example because a side
@@ -251,7 +254,7 @@ def read_row(root: str, files: VocImageFiles, split: str, num_classes: int, max_
         if files.object_mask:
             file = files.object_mask
             object_mask = _read_mask(storage.join(root, file.name), width, height, max_pixels)
-        object_mask = make_object_mask(class_mask, object_mask)
+        object_mask = make_object_mask(class_mask, object_mask, background)
     except BadInput as error:
         reason = str(error)
     except FileNotFoundError:

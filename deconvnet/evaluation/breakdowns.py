@@ -26,7 +26,7 @@ them either.
 
 
 def object_ious(
-    class_mask: np.ndarray, object_mask: np.ndarray, predictions: Mapping[str, np.ndarray]
+    class_mask: np.ndarray, object_mask: np.ndarray, predictions: Mapping[str, np.ndarray], background: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the IoU (intersection over union) of each annotated object in each of R predicted masks.
 
@@ -38,6 +38,7 @@ def object_ious(
         class_mask: annotated class ids, uint8 (H, W); 255 is void.
         object_mask: annotated object ids, uint8 or uint16 (H, W). 0 is background, and the largest value of the dtype is void.
         predictions: the R masks of predicted class ids, uint8 (H, W), by result name.
+        background: whether class 0 is the background, of which there are no objects.
 
     Returns:
         Two arrays about the M objects whose bounding box is at least `SMALLEST_SIDE` (4) pixels wide and high. The first has the
@@ -49,7 +50,7 @@ def object_ious(
     """
     for prediction in predictions.values():
         check_masks(class_mask, prediction)
-    objects = find_objects(class_mask, object_mask, SMALLEST_SIDE)
+    objects = find_objects(class_mask, object_mask, SMALLEST_SIDE, background)
     ious = np.zeros((len(predictions), len(objects)))
     boxes = [(slice(o.box[1], o.box[3]), slice(o.box[0], o.box[2])) for o in objects]
     own = [(class_mask[box] == o.class_id) & (object_mask[box] == o.object_id) for o, box in zip(objects, boxes, strict=True)]
@@ -88,7 +89,7 @@ class Breakdowns:
         Args:
             results: names of the results that are measured, such as "deconvnet".
             counts: numbers of proposals (boxes). For each number k, the mask that DeconvNet predicts from k boxes is measured.
-            num_classes: number of classes, including the background.
+            num_classes: number of classes, including the background if there is one.
         """
         self.results, self.counts = tuple(results), tuple(counts)
         self.confusion = np.zeros((len(results), num_classes, num_classes), np.int64)
@@ -102,6 +103,7 @@ class Breakdowns:
         object_mask: np.ndarray,
         predictions: Mapping[str, np.ndarray],
         by_count: Mapping[int, np.ndarray],
+        background: bool = True,
     ) -> list[ConfusionMatrix]:
         """Add one image to the sums.
 
@@ -111,6 +113,7 @@ class Breakdowns:
                 void.
             predictions: predicted class ids, uint8 (H, W), by result name; one for each of `results`.
             by_count: DeconvNet's predicted class ids, uint8 (H, W), by number of proposals; one for each of `counts`.
+            background: whether class 0 is the background, of which there are no objects.
 
         Returns:
             The confusion matrix of this image alone for each result, in the order of `results`.
@@ -120,7 +123,7 @@ class Breakdowns:
         self.confusion += np.stack([each.matrix for each in single])
         for i, count in enumerate(self.counts):
             self.confusion_by_count[i] += ConfusionMatrix(classes).update(class_mask, by_count[count]).matrix
-        shares, ious = object_ious(class_mask, object_mask, {name: predictions[name] for name in self.results})
+        shares, ious = object_ious(class_mask, object_mask, {name: predictions[name] for name in self.results}, background)
         sizes = np.searchsorted(SIZE_EDGES[1:-1], shares)
         self.objects += np.bincount(sizes, minlength=len(self.objects))
         for total, each in zip(self.ious, ious, strict=True):

@@ -176,7 +176,7 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
         masks, by_count = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
         image_ids.append(image_id)
-        single = breakdowns.add(class_mask, object_mask, masks, by_count)
+        single = breakdowns.add(class_mask, object_mask, masks, by_count, inputs.options.background)
         mean_iou.append([each.mean_iou for each in single])
         confusions.append(single[RESULTS.index(DECISIVE_RESULT)].matrix.astype(np.int32))
     return {"image_ids": image_ids, "mean_iou": mean_iou, "confusions": confusions, **breakdowns.arrays()}
@@ -201,7 +201,8 @@ def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, n
     for row in (of_split[i] for i in unit.rows):
         if row["class_mask"] is not None:
             class_mask = decode_mask(row["class_mask"])
-            object_mask = decode_mask(row["object_mask"]) if row["object_mask"] else make_object_mask(class_mask)
+            object_mask = decode_mask(row["object_mask"]) if row["object_mask"] else None
+            object_mask = make_object_mask(class_mask, None, inputs.options.background) if object_mask is None else object_mask
             yield row["image_id"], decode_image(row["image"]), class_mask, object_mask
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
 from deconvnet.datasets import voc
@@ -62,14 +63,15 @@ class Recipe:
         deconvnet: folder of a trained DeconvNet.
         fcn8s: folder of a trained FCN-8s.
         options: options for predicting with the networks.
-        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects.
+        edge_boxes: keyword arguments of `proposals.edge_boxes`, which finds the boxes that may contain objects; None to use no
+            boxes but the windows of `options`.
         result: name of the result to submit: "fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet" or "edeconvnet_crf".
     """
 
     deconvnet: str
     fcn8s: str
     options: PredictorOptions
-    edge_boxes: dict[str, Any]
+    edge_boxes: dict[str, Any] | None
     result: str
 
     def key(self, images: Sequence[ListedImage]) -> str:
@@ -83,7 +85,8 @@ class Recipe:
             forest) and the images.
         """
         files = [storage.join(folder, "model.safetensors") for folder in (self.deconvnet, self.fcn8s)]
-        files += [forest] if (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])) else []
+        if self.edge_boxes and (forest := forest_uri(self.edge_boxes["edges"], self.edge_boxes["edge_model"])):
+            files.append(forest)
         contents = [(image.image_id, image.content) for image in images]
         return digest([VERSION, asdict(self), [storage.version_token(file) for file in files], contents])
 
@@ -175,7 +178,7 @@ def _make_worker(recipe: Recipe, folder: str, device: str, threads: int) -> Work
         for listed in unit:
             try:
                 image = decode_image(storage.read_bytes(listed.uri))
-                boxes, _ = edge_boxes(image, **recipe.edge_boxes)
+                boxes = edge_boxes(image, **recipe.edge_boxes)[0] if recipe.edge_boxes else np.zeros((0, 4), np.float32)
                 mask = predictor.masks(image, boxes, (recipe.result,))[recipe.result]
             except (BadInput, OSError, cv2.error) as error:
                 raise _unusable(listed.uri, error) from None

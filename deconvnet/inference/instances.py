@@ -7,7 +7,7 @@ of the windows are merged into the scores of the image is in `deconvnet.inferenc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf, log
-from typing import cast
+from typing import cast, get_args
 
 import cv2
 import numpy as np
@@ -19,15 +19,16 @@ from torch import Tensor
 from deconvnet.inference.score_maps import Aggregation, Slices, merge_score_map, visible_part
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
-from proposals.boxes import WindowShape, crop, enlarge, window_pixels
+from proposals.boxes import WindowShape, as_boxes, crop, enlarge, window_pixels
 from proposals.masks import check_image
 
 Floats = NDArray[np.float32]
 OnBox = Callable[[int, Tensor], None]
 """A callback that is called after the score map of each box has been merged.
 
-Its arguments are the number of boxes merged so far and the score canvas, a float tensor (C, H, W). The canvas is 0 where no box
-has reached yet. It is still being filled, so the callback must copy whatever it keeps.
+Its arguments are the number of boxes merged so far, windows included, and the score canvas, a float tensor (C, H, W). The canvas
+is 0 where no box has reached yet, and holds sums if the maps are merged with "mean". It is still being filled, so the callback
+must copy whatever it keeps.
 """
 
 
@@ -59,13 +60,17 @@ def segment_instances(
     image: NDArray[np.uint8],
     boxes: Floats,
     *,
+    windows: Floats | None = None,
     context: float = 1.2,
     window: WindowShape = "square",
     aggregation: Aggregation = "max",
+    background: bool = True,
     batch: int = 50,
     on_box: OnBox | None = None,
 ) -> Floats:
     """Compute the class scores of an image by running DeconvNet on each box and merging the score maps.
+
+    Long because of its arguments.
 
     Each box is enlarged, cropped in the same way as the training crops (`proposals.boxes.crop`), and passed through the network.
     Its score map is resized to the enlarged box and merged into the canvas, an array of scores (C, H, W) that is 0 at first. So
@@ -73,15 +78,21 @@ def segment_instances(
 
     Pixels that no enlarged box covers get the score log(C - 1) for the background and 0 for every other class. The softmax then
     gives the background a probability of one half. So DeconvNet predicts the background there, but the ensemble with FCN-8s or
-    the CRF can still choose another class.
+    the CRF can still choose another class. If the data has no background, the score is 0 for every class, so nothing is assumed.
+
+    Apart from the canvas and, for "mean", the number of windows of each pixel, memory is needed for one batch only. So large
+    images can be segmented at their own size.
 
     Args:
         model: the network. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
         boxes: (N, 4) boxes x1, y1, x2, y2 in pixels; they may reach beyond the image.
+        windows: (M, 4) boxes that are merged before the others and are not enlarged, see `proposals.boxes.make_windows`; None for none.
         context: factor by which the boxes are enlarged.
         window: shape of an enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`.
-        aggregation: how overlapping score maps are merged: "max" takes the largest score of each class, "sum" adds the scores.
+        aggregation: how overlapping score maps are merged: "max" takes the largest score of each class, "sum" adds the scores,
+            "mean" takes their mean.
+        background: whether class 0 is the background.
         batch: number of boxes in one forward pass.
         on_box: function called after each merged box with the number of boxes so far and the canvas, see `OnBox`; None for none.
 
@@ -93,26 +104,28 @@ def segment_instances(
             is unknown or `batch` is below 1.
     """
     check_image(image)
-    if aggregation not in ("max", "sum"):
-        raise ValueError(f"aggregation must be max or sum, not {aggregation!r}")
+    if aggregation not in get_args(Aggregation):
+        raise ValueError(f"aggregation must be {', '.join(get_args(Aggregation))}, not {aggregation!r}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     height, width = image.shape[:2]
-    windows = [
-        (box, pixels) for box in enlarge(boxes, context, window) if visible_part(pixels := window_pixels(box), height, width)
-    ]
+    crops = np.concatenate([as_boxes([] if windows is None else windows, "windows"), enlarge(boxes, context, window)])
+    shown = [(box, pixels) for box in crops if visible_part(pixels := window_pixels(box), height, width)]
     canvas = torch.zeros(model.num_classes, height, width, device=_device(model))
-    covered = np.zeros((height, width), bool)
-    buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in windows), default=0), np.float32)
+    covered = np.zeros((height, width), np.uint16)  # number of crops, of which there are fewer than 65,536 at any pixel
+    buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in shown), default=0), np.float32)
     with _evaluating(model):
-        score_maps = _score_maps(model, image, [box for box, _ in windows], batch)
-        for number, (score_map, (_, pixels)) in enumerate(zip(score_maps, windows, strict=True), start=1):
-            covered[cast(Slices, visible_part(pixels, height, width))] = True
+        score_maps = _score_maps(model, image, [box for box, _ in shown], batch)
+        for number, (score_map, (_, pixels)) in enumerate(zip(score_maps, shown, strict=True), start=1):
+            covered[cast(Slices, visible_part(pixels, height, width))] += 1
             merge_score_map(score_map, pixels, canvas, aggregation, buffer)
             if on_box:
                 on_box(number, canvas)
     out = canvas.cpu().numpy()
-    out[0][~covered] = log(max(model.num_classes - 1, 1))
+    if aggregation == "mean":
+        out /= np.maximum(covered, 1)
+    if background:
+        out[0][covered == 0] = log(max(model.num_classes - 1, 1))
     return out
 
 

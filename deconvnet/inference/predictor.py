@@ -14,7 +14,7 @@ Source: Noh et al. (ICCV 2015), §5, "Inference". The CRF is the fully connected
 unary potential -log p (`deconvnet.crf`).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,12 +32,12 @@ from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.models.fusion import for_inference
 from infra.errors import UserError
-from proposals.boxes import WindowShape, as_boxes
+from proposals.boxes import WindowShape, as_boxes, make_windows
 from proposals.masks import check_image
 
 if TYPE_CHECKING:
-    from deconvnet.settings import SegmentSettings
-    from proposals.settings import ExampleSettings
+    from deconvnet.settings import DataSettings, SegmentSettings
+    from proposals.settings import ExampleSettings, ProposalSettings
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
@@ -57,7 +57,8 @@ class PredictorOptions:
         proposals: largest number of boxes that DeconvNet is run on; the best boxes are taken.
         min_side: lower limit of the shorter side of an enlarged box, in pixels. Smaller boxes are skipped and do not
             count towards `proposals`.
-        aggregation: how overlapping score maps of boxes are merged: "max" takes the largest score, "sum" adds the scores.
+        aggregation: how overlapping score maps of boxes are merged: "max" takes the largest score, "sum" adds the scores, "mean"
+            takes their mean.
         ensemble: how the two networks are combined: "mean" of their probabilities, or "product" of their scores, see
             `ensemble.combine`.
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
@@ -68,6 +69,9 @@ class PredictorOptions:
         crf: keyword arguments of `deconvnet.crf.dense_crf`; empty for its defaults.
         context: factor by which boxes are enlarged; the same as for training crops.
         window: shape of an enlarged box, "square" or "stretched", see `proposals.boxes.enlarge`; the same as for training crops.
+        window_sizes: sizes of the windows that DeconvNet is run on before the boxes, see `proposals.boxes.make_windows`.
+        window_overlap: smallest overlap of neighbouring windows, as a share of their side.
+        background: whether class 0 is the background.
     """
 
     proposals: int = 50
@@ -81,20 +85,37 @@ class PredictorOptions:
     crf: Mapping[str, Any] = field(default_factory=dict)
     context: float = 1.2
     window: WindowShape = "square"
+    window_sizes: Sequence[float] = ()
+    window_overlap: float = 0.5
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        """Make the sizes of windows, which are a list if they come from JSON, a tuple."""
+        object.__setattr__(self, "window_sizes", tuple(self.window_sizes))
 
     @classmethod
-    def from_settings(cls, segment: "SegmentSettings", examples: "ExampleSettings") -> Self:
+    def from_settings(
+        cls, segment: "SegmentSettings", examples: "ExampleSettings", proposals: "ProposalSettings", data: "DataSettings"
+    ) -> Self:
         """Build the options from the user's settings.
 
         Args:
             segment: the settings section `segment`, which says how images are predicted.
             examples: the settings section `examples`, which says how training crops are cut. Its `context` and `window` are used
                 for prediction, too.
+            proposals: the settings section `proposals`, which says whether there are windows.
+            data: the settings section `data`, which says whether there is a background.
 
         Returns:
             The options.
         """
-        return cls(**segment.model_dump(mode="json"), context=examples.context, window=examples.window)
+        return cls(
+            **segment.model_dump(mode="json"),
+            context=examples.context,
+            window=examples.window,
+            **proposals.windows,
+            background=data.has_background,
+        )
 
 
 class Predictor:
@@ -175,6 +196,8 @@ class Predictor:
                 self.deconvnet,
                 image,
                 self.best_boxes(boxes),
+                windows=self.windows(*image.shape[:2]),
+                background=o.background,
                 context=o.context,
                 window=o.window,
                 aggregation=o.aggregation,
@@ -219,7 +242,7 @@ class Predictor:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
             counts: numbers of boxes, in any order. For each number k, DeconvNet's mask is predicted from the first k boxes that
-                it is run on (see `best_boxes`). The CRF is not applied.
+                it is run on: the windows, then the boxes (see `best_boxes`). The CRF is not applied.
             results: names from `RESULTS`. "deconvnet" must be one of them if `counts` is not empty.
 
         Returns:
@@ -268,6 +291,10 @@ class Predictor:
         o = self.options
         return choose_boxes(boxes, o.proposals, min_side=o.min_side, context=o.context, window=o.window)
 
+    def windows(self, height: int, width: int) -> Floats:
+        """Return the windows (N, 4) that DeconvNet is run on before the boxes, for an image of this height and width in pixels."""
+        return make_windows(height, width, self.options.window_sizes, self.options.window_overlap)
+
     def _scaled(self, image: Image, boxes: Floats) -> tuple[Image, Floats]:
         """Scale an image and its boxes down if the image's longer side exceeds `options.max_side`.
 
@@ -296,7 +323,7 @@ class Predictor:
 def _arg_max(probabilities: Floats) -> Mask:
     """Find the most probable class of each pixel.
 
-    If several classes are equally probable, the lowest id is chosen. So the background (0) wins a tie.
+    If several classes are equally probable, the lowest id is chosen. So the background (0), if the data has one, wins a tie.
 
     Args:
         probabilities: class probabilities, float32 (C, H, W).

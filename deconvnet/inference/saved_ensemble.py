@@ -66,6 +66,7 @@ class SavedEnsemble:
         self.max_pixels: int = options["max_pixels"] if max_pixels is None else max_pixels
         defaults = {} if "edges" in options["proposals"] else _BEFORE_FORESTS
         self._edge_boxes: dict[str, Any] = {**defaults, **options["proposals"]}
+        self._search = self._edge_boxes.pop("kind", "edgebox") != "windows"
         if self._edge_boxes.get("edge_model"):
             self._edge_boxes["edges"] = "forest"
             self._edge_boxes["edge_model"] = storage.join(folder, self._edge_boxes["edge_model"])
@@ -89,7 +90,7 @@ class SavedEnsemble:
         """
         image = decode_image(data, self.max_pixels)
         try:
-            boxes, _ = edge_boxes(image, **self._edge_boxes)
+            boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
             return Prediction(image, *self._predictor.mask_and_confidence(image, boxes))
         except cv2.error as error:
             raise BadInput(f"can't be segmented: {' '.join(str(error).split())}") from error
@@ -103,7 +104,7 @@ def read_options(folder: str) -> dict[str, Any]:
 
     Returns:
         The content of `options.json`: a dict with `classes` (class names, ordered by id), `proposals` (keyword arguments of
-        `proposals.edge_boxes`), `segment` (fields of `PredictorOptions`) and `max_pixels` (largest number of pixels of an image).
+        `proposals.edge_boxes`, and `kind` as in `ProposalSettings`), `segment` (fields of `PredictorOptions`) and `max_pixels` (largest number of pixels of an image).
 
     Raises:
         UserError: if the folder does not hold a complete ensemble.

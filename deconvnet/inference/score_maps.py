@@ -5,8 +5,10 @@ i, resized to the proposal's window and 0 outside it. Then the score of class c 
 
     P(x, y, c) = max_i G_i(x, y, c)      "max", the paper's Eq. (1)
     P(x, y, c) = sum_i G_i(x, y, c)      "sum", the paper's Eq. (2)
+    P(x, y, c) = sum_i G_i(x, y, c) / n  "mean", not in the paper: n is the number of windows that contain the pixel
 
-A softmax over the classes turns P into probabilities.
+A softmax over the classes turns P into probabilities. Where many windows overlap, those of "sum" are extreme, and those of "mean"
+are not. So "mean" suits windows that cover the image (`proposals.boxes.make_windows`), whose number differs from pixel to pixel.
 """
 
 from typing import Literal, cast
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Aggregation = Literal["max", "sum"]
+Aggregation = Literal["max", "sum", "mean"]
 Slices = tuple[slice, slice]
 
 
@@ -47,7 +49,8 @@ def merge_score_map(
         scores: score map of one box, float32 (C, S, S).
         pixels: window (enlarged box), x1, y1, x2, y2 in whole pixels. It must overlap the image but may reach beyond it.
         canvas: scores of the image merged so far, float32 (C, H, W), on the device of `scores`; it is changed.
-        aggregation: "max" to keep the larger score of each pixel and class, "sum" to add the scores.
+        aggregation: "max" to keep the larger score of each pixel and class, "sum" or "mean" to add the scores. The caller of
+            "mean" divides the sums in the end.
         buffer: scratch memory, a flat float32 array with at least as many elements as the window has pixels. Only used on CPUs.
     """
     x1, y1, x2, y2 = pixels

@@ -68,7 +68,7 @@ def compare_edges(
     Returns:
         The metrics of the newly trained detector, and tables and a chart of all three detectors.
     """
-    ours = EdgeBoxOptions(**settings.model_dump())
+    ours = EdgeBoxOptions(**settings.edge_box)
     sources = {
         "gradient, EdgeBox's defaults": replace(PAPER_OPTIONS, max_boxes=settings.max_boxes),
         "shipped forest": replace(ours, edges="forest", edge_model=None),

@@ -62,6 +62,8 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
         complete if it has `results.json`.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
+    if not any(evaluation.breakdowns["sizes"]["objects"]):  # as in scenes without objects
+        del charts["iou_by_size"]
     return {
         **{f"{name}.png": data for name, data in {**figures, **charts}.items()},
         "mean_iou_by_image.json": _json(evaluation.mean_iou),
@@ -82,6 +84,7 @@ def result_charts(results: Mapping[str, Any], breakdowns: Mapping[str, Any]) -> 
 
     Returns:
         Contents of the PNGs by file name without suffix: "iou_by_class", "iou_by_proposals", "iou_by_size" and "confusion".
+        Without annotated objects, "iou_by_size" has no bars.
     """
     title = f"{RESULT_TITLES[DECISIVE_RESULT]}, {results['dataset']}, {results['images']:,} images"
     return {

@@ -16,14 +16,15 @@ PAPER_MEAN_IOU = {"fcn8s": 0.622, "deconvnet": 0.696, "deconvnet_crf": 0.705, "e
 
 STAGE_DESCRIPTIONS = {
     "prepare": "Checks the images and their masks and writes them to the table `images`, each with its split: train, dev (for choices "
-    "during training) or val (for the final result only). Unusable images go to the table `rejects`, with the reason.",
+    "during training), val or test (for the final results only). Unusable images go to the table `rejects`, with the reason.",
     "proposals": "Finds boxes that may contain an object (EdgeBox), best first.",
     "examples": "Cuts DeconvNet's training crops: stage 1 around annotated objects, stage 2 at proposals.",
     "fcn8s_start": "Prunes ImageNet's VGG-16 to the width of FCN-8s, which starts from it.",
     "stage1_start": "Prunes ImageNet's VGG-16 to the width of DeconvNet, which starts from it.",
+    "stage2_start": "Prunes ImageNet's VGG-16 to the width of DeconvNet, which starts from it.",
     "fcn8s": "Trains FCN-8s, the other network of the ensemble, on whole images.",
     "stage1": "Trains DeconvNet on easy crops: one object each, centred.",
-    "stage2": "Trains DeconvNet further on crops at proposals, as it will see them when predicting.",
+    "stage2": "Trains DeconvNet on crops at proposals or windows, as it will see them when predicting.",
     "evaluate": "Predicts the val images in the paper's five ways, measures the predictions, and draws the report.",
     "register": "Registers the ensemble in MLflow's model registry.",
     "champion": "Measures the model that is champion now on the same val images.",
@@ -68,7 +69,7 @@ CHARTS = {
 """Titles and explanations of the charts, by file name without suffix, in the report's order."""
 
 _EXAMPLES_PER_REASON = 3
-_SPLITS = ("train", "dev", "val")
+_SPLITS = ("train", "dev", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from infra.runtime.executor import Executor
 from infra.runtime.parts import make_parts
 from infra.storage import tables
 from proposals import schemas
+from proposals.boxes import make_windows
 from proposals.changes import SAME_LABELS, PreviousPart, PreviousTable, previous_parts
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
 from proposals.job import iter_proposals
@@ -25,6 +26,7 @@ from proposals.mining.rules import (
     ExampleWindow,
     choose_stage1,
     choose_stage2,
+    choose_windows,
     cut_example,
     example_size,
     find_objects,
@@ -66,8 +68,10 @@ def mine_examples(
     fingerprint: str,
     executor: Executor,
     previous: PreviousTable | None = None,
+    windows: tuple[Sequence[float], float] = ((), 0.0),
+    background: bool = True,
 ) -> tables.Commit:
-    """Cut the training crops for one training stage and one split, and write them to a table.
+    """Cut the training crops for one training stage and one split, and write them to a table. Long because of its arguments.
 
     Args:
         stage: 1 for crops of annotated objects, 2 for crops of proposals that overlap an annotated object.
@@ -81,21 +85,24 @@ def mine_examples(
         fingerprint: digest of code version, settings and inputs. Parts that an interrupted run wrote with the same one are kept.
         executor: runs the units of work, one per part of the table, locally or on Ray.
         previous: an earlier table made with the same options. Its rows are copied for images that have not changed since.
+        windows: sizes and overlap of the windows that are cut in stage 2 besides the proposals, see `boxes.make_windows`; no
+            sizes for no windows. With windows nothing is copied from `previous`, as a window's class depends on all others.
+        background: whether class 0 is the background.
 
     Returns:
         The table's commit record, which lists its parts. Its `extra` has three dicts with class ids as text for keys: the number
         of crops (`examples_by_class`), the repeats of each crop in an epoch (`repeats_by_class`) and their product
-        (`seen_by_class`). It also has the `stage`, the `split` and the `size` of the crops in pixels.
+        (`seen_by_class`). A window counts for each of its classes, and is repeated as the rarest of them. The `extra` also has the `stage`, the `split` and the `size` of the crops in pixels.
 
     Raises:
         UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.
         ValueError: if stage 2 has no proposals, or they were not made from these images.
     """
-    units = _units(stage, images_uri, proposals_uri, previous)
-    miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed)
+    units = _units(stage, images_uri, proposals_uri, None if windows[0] and stage == 2 else previous)
+    miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed, windows, background)
     counts = _count(miner, units, executor)
     if not counts and split == "train":
-        raise UserError(_no_examples_message(stage, split, settings))
+        raise UserError(_no_examples_message(stage, settings))
     balanced = settings.balance and split == "train"
     repeats = repeats_by_class(counts, settings.max_repeats if balanced else 1)
     size = example_size(input_size)
@@ -126,6 +133,8 @@ class _Miner:
         settings: rules by which crops are chosen and stored.
         split: the split whose images are used.
         seed: seed of the random choice in images with more than `settings.max_per_image` crops.
+        windows: sizes and overlap of the windows that stage 2 adds.
+        background: whether class 0 is the background.
     """
 
     stage: Stage
@@ -134,6 +143,8 @@ class _Miner:
     settings: "ExampleSettings"
     split: Split
     seed: int
+    windows: tuple[Sequence[float], float]
+    background: bool
 
     def count(self, _: int, unit: Unit) -> np.ndarray:
         """Count the training crops of each class in one unit of work.
@@ -145,7 +156,7 @@ class _Miner:
             unit: the part of the `images` table to count, and its proposals.
 
         Returns:
-            int64 array (256,), the number of crops by class id.
+            int64 array (256,), the number of crops by class id. A window counts once for each class in it.
         """
         counts = np.zeros(256, np.int64)
         copied = unit.previous.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.previous else {}
@@ -157,7 +168,7 @@ class _Miner:
                 windows = self._choose(row, *_decode_masks(row), boxes)
             except BadInput:
                 continue
-            np.add.at(counts, [w.class_id for w in windows], 1)
+            np.add.at(counts, [class_id for w in windows for class_id in w.classes], 1)
         return counts
 
     def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
@@ -191,14 +202,15 @@ class _Miner:
                 yield tables.Reject(row["image_id"], "", f"examples stage {self.stage}", str(error))
                 continue
             for window in windows:
-                crop, mask = cut_example(image, class_mask, object_mask, window, self.stage, size)
+                crop, mask = cut_example(image, class_mask, object_mask, window, self.stage, size, self.background)
+                class_id = window.rarest(repeats)
                 yield {
                     "image_id": row["image_id"],
                     "stage": self.stage,
                     "box": list(window.box),
-                    "class_id": window.class_id,
+                    "class_id": class_id,
                     "iou": window.iou,
-                    "repeats": repeats[window.class_id],
+                    "repeats": repeats[class_id],
                     "image": encode_jpeg(crop, self.settings.jpeg_quality),
                     "mask": encode_mask(mask),
                 }
@@ -233,22 +245,16 @@ class _Miner:
             boxes: array (N, 4) of x1, y1, x2, y2, the image's proposals; not used in stage 1.
 
         Returns:
-            The boxes, enlarged by the context factor of the settings, and sorted by coordinates.
+            Windows as they are, then boxes that were enlarged by the context factor of the settings; each sorted by coordinates.
         """
         s = self.settings
-        objects = find_objects(class_mask, object_mask, s.min_object_side)
+        objects = find_objects(class_mask, object_mask, s.min_object_side, self.background)
         if self.stage == 1:
             return choose_stage1(objects, s.context, s.window)
-        return choose_stage2(
-            objects,
-            boxes,
-            min_iou=s.min_iou,
-            context=s.context,
-            window=s.window,
-            max_per_image=s.max_per_image,
-            seed=self.seed,
-            image_id=row["image_id"],
-        )
+        drawn: dict[str, Any] = {"max_per_image": s.max_per_image, "seed": self.seed, "image_id": row["image_id"]}
+        height, width = class_mask.shape
+        windows = choose_windows(class_mask, make_windows(height, width, *self.windows), **drawn)
+        return windows + choose_stage2(objects, boxes, min_iou=s.min_iou, context=s.context, window=s.window, **drawn)
 
 
 def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: PreviousTable | None) -> list[Unit]:
@@ -296,12 +302,11 @@ def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, in
     return {int(c): int(total[c]) for c in np.flatnonzero(total)}
 
 
-def _no_examples_message(stage: Stage, split: Split, settings: "ExampleSettings") -> str:
+def _no_examples_message(stage: Stage, settings: "ExampleSettings") -> str:
     """Write the error message for the case that no training crop can be cut.
 
     Args:
         stage: the training stage, 1 or 2.
-        split: the split of the images, "train" or "dev".
         settings: rules by which crops are chosen.
 
     Returns:
@@ -309,10 +314,13 @@ def _no_examples_message(stage: Stage, split: Split, settings: "ExampleSettings"
     """
     objects = f"annotated object of at least {settings.min_object_side} px (examples.min_object_side)"
     if stage == 1:
-        return f"no training example can be cut: no {split} image has an {objects}"
+        return (
+            f"no training example can be cut: no train image has an {objects}; scenes without objects need proposals.kind windows"
+        )
     return (
-        f"no stage-2 training example can be cut: no proposal of a {split} image has IoU {settings.min_iou} or more "
-        f"(examples.min_iou) with an {objects}; smaller objects need a smaller proposals.min_box_area"
+        f"no stage-2 training example can be cut: no proposal of a train image has IoU {settings.min_iou} or more "
+        f"(examples.min_iou) with an {objects}; smaller objects need a smaller proposals.min_box_area, and scenes without objects "
+        "need proposals.kind windows"
     )
 
 

@@ -4,11 +4,14 @@
   have its class and everything else is background.
 * Stage 2, hard crops: each EdgeBox proposal that overlaps an annotated object with an IoU of at least 0.5, enlarged 1.2 times. In
   the crop's mask, every class is labelled.
+* Windows, for scenes without objects: squares that cover the image (`proposals.boxes.make_windows`), as they are. In the crop's mask, every
+  class is labelled. They belong to stage 2.
 * Class balance: crops of rare classes are repeated in an epoch, up to 10 times.
 
 These numbers are the defaults of `ExampleSettings`. The functions work on arrays and have no side effects. Class masks are uint8
 (H, W) of class ids, with 0 for background and 255 for void. Object masks are uint8 or uint16 (H, W) of object ids, with 0 for
-background and the largest value of the dtype for void.
+background and the largest value of the dtype for void. If the data has no class for the background, 0 is a class like any other in
+class masks.
 """
 
 import zlib
@@ -21,6 +24,8 @@ from scipy import ndimage
 
 from proposals.boxes import MEAN_RGB, WindowShape, crop, enlarge, iou
 from proposals.masks import VOID_ID, check_masks, void_id
+
+_MIN_SHARE = 0.01  # a class with a smaller share of a window's pixels does not count as shown by it
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,24 @@ class ExampleWindow:
 
     Attributes:
         box: the enlarged box (x1, y1, x2, y2) in pixels; it may reach beyond the image.
-        class_id: class of the object in the box. Crops of rare classes are repeated more often in an epoch.
-        object_id: id of the object for which the box was chosen.
-        iou: IoU of the box with the object's tight box, before the box was enlarged; 1 in stage 1.
+        classes: ids of the classes by which the crop is balanced. Crops of rare classes are repeated more often in an epoch. For
+            an object, it is the object's class. For a window that covers a part of the image, these are the classes in it.
+        object_id: id of the object for which the box was chosen; 0 for a window.
+        iou: IoU of the box with the object's tight box, before the box was enlarged; 1 in stage 1, 0 for a window.
     """
 
     box: tuple[float, float, float, float]
-    class_id: int
+    classes: tuple[int, ...]
     object_id: int
     iou: float
+
+    def rarest(self, repeats: Mapping[int, int]) -> int:
+        """Return the class of the crop that is repeated most, which is the rarest; the lowest id if several are.
+
+        Args:
+            repeats: repeats by class id, see `repeats_by_class`.
+        """
+        return max(self.classes, key=lambda class_id: (repeats[class_id], -class_id))
 
 
 def example_size(input_size: int) -> int:
@@ -69,7 +83,9 @@ def example_size(input_size: int) -> int:
     return round(input_size * 250 / 224)
 
 
-def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int = 1) -> list[AnnotatedObject]:
+def find_objects(
+    class_mask: np.ndarray, object_mask: np.ndarray, min_side: int = 1, background: bool = True
+) -> list[AnnotatedObject]:
     """Find the annotated objects of an image.
 
     An object's class is the most frequent one among its pixels, void pixels excluded. Ties go to the lowest class id. Objects
@@ -79,6 +95,7 @@ def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int 
         class_mask: uint8 array (H, W) of class ids.
         object_mask: uint8 or uint16 array (H, W) of object ids.
         min_side: objects whose box has a side shorter than this are left out, px.
+        background: whether class 0 is the background. If not, it is a class that objects may have.
 
     Returns:
         The objects, ordered by object id.
@@ -97,7 +114,8 @@ def find_objects(class_mask: np.ndarray, object_mask: np.ndarray, min_side: int 
             continue
         classes = class_mask[window][ids[window] == object_id]
         votes = np.bincount(classes[classes != VOID_ID], minlength=1)
-        if (class_id := int(votes.argmax())) > 0:
+        class_id = int(votes.argmax())
+        if votes[class_id] and (class_id > 0 or not background):
             objects.append(AnnotatedObject(object_id, class_id, (columns.start, rows.start, columns.stop, rows.stop)))
     return objects
 
@@ -166,8 +184,43 @@ def choose_stage2(
     return _windows(enlarge(proposals[kept], context, window), [objects[o] for o in owner[kept]], best[kept])
 
 
+def choose_windows(
+    class_mask: np.ndarray, windows: np.ndarray, *, max_per_image: int | None = None, seed: int = 0, image_id: str = ""
+) -> list[ExampleWindow]:
+    """Choose the windows of an image that become training crops: all that show an annotated pixel, or some of them.
+
+    A window is balanced by the classes that hold at least 1 % of its pixels, and by the one that holds most of them.
+
+    Args:
+        class_mask: uint8 array (H, W) of class ids.
+        windows: array (N, 4) of x1, y1, x2, y2 in whole pixels inside the image, as `proposals.boxes.make_windows` returns it.
+        max_per_image: largest number of windows; if there are more, they are drawn at random. None for no limit.
+        seed: seed of the random choice.
+        image_id: id of the image, on which the random choice depends, too.
+
+    Returns:
+        The windows, not enlarged, sorted by coordinates.
+    """
+    found = []
+    for x1, y1, x2, y2 in windows.astype(int).tolist():
+        pixels = np.bincount(class_mask[y1:y2, x1:x2].ravel(), minlength=VOID_ID + 1)[:VOID_ID]
+        if pixels.any():
+            classes = {int(pixels.argmax()), *np.flatnonzero(pixels >= _MIN_SHARE * (y2 - y1) * (x2 - x1)).tolist()}
+            found.append(ExampleWindow((x1, y1, x2, y2), tuple(sorted(classes)), 0, 0.0))
+    if max_per_image is not None and len(found) > max_per_image:
+        drawn = np.random.default_rng([seed, zlib.crc32(image_id.encode())]).permutation(len(found))[:max_per_image]
+        found = [found[i] for i in drawn]
+    return sorted(found, key=lambda window: window.box)
+
+
 def cut_example(
-    image: np.ndarray, class_mask: np.ndarray, object_mask: np.ndarray, window: ExampleWindow, stage: int, size: int
+    image: np.ndarray,
+    class_mask: np.ndarray,
+    object_mask: np.ndarray,
+    window: ExampleWindow,
+    stage: int,
+    size: int,
+    background: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cut a training crop and its mask out of an image.
 
@@ -179,6 +232,8 @@ def cut_example(
         stage: the training stage. In stage 1 only the window's own object is labelled, and all other objects become background.
             In stage 2 every class is labelled. Void pixels stay void in both.
         size: side of the crop in pixels.
+        background: whether class 0 is the background. If not, nothing can become background, so every class is labelled in both
+            stages.
 
     Returns:
         crop: uint8 array (size, size, 3), RGB. Outside the image it has ImageNet's mean colour.
@@ -191,9 +246,9 @@ def cut_example(
     if stage not in (1, 2):
         raise ValueError(f"stage is {stage}, and must be 1 or 2")
     mask = crop(class_mask, window.box, size, VOID_ID, cv2.INTER_NEAREST)
-    if stage == 1:
+    if stage == 1 and background:
         ids = crop(object_mask, window.box, size, 0, cv2.INTER_NEAREST)
-        own = np.where(ids == window.object_id, window.class_id, 0)
+        own = np.where(ids == window.object_id, window.classes[0], 0)
         mask = np.where((mask == VOID_ID) | (ids == void_id(object_mask)), VOID_ID, own).astype(np.uint8)
     return crop(image, window.box, size, MEAN_RGB, cv2.INTER_LINEAR), mask
 
@@ -227,7 +282,7 @@ def _windows(boxes: np.ndarray, owners: Sequence[AnnotatedObject], overlaps: np.
         One ExampleWindow per box, sorted by coordinates.
     """
     windows = [
-        ExampleWindow((b[0], b[1], b[2], b[3]), o.class_id, o.object_id, float(v))
+        ExampleWindow((b[0], b[1], b[2], b[3]), (o.class_id,), o.object_id, float(v))
         for b, o, v in zip(boxes.tolist(), owners, overlaps, strict=True)
     ]
     return sorted(windows, key=lambda w: (w.box, -w.iou, w.object_id))

@@ -82,7 +82,7 @@ def speed(folder: Path) -> list[tuple[str, str]]:
 
     def by_pool(workers: int) -> float:
         with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
-            work = partial(_propose, keywords=settings.model_dump())
+            work = partial(_propose, keywords=settings.edge_box)
             pool.map(work, rows[: 2 * workers], 1)
             started = time.perf_counter()
             for _ in pool.imap(work, rows, 4):

@@ -124,7 +124,7 @@ def test_void_is_known_of_8_and_16_bits_alone() -> None:
 
 
 def test_a_crop_is_not_cut_from_an_image_and_masks_of_different_sizes() -> None:
-    window = ExampleWindow((0, 0, 10, 10), 1, 1, 1.0)
+    window = ExampleWindow((0, 0, 10, 10), (1,), 1, 1.0)
     with pytest.raises(ValueError, match=r"image \(10, 30, 3\)"):
         cut_example(RGB[:10], MASK, MASK, window, 2, 8)
     with pytest.raises(ValueError, match="float64"):

@@ -12,7 +12,7 @@ from infra.runtime.stages import outdated
 from infra.settings import absolute_location
 from infra.storage.tables import COMMIT
 from workflows.pipelines.workspace import Workspace, hold_workspace
-from workflows.settings import Settings, as_dict
+from workflows.settings import Settings
 
 
 def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
@@ -78,8 +78,9 @@ def write_submission(settings: Settings, archive: str, config: str, *, split: st
                 f"the classes {', '.join(classes)}"
             )
         images = voc_submission_job.list_split(root, split, settings.data.max_pixels)
-        options = PredictorOptions.from_settings(settings.segment, settings.examples)
-        recipe = voc_submission_job.Recipe(*models, options, as_dict(settings.proposals), result)
+        options = PredictorOptions.from_settings(settings.segment, settings.examples, settings.proposals, settings.data)
+        boxes = None if settings.proposals.kind == "windows" else settings.proposals.edge_box
+        recipe = voc_submission_job.Recipe(*models, options, boxes, result)
         work = workspace.uri("submissions", recipe.key(images)[:16])
         with open_executor(settings.executor, settings.cluster, lambda: lock.lost) as executor:
             masks = voc_submission_job.predict_masks(images, recipe, work, executor, settings.compute.gpu)

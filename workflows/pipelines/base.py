@@ -220,7 +220,8 @@ class BasePipeline(Workspace):
         """
         s = self.settings
         # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
-        settings = {key: value for key, value in as_dict(s.data).items() if key != "root"}
+        settings = {key: value for key, value in as_dict(s.data).items() if key not in ("root", "background", "test_split")}
+        settings |= s.data.model_dump(include={"background", "test_split"}, exclude_defaults=True)  # as before there were these
         settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
         outputs = (storage.join(self.images, tables.COMMIT),)
         stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)

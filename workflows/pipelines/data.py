@@ -11,7 +11,7 @@ from infra.storage import tables
 from proposals.changes import PreviousTable, find_changes
 from proposals.job import edge_model_digest
 from workflows.pipelines.base import BasePipeline
-from workflows.pipelines.workspace import EXAMPLE_TABLES
+from workflows.pipelines.workspace import EXAMPLE_TABLES, ExampleTable
 from workflows.settings import Settings, as_dict
 
 logger = logging.getLogger(__name__)
@@ -111,9 +111,11 @@ class DataPipeline(BasePipeline):
     def _proposals_stage(self) -> Stage:
         """Define the stage `proposals`, which makes the table of box proposals, and return it with its settings and inputs."""
         s = self.settings.proposals
-        settings = {**as_dict(s), "edge_model": edge_model_digest(s), "schema": tables.SCHEMA_VERSION}
+        settings: dict[str, Any] = {"kind": s.kind} if s.kind == "windows" else {**s.edge_box, "edge_model": edge_model_digest(s)}
+        title = "none, as windows cover the images" if s.kind == "windows" else "EdgeBox proposals"
         outputs = (storage.join(self.proposals, tables.COMMIT),)
-        return Stage("proposals", "EdgeBox proposals", 1, settings, ("prepare",), outputs, self._proposals)
+        settings["schema"] = tables.SCHEMA_VERSION
+        return Stage("proposals", title, 1, settings, ("prepare",), outputs, self._proposals)
 
     def _proposals(self, fingerprint: str) -> dict[str, Any]:
         """Make the table `proposals`, and log the recall of the box proposals: the share of the annotated objects that they find.
@@ -140,11 +142,13 @@ class DataPipeline(BasePipeline):
         """Measure what share of the annotated objects of a split the box proposals find, log the result, and write report files.
 
         Args:
-            split: name of the split, such as "val". If its images have no objects, nothing is done.
+            split: name of the split, such as "val". If its images have no objects, or no boxes but windows, nothing is done.
             report: folder or s3:// prefix for the report files. "" to write no files.
         """
         from deconvnet.reporting.proposal_report import report_proposals
 
+        if self.settings.proposals.kind == "windows":
+            return
         title = f"{self.dataset_name} {split}"
         found = report_proposals(self.images, self.proposals, split, self.settings.proposals, title, self.executor)
         if not found:
@@ -160,14 +164,20 @@ class DataPipeline(BasePipeline):
         """Define the stage `examples`, which cuts the training crops. Return it with its settings, inputs and outputs."""
         s = self.settings
         settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
-        outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in EXAMPLE_TABLES)
+        settings |= s.proposals.windows | ({} if s.data.has_background else {"background": s.data.background})
+        outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in self._example_tables)
         return Stage("examples", "training crops", 1, settings, ("prepare", "proposals"), outputs, self._examples)
+
+    @property
+    def _example_tables(self) -> tuple[ExampleTable, ...]:
+        """Return the tables of training crops that this run makes: those of stage 2 alone if there is no stage 1."""
+        return tuple(each for each in EXAMPLE_TABLES if each[1] == 2 or self.settings.has_stage1)
 
     def _examples(self, fingerprint: str) -> dict[str, Any]:
         """Cut the training crops for both training stages of DeconvNet, and draw a figure of some of them.
 
-        The crops are written to four tables. For each training stage there is one for training, and one (`_dev`) of crops from
-        the dev images, which are training images that are set aside.
+        For each training stage there is a table of crops for training, and one (`_dev`) of crops from the dev images, which are
+        training images that are set aside.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the tables.
@@ -180,7 +190,9 @@ class DataPipeline(BasePipeline):
 
         s = self.settings
         summary: dict[str, Any] = {}
-        for table, stage, split in EXAMPLE_TABLES:
+        if not s.has_stage1:
+            logger.info("  windows, and no crops of objects: stage 1 is left out, and stage 2 starts from the initial weights")
+        for table, stage, split in self._example_tables:
             made = mine_examples(
                 stage,
                 self.images,
@@ -193,10 +205,12 @@ class DataPipeline(BasePipeline):
                 fingerprint=fingerprint,
                 previous=self._previous_table(f"examples/{table}", "proposals", "examples"),
                 executor=self.executor,
+                windows=(s.proposals.window_sizes if s.proposals.windows else (), s.proposals.window_overlap),
+                background=s.data.has_background,
             )
             summary[table] = made.rows
             self.run_of_stage.log_dict(made.extra, f"examples/{table}.json")
-        for table in ("stage1", "stage2"):
+        for table in ("stage1", "stage2") if s.has_stage1 else ("stage2",):
             figure = gallery.draw_examples(self.examples(table), s.data.classes)
             storage.write_bytes(self.report(f"examples_{table}.png"), figure)
             self.run_of_stage.log_bytes(figure, f"examples/{table}.png")

@@ -68,7 +68,7 @@ class EdgeTraining(BasePipeline):
         drawn = {"photographs": s.forest.photographs}
         growth = {key: value for key, value in as_dict(s.forest).items() if key not in drawn}
         segments = {**seed, **schema, **bsds["train"], **drawn}
-        measured = {**as_dict(s.proposals), **bsds["val"]}
+        measured = {**s.proposals.edge_box, **bsds["val"]}
         commit, figures = storage.join(self.samples, tables.COMMIT), self.uri(REPORT, "edges.json")
         return [
             *stages,

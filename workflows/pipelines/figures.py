@@ -75,6 +75,7 @@ class WorkspaceFigures:
             return {
                 f"examples_{stage}.png": gallery.draw_examples(self._need(f"examples/{stage}"), self._classes)
                 for stage in ("stage1", "stage2")
+                if stage == "stage2" or self._has(f"examples/{stage}/{tables.COMMIT}")
             }
         if name == "recall":
             return {"recall.png": self._recall()}
@@ -219,12 +220,10 @@ class WorkspaceFigures:
         import torch
 
         from deconvnet.inference.predictor import Predictor, PredictorOptions
-        from deconvnet.settings import SegmentSettings
-        from proposals.settings import ExampleSettings
 
         models = [self._need(f"models/{stage}") for stage in ("stage2", "fcn8s")]
         kept = self._json("report/analysis.json")["segmenter"] if self._has("report/analysis.json") else None
-        options = PredictorOptions(**kept) if kept else PredictorOptions.from_settings(SegmentSettings(), ExampleSettings())
+        options = PredictorOptions(**kept) if kept else PredictorOptions()
         return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:

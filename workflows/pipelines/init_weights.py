@@ -30,7 +30,7 @@ def pruned_weights_uri(settings: Settings, stage: str) -> str | None:
         URI of a file in the workspace, which need not exist yet. None if the stage does not start from pruned weights.
     """
     pruned = architecture_of_stage(stage).needs_pruned_vgg16(settings.model)
-    needed = pruned and stage != "stage2" and not settings.init.from_
+    needed = pruned and not (stage == "stage2" and settings.has_stage1) and not settings.init.from_
     return storage.join(settings.workspace, "start", f"{stage}.npz") if needed else None
 
 

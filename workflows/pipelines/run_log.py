@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "pipeline.json"
 """Name of a file in the workspace. It holds the id of the workspace's MLflow run and the settings of the last run."""
+_FIXED = ("examples.context ", "examples.window ", "proposals.kind ", "data.background ")
+"""Beginnings of texts about settings that must be the same for an evaluation as for the training."""
+_LATER: Mapping[str, Any] = {"kind": "edgebox", "background": "first"}
+"""Settings that the last run may not have recorded, because they were added later, and what they were in effect."""
 
 
 class TrackedPipeline(DataPipeline):
@@ -64,25 +68,26 @@ class TrackedPipeline(DataPipeline):
     def use_as_prepared(self) -> None:
         """Prepare to evaluate the workspace's models on the workspace's images, without running the pipeline.
 
-        The sections `data`, `proposals` and `examples` of the settings have no effect then. If a setting there has another value
-        than in the workspace's last run, a warning names it. Reports name the data set of that run.
+        The sections `data`, `proposals` and `examples` of the settings have no effect then, except for the sizes and the overlap
+        of windows. If another setting there has another value than in the workspace's last run, a warning names it. Reports name
+        the data set of that run.
 
         Raises:
-            UserError: if the windows (the image regions around boxes that DeconvNet sees) would be cut in another way than for
-                training.
+            UserError: if the image regions that DeconvNet sees would be chosen or cut in another way than for training, or the
+                meaning of class 0 is another one.
         """
         file = self.uri(RUN_FILE)
         if not storage.exists(file):
             return
         then, now = storage.read_json(file)["settings"], redacted(as_dict(self.settings))
         changed = {
-            f"{section}.{name} {value} (was {then[section][name]})"
+            f"{section}.{name} {value} (was {then[section].get(name, _LATER.get(name))})"
             for section in ("examples", "data", "proposals")
             for name, value in now[section].items()
-            if then[section].get(name, value) != value
+            if then[section].get(name, _LATER.get(name, value)) != value and name not in ("window_sizes", "window_overlap")
         }
-        if windows := sorted(each for each in changed if each.startswith(("examples.context ", "examples.window "))):
-            raise UserError(f"the models in {self.root} were trained with other windows: {', '.join(windows)}: set it as it was")
+        if fixed := sorted(each for each in changed if each.startswith(_FIXED)):
+            raise UserError(f"the models in {self.root} were trained with other windows: {', '.join(fixed)}: set it as it was")
         if changed:
             logger.warning(
                 f"not used, because the images and boxes in {self.root} are evaluated as they are: {', '.join(sorted(changed))}"

@@ -62,8 +62,14 @@ class Pipeline(TrackedPipeline):
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
         stages = [self._prepare_stage(), self._proposals_stage(), self._examples_stage()]
         stages += self._training_stages("fcn8s", "FCN-8s on whole images", self.images, "prepare")
-        stages += self._training_stages("stage1", "DeconvNet, stage 1: objects", self.examples("stage1"), "examples")
-        stages += self._training_stages("stage2", "DeconvNet, stage 2: proposals", self.examples("stage2"), "examples", "stage1")
+        if self.settings.has_stage1:
+            stages += self._training_stages("stage1", "DeconvNet, stage 1: objects", self.examples("stage1"), "examples")
+            stages += self._training_stages(
+                "stage2", "DeconvNet, stage 2: proposals", self.examples("stage2"), "examples", "stage1"
+            )
+        else:
+            title = "DeconvNet on windows (no stage 1, as there are no objects)"
+            stages += self._training_stages("stage2", title, self.examples("stage2"), "examples")
         stages.append(self._evaluate_stage())
         if self.settings.tracking.enabled and self.settings.tracking.register_model:
             stages.append(self._register_stage())
@@ -119,7 +125,7 @@ class Pipeline(TrackedPipeline):
 
         s = self.settings
         architecture = architecture_of_stage(stage)
-        init: str | None = self.model("stage1") if stage == "stage2" else None
+        init: str | None = self.model("stage1") if stage == "stage2" and s.has_stage1 else None
         if init is None and s.init.from_:
             init = starting_model(s.init.from_, architecture.name, self.store, self.uri("init"))
         job = TrainingJob(
@@ -158,7 +164,8 @@ class Pipeline(TrackedPipeline):
         """Define the stage `evaluate`, which measures the networks and writes the report, and return it with its settings."""
         s = self.settings
         window = {"context": s.examples.context, "window": s.examples.window}
-        settings = {**as_dict(s.segment), **window, "classes": list(s.data.classes), "split": "val"}
+        settings = {**as_dict(s.segment), **window, **s.proposals.windows, "classes": list(s.data.classes), "split": "val"}
+        settings |= {} if s.data.has_background else {"background": s.data.background}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
         return Stage("evaluate", "the five results", 4, settings, inputs, outputs, self._evaluate)
 
@@ -230,7 +237,7 @@ class Pipeline(TrackedPipeline):
                 f"data.classes {', '.join(s.data.classes)} are not those that the models in {s.workspace} were trained with, "
                 f"{', '.join(trained)}: name the --config they were trained by"
             )
-        options = PredictorOptions.from_settings(s.segment, s.examples)
+        options = PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)
         return EvaluationInputs(*models, self.images, self.proposals, split, s.data.classes, options)
 
     def _write_report(self, files: Mapping[str, bytes], report: str = "") -> None:
@@ -281,8 +288,8 @@ class Pipeline(TrackedPipeline):
             deconvnet_uri=self.model("stage2"),
             fcn8s_uri=self.model("fcn8s"),
             classes=s.data.classes,
-            proposals=as_dict(s.proposals),
-            segment=asdict(PredictorOptions.from_settings(s.segment, s.examples)),
+            proposals={**s.proposals.edge_box, "kind": s.proposals.kind},
+            segment=asdict(PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)),
             max_pixels=s.data.max_pixels,
         )
         results = storage.read_json(self.report("results.json"))

@@ -13,13 +13,15 @@ from infra.storage.lock import Lock, hold_lock
 
 LOCK = "workspace.lock"
 """Name of the lock file in a workspace. Every command that writes to the workspace holds this lock."""
-EXAMPLE_TABLES: tuple[tuple[str, Literal[1, 2], Literal["train", "dev"]], ...] = (
+ExampleTable = tuple[str, Literal[1, 2], Literal["train", "dev"]]
+"""The name of a table of training crops, its training stage of DeconvNet, and the split that its crops are cut from."""
+EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
     ("stage1", 1, "train"),
     ("stage1_dev", 1, "dev"),
     ("stage2", 2, "train"),
     ("stage2_dev", 2, "dev"),
 )
-"""The tables of training crops: the name of each, its training stage of DeconvNet, and the split that its crops are cut from."""
+"""The tables of training crops."""
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def test_real_images_become_rows(shared):
     """A few images of shared/voc-sample."""
     settings = DataSettings(root=str(shared / "voc-sample"), limit=12)
     for item in images_table._items(settings, 0, settings.root)[:12]:
-        row = next(iter(images_table._rows([item], settings.root, 21, settings.max_pixels)))
+        row = next(iter(images_table._rows([item], settings.root, 21, settings.max_pixels, True)))
         assert isinstance(row, dict), row
         classes, ids = decode_mask(row["class_mask"]), decode_mask(row["object_mask"])
         assert classes.shape == ids.shape == (row["height"], row["width"])

@@ -71,3 +71,11 @@ def test_every_object_has_one_class_and_every_annotated_pixel_an_object(classes,
     assert np.array_equal((ids > 0) & ~void, (classes > 0) & ~void)
     for object_id in set(np.unique(ids)) - {0, 255}:
         assert len(np.unique(classes[ids == object_id])) == 1
+
+
+def test_without_a_background_only_annotated_objects_are_objects_and_class_0_may_have_them():
+    classes = grid("0011x 0011x 22222")
+    assert make_object_mask(classes, background=False).tolist() == grid("0000x 0000x 00000").tolist()
+    assert make_object_mask(classes, grid("77000 77000 00330"), background=False).tolist() == grid("7700x 7700x 00330").tolist()
+    split = make_object_mask(classes, grid("77700 77700 00000"), background=False)
+    assert split.tolist() == grid("7780x 7780x 00000").tolist()  # an object of two classes becomes two

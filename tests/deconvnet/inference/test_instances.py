@@ -1,5 +1,7 @@
 """`segment_instances` against a straightforward loop over the boxes, and `whole_image_scores`."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from deconvnet.inference.instances import choose_boxes, segment_instances, whole_image_scores
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
-from proposals.boxes import crop, enlarge, window_pixels
+from proposals.boxes import crop, enlarge, make_windows, window_pixels
 
 
 class Constant(torch.nn.Module):
@@ -142,7 +144,7 @@ def test_whole_image_scores_are_those_of_the_network(rng):
     assert fcn.training
 
 
-@pytest.mark.parametrize("wrong", [{"aggregation": "mean"}, {"batch": 0}])
+@pytest.mark.parametrize("wrong", [{"aggregation": "median"}, {"batch": 0}])
 def test_options_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError):
         segment_instances(Constant([1.0]), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4)), **wrong)
@@ -158,3 +160,66 @@ def test_an_image_larger_than_the_training_images_is_scaled_down_for_fcn8s(rng):
     assert seen.shape == (5, 48, 64) and seen.std() > 0
     expected = F.interpolate(seen[None], (96, 128), mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(whole_image_scores(fcn, image), expected, atol=1e-5)
+
+
+NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+@pytest.mark.parametrize("height, width, sizes", [(41, 67, (1.0, 0.5)), (30, 30, (0.37,)), (64, 20, (1.0, 0.6, 0.21))])
+def test_overlapping_windows_of_a_constant_network_leave_no_seams(height, width, sizes):
+    model, image = Constant([1.5, -2.0, 0.25]), np.full((height, width, 3), 100, np.uint8)
+    windows = make_windows(height, width, sizes, 0.4)
+    mean, total, most = (
+        segment_instances(model, image, NO_BOXES, windows=windows, aggregation=how, background=False)
+        for how in ("mean", "sum", "max")
+    )
+    np.testing.assert_allclose(mean, np.broadcast_to(np.array([1.5, -2, 0.25])[:, None, None], mean.shape), rtol=1e-5)
+    seen = np.zeros((height, width))
+    for x1, y1, x2, y2 in windows.astype(int):
+        seen[y1:y2, x1:x2] += 1
+    np.testing.assert_allclose(total, mean * seen, rtol=1e-5)
+    np.testing.assert_allclose(most, np.maximum(mean, 0), rtol=1e-5)
+    assert sum(model.batches) == 3 * len(windows)
+
+
+@pytest.mark.parametrize("aggregation", ["max", "sum", "mean"])
+def test_windows_are_not_enlarged_and_boxes_after_them_are(rng, aggregation):
+    model, image = network(), rng.integers(0, 256, (40, 56, 3)).astype(np.uint8)
+    windows, boxes = make_windows(40, 56, [0.8, 0.5], 0.2), np.array([[5, 8, 30, 27]], np.float32)
+    how = "sum" if aggregation == "mean" else aggregation
+    ones = (scores_by_loop(model, image, windows, 1.0, "square", how), scores_by_loop(model, image, boxes, 1.2, "square", how))
+    seen = np.zeros((40, 56))
+    for x1, y1, x2, y2 in [*windows.astype(int), window_pixels(enlarge(boxes)[0])]:
+        seen[max(y1, 0) : y2, max(x1, 0) : x2] += 1
+    ones[1][:, ~(ones[1] != np.float32(np.log(4))).all(0)] = 0  # where no box is, the background's score
+    expected = np.maximum(*ones) if aggregation == "max" else sum(ones) / (seen if aggregation == "mean" else 1)
+    counts = []
+    found = segment_instances(
+        model,
+        image,
+        boxes,
+        windows=windows,
+        aggregation=aggregation,
+        batch=4,
+        on_box=lambda number, canvas: counts.append(number),
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert counts == list(range(1, len(windows) + 2))
+
+
+def test_without_a_background_nothing_is_assumed_of_uncovered_pixels():
+    model, image = Constant([1.0, 2.0, 3.0]), np.full((20, 30, 3), 100, np.uint8)
+    found = segment_instances(model, image, np.array([[0, 0, 10, 10]], np.float32), context=1.0, background=False)
+    assert not found[:, 12:].any() and not found[:, :, 12:].any() and (found[:, :10, :10] > 0.9).all()
+
+
+def test_a_large_image_needs_the_canvas_and_one_batch():
+    """numpy's memory is measured; the canvas and the network's are torch's, and the largest batch says what the network needs."""
+    model, image = Constant([1.0, 2.0]), np.zeros((1500, 2000, 3), np.uint8)
+    windows = make_windows(1500, 2000, [0.1], 0.5)
+    tracemalloc.start()
+    found = segment_instances(model, image, NO_BOXES, windows=windows, aggregation="mean", batch=16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (2, 1500, 2000) and len(windows) > 450 and max(model.batches) == 16
+    assert peak < 20_000_000  # of which 6 MB are the number of windows of each pixel; 450 crops of the windows would be 30 MB

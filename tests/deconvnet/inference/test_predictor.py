@@ -1,6 +1,6 @@
 """`Predictor`: what each of the five results is computed from, their order and their size."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import cv2
 import numpy as np
@@ -14,8 +14,8 @@ from deconvnet.inference.instances import segment_instances, whole_image_scores
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
-from deconvnet.settings import SegmentSettings
-from proposals.settings import ExampleSettings
+from deconvnet.settings import DataSettings, SegmentSettings
+from proposals.settings import ExampleSettings, ProposalSettings
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,21 @@ def test_every_setting_becomes_an_option() -> None:
     segment = SegmentSettings(
         proposals=7, min_side=3, aggregation="sum", ensemble="product", fcn_weight=0.3, batch=9, max_side=99, bf16=False
     )
-    options = PredictorOptions.from_settings(segment, ExampleSettings(context=1.5, window="stretched"))
-    assert asdict(options) == {**segment.model_dump(), "context": 1.5, "window": "stretched"}
+    data = DataSettings(root="scenes", classes=("road", "sky"), background="none")
+    windows = {"window_sizes": (1, 0.3), "window_overlap": 0.2}
+    options = PredictorOptions.from_settings(
+        segment, ExampleSettings(context=1.5, window="stretched"), ProposalSettings(kind="windows", **windows), data
+    )
+    assert asdict(options) == {
+        **segment.model_dump(),
+        **windows,
+        "context": 1.5,
+        "window": "stretched",
+        "background": False,
+    }
+    assert {f.name for f in fields(PredictorOptions)} == asdict(options).keys()
+    plain = PredictorOptions.from_settings(segment, ExampleSettings(), ProposalSettings(**windows), DataSettings())
+    assert plain.window_sizes == () and plain.background
 
 
 def test_networks_with_different_numbers_of_classes_are_refused(networks):

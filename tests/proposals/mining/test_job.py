@@ -48,7 +48,7 @@ def test_proposals_are_those_of_edge_boxes(executor, images, rows, tmp_path):
     found = {image_id: (boxes, scores) for part in commit.parts for image_id, boxes, scores in iter_proposals(uri, part)}
     assert list(found) == [r["image_id"] for r in rows]
     for r in rows:
-        boxes, scores = edge_boxes(decode_image(r["image"]), **SEARCH.model_dump())
+        boxes, scores = edge_boxes(decode_image(r["image"]), **SEARCH.edge_box)
         np.testing.assert_array_equal(found[r["image_id"]][0], boxes)
         np.testing.assert_array_equal(found[r["image_id"]][1], scores)
     assert found["102-dot"][0].shape == (0, 4) and len(found["000"][0]) > 20
@@ -209,3 +209,39 @@ def test_rows_of_unchanged_images_are_copied_and_the_others_made(executor, image
     mine_examples(2, now, again[""], again["stage2"], settings, 64, fingerprint="e" * 16, executor=executor)
     assert content(uris["new"]) == content(again[""])
     assert content(uris["newstage2"]) == content(again["stage2"])
+
+
+def test_windows_are_cut_in_stage_2_beside_the_proposals_and_balanced_by_their_rarest_class(executor, images, rows, tmp_path):
+    images_uri, found = images(rows, 2), str(tmp_path / "proposals")
+    make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
+    made, extra = {}, {}
+    for name, sizes in (("boxes", ()), ("both", (1.0, 0.5))):
+        out = str(tmp_path / name)
+        options = {"fingerprint": "e" * 16, "executor": executor, "windows": (sizes, 0.5)}
+        extra[name] = mine_examples(2, images_uri, found, out, ExampleSettings(), 64, **options).extra
+        made[name] = content(out)
+    windows = [row for row in made["both"] if row["iou"] == 0]
+    key = [(row["image_id"], row["box"], row["image"], row["mask"]) for row in made["boxes"]]
+    assert [(row["image_id"], row["box"], row["image"], row["mask"]) for row in made["both"] if row["iou"] > 0] == key
+    assert windows and all(row["repeats"] == extra["both"]["repeats_by_class"][str(row["class_id"])] for row in made["both"])
+    for row in windows:
+        shown = set(np.unique(decode_mask(row["mask"]))) - {255}
+        x1, y1, x2, y2 = row["box"]
+        assert x2 - x1 == y2 - y1 and min(x1, y1) >= 0 and int(row["class_id"]) in shown
+        assert row["repeats"] >= max(
+            extra["both"]["repeats_by_class"][str(c)] for c in shown if (decode_mask(row["mask"]) == c).mean() > 0.05
+        )
+    stage1 = mine_examples(1, images_uri, None, str(tmp_path / "s1"), ExampleSettings(), 64, **options)
+    assert not [row for row in content(str(tmp_path / "s1")) if row["iou"] != 1] and stage1.rows
+
+
+def test_with_windows_alone_no_box_is_searched(executor, images, rows, tmp_path):
+    uri = str(tmp_path / "proposals")
+    settings = ProposalSettings(kind="windows", edge_model=str(tmp_path / "not there.yml.gz"))
+    made = make_proposals(images(rows, 2), uri, settings, "p" * 16, executor)
+    assert made.rows == len(rows) and not made.rejects
+    assert [(row["image_id"], row["width"], row["height"]) for row in content(uri)] == [
+        (row["image_id"], row["width"], row["height"]) for row in rows
+    ]
+    assert not any(row["boxes"] or row["scores"] for row in content(uri))
+    assert {len(boxes) for part in made.parts for _, boxes, _ in iter_proposals(uri, part)} == {0}

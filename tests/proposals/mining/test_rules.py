@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proposals.boxes import MEAN_RGB
+from proposals.boxes import MEAN_RGB, make_windows
 from proposals.mining.rules import (
     AnnotatedObject,
     choose_stage1,
     choose_stage2,
+    choose_windows,
     cut_example,
     example_size,
     find_objects,
@@ -71,7 +72,7 @@ def test_without_objects_there_are_no_windows():
 
 def test_stage_1_windows_are_the_enlarged_tight_boxes(masks):
     choices = choose_stage1(find_objects(*masks), 1.2, "square")
-    assert [c.class_id for c in choices] == [5, 7]
+    assert [c.classes for c in choices] == [(5,), (7,)]
     np.testing.assert_allclose(choices[0].box, (18, 23, 42, 47), atol=1e-4)  # 1.2 × 20 about (30, 35)
     assert [c.iou for c in choices] == [1, 1]
     np.testing.assert_allclose(choose_stage1(find_objects(*masks), 1.2, "stretched")[0].box, (18, 29, 42, 41), atol=1e-4)
@@ -125,7 +126,7 @@ def test_stage_2_selects_proposals_by_iou_before_enlarging(masks):
         ]
     )
     choices = choose_stage2(find_objects(*masks), proposals, min_iou=0.5)
-    assert sorted((c.class_id, round(c.iou, 4)) for c in choices) == [(5, 0.5), (5, 0.5), (7, 1.0)]
+    assert sorted((*c.classes, round(c.iou, 4)) for c in choices) == [(5, 0.5), (5, 0.5), (7, 1.0)]
     assert choices == sorted(choices, key=lambda c: c.box)
     np.testing.assert_allclose(choices[0].box, (18, 28, 42, 52), atol=1e-4)
     assert len(choose_stage2(find_objects(*masks), proposals, min_iou=0.51)) == 1
@@ -142,7 +143,7 @@ def test_max_per_image_keeps_the_best_of_each_object_and_draws_the_rest_by_seed(
 
     first = chosen(0, "a")
     assert len(first) == 6 and first == chosen(0, "a")
-    assert [c.iou for c in first].count(1) == 2 and {c.class_id for c in first} == {5, 7}
+    assert [c.iou for c in first].count(1) == 2 and {c.classes for c in first} == {(5,), (7,)}
     assert first != chosen(1, "a") and first != chosen(0, "b")
     assert len(choose_stage2(objects, proposals, max_per_image=50)) == 32
     assert len(choose_stage2(objects, proposals, max_per_image=1)) == 1
@@ -185,3 +186,60 @@ def test_objects_with_corners_in_the_wrong_order_are_refused():
     for box in ((9, 0, 1, 9), (0, 9, 9, 1)):
         with pytest.raises(ValueError, match="x1 ≤ x2"):
             choose_stage1([AnnotatedObject(1, 1, box)])
+
+
+def street(void_rows: int = 0) -> np.ndarray:
+    """20 × 40 pixels: sky (0) above road (1), a sign (2) of 4 × 2 pixels on the left; the first rows are void."""
+    classes = np.zeros((20, 40), np.uint8)
+    classes[10:] = 1
+    classes[8:10, 2:6] = 2
+    classes[:void_rows] = 255
+    return classes
+
+
+def test_windows_are_balanced_by_the_classes_in_them_and_not_enlarged():
+    found = choose_windows(street(), make_windows(20, 40, [1.0, 0.5], 0.0))
+    assert [(w.box, w.classes) for w in found if w.box[2] - w.box[0] == 20] == [
+        ((0, 0, 20, 20), (0, 1, 2)),
+        ((20, 0, 40, 20), (0, 1)),
+    ]
+    assert {w.classes for w in found if w.box[1] == 10} == {(1,)} and {w.object_id for w in found} == {0}
+    assert found[0].rarest({0: 1, 1: 1, 2: 9}) == 2 and found[0].rarest({0: 1, 1: 1, 2: 1}) == 0
+
+
+def test_a_class_of_under_one_per_cent_is_not_shown_unless_it_is_all_there_is():
+    classes = street()
+    classes[8:10, 2:6] = 0
+    classes[8, 2:5] = 2  # 3 of 400 pixels
+    assert choose_windows(classes, make_windows(20, 20, [1.0]))[0].classes == (0, 1)
+    classes[classes != 2] = 255
+    assert choose_windows(classes, make_windows(20, 20, [1.0]))[0].classes == (2,)
+
+
+def test_windows_without_an_annotated_pixel_are_left_out_and_the_others_drawn_by_seed_and_image():
+    windows = make_windows(20, 40, [0.5], 0.0)
+    assert [w.box[1] for w in choose_windows(street(void_rows=10), windows)] == [10] * 4
+    assert choose_windows(street(void_rows=20), windows) == []
+    drawn = [
+        choose_windows(street(), windows, max_per_image=3, seed=s, image_id=i)
+        for s, i in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))
+    ]
+    assert drawn[0] == drawn[1] and all(len(each) == 3 for each in drawn) and len({str(each) for each in drawn}) > 1
+    assert all(each == sorted(each, key=lambda w: w.box) for each in drawn)
+
+
+def test_without_a_background_class_0_has_objects_and_nothing_becomes_background():
+    classes = street()
+    objects = (classes == 0).astype(np.uint8)
+    assert find_objects(classes, objects) == []
+    (sky,) = find_objects(classes, objects, background=False)
+    assert (sky.class_id, sky.box) == (0, (0, 0, 40, 10))
+    objects[:], classes[:] = 1, 255
+    assert find_objects(classes, objects, background=False) == []
+    image, classes = np.zeros((20, 40, 3), np.uint8), street()
+    (window,) = choose_stage1([sky])
+    cut = {
+        b: set(np.unique(cut_example(image, classes, (classes == 0).astype(np.uint8), window, 1, 40, b)[1]))
+        for b in (True, False)
+    }
+    assert cut == {True: {0, 255}, False: {0, 1, 2, 255}}
