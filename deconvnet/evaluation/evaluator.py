@@ -66,9 +66,10 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        results: the content of `report/results.json`: `dataset` (name), `images` (number of images), `classes` (names), and
-            `rows` (dict from result name to its `mean_iou`, `pixel_accuracy` and `iou` by class).
-        mean_iou: mean IoU of each image on its own, by image_id, then by result name; None if the image's annotation is all void.
+        results: a dict, the content of `report/results.json`. "dataset" is the name of the data set, "images" the number of images,
+            and "classes" the list of class names. "rows" has an entry for each of the five results, by its name, such as
+            "edeconvnet_crf": a dict with its "mean_iou", its "pixel_accuracy", and the "iou" of each class by name.
+        mean_iou: mean IoU of each image on its own, by image_id, then by the name of the result; None if all pixels are void.
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
         confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with
             the CRF, by which models are compared). A row is a true class and a column is a predicted class.

@@ -49,7 +49,7 @@ class Executor(ABC):
     """
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
-        """Store the arguments.
+        """Make an executor that does not run anything yet.
 
         Args:
             should_stop: function that is called after each result. If it returns True, the executor raises Interrupted.

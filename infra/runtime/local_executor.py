@@ -25,7 +25,7 @@ class LocalExecutor(Executor):
     """
 
     def __init__(self, cpus: int | None = None, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Store the arguments. Processes are started later, when they are first needed.
+        """Make an executor. Its processes are started later, when they are first needed.
 
         Args:
             cpus: number of processes in the pool, and number of threads for `map_actors`. None for all CPUs that this process may

@@ -21,7 +21,7 @@ class RayExecutor(Executor):
     """
 
     def __init__(self, settings: ClusterSettings, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Store the arguments. Ray is not contacted yet.
+        """Make an executor. Ray is not contacted yet.
 
         Args:
             settings: settings of the cluster, with the labels of its nodes.

@@ -204,7 +204,7 @@ class Stages:
     """The stages of a pipeline, in the order in which they run. Their records are stored in a folder, the workspace."""
 
     def __init__(self, workspace: str, stages: Sequence[Stage]) -> None:
-        """Store the arguments without running any stage.
+        """Make the list of stages of a workspace. None is run yet.
 
         Args:
             workspace: URI of the folder of the pipeline (local or s3://), where records are stored.

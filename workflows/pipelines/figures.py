@@ -40,7 +40,7 @@ class WorkspaceFigures:
     """
 
     def __init__(self, workspace: str, run_file: str, store: Callable[[], str]) -> None:
-        """Store the arguments. Nothing is read yet.
+        """Prepare the drawing of a workspace's figures. Nothing is read yet.
 
         Args:
             workspace: URI of the workspace.

@@ -38,7 +38,10 @@ _LATER: Mapping[str, Any] = {"kind": "edgebox", "background": "first"}
 
 
 class TrackedPipeline(DataPipeline):
-    """A pipeline that records its run in MLflow and in the workspace's file pipeline.json. The next call resumes the run."""
+    """A pipeline that logs to an MLflow run, whose id it keeps in the workspace's file pipeline.json.
+
+    If the pipeline is started again in the same workspace, it goes on with the same MLflow run.
+    """
 
     def _run_name(self, config: str) -> str:
         """Make the name of the pipeline's MLflow run from the settings file, the workspace and the date.

@@ -181,10 +181,10 @@ def _find_images(index: ImageIndex, image_paths: Mapping[str, str]) -> tuple[dic
 
 
 def _find_rival(index: ImageIndex | None, name: str, image: str) -> str | None:
-    """Find an image that has the name of a LabelMe file, but is not the image that its imagePath names.
+    """Find a second image to which a LabelMe file may belong, because it has the file's name.
 
-    LabelMe gives its files the names of their images. So if there is such an image, imagePath may be out of date, because the
-    files were renamed.
+    LabelMe names a file after its image, and writes the image's path into it (imagePath). If both files were renamed later, the
+    path is out of date: `b.json` may still say `a.jpg`, although `b.jpg` is its image.
 
     Args:
         index: images of the source; None if it has none.
@@ -192,7 +192,7 @@ def _find_rival(index: ImageIndex | None, name: str, image: str) -> str | None:
         image: path, in the folder of images, of the image that imagePath names; "" if it was not found.
 
     Returns:
-        The path of the other image in the folder of images; None if there is none.
+        The path, in the folder of images, of the image with the file's name; None if there is none or imagePath names it.
     """
     path = PurePosixPath(name).with_suffix("")
     if index is None or not image or normalise(PurePosixPath(image).stem) == normalise(path.name):

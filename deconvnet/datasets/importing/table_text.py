@@ -309,7 +309,7 @@ def _has_further_value(fields: Sequence[str], names: Sequence[str], separator: s
 
 
 def _is_cut(names: Sequence[str]) -> bool:
-    """Return whether a field of a name begins or ends with a separator, as in `flat, road`, which may be two columns."""
+    """Return whether a field begins or ends with a separator: `flat, road` split at blanks may be two columns, not one name."""
     return any(name[:1] in ",;:=" or name[-1] in ",;:=" for name in names)  # an empty field counts too
 
 
