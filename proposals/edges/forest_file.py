@@ -197,9 +197,10 @@ def _read(path: Path) -> tuple[int, int, dict[str, np.ndarray]]:
     Raises:
         _Fault: if the file is not a complete forest, or needs other features than those computed here.
     """
-    parts = re.findall(r"^(\w+):(.*?)(?=^\w|\Z)", _read_text(path), re.MULTILINE | re.DOTALL)
-    sections = dict(parts)
-    if len(sections) < len(parts):
+    _, *parts = re.split(r"^(\w+):", _read_text(path), flags=re.MULTILINE)
+    names, contents = parts[::2], parts[1::2]
+    sections = dict(zip(names, contents, strict=True))
+    if len(sections) < len(names):
         raise _Fault("it has a section twice")
     options = {key: int(value) for key, value in re.findall(r"(\w+)\s*:\s*(\d+)\s*[,}\n]", sections.get("options", ""))}
     for name in ("numberOfTrees", "numberOfTreesToEvaluate"):
