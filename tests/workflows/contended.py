@@ -1,8 +1,8 @@
-"""Run two commands at the same time in one workspace, in forked processes that are paused, frozen and let go at random moments.
+"""Run two commands at the same time in one folder, in forked processes that are paused, frozen and let go at random moments.
 
-Each command trains a few tiny networks on the same images with a seed of its own. The same commands, run one after the other, give
-the models and results that may be found afterwards. Whatever else is found is a mixture. Nothing here starts a thread or opens
-MLflow before it forks.
+Each command trains a few tiny networks on the same images with a seed of its own, or predicts the same images with a version of its
+own. The same commands, run one after the other, give the models, results and masks that may be found afterwards. Whatever else is
+found is a mixture. Nothing here starts a thread or opens MLflow before it forks.
 """
 
 import hashlib
@@ -18,43 +18,82 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+from PIL import Image
+
+from deconvnet.datasets import synthetic
 from deconvnet.tracking.registry import REJECTED
 from infra.storage import lock as lock_module
-from workflows import cli, retrain, train_pipeline
+from tests.conftest import ROOT
+from tests.workflows.test_local_executor import SMALL
+from workflows import cli, predict, retrain, train_pipeline
 
 for _module in ("inference.predictor", "tracking.mlflow_runs", "tracking.register", "training.local_trainer"):
     importlib.import_module(f"deconvnet.{_module}")  # those that a command imports late
-importlib.import_module("workflows.operations.retraining")
+for _module in ("retraining", "prediction"):
+    importlib.import_module(f"workflows.operations.{_module}")
 
 AHEAD = multiprocessing.RawValue("d", 0.0)
 """Seconds by which the locks' clock is ahead of the machine's, in all processes."""
-Command = tuple[Callable[[list[str]], None], str, tuple[str, ...]]
-"""A command's `main`, its seed, and its other options."""
-PAIRS: dict[str, tuple[Command, Command]] = {
-    "train, train": ((train_pipeline.main, "0", ()), (train_pipeline.main, "5", ())),
-    "train, retrain": ((train_pipeline.main, "0", ()), (retrain.main, "5", ("--force",))),
-    "retrain, retrain": ((retrain.main, "0", ("--force",)), (retrain.main, "5", ("--force",))),
-}
+DAY = 24 * 3600
 Found = set[tuple[object, ...]]
 
 
-def start(command: Command, arguments: Sequence[str], workspace: Path, log: Path) -> int:
-    """Start a command in a child process, whose locks go by `AHEAD`, and return its process id."""
-    main, seed, more = command
-    child = os.fork()
-    if child:
-        return child
-    os.setsid()
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    lock_module.time = SimpleNamespace(time=lambda: time.time() + AHEAD.value)  # type: ignore[assignment]
-    os._exit(cli.run(lambda: main([*arguments, "--workspace", str(workspace), "--seed", seed, *more])))
+@dataclass(frozen=True)
+class Command:
+    """A command with its options, in which {folder} is the folder of all rounds and {place} that of one round."""
+
+    main: Callable[[list[str]], None]
+    options: tuple[str, ...]
+
+    def start(self, folder: Path, place: Path, log: str) -> int:
+        """Start the command in a child process, whose locks go by `AHEAD`, and return its process id."""
+        child = os.fork()
+        if child:
+            return child
+        os.setsid()
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        descriptor = os.open(place / log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        lock_module.time = SimpleNamespace(time=lambda: time.time() + AHEAD.value)  # type: ignore[assignment]
+        os._exit(cli.run(lambda: self.main([option.format(folder=folder, place=place) for option in self.options])))
+
+
+def training(main: Callable[[list[str]], None], seed: int, *more: str) -> Command:
+    """Make a command that trains the networks with a seed, and registers them."""
+    options = [*SMALL, "--tracking.enabled", "true", "--tracking.system_metrics", "false", "--retrain.max_class_drop", "1"]
+    for stage in ("fcn8s", "stage1", "stage2"):
+        options += [f"--train.{stage}.max_steps", "1", f"--train.{stage}.checkpoint_every", "1"]
+    where = [
+        "--config",
+        str(ROOT / "workflows/configs/quickstart.yaml"),
+        "--data.root",
+        "{folder}/data",
+        "--workspace",
+        "{place}/w",
+    ]
+    return Command(main, (*where, "--seed", str(seed), *options, *more))
+
+
+def predicting(version: int) -> Command:
+    """Make a command that predicts the images with a version that the references of "train, train" have registered."""
+    where = ("--workspace", "{folder}/00/w", "--input", "{folder}/data/JPEGImages", "--output", "{place}/w/out")
+    return Command(predict.main, (*where, "--executor", "local", "--model", f"models:/edeconvnet/{version}"))
+
+
+TRAIN, RETRAIN = train_pipeline.main, retrain.main
+PAIRS: dict[str, tuple[Command, Command]] = {
+    "train, train": (training(TRAIN, 0), training(TRAIN, 5)),
+    "train, retrain": (training(TRAIN, 0), training(RETRAIN, 5, "--force")),
+    "retrain, retrain": (training(RETRAIN, 0, "--force"), training(RETRAIN, 5, "--force")),
+    "predict, predict": (predicting(1), predicting(2)),
+    "train, predict": (training(TRAIN, 0), predicting(2)),
+}
 
 
 def wait(child: int) -> int:
@@ -79,39 +118,40 @@ def take_turns(first: int, second: int, chance: random.Random) -> None:
 
 
 def contend(
-    pair: tuple[Command, Command], arguments: Sequence[str], folder: Path, chance: random.Random, usual: float
-) -> list[int]:
-    """Run two commands at the same time, and return their exit codes.
+    pair: tuple[Command, Command], folder: Path, place: Path, chance: random.Random, usual: float
+) -> tuple[str, list[int]]:
+    """Run two commands at the same time.
 
     Half of the times the two take turns at random. Otherwise the first is frozen at a random moment, its lock expires, the second
     begins, and the first goes on at another random moment.
 
     Args:
         pair: the commands.
-        arguments: options of both.
-        folder: folder of the workspace `w` and the logs.
+        folder: folder of all rounds.
+        place: folder of this round, for the workspace `w` and the logs.
         chance: source of the random moments.
         usual: seconds that a command takes when it runs alone.
+
+    Returns:
+        "frozen" or "turns", and the exit codes.
     """
     pair = pair if chance.random() < 0.5 else pair[::-1]
     frozen = chance.random() < 0.5
-    (folder / "kind").write_text("frozen" if frozen else "turns")
-    first = start(pair[0], arguments, folder / "w", folder / "first.log")
+    first = pair[0].start(folder, place, "first.log")
     if frozen:
         time.sleep(chance.uniform(0, usual))
-        with suppress(ProcessLookupError):
-            os.kill(first, signal.SIGSTOP)
-        AHEAD.value += 24 * 3600
-        second = start(pair[1], arguments, folder / "w", folder / "second.log")
+        os.kill(first, signal.SIGSTOP)
+        AHEAD.value += DAY
+        second = pair[1].start(folder, place, "second.log")
         deadline = time.monotonic() + chance.uniform(0, 1.3 * usual)
         while time.monotonic() < deadline and not ended(second):
             time.sleep(0.02)
         os.kill(first, signal.SIGCONT)
     else:
         time.sleep(chance.choice([0, chance.uniform(0, usual)]))
-        second = start(pair[1], arguments, folder / "w", folder / "second.log")
+        second = pair[1].start(folder, place, "second.log")
         take_turns(first, second, chance)
-    return [wait(first), wait(second)]
+    return "frozen" if frozen else "turns", [wait(first), wait(second)]
 
 
 def digest(*files: Path) -> str:
@@ -119,7 +159,7 @@ def digest(*files: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def workspace_results(workspace: Path) -> Found:
+def trained(workspace: Path) -> Found:
     """Return the digests of weights and results in each workspace and generation whose evaluation is complete."""
     found: Found = set()
     for record in [workspace / "stages/evaluate.json", *workspace.glob("generations/*/stages/evaluate.json")]:
@@ -128,6 +168,14 @@ def workspace_results(workspace: Path) -> Found:
             weights = (digest(root / f"models/{stage}/model.safetensors") for stage in ("fcn8s", "stage1", "stage2"))
             found.add(("workspace", *weights, digest(root / "report/results.json")))
     return found
+
+
+def predicted(output: Path) -> Found:
+    """Return the versions of the model that the masks in an output folder name, and a digest of their pixels."""
+    masks = [Image.open(path) for path in sorted((output / "masks").rglob("*.png"))]
+    versions = sorted({str(mask.info["Comment"]).split(",")[0] for mask in masks})
+    pixels = hashlib.sha256(b"".join(mask.tobytes() for mask in masks)).hexdigest()[:12]
+    return {("predictions", len(masks), *versions, pixels)} if masks else set()
 
 
 def registered(workspace: Path) -> tuple[Found, list[str]]:
@@ -159,54 +207,57 @@ def registered(workspace: Path) -> tuple[Found, list[str]]:
     return found, faults
 
 
-def one_after_the_other(pair: Sequence[Command], arguments: Sequence[str], folder: Path) -> tuple[Found, float]:
-    """Run commands one after the other, and return what is found afterwards and the seconds that the slowest took."""
-    folder.mkdir()
+def found_in(workspace: Path) -> Found:
+    """Return what the registry, the workspaces and the predictions in a folder hold; AssertionError for a fault of the registry."""
+    versions, faults = registered(workspace)
+    assert not faults, faults
+    return versions | trained(workspace) | predicted(workspace / "out")
+
+
+def one_after_the_other(pair: Sequence[Command], folder: Path, place: Path) -> tuple[Found, float]:
+    """Run commands one after the other, and return what is found after each and the seconds that the slowest took."""
+    place.mkdir()
     slowest = 0.0
     found: Found = set()
     for number, command in enumerate(pair):
         begun = time.monotonic()
-        code = wait(start(command, arguments, folder / "w", folder / f"{number}.log"))
-        assert code == 0, (folder / f"{number}.log").read_text()
+        code = wait(command.start(folder, place, f"{number}.log"))
+        assert code == 0, (place / f"{number}.log").read_text()
         slowest = max(slowest, time.monotonic() - begun)
-        versions, faults = registered(folder / "w")
-        assert not faults, faults
-        found |= versions | workspace_results(folder / "w")
+        found |= found_in(place / "w")
     return found, slowest
 
 
-def check(folder: Path, allowed: Found, said: str) -> None:
-    """Raise AssertionError if the workspace of a folder or its registry holds a mixture."""
-    versions, faults = registered(folder / "w")
-    strange = (versions | workspace_results(folder / "w")) - allowed
-    assert not faults, f"{said}: {faults}"
-    assert not strange, f"{said}: {strange} is neither of the two runs'"
+def check(place: Path, allowed: Found, said: str) -> None:
+    """Raise AssertionError if the workspace of a round, its registry or its predictions hold a mixture."""
+    found = found_in(place / "w")
+    assert found <= allowed, f"{said}: {found - allowed} is neither of the two runs'"
 
 
-def main(arguments: list[str], folder: Path, rounds: int, seed: int) -> None:
-    """Let pairs of commands contend for a workspace, and print how often each pair of exit codes was seen."""
+def main(folder: Path, rounds: int, seed: int) -> None:
+    """Let pairs of commands contend, and print how often each pair of exit codes was seen."""
+    synthetic.write_dataset(str(folder / "data"), 0, 8, 2, 32, 48)
     allowed: dict[str, Found] = {}
-    usual = 0.0
+    usual: dict[str, float] = {}
     for number, (name, pair) in enumerate(PAIRS.items()):
-        both = [one_after_the_other(order, arguments, folder / f"{number}{i}") for i, order in enumerate([pair, pair[::-1]])]
-        allowed[name] = both[0][0] | both[1][0]
-        usual = max(usual, both[0][1])
+        both = [one_after_the_other(order, folder, folder / f"{number}{i}") for i, order in enumerate([pair, pair[::-1]])]
+        allowed[name], usual[name] = both[0][0] | both[1][0], both[0][1]
     seen: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
     for number in range(rounds):
         chance = random.Random(f"{seed} {number}")
         name = list(PAIRS)[number % len(PAIRS)]
         place = folder / f"round{number}"
         place.mkdir()
-        codes = contend(PAIRS[name], arguments, place, chance, usual)
-        kind = (place / "kind").read_text()
+        kind, codes = contend(PAIRS[name], folder, place, chance, usual[name])
         said = f"round {number}, {name}, {kind}: {codes} in {place}"
         assert set(codes) <= ({0, 3} if kind == "turns" else {0, 2, 3, 75}), said
         assert 0 in codes, said
         check(place, allowed[name], said)
         if number % 4 == 0:  # run again, each command completes
-            AHEAD.value += 24 * 3600
-            for main_, own_seed, _ in PAIRS[name]:
-                code = wait(start((main_, own_seed, ()), arguments, place / "w", place / "again.log"))
+            AHEAD.value += DAY
+            for command in PAIRS[name]:
+                again = replace(command, options=tuple(option for option in command.options if option != "--force"))
+                code = wait(again.start(folder, place, "again.log"))
                 assert code == 0, f"{said}: run again {code}: {(place / 'again.log').read_text()}"
             check(place, allowed[name], f"{said}, run again")
         seen[name, kind, tuple(sorted(codes))] += 1
@@ -216,4 +267,4 @@ def main(arguments: list[str], folder: Path, rounds: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
