@@ -49,11 +49,11 @@ class Annotation:
     Attributes:
         name: name for messages to the user, such as "annotation 7".
         label: name of its class in the annotations.
-        class_id: id of its class; 255 for void, 0 for background, which cuts holes into the objects below. None if the user does
-            not import its class and wants it to be background: then it is not painted.
+        class_id: id of its class. 255 means void. 0 means background, and cuts holes into the objects below. None means that the
+            annotation is not painted, because its class is not imported.
         outline: its pixels; None if it has none.
-        loss: why it can't become an object, as a phrase that follows its name, such as "is a crowd, which becomes void". Its
-            pixels, if it has any, become void. Empty for an object.
+        loss: empty for an object. Otherwise the reason why it can't become one, which follows its name in messages, such as "is
+            a crowd, which becomes void". Its pixels, if it has any, become void.
         remedy: option of import_data.py that makes it an object, such as "--crowd object"; empty if there is none.
         group: annotations of an image with the same label and the same group form one object. None for an object of its own.
     """

@@ -150,7 +150,7 @@ def _read_heading(line: str, source: str) -> _Columns | None:
         source: name of the file, for error messages.
 
     Raises:
-        UserError: if it names several columns of names or of values, for example both ids and colours.
+        UserError: if more than one column may hold the names, or more than one the values, such as a column of ids and one of colours.
     """
     for separator in _SEPARATORS:
         heads = [re.sub(r"[\s_-]", "", field.lower()) for field in _split(line, separator)]
