@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import inference, training  # noqa: E402  (needs the path above)
+from tests.benchmarks import inference, steps, training  # noqa: E402  (needs the path above)
 from tests.benchmarks.common import Row, machine  # noqa: E402
 
 
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     benchmark.__name__: benchmark
     for benchmark in (
         training.loop,
+        steps.steps,
         training.feeding,
         training.inputs,
         inference.segmentation,

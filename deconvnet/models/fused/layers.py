@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from deconvnet.models.fused.convolution import convolve, supports
 from deconvnet.models.fused.norm_relu import norm_relu
 from deconvnet.models.fused.pooling import DTYPES, max_pool, max_unpool
 from deconvnet.models.layers import Unpool
@@ -28,6 +29,8 @@ class FusedUnit(nn.Sequential):
         if not self.training:
             return cast(Tensor, super().forward(input))
         conv, norm, relu = (self.get_submodule(name) for name in ("conv", "norm", "relu"))
+        if supports(conv) and input.dtype in DTYPES:
+            return norm_relu(convolve(conv, input), cast(nn.BatchNorm2d, norm), cast(Tensor | None, conv.bias))
         x = conv(input)
         return norm_relu(x, cast(nn.BatchNorm2d, norm)) if x.dtype in DTYPES else cast(Tensor, relu(norm(x)))
 

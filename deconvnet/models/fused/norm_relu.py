@@ -17,12 +17,15 @@ CHUNK, CHUNKS = 2**15, 64
 """Least number of activations in a chunk, about, and most chunks. Each chunk has sums of its own, which cost time too."""
 
 
-def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """Compute ReLU(norm(x)) for a batch norm in training mode, and update its running statistics.
+def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Tensor:
+    """Compute ReLU(norm(x + bias)) for a batch norm in training mode, and update its running statistics.
+
+    The bias only changes the running mean. Its gradient is 0.
 
     Args:
         x: activations of shape (N, C, H, W) on the CPU, of bfloat16, float32 or float64.
-        norm: the batch norm. If it is a `SyncBatchNorm2d`, all workers (training processes) must call this.
+        norm: the batch norm, of float32 or float64. If it is a `SyncBatchNorm2d`, all workers (training processes) must call this.
+        bias: the bias of the layer before, of shape (C,), if it is not yet added to `x`.
 
     Returns:
         Tensor of the same shape and dtype, in memory format channels_last.
@@ -36,9 +39,10 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     mean, var, count = layout.moments(x.detach(), sync)
     if count < 2:
         raise ValueError(f"batch norm needs more than 1 value a channel, got {count}")
-    track(norm, *(torch.from_numpy(v) for v in (mean, var * (count / (count - 1)))))
+    shifted = mean if bias is None else mean + bias.detach().numpy()
+    track(norm, torch.from_numpy(shifted), torch.from_numpy(var * (count / (count - 1))))
     inverse = (var + norm.eps) ** -0.5
-    return cast(Tensor, _NormRelu.apply(x, norm.weight, norm.bias, layout, mean, inverse, count, sync))
+    return cast(Tensor, _NormRelu.apply(x, norm.weight, norm.bias, bias, layout, mean, inverse, count, sync))
 
 
 class _Layout:
@@ -117,6 +121,7 @@ class _NormRelu(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
+        conv_bias: Tensor | None,
         layout: _Layout,
         mean: np.ndarray,
         inverse: np.ndarray,
@@ -130,6 +135,7 @@ class _NormRelu(torch.autograd.Function):
             x: activations (N, C, H, W) in memory format channels_last.
             weight: scale of each channel, of shape (C,).
             bias: offset of each channel, of shape (C,).
+            conv_bias: bias of the layer before, or None.
             layout: how the kernels see `x`.
             mean: mean of each channel, float64 (C,).
             inverse: inverse of each channel's standard deviation, float64 (C,).
@@ -141,12 +147,13 @@ class _NormRelu(torch.autograd.Function):
         out = torch.empty_like(x)
         run(layout.kernels.apply, layout.chunks, *layout.sizes, x, *vectors[:2], out)
         ctx.save_for_backward(x)
+        ctx.conv_bias_like = None if conv_bias is None else conv_bias.new_zeros(len(conv_bias))
         ctx.rest = layout, scale, mean, inverse, vectors, count, sync
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of `x`, `weight` and `bias`.
+        """Compute the gradients of `x`, `weight`, `bias` and `conv_bias` (arguments of `forward`).
 
         Args:
             ctx: autograd's context object, filled by `forward`.
@@ -168,4 +175,4 @@ class _NormRelu(torch.autograd.Function):
         c = -scale * mean_grad - b * mean
         grad_x = torch.empty_like(x)
         run(layout.kernels.gradient, layout.chunks, *layout.sizes, x, *vectors[:2], after, *layout.repeated(b, c), grad_x)
-        return grad_x, own[1], own[0], None, None, None, None, None
+        return grad_x, own[1], own[0], ctx.conv_bias_like, None, None, None, None, None

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from deconvnet.models.fused import parallel
+from deconvnet.models.fused.convolution import convolve, supports
 from deconvnet.models.fused.cross_entropy import cross_entropy
 from deconvnet.models.fused.norm_kernels import norm_kernels
 from deconvnet.models.fused.norm_relu import norm_relu
 from deconvnet.models.fused.pooling import max_pool, max_unpool
 from deconvnet.models.fused.sgd import FusedSGD
+from deconvnet.models.layers import Deconv3x3
 
 SHAPES = [(4, 24, 5, 7), (3, 8, 1, 1), (2, 520, 3, 3), (16, 32, 32, 32), (1, 300, 2, 2)]
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
@@ -88,6 +90,64 @@ def test_nan_and_infinity_are_not_hidden(dtype):
         assert norm_relu(x, batch_norm(8))[:, 3].isnan().all()
         scores = torch.full((1, 5, 2, 2), bad, dtype=dtype)
         assert not cross_entropy(scores, torch.zeros(1, 2, 2, dtype=torch.int64), 255, 1.0).isfinite()
+
+
+CONVOLUTIONS = {
+    "few pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (2, 8, 6, 5)),
+    "a kernel larger than the map": (lambda: nn.Conv2d(8, 16, 7, padding=3), (2, 8, 3, 5)),
+    "no padding": (lambda: nn.Conv2d(8, 16, 3), (2, 8, 6, 5)),
+    "more pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (2, 8, 18, 19)),
+    "many pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (4, 8, 18, 19)),
+    "deconvolution, few pixels": (lambda: Deconv3x3(8, 16), (2, 8, 6, 5)),
+    "deconvolution, many pixels": (lambda: Deconv3x3(8, 16), (4, 8, 18, 19)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions(case, dtype):
+    make, shape = CONVOLUTIONS[case]
+    layer = make().to(memory_format=torch.channels_last)
+    layer = layer.double() if dtype == torch.float64 else layer
+    x = torch.randn(shape).to(dtype)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found, expected = convolve(layer, a), layer(b) - layer.bias.view(-1, 1, 1)
+    gradient = torch.randn(found.shape).to(dtype)
+    assert supports(layer) and found.dtype == dtype
+    tolerance = TOLERANCE.get(dtype, 1e-12)
+    close(found, expected, tolerance)
+    results = [torch.autograd.grad(y.to(dtype), [inputs, layer.weight], gradient) for y, inputs in ((found, a), (expected, b))]
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        close(ours, theirs, tolerance)
+    assert results[0][1].stride() == layer.weight.stride()
+
+
+@pytest.mark.parametrize("make", [CONVOLUTIONS[case][0] for case in ("few pixels", "deconvolution, few pixels")])
+def test_gradients_of_convolutions(make):
+    layer = make().double()
+    assert torch.autograd.gradcheck(
+        lambda x: convolve(layer, x), torch.randn(1, 8, 3, 2, dtype=torch.float64, requires_grad=True)
+    )
+
+
+def test_other_convolutions_are_left_to_torch():
+    others = [nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 3, groups=2)]
+    others += [nn.Conv2d(8, 8, 3, padding="same"), nn.ConvTranspose2d(8, 8, 3), nn.Linear(8, 8)]
+    assert not any(supports(layer) for layer in others)
+
+
+def test_the_bias_before_batch_norm_only_moves_the_running_mean():
+    x, bias = torch.randn(4, 8, 5, 5), nn.Parameter(torch.randn(8))
+    ours = batch_norm(8)
+    theirs = copy.deepcopy(ours)
+    y = norm_relu(x, ours, bias)
+    close(y, torch.relu(theirs(x + bias.view(-1, 1, 1))), 1e-5)
+    y.sum().backward()
+    assert not bias.grad.any()
+    close(ours.running_mean, theirs.running_mean, 1e-5)
+    close(ours.running_var, theirs.running_var, 1e-5)
 
 
 def test_one_value_a_channel_is_refused():

@@ -1,0 +1,169 @@
+"""Convolutions and 3×3 deconvolutions without bias, with the algorithm that is fastest on CPUs for each of their gradients.
+
+oneDNN computes most of them. But where there are few pixels, most of its time goes to rearranging weights and gradients, and matrix
+products are several times as fast. A deconvolution is the gradient of a convolution by its input, so it needs no flipped weights.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deconvnet.models.layers import Deconv3x3
+
+FEW_PIXELS, FEWER_PIXELS = 1024, 512
+"""Up to how many pixels, over all examples, the gradient of the weights is a matrix product, and the other results too."""
+
+
+def supports(layer: nn.Module) -> bool:
+    """Return whether `convolve` can compute a layer: a convolution with stride 1, or a `Deconv3x3`.
+
+    Args:
+        layer: any layer.
+    """
+    if type(layer) is Deconv3x3:
+        return True
+    if type(layer) is not nn.Conv2d:
+        return False
+    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+    return plain and isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
+
+
+def convolve(layer: nn.Module, x: Tensor) -> Tensor:
+    """Compute a layer without its bias, in bfloat16 within autocast.
+
+    Args:
+        layer: a layer that `supports` accepts.
+        x: tensor of shape (N, C, H, W) on the CPU.
+
+    Returns:
+        Tensor of shape (N, C', H', W') in memory format channels_last.
+    """
+    weight = cast(Tensor, layer.weight)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    if isinstance(layer, Deconv3x3):
+        return cast(Tensor, _Deconvolution.apply(x, weight))
+    return cast(Tensor, _Convolution.apply(x, weight, cast(nn.Conv2d, layer).padding))
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...], which: list[bool]
+) -> tuple[Tensor, Tensor, None]:
+    """Compute the gradients of a convolution by oneDNN.
+
+    Args:
+        grad: gradient of the result.
+        x: the input. For its gradient only its shape counts.
+        weight: the kernel, of the same dtype.
+        padding: padding of height and width.
+        which: whether to compute the gradients of the input, of the weight, and (not supported here) of a bias.
+    """
+    one, zero = (1, 1), (0, 0)
+    result = torch.ops.aten.convolution_backward(grad, x, weight, None, one, padding, one, False, zero, 1, which)
+    return cast(tuple[Tensor, Tensor, None], result)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return activations (N, C, H, W) as a matrix (N·H·W, C), without a copy if they are in memory format channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _neighbourhoods(x: Tensor, kernel: tuple[int, int], padding: tuple[int, ...]) -> Tensor:
+    """Return the pixels under the kernel at each of its positions.
+
+    Args:
+        x: activations of shape (N, C, H, W).
+        kernel: height and width of the kernel.
+        padding: padding of height and width.
+
+    Returns:
+        Matrix of shape (N·H'·W', height·width·C), where H' and W' are the height and width of the convolution's result.
+    """
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    windows = padded.unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)  # (N, H', W', C, height, width)
+    return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel[0] * kernel[1] * x.shape[1])
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Compute the gradient of a convolution's weight, in the dtype and memory format channels_last.
+
+    Args:
+        grad: gradient of the result (N, C', H', W').
+        x: the input (N, C, H, W).
+        weight: the kernel (C', C, height, width), of the same dtype.
+        padding: padding of height and width.
+    """
+    if grad.numel() // grad.shape[1] > FEW_PIXELS:
+        return _gradients(grad, x, weight, padding, [False, True, False])[1]
+    outputs, inputs, *kernel = weight.shape
+    product = _rows(grad).t() @ _neighbourhoods(x, (kernel[0], kernel[1]), padding)
+    return product.view(outputs, *kernel, inputs).permute(0, 3, 1, 2)
+
+
+class _Convolution(torch.autograd.Function):
+    """The autograd function of a convolution with stride 1. The weight is cast to the dtype of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """Compute the convolution of `x` (N, C, H, W) with a kernel (C', C, height, width)."""
+        kernel = weight.to(x.dtype)
+        ctx.save_for_backward(x, kernel)
+        ctx.padding, ctx.dtype = padding, weight.dtype
+        outputs, _, *size = weight.shape
+        height, width = (s + 2 * p - k + 1 for s, p, k in zip(x.shape[2:], padding, size, strict=True))
+        if len(x) * height * width > FEWER_PIXELS:
+            return torch.conv2d(x, kernel, None, padding=padding)
+        product = _neighbourhoods(x, (size[0], size[1]), padding) @ kernel.permute(0, 2, 3, 1).reshape(outputs, -1).t()
+        return product.view(len(x), height, width, outputs).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        """Compute the gradients of `x` and `weight` (arguments of `forward`)."""
+        x, kernel = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            few = grad.numel() // grad.shape[1] <= FEWER_PIXELS
+            grad_x = (
+                _input_gradient(grad, x, kernel, ctx.padding)
+                if few
+                else _gradients(grad, x, kernel, ctx.padding, [True, False, False])[0]
+            )
+        return grad_x, _weight_gradient(grad, x, kernel, ctx.padding).to(ctx.dtype), None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, kernel: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Compute the gradient of a convolution's input by a matrix product; the arguments are those of `_weight_gradient`."""
+    outputs, inputs, rows, columns = kernel.shape
+    n, _, height, width = grad.shape
+    shares = (_rows(grad) @ kernel.permute(0, 2, 3, 1).reshape(outputs, -1)).view(n, height, width, rows, columns, inputs)
+    sums = torch.zeros(n, height + rows - 1, width + columns - 1, inputs, dtype=torch.promote_types(x.dtype, torch.float32))
+    for row in range(rows):
+        for column in range(columns):
+            sums[:, row : row + height, column : column + width] += shares[:, :, :, row, column]
+    inside = sums[:, padding[0] :, padding[1] :][:, : x.shape[2], : x.shape[3]]
+    return inside.to(x.dtype).permute(0, 3, 1, 2)
+
+
+class _Deconvolution(torch.autograd.Function):
+    """The autograd function of `Deconv3x3`. It is a convolution in which the input and the gradient have changed places."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute the deconvolution of `x` (N, C, H, W) with a kernel (C, C', 3, 3)."""
+        kernel = weight.to(x.dtype)
+        ctx.save_for_backward(x, kernel)
+        ctx.dtype = weight.dtype
+        shape = (len(x), weight.shape[1], *x.shape[2:])
+        like = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        return _gradients(x, like, kernel, (1, 1), [True, False, False])[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Compute the gradients of `x` and `weight` (arguments of `forward`)."""
+        x, kernel = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad_x = torch.conv2d(grad, kernel, None, padding=1) if ctx.needs_input_grad[0] else None
+        return grad_x, _weight_gradient(x, grad, kernel, (1, 1)).to(ctx.dtype)

@@ -1,0 +1,103 @@
+"""Training steps as `Trainer` does them, against the same steps with torch's own layers, loss, SGD and memory."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.fused import loss
+from deconvnet.models.layers import MatrixConv2d, MatrixDeconv2d
+from deconvnet.models.network import Network
+from deconvnet.settings import StageSettings
+from deconvnet.training import optimizer, trainer
+from deconvnet.training.trainer import Trainer
+from infra.device import fast_bf16
+from infra.memory import freed_memory_is_kept
+from tests.benchmarks.common import Row
+
+CLASSES = 21
+NETWORKS: dict[str, tuple[Callable[[], Network], int, int]] = {
+    "voc_sample_cpu's DeconvNet, 64 crops of 64 px": (lambda: DeconvNet(CLASSES, 0.5, 64), 64, 64),
+    "DeconvNet at full size, 8 crops of 224 px": (lambda: DeconvNet(CLASSES, 1.0, 224), 8, 224),
+    "voc_sample_cpu's FCN-8s, 8 images of 192 px": (lambda: FCN8s(CLASSES, 0.5, batch_norm=True, input_size=192), 8, 192),
+}
+"""A function that makes the network, the number of examples in a batch, and their side in pixels."""
+
+
+def steps(rounds: int = 5, each: int = 3) -> list[Row]:
+    """Time steps of both kinds in turns, in one process on the CPU; the first step of each turn is not counted."""
+    rows: list[Row] = []
+    for name, (make, batch, size) in NETWORKS.items():
+        pair = [_Steps(make, batch, size, plain) for plain in (False, True)]
+        taken: list[list[float]] = [[], []]
+        for _ in range(rounds):
+            for kind, seconds in zip(pair, taken, strict=True):
+                seconds += kind.run(each)
+        ours, plain = (statistics.median(seconds) for seconds in taken)
+        ratios = [
+            b / a
+            for a, b in zip(*[[statistics.median(s[i : i + each]) for i in range(0, len(s), each)] for s in taken], strict=True)
+        ]
+        rows.append((f"training step, {name}", f"{batch / ours:.1f} examples/s"))
+        rows.append(("  against torch's layers, loss and SGD", f"{plain / ours:.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"))
+    return rows
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """In this block trainers, optimisers and losses are made of torch's operations."""
+    with (
+        mock.patch.object(trainer, "use_fused", lambda device: False),
+        mock.patch.object(optimizer, "use_fused", lambda device: False),
+        mock.patch.object(loss, "use_fused", lambda device: False),
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A loader whose batches are never used, because steps are called directly."""
+
+    steps_per_epoch: int = 10**6
+
+    def batches(self, first_step: int, stop_step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield from ()
+
+
+class _Steps:
+    """Training steps of a network on one batch of noise."""
+
+    def __init__(self, make: Callable[[], Network], batch: int, size: int, plain: bool) -> None:
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (batch, 3, size, size)).astype(np.uint8)
+        self.masks = rng.integers(0, CLASSES, (batch, size, size)).astype(np.uint8)
+        self.plain = plain
+        torch.manual_seed(0)
+        network = make()
+        if plain:
+            for layer in network.modules():
+                for ours, theirs in ((MatrixConv2d, nn.Conv2d), (MatrixDeconv2d, nn.ConvTranspose2d)):
+                    if type(layer) is ours:
+                        layer.__class__ = theirs
+        settings = StageSettings(batch=batch, max_steps=1, bn_batches=0, schedule="constant", log_every=10**6)
+        with _plain() if plain else nullcontext():
+            self.trainer = Trainer(network, settings, _Same(), seed=0, bf16=fast_bf16("cpu"))
+        network.train()
+
+    def run(self, count: int) -> list[float]:
+        """Do one step, then `count` steps, and return the seconds of each of the latter."""
+        memory: AbstractContextManager[None] = nullcontext() if self.plain else freed_memory_is_kept()
+        taken = []
+        with memory, _plain() if self.plain else nullcontext():
+            for _ in range(count + 1):
+                started = perf_counter()
+                self.trainer.train_step(self.images, self.masks, self.masks.size, count_correct=False)
+                taken.append(perf_counter() - started)
+        return taken[1:]
