@@ -6,23 +6,24 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deconvnet.datasets.palette import VOC_PALETTE, colourise
+from deconvnet.datasets.palette import class_palette, colourise
 from proposals.masks import check_masks
 
 _OPACITY = 0.5
 _MIN_NAMED_SHARE = 0.002  # classes that cover a smaller share of the image are not named, as the name would hide its surroundings
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str], background: bool = True) -> np.ndarray:
     """Paint a class mask over an image.
 
-    Each class is painted half transparent in its VOC colour, with an outline. Its name is written once, in its largest connected
+    Each class is painted half transparent in its colour, with an outline. Its name is written once, in its largest connected
     piece, unless the class covers less than 0.2 % of the image. Background stays as it is.
 
     Args:
         image: uint8 array (H, W, 3), RGB.
-        mask: uint8 array (H, W) of class ids; 0 is background.
+        mask: uint8 array (H, W) of class ids.
         classes: class names by id; an id without a name is shown as text such as "id 7".
+        background: whether class 0 is the background. If not, it is painted like any other class.
 
     Returns:
         uint8 array (H, W, 3), RGB.
@@ -32,13 +33,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.n
     """
     check_masks(mask, image=image)
     height, width = mask.shape
-    foreground = mask[..., None] > 0
-    painted = np.where(foreground, image * (1 - _OPACITY) + colourise(mask) * _OPACITY, image).astype(np.uint8)
+    palette = class_palette(background)
+    foreground = (mask[..., None] > 0) | (not background)
+    painted = np.where(foreground, image * (1 - _OPACITY) + colourise(mask, palette) * _OPACITY, image).astype(np.uint8)
     thickness = max(1, round(min(height, width) / 400))
-    class_ids = [int(i) for i in np.unique(mask) if i]
+    class_ids = [int(i) for i in np.unique(mask) if i or not background]
     for class_id in class_ids:
         outlines, _ = cv2.findContours((mask == class_id).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(painted, outlines, -1, VOC_PALETTE[class_id].tolist(), thickness)
+        cv2.drawContours(painted, outlines, -1, palette[class_id].tolist(), thickness)
     picture = Image.fromarray(painted)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(10, min(height, width) / 24))

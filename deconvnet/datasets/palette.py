@@ -34,13 +34,29 @@ VOC_PALETTE = _voc_palette()
 """uint8 array (256, 3): RGB colour by id. Background (0) is black; void (255) is cream, (224, 224, 192)."""
 
 
-def colourise(mask: np.ndarray) -> np.ndarray:
-    """Paint a mask in VOC's colours.
+def class_palette(background: bool = True) -> np.ndarray:
+    """Return the colours in which the masks of a data set are painted.
+
+    Args:
+        background: whether class 0 is the background, which is black. If not, class 0 has the colour of VOC's class 1, and so on,
+            so that no class is black.
+
+    Returns:
+        uint8 array (256, 3): RGB colour by id. Void (255) is always cream.
+    """
+    if background:
+        return VOC_PALETTE
+    return np.concatenate([VOC_PALETTE[1:-1], VOC_PALETTE[:1], VOC_PALETTE[-1:]])
+
+
+def colourise(mask: np.ndarray, palette: np.ndarray = VOC_PALETTE) -> np.ndarray:
+    """Paint a mask in the colours of its classes.
 
     Args:
         mask: uint8 array (H, W) of ids.
+        palette: uint8 array (256, 3): RGB colour by id, see `class_palette`.
 
     Returns:
         uint8 array (H, W, 3), RGB.
     """
-    return VOC_PALETTE[mask]
+    return palette[mask]

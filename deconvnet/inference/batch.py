@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from deconvnet.datasets.overlay import overlay
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import class_palette
 from deconvnet.inference.predictions_table import PREDICTIONS, TABLE, OutputState, Plan, Task
 from deconvnet.inference.saved_ensemble import SavedEnsemble, read_options
 from infra import storage
@@ -114,6 +114,11 @@ class _PartWriter:
         """Return the class names, ordered by id. On first use, they are read from the ensemble's folder; no network is loaded."""
         return list(read_options(self.model)["classes"])
 
+    @cached_property
+    def background(self) -> bool:
+        """Return whether class 0 is the background. On first use, it is read from the ensemble's folder; no network is loaded."""
+        return bool(read_options(self.model)["segment"].get("background", True))
+
     def rows(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | tables.Reject]:
         """Make the rows of one part (Parquet file) of the table: predict each image, or copy its row from an earlier run.
 
@@ -170,7 +175,9 @@ class _PartWriter:
         """
         prediction = self.ensemble.predict(self._read_image(task))
         mask = prediction.mask
-        self.guard.write(storage.join(self.output, task.mask_path), encode_mask(mask, VOC_PALETTE, self.state.comment))
+        self.guard.write(
+            storage.join(self.output, task.mask_path), encode_mask(mask, class_palette(self.background), self.state.comment)
+        )
         if task.draw_overlay:
             self._draw_overlay(task, prediction.image, mask)
         counts = np.bincount(mask.ravel(), minlength=len(self.classes))
@@ -200,7 +207,7 @@ class _PartWriter:
             image: uint8 (H, W, 3), RGB.
             mask: class ids, uint8 (H, W).
         """
-        data = encode_jpeg(overlay(image, mask, self.classes), _OVERLAY_QUALITY, self.state.comment)
+        data = encode_jpeg(overlay(image, mask, self.classes, self.background), _OVERLAY_QUALITY, self.state.comment)
         self.guard.write(storage.join(self.output, task.overlay_path), data)
 
     def _read_image(self, task: Task) -> bytes:

@@ -22,7 +22,8 @@ def softmax(scores: Floats) -> Floats:
     Returns:
         Probabilities, float32 (C, H, W), whose sum over the first axis is 1.
     """
-    out = np.exp(scores - scores.max(axis=0, keepdims=True), dtype=np.float32)
+    out = np.subtract(scores, scores.max(axis=0, keepdims=True), dtype=np.float32)
+    np.exp(out, out=out)  # in place, as large images have large arrays
     out /= out.sum(axis=0, keepdims=True)
     return out
 
@@ -49,7 +50,11 @@ def combine(deconvnet: Floats, fcn: Floats, how: Ensemble = "mean", fcn_weight: 
     if deconvnet.ndim != 3 or not 0 <= fcn_weight <= 1:
         raise ValueError(f"scores are {deconvnet.shape}, fcn_weight {fcn_weight}; expected (C, H, W), and a weight from 0 to 1")
     if how == "mean":
-        return np.float32(1 - fcn_weight) * softmax(deconvnet) + np.float32(fcn_weight) * softmax(fcn)
+        out, other = softmax(deconvnet), softmax(fcn)
+        out *= np.float32(1 - fcn_weight)
+        other *= np.float32(fcn_weight)
+        out += other
+        return out
     if how == "product":
         return softmax(deconvnet * np.maximum(fcn, 0))
     raise ValueError(f"ensemble must be mean or product, not {how!r}")

@@ -206,9 +206,9 @@ class Predictor:
             )
 
         computed: dict[str, Floats] = {}
-        if fcn is not None:
+        if fcn is not None and "fcn8s" in results:
             computed["fcn8s"] = softmax(fcn)
-        if deconvnet is not None:
+        if deconvnet is not None and set(results) & {"deconvnet", "deconvnet_crf"}:
             computed["deconvnet"] = softmax(deconvnet)
         if fcn is not None and deconvnet is not None:
             computed["edeconvnet"] = combine(deconvnet, fcn, self.options.ensemble, self.options.fcn_weight)

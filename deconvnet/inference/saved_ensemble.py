@@ -48,6 +48,7 @@ class SavedEnsemble:
     Attributes:
         classes: class names, ordered by id.
         max_pixels: images with more pixels are refused.
+        background: whether class 0 is the background.
     """
 
     def __init__(self, folder: str, device: str = "cpu", max_pixels: int | None = None) -> None:
@@ -75,6 +76,7 @@ class SavedEnsemble:
 
         deconvnet, fcn8s = (storage.join(folder, name) for name in NETWORKS)
         self._predictor = Predictor.load(deconvnet, fcn8s, device, PredictorOptions(**options["segment"]))
+        self.background: bool = self._predictor.options.background
 
     def predict(self, data: bytes) -> Prediction:
         """Predict the mask of an image file.

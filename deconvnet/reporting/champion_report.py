@@ -116,7 +116,8 @@ def load_and_draw_changes(
     from deconvnet.inference.predictor import Predictor
 
     shown = [(word, *change) for word, each in changes.items() for change in each]
-    samples = gallery.read_samples(inputs.images_uri, inputs.proposals_uri, [image_id for _, image_id, _, _ in shown])
+    ids = [image_id for _, image_id, _, _ in shown]
+    samples = gallery.read_samples(inputs.images_uri, inputs.proposals_uri, ids, inputs.options.background)
     masks: dict[str, dict[str, np.ndarray]] = {image_id: {} for image_id in samples}
     for name, folders in models.items():
         predictor = Predictor.load(*folders, "cuda" if gpu else "cpu", inputs.options)
@@ -132,7 +133,7 @@ def load_and_draw_changes(
         )
         for word, image_id, before, after in shown
     ]
-    return [panels.comparison(rows, inputs.classes, COLUMNS)]
+    return [panels.comparison(rows, inputs.classes, COLUMNS, inputs.options.background)]
 
 
 def summary_sentence(comparison: Mapping[str, Any]) -> str:

@@ -70,20 +70,21 @@ def style_axes(axes: "Axes", grid: Literal["x", "y", "both"] = "both") -> None:
     axes.grid(axis=grid, color="0.91")
 
 
-def thumbnail(pixels: np.ndarray) -> np.ndarray:
+def thumbnail(pixels: np.ndarray, palette: np.ndarray = VOC_PALETTE) -> np.ndarray:
     """Prepare an image or a mask for a cell of an image grid. Its longer side is shrunk to at most 480 pixels.
 
     Args:
         pixels: an image, uint8 (H, W, 3), RGB; or a mask of class ids, uint8 (H, W).
+        palette: uint8 (256, 3), RGB colour of each class id, see `class_palette`.
 
     Returns:
-        An RGB image, uint8 (h, w, 3). A mask has the colours that PASCAL VOC gives the classes.
+        An RGB image, uint8 (h, w, 3). A mask has the colours of `palette`.
     """
     if (scale := _MAX_SIDE / max(pixels.shape[:2])) < 1:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         how = Image.Resampling.BOX if pixels.ndim == 3 else Image.Resampling.NEAREST
         pixels = np.asarray(Image.fromarray(pixels).resize(size, how))
-    return pixels if pixels.ndim == 3 else colourise(pixels)
+    return pixels if pixels.ndim == 3 else colourise(pixels, palette)
 
 
 def image_grid(
@@ -91,6 +92,7 @@ def image_grid(
     titles: Sequence[Sequence[str]],
     classes: Sequence[str],
     heads: Sequence[str] = (),
+    palette: np.ndarray = VOC_PALETTE,
 ) -> bytes:
     """Draw images and masks in rows and columns. A legend below them shows the classes that occur in the masks.
 
@@ -101,6 +103,7 @@ def image_grid(
             fewer texts than columns.
         classes: class names, ordered by id.
         heads: headings of the columns; empty for none.
+        palette: uint8 (256, 3), RGB colour of each class id, see `class_palette`.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -129,27 +132,28 @@ def image_grid(
         for column, pixels in enumerate(row):
             if pixels is None:
                 continue
-            pixels = thumbnail(pixels)
+            pixels = thumbnail(pixels, palette)
             left, cell_width = column * width + _GAP / 2, width - _GAP
             bottom, cell_height = top - height, height - title_row
             axes = figure.add_axes((left / _WIDTH, bottom / total, cell_width / _WIDTH, cell_height / total))
             axes.imshow(pixels, interpolation="nearest" if max(pixels.shape[:2]) < 120 else "antialiased")
             axes.set_axis_off()
         top -= height
-    add_legend(figure, present, classes)
+    add_legend(figure, present, classes, palette)
     return to_png(figure)
 
 
-def add_legend(figure: "Figure", class_ids: Sequence[int], classes: Sequence[str]) -> None:
+def add_legend(figure: "Figure", class_ids: Sequence[int], classes: Sequence[str], palette: np.ndarray = VOC_PALETTE) -> None:
     """Add a legend of class names and colours at the bottom of a figure.
 
     Args:
         figure: the figure to change.
         class_ids: ids of the classes to show; 255 is void.
         classes: class names, ordered by id.
+        palette: uint8 (256, 3), RGB colour of each class id, see `class_palette`.
     """
     from matplotlib.patches import Patch
 
     names = {i: "void" if i == VOID_ID else classes[i] if i < len(classes) else f"id {i}" for i in class_ids}
-    patches = [Patch(facecolor=VOC_PALETTE[i] / 255, edgecolor="0.4", linewidth=0.5, label=names[i]) for i in class_ids]
+    patches = [Patch(facecolor=palette[i] / 255, edgecolor="0.4", linewidth=0.5, label=names[i]) for i in class_ids]
     figure.legend(handles=patches, loc="lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=9, borderaxespad=0.2)

@@ -39,6 +39,7 @@ class Sample:
         truth: annotated class ids, uint8 (H, W), where 255 is void; None if the image is not annotated.
         objects: annotated object ids, uint8 or uint16 (H, W), where 0 is the background; None if the image is not annotated.
         boxes: proposals x1, y1, x2, y2 in pixels, (N, 4), best first.
+        background: whether class 0 is the background.
     """
 
     image_id: str
@@ -46,11 +47,14 @@ class Sample:
     truth: np.ndarray | None
     objects: np.ndarray | None
     boxes: np.ndarray
+    background: bool = True
 
     @property
     def annotated(self) -> list[AnnotatedObject]:
         """Find the annotated objects whose bounding box is at least 4 pixels wide and high. [] if there is no annotation."""
-        return [] if self.truth is None or self.objects is None else find_objects(self.truth, self.objects, SMALLEST_SIDE)
+        if self.truth is None or self.objects is None:
+            return []
+        return find_objects(self.truth, self.objects, SMALLEST_SIDE, self.background)
 
     @property
     def largest(self) -> AnnotatedObject | None:
@@ -144,13 +148,16 @@ def with_several_objects(samples: Iterable[Sample]) -> Sample:
     return max(samples, key=lambda sample: min(len(sample.annotated), 2))
 
 
-def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable[str]) -> dict[str, Sample]:
+def read_samples(
+    images_uri: str, proposals_uri: str | None, image_ids: Iterable[str], background: bool = True
+) -> dict[str, Sample]:
     """Read images with their annotations and proposals from the tables `images` and `proposals`.
 
     Args:
         images_uri: URI of the table `images`.
         proposals_uri: URI of the table `proposals`, with the boxes found in these images; None to read no boxes.
         image_ids: ids of the images to read. Unknown ids are skipped.
+        background: whether class 0 is the background.
 
     Returns:
         The samples by image_id, in the order of the table `images`.
@@ -171,9 +178,9 @@ def read_samples(images_uri: str, proposals_uri: str | None, image_ids: Iterable
             truth = decode_mask(row["class_mask"]) if row["class_mask"] else None
             objects = decode_mask(row["object_mask"]) if row["object_mask"] else None
             if truth is not None and objects is None:
-                objects = make_object_mask(truth)
+                objects = make_object_mask(truth, None, background)
             own = boxes.get(row["image_id"], np.zeros((0, 4), np.float32))
-            found[row["image_id"]] = Sample(row["image_id"], decode_image(row["image"]), truth, objects, own)
+            found[row["image_id"]] = Sample(row["image_id"], decode_image(row["image"]), truth, objects, own, background)
     return found
 
 
@@ -197,7 +204,7 @@ def draw_gallery(
     chosen = {"comparison": best_median_worst(mean_iou), "wins": largest_leads(mean_iou)}
     candidates = best_of_deconvnet(mean_iou)
     ids = {image_id for pairs in chosen.values() for _, image_id in pairs}
-    samples = read_samples(images_uri, proposals_uri, ids | set(candidates))
+    samples = read_samples(images_uri, proposals_uri, ids | set(candidates), predictor.options.background)
     drawn = {
         name: draw_comparison(predictor, [(word, samples[image_id]) for word, image_id in pairs], classes, mean_iou)
         for name, pairs in chosen.items()
@@ -254,15 +261,15 @@ def draw_comparison(
         )
         for word, sample in samples
     ]
-    return panels.comparison(rows, classes)
+    return panels.comparison(rows, classes, background=predictor.options.background)
 
 
 def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
     """Draw DeconvNet's prediction from 1, 5, 10, 20, 50 and all boxes, as in Figure 6 of Noh et al. (ICCV 2015).
 
     Args:
-        predictor: predicts the masks. Its options say how many of the best boxes are used. These are added from the largest to
-            the smallest.
+        predictor: predicts the masks. Its options say which windows and how many of the best boxes are used. The windows are
+            added first, then the boxes from the largest to the smallest.
         sample: the image and its boxes.
         classes: class names, ordered by id.
 
@@ -272,9 +279,10 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
     chosen = predictor.best_boxes(sample.boxes)
     sides = chosen[:, 2:] - chosen[:, :2]
     chosen = chosen[np.argsort(-sides.prod(axis=1), kind="stable")]
-    counts = sorted({k for k in STEPS if k < len(chosen)} | {len(chosen)})
+    shown = np.concatenate([predictor.windows(*sample.image.shape[:2]), chosen])
+    counts = sorted({k for k in STEPS if k < len(shown)} | {len(shown)})
     _, steps = predictor.masks_by_box_count(sample.image, chosen, counts, ("deconvnet",))
-    return panels.instances(sample.image, sample.truth, chosen, steps, classes, sample.image_id)
+    return panels.instances(sample.image, sample.truth, shown, steps, classes, sample.image_id, predictor.options.background)
 
 
 def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str]) -> bytes:
@@ -298,16 +306,17 @@ def draw_unpooling(predictor: "Predictor", sample: Sample, classes: Sequence[str
     if largest and sample.objects is not None:
         where = crop(sample.objects, window, side, 0, cv2.INTER_NEAREST) == largest.object_id
     title = f"{sample.image_id}, {classes[largest.class_id]}" if largest else sample.image_id
-    return panels.unpooling(seen, *decoder_maps(predictor.deconvnet, seen, where), classes, title)
+    return panels.unpooling(seen, *decoder_maps(predictor.deconvnet, seen, where), classes, title, options.background)
 
 
-def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) -> bytes:
+def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16, background: bool = True) -> bytes:
     """Draw training crops beside their masks.
 
     Args:
         examples_uri: URI of a table of training crops, such as `examples/stage1` in the workspace.
         classes: class names, ordered by id.
         count: largest number of crops to draw. They are spread evenly over the table.
+        background: whether class 0 is the background.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -326,13 +335,13 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16) ->
         rows += [crops[i] for i in _spread(len(crops), share)]
     shown = [
         (
-            f"{classes[row['class_id']]}, IoU {row['iou']:.2f}, ×{row['repeats']}",
+            f"{classes[row['class_id']]}, " + (f"IoU {row['iou']:.2f}" if row["iou"] else "window") + f", ×{row['repeats']}",
             decode_image(row["image"]),
             decode_mask(row["mask"]),
         )
         for row in rows
     ]
-    return panels.example_crops(shown, classes)
+    return panels.example_crops(shown, classes, background)
 
 
 def _spread(length: int, count: int) -> list[int]:

@@ -1,4 +1,7 @@
-"""Draw figures of images and masks, as PNGs, 1,200 px wide. Masks have PASCAL VOC's colours, with a legend below."""
+"""Draw figures of images and masks, as PNGs, 1,200 px wide. Masks have PASCAL VOC's colours, with a legend below.
+
+Each function takes `background`: whether class 0 is the background, on which the colours depend (`class_palette`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
+from deconvnet.datasets.palette import class_palette
 from deconvnet.reporting.figure import RESULT_TITLES, image_grid, thumbnail
 
 COMPARED = ("fcn8s", "deconvnet", "edeconvnet", "edeconvnet_crf")
@@ -36,7 +40,9 @@ class ComparisonRow:
     mean_iou: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str], columns: Mapping[str, str] | None = None) -> bytes:
+def comparison(
+    rows: Sequence[ComparisonRow], classes: Sequence[str], columns: Mapping[str, str] | None = None, background: bool = True
+) -> bytes:
     """Draw images beside their ground truth and predictions, one row per image, as in Figures 7 to 9 of Noh et al. (ICCV 2015).
 
     Args:
@@ -44,6 +50,7 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str], columns: M
         classes: class names, ordered by id.
         columns: a dict from the name of a mask (see `ComparisonRow.masks`) to the heading of its column, from left to right. None
             for four results: FCN-8s, DeconvNet, their ensemble, and their ensemble with CRF.
+        background: whether class 0 is the background.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -54,7 +61,7 @@ def comparison(rows: Sequence[ComparisonRow], classes: Sequence[str], columns: M
     columns = columns or {name: RESULT_TITLES[name] for name in COMPARED}
     cells = [[row.image, row.truth, *(row.masks[name] for name in columns)] for row in rows]
     titles = [[row.title, "", *(_score(row.mean_iou.get(name)) for name in columns)] for row in rows]
-    return image_grid(cells, titles, classes, ["image", "ground truth", *columns.values()])
+    return image_grid(cells, titles, classes, ["image", "ground truth", *columns.values()], class_palette(background))
 
 
 def _score(mean_iou: float | None) -> str:
@@ -77,13 +84,14 @@ def _in_rows(items: Sequence[T], columns: int, empty: T) -> list[list[T]]:
     return [filled[start : start + columns] for start in range(0, len(filled), columns)]
 
 
-def example_crops(crops: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: Sequence[str]) -> bytes:
+def example_crops(crops: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: Sequence[str], background: bool = True) -> bytes:
     """Draw training crops beside their masks, four in a row.
 
     Args:
         crops: for each crop, the text above it, the crop and its mask. A crop is uint8 (S, S, 3), RGB. A mask holds class ids,
             uint8 (S, S), where 255 is void.
         classes: class names, ordered by id.
+        background: whether class 0 is the background.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -94,7 +102,8 @@ def example_crops(crops: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: 
     columns = 4
     lines = _in_rows(crops, columns, ("", None, None))
     cells = [[pixels for _, crop, mask in line for pixels in (crop, mask)] for line in lines]
-    return image_grid(cells, [[title for title, _, _ in line] for line in lines], classes, ["crop", "mask"] * columns)
+    titles = [[title for title, _, _ in line] for line in lines]
+    return image_grid(cells, titles, classes, ["crop", "mask"] * columns, class_palette(background))
 
 
 def instances(
@@ -104,6 +113,7 @@ def instances(
     masks_by_count: Mapping[int, np.ndarray],
     classes: Sequence[str],
     title: str = "",
+    background: bool = True,
 ) -> bytes:
     """Draw the masks that DeconvNet predicts from more and more boxes, as in Figure 6 of Noh et al. (ICCV 2015).
 
@@ -118,6 +128,7 @@ def instances(
             gives one step.
         classes: class names, ordered by id.
         title: text that is put before the title of the first step, such as the image's id.
+        background: whether class 0 is the background.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -137,7 +148,7 @@ def instances(
     for line in _in_rows(panels, columns, ("", None, None)):
         cells += [[above for _, above, _ in line], [below for _, _, below in line]]
         titles += [[name for name, _, _ in line], []]
-    return image_grid(cells, titles, classes)
+    return image_grid(cells, titles, classes, palette=class_palette(background))
 
 
 def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -162,7 +173,12 @@ def _with_boxes(image: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarr
 
 
 def unpooling(
-    crop: np.ndarray, maps: Mapping[str, np.ndarray], mask: np.ndarray, classes: Sequence[str], title: str = "input"
+    crop: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    mask: np.ndarray,
+    classes: Sequence[str],
+    title: str = "input",
+    background: bool = True,
 ) -> bytes:
     """Draw a crop, an activation map of each layer of DeconvNet's decoder, and the predicted mask.
 
@@ -175,6 +191,7 @@ def unpooling(
         mask: predicted class ids, uint8 (S, S).
         classes: class names, ordered by id.
         title: text above the crop.
+        background: whether class 0 is the background.
 
     Returns:
         The content of a PNG file, 1,200 px wide.
@@ -187,4 +204,5 @@ def unpooling(
         panels.append((f"{name}, {values.shape[1]}×{values.shape[0]}", colormaps["inferno"](bright, bytes=True)[..., :3]))
     panels.append(("predicted mask", mask))
     lines = _in_rows(panels, 4, ("", None))
-    return image_grid([[pixels for _, pixels in line] for line in lines], [[name for name, _ in line] for line in lines], classes)
+    cells, titles = [[pixels for _, pixels in line] for line in lines], [[name for name, _ in line] for line in lines]
+    return image_grid(cells, titles, classes, palette=class_palette(background))

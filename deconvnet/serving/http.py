@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 from deconvnet.datasets.overlay import overlay
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import class_palette
 from infra.errors import BadInput
 from proposals.image_codec import encode_jpeg, encode_mask
 
@@ -75,9 +75,9 @@ def prediction_reply(ensemble: "SavedEnsemble", data: bytes, received: float, *,
     predicted = time.perf_counter()
     if with_overlay:
         media_type = "image/jpeg"
-        body = encode_jpeg(overlay(prediction.image, prediction.mask, ensemble.classes), _JPEG_QUALITY)
+        body = encode_jpeg(overlay(prediction.image, prediction.mask, ensemble.classes, ensemble.background), _JPEG_QUALITY)
     else:
-        media_type, body = "image/png", encode_mask(prediction.mask, VOC_PALETTE)
+        media_type, body = "image/png", encode_mask(prediction.mask, class_palette(ensemble.background))
     seconds = {"wait": started - received, "label": predicted - started, "picture": time.perf_counter() - predicted}
     headers = {
         "X-Size": f"{prediction.mask.shape[1]}x{prediction.mask.shape[0]}",
@@ -140,17 +140,18 @@ def parse_overlay(value: str) -> bool:
     raise ValueError(f"overlay={value} is neither 1 nor 0")
 
 
-def page_reply(model: str, classes: Sequence[str]) -> Reply:
+def page_reply(model: str, classes: Sequence[str], background: bool = True) -> Reply:
     """Make the server's HTML page. A visitor chooses an image, or drops it onto the page, and sees its mask.
 
     Args:
         model: name and version of the model, shown on the page.
         classes: class names in the order of their ids. The page shows them with their colours in the masks.
+        background: whether class 0 is the background, on which the colours depend.
 
     Returns:
         A reply with status 200 and the page as its body.
     """
-    colours = [f"rgb({red} {green} {blue})" for red, green, blue in VOC_PALETTE[: len(classes)].tolist()]
+    colours = [f"rgb({red} {green} {blue})" for red, green, blue in class_palette(background)[: len(classes)].tolist()]
     html = _page_template().render(model=model, legend=list(zip(classes, colours, strict=False)))  # the palette has 256 colours
     return Reply(200, "text/html; charset=utf-8", html.encode())
 

@@ -124,7 +124,7 @@ class Replica:
         """
         match request.method, request.url.path:
             case "GET" | "HEAD", "/":
-                return http.page_reply(self.model.title, self.ensemble.classes)
+                return http.page_reply(self.model.title, self.ensemble.classes, self.ensemble.background)
             case "GET" | "HEAD", "/healthz":
                 return http.health_reply(self.model.title, self.ensemble.classes)
             case "POST", "/":

@@ -68,12 +68,13 @@ class EnsembleModel(PythonModel):
         Returns:
             A tuple: the mask as PNG and None, or None and the reason why the image can't be used.
         """
-        from deconvnet.datasets.palette import VOC_PALETTE
+        from deconvnet.datasets.palette import class_palette
         from infra.errors import BadInput
         from proposals.image_codec import encode_mask
 
         try:
-            return encode_mask(self.ensemble.predict(_image_bytes(value)).mask, VOC_PALETTE), None
+            mask = self.ensemble.predict(_image_bytes(value)).mask
+            return encode_mask(mask, class_palette(self.ensemble.background)), None
         except BadInput as error:
             return None, str(error)
 

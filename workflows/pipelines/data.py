@@ -211,7 +211,7 @@ class DataPipeline(BasePipeline):
             summary[table] = made.rows
             self.run_of_stage.log_dict(made.extra, f"examples/{table}.json")
         for table in ("stage1", "stage2") if s.has_stage1 else ("stage2",):
-            figure = gallery.draw_examples(self.examples(table), s.data.classes)
+            figure = gallery.draw_examples(self.examples(table), s.data.classes, background=s.data.has_background)
             storage.write_bytes(self.report(f"examples_{table}.png"), figure)
             self.run_of_stage.log_bytes(figure, f"examples/{table}.png")
         self.write_rejects()

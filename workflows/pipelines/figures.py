@@ -4,7 +4,7 @@ A workspace is the folder or s3:// prefix that holds everything a pipeline run w
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import outdated
 from infra.storage import tables
+from workflows.pipelines.run_log import RUN_FILE
 
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
@@ -73,7 +74,9 @@ class WorkspaceFigures:
             return self._side_by_side(name, chosen)
         if name == "examples":
             return {
-                f"examples_{stage}.png": gallery.draw_examples(self._need(f"examples/{stage}"), self._classes)
+                f"examples_{stage}.png": gallery.draw_examples(
+                    self._need(f"examples/{stage}"), self._classes, background=self._background
+                )
                 for stage in ("stage1", "stage2")
                 if stage == "stage2" or self._has(f"examples/{stage}/{tables.COMMIT}")
             }
@@ -109,7 +112,7 @@ class WorkspaceFigures:
             return self._side_by_side(name, gallery.best_median_worst(self._mean_iou))
         predictor = self._predictor
         if image_ids:
-            known = gallery.read_samples(self._need("images"), self._need("proposals"), image_ids)
+            known = gallery.read_samples(self._need("images"), self._need("proposals"), image_ids, self._background)
             shown = [known[image_id] for image_id in image_ids]
         else:
             shown = [self._default_sample()]
@@ -132,7 +135,8 @@ class WorkspaceFigures:
         Returns:
             The content of the PNG file, by file name.
         """
-        known = gallery.read_samples(self._need("images"), self._need("proposals"), [image_id for _, image_id in chosen])
+        ids = [image_id for _, image_id in chosen]
+        known = gallery.read_samples(self._need("images"), self._need("proposals"), ids, self._background)
         rows = [(word, known[image_id]) for word, image_id in chosen]
         return {f"{name}.png": gallery.draw_comparison(self._predictor, rows, self._classes, self._mean_iou)}
 
@@ -150,7 +154,7 @@ class WorkspaceFigures:
             ids = gallery.best_of_deconvnet(self._mean_iou)
         else:
             ids = [row["image_id"] for row in islice(tables.iter_rows(images, ["image_id"]), gallery.CANDIDATES)]
-        known = gallery.read_samples(images, self._need("proposals"), ids)
+        known = gallery.read_samples(images, self._need("proposals"), ids, self._background)
         return gallery.with_several_objects(known[image_id] for image_id in ids)
 
     def _recall(self) -> bytes:
@@ -212,10 +216,21 @@ class WorkspaceFigures:
         raise AssertionError
 
     @cached_property
+    def _run_settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Read the settings of the workspace's last run, by section. They are empty if no run was recorded."""
+        return self._json(RUN_FILE).get("settings", {}) if self._has(RUN_FILE) else {}
+
+    @property
+    def _background(self) -> bool:
+        """Return whether class 0 is the background."""
+        return self._run_settings.get("data", {}).get("background") != "none"
+
+    @cached_property
     def _predictor(self) -> "Predictor":
         """Load the predictor with the workspace's trained networks, onto a GPU if there is one. It is loaded only once.
 
-        It has the options with which the report was made, or the default options if there is no report yet.
+        It has the options with which the report was made. If there is no report yet, it has the windows of the last run, and the
+        default options otherwise.
         """
         import torch
 
@@ -223,7 +238,12 @@ class WorkspaceFigures:
 
         models = [self._need(f"models/{stage}") for stage in ("stage2", "fcn8s")]
         kept = self._json("report/analysis.json")["segmenter"] if self._has("report/analysis.json") else None
-        options = PredictorOptions(**kept) if kept else PredictorOptions()
+        if kept is None:
+            proposals = self._run_settings.get("proposals", {})
+            with_windows = proposals.get("kind", "edgebox") != "edgebox"
+            windows = {name: proposals[name] for name in ("window_sizes", "window_overlap") if with_windows}
+            kept = {**windows, "background": self._background}
+        options = PredictorOptions(**kept)
         return Predictor.load(models[0], models[1], "cuda" if torch.cuda.is_available() else "cpu", options)
 
     def _json(self, name: str) -> Any:

@@ -174,3 +174,13 @@ def test_a_class_that_is_nowhere_the_arg_max_may_win_unless_it_is_improbable():
 
 def test_ties_go_to_the_lowest_class_id():
     assert list(mean_field._initial_classes(np.full((3, 2, 2), 0.1, np.float32))) == [0]
+
+
+def test_no_class_is_special(rng: np.random.Generator) -> None:
+    """The classes in another order, one of which is pruned, give the same probabilities in that order."""
+    image = rng.integers(0, 255, (24, 31, 3)).astype(np.uint8)
+    p = rng.dirichlet(np.ones(5), (24, 31)).transpose(2, 0, 1).astype(np.float32)
+    p[0] *= 0.01
+    p /= p.sum(axis=0)
+    order = [3, 1, 4, 2, 0]
+    np.testing.assert_allclose(dense_crf(image, p[order], iterations=3), dense_crf(image, p, iterations=3)[order], atol=1e-5)

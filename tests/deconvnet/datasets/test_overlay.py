@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deconvnet.datasets.overlay import overlay
-from deconvnet.datasets.palette import VOC_PALETTE
+from deconvnet.datasets.palette import VOC_PALETTE, class_palette
 
 CLASSES = ("background", "cat", "dog")
 
@@ -26,3 +26,10 @@ def test_images_of_any_size_and_ids_without_a_name_are_painted(shape: tuple[int,
     image, mask = np.zeros((*shape, 3), np.uint8), np.full(shape, 7, np.uint8)
     assert overlay(image, mask, CLASSES).shape == image.shape
     np.testing.assert_array_equal(overlay(image, mask * 0, CLASSES), image)
+
+
+def test_without_a_background_class_0_is_painted_and_named(rng: np.random.Generator) -> None:
+    image, mask = rng.integers(0, 100, (120, 160, 3)).astype(np.uint8), np.zeros((120, 160), np.uint8)
+    found, colour = overlay(image, mask, ("sky", "road"), background=False), class_palette(background=False)[0]
+    np.testing.assert_array_equal(found[5, 5], (image[5, 5] * 0.5 + colour * 0.5).astype(np.uint8))
+    assert found[40:80].min(axis=-1).max() > 200, "the name is written in it, white"

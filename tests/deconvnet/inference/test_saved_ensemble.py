@@ -1,5 +1,6 @@
 """`SavedEnsemble`: it predicts as `Predictor` does, and refuses other folders."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.datasets.palette import class_palette
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
+from deconvnet.serving.http import page_reply, prediction_reply
 from infra.errors import BadInput, UserError
 from proposals import edge_boxes
 from proposals.image_codec import encode_jpeg
@@ -95,3 +99,31 @@ except RuntimeError:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3]
     )
     assert done.stdout.strip() == "refused", done.stderr
+
+
+def test_windows_are_predicted_without_a_search_for_boxes_and_without_a_background(folder: Path, networks, monkeypatch) -> None:
+    segment = SEGMENT | {"window_sizes": [1.0, 0.5], "window_overlap": 0.3, "aggregation": "mean", "background": False}
+    options = {"classes": CLASSES, "proposals": EDGES | {"kind": "windows"}, "segment": segment, "max_pixels": 10_000}
+    (folder / "options.json").write_text(json.dumps(options))
+    monkeypatch.setattr("deconvnet.inference.saved_ensemble.edge_boxes", lambda *_, **__: pytest.fail("EdgeBox was run"))
+    ensemble = SavedEnsemble(str(folder))
+    found = ensemble.predict(encode_jpeg(random_image(0, 60, 80)))
+    expected, _ = Predictor(*networks, PredictorOptions(**segment)).mask_and_confidence(found.image, np.zeros((0, 4)))
+    np.testing.assert_array_equal(found.mask, expected)
+    assert ensemble.background is False
+
+
+def test_the_mask_and_the_page_have_the_colours_of_data_without_a_background(folder: Path) -> None:
+    options = json.loads((folder / "options.json").read_text())
+    replies = {}
+    for background in (True, False):
+        (folder / "options.json").write_text(json.dumps(options | {"segment": SEGMENT | {"background": background}}))
+        ensemble = SavedEnsemble(str(folder))
+        palette = class_palette(background)
+        reply = prediction_reply(ensemble, encode_jpeg(random_image(0, 60, 80)), 0.0, with_overlay=False)
+        image = Image.open(io.BytesIO(reply.body))
+        assert image.mode == "P" and image.getpalette()[:9] == palette[:3].ravel().tolist()
+        page = page_reply("m", ensemble.classes, ensemble.background).body.decode()
+        assert "rgb({} {} {})".format(*palette[0]) in page and ("rgb(0 0 0)" in page) == background
+        replies[background] = prediction_reply(ensemble, encode_jpeg(random_image(0, 60, 80)), 0.0, with_overlay=True).body
+    assert replies[True] != replies[False]

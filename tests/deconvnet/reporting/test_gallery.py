@@ -157,7 +157,7 @@ def test_unpooling_shows_the_crop_of_the_largest_object(
     found = gallery.read_samples(*uris, "cf")
     gallery.draw_unpooling(predictor, found["c"], CLASSES)
     gallery.draw_unpooling(predictor, found["f"], CLASSES)
-    (seen, maps, mask, _, title), (whole, _, _, _, bare_title) = calls
+    (seen, maps, mask, _, title, _), (whole, _, _, _, bare_title, _) = calls
     assert title == "c, thing" and bare_title == "f"
     window = enlarge(np.array([[10, 10, 40, 30]]), 1.2, "square")[0]
     np.testing.assert_array_equal(seen, crop(found["c"].image, window, 32))
@@ -182,3 +182,18 @@ def test_examples_are_drawn_from_the_whole_table(tmp_path: Path) -> None:
     tables.commit(table, "f", [tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=2)])
     drawn = Image.open(io.BytesIO(gallery.draw_examples(table, ["background", "thing"], count=4)))
     assert drawn.width == 1200 and drawn.height > 100
+
+
+def test_windows_come_first_where_predictions_are_shown_box_by_box(
+    predictor: Predictor, uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("deconvnet.reporting.panels.instances", lambda *arguments: calls.append(arguments) or b"")
+    options = replace(predictor.options, window_sizes=(1.0, 0.5), background=False)
+    found = Predictor(predictor.deconvnet, predictor.fcn8s, options)
+    sample = gallery.read_samples(*uris, ["c"], background=False)["c"]
+    gallery.draw_instances(found, sample, CLASSES)
+    ((_, _, boxes, steps, _, _, background),) = calls
+    windows = found.windows(*sample.image.shape[:2])
+    np.testing.assert_array_equal(boxes[: len(windows)], windows)
+    assert len(boxes) == len(windows) + len(found.best_boxes(sample.boxes)) == max(steps) and background is False

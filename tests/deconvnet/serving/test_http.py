@@ -48,6 +48,7 @@ def timings(text: str) -> dict[str, float]:
 def test_the_headers_name_only_the_classes_in_the_mask() -> None:
     class Two:
         classes = CLASSES
+        background = True
 
         def predict(self, data: bytes) -> Prediction:
             mask = np.zeros((4, 6), np.uint8)
