@@ -81,7 +81,7 @@ def _worker(rank: int, folder: str) -> None:
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     for kind in KINDS:
-        for share in ((3, 3), (5, 1)):
+        for share in ((3, 3), (5, 1), (6, 0)):
             model = network(kind)
             convert_sync(model)
             use_fused_layers(model)
@@ -101,7 +101,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("first", [3, 5])
+@pytest.mark.parametrize("first", [3, 5, 6])
 def test_two_workers_learn_what_one_learns(folder, kind, first):
     model = network(kind)
     expected = gradients(model, images())
