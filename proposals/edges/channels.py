@@ -76,9 +76,14 @@ def feature_channels(image: np.ndarray) -> np.ndarray:
     raw = _raw_channels(padded)
     maps = np.empty((MAPS, *raw.shape[1:]), np.float32)
     regular, similarity = (_triangle(radius // SHRINK) for radius in (REGULAR_SMOOTHING, SIMILARITY_SMOOTHING))
+    # OpenCV's filters round differently in the last columns, those beyond a multiple of 8. Its detector filters the channels
+    # interleaved, where these are less than one column. Here rows are extended, so that they are beyond the map.
+    margin, width = len(similarity) // 2, raw.shape[2]
+    right = margin + -(width + 2 * margin) % 8
     for channel in range(CHANNELS):
         cv2.sepFilter2D(raw[channel], -1, regular, regular, dst=maps[channel])
-        cv2.sepFilter2D(raw[channel], -1, similarity, similarity, dst=maps[CHANNELS + channel])
+        wide = cv2.copyMakeBorder(raw[channel], 0, 0, margin, right, cv2.BORDER_REFLECT_101)
+        maps[CHANNELS + channel] = cv2.sepFilter2D(wide, -1, similarity, similarity)[:, margin : margin + width]
     maps[2 * CHANNELS] = 0
     return maps
 

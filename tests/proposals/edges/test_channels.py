@@ -35,6 +35,18 @@ def test_an_image_of_one_colour_has_the_channels_of_opencv(colour):
     np.testing.assert_array_equal(_raw_channels(image), opencv_channels(image))
 
 
+@pytest.mark.parametrize("width", [64, 70, 78, 94])
+def test_smoothing_is_that_of_opencvs_interleaved_channels(width, rng):
+    image = rng.integers(0, 256, (48, width, 3), dtype=np.uint8)
+    raw = _raw_channels(cv2.copyMakeBorder(image, 8, 8, 8, 8, cv2.BORDER_REFLECT)).transpose(1, 2, 0)
+    maps = feature_channels(image)
+    for first, radius in ((0, 1), (CHANNELS, 4)):
+        ramp = np.minimum(np.arange(1, 2 * radius + 2), np.arange(2 * radius + 1, 0, -1)).astype(np.float32)
+        kernel = ramp / np.float32((radius + 1) ** 2)
+        expected = cv2.sepFilter2D(np.ascontiguousarray(raw), -1, kernel, kernel).transpose(2, 0, 1)
+        np.testing.assert_array_equal(maps[first : first + CHANNELS, :, :-1], expected[..., :-1])
+
+
 @pytest.mark.parametrize("degrees", range(0, 180, 15))
 def test_orientations_are_those_of_opencv(degrees):
     y, x = np.mgrid[:64, :64]
