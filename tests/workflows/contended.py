@@ -251,9 +251,11 @@ def main(folder: Path, rounds: int, seed: int) -> None:
         kind, codes = contend(PAIRS[name], folder, place, chance, usual[name])
         said = f"round {number}, {name}, {kind}: {codes} in {place}"
         assert set(codes) <= ({0, 3} if kind == "turns" else {0, 2, 3, 75}), said
-        assert 0 in codes, said
+        # A process that is frozen while it writes to MLflow's SQLite file keeps others out of it. They leave with a message.
+        kept_out = kind == "frozen" and "database is locked" in (place / "second.log").read_text()
+        assert 0 in codes or kept_out, said
         check(place, allowed[name], said)
-        if number % 4 == 0:  # run again, each command completes
+        if number % 4 == 0 or 0 not in codes:  # run again, each command completes
             AHEAD.value += DAY
             for command in PAIRS[name]:
                 again = replace(command, options=tuple(option for option in command.options if option != "--force"))
