@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import carray, cfunc, float32, int32, njit, types
+from numba import carray, float32, int32, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from deconvnet.models.fused.parallel import SIGNATURE, load, pointer, run, store, take_chunk
+from deconvnet.models.fused.parallel import compiled, load, pointer, run, store, take_chunk
 
 DTYPES = {torch.bfloat16: types.uint16, torch.float32: types.float32}
 """For each dtype of scores, its numba type."""
@@ -30,7 +30,14 @@ def cross_entropy(scores: Tensor, targets: Tensor, ignored: int, factor: float) 
 
     Returns:
         float32 tensor of shape ().
+
+    Raises:
+        ValueError: if shape or dtype of the class ids is wrong.
+        IndexError: if there is another class id.
     """
+    shape = (len(scores), *scores.shape[2:])
+    if targets.dtype != torch.int64 or targets.shape != shape:
+        raise ValueError(f"class ids must be int64 of shape {shape}, got {targets.dtype} of shape {tuple(targets.shape)}")
     return cast(Tensor, _CrossEntropy.apply(scores, targets, ignored, factor))
 
 
@@ -45,9 +52,11 @@ class _CrossEntropy(torch.autograd.Function):
         pixels, classes = targets.numel(), scores.shape[1]
         chunks = -(-pixels // CHUNK)
         sums, scratch = np.zeros(chunks), np.empty((chunks, classes), np.float32)
-        settings = np.array([factor], np.float32)
+        settings = np.array([factor, 0], np.float32)
         kernel = _kernel(DTYPES[scores.dtype])
         run(kernel, chunks, pixels, classes, ignored, scores, targets.contiguous(), gradient, sums, scratch, settings)
+        if settings[1]:
+            raise IndexError(f"there are class ids that are neither below {classes} nor {ignored}")
         ctx.save_for_backward(gradient)
         return torch.tensor(sums.sum() * factor, dtype=torch.float32)
 
@@ -66,18 +75,20 @@ def _kernel(dtype: Any) -> Any:
         dtype: numba type of the scores; uint16 stands for bfloat16.
     """
 
-    @cfunc(SIGNATURE, cache=True, fastmath={"contract", "nsz"})
+    @compiled(dtype, fastmath={"contract", "nsz"})
     def kernel(block: Any) -> None:
         """Compute a sum for each chunk of pixels, and the gradient.
 
         Arguments: numbers of pixels and classes, the class id that doesn't count, scores (pixels, classes), class ids, the
-        gradient, the sums, a float32 array (chunks, classes) to work in, and the factor of the gradient as an array (1,).
+        gradient, the sums, a float32 array (chunks, classes) to work in, and an array (2,): the factor of the gradient, and a
+        number that becomes 1 if a class id is wrong.
         """
         a = carray(block, 11)
         pixels, classes, ignored = a[2], a[3], a[4]
         scores, gradient = carray(pointer(a[5], dtype), pixels * classes), carray(pointer(a[7], dtype), pixels * classes)
         targets, sums = carray(pointer(a[6], types.int64), pixels), carray(pointer(a[8], types.float64), a[1])
-        scratch, factor = carray(pointer(a[9], types.float32), a[1] * classes), carray(pointer(a[10], types.float32), 1)[0]
+        scratch, settings = carray(pointer(a[9], types.float32), a[1] * classes), carray(pointer(a[10], types.float32), 2)
+        factor = settings[0]
         while True:
             chunk = take_chunk(block)
             if chunk >= a[1]:
@@ -88,6 +99,9 @@ def _kernel(dtype: Any) -> Any:
                 if target == ignored:
                     for i in range(classes):
                         store(out, i, float32(0))
+                    continue
+                if target < 0 or target >= classes:
+                    settings[1] = 1
                     continue
                 best = load(row, 0)
                 for i in range(1, classes):

@@ -9,6 +9,8 @@ when they have finished one. What a kernel writes depends on the chunk alone, so
 """
 
 import ctypes
+import hashlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,40 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import cfunc, types
 from numba.extending import intrinsic
 from torch import Tensor
 
 SIGNATURE = types.void(types.CPointer(types.int64))
 """The numba type of a kernel."""
 
+_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
 _BITS, _LONG = ir.IntType(32), ir.IntType(64)
+
+
+def compiled(*dtypes: Any, **options: Any) -> Callable[[Callable[[Any], None]], Any]:
+    """Return a decorator that compiles a kernel, or reads it from numba's cache.
+
+    Its files in the cache are named after the dtypes and this module's version. By itself, numba would keep a compiled kernel when
+    this module changes, and two processes that add kernels for different dtypes at the same time could exchange them.
+
+    Args:
+        dtypes: the numba types that the kernel is compiled for, if it exists for several.
+        options: options of `numba.cfunc`.
+    """
+
+    def decorate(function: Callable[[Any], None]) -> Any:
+        function.__qualname__ = "_".join([function.__qualname__, *map(str, dtypes), _VERSION])
+        return cfunc(SIGNATURE, cache=True, **options)(function)
+
+    return decorate
 
 
 def run(kernel: Any, chunks: int, *arguments: "int | Tensor | np.ndarray") -> None:
     """Run a kernel on all of torch's threads and wait for its end.
 
     Args:
-        kernel: the kernel, compiled by `numba.cfunc`.
+        kernel: the kernel, made by `compiled`.
         chunks: number of chunks.
         arguments: sizes, and tensors and arrays whose addresses the kernel gets. They must have the memory layout that it expects.
     """

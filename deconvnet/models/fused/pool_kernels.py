@@ -10,9 +10,9 @@ channels, and the number of rows in a chunk.
 from functools import cache
 from typing import Any, NamedTuple
 
-from numba import carray, cfunc, types
+from numba import carray, types
 
-from deconvnet.models.fused.parallel import SIGNATURE, load, pointer, store, take_chunk
+from deconvnet.models.fused.parallel import compiled, load, pointer, store, take_chunk
 
 
 class PoolKernels(NamedTuple):
@@ -32,7 +32,7 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
         bits: numba type of an unsigned integer of the same size, as which activations are copied.
     """
 
-    @cfunc(SIGNATURE, cache=True)
+    @compiled(dtype, bits)
     def pool(block: Any) -> None:
         """Find the maximum of each 2×2 square, the first of equals, or NaN if there is one.
 
@@ -65,7 +65,7 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
                     store(target, i, best)
                     places[i] = position
 
-    @cfunc(SIGNATURE, cache=True)
+    @compiled(dtype, bits)
     def unpool(block: Any) -> None:
         """Put values at positions, and 0 elsewhere. Further arguments: values, positions, and the result."""
         a = carray(block, 9)
@@ -93,7 +93,7 @@ def pool_kernels(dtype: Any, bits: Any) -> PoolKernels:
                     third[i] = value if position == 2 else zero
                     fourth[i] = value if position == 3 else zero
 
-    @cfunc(SIGNATURE, cache=True)
+    @compiled(dtype, bits)
     def gather(block: Any) -> None:
         """Take the values at positions. Further arguments: the larger map, positions, and the result."""
         a = carray(block, 9)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, cfunc, types
+from numba import carray, types
 from torch import Tensor
 
-from deconvnet.models.fused.parallel import SIGNATURE, pointer, run, take_chunk
+from deconvnet.models.fused.parallel import compiled, pointer, run, take_chunk
 
 CHUNK = 2**17
 """Most numbers in a chunk. Each chunk belongs to one parameter."""
@@ -67,7 +67,7 @@ def _laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(values)
 
 
-@cfunc(SIGNATURE, cache=True, fastmath={"contract", "nsz"})
+@compiled(fastmath={"contract", "nsz"})
 def _kernel(block: Any) -> None:
     """Change parameters and momenta.
 

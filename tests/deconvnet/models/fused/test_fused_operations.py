@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -198,6 +199,20 @@ def test_pixels_that_are_all_void_have_no_loss():
     assert loss == 0 and not scores.grad.any()
 
 
+@pytest.mark.parametrize("wrong", [3, -1, 2**40])
+def test_class_ids_without_a_score_are_refused(wrong):
+    truth = torch.zeros(1, 2, 2, dtype=torch.int64)
+    truth[0, 1, 1] = wrong
+    with pytest.raises(IndexError, match="neither below 3 nor 255"):
+        cross_entropy(torch.randn(1, 3, 2, 2), truth, 255, 1.0)
+
+
+@pytest.mark.parametrize("truth", [torch.zeros(1, 3, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.uint8)])
+def test_class_ids_of_another_shape_or_dtype_are_refused(truth):
+    with pytest.raises(ValueError, match="class ids must be int64 of shape"):
+        cross_entropy(torch.randn(1, 3, 2, 2), truth, 255, 1.0)
+
+
 def parameters() -> list[nn.Parameter]:
     torch.manual_seed(1)
     weights = [
@@ -270,6 +285,20 @@ def test_each_chunk_is_taken_once():
     out = np.zeros((1000, 2, 8), np.float32)
     parallel.run(kernels.moments, 1000, x.size, 8, 1, x, vector, out)
     assert (out == 1).all()
+
+
+def test_each_version_of_a_kernel_has_a_file_of_its_own_in_numbas_cache(tmp_path, monkeypatch):
+    def make(dtype):
+        @parallel.compiled(dtype)
+        def kernel(block):
+            numba.carray(parallel.pointer(block[2], dtype), 1)[0] = 1
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    make(numba.float32)
+    make(numba.float64)
+    monkeypatch.setattr(parallel, "_VERSION", "another")
+    make(numba.float32)
+    assert len(list(tmp_path.rglob("*.nbi"))) == 3
 
 
 def test_compiling_fails_where_numba_can_write_nowhere(monkeypatch):
