@@ -11,9 +11,6 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from proposals.edges.channels import PATCH
-from proposals.edges.forest_file import load_forest
-from proposals.edges.structured_forest import evaluate_forest
 from proposals.masks import check_image
 
 EdgeSource = Literal["forest", "gradient"]
@@ -139,6 +136,12 @@ def forest_edges(image: np.ndarray, edge_model: str) -> np.ndarray:
     Raises:
         UserError: if the file cannot be fetched or is not a forest.
     """
+    # Imported late, because numba raises RuntimeError here if it has nowhere to write its cache: a model that is loaded chooses a
+    # folder first, and gradient edges need no numba.
+    from proposals.edges.channels import PATCH
+    from proposals.edges.forest_file import load_forest
+    from proposals.edges.structured_forest import evaluate_forest
+
     height, width = image.shape[:2]
     # The image is extended by reflection because its outermost 16 px would lie in fewer patches, which makes edges fainter there,
     # and to even sides because the feature channels have half its resolution.

@@ -72,7 +72,7 @@ def proposals() -> list[Row]:
     forest = str(PRETRAINED_FOREST)
     opencv = cv2.ximgproc.createStructuredEdgeDetection(forest)
     their_edges = patch(
-        "proposals.edges.detector.evaluate_forest", lambda _, image: opencv.detectEdges(image.astype(np.float32) / 255)
+        "proposals.edges.structured_forest.evaluate_forest", lambda _, image: opencv.detectEdges(image.astype(np.float32) / 255)
     )
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # as in the pipeline, where each core has its own image

@@ -121,7 +121,7 @@ def test_the_forest_is_given_even_sides(shape, rng, monkeypatch, forest):
         seen.append(image.shape)
         return image[..., 0].astype(np.float32)
 
-    monkeypatch.setattr("proposals.edges.detector.evaluate_forest", evaluate)
+    monkeypatch.setattr("proposals.edges.structured_forest.evaluate_forest", evaluate)
     assert thick_edges(rng.integers(0, 256, (*shape, 3), dtype=np.uint8), "forest", str(forest)).shape == shape
     assert seen[0][0] % 2 == seen[0][1] % 2 == 0 and min(seen[0][:2]) >= 48
 

@@ -114,7 +114,7 @@ def test_boxes_are_those_that_opencvs_edges_give(voc_rows, opencv, monkeypatch):
     images = [decode_image(row["image"]) for row in voc_rows[3:5]]
     ours = [edge_boxes(image) for image in images]
     monkeypatch.setattr(
-        "proposals.edges.detector.evaluate_forest", lambda _, image: opencv.detectEdges(image.astype(np.float32) / 255)
+        "proposals.edges.structured_forest.evaluate_forest", lambda _, image: opencv.detectEdges(image.astype(np.float32) / 255)
     )
     for image, (boxes, scores) in zip(images, ours, strict=True):
         expected, expected_scores = edge_boxes(image)
