@@ -12,7 +12,9 @@ from infra.storage.lock import read_record
 
 @dataclass(frozen=True)
 class LockGuard:
-    """Writes files for a run as long as no other run has taken its lock. It can be sent to other processes : make it of `Lock.uri` and `Lock.token`.
+    """Writes files for a run as long as no other run has taken its lock. It is made of a lock's `uri` and `token`.
+
+    It can be sent to other processes.
 
     A process that was frozen for longer than its lock is valid may wake after another run has taken over. It never overwrites a
     file that this run has written: its write succeeds only if the file still has the content that it had while the lock was held.
@@ -29,7 +31,7 @@ class LockGuard:
         """Raise Interrupted if another run has taken the lock. The lock file is read each time."""
         theirs = read_record(self.uri)
         if theirs is None or theirs.token != self.token:
-            who = f"{theirs.holder} (process {theirs.pid} on {theirs.host})" if theirs else "another run"
+            who = theirs.who if theirs else "another run"
             raise Interrupted(f"{who} took the lock {self.uri}: the results of that run count")
 
     def write(self, uri: str, data: bytes) -> None:

@@ -60,6 +60,11 @@ class LockRecord:
     kernel: str = ""
     started: str = ""
 
+    @property
+    def who(self) -> str:
+        """Return the command, process and machine that hold the lock, for messages."""
+        return f"{self.holder} (process {self.pid} on {self.host})"
+
     def to_bytes(self) -> bytes:
         """Return the record as the content of the lock file (JSON)."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
@@ -132,7 +137,7 @@ class Lock:
                 "the same command resumes"
             )
         raise Interrupted(
-            f"{theirs.holder} (process {theirs.pid} on {theirs.host}) took the lock {self.uri} at {_utc(theirs.since)}, because this "
+            f"{theirs.who} took the lock {self.uri} at {_utc(theirs.since)}, because this "
             "run had not renewed it in time: the results of that run count"
         )
 

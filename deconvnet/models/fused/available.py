@@ -1,5 +1,6 @@
 """Whether fused operations can be used on this machine."""
 
+import importlib
 import logging
 from functools import cache
 
@@ -21,8 +22,8 @@ def use_fused(device: torch.device) -> bool:
 def _can_compile() -> bool:
     """Compile a kernel and return whether that succeeded. If not, the reason is logged once."""
     try:
-        import deconvnet.models.fused.sgd
+        importlib.import_module("deconvnet.models.fused.sgd")
     except (ImportError, RuntimeError, OSError) as error:  # no numba, or no folder where it can write its cache
         logger.warning(f"  training takes longer than it could, because numba can't compile: {error}")
         return False
-    return bool(deconvnet.models.fused.sgd)
+    return True

@@ -22,7 +22,7 @@ def compare(image: np.ndarray) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_channels_of_photographs_are_those_of_opencv(voc_rows):
+def test_channels_of_real_images_are_those_of_opencv(voc_rows):
     for row in voc_rows:
         image = decode_image(row["image"])
         compare(np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]))

@@ -29,7 +29,7 @@ def check(image: np.ndarray, opencv: "cv2.ximgproc.StructuredEdgeDetection", for
     np.testing.assert_allclose(edges, opencv.detectEdges(image.astype(np.float32) / 255), atol=1e-5, rtol=0)
 
 
-def test_edges_of_photographs_are_those_of_opencv(voc_rows, opencv):
+def test_edges_of_real_images_are_those_of_opencv(voc_rows, opencv):
     for row in voc_rows[:3]:
         image = decode_image(row["image"])
         check(np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]), opencv)
