@@ -3,14 +3,18 @@
 import shutil
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
+from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file
+from deconvnet.evaluation.metrics import ConfusionMatrix
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Record, digest, record_uri
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
+from workflows.pipelines.retraining import CHAMPION_RESULTS, Retraining
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
@@ -109,3 +113,31 @@ def test_a_retraining_is_refused_before_it_begins_if_the_name_holds_models_of_ot
         with pytest.raises(UserError, match=r"the workspace s3://theirs/runs \(version 7\).*--tracking\.model_name"):
             retraining.next_generation(settings, dry_run=dry_run)
     assert generations.read_all(settings.workspace) == []
+
+
+@pytest.mark.parametrize(("margin", "max_class_drop", "promoted"), [(0.2, 0.3, True), (0.3, 0.2, False), (0.1, 0.1, False)])
+def test_the_verdict_is_made_by_the_margin_and_the_class_drop_of_the_settings(
+    settings, champion, monkeypatch, margin: float, max_class_drop: float, promoted: bool
+) -> None:
+    """The mean IoU rises by 0.26 in every image, and the IoU of one class falls by 0.14."""
+    limits = settings.retrain.model_copy(update={"margin": margin, "max_class_drop": max_class_drop})
+    pipeline = Retraining(settings.model_copy(update={"retrain": limits}), Generation("20261101-000000", None, None), object())
+    old, new = np.array([[60, 10, 30], [0, 100, 0], [50, 0, 50]]), np.array([[90, 10, 0], [15, 85, 0], [5, 0, 95]])
+    for matrix, folders in ((old, CHAMPION_RESULTS[:1]), (new, ())):
+        found = {
+            "mean_iou": ConfusionMatrix(3, matrix).mean_iou,
+            "iou": dict(zip("abc", ConfusionMatrix(3, matrix).iou, strict=True)),
+        }
+        results = {"classes": list("abc"), "images": 9, "rows": {"edeconvnet_crf": found}}
+        storage.write_json(pipeline.report(*folders, "results.json"), results)
+        storage.write_bytes(
+            pipeline.report(*folders, IMAGE_CONFUSIONS), image_confusions_file(dict.fromkeys("123456789", matrix))
+        )
+    record(pipeline.root, "register", [], [], version=2)
+    monkeypatch.setattr(retraining.promotion, "promote", lambda run, model, version, beaten, decision, lock: (version, decision))
+    found = pipeline._decide("f")
+    assert found["promoted"] is promoted, found["why"]
+    assert found["lower"] == pytest.approx(found["rise"]) and (found["version"], found["rise"]) == (
+        2,
+        pytest.approx(0.26, abs=0.01),
+    )

@@ -1,0 +1,299 @@
+"""Every setting reaches the code that it names, and repeats exactly the stages whose outputs it may change."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from deconvnet.datasets import images_table
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.reporting import evaluation_report, plots
+from deconvnet.tracking import interface, register
+from deconvnet.tracking.register import Ensemble
+from deconvnet.training import channel_pruning_job, local_trainer
+from deconvnet.training.channel_pruning_job import PruningJob
+from deconvnet.training.job import TrainingJob
+from infra import storage
+from infra.settings import Section
+from proposals import job as proposals_job
+from proposals.mining import job as mining_job
+from workflows.cli import setting_fields
+from workflows.pipelines import base
+from workflows.pipelines.training import Pipeline
+from workflows.settings import Settings
+
+DEFAULTS = {
+    "model.width": 0.25,
+    "model.fcn_width": 0.125,
+    "model.vgg16": "FOLDER/vgg.npz",
+    "proposals.kind": "both",
+    "proposals.edge_model": "FOLDER/forest.yml.gz",
+    "data.classes": GENERATED_CLASSES,
+    "executor": "local",
+    "init.from": None,
+}
+"""The settings that are changed one by one: VGG-16 is pruned, there is an edge model, and there are windows and boxes."""
+
+ANOTHER = {
+    "data.root": "FOLDER/voc",
+    "data.classes": ("background", "hoop", "square", "triangle", "star", "disc"),
+    "init.from": "FOLDER/trained",
+    "proposals.edge_model": "FOLDER/other forest.yml.gz",
+    "model.vgg16": "FOLDER/other vgg.npz",
+    "model.input_size": 256,
+    "model.fcn_input_size": 544,
+    "segment.proposals": 51,
+    "cluster.data_nodes": "pool=cpu",
+    "cluster.training_nodes": "pool=gpu",
+    "proposals.window_sizes": (1.0, 0.25),
+    "compute.min_workers": 1,
+}
+"""Other values of settings for which `another` has none."""
+
+NEEDS = {
+    "data.classes": {"data.root": "FOLDER/voc"},
+    "data.background": {"data.root": "FOLDER/voc"},
+    "data.train_split": {"data.root": "FOLDER/voc"},
+    "data.val_split": {"data.root": "FOLDER/voc"},
+    "data.test_split": {"data.root": "FOLDER/voc"},
+    "proposals.edges": {"proposals.edge_model": None},
+}
+"""Settings that are allowed, or have an effect, only beside others."""
+
+TRAININGS = "fcn8s stage1 stage2"
+PRUNINGS = "fcn8s_start stage1_start"
+REPEATED = {
+    "seed": f"prepare examples {TRAININGS} {PRUNINGS}",
+    "data.classes": f"prepare {TRAININGS} evaluate",
+    "data.background": "prepare examples evaluate",
+    "data.max_pixels": "prepare register",
+    "data": "prepare",
+    "proposals.kind": "examples evaluate",
+    "proposals.window_sizes": "examples evaluate",
+    "proposals.window_overlap": "examples evaluate",
+    "proposals": "proposals",
+    "examples.context": "examples evaluate",
+    "examples.window": "examples evaluate",
+    "examples": "examples",
+    "model.convention": f"{TRAININGS} {PRUNINGS}",
+    "model.vgg16": f"{TRAININGS} {PRUNINGS}",
+    "model.width": "stage1_start stage1 stage2",
+    "model.input_size": "examples stage1_start stage1 stage2",
+    "model.decoder_init": "stage1 stage2",
+    "model.fcn_width": "fcn8s_start fcn8s",
+    "model.fcn_input_size": "fcn8s_start fcn8s",
+    "model.fcn_batch_norm": "fcn8s",
+    "init.from": f"{TRAININGS} {PRUNINGS}",
+    "compute.bf16": TRAININGS,
+    "train.fcn8s": "fcn8s",
+    "train.stage1": "stage1",
+    "train.stage2": "stage2",
+    "segment": "evaluate",
+    "tracking.model_name": "register",
+    "tracking.register_model": "register",
+    "tracking.enabled": "register",
+    "tracking.uri": "register",
+}
+"""Stages in whose recipe a setting, or any other setting of a section, is. The stages that read their outputs follow."""
+
+WITHOUT_EFFECT_ON_RESULTS = {
+    "workspace": "where the outputs are",
+    "executor": "both executors make the same outputs",
+    "compute.workers": "the global batches don't depend on it",
+    "compute.min_workers": "as above",
+    "compute.gpu": "another device, the same computation",
+    "compute.cpus_per_worker": "speed",
+    "compute.threads": "speed",
+    "compute.max_failures": "a restarted training goes on as if nothing had happened",
+    "*.checkpoint_every": "a resumed training equals an undisturbed one",
+    "*.log_every": "what is written to the log",
+    "cluster": "where the work runs",
+    "retrain": "settings of retrain.py, which has stages of its own",
+    "tracking": "what is logged, and where",
+}
+"""Settings that repeat no stage, and why. A section stands for its other settings, "*." for a field of every section."""
+
+
+def expected_stages(name: str) -> set[str]:
+    """The stages of the table's entry of a setting, of its field alone, or of the nearest section; none without effect."""
+    for key in (name, f"*.{name.rpartition('.')[2]}", *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))):
+        if key in REPEATED or key in WITHOUT_EFFECT_ON_RESULTS:
+            return set(REPEATED.get(key, "").split())
+    raise AssertionError(f"{name} is in no table")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that settings name, of different contents."""
+    made = tmp_path_factory.mktemp("settings")
+    for name in ("vgg.npz", "other vgg.npz", "forest.yml.gz", "other forest.yml.gz"):
+        (made / name).write_text(name)
+    for name, architecture in (("stage2", "deconvnet"), ("fcn8s", "fcn8s")):
+        for start in ("trained", "w"):
+            meta = {"classes": GENERATED_CLASSES, "architecture": architecture, "fingerprint": start, "sha256": start}
+            storage.write_json(f"{made}/{start}/models/{name}/model.json", meta)
+    for split in ("train", "trainx", "val", "valx", "x"):
+        (made / "voc" / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (made / "voc" / f"ImageSets/Segmentation/{split}.txt").write_text(f"{split}\n")
+        for kind in ("JPEGImages", "SegmentationClass"):
+            (made / "voc" / kind).mkdir(exist_ok=True)
+            (made / "voc" / kind / f"{split}.{'jpg' if kind == 'JPEGImages' else 'png'}").write_text("no image, but none is read")
+    return made
+
+
+def nested(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Values by dotted name as nested dicts, with the folder's path in place of FOLDER."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        into = out
+        for section in sections:
+            into = into.setdefault(section, {})
+        into[key] = value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
+    return out
+
+
+def settings_with(folder: Path, changes: dict[str, Any]) -> Settings:
+    return Settings.model_validate(nested(folder, {**DEFAULTS, "workspace": "FOLDER/w", **changes}))
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    for part in name.replace("init.from", "init.from_").split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+def candidates(value: Any, annotation: Any) -> Iterator[Any]:
+    """Other values of the kind of a setting; which are allowed is tried."""
+    options = [each for each in get_args(annotation) if isinstance(each, str)]
+    if options:
+        yield from (each for each in options if each != value)
+    elif isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (value + 1, value - 1, value * 0.75, value + 0.25)
+    elif isinstance(value, str):
+        yield f"{value}x"
+    else:
+        yield from (1, 0.5, True, "x")
+
+
+def changed(folder: Path, name: str, annotation: Any) -> tuple[Settings, Settings]:
+    """Settings, and those with another value of one setting."""
+    needs = NEEDS.get(name, {})
+    before = settings_with(folder, needs)
+    values = [ANOTHER[name]] if name in ANOTHER else candidates(value_of(before, name), annotation)
+    for value in values:
+        try:
+            after = settings_with(folder, {**needs, name: value})
+        except ValidationError:
+            continue
+        if value_of(after, name) != value_of(before, name):
+            return before, after
+    raise AssertionError(f"no other value of {name} is allowed: add one to ANOTHER")
+
+
+FIELDS = [pytest.param(name, field.annotation, id=name) for name, field in setting_fields(Settings)]
+
+
+class Called(Exception):
+    """Ends a stage at the call of the function that does its work."""
+
+
+def plain(value: Any) -> bool:
+    """Whether an argument is made of values, so that its text tells it from others; no executor or run of a tracker."""
+    return isinstance(value, str | int | float | tuple | Section | TrainingJob | PruningJob | EvaluationInputs | Ensemble | None)
+
+
+def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What each stage gives to the function that does its work, as text; and what the run itself is given, as "run"."""
+    calls: list[str] = []
+
+    def recorder(name: str, ends: bool = True) -> Callable[..., Any]:
+        def record(*given: Any, **named: Any) -> Any:
+            calls.append(repr([name, *filter(plain, given), *((key, value) for key, value in named.items() if plain(value))]))
+            if ends:
+                raise Called
+            return nullcontext(value_of(settings, "workspace"))
+
+        return record
+
+    for module, name in (
+        (images_table, "prepare_images"),
+        (proposals_job, "make_proposals"),
+        (mining_job, "mine_examples"),
+        (channel_pruning_job, "prune_on"),
+        (local_trainer, "train_locally"),
+        (evaluation_report, "evaluate_and_report"),
+        (register, "register"),
+        (base, "open_tracker"),
+    ):
+        monkeypatch.setattr(module, name, recorder(name))
+    for name in ("data_folder", "hold_workspace"):
+        monkeypatch.setattr(images_table if name == "data_folder" else base, name, recorder(name, ends=False))
+    monkeypatch.setattr(Pipeline, "measure_proposals", lambda *_: None)
+    monkeypatch.setattr(interface, "read_histories", lambda *_: {})
+    monkeypatch.setattr(plots, "draw_training_curves", lambda *_: {})
+    opened = base.open_executor
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "open_executor", lambda *given: recorder("open_executor", False)(*given) and opened(*given))
+        pipeline = Pipeline(settings)
+    storage.write_json(pipeline.report("results.json"), {})
+    for stage in ("stage2", "fcn8s"):
+        storage.write_json(storage.join(pipeline.model(stage), "model.json"), {"classes": settings.data.classes})
+    with pytest.raises(Called):
+        pipeline.run("config")
+    found = {"run": str(calls)}
+    for stage in pipeline.stages.stages:
+        calls.clear()
+        with pytest.raises(Called):
+            stage.run("f" * 16)
+        found[stage.name] = str(calls)
+    return found
+
+
+REACHED_OTHERWISE = {
+    "retrain.margin": "the verdict of retrain.py: test_retraining.py",
+    "retrain.max_class_drop": "as above",
+    "retrain.keep": "the end of retrain.py: test_retrain.py",
+    "executor": "test_local_executor.py",
+}
+NOT_GIVEN = {
+    ("fcn8s", "model.vgg16"): "it starts from the file that fcn8s_start makes",
+    ("stage1", "model.vgg16"): "as above",
+    ("stage2", "init.from"): "it starts from stage 1",
+}
+"""Stages that a setting repeats, though the function that does their work isn't given the setting."""
+
+
+@pytest.mark.parametrize(("name", "annotation"), FIELDS)
+def test_a_setting_reaches_the_code_of_each_stage_that_it_repeats(
+    folder: Path, name: str, annotation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in REACHED_OTHERWISE:
+        return
+    before, after = (arguments(each, monkeypatch) for each in changed(folder, name, annotation))
+    reached = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
+    assert reached
+    assert reached >= {stage for stage in expected_stages(name) if (stage, name) not in NOT_GIVEN}
+
+
+def recipes(settings: Settings) -> dict[str, str]:
+    return {stage.name: stage.recipe for stage in Pipeline(settings).stages.stages}
+
+
+def test_the_same_settings_give_the_same_arguments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every setting would seem to reach the code."""
+    settings = settings_with(folder, {})
+    assert arguments(settings, monkeypatch) == arguments(settings, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "annotation"), FIELDS)
+def test_a_setting_repeats_exactly_the_stages_of_the_table(folder: Path, name: str, annotation: Any) -> None:
+    before, after = (recipes(each) for each in changed(folder, name, annotation))
+    repeated = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
+    assert repeated == expected_stages(name)
