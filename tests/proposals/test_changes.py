@@ -46,6 +46,16 @@ def test_each_kind_of_change_is_found() -> None:
     assert set(dict(compare(iter(NOW), iter([]))).values()) == {"new"}
 
 
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [("image", "changed"), ("split", "relabelled"), ("class_mask", "relabelled"), ("object_mask", "relabelled")],
+)
+def test_another_value_of_a_single_column_is_found(column: str, change: str) -> None:
+    for value in (b"other", *([None] if "mask" in column else [])):
+        assert dict(compare(iter([row("a") | {column: value}]), iter([row("a")]))) == {"a": change}
+        assert dict(compare(iter([row("a")]), iter([row("a") | {column: value}]))) == {"a": change}
+
+
 @pytest.mark.parametrize(("before_parts", "parts"), [(1, 3), (3, 2)])
 def test_changes_do_not_depend_on_how_tables_are_divided_into_parts(executor, write, tmp_path, before_parts, parts) -> None:
     before, now = write("b", BEFORE, before_parts), write("n", NOW, parts)

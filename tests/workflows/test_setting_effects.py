@@ -272,14 +272,29 @@ NOT_GIVEN = {
 
 @pytest.mark.parametrize(("name", "annotation"), FIELDS)
 def test_a_setting_reaches_the_code_of_each_stage_that_it_repeats(
-    folder: Path, name: str, annotation: Any, monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, annotation: Any, monkeypatch: pytest.MonkeyPatch, unchanged: Any
 ) -> None:
     if name in REACHED_OTHERWISE:
         return
-    before, after = (arguments(each, monkeypatch) for each in changed(folder, name, annotation))
+    settings, other = changed(folder, name, annotation)
+    before, after = unchanged("arguments", settings, lambda each: arguments(each, monkeypatch)), arguments(other, monkeypatch)
     reached = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
     assert reached
     assert reached >= {stage for stage in expected_stages(name) if (stage, name) not in NOT_GIVEN}
+
+
+@pytest.fixture(scope="module")
+def unchanged() -> Callable[[str, Settings, Callable[[Settings], dict[str, str]]], dict[str, str]]:
+    """Makes what is compared with only once for the same settings."""
+    known: dict[tuple[str, str], dict[str, str]] = {}
+
+    def find(kind: str, settings: Settings, make: Callable[[Settings], dict[str, str]]) -> dict[str, str]:
+        key = (kind, settings.model_dump_json())
+        if key not in known:
+            known[key] = make(settings)
+        return known[key]
+
+    return find
 
 
 def recipes(settings: Settings) -> dict[str, str]:
@@ -293,7 +308,26 @@ def test_the_same_settings_give_the_same_arguments(folder: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(("name", "annotation"), FIELDS)
-def test_a_setting_repeats_exactly_the_stages_of_the_table(folder: Path, name: str, annotation: Any) -> None:
-    before, after = (recipes(each) for each in changed(folder, name, annotation))
+def test_a_setting_repeats_exactly_the_stages_of_the_table(folder: Path, name: str, annotation: Any, unchanged: Any) -> None:
+    settings, other = changed(folder, name, annotation)
+    before, after = unchanged("recipes", settings, recipes), recipes(other)
     repeated = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
     assert repeated == expected_stages(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "repeated"),
+    [
+        ("model.vgg16", "vgg.npz", f"{TRAININGS} {PRUNINGS}"),
+        ("proposals.edge_model", "forest.yml.gz", "proposals"),
+    ],
+)
+def test_a_file_counts_by_its_content_and_not_by_its_path(folder: Path, name: str, file: str, repeated: str) -> None:
+    (folder / "copy of").mkdir(exist_ok=True)
+    copy = folder / "copy of" / file
+    before, found = recipes(settings_with(folder, {})), {}
+    for content in ((folder / file).read_bytes(), b"trained anew"):
+        copy.write_bytes(content)
+        after = recipes(settings_with(folder, {name: str(copy)}))
+        found[content] = {stage for stage in before if before[stage] != after[stage]}
+    assert list(found.values()) == [set(), set(repeated.split())]

@@ -11,6 +11,7 @@ from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.fcn8s import Upsample
+from deconvnet.models.fusion import for_inference
 from deconvnet.models.layers import Unpool, channels
 
 # Channels and side after each layer of DeconvNet() on 224×224: the paper's table.
@@ -141,6 +142,41 @@ def test_unpooling_puts_every_maximum_where_it_was(shape, seed, values, last):
     assert torch.equal(windows.amax(1), originals.amax(1))  # and that was the maximum
 
 
+def passing_network(side):
+    """A DeconvNet that passes the first channel on unchanged; fc6 has a channel for each of the pixels of pool5."""
+    net = DeconvNet(2, width=0.01, input_size=side).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.zeros_(layer.weight)
+            middle = (layer.kernel_size[0] // 2,) * 2 if layer.kernel_size[0] == 3 else (0, 0)
+            layer.weight.data[0, 0, *middle] = 1
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 0.0
+    for number in range((side // 32) ** 2):
+        place = divmod(number, side // 32)
+        net.fc6.conv.weight.data[number, 0, *place] = 1
+        net.fc7.conv.weight.data[number, number] = 1
+        net.fc6_deconv.conv.weight.data[number, 0, *place] = 1
+    return net
+
+
+@pytest.mark.parametrize(
+    "prepared", [lambda net: net, lambda net: for_inference(net, bf16=False)], ids=["network", "for inference"]
+)
+@pytest.mark.parametrize("side", [32, 64])
+def test_marked_pixels_return_to_where_they_came_from_through_the_whole_network(side, prepared):
+    """One in each field of 32×32 pixels, which becomes one pixel at the top of the encoder."""
+    net, generator = prepared(passing_network(side)), torch.Generator().manual_seed(side)
+    for _ in range(5):
+        images = torch.zeros(1, 3, side, side)
+        for y in range(0, side, 32):
+            for x in range(0, side, 32):
+                dy, dx = torch.randint(32, (2,), generator=generator).tolist()
+                images[0, 0, y + dy, x + dx] = 1 + torch.rand((), generator=generator)
+        with torch.no_grad():
+            torch.testing.assert_close(net(images)[:, 0], images[:, 0])
+
+
 def test_unpooling_takes_gradients_from_where_the_switches_point():
     x = torch.randn(1, 2, 4, 4)
     pooled, switches = F.max_pool2d(x, 2, return_indices=True)
@@ -212,6 +248,28 @@ def test_fcn_dropout_is_on_in_training_only():
     assert not torch.equal(net(images), net(images))
     net.eval()
     assert torch.equal(net(images), net(images))
+
+
+@pytest.mark.parametrize(("before", "after"), [("fc6", "fc7"), ("fc7", "score")])
+def test_fcn_drops_half_of_fc6_s_and_of_fc7_s_outputs(before, after):
+    net, seen = FCN8s(3, width=0.125), {}
+    net.get_submodule(before).register_forward_hook(lambda _m, _i, out: seen.update(out=out.detach().clone()))
+    net.get_submodule(after).register_forward_pre_hook(lambda _m, inputs: seen.update(given=inputs[0].detach().clone()))
+    net(torch.randn(1, 3, 64, 64))
+    kept = seen["given"] != 0
+    torch.testing.assert_close(seen["given"][kept], 2 * seen["out"][kept])
+    assert 0.4 < kept.sum() / (seen["out"] != 0).sum() < 0.6
+
+
+def test_fcn_upsamples_scores_in_float32_within_autocast():
+    layer, scores = Upsample(3, 8), torch.randn(2, 3, 5, 4)
+    nn.init.normal_(layer.weight)
+    expected = layer(scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(scores)
+        coarse = layer(scores.bfloat16())
+    assert found.dtype == coarse.dtype == torch.float32 and torch.equal(found, expected)
+    assert torch.equal(coarse, layer(scores.bfloat16().float()))
 
 
 @pytest.mark.parametrize("net", [small(convention="torchvision"), FCN8s(3, 0.25, True, "torchvision")])

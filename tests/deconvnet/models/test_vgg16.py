@@ -33,8 +33,8 @@ def torchvision_file(norm=False, classifier=False):
             tensors[f"features.{index}.weight"] = torch.full((outputs, inputs, 3, 3), 0.001 * (index + 1))
             tensors[f"features.{index}.bias"] = torch.arange(outputs).float()
             if norm:
-                for entry, value in (("weight", 2.0), ("bias", 0.5), ("running_mean", 3.0), ("running_var", 4.0)):
-                    tensors[f"features.{index + 1}.{entry}"] = torch.full((outputs,), value)
+                for entry, low, high in (("weight", 0.5, 3), ("bias", -1, 1), ("running_mean", -5, 5), ("running_var", 0.1, 9)):
+                    tensors[f"features.{index + 1}.{entry}"] = torch.empty(outputs).uniform_(low, high)
                 tensors[f"features.{index + 1}.num_batches_tracked"] = torch.tensor(7)
             inputs, index = outputs, index + 2 + norm
         index += 1
@@ -111,7 +111,7 @@ def test_vgg16_bn_fills_batch_norm_or_is_folded(tmp_path, fcn):
     net = DeconvNet(2, input_size=32, convention="torchvision").eval()
     load_vgg16(net, str(path))
     load_vgg16(fcn, str(path))
-    assert (net.conv4.get_submodule("1.norm").running_mean == 3).all()
+    assert torch.equal(net.conv4.get_submodule("1.norm").running_mean, tensors["features.25.running_mean"])
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(fcn.conv1(x), net.conv1(x), rtol=1e-4, atol=1e-3)
 

@@ -173,3 +173,12 @@ def test_artifacts_that_a_user_keeps_elsewhere_are_left_there(tmp_path, new_stor
     client = MlflowTracker(tracking_uri(str(tmp_path / "b")), "test").client
     assert client.get_experiment(theirs).artifact_location == other.as_uri()
     assert client.get_run(run.run_id).info.artifact_uri.startswith(other.as_uri())
+
+
+@pytest.mark.parametrize("begin", ["", "RESOURCE_DOES_NOT_EXIST: "])
+@pytest.mark.parametrize(
+    "uri", ["http://user:secret@host:5000/api", "postgresql://user:secret@db/mlflow", "s3://bucket/a?token=secret"]
+)
+def test_mlflows_errors_are_quoted_without_secrets(begin: str, uri: str) -> None:
+    said = store.error_summary(ValueError(f"{begin}{uri} refused it\nTraceback"))
+    assert "secret" not in said and said.startswith(begin) and said.endswith(" refused it")

@@ -45,6 +45,19 @@ def test_a_changed_setting_reruns_the_stage_and_what_follows(tmp_path: Path) -> 
     assert run(tmp_path, log, a=2, b=2, version=2) == ["a", "b"]
 
 
+@pytest.mark.parametrize("changed", ["a", "b", "c"])
+def test_the_content_of_every_input_counts(tmp_path: Path, changed: str) -> None:
+    def made(contents: dict[str, str]) -> list[str]:
+        ran: list[str] = []
+        inputs = [Stage(n, n, 1, {"x": c}, (), (), lambda fingerprint, c=c: {"key": c}) for n, c in contents.items()]
+        stages = [*inputs, Stage("d", "D", 1, {}, tuple(contents), (), lambda fingerprint: ran.append("d") or {})]
+        Stages(str(tmp_path), stages).run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
+        return ran
+
+    before = dict.fromkeys("abc", "old")
+    assert (made(before), made(before), made({**before, changed: "new"})) == (["d"], [], ["d"])
+
+
 def test_equal_content_of_an_input_does_not_rerun_what_follows(tmp_path: Path) -> None:
     log: list[str] = []
     run(tmp_path, log, key="same")

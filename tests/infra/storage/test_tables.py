@@ -1,6 +1,9 @@
 """Tables are complete or absent, and complete parts are not made twice."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -69,14 +72,48 @@ def test_a_part_whose_rows_fail_leaves_no_file(tmp_path: Path) -> None:
     assert storage.list_files(table) == []
 
 
-def test_a_commit_replaces_the_earlier_table_in_one_step(tmp_path: Path) -> None:
-    table = str(tmp_path / "t")
-    tables.commit(table, "old", [tables.write_part(table, "old", 0, [row("a")], SCHEMA)])
-    part = tables.write_part(table, "new", 0, [row("b")], SCHEMA)
-    assert [r["image_id"] for r in tables.iter_rows(table)] == ["a"]
-    tables.commit(table, "new", [part])
-    assert [r["image_id"] for r in tables.iter_rows(table)] == ["b"]
-    assert not [f for f in storage.list_files(table) if f.startswith("old")]
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_failure_at_any_write_leaves_the_old_table_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Run again, it makes the new table, and leaves nothing of the old one."""
+    left = -1  # number of writes until the failure
+
+    def failing(write: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0 and moment == "before":
+                raise InterruptedError
+            write(*given)
+            if left == 0:
+                raise InterruptedError
+
+        return done
+
+    def make(table: str, fingerprint: str, names: str) -> None:
+        parts = [tables.write_part(table, fingerprint, i, [row(name)], SCHEMA) for i, name in enumerate(names)]
+        tables.commit(table, fingerprint, parts)
+
+    def names(table: str, part: tables.Part | None = None) -> str:
+        return "".join(r["image_id"] for r in tables.iter_rows(table, part=part))
+
+    for name in ("write_bytes", "write_json", "remove"):
+        monkeypatch.setattr(tables.storage, name, failing(getattr(storage, name)))
+    seen = []
+    for fatal in range(1, 20):
+        table = str(tmp_path / str(fatal))
+        left = -1
+        make(table, "old", "abc")
+        left = fatal
+        with suppress(InterruptedError):
+            make(table, "new", "xyz")
+        seen.append(names(table))
+        assert all(names(table, part) == "xyz"[i] for i, part in tables.finished_parts(table, "new").items())
+        spared, left = left, -1
+        make(table, "new", "xyz")
+        assert names(table) == "xyz" and not [f for f in storage.list_files(table) if f.startswith("old")]
+    assert seen == sorted(seen) and set(seen) == {"abc", "xyz"} and spared > 0, "fewer writes than failures were tried"
 
 
 def test_discarded_parts_are_made_again(tmp_path: Path) -> None:
