@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 CLUSTER ?=
+# Two processes of tests; tests/conftest.py says which runs what.
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run cluster test test-slow test-cluster coverage lint docs site ui bench bench-proposals clean
@@ -55,7 +57,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/python -m pytest -m "not slow and not cluster" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --durations=15 -m "not slow and not cluster" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
@@ -64,7 +66,7 @@ test-cluster: $(VENV)/.dev
 	@$(BIN)/python -m pytest -m cluster $(ARGS)
 
 coverage: $(VENV)/.dev
-	@$(BIN)/python -m pytest -m "not slow and not cluster" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
 
 site: $(VENV)/.dev
 	@rm -rf build/site-source && mkdir -p build/site-source

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a real Ray, the shared sample images, small images."""
+"""What all tests share: a real Ray, the sample images, random numbers; and how tests are divided among processes."""
 
 import os
 import signal
@@ -17,6 +17,28 @@ ROOT = Path(__file__).resolve().parent.parent
 # A shell ignores Ctrl-C for what it runs in the background, and child processes inherit this. Tests of Ctrl-C need the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Torch's threads, here and in the commands that tests start: two processes of tests use two cores, and their data is tiny.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Divide the tests among the processes of pytest-xdist: one process runs all tests on the session's Ray.
+
+    The other tests of a file stay together, so that what they share is made once. Files whose tests start a Ray of their own take
+    longest, so they are begun first.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    starts_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:
+        if "ray_session" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT / "tests"))))
+    groups = {item: item.get_closest_marker("xdist_group").args[0] for item in items}
+    items.sort(key=lambda item: (groups[item] != "ray", item.path not in starts_ray))
 
 
 @pytest.fixture(scope="session")

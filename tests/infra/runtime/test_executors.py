@@ -15,9 +15,10 @@ from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
 
 WORDS = {"title": "counting", "unit": "numbers"}
+ON_RAY = (pytest.mark.ray, pytest.mark.xdist_group("ray"))  # they ask for the session's Ray only when they run
 
 
-@pytest.fixture(params=["one process", "pool", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(params=["one process", "pool", pytest.param("ray", marks=ON_RAY)])
 def any_executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     if request.param == "ray":
         request.getfixturevalue("ray_session")
@@ -102,7 +103,7 @@ def test_a_stream_passes_items_on_and_raises_user_errors(any_executor: Executor)
         list(any_executor.stream(partial(counting, 4), training=True))
 
 
-@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=ON_RAY)])
 def test_it_stops_after_a_result_once_told_to(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if name == "ray":
         request.getfixturevalue("ray_session")
