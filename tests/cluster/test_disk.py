@@ -11,7 +11,7 @@ import pytest
 
 from infra.storage import tables
 from tests.cluster.conftest import Driver, start
-from tests.workflows.test_train_pipeline import TINY, command
+from tests.workflows.commands import TINY, command
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

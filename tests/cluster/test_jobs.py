@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from infra.deploy.local.cluster import Cluster, ray_cluster
-from tests.workflows.test_train_pipeline import ROOT, TINY
+from tests.conftest import ROOT
+from tests.workflows.commands import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -9,7 +9,7 @@ import pytest
 from infra.deploy.local.cluster import ray_cluster
 from tests.cluster.conftest import FAST_HEALTH_CHECKS, start
 from tests.conftest import ROOT
-from tests.workflows.test_train_pipeline import TINY, command
+from tests.workflows.commands import TINY, command
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(600)]
 

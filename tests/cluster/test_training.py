@@ -12,7 +12,7 @@ from infra.deploy.local.process import Server
 from infra.deploy.local.servers import mlflow_server
 from tests.cluster.conftest import ClusterFixture, Driver
 from tests.servers import FlakyProxy
-from tests.workflows.test_train_pipeline import TINY
+from tests.workflows.commands import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(900)]
 PIPELINE = "workflows/train_pipeline.py"

@@ -1,4 +1,7 @@
-"""retrain.py: the first champion, a run without new data, new images, and two runs at a time."""
+"""retrain.py: the first champion, a run without new data, new images, and two runs at a time.
+
+All but the last retraining, which resumes one, run by the local executor.
+"""
 
 import json
 import os
@@ -15,10 +18,10 @@ from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.tracking.registry import aliases
 from infra import storage
 from infra.storage import tables
-from tests.workflows.test_train_pipeline import TINY, command, run
+from tests.workflows.commands import LOCAL, TINY, Done, call, command, run
+from workflows import retrain
 from workflows.pipelines import generations
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SCRIPT = "retrain.py"
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 
@@ -45,8 +48,8 @@ class Retrainings:
             *more,
         ]
 
-    def __call__(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return run(*self.arguments(*more), script=SCRIPT)
+    def __call__(self, *more: str) -> Done:
+        return call(retrain.main, *self.arguments(*LOCAL, *more))
 
     def generations(self) -> list[generations.Generation]:
         return generations.read_all(str(self.workspace))
@@ -103,21 +106,21 @@ def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
     assert len(retrainings.generations()) == 1 and aliases(retrainings.store, "edeconvnet") == {"champion": 1, "challenger": 1}
 
 
+@pytest.mark.ray
 def test_new_images_are_trained_on_and_a_killed_run_is_resumed(retrainings: Retrainings) -> None:
-    """A run is killed; the next resumes its generation. A run beside another is refused."""
+    """A run is killed; the next, on Ray, resumes its generation. A run beside another is refused."""
     retrainings.add_images()
     plan = retrainings("--dry-run")
     assert "5 new, 0 gone" in plan.stdout and "from edeconvnet version 1" in plan.stdout and len(retrainings.generations()) == 1
-    arguments = retrainings.arguments("--retrain.margin", "0", "--retrain.max_class_drop", "1", "--retrain.keep", "1")
-    first = subprocess.Popen(
-        command(*arguments, script=SCRIPT), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
-    )
+    rules = ("--retrain.margin", "0", "--retrain.max_class_drop", "1", "--retrain.keep", "1")
+    alone = command(*retrainings.arguments(*LOCAL, *rules), script=SCRIPT)
+    first = subprocess.Popen(alone, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/")
     assert first.stdout
     said = ""
     for line in first.stdout:
         said += line
         if "fcn8s:" in line:
-            beside = run(*arguments, script=SCRIPT)
+            beside = retrainings(*rules)
             assert beside.returncode == 3 and "holds the lock" in beside.stderr and "Traceback" not in beside.stderr
             first.send_signal(signal.SIGKILL)
             break
@@ -126,7 +129,7 @@ def test_new_images_are_trained_on_and_a_killed_run_is_resumed(retrainings: Retr
     begun = retrainings.generations()[-1]
     assert not begun.finished and begun.version == 1
 
-    done = run(*arguments, script=SCRIPT)  # the lock of a dead process of this machine is not waited for
+    done = run(*retrainings.arguments(*rules), script=SCRIPT)  # the lock of a dead process of this machine is not waited for
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("prepare", "proposals", "examples"):
         assert f"{stage}: complete, not run again" in done.stdout

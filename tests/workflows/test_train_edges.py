@@ -1,10 +1,7 @@
-"""train_edges.py: on one worker and on two, again, and with user errors."""
+"""train_edges.py: in one process and on two workers of Ray, again, and with user errors."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,30 +11,24 @@ import scipy.io
 
 from proposals.edges.forest_file import forest_file_error
 from proposals.image_codec import encode_jpeg
+from tests.workflows.commands import LOCAL, Done, call, run
+from workflows import train_edges
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = shlex.split(
     "--data.generated.train 24 --data.generated.val 2 --data.dev_fraction 0.3 --proposals.min_box_area 200 --proposals.max_boxes 60 "
     "--forest.trees 2 --forest.patches 2000 --forest.feature_share 0.05"
 )
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
-    command = [sys.executable, str(ROOT / "workflows/train_edges.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=clean, cwd="/")
-
-
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A workspace that a run on one CPU has finished, and what it printed."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A workspace that a run by the local executor has finished, in one process, and what it printed."""
     folder = tmp_path_factory.mktemp("edges") / "one"
-    done = run("--workspace", str(folder), "--cluster.num_cpus", "1", *TINY)
+    done = call(train_edges.main, "--workspace", str(folder), *LOCAL, *TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done
 
 
-@pytest.mark.ray
 def test_a_run_leaves_a_forest_and_its_report(workspace):
     folder, done = workspace
     assert forest_file_error(folder / "edges.yml.gz") is None
@@ -54,20 +45,18 @@ def test_a_run_leaves_a_forest_and_its_report(workspace):
 
 
 @pytest.mark.ray
-def test_two_workers_make_the_same_file_as_one(workspace, tmp_path):
-    done = run("--workspace", str(tmp_path / "two"), "--cluster.num_cpus", "2", *TINY)
+def test_two_workers_on_ray_make_the_same_file_as_one_process(workspace, tmp_path):
+    done = run("--workspace", str(tmp_path / "two"), "--cluster.num_cpus", "2", *TINY, script="train_edges.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "two/edges.yml.gz").read_bytes() == (workspace[0] / "edges.yml.gz").read_bytes()
 
 
-@pytest.mark.ray
 def test_a_second_run_does_nothing_and_prints_the_report(workspace):
-    again = run("--workspace", str(workspace[0]), *TINY)
+    again = call(train_edges.main, "--workspace", str(workspace[0]), *TINY)
     assert again.returncode == 0 and "Nothing to do" in again.stdout and "| this forest | 50 |" in again.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_bsds_is_enough_to_train_on(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
@@ -83,7 +72,7 @@ def test_bsds_is_enough_to_train_on(tmp_path):
             for j in range(2):
                 cells[0, j] = {"Segmentation": segments, "Boundaries": cv2.Canny((segments * 100).astype(np.uint8), 10, 20) > 0}
             scipy.io.savemat(tmp_path / f"bsds/groundTruth/{split}/{i}.mat", {"groundTruth": cells})
-    done = run("--workspace", str(tmp_path / "w"), "--bsds", str(tmp_path / "bsds"), *TINY[6:])
+    done = call(train_edges.main, "--workspace", str(tmp_path / "w"), "--bsds", str(tmp_path / "bsds"), *LOCAL, *TINY[6:])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 images to learn from" in done.stdout and "| this forest | 0." in done.stdout
     assert "bsds.ods" in json.loads((tmp_path / "w/report/edges.json").read_text())
@@ -99,11 +88,11 @@ def test_bsds_is_enough_to_train_on(tmp_path):
     ],
 )
 def test_a_user_error_is_a_sentence(arguments, word, tmp_path):
-    done = run("--workspace", str(tmp_path / "w"), *arguments)
+    done = call(train_edges.main, "--workspace", str(tmp_path / "w"), *arguments)
     assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_dry_run_starts_nothing(tmp_path):
-    done = run("--workspace", str(tmp_path / "w"), "--dry-run", *TINY)
+    done = call(train_edges.main, "--workspace", str(tmp_path / "w"), "--dry-run", *TINY)
     assert done.returncode == 0 and "forest" in done.stdout and "would run" in done.stdout
     assert not (tmp_path / "w").exists()
