@@ -1,8 +1,9 @@
 """What all tests share: a real Ray, the sample images, random numbers; and how tests are divided among processes."""
 
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,28 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a new MLflow store (SQLite), to be copied: making one takes seconds."""
+    from deconvnet.tracking.store import check_store
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    check_store(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture(scope="session")
+def make_store(new_store: Path) -> Callable[[Path], str]:
+    """A function that gives a workspace (a folder) a new MLflow store, and returns the store's URI."""
+
+    def make(workspace: Path) -> str:
+        (workspace / "mlflow").mkdir(parents=True)
+        shutil.copy(new_store, workspace / "mlflow")
+        return f"sqlite:///{workspace}/mlflow/mlflow.db"
+
+    return make
 
 
 @pytest.fixture

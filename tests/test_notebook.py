@@ -7,16 +7,15 @@ import sys
 import cv2
 
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.store import tracking_uri
 from tests.conftest import ROOT
 from tests.deconvnet.ensembles import random_image, register_ensemble, save_networks
 
 
-def test_the_notebook_runs(tmp_path, monkeypatch) -> None:
+def test_the_notebook_runs(tmp_path, monkeypatch, make_store) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "registered"
     save_networks(folder)
-    register_ensemble(MlflowTracker(tracking_uri(str(folder / "work")), "test"), folder)
+    register_ensemble(MlflowTracker(make_store(folder / "work"), "test"), folder)
     for seed in range(3):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), random_image(seed, 64, 80))
     variables = {"WORKSPACE": str(folder / "work"), "MODEL": "models:/shapes@challenger", "IMAGES": str(tmp_path)}

@@ -1,6 +1,7 @@
 """figures.py: every figure of a finished workspace, figures of named images, and user errors."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ FILES = {"examples_stage1", "examples_stage2", *FIGURES} - {"examples"}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Path:
     """A workspace as the pipeline leaves it, its networks not trained."""
     folder = tmp_path_factory.mktemp("figures")
     images, proposals = made_up_tables(folder)
@@ -64,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, data in report_files(found, {}, PredictorOptions(**OPTIONS)).items():
         storage.write_bytes(str(folder / "report" / name), data)
     storage.write_json(str(folder / "report" / "proposals.json"), {"min_area": 100})
-    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow/mlflow.db", "t")
+    tracker = MlflowTracker(make_store(folder), "t")
     with tracker.pipeline("p", {}) as parent, parent.stage("stage1", "x") as run:
         run.log_metrics({"loss": 1.0}, 1)
         run.log_metrics({"loss": 0.5}, 2)

@@ -45,10 +45,10 @@ REJECTS = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Path:
     """A workspace whose MLflow has two versions of a tiny ensemble; @champion is 1, @challenger 2."""
     folder = tmp_path_factory.mktemp("predict") / "work"
-    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow/mlflow.db", "test")
+    tracker = MlflowTracker(make_store(folder), "test")
     for seed, alias in ((1, "champion"), (5, "challenger")):
         networks = {
             "deconvnet": randomised(DeconvNet(num_classes=3, width=0.1, input_size=32), seed),
@@ -356,9 +356,9 @@ def config(folder: Path, text: str) -> Path:
     return folder / "config.yaml"
 
 
-def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch, image_folder) -> None:
+def test_without_a_champion_the_error_names_the_challenger(tmp_path, monkeypatch, image_folder, make_store) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "test")
+    tracker = MlflowTracker(make_store(tmp_path / "w"), "test")
     tracker.client.create_registered_model("edeconvnet")
     tracker.client.create_model_version("edeconvnet", str(tmp_path / "nowhere"))
     tracker.client.set_registered_model_alias("edeconvnet", "challenger", "1")

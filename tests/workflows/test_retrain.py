@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,10 @@ class Retrainings:
 
 
 @pytest.fixture(scope="module")
-def retrainings(tmp_path_factory: pytest.TempPathFactory) -> Retrainings:
+def retrainings(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Retrainings:
     """The state after the first retraining."""
     made = Retrainings(tmp_path_factory.mktemp("retrain"))
+    assert make_store(made.workspace) == made.store
     done = made()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "version 1 is promoted: there was no champion" in done.stdout

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from deconvnet.serving import server
 from deconvnet.serving.ray_serve import ServedModel, serving
 from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.store import tracking_uri
 from infra.deploy.local.process import free_port
 from infra.errors import UserError
 from infra.settings import ClusterSettings
@@ -50,14 +49,14 @@ ASK_MLFLOW = """\
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Path:
     """A workspace whose MLflow has a tiny ensemble, shapes@challenger."""
     folder = tmp_path_factory.mktemp("serve")
     save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
     save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        register_ensemble(MlflowTracker(tracking_uri(str(folder / "work")), "test"), folder)
+        register_ensemble(MlflowTracker(make_store(folder / "work"), "test"), folder)
     return folder / "work"
 
 

@@ -1,6 +1,6 @@
 """MLflow's pages in a real browser, with a real server on the store that our code writes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,11 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Iterator[Seen]:
     if why := missing():
         pytest.skip(why)
     folder: Path = tmp_path_factory.mktemp("ui")
-    tracker = MlflowTracker(f"sqlite:///{folder}/mlflow.db", "deconvnet")
+    tracker = MlflowTracker(make_store(folder), "deconvnet")
     with tracker.pipeline(run_name("voc", "/runs/mine", "2026-11-23"), {"seed": 1}, {"config": "voc"}) as parent:
         with parent.stage("evaluate", "f", title="7 evaluate") as child:
             child.describe(stage_description("evaluate", {}))

@@ -95,10 +95,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path, new_store) -> Iterator[Shop]:
-    (tmp_path / "w/mlflow").mkdir(parents=True)
-    shutil.copy(new_store, tmp_path / "w/mlflow/mlflow.db")
-    tracker = MlflowTracker(f"sqlite:///{tmp_path}/w/mlflow/mlflow.db", "e")
+def shop(tmp_path, make_store) -> Iterator[Shop]:
+    tracker = MlflowTracker(make_store(tmp_path / "w"), "e")
     tracker.client.create_registered_model("net")
     with hold_lock(str(tmp_path / "w/workspace.lock"), "retrain.py") as lock:
         made = Shop(tracker, OwnModel(tracker.uri, "net", str(tmp_path / "w"), "ours"), lock)

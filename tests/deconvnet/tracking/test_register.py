@@ -18,7 +18,6 @@ from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.tracking import register as register_module
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import register, requirements
-from deconvnet.tracking.store import tracking_uri
 from infra.errors import UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, encode_jpeg
@@ -85,10 +84,10 @@ def networks(folder):
 
 
 @pytest.fixture(scope="module")
-def tracker(folder, networks) -> MlflowTracker:
+def tracker(folder, networks, make_store) -> MlflowTracker:
     before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
-        return MlflowTracker(tracking_uri(str(folder / "work")), "test")
+        return MlflowTracker(make_store(folder / "work"), "test")
     finally:
         if before:
             os.environ["MLFLOW_TRACKING_URI"] = before

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow.artifacts
@@ -114,11 +115,9 @@ def test_processes_that_open_a_new_store_at_once_all_can(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr[-500:]
 
 
-def registered(workspace: Path, new_store: Path) -> MlflowTracker:
+def registered(workspace: Path, make_store: Callable[[Path], str]) -> MlflowTracker:
     """A workspace with a registered version, whose only file says "weights"."""
-    (workspace / "mlflow").mkdir(parents=True)
-    shutil.copy(new_store, workspace / "mlflow")
-    tracker = MlflowTracker(tracking_uri(str(workspace)), "test")
+    tracker = MlflowTracker(make_store(workspace), "test")
     with tracker.pipeline("p", {}) as run:
         run.log_bytes(b"weights", "model/weights.txt")
     tracker.client.create_registered_model("net")
@@ -138,9 +137,9 @@ def files_of_version(workspace: Path, target: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["moved", "moved here, für Anna", "deeper/and/deeper"])
-def test_a_moved_workspace_finds_its_models_and_logs_to_its_new_folder(tmp_path, new_store, name):
+def test_a_moved_workspace_finds_its_models_and_logs_to_its_new_folder(tmp_path, make_store, name):
     old, new = tmp_path / "old", tmp_path / name
-    registered(old, new_store)
+    registered(old, make_store)
     new.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(old, new)
     assert files_of_version(new, tmp_path).startswith(f"{new.as_uri()}/mlflow/artifacts/")
@@ -152,8 +151,8 @@ def test_a_moved_workspace_finds_its_models_and_logs_to_its_new_folder(tmp_path,
     assert files_of_version(old, tmp_path).startswith(f"{old.as_uri()}/")
 
 
-def test_a_copied_workspace_uses_its_own_files_and_the_original_stays(tmp_path, new_store):
-    registered(tmp_path / "a", new_store)
+def test_a_copied_workspace_uses_its_own_files_and_the_original_stays(tmp_path, make_store):
+    registered(tmp_path / "a", make_store)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert files_of_version(tmp_path / "b", tmp_path).startswith((tmp_path / "b").as_uri())
     assert files_of_version(tmp_path / "a", tmp_path).startswith((tmp_path / "a").as_uri())
@@ -161,8 +160,8 @@ def test_a_copied_workspace_uses_its_own_files_and_the_original_stays(tmp_path, 
     assert files_of_version(tmp_path / "link", tmp_path).startswith((tmp_path / "a").as_uri()), "it was not moved"
 
 
-def test_artifacts_that_a_user_keeps_elsewhere_are_left_there(tmp_path, new_store):
-    tracker = registered(tmp_path / "a", new_store)
+def test_artifacts_that_a_user_keeps_elsewhere_are_left_there(tmp_path, make_store):
+    tracker = registered(tmp_path / "a", make_store)
     other = tmp_path / "big disk/artifacts"
     theirs = tracker.client.create_experiment("theirs", artifact_location=other.as_uri())
     with MlflowTracker(tracker.uri, "theirs").pipeline("p", {}) as run:

@@ -11,8 +11,8 @@ from tests.deconvnet.mlflow_server import free_port, server
 
 
 @pytest.fixture
-def tracker(tmp_path) -> MlflowTracker:
-    return MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", "e")
+def tracker(tmp_path, make_store) -> MlflowTracker:
+    return MlflowTracker(make_store(tmp_path), "e")
 
 
 def names(tracker: MlflowTracker, run_id: str) -> set[str]:
