@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -179,14 +179,15 @@ class Lock:
 
 
 @contextmanager
-def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]:
-    """Hold a lock for the duration of a `with` statement. If another run holds the lock, raise an error instead of waiting.
+def hold_lock(uri: str, holder: str, ttl_seconds: float = 600, try_again: Callable[[], bool] = lambda: False) -> Iterator[Lock]:
+    """Hold a lock for the duration of a `with` statement. By default, if another run holds the lock, raise an error.
 
     Args:
         uri: the lock file, local or s3://.
         holder: name of this run, for the message that other runs get.
         ttl_seconds: time for which the lock is valid after each renewal. It is renewed whenever a third of this time has passed.
             If it is not renewed in time, other runs may take it over.
+        try_again: called if another run holds the lock. It may wait, and returns whether to try once more.
 
     Yields:
         The lock. Call its `check` before writing anything that only the holder of the lock may write.
@@ -195,7 +196,14 @@ def hold_lock(uri: str, holder: str, ttl_seconds: float = 600) -> Iterator[Lock]
         Locked: if another run holds the lock.
         UserError: if the file at `uri` is not a lock, or the storage can't be used.
     """
-    lock = Lock(uri, _acquire(uri, holder, ttl_seconds), ttl_seconds)
+    while True:
+        try:
+            record = _acquire(uri, holder, ttl_seconds)
+            break
+        except Locked:
+            if not try_again():
+                raise
+    lock = Lock(uri, record, ttl_seconds)
     try:
         yield lock
     finally:

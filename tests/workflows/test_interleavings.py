@@ -98,6 +98,7 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, bool],
 
         monkeypatch.setattr(storage, name, patched)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("workflows.pipelines.workspace.WAIT_SECONDS", 0)
     monkeypatch.setattr(lock_module, "time", SimpleNamespace(time=lambda: current[-1].now))
 
     def make(seed: int, freezes: bool) -> Scheduler:
@@ -262,3 +263,27 @@ def test_two_commands_never_mix_their_results(scheduled, tmp_path: Path, pair: s
             assert (folder / "registry" / f"{storage.read_json(str(folder / CHAMPION))['version']}.json").exists()
         shutil.rmtree(folder)
     assert outcomes - {(0, 0)} or pair == "train, predict", "the schedules never met"
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_retraining_waits_for_one_that_has_lost_its_turn_but_still_works_in_the_generation(tmp_path, monkeypatch, leaves):
+    """Otherwise both would give up: the one that woke up too late, and the one that found it in the generation."""
+    base, stopped = str(tmp_path), []
+    late = hold_workspace(generations.folder(base, "g1"), "retrain.py")
+    late.__enter__()
+
+    def sleep(seconds: float) -> None:
+        stopped.append(True)
+        if leaves:
+            late.__exit__(None, None, None)
+
+    monkeypatch.setattr("workflows.pipelines.workspace.time.sleep", sleep)
+    with hold_workspace(base, "retrain.py") as lock:
+        pipeline = Tiny(generations.folder(base, "g1"), 0, str(tmp_path / "registry"), lock)
+        pipeline._stop_requested = lambda: len(stopped) == 2
+        if leaves:
+            assert pipeline.run("tiny")["register"].summary == {"version": 1}
+        else:
+            with pytest.raises(Locked):
+                pipeline.run("tiny")
+    assert len(stopped) == (1 if leaves else 2)

@@ -94,7 +94,7 @@ class BasePipeline(Workspace):
             Locked: if another command holds the lock.
             Interrupted: if the lock was lost before the end of the `with` block.
         """
-        with hold_workspace(self.root, command, self.lock_minutes) as lock:
+        with hold_workspace(self.root, command, self.lock_minutes, self.locks, self.should_stop) as lock:
             self.locks.append(lock)
             try:
                 yield

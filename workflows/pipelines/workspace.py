@@ -1,8 +1,10 @@
 """Define the layout of a pipeline's workspace: the URIs of its tables, models, report and lock."""
 
 import getpass
+import logging
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Literal
 
@@ -13,6 +15,8 @@ from infra.storage.lock import Lock, hold_lock
 
 LOCK = "workspace.lock"
 """Name of the lock file in a workspace. Every command that writes to the workspace holds this lock."""
+WAIT_SECONDS = 2.0
+"""Seconds between two attempts to take the lock of a workspace that is inside another one."""
 ExampleTable = tuple[str, Literal[1, 2], Literal["train", "dev"]]
 """The name of a table of training crops, its training stage of DeconvNet, and the split that its crops are cut from."""
 EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
@@ -24,14 +28,27 @@ EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
 """The tables of training crops."""
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextmanager
-def hold_workspace(workspace: str, command: str, minutes: float = 15) -> Iterator[Lock]:
+def hold_workspace(
+    workspace: str,
+    command: str,
+    minutes: float = 15,
+    outer: Sequence[Lock] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Lock]:
     """Hold the lock of a workspace for the duration of a `with` statement, so that no other command writes to the workspace.
 
     Args:
         workspace: folder or s3:// prefix. A missing local folder is created.
         command: name of the command, such as "train_pipeline.py", for the message that other commands get.
         minutes: time without a sign of life after which another command may take the lock over.
+        outer: locks of workspaces around this one, which the caller holds. If another command holds the lock of this workspace
+            in spite of them, it has probably lost an outer lock and is about to leave. Then this function waits for it, for
+            `minutes` at most.
+        should_stop: called while waiting. Once it returns True, this function waits no longer.
 
     Yields:
         The lock.
@@ -39,14 +56,26 @@ def hold_workspace(workspace: str, command: str, minutes: float = 15) -> Iterato
     Raises:
         UserError: if the workspace can't be written to, or an S3 server does not support locks.
         Locked: if another command holds the lock.
-        Interrupted: if the lock was lost before the end of the `with` block. Another command may have written to the workspace
+        Interrupted: if an outer lock is lost, or the lock was lost before the end of the `with` block. Another command may have written to the workspace
             meanwhile. Interrupted then replaces any other exception of the block, because the lost lock is its likely reason.
     """
     storage.check_writable(workspace, locks=True)
     user = ""
     with suppress(OSError, KeyError):  # a container's user need not have a name
         user = f" of {getpass.getuser()}"
-    with hold_lock(storage.join(workspace, LOCK), command + user, 60 * minutes) as lock:
+    for each in outer:
+        each.check()
+    deadline = time.monotonic() + 60 * minutes
+
+    def wait() -> bool:
+        """Wait a moment for the holder of the lock to leave, and return True. If waiting is useless, return False."""
+        if not outer or time.monotonic() > deadline or should_stop():
+            return False
+        logger.info(f"  another run is still at work in {workspace}: waiting for it to leave")
+        time.sleep(WAIT_SECONDS)
+        return True
+
+    with hold_lock(storage.join(workspace, LOCK), command + user, 60 * minutes, wait) as lock:
         try:
             yield lock
         except Exception:

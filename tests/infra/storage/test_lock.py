@@ -74,6 +74,29 @@ def test_a_second_run_fails_at_once_with_a_message_about_the_holder(uri):
         pass
 
 
+def test_who_wants_to_wait_gets_the_lock_when_it_is_released(uri):
+    holder = hold_lock(uri, "one")
+    holder.__enter__()
+    calls = []
+
+    def try_again() -> bool:
+        calls.append(uri)
+        if len(calls) == 3:
+            holder.__exit__(None, None, None)
+        return True
+
+    with hold_lock(uri, "two", try_again=try_again) as lock:
+        assert len(calls) == 3 and lock.still_held()
+    calls.clear()
+    with (
+        hold_lock(uri, "one"),
+        pytest.raises(Locked),
+        hold_lock(uri, "two", try_again=lambda: len(calls) < 2 and not calls.append(0)),
+    ):
+        raise AssertionError
+    assert len(calls) == 2
+
+
 def test_the_lock_is_released_when_the_block_fails(uri):
     with pytest.raises(ValueError), hold_lock(uri, "one"):
         raise ValueError
