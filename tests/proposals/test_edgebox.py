@@ -95,6 +95,42 @@ def test_the_settings_are_the_options_of_edge_boxes():
         edge_boxes(rectangle(), unknown=1)
 
 
+ANOTHER = {
+    "max_boxes": 50,
+    "edges": "gradient",
+    "edge_model": "not there.yml.gz",
+    "multiscale": True,
+    "edge_gain": 1.0,
+    "alpha": 0.5,
+    "beta": 0.6,
+    "eta": 0.9,
+    "min_score": 0.1,
+    "edge_min_mag": 0.3,
+    "edge_merge_thr": 0.2,
+    "min_box_area": 3000.0,
+    "max_aspect_ratio": 1.5,
+    "gamma": 2.0,
+    "kappa": 1.5,
+    "max_side": 100,
+    "soft_nms_strength": 0.0,
+    "soft_nms_power": 2.0,
+    "soft_nms_first": 3,
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_every_option_changes_the_boxes(name):
+    assert {field.name for field in fields(EdgeBoxOptions)} == set(ANOTHER)
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((20, 20, 1))).astype(np.uint8), (0, 0), 2)
+    if name == "edge_model":
+        with pytest.raises(UserError, match=r"not there\.yml\.gz"):
+            edge_boxes(image, edge_model=ANOTHER[name])
+        return
+    one, other = (np.column_stack(find_boxes(image, EdgeBoxOptions(**options))) for options in ({}, {name: ANOTHER[name]}))
+    assert len(one) > 60 and not np.array_equal(one, other)
+
+
 def test_paper_options_are_those_of_zitnick_and_dollar():
     """The settings released with the paper, which our defaults must not change."""
     o = PAPER_OPTIONS

@@ -15,6 +15,7 @@ from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.settings import DataSettings, SegmentSettings
+from infra.device import fast_bf16
 from proposals.settings import ExampleSettings, ProposalSettings
 
 
@@ -134,6 +135,42 @@ def test_every_setting_becomes_an_option() -> None:
     assert {f.name for f in fields(PredictorOptions)} == asdict(options).keys()
     plain = PredictorOptions.from_settings(segment, ExampleSettings(), ProposalSettings(**windows), DataSettings())
     assert plain.window_sizes == () and plain.background
+
+
+ANOTHER = {
+    "proposals": 2,
+    "min_side": 45.0,
+    "aggregation": "sum",
+    "ensemble": "product",
+    "fcn_weight": 0.9,
+    "batch": 1,
+    "bf16": True,
+    "max_side": 48,
+    "crf": {"iterations": 1},
+    "context": 1.5,
+    "window": "stretched",
+    "window_sizes": (0.5,),
+    "window_overlap": 0.9,
+    "background": False,
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_every_option_changes_the_probabilities_except_the_batch(networks, sample, name):
+    """The sample's boxes differ in size, are not square, and leave a corner free."""
+    assert {f.name for f in fields(PredictorOptions)} == set(ANOTHER)
+    image, boxes = sample
+    before = {"bf16": False} | ({"window_sizes": (0.5,)} if name == "window_overlap" else {})
+    one, other = (
+        [
+            *Predictor(*networks, PredictorOptions(**options))
+            .probabilities(image, boxes, ["edeconvnet", "edeconvnet_crf"])
+            .values()
+        ]
+        for options in (before, {**before, name: ANOTHER[name]})
+    )
+    same = one[0].shape == other[0].shape and np.allclose(one, other, rtol=0, atol=1e-5)
+    assert same is (name == "batch" or (name == "bf16" and not fast_bf16("cpu")))
 
 
 def test_networks_with_different_numbers_of_classes_are_refused(networks):

@@ -1,10 +1,12 @@
 """Batches: the same bits by threads and by Ray Data, for any number of workers, from any step."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deconvnet.training.data import transforms
 from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader, rebatched
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
@@ -28,15 +30,35 @@ def same(a, b) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
-def test_an_epoch_shows_each_row_as_often_as_its_repeats_say(crops):
-    # Crops differ by augmentation, so rows can't be told apart here; test_sampler checks how often each occurs.
-    plan = BatchPlan.of(crops, 10, 1, seed=0, window_bytes=third(crops))
-    assert crops.total == 90
-    assert plan.steps_per_epoch == 9
-    batches = list(ThreadedLoader(plan, 0).batches(0, 9))
-    assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9
-    assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
-    assert set(np.unique(np.stack([b[1] for b in batches]))) == {0, 1, 2, 255}
+def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_own(crops, monkeypatch):
+    """Without augmentation, crops tell rows apart."""
+
+    def order(seed: int, epoch: int) -> list[bytes]:
+        plan = BatchPlan.of(crops, 10, 1, seed, window_bytes=third(crops))
+        batches = list(ThreadedLoader(plan, 0).batches(9 * epoch, 9 * epoch + 9))
+        assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9 and crops.total == 90
+        assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
+        return [image.tobytes() for images, _ in batches for image in images]
+
+    monkeypatch.setattr(Examples, "view", lambda self, *row: transforms.square_crop(*self.decode(*row[:2]), self.size))
+    orders = [order(*each) for each in ((0, 0), (0, 1), (1, 0))]
+    for one in orders:
+        assert Counter(Counter(one).values()) == {1: 30, 2: 30} and Counter(one) == Counter(orders[0])
+    assert len(set(map(tuple, orders))) == 3 and order(0, 1) == orders[1]
+
+
+def test_augmentation_differs_between_examples_epochs_and_seeds_and_repeats_for_the_same(tmp_path: Path):
+    """Of a single row, which is repeated, so that nothing else is random."""
+    row = open_examples(examples_table(str(tmp_path / "t"), 1, repeats=(12,)), SIZE)
+
+    def views(seed: int, epoch: int) -> list[bytes]:
+        plan = BatchPlan.of(row, 6, 1, seed)
+        batches = list(ThreadedLoader(plan, 0).batches(2 * epoch, 2 * epoch + 2))
+        return [image.tobytes() for images, _ in batches for image in images]
+
+    found = [views(*each) for each in ((0, 0), (0, 1), (1, 0))]
+    assert all(len(each) == 12 and len(set(each)) > 6 for each in found)
+    assert len(set(map(tuple, found))) == 3 and views(0, 1) == found[1]
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -66,14 +88,6 @@ def test_starting_late_reads_only_the_windows_needed(crops):
     assert plan.window_range(9, 11) == range(2, 3)
     assert plan.window_range(11, 12) == range(3, 4)
     assert plan.window_range(4, 4) == range(0)
-
-
-def test_epochs_and_seeds_differ(crops):
-    plan = BatchPlan.of(crops, 8, 1, 3)
-    epoch = plan.steps_per_epoch
-    first, second = next(ThreadedLoader(plan, 0).batches(0, 1)), next(ThreadedLoader(plan, 0).batches(epoch, epoch + 1))
-    assert not same([first], [second])
-    assert not same([first], [next(ThreadedLoader(BatchPlan.of(crops, 8, 1, 4)).batches(0, 1))])
 
 
 def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):

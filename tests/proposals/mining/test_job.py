@@ -10,7 +10,7 @@ from infra.storage import tables
 from proposals import edge_boxes, schemas
 from proposals.changes import PreviousTable, find_changes
 from proposals.edgebox import EdgeBoxOptions
-from proposals.image_codec import decode_image, decode_mask
+from proposals.image_codec import decode_image, decode_mask, encode_mask
 from proposals.job import iter_proposals, make_proposals, proposals_row
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings, ProposalSettings
@@ -84,6 +84,35 @@ def test_stage_2_examples_and_their_balance(executor, images, rows, tmp_path):
     assert sum(g.repeats for p in commit.parts for g in p.row_groups) == sum(m["repeats"] for m in made)
     assert all(0.5 <= m["iou"] <= 1 and m["stage"] == 2 for m in made)
     assert any({1, 2} <= {*np.unique(decode_mask(m["mask"]))} for m in made), "no crop shows both classes"
+
+
+ANOTHER = {
+    "context": 1.5,
+    "window": "stretched",
+    "min_iou": 0.7,
+    "min_object_side": 38,
+    "max_per_image": 3,
+    "balance": False,
+    "max_repeats": 1,
+    "jpeg_quality": 60,
+}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_setting_changes_the_examples(executor, images, rows, tmp_path, stage):
+    """In stage 1, three objects of class 1 to one of class 2, and only the settings of proposals have no effect."""
+    assert set(ANOTHER) == set(ExampleSettings.model_fields)
+    few = [row for row in rows if row["image_id"].isdigit()][:4]
+    for row in few[1:]:  # object 2 becomes one of class 1
+        row["class_mask"] = encode_mask((decode_mask(row["object_mask"]) % 255 > 0).astype(np.uint8))
+    images_uri, found, made = images(few, 1), str(tmp_path / "p"), {}
+    make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
+    for name, value in [("", None), *ANOTHER.items()]:
+        settings, out = ExampleSettings(**({name: value} if name else {})), str(tmp_path / f"out{name}")
+        mine_examples(stage, images_uri, found, out, settings, 64, fingerprint="e" * 16, executor=executor)
+        made[name] = content(out)
+    same = {name for name in ANOTHER if made[name] == made[""]}
+    assert same == ({"min_iou", "max_per_image"} if stage == 1 else set())
 
 
 def test_dev_examples_are_not_repeated(executor, images, rows, make_row, tmp_path):

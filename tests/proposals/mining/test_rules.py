@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from proposals.boxes import MEAN_RGB, make_windows
 from proposals.mining.rules import (
     AnnotatedObject,
+    ExampleWindow,
     choose_stage1,
     choose_stage2,
     choose_windows,
@@ -86,6 +87,28 @@ def test_stage_1_labels_only_the_objects_own_pixels(masks):
     expected[7, 2:5] = 255  # and object 2, from column 22 on, is background here
     np.testing.assert_array_equal(label, expected)
     assert image.shape == (24, 24, 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_equal_those_of_a_loop_over_the_pixels_of_random_masks(seed):
+    """Few classes and more objects, so that crops show several objects of a class; windows reach beyond the image."""
+    rng = np.random.default_rng(seed)
+    classes, objects = (rng.choice([*range(n), 255], (20, 24)).astype(np.uint8) for n in (3, 7))
+    objects = objects.astype(np.uint16) if seed % 2 else objects
+    objects[objects == 255] = 65535 if seed % 2 else 255
+    own, x, y, side = (int(rng.integers(low, high)) for low, high in ((1, 7), (-6, 20), (-6, 16), (3, 16)))
+    window = ExampleWindow((x, y, x + side, y + side), (int(rng.integers(1, 3)),), own, 1.0)
+    for stage in (1, 2):
+        _, label = cut_example(np.zeros((20, 24, 3), np.uint8), classes, objects, window, stage, side)
+        for row in range(side):
+            for column in range(side):
+                at = y + row, x + column
+                expected = 255
+                if 0 <= at[0] < 20 and 0 <= at[1] < 24:
+                    expected = classes[at]
+                    if stage == 1 and expected != 255:
+                        expected = window.classes[0] if objects[at] == own else 255 if objects[at] > 7 else 0
+                assert label[row, column] == expected, (stage, at)
 
 
 def test_stage_2_labels_every_class_in_the_window(masks):
