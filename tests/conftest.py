@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Divide the tests among the processes of pytest-xdist: one process runs all tests on the session's Ray.
 
-    The other tests of a file stay together, so that what they share is made once. Files whose tests start a Ray of their own take
-    longest, so they are begun first.
+    The other tests of a file stay together, so that what they share is made once, and so do the tests of clusters, whose nodes have
+    fixed addresses. Files whose tests start a Ray of their own take longest, so they are begun first.
     """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(ROOT / "tests"))))
+            place = item.path.relative_to(ROOT / "tests")
+            item.add_marker(pytest.mark.xdist_group("cluster" if place.parts[0] == "cluster" else str(place)))
     groups = {item: item.get_closest_marker("xdist_group").args[0] for item in items}
     items.sort(key=lambda item: (groups[item] != "ray", item.path not in starts_ray))
 

@@ -1,7 +1,7 @@
 """A script that makes tables on the cluster while a test kills a node. Arguments: WHAT FOLDER OUT.
 
-WHAT is "proposals", "mining" (crops of stage 2), or "all" for these and the images before them. Input tables are in FOLDER, the new
-tables go to OUT.
+WHAT is "proposals", "mining" (crops of stage 2), or "inputs" for the images and proposals. Input tables are in FOLDER, the new tables
+go to OUT.
 """
 
 import sys
@@ -22,12 +22,12 @@ EXAMPLES = ExampleSettings(max_per_image=32)
 if __name__ == "__main__":
     what, folder, out = sys.argv[1:]
     with RayExecutor(ClusterSettings()) as executor:
-        if what == "all":
+        if what == "inputs":
             data = DataSettings(classes=GENERATED_CLASSES, generated=GeneratedSettings(train=180, val=12, height=200, width=260))
             prepare_images(data, 0, f"{out}/images", FINGERPRINT, data_folder(data, 0, f"{folder}/data"), executor)
-        if what in ("all", "proposals"):
+        if what in ("inputs", "proposals"):
             make_proposals(f"{folder}/images", f"{out}/proposals", PROPOSALS, FINGERPRINT, executor)
-        if what in ("all", "mining"):
+        if what == "mining":
             mine_examples(
                 2,
                 f"{folder}/images",

@@ -1,5 +1,6 @@
 """Metrics wait in a file while MLflow is away, and arrive once and in order."""
 
+import threading
 import time
 
 import pytest
@@ -128,43 +129,44 @@ def test_delivery_waits_while_the_store_is_away(tmp_path, monkeypatch):
     monkeypatch.setattr("deconvnet.tracking.metric_spool.MAX_PAUSE_SECONDS", 0.1)
     spool = tmp_path / "s.jsonl"
     got: list[Point] = []
-    away = True
+    away, attempts = True, threading.Semaphore(0)
 
     def send(points):
         if away:
+            attempts.release()
             raise ConnectionError("away")
         got.extend(points)
 
     delivery = SpoolDelivery(spool, send, dict)
     for step in range(2000):
         MetricSpool(spool)({"step": step, "loss": float(step), "lr": float("nan")})
-    time.sleep(0.4)
-    assert got == []
+    assert all(attempts.acquire(timeout=60) for _ in range(3)) and got == []
     away = False
-    assert delivery.close(10)
+    assert delivery.close(60)
     assert [p.step for p in got if p.key == "loss"] == list(range(2000)) and len(got) == 4000
 
 
-def test_delivery_gives_up_in_time_and_keeps_the_file(tmp_path):
+def test_delivery_gives_up_and_keeps_the_file(tmp_path):
     def send(points):
         raise ConnectionError("away")
 
     spool = tmp_path / "s.jsonl"
     MetricSpool(spool)({"step": 1, "loss": 1.0})
     delivery = SpoolDelivery(spool, send, dict)
-    started = time.monotonic()
-    assert not delivery.close(1.5)
-    assert time.monotonic() - started < 3 and spool.read_text()
+    assert not delivery.close(0.2)
+    assert spool.read_text()
 
 
-def test_a_line_still_being_written_waits(tmp_path):
+def test_a_line_still_being_written_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(metric_spool, "POLL_SECONDS", 0.01)
     spool = tmp_path / "s.jsonl"
     MetricSpool(spool)({"step": 1, "loss": 1.0})
     whole = spool.read_bytes()
     spool.write_bytes(whole + whole[:10])
     got: list[Point] = []
-    delivery = SpoolDelivery(spool, got.extend, dict)
-    time.sleep(0.3)
+    sent = threading.Event()
+    delivery = SpoolDelivery(spool, lambda points: (got.extend(points), sent.set()), dict)
+    assert sent.wait(60)  # the half line was read with the whole one
     spool.write_bytes(whole + whole.replace(b'"step": 1', b'"step": 2'))
-    assert delivery.close(5)
+    assert delivery.close(60)
     assert [p.step for p in got] == [1, 2]

@@ -178,7 +178,7 @@ def test_the_history_of_stages_is_that_of_the_newest_finished_run(tracker, tmp_p
     assert histories == {"stage1": {"loss": ([1, 2, 3], [0.5, 0.25, 0.5 / 3])}}
 
 
-def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkeypatch, new_store):
+def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkeypatch, new_store, caplog):
     """A real server: logs to it, is killed in the middle of a training, comes back, and gets every metric."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # so that the failure is seen soon
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -196,7 +196,8 @@ def test_metrics_reported_while_the_server_is_down_arrive_later(tmp_path, monkey
         run.log_bytes(b"hi", "a.txt")
     for step in range(2, 6):
         report({"step": step, "loss": 1.0})
-    time.sleep(2)
+    while "MLflow can't be reached, metrics wait in" not in caplog.text:
+        time.sleep(0.05)
     with pytest.raises(UserError, match="did not accept it"):
         run.log_bytes(b"hi", "b.txt")
     with server(tmp_path, port):

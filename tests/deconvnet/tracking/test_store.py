@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,19 +66,17 @@ def silent_port() -> socket.socket:
     return listener
 
 
-def test_an_unreachable_server_is_a_user_error_within_15_s_without_secrets():
-    started = time.monotonic()
+def test_an_unreachable_server_is_a_user_error_without_secrets():
     with pytest.raises(UserError, match=r"http://127.0.0.1:\d+ can't be used.*MLFLOW_TRACKING_URI") as refused:
         check_store(f"http://anne:pa55@127.0.0.1:{free_port()}")
-    assert time.monotonic() - started < 15
     assert "pa55" not in str(refused.value) and "anne" not in str(refused.value)
 
 
-def test_a_server_that_does_not_reply_is_a_user_error_within_15_s():
-    started = time.monotonic()
-    with silent_port() as listener, pytest.raises(UserError, match="can't be used"):
+def test_a_server_that_does_not_reply_is_a_user_error_after_some_seconds(monkeypatch):
+    assert store._CHECK_SECONDS < 15
+    monkeypatch.setattr(store, "_CHECK_SECONDS", 0.2)
+    with silent_port() as listener, pytest.raises(UserError, match=r"can't be used.*no answer within"):
         check_store(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    assert time.monotonic() - started < 15
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 

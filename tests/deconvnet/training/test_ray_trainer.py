@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -245,9 +244,10 @@ def test_after_a_killed_worker_and_a_killed_driver_training_resumes_from_the_las
     again = first.until(r"step (\d+)/.*loss")
     assert 2 <= int(re.search(r"step (\d+)/", again)[1]) <= 11  # the step after a checkpoint, every fifth
     first.until(r"step 16/")
+    of_ray = psutil.Process(first.process.pid).children(recursive=True)
     first.process.kill()
     first.process.wait()
-    time.sleep(3)  # Ray's processes notice
+    psutil.wait_procs(of_ray, timeout=60)  # they notice, and end
     second = driver(workers=2)
     assert second.end() == 0, second.lines
     steps = losses(second.lines)

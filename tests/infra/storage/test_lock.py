@@ -63,10 +63,11 @@ def go(process: subprocess.Popen) -> None:
 def test_a_second_run_fails_at_once_with_a_message_about_the_holder(uri):
     with hold_lock(uri, "the nightly run") as lock:
         assert not lock.lost
-        started = time.monotonic()
-        with pytest.raises(Locked) as caught, hold_lock(uri, "another"):
+        with (
+            pytest.raises(Locked) as caught,
+            hold_lock(uri, "another"),
+        ):  # it does not wait for the lock, which is valid for minutes
             raise AssertionError
-        assert time.monotonic() - started < 5
         for text in ("the nightly run holds", uri, str(os.getpid()), time.strftime("%Y-%m-%d", time.gmtime()), "expires"):
             assert text in str(caught.value)
     assert is_free(uri)
@@ -107,7 +108,8 @@ def test_the_lock_is_released_when_the_block_fails(uri):
 def test_a_holder_that_outlives_the_time_to_live_keeps_the_lock(uri):
     with hold_lock(uri, "one", ttl_seconds=3) as lock:
         first = storage.read_json(uri)["expires"]
-        time.sleep(4)
+        while time.time() <= first:
+            time.sleep(0.1)
         with pytest.raises(Locked), hold_lock(uri, "two"):
             raise AssertionError
         assert not lock.lost and storage.read_json(uri)["expires"] > first
@@ -130,11 +132,12 @@ def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(uri):
 
 
 def test_the_lock_of_another_machine_is_taken_over_once_it_expires(uri):
-    leave_lock_of_killed_process(uri, 2)
-    storage.write_json(uri, storage.read_json(uri) | {"host": "another machine"})
+    leave_lock_of_killed_process(uri, 600)
+    theirs = storage.read_json(uri) | {"host": "another machine"}
+    storage.write_json(uri, theirs)
     with pytest.raises(Locked, match="dead"), hold_lock(uri, "next"):
         raise AssertionError
-    time.sleep(2.1)
+    storage.write_json(uri, theirs | {"expires": time.time() - 0.1})
     with hold_lock(uri, "next") as lock:
         assert storage.read_json(uri)["holder"] == "next" and not lock.lost
 
@@ -273,16 +276,16 @@ def test_one_of_two_racing_processes_takes_the_lock(uri, left):
 
 
 def test_one_of_several_threads_takes_over_an_expired_lock(tmp_path):
-    uri, won, start = str(tmp_path / "lock"), [], threading.Barrier(4)
+    uri, won, start, refused = str(tmp_path / "lock"), [], threading.Barrier(4), threading.Semaphore(0)
 
     def race(name: str) -> None:
         start.wait()
         try:
             with hold_lock(uri, name):
                 won.append(name)
-                time.sleep(0.3)
+                assert all(refused.acquire(timeout=60) for _ in range(3))
         except Locked:
-            pass
+            refused.release()
 
     for number in range(10):
         leave_expired_lock(uri)
@@ -311,10 +314,10 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_it_expires(uri, monkeypatch)
 
     with hold_lock(uri, "one", ttl_seconds=1) as lock:
         monkeypatch.setattr(storage, "exchange", away)
-        time.sleep(0.5)
-        assert not lock.lost
-        time.sleep(0.6)
-        assert lock.lost
+        expires = storage.read_json(uri)["expires"]
+        while not lock.lost:
+            time.sleep(0.01)
+        assert time.time() >= expires
 
 
 def test_a_renewal_whose_answer_is_lost_keeps_the_lock(s3, bucket, proxy, monkeypatch):
