@@ -1,5 +1,6 @@
 """A tiny ensemble with random weights, and how to register it, for the tests of inference, tracking, serving and the commands."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +43,26 @@ def randomised(network: torch.nn.Module, seed: int) -> torch.nn.Module:
     return network.eval()
 
 
-def save_networks(folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Make a tiny DeconvNet and FCN-8s for `CLASSES`, and save them in deconvnet/ and fcn8s/ below a folder."""
-    networks = (
-        randomised(DeconvNet(num_classes=3, width=0.1, input_size=32), 1),
-        randomised(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), 2),
-    )
-    for network, name in zip(networks, ("deconvnet", "fcn8s"), strict=True):
-        save_model(network, str(folder / name), CLASSES, None)
+def random_networks(num_classes: int = 3, seed: int = 1, width: float = 0.1) -> tuple[DeconvNet, FCN8s]:
+    """A tiny DeconvNet and a tiny FCN-8s with random weights, in evaluation mode."""
+    networks = DeconvNet(num_classes, width, 32), FCN8s(num_classes, width, batch_norm=True, convention="torchvision")
+    for number, network in enumerate(networks):
+        randomised(network, seed + number)
+    return networks
+
+
+def save_networks(
+    folder: Path,
+    classes: Sequence[str] = CLASSES,
+    *,
+    names: tuple[str, str] = ("deconvnet", "fcn8s"),
+    seed: int = 1,
+    width: float = 0.1,
+) -> tuple[DeconvNet, FCN8s]:
+    """Save `random_networks` for these classes in folders with these names below a folder, and return them."""
+    networks = random_networks(len(classes), seed, width)
+    for network, name in zip(networks, names, strict=True):
+        save_model(network, str(folder / name), classes)
     return networks
 
 

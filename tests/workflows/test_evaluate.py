@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s
 from deconvnet.evaluation import voc_submission_job
 from deconvnet.evaluation.voc_submission import check_submission
 from deconvnet.inference import predictor
-from deconvnet.models.checkpoint import save_model
 from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
-from tests.deconvnet.ensembles import random_image, randomised
+from tests.deconvnet.ensembles import random_image, save_networks
 from workflows import evaluate, train_pipeline
 from workflows.operations import submission
 from workflows.pipelines.run_log import RUN_FILE
@@ -33,9 +31,7 @@ FEW = ["--segment.proposals", "3", "--proposals.max_boxes", "20", "--segment.crf
 
 
 def networks(folder: Path, classes: tuple[str, ...]) -> None:
-    count = len(classes)
-    save_model(randomised(DeconvNet(count, 0.05, 32), 1), str(folder / "models/stage2"), classes)
-    save_model(randomised(FCN8s(count, 0.05, batch_norm=True), 2), str(folder / "models/fcn8s"), classes)
+    save_networks(folder / "models", classes, names=("stage2", "fcn8s"), width=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.inference.predictor import PredictorOptions
-from deconvnet.models.checkpoint import save_model
-from deconvnet.models.deconvnet import DeconvNet
-from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra import storage
@@ -23,6 +19,7 @@ from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
+from tests.deconvnet.ensembles import save_networks
 from tests.deconvnet.workspaces import made_up_tables
 from workflows import cli
 from workflows.figures import FIGURES, main
@@ -51,14 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Pat
             fingerprint="b" * 16,
             executor=LocalExecutor(1),
         )
-    torch.manual_seed(1)
-    for stage, network in (
-        ("stage2", DeconvNet(num_classes=3, width=0.0625, input_size=32)),
-        ("fcn8s", FCN8s(num_classes=3, width=0.0625, batch_norm=True)),
-    ):
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        save_model(network, str(folder / "models" / stage), CLASSES)
+    save_networks(folder / "models", CLASSES, names=("stage2", "fcn8s"))
     models = str(folder / "models/stage2"), str(folder / "models/fcn8s")
     inputs = EvaluationInputs(*models, images, proposals, "val", CLASSES, PredictorOptions(**OPTIONS))
     found = evaluate(inputs, "made up val", LocalExecutor(1))

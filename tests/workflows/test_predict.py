@@ -19,17 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s
 from deconvnet.datasets.palette import VOC_PALETTE
-from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.register import Ensemble, register
+from deconvnet.tracking.register import register
 from infra import storage
 from infra.errors import Interrupted, UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
-from tests.deconvnet.ensembles import CLASSES, EDGES, RESULTS, SEGMENT, random_image, randomised
+from tests.deconvnet.ensembles import CLASSES, RESULTS, ensemble_in, random_image, save_networks
 from tests.servers import s3_server
 from workflows import predict
 from workflows.cli import load, setting_fields
@@ -50,15 +48,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Pa
     folder = tmp_path_factory.mktemp("predict") / "work"
     tracker = MlflowTracker(make_store(folder), "test")
     for seed, alias in ((1, "champion"), (5, "challenger")):
-        networks = {
-            "deconvnet": randomised(DeconvNet(num_classes=3, width=0.1, input_size=32), seed),
-            "fcn8s": randomised(FCN8s(num_classes=3, width=0.1, batch_norm=True, convention="torchvision"), seed + 1),
-        }
-        for name, network in networks.items():
-            save_model(network, str(folder / f"{name}-{seed}"), CLASSES)
+        save_networks(folder / f"networks-{seed}", seed=seed)
         with tracker.pipeline("p", {}) as run:
-            uris = (str(folder / f"{name}-{seed}") for name in ("deconvnet", "fcn8s"))
-            register(run, tracker.uri, "edeconvnet", Ensemble(*uris, CLASSES, EDGES, SEGMENT), RESULTS, alias=alias)
+            register(run, tracker.uri, "edeconvnet", ensemble_in(folder / f"networks-{seed}"), RESULTS, alias=alias)
     return folder
 
 

@@ -18,9 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s
 from deconvnet.inference.saved_ensemble import SavedEnsemble
-from deconvnet.models.checkpoint import save_model
 from deconvnet.serving import server
 from deconvnet.serving.ray_serve import ServedModel, serving
 from deconvnet.tracking import registry
@@ -30,7 +28,7 @@ from infra.errors import UserError
 from infra.settings import ClusterSettings
 from proposals.image_codec import encode_jpeg
 from tests.conftest import ROOT
-from tests.deconvnet.ensembles import CLASSES, random_image, randomised, register_ensemble
+from tests.deconvnet.ensembles import random_image, register_ensemble, save_networks
 from workflows import serve
 
 PHOTO = encode_jpeg(random_image(0, 90, 120))
@@ -52,8 +50,7 @@ ASK_MLFLOW = """\
 def workspace(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Path:
     """A workspace whose MLflow has a tiny ensemble, shapes@challenger."""
     folder = tmp_path_factory.mktemp("serve")
-    save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
-    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
+    save_networks(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         register_ensemble(MlflowTracker(make_store(folder / "work"), "test"), folder)

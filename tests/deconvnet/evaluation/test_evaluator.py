@@ -6,7 +6,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import object_ious
@@ -14,14 +13,12 @@ from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.evaluation.evaluator import EvaluationInputs, evaluate
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
-from deconvnet.models.checkpoint import save_model
-from deconvnet.models.deconvnet import DeconvNet
-from deconvnet.models.fcn8s import FCN8s
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import decode_image, encode_jpeg, encode_mask
+from tests.deconvnet.ensembles import save_networks
 
 CLASSES = ("background", "cat", "dog", "unicorn")
 OPTIONS = PredictorOptions(proposals=2, batch=3)
@@ -30,15 +27,8 @@ UNPROPOSED = "p05"  # has no row in the table of proposals
 
 @pytest.fixture
 def models(tmp_path):
-    torch.manual_seed(2)
-    networks = DeconvNet(num_classes=4, width=0.0625, input_size=32), FCN8s(num_classes=4, width=0.0625, batch_norm=True)
-    uris = []
-    for network in networks:
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        uris.append(str(tmp_path / network.architecture))
-        save_model(network, uris[-1], CLASSES)
-    return uris
+    save_networks(tmp_path, CLASSES)
+    return [str(tmp_path / name) for name in ("deconvnet", "fcn8s")]
 
 
 @pytest.fixture

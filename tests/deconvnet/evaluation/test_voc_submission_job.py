@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s
+from deconvnet import FCN8s
 from deconvnet.evaluation.voc_submission_job import ListedImage, Recipe, list_split, predict_masks
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.models.checkpoint import save_model
@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
-from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, randomised
+from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, randomised, save_networks
 
 IDS = ["2008_000001", "2008_000002", "2008_000003", "2008_000004", "2008_000005"]
 
@@ -38,8 +38,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(tmp_path / "deconvnet"), CLASSES)
-    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(tmp_path / "fcn8s"), CLASSES)
+    save_networks(tmp_path, CLASSES)
     return Recipe(str(tmp_path / "deconvnet"), str(tmp_path / "fcn8s"), PredictorOptions(**SEGMENT), EDGES, "edeconvnet_crf")
 
 

@@ -5,29 +5,22 @@ from dataclasses import asdict, fields
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from deconvnet.crf import dense_crf
 from deconvnet.inference import predictor
 from deconvnet.inference.ensemble import combine, softmax
 from deconvnet.inference.instances import segment_instances, whole_image_scores
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
-from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from deconvnet.settings import DataSettings, SegmentSettings
 from infra.device import fast_bf16
 from proposals.settings import ExampleSettings, ProposalSettings
+from tests.deconvnet.ensembles import random_networks
 
 
 @pytest.fixture(scope="module")
 def networks():
-    torch.manual_seed(1)
-    found = DeconvNet(num_classes=4, width=0.0625, input_size=32), FCN8s(num_classes=4, width=0.0625, batch_norm=True)
-    for network in found:
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        network.eval()
-    return found
+    return random_networks(4)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deconvnet import DeconvNet, FCN8s
 from deconvnet.datasets.palette import class_palette
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.inference.saved_ensemble import SavedEnsemble
@@ -19,12 +18,12 @@ from deconvnet.serving.http import page_reply, prediction_reply
 from infra.errors import BadInput, UserError
 from proposals import edge_boxes
 from proposals.image_codec import encode_jpeg
-from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, randomised
+from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, random_networks
 
 
 @pytest.fixture
 def networks() -> tuple:
-    return randomised(DeconvNet(3, 0.1, 32), 1), randomised(FCN8s(3, 0.1, batch_norm=True), 2)
+    return random_networks()
 
 
 @pytest.fixture

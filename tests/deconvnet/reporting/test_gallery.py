@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
-from deconvnet.models.deconvnet import DeconvNet
-from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting import gallery
 from infra.storage import tables
 from proposals import schemas
 from proposals.boxes import crop, enlarge
 from proposals.image_codec import encode_jpeg, encode_mask
+from tests.deconvnet.ensembles import random_networks
 
 
 def row(value: float | None) -> dict[str, float | None]:
@@ -61,12 +59,7 @@ CLASSES = ["background", "thing", "other"]
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    torch.manual_seed(2)
-    networks = DeconvNet(num_classes=3, width=0.0625, input_size=32), FCN8s(num_classes=3, width=0.0625, batch_norm=True)
-    for network in networks:
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return Predictor(*networks, PredictorOptions(proposals=7, bf16=False, crf={"iterations": 1}))
+    return Predictor(*random_networks(), PredictorOptions(proposals=7, bf16=False, crf={"iterations": 1}))
 
 
 @pytest.fixture

@@ -15,17 +15,15 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import Response
 
-from deconvnet import DeconvNet, FCN8s
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import VOC_PALETTE
 from deconvnet.inference.saved_ensemble import Prediction, SavedEnsemble
-from deconvnet.models.checkpoint import save_model
 from deconvnet.serving import http
 from deconvnet.serving.ray_serve import Replica, ServedModel, check_installed, failure_reason, measure_latency
 from deconvnet.tracking import registry
 from infra.errors import UserError
 from proposals.image_codec import encode_jpeg
-from tests.deconvnet.ensembles import EDGES, SEGMENT, random_image, randomised
+from tests.deconvnet.ensembles import EDGES, SEGMENT, random_image, save_networks
 
 CLASSES = ("background", "dîner, table", "<bar>")
 PHOTO = encode_jpeg(random_image(0, 60, 80))
@@ -34,8 +32,7 @@ PHOTO = encode_jpeg(random_image(0, 60, 80))
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory: pytest.TempPathFactory) -> SavedEnsemble:
     folder = tmp_path_factory.mktemp("ensemble")
-    save_model(randomised(DeconvNet(3, 0.1, 32), 1), str(folder / "deconvnet"), CLASSES)
-    save_model(randomised(FCN8s(3, 0.1, batch_norm=True), 2), str(folder / "fcn8s"), CLASSES)
+    save_networks(folder, CLASSES)
     options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
     (folder / "options.json").write_text(json.dumps(options))
     return SavedEnsemble(str(folder))
