@@ -34,6 +34,5 @@ def test_the_notebook_runs(tmp_path, monkeypatch, make_store) -> None:
         env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=250,
     )
     assert run.returncode == 0, run.stdout[-3000:]

@@ -34,7 +34,7 @@ def command(*arguments: str, script: str = "train_pipeline.py") -> list[str]:
 def run(*arguments: str, script: str = "train_pipeline.py", **environment: str) -> Done:
     """Run a script in a process of its own, which takes seconds to start."""
     clean = {k: v for k, v in os.environ.items() if k not in _ELSEWHERE} | environment
-    return subprocess.run(command(*arguments, script=script), capture_output=True, text=True, timeout=500, env=clean, cwd="/")
+    return subprocess.run(command(*arguments, script=script), capture_output=True, text=True, env=clean, cwd="/")
 
 
 def call(main: Callable[[list[str]], None], *arguments: str, **environment: str) -> Done:

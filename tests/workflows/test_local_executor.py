@@ -80,9 +80,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     copied: tuple[Path, Path], bare_environment: dict[str, str]
 ) -> None:
     workspace, root = copied
-    limited = subprocess.run(
-        command(workspace, root, "--max-minutes", "0"), capture_output=True, text=True, timeout=200, env=bare_environment
-    )
+    limited = subprocess.run(command(workspace, root, "--max-minutes", "0"), capture_output=True, text=True, env=bare_environment)
     assert limited.returncode == 75, limited.stdout + limited.stderr
     assert "the same command resumes it" in limited.stderr and not (workspace / "models").exists()
 
@@ -97,8 +95,8 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     while process.poll() is None and not json.loads((workspace / "workspace.lock").read_text())["expires"]:
         time.sleep(0.1)
     # Other settings, of which the results would be a mixture.
-    beside = subprocess.run(command(workspace, root, "--segment.proposals", "3"), timeout=200, check=False, **pipes)
-    said, errors = process.communicate(timeout=280)
+    beside = subprocess.run(command(workspace, root, "--segment.proposals", "3"), check=False, **pipes)
+    said, errors = process.communicate()
     assert beside.returncode == 3 and "train_pipeline.py" in beside.stderr and f"process {process.pid} on" in beside.stderr
     assert process.returncode == 0, said + errors
     assert "prepare: complete, not run again" in said and "proposals: complete, not run again" in said
@@ -112,7 +110,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
         assert (workspace / "report" / figure).read_bytes().startswith(b"\x89PNG")
     assert "stage2" in (workspace / "report/index.html").read_text()
 
-    again = subprocess.run(command(workspace, root), capture_output=True, text=True, timeout=100, env=bare_environment)
+    again = subprocess.run(command(workspace, root), capture_output=True, text=True, env=bare_environment)
     assert again.returncode == 0 and "every stage is complete" in again.stdout
 
 
@@ -123,11 +121,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_exit_code_75(copied: tuple[Path, Path], 
         command(workspace, root, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=bare_environment
     )
     curve = workspace / "curves/fcn8s.jsonl"
-    deadline = time.monotonic() + 200
-    while not (curve.exists() and '"loss"' in curve.read_text()) and process.poll() is None and time.monotonic() < deadline:
+    while not (curve.exists() and '"loss"' in curve.read_text()) and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)  # before it would end by itself
     assert process.returncode == 75, errors
     assert "left a checkpoint" in errors and len(list(workspace.glob("train/fcn8s-*/step_*"))) == 1
 

@@ -93,7 +93,7 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, url: str) -> None:
 
 
 def shell(text: str, folder: Path) -> str:
-    done = subprocess.run(["bash", "-e", "-c", text], cwd=folder, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(["bash", "-e", "-c", text], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -234,7 +234,7 @@ def test_sigterm_in_the_middle_of_a_stage_is_an_interruption(tmp_path: Path) -> 
     while driver.poll() is None and not any((tmp_path / "w" / "images").rglob("part-*.json")):
         time.sleep(0.1)
     driver.send_signal(signal.SIGTERM)
-    _, said = driver.communicate(timeout=100)
+    _, said = driver.communicate()
     assert driver.returncode == 75 and "interrupted" in said and "Traceback" not in said
     assert tables.read_commit(str(tmp_path / "w" / "images")) is None, "the stage was complete before it was interrupted"
 

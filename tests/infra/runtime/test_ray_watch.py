@@ -99,5 +99,5 @@ def test_the_exit_code_is_75_and_the_message_comes_after_what_was_printed_before
         "import logging, sys; from infra.runtime.ray_watch import _end; from workflows.cli.logs import configure_logging; "
         "configure_logging(); sys.stdout.write('before'); _end('its head has gone')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 75 and done.stdout.startswith("before\nRay was lost: its head has gone. What is complete is kept")
