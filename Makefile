@@ -8,7 +8,7 @@ CLUSTER ?=
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster coverage lint docs site ui bench bench-proposals clean
+.PHONY: help run cluster test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test          lint, types and tests"
 	@echo "make test-slow     the tests that take minutes"
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"
+	@echo "make mutants       the share of small changes of the code that the tests notice  (ARGS='mining --number 100')"
 	@echo "make coverage      which lines the tests run: build/coverage/index.html"
 	@echo "make docs          docs/settings.md, from the types of the settings"
 	@echo "make site          the documentation site: build/site/index.html"
@@ -67,6 +68,9 @@ test-cluster: $(VENV)/.dev
 
 coverage: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster" --cov --cov-report=term --cov-report=html:build/coverage $(ARGS)
+
+mutants: $(VENV)/.dev
+	@$(BIN)/python tests/mutants/run.py $(ARGS)
 
 site: $(VENV)/.dev
 	@rm -rf build/site-source && mkdir -p build/site-source

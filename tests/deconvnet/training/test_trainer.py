@@ -95,6 +95,22 @@ def test_the_loss_is_the_mean_over_the_batch_s_non_void_pixels(crops):
     assert seen.losses[0] == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_dropout_s_random_numbers_differ_between_steps_ranks_and_seeds_and_repeat_for_the_same(crops):
+    """They are drawn by torch's generator, whose seed the network sees."""
+
+    def seeds(seed: int, rank: int) -> list[int]:
+        seen: list[int] = []
+        model = Small(0.3)
+        model.register_forward_pre_hook(lambda *_: seen.append(torch.initial_seed()))
+        trainer = Trainer(model, stage(max_steps=3), loader(crops), seed=seed)
+        trainer.rank = rank
+        trainer.fit()
+        return seen
+
+    found = [seeds(0, 0), seeds(0, 1), seeds(1, 0)]
+    assert len({each for every in found for each in every}) == 9 and seeds(0, 1) == found[1]
+
+
 def test_micro_batches_add_up_to_the_batch(crops):
     """In a network without batch norm, whose statistics are those of a micro-batch."""
     losses = []
