@@ -30,11 +30,13 @@ def same(a, b) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
-def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_own(crops, monkeypatch):
-    """Without augmentation, crops tell rows apart."""
+@pytest.mark.parametrize("windows", [1, 3])
+def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_own(crops, windows, monkeypatch):
+    """Without augmentation, crops tell rows apart. With one window, only its examples are shuffled."""
 
     def order(seed: int, epoch: int) -> list[bytes]:
-        plan = BatchPlan.of(crops, 10, 1, seed, window_bytes=third(crops))
+        plan = BatchPlan.of(crops, 10, 1, seed, window_bytes=3 * third(crops) // windows)
+        assert plan.windows_per_epoch == windows
         batches = list(ThreadedLoader(plan, 0).batches(9 * epoch, 9 * epoch + 9))
         assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9 and crops.total == 90
         assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
