@@ -11,6 +11,7 @@ from deconvnet.models.preprocessing import prepare
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
+from tests.image_tables import image_row, write_images
 
 SIZE = 32
 STORED = 36
@@ -57,21 +58,12 @@ def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tup
 def images_table(folder: str, rows: int, size: tuple[int, int] = (40, 56)) -> str:
     """Write an `images` table of which every fourth image is in `dev`, the others in `train`. Returns its URI."""
 
-    def made() -> Iterator[dict[str, Any]]:
-        for i in range(rows):
-            image, mask = example(i, max(size))
-            height, width = size
-            yield {
-                "image_id": f"{i:06d}",
-                "split": "dev" if i % 4 == 3 else "train",
-                "width": width,
-                "height": height,
-                "image": encode_jpeg(image[:height, :width]),
-                "class_mask": encode_mask(mask[:height, :width]),
-                "object_mask": None,
-            }
-
-    tables.commit(folder, "e" * 16, [tables.write_part(folder, "e" * 16, 0, made(), schemas.IMAGES, 8)])
+    height, width = size
+    made = []
+    for i in range(rows):
+        image, mask = (each[:height, :width] for each in example(i, max(size)))
+        made.append(image_row(f"{i:06d}", image, mask, None, "dev" if i % 4 == 3 else "train"))
+    write_images(folder, made, rows_per_group=8)
     return folder
 
 

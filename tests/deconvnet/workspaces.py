@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infra.storage import tables
-from proposals import schemas
-from proposals.image_codec import encode_jpeg, encode_mask
+from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 
 
 def made_up_tables(folder: Path) -> tuple[str, str]:
@@ -34,14 +32,7 @@ def made_up_tables(folder: Path) -> tuple[str, str]:
             near.append(np.array([left, top, right, bottom]) + rng.integers(-4, 5, (5, 4)))
         corner = rng.integers(0, 40, (290, 2))
         found = np.concatenate([np.hstack([corner, corner + rng.integers(4, 24, (290, 2))]), *near]).astype(np.float32)
-        common = {"image_id": f"{i:03}", "height": 64, "width": 80}
         split = ("train", "train", "train", "train", "dev", "val")[i % 6]
-        class_mask, object_mask = (encode_mask(mask) for mask in masks)
-        rows.append({**common, "split": split, "image": encode_jpeg(image), "class_mask": class_mask, "object_mask": object_mask})
-        boxes.append({**common, "boxes": found.tolist(), "scores": np.linspace(1, 0, 300).tolist()})
-    for name, schema, every in (("images", schemas.IMAGES, rows), ("proposals", schemas.PROPOSALS, boxes)):
-        uri = str(folder / name)
-        halves = (every[:10], every[10:])
-        parts = [tables.write_part(uri, "a" * 16, k, half, schema, rows_per_group=4) for k, half in enumerate(halves)]
-        tables.commit(uri, "a" * 16, parts)
-    return str(folder / "images"), str(folder / "proposals")
+        rows.append(image_row(f"{i:03}", image, *masks, split))
+        boxes.append(boxes_row(rows[-1], found, np.linspace(1, 0, 300).tolist()))
+    return write_images_and_proposals(folder, rows, boxes, parts=2, rows_per_group=4)

@@ -2,16 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from infra.storage import tables
-from proposals import schemas
-from proposals.image_codec import encode_jpeg, encode_mask
-
-Row = dict[str, Any]
+from tests.image_tables import Row, image_row, write_images
 
 
 def scene(image_id: str, seed: int, split: str = "train", height: int = 90, width: int = 120) -> Row:
@@ -31,43 +26,24 @@ def scene(image_id: str, seed: int, split: str = "train", height: int = 90, widt
         image[window] = colour
         classes[window] = objects[window] = object_id
     classes[y - 1, x : x + 44] = objects[y - 1, x : x + 44] = 255
-    return row(image_id, image.astype(np.uint8), classes, objects, split)
-
-
-def row(image_id: str, image: np.ndarray, classes: np.ndarray | None, objects: np.ndarray | None, split: str = "train") -> Row:
-    """A row of the images table."""
-    return {
-        "image_id": image_id,
-        "split": split,
-        "width": image.shape[1],
-        "height": image.shape[0],
-        "image": encode_jpeg(image),
-        "class_mask": None if classes is None else encode_mask(classes),
-        "object_mask": None if objects is None else encode_mask(objects),
-    }
-
-
-def write_images(folder: Path, rows: Sequence[Row], parts: int) -> str:
-    """Write an images table with a number of parts; returns its URI."""
-    uri = str(folder / f"images-{parts}")
-    made = [
-        tables.write_part(uri, "i" * 16, i, [rows[j] for j in piece], schemas.IMAGES, rows_per_group=2)
-        for i, piece in enumerate(tables.chunks(len(rows), -(-len(rows) // parts)))
-    ]
-    tables.commit(uri, "i" * 16, made)
-    return uri
+    return image_row(image_id, image.astype(np.uint8), classes, objects, split)
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Callable[[Sequence[Row], int], str]:
     """A function that writes rows as an images table with a number of parts, and returns its URI."""
-    return lambda rows, parts=1: write_images(tmp_path, rows, parts)
+
+    def write(rows: Sequence[Row], parts: int = 1) -> str:
+        write_images(uri := str(tmp_path / f"images-{parts}"), rows, parts)
+        return uri
+
+    return write
 
 
 @pytest.fixture
 def make_row() -> Callable[..., Row]:
-    """The function `row`, for tests that need images of their own."""
-    return row
+    """The function `image_row`, for tests that need images of their own."""
+    return image_row
 
 
 @pytest.fixture
@@ -77,10 +53,10 @@ def rows() -> list[Row]:
     empty, void = np.zeros((40, 50), np.uint8), np.full((40, 50), 255, np.uint8)
     return [
         *(scene(f"{i:03d}", i, "dev" if i % 4 == 3 else "train") for i in range(8)),
-        row("100-empty", grey, empty, empty),
-        row("101-void", grey, void, void),
-        row("102-dot", grey[:1, :1], empty[:1, :1], empty[:1, :1]),
-        row("103-unlabelled", grey, None, None),
+        image_row("100-empty", grey, empty, empty),
+        image_row("101-void", grey, void, void),
+        image_row("102-dot", grey[:1, :1], empty[:1, :1], empty[:1, :1]),
+        image_row("103-unlabelled", grey, None, None),
         scene("104", 104),
         scene("105", 105, "val"),
     ]

@@ -14,13 +14,11 @@ from deconvnet.reporting.evaluation_report import report_files
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra import storage
 from infra.runtime.local_executor import LocalExecutor
-from infra.storage import tables
-from proposals import schemas
-from proposals.image_codec import encode_jpeg, encode_mask
 from proposals.mining.job import mine_examples
 from proposals.settings import ExampleSettings
 from tests.deconvnet.ensembles import save_networks
 from tests.deconvnet.workspaces import made_up_tables
+from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 from workflows import cli
 from workflows.figures import FIGURES, main
 from workflows.pipelines.run_log import RUN_FILE
@@ -162,19 +160,8 @@ def test_before_the_evaluation_the_first_images_with_objects_are_shown(finished:
     """The settings' defaults are used; an image of background only is skipped."""
     workspace = tmp_path / "w"
     shutil.copytree(finished / "models", workspace / "models")
-    row = {
-        "image_id": "nested/one",
-        "split": "val",
-        "width": 40,
-        "height": 30,
-        "image": encode_jpeg(np.zeros((30, 40, 3), np.uint8)),
-        "class_mask": encode_mask(np.zeros((30, 40), np.uint8)),
-        "object_mask": None,
-    }
-    boxes = {"image_id": "nested/one", "width": 40, "height": 30, "boxes": [[0.0, 0.0, 20.0, 20.0]], "scores": [1.0]}
-    for uri, schema, each in (("images", schemas.IMAGES, row), ("proposals", schemas.PROPOSALS, boxes)):
-        place = str(workspace / uri)
-        tables.commit(place, "f", [tables.write_part(place, "f", 0, [each], schema)])
+    row = image_row("nested/one", np.zeros((30, 40, 3), np.uint8), np.zeros((30, 40), np.uint8), None, "val")
+    write_images_and_proposals(workspace, [row], [boxes_row(row, [[0, 0, 20, 20]])])
     assert call("unpooling", "--workspace", str(workspace)) == 0
     assert call("instances", "--workspace", str(workspace), "--image", "nested/one") == 0
     assert {path.name for path in (workspace / "figures").iterdir()} == {"unpooling.png", "instances_nested_one.png"}

@@ -16,9 +16,9 @@ from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
-from proposals import schemas
-from proposals.image_codec import decode_image, encode_jpeg, encode_mask
+from proposals.image_codec import decode_image
 from tests.deconvnet.ensembles import save_networks
+from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 
 CLASSES = ("background", "cat", "dog", "unicorn")
 OPTIONS = PredictorOptions(proposals=2, batch=3)
@@ -42,25 +42,11 @@ def image_tables(tmp_path, rng):
         mask[:4] = 255
         if i == 0:
             mask[:] = 255
-        rows.append(
-            {
-                "image_id": name,
-                "split": "val" if i % 3 == 0 or name == UNPROPOSED else "train",
-                "width": width,
-                "height": height,
-                "image": encode_jpeg(image),
-                "class_mask": None if i == 21 else encode_mask(mask),
-                "object_mask": None,
-            }
-        )
+        split = "val" if i % 3 == 0 or name == UNPROPOSED else "train"
+        rows.append(image_row(name, image, None if i == 21 else mask, None, split))
         if name != UNPROPOSED:
-            found = [[0, 0, 20, 20], [10, 5, 40, 30], [0, 0, 40, 30]]
-            boxes.append({"image_id": name, "width": width, "height": height, "boxes": found, "scores": [3, 2, 1]})
-    images, proposals = str(tmp_path / "images"), str(tmp_path / "proposals")
-    for uri, schema, content in ((images, schemas.IMAGES, rows), (proposals, schemas.PROPOSALS, boxes)):
-        halves = [[row for row in content if (row["image_id"] < "p12") == first] for first in (True, False)]
-        parts = [tables.write_part(uri, "f" * 16, i, half, schema, rows_per_group=5) for i, half in enumerate(halves)]
-        tables.commit(uri, "f" * 16, parts)
+            boxes.append(boxes_row(rows[-1], [[0, 0, 20, 20], [10, 5, 40, 30], [0, 0, 40, 30]], [3, 2, 1]))
+    images, proposals = write_images_and_proposals(tmp_path, rows, boxes, parts=2, rows_per_group=5)
     return images, proposals, rows
 
 

@@ -18,10 +18,8 @@ from deconvnet.models.fcn8s import FCN8s
 from deconvnet.reporting.champion_report import class_changes, compare_with_champion, summary_sentence
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
-from infra.storage import tables
-from proposals import schemas
-from proposals.image_codec import encode_jpeg, encode_mask
 from tests.deconvnet.png_pixels import area, pixels
+from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 
 CLASSES = ("background", "cat", "dog", "unicorn")
 IMAGES = "abcdefgh"
@@ -52,12 +50,8 @@ def inputs(tmp_path: Path, rng: np.random.Generator) -> EvaluationInputs:
         image, truth = rng.integers(0, 60, (40, 60, 3)).astype(np.uint8), np.zeros((40, 60), np.uint8)
         image[:, :30] = (250, 20, 20)
         truth[:, :30] = 2
-        masks = {"image": encode_jpeg(image), "class_mask": encode_mask(truth), "object_mask": None}
-        rows.append({"image_id": name, "split": "val", "width": 60, "height": 40, **masks})
-    images, proposals = str(tmp_path / "images"), str(tmp_path / "proposals")
-    boxes = [{"image_id": n, "width": 60, "height": 40, "boxes": [[0.0, 0.0, 60.0, 40.0]], "scores": [1.0]} for n in IMAGES]
-    for uri, schema, content in ((images, schemas.IMAGES, rows), (proposals, schemas.PROPOSALS, boxes)):
-        tables.commit(uri, "f", [tables.write_part(uri, "f", 0, content, schema)])
+        rows.append(image_row(name, image, truth, None, "val"))
+    images, proposals = write_images_and_proposals(tmp_path, rows, [boxes_row(row, [[0, 0, 60, 40]]) for row in rows])
     uris = [str(tmp_path / f"models{number}" / name) for number in (0, 1) for name in ("deconvnet", "fcn8s")]
     for uri in uris:
         torch.manual_seed(2)

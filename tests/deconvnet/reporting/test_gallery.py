@@ -16,6 +16,7 @@ from proposals import schemas
 from proposals.boxes import crop, enlarge
 from proposals.image_codec import encode_jpeg, encode_mask
 from tests.deconvnet.ensembles import random_networks
+from tests.image_tables import boxes_row, image_row, write_images_and_proposals
 
 
 def row(value: float | None) -> dict[str, float | None]:
@@ -70,27 +71,11 @@ def uris(tmp_path: Path, rng: np.random.Generator) -> tuple[str, str]:
         truth = np.zeros((40, 60), np.uint8)
         if number > 1:
             truth[10:30, 10:40], truth[32:36, 2:8] = 1, 2
-        masked = name != "f"
-        rows.append(
-            {
-                "image_id": name,
-                "split": "val",
-                "width": 60,
-                "height": 40,
-                "image": encode_jpeg(rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)),
-                "class_mask": encode_mask(truth) if masked else None,
-                "object_mask": encode_mask(truth) if name in "ace" else None,
-            }
-        )
+        image = rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        rows.append(image_row(name, image, truth if name != "f" else None, truth if name in "ace" else None, "val"))
         if name != "f":
-            found = [[0.0, 0.0, 9.0 + 3 * k, 9.0 + 2 * k] for k in range(9)]
-            boxes.append({"image_id": name, "width": 60, "height": 40, "boxes": found, "scores": [1.0] * 9})
-    images, proposals = str(tmp_path / "images"), str(tmp_path / "proposals")
-    for uri, schema, content in ((images, schemas.IMAGES, rows), (proposals, schemas.PROPOSALS, boxes)):
-        halves = [[each for each in content if (each["image_id"] < "d") == first] for first in (True, False)]
-        parts = [tables.write_part(uri, "f", i, half, schema, rows_per_group=2) for i, half in enumerate(halves)]
-        tables.commit(uri, "f", parts)
-    return images, proposals
+            boxes.append(boxes_row(rows[-1], [[0, 0, 9 + 3 * k, 9 + 2 * k] for k in range(9)]))
+    return write_images_and_proposals(tmp_path, rows, boxes, parts=2)
 
 
 def test_samples_hold_masks_and_boxes_of_their_image(uris: tuple[str, str]) -> None:
