@@ -55,6 +55,12 @@ def test_small_void_and_background_objects_are_left_out(masks):
     assert find_objects(classes, np.full_like(objects, 255)) == []
 
 
+def test_by_default_an_object_of_one_pixel_is_found():
+    classes = np.zeros((5, 5), np.uint8)
+    classes[2, 3] = 7
+    assert [o.box for o in find_objects(classes, classes)] == [(3, 2, 4, 3)]
+
+
 def test_16_bit_ids_go_beyond_255_and_void_is_65535(masks):
     classes, objects = masks
     wide = objects.astype(np.uint16)
@@ -235,6 +241,8 @@ def test_a_class_of_under_one_per_cent_is_not_shown_unless_it_is_all_there_is():
     classes[8:10, 2:6] = 0
     classes[8, 2:5] = 2  # 3 of 400 pixels
     assert choose_windows(classes, make_windows(20, 20, [1.0]))[0].classes == (0, 1)
+    classes[8, 5] = 2  # 4: exactly one per cent
+    assert choose_windows(classes, make_windows(20, 20, [1.0]))[0].classes == (0, 1, 2)
     classes[classes != 2] = 255
     assert choose_windows(classes, make_windows(20, 20, [1.0]))[0].classes == (2,)
 
