@@ -33,8 +33,6 @@ class Retrainings:
     def __init__(self, place: Path) -> None:
         self.data, self.workspace = place / "data", place / "w"
         self.more = place / "more"
-        write_dataset(str(self.data), 0, 24, 5, 64, 80)
-        write_dataset(str(self.more), 0, 29, 5, 64, 80)
         self.store = f"sqlite:///{self.workspace}/mlflow/mlflow.db"
 
     def arguments(self, *more: str) -> list[str]:
@@ -76,6 +74,8 @@ class Retrainings:
 def retrainings(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[[Path], str]) -> Retrainings:
     """The state after the first retraining."""
     made = Retrainings(tmp_path_factory.mktemp("retrain"))
+    write_dataset(str(made.data), 0, 24, 5, 64, 80)
+    write_dataset(str(made.more), 0, 29, 5, 64, 80)
     assert make_store(made.workspace) == made.store
     done = made()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -109,8 +109,9 @@ def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
 
 
 @pytest.mark.ray
-def test_new_images_are_trained_on_and_a_killed_run_is_resumed(retrainings: Retrainings) -> None:
+def test_new_images_are_trained_on_and_a_killed_run_is_resumed(retrainings: Retrainings, tmp_path: Path) -> None:
     """A run is killed; the next, on Ray, resumes its generation. A run beside another is refused."""
+    retrainings = Retrainings(shutil.copytree(retrainings.data.parent, tmp_path / "copy"))
     retrainings.add_images()
     plan = retrainings("--dry-run")
     assert "5 new, 0 gone" in plan.stdout and "from edeconvnet version 1" in plan.stdout and len(retrainings.generations()) == 1
