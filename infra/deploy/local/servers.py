@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from infra.deploy.local.process import (
     find_program,
     free_port,
     free_ports,
-    is_listening,
     running,
     write_private,
 )
@@ -242,13 +242,23 @@ def postgres_server() -> Iterator[str]:
             command,
             environment,
             folder / "postgres.log",
-            ready=lambda: is_listening(port),
+            ready=partial(_accepts_clients, data),
             user=user,
             stop_seconds=2,  # it would wait for its clients to leave, though its data is deleted anyway
             folder=Path("/"),
         )
         with running(server):
             yield uri
+
+
+def _accepts_clients(data: Path) -> bool:
+    """Return whether the PostgreSQL server with this data folder accepts clients. It listens a moment earlier, and refuses them.
+
+    Args:
+        data: the server's data folder. The last line of the file `postmaster.pid` in it is the server's state.
+    """
+    file = data / "postmaster.pid"
+    return file.is_file() and file.read_text().split()[-1:] == ["ready"]
 
 
 def _unprivileged_user() -> str | None:

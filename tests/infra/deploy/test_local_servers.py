@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.deploy.local import servers
 from infra.deploy.local.process import Server, find_program, free_port, free_ports, is_listening, running, write_private
 from infra.deploy.local.servers import postgres_programs, postgres_server
 from infra.errors import UserError
@@ -62,6 +63,22 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path):
     while process.exists() and "Z" not in (process / "stat").read_text().split()[2]:
         assert time.monotonic() < deadline, "the server still runs"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "accepts"),
+    [
+        (None, False),
+        ("", False),
+        ("71\n/data\n1700000000\n5432\n\n127.0.0.1\n", False),
+        ("71\n/data\n1700000000\n5432\n\n127.0.0.1\n  6 0\nstarting\n", False),
+        ("71\n/data\n1700000000\n5432\n\n127.0.0.1\n  6 0\nready   \n", True),
+    ],
+)
+def test_postgres_that_still_starts_is_waited_for(tmp_path: Path, lines: str | None, accepts: bool):
+    if lines is not None:
+        (tmp_path / "postmaster.pid").write_text(lines)
+    assert servers._accepts_clients(tmp_path) is accepts
 
 
 def test_postgres_accepts_only_its_password():
