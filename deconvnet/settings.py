@@ -92,6 +92,13 @@ class ModelSettings(Section):
     width: float = Field(
         1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
     )
+    encoder_width: float | None = Field(
+        None, gt=0, le=2, description="channels of DeconvNet's encoder relative to VGG-16's; empty: the same as width"
+    )
+    decoder_width: float | None = Field(
+        None, gt=0, le=2, description="channels of DeconvNet's decoder relative to the paper's; empty: the same as width"
+    )
+    fc_channels: PositiveInt | None = Field(None, description="channels of DeconvNet's fc6 and fc7; empty: 4096 × width")
     input_size: int = Field(224, ge=32, le=1024, description="side of DeconvNet's square input, px; a multiple of 32")
     convention: Literal["caffe", "torchvision"] = Field(
         "caffe",
@@ -100,8 +107,8 @@ class ModelSettings(Section):
     )
     vgg16: Location | None = Field(
         None,
-        description="file of VGG-16's ImageNet weights to start from (.pth, .safetensors, .npz; path, https or s3); pruned for networks "
-        "of width below 1; empty: random weights",
+        description="file of VGG-16's ImageNet weights to start from (.pth, .safetensors, .npz; path, https or s3); they are fitted to "
+        "networks of width below 1 or with batch norm; empty: random weights",
     )
     decoder_init: Literal["gaussian", "interpolation"] = Field(
         "gaussian",
@@ -193,6 +200,9 @@ class StageSettings(Section):
         None, description="most examples that a worker computes at once; empty: its whole share of the batch"
     )
     lr: _LearningRate = 0.01
+    freeze: tuple[Literal["conv1", "conv2", "conv3", "conv4", "conv5"], ...] = Field(
+        (), description="blocks of VGG-16's convolutions that are not trained: they keep their initial weights, which saves time"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")
     bias_lr_factor: _BiasLrFactor = 1.0

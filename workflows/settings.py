@@ -93,7 +93,7 @@ class Settings(PipelineSettings):
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
         """Check that settings of different sections fit together. Raise ValueError if they don't."""
-        for name in ("width", "fcn_width"):
+        for name in ("encoder_width" if self.model.encoder_width else "width", "fcn_width"):
             width = getattr(self.model, name)
             if self.model.vgg16 and width is not None and width > 1:
                 raise ValueError(

@@ -41,17 +41,18 @@ class Architecture:
         return found
 
     def width(self, settings: "ModelSettings") -> float:
-        """Return the network's width: its number of channels per layer as a fraction of the published network's.
+        """Return the width of the network's first five blocks, which are VGG-16's.
+
+        The width is a number of channels per layer as a fraction of VGG-16's.
 
         Args:
             settings: section `model` of the settings, which covers both networks.
 
         Returns:
-            The width. It is 1 for the published network. If FCN-8s has no width of its own in the settings, this is DeconvNet's
-            width.
+            FCN-8s's width or the width of DeconvNet's encoder. If the settings don't have it, the width of DeconvNet.
         """
-        width = getattr(settings, self.arguments["width"])
-        return float(settings.width if width is None else width)
+        own = settings.fcn_width if self is FCN8S else settings.encoder_width
+        return float(settings.width if own is None else own)
 
     def input_size(self, settings: "ModelSettings") -> int:
         """Return the side, in pixels, of the square input that the network is trained on.
@@ -71,7 +72,7 @@ class Architecture:
             All keyword arguments of the constructor except `num_classes`, which depends on the data.
         """
         return {
-            argument: self.width(settings) if argument == "width" else getattr(settings, field)
+            argument: self.width(settings) if field == "fcn_width" else getattr(settings, field)
             for argument, field in self.arguments.items()
         }
 
@@ -90,16 +91,22 @@ class Architecture:
         used = {**self.constructor_arguments(settings), "vgg16": settings.vgg16}
         return used if self.whole_images else {**used, "decoder_init": settings.decoder_init}
 
-    def needs_pruned_vgg16(self, settings: "ModelSettings") -> bool:
-        """Return whether VGG-16's weights must be pruned (reduced to fewer channels) before the network can start from them.
+    def needs_fitted_vgg16(self, settings: "ModelSettings") -> bool:
+        """Return whether VGG-16's weights must be fitted to the network before it starts from them.
+
+        A narrower network needs fewer channels. A network with batch norms needs values for them with which the layers compute
+        what VGG-16's layers do.
 
         Args:
             settings: section `model` of the settings, which covers both networks.
 
         Returns:
-            True if the settings name a file of VGG-16 weights and the network is narrower than VGG-16.
+            True if the settings name a file of VGG-16 weights, and the network is narrower than VGG-16 or has batch norms.
         """
-        return settings.vgg16 is not None and self.width(settings) < 1
+        if settings.vgg16 is None:
+            return False
+        has_batch_norm = settings.fcn_batch_norm if self is FCN8S else True
+        return has_batch_norm or self.width(settings) < 1
 
     def split(self, split: Literal["train", "dev"]) -> str | None:
         """Return the value of the column `split` that selects a split in the table that the network is trained or evaluated on.
@@ -117,7 +124,7 @@ class Architecture:
 DECONVNET = Architecture(
     name="deconvnet",
     class_path="deconvnet.models.deconvnet:DeconvNet",
-    arguments={"width": "width", "input_size": "input_size", "convention": "convention"},
+    arguments={name: name for name in ("width", "input_size", "convention", "encoder_width", "decoder_width", "fc_channels")},
     whole_images=False,
     trained_by=("stage1", "stage2"),
 )

@@ -5,6 +5,7 @@ Noh, Hong, Han: Learning Deconvolution Network for Semantic Segmentation, ICCV 2
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from deconvnet.models.layers import (
@@ -59,7 +60,16 @@ class DeconvNet(Network):
     architecture = "deconvnet"
     input_size: int
 
-    def __init__(self, num_classes: int = 21, width: float = 1.0, input_size: int = 224, convention: str = "caffe") -> None:
+    def __init__(
+        self,
+        num_classes: int = 21,
+        width: float = 1.0,
+        input_size: int = 224,
+        convention: str = "caffe",
+        encoder_width: float | None = None,
+        decoder_width: float | None = None,
+        fc_channels: int | None = None,
+    ) -> None:
         """Build the network with random weights.
 
         Args:
@@ -70,6 +80,9 @@ class DeconvNet(Network):
                 that it covers the whole output of pool5.
             convention: format of the input pixels. "caffe": BGR, 0–255, minus the mean. "torchvision": RGB, 0–1, minus the
                 mean, divided by the standard deviation.
+            encoder_width: width of conv1 to conv5, if it is not `width`.
+            decoder_width: width of fc6_deconv and of deconv5 to deconv1, if it is not `width`.
+            fc_channels: number of channels of fc6 and fc7. None: 4096 × `width`, rounded to a multiple of 8.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -78,16 +91,18 @@ class DeconvNet(Network):
         if input_size < 32 or input_size % 32:
             raise ValueError(f"input_size is {input_size}; it must be a multiple of 32")
         self.input_size = input_size
-        top, fc, kernel = channels(512, width), channels(FC_CHANNELS, width), input_size // 32
+        self.encoder_width, self.decoder_width, self.fc_channels = encoder_width, decoder_width, fc_channels
+        encoder, decoder = (width if own is None else own for own in (encoder_width, decoder_width))
+        fc, kernel = channels(FC_CHANNELS, width) if fc_channels is None else fc_channels, input_size // 32
 
-        self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = vgg16_blocks(width, norm=True)
+        self.conv1, self.conv2, self.conv3, self.conv4, self.conv5 = vgg16_blocks(encoder, norm=True)
         self.pool = nn.MaxPool2d(2, 2, return_indices=True)
-        self.fc6 = unit(MatrixConv2d(top, fc, kernel))
+        self.fc6 = unit(MatrixConv2d(channels(512, encoder), fc, kernel))
         self.fc7 = unit(MatrixConv2d(fc, fc, 1))
-        self.fc6_deconv = unit(MatrixDeconv2d(fc, top, kernel))
-        inputs = top
+        inputs = channels(512, decoder)
+        self.fc6_deconv = unit(MatrixDeconv2d(fc, inputs, kernel))
         for number, paper in DECODER_CHANNELS.items():
-            outputs = tuple(channels(c, width) for c in paper)
+            outputs = tuple(channels(c, decoder) for c in paper)
             self.add_module(f"unpool{number}", Unpool())
             self.add_module(f"deconv{number}", block(Deconv3x3, inputs, outputs))
             inputs = outputs[-1]
@@ -108,7 +123,8 @@ class DeconvNet(Network):
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of the constructor by name, as JSON values, so that the network can be built again."""
-        return {**super().config(), "input_size": self.input_size}
+        own = {name: getattr(self, name) for name in ("input_size", "encoder_width", "decoder_width", "fc_channels")}
+        return {**super().config(), **own}
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the scores of all classes for every pixel.
@@ -131,7 +147,24 @@ class DeconvNet(Network):
             x, switches[number] = self.pool(self.get_submodule(f"conv{number}")(x))
         x = self.fc6_deconv(self.fc7(self.fc6(x)))
         for number in (5, 4, 3, 2, 1):
-            x = self.get_submodule(f"unpool{number}")(x, switches[number])
+            x = self.get_submodule(f"unpool{number}")(x, _spread(switches[number], x.shape[1]))
             x = self.get_submodule(f"deconv{number}")(x)
         scores: Tensor = self.score(x)
         return scores
+
+
+def _spread(switches: Tensor, count: int) -> Tensor:
+    """Take the pooling positions of evenly spaced channels, for a decoder with another number of channels than the encoder.
+
+    Args:
+        switches: positions of the maxima, of shape (N, C, H, W).
+        count: number of channels that are needed.
+
+    Returns:
+        Tensor of shape (N, count, H, W).
+    """
+    if switches.shape[1] == count:
+        return switches
+    if switches.shape[1] % count == 0:
+        return switches[:, :: switches.shape[1] // count]
+    return switches[:, torch.arange(count, device=switches.device) * switches.shape[1] // count]

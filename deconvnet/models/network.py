@@ -1,6 +1,7 @@
 """The base class of both networks. It stores the constructor arguments and converts images to the network's input."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -43,7 +44,32 @@ class Network(nn.Module):
             raise ValueError(f"width is {width}; it must be above 0")
         if convention not in CONVENTIONS:
             raise ValueError(f"unknown input convention {convention!r}: one of {', '.join(CONVENTIONS)}")
+        self._frozen: tuple[str, ...] = ()  # names of submodules that are not trained
         self.num_classes, self.width, self.convention = num_classes, width, convention
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """Exclude submodules from training. Their weights and the statistics of their batch norms stay as they are.
+
+        Args:
+            names: names of the submodules, such as "conv1".
+        """
+        self._frozen = tuple(names)
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode. Frozen submodules are always in evaluation mode.
+
+        Args:
+            mode: True for training mode.
+
+        Returns:
+            The network itself.
+        """
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of the constructor by name, as JSON values, so that the network can be built again."""

@@ -165,7 +165,7 @@ def convert_sync(model: nn.Module) -> nn.Module:
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set the running mean and variance of every batch norm to their average over some batches.
+    """Set the running mean and variance of every batch norm that is trained to their average over some batches.
 
     The running averages of training lag behind the weights. Therefore the released DeconvNet also computes them anew, over 500
     batches of training data, before inference. The weights stay as they are. Every worker (training process) must call this.
@@ -182,7 +182,8 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Raises:
         ValueError: if there is no batch.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    every = (m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
+    norms = [norm for norm in every if norm.weight is None or norm.weight.requires_grad]
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     model.eval()

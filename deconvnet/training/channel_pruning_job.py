@@ -1,6 +1,6 @@
-"""Pruning of VGG-16 (reduction of its channels), to initialise a network that is narrower than VGG-16.
+"""Fitting of VGG-16's weights to a network that is narrower than VGG-16 (pruning) or has batch norm.
 
-The pruning uses the images that the network will be trained on.
+It uses the images that the network will be trained on.
 """
 
 import logging
@@ -14,7 +14,7 @@ import torch
 
 from deconvnet.models.architectures import ARCHITECTURES
 from deconvnet.models.init_weights.channel_pruning import prune_vgg16
-from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
+from deconvnet.models.init_weights.vgg16 import read_fully_connected, read_vgg16, write_vgg16
 from deconvnet.models.layers import channels
 from deconvnet.models.preprocessing import prepare
 from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
@@ -86,7 +86,9 @@ def prune_on(executor: Executor, job: PruningJob) -> dict[str, float]:
 
 
 def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
-    """Prune VGG-16 in this process and write the pruned weights to the file `job.out_uri` after the last layer.
+    """Fit VGG-16 to a network in this process, and write the weights to the file `job.out_uri` after the last layer.
+
+    At full width no channel is removed. Then fc6 and fc7 are copied to the file, too, if VGG-16's file has them.
 
     Args:
         job: description of the job.
@@ -97,12 +99,12 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
 
     Raises:
         UserError: if the weights or the table can't be used.
-        ValueError: if the network is not narrower than VGG-16, or the settings name no weights.
+        ValueError: if the network can start from VGG-16's weights as they are, or the settings name no weights.
     """
     torch.set_num_threads(job.threads)
     architecture, model = ARCHITECTURES[job.architecture], job.model
-    if model.vgg16 is None or not architecture.needs_pruned_vgg16(model):
-        raise ValueError("only VGG-16's weights can be pruned, for a network narrower than it")
+    if model.vgg16 is None or not architecture.needs_fitted_vgg16(model):
+        raise ValueError("there is nothing to fit: the network takes VGG-16's weights as they are, or none")
     width = architecture.width(model)
     full = read_vgg16(model.vgg16, model.convention)
     inputs = _sample_inputs(job, channels(64, width))
@@ -112,6 +114,8 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
         total = len(full[layer.name][1])
         kept = len(layer.kept_channels)
         yield layer.name, layer.r2, f"{layer.name}: {kept} of {total} channels kept, R² {layer.r2:.2f} on held-out inputs"
+    if width == 1:
+        tensors |= read_fully_connected(model.vgg16)
     write_vgg16(job.out_uri, tensors, model.convention)
 
 

@@ -1,9 +1,9 @@
-"""When VGG-16 is pruned to a narrower network, and which stages use it."""
+"""When VGG-16 is fitted to a network, and which stages use it."""
 
 import pytest
 
 from infra import storage
-from workflows.pipelines.init_weights import pruned_weights_uri
+from workflows.pipelines.init_weights import fitted_weights_uri
 from workflows.pipelines.training import Pipeline
 from workflows.settings import load
 
@@ -26,13 +26,15 @@ def settings(tmp_path):
         ("model: {width: 0.25, fcn_width: 0.125, vgg16: VGG}", ["fcn8s", "stage1"]),
         ("model: {width: 0.25, vgg16: VGG}", ["fcn8s", "stage1"]),
         ("model: {width: 0.25, fcn_width: 1, vgg16: VGG}", ["stage1"]),
-        ("model: {width: 1, vgg16: VGG}", []),
+        ("model: {width: 0.25, encoder_width: 1, fcn_width: 1, vgg16: VGG}", ["stage1"]),
+        ("model: {width: 1, vgg16: VGG}", ["stage1"]),
+        ("model: {width: 1, vgg16: VGG, fcn_batch_norm: true}", ["fcn8s", "stage1"]),
         ("model: {width: 0.25}", []),
     ],
 )
-def test_only_networks_narrower_than_vgg16_prune_it(settings, text, made):
+def test_networks_that_are_narrower_than_vgg16_or_have_batch_norm_fit_it(settings, text, made):
     s = settings(text)
-    assert [stage for stage in ("fcn8s", "stage1", "stage2") if pruned_weights_uri(s, stage)] == made
+    assert [stage for stage in ("fcn8s", "stage1", "stage2") if fitted_weights_uri(s, stage)] == made
     stages = {stage.name: stage for stage in Pipeline(s).stages.stages}
     assert [name for name in stages if name.endswith("_start")] == [f"{stage}_start" for stage in made]
     for name in ("fcn8s", "stage1", "stage2"):
@@ -41,7 +43,7 @@ def test_only_networks_narrower_than_vgg16_prune_it(settings, text, made):
         assert stages[f"{name}_start"].outputs == (storage.join(s.workspace, "start", f"{name}.npz"),)
 
 
-def test_pruned_weights_are_made_again_only_for_settings_that_change_them(settings):
+def test_fitted_weights_are_made_again_only_for_settings_that_change_them(settings):
     def recipes(text: str) -> dict[str, str]:
         return {stage.name: stage.recipe for stage in Pipeline(settings(text)).stages.stages}
 
@@ -49,6 +51,9 @@ def test_pruned_weights_are_made_again_only_for_settings_that_change_them(settin
     wider = recipes("model: {width: 0.5, fcn_width: 0.125, vgg16: VGG}")
     assert before["fcn8s_start"] == wider["fcn8s_start"]
     assert before["stage1_start"] != wider["stage1_start"]
+    encoder = recipes("model: {width: 0.25, encoder_width: 0.5, fcn_width: 0.125, vgg16: VGG}")
+    assert wider["stage1_start"] == encoder["stage1_start"] != before["stage1_start"]
+    assert encoder["stage1"] != wider["stage1"]
     seeded = recipes("seed: 1\nmodel: {width: 0.25, fcn_width: 0.125, vgg16: VGG}")
     assert before["fcn8s_start"] != seeded["fcn8s_start"]
     trained = recipes("model: {width: 0.25, fcn_width: 0.125, vgg16: VGG}\ntrain: {stage1: {lr: 0.5}}")

@@ -1,4 +1,4 @@
-"""Define the stages that prune VGG-16: they remove channels from it, so that narrower networks can start from its weights.
+"""Define the stages that fit VGG-16 to networks of fewer channels or with batch norm, which then start from its weights.
 
 The method is described in `deconvnet.models.init_weights.channel_pruning`.
 """
@@ -16,21 +16,21 @@ from workflows.settings import Settings
 if TYPE_CHECKING:
     from deconvnet.tracking.interface import Run
 
-PRUNING_VERSION = 1
+FITTING_VERSION = 2
 
 
-def pruned_weights_uri(settings: Settings, stage: str) -> str | None:
-    """Return the URI of the pruned VGG-16 weights (with channels removed) from which a training stage starts.
+def fitted_weights_uri(settings: Settings, stage: str) -> str | None:
+    """Return the URI of the VGG-16 weights, fitted to the network, from which a training stage starts.
 
     Args:
         settings: settings of the pipeline.
         stage: name of the training stage: "fcn8s", "stage1" or "stage2".
 
     Returns:
-        URI of a file in the workspace, which need not exist yet. None if the stage does not start from pruned weights.
+        URI of a file in the workspace, which need not exist yet. None if the stage does not start from fitted weights.
     """
-    pruned = architecture_of_stage(stage).needs_pruned_vgg16(settings.model)
-    needed = pruned and not (stage == "stage2" and settings.has_stage1) and not settings.init.from_
+    fitted = architecture_of_stage(stage).needs_fitted_vgg16(settings.model)
+    needed = fitted and not (stage == "stage2" and settings.has_stage1) and not settings.init.from_
     return storage.join(settings.workspace, "start", f"{stage}.npz") if needed else None
 
 
@@ -55,10 +55,10 @@ def vgg16_digest(uri: str) -> str:
         ) from None
 
 
-def pruning_stages(
+def fitting_stages(
     settings: Settings, stage: str, table: str, table_stage: str, executor: Executor, current_run: Callable[[], "Run"]
 ) -> list[Stage]:
-    """Make the stage that prunes VGG-16 (removes channels from it) before a training stage, if one is needed.
+    """Make the stage that fits VGG-16's weights to the network before a training stage, if one is needed.
 
     Args:
         settings: settings of the pipeline.
@@ -66,22 +66,22 @@ def pruning_stages(
         table: URI of the table that the network will be trained on. The channels to keep are chosen by VGG-16's responses to its
             images.
         table_stage: name of the stage that makes `table`.
-        executor: executor that runs the pruning.
+        executor: executor that fits the weights.
         current_run: function that returns the tracker's run of the stage that is running. It is called when the stage runs.
 
     Returns:
-        A list with the stage, or an empty list if the training stage needs no pruned weights.
+        A list with the stage, or an empty list if the training stage needs no fitted weights.
 
     Raises:
         UserError: if the file with VGG-16's weights does not exist.
     """
-    out = pruned_weights_uri(settings, stage)
+    out = fitted_weights_uri(settings, stage)
     if out is None or settings.model.vgg16 is None:
         return []
     architecture = architecture_of_stage(stage)
 
     def run(fingerprint: str) -> dict[str, Any]:
-        """Prune VGG-16 on one training node, write the weights, and log how well each pruned layer reproduces the original one.
+        """Fit VGG-16 on one training node, write the weights, and log how well each fitted layer reproduces the original one.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. Not used.
@@ -105,4 +105,4 @@ def pruning_stages(
         "vgg16_file": vgg16_digest(settings.model.vgg16),
         "seed": settings.seed,
     }
-    return [Stage(f"{stage}_start", "VGG-16 with fewer channels", PRUNING_VERSION, recipe, (table_stage,), (out,), run)]
+    return [Stage(f"{stage}_start", "VGG-16 fitted to the network", FITTING_VERSION, recipe, (table_stage,), (out,), run)]

@@ -16,7 +16,7 @@ from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.stages import Stage
-from workflows.pipelines.init_weights import pruned_weights_uri, pruning_stages, vgg16_digest
+from workflows.pipelines.init_weights import fitted_weights_uri, fitting_stages, vgg16_digest
 from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import as_dict
@@ -76,7 +76,7 @@ class Pipeline(TrackedPipeline):
         return stages
 
     def _training_stages(self, stage: str, title: str, table: str, *inputs: str) -> list[Stage]:
-        """Make a training stage and, if it starts from pruned VGG-16 weights (with channels removed), the stage that prunes them.
+        """Make a training stage and, if it starts from VGG-16 weights that are fitted to the network, the stage that fits them.
 
         Args:
             stage: name of the training stage: "fcn8s", "stage1" or "stage2".
@@ -88,7 +88,7 @@ class Pipeline(TrackedPipeline):
             One or two stages, in the order in which they run.
         """
         s = self.settings
-        pruning = pruning_stages(s, stage, table, inputs[0], self.executor, lambda: self.run_of_stage)
+        fitting = fitting_stages(s, stage, table, inputs[0], self.executor, lambda: self.run_of_stage)
         model = architecture_of_stage(stage).settings_used(s.model)
         if s.model.vgg16:
             model["vgg16"] = vgg16_digest(s.model.vgg16)
@@ -103,8 +103,8 @@ class Pipeline(TrackedPipeline):
             "bf16": s.compute.bf16,
         }
         outputs = (storage.join(self.model(stage), "model.json"),)
-        inputs = (*inputs, *(each.name for each in pruning))
-        return [*pruning, Stage(stage, title, 1, settings, inputs, outputs, lambda fingerprint: self._train(stage, fingerprint))]
+        inputs = (*inputs, *(each.name for each in fitting))
+        return [*fitting, Stage(stage, title, 1, settings, inputs, outputs, lambda fingerprint: self._train(stage, fingerprint))]
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Train the network of one stage, and write its model folder and training curves.
@@ -130,7 +130,7 @@ class Pipeline(TrackedPipeline):
             init = starting_model(s.init.from_, architecture.name, self.store, self.uri("init"))
         job = TrainingJob(
             stage=stage,
-            model=s.model.model_copy(update={"vgg16": pruned_weights_uri(s, stage) or s.model.vgg16}),
+            model=s.model.model_copy(update={"vgg16": fitted_weights_uri(s, stage) or s.model.vgg16}),
             settings=getattr(s.train, stage),
             compute=s.compute,
             examples_uri=self.images if architecture.whole_images else self.examples(stage),

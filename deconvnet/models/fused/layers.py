@@ -6,7 +6,9 @@ In evaluation mode they are torch's layers. They have no attributes of their own
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deconvnet.models.fused.convolution import convolve, supports
 from deconvnet.models.fused.norm_relu import norm_relu
@@ -26,13 +28,35 @@ class FusedUnit(nn.Sequential):
         Returns:
             Tensor of shape (N, C', H', W').
         """
+        conv = self.get_submodule("conv")
         if not self.training:
+            norm = getattr(self, "norm", None)
+            if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and not conv.weight.requires_grad:
+                return _frozen_unit(conv, norm, input)
             return cast(Tensor, super().forward(input))
-        conv, norm, relu = (self.get_submodule(name) for name in ("conv", "norm", "relu"))
+        norm, relu = (self.get_submodule(name) for name in ("norm", "relu"))
         if supports(conv) and input.dtype in DTYPES:
             return norm_relu(convolve(conv, input), cast(nn.BatchNorm2d, norm), cast(Tensor | None, conv.bias))
         x = conv(input)
         return norm_relu(x, cast(nn.BatchNorm2d, norm)) if x.dtype in DTYPES else cast(Tensor, relu(norm(x)))
+
+
+def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor:
+    """Compute a convolution, batch norm and ReLU that are not trained. The batch norm becomes a part of the weights.
+
+    Args:
+        conv: the convolution.
+        norm: the batch norm, whose running statistics are used.
+        input: tensor of shape (N, C, H, W).
+
+    Returns:
+        Tensor of shape (N, C', H', W').
+    """
+    with torch.no_grad():
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+    return F.relu(F.conv2d(input, weight, bias, padding=conv.padding), inplace=True)
 
 
 class FusedMaxPool2d(nn.MaxPool2d):

@@ -1,4 +1,4 @@
-"""Pruning of VGG-16 to fewer channels per layer.
+"""Fitting of VGG-16's weights to a network of fewer channels per layer, or with batch norm.
 
 A network that is narrower than the published one can't use VGG-16's ImageNet weights directly, but it can start from the pruned
 weights. The method follows He, Zhang, Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017. It works on
@@ -7,6 +7,10 @@ the responses to a sample of inputs, one layer after the other:
 1. A pivoted factorisation of the full network's responses selects the channels to keep.
 2. The weights of these channels are fitted by regression. Its inputs are the responses of the previous *pruned* layer, so each
    layer corrects the errors of the layers before it.
+
+A network of VGG-16's width keeps all channels and weights. It only gets batch norms with which the layers compute what VGG-16's
+layers do, apart from a factor per layer. Otherwise, batch norm would shift and scale each channel by its own amount, and much
+of what VGG-16 has learned would be lost.
 """
 
 from collections.abc import Iterator, Mapping
@@ -90,7 +94,7 @@ def prune_vgg16(
 ) -> Iterator[PrunedLayer]:
     """Prune VGG-16's 13 convolutions (reduce their numbers of channels), one layer after the other.
 
-    For each layer, the channels to keep are selected and their new weights are fitted. Both use the responses (outputs before
+    At width 1, all channels and weights are kept, and only the statistics are measured. Otherwise, for each layer, the channels to keep are selected and their new weights are fitted. Both use the responses (outputs before
     ReLU) of the full network at randomly drawn positions of the inputs.
 
     The outputs of each pruned layer approximate the full network's kept channels, divided by one number per layer. This number
@@ -101,7 +105,7 @@ def prune_vgg16(
         full: weight (O, I, 3, 3) and bias (O,) of each layer of the full network, by VGG-16's layer names.
         inputs: at least 2 images of shape (N, 3, H, W), with H and W at least 16. They are normalised as the weights in `full`
             expect, and have the size that the pruned network will get.
-        width: channels per layer as a fraction of VGG-16's, below 1.
+        width: channels per layer as a fraction of VGG-16's, at most 1.
         seed: seed for drawing the positions.
         dtype: dtype in which the full network is computed.
 
@@ -112,7 +116,7 @@ def prune_vgg16(
     positions = _sampled_positions(names, inputs.shape, np.random.default_rng(seed))
     full_responses = _responses(full, inputs, positions, dtype)
     fitted = min(len(inputs) - 1, round(len(inputs) * (1 - HELD_OUT)))
-    x = inputs.float()
+    x, inputs_scale = inputs.float(), torch.tensor(1.0)
     for name, following in zip(names, [*names[1:], None], strict=True):
         if _follows_pooling(name):
             x = F.max_pool2d(x, 2)
@@ -122,9 +126,12 @@ def prune_vgg16(
         kept = select_channels(target[:fitted].flatten(0, 1).relu() * importance, channels(target.shape[-1], width))
         target = target[..., kept]
         patches = _patches(x, positions[name])
-        weight, bias = regress(patches[:fitted].flatten(0, 1), target[:fitted].flatten(0, 1))
+        if width == 1:  # nothing is pruned, so the weights stay, divided like the outputs of the layer before
+            weight, bias = full[name][0].flatten(1) * inputs_scale, full[name][1]
+        else:
+            weight, bias = regress(patches[:fitted].flatten(0, 1), target[:fitted].flatten(0, 1))
         scale = target[:fitted].relu().square().mean().sqrt().clamp(min=1e-6)
-        weight, bias, target = weight / scale, bias / scale, target / scale
+        weight, bias, target, inputs_scale = weight / scale, bias / scale, target / scale, scale
         found = patches[fitted:].flatten(0, 1) @ weight.T + bias
         r2 = r_squared(found.relu(), target[fitted:].flatten(0, 1).relu())
         weight = weight.view(len(kept), -1, 3, 3)

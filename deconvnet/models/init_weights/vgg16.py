@@ -80,7 +80,7 @@ def load_vgg16(model: Network, uri: str) -> tuple[str, ...]:
     if top != own:
         raise UserError(
             f"{uri} holds VGG-16 at width {top / VGG16_CHANNELS[-1][-1]:g} ({top} channels in conv5_3) and the model is of width "
-            f"{model.width:g} ({own}): name weights of its width, or of width 1 to have them pruned"
+            f"{model.width:g} ({own}): name weights of its width, or of width 1 to have them fitted"
         )
 
     for name in _FULLY_CONNECTED.keys() & layers.keys():
@@ -118,6 +118,23 @@ def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
             raise UserError(f"{uri} is not VGG-16 at width 1: its {name} is {shape}, not {expected}")
         inputs = outputs
     return {name: ((layer := layers[name].folded()).weight, layer.bias) for name in VGG16_CONVOLUTIONS}
+
+
+def read_fully_connected(uri: str) -> dict[str, Tensor]:
+    """Read VGG-16's fully connected layers fc6 and fc7 from a file.
+
+    Args:
+        uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
+
+    Returns:
+        Tensors named "fc6.weight", "fc6.bias" and so on. Layers that the file does not have are left out.
+
+    Raises:
+        UserError: if the file can't be read or does not hold VGG-16.
+    """
+    _, layers = _read_layers(uri)
+    found = {name: layers[name].folded() for name in _FULLY_CONNECTED if name in layers}
+    return {f"{name}.{entry}": getattr(layer, entry) for name, layer in found.items() for entry in ("weight", "bias")}
 
 
 def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> None:

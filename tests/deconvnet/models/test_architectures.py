@@ -61,12 +61,13 @@ def test_an_image_size_of_fcn8s_that_is_too_small_is_refused(size):
         FCN8s(3, 0.05, input_size=size)
 
 
-def test_only_networks_narrower_than_vgg16_need_pruned_weights():
+def test_networks_that_are_narrower_than_vgg16_or_have_batch_norm_need_fitted_weights():
     weights = {"vgg16": "vgg16.npz"}
-    assert DECONVNET.needs_pruned_vgg16(ModelSettings(width=0.5, **weights))
-    assert not DECONVNET.needs_pruned_vgg16(ModelSettings(width=1.0, **weights))
-    assert not DECONVNET.needs_pruned_vgg16(ModelSettings(width=0.5))
-    assert [FCN8S.needs_pruned_vgg16(ModelSettings(width=0.5, fcn_width=w, **weights)) for w in (None, 1.0)] == [True, False]
+    assert DECONVNET.needs_fitted_vgg16(ModelSettings(width=0.5, **weights))
+    assert DECONVNET.needs_fitted_vgg16(ModelSettings(width=1.0, **weights))
+    assert not DECONVNET.needs_fitted_vgg16(ModelSettings(width=0.5))
+    assert [FCN8S.needs_fitted_vgg16(ModelSettings(width=0.5, fcn_width=w, **weights)) for w in (None, 1.0)] == [True, False]
+    assert FCN8S.needs_fitted_vgg16(ModelSettings(width=0.5, fcn_width=1.0, fcn_batch_norm=True, **weights))
 
 
 def test_architectures_are_known_without_importing_torch():

@@ -170,6 +170,25 @@ def test_the_file_loads_into_networks_of_its_width(tmp_path, inputs, pruned, con
         load_vgg16(DeconvNet(3, 1 / COPIES, 32, other), path)
 
 
+def test_at_width_1_the_weights_stay_and_batch_norm_changes_nothing(tmp_path, unlike, inputs):
+    """In training and in evaluation, the network computes what VGG-16 does, apart from a factor per layer."""
+    full = {name: (weight, torch.linspace(-0.5, 0.5, len(weight))) for name, (weight, _) in unlike.items()}
+    few = inputs[:6, :, :32, :32]
+    path = str(tmp_path / "fitted.npz")
+    write_vgg16(path, tensors_of(prune_vgg16(full, few, 1)), "caffe")
+    net = DeconvNet(3, 0.125, 32, encoder_width=1)
+    assert len(load_vgg16(net, path)) == 13
+    for training in (False, True):
+        ours = theirs = few
+        for name in NAMES:
+            if name.endswith("_1") and name != "conv1_1":
+                ours, theirs = F.max_pool2d(ours, 2), F.max_pool2d(theirs, 2)
+            theirs = F.conv2d(theirs, *full[name], padding=1).relu()
+            ours = net.train(training).get_submodule(name.replace("_", "."))(ours)
+            factor = float((ours * theirs).sum() / theirs.square().sum())
+            torch.testing.assert_close(ours, factor * theirs, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("width", [0.25, 1.0])
 def test_a_file_of_another_width_is_a_user_error(tmp_path, pruned, width):
     path = str(tmp_path / "pruned.npz")
@@ -206,6 +225,18 @@ def test_the_file_of_a_table_loads_into_both_networks(tmp_path, vgg16, architect
     list(prune(PruningJob(architecture, settings, table, again, 0)))
     with np.load(out) as one, np.load(again) as two:
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
+
+
+def test_fc6_and_fc7_are_kept_at_width_1(tmp_path, unlike):
+    named = {f"{name}.{part}": v for name, both in unlike.items() for part, v in zip(("weight", "bias"), both, strict=True)}
+    fc = {"fc6.weight": torch.randn(16, 512), "fc6.bias": torch.randn(16)}
+    vgg16, out = str(tmp_path / "vgg16.npz"), str(tmp_path / "start.npz")
+    write_vgg16(vgg16, named | fc, "caffe")
+    settings = ModelSettings(width=0.125, encoder_width=1, fc_channels=16, input_size=32, vgg16=vgg16)
+    list(prune(PruningJob("deconvnet", settings, examples_table(str(tmp_path / "t"), 4), out, 0)))
+    net = DeconvNet(3, 0.125, 32, encoder_width=1, fc_channels=16)
+    assert load_vgg16(net, out) == (*NAMES, "fc6")
+    torch.testing.assert_close(net.fc6.conv.weight.flatten(1), fc["fc6.weight"])
 
 
 def test_a_table_of_one_example_is_refused(tmp_path, vgg16):

@@ -102,6 +102,40 @@ def test_bad_arguments_are_refused(options):
         small(**options)
 
 
+def test_encoder_decoder_and_fc_layers_have_widths_of_their_own():
+    net = small(width=0.25, encoder_width=0.5, decoder_width=0.125, fc_channels=24)
+    shapes = {name: tuple(net.get_submodule(f"{name}.conv").weight.shape[:2]) for name in ("conv5.3", "fc6", "fc7", "fc6_deconv")}
+    assert shapes == {"conv5.3": (256, 256), "fc6": (24, 256), "fc7": (24, 24), "fc6_deconv": (24, 64)}
+    assert [net.get_submodule(f"deconv{b}.2.conv").weight.shape[1] for b in (5, 4, 3, 2, 1)] == [64, 64, 32, 8, 8]
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5, 64, 64)
+    same = small(width=0.25, encoder_width=0.25, decoder_width=0.25, fc_channels=1024)
+    assert {n: p.shape for n, p in same.named_parameters()} == {n: p.shape for n, p in small(width=0.25).named_parameters()}
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [(0.5, 0.125), (0.375, 0.25), (0.125, 0.25), (0.25, 0.25)])
+def test_a_decoder_of_another_width_unpools_by_evenly_spaced_channels_of_the_encoder(encoder, decoder):
+    net, seen = small(encoder_width=encoder, decoder_width=decoder, fc_channels=16).eval(), {}
+    net.pool.register_forward_hook(lambda m, i, out: seen.setdefault("pooled", []).append(out[1]))
+    net.unpool1.register_forward_hook(lambda m, i, out: seen.update(given=i[1]))
+    net(torch.randn(1, 3, 64, 64))
+    first, given = seen["pooled"][0], seen["given"]
+    wanted = [channel * first.shape[1] // given.shape[1] for channel in range(given.shape[1])]
+    assert given.shape[1] == channels(64, decoder)
+    assert torch.equal(given, first[:, wanted])
+
+
+def test_frozen_blocks_stay_as_they_are():
+    net = small(width=0.125)
+    net.freeze(["conv1", "conv3"])
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+    frozen = [name for name, parameter in net.named_parameters() if parameter.grad is None]
+    assert frozen == [name for name, _ in net.named_parameters() if name.startswith(("conv1.", "conv3."))]
+    changed = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert not changed & {"conv1", "conv3"} and {"conv2", "conv4", "deconv1"} <= changed  # statistics of batch norm
+    assert net.eval() is net and not net.conv2.training
+
+
 def test_deconvnet_refuses_images_of_another_size():
     with pytest.raises(ValueError, match="input size 64"):
         small()(torch.zeros(1, 3, 96, 96))
@@ -272,7 +306,9 @@ def test_fcn_upsamples_scores_in_float32_within_autocast():
     assert torch.equal(coarse, layer(scores.bfloat16().float()))
 
 
-@pytest.mark.parametrize("net", [small(convention="torchvision"), FCN8s(3, 0.25, True, "torchvision")])
+@pytest.mark.parametrize(
+    "net", [small(convention="torchvision", encoder_width=0.25, fc_channels=8), FCN8s(3, 0.25, True, "torchvision")]
+)
 def test_config_builds_the_network_again(net):
     again = type(net)(**net.config())
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}

@@ -227,6 +227,20 @@ def test_batch_norm_statistics_are_recomputed_at_the_end(crops):
     assert outcome.dev_mean_iou == again.evaluate().mean_iou
 
 
+def test_frozen_blocks_are_neither_trained_nor_remeasured(crops):
+    torch.manual_seed(0)
+    model = DeconvNet(3, 0.05, 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    examples = Examples(crops.table, 32, crops.groups)
+    trained = Trainer(model, stage(max_steps=2, bn_batches=2, freeze=("conv1", "conv2")), loader(examples), seed=0)
+    trained.fit()
+    same = {name.split(".")[0] for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert {"conv1", "conv2"} == {
+        n for n in same if all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if k.startswith(n))
+    }
+    assert not [name for name in trained.state_dict().tensors if name.startswith("momentum.conv1")]
+
+
 def test_another_training_s_checkpoint_is_refused(crops):
     seen = Seen()
     run(crops, seen, max_steps=1)

@@ -47,9 +47,12 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(found[name] / scale, value / scale, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("frozen", [(), ("conv1", "conv2")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind):
+def test_scores_gradients_and_statistics_are_those_of_torchs_layers(kind, frozen):
     plain = network(kind)
+    plain.freeze(frozen)
+    plain.train()
     fused = copy.deepcopy(plain)
     use_fused_layers(fused)
     assert_alike(gradients(fused, images()), gradients(plain, images()))
