@@ -92,12 +92,8 @@ class ModelSettings(Section):
     width: float = Field(
         1.0, gt=0, le=2, description="channels of each DeconvNet layer relative to the paper's, rounded to multiples of 8"
     )
-    encoder_width: float | None = Field(
-        None, gt=0, le=2, description="channels of DeconvNet's encoder relative to VGG-16's; empty: the same as width"
-    )
-    decoder_width: float | None = Field(
-        None, gt=0, le=2, description="channels of DeconvNet's decoder relative to the paper's; empty: the same as width"
-    )
+    encoder_width: float | None = Field(None, gt=0, le=2, description="width of DeconvNet's encoder; empty: the same as width")
+    decoder_width: float | None = Field(None, gt=0, le=2, description="width of DeconvNet's decoder; empty: the same as width")
     fc_channels: PositiveInt | None = Field(None, description="channels of DeconvNet's fc6 and fc7; empty: 4096 × width")
     input_size: int = Field(224, ge=32, le=1024, description="side of DeconvNet's square input, px; a multiple of 32")
     convention: Literal["caffe", "torchvision"] = Field(
@@ -129,17 +125,7 @@ class ModelSettings(Section):
     @field_validator("input_size", "fcn_input_size")
     @classmethod
     def _multiple_of_32(cls, size: int) -> int:
-        """Check that an input size is a multiple of 32, because the networks halve height and width five times.
-
-        Args:
-            size: side of the input in pixels.
-
-        Returns:
-            The same size.
-
-        Raises:
-            ValueError: if it is not a multiple of 32.
-        """
+        """Return an input size in pixels. Raise ValueError if it is no multiple of 32: the networks halve the sides five times."""
         if size % 32:
             raise ValueError(f"must be a multiple of 32; {size // 32 * 32} or {size // 32 * 32 + 32} would do")
         return size
@@ -201,7 +187,7 @@ class StageSettings(Section):
     )
     lr: _LearningRate = 0.01
     freeze: tuple[Literal["conv1", "conv2", "conv3", "conv4", "conv5"], ...] = Field(
-        (), description="blocks of VGG-16's convolutions that are not trained: they keep their initial weights, which saves time"
+        (), description="blocks of VGG-16's convolutions that keep their initial weights, which saves time"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")

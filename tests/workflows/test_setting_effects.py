@@ -51,6 +51,9 @@ ANOTHER = {
     "cluster.training_nodes": "pool=gpu",
     "proposals.window_sizes": (1.0, 0.25),
     "compute.min_workers": 1,
+    "train.fcn8s.freeze": ("conv1",),
+    "train.stage1.freeze": ("conv1",),
+    "train.stage2.freeze": ("conv1",),
 }
 """Other values of settings for which `another` has none."""
 
@@ -82,6 +85,9 @@ REPEATED = {
     "model.convention": f"{TRAININGS} {PRUNINGS}",
     "model.vgg16": f"{TRAININGS} {PRUNINGS}",
     "model.width": "stage1_start stage1 stage2",
+    "model.encoder_width": "stage1_start stage1 stage2",
+    "model.decoder_width": "stage1 stage2",
+    "model.fc_channels": "stage1 stage2",
     "model.input_size": "examples stage1_start stage1 stage2",
     "model.decoder_init": "stage1 stage2",
     "model.fcn_width": "fcn8s_start fcn8s",
