@@ -120,14 +120,14 @@ def _mean_iou(counts: np.ndarray) -> np.ndarray:
 def _student_point(freedom: int) -> float:
     """Return the 95 % quantile of Student's t distribution.
 
-    For 1 and 2 degrees of freedom, it is taken from a table. For more, it is approximated by formula 26.7.5 of Abramowitz and
+    For 1 to 3 degrees of freedom, it is taken from a table. For more, it is approximated by formula 26.7.5 of Abramowitz and
     Stegun's handbook, with an error below 1 %.
 
     Args:
         freedom: degrees of freedom, at least 1.
     """
-    if freedom < 3:
-        return (6.314, 2.920)[freedom - 1]
+    if freedom < 4:
+        return (6.314, 2.920, 2.353)[freedom - 1]
     z = _Z
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 

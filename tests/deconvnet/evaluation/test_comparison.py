@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from deconvnet.evaluation import comparison
 from deconvnet.evaluation.comparison import image_confusions_file, mean_iou_rise, read_image_confusions
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from infra.errors import UserError
@@ -135,3 +137,8 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, rng: np.random.Gener
         file.write_bytes(damage(image_confusions_file(simulated(rng, 5)[0])))
     with pytest.raises(UserError, match=r"image_confusions\.npz .*evaluat"):
         read_image_confusions(str(file))
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 12), 30, 100, 2000])
+def test_students_quantiles_are_those_of_scipy(freedom: int) -> None:
+    assert comparison._student_point(freedom) == pytest.approx(stats.t.ppf(0.95, freedom), rel=0.01)

@@ -77,3 +77,10 @@ def test_invalid_ids_and_unequal_shapes_are_refused(truth, prediction, what):
     with pytest.raises(ValueError, match=what):
         matrix.update(np.array(truth), np.array(prediction))
     assert matrix.matrix.sum() == 0
+
+
+@pytest.mark.parametrize("matrix", [[[0.5, 0], [0, 1]], [[-1, 0], [0, 1]], [[1, 2, 3]], [[1.0, np.nan], [0, 1]]])
+def test_counts_that_are_no_numbers_of_pixels_are_refused(matrix):
+    with pytest.raises(ValueError, match="counts"):
+        ConfusionMatrix(2, np.array(matrix))
+    assert ConfusionMatrix(2, np.array([[3.0, 0], [1, 2]])).matrix.tolist() == [[3, 0], [1, 2]]
