@@ -54,7 +54,13 @@ def run(kernel: Any, chunks: int, *arguments: "int | Tensor | np.ndarray") -> No
         kernel: the kernel, made by `compiled`.
         chunks: number of chunks.
         arguments: sizes, and tensors and arrays whose addresses the kernel gets. They must have the memory layout that it expects.
+
+    Raises:
+        ValueError: if a tensor has gaps in memory, because kernels would read what is in the gaps.
     """
+    for each in arguments:
+        if isinstance(each, Tensor) and not (each.is_contiguous() or each.is_contiguous(memory_format=torch.channels_last)):
+            raise ValueError(f"a kernel was given a tensor of shape {tuple(each.shape)} and strides {each.stride()}")
     values = [a.data_ptr() if isinstance(a, Tensor) else a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
     block = np.array([0, chunks, *values], dtype=np.int64)
     parallel = _gomp_parallel()

@@ -37,12 +37,12 @@ def max_unpool(x: Tensor, positions: Tensor) -> Tensor:
 
     Args:
         x: activations of shape (N, C, H, W) on the CPU, of a dtype in `DTYPES`.
-        positions: uint8 tensor of the same shape, as returned by `max_pool`.
+        positions: uint8 tensor of the same shape, as returned by `max_pool`, or some of its channels.
 
     Returns:
         Tensor of shape (N, C, 2H, 2W) in memory format channels_last.
     """
-    return cast(Tensor, _MaxUnpool.apply(x, positions))
+    return cast(Tensor, _MaxUnpool.apply(x, _channels_last(positions)))
 
 
 def _kernels(dtype: torch.dtype) -> PoolKernels:

@@ -14,7 +14,12 @@ from deconvnet.models.fused.layers import FusedMaxPool2d, FusedUnit, FusedUnpool
 from deconvnet.models.fusion import for_inference
 from deconvnet.models.sync_batchnorm import convert_sync
 
-KINDS = {"deconvnet": lambda: DeconvNet(5, 0.125, 32), "fcn8s": lambda: FCN8s(5, 0.125, batch_norm=True)}
+KINDS = {
+    "deconvnet": lambda: DeconvNet(5, 0.125, 32),
+    "narrow decoder": lambda: DeconvNet(5, 0.125, 32, encoder_width=0.25),
+    "decoder of another width": lambda: DeconvNet(5, 0.25, 32, encoder_width=0.375, fc_channels=256),
+    "fcn8s": lambda: FCN8s(5, 0.125, batch_norm=True),
+}
 
 
 def network(kind: str) -> nn.Module:

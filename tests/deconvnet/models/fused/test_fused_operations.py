@@ -172,6 +172,22 @@ def test_pooling_and_unpooling(shape, dtype):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
+def test_unpooling_by_some_of_the_channels_of_pooling():
+    """As in a decoder that is narrower than the encoder. The positions then have gaps in memory, or no memory format."""
+    maxima, positions = max_pool(torch.randn(2, 8, 6, 4))
+    for some in (slice(None, None, 2), [0, 2, 5], [1, 1, 7, 3, 0, 2, 4, 4, 6, 5]):
+        x = maxima[:, some].clone(memory_format=torch.contiguous_format).requires_grad_()
+        found, expected = max_unpool(x, positions[:, some]), max_unpool(maxima, positions)[:, some]
+        assert torch.equal(found, expected)
+        found.backward(found.detach())
+        assert torch.equal(x.grad, x.detach())
+
+
+def test_a_kernel_refuses_tensors_with_gaps():
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 6, 4\) and strides \(192, 2, 32, 8\)"):
+        parallel.run(None, 1, torch.zeros(2, 8, 6, 4).contiguous(memory_format=torch.channels_last)[:, ::2])
+
+
 def test_gradients_of_pooling_and_unpooling():
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: max_unpool(*max_pool(x)), (x,))
