@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.models.architectures import ARCHITECTURES
 from deconvnet.settings import (
     ComputeSettings,
     DataSettings,
@@ -93,9 +94,10 @@ class Settings(PipelineSettings):
     @model_validator(mode="after")
     def _across_sections(self) -> "Settings":
         """Check that settings of different sections fit together. Raise ValueError if they don't."""
-        for name in ("encoder_width" if self.model.encoder_width else "width", "fcn_width"):
-            width = getattr(self.model, name)
-            if self.model.vgg16 and width is not None and width > 1:
+        for architecture in ARCHITECTURES.values():
+            width = architecture.width(self.model)
+            if self.model.vgg16 and width > 1:
+                name = "width" if getattr(self.model, architecture.vgg16_width) is None else architecture.vgg16_width
                 raise ValueError(
                     f"model.{name} {width:g} can't start from VGG-16 weights, which have the paper's width: "
                     f"set model.{name} to 1 or less, or leave model.vgg16 empty"

@@ -22,6 +22,8 @@ class Architecture:
         class_path: module and class of the network as "module:Class". The module needs torch, so it is imported only on use.
         arguments: the constructor arguments that come from the settings. The keys are argument names of the network's
             constructor, and the values are names of fields of `ModelSettings`.
+        vgg16_width: name of the field of `ModelSettings` with the width of the network's first five blocks, which are VGG-16's. If
+            the field is None, they have the width of the field `width`.
         whole_images: True if the network is trained on whole images. They are in an `images` table, whose column `split` says
             "train" or "dev". False if the network is trained on crops. Then there is an `examples` table of crops for each
             split.
@@ -31,6 +33,7 @@ class Architecture:
     name: str
     class_path: str
     arguments: Mapping[str, str]
+    vgg16_width: str
     whole_images: bool
     trained_by: tuple[str, ...]
 
@@ -51,7 +54,7 @@ class Architecture:
         Returns:
             FCN-8s's width or the width of DeconvNet's encoder. If the settings don't have it, the width of DeconvNet.
         """
-        own = settings.fcn_width if self is FCN8S else settings.encoder_width
+        own = getattr(settings, self.vgg16_width)
         return float(settings.width if own is None else own)
 
     def input_size(self, settings: "ModelSettings") -> int:
@@ -72,7 +75,7 @@ class Architecture:
             All keyword arguments of the constructor except `num_classes`, which depends on the data.
         """
         return {
-            argument: self.width(settings) if field == "fcn_width" else getattr(settings, field)
+            argument: self.width(settings) if field == self.vgg16_width else getattr(settings, field)
             for argument, field in self.arguments.items()
         }
 
@@ -103,10 +106,9 @@ class Architecture:
         Returns:
             True if the settings name a file of VGG-16 weights, and the network is narrower than VGG-16 or has batch norms.
         """
-        if settings.vgg16 is None:
-            return False
-        has_batch_norm = settings.fcn_batch_norm if self is FCN8S else True
-        return has_batch_norm or self.width(settings) < 1
+        optional = self.arguments.get("batch_norm")
+        has_batch_norm = optional is None or getattr(settings, optional)
+        return settings.vgg16 is not None and (has_batch_norm or self.width(settings) < 1)
 
     def split(self, split: Literal["train", "dev"]) -> str | None:
         """Return the value of the column `split` that selects a split in the table that the network is trained or evaluated on.
@@ -125,6 +127,7 @@ DECONVNET = Architecture(
     name="deconvnet",
     class_path="deconvnet.models.deconvnet:DeconvNet",
     arguments={name: name for name in ("width", "input_size", "convention", "encoder_width", "decoder_width", "fc_channels")},
+    vgg16_width="encoder_width",
     whole_images=False,
     trained_by=("stage1", "stage2"),
 )
@@ -137,6 +140,7 @@ FCN8S = Architecture(
         "convention": "convention",
         "input_size": "fcn_input_size",
     },
+    vgg16_width="fcn_width",
     whole_images=True,
     trained_by=("fcn8s",),
 )

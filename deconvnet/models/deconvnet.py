@@ -165,6 +165,4 @@ def _spread(switches: Tensor, count: int) -> Tensor:
     """
     if switches.shape[1] == count:
         return switches
-    if switches.shape[1] % count == 0:
-        return switches[:, :: switches.shape[1] // count]
     return switches[:, torch.arange(count, device=switches.device) * switches.shape[1] // count]

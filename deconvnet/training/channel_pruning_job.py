@@ -14,8 +14,8 @@ import torch
 
 from deconvnet.models.architectures import ARCHITECTURES
 from deconvnet.models.init_weights.channel_pruning import prune_vgg16
-from deconvnet.models.init_weights.vgg16 import read_fully_connected, read_vgg16, write_vgg16
-from deconvnet.models.layers import channels
+from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
+from deconvnet.models.layers import VGG16_CONVOLUTIONS, channels
 from deconvnet.models.preprocessing import prepare
 from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
 from deconvnet.training.data.examples import open_examples
@@ -115,7 +115,8 @@ def prune(job: PruningJob) -> Iterator[tuple[str, float, str]]:
         kept = len(layer.kept_channels)
         yield layer.name, layer.r2, f"{layer.name}: {kept} of {total} channels kept, R² {layer.r2:.2f} on held-out inputs"
     if width == 1:
-        tensors |= read_fully_connected(model.vgg16)
+        for name in full.keys() - set(VGG16_CONVOLUTIONS):
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = full[name]
     write_vgg16(job.out_uri, tensors, model.convention)
 
 

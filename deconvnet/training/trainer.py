@@ -90,8 +90,7 @@ class Trainer:
             from deconvnet.models.fused.layers import use_fused_layers  # needs numba
 
             use_fused_layers(model)
-        if settings.freeze:
-            model.freeze(settings.freeze)
+        model.freeze(settings.freeze)
         self.model = model
         self._network: nn.Module = model  # `fit` replaces it by a DDP wrapper
         self.optimiser = make_sgd(model, settings)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deconvnet.models.preprocessing import prepare
+from deconvnet.models.network import Network
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
@@ -67,17 +67,13 @@ def images_table(folder: str, rows: int, size: tuple[int, int] = (40, 56)) -> st
     return folder
 
 
-class Small(nn.Module):
+class Small(Network):
     """A small network with batch norm and dropout: scores of three classes."""
 
     def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(3, 1.0, "torchvision")
         layers: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Dropout(dropout), nn.Conv2d(8, 3, 3, padding=1))
-        self.num_classes = 3
-
-    def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        return prepare(images, "torchvision")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)

@@ -27,7 +27,6 @@ EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
 )
 """The tables of training crops."""
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -56,8 +55,9 @@ def hold_workspace(
     Raises:
         UserError: if the workspace can't be written to, or an S3 server does not support locks.
         Locked: if another command holds the lock.
-        Interrupted: if an outer lock is lost, or the lock was lost before the end of the `with` block. Another command may have written to the workspace
-            meanwhile. Interrupted then replaces any other exception of the block, because the lost lock is its likely reason.
+        Interrupted: if an outer lock is lost, or the lock was lost before the end of the `with` block. Another command may have
+            written to the workspace meanwhile. Interrupted then replaces any other exception of the block, because the lost lock
+            is its likely reason.
     """
     storage.check_writable(workspace, locks=True)
     user = ""

@@ -102,7 +102,8 @@ def prune_vgg16(
     training hard without batch norm. With batch norm the division has no effect.
 
     Args:
-        full: weight (O, I, 3, 3) and bias (O,) of each layer of the full network, by VGG-16's layer names.
+        full: weight (O, I, 3, 3) and bias (O,) of each convolution of the full network, by VGG-16's layer names. Other layers are
+            ignored.
         inputs: at least 2 images of shape (N, 3, H, W), with H and W at least 16. They are normalised as the weights in `full`
             expect, and have the size that the pruned network will get.
         width: channels per layer as a fraction of VGG-16's, at most 1.
@@ -121,14 +122,15 @@ def prune_vgg16(
         if _follows_pooling(name):
             x = F.max_pool2d(x, 2)
         target = full_responses.pop(name).float()
-        # The importance of a channel is the norm of its weights in the next layer.
-        importance = full[following][0].square().sum((0, 2, 3)).sqrt() if following else torch.ones(target.shape[-1])
-        kept = select_channels(target[:fitted].flatten(0, 1).relu() * importance, channels(target.shape[-1], width))
-        target = target[..., kept]
         patches = _patches(x, positions[name])
-        if width == 1:  # nothing is pruned, so the weights stay, divided like the outputs of the layer before
+        if width == 1:  # nothing is pruned; the inputs were divided by a number, which the weights make up for
+            kept = list(range(target.shape[-1]))
             weight, bias = full[name][0].flatten(1) * inputs_scale, full[name][1]
         else:
+            # The importance of a channel is the norm of its weights in the next layer.
+            importance = full[following][0].square().sum((0, 2, 3)).sqrt() if following else torch.ones(target.shape[-1])
+            kept = select_channels(target[:fitted].flatten(0, 1).relu() * importance, channels(target.shape[-1], width))
+            target = target[..., kept]
             weight, bias = regress(patches[:fitted].flatten(0, 1), target[:fitted].flatten(0, 1))
         scale = target[:fitted].relu().square().mean().sqrt().clamp(min=1e-6)
         weight, bias, target, inputs_scale = weight / scale, bias / scale, target / scale, scale
@@ -266,7 +268,8 @@ def _responses(
         Responses of shape (N, P, C) for each layer name, in `dtype`. C is the layer's number of channels.
     """
     found: dict[str, list[Tensor]] = {name: [] for name in positions}
-    layers = {name: (w.to(dtype, memory_format=torch.channels_last), b.to(dtype)) for name, (w, b) in full.items()}
+    convolutions = {name: full[name] for name in positions}
+    layers = {n: (w.to(dtype, memory_format=torch.channels_last), b.to(dtype)) for n, (w, b) in convolutions.items()}
     for start in range(0, len(inputs), _CHUNK):
         x = inputs[start : start + _CHUNK].to(dtype, memory_format=torch.channels_last)
         for name, where in positions.items():

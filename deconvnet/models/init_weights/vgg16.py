@@ -97,14 +97,15 @@ def load_vgg16(model: Network, uri: str) -> tuple[str, ...]:
 
 
 def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read VGG-16's 13 convolutions from a file, with batch norms folded into them.
+    """Read VGG-16's layers from a file, with batch norms folded into them.
 
     Args:
         uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
         convention: format of the input pixels that the weights must expect, "caffe" (BGR, 0–255) or "torchvision" (RGB, 0–1).
 
     Returns:
-        For each VGG-16 layer name, the weight of shape (O, I, 3, 3) and the bias of shape (O,).
+        For each VGG-16 layer name, the weight and the bias of shape (O,). The 13 convolutions have weights of shape (O, I, 3, 3).
+        The fully connected layers fc6 and fc7 are present if the file has them, in the shape that they have there.
 
     Raises:
         UserError: if the file can't be read, does not hold VGG-16 at full width, or has another format of the input pixels.
@@ -117,24 +118,7 @@ def read_vgg16(uri: str, convention: str) -> dict[str, tuple[Tensor, Tensor]]:
         if shape != expected or layers[name].bias.shape != shape[:1]:
             raise UserError(f"{uri} is not VGG-16 at width 1: its {name} is {shape}, not {expected}")
         inputs = outputs
-    return {name: ((layer := layers[name].folded()).weight, layer.bias) for name in VGG16_CONVOLUTIONS}
-
-
-def read_fully_connected(uri: str) -> dict[str, Tensor]:
-    """Read VGG-16's fully connected layers fc6 and fc7 from a file.
-
-    Args:
-        uri: file of weights (.pth, .safetensors or .npz; local, https:// or s3://), as described for `load_vgg16`.
-
-    Returns:
-        Tensors named "fc6.weight", "fc6.bias" and so on. Layers that the file does not have are left out.
-
-    Raises:
-        UserError: if the file can't be read or does not hold VGG-16.
-    """
-    _, layers = _read_layers(uri)
-    found = {name: layers[name].folded() for name in _FULLY_CONNECTED if name in layers}
-    return {f"{name}.{entry}": getattr(layer, entry) for name, layer in found.items() for entry in ("weight", "bias")}
+    return {name: ((folded := layer.folded()).weight, folded.bias) for name, layer in layers.items()}
 
 
 def write_vgg16(uri: str, tensors: Mapping[str, Tensor], convention: str) -> None:
