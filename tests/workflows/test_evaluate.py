@@ -1,25 +1,34 @@
-"""evaluate.py --submission: the archive appears whole or not at all, and user errors are sentences; settings without effect.
+"""evaluate.py: which results a setting changes; --submission: the archive appears whole or not at all; user errors are sentences.
 
-The evaluation itself is tested with the pipeline (test_train_pipeline.py).
+What it does with a trained workspace is tested with the pipeline (test_train_pipeline.py, test_scenes.py).
 """
 
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deconvnet.datasets import synthetic
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.evaluation import voc_submission_job
+from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, read_image_confusions
 from deconvnet.evaluation.voc_submission import check_submission
 from deconvnet.inference import predictor
+from deconvnet.reporting import evaluation_report, gallery
 from deconvnet.settings import VOC_CLASSES
 from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from tests.deconvnet.ensembles import random_image, save_networks
+from tests.workflows.commands import call
+from tests.workflows.test_local_executor import SMALL
 from workflows import evaluate, train_pipeline
 from workflows.operations import submission
 from workflows.pipelines.run_log import RUN_FILE
@@ -207,3 +216,62 @@ def test_options_of_a_submission_are_refused_without_one(more: tuple[str, ...], 
 def test_a_time_limit_that_is_never_reached_or_lies_in_the_past_is_refused(minutes: str) -> None:
     with pytest.raises(UserError, match=f"--max-minutes {minutes} is not allowed"):
         train_pipeline.main([f"--max-minutes={minutes}"])
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Evaluates random networks on the dev images with other settings: the content of results.json, and a confusion matrix an image.
+
+    Nothing is drawn.
+    """
+    folder = tmp_path_factory.mktemp("evaluations")
+    synthetic.write_dataset(str(folder / "data"), 0, 16, 3, 64, 96)
+    common = ["--workspace", str(folder / "w"), "--data.root", str(folder / "data"), *SMALL, "--segment.crf.iterations", "2"]
+    Pipeline(load(str(CONFIGS / "quickstart.yaml"), *common)).run("test", lambda stage: stage.name != "proposals")
+    shutil.rmtree(folder / "w/stages")  # whose records would say that no network was trained
+    networks(folder / "w", GENERATED_CLASSES)
+    report = folder / "w/evaluations/dev"
+
+    def run(*more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gallery, "load_and_draw_gallery", lambda *_: iter(()))
+            patch.setattr(evaluation_report, "result_charts", lambda *_: {"iou_by_size": b""})
+            patch.setattr(Pipeline, "measure_proposals", lambda *_: None)
+            done = call(evaluate.main, *common, "--split", "dev", *more)
+        assert done.returncode == 0, done.stderr
+        return json.loads((report / "results.json").read_text()), read_image_confusions(str(report / IMAGE_CONFUSIONS))
+
+    return cache(run)
+
+
+DECONVNET, ENSEMBLE, CRF = {"deconvnet", "deconvnet_crf"}, {"edeconvnet", "edeconvnet_crf"}, {"deconvnet_crf", "edeconvnet_crf"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "rows"),
+    [
+        ("aggregation", "sum", DECONVNET | ENSEMBLE),
+        ("proposals", "1", DECONVNET | ENSEMBLE),
+        ("min_side", "60", DECONVNET | ENSEMBLE),
+        ("ensemble", "product", ENSEMBLE),
+        ("fcn_weight", "0.9", ENSEMBLE),
+        ("crf.bilateral_weight", "50", CRF),
+        ("max_side", "48", {"fcn8s"} | DECONVNET | ENSEMBLE),
+        ("batch", "1", set()),
+    ],
+)
+def test_evaluate_with_another_setting_changes_the_results_that_it_concerns(
+    evaluations: Callable[..., Any], setting: str, value: str, rows: set[str]
+) -> None:
+    (before, matrices), (after, others) = evaluations(), evaluations(f"--segment.{setting}", value)
+    assert {name for name, row in after["rows"].items() if row != before["rows"][name]} == rows
+    assert any((others[name] != each).any() for name, each in matrices.items()) is ("edeconvnet_crf" in rows)
+    assert after["dataset"] == "data dev" and after["images"] == len(others) == 3
+
+
+@pytest.mark.parametrize(("weight", "alone"), [("1", "fcn8s"), ("0", "deconvnet")])
+def test_an_ensemble_with_all_weight_on_one_network_is_that_network(
+    evaluations: Callable[..., Any], weight: str, alone: str
+) -> None:
+    rows = evaluations("--segment.fcn_weight", weight)[0]["rows"]
+    assert rows["edeconvnet"] == rows[alone] and rows["fcn8s"] != rows["deconvnet"]

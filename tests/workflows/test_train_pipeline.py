@@ -144,14 +144,15 @@ def test_mlflow_and_the_report_describe_the_run(workspace) -> None:
 
 
 @pytest.mark.ray
-def test_evaluate_takes_other_segmentation_settings(workspace) -> None:
+def test_evaluate_writes_a_report_of_the_dev_images_beside_that_of_the_val_images(workspace) -> None:
     folder, _ = workspace
-    other = ["--split", "dev", "--segment.aggregation", "sum", *LOCAL]
-    done = call(evaluate.main, "--workspace", str(folder), *TINY, *other)
+    before = (folder / "report/results.json").read_bytes()
+    done = call(evaluate.main, "--workspace", str(folder), *TINY, "--split", "dev", *LOCAL)
     assert done.returncode == 0, done.stderr
     results = json.loads((folder / "evaluations" / "dev" / "results.json").read_text())
     assert results["images"] == 5 and results["dataset"] == "generated dev"
     assert "generated dev" in (folder / "evaluations" / "dev" / "proposals.md").read_text()
+    assert (folder / "report/results.json").read_bytes() == before
 
 
 @pytest.mark.ray
