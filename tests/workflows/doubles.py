@@ -1,0 +1,74 @@
+"""Trainings and evaluations that take no time: networks of random weights, and results of a quality that the test chooses."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file
+from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.evaluation.metrics import ConfusionMatrix
+from deconvnet.inference.predictor import RESULTS
+from deconvnet.models.checkpoint import save_model
+from deconvnet.models.factory import build_network, initialise
+from deconvnet.reporting import champion_report, evaluation_report, gallery, plots
+from deconvnet.training import local_trainer
+from deconvnet.training.job import TrainingJob
+from infra import storage
+from infra.storage import tables
+from workflows.pipelines.training import Pipeline
+
+
+@contextmanager
+def training_gives(quality: float) -> Iterator[dict[str, float | None]]:
+    """Let trainings by the local executor end at once, and evaluations find the share `quality` of the pixels to be right.
+
+    An evaluation asks the DeconvNet's file for the quality, so it measures the network that it is given. Nothing is drawn.
+
+    Args:
+        quality: the share, 0 to 1.
+
+    Yields:
+        For each stage that was trained, the quality of the network from which it started, None if that was no trained network.
+    """
+    starts: dict[str, float | None] = {}
+
+    def train(job: TrainingJob, **_: object) -> dict[str, Any]:
+        network = build_network(job.architecture, job.model, len(job.classes))
+        initialise(network, job.model, job.classes, job.init)
+        save_model(network, job.out_uri, job.classes, {"quality": quality}, job.fingerprint)
+        starts[job.stage] = _quality(job.init) if job.init else None
+        return {"steps": 1, "epochs": 1, "dev_mean_iou": quality, "best_dev_mean_iou": quality}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_trainer, "train_locally", train)
+        patch.setattr(evaluation_report, "evaluate_and_report", _evaluate)
+        patch.setattr(champion_report, "compare_with_champion", lambda *_: {})
+        patch.setattr(plots, "draw_training_curves", lambda *_: {})
+        patch.setattr(gallery, "draw_examples", lambda *_, **__: b"")
+        patch.setattr(Pipeline, "measure_proposals", lambda *_: None)
+        yield starts
+
+
+def _quality(model: str) -> float:
+    return float(storage.read_json(storage.join(model, "model.json"))["extra"]["quality"])
+
+
+def _evaluate(inputs: EvaluationInputs, dataset: str, *_: object) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Make an evaluation's results and its file of confusion matrices. In each image, errors are divided evenly among the classes."""
+    share = _quality(inputs.deconvnet_uri)
+    count, images = len(inputs.classes), tables.iter_rows(inputs.images_uri, ["image_id", "split"])
+    matrix = np.full((count, count), round(1000 * (1 - share) / (count - 1))) + np.diag([round(1000 * share)] * count)
+    confusions = {row["image_id"]: matrix for row in images if row["split"] == inputs.split}
+    found = ConfusionMatrix(count, matrix * len(confusions))
+    row = {"mean_iou": found.mean_iou, "pixel_accuracy": share, "iou": dict(zip(inputs.classes, found.iou.tolist(), strict=True))}
+    results = {
+        "dataset": dataset,
+        "images": len(confusions),
+        "classes": list(inputs.classes),
+        "rows": dict.fromkeys(RESULTS, row),
+    }
+    return results, {IMAGE_CONFUSIONS: image_confusions_file(confusions), "results.json": json.dumps(results).encode()}
