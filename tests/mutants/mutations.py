@@ -11,6 +11,8 @@ _SWAPPED = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult},
 }
 _IGNORED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)  # what errors and log messages say is for other tests
+_COMMUTATIVE = ("max", "min", "np.maximum", "np.minimum", "simd.add", "simd.multiply", "simd.maximum")
+_LARGE = 100  # one more or less of it, such as of a buffer's rows or of channels that are rounded, seldom matters
 _IGNORED_KEYWORDS = ("strict", "cache", "nogil")  # they change no result
 
 
@@ -59,12 +61,12 @@ def _below(parent: ast.AST) -> Iterator[Mutation]:
 
 
 def _is_log_or_docstring(node: ast.AST) -> bool:
-    """Return whether a node is a docstring, a log message, or code for type checkers alone."""
+    """Return whether a node is a docstring, a log message, a hint to the processor, or code for type checkers alone."""
     if isinstance(node, ast.If):
         return ast.unparse(node.test) == "TYPE_CHECKING"
     if not isinstance(node, ast.Expr):
         return False
-    return isinstance(node.value, ast.Constant) or ast.unparse(node).startswith("logger.")
+    return isinstance(node.value, ast.Constant) or ast.unparse(node).startswith(("logger.", "simd.prefetch("))
 
 
 def _replacements(node: ast.AST) -> Iterator[tuple[str, Any]]:
@@ -83,8 +85,12 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         made.append(ast.Constant(not node.value))
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        made += [ast.Constant(node.value + 1), ast.Constant(node.value - 1)]
+        large = node.value >= _LARGE and node.value == int(node.value)
+        others = (node.value * 2, node.value // 2) if large else (node.value + 1, node.value - 1)
+        made += [ast.Constant(other) for other in others]
     elif isinstance(node, ast.Call) and len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+        if len(node.args) == 2 and ast.unparse(node.func) in _COMMUTATIVE:
+            return
         made.append(ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords))
     elif isinstance(node, ast.AugAssign | ast.Expr) or (isinstance(node, ast.If) and not node.orelse):
         yield f"removed: {ast.unparse(node).splitlines()[0]}", ast.Pass()

@@ -12,6 +12,8 @@ def f(a: int, b: int = 2) -> int:
     if not a < b and True:
         raise ValueError(f"{a + 1}")
     a += 1
+    simd.prefetch(a, b)
+    a = max(a, 512)
     return g(a, b) * -a
 '''
 
@@ -37,8 +39,10 @@ def test_each_mutation_changes_one_place_and_can_be_taken_back() -> None:
             (8, "statement", "pass"),
             (8, "1", "a += 2"),
             (8, "1", "a += 0"),
-            (9, "g(a, b) * -a", "return g(a, b) / -a"),
-            (9, "g(a, b)", "return g(b, a) * -a"),
-            (9, "-a", "return g(a, b) * a"),
+            (10, "512", "a = max(a, 1024)"),
+            (10, "512", "a = max(a, 256)"),
+            (11, "g(a, b) * -a", "return g(a, b) / -a"),
+            (11, "g(a, b)", "return g(b, a) * -a"),
+            (11, "-a", "return g(a, b) * a"),
         ]
     )

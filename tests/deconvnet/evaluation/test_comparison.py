@@ -98,6 +98,23 @@ def test_images_that_are_all_void_and_classes_that_are_rare_do_no_harm(rng: np.r
     assert np.isfinite([rare.rise, rare.lower, rare.upper]).all()
 
 
+def test_a_class_that_only_one_model_predicts_counts_for_that_model_alone(rng: np.random.Generator) -> None:
+    """It occurs nowhere, so the model that predicts it has an IoU of 0 there, and the other model has none."""
+    champion, challenger = ({name: np.pad(m, (0, 1)) for name, m in each.items()} for each in simulated(rng, 9, 0.1))
+    for matrix in champion.values():
+        matrix[0, 4] += 200
+    rise = ConfusionMatrix(5, sum(challenger.values())).mean_iou - ConfusionMatrix(5, sum(champion.values())).mean_iou
+    found = mean_iou_rise(champion, challenger)
+    assert found.rise == pytest.approx(rise, abs=1e-12) and found.lower < rise < found.upper < rise + 0.1
+
+
+def test_an_interval_ends_where_a_rise_can_be() -> None:
+    """Of two images the interval is five times as wide as the draws."""
+    wrong, right = np.array([[0, 50], [50, 0]]), np.array([[50, 0], [0, 50]])
+    found = mean_iou_rise({"a": wrong, "b": wrong}, {"a": wrong, "b": right})
+    assert (found.lower, found.upper) == (-1, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -136,6 +153,16 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, rng: np.random.Gener
     if damage:
         file.write_bytes(damage(image_confusions_file(simulated(rng, 5)[0])))
     with pytest.raises(UserError, match=r"image_confusions\.npz .*evaluat"):
+        read_image_confusions(str(file))
+
+
+def test_a_file_that_could_run_code_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    """An array of Python objects is stored by pickle."""
+    file = tmp_path / "image_confusions.npz"
+    file.write_bytes(image_confusions_file(simulated(rng, 2)[0]))
+    arrays = dict(np.load(file))
+    np.savez(file, **arrays | {"image_ids": arrays["image_ids"].astype(object)})
+    with pytest.raises(UserError, match="it is not a whole file of confusion matrices"):
         read_image_confusions(str(file))
 
 

@@ -40,3 +40,9 @@ def test_unknown_names_and_unequal_shapes_are_refused():
         combine(pixel(1), pixel(1), "median")
     with pytest.raises(ValueError, match="shape"):
         combine(pixel(1), pixel(1, 2))
+
+
+@pytest.mark.parametrize("weight", [-0.01, 1.01, np.nan])
+def test_a_weight_that_is_no_share_is_refused(weight):
+    with pytest.raises(ValueError, match="a weight from 0 to 1"):
+        combine(pixel(1), pixel(1), fcn_weight=weight)

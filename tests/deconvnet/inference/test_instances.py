@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from deconvnet.inference.instances import choose_boxes, segment_instances, whole_image_scores
+from deconvnet.inference.score_maps import merge_score_map
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
 from proposals.boxes import crop, enlarge, make_windows, window_pixels
@@ -160,6 +161,30 @@ def test_an_image_larger_than_the_training_images_is_scaled_down_for_fcn8s(rng):
     assert seen.shape == (5, 48, 64) and seen.std() > 0
     expected = F.interpolate(seen[None], (96, 128), mode="bilinear", align_corners=False)[0]
     np.testing.assert_allclose(whole_image_scores(fcn, image), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "seen"), [((3, 900), (1, 64)), ((900, 3), (64, 1))])
+def test_a_thin_image_is_scaled_down_to_one_pixel_at_least(shape, seen):
+    fcn, sizes = FCN8s(num_classes=2, width=0.0625, batch_norm=True, input_size=64), []
+    fcn.register_forward_pre_hook(lambda _, images: sizes.append(tuple(images[0].shape[-2:])))
+    assert whole_image_scores(fcn, np.zeros((*shape, 3), np.uint8)).shape == (2, *shape) and sizes == [seen]
+
+
+class OnGpu(torch.Tensor):
+    """A tensor in the CPU's memory that says that it is on a GPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+@pytest.mark.parametrize("aggregation", ["max", "sum"])
+@pytest.mark.parametrize("pixels", [(3, 2, 19, 13), (-4, -3, 40, 9), (1, 1, 3, 3)])
+def test_score_maps_are_merged_on_a_gpu_as_on_the_cpu(rng, aggregation, pixels):
+    scores, before = (torch.from_numpy(rng.normal(size=(2, *size)).astype(np.float32)) for size in ((8, 8), (15, 22)))
+    canvases, buffer = [before.clone(), before.clone()], np.empty(1000, np.float32)
+    for canvas, given in zip(canvases, (scores, scores.as_subclass(OnGpu)), strict=True):
+        merge_score_map(given, pixels, canvas, aggregation, buffer)
+    np.testing.assert_allclose(*canvases, atol=1e-5)
+    assert not torch.equal(canvases[0], before)
 
 
 NO_BOXES = np.zeros((0, 4), np.float32)

@@ -272,7 +272,10 @@ def test_fcn_padding_is_the_mean_colour_at_bottom_and_right():
     images = torch.randn(1, 3, 40, 50)
     padded = torch.zeros(1, 3, 64, 64)
     padded[..., :40, :50] = images
+    seen = []
+    net.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     torch.testing.assert_close(net(images), net(padded)[..., :40, :50])
+    assert [torch.equal(each, padded) for each in seen] == [True, True]
 
 
 def test_fcn_dropout_is_on_in_training_only():

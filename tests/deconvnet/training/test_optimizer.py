@@ -92,7 +92,7 @@ def test_step_and_poly_follow_their_formulas():
     step = plateau(schedule="step", step_every=10, gamma=0.1)
     assert [step.rate(s) for s in (0, 9, 10, 25)] == pytest.approx([0.01, 0.01, 0.001, 0.0001])
     poly = plateau(schedule="poly")
-    assert [poly.rate(s) for s in (0, 50, 100)] == pytest.approx([0.01, 0.01 * 0.5**0.9, 0.0])
+    assert [poly.rate(s) for s in (0, 50, 100, 150)] == pytest.approx([0.01, 0.01 * 0.5**0.9, 0.0, 0.0])
 
 
 def test_a_schedule_continues_from_its_state():
