@@ -34,7 +34,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check pydensecrf2 2>/dev/null \
-		|| echo "pydensecrf2 does not build here: the test that compares with it will be skipped"
+		|| echo "pydensecrf2 does not build here: the tests that compare with it are skipped (and fail in CI)"
 	@touch $@
 
 run: $(VENV)/.run

@@ -115,6 +115,14 @@ def test_an_interval_ends_where_a_rise_can_be() -> None:
     assert (found.lower, found.upper) == (-1, 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_draws_of_void_images_alone_are_left_out() -> None:
+    """A quarter of the draws of two images shows only the second one, which is void."""
+    matrices = {"a": np.array([[40, 10], [20, 30]]), "b": np.zeros((2, 2), int)}
+    same = mean_iou_rise(matrices, matrices)
+    assert (same.rise, same.lower, same.upper) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
