@@ -12,7 +12,7 @@ _SWAPPED = {
 }
 _IGNORED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)  # what errors and log messages say is for other tests
 _COMMUTATIVE = ("max", "min", "np.maximum", "np.minimum", "simd.add", "simd.multiply", "simd.maximum")
-_LARGE = 100  # one more or less of it, such as of a buffer's rows or of channels that are rounded, seldom matters
+_LARGE = 64  # one more or less of it, such as of a buffer's rows or of channels that are rounded, seldom matters
 _IGNORED_KEYWORDS = ("strict", "cache", "nogil")  # they change no result
 
 

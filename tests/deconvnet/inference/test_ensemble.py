@@ -38,7 +38,7 @@ def test_product_clips_fcn_scores_at_zero():
 def test_unknown_names_and_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match="mean or product"):
         combine(pixel(1), pixel(1), "median")
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match="unequal shape"):
         combine(pixel(1), pixel(1, 2))
 
 
