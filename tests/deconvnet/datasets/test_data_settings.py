@@ -67,8 +67,8 @@ def prepared(root: Path, folder: Path, changes: dict[str, Any]) -> dict[str, Any
     rows = list(tables.iter_rows(out))
     return {
         "ids": [row["image_id"] for row in rows],
-        "splits": [row["split"] for row in rows],
-        "sizes": [(row["height"], row["width"]) for row in rows],
+        "splits": {row["image_id"]: row["split"] for row in rows},
+        "sizes": {row["image_id"]: (row["height"], row["width"]) for row in rows},
         "objects": {row["image_id"]: row["object_mask"] for row in rows},
         "rejects": [(each.image_id, each.reason) for each in made.rejects],
     }
