@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -124,18 +124,23 @@ WITHOUT_EFFECT_ON_RESULTS = {
 """Settings that repeat no stage, and why. A section stands for its other settings, "*." for a field of every section."""
 
 
-def expected_stages(name: str) -> set[str]:
+def expected_stages(
+    name: str, repeated: dict[str, str] = REPEATED, without_effect: dict[str, str] = WITHOUT_EFFECT_ON_RESULTS
+) -> set[str]:
     """The stages of the table's entry of a setting, of its field alone, or of the nearest section; none without effect."""
     for key in (name, f"*.{name.rpartition('.')[2]}", *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))):
-        if key in REPEATED or key in WITHOUT_EFFECT_ON_RESULTS:
-            return set(REPEATED.get(key, "").split())
+        if key in repeated or key in without_effect:
+            return set(repeated.get(key, "").split())
     raise AssertionError(f"{name} is in no table")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files that settings name, of different contents."""
-    made = tmp_path_factory.mktemp("settings")
+    return write_files(tmp_path_factory.mktemp("settings"))
+
+
+def write_files(made: Path) -> Path:
+    """Write the files that settings name, of different contents, and return their folder."""
     for name in ("vgg.npz", "other vgg.npz", "forest.yml.gz", "other forest.yml.gz"):
         (made / name).write_text(name)
     for name, architecture in (("stage2", "deconvnet"), ("fcn8s", "fcn8s")):
@@ -149,6 +154,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (made / "voc" / kind).mkdir(exist_ok=True)
             (made / "voc" / kind / f"{split}.{'jpg' if kind == 'JPEGImages' else 'png'}").write_text("no image, but none is read")
     return made
+
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 def nested(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +175,11 @@ def settings_with(folder: Path, changes: dict[str, Any]) -> Settings:
     return Settings.model_validate(nested(folder, {**DEFAULTS, "workspace": "FOLDER/w", **changes}))
 
 
-def value_of(settings: Settings, name: str) -> Any:
+def value_of(settings: Section, name: str) -> Any:
+    found: Any = settings
     for part in name.replace("init.from", "init.from_").split("."):
-        settings = getattr(settings, part)
-    return settings
+        found = getattr(found, part)
+    return found
 
 
 def candidates(value: Any, annotation: Any) -> Iterator[Any]:
@@ -188,14 +197,20 @@ def candidates(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (1, 0.5, True, "x")
 
 
-def changed(folder: Path, name: str, annotation: Any) -> tuple[Settings, Settings]:
-    """Settings, and those with another value of one setting."""
-    needs = NEEDS.get(name, {})
-    before = settings_with(folder, needs)
+def changed(
+    folder: Path,
+    name: str,
+    annotation: Any,
+    make: Callable[[Path, dict[str, Any]], Kind] = settings_with,
+    needed: dict[str, dict[str, Any]] = NEEDS,
+) -> tuple[Kind, Kind]:
+    """Settings that `make` makes of those that are needed, and the same with another value of one setting."""
+    needs = needed.get(name, {})
+    before = make(folder, needs)
     values = [ANOTHER[name]] if name in ANOTHER else candidates(value_of(before, name), annotation)
     for value in values:
         try:
-            after = settings_with(folder, {**needs, name: value})
+            after = make(folder, {**needs, name: value})
         except ValidationError:
             continue
         if value_of(after, name) != value_of(before, name):

@@ -1,0 +1,318 @@
+"""Each setting of predict.py, serve.py, import_data.py and train_edges.py reaches the code that does the work."""
+
+import re
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import is_dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deconvnet.datasets import images_table
+from deconvnet.datasets.importing.dataset import AnnotatedDataset
+from deconvnet.datasets.importing.voc_writer import ImportSummary
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from deconvnet.inference import batch, predictions_table
+from deconvnet.reporting import edge_report
+from deconvnet.serving import ray_serve, server
+from deconvnet.tracking import registry, store
+from infra import storage
+from infra.errors import UserError
+from infra.runtime import cluster
+from infra.settings import Section
+from proposals.edges.training import job as forest_job
+from tests.workflows.test_setting_effects import NEEDS as DATA_NEEDS
+from tests.workflows.test_setting_effects import Called, candidates, changed, expected_stages, nested, write_files
+from workflows import import_data, predict, serve
+from workflows.cli import CommandSettings, setting_fields
+from workflows.operations import data_import, prediction
+from workflows.pipelines import base, edges
+from workflows.pipelines.edges import EdgeTraining
+from workflows.settings import EdgeSettings, ImportSettings, PredictSettings, ServeSettings
+
+VERSION = registry.Version("net", "3", "id", "file:///net")
+Record = Callable[..., Callable[..., Any]]
+
+
+def plain(value: Any) -> bool:
+    """Whether an argument is made of values, so that its text tells it from others."""
+    return isinstance(value, str | int | float | tuple | list | dict | Path | Section | None) or is_dataclass(value)
+
+
+def recording() -> tuple[list[str], Record]:
+    """A list of calls as text, and a maker of functions that record their calls there, by a name, and return a result or end all."""
+    calls: list[str] = []
+
+    def record(name: str, result: Any = None, ends: bool = False) -> Callable[..., Any]:
+        def recorded(*given: Any, **named: Any) -> Any:
+            kept = [*map(repr, filter(plain, given)), *(f"{key}={value!r}" for key, value in named.items() if plain(value))]
+            calls.append(re.sub("[0-9a-f]{32}", "TOKEN", f"{name}({', '.join(kept)})"))
+            if ends:
+                raise Called
+            return result
+
+        return recorded
+
+    return calls, record
+
+
+def serve_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) -> None:
+    patch.setattr(ray_serve, "check_installed", lambda: None)
+    patch.setattr(store, "model_store", record("store", "sqlite:///x"))
+    patch.setattr(registry, "find", record("find", VERSION))
+    patch.setattr(server, "check_port_free", record("port"))
+    patch.setattr(server, "serve", record("serve"))
+    serve.main(options)
+
+
+def predict_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) -> None:
+    """Prediction of a folder, on a machine, or by a Ray, that has a GPU."""
+
+    state = predictions_table.OutputState("in", "net", "3", "id", "generation")
+    plan = SimpleNamespace(is_complete=False, tasks=(), state=state)
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setitem(sys.modules, "ray", SimpleNamespace(cluster_resources=lambda: {"GPU": 1}))
+    patch.setattr(cluster, "can_autoscale", lambda _: False)
+    patch.setattr(prediction, "model_store", record("store", "sqlite:///x"))
+    patch.setattr(prediction, "list_folder", record("list", SimpleNamespace(images=(), passed_over_text="")))
+    patch.setattr(prediction, "open_executor", record("executor", nullcontext()))
+    patch.setattr(prediction, "check_rejects", record("rejects"))
+    patch.setattr(registry, "find", record("find", VERSION))
+    patch.setattr(registry, "fetch", record("fetch"))
+    patch.setattr(batch, "predict_images", record("predict", ()))
+    patch.setattr(predictions_table, "new_generation", lambda: "generation")
+    for name, result in (("make_plan", plan), ("read_state", None), ("write_rejects", 0), ("commit_predictions", None)):
+        patch.setattr(predictions_table, name, record(name, result))
+    patch.setattr(prediction.PredictionRun, "summary", lambda run: "")
+    predict.main(options)
+
+
+def import_calls(options: list[str], patch: pytest.MonkeyPatch, record: Record) -> None:
+    @contextmanager
+    def folder(path: Path) -> Any:
+        record("folder")(path)
+        yield Path("/temporary")
+
+    read = record("read", AnnotatedDataset(("background", "cat")))
+    patch.setattr(data_import.formats, "get_format", lambda name: SimpleNamespace(read=lambda *given: read(name, *given)))
+    patch.setattr(data_import, "read_split_list", record("list", ()))
+    patch.setattr(data_import, "split_images", record("split", {}))
+    patch.setattr(data_import, "write_voc_layout", record("write", ImportSummary({})))
+    patch.setattr(data_import, "new_folder", folder)
+    patch.setattr(data_import, "check_dataset", record("check", (SimpleNamespace(text=""), b"")))
+    patch.setattr(data_import, "_read_classes", lambda root: ("background", "cat"))
+    patch.setattr(data_import.voc, "VocDataset", record("open"))
+    patch.setattr(storage, "check_writable", lambda *_: None)
+    patch.setattr(storage, "write_bytes", record("bytes"))
+    import_data.main(options)
+
+
+COMMANDS: dict[type[CommandSettings], tuple[Callable[..., None], dict[str, Any]]] = {
+    ServeSettings: (serve_calls, {"workspace": "FOLDER/w"}),
+    PredictSettings: (
+        predict_calls,
+        {"workspace": "FOLDER/w", "input": "FOLDER/in", "output": "FOLDER/out", "executor": "local", "model": "models:/m@a"},
+    ),
+    ImportSettings: (
+        import_calls,
+        {"from": "coco", "images": "FOLDER/in", "annotations": "FOLDER/a.json", "to": "FOLDER/new", "threads": 3},
+    ),
+}
+"""The function that runs each command, which records what it gives to the code that does the work; and settings to start from."""
+
+CHECK = {"from": None, "images": None, "annotations": None, "to": None, "check": "FOLDER/voc"}
+NEEDS = {
+    **dict.fromkeys(("check", "report", "train_split", "val_split"), CHECK),
+    "val_images": {"val_annotations": "FOLDER/b.json"},
+    "table": {"from": "masks"},
+}
+"""Settings that are allowed, or have an effect, only beside others. None stands for a setting that is left out."""
+ANOTHER = {
+    "model": "models:/other@champion",
+    "classes": "cat,dog",
+    "compute.gpu": False,
+    "encoding": "cp1252",
+    "cluster.data_nodes": "pool=cpu",
+    "cluster.training_nodes": "pool=gpu",
+    "from": "cvat",
+    "run_order": "rows",
+    "crowd": "object",
+}
+"""Other values of settings for which `candidates` has none."""
+
+
+def options(values: dict[str, Any], folder: Path) -> list[str]:
+    """Settings as on the command line."""
+    pairs = ((f"--{name}", str(value).replace("FOLDER", str(folder))) for name, value in values.items() if value is not None)
+    return [text for pair in pairs for text in pair]
+
+
+def calls_of(kind: type[CommandSettings], values: dict[str, Any], folder: Path) -> str:
+    """What the command gives to the code that does the work, as text."""
+    calls, record = recording()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        COMMANDS[kind][0](options(values, folder), patch, record)
+    return "\n".join(calls)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("commands"))
+
+
+@pytest.fixture(scope="module")
+def unchanged(folder: Path) -> Callable[[type[CommandSettings], dict[str, Any]], str]:
+    """Makes what is compared with only once for the same settings, and then twice, because it must be the same."""
+    known: dict[str, str] = {}
+
+    def find(kind: type[CommandSettings], values: dict[str, Any]) -> str:
+        key = f"{kind} {values}"
+        if key not in known:
+            known[key] = calls_of(kind, values, folder)
+            assert known[key] == calls_of(kind, values, folder), "otherwise every setting would seem to reach the code"
+        return known[key]
+
+    return find
+
+
+CALLED_THERE = {
+    "overlap": "small_over_large",
+    "crowd": "crowd_void",
+    "boxes": "boxes_void",
+    "others": "others_void",
+    "strange": "unknown_void",
+    "table": "class_table_uri",
+    "from": "origin",
+    "annotations": "annotations origin",
+    "val_images": "images",
+    "val_annotations": "images annotations split origin",
+    "check": "title",
+    "train_split": "splits",
+    "val_split": "splits",
+    "output": "uri leave_out",
+    "to": "title",
+    "compute.actors": "most",
+    "compute.cpus_per_actor": "cpus",
+    "compute.gpus_per_actor": "gpus",
+    "compute.gpu": "gpus",
+    "cpus_per_replica": "cpus",
+    "gpus_per_replica": "gpus",
+    "max_megabytes": "max_bytes",
+}
+"""Names of the arguments and fields that change with a setting, where it isn't its own name."""
+
+
+def named_values(calls: str) -> dict[str, list[str]]:
+    """The values of the arguments and fields that have a name, in the order of the calls."""
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"(\w+)=(\([^()]*\)|[^,()]*)", calls):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+FIELDS = [
+    pytest.param(kind, name, field, id=f"{kind.__name__}.{name}") for kind in COMMANDS for name, field in setting_fields(kind)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "field"), FIELDS)
+def test_a_setting_of_a_command_reaches_the_code_that_does_the_work(
+    kind: type[CommandSettings], name: str, field: Any, unchanged: Callable[..., str], folder: Path
+) -> None:
+    values = {**COMMANDS[kind][1], **NEEDS.get(name, {})}
+    now = values.get(name, field.default)
+    for other in [ANOTHER[name]] if name in ANOTHER else candidates(now, field.annotation):
+        try:
+            after = calls_of(kind, {**values, name: other}, folder)
+        except UserError as error:
+            assert "is not allowed" in str(error)
+            continue
+        before = unchanged(kind, values)
+        assert after != before
+        old, new = named_values(before), named_values(after)
+        named = {each for each in old.keys() | new.keys() if old.get(each) != new.get(each)}
+        assert named <= set(CALLED_THERE.get(name, name.rpartition(".")[2]).split()), "it reaches the place of another setting"
+        return
+    raise AssertionError(f"no other value of {name} is allowed: add one to ANOTHER")
+
+
+EDGE_DEFAULTS = {"workspace": "FOLDER/w", "executor": "local", "data.classes": GENERATED_CLASSES}
+EDGE_NEEDS = DATA_NEEDS | {"bsds": {"data.root": "FOLDER/voc"}}
+EDGE_REPEATED = {
+    "seed": "prepare segments forest",
+    "data": "prepare",
+    "bsds": "segments measure",
+    "forest.photographs": "segments",
+    "forest": "forest",
+    "proposals": "measure",
+}
+"""Stages of train_edges.py in whose recipe a setting, or any other setting of a section, is."""
+EDGE_WITHOUT_EFFECT = {
+    "workspace": "where the outputs are",
+    "executor": "both executors make the same outputs",
+    "tracking": "what is logged, and where",
+    "cluster": "where the work runs",
+    "proposals.kind": "EdgeBox is measured whatever it is",
+    "proposals.window_sizes": "windows don't depend on edges, so they are not measured",
+    "proposals.window_overlap": "as above",
+}
+"""Settings of train_edges.py that repeat no stage, and why."""
+
+
+def edge_settings(folder: Path, changes: dict[str, Any]) -> EdgeSettings:
+    return EdgeSettings.model_validate(nested(folder, {**EDGE_DEFAULTS, **changes}))
+
+
+EDGE_FIELDS = [pytest.param(name, field.annotation, id=name) for name, field in setting_fields(EdgeSettings)]
+
+
+@pytest.fixture
+def _bsds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any folder is BSDS500."""
+    monkeypatch.setattr(edges, "_bsds_version", lambda bsds, split: [bsds, split])
+
+
+@pytest.mark.usefixtures("_bsds")
+@pytest.mark.parametrize(("name", "annotation"), EDGE_FIELDS)
+def test_a_setting_of_train_edges_repeats_exactly_the_stages_of_the_table(folder: Path, name: str, annotation: Any) -> None:
+    before, after = (
+        {stage.name: stage.recipe for stage in EdgeTraining(settings).stages.stages}
+        for settings in changed(folder, name, annotation, edge_settings, EDGE_NEEDS)
+    )
+    repeated = {stage for stage in before.keys() | after.keys() if before.get(stage) != after.get(stage)}
+    assert repeated == expected_stages(name, EDGE_REPEATED, EDGE_WITHOUT_EFFECT)
+
+
+def edge_calls(settings: EdgeSettings) -> str:
+    """What each stage of train_edges.py gives to the function that does its work, and the run itself to others, as text."""
+    calls, record = recording()
+    made = SimpleNamespace(rows=1, rejects=(), files={}, metrics={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images_table, "data_folder", record("data", settings.workspace))
+        patch.setattr(images_table, "data_fingerprint", lambda *_: "data")
+        patch.setattr(images_table, "prepare_images", record("prepare", ends=True))
+        patch.setattr(forest_job, "collect_samples", record("collect", made))
+        patch.setattr(forest_job, "train_forest", record("forest", ends=True))
+        patch.setattr(edge_report, "compare_edges", record("compare", ends=True))
+        patch.setattr(base, "open_tracker", record("tracker", ends=True))
+        patch.setattr(base, "open_executor", record("executor", nullcontext()))
+        patch.setattr(base, "hold_workspace", record("hold", nullcontext()))
+        training = EdgeTraining(settings)
+        for run in (lambda: training.run("config"), *(partial(stage.run, "f" * 16) for stage in training.stages.stages)):
+            with suppress(Called):
+                run()
+    return "\n".join(calls)
+
+
+@pytest.mark.usefixtures("_bsds")
+@pytest.mark.parametrize(("name", "annotation"), EDGE_FIELDS)
+def test_a_setting_of_train_edges_reaches_the_code_that_does_the_work(folder: Path, name: str, annotation: Any) -> None:
+    before, after = changed(folder, name, annotation, edge_settings, EDGE_NEEDS)
+    assert edge_calls(before) != edge_calls(after)
+    assert edge_calls(before) == edge_calls(before), "otherwise every setting would seem to reach the code"
