@@ -8,7 +8,7 @@ CLUSTER ?=
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals clean
+.PHONY: help run cluster test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -23,6 +23,7 @@ help:
 	@echo "make ui            the MLflow pages of runs/quickstart"
 	@echo "make bench         the measurements in tests/benchmarks"
 	@echo "make bench-proposals  how good edges and boxes are, on real photographs"
+	@echo "make bench-scale   how data stages and dataloader scale     (ARGS='reading' for one part)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -82,6 +83,9 @@ bench: $(VENV)/.dev
 
 bench-proposals: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_proposals.py $(ARGS)
+
+bench-scale: $(VENV)/.dev
+	@$(BIN)/python tests/benchmarks/scale.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -19,7 +19,7 @@ from deconvnet.settings import (
     TrackingSettings,
     TrainSettings,
 )
-from deconvnet.training.data.sampler import check_batching
+from deconvnet.training.data.batching import check_batching
 from infra.settings import ClusterSettings, Location, Section
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 from workflows import cli

@@ -18,8 +18,8 @@ class State:
     Attributes:
         tensors: the network's parameters and buffers, named "model.NAME", and SGD's momenta, named "momentum.NAME". They share
             memory with the network and the optimiser, so later steps change them.
-        values: JSON values: "step" (number of steps done), "seed" (of the training), and "schedule" (a dictionary with the
-            state of the learning-rate schedule).
+        values: JSON values: "step" (number of steps done), "seed" (of the training), "order" (version of the order of examples),
+            and "schedule" (a dictionary with the state of the learning-rate schedule).
     """
 
     tensors: dict[str, Tensor]

@@ -16,10 +16,10 @@ from deconvnet.models import checkpoint
 from deconvnet.models.architectures import Architecture, architecture_of_stage
 from deconvnet.models.factory import build_network, initialise
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training.data.batching import check_batching
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, NoExamples, open_examples
-from deconvnet.training.data.sampler import check_batching
 from deconvnet.training.distributed import rank_and_world_size
 from deconvnet.training.interfaces import Outcome, Report, State
 from deconvnet.training.trainer import Diverged, Trainer

@@ -24,11 +24,13 @@ from deconvnet.models.fused.available import use_fused
 from deconvnet.models.fused.loss import summed_cross_entropy
 from deconvnet.models.network import Network
 from deconvnet.models.sync_batchnorm import convert_sync, recompute_statistics
+from deconvnet.training.data.batching import even_ranges, micro_batch_count
 from deconvnet.training.data.dataloader import BatchLoader
 from deconvnet.training.data.dev_set import DevSet
-from deconvnet.training.data.sampler import even_ranges, micro_batch_count
+from deconvnet.training.data.device_batches import TensorBatch, host_batch, host_batches, to_device
+from deconvnet.training.data.sampler import ORDER_VERSION
 from deconvnet.training.distributed import data_parallel, rank_and_world_size, step_seed, sum_over_ranks
-from deconvnet.training.interfaces import Batch, Outcome, Report, State
+from deconvnet.training.interfaces import Outcome, Report, State
 from deconvnet.training.meter import Meter
 from deconvnet.training.optimizer import NORMS, Schedule, make_sgd, named_parameters, set_rate
 from infra.errors import Interrupted, UserError
@@ -131,7 +133,7 @@ class Trainer:
         self.model.train()
         self._meter = Meter()
         for images, masks in self._remaining_batches():
-            flags = [np.count_nonzero(masks != VOID_ID), should_stop(), should_save()]
+            flags = [np.count_nonzero(masks.numpy() != VOID_ID), should_stop(), should_save()]
             valid_pixels, stop, save = sum_over_ranks(torch.tensor(flags, dtype=torch.int64)).tolist()
             if stop:
                 report(self._position(), self.state_dict())
@@ -155,14 +157,14 @@ class Trainer:
             report({**self._position(), "final_dev_mean_iou": self._dev_mean_iou}, None)
         return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
 
-    def train_step(self, images: np.ndarray, masks: np.ndarray, valid_pixels: int, count_correct: bool) -> float:
+    def train_step(self, images: Tensor, masks: Tensor, valid_pixels: int, count_correct: bool) -> float:
         """Do one optimiser step on a global batch (the examples of all ranks together).
 
         This rank's share is computed in smaller pieces (micro-batches) if the settings ask for them.
 
         Args:
-            images: this rank's images: uint8 RGB array of shape (n, 3, S, S).
-            masks: this rank's masks: uint8 array of shape (n, S, S) with class ids and 255 for void.
+            images: this rank's images: uint8 RGB tensor of shape (n, 3, S, S) on the CPU.
+            masks: this rank's masks: uint8 tensor of shape (n, S, S) with class ids and 255 for void, on the CPU.
             valid_pixels: number of non-void pixels in the global batch.
             count_correct: whether to count correctly classified pixels. This costs an additional arg max.
 
@@ -174,7 +176,7 @@ class Trainer:
         set_rate(self.optimiser, rate)
         pieces = even_ranges(len(images), self.micro_batches)
         for piece in pieces:
-            x, truth = self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])
+            x, truth = to_device((images[piece.start : piece.stop], masks[piece.start : piece.stop]), self.device)
             with self._gradient_sync(last=piece == pieces[-1]):
                 with self._autocast():
                     scores = self._network(self.model.prepare(x))
@@ -211,7 +213,7 @@ class Trainer:
         size = -(-self.settings.batch // (self.world_size * self.micro_batches))
         with torch.inference_mode(), self._autocast():
             for images, masks in self.dev.batches(size):
-                x, _ = self._to_device(images, masks)
+                x, _ = to_device(host_batch((images, masks)), self.device)
                 found.update(masks, self.model(self.model.prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
         return ConfusionMatrix(found.num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
 
@@ -221,7 +223,8 @@ class Trainer:
         for name, parameter in named_parameters(self.optimiser):
             if (momentum := self.optimiser.state[parameter].get("momentum_buffer")) is not None:
                 tensors[f"momentum.{name}"] = momentum
-        return State(tensors, {"step": self.step, "seed": self.seed, "schedule": self.schedule.state_dict()})
+        values = {"step": self.step, "seed": self.seed, "order": ORDER_VERSION, "schedule": self.schedule.state_dict()}
+        return State(tensors, values)
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a checkpoint.
@@ -230,8 +233,12 @@ class Trainer:
             state: training state of a trainer with the same network and seed.
 
         Raises:
-            UserError: if the network or the seed differs.
+            UserError: if the network or the seed differs, or the checkpoint was made with another order of the examples.
         """
+        if state.values.get("order") != ORDER_VERSION:
+            raise UserError(
+                "the checkpoint is of another version of the program, which took the examples in another order: remove it"
+            )
         weights = {name.removeprefix("model."): value for name, value in state.tensors.items() if name.startswith("model.")}
         own = self.model.state_dict()
         if state.values["seed"] != self.seed or {n: v.shape for n, v in weights.items()} != {n: v.shape for n, v in own.items()}:
@@ -243,10 +250,14 @@ class Trainer:
         self.schedule.load_state_dict(state.values["schedule"])
         self.step = int(state.values["step"])
 
-    def _remaining_batches(self) -> Iterator[Batch]:
+    def _remaining_batches(self) -> Iterator[TensorBatch]:
         """Iterate over this rank's batches from the current step to the last. There are none if training has finished."""
         if self.step < self.total_steps and not self.schedule.finished:
-            yield from self.loader.batches(self.step, self.total_steps)
+            yield from self._batches(self.step, self.total_steps)
+
+    def _batches(self, first_step: int, stop_step: int) -> Iterator[TensorBatch]:
+        """Iterate over this rank's batches of some steps, as tensors on the CPU."""
+        return host_batches(self.loader.batches(first_step, stop_step), self.device)
 
     def _ends_epoch(self, step: int) -> bool:
         """Return whether an epoch, or the whole training, ends after a step.
@@ -307,8 +318,8 @@ class Trainer:
         """
         first = self.settings.epochs * self.loader.steps_per_epoch
         inputs = (
-            self.model.prepare(self._to_device(images[piece.start : piece.stop], masks[piece.start : piece.stop])[0])
-            for images, masks in self.loader.batches(first, first + self.settings.bn_batches)
+            self.model.prepare(to_device((images[piece.start : piece.stop], masks[piece.start : piece.stop]), self.device)[0])
+            for images, masks in self._batches(first, first + self.settings.bn_batches)
             for piece in even_ranges(len(images), self.micro_batches)
         )
         with self._autocast():
@@ -329,19 +340,3 @@ class Trainer:
         """
         network = self._network
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
-
-    def _to_device(self, images: np.ndarray, masks: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Copy a batch to the device.
-
-        Args:
-            images: uint8 array of shape (n, 3, S, S).
-            masks: uint8 array of shape (n, S, S).
-
-        Returns:
-            The images as uint8 tensor in channels_last memory format, and the masks as int64 tensor.
-        """
-        x, y = (torch.from_numpy(np.require(a, requirements=("C", "W"))) for a in (images, masks))
-        if self.device.type == "cuda":
-            x, y = x.pin_memory(), y.pin_memory()
-        x = x.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        return x, y.to(self.device, non_blocking=True).long()

@@ -204,6 +204,23 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
         yield {"ray_remote_args_fn": lambda: {"max_task_retries": count}}
 
 
+@contextmanager
+def task_retries(count: int) -> Iterator[dict[str, Any]]:
+    """Provide keyword arguments for `ray.data.Dataset.map_batches` that limit how often a task is retried after its process died.
+
+    As with `actor_retries`, the argument is deprecated without a replacement.
+
+    Args:
+        count: largest number of retries of a task.
+
+    Yields:
+        The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield {"max_retries": count}
+
+
 class PollThrottle(ExecutionCallback):
     """A Ray Data callback that makes Ray Data's scheduling thread sleep after each of its steps.
 

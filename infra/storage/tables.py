@@ -9,11 +9,9 @@ Every table has a column `image_id`, by which its rows are sorted. Arguments cal
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from infra import storage
+from infra.storage.row_groups import RowGroup, divide_rows, summarize
 
 SCHEMA_VERSION = 3
 """Version of the tables' columns, increased when they change. Tables of other versions count as absent."""
@@ -54,23 +53,6 @@ class Reject:
     path: str
     stage: str
     reason: str
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """A summary of one row group of a Parquet file.
-
-    Attributes:
-        rows: number of rows.
-        repeats: sum of the column `repeats` (how often training uses a row); the number of rows if there is no such column.
-        nbytes: number of bytes in the binary columns (encoded images and masks).
-        splits: number of rows for each value of the column `split`; empty if there is no such column.
-    """
-
-    rows: int
-    repeats: int
-    nbytes: int
-    splits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -203,7 +185,8 @@ def write_part(
         index: position of the part in the table, from 0.
         rows: rows as dicts, sorted by image_id, and `Reject`s for inputs that can't be used.
         schema: columns of the rows.
-        rows_per_group: number of rows in a Parquet row group, which is what a reader loads at once.
+        rows_per_group: largest number of rows in a Parquet row group, which is what a reader loads at once. If their images and
+            masks are large, it has fewer (`row_groups.GROUP_BYTES`).
 
     Returns:
         The summary of the part, which contains the rejects.
@@ -226,24 +209,18 @@ def write_part(
     # Jobs keep parts small, so a part is encoded in memory and stored by one write.
     sink = pa.BufferOutputStream()
     stream = accepted()
-    with pq.ParquetWriter(sink, schema, compression="none" if "image" in schema.names else "zstd") as writer:
-        while chunk := list(islice(stream, rows_per_group)):
+    compression = "none" if "image" in schema.names else "zstd"
+    described = [name for name in schema.names if not pa.types.is_binary(schema.field(name).type)]  # not masks, of some kB each
+    with pq.ParquetWriter(sink, schema, compression=compression, write_statistics=described) as writer:
+        for chunk in divide_rows(stream, rows_per_group):
             writer.write_table(pa.Table.from_pylist([dict(r) for r in chunk], schema=schema), row_group_size=rows_per_group)
-            groups.append(_summarize(chunk, schema))
+            groups.append(summarize(chunk, schema))
             first, last = first or chunk[0]["image_id"], chunk[-1]["image_id"]
     content = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table, name), content)
     part = Part(name, groups, rejects, hashlib.sha256(content).hexdigest(), first, last)
     storage.write_json(_summary_uri(table, fingerprint, index), asdict(part))
     return part
-
-
-def _summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
-    """Return the summary of a row group of a Parquet file, whose rows are given as dicts with the columns of `schema`."""
-    splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
-    repeats = sum(int(row.get("repeats", 1)) for row in rows)
-    nbytes = sum(len(value) for row in rows for value in row.values() if isinstance(value, bytes))
-    return RowGroup(len(rows), repeats, nbytes, dict(splits))
 
 
 def discard(table: str, fingerprint: str) -> None:
@@ -327,7 +304,9 @@ def rows_between(
             yield from (row for row in iter_rows(table, columns, part) if first <= row["image_id"] <= last)
 
 
-def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read_row_group(
+    table: str, part_file: str, group: int, columns: Sequence[str] | None = None, footer: pq.FileMetaData | None = None
+) -> pa.Table:
     """Read one row group of a part as a pyarrow table.
 
     Args:
@@ -335,10 +314,22 @@ def read_row_group(table: str, part_file: str, group: int, columns: Sequence[str
         part_file: name of the part (`Part.name`).
         group: index of the row group in the part, from 0.
         columns: the columns to read; None for all.
+        footer: the part's footer, if `read_footer` has read it; None to read it, which takes 64 kB and a request.
     """
     fs, path = storage.filesystem(storage.join(table, part_file))
-    with pq.ParquetFile(path, filesystem=fs) as file:
+    with pq.ParquetFile(path, filesystem=fs, metadata=footer) as file:
         return file.read_row_group(group, columns=columns)
+
+
+def read_footer(table: str, part_file: str) -> pq.FileMetaData:
+    """Read the footer of a part, which says where its row groups are.
+
+    Args:
+        table: URI of the table's folder.
+        part_file: name of the part (`Part.name`).
+    """
+    fs, path = storage.filesystem(storage.join(table, part_file))
+    return pq.read_metadata(path, filesystem=fs)
 
 
 def chunks(count: int, size: int) -> list[range]:

@@ -1,7 +1,8 @@
-"""How the data stages scale: `python tests/benchmarks/scale.py [speed] [memory]`. Minutes each; run nothing else meanwhile.
+"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading". Minutes each; run nothing else meanwhile.
 
 speed    images per second of the stage `proposals` on Ray with 1 and 2 workers, against a multiprocessing.Pool of the same function
 memory   peak resident memory of the driver and of the workers for 200 images, and for ten times as many
+reading  bytes that 1, 2, 4 and 8 training workers read in an epoch, and the memory of one, for a table and one ten times as large
 """
 
 import multiprocessing
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +26,8 @@ SHARED = Path(os.environ.get("DECONVNET_SHARED", ROOT.parent / "shared"))
 SPEED_IMAGES = 320  # 10 parts: the same number for each of two workers
 MEMORY_IMAGES = 200
 ROUNDS = 2
+READING_CROPS = (6_000, 60_000)
+FED_STEPS = 240
 
 
 def make_dataset(folder: Path, images: int, times: int = 1) -> Path:
@@ -151,6 +155,98 @@ def memory(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
+def reading(folder: Path) -> list[tuple[str, str]]:
+    """What training workers read in an epoch, and the memory of one that makes all batches.
+
+    The crops are those of full size (256 px, 48 kB). Bytes are those that Python's process asks the system for (`rchar` of
+    /proc/self/io), which includes the footers of the files.
+
+    Args:
+        folder: an empty folder to work in.
+
+    Returns:
+        Pairs of what was measured and the measurement.
+    """
+    found = []
+    for crops in READING_CROPS:
+        table = write_crops(str(folder / str(crops)), crops)
+        code = "import sys; from tests.benchmarks.scale import read_epochs, feed; print({}(sys.argv[1], int(sys.argv[2])))"
+        name = f"{crops:,} crops"
+        for workers in (1, 2, 4, 8):
+            measured = _in_process(code.format("read_epochs"), table, workers)
+            found.append(
+                (f"{name}, {workers} worker{'s' if workers > 1 else ''}: read in an epoch, of the table's bytes", measured)
+            )
+        found.append((f"{name}, feeding process", _in_process(code.format("feed"), table, FED_STEPS)))
+    return found
+
+
+def write_crops(uri: str, count: int) -> str:
+    """Write an `examples` table of `count` crops with 1, 1 and 4 repeats in turn, 290 to a part, and return its URI."""
+    from infra.storage import tables
+    from proposals import schemas
+    from proposals.image_codec import encode_jpeg, encode_mask
+    from tests.benchmarks.common import sample_images
+
+    cut = [np.ascontiguousarray(image[:256, :256]) for image in sample_images(64) if min(image.shape[:2]) >= 256]
+    stored = [(encode_jpeg(each, 95), encode_mask((each.mean(axis=2) // 13).astype(np.uint8))) for each in cut]
+
+    def rows(numbers: range) -> Iterator[dict[str, object]]:
+        for n in numbers:
+            image, mask = stored[n % len(stored)]
+            fixed = {"stage": 2, "box": [0.0, 0.0, 9.0, 9.0], "class_id": 1, "iou": 1.0, "repeats": 4 if n % 3 == 2 else 1}
+            yield {"image_id": f"{n:08}", **fixed, "image": image, "mask": mask}
+
+    parts = [tables.write_part(uri, "b" * 16, i, rows(n), schemas.EXAMPLES) for i, n in enumerate(tables.chunks(count, 290))]
+    tables.commit(uri, "b" * 16, parts)
+    return uri
+
+
+def read_epochs(table: str, workers: int) -> str:
+    """Read the share of each of some workers in an epoch, one after the other. Returns the bytes as a multiple of the table's."""
+    from deconvnet.training.data.dataloader import BatchPlan
+    from deconvnet.training.data.examples import open_examples
+
+    plan = BatchPlan.of(open_examples(table, 224), 64, workers, 0)
+    size = sum(f.stat().st_size for f in Path(table).rglob("*.parquet"))
+    before, each, counted = _bytes_read(), [], 0
+    for rank in range(workers):
+        reader = plan.reader(rank)
+        for _ in reader.steps(0, plan.steps_per_epoch):
+            pass
+        each.append(_bytes_read() - before - sum(each))
+        counted += reader.bytes_read
+    share = f"; by a worker {min(each) / size:.3f} to {max(each) / size:.3f}" if workers > 1 else ""
+    return f"{sum(each) / size:.3f} (encoded images and masks {counted / plan.examples.groups.nbytes.sum():.3f}){share}"
+
+
+def feed(table: str, steps: int) -> str:
+    """Make batches from some steps before the end of the first epoch on. Returns the memory that it takes beyond the imports."""
+    from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+    from deconvnet.training.data.examples import open_examples
+
+    before = psutil.Process().memory_info().rss
+    plan = BatchPlan.of(open_examples(table, 224), 64, 1, 0)
+    first = max(0, plan.steps_per_epoch - steps // 2)
+    peak = now = 0
+    for _ in ThreadedLoader(plan).batches(first, first + steps):
+        now = psutil.Process().memory_info().rss - before
+        peak = max(peak, now)
+    size = plan.examples.groups.nbytes.sum()
+    return f"{size / 1e6:,.0f} MB of images and masks; memory beyond the imports at most {peak / 1e6:.0f} MB over {steps} steps of 64"
+
+
+def _bytes_read() -> int:
+    """The bytes that this process has read from files, from the page cache or from the disk."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def _in_process(code: str, *arguments: object) -> str:
+    """Run Python code in a process of its own, and return what it prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.check_output(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True).strip()
+
+
 @contextmanager
 def watch_memory(pid: int) -> Iterator[dict[str, float]]:
     """Watch a process and its Ray workers until the block ends.
@@ -186,12 +282,12 @@ def watch_memory(pid: int) -> Iterator[dict[str, float]]:
 
 
 def main() -> int:
-    """Run the measurements named on the command line, or both, each in a temporary folder."""
-    wanted = sys.argv[1:] or ["speed", "memory"]
+    """Run the measurements named on the command line, or all, each in a temporary folder."""
+    wanted = sys.argv[1:] or ["speed", "memory", "reading"]
     for name in wanted:
         folder = Path(tempfile.mkdtemp(prefix=f"scale-{name}-"))
         try:
-            for what, measured in {"speed": speed, "memory": memory}[name](folder):
+            for what, measured in {"speed": speed, "memory": memory, "reading": reading}[name](folder):
                 print(f"| {what} | {measured} |", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -76,8 +76,8 @@ class _Steps:
 
     def __init__(self, make: Callable[[], Network], batch: int, size: int, plain: bool) -> None:
         rng = np.random.default_rng(0)
-        self.images = rng.integers(0, 256, (batch, 3, size, size)).astype(np.uint8)
-        self.masks = rng.integers(0, CLASSES, (batch, size, size)).astype(np.uint8)
+        self.images = torch.from_numpy(rng.integers(0, 256, (batch, 3, size, size)).astype(np.uint8))
+        self.masks = torch.from_numpy(rng.integers(0, CLASSES, (batch, size, size)).astype(np.uint8))
         self.plain = plain
         torch.manual_seed(0)
         network = make()
@@ -98,6 +98,6 @@ class _Steps:
         with memory, _plain() if self.plain else nullcontext():
             for _ in range(count + 1):
                 started = perf_counter()
-                self.trainer.train_step(self.images, self.masks, self.masks.size, count_correct=False)
+                self.trainer.train_step(self.images, self.masks, self.masks.numel(), count_correct=False)
                 taken.append(perf_counter() - started)
         return taken[1:]

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
 from deconvnet.training.data.examples import Examples, open_examples
-from deconvnet.training.data.sampler import Group
 from infra.storage import tables
 from proposals import schemas
 from tests.benchmarks.common import Row, median_seconds, peak_flops, sample_images, seconds
@@ -189,13 +188,16 @@ def _fields(examples: Examples) -> tuple[Any, ...]:
 class InMemory(Examples):
     """Examples whose encoded crops are kept in memory."""
 
-    kept: dict[Group, pa.Table] = field(default_factory=dict)
+    kept: dict[int, pa.Table] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.kept.update({group: Examples.read(self, group) for group in self.groups})
+        self.kept.update({number: Examples.read(self, number) for number in range(len(self.groups))})
 
-    def read(self, group: Group) -> pa.Table:
-        return self.kept[group]
+    def footer(self, file: int) -> None:
+        return None
+
+    def read(self, number: int, footer: Any = None) -> pa.Table:
+        return self.kept[number]
 
 
 def _examples(uri: str, size: int, count: int = 1024) -> str:
@@ -236,7 +238,7 @@ def inputs() -> list[Row]:
     for size in (_cpu_network()[1], 224):
         with tempfile.TemporaryDirectory() as folder:
             examples = open_examples(_examples(f"{folder}/examples", size, 256), size)
-            stored = [(r["image"], r["mask"]) for g in examples.groups for r in examples.read(g).to_pylist()]
+            stored = [(r["image"], r["mask"]) for g in range(len(examples.groups)) for r in examples.read(g).to_pylist()]
 
             def work(stored: list[tuple[bytes, bytes]] = stored, examples: Examples = examples) -> None:
                 for number, (image, mask) in enumerate(stored):

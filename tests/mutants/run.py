@@ -43,8 +43,10 @@ PACKAGES = {
     "mining": ("proposals/mining/rules.py", "tests/proposals/mining/test_rules.py"),
     "changes": ("proposals/changes.py", "tests/proposals/test_changes.py"),
     "training data": (
-        "deconvnet/training/data/sampler.py deconvnet/training/data/transforms.py deconvnet/training/data/dataloader.py",
-        "tests/deconvnet/training/test_sampler.py tests/deconvnet/training/test_transforms.py "
+        "deconvnet/training/data/sampler.py deconvnet/training/data/batching.py deconvnet/training/data/row_reader.py "
+        "deconvnet/training/data/transforms.py deconvnet/training/data/dataloader.py",
+        "tests/deconvnet/training/test_sampler.py tests/deconvnet/training/test_batching.py "
+        "tests/deconvnet/training/test_row_reader.py tests/deconvnet/training/test_transforms.py "
         "tests/deconvnet/training/test_dataloader.py",
     ),
     "optimizer": ("deconvnet/training/optimizer.py", "tests/deconvnet/training/test_optimizer.py"),

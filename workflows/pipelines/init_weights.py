@@ -16,7 +16,7 @@ from workflows.settings import Settings
 if TYPE_CHECKING:
     from deconvnet.tracking.interface import Run
 
-FITTING_VERSION = 2
+FITTING_VERSION = 3
 
 
 def fitted_weights_uri(settings: Settings, stage: str) -> str | None:

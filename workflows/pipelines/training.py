@@ -6,6 +6,7 @@ A stage is a named step of the pipeline, such as training FCN-8s.
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deconvnet.models.architectures import architecture_of_stage
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 _NOT_LEARNED_FROM = ("checkpoint_every", "log_every")
 """Names of training settings that do not affect the trained network, so that changing them does not repeat the training."""
+
+TRAINING_VERSION = 2
+"""Version of the training stages, increased when the same settings train another network, as by another order of examples."""
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +108,7 @@ class Pipeline(TrackedPipeline):
         }
         outputs = (storage.join(self.model(stage), "model.json"),)
         inputs = (*inputs, *(each.name for each in fitting))
-        return [*fitting, Stage(stage, title, 1, settings, inputs, outputs, lambda fingerprint: self._train(stage, fingerprint))]
+        return [*fitting, Stage(stage, title, TRAINING_VERSION, settings, inputs, outputs, partial(self._train, stage))]
 
     def _train(self, stage: str, fingerprint: str) -> dict[str, Any]:
         """Train the network of one stage, and write its model folder and training curves.

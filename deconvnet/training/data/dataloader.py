@@ -9,18 +9,22 @@ void.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from deconvnet.training.data import transforms
+from deconvnet.training.data.batching import even_ranges
 from deconvnet.training.data.examples import Examples
-from deconvnet.training.data.sampler import WINDOW_BYTES, Batching, Window, window_count, window_rows, windows
+from deconvnet.training.data.row_reader import Row, RowReader
+from deconvnet.training.data.sampler import HELD_BYTES, Order
 from deconvnet.training.interfaces import Batch
 from infra.errors import BadInput, UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,34 +33,29 @@ class BatchPlan:
 
     Steps are counted over all epochs. So step s is batch s % steps_per_epoch of epoch s // steps_per_epoch.
 
-    The examples of an epoch are divided into windows. A window is a group of examples that are read and shuffled together.
-    Windows are counted over all epochs, too. So window w is window w % windows_per_epoch of epoch w // windows_per_epoch.
-
     Attributes:
         examples: the examples to train on.
-        batching: number of examples in an epoch and in a global batch (all ranks together), and the number of ranks.
-        seed: seed of the order of examples and of their augmentation.
-        windows_per_epoch: number of windows in an epoch.
+        order: the order of the examples in all epochs. It does not depend on the number of ranks.
+        workers: number of ranks, each of which gets a share of every global batch.
     """
 
     examples: Examples
-    batching: Batching
-    seed: int
-    windows_per_epoch: int = 1
+    order: Order
+    workers: int = 1
 
     @staticmethod
-    def of(examples: Examples, batch: int, workers: int, seed: int, window_bytes: int = WINDOW_BYTES) -> "BatchPlan":
-        """Make a plan, with as many windows per epoch as the size of the table requires.
+    def of(examples: Examples, batch: int, workers: int, seed: int, held_bytes: int = HELD_BYTES) -> "BatchPlan":
+        """Make a plan.
 
         Args:
             examples: the examples to train on.
             batch: number of examples in a global batch (over all training processes).
             workers: number of training processes that share a global batch.
             seed: seed of the order of examples and of their augmentation.
-            window_bytes: approximate size in bytes of a window (a group of examples that are read and shuffled together).
+            held_bytes: encoded bytes of examples that a single training process may hold on average.
         """
-        count = window_count(examples.groups, window_bytes) if examples.total >= batch else 1
-        return BatchPlan(examples, Batching(examples.total, batch, workers), seed, count)
+        groups = examples.groups
+        return BatchPlan(examples, Order.of(groups.examples, groups.nbytes, batch, seed, held_bytes), workers)
 
     def for_workers(self, workers: int) -> "BatchPlan":
         """Return a plan with the same global batches, divided among another number of training processes.
@@ -64,86 +63,58 @@ class BatchPlan:
         Args:
             workers: number of training processes. Each gets a share of every global batch.
         """
-        return replace(self, batching=replace(self.batching, workers=workers))
+        return replace(self, workers=workers)
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of global batches in an epoch."""
-        return self.batching.steps
+        return self.order.steps_per_epoch
 
-    def windows(self, epoch: int) -> list[Window]:
-        """Return the windows (groups of examples shuffled together) of an epoch, in the order in which they are used.
+    def share(self, rank: int) -> range:
+        """Return a rank's share of each global batch, as indices into the batch (from 0).
 
         Args:
-            epoch: number of the epoch, from 0.
+            rank: rank of the training process, from 0.
         """
-        return windows(self.examples.groups, self.seed, epoch, self.windows_per_epoch)
+        return even_ranges(self.order.batch, self.workers)[rank]
 
-    def window_range(self, first_step: int, stop_step: int) -> range:
-        """Find the windows (groups of examples that are read and shuffled together) that hold the examples of some steps.
+    def reader(self, rank: int) -> RowReader:
+        """Return the reader of the encoded examples of a rank.
 
         Args:
+            rank: rank of the training process, from 0.
+        """
+        return RowReader(self.examples, self.order, self.share(rank))
+
+    def batches(self, reader: RowReader, threads: int, first_step: int, stop_step: int) -> Iterator[Batch]:
+        """Read, decode and augment a rank's shares of consecutive global batches.
+
+        Args:
+            reader: the reader of the rank, made by `reader`. It counts what it reads.
+            threads: number of threads that decode and augment.
             first_step: number of the first step, counted from 0 over all epochs.
             stop_step: number of the step after the last one.
-
-        Returns:
-            Consecutive window numbers, counted over all epochs. The range is empty if there is no step.
-        """
-
-        def window_of(step: int) -> int:
-            """Return the number, counted over all epochs, of the window that holds the first example of a step."""
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            starts = [w.start for w in self.windows(epoch)]
-            return epoch * self.windows_per_epoch + int(np.searchsorted(starts, batch * self.batching.batch, side="right")) - 1
-
-        if first_step >= stop_step:
-            return range(0)
-        epoch, batch = divmod(stop_step - 1, self.steps_per_epoch)
-        last = sum(w.start < (batch + 1) * self.batching.batch for w in self.windows(epoch))
-        return range(window_of(first_step), epoch * self.windows_per_epoch + last)
-
-    def pieces(self, number: int, rank: int, first_step: int, stop_step: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
-        """Read, decode and augment the examples of one window that a rank sees in some steps.
-
-        A window is a group of examples that are read and shuffled together. It is only read if the rank (training process)
-        needs at least one of its examples.
-
-        Args:
-            number: number of the window, counted over all epochs.
-            rank: rank of the training process, from 0. It gets a share of each global batch.
-            first_step: number of the first step, counted from 0 over all epochs.
-            stop_step: number of the step after the last one.
-            pool: threads that read, decode and augment.
 
         Yields:
-            The examples in order, in batches of at most the size of the rank's share. A step's examples may be spread over two
-            windows, so these batches must be joined and divided again by `rebatched`.
+            One batch for each step: uint8 RGB images of shape (n, 3, S, S), and uint8 masks of shape (n, S, S).
 
         Raises:
             UserError: if an example can't be decoded.
         """
-        epoch, index = divmod(number, self.windows_per_epoch)
-        window = self.windows(epoch)[index]
-        past = epoch * self.steps_per_epoch
-        positions = self.batching.positions(window, rank, max(0, first_step - past), stop_step - past)
-        if not len(positions):
-            return
-        rows = pa.concat_tables(list(pool.map(self.examples.read, window.groups)))
-        order = window_rows(window, self.seed, rows["weight"].to_numpy())
-        images, masks = rows["image"], rows["mask"]
+        share, order = reader.places, self.order
 
-        def view(position: int) -> transforms.Pair:
-            """Decode and augment the example at a position in the random order of the epoch, counted from 0."""
-            row = int(order[(position - window.start) % window.examples])
-            image, mask = images[row].as_py(), masks[row].as_py()
+        def view(row: Row, epoch: int, place: int) -> transforms.Pair:
+            """Decode and augment an example, whose place in the epoch is counted over all batches."""
             try:
-                return self.examples.view(image, mask, transforms.example_rng(self.seed, epoch, position))
+                return self.examples.view(*row, transforms.example_rng(order.seed, epoch, place))
             except BadInput as error:
                 raise UserError(f"{self.examples.table} is damaged (make it again): {error}") from None
 
-        share = len(self.batching.share(rank))
-        for start in range(0, len(positions), share):
-            yield stacked(list(pool.map(view, positions[start : start + share].tolist())))
+        with ThreadPoolExecutor(threads) as pool:
+            for step, rows in enumerate(reader.steps(first_step, stop_step), first_step):
+                epoch, batch = divmod(step, order.steps_per_epoch)
+                places = range(batch * order.batch + share.start, batch * order.batch + share.stop)
+                yield stacked(list(pool.map(view, rows, [epoch] * len(rows), places)))
 
 
 def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
@@ -158,29 +129,7 @@ def stacked(pairs: Sequence[transforms.Pair]) -> Batch:
     return np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
-def rebatched(pieces: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Divide a stream of examples into batches of equal size, in the same order.
-
-    Args:
-        pieces: batches of any sizes.
-        size: number of examples in each new batch.
-
-    Yields:
-        Batches of exactly `size` examples. Remaining examples at the end are dropped.
-    """
-    held: list[Batch] = []
-    count = 0
-    for piece in pieces:
-        held.append(piece)
-        count += len(piece[0])
-        while count >= size:
-            images, masks = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*held, strict=True))
-            yield images[:size], masks[:size]
-            count -= size
-            held = [(images[size:], masks[size:])] if count else []
-
-
-def made_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def made_ahead(batches: Iterator[T]) -> Iterator[T]:
     """Iterate over batches, and make the next batch in a thread while the caller uses the present one.
 
     Args:
@@ -205,7 +154,7 @@ class BatchLoader(ABC):
     Attributes:
         plan: the plan which says what examples each global batch contains, and how they are divided among the ranks.
         rank: rank of the process, from 0.
-        threads: number of threads that read, decode and augment examples in parallel.
+        threads: number of threads that decode and augment examples in parallel.
     """
 
     plan: BatchPlan
@@ -239,11 +188,4 @@ class ThreadedLoader(BatchLoader):
 
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
         """Yield this rank's shares of consecutive global batches, as described in `BatchLoader.batches`."""
-
-        def pieces() -> Iterator[Batch]:
-            """Iterate over this rank's examples of all steps, in batches whose sizes may vary."""
-            with ThreadPoolExecutor(self.threads) as pool:
-                for window in self.plan.window_range(first_step, stop_step):
-                    yield from self.plan.pieces(window, self.rank, first_step, stop_step, pool)
-
-        return made_ahead(rebatched(pieces(), len(self.plan.batching.share(self.rank))))
+        return made_ahead(self.plan.batches(self.plan.reader(self.rank), self.threads, first_step, stop_step))

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 from deconvnet.training.data.dataloader import made_ahead, stacked
 from deconvnet.training.data.examples import Examples
 from deconvnet.training.interfaces import Batch
-from infra.storage import tables
 
 DEV_LIMIT = 2048
 """Largest number of dev examples over all ranks, unless the caller of `DevSet` sets another."""
@@ -38,21 +37,18 @@ class DevSet:
         self.examples = examples
         self.threads = threads
         self._rows: list[tuple[bytes, bytes]] = []
-        commit = tables.require_commit(examples.table)
-        rows = {(p.name, i): g.rows for p in commit.parts for i, g in enumerate(p.row_groups)}
-        counts = [g.examples if examples.split else rows[g.part, g.index] for g in examples.groups]
-        total = sum(counts)
+        groups = examples.groups
+        counts = groups.examples if examples.split else groups.rows
+        total = int(counts.sum())
         chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))[rank::workers]
-        start = 0
-        for group, count in zip(examples.groups, counts, strict=True):
-            here = chosen[(chosen >= start) & (chosen < start + count)] - start
-            if len(here):
-                found = examples.read(group)
-                if examples.split is not None:
-                    found = found.filter(pc.equal(found["weight"], 1))
-                found = found.take(pa.array(here))
-                self._rows += zip(found["image"].to_pylist(), found["mask"].to_pylist(), strict=True)
-            start += count
+        ends = np.cumsum(counts)
+        groups_of_chosen = np.searchsorted(ends, chosen, side="right")
+        for group in np.unique(groups_of_chosen).tolist():
+            found = examples.read(group)
+            if examples.split is not None:
+                found = found.filter(pc.equal(found["weight"], 1))
+            found = found.take(pa.array(chosen[groups_of_chosen == group] - (ends[group] - counts[group])))
+            self._rows += zip(found["image"].to_pylist(), found["mask"].to_pylist(), strict=True)
 
     def __len__(self) -> int:
         """Return the number of examples in this rank's share."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deconvnet.training.data import transforms
-from deconvnet.training.data.sampler import Group
 from infra.errors import BadInput, UserError
 from infra.storage import tables
 from proposals.image_codec import decode_example, decode_image, decode_mask
@@ -14,6 +14,31 @@ from proposals.image_codec import decode_example, decode_image, decode_mask
 
 class NoExamples(UserError):
     """The error raised if a table holds no example of the requested split."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroups:
+    """The row groups of a table's Parquet files that hold examples, as columns: a large table has hundreds of thousands.
+
+    Attributes:
+        files: names of the table's Parquet files, which are paths below its folder.
+        file: int32 array of shape (G,): for each row group, the index of its file in `files`.
+        index: int32 array of shape (G,): its index in the file, from 0.
+        rows: int64 array of shape (G,): its number of rows.
+        examples: int64 array of shape (G,): the number of examples that it has in an epoch, at least 1.
+        nbytes: int64 array of shape (G,): its size in bytes.
+    """
+
+    files: tuple[str, ...]
+    file: np.ndarray
+    index: np.ndarray
+    rows: np.ndarray
+    examples: np.ndarray
+    nbytes: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of row groups."""
+        return len(self.file)
 
 
 @dataclass(frozen=True)
@@ -26,14 +51,14 @@ class Examples:
     Attributes:
         table: URI of the table.
         size: side of the network's square input in pixels.
-        groups: the row groups of the table's Parquet files that hold examples.
+        groups: the row groups of the table's Parquet files that hold examples. They are numbered from 0.
         split: split of the `images` table to use, "train" or "dev". None for an `examples` table.
         jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
     """
 
     table: str
     size: int
-    groups: tuple[Group, ...]
+    groups: RowGroups
     split: str | None = None
     jitter: float = 0.0
 
@@ -43,20 +68,27 @@ class Examples:
 
         A row that is repeated in the epoch, to balance the classes, counts repeatedly.
         """
-        return sum(g.examples for g in self.groups)
+        return int(self.groups.examples.sum())
 
-    def read(self, group: Group) -> pa.Table:
+    def footer(self, file: int) -> pq.FileMetaData | None:
+        """Read the footer of a Parquet file of the table, given by its index in `groups.files`."""
+        return tables.read_footer(self.table, self.groups.files[file])
+
+    def read(self, number: int, footer: pq.FileMetaData | None = None) -> pa.Table:
         """Read a row group of the table.
 
         Args:
-            group: one of the row groups in the attribute `groups`.
+            number: number of the row group in the attribute `groups`.
+            footer: footer of its file; None to read it.
 
         Returns:
             Table with the columns `image` and `mask` (encoded files, as bytes) and `weight` (int64). The weight says how often
             the row occurs in an epoch. It is 0 for images of another split.
         """
+        groups = self.groups
+        file, index = groups.files[groups.file[number]], int(groups.index[number])
         names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
-        found = tables.read_row_group(self.table, group.part, group.index, names)
+        found = tables.read_row_group(self.table, file, index, names, footer)
         image, mask, last = (found[name] for name in names)
         weight = last.cast(pa.int64()) if self.split is None else pa.array([int(s == self.split) for s in last.to_pylist()])
         return pa.table({"image": image, "mask": mask, "weight": weight})
@@ -121,12 +153,15 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
         NoExamples: if the table, or its split, holds no example.
     """
     commit = tables.require_commit(table)
-    groups = []
-    for part in commit.parts:
+    columns: tuple[list[int], ...] = ([], [], [], [], [])
+    for file, part in enumerate(commit.parts):
         for index, group in enumerate(part.row_groups):
             count = group.repeats if split is None else group.splits.get(split, 0)
             if count:
-                groups.append(Group(part.name, index, count, group.nbytes))
-    if not groups:
+                for column, value in zip(columns, (file, index, group.rows, count, group.nbytes), strict=True):
+                    column.append(value)
+    if not columns[0]:
         raise NoExamples(f"{table} holds no example{f' of the split {split}' if split else ''}: there is nothing to train on")
-    return Examples(table, size, tuple(groups), split, jitter)
+    kinds = (np.int32, np.int32, np.int64, np.int64, np.int64)
+    arrays = (np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+    return Examples(table, size, RowGroups(tuple(part.name for part in commit.parts), *arrays), split, jitter)

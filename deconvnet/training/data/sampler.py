@@ -1,234 +1,272 @@
-"""The random order of the examples in an epoch, and its division into batches and shares of the workers.
+"""The random order of the examples in an epoch: which example is at which place of which batch, and what a worker must read for it.
 
 An example is one occurrence of a row of the table. A row may be repeated in an epoch to balance the classes; each repeat is an
-example. The order of an epoch is a permutation that depends only on the seed and the epoch. The place of an example in this
-order, counted from 0, is its *position*. These rules hold:
+example. A *place* is an index into a global batch (the examples of one optimiser step of all workers), from 0.
 
-* Global batch b of an epoch has the positions from b·B to (b + 1)·B − 1, where B is the batch size. The number of workers
-  doesn't matter.
-* A global batch is divided into consecutive shares, one for each worker (rank), in the order of the ranks. The sizes of shares
-  differ by at most one example.
-* Every position lies in exactly one *window*, and each window covers consecutive positions. A worker that needs a position
-  reads only the window around it.
+The order of an epoch is made in three steps, which depend on nothing but the seed, the epoch, the size of the global batch and
+the table (`Order`):
 
-The permutation has two levels, so that each Parquet file is read only once in an epoch. First the files' row groups are
-permuted and divided into windows, whose size in bytes is limited by a worker's memory. Then the examples within each window are
-permuted. If the table fits in one window, all examples are permuted together. This is the best case, because the repeats of a
-row and the crops of an image are then spread over the whole epoch.
+1. The row groups of the table are permuted and laid end to end (`Layout`). The repeats of a row lie beside each other, and so do
+   the crops of an image. The index of an example in this layout is its *position*.
+2. The positions are cut into *slots* of equal length, one for each place of the global batch. Each batch takes one example of each
+   slot. So a slot lasts for the whole epoch. If a slot is longer by one than the epoch has batches, one of its examples is not used.
+3. The examples of a slot are shuffled in *windows*, runs of consecutive positions, one window after the other (`Window`).
+
+**Any number of workers.** A worker takes consecutive places of the batch, so it reads only the slots of these places. The batches
+are the same whatever the number of workers, and every step can be computed without those before it, so a training may be resumed
+at any step by another number of workers.
+
+**What is read.** The workers' slots are consecutive runs of row groups, so together they read the table once in an epoch. Only the
+row groups that are cut by the border of two workers are read by both: one fewer than there are workers. A row group that is cut by
+the border of two slots of one worker would be needed at the end of one slot and at the beginning of the next. Therefore every
+second slot runs backwards through its positions: neighbours need their common row group at the same time, and read it once.
+A row group of a small table that spans many slots is read once, too, and kept until the last of them has taken its examples. So N
+workers read N − 1 row groups more than the table has: with 8 workers a tenth of a table of 70 row groups (4,500 crops).
+
+**Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so of a window half is held on average,
+and of the row group that its end cuts another half. Windows are read an eighth of their length ahead. Of S slots with windows of w
+bytes and row groups of g bytes a single worker thus holds S · (5/8 w + g / 2), which shall be `held_bytes`; that gives w. (With more workers
+each holds less, but the order must not depend on their number.) Windows of different slots begin at different steps, or all of them
+would be full at the same time, and be read at the same time: their spacing by the golden ratio spreads those of any consecutive slots evenly.
+If S row groups don't fit, there are fewer slots, each of which fills several places of the batch. Workers between whose places such
+a slot lies both read it. None of this grows with the table.
+
+**Mixing.** If the table has at most `held_bytes`, a slot is a single window: it is shuffled as a whole. Compared with one permutation
+of all examples, the batches are even more alike, since each takes one example of every part of the table (a stratified sample): the
+variance of the class counts of a batch is at most that of chance. The repeats of a row and the crops of an image, which lie in one slot
+(or in two, if a border cuts them), are spread over the epoch, and never meet in a batch. In a larger table each batch is still a stratified
+sample of the whole table, and repeats still don't meet in a batch, but a row's repeats are spread only over its window, which is as much as
+memory allows if the table is read once: w / (bytes of the table / S) of the epoch. So the classes of consecutive batches are correlated.
+How much is measured in docs/experiments.md. Where slots fill several places, two examples of one window may meet in a batch, as by chance.
+
+**Short epochs.** An epoch with fewer examples than a batch has one batch, for which the layout is repeated until it fills it.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from infra.errors import UserError
+from deconvnet.training.data.batching import even_ranges
 
-WINDOW_BYTES = 256 * 2**20
-"""Approximate size of a window in bytes. A worker holds two windows: it reads the next one while it uses the current one."""
+HELD_BYTES = 96 * 2**20
+"""Encoded bytes of examples that a single worker holds on average; with more workers, each holds its share of it."""
 
+READ_AHEAD = 1 / 8
+"""How long before its first step a window is read, as a share of the windows' length."""
 
-@dataclass(frozen=True)
-class Group:
-    """A row group of a Parquet file of the table.
+ORDER_VERSION = 2
+"""Version of the order of examples. It is increased when the same seed gives another order. Checkpoints record it."""
 
-    Attributes:
-        part: path of the file below the table's folder.
-        index: index of the row group in the file, from 0.
-        examples: number of examples that the row group has in an epoch. A row that is repeated counts repeatedly.
-        nbytes: size of the row group in bytes.
-    """
-
-    part: str
-    index: int
-    examples: int
-    nbytes: int = 0
+_GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
-class Window:
-    """A window of an epoch: row groups of the table whose examples are read and permuted together.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The row groups of the table, laid end to end in the random order of an epoch.
 
     Attributes:
         epoch: number of the epoch, from 0.
-        index: index of the window in the epoch, from 0.
-        start: position of the window's first example in the order of the epoch, from 0.
-        examples: number of examples in the window.
-        groups: the row groups.
+        groups: int64 array of shape (n,): the numbers of the row groups. If the epoch has fewer examples than a batch, a row
+            group occurs several times.
+        ends: int64 array of shape (n,): for each entry of `groups`, the position after its last example.
     """
 
     epoch: int
-    index: int
-    start: int
-    examples: int
-    groups: tuple[Group, ...]
+    groups: np.ndarray
+    ends: np.ndarray
+
+    def entries(self, positions: range) -> range:
+        """Return the indices into `groups` of the row groups that hold some consecutive positions."""
+        first, last = np.searchsorted(self.ends, [positions.start, positions.stop - 1], side="right")
+        return range(int(first), int(last) + 1)
+
+    def start(self, entry: int) -> int:
+        """Return the position of the first example of a row group, given by its index into `groups`."""
+        return int(self.ends[entry - 1]) if entry else 0
 
 
 @dataclass(frozen=True)
-class Batching:
-    """The division of an epoch into global batches (one for each optimiser step), and of each batch into shares of the workers.
-
-    If examples remain at the end of an epoch that don't fill a batch, they are not used. In each epoch, other examples are left
-    out. If an epoch has fewer examples than a batch, its examples are repeated until they fill one batch.
+class Slot:
+    """A run of positions of an epoch that fills the same places of every batch.
 
     Attributes:
-        examples: number of examples in an epoch.
-        batch: number of examples in a global batch.
-        workers: number of workers (training processes).
+        index: number of the slot, from 0. Slots with odd numbers run backwards.
+        places: the places of a global batch that it fills.
+        positions: its positions in the layout of an epoch.
+        phase: the slot's windows begin at the steps of an epoch that leave this remainder on division by the windows' length.
     """
 
-    examples: int
+    index: int
+    places: range
+    positions: range
+    phase: int
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Consecutive examples of a slot that are shuffled together.
+
+    Attributes:
+        layout: the layout of the epoch.
+        slot: the slot.
+        steps: the steps that take examples from the window, counted from 0 over all epochs.
+        positions: the positions of its examples in the layout. The last window of an epoch may have more than its steps take.
+    """
+
+    layout: Layout
+    slot: Slot
+    steps: range
+    positions: range
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order of the examples in all epochs of a training. Steps are counted from 0 over all epochs.
+
+    Attributes:
+        examples: int64 array of shape (G,): the number of examples that each row group of the table has in an epoch.
+        batch: number of examples in a global batch.
+        seed: seed of the training.
+        slots: the slots, in order of their places.
+        window: length of the windows, in steps.
+    """
+
+    examples: np.ndarray
     batch: int
-    workers: int = 1
+    seed: int
+    slots: tuple[Slot, ...]
+    window: int
 
-    def share(self, rank: int) -> range:
-        """Return a worker's share of each global batch, as a range of indices into the batch (from 0).
+    @staticmethod
+    def of(examples: np.ndarray, nbytes: np.ndarray, batch: int, seed: int, held_bytes: int = HELD_BYTES) -> "Order":
+        """Choose the number of slots and the length of windows, by the sizes of the table's row groups.
 
         Args:
-            rank: rank of the worker, from 0.
+            examples: integer array of shape (G,): the number of examples that each row group has in an epoch, at least 1.
+            nbytes: integer array of shape (G,): the size in bytes of each row group.
+            batch: number of examples in a global batch.
+            seed: seed of the training.
+            held_bytes: bytes that a worker that makes whole batches may hold on average.
         """
-        return even_ranges(self.batch, self.workers)[rank]
+        total, size = int(examples.sum()), float(nbytes.sum())
+        group = float(np.square(nbytes, dtype=np.float64).sum()) / max(
+            size, 1
+        )  # the mean size of the row group that a byte is in
+        count = batch
+        while count > 1 and count * group > held_bytes:
+            count = -(-count // 2)
+        steps, positions = max(1, total // batch), max(total, batch)
+        window, phases = steps, np.zeros(count)
+        if size > held_bytes:
+            window = max(1, int((held_bytes - count * group / 2) / (1 / 2 + READ_AHEAD) * total / (size * batch)))
+            # Neighbours that meet at their ends (0 and 1, 2 and 3 …) begin their windows together, and so read their common row group.
+            phases = np.floor(np.arange(count) // 2 * _GOLDEN % 1 * window)
+        slots = []
+        for index, places in enumerate(even_ranges(batch, count)):
+            held = range(positions * places.start // batch, positions * places.stop // batch)
+            slots.append(Slot(index, places, held, int(phases[index])))
+        return Order(np.asarray(examples, np.int64), batch, seed, tuple(slots), window)
 
-    @property
-    def steps(self) -> int:
+    @cached_property
+    def steps_per_epoch(self) -> int:
         """Return the number of global batches in an epoch; at least 1."""
-        return max(1, self.examples // self.batch)
+        return max(1, int(self.examples.sum()) // self.batch)
 
-    def positions(self, window: Window, rank: int, first_step: int = 0, stop_step: int | None = None) -> np.ndarray:
-        """Return the positions of the examples in a window that a worker sees in some steps of the epoch.
-
-        A window is a group of examples that are read and permuted together. The position of an example is its index in the
-        random order of the epoch.
+    def layout(self, epoch: int) -> Layout:
+        """Lay the row groups end to end in the random order of an epoch.
 
         Args:
-            window: a window of any epoch.
-            rank: rank of the worker, from 0.
-            first_step: index of the first step (global batch) in the epoch.
-            stop_step: index of the step after the last one. None: up to the end of the epoch.
+            epoch: number of the epoch, from 0.
+        """
+        groups = np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.examples))
+        missing = self.batch / int(self.examples.sum())
+        if missing > 1:  # the epoch is repeated to fill a batch
+            groups = np.tile(groups, int(np.ceil(missing)))
+        return Layout(epoch, groups, np.cumsum(self.examples[groups]))
+
+    def slots_of(self, places: range) -> list[Slot]:
+        """Return the slots that fill some consecutive places of a batch."""
+        return [s for s in self.slots if s.places.start < places.stop and s.places.stop > places.start]
+
+    def windows(self, places: range, first_step: int, stop_step: int) -> Iterator[Window]:
+        """Iterate over the windows whose examples are at some places of the batches of consecutive steps.
+
+        Args:
+            places: consecutive places of a global batch.
+            first_step: number of the first step.
+            stop_step: number of the step after the last one.
+
+        Yields:
+            The windows, sorted by their first step and then by slot. The first ones may begin before `first_step`.
+        """
+        slots, steps = self.slots_of(places), self.steps_per_epoch
+        beginning = defaultdict(list)
+        for slot in slots:
+            beginning[slot.phase].append(slot)
+        layout = self.layout(first_step // steps)
+        for step in range(first_step, stop_step):
+            epoch, within = divmod(step, steps)
+            if layout.epoch != epoch:
+                layout = self.layout(epoch)
+            for slot in slots if step == first_step or within == 0 else beginning.get(within % self.window, ()):
+                yield self._window(layout, slot, within)
+
+    def _window(self, layout: Layout, slot: Slot, step: int) -> Window:
+        """Return the window of a slot from which a step takes its examples.
+
+        Args:
+            layout: layout of the epoch.
+            slot: the slot.
+            step: number of the step in this epoch, from 0.
+        """
+        first, stop = self._window_steps(slot, step)
+        past = layout.epoch * self.steps_per_epoch
+        return Window(layout, slot, range(past + first, past + stop), self._positions(slot, first, stop))
+
+    def remaining(self, slot: Slot, step: int) -> range:
+        """Return the positions of a slot in the window of a step, and in all later windows of the epoch.
+
+        Args:
+            slot: the slot.
+            step: number of the step in the epoch, from 0.
+        """
+        return self._positions(slot, self._window_steps(slot, step)[0], self.steps_per_epoch)
+
+    def _window_steps(self, slot: Slot, step: int) -> tuple[int, int]:
+        """Return the first step and the step after the last one of the window from which a step takes its examples.
+
+        Args:
+            slot: the slot.
+            step: number of the step in the epoch, from 0. The result is counted likewise.
+        """
+        begin = step - (step - slot.phase) % self.window
+        return max(0, begin), min(begin + self.window, self.steps_per_epoch)
+
+    def _positions(self, slot: Slot, first: int, stop: int) -> range:
+        """Return the positions that a slot gives to consecutive steps, which begin and end with windows.
+
+        Args:
+            slot: the slot.
+            first: number of the first step in the epoch, from 0.
+            stop: number of the step after the last one. If the epoch ends there, all positions up to the slot's end count.
+        """
+        taken = len(slot.places)
+        start, end = first * taken, stop * taken if stop < self.steps_per_epoch else len(slot.positions)
+        return slot.positions[::-1][start:end][::-1] if slot.index % 2 else slot.positions[start:end]
+
+    def drawn(self, window: Window) -> np.ndarray:
+        """Shuffle the examples of a window. The result depends on the seed, the epoch, the slot and the window's first step alone.
+
+        Args:
+            window: the window.
 
         Returns:
-            int64 array of positions, ascending. If a batch has more examples than the epoch, examples are repeated. Then a
-            position p beyond the last example stands for example p modulo the number of examples.
+            int64 array of shape (steps of the window, places of its slot): the positions that fill the slot's places at each step.
         """
-        end = window.start + window.examples
-        if self.examples < self.batch:  # there is only one window, repeated until it fills a batch
-            end = self.batch
-        stop = self.steps if stop_step is None else min(stop_step, self.steps)
-        positions = np.arange(max(window.start, first_step * self.batch), min(end, stop * self.batch), dtype=np.int64)
-        share, indices = self.share(rank), positions % self.batch
-        return positions[(indices >= share.start) & (indices < share.stop)]
-
-
-def even_ranges(count: int, parts: int) -> list[range]:
-    """Divide the numbers from 0 to count − 1 into consecutive ranges whose lengths differ by at most one.
-
-    Args:
-        count: number of integers to divide.
-        parts: number of ranges to make.
-
-    Returns:
-        The ranges in ascending order. Some are empty if `parts` exceeds `count`.
-    """
-    return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
-
-
-def micro_batch_count(batch: int, workers: int, micro_batch: int | None) -> int:
-    """Return the number of micro-batches that each worker divides its share of a global batch into.
-
-    A micro-batch contains the examples that a worker computes at once. The number is the same for all workers, because with
-    synchronised batch norm they wait for each other at every micro-batch. No micro-batch is empty. So if `micro_batch` is 1 and
-    the shares differ in size, some micro-batches have 2 examples.
-
-    Args:
-        batch: number of examples in a global batch.
-        workers: number of workers.
-        micro_batch: largest number of examples in a micro-batch. None: the whole share is one micro-batch.
-    """
-    return min(-(-batch // (workers * micro_batch)), batch // workers) if micro_batch else 1
-
-
-def check_batching(batch: int, micro_batch: int | None, workers: int, min_workers: int | None = None, *, setting: str) -> None:
-    """Check that a global batch can be divided among the workers.
-
-    Args:
-        batch: number of examples in a global batch.
-        micro_batch: largest number of examples that a worker computes at once; None for no limit.
-        workers: number of workers.
-        min_workers: smallest number of workers that training may continue with after failures. None: always `workers`.
-        setting: section of the settings that error messages name, such as "train.stage1".
-
-    Raises:
-        UserError: if a worker would get no example, `min_workers` exceeds `workers`, or `micro_batch` exceeds `batch`.
-    """
-    if min_workers is not None and min_workers > workers:
-        raise UserError(
-            f"compute.min_workers {min_workers} is more than compute.workers {workers}: lower the first or raise the second"
-        )
-    if batch < workers:
-        raise UserError(
-            f"{setting}.batch {batch} leaves some of {workers} workers without an example: "
-            f"take at least {workers}, or lower compute.workers to {batch}"
-        )
-    if micro_batch is not None and micro_batch > batch:
-        raise UserError(f"{setting}.micro_batch {micro_batch} is more than {setting}.batch {batch}: lower it, or leave it empty")
-
-
-def window_count(groups: Sequence[Group], window_bytes: int = WINDOW_BYTES) -> int:
-    """Return the number of windows (groups of examples that are read and permuted together) that every epoch is divided into.
-
-    Args:
-        groups: all row groups of the table that hold examples.
-        window_bytes: approximate size of a window in bytes.
-
-    Returns:
-        A number from 1 to the number of row groups.
-    """
-    total = sum(g.nbytes for g in groups)
-    return max(1, min(len(groups), -(-total // window_bytes)))
-
-
-def windows(groups: Sequence[Group], seed: int, epoch: int, count: int) -> list[Window]:
-    """Divide the row groups of a table, in a random order, into the windows of an epoch.
-
-    A window is a set of row groups whose examples are read and permuted together.
-
-    Args:
-        groups: all row groups of the table that hold examples.
-        seed: seed of the training.
-        epoch: number of the epoch, from 0.
-        count: number of windows. If it is 1, the row groups stay in order.
-
-    Returns:
-        The windows in the order in which they are used. Their numbers of row groups differ by at most one.
-    """
-    order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups)) if count > 1 else np.arange(len(groups))
-    found: list[Window] = []
-    start = 0
-    for index, chosen in enumerate(np.array_split(order, count)):
-        members = tuple(groups[i] for i in chosen)
-        examples = sum(g.examples for g in members)
-        found.append(Window(epoch, index, start, examples, members))
-        start += examples
-    return found
-
-
-def window_rows(window: Window, seed: int, weights: np.ndarray) -> np.ndarray:
-    """Permute the examples of a window. The permutation depends only on the seed, the epoch and the window's index.
-
-    Args:
-        window: the window (row groups whose examples are read and permuted together).
-        seed: seed of the training.
-        weights: integer array of shape (rows,). It says how often each row of the window occurs. The rows are in the order of
-            the window's row groups.
-
-    Returns:
-        int64 array of shape (window.examples,). Entry i is the index (into `weights`) of the row that is the window's example
-        i.
-
-    Raises:
-        ValueError: if the sum of the weights is not `window.examples`.
-    """
-    rows = np.repeat(np.arange(len(weights), dtype=np.int64), weights)
-    if len(rows) != window.examples:
-        raise ValueError(f"window {window.index} holds {len(rows)} examples, its table promised {window.examples}")
-    return np.random.default_rng([seed, window.epoch, 1, window.index]).permutation(rows)
+        first = window.steps.start - window.layout.epoch * self.steps_per_epoch
+        rng = np.random.default_rng([self.seed, window.layout.epoch, 1, window.slot.index, first])
+        shape = len(window.steps), len(window.slot.places)
+        return (window.positions.start + rng.permutation(len(window.positions))[: shape[0] * shape[1]]).reshape(shape)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deconvnet.training.data import transforms
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader, rebatched
+from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
 from deconvnet.training.data.ray_dataloader import RayDataLoader, ray_data_config
@@ -21,22 +21,22 @@ def crops(tmp_path_factory) -> Examples:
     return open_examples(examples_table(str(tmp_path_factory.mktemp("examples")), 60), SIZE)
 
 
-def third(crops: Examples) -> int:
-    """Return the bytes of a window of which three make an epoch."""
-    return -(-sum(g.nbytes for g in crops.groups) // 3)
+def quarter(crops: Examples) -> int:
+    """Return a quarter of the table's bytes, which make slots of several windows."""
+    return int(crops.groups.nbytes.sum()) // 4
 
 
 def same(a, b) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
 
-@pytest.mark.parametrize("windows", [1, 3])
-def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_own(crops, windows, monkeypatch):
-    """Without augmentation, crops tell rows apart. With one window, only its examples are shuffled."""
+@pytest.mark.parametrize("share", [1, 4])
+def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_own(crops, share, monkeypatch):
+    """Without augmentation, crops tell rows apart. With memory for the whole table or for a quarter of it."""
 
     def order(seed: int, epoch: int) -> list[bytes]:
-        plan = BatchPlan.of(crops, 10, 1, seed, window_bytes=3 * third(crops) // windows)
-        assert plan.windows_per_epoch == windows
+        plan = BatchPlan.of(crops, 10, 1, seed, held_bytes=4 * quarter(crops) // share + 4)
+        assert (plan.order.window < 9) == (share > 1)
         batches = list(ThreadedLoader(plan, 0).batches(9 * epoch, 9 * epoch + 9))
         assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9 and crops.total == 90
         assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
@@ -63,40 +63,46 @@ def test_augmentation_differs_between_examples_epochs_and_seeds_and_repeats_for_
     assert len(set(map(tuple, found))) == 3 and views(0, 1) == found[1]
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 def test_the_shares_of_workers_make_up_the_batches_of_one(crops, workers):
-    one = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
+    """Also if training is resumed within an epoch."""
+    one = BatchPlan.of(crops, 8, 1, 3, quarter(crops))
     batches = list(ThreadedLoader(one, 0).batches(0, 22))
-    shares = [list(ThreadedLoader(one.for_workers(workers), rank).batches(0, 22)) for rank in range(workers)]
-    assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3]}[workers]
-    joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
     assert len(batches) == 22
-    assert same(batches, joined)
-    assert one.for_workers(workers) == BatchPlan.of(crops, 8, workers, 3, window_bytes=third(crops))
+    for first in (0, 5, 13):
+        shares = [list(ThreadedLoader(one.for_workers(workers), rank).batches(first, 22)) for rank in range(workers)]
+        assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3], 4: [2, 2, 2, 2]}[workers]
+        joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
+        assert same(batches[first:], joined)
+    assert one.for_workers(workers).order is one.order
 
 
 @pytest.mark.parametrize("first", [1, 5, 11, 13])
 def test_batches_can_start_at_any_step(crops, first):
-    plan = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
+    plan = BatchPlan.of(crops, 8, 1, 3, quarter(crops))
     whole = list(ThreadedLoader(plan, 0).batches(0, 24))
     assert same(list(ThreadedLoader(plan, 0).batches(first, 24)), whole[first:])
     assert same(list(ThreadedLoader(plan, 0).batches(first, first + 3)), whole[first : first + 3])
-
-
-def test_starting_late_reads_only_the_windows_needed(crops):
-    plan = BatchPlan.of(crops, 8, 1, 3, window_bytes=third(crops))
-    assert plan.windows_per_epoch == 3
-    assert plan.window_range(0, 11) == range(3)
-    assert plan.window_range(9, 11) == range(2, 3)
-    assert plan.window_range(11, 12) == range(3, 4)
-    assert plan.window_range(4, 4) == range(0)
+    assert list(ThreadedLoader(plan, 0).batches(first, first)) == []
 
 
 def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):
     examples = open_examples(examples_table(str(tmp_path / "t"), 6), SIZE)
-    plan = BatchPlan.of(examples, 32, 2, 0, window_bytes=1)
+    plan = BatchPlan.of(examples, 32, 2, 0, 1)
     assert plan.steps_per_epoch == 1
     assert [len(b[0]) for b in ThreadedLoader(plan, 1).batches(0, 3)] == [16, 16, 16]
+
+
+def test_a_rank_reads_the_row_groups_of_its_share(tmp_path: Path):
+    """Of 16 row groups, each rank reads half. One of them may be cut by the border, and is then read by both."""
+    examples = open_examples(examples_table(str(tmp_path / "t"), 60, rows_per_group=4), SIZE)
+    plan = BatchPlan.of(examples, 10, 2, 0)
+    readers = [plan.reader(rank) for rank in range(2)]
+    for epoch in range(4):
+        for reader in readers:
+            assert len(list(plan.batches(reader, 1, 9 * epoch, 9 * epoch + 9))) == 9
+    assert all(32 <= reader.groups_read <= 36 for reader in readers)
+    assert 4 < sum(reader.bytes_read for reader in readers) / examples.groups.nbytes.sum() < 4.3
 
 
 def test_only_the_images_of_one_split_are_used(tmp_path: Path):
@@ -129,19 +135,15 @@ def test_dev_sets_of_ranks_have_each_row_once(crops):
     assert np.array_equal(one[0][1][1::2], two[1][1])
 
 
-def test_rebatching_keeps_order_and_drops_the_rest():
-    pieces = [(np.arange(a, b), np.arange(a, b)) for a, b in ((0, 3), (3, 4), (4, 11), (11, 13))]
-    assert [x.tolist() for x, _ in rebatched(pieces, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-
-
 @pytest.mark.ray
 def test_ray_data_makes_the_same_bits_as_threads(crops, ray_session):
-    plan = BatchPlan.of(crops, 8, 3, 3, window_bytes=third(crops))
+    plan = BatchPlan.of(crops, 8, 3, 3, quarter(crops))
     for first, stop in ((0, 24), (13, 24)):
         assert same(list(RayDataLoader(plan, 1).batches(first, stop)), list(ThreadedLoader(plan, 1).batches(first, stop)))
 
 
 def test_restarted_workers_share_the_batches_by_their_present_number(crops):
-    shares = ray_data_config(1).configure({"train": BatchPlan.of(crops, 8, 4, 3)}, 3)
+    plan = BatchPlan.of(crops, 8, 4, 3)
+    shares = ray_data_config(1).configure({"train": plan}, 3)
     assert [shard["train"].rank for shard in shares] == [0, 1, 2]
-    assert {shard["train"].plan for shard in shares} == {BatchPlan.of(crops, 8, 3, 3)}
+    assert all(shard["train"].plan.workers == 3 and shard["train"].plan.order is plan.order for shard in shares)

@@ -1,139 +1,176 @@
-"""The order of examples: a permutation that depends on seed and epoch, in windows, shared by any number of workers."""
+"""The order of examples: the same for any number of workers and from any step, well mixed, and each row group read once."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from deconvnet.training.data.sampler import (
-    Batching,
-    Group,
-    check_batching,
-    even_ranges,
-    micro_batch_count,
-    window_count,
-    window_rows,
-    windows,
-)
-from infra.errors import UserError
+from deconvnet.training.data.batching import even_ranges
+from deconvnet.training.data.sampler import Layout, Order
 
-GROUPS = [Group(f"part-{i // 7}", i % 7, 5 + i % 4, 10 * (5 + i % 4)) for i in range(40)]
-TOTAL = sum(g.examples for g in GROUPS)
+CASES = range(60)
 
 
-def epoch_order(seed: int, epoch: int, count: int = 5) -> list[tuple[str, int, int]]:
-    """Return (part, group, row) at every position of an epoch in which every row occurs once."""
+@dataclass(frozen=True)
+class Case:
+    """A random table, and the order of its examples.
+
+    Attributes:
+        order: the order.
+        nbytes: sizes of the row groups.
+        workers: a number of workers that the batch is divided among.
+    """
+
+    order: Order
+    nbytes: np.ndarray
+    workers: int
+
+
+@cache
+def case(seed: int) -> Case:
+    """Draw a table of 1 to 60 row groups of unequal sizes, a batch of 1 to 40, and the memory for a part of it or all."""
+    rng = np.random.default_rng(seed)
+    groups, batch = int(rng.integers(1, 60)), int(rng.integers(1, 40))
+    examples, nbytes = rng.integers(1, 50, groups), rng.integers(1, 1000, groups)
+    held = int(rng.choice([1, 0.1 * nbytes.sum(), 0.9 * nbytes.sum(), nbytes.sum()]))
+    return Case(Order.of(examples, nbytes, batch, seed, max(1, held)), nbytes, int(rng.integers(1, batch + 1)))
+
+
+def batches(order: Order, places: range, first: int, stop: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the examples at some places of the batches of consecutive steps, as pairs of row group and index in it."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for window in order.windows(places, first, stop):
+        for step, row in zip(window.steps, order.drawn(window).tolist(), strict=True):
+            found |= {(step, place): example(window.layout, p) for place, p in zip(window.slot.places, row, strict=True)}
+    for step in range(first, stop):
+        yield [found[step, place] for place in places]
+
+
+def example(layout: Layout, position: int) -> tuple[int, int]:
+    (entry,) = layout.entries(range(position, position + 1))
+    return int(layout.groups[entry]), position - layout.start(entry)
+
+
+def epoch(order: Order, number: int = 0) -> list[list[tuple[int, int]]]:
+    steps = order.steps_per_epoch
+    return list(batches(order, range(order.batch), number * steps, (number + 1) * steps))
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_an_epoch_has_every_example_once_but_a_rest_that_differs_between_epochs(seed):
+    order = case(seed).order
+    every = {(g, i) for g, n in enumerate(order.examples.tolist()) for i in range(n)}
+    seen: Counter[tuple[int, int]] = Counter()
+    for number in range(12):
+        found = Counter(each for batch in epoch(order, number) for each in batch)
+        assert found.keys() <= every
+        assert found.total() == max(1, len(every) // order.batch) * order.batch
+        assert max(found.values()) - min(found.get(each, 0) for each in every) <= 1  # more than once only if the epoch is short
+        seen += found
+    if len(every) > 3 * order.batch:
+        assert seen.keys() == every
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_batches_are_the_same_for_any_number_of_workers_and_from_any_step(seed):
+    order, workers = case(seed).order, case(seed).workers
+    stop = min(2 * order.steps_per_epoch + 3, 90)
+    whole = list(batches(order, range(order.batch), 0, stop))
+    for first in (0, stop // 3, stop - 1):
+        shares = [list(batches(order, places, first, stop)) for places in even_ranges(order.batch, workers)]
+        assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole[first:]
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_windows_tell_which_row_groups_are_read_and_workers_share_at_most_one_at_each_border(seed):
+    """With a slot for each place. Where slots fill several places, both workers at a border read the slot."""
+    order, workers = case(seed).order, case(seed).workers
+    if len(order.slots) < order.batch or order.examples.sum() < order.batch:
+        return
+    read = [
+        {entry for w in order.windows(places, 0, order.steps_per_epoch) for entry in w.layout.entries(w.positions)}
+        for places in even_ranges(order.batch, workers)
+    ]
+    assert set().union(*read) == set(range(len(order.examples)))
+    assert sum(map(len, read)) <= len(order.examples) + workers - 1
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    order = Order.of(np.full(40, 8), np.full(40, 100), 10, 0, 500)
+    orders = [epoch(order), epoch(order, 1), epoch(replace(order, seed=1))]
+    assert all(a != b for a, b in zip(orders, [*orders[1:], orders[0]], strict=True))
+    assert orders[0] == epoch(replace(order))
+    assert orders[0] != sorted(orders[0])
+
+
+@pytest.mark.parametrize("groups", [1, 8, 300])
+def test_the_repeats_of_a_row_and_the_crops_of_an_image_in_a_small_table_are_spread_over_the_epoch(groups):
+    """They lie beside each other in a row group. A slot that holds several takes one of them for a batch."""
+    order = Order.of(np.full(groups, 2400 // groups), np.full(groups, 1000), 16, 3)
+    drawn = epoch(order)
+    for start in range(0, 2400 // groups - 8, 5):
+        steps = [step for step, batch in enumerate(drawn) for g, i in batch if g == 0 and start <= i < start + 8]
+        assert len(steps) == 8
+        assert max(Counter(steps).values()) <= 2  # two only if the border of two slots lies among them
+    spread = np.std([step for step, batch in enumerate(drawn) for g, i in batch if g == 0])
+    assert spread > 0.2 * order.steps_per_epoch
+
+
+def class_variance(order: Order, of_group: np.ndarray, run: int, epochs: int) -> float:
+    """Return the variance of the class counts in runs of batches, as a multiple of that of a random permutation.
+
+    Args:
+        order: the order.
+        of_group: the class of each row group's examples.
+        run: number of consecutive batches that are counted together.
+        epochs: number of epochs that are measured.
+    """
+    classes = int(of_group.max()) + 1
+    total = int(order.examples.sum())
+    share = np.bincount(of_group, order.examples, classes) / total
+    drawn = run * order.batch
+    chance = drawn * share * (1 - share) * (total - drawn) / (total - 1)  # hypergeometric
     found = []
-    for window in windows(GROUPS, seed, epoch, count):
-        assert window.start == len(found)
-        rows = [(g.part, g.index, row) for g in window.groups for row in range(g.examples)]
-        found += [rows[i] for i in window_rows(window, seed, np.ones(len(rows), np.int64))]
-    return found
+    for number in range(epochs):
+        labels = of_group[[[g for g, _ in batch] for batch in epoch(order, number)]]
+        runs = labels[: len(labels) // run * run].reshape(-1, drawn)
+        counts = np.stack([np.bincount(each, minlength=classes) for each in runs])
+        found.append(((counts - drawn * share) ** 2).mean(axis=0))
+    return float(np.mean(np.mean(found, axis=0) / chance))
 
 
-def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch():
-    order = epoch_order(0, 0)
-    assert len(order) == TOTAL == len(set(order))
-    assert order == epoch_order(0, 0)
-    assert order != epoch_order(0, 1)
-    assert order != epoch_order(1, 0)
-    assert sorted(order) == sorted(epoch_order(0, 1))
-    assert order != sorted(order)
+def test_a_small_table_is_mixed_at_least_as_well_as_by_one_permutation():
+    """By the class counts of batches and of runs of batches, where a row group is of one class, as the crops of an image are."""
+    rng = np.random.default_rng(0)
+    order = Order.of(rng.integers(20, 80, 60), np.full(60, 1000), 32, 0)
+    classes = rng.choice(8, 60, p=[0.4, 0.3, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03])
+    assert order.window == order.steps_per_epoch
+    for run in (1, 4, 16):
+        assert class_variance(order, classes, run, 4) < 1.02
 
 
-def test_windows_consist_of_whole_row_groups_and_are_as_many_in_every_epoch():
-    for epoch in range(5):
-        divided = windows(GROUPS, 3, epoch, 5)
-        assert len(divided) == 5
-        assert sorted((g.part, g.index) for w in divided for g in w.groups) == sorted((g.part, g.index) for g in GROUPS)
-        assert max(w.examples for w in divided) < 100
-    assert [g.groups for g in windows(GROUPS, 0, 0, 5)] != [g.groups for g in windows(GROUPS, 0, 1, 5)]
+def test_the_batches_of_a_larger_table_are_as_varied_as_by_chance():
+    rng = np.random.default_rng(0)
+    order = Order.of(np.full(400, 16), np.full(400, 1000), 32, 0, 40_000)
+    assert order.window < order.steps_per_epoch / 3
+    assert class_variance(order, rng.integers(0, 6, 400), 1, 3) < 1.05
 
 
-def test_the_number_of_windows_follows_their_size_in_bytes():
-    assert window_count(GROUPS, 10 * TOTAL) == 1
-    assert window_count(GROUPS, 10 * TOTAL - 1) == 2
-    assert window_count(GROUPS, TOTAL) == 10
-    assert window_count(GROUPS, 1) == len(GROUPS)
-    assert window_count(GROUPS) == 1  # by default small tables fit in one window
+def test_slots_are_fewer_than_places_only_if_their_row_groups_do_not_fit():
+    count = {
+        size: len(Order.of(np.full(500, 64), np.full(500, size), 64, 0).slots) for size in (2**20, 2**21, 2**22, 2**26, 2**30)
+    }
+    assert count == {2**20: 64, 2**21: 32, 2**22: 16, 2**26: 1, 2**30: 1}
 
 
-def test_a_small_table_is_permuted_as_a_whole():
-    # Rows of the first group are spread over the epoch.
-    places = [i for i, row in enumerate(epoch_order(0, 0, 1)) if row[:2] == ("part-0", 0)]
-    assert max(places) - min(places) > TOTAL / 4
-
-
-def test_rows_occur_as_often_as_their_weights_say():
-    (window,) = windows([Group("a", 0, 7)], 0, 0, 1)
-    rows = window_rows(window, 0, np.array([1, 0, 4, 2]))
-    assert np.bincount(rows, minlength=4).tolist() == [1, 0, 4, 2]
-    with pytest.raises(ValueError, match="promised 7"):
-        window_rows(window, 0, np.array([1, 1]))
-
-
-@given(
-    batch=st.integers(4, 24),
-    workers=st.sampled_from([1, 2, 3, 4]),
-    window=st.integers(1, 13),
-    first=st.integers(0, 12),
-    stop=st.integers(0, 40),
-)
-def test_the_ranks_shares_make_up_the_global_batches(batch, workers, window, first, stop):
-    batching = Batching(TOTAL, batch, workers)
-    divided = windows(GROUPS, 0, 2, window)
-    by_rank = [np.concatenate([batching.positions(w, r, first, stop) for w in divided]) for r in range(workers)]
-    steps = max(0, min(stop, batching.steps) - first)
-    shares = [len(batching.share(rank)) for rank in range(workers)]
-    assert batch // workers <= min(shares) and max(shares) <= -(-batch // workers)
-    assert [len(p) for p in by_rank] == [steps * share for share in shares]  # every rank has as many steps
-    for step in range(steps):
-        joined = np.concatenate([p[step * n : (step + 1) * n] for p, n in zip(by_rank, shares, strict=True)])
-        assert joined.tolist() == list(range((first + step) * batching.batch, (first + step + 1) * batching.batch))
-
-
-def test_a_rest_is_dropped_and_a_short_epoch_is_repeated():
-    assert Batching(100, 32).steps == 3
-    short = Batching(10, 32, 2)
-    (window,) = windows([Group("a", 0, 10)], 0, 0, 1)
-    assert short.steps == 1
-    assert [short.positions(window, r).tolist() for r in (0, 1)] == [list(range(16)), list(range(16, 32))]
-
-
-def test_shares_differ_by_one_example_at_most():
-    assert even_ranges(12, 3) == [range(4), range(4, 8), range(8, 12)]
-    assert even_ranges(8, 3) == [range(2), range(2, 5), range(5, 8)]
-
-
-@given(batch=st.integers(1, 300), workers=st.integers(1, 16), micro=st.integers(1, 40))
-def test_every_worker_has_as_many_micro_batches_and_none_is_empty(batch, workers, micro):
-    workers = min(workers, batch)
-    pieces = micro_batch_count(batch, workers, micro)
-    cuts = [even_ranges(len(share), pieces) for share in even_ranges(batch, workers)]
-    sizes = [len(piece) for cut in cuts for piece in cut]
-    assert sum(sizes) == batch
-    assert min(sizes) >= 1
-    assert max(sizes) <= max(micro, 2)
-    if batch % (workers * micro) == 0:
-        assert set(sizes) == {micro}
-    assert pieces == 1 or micro_batch_count(batch, workers, micro + 1) <= pieces
-
-
-def test_without_micro_batch_there_is_one_piece():
-    assert micro_batch_count(64, 4, None) == 1
-    assert micro_batch_count(64, 4, 5) == 4
-    assert micro_batch_count(64, 4, 32) == 1
-
-
-def test_a_batch_that_can_t_be_shared_is_refused():
-    check_batching(64, 8, 4, setting="train.stage1")
-    check_batching(64, 7, 3, 1, setting="train.stage1")
-    check_batching(4, None, 4, 4, setting="train.stage1")
-    with pytest.raises(
-        UserError, match=r"train\.fcn8s\.batch 2 leaves some of 4 workers .*at least 4, or lower compute\.workers to 2"
-    ):
-        check_batching(2, None, 4, setting="train.fcn8s")
-    with pytest.raises(UserError, match=r"train\.stage2\.micro_batch 65 is more than train\.stage2\.batch 64"):
-        check_batching(64, 65, 4, setting="train.stage2")
-    with pytest.raises(UserError, match=r"compute\.min_workers 3 is more than compute\.workers 2"):
-        check_batching(64, None, 2, 3, setting="train.stage1")
+def test_the_windows_of_the_slots_begin_at_different_steps_except_for_neighbours_that_share_a_row_group():
+    order = Order.of(np.full(2000, 64), np.full(2000, 2**20), 64, 0)
+    begun = Counter(w.steps.start for w in order.windows(range(64), 100, 100 + order.window) if w.steps.start > 100)
+    assert max(begun.values()) <= 4
+    phases = [slot.phase for slot in order.slots]
+    assert phases[::2] == phases[1::2]
+    assert len(set(phases)) > 24

@@ -15,13 +15,14 @@ from deconvnet.settings import StageSettings
 from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
+from deconvnet.training.data.sampler import ORDER_VERSION
 from deconvnet.training.interfaces import Outcome, State
 from deconvnet.training.trainer import Diverged, Trainer
 from infra.errors import Interrupted, UserError
 from tests.deconvnet.training_tables import SIZE, Small, examples_table
 
 torch.set_num_threads(1)
-THREE_WINDOWS = 51_000  # bytes of a window of which three make an epoch of `crops`
+HELD_BYTES = 51_000  # a third of `crops`
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ class Seen:
 
 
 def loader(crops: Examples, rank: int = 0, workers: int = 1) -> ThreadedLoader:
-    """Batches of 8, in three windows an epoch."""
-    return ThreadedLoader(BatchPlan.of(crops, 8, workers, 0, THREE_WINDOWS), rank, 1)
+    """Batches of 8, of which a third of an epoch fits in memory."""
+    return ThreadedLoader(BatchPlan.of(crops, 8, workers, 0, HELD_BYTES), rank, 1)
 
 
 def run(
@@ -251,6 +252,17 @@ def test_another_training_s_checkpoint_is_refused(crops):
         run(crops, Seen(), state=seen.states[0], seed=5)
 
 
+@pytest.mark.parametrize("order", [None, ORDER_VERSION - 1, ORDER_VERSION + 1])
+def test_a_checkpoint_of_another_order_of_examples_is_refused(crops, order):
+    trainer = Trainer(Small(), stage(max_steps=3), loader(crops), seed=0)
+    trainer.fit()
+    state = trainer.state_dict()
+    others = {name: value for name, value in state.values.items() if name != "order"}
+    with pytest.raises(UserError, match="another order"):
+        trainer.load_state_dict(State(state.tensors, others if order is None else {**others, "order": order}))
+    trainer.load_state_dict(state)
+
+
 def test_a_state_holds_weights_momenta_seed_and_step(crops):
     model = Small()
     trainer = Trainer(model, stage(max_steps=3), loader(crops), seed=7)
@@ -310,7 +322,8 @@ def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
     one = ranked(1, crops.table, tmp_path / "one")
     two = ranked(2, crops.table, tmp_path / "two")
     assert len(one["losses"]) == len(two["losses"]) == 20
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert two["losses"] == pytest.approx(one["losses"], abs=2e-3)
+    assert two["losses"][:6] == pytest.approx(one["losses"][:6], abs=2e-5)
     assert two["dev"] == pytest.approx(one["dev"], abs=0.02)
     assert two["outcome"] == pytest.approx(one["outcome"], abs=0.02)
     assert one["losses"][-1] < one["losses"][0]

@@ -13,6 +13,7 @@ from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.runtime.parts import check_rejects, make_parts
 from infra.storage import tables
+from infra.storage.row_groups import GROUP_BYTES
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False), pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)))])
 
@@ -43,6 +44,27 @@ def test_rows_are_read_in_order_and_rejects_are_kept_apart(tmp_path: Path) -> No
     assert next(tables.iter_rows(table)) == row("a")
     assert made.rows == 3 and made.rejects == [reject] and made.extra == {"note": 1}
     assert [[(g.rows, g.repeats) for g in p.row_groups] for p in made.parts] == [[(1, 1)], [(1, 1), (1, 1)]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([100] * 10, [4, 4, 2]),  # four rows at most
+        ([GROUP_BYTES // 2] * 5, [2, 2, 1]),
+        ([GROUP_BYTES // 2 + 1] * 3, [1, 1, 1]),
+        ([GROUP_BYTES * 3, 1, 1, GROUP_BYTES, 0, 1], [1, 2, 2, 1]),
+        ([], []),
+    ],
+)
+def test_a_row_group_has_a_limited_number_of_rows_and_bytes(tmp_path: Path, sizes: list[int], groups: list[int]) -> None:
+    schema = pa.schema([pa.field("image_id", pa.string()), pa.field("image", pa.binary())])
+    rows = [{"image_id": f"{i:02}", "image": bytes(size)} for i, size in enumerate(sizes)]
+    table = str(tmp_path / "t")
+    part = tables.write_part(table, "f", 0, rows, schema, rows_per_group=4)
+    assert [g.rows for g in part.row_groups] == groups
+    assert sum(g.nbytes for g in part.row_groups) == sum(sizes)
+    found = [tables.read_row_group(table, part.name, i).to_pylist() for i in range(len(groups))]
+    assert list(map(len, found)) == groups and [row for group in found for row in group] == rows
 
 
 def test_a_complete_part_is_not_made_again(tmp_path: Path) -> None:

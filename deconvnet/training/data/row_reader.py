@@ -1,0 +1,185 @@
+"""Reading the encoded rows that fill some places of the batches, each row group once, a little ahead of their use."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deconvnet.training.data.examples import Examples
+from deconvnet.training.data.sampler import READ_AHEAD, Layout, Order, Window
+
+READERS = 4
+"""Number of threads that read row groups. They mostly wait for the storage."""
+
+FOOTERS = 64
+"""Number of footers of Parquet files that are remembered: each is read before a row group, and has some 10 kB."""
+
+Row = tuple[bytes, bytes]
+"""The encoded image and the encoded mask of a row of the table."""
+
+
+@dataclass
+class _Group:
+    """A row group that is being read or was read, until all windows that need it have taken its rows.
+
+    Attributes:
+        rows: its rows. Each occurs as often as it has examples. Those that a window has taken are replaced by None.
+        start: position of its first example in the layout of the epoch.
+        left: number of its examples that windows have yet to take.
+    """
+
+    rows: Future[list[Row | None]]
+    start: int
+    left: int
+
+
+class RowReader:
+    """The encoded rows for some places of the batches of consecutive steps.
+
+    Row groups are read by threads, some steps before their rows are needed. A row is kept in memory until its last example has
+    been used.
+
+    Attributes:
+        places: the places.
+        groups_read: how many row groups have been read.
+        bytes_read: their size in bytes.
+    """
+
+    def __init__(self, examples: Examples, order: Order, places: range) -> None:
+        """Prepare, without reading anything.
+
+        Args:
+            examples: the examples of the table.
+            order: their order in the epochs.
+            places: consecutive places of a global batch, such as the share of a rank.
+        """
+        self.groups_read = self.bytes_read = 0
+        self.places, self._examples, self._order = places, examples, order
+        self._footer = lru_cache(FOOTERS)(examples.footer)
+        self._slots = order.slots_of(places)
+        self._groups: dict[tuple[int, int], _Group] = {}  # by epoch and index in the layout
+
+    def steps(self, first_step: int, stop_step: int) -> Iterator[list[Row]]:
+        """Read the rows of consecutive steps.
+
+        Args:
+            first_step: number of the first step, counted from 0 over all epochs.
+            stop_step: number of the step after the last one.
+
+        Yields:
+            For each step, the row for each of the places.
+
+        Raises:
+            ValueError: if the table does not hold as many examples as its commit record says.
+        """
+        self._groups.clear()
+        windows = self._order.windows(self.places, first_step, stop_step)
+        coming = next(windows, None)
+        ahead: deque[Window] = deque()  # whose row groups are being read
+        taken: dict[int, list[Row]] = {}  # by slot: the rows of its window that were not used yet, the next ones last
+        early = 1 + int(READ_AHEAD * self._order.window)
+        threads = ThreadPoolExecutor(READERS, "read-rows")
+        try:
+            for step in range(first_step, stop_step):
+                while coming is not None and coming.steps.start <= step + early:
+                    self._request(coming, first_step, threads)
+                    ahead.append(coming)
+                    coming = next(windows, None)
+                while ahead and ahead[0].steps.start <= step:
+                    window = ahead.popleft()
+                    taken[window.slot.index] = self._take(window, step)
+                yield [taken[slot.index].pop() for slot in self._slots for _ in self._columns(slot.places)]
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _columns(self, places: range) -> range:
+        """Return which of a slot's places belong to this reader, as indices into the slot's places."""
+        first, stop = max(places.start, self.places.start), min(places.stop, self.places.stop)
+        return range(first - places.start, stop - places.start)
+
+    def _request(self, window: Window, first_step: int, threads: ThreadPoolExecutor) -> None:
+        """Begin to read the row groups of a window that were not read for another window.
+
+        Args:
+            window: the window.
+            first_step: number of the step at which reading began.
+            threads: the threads that read.
+        """
+        layout = window.layout
+        for entry in layout.entries(window.positions):
+            if (layout.epoch, entry) not in self._groups:
+                number = int(layout.groups[entry])
+                self.groups_read += 1
+                self.bytes_read += int(self._examples.groups.nbytes[number])
+                left = self._examples_left(layout, entry, first_step)
+                self._groups[layout.epoch, entry] = _Group(threads.submit(self._read, number), layout.start(entry), left)
+
+    def _examples_left(self, layout: Layout, entry: int, first_step: int) -> int:
+        """Count the examples of a row group in those windows of this reader's slots that are used from `first_step` on.
+
+        Args:
+            layout: layout of the epoch.
+            entry: index of the row group in the layout.
+            first_step: number of the step at which reading began.
+        """
+        step = max(0, first_step - layout.epoch * self._order.steps_per_epoch)
+        start, end = layout.start(entry), int(layout.ends[entry])
+        used = (self._order.remaining(slot, step) for slot in self._slots)
+        return sum(max(0, min(end, positions.stop) - max(start, positions.start)) for positions in used)
+
+    def _take(self, window: Window, step: int) -> list[Row]:
+        """Take the rows of a window, and forget the row groups from which all rows were taken.
+
+        Args:
+            window: the window, whose row groups have been requested.
+            step: number of the first step for which rows are needed.
+
+        Returns:
+            The rows for this reader's places, in the opposite order of their use.
+        """
+        layout = window.layout
+        columns = self._columns(window.slot.places)
+        positions = self._order.drawn(window)[step - window.steps.start :, columns.start : columns.stop].ravel()[::-1]
+        entries = layout.entries(window.positions)
+        groups = {entry: self._groups[layout.epoch, entry] for entry in entries}
+        of_position = entries.start + np.searchsorted(layout.ends[entries.start : entries.stop], positions, side="right")
+        found = [
+            groups[entry].rows.result()[position - groups[entry].start]
+            for entry, position in zip(of_position.tolist(), positions.tolist(), strict=True)
+        ]
+        for entry, group in groups.items():
+            first, stop = max(group.start, window.positions.start), min(int(layout.ends[entry]), window.positions.stop)
+            group.rows.result()[first - group.start : stop - group.start] = [None] * (stop - first)
+            group.left -= stop - first
+            if not group.left:
+                del self._groups[layout.epoch, entry]
+        return [row for row in found if row is not None]
+
+    def _read(self, number: int) -> list[Row | None]:
+        """Read a row group.
+
+        Args:
+            number: number of the row group in the table.
+
+        Returns:
+            Its rows, each as often as it has examples in an epoch.
+
+        Raises:
+            ValueError: if these are not as many as the table's commit record says.
+        """
+        found = self._examples.read(number, self._footer(int(self._examples.groups.file[number])))
+        found = found.filter(pc.greater(found["weight"], 0))
+        rows = list(zip(found["image"].to_pylist(), found["mask"].to_pylist(), strict=True))
+        repeated: list[Row | None] = [
+            row for row, weight in zip(rows, found["weight"].to_pylist(), strict=True) for _ in range(weight)
+        ]
+        del found
+        pa.default_memory_pool().release_unused()  # or each thread keeps what it has read, several row groups
+        if len(repeated) != (promised := int(self._examples.groups.examples[number])):
+            raise ValueError(f"row group {number} holds {len(repeated)} examples, its table promised {promised}")
+        return repeated

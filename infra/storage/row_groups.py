@@ -1,0 +1,57 @@
+"""The row groups of a table's Parquet files: their size, and what the commit record says about them.
+
+A row group is the smallest piece of a Parquet file that a reader loads.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+GROUP_BYTES = 2**20
+"""Largest size in bytes of a row group of several rows. A training worker holds a row group for each place of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A summary of one row group of a Parquet file.
+
+    Attributes:
+        rows: number of rows.
+        repeats: sum of the column `repeats` (how often training uses a row); the number of rows if there is no such column.
+        nbytes: number of bytes in the binary columns (encoded images and masks).
+        splits: number of rows for each value of the column `split`; empty if there is no such column.
+    """
+
+    rows: int
+    repeats: int
+    nbytes: int
+    splits: dict[str, int] = field(default_factory=dict)
+
+
+def divide_rows(rows: Iterable[Mapping[str, Any]], most: int) -> Iterator[list[Mapping[str, Any]]]:
+    """Divide rows into row groups of at most `most` rows, with at most GROUP_BYTES bytes of images and masks unless it is one row."""
+    group: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        if group and (len(group) == most or size + _nbytes(row) > GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += _nbytes(row)
+    if group:
+        yield group
+
+
+def _nbytes(row: Mapping[str, Any]) -> int:
+    """Return the number of bytes in the binary columns of a row (encoded images and masks)."""
+    return sum(len(value) for value in row.values() if isinstance(value, bytes))
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
+    """Return the summary of a row group of a Parquet file, whose rows are given as dicts with the columns of `schema`."""
+    splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
+    repeats = sum(int(row.get("repeats", 1)) for row in rows)
+    return RowGroup(len(rows), repeats, sum(map(_nbytes, rows)), dict(splits))

@@ -1,0 +1,141 @@
+"""Reading rows: each row group once in an epoch, by all workers together, and no more in memory than is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from deconvnet.training.data.batching import even_ranges
+from deconvnet.training.data.examples import Examples, RowGroups
+from deconvnet.training.data.row_reader import RowReader
+from deconvnet.training.data.sampler import HELD_BYTES, Order
+
+
+class Live(bytes):
+    """Bytes that are counted while they exist."""
+
+    count = 0
+
+    def __new__(cls, content: bytes) -> "Live":
+        cls.count += 1
+        return super().__new__(cls, content)
+
+    def __del__(self) -> None:
+        Live.count -= 1
+
+
+class Column(list):
+    """A column whose cells are counted while they exist."""
+
+    def to_pylist(self) -> list[bytes]:
+        return [Live(each) for each in self]
+
+
+class Table(dict):
+    """A row group as `Examples.read` returns it, without the cost of making one."""
+
+    def filter(self, _: Any) -> "Table":
+        return self
+
+
+class Made(Examples):
+    """Examples whose rows say where they are: row group and index in it."""
+
+    def footer(self, file: int) -> None:
+        return None
+
+    def read(self, number: int, footer: Any = None) -> Any:
+        weights = self.weights(number)
+        names = [f"{number}:{i}".encode() for i in range(len(weights))]
+        return Table(image=Column(names), mask=pa.array([b""] * len(names)), weight=pa.array(weights))
+
+    def weights(self, number: int) -> list[int]:
+        """Return how often each row occurs: rows with 1, 2 and 3 repeats, as many examples as were promised."""
+        left, found = int(self.groups.examples[number]), []
+        while left:
+            found.append(min(left, 1 + len(found) % 3))
+            left -= found[-1]
+        return found
+
+
+def made(examples: np.ndarray, nbytes: np.ndarray) -> Made:
+    count = len(examples)
+    return Made("table", 32, RowGroups(("file",), np.zeros(count, np.int32), np.arange(count), examples, examples, nbytes))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_are_those_of_the_order_and_workers_read_a_row_group_once(seed):
+    rng = np.random.default_rng(seed)
+    groups, batch = int(rng.integers(1, 80)), int(rng.integers(1, 30))
+    table = made(rng.integers(1, 40, groups), rng.integers(100, 1000, groups))
+    total = int(table.groups.nbytes.sum())
+    order = Order.of(
+        table.groups.examples, table.groups.nbytes, batch, seed, int(rng.choice([total, total // 2, total // 9, 1])) or 1
+    )
+    workers = int(rng.integers(1, batch + 1))
+    readers = [RowReader(table, order, places) for places in even_ranges(batch, workers)]
+    steps = order.steps_per_epoch
+    rows = [list(reader.steps(steps, 2 * steps)) for reader in readers]  # the second epoch
+    expected = np.empty((steps, batch), object)
+    for window in order.windows(range(batch), steps, 2 * steps):
+        for step, positions in zip(window.steps, order.drawn(window).tolist(), strict=True):
+            for place, position in zip(window.slot.places, positions, strict=True):
+                (entry,) = window.layout.entries(range(position, position + 1))
+                number = int(window.layout.groups[entry])
+                row = np.repeat(np.arange(len(table.weights(number))), table.weights(number))[
+                    position - window.layout.start(entry)
+                ]
+                expected[step - steps, place] = f"{number}:{row}".encode()
+    assert [[image for part in parts for image, _ in part] for parts in zip(*rows, strict=True)] == expected.tolist()
+    assert sum(reader.bytes_read for reader in readers) >= total
+    if len(order.slots) == batch and order.examples.sum() >= batch:
+        assert sum(reader.groups_read for reader in readers) <= groups + workers - 1
+        assert max(reader.groups_read for reader in readers) <= -(-groups * 40 // workers)
+    if workers == 1 and order.examples.sum() >= batch:
+        assert readers[0].bytes_read == total
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8])
+def test_workers_together_read_at_most_a_tenth_more_than_the_table(workers):
+    """From 80 row groups on, for up to 8 workers; and the less, the larger the table is."""
+    for groups, limit in ((80, 1.1), (800, 1.01)):
+        rng = np.random.default_rng(groups)
+        table = made(rng.integers(30, 64, groups), rng.integers(900_000, 1_000_000, groups))
+        order = Order.of(table.groups.examples, table.groups.nbytes, 64, 0)
+        readers = [RowReader(table, order, places) for places in even_ranges(64, workers)]
+        for reader in readers:
+            for _ in reader.steps(0, order.steps_per_epoch):
+                pass
+        assert sum(reader.bytes_read for reader in readers) <= limit * table.groups.nbytes.sum()
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "batch"),
+    [(60, 2**20, 64), (150, 2**20, 64), (600, 2**20, 64), (1_800, 2**20, 64), (500, 2**21, 20), (1_000, 2**20, 200)],
+)
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_is_held_is_what_memory_allows_whatever_the_size_of_the_table(groups, size, batch, workers):
+    """Row groups of 15 rows and 30 examples. Over the end of an epoch, where the next one is read already."""
+    table = made(np.full(groups, 30), np.full(groups, size))
+    order = Order.of(table.groups.examples, table.groups.nbytes, batch, 0)
+    steps = order.steps_per_epoch
+    held = []
+    Live.count = 0
+    for rows in RowReader(table, order, even_ranges(batch, workers)[0]).steps(max(0, steps - 200), steps + 100):
+        held.append(Live.count - len({image for image, _ in rows}))
+    bytes_held = np.array(held) * size / len(table.weights(0))
+    assert bytes_held.mean() <= 1.03 * HELD_BYTES / workers
+    assert bytes_held.max() <= 1.4 * HELD_BYTES / workers
+    del rows
+    assert Live.count == 0
+
+
+def test_a_row_group_with_other_rows_than_promised_is_an_error(tmp_path: Path):
+    table = made(np.array([5]), np.array([100]))
+    table.groups.examples[0] = 6
+    order = Order.of(table.groups.examples, table.groups.nbytes, 2, 0)
+    table.weights = lambda number: [5]
+    with pytest.raises(ValueError, match="holds 5 examples, its table promised 6"):
+        list(RowReader(table, order, range(2)).steps(0, 1))
