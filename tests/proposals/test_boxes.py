@@ -111,6 +111,11 @@ def test_iou_by_hand():
     np.testing.assert_allclose(found, [[1, 8 / 24, 0, 4 / 16], [0, 0, 0, 0]])
 
 
+def test_iou_of_boxes_smaller_than_a_pixel():
+    found = iou(np.array([[0, 0, 0.5, 0.5]]), np.array([[0, 0, 0.5, 0.5], [0.25, 0, 0.75, 0.5], [0.5, 0, 1, 0.5]]))
+    np.testing.assert_allclose(found, [[1, 1 / 3, 0]])
+
+
 @given(hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50)), hnp.arrays(np.float64, (2, 4), elements=st.floats(-50, 50)))
 def test_iou_is_symmetric_and_from_0_to_1(a, b):
     a, b = (np.hstack([np.minimum(c[:, :2], c[:, 2:]), np.maximum(c[:, :2], c[:, 2:])]) for c in (a, b))

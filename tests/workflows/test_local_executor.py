@@ -18,6 +18,8 @@ from deconvnet.tracking.interface import Run
 from infra.errors import Interrupted, UserError
 from infra.storage import tables
 from tests.conftest import ROOT
+from tests.workflows.commands import call
+from workflows import train_pipeline
 from workflows.pipelines.training import Pipeline
 from workflows.settings import load
 
@@ -80,7 +82,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
     copied: tuple[Path, Path], bare_environment: dict[str, str]
 ) -> None:
     workspace, root = copied
-    limited = subprocess.run(command(workspace, root, "--max-minutes", "0"), capture_output=True, text=True, env=bare_environment)
+    limited = call(train_pipeline.main, *arguments(workspace, root, "--max-minutes", "0"))
     assert limited.returncode == 75, limited.stdout + limited.stderr
     assert "the same command resumes it" in limited.stderr and not (workspace / "models").exists()
 
@@ -110,7 +112,7 @@ def test_a_copied_workspace_is_trained_and_evaluated_without_ray_mlflow_and_its_
         assert (workspace / "report" / figure).read_bytes().startswith(b"\x89PNG")
     assert "stage2" in (workspace / "report/index.html").read_text()
 
-    again = subprocess.run(command(workspace, root), capture_output=True, text=True, env=bare_environment)
+    again = call(train_pipeline.main, *arguments(workspace, root))
     assert again.returncode == 0 and "every stage is complete" in again.stdout
 
 

@@ -6,11 +6,11 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from deconvnet import DeconvNet
 from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, convert_sync, recompute_statistics
+from tests.processes import run_ranks
 
 SHARES = {"even": (3, 3), "uneven": (5, 1), "one has none": (6, 0)}
 
@@ -72,7 +72,7 @@ def _workers(rank, folder):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(_workers, (str(folder),), nprocs=2)
+    run_ranks(_workers, (str(folder),), 2)
     return {share: [torch.load(folder / f"{share}-{rank}.pt", weights_only=True) for rank in (0, 1)] for share in SHARES}
 
 

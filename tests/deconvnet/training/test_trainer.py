@@ -1,12 +1,12 @@
 """The training loop: it learns, losses don't depend on the number of workers, and a resumed run equals an undisturbed one."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from deconvnet.models import checkpoint
@@ -20,6 +20,7 @@ from deconvnet.training.interfaces import Outcome, State
 from deconvnet.training.trainer import Diverged, Trainer
 from infra.errors import Interrupted, UserError
 from tests.deconvnet.training_tables import SIZE, Small, examples_table
+from tests.processes import run_ranks
 
 torch.set_num_threads(1)
 HELD_BYTES = 51_000  # a third of `crops`
@@ -279,38 +280,36 @@ def test_a_checkpoint_is_due_after_a_step_where_the_caller_requests_it(crops):
     assert [state.values["step"] for state in seen.states] == [2, 4]
 
 
-def _ranked(rank: int, workers: int, table: str, folder: str, stop_at: int | None, resume: bool) -> None:
-    """Run one rank of a training of 20 steps; rank 0 writes its losses and scores."""
+def _twenty_steps(crops: Examples, rank: int, workers: int, seen: Seen, state: State | None = None) -> dict:
+    """Train a DeconvNet on one rank for at most 20 steps. Returns its losses, its dev scores, and the last of these or None."""
+    settings = stage(batch=16, max_steps=20, epochs=9, lr=0.002, schedule="plateau", bn_batches=2)
+    torch.manual_seed(rank)  # DDP must give rank 0's weights to all
+    batches = ThreadedLoader(BatchPlan.of(crops, 16, workers, 0), rank, 1)
+    trainer = Trainer(DeconvNet(3, 0.1, SIZE), settings, batches, seed=0, dev=DevSet(crops, rank, workers, 20))
+    if state is not None:
+        trainer.load_state_dict(state)
+    outcome = None
+    with suppress(Interrupted):
+        outcome = trainer.fit(report=seen, should_stop=seen.stopping).dev_mean_iou
+    return {"losses": seen.losses, "dev": [m["dev_mean_iou"] for m in seen.metrics if "dev_mean_iou" in m], "outcome": outcome}
+
+
+def _two_ranks(rank: int, table: str, folder: str) -> None:
+    """One of two ranks: a whole training, one that rank 1 stops at step 7, and one that resumes it. Rank 0 writes the results."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        settings = stage(batch=16, max_steps=20, epochs=9, lr=0.002, schedule="plateau", bn_batches=2)
         crops = open_examples(table, SIZE)
-        torch.manual_seed(rank if workers > 1 and rank else 0)  # DDP must give rank 0's weights to all
-        model = DeconvNet(3, 0.1, SIZE)
-        seen = Seen(stop_at if rank == 1 else None)
-        state = State(*checkpoint.load_state(f"{folder}/../state")) if resume else None
-        try:
-            batches = ThreadedLoader(BatchPlan.of(crops, 16, workers, 0), rank, 1)
-            trainer = Trainer(model, settings, batches, seed=0, dev=DevSet(crops, rank, workers, 20))
-            if state is not None:
-                trainer.load_state_dict(state)
-            outcome = trainer.fit(report=seen, should_stop=seen.stopping).dev_mean_iou
-        except Interrupted:
-            outcome = "interrupted"
-            if rank == 0:
-                checkpoint.save_state(f"{folder}/../state", seen.states[-1].tensors, seen.states[-1].values)
+        seen = Seen(7 if rank else None)
+        found = {"whole": _twenty_steps(crops, rank, 2, Seen()), "stopped": _twenty_steps(crops, rank, 2, seen)}
         if rank == 0:
-            dev = [m["dev_mean_iou"] for m in seen.metrics if "dev_mean_iou" in m]
-            Path(folder, "found.json").write_text(json.dumps({"losses": seen.losses, "dev": dev, "outcome": outcome}))
+            checkpoint.save_state(f"{folder}/state", seen.states[-1].tensors, seen.states[-1].values)
+        torch.distributed.barrier()
+        found["resumed"] = _twenty_steps(crops, rank, 2, Seen(), State(*checkpoint.load_state(f"{folder}/state")))
+        if rank == 0:
+            Path(folder, "found.json").write_text(json.dumps(found))
     finally:
         torch.distributed.destroy_process_group()
-
-
-def ranked(workers: int, table: str, folder: Path, stop_at: int | None = None, resume: bool = False) -> dict:
-    folder.mkdir()
-    mp.spawn(_ranked, (workers, table, str(folder), stop_at, resume), nprocs=workers)
-    return json.loads((folder / "found.json").read_text())
 
 
 def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
@@ -319,17 +318,16 @@ def test_two_workers_and_one_have_the_same_losses(crops, tmp_path: Path):
     The learning rate is low because so small a network on 16 examples is chaotic at a higher one: a change of its weights by one
     part in 10⁷ is then found again in the third digit of the loss ten steps later.
     """
-    one = ranked(1, crops.table, tmp_path / "one")
-    two = ranked(2, crops.table, tmp_path / "two")
+    one = _twenty_steps(crops, 0, 1, Seen())
+    run_ranks(_two_ranks, (crops.table, str(tmp_path)), 2)
+    two, stopped, resumed = json.loads((tmp_path / "found.json").read_text()).values()
     assert len(one["losses"]) == len(two["losses"]) == 20
     assert two["losses"] == pytest.approx(one["losses"], abs=2e-3)
     assert two["losses"][:6] == pytest.approx(one["losses"][:6], abs=2e-5)
     assert two["dev"] == pytest.approx(one["dev"], abs=0.02)
     assert two["outcome"] == pytest.approx(one["outcome"], abs=0.02)
     assert one["losses"][-1] < one["losses"][0]
-    stopped = ranked(2, crops.table, tmp_path / "stopped", stop_at=7)
-    assert stopped["outcome"] == "interrupted"
-    resumed = ranked(2, crops.table, tmp_path / "resumed", resume=True)
+    assert stopped["outcome"] is None and len(stopped["losses"]) == 7
     assert stopped["losses"] + resumed["losses"] == pytest.approx(two["losses"], abs=1e-5)
 
 
@@ -361,7 +359,7 @@ def _unequal(rank: int, workers: int, table: str, folder: str) -> None:
 
 def test_unequal_shares_learn_what_one_worker_learns(crops, tmp_path: Path):
     """Batches of 8 on 3 workers (2, 3 and 3 examples), also in micro-batches, where batch norm makes only the workers agree with each other."""
-    mp.spawn(_unequal, (3, crops.table, str(tmp_path)), nprocs=3)
+    run_ranks(_unequal, (3, crops.table, str(tmp_path)), 3)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
     for name, (norm, micro) in CASES.items():
         one = _case(crops, name)

@@ -247,6 +247,12 @@ def test_a_class_of_under_one_per_cent_is_not_shown_unless_it_is_all_there_is():
     assert choose_windows(classes, make_windows(20, 20, [1.0]))[0].classes == (2,)
 
 
+def test_one_per_cent_is_of_the_window_wherever_it_lies():
+    classes = np.ones((50, 60), np.uint8)
+    classes[30:32, 40:42] = 2  # 4 of 400 pixels
+    assert choose_windows(classes, np.array([[35, 25, 55, 45]], np.float32))[0].classes == (1, 2)
+
+
 def test_windows_without_an_annotated_pixel_are_left_out_and_the_others_drawn_by_seed_and_image():
     windows = make_windows(20, 40, [0.5], 0.0)
     assert [w.box[1] for w in choose_windows(street(void_rows=10), windows)] == [10] * 4

@@ -6,13 +6,13 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
 from deconvnet.models.fused.layers import FusedMaxPool2d, FusedUnit, FusedUnpool, use_fused_layers
 from deconvnet.models.fusion import for_inference
 from deconvnet.models.sync_batchnorm import convert_sync
+from tests.processes import run_ranks
 
 KINDS = {
     "deconvnet": lambda: DeconvNet(5, 0.125, 32),
@@ -104,7 +104,7 @@ def _worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gloo")
-    mp.spawn(_worker, (str(path),), nprocs=2)
+    run_ranks(_worker, (str(path),), 2)
     return path
 
 
