@@ -44,7 +44,6 @@ class RayDataLoader(BatchLoader):
             for images, masks in plan.batches(plan.reader(rank), threads, first_step, stop_step):
                 yield {"image": images, "mask": masks}
 
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         share = len(plan.share(rank))
         batch_bytes = 4 * share * plan.examples.size**2
         # `from_items` makes the block in this process. `ray.data.range` would start a task that reserves a CPU, and none may be
@@ -56,7 +55,6 @@ class RayDataLoader(BatchLoader):
         dataset.context.execution_options = ExecutionOptions(
             preserve_order=True,
             resource_limits=ExecutionResources(object_store_memory=max(32 * _MiB, 8 * batch_bytes)),
-            label_selector=here,
         )
         with task_retries(0) as retries:
             made = dataset.map_batches(
@@ -64,6 +62,7 @@ class RayDataLoader(BatchLoader):
                 batch_size=None,  # the whole block
                 num_cpus=0,
                 compute=TaskPoolStrategy(size=1),
+                label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
                 **retries,
             )
         for batch in made.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=2):

@@ -21,7 +21,7 @@ row groups that are cut by the border of two workers are read by both: one fewer
 the border of two slots of one worker would be needed at the end of one slot and at the beginning of the next. Therefore every
 second slot runs backwards through its positions: neighbours need their common row group at the same time, and read it once.
 A row group of a small table that spans many slots is read once, too, and kept until the last of them has taken its examples. So N
-workers read N − 1 row groups more than the table has: with 8 workers a tenth of a table of 70 row groups (4,500 crops).
+workers read N − 1 row groups more than the table has: with 8 workers a tenth of a table of 70 row groups (of at most 1 MB each).
 
 **Memory.** A worker holds a window of each of its slots. A row leaves memory when it is drawn, so of a window half is held on average,
 and of the row group that its end cuts another half. Windows are read an eighth of their length ahead. Of S slots with windows of w
@@ -34,8 +34,8 @@ a slot lies both read it. None of this grows with the table.
 **Mixing.** If the table has at most `held_bytes`, a slot is a single window: it is shuffled as a whole. Compared with one permutation
 of all examples, the batches are even more alike, since each takes one example of every part of the table (a stratified sample): the
 variance of the class counts of a batch is at most that of chance. The repeats of a row and the crops of an image, which lie in one slot
-(or in two, if a border cuts them), are spread over the epoch, and never meet in a batch. In a larger table each batch is still a stratified
-sample of the whole table, and repeats still don't meet in a batch, but a row's repeats are spread only over its window, which is as much as
+(or in two, if a border cuts them), are spread over the epoch, and at most two of them meet in a batch. In a larger table each batch is still a stratified
+sample of the whole table, and the repeats of a row still don't meet in a batch, but a row's repeats are spread only over its window, which is as much as
 memory allows if the table is read once: w / (bytes of the table / S) of the epoch. So the classes of consecutive batches are correlated.
 How much is measured in docs/experiments.md. Where slots fill several places, two examples of one window may meet in a batch, as by chance.
 

@@ -12,7 +12,7 @@ import pytest
 from deconvnet.training.data.batching import even_ranges
 from deconvnet.training.data.sampler import Layout, Order
 
-CASES = range(60)
+CASES = range(40)
 
 
 @dataclass(frozen=True)
