@@ -171,11 +171,13 @@ def trained(workspace: Path) -> Found:
 
 
 def predicted(output: Path) -> Found:
-    """Return the versions of the model that the masks in an output folder name, and a digest of their pixels."""
-    masks = [Image.open(path) for path in sorted((output / "masks").rglob("*.png"))]
-    versions = sorted({str(mask.info["Comment"]).split(",")[0] for mask in masks})
-    pixels = hashlib.sha256(b"".join(mask.tobytes() for mask in masks)).hexdigest()[:12]
-    return {("predictions", len(masks), *versions, pixels)} if masks else set()
+    """Return the name, the model's version and a digest of the pixels of each mask in an output folder, and all versions."""
+    found: Found = set()
+    for path in (output / "masks").rglob("*.png"):
+        mask = Image.open(path)
+        pixels = hashlib.sha256(mask.tobytes()).hexdigest()[:12]
+        found.add(("mask", path.name, str(mask.info["Comment"]).split(",")[0], pixels))
+    return found | {("versions", *sorted({str(version) for _, _, version, _ in found}))} if found else found
 
 
 def registered(workspace: Path) -> tuple[Found, list[str]]:
@@ -228,22 +230,29 @@ def one_after_the_other(pair: Sequence[Command], folder: Path, place: Path) -> t
     return found, slowest
 
 
-def check(place: Path, allowed: Found, said: str) -> None:
-    """Raise AssertionError if the workspace of a round, its registry or its predictions hold a mixture."""
+def check(place: Path, allowed: Found, said: str, complete: bool) -> None:
+    """Raise AssertionError if the workspace of a round, its registry or its predictions hold a mixture.
+
+    If both commands have completed, it is also raised if an image has no mask. A prediction that was stopped may have some.
+    """
     found = found_in(place / "w")
     assert found <= allowed, f"{said}: {found - allowed} is neither of the two runs'"
+    predicted_images, images = ({item[1] for item in some if item[0] == "mask"} for some in (found, allowed))
+    assert not complete or predicted_images == images, f"{said}: {images - predicted_images} have no masks"
 
 
-def main(folder: Path, rounds: int, seed: int) -> None:
-    """Let pairs of commands contend, and print how often each pair of exit codes was seen."""
+def main(folder: Path, rounds: int, seed: int, first: int = 0) -> None:
+    """Let pairs of commands contend in rounds from `first` on, and print how often each pair of exit codes was seen."""
     synthetic.write_dataset(str(folder / "data"), 0, 8, 2, 32, 48)
     allowed: dict[str, Found] = {}
     usual: dict[str, float] = {}
     for number, (name, pair) in enumerate(PAIRS.items()):
-        both = [one_after_the_other(order, folder, folder / f"{number}{i}") for i, order in enumerate([pair, pair[::-1]])]
+        # Twice, because a retraining starts from the champion: a round in which both completed, run again, has four in a row.
+        orders = [pair * 2, pair[::-1] * 2]
+        both = [one_after_the_other(order, folder, folder / f"{number}{i}") for i, order in enumerate(orders)]
         allowed[name], usual[name] = both[0][0] | both[1][0], both[0][1]
     seen: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
-    for number in range(rounds):
+    for number in range(first, rounds):
         chance = random.Random(f"{seed} {number}")
         name = list(PAIRS)[number % len(PAIRS)]
         place = folder / f"round{number}"
@@ -254,14 +263,14 @@ def main(folder: Path, rounds: int, seed: int) -> None:
         # A process that is frozen while it writes to MLflow's SQLite file keeps others out of it. They leave with a message.
         kept_out = kind == "frozen" and "database is locked" in (place / "second.log").read_text()
         assert 0 in codes or kept_out, said
-        check(place, allowed[name], said)
+        check(place, allowed[name], said, not any(codes))
         if number % 4 == 0 or 0 not in codes:  # run again, each command completes
             AHEAD.value += DAY
             for command in PAIRS[name]:
                 again = replace(command, options=tuple(option for option in command.options if option != "--force"))
                 code = wait(again.start(folder, place, "again.log"))
                 assert code == 0, f"{said}: run again {code}: {(place / 'again.log').read_text()}"
-            check(place, allowed[name], f"{said}, run again")
+            check(place, allowed[name], f"{said}, run again", True)
         seen[name, kind, tuple(sorted(codes))] += 1
         shutil.rmtree(place)
         print(said, flush=True)
@@ -269,4 +278,4 @@ def main(folder: Path, rounds: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
