@@ -289,6 +289,7 @@ class SegmentSettings(Section):
         "code)",
     )
     fcn_weight: float = Field(0.5, ge=0, le=1, description="weight of FCN-8s in the mean; DeconvNet has the rest (paper: 0.5)")
+    flip: bool = Field(False, description="also segment the mirrored image, and average the scores; takes twice the time")
     batch: PositiveInt = Field(50, description="number of boxes that go through DeconvNet at once")
     bf16: bool = Field(True, description="compute in bfloat16 where the device is fast at it")
     max_side: int = Field(

@@ -70,6 +70,21 @@ def enlarge(boxes: np.ndarray, scale: float = 1.2, window: WindowShape = "square
     return np.hstack([centres - half, centres + half]).astype(np.float32)
 
 
+def mirrored_boxes(boxes: np.ndarray, width: float) -> np.ndarray:
+    """Mirror boxes as their image is mirrored, left to right.
+
+    Args:
+        boxes: array (N, 4) of x1, y1, x2, y2 in pixels.
+        width: width of the image in pixels.
+
+    Returns:
+        array (N, 4) of the same dtype.
+    """
+    found = boxes.copy()
+    found[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return found
+
+
 def window_pixels(box: Sequence[float] | np.ndarray) -> tuple[int, int, int, int]:
     """Round a box to whole pixels.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from deconvnet.inference.score_maps import Aggregation, Slices, merge_score_map, visible_part
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
-from proposals.boxes import WindowShape, as_boxes, crop, enlarge, window_pixels
+from proposals.boxes import WindowShape, as_boxes, crop, enlarge, mirrored_boxes, window_pixels
 from proposals.masks import check_image
 
 Floats = NDArray[np.float32]
@@ -65,6 +65,7 @@ def segment_instances(
     window: WindowShape = "square",
     aggregation: Aggregation = "max",
     background: bool = True,
+    flip: bool = False,
     batch: int = 50,
     on_box: OnBox | None = None,
 ) -> Floats:
@@ -93,8 +94,10 @@ def segment_instances(
         aggregation: how overlapping score maps are merged: "max" takes the largest score of each class, "sum" adds the scores,
             "mean" takes their mean.
         background: whether class 0 is the background.
+        flip: whether to do the same with the mirrored image and mirrored boxes, and to return the mean of both images' scores.
         batch: number of boxes in one forward pass.
         on_box: function called after each merged box with the number of boxes so far and the canvas, see `OnBox`; None for none.
+            It is not called for the mirrored image.
 
     Returns:
         Scores before the softmax, float32 (C, H, W), where C is the number of classes.
@@ -108,19 +111,50 @@ def segment_instances(
         raise ValueError(f"aggregation must be {', '.join(get_args(Aggregation))}, not {aggregation!r}")
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
-    height, width = image.shape[:2]
     crops = np.concatenate([as_boxes([] if windows is None else windows, "windows"), enlarge(boxes, context, window)])
+    with _evaluating(model):
+        scores = _merged_scores(model, image, crops, aggregation, background, batch, on_box)
+        if flip:
+            mirrored = mirrored_boxes(crops, image.shape[1])
+            scores += _merged_scores(model, _mirrored(image), mirrored, aggregation, background, batch, None)[..., ::-1]
+            scores /= 2
+    return scores
+
+
+def _merged_scores(
+    model: DeconvNet,
+    image: NDArray[np.uint8],
+    crops: Floats,
+    aggregation: Aggregation,
+    background: bool,
+    batch: int,
+    on_box: OnBox | None,
+) -> Floats:
+    """Merge the score maps of an image's windows and enlarged boxes, as `segment_instances` does.
+
+    Args:
+        model: the network, in evaluation mode.
+        image: uint8 (H, W, 3), RGB.
+        crops: (N, 4) windows and enlarged boxes x1, y1, x2, y2 in pixels.
+        aggregation: "max", "sum" or "mean".
+        background: whether class 0 is the background.
+        batch: number of boxes in one forward pass.
+        on_box: function called after each merged box; None for none.
+
+    Returns:
+        Scores before the softmax, float32 (C, H, W), where C is the number of classes.
+    """
+    height, width = image.shape[:2]
     shown = [(box, pixels) for box in crops if visible_part(pixels := window_pixels(box), height, width)]
     canvas = torch.zeros(model.num_classes, height, width, device=_device(model))
     covered = np.zeros((height, width), np.uint16)  # number of crops, of which there are fewer than 65,536 at any pixel
     buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in shown), default=0), np.float32)
-    with _evaluating(model):
-        score_maps = _score_maps(model, image, [box for box, _ in shown], batch)
-        for number, (score_map, (_, pixels)) in enumerate(zip(score_maps, shown, strict=True), start=1):
-            covered[cast(Slices, visible_part(pixels, height, width))] += 1
-            merge_score_map(score_map, pixels, canvas, aggregation, buffer)
-            if on_box:
-                on_box(number, canvas)
+    score_maps = _score_maps(model, image, [box for box, _ in shown], batch)
+    for number, (score_map, (_, pixels)) in enumerate(zip(score_maps, shown, strict=True), start=1):
+        covered[cast(Slices, visible_part(pixels, height, width))] += 1
+        merge_score_map(score_map, pixels, canvas, aggregation, buffer)
+        if on_box:
+            on_box(number, canvas)
     out = canvas.cpu().numpy()
     if aggregation == "mean":
         out /= np.maximum(covered, 1)
@@ -151,7 +185,7 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floa
         yield from model(model.prepare(images)).float().contiguous()
 
 
-def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
+def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = False) -> Floats:
     """Compute the class scores of a whole image with a fully convolutional network.
 
     If the longer side of the image exceeds `fcn.input_size` pixels, the image is scaled down until it has that length, and the
@@ -160,6 +194,7 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
     Args:
         fcn: a network that accepts any input size. It runs on its current device, in evaluation mode.
         image: uint8 (H, W, 3), RGB.
+        flip: whether to do the same with the mirrored image, and to return the mean of both images' scores.
 
     Returns:
         Scores before the softmax, float32 (C, H, W).
@@ -168,6 +203,11 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
         ValueError: if the image has another dtype or shape.
     """
     check_image(image)
+    if flip:
+        both = whole_image_scores(fcn, image)
+        both += whole_image_scores(fcn, _mirrored(image))[..., ::-1]
+        both /= 2
+        return both
     height, width = image.shape[:2]
     scale = min(1.0, (inf if fcn.input_size is None else fcn.input_size) / max(height, width))
     if scale < 1:
@@ -179,6 +219,11 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8]) -> Floats:
         if scale < 1:
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
         return scores[0].cpu().numpy()
+
+
+def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an image (H, W, 3) with left and right exchanged, contiguous in memory."""
+    return np.ascontiguousarray(image[:, ::-1])
 
 
 def _device(model: torch.nn.Module) -> torch.device:

@@ -3,12 +3,10 @@
 A result is a way of predicting the pixels' classes. The paper on DeconvNet, Noh et al. (ICCV 2015), compares these five:
 
     fcn8s           softmax of FCN-8s' scores for the whole image
-    deconvnet       softmax of DeconvNet's scores, merged over the proposals (module `instances`)
+    deconvnet       softmax of DeconvNet's scores, merged over the proposals, boxes that may contain objects (module `instances`)
     deconvnet_crf   dense CRF applied to `deconvnet`
     edeconvnet      ensemble of `deconvnet` and `fcn8s` (module `ensemble`)
     edeconvnet_crf  dense CRF applied to `edeconvnet`; the final result
-
-Proposals are boxes that may contain objects.
 
 Source: Noh et al. (ICCV 2015), §5, "Inference". The CRF is the fully connected one of Krähenbühl and Koltun (NIPS 2011) with the
 unary potential -log p (`deconvnet.crf`).
@@ -62,6 +60,7 @@ class PredictorOptions:
         ensemble: how the two networks are combined: "mean" of their probabilities, or "product" of their scores, see
             `ensemble.combine`.
         fcn_weight: weight of FCN-8s in the ensemble "mean", 0 to 1.
+        flip: whether both networks also see the mirrored image, and their scores are averaged. It takes twice the time.
         batch: number of boxes in one forward pass.
         bf16: whether the networks compute in bfloat16 on devices that are fast at it, instead of float32.
         max_side: upper limit of the longer side of an image, in pixels. A larger image is scaled down to it, and its masks are
@@ -79,6 +78,7 @@ class PredictorOptions:
     aggregation: Aggregation = "max"
     ensemble: Ensemble = "mean"
     fcn_weight: float = 0.5
+    flip: bool = False
     batch: int = 50
     bf16: bool = True
     max_side: int = 1024
@@ -186,12 +186,12 @@ class Predictor:
         """
         if unknown := set(results) - set(RESULTS):
             raise ValueError(f"unknown results: {', '.join(sorted(unknown))}; there are {', '.join(RESULTS)}")
+        o = self.options
         image, boxes = self._scaled(image, boxes)
         fcn = deconvnet = None
         if set(results) & {"fcn8s", "edeconvnet", "edeconvnet_crf"}:
-            fcn = whole_image_scores(self.fcn8s, image)
+            fcn = whole_image_scores(self.fcn8s, image, flip=o.flip)
         if set(results) - {"fcn8s"}:
-            o = self.options
             deconvnet = segment_instances(
                 self.deconvnet,
                 image,
@@ -201,6 +201,7 @@ class Predictor:
                 context=o.context,
                 window=o.window,
                 aggregation=o.aggregation,
+                flip=o.flip,
                 batch=o.batch,
                 on_box=on_box,
             )
@@ -211,10 +212,10 @@ class Predictor:
         if deconvnet is not None and set(results) & {"deconvnet", "deconvnet_crf"}:
             computed["deconvnet"] = softmax(deconvnet)
         if fcn is not None and deconvnet is not None:
-            computed["edeconvnet"] = combine(deconvnet, fcn, self.options.ensemble, self.options.fcn_weight)
+            computed["edeconvnet"] = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
         for name in ("deconvnet", "edeconvnet"):
             if f"{name}_crf" in results:
-                computed[f"{name}_crf"] = dense_crf(image, computed[name], **self.options.crf)
+                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf)
         return {name: computed[name] for name in RESULTS if name in results}
 
     def masks(self, image: Image, boxes: Floats, results: Collection[str] = RESULTS) -> dict[str, Mask]:
@@ -242,7 +243,7 @@ class Predictor:
             image: uint8 (H, W, 3), RGB.
             boxes: proposals x1, y1, x2, y2 in pixels, float32 (N, 4), best first.
             counts: numbers of boxes, in any order. For each number k, DeconvNet's mask is predicted from the first k boxes that
-                it is run on: the windows, then the boxes (see `best_boxes`). The CRF is not applied.
+                it is run on: the windows, then the boxes (see `best_boxes`). Neither the CRF nor `flip` is applied.
             results: names from `RESULTS`. "deconvnet" must be one of them if `counts` is not empty.
 
         Returns:

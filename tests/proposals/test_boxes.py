@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from proposals.boxes import MEAN_RGB, crop, enlarge, iou, window_pixels
+from proposals.boxes import MEAN_RGB, crop, enlarge, iou, mirrored_boxes, window_pixels
 from proposals.recall import best_overlaps
 
 coordinate = st.floats(-300, 300, width=32)
@@ -160,3 +160,14 @@ def test_options_of_windows_are_checked():
             enlarge([[0, 0, 4, 4]], **keywords)
     with pytest.raises(ValueError, match="size is 0"):
         crop(np.zeros((9, 9, 3), np.uint8), (0, 0, 4, 4), 0)
+
+
+def test_mirrored_boxes_cut_the_mirrored_image_as_the_boxes_cut_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    boxes = np.array([[3, 4, 13, 14], [-6, 2, 10, 18], [20, 0, 45, 25]], np.float32)
+    mirrored = mirrored_boxes(boxes, 30)
+    assert mirrored[0].tolist() == [17, 4, 27, 14] and mirrored.dtype == np.float32
+    for box, other in zip(boxes, mirrored, strict=True):
+        side = int(box[2] - box[0])
+        np.testing.assert_array_equal(crop(image[:, ::-1].copy(), other, side), crop(image, box, side)[:, ::-1])
+    np.testing.assert_array_equal(mirrored_boxes(mirrored, 30), boxes)

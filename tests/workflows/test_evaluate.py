@@ -255,6 +255,7 @@ DECONVNET, ENSEMBLE, CRF = {"deconvnet", "deconvnet_crf"}, {"edeconvnet", "edeco
         ("min_side", "60", DECONVNET | ENSEMBLE),
         ("ensemble", "product", ENSEMBLE),
         ("fcn_weight", "0.9", ENSEMBLE),
+        ("flip", "true", {"fcn8s"} | DECONVNET | ENSEMBLE),
         ("crf.bilateral_weight", "50", CRF),
         ("max_side", "48", {"fcn8s"} | DECONVNET | ENSEMBLE),
         ("batch", "1", set()),

@@ -12,7 +12,7 @@ from deconvnet.inference.instances import choose_boxes, segment_instances, whole
 from deconvnet.inference.score_maps import merge_score_map
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
-from proposals.boxes import crop, enlarge, make_windows, window_pixels
+from proposals.boxes import crop, enlarge, make_windows, mirrored_boxes, window_pixels
 
 
 class Constant(torch.nn.Module):
@@ -80,6 +80,35 @@ def test_scores_equal_those_of_a_loop_over_the_boxes(rng, aggregation, window):
         found = segment_instances(model, image, boxes, window=window, aggregation=aggregation, batch=batch)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("aggregation", ["max", "mean"])
+def test_with_flip_the_scores_are_the_mean_of_both_images_and_symmetric(rng, aggregation):
+    """The mirrored image with mirrored boxes must give the mirrored scores, and a box on one side must stay on that side."""
+    model, image = network(), rng.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    mirror = np.ascontiguousarray(image[:, ::-1])
+    boxes, windows = np.array([[2, 5, 30, 25], [-9, 20, 13, 44]], np.float32), np.array([[0, 0, 20, 40]], np.float32)
+    options = {"windows": windows, "aggregation": aggregation, "batch": 2}
+    other = options | {"windows": mirrored_boxes(windows, 60)}
+    straight = segment_instances(model, image, boxes, **options)
+    turned = segment_instances(model, mirror, mirrored_boxes(boxes, 60), **other)
+    numbers = []
+    found = segment_instances(model, image, boxes, **options, flip=True, on_box=lambda number, _: numbers.append(number))
+    np.testing.assert_allclose(found, (straight + turned[..., ::-1]) / 2, atol=1e-5)
+    again = segment_instances(model, mirror, mirrored_boxes(boxes, 60), **other, flip=True)
+    np.testing.assert_allclose(again, found[..., ::-1], atol=1e-5)
+    assert numbers == [1, 2, 3] and np.abs(found - straight).max() > 0.01
+    assert (found[1:, :, 55:] == 0).all() and (found[1:, 5:, :20] != 0).any()
+
+
+def test_with_flip_a_whole_image_has_the_mean_scores_of_both(rng):
+    fcn, image = FCN8s(num_classes=3, width=0.0625, batch_norm=True, input_size=64).eval(), np.zeros((70, 100, 3), np.uint8)
+    torch.nn.init.normal_(fcn.score_pool3.weight)
+    image[:, :40] = rng.integers(0, 256, 3)
+    straight = whole_image_scores(fcn, image)
+    turned = whole_image_scores(fcn, np.ascontiguousarray(image[:, ::-1]))[..., ::-1]
+    np.testing.assert_allclose(whole_image_scores(fcn, image, flip=True), (straight + turned) / 2, atol=1e-6)
+    assert np.abs(turned - straight).max() > 1e-3
 
 
 def test_overlapping_score_maps_are_merged_by_maximum_from_zero_or_by_sum():

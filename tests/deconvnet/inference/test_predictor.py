@@ -111,7 +111,15 @@ def test_an_image_of_one_pixel_without_boxes_is_background(networks):
 
 def test_every_setting_becomes_an_option() -> None:
     segment = SegmentSettings(
-        proposals=7, min_side=3, aggregation="sum", ensemble="product", fcn_weight=0.3, batch=9, max_side=99, bf16=False
+        proposals=7,
+        min_side=3,
+        aggregation="sum",
+        ensemble="product",
+        fcn_weight=0.3,
+        flip=True,
+        batch=9,
+        max_side=99,
+        bf16=False,
     )
     data = DataSettings(root="scenes", classes=("road", "sky"), background="none")
     windows = {"window_sizes": (1, 0.3), "window_overlap": 0.2}
@@ -136,6 +144,7 @@ ANOTHER = {
     "aggregation": "sum",
     "ensemble": "product",
     "fcn_weight": 0.9,
+    "flip": True,
     "batch": 1,
     "bf16": True,
     "max_side": 48,
