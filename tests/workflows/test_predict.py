@@ -29,6 +29,7 @@ from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
 from tests.deconvnet.ensembles import CLASSES, RESULTS, ensemble_in, random_image, save_networks
 from tests.servers import s3_server
+from tests.workflows.commands import call
 from workflows import predict
 from workflows.cli import load, setting_fields
 from workflows.settings import CONFIGS, PredictSettings
@@ -295,8 +296,8 @@ def test_input_and_output_on_s3(workspace, image_folder, tmp_path, monkeypatch) 
         expected = serve(workspace, 1, {"a.jpg": (image_folder / "a.jpg").read_bytes()})["a.jpg"]
         mask = client.get_object(Bucket="images", Key="out/masks/a.png")["Body"].read()
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
-        again, code = talk(start(*wanted, **server.environment))
-        assert code == 0 and "nothing to do" in again
+        again = call(predict.main, *wanted, **server.environment)
+        assert again.returncode == 0 and "nothing to do" in again.stdout
 
 
 def talk(process: subprocess.Popen[str]) -> tuple[str, int]:
