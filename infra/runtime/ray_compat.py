@@ -7,14 +7,17 @@ No other file of the project imports a module of Ray with `_private`, `_internal
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
 import ray.train.torch
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import available_resources_per_node
+from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
@@ -243,6 +246,33 @@ class PollThrottle(ExecutionCallback):
             executor: Ray Data's executor; unused.
         """
         time.sleep(self.seconds)
+
+
+class OwnNodesOnly(ExecutionCallback):
+    """A Ray Data callback by which a job asks an autoscaler only for nodes like those that have the job's labels.
+
+    While the CPUs are in use, Ray Data requests a further node of each shape (CPUs, GPUs, memory) of the cluster
+    (ray/data/_internal/cluster_autoscaler/default_cluster_autoscaler_v2.py, `try_trigger_scaling`), with the labels in
+    `ExecutionOptions.label_selector`. Without labels, work on CPUs so adds GPU nodes. With them, the shapes of all groups of nodes
+    are requested with these labels. No group has nodes of another group's shape with its own labels, and then Ray's autoscaler
+    ignores the whole request (ray/autoscaler/v2/scheduler.py, `_enforce_resource_constraints`). With this callback only the
+    shapes of living nodes with the labels are requested. The first such node is added because of a waiting task.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Restrict the shapes of nodes that a job requests. Ray Data calls this once for each job.
+
+        Args:
+            executor: Ray Data's executor.
+        """
+        if labels := executor._data_context.execution_options.label_selector:
+            executor._cluster_autoscaler._get_node_counts = partial(_worker_shapes, labels)
+
+
+def _worker_shapes(labels: Mapping[str, str]) -> dict[Any, int]:
+    """Count the living nodes that have some labels, without the head node, by their shape (CPUs, GPUs, memory)."""
+    workers = (node["Resources"] for node in live_nodes(labels) if "node:__internal_head__" not in node["Resources"])
+    return dict(Counter(_NodeResourceSpec.from_bundle(resources) for resources in workers))
 
 
 class ElasticTrainer(ray.train.torch.TorchTrainer):

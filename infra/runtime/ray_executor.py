@@ -60,8 +60,7 @@ class RayExecutor(Executor):
         """
         if not units:
             return
-        selector = {"label_selector": nodes} if (nodes := self._nodes(training=False)) else {}
-        done = _dataset(units).map(partial(_answer, work), num_cpus=1, **selector)
+        done = _dataset(units, self._nodes(training=False)).map(partial(_answer, work), num_cpus=1)
         yield from self._until_stopped(_results(done), len(units), title, unit)
 
     def map_actors(
@@ -83,7 +82,7 @@ class RayExecutor(Executor):
         if not fits:
             raise UserError(_no_room(actors, nodes))
         with actor_retries(actors.retries) as retries:
-            done = _dataset(units).map(
+            done = _dataset(units, nodes).map(
                 _Actor,
                 fn_constructor_args=(make, actors.cpus),
                 compute=ray.data.ActorPoolStrategy(
@@ -91,7 +90,6 @@ class RayExecutor(Executor):
                 ),
                 num_cpus=actors.cpus,
                 num_gpus=actors.gpus or None,
-                label_selector=nodes or None,
                 **retries,
             )
         try:
@@ -142,21 +140,28 @@ class RayExecutor(Executor):
         return self._settings.selector("training_nodes" if training else "data_nodes")
 
 
-def _dataset(units: Mapping[int, Any]) -> Any:
+def _dataset(units: Mapping[int, Any], nodes: Mapping[str, str]) -> Any:
     """Make a Ray dataset with one row for each unit of work.
 
     Each row is in a block of its own, so that a Ray task receives only the unit that it does.
 
     Args:
         units: the units of work. Each key is the index (position in the job) of its unit.
+        nodes: Ray labels of the nodes that may do the work; {} for any node. They hold for the whole job, not for one operator
+            alone. So an autoscaler is asked for nodes with these labels, and not for some of each group of nodes.
 
     Returns:
         The dataset. Each row has the "index" of a unit and the pickled "unit".
     """
     import ray.data
 
+    from infra.runtime.ray_compat import OwnNodesOnly
+
     items = [{"index": index, "unit": pickle.dumps(unit)} for index, unit in units.items()]
-    return ray.data.from_items(items, override_num_blocks=len(items))
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset.context.execution_options.label_selector = dict(nodes) or None
+    dataset.context.custom_execution_callback_classes = [OwnNodesOnly]
+    return dataset
 
 
 def _results(done: Any) -> Iterator[tuple[int, Any]]:

@@ -54,7 +54,8 @@ class RayDataLoader(BatchLoader):
         dataset.context.target_max_block_size = max(_MiB, batch_bytes)
         dataset.context.execution_options = ExecutionOptions(
             preserve_order=True,
-            resource_limits=ExecutionResources(object_store_memory=max(32 * _MiB, 8 * batch_bytes)),
+            # No CPUs or GPUs, so that no node is requested of an autoscaler.
+            resource_limits=ExecutionResources(cpu=0, gpu=0, object_store_memory=max(32 * _MiB, 8 * batch_bytes)),
         )
         with task_retries(0) as retries:
             made = dataset.map_batches(

@@ -1,10 +1,12 @@
 """Both executors do every unit once, by workers made once; a user error, no room and a deadly unit become messages."""
 
 import os
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,3 +160,31 @@ def test_work_that_would_wait_for_ever_is_refused(
     executor = RayExecutor(ClusterSettings(**cluster))
     with pytest.raises(UserError, match=message):
         list(executor.map_actors({0: 3}, partial(squares, tmp_path / "log", -1, -1), actors, **WORDS))
+
+
+@pytest.mark.ray
+def test_the_labels_of_nodes_hold_for_all_of_a_ray_data_job(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that an autoscaler is asked for nodes with these labels. Without labels, or in another job, there are none."""
+    import ray
+
+    asked = []
+    function = "ray.data._internal.execution.streaming_executor.create_cluster_autoscaler"
+    make = pkgutil.resolve_name(function)
+
+    def spy(topology: Any, resource_manager: Any, data_context: Any, **options: Any) -> Any:
+        asked.append(data_context.execution_options.label_selector)
+        return make(topology, resource_manager, data_context, **options)
+
+    monkeypatch.setattr(function, spy)
+    here = f"ray.io/node-id={ray.get_runtime_context().get_node_id()}"
+    selector = dict([here.split("=")])
+    for labels, expected in (({"data_nodes": here}, selector), ({"training_nodes": here}, None), ({}, None)):
+        executor = RayExecutor(ClusterSettings(**labels))
+        assert dict(executor.map({0: 3}, doubled, **WORDS)) == {0: 6}
+        assert [
+            found[0] for _, found in executor.map_actors({0: 3}, partial(squares, tmp_path / "log", 0, -1), Actors(), **WORDS)
+        ] == [9]
+        assert asked[-2:] == [expected, expected]
+    assert ray.data.DataContext.get_current().execution_options.label_selector is None

@@ -4,12 +4,20 @@ import ast
 import inspect
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 import ray.data
 import ray.train
+from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint
+from ray.core.generated.common_pb2 import LabelSelectorOperator
+from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import DefaultClusterAutoscalerV2
+from ray.data._internal.cluster_autoscaler.default_cluster_autoscaler_v2 import _NodeResourceSpec as Spec
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
@@ -57,6 +65,72 @@ def test_the_data_executor_calls_its_callbacks_after_each_step() -> None:
     assert parameters(ray_compat.PollThrottle.__base__.on_execution_step) == ["self", "executor"]
     assert "callback.on_execution_step(self)" in inspect.getsource(StreamingExecutor)
     assert isinstance(ray.data.DataContext().custom_execution_callback_classes, list)
+
+
+def test_the_data_executor_has_an_autoscaler_before_its_callbacks_are_called() -> None:
+    source = inspect.getsource(StreamingExecutor.execute)
+    assert source.index("self._cluster_autoscaler = ") < source.index("callback.before_execution_starts(self)")
+    assert "self._data_context = " in inspect.getsource(StreamingExecutor.__init__)
+    autoscaler = inspect.getsource(DefaultClusterAutoscalerV2)
+    assert "self._get_node_counts = get_node_counts" in autoscaler and "self._get_node_counts()" in autoscaler
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> dict[str, NodeTypeConfig]:
+    """The groups of infra/deploy/kuberay. Of each, one node lives, and the head."""
+    found = {
+        "cpu": NodeTypeConfig("cpu", 0, 16, resources={"CPU": 8, "memory": 16e9}, labels={"pool": "cpu"}),
+        "gpu": NodeTypeConfig("gpu", 0, 8, resources={"CPU": 10, "GPU": 1, "memory": 48e9}, labels={"pool": "gpu"}),
+    }
+    alive = [{"Alive": True, "Labels": group.labels, "Resources": group.resources} for group in found.values()]
+    alive.append({"Alive": True, "Labels": {"pool": "cpu"}, "Resources": {"CPU": 4, "memory": 1e9, "node:__internal_head__": 1}})
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    return found
+
+
+def launched(groups: dict[str, NodeTypeConfig], bundles: list[dict[str, float]], labels: dict[str, str]) -> dict[str, int]:
+    """Return how many nodes of each group Ray's scheduler launches for a request of Ray Data's autoscaler."""
+    selector = [[(key, LabelSelectorOperator.LABEL_OPERATOR_IN, [value]) for key, value in labels.items()]]
+    requests = [ResourceRequestUtil.make(bundle, label_selectors=selector) for bundle in bundles]
+    constraint = ClusterResourceConstraint(resource_requests=ResourceRequestUtil.group_by_count(requests))
+    request = SchedulingRequest(
+        disable_launch_config_check=True, node_type_configs=groups, max_num_nodes=50, cluster_resource_constraints=[constraint]
+    )
+    return {each.instance_type: each.count for each in ResourceDemandScheduler(None).schedule(request).to_launch}
+
+
+def data_executor(groups: dict[str, NodeTypeConfig], labels: dict[str, str] | None) -> SimpleNamespace:
+    """An executor of Ray Data whose autoscaler knows the shapes of all groups."""
+    shapes = {Spec.from_bundle(group.resources): 1 for group in groups.values()}
+    context = SimpleNamespace(execution_options=SimpleNamespace(label_selector=labels))
+    return SimpleNamespace(_data_context=context, _cluster_autoscaler=SimpleNamespace(_get_node_counts=lambda: shapes))
+
+
+@pytest.mark.parametrize(("pool", "by_labels_alone"), [("cpu", {}), ("gpu", {"gpu": 4})])
+def test_a_job_with_labels_asks_only_for_nodes_of_its_shape(
+    groups: dict[str, NodeTypeConfig], pool: str, by_labels_alone: dict[str, int]
+) -> None:
+    """With labels alone the CPU nodes' shape is requested with pool=gpu, too, and the GPU nodes' with pool=cpu, which no node has."""
+    executor = data_executor(groups, {"pool": pool})
+
+    def bundles() -> list[dict[str, float]]:
+        return [
+            spec.to_bundle() for spec, count in executor._cluster_autoscaler._get_node_counts().items() for _ in range(count + 1)
+        ]
+
+    assert launched(groups, bundles(), {}) == {"cpu": 2, "gpu": 2}  # nodes that exist are not told to the scheduler here
+    assert launched(groups, bundles(), {"pool": pool}) == by_labels_alone
+    ray_compat.OwnNodesOnly().before_execution_starts(executor)
+    assert launched(groups, bundles(), {"pool": pool}) == {pool: 2}
+
+
+def test_a_job_without_labels_or_without_nodes_of_its_own(groups: dict[str, NodeTypeConfig]) -> None:
+    executor = data_executor(groups, None)
+    ray_compat.OwnNodesOnly().before_execution_starts(executor)
+    assert len(executor._cluster_autoscaler._get_node_counts()) == 2
+    executor = data_executor(groups, {"pool": "other"})
+    ray_compat.OwnNodesOnly().before_execution_starts(executor)
+    assert executor._cluster_autoscaler._get_node_counts() == {}
 
 
 def test_the_trainer_makes_its_policy_and_callbacks_where_we_replace_them() -> None:
