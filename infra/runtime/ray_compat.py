@@ -202,8 +202,7 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
     Yields:
         The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with _without_deprecation_warnings():
         yield {"ray_remote_args_fn": lambda: {"max_task_retries": count}}
 
 
@@ -219,9 +218,16 @@ def task_retries(count: int) -> Iterator[dict[str, Any]]:
     Yields:
         The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
     """
+    with _without_deprecation_warnings():
+        yield {"max_retries": count}
+
+
+@contextmanager
+def _without_deprecation_warnings() -> Iterator[None]:
+    """Suppress deprecation warnings for the duration of a `with` block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        yield {"max_retries": count}
+        yield
 
 
 class PollThrottle(ExecutionCallback):

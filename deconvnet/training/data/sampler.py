@@ -152,9 +152,8 @@ class Order:
             held_bytes: bytes that a worker that makes whole batches may hold on average.
         """
         total, size = int(examples.sum()), float(nbytes.sum())
-        group = float(np.square(nbytes, dtype=np.float64).sum()) / max(
-            size, 1
-        )  # the mean size of the row group that a byte is in
+        # The mean size of the row group that a byte is in.
+        group = float(np.square(nbytes, dtype=np.float64).sum()) / max(size, 1)
         count = batch
         while count > 1 and count * group > held_bytes:
             count = -(-count // 2)
