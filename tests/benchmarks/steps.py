@@ -24,9 +24,9 @@ from tests.benchmarks.common import Row
 
 CLASSES = 21
 NETWORKS: dict[str, tuple[Callable[[], Network], int, int]] = {
-    "voc_sample_cpu's DeconvNet, 64 crops of 64 px": (lambda: DeconvNet(CLASSES, 0.5, 64), 64, 64),
+    "DeconvNet of half width, 64 crops of 64 px": (lambda: DeconvNet(CLASSES, 0.5, 64), 64, 64),
     "DeconvNet at full size, 8 crops of 224 px": (lambda: DeconvNet(CLASSES, 1.0, 224), 8, 224),
-    "voc_sample_cpu's FCN-8s, 8 images of 192 px": (lambda: FCN8s(CLASSES, 0.5, batch_norm=True, input_size=192), 8, 192),
+    "FCN-8s of half width, 8 images of 192 px": (lambda: FCN8s(CLASSES, 0.5, batch_norm=True, input_size=192), 8, 192),
 }
 """A function that makes the network, the number of examples in a batch, and their side in pixels."""
 

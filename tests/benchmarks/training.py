@@ -27,14 +27,7 @@ def loop() -> list[Row]:
 
     if torch.cuda.is_available():
         return _loops("full size, 224 px", 1.0, 224, "cuda", steps=20)
-    return _loops("voc_sample_cpu's DeconvNet", *_cpu_network(), "cpu", steps=3)
-
-
-def _cpu_network() -> tuple[float, int]:
-    from workflows.settings import CONFIGS, load
-
-    model = load(str(CONFIGS / "voc_sample_cpu.yaml")).model
-    return model.width, model.input_size
+    return _loops("half width, 64 px", 0.5, 64, "cpu", steps=3)
 
 
 def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[Row]:
