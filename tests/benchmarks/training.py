@@ -18,6 +18,7 @@ from proposals import schemas
 from tests.benchmarks.common import Row, median_seconds, peak_flops, sample_images, seconds
 
 BATCH = 64
+HALF = (0.5, 64)  # width of the networks, and side of their crops, in pixels, on CPUs
 CLASSES = 21
 
 
@@ -27,7 +28,7 @@ def loop() -> list[Row]:
 
     if torch.cuda.is_available():
         return _loops("full size, 224 px", 1.0, 224, "cuda", steps=20)
-    return _loops("half width, 64 px", 0.5, 64, "cpu", steps=3)
+    return _loops("half width, 64 px", *HALF, "cpu", steps=3)
 
 
 def _loops(name: str, width: float, size: int, device: str, steps: int) -> list[Row]:
@@ -98,7 +99,7 @@ def feeding() -> list[Row]:
     from deconvnet.training.trainer import Trainer
     from infra.device import fast_bf16
 
-    width, size = _cpu_network()
+    width, size = HALF
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     model = ModelSettings(width=width, input_size=size)
@@ -228,7 +229,7 @@ def _examples(uri: str, size: int, count: int = 1024) -> str:
 def inputs() -> list[Row]:
     """Time the decoding and augmentation of stored crops on one core."""
     rows: list[Row] = []
-    for size in (_cpu_network()[1], 224):
+    for size in (HALF[1], 224):
         with tempfile.TemporaryDirectory() as folder:
             examples = open_examples(_examples(f"{folder}/examples", size, 256), size)
             stored = [(r["image"], r["mask"]) for g in range(len(examples.groups)) for r in examples.read(g).to_pylist()]
