@@ -106,6 +106,7 @@ class RunSummary:
             the stage of DeconvNet's training, and "dev" tables are not trained on.
         rejects: the inputs that could not be used.
         seconds: duration of each finished stage of the pipeline in seconds, by stage name, in the order in which they run.
+        step_seconds: for each training stage, the mean seconds a step by what they were spent on (`deconvnet.training.meter.PHASES`).
         proposals: the content of `report/proposals.json`; {} if there is no such file.
         against_champion: the content of `report/against_champion.json`, the comparison with the registered model that was in use;
             {} if there is no such file.
@@ -124,6 +125,7 @@ class RunSummary:
     crops: Mapping[str, int]
     rejects: Rejects
     seconds: Mapping[str, float]
+    step_seconds: Mapping[str, Mapping[str, float]]
     proposals: Mapping[str, Any]
     against_champion: Mapping[str, Any]
     decision: str
@@ -170,6 +172,7 @@ def read_run_summary(
         crops={name.replace("_", " "): int(count) for name, count in crops.items() if isinstance(count, int)},
         rejects=_read_rejects(storage.join(workspace, "rejects")),
         seconds={name: float(record["seconds"]) for name, record in records.items()},
+        step_seconds={name: found for name, record in records.items() if (found := record["summary"].get("step_seconds"))},
         proposals=_read_json(workspace, "report", "proposals.json") or {},
         against_champion=_read_json(workspace, "report", "against_champion.json") or {},
         decision=_decision(records.get("verdict", {}).get("summary", {})),

@@ -1,9 +1,13 @@
 """Functions for the ranks (training processes): their number, random seeds, sums over ranks, and averaged gradients (DDP)."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -26,7 +30,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+def data_parallel(model: nn.Module, device: torch.device, on_computed: Callable[[], None]) -> DistributedDataParallel:
     """Wrap a model in DistributedDataParallel (DDP), which averages gradients over the ranks.
 
     Rank 0's weights are copied to all ranks. Every rank (training process) must call this.
@@ -34,11 +38,37 @@ def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataPara
     Args:
         model: the network, already on the device.
         device: the device of this rank. For a GPU without an index, torch's current GPU is used.
+        on_computed: called in each backward pass in which gradients are averaged, when this rank has computed all gradients. What
+            follows in this backward pass is waiting for the average.
     """
+
+    def average(
+        group: dist.ProcessGroup | None,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP requires this annotation, which torch's types lack
+    ) -> torch.futures.Future[Tensor]:
+        """Average a bucket of gradients over all ranks. DDP calls this for each bucket, as soon as its gradients are computed."""
+        if bucket.is_last():
+            on_computed()
+        return allreduce_hook(group, bucket)  # type: ignore[arg-type]  # None is the group of all ranks
+
     ids = None
     if device.type == "cuda":
         ids = [device.index if device.index is not None else torch.cuda.current_device()]
-    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    network = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    network.register_comm_hook(None, average)
+    return network
+
+
+def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Return a context manager for the forward and backward pass of a micro-batch (a piece of this rank's batch).
+
+    With DDP, the gradients are averaged over the ranks (training processes) only in the last micro-batch of a step.
+
+    Args:
+        network: the network, which `data_parallel` has wrapped if there are several ranks.
+        last: whether this is the last micro-batch of the step.
+    """
+    return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

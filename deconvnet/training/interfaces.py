@@ -1,7 +1,7 @@
 """The types that the training loop works with: batches, training states and results."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,15 @@ class Outcome:
         epochs: number of epochs done. It is a fraction if `max_steps` ended the training within an epoch.
         dev_mean_iou: mean IoU (0–1) of the final network on the dev examples (held out for evaluation). None if there are none.
         best_dev_mean_iou: highest mean IoU on the dev examples after any epoch. None if there was no such evaluation.
+        step_seconds: mean seconds a step by what they were spent on (`meter.PHASES`), over all ranks and all steps since the run was
+            last started or resumed. {} if there were none. It does not matter to whether two outcomes are equal.
     """
 
     steps: int
     epochs: float
     dev_mean_iou: float | None
     best_dev_mean_iou: float | None
+    step_seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 Report = Callable[[dict[str, float], State | None], None]

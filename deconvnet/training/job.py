@@ -183,7 +183,7 @@ def run_job(
         should_save: called before each step. If it returns True on any rank, a checkpoint is reported after the step.
 
     Returns:
-        The numbers of steps and epochs, and the mean IoU on the dev examples.
+        The numbers of steps and epochs, the mean IoU on the dev examples, and what the time was spent on.
 
     Raises:
         UserError: if the weights or the checkpoint to start from don't fit the network.
@@ -206,7 +206,9 @@ def run_job(
     except Diverged as error:
         raise Diverged(f"{job.stage}: {error}") from None
     if rank == 0:
-        extra = {"stage": job.stage, "seed": job.seed, **asdict(outcome)}
+        values = asdict(outcome)
+        del values["step_seconds"]  # a model file does not depend on how fast it was made
+        extra = {"stage": job.stage, "seed": job.seed, **values}
         checkpoint.save_model(model, storage.absolute(job.out_uri), job.classes, extra, job.fingerprint)
     return outcome
 
@@ -234,3 +236,20 @@ def progress_line(metrics: Mapping[str, Any], total_steps: int) -> str:
     """
     parts = [f"step {metrics['step']:,}/{total_steps:,}", f"epoch {metrics['epoch']:.2f}"]
     return ", ".join(parts + [form.format(metrics[name]) for name, form in _FORMATS if name in metrics])
+
+
+def log_step_seconds(step_seconds: Mapping[str, float]) -> None:
+    """Log what the time of the training steps was spent on, such as "0.44 s a step: forward and backward 0.40, optimiser 0.03".
+
+    The largest phases come first. Those that take less than 1 % of a step are left out. Without steps nothing is logged.
+
+    Args:
+        step_seconds: seconds a step by phase (`Outcome.step_seconds`).
+    """
+    total = sum(step_seconds.values())
+    if not total:
+        return
+    unit, factor = ("s", 1) if total >= 0.1 else ("ms", 1000)
+    shown = sorted(((seconds, phase) for phase, seconds in step_seconds.items() if seconds >= 0.01 * total), reverse=True)
+    parts = [f"{phase.replace('_', ' ')} {factor * seconds:.2f}" for seconds, phase in shown]
+    logger.info(f"  {factor * total:.2f} {unit} a step: {', '.join(parts)}")

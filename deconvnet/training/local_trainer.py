@@ -16,7 +16,7 @@ from deconvnet.models import checkpoint
 from deconvnet.training.data.dataloader import ThreadedLoader
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.interfaces import State
-from deconvnet.training.job import TrainingJob, progress_line, run_job
+from deconvnet.training.job import TrainingJob, log_step_seconds, progress_line, run_job
 from infra import storage
 from infra.memory import freed_memory_is_kept
 from infra.runtime.local_executor import available_cpus
@@ -50,8 +50,7 @@ def train_locally(
         should_stop: called before each step. If it returns True, a checkpoint is saved and training stops.
 
     Returns:
-        The results by name: "steps" and "epochs" done, "dev_mean_iou" (0–1, of the final network) and "best_dev_mean_iou"
-        (highest after any epoch). The last two are measured on the dev examples; None without dev examples.
+        The results by name: the attributes of `interfaces.Outcome`, such as "steps" and "dev_mean_iou".
 
     Raises:
         UserError: if the settings or the data are not suitable, or the loss diverges.
@@ -89,6 +88,7 @@ def train_locally(
             should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
         )
     checkpoints.remove()
+    log_step_seconds(outcome.step_seconds)
     return asdict(outcome)
 
 

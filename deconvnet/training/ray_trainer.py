@@ -23,13 +23,12 @@ from deconvnet.settings import ComputeSettings
 from deconvnet.training.data.dataloader import BatchPlan
 from deconvnet.training.data.examples import Examples
 from deconvnet.training.data.ray_dataloader import ray_data_config
-from deconvnet.training.job import TrainingJob, progress_line
+from deconvnet.training.job import TrainingJob, log_step_seconds, progress_line
 from deconvnet.training.ray_callbacks import ReportForwarder
 from deconvnet.training.ray_worker import train_worker
 from deconvnet.training.trainer import Diverged
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
-from infra.memory import ONE_ARENA
 from infra.runtime.cluster import actor_slots, can_autoscale, check_nodes, live_nodes
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.ray_compat import ElasticTrainer
@@ -70,8 +69,7 @@ def train_on_ray(
             stop.
 
     Returns:
-        The results by name: "steps" and "epochs" done, "dev_mean_iou" (0–1, of the final network) and "best_dev_mean_iou"
-        (highest after any epoch). The last two are measured on the dev examples; None without dev examples.
+        The results by name: the attributes of `interfaces.Outcome`, such as "steps" and "dev_mean_iou".
 
     Raises:
         UserError: if the settings, the cluster or the data are not suitable, or the loss diverges.
@@ -94,6 +92,7 @@ def train_on_ray(
         raise Interrupted(found["interrupted"])
     if "diverged" in found:
         raise Diverged(found["diverged"])
+    log_step_seconds(found["step_seconds"])
     return found
 
 
@@ -184,7 +183,6 @@ def _ray_trainer(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=[ReportForwarder(queue), *callbacks],
-            worker_runtime_env={"env_vars": ONE_ARENA},
         ),
         datasets={"train": plan},
         dataset_config=ray_data_config(max(1, compute.cpus_per_worker - 1)),

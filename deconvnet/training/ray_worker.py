@@ -35,8 +35,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             (handle of the Ray actor of class `ReportQueue`, which tells whether the driver wants the run to stop).
 
     Returns:
-        The results by name: "steps", "epochs", "dev_mean_iou" and "best_dev_mean_iou". If training was stopped or diverged,
-        only the key "interrupted" or "diverged" with the error message.
+        The results by name: "steps", "epochs", "dev_mean_iou", "best_dev_mean_iou" and "step_seconds". If training was stopped or
+        diverged, only the key "interrupted" or "diverged" with the error message.
 
     Raises:
         UserError: if the weights or the checkpoint to start from don't fit the network, or an example can't be decoded.

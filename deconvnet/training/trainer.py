@@ -10,14 +10,12 @@ and the step is enough to restore the random state.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.models.fused.available import use_fused
@@ -29,9 +27,9 @@ from deconvnet.training.data.dataloader import BatchLoader
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.device_batches import TensorBatch, host_batch, host_batches, to_device
 from deconvnet.training.data.sampler import ORDER_VERSION
-from deconvnet.training.distributed import data_parallel, rank_and_world_size, step_seed, sum_over_ranks
+from deconvnet.training.distributed import data_parallel, gradient_sync, rank_and_world_size, step_seed, sum_over_ranks
 from deconvnet.training.interfaces import Outcome, Report, State
-from deconvnet.training.meter import Meter
+from deconvnet.training.meter import Meter, StepTimes
 from deconvnet.training.optimizer import NORMS, Schedule, make_sgd, named_parameters, set_rate
 from infra.errors import Interrupted, UserError
 from proposals.masks import VOID_ID
@@ -101,6 +99,7 @@ class Trainer:
         self.schedule = Schedule(settings, self.total_steps)
         self.step = 0
         self._meter = Meter()
+        self._times = StepTimes(self.device)
         self._dev_mean_iou: float | None = None  # on the dev examples, with the present weights; None if not evaluated
 
     def fit(
@@ -123,18 +122,22 @@ class Trainer:
             should_save: called before each step. If it returns True on any rank, the state is reported after the step.
 
         Returns:
-            The number of steps and epochs, and the mean IoU on the dev examples.
+            The number of steps and epochs, the mean IoU on the dev examples, and what the time was spent on.
 
         Raises:
             Interrupted: if `should_stop` returned True. The state was reported before.
             Diverged: if the loss is infinite or NaN.
         """
-        self._network = data_parallel(self.model, self.device) if self.world_size > 1 else self.model
+        self._times = times = StepTimes(self.device)
+        if self.world_size > 1:
+            self._network = data_parallel(self.model, self.device, lambda: times.lap("forward_and_backward"))
         self.model.train()
         self._meter = Meter()
         for images, masks in self._remaining_batches():
             flags = [np.count_nonzero(masks.numpy() != VOID_ID), should_stop(), should_save()]
+            times.lap("waiting_for_data")
             valid_pixels, stop, save = sum_over_ranks(torch.tensor(flags, dtype=torch.int64)).tolist()
+            times.lap("all_reduce")
             if stop:
                 report(self._position(), self.state_dict())
                 raise Interrupted(f"stopped after step {self.step}")
@@ -145,17 +148,19 @@ class Trainer:
                 metrics = {**self._position(), "lr": rate, **self._loss_metrics(valid_pixels)}
                 if self._ends_epoch(self.step):
                     metrics |= self._evaluate_epoch()
-                report(metrics, self.state_dict() if due else None)
+                report(metrics | times.read(), self.state_dict() if due else None)
+                times.lap("checkpoints")
                 self._meter = Meter()
             if self._ends_epoch(self.step) and self.schedule.finished:
                 break
-        if self.settings.bn_batches and any(isinstance(m, NORMS) for m in self.model.modules()):
-            self._recompute_batch_norm()
+        self._recompute_batch_norm()
         if self.dev is not None:
             if self._dev_mean_iou is None:
                 self._dev_mean_iou = self.evaluate().mean_iou
             report({**self._position(), "final_dev_mean_iou": self._dev_mean_iou}, None)
-        return Outcome(self.step, self.step / self.loader.steps_per_epoch, self._dev_mean_iou, self.schedule.best)
+        times.read()
+        epochs = self.step / self.loader.steps_per_epoch
+        return Outcome(self.step, epochs, self._dev_mean_iou, self.schedule.best, times.means())
 
     def train_step(self, images: Tensor, masks: Tensor, valid_pixels: int, count_correct: bool) -> float:
         """Do one optimiser step on a global batch (the examples of all ranks together).
@@ -177,16 +182,21 @@ class Trainer:
         pieces = even_ranges(len(images), self.micro_batches)
         for piece in pieces:
             x, truth = to_device((images[piece.start : piece.stop], masks[piece.start : piece.stop]), self.device)
-            with self._gradient_sync(last=piece == pieces[-1]):
+            self._times.lap("copy_to_device")
+            last = piece == pieces[-1]
+            with gradient_sync(self._network, last):
                 with self._autocast():
                     scores = self._network(self.model.prepare(x))
                 loss = summed_cross_entropy(scores, truth, VOID_ID, 1 / max(valid_pixels, 1))
                 (loss * self.world_size).backward()  # DDP averages the gradients over the ranks, but they must be summed
+            self._times.lap("all_reduce" if last and self.world_size > 1 else "forward_and_backward")
             self._meter.add(loss.detach(), (scores.detach().argmax(1) == truth).sum() if count_correct else None)
+            self._times.lap("forward_and_backward")
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self._times.lap("optimiser")
         self._meter.count_step(self.settings.batch)
         self.step += 1
         self._dev_mean_iou = None
@@ -215,7 +225,9 @@ class Trainer:
             for images, masks in self.dev.batches(size):
                 x, _ = to_device(host_batch((images, masks)), self.device)
                 found.update(masks, self.model(self.model.prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
-        return ConfusionMatrix(found.num_classes, sum_over_ranks(torch.from_numpy(found.matrix)).numpy())
+        matrix = sum_over_ranks(torch.from_numpy(found.matrix)).numpy()
+        self._times.lap("validation")
+        return ConfusionMatrix(found.num_classes, matrix)
 
     def state_dict(self) -> State:
         """Return the training state for a checkpoint. Its tensors are not copied, so later steps change them."""
@@ -311,11 +323,13 @@ class Trainer:
         return {"dev_mean_iou": found.mean_iou, "dev_pixel_accuracy": found.pixel_accuracy}
 
     def _recompute_batch_norm(self) -> None:
-        """Recompute the running mean and variance of every batch norm with the final weights.
+        """Recompute the running mean and variance of every batch norm with the final weights, if the settings ask for it.
 
         They are averages over `bn_batches` batches (a setting of the stage). The batches are taken from the epochs that would
         follow the training, and are augmented as in training. The last mean IoU is discarded, as it no longer holds.
         """
+        if not self.settings.bn_batches or not any(isinstance(m, NORMS) for m in self.model.modules()):
+            return
         first = self.settings.epochs * self.loader.steps_per_epoch
         inputs = (
             self.model.prepare(to_device((images[piece.start : piece.stop], masks[piece.start : piece.stop]), self.device)[0])
@@ -324,19 +338,9 @@ class Trainer:
         )
         with self._autocast():
             recompute_statistics(self.model, inputs)
+        self._times.lap("batch_norm")
         self._dev_mean_iou = None
 
     def _autocast(self) -> torch.autocast:
         """Return a context manager in which the network is computed in bfloat16 if the trainer was made with `bf16=True`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Return a context manager for the forward and backward pass of a micro-batch (a piece of this rank's batch).
-
-        With DDP, the gradients are averaged over the ranks (training processes) only in the last micro-batch of a step.
-
-        Args:
-            last: whether this is the last micro-batch of the step.
-        """
-        network = self._network
-        return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()

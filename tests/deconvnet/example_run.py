@@ -40,6 +40,7 @@ def example_summary(**changes: Any) -> RunSummary:
         "crops": {"stage1": 70000},
         "rejects": Rejects({"not an image": 4, SCRIPT_TAG: 1}, {"not an image": ["a.jpg", "b.jpg"], SCRIPT_TAG: ["c.jpg"]}),
         "seconds": {"prepare": 8.2, "stage2": 7500.0},
+        "step_seconds": {"stage2": {"waiting_for_data": 0.02, "forward_and_backward": 0.4, "all_reduce": 0.0, "optimiser": 0.08}},
         "proposals": {"objects": 77, "recall_10_iou50": 0.1, "recall_50_iou50": 0.9, "recall_50_iou70": 0.5},
         "against_champion": {},
         "decision": "",

@@ -121,8 +121,9 @@ class Pipeline(TrackedPipeline):
             fingerprint: digest of the stage's code version, settings and inputs. It names the folder of the stage's checkpoints.
 
         Returns:
-            The summary of the stage: the numbers of `steps` and `epochs`, and the mean IoU (0 to 1) on the dev examples at the
-            end (`dev_mean_iou`) and at its best (`best_dev_mean_iou`). Dev examples come from training images that are set aside.
+            The summary of the stage: the numbers of `steps` and `epochs`, the mean IoU (0 to 1) on the dev examples at the end
+            (`dev_mean_iou`) and at its best (`best_dev_mean_iou`), and the seconds a step by what they were spent on
+            (`step_seconds`). Dev examples come from training images that are set aside.
         """
         from deconvnet.reporting import plots
         from deconvnet.training.job import TrainingJob

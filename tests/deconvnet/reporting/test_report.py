@@ -103,6 +103,23 @@ def test_sections_without_content_are_left_out() -> None:
     assert not any(f'id="{name}"' in html for name in ("images", "charts", "time"))
 
 
+def test_a_bar_shows_what_a_training_step_takes() -> None:
+    """One bar a training stage, whose parts have the colours of the legend; earlier workspaces have none."""
+    html = render_report(example_summary())
+    (row,) = (row for row in Reader(html).rows if row[:2] == ["stage2", "0.5 s"])
+    assert row[0] == "stage2"
+    bar = html[html.index('id="steps"') :]
+    assert re.findall(r'class="part(\d)" style="width:([\d.]+)%"', bar) == [
+        ("1", "4.00"),
+        ("2", "80.00"),
+        ("3", "0.00"),
+        ("4", "16.00"),
+    ]
+    legend = re.findall(r'key part(\d)"></span>([^<]*)', bar)
+    assert legend == [("1", "waiting for data 4 %"), ("2", "forward and backward 80 %"), ("4", "optimiser 16 %")]
+    assert 'id="steps"' not in render_report(example_summary(step_seconds={}))
+
+
 def test_only_the_first_reasons_of_rejection_are_shown() -> None:
     many = {f"reason {i}": 1 for i in range(1000)}
     html = render_report(example_summary(rejects=Rejects(many, {key: ["x.jpg"] for key in many})))

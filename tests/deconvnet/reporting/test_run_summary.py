@@ -36,8 +36,10 @@ def test_a_complete_workspace_is_read(tmp_path, rng) -> None:
     ]
     tables.commit(str(folder / "rejects"), "f", [tables.write_part(str(folder / "rejects"), "f", 0, rejects, tables.REJECTS)])
     record = {"fingerprint": "f", "recipe": "r", "inputs": [], "key": "k", "seconds": 2.5, "summary": {}}
-    for name in ("stage2", "prepare"):
-        storage.write_json(str(folder / "stages" / f"{name}.json"), record)
+    storage.write_json(str(folder / "stages" / "prepare.json"), record)
+    storage.write_json(
+        str(folder / "stages" / "stage2.json"), record | {"summary": {"steps": 3, "step_seconds": {"optimiser": 0.5}}}
+    )
     storage.write_json(str(folder / "stages" / "examples.json"), record | {"summary": {"stage1": 7, "stage1_dev": 2}})
     storage.write_json(str(folder / "report" / "against_champion.json"), {"rise": 0.1})
     verdict = {"version": 4, "champion": 3, "promoted": False, "why": "it is worse"}
@@ -47,6 +49,7 @@ def test_a_complete_workspace_is_read(tmp_path, rng) -> None:
     assert found.digest == "abc" and found.crops == {"stage1": 7, "stage1 dev": 2} and found.proposals == {"objects": 3}
     assert list(found.figures) == ["wins"] and found.figures["wins"] == grey_png()
     assert found.seconds == dict.fromkeys(("prepare", "examples", "stage2", "verdict"), 2.5)
+    assert found.step_seconds == {"stage2": {"optimiser": 0.5}}
     assert found.against_champion == {"rise": 0.1} and found.decision == "Version 4 is not promoted: it is worse."
     assert found.rejects.counts == {"empty": 5, "text": 1} and found.rejects.examples["empty"] == ["0.jpg", "1.jpg", "2.jpg"]
     assert found.rejects.total == 6
@@ -57,7 +60,7 @@ def test_a_complete_workspace_is_read(tmp_path, rng) -> None:
 
 def test_only_results_are_needed(tmp_path) -> None:
     found = read_run_summary(str(workspace(tmp_path)), title="t", settings={}, code="c")
-    assert (found.splits, found.seconds, found.rejects.total, found.figures) == ({}, {}, 0, {})
+    assert (found.splits, found.seconds, found.step_seconds, found.rejects.total, found.figures) == ({}, {}, {}, 0, {})
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError):
         read_run_summary(str(tmp_path / "empty"), title="t", settings={}, code="c")

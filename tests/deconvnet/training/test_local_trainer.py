@@ -1,6 +1,7 @@
 """Training in one process without Ray: the loop's own losses, and runs that are stopped and resumed."""
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_losses_and_weights_are_those_of_the_loop_fed_directly(folder: Path):
+def test_losses_and_weights_are_those_of_the_loop_fed_directly(folder: Path, caplog: pytest.LogCaptureFixture):
+    """The log ends with what a step took."""
+    caplog.set_level(logging.INFO, "deconvnet")
     reports: list[dict[str, float]] = []
     found = train_locally(job(folder), device="cpu", on_report=reports.append)
+    assert re.search(r"a step: .*forward and backward [\d.]+", caplog.messages[-1])
+    assert all("time.optimiser_s" in metrics for metrics in reports if "loss" in metrics)
+    assert sum(found["step_seconds"].values()) > 0
+    assert "step_seconds" not in checkpoint.load_model(f"{folder}/models/run")[1]["extra"]
 
     examples = open_examples(f"{folder}/examples", SIZE)
     torch.manual_seed(0)
