@@ -151,6 +151,10 @@ class ComputeSettings(Section):
     bf16: bool = Field(
         True, description="compute in bfloat16 where it is fast: on GPUs from Ampere on, on CPUs with AVX-512 BF16"
     )
+    allreduce_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="number format in which the workers exchange gradients; bfloat16: half the bytes, for slow links between nodes",
+    )
     max_failures: int = Field(3, ge=0, description="number of times that failed workers are restarted from the last checkpoint")
 
     @property

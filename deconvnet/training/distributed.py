@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -30,7 +30,9 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def data_parallel(model: nn.Module, device: torch.device, on_computed: Callable[[], None]) -> DistributedDataParallel:
+def data_parallel(
+    model: nn.Module, device: torch.device, on_computed: Callable[[], None], bf16: bool = False
+) -> DistributedDataParallel:
     """Wrap a model in DistributedDataParallel (DDP), which averages gradients over the ranks.
 
     Rank 0's weights are copied to all ranks. Every rank (training process) must call this.
@@ -40,7 +42,9 @@ def data_parallel(model: nn.Module, device: torch.device, on_computed: Callable[
         device: the device of this rank. For a GPU without an index, torch's current GPU is used.
         on_computed: called in each backward pass in which gradients are averaged, when this rank has computed all gradients. What
             follows in this backward pass is waiting for the average.
+        bf16: whether the ranks exchange gradients in bfloat16, which is half the bytes. Weights and gradients stay float32.
     """
+    hook = bf16_compress_hook if bf16 else allreduce_hook
 
     def average(
         group: dist.ProcessGroup | None,
@@ -49,7 +53,7 @@ def data_parallel(model: nn.Module, device: torch.device, on_computed: Callable[
         """Average a bucket of gradients over all ranks. DDP calls this for each bucket, as soon as its gradients are computed."""
         if bucket.is_last():
             on_computed()
-        return allreduce_hook(group, bucket)  # type: ignore[arg-type]  # None is the group of all ranks
+        return hook(group, bucket)  # type: ignore[arg-type]  # None is the group of all ranks
 
     ids = None
     if device.type == "cuda":

@@ -195,8 +195,8 @@ def run_job(
     model = build_network(job.architecture, job.model, len(job.classes))
     if state is None and rank == 0:  # DDP copies rank 0's weights to all ranks
         initialise(model, job.model, job.classes, job.init)
-    bf16 = job.compute.bf16 and fast_bf16(device)
-    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, bf16=bf16)
+    formats = {"bf16": job.compute.bf16 and fast_bf16(device), "bf16_allreduce": job.compute.allreduce_dtype == "bfloat16"}
+    trainer = Trainer(model, job.settings, loader, seed=job.seed, dev=dev, device=device, **formats)
     if state is not None:
         trainer.load_state_dict(state)
     try:

@@ -66,6 +66,7 @@ class Trainer:
         dev: DevSet | None = None,
         device: torch.device | str = "cpu",
         bf16: bool = False,
+        bf16_allreduce: bool = False,
     ) -> None:
         """Move the model to the device and make its optimiser and learning-rate schedule.
 
@@ -77,8 +78,10 @@ class Trainer:
             dev: source of this rank's dev examples, on which the network is evaluated after each epoch. None: no evaluation.
             device: device to compute on.
             bf16: whether to compute the network in bfloat16. The weights and the loss stay in float32.
+            bf16_allreduce: whether the ranks exchange gradients in bfloat16.
         """
         self.settings, self.loader, self.dev, self.seed, self.bf16 = settings, loader, dev, seed, bf16
+        self.bf16_allreduce = bf16_allreduce
         self.device = torch.device(device)
         self.rank, self.world_size = rank_and_world_size()
         self.micro_batches = micro_batch_count(settings.batch, self.world_size, settings.micro_batch)
@@ -130,7 +133,7 @@ class Trainer:
         """
         self._times = times = StepTimes(self.device)
         if self.world_size > 1:
-            self._network = data_parallel(self.model, self.device, lambda: times.lap("forward_and_backward"))
+            self._network = data_parallel(self.model, self.device, lambda: times.lap("forward_and_backward"), self.bf16_allreduce)
         self.model.train()
         self._meter = Meter()
         for images, masks in self._remaining_batches():
@@ -225,9 +228,9 @@ class Trainer:
             for images, masks in self.dev.batches(size):
                 x, _ = to_device(host_batch((images, masks)), self.device)
                 found.update(masks, self.model(self.model.prepare(x)).argmax(1).to(torch.uint8).cpu().numpy())
-        matrix = sum_over_ranks(torch.from_numpy(found.matrix)).numpy()
+        sum_over_ranks(torch.from_numpy(found.matrix))  # in place
         self._times.lap("validation")
-        return ConfusionMatrix(found.num_classes, matrix)
+        return found
 
     def state_dict(self) -> State:
         """Return the training state for a checkpoint. Its tensors are not copied, so later steps change them."""

@@ -95,6 +95,7 @@ REPEATED = {
     "model.fcn_batch_norm": "fcn8s",
     "init.from": f"{TRAININGS} {PRUNINGS}",
     "compute.bf16": TRAININGS,
+    "compute.allreduce_dtype": TRAININGS,
     "train.fcn8s": "fcn8s",
     "train.stage1": "stage1",
     "train.stage2": "stage2",

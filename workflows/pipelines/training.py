@@ -106,6 +106,7 @@ class Pipeline(TrackedPipeline):
             "classes": list(s.data.classes),
             "bf16": s.compute.bf16,
         }
+        settings |= {} if s.compute.allreduce_dtype == "float32" else {"allreduce_dtype": s.compute.allreduce_dtype}
         outputs = (storage.join(self.model(stage), "model.json"),)
         inputs = (*inputs, *(each.name for each in fitting))
         return [*fitting, Stage(stage, title, TRAINING_VERSION, settings, inputs, outputs, partial(self._train, stage))]

@@ -1,10 +1,12 @@
 """What a training is given, what it reports, and what it does not take for granted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
 from deconvnet.training import job as job_module
@@ -73,3 +75,22 @@ def test_reports_without_metrics_are_not_forwarded(metrics: Any, sent: Any):
     ReportForwarder(queue).after_report(None, metrics, None)
     ReportCallback(called.append).after_report(None, metrics, None)
     assert queue.messages == called == sent
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [({}, False), ({"allreduce_dtype": "float32"}, False), ({"allreduce_dtype": "bfloat16"}, True)]
+)
+def test_the_trainer_exchanges_gradients_in_the_format_of_the_settings(
+    chosen: dict[str, Any], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[bool] = []
+
+    def trainer(*_: Any, bf16_allreduce: bool, **__: Any) -> None:
+        made.append(bf16_allreduce)
+        raise InterruptedError
+
+    monkeypatch.setattr(job_module, "Trainer", trainer)
+    this = replace(job(str(tmp_path), None), compute=ComputeSettings(**chosen))
+    with pytest.raises(InterruptedError):
+        job_module.run_job(this, None, None, torch.device("cpu"), state=None, report=print, should_stop=bool)
+    assert made == [expected]

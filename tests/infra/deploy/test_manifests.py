@@ -105,10 +105,12 @@ def test_commands_parse_and_fit_the_cluster(command: list[str], monkeypatch: pyt
         assert settings.cluster.selector(nodes).items() <= {"pool": settings.cluster.selector(nodes)["pool"]}.items()
         assert settings.cluster.selector(nodes)["pool"] in POOLS
     if settings.compute.gpu:
-        group = POOLS[settings.cluster.selector("training_nodes")["pool"]]
-        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert limits["nvidia.com/gpu"] == "1" and settings.compute.cpus_per_worker <= int(limits["cpu"])
-        assert settings.compute.workers <= group["maxReplicas"]
+        pool = settings.cluster.selector("training_nodes")["pool"]
+        for group in (group for group in POOLS.values() if group["labels"]["pool"] == pool):
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            gpus = int(limits["nvidia.com/gpu"])
+            assert gpus * settings.compute.cpus_per_worker <= int(limits["cpu"])
+            assert settings.compute.workers <= gpus * group["maxReplicas"]
 
 
 def test_both_schedules_run_the_same_command() -> None:
@@ -131,12 +133,52 @@ def test_nodes_have_the_label_of_their_pool_in_all_files() -> None:
     assert CLUSTER_SPEC["headGroupSpec"]["labels"] == {"pool": "head"} and CLUSTER_SPEC["headGroupSpec"]["resources"] == {
         "CPU": "0"
     }
-    assert {name: group["labels"]["pool"] for name, group in POOLS.items()} == {"cpu": "cpu", "gpu": "gpu"}
-    assert {name: kind["labels"]["pool"] for name, kind in AWS["available_node_types"].items()} == {
-        n: n for n in ("head", "cpu", "gpu")
-    }
+    pools = {"cpu": "cpu", "gpu4": "gpu", "gpu": "gpu"}
+    assert {name: group["labels"]["pool"] for name, group in POOLS.items()} == pools
+    assert {name: kind["labels"]["pool"] for name, kind in AWS["available_node_types"].items()} == {"head": "head", **pools}
     for service, pool in {"head": "head", "worker": "cpu", "gpu": "gpu"}.items():
         assert f"--labels=pool={pool}" in COMPOSE["services"][service]["command"].split()
+
+
+def kuberay_groups() -> dict[str, tuple[dict[str, float], int]]:
+    """The resources of a node of each of KubeRay's groups, and the largest number of nodes."""
+    found = {}
+    for name, group in POOLS.items():
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        found[name] = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}, group["maxReplicas"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        kuberay_groups(),
+        {n: (kind["resources"], kind["max_workers"]) for n, kind in AWS["available_node_types"].items() if n != "head"},
+    ],
+    ids=["kuberay", "aws"],
+)
+@pytest.mark.parametrize(
+    ("workers", "nodes"),
+    [
+        (1, {"gpu": 1}),
+        (2, {"gpu": 2}),
+        (4, {"gpu4": 1}),
+        (5, {"gpu4": 1, "gpu": 1}),
+        (8, {"gpu4": 2}),
+        (18, {"gpu4": 4, "gpu": 2}),
+    ],
+)
+def test_workers_get_nodes_with_four_gpus_where_they_fill_them(
+    groups: dict[str, tuple[dict[str, float], int]], workers: int, nodes: dict[str, int]
+) -> None:
+    """By Ray's own scheduler, for workers of 8 CPUs and a GPU each."""
+    from tests.infra.runtime.test_ray_compat import NodeTypeConfig, launched
+
+    configs = {
+        name: NodeTypeConfig(name, 0, most, resources={k: v for k, v in resources.items() if v}, labels={"pool": name[:3]})
+        for name, (resources, most) in groups.items()
+    }
+    assert launched(configs, [{"CPU": 8, "GPU": 1}] * workers, {"pool": "gpu"}) == nodes
 
 
 def test_ray_accepts_the_aws_file() -> None:
@@ -177,7 +219,7 @@ def test_no_file_contains_a_secret() -> None:
 def test_pods_have_no_privileges() -> None:
     """The rules of the namespace's pod security level (restricted), which otherwise only an API server would check."""
     found = [(pod, c) for pod in mappings_in(MANIFESTS) if "containers" in pod for c in pod["containers"]]
-    assert len(found) == 9
+    assert len(found) == 10
     for pod, container in found:
         rights = {**pod.get("securityContext", {}), **container["securityContext"]}
         assert rights["runAsNonRoot"] is True and rights["seccompProfile"] == {"type": "RuntimeDefault"}, container["name"]
