@@ -196,6 +196,7 @@ class StageSettings(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")
     bias_lr_factor: _BiasLrFactor = 1.0
+    encoder_lr_factor: PositiveFloat = Field(1.0, description="factor on the learning rate of VGG-16's convolutions")
     schedule: Literal["plateau", "step", "poly", "constant"] = Field(
         "plateau",
         description="learning rate over time: plateau: multiplied by gamma when the dev mean IoU stops rising; step: multiplied by "

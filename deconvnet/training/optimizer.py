@@ -17,36 +17,45 @@ if TYPE_CHECKING:
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 """Base classes of batch norms of any kind, plain or synchronised."""
+ENCODER = ("conv1", "conv2", "conv3", "conv4", "conv5")
+"""Names of the submodules of both networks that have VGG-16's convolutions."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0, encoder_lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Divide a model's parameters into groups for an optimiser: weights, biases, and the parameters of batch norm.
+
+    If `encoder_lr_factor` is not 1, the encoder's parameters have groups of their own.
 
     Args:
         model: the model. Its frozen parameters are left out.
         weight_decay: weight decay of the weights, and of the biases if `bias_lr_factor` is 1. Batch norm has no weight decay.
         bias_lr_factor: factor on the learning rate of biases. If it is not 1, biases have no weight decay, as in the released
             DeconvNet's training.
+        encoder_lr_factor: factor on the learning rate of all parameters of the encoder, which are the submodules named in
+            `ENCODER`. It multiplies `bias_lr_factor` where both apply.
 
     Returns:
         The groups that are not empty. Each has the keys "params", "names" (of the parameters in the model), "weight_decay" and
-        "lr_factor" (factor on the learning rate, 1 except for biases).
+        "lr_factor" (factor on the learning rate).
     """
-    norm = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
-    weights: list[tuple[str, nn.Parameter]] = []
-    biases: list[tuple[str, nn.Parameter]] = []
-    norms: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = norms if id(parameter) in norm else biases if name.endswith("bias") else weights
-            kind.append((name, parameter))
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     bias_decay = weight_decay if bias_lr_factor == 1.0 else 0.0
-    groups = [(weights, weight_decay, 1.0), (biases, bias_decay, bias_lr_factor), (norms, 0.0, 1.0)]
-    return [
-        {"params": [p for _, p in members], "names": [n for n, _ in members], "weight_decay": decay, "lr_factor": factor}
-        for members, decay, factor in groups
-        if members
-    ]
+    kinds = {"weight": (weight_decay, 1.0), "bias": (bias_decay, bias_lr_factor), "norm": (0.0, 1.0)}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        kind = "norm" if id(parameter) in norms else "bias" if name.endswith("bias") else "weight"
+        decay, factor = kinds[kind]
+        in_encoder = encoder_lr_factor != 1.0 and name.split(".")[0] in ENCODER
+        factor *= encoder_lr_factor if in_encoder else 1.0
+        empty: dict[str, Any] = {"params": [], "names": [], "weight_decay": decay, "lr_factor": factor}
+        group = groups.setdefault((kind, in_encoder), empty)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
 
 
 def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
@@ -54,12 +63,12 @@ def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
 
     Args:
         model: the model, whose trainable parameters are optimised.
-        settings: settings of the stage. Learning rate, momentum, weight decay and `bias_lr_factor` are used.
+        settings: settings of the stage. Learning rate, momentum, weight decay, `bias_lr_factor` and `encoder_lr_factor` are used.
 
     Returns:
         The optimiser, with separate parameter groups for weights, biases and batch norm (see `parameter_groups`).
     """
-    groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor)
+    groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor, settings.encoder_lr_factor)
     if all(use_fused(p.device) and p.dtype == torch.float32 for p in model.parameters()):
         from deconvnet.models.fused.sgd import FusedSGD  # needs numba
 

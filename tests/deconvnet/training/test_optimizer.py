@@ -1,11 +1,13 @@
 """SGD's parameter groups, and the learning rate over a training."""
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
 
+from deconvnet import DeconvNet, FCN8s
 from deconvnet.settings import StageSettings
 from deconvnet.training.optimizer import Schedule, make_sgd, parameter_groups, set_rate
 from tests.deconvnet.training_tables import Small
@@ -24,6 +26,17 @@ def test_biases_are_treated_as_in_the_paper_or_the_released_solver():
         assert groups["layers.1.bias"]["lr_factor"] == 1.0
     assert (paper["layers.0.bias"]["weight_decay"], paper["layers.0.bias"]["lr_factor"]) == (0.0005, 1.0)
     assert (released["layers.0.bias"]["weight_decay"], released["layers.0.bias"]["lr_factor"]) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize("network", [DeconvNet(3, 0.05, 32), FCN8s(3, 0.05, batch_norm=True)], ids=["deconvnet", "fcn8s"])
+def test_the_encoders_parameters_of_every_kind_have_a_factor_of_their_own(network: nn.Module):
+    plain, groups = (by_name(network, bias_lr_factor=2.0, encoder_lr_factor=factor) for factor in (1.0, 0.25))
+    assert set(plain) == set(groups) == {n for n, _ in network.named_parameters()}
+    for name in groups:
+        expected = 0.25 if re.match(r"conv[1-5]\.", name) else 1.0
+        assert groups[name]["lr_factor"] == expected * plain[name]["lr_factor"], name
+        assert groups[name]["weight_decay"] == plain[name]["weight_decay"], name
+    assert sorted(group["lr_factor"] for group in parameter_groups(network, 0.1, 2.0, 0.25)) == [0.25, 0.25, 0.5, 1.0, 1.0, 2.0]
 
 
 def test_frozen_parameters_are_left_out():

@@ -28,6 +28,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "momentum": (0.5, {}, "weights reports"),
     "weight_decay": (0.1, {}, "weights reports"),
     "bias_lr_factor": (5.0, {}, "weights reports"),
+    "encoder_lr_factor": (0.1, {}, "weights reports"),
     "schedule": ("poly", {}, "weights reports"),
     "step_every": (3, {"schedule": "step", "step_every": 2}, "weights reports"),
     "gamma": (0.5, PLATEAU, "weights reports"),
