@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from deconvnet.training.interfaces import State
+
 
 def rank_and_world_size() -> tuple[int, int]:
     """Return this process's rank and the number of processes, or (0, 1) if torch.distributed is not in use."""
@@ -28,6 +30,33 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if rank_and_world_size()[1] > 1:
         dist.all_reduce(values)
     return values
+
+
+def broadcast_state(state: State | None) -> State | None:
+    """Send rank 0's training state to all ranks, so that only rank 0 has to read it. Every rank must call this.
+
+    Args:
+        state: on rank 0, the state with its tensors on the CPU, or None if there is none. Ignored on the other ranks.
+
+    Returns:
+        The state, or None, on every rank.
+    """
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return state
+    found = [None if state is None else ({n: (t.shape, t.dtype) for n, t in state.tensors.items()}, state.values)]
+    dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    if found[0] is None:
+        return None
+    kinds, values = found[0]
+    sent = state.tensors if rank == 0 and state is not None else {}
+    tensors = {
+        name: sent[name].contiguous() if name in sent else torch.empty(shape, dtype=dtype)
+        for name, (shape, dtype) in kinds.items()
+    }
+    for tensor in tensors.values():
+        dist.broadcast(tensor, src=0)
+    return State(tensors, values)
 
 
 def data_parallel(

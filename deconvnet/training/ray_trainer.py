@@ -10,7 +10,6 @@ When it is interrupted by Ctrl-C, SIGTERM or `ray job stop`, it asks the workers
 
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,6 +39,8 @@ POLL_SECONDS = 0.2
 
 Ray's default of 2 s would delay every report.
 """
+PREEMPTION_POLL_SECONDS = 1.0
+"""Seconds between two looks for nodes that will be taken away. Ray's default of 5 s would waste a part of a short notice."""
 PLACEMENT_SECONDS = 20
 """Longest wait in seconds for promised resources, if the number of workers may change. Then Ray counts the nodes again."""
 COLLECTIVE_SECONDS = 600
@@ -126,7 +127,7 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
 def _set_ray_train_variables(compute: ComputeSettings) -> None:
     """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
 
-    The variables set how often Ray Train checks its workers. If the number of workers may change, they also set how long Ray
+    The variables set how often Ray Train checks its workers, and looks for nodes that will be taken away. If the number of workers may change, they also set how long Ray
     Train waits for promised resources. If Ray has a single node, they switch off the watcher for nodes that will be preempted
     (taken away soon).
 
@@ -134,6 +135,7 @@ def _set_ray_train_variables(compute: ComputeSettings) -> None:
         compute: settings of the training processes.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", str(PREEMPTION_POLL_SECONDS))
     if len(ray.nodes()) == 1:  # if this node is preempted, the driver ends with it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if compute.min_workers is not None:
@@ -259,12 +261,14 @@ class _Run:
     def _log_messages(self) -> None:
         """Take all messages from the run's message queue and log them.
 
-        They are metrics, failures of workers, and changes of the number of workers.
+        They are metrics, failures of workers, notices of nodes that will be taken away, and changes of the number of workers.
         """
         for message in ray.get(self._queue.take.remote()):
             if "failed" in message:
                 reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in message["failed"].items())
                 logger.info(f"  workers failed ({reasons}); Ray Train restarts them from the last checkpoint, or gives up")
+            elif "leaving" in message:
+                logger.info(f"  a node will be taken away in {message['leaving']:.0f} s: a checkpoint was saved")
             elif "workers" in message:
                 self._workers = message["workers"]
                 logger.info(f"  workers: {self._workers if self._workers else 'none yet; waiting for nodes to train on'}")
@@ -287,7 +291,6 @@ def _user_error(error: BaseException, checkpoints_uri: str) -> BaseException:
         cause = getattr(failure, "_base_exc", failure)
         if user_error := find_user_error(cause):
             return user_error
-        if storage.is_full(cause):  # checkpoints for S3 are first written to a temporary folder
-            folder = tempfile.gettempdir() if storage.is_s3(checkpoints_uri) else checkpoints_uri
-            return storage.disk_user_error(cause, folder) or error
+        if storage.is_full(cause):
+            return storage.disk_user_error(cause, checkpoints_uri) or error
     return error

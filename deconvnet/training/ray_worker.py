@@ -1,28 +1,35 @@
 """The function that each worker of a training run on Ray Train runs."""
 
 import logging
+import math
 import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from torch import Tensor
 
 from deconvnet.models import checkpoint
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples
-from deconvnet.training.distributed import rank_and_world_size
+from deconvnet.training.distributed import broadcast_state, rank_and_world_size
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, run_job
-from deconvnet.training.local_trainer import LOCAL_CHECKPOINT
 from deconvnet.training.trainer import Diverged
+from infra import storage
 from infra.errors import Interrupted
 from infra.memory import freed_memory_is_kept
+from infra.runtime.ray_compat import PREEMPTION_SECONDS, preemption_deadline
 from infra.runtime.report_queue import StopFlag
-
-logger = logging.getLogger(__name__)
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -47,15 +54,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     rank, world_size = rank_and_world_size()
     torch.set_num_threads(job.compute.worker_threads)
 
-    def report(metrics: dict[str, float], state: State | None) -> None:
-        """Report metrics to Ray Train. If there is a training state to save, rank 0 adds it as a checkpoint."""
-        if rank or state is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save_state(folder, state.tensors, state.values)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
+    saved = checkpoint.newest_state(job.run_uri) if rank == 0 else None
+    preemption = Preemption(preemption_deadline, lambda seconds: config["queue"].put.remote({"leaving": seconds}))
+    checkpoints = RayCheckpoints(job.run_uri, preemption)
     try:
         with freed_memory_is_kept():
             outcome = run_job(
@@ -63,9 +64,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 ray.train.get_dataset_shard("train"),
                 DevSet(dev, rank, world_size) if dev else None,
                 ray.train.torch.get_device(),
-                state=_newest_state(job),
-                report=report,
+                state=broadcast_state(State(*saved) if saved else None),
+                report=checkpoints.report if rank == 0 else lambda metrics, state: ray.train.report(metrics),
                 should_stop=StopFlag(config["queue"]) if rank == 0 else lambda: False,
+                should_save=preemption.should_save if rank == 0 else lambda: False,
             )
     except Interrupted as stopped:
         return {"interrupted": str(stopped)}
@@ -74,22 +76,143 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return asdict(outcome)
 
 
-def _newest_state(job: TrainingJob) -> State | None:
-    """Load the newest checkpoint of a run: the last one of Ray Train or the last one of `train_locally`.
+class Preemption:
+    """Decides when a checkpoint must be saved because Ray will take a node of the training away.
 
-    Args:
-        job: description of the training stage.
-
-    Returns:
-        The training state with the larger number of steps, or None if there is no checkpoint.
+    A first checkpoint is saved as soon as Ray gives notice. Then training goes on. A last one is saved so early that it is complete
+    when the node is taken away, and after it the training waits, because Ray will restart it and further steps would be lost.
     """
-    states = []
-    if (last := ray.train.get_checkpoint()) is not None:
-        with last.as_directory() as folder:
-            states.append(State(*checkpoint.load_state(folder)))
-    if local := checkpoint.newest_state(job.run_uri, LOCAL_CHECKPOINT):
-        states.append(State(*local))
-    return max(states, key=lambda state: int(state.values["step"]), default=None)
+
+    MARGIN_SECONDS = 2.0
+
+    def __init__(
+        self,
+        deadline: Callable[[], float | None],
+        on_notice: Callable[[float], None],
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Prepare for a notice.
+
+        Args:
+            deadline: returns when a node will be taken away, in seconds by `clock`, or infinity if that is not known. None if none
+                will be taken away.
+            on_notice: called with the seconds that are left, when the first checkpoint was saved.
+            clock: returns the time in seconds.
+            sleep: waits for some seconds.
+        """
+        self._deadline, self._on_notice, self._clock, self._sleep = deadline, on_notice, clock, sleep
+        self._calls: deque[float] = deque(maxlen=3)
+        self._noticed_at: float | None = None
+        self._saved = False  # since the notice
+        self._saving_seconds = 0.0
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds until Ray takes a node away and restarts the training. None if there is no notice."""
+        deadline, now = self._deadline(), self._clock()
+        if deadline is None:
+            return None
+        if self._noticed_at is None:
+            self._noticed_at = now
+        return (self._noticed_at + PREEMPTION_SECONDS if math.isinf(deadline) else deadline) - now
+
+    def should_save(self) -> bool:
+        """Return whether a checkpoint must be saved after the next step. This is called before each step."""
+        self._calls.append(self._clock())
+        left = self.seconds_left()
+        return left is not None and (not self._saved or 0 < left <= self._reserve())
+
+    def saved(self, seconds: float) -> None:
+        """Take note that a checkpoint was saved after a notice. If it was the last, wait until the node was taken away.
+
+        Args:
+            seconds: how long it took to save the checkpoint.
+        """
+        left = self.seconds_left()
+        if left is None:
+            return
+        if not self._saved:
+            self._on_notice(left)
+        self._saved, self._saving_seconds = True, seconds
+        if 0 < left <= self._reserve():
+            self._sleep(left + self.MARGIN_SECONDS)  # Ray ends this process meanwhile
+
+    def _reserve(self) -> float:
+        """Return how many seconds before the deadline the last checkpoint must be begun. A single slow step does not count."""
+        step = min((after - before for before, after in pairwise(self._calls)), default=0.0)
+        return 2 * (step + self._saving_seconds) + self.MARGIN_SECONDS
+
+
+class RayCheckpoints:
+    """Reports rank 0's metrics and checkpoints to Ray Train.
+
+    The training waits only until a checkpoint's tensors are copied in memory. A thread of Ray Train writes the copy. There is one
+    copy, whose memory is used again, because new memory takes far longer to fill: before the next one is made, the training waits
+    until the previous one was written.
+    """
+
+    def __init__(self, run_uri: str, preemption: Preemption) -> None:
+        """Prepare to report. Nothing is written yet.
+
+        Args:
+            run_uri: folder of the run's checkpoints (local or s3://), which is Ray Train's experiment folder.
+            preemption: whether a node will be taken away. If so, the training waits until a checkpoint was written.
+        """
+        self._run_uri, self._preemption = run_uri, preemption
+        self._copy: dict[str, Tensor] = {}
+        self._writing = threading.Lock()
+
+    def report(self, metrics: dict[str, float], state: State | None) -> None:
+        """Report metrics and, if there is a training state to save, a checkpoint.
+
+        Args:
+            metrics: the metrics by name.
+            state: the training state. Its tensors may change after this call.
+        """
+        modes = ray.train.CheckpointUploadMode
+        if state is None:  # a report waits for those before it, unless it is asynchronous, too
+            ray.train.report(metrics, checkpoint_upload_mode=modes.ASYNC if self._writing.locked() else modes.SYNC)
+            return
+        self._writing.acquire()
+        waits = self._preemption.seconds_left() is not None
+        kept = state if waits else self._copied(state)
+        started = time.monotonic()
+        ray.train.report(
+            metrics,
+            # An empty folder, in place of which `_write` writes the state. Ray deletes it.
+            checkpoint=ray.train.Checkpoint.from_directory(tempfile.mkdtemp()),
+            checkpoint_upload_mode=modes.SYNC if waits else modes.ASYNC,
+            checkpoint_upload_fn=partial(self._write, kept),
+            delete_local_checkpoint_after_upload=True,
+        )
+        if waits:
+            self._preemption.saved(time.monotonic() - started)
+
+    def _copied(self, state: State) -> State:
+        """Copy a state's tensors to the memory of the previous copy, on the CPU."""
+        for name, tensor in state.tensors.items():
+            if name not in self._copy:
+                self._copy[name] = torch.empty_like(tensor, device="cpu")
+            self._copy[name].copy_(tensor.detach())
+        return State({name: self._copy[name] for name in state.tensors}, state.values)
+
+    def _write(self, state: State, folder: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Write a checkpoint. Ray Train calls this, in a thread unless the training waits.
+
+        Args:
+            state: the training state.
+            folder: unused.
+            name: name of the checkpoint's folder, chosen by Ray.
+
+        Returns:
+            The checkpoint, in a folder with this name below `run_uri`.
+        """
+        try:
+            checkpoint.save_state(storage.join(self._run_uri, name), state.tensors, state.values)
+        finally:
+            self._writing.release()
+        where = ray.train.get_context().get_storage()
+        return ray.train.Checkpoint(where.build_checkpoint_path_from_name(name), where.storage_filesystem)
 
 
 def _quieten_ray() -> None:

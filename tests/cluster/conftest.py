@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from infra import storage
-from infra.deploy.local.cluster import Cluster, ray_cluster
+from infra.deploy.local.cluster import Cluster, Node, ray_cluster
 from infra.deploy.local.process import Server
 from infra.deploy.local.servers import S3, mlflow_server
 from tests.conftest import ROOT
@@ -83,6 +83,16 @@ class ClusterFixture:
         runtime = json.dumps({"env_vars": {"PYTHONUNBUFFERED": "1", **variables}})
         command = self.local.ray("job", "submit", "--runtime-env-json", runtime, "--", "python", *arguments)
         return start(command, self.local.environment)
+
+    def drain(self, node: Node, seconds: int) -> float:
+        """Tell Ray that a node will be taken away in some seconds; returns when that is. The caller must kill it then."""
+        nodes = self.local._request("/api/v0/nodes")["data"]["result"]["result"]
+        (name,) = (each["node_id"] for each in nodes if each["node_ip"] == node.address and each["state"] == "ALIVE")
+        options = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--node-id", name]
+        command = self.local.ray("drain-node", "--address", self.local.address, *options)
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run(command, env=self.local.environment, check=True, capture_output=True, text=True)
+        return time.time() + seconds
 
     def new_uri(self, name: str) -> str:
         """URI of a new folder in the bucket."""

@@ -17,6 +17,8 @@ from tests.workflows.commands import TINY
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.timeout(900)]
 PIPELINE = "workflows/train_pipeline.py"
 INTERVAL = 3
+WHILE_WRITTEN = 2
+"""Most steps that are done while a checkpoint is written."""
 BEFORE = ("prepare", "proposals", "examples", "fcn8s", "stage1")
 EVERY_STEP = ["--train.stage2.log_every", "1", "--train.stage2.checkpoint_every", str(INTERVAL)]
 
@@ -91,7 +93,7 @@ def test_training_resumes_after_a_worker_and_then_its_node_die(cluster: ClusterF
         failed = driver.until("workers failed", after=seen)
         driver.until(r"step \d+/.*loss", after=failed)
         before = steps(driver.lines[:failed])
-        assert count_repeated(before, steps(driver.lines)[len(before) :]) <= INTERVAL
+        assert count_repeated(before, steps(driver.lines)[len(before) :]) <= INTERVAL + WHILE_WRITTEN
         reach(driver, max(before) + INTERVAL + 2)
     assert driver.end(400) == 0, driver.output
     assert steps_in_mlflow(mlflow, 20) == list(range(1, total(driver) + 1))
@@ -107,7 +109,7 @@ def test_a_job_whose_driver_died_is_resumed_when_submitted_again(cluster: Cluste
     again = cluster.submit(*stage2(base, 21), MLFLOW_TRACKING_URI=mlflow.url)
     assert again.end(400) == 0, again.output
     assert all(f"{stage}: complete, not run again" in again.output for stage in BEFORE)
-    assert count_repeated(steps(driver.lines), steps(again.lines)) <= INTERVAL
+    assert count_repeated(steps(driver.lines), steps(again.lines)) <= INTERVAL + WHILE_WRITTEN
     assert max(steps(again.lines)) == total(again)
 
 

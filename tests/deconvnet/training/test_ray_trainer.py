@@ -34,6 +34,8 @@ from tests.conftest import ROOT
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
 CLASSES = ("background", "red", "green")
+WHILE_WRITTEN = 2
+"""Most steps that these small trainings do while a checkpoint is written."""
 MODEL = ModelSettings(width=0.05, input_size=SIZE, fcn_input_size=64, fcn_batch_norm=True)
 
 
@@ -242,7 +244,7 @@ def test_after_a_killed_worker_and_a_killed_driver_training_resumes_from_the_las
     worker.kill()
     first.until(r"workers failed")
     again = first.until(r"step (\d+)/.*loss")
-    assert 2 <= int(re.search(r"step (\d+)/", again)[1]) <= 11  # the step after a checkpoint, every fifth
+    assert int(re.search(r"step (\d+)/", again)[1]) in (1, 6, 11)  # the step after a checkpoint, every fifth
     first.until(r"step 16/")
     of_ray = psutil.Process(first.process.pid).children(recursive=True)
     first.process.kill()
@@ -264,7 +266,10 @@ def reported_steps(lines: list[str]) -> list[int]:
 
 @pytest.mark.ray
 def test_elastic_training_continues_when_a_worker_is_killed(driver):
-    """Less than a checkpoint interval (5 steps) is repeated, with the same losses; no process of the dead worker is left."""
+    """At most a checkpoint interval (5 steps), and the steps while the checkpoint was written, are repeated, with the same losses.
+
+    No process of the dead worker is left.
+    """
     run = driver(workers=2, epochs=2, fewest=1)
     run.until(r"step 8/")
     before, feeding = run.workers(), run.below("MapBatches")
@@ -280,7 +285,7 @@ def test_elastic_training_continues_when_a_worker_is_killed(driver):
     assert first == list(range(1, first[-1] + 1))
     assert again == list(range(again[0], 23))
     assert again[0] in (6, 11)  # the step after a checkpoint
-    assert 0 <= first[-1] - (again[0] - 1) < 5
+    assert 0 <= first[-1] - (again[0] - 1) <= 5 + WHILE_WRITTEN
     both, after = losses(run.lines[:killed]), losses(run.lines[killed:])
     assert all(after[step] == pytest.approx(both[step], abs=1e-3) for step in after.keys() & both.keys())
 

@@ -27,8 +27,12 @@ class Queue:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Three nodes, of which two are for training, and a clock; tests change them."""
     state = SimpleNamespace(
-        nodes=[node("head", 8, pool="head"), node("a", 2, pool="gpu", zone="x"), node("b", 2, pool="gpu")], free={}, now=1000.0
+        nodes=[node("head", 8, pool="head"), node("a", 2, pool="gpu", zone="x"), node("b", 2, pool="gpu")],
+        free={},
+        now=1000.0,
+        leaving={},
     )
+    monkeypatch.setattr(ray_compat, "state", SimpleNamespace(get_draining_nodes=lambda: state.leaving))
     monkeypatch.setattr(ray_compat.ray, "nodes", lambda: state.nodes)
     monkeypatch.setattr(ray_compat, "available_resources_per_node", lambda: state.free)
     monkeypatch.setattr(ray_compat, "time_monotonic", lambda: state.now)
@@ -61,6 +65,18 @@ def test_as_many_workers_start_as_the_labelled_nodes_have_room_for(cluster):
     assert started(chosen.make_decision_for_non_running_worker_group()) == 2
     assert started(policy(1, 3).make_decision_for_non_running_worker_group()) == 3
     assert chosen._queue.taken == [4, 2]
+
+
+def test_no_workers_start_on_nodes_that_will_be_taken_away(cluster):
+    """Neither after a notice nor after a failed start, nor are they added there."""
+    chosen = policy(1, 6, pool="gpu")
+    cluster.leaving = {"b": 1700000000000, "other": 0}
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 2
+    cluster.free = {"a": {"CPU": 1}, "b": {"CPU": 2}}
+    chosen.after_controller_state_update(None, ReschedulingState(None))
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 1
+    cluster.leaving = {}
+    assert started(chosen.make_decision_for_non_running_worker_group()) == 3
 
 
 def test_too_few_nodes_are_waited_for_and_reported_once(cluster):

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,10 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState
+from ray.train.v2._internal.execution.preemption import PreemptionContext, PreemptionWatcher
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupState, WorkerStatus
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api import data_parallel_trainer
 
 from infra.runtime import ray_compat
@@ -162,6 +165,18 @@ def test_the_scaling_policy_has_what_ours_overrides_and_calls() -> None:
     assert "num_workers" in parameters(ResizeDecision)
     assert {"start_time", "workers"} <= set(parameters(WorkerGroupState)) and isinstance(WorkerGroupState.num_workers, property)
     assert "training_report" in parameters(WorkerStatus)
+
+
+def test_a_worker_keeps_the_notice_of_a_preemption_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "train_context.preemption_context.preemption_info = info" in inspect.getsource(RayTrainWorker.mark_preempt)
+    found = SimpleNamespace(preemption_context=PreemptionContext())
+    monkeypatch.setattr(ray_compat, "get_train_context", lambda: found)
+    assert ray_compat.preemption_deadline() is None
+    for deadline_ms, expected in ((1_700_000_000_500, 1_700_000_000.5), (None, math.inf)):
+        found.preemption_context.preemption_info = ray.train.PreemptionInfo(deadline_ms, {"a": [0]})
+        assert ray_compat.preemption_deadline() == expected
+    assert parameters(ray_compat.state.get_draining_nodes) == []
+    assert "get_draining_nodes() or {}" in inspect.getsource(PreemptionWatcher._poll_once)
 
 
 def test_worker_group_callbacks_are_called_where_a_start_can_fail() -> None:
