@@ -6,7 +6,7 @@ coordinates are pixel edges, so x2 and y2 are exclusive. The rows of every table
 
 import pyarrow as pa
 
-_BOX = pa.list_(pa.float32(), 4)
+_BOX = pa.list_(pa.float32())  # four numbers; Delta Lake has no lists of fixed length
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:

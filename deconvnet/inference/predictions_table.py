@@ -1,12 +1,11 @@
 """The table `predictions` of a folder of images: its columns, the plan of a run, and the counts of predicted classes.
 
-The table is a folder of Parquet files, its parts. It is valid when its commit record (a JSON file that lists the parts) is
-written.
+The table is a Delta Lake table. Its Parquet files, its parts, become the table when they are committed.
 
 A prediction is up to date if three conditions hold: the image file still has the same size and modification time, the mask file
 exists, and the prediction belongs to the current *generation*. A generation is all predictions made with one version of the
 model. A new generation begins whenever another model version is used for the same output folder. Predictions that an interrupted
-run finished count as well, although that run wrote no commit record.
+run finished count as well, although that run committed nothing.
 """
 
 import uuid
@@ -237,8 +236,7 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         modification time of the image), generation (name of a model version's predictions), width, height, mask and overlay.
     """
     columns = ["image_id", "stamp", "generation", "width", "height", "mask", "overlay"]
-    names = [name for name in storage.list_files(table) if name.endswith(".json") and name != tables.COMMIT]
-    parts = [f"{name.removesuffix('.json')}.parquet" for name in names]
+    parts = tables.part_files(table)
 
     def read(part: str) -> list[dict[str, Any]]:
         return list(tables.iter_rows(table, columns, tables.Part(part, [])))
@@ -251,17 +249,16 @@ def _finished_rows(table: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part], guard: LockGuard) -> tables.Commit:
     """Replace the table `predictions` by the parts (Parquet files) that a run has written.
 
-    First, masks and overlays of earlier runs are deleted if no row names them any more. Then the commit record is written, a JSON
-    file that lists the table's parts.
+    First, masks and overlays of earlier runs are deleted if no row names them any more. Then the parts are committed.
 
     Args:
         plan: the plan of the run.
         output: folder or s3:// prefix of the output.
         parts: summaries of the table's parts, in order, as `predict_images` returns them.
-        guard: writes the commit record, as long as no other run has taken the lock of the output folder.
+        guard: checks, before the table is changed, that no other run has taken the lock of the output folder.
 
     Returns:
-        The content of the commit record.
+        The commit record of the table.
 
     Raises:
         Interrupted: if another run has taken the lock.
@@ -275,7 +272,7 @@ def commit_predictions(plan: Plan, output: str, parts: Sequence[tables.Part], gu
         guard.check()
         storage.remove(storage.join(output, name))
     extra = {"key": plan.key, "input": plan.state.input, "model": f"models:/{plan.state.model}/{plan.state.model_version}"}
-    return tables.commit(table, plan.fingerprint, parts, extra, guard.write_json)
+    return tables.commit(table, plan.fingerprint, parts, extra, guard.check)
 
 
 def write_rejects(plan: Plan, output: str, parts: Sequence[tables.Part], guard: LockGuard) -> int:
@@ -285,7 +282,7 @@ def write_rejects(plan: Plan, output: str, parts: Sequence[tables.Part], guard: 
         plan: the plan of the run.
         output: folder or s3:// prefix of the output.
         parts: summaries of the parts (Parquet files) of the table `predictions`. Each lists its own rejected images.
-        guard: writes the commit record, as long as no other run has taken the lock of the output folder.
+        guard: checks, before the table is changed, that no other run has taken the lock of the output folder.
 
     Returns:
         The number of rejected images.
@@ -294,7 +291,7 @@ def write_rejects(plan: Plan, output: str, parts: Sequence[tables.Part], guard: 
     rows = [{name: getattr(reject, name) for name in names} for part in parts for reject in part.rejects]
     table, fingerprint = storage.join(output, REJECTS), digest(rows)
     part = tables.write_part(table, fingerprint, 0, rows, tables.REJECTS)
-    tables.commit(table, fingerprint, [part], {"generation": plan.state.generation}, guard.write_json)
+    tables.commit(table, fingerprint, [part], {"generation": plan.state.generation}, guard.check)
     return len(rows)
 
 

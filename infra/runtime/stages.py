@@ -22,6 +22,7 @@ from typing import Any
 
 from infra import storage
 from infra.errors import UserError
+from infra.storage import tables
 
 
 def digest(value: Any) -> str:
@@ -66,8 +67,9 @@ class Stage:
         version: version of the stage's code. It must be increased when the code makes other outputs from the same inputs.
         settings: the settings that influence the outputs, as JSON values.
         inputs: names of the stages whose outputs this stage reads.
-        outputs: URIs of the files that exist after the stage has run. A JSON file among them may have a key "fingerprint". Its
-            value must then be the stage's fingerprint. The JSON files of tables and models have this key.
+        outputs: URIs of what exists after the stage has run. A table is given by the URI of its log (`tables.LOG` in its folder);
+            its fingerprint must be the stage's. A JSON file may have a key "fingerprint", as those of models do. Its value must
+            then be the stage's fingerprint.
         run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary, which is a dict of
             JSON values. Its optional value "key" is a text that identifies the content of the outputs.
     """
@@ -174,12 +176,14 @@ def outdated(workspace: str, names: Iterable[str]) -> list[str]:
 def _has_fingerprint(uri: str, fingerprint: str) -> bool:
     """Return whether an output of a stage exists and was not made with another fingerprint.
 
-    Only JSON files can contain a fingerprint, as the value of their key "fingerprint". Other files need only exist.
+    Tables have a fingerprint, and JSON files can have one as the value of their key "fingerprint". Other files need only exist.
 
     Args:
         uri: URI of the output.
         fingerprint: the fingerprint with which the output should have been made.
     """
+    if uri.endswith(f"/{tables.LOG}"):
+        return tables.fingerprint_of(uri.removesuffix(f"/{tables.LOG}")) == fingerprint
     if not uri.endswith(".json"):
         return storage.exists(uri)
     try:

@@ -17,6 +17,7 @@ from infra.storage.files import (
     read_bytes,
     read_json,
     remove,
+    remove_files,
     version_token,
     write_bytes,
     write_json,

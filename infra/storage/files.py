@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
@@ -210,6 +210,23 @@ def remove(uri: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def remove_files(uri: str, names: Sequence[str]) -> None:
+    """Delete files of a folder, on S3 by one request for 1000 of them. Do nothing for files that do not exist.
+
+    Args:
+        uri: the folder, local or s3://.
+        names: paths of the files relative to the folder.
+    """
+    if not is_s3(uri):
+        for name in names:
+            remove(join(uri, name))
+        return
+    with s3.location(uri) as (bucket, key):
+        keys = [f"{key}/{name}".lstrip("/") for name in names]
+        for start in range(0, len(keys), s3.PAGE):
+            s3.delete(bucket, keys[start : start + s3.PAGE])
 
 
 def copy_file(source: str, target: str) -> None:

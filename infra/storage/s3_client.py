@@ -10,7 +10,7 @@ import re
 import time
 from functools import cache, partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import pyarrow.fs as pafs
 
@@ -184,12 +184,9 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
         variables: the AWS environment variables as (name, value) pairs. They only distinguish filesystems.
         bucket: name of the bucket. On Amazon's S3 its region is looked up.
     """
-    s3 = client()
-    host = urlsplit(s3.meta.endpoint_url)
-    amazon = (host.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    region = s3.head_bucket(Bucket=bucket).get("BucketRegion") if amazon else s3.meta.region_name or "us-east-1"
+    host, region = _server(bucket)
     made = _RetryingS3FileSystem(
-        endpoint_override=None if amazon else host.netloc,
+        endpoint_override=host.netloc or None,
         scheme=host.scheme,
         region=region,
         # Not the "standard" strategy: it has a quota of retries, and stops retrying after about a minute of failures.
@@ -200,6 +197,38 @@ def _filesystem(pid: int, variables: frozenset[tuple[str, str]], bucket: str) ->
     )
     made.bucket = bucket
     return made
+
+
+def _server(bucket: str) -> tuple[SplitResult, str]:
+    """Return the URL of the S3 server for pyarrow and deltalake, without a host for Amazon's S3, and the region of a bucket."""
+    s3 = client()
+    host = urlsplit(s3.meta.endpoint_url)
+    if (host.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return host._replace(netloc=""), str(s3.head_bucket(Bucket=bucket).get("BucketRegion"))
+    return host, s3.meta.region_name or "us-east-1"
+
+
+def delta_options(bucket: str) -> dict[str, str]:
+    """Return the options with which the library deltalake uses a bucket as this module's other clients do.
+
+    They contain the credentials that boto3 finds, so they must not be stored or logged. Credentials of a machine's role expire, so
+    the options are made anew for each use.
+
+    Args:
+        bucket: name of the bucket.
+    """
+    import boto3
+
+    host, region = _server(bucket)
+    found = {"aws_region": region, "aws_conditional_put": "etag", "max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s"}
+    found |= {"backoff_config.max_backoff": f"{_MAX_BACKOFF_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
+    if host.netloc:
+        found |= {"aws_endpoint_url": host.geturl(), "allow_http": str(host.scheme == "http").lower()}
+    if credentials := boto3.session.Session().get_credentials():
+        key = credentials.get_frozen_credentials()
+        named = {"access_key_id": key.access_key, "secret_access_key": key.secret_key, "session_token": key.token}
+        found |= {f"aws_{name}": value for name, value in named.items() if value}
+    return found
 
 
 def endpoint() -> str:

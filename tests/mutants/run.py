@@ -59,7 +59,10 @@ PACKAGES = {
         "tests/deconvnet/models/test_layers.py tests/deconvnet/models/test_networks.py tests/deconvnet/models/test_fusion.py",
     ),
     "stages": ("infra/runtime/stages.py", "tests/infra/runtime/test_stages.py"),
-    "tables": ("infra/storage/tables.py", "tests/infra/storage/test_tables.py tests/proposals/test_changes.py"),
+    "tables": (
+        "infra/storage/tables/parts.py infra/storage/tables/versions.py",
+        "tests/infra/storage/test_tables.py tests/proposals/test_changes.py",
+    ),
 }
 """The files of each package that are changed, and the tests that should notice it."""
 

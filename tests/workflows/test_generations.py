@@ -18,7 +18,7 @@ def workspace(tmp_path) -> str:
     for n in range(1, 6):
         generation = Generation(f"2026110{n}-000000", None, n - 1 or None)
         write(base, generation)
-        for part in ("models/stage2/model.json", "train/run/checkpoint", "images/_commit.json"):
+        for part in ("models/stage2/model.json", "train/run/checkpoint", "images/_delta_log/00000000000000000000.json"):
             storage.write_bytes(storage.join(folder(base, generation.name), part), b"x")
         finish(base, generation, {"version": n})
     write(base, Generation("20261106-000000", None, 5))

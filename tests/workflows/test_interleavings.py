@@ -117,7 +117,7 @@ class Tiny(BasePipeline):
         self.locks += [lock] if lock else []
 
     def _stages(self) -> list[Stage]:
-        commit, model = storage.join(self.images, tables.COMMIT), storage.join(self.model("stage2"), "model.json")
+        commit, model = storage.join(self.images, tables.LOG), storage.join(self.model("stage2"), "model.json")
         results = self.report("results.json")
         return [
             Stage("prepare", "", 1, {"seed": self.seed}, (), (commit,), self._make_images),

@@ -27,6 +27,7 @@ from infra.errors import Interrupted, UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from infra.storage.lock import Locked, hold_lock
+from infra.storage.tables import delta_log
 from tests.deconvnet.ensembles import CLASSES, RESULTS, ensemble_in, random_image, save_networks
 from tests.servers import s3_server
 from tests.workflows.commands import call
@@ -260,7 +261,7 @@ def test_a_killed_or_terminated_run_resumes(workspace, tmp_path, here, capsys, m
     finished = {
         row["mask"] for part in parts_of(out) for row in tables.iter_rows(f"{out}/predictions", part=tables.Part(part, []))
     }
-    assert 4 <= len(finished) < 40 and not (out / "predictions" / tables.COMMIT).exists()
+    assert 4 <= len(finished) < 40 and not (out / "predictions" / tables.LOG).exists()
     before = written(out)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     predict.main(arguments(workspace, source, out, "--overlays", "true"))
@@ -276,7 +277,7 @@ def test_a_killed_or_terminated_run_resumes(workspace, tmp_path, here, capsys, m
 def parts_of(output: Path) -> list[str]:
     """The complete parts below `output`, committed or not."""
     table = output / "predictions"
-    return [str(p.relative_to(table).with_suffix(".parquet")) for p in table.glob("*/part-*.json")]
+    return tables.part_files(str(table))
 
 
 @pytest.mark.ray
@@ -443,22 +444,26 @@ def test_runs_exclude_each_other_and_the_lock_of_a_dead_run_expires(run: Run, tm
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("frozen_before", ["masks/a.png", "_commit.json"])
+@pytest.mark.parametrize("frozen_before", ["masks/a.png", "predictions", "rejects"])
 def test_a_run_that_was_frozen_until_another_took_over_changes_nothing(run: Run, tmp_path, monkeypatch, frozen_before) -> None:
     """One run with version 1 stops before it writes a file, and a run with version 2 works from start to end meanwhile."""
-    exchange, frozen = storage.exchange, []
-
-    def late(uri: str, old: bytes | None, new: bytes) -> bool:
-        if uri.endswith(frozen_before) and not frozen:
-            frozen.append(uri)
-            lock = json.loads((tmp_path / "out/_lock").read_text())
-            (tmp_path / "out/_lock").write_text(json.dumps({**lock, "expires": 0}))
-            run("--model", "models:/edeconvnet/2", "--overlays", "true")
-            finished.update(written(tmp_path / "out"))
-        return exchange(uri, old, new)
-
+    frozen: list[str] = []
     finished: dict[str, int] = {}
-    monkeypatch.setattr(storage, "exchange", late)
+
+    def late(write: Callable[..., bool]) -> Callable[..., bool]:
+        def call(uri: str, *given: object) -> bool:
+            if uri.endswith(frozen_before) and not frozen:
+                frozen.append(uri)
+                lock = json.loads((tmp_path / "out/_lock").read_text())
+                (tmp_path / "out/_lock").write_text(json.dumps({**lock, "expires": 0}))
+                run("--model", "models:/edeconvnet/2", "--overlays", "true")
+                finished.update(written(tmp_path / "out"))
+            return write(uri, *given)
+
+        return call
+
+    monkeypatch.setattr(storage, "exchange", late(storage.exchange))
+    monkeypatch.setattr(delta_log, "add_version", late(delta_log.add_version))
     with pytest.raises(Interrupted, match=r"predict\.py .* took the lock .*: the results of that run count"):
         run("--overlays", "true")
     left = {name: changed for name, changed in written(tmp_path / "out").items() if name in finished}

@@ -2,8 +2,10 @@
 
 import shutil
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
@@ -12,6 +14,7 @@ from deconvnet.evaluation.metrics import ConfusionMatrix
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Record, digest, record_uri
+from infra.storage import tables
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import CHAMPION_RESULTS, Retraining
@@ -141,3 +144,15 @@ def test_the_verdict_is_made_by_the_margin_and_the_class_drop_of_the_settings(
         2,
         pytest.approx(0.26, abs=0.01),
     )
+
+
+def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_wrote_it(settings, tmp_path, monkeypatch) -> None:
+    previous = str(tmp_path / "before")
+    monkeypatch.setattr(retraining.images_table, "listed_image_ids", lambda *_: {"a", "b", "broken"})
+    pipeline = SimpleNamespace(settings=settings, data_root="", previous=previous)
+    storage.write_json(f"{previous}/images/_commit.json", {"schema_version": 3})
+    assert retraining.count_new_and_gone(pipeline) == (3, 0)
+    rows = [{"image_id": "b"}, tables.Reject("broken", "", "prepare", "broken"), {"image_id": "gone"}]
+    part = tables.write_part(f"{previous}/images", "f" * 64, 0, rows, pa.schema([pa.field("image_id", pa.string())]))
+    tables.commit(f"{previous}/images", "f" * 64, [part])
+    assert retraining.count_new_and_gone(pipeline) == (1, 1)

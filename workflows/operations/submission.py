@@ -10,7 +10,7 @@ from infra.errors import UserError
 from infra.runtime import open_executor
 from infra.runtime.stages import outdated
 from infra.settings import absolute_location
-from infra.storage.tables import COMMIT
+from infra.storage import tables
 from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import Settings
 
@@ -30,7 +30,7 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
     workspace = Workspace(settings.workspace)
     needed = {name: storage.join(workspace.model(name), "model.json") for name in ("fcn8s", "stage2")}
     if proposals:
-        needed = {"proposals": storage.join(workspace.proposals, COMMIT), **needed}
+        needed = {"proposals": storage.join(workspace.proposals, tables.LOG), **needed}
     if missing := [name for name, uri in needed.items() if not storage.exists(uri)]:
         raise UserError(
             f"{settings.workspace} has no {' and no '.join(missing)} yet: run workflows/train_pipeline.py --config {config} first"

@@ -223,7 +223,7 @@ class BasePipeline(Workspace):
         settings = {key: value for key, value in as_dict(s.data).items() if key not in ("root", "background", "test_split")}
         settings |= s.data.model_dump(include={"background", "test_split"}, exclude_defaults=True)  # as before there were these
         settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
-        outputs = (storage.join(self.images, tables.COMMIT),)
+        outputs = (storage.join(self.images, tables.LOG),)
         stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
         if self._data_absent:
             if not Stages(s.workspace, [stage]).plan()[0].complete:

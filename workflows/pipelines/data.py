@@ -113,7 +113,7 @@ class DataPipeline(BasePipeline):
         s = self.settings.proposals
         settings: dict[str, Any] = {"kind": s.kind} if s.kind == "windows" else {**s.edge_box, "edge_model": edge_model_digest(s)}
         title = "none, as windows cover the images" if s.kind == "windows" else "EdgeBox proposals"
-        outputs = (storage.join(self.proposals, tables.COMMIT),)
+        outputs = (storage.join(self.proposals, tables.LOG),)
         settings["schema"] = tables.SCHEMA_VERSION
         return Stage("proposals", title, 1, settings, ("prepare",), outputs, self._proposals)
 
@@ -165,7 +165,7 @@ class DataPipeline(BasePipeline):
         s = self.settings
         settings = {**as_dict(s.examples), "seed": s.seed, "schema": tables.SCHEMA_VERSION, "input_size": s.model.input_size}
         settings |= s.proposals.windows | ({} if s.data.has_background else {"background": s.data.background})
-        outputs = tuple(storage.join(self.examples(name), tables.COMMIT) for name, _, _ in self._example_tables)
+        outputs = tuple(storage.join(self.examples(name), tables.LOG) for name, _, _ in self._example_tables)
         return Stage("examples", "training crops", 1, settings, ("prepare", "proposals"), outputs, self._examples)
 
     @property

@@ -69,7 +69,7 @@ class EdgeTraining(BasePipeline):
         growth = {key: value for key, value in as_dict(s.forest).items() if key not in drawn}
         segments = {**seed, **schema, **bsds["train"], **drawn}
         measured = {**s.proposals.edge_box, **bsds["val"]}
-        commit, figures = storage.join(self.samples, tables.COMMIT), self.uri(REPORT, "edges.json")
+        commit, figures = storage.join(self.samples, tables.LOG), self.uri(REPORT, "edges.json")
         return [
             *stages,
             Stage("segments", "segmentations", 1, segments, inputs, (commit,), self._segments),

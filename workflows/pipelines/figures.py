@@ -78,7 +78,7 @@ class WorkspaceFigures:
                     self._need(f"examples/{stage}"), self._classes, background=self._background
                 )
                 for stage in ("stage1", "stage2")
-                if stage == "stage2" or self._has(f"examples/{stage}/{tables.COMMIT}")
+                if stage == "stage2" or self._has(f"examples/{stage}/{tables.LOG}")
             }
         if name == "recall":
             return {"recall.png": self._recall()}
@@ -265,7 +265,7 @@ class WorkspaceFigures:
             UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models
                 than the present ones. The message names the stage that makes it.
         """
-        proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.COMMIT}"
+        proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.LOG}"
         if not self._has(proof):
             raise UserError(
                 f"{self.workspace} has no {name}, which the stage {_MADE_BY[name]} writes: "

@@ -271,7 +271,8 @@ def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
         pipeline: pipeline of the retraining run. It names the previous workspace.
 
     Returns:
-        The number of added images, and the number of removed images. Without a previous workspace, every image counts as added.
+        The number of added images, and the number of removed images. Without a previous workspace, or if an earlier version of this
+        program wrote its tables, every image counts as added.
     """
     s = pipeline.settings
     now = images_table.listed_image_ids(s.data, s.seed, pipeline.data_root)
@@ -279,7 +280,7 @@ def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
     rejected: set[str] = set()
     if pipeline.previous:
         images = storage.join(pipeline.previous, "images")
-        commit = tables.require_commit(images)
-        before = {row["image_id"] for row in tables.iter_rows(images, ["image_id"])}
-        rejected = {reject.image_id for reject in commit.rejects}
+        if commit := tables.read_commit(images):  # else an earlier version of this program wrote the table
+            before = {row["image_id"] for row in tables.iter_rows(images, ["image_id"])}
+            rejected = {reject.image_id for reject in commit.rejects}
     return len(now - before - rejected), len(before - now)

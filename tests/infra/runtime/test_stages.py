@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Record, Stage, Stages, outdated, read_record, record_uri, up_to_date_record
+from infra.storage import tables
 
 
 def run(workspace: Path, log: list[str], *, a: int = 1, b: int = 1, key: str | None = None, version: int = 1) -> list[str]:
@@ -129,7 +131,7 @@ def test_a_run_can_be_ended_after_a_stage(tmp_path: Path) -> None:
 def pipeline(workspace: Path, seed: int, meanwhile: dict[str, Callable[[], None]], order: list[str]) -> Stages:
     """Stages that pass a table, a model and a number on; `meanwhile` is done while the stage of that name runs."""
     root = str(workspace)
-    table, model, total = (storage.join(root, name) for name in ("data/_commit.json", "model.json", "total.json"))
+    table, model, total = (storage.join(root, name) for name in ("data.json", "model.json", "total.json"))
 
     def data(fingerprint: str) -> dict:
         storage.write_json(table, {"fingerprint": fingerprint, "rows": seed})
@@ -159,6 +161,25 @@ def pipeline(workspace: Path, seed: int, meanwhile: dict[str, Callable[[], None]
     )
 
 
+def test_a_stage_is_complete_only_if_its_table_has_its_fingerprint(tmp_path: Path) -> None:
+    table = str(tmp_path / "images")
+    schema = pa.schema([pa.field("image_id", pa.string())])
+
+    def make(fingerprint: str) -> dict:
+        tables.commit(table, fingerprint, [tables.write_part(table, fingerprint, 0, [{"image_id": fingerprint}], schema)])
+        return {}
+
+    stages = Stages(str(tmp_path), [Stage("prepare", "", 1, {}, (), (storage.join(table, tables.LOG),), make)])
+    assert not stages.plan()[0].complete
+    for spoil in (lambda: make("o" * 64), lambda: storage.remove(storage.join(table, tables.LOG)), lambda: storage.remove(table)):
+        go(stages)
+        assert stages.plan()[0].complete
+        spoil()
+        assert not stages.plan()[0].complete
+    storage.write_json(storage.join(table, "_commit.json"), {"fingerprint": stages.plan()[0].fingerprint})
+    assert not stages.plan()[0].complete, "a table of before Delta Lake counts as absent"
+
+
 def go(stages: Stages) -> dict[str, Record]:
     return stages.run(lambda stage, fingerprint, work: work(), lambda stage, record: None)
 
@@ -173,7 +194,7 @@ def test_a_stage_fails_if_another_run_changes_its_inputs_meanwhile(tmp_path: Pat
         if what == "half a stage":
             storage.remove(record_uri(str(tmp_path), "data"))
         elif what == "a model, and no record":  # the last write of a run that had lost its lock
-            name = "data/_commit.json" if when == "train" else "model.json"
+            name = "data.json" if when == "train" else "model.json"
             storage.write_json(str(tmp_path / name), {"fingerprint": "other", "rows": 2, "weights": 20})
         else:
             stages.stages = stages.stages[:1] if what == "one stage" else stages.stages
@@ -190,7 +211,7 @@ def test_a_stage_fails_if_another_run_changes_its_inputs_meanwhile(tmp_path: Pat
 
 def test_an_output_that_disappears_under_a_stage_is_explained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="outputs of data were changed by another run while train needed them"):
-        go(pipeline(tmp_path, 1, {"train": lambda: storage.remove(str(tmp_path / "data")) or 1 / 0}, []))
+        go(pipeline(tmp_path, 1, {"train": lambda: storage.remove(str(tmp_path / "data.json")) or 1 / 0}, []))
 
 
 @pytest.mark.parametrize("content", ['{"fingerprint": "other"}', "[", None])

@@ -3,14 +3,17 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from infra import storage
 from infra.errors import UserError
 from infra.storage import s3 as s3_module
 from infra.storage import tables
+from infra.storage.tables import delta_log
 from tests.infra.storage.helpers import make_table, message_of, message_of_check
 
 
@@ -43,6 +46,15 @@ def test_remove_deletes_a_folder_with_its_files_and_nothing_else(folder):
     storage.remove(storage.join(folder, "a.txt"))
     storage.remove(storage.join(folder, "never"))
     assert storage.list_files(folder) == ["ab/3"]
+
+
+def test_remove_files_deletes_the_named_files_and_no_others(folder):
+    for name in ("a/1", "a/2", "b", "c"):
+        storage.write_bytes(storage.join(folder, name), b"x")
+    storage.remove_files(folder, ["a/1", "b", "never"])
+    assert storage.list_files(folder) == ["a/2", "c"]
+    storage.remove_files(folder, [])
+    assert storage.list_files(folder) == ["a/2", "c"]
 
 
 def test_the_version_token_changes_with_the_file(folder):
@@ -100,6 +112,28 @@ def small_disk(tmp_path) -> Iterator[Path]:
         pytest.skip("a small file system can't be mounted here (that needs root)")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_table_that_does_not_fit_on_the_disk_is_not_committed(small_disk: Path) -> None:
+    table, schema = str(small_disk / "t"), pa.schema([pa.field("image_id", pa.string())])
+
+    def part(name: str) -> tables.Part:
+        return tables.write_part(table, name * 64, 0, [{"image_id": name}], schema)
+
+    old = tables.commit(table, "a" * 64, [part("a")])
+    new, before = part("b"), delta_log.latest_version(table)
+    with (small_disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**12))
+    for act in (
+        lambda: tables.commit(table, "b" * 64, [new]),
+        lambda: delta_log.add_version(table, before, [delta_log.File(new.name, new.size, 1, {})], schema, {}),
+    ):
+        assert f"the disk of {table}" in (message := message_of(act)) and "is full" in message
+        assert tables.require_commit(table) == old and [row["image_id"] for row in tables.iter_rows(table)] == ["a"]
+    (small_disk / "ballast").unlink()
+    tables.commit(table, "b" * 64, [new])
+    assert [row["image_id"] for row in tables.iter_rows(table)] == ["b"]
 
 
 def test_a_full_disk_gives_a_message_and_leaves_no_partial_file(small_disk, bucket, tmp_path):

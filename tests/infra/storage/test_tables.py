@@ -1,11 +1,12 @@
 """Tables are complete or absent, and complete parts are not made twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from infra import storage
@@ -14,6 +15,7 @@ from infra.runtime.local_executor import LocalExecutor
 from infra.runtime.parts import check_rejects, make_parts
 from infra.storage import tables
 from infra.storage.row_groups import GROUP_BYTES
+from infra.storage.tables import delta_log, versions
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False), pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)))])
 
@@ -21,6 +23,18 @@ SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False), pa.field(
 def row(name: str) -> dict:
     """A row with this image_id."""
     return {"image_id": name, "boxes": [[0.0, 0.0, 1.0, 1.0]]}
+
+
+def make(table: str, name: str, rows: str) -> tables.Commit:
+    """Make a table with a part for each letter of `rows`. Its fingerprint, like the names of its parts, is made of `name`."""
+    fingerprint = 20 * name  # as long as a digest, of which names of files have the first letters
+    parts = [tables.write_part(table, fingerprint, i, [row(each)], SCHEMA) for i, each in enumerate(rows)]
+    return tables.commit(table, fingerprint, parts)
+
+
+def names(table: str, part: tables.Part | None = None) -> str:
+    """The image_ids of all rows of a table or part."""
+    return "".join(r["image_id"] for r in tables.iter_rows(table, part=part))
 
 
 def test_a_table_is_absent_until_it_is_committed(tmp_path: Path) -> None:
@@ -102,27 +116,26 @@ def test_a_failure_at_any_write_leaves_the_old_table_or_the_new_one(
     left = -1  # number of writes until the failure
 
     def failing(write: Callable[..., Any]) -> Callable[..., Any]:
-        def done(*given: Any) -> None:
+        def done(*given: Any) -> Any:
             nonlocal left
             left -= 1
             if left == 0 and moment == "before":
                 raise InterruptedError
-            write(*given)
+            result = write(*given)
             if left == 0:
                 raise InterruptedError
+            return result
 
         return done
 
-    def make(table: str, name: str, names: str) -> None:
-        fingerprint = 20 * name  # as long as a digest, of which names of files have the first letters
-        parts = [tables.write_part(table, fingerprint, i, [row(name)], SCHEMA) for i, name in enumerate(names)]
-        tables.commit(table, fingerprint, parts)
+    def remove_files(uri: str, names: Sequence[str]) -> None:
+        for name in names:
+            remove(storage.join(uri, name))
 
-    def names(table: str, part: tables.Part | None = None) -> str:
-        return "".join(r["image_id"] for r in tables.iter_rows(table, part=part))
-
-    for name in ("write_bytes", "write_json", "remove"):
-        monkeypatch.setattr(tables.storage, name, failing(getattr(storage, name)))
+    remove = failing(storage.remove)
+    monkeypatch.setattr(storage, "write_bytes", failing(storage.write_bytes))
+    monkeypatch.setattr(storage, "remove_files", remove_files)
+    monkeypatch.setattr(delta_log, "add_version", failing(delta_log.add_version))
     seen = []
     for fatal in range(1, 20):
         table = str(tmp_path / str(fatal))
@@ -135,8 +148,24 @@ def test_a_failure_at_any_write_leaves_the_old_table_or_the_new_one(
         assert all(names(table, part) == "xyz"[i] for i, part in tables.finished_parts(table, 20 * "new").items())
         spared, left = left, -1
         make(table, "new", "xyz")
-        assert names(table) == "xyz" and not [f for f in storage.list_files(table) if f.startswith("old")]
+        assert names(table) == "xyz" and not [f for f in storage.list_files(table) if "old" in f]
     assert seen == sorted(seen) and set(seen) == {"abc", "xyz"} and spared > 0, "fewer writes than failures were tried"
+
+
+def test_the_digest_of_a_part_is_that_of_its_rows_and_its_size_that_of_its_file(tmp_path: Path) -> None:
+    reject = tables.Reject("c", "c.jpg", "prepare", "broken")
+    contents = {"a": [row("a")], "again": [row("a"), reject], "b": [row("b")], "ab": [row("a"), row("b")], "none": []}
+    made = {name: tables.write_part(str(tmp_path / name), "f", 0, rows, SCHEMA) for name, rows in contents.items()}
+    digests = {name: part.digest for name, part in made.items()}
+    assert digests.pop("a") == digests.pop("again") and len(set(digests.values())) == 3
+    for name, part in made.items():
+        assert part.size == (tmp_path / name / part.name).stat().st_size
+        assert tables.finished_parts(str(tmp_path / name), "f") == {0: part}
+
+
+def test_the_lowest_and_the_highest_id_are_known_though_rows_are_not_sorted(tmp_path: Path) -> None:
+    part = tables.write_part(str(tmp_path), "f", 0, [row(name) for name in "bcdae"], SCHEMA, rows_per_group=2)
+    assert (part.first, part.last) == ("a", "e")
 
 
 def test_discarded_parts_are_made_again(tmp_path: Path) -> None:
@@ -146,12 +175,39 @@ def test_discarded_parts_are_made_again(tmp_path: Path) -> None:
     assert tables.write_part(table, "f", 0, [row("a")], SCHEMA).rows == 1
 
 
-def test_a_table_of_another_schema_version_counts_as_absent(tmp_path: Path) -> None:
+def test_a_table_of_another_schema_version_counts_as_absent_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = str(tmp_path / "t")
-    tables.commit(table, "f", [])
-    raw = storage.read_json(storage.join(table, tables.COMMIT))
-    storage.write_json(storage.join(table, tables.COMMIT), {**raw, "schema_version": 0})
-    assert tables.read_commit(table) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "SCHEMA_VERSION", 0)
+        make(table, "old", "abc")
+    assert tables.read_commit(table) is None and tables.fingerprint_of(table) is None
+    with pytest.raises(UserError, match=r"was written by another version of this program.*run the command that makes it again"):
+        tables.require_commit(table)
+    make(table, "new", "xyz")
+    assert names(table) == "xyz"
+
+
+def test_a_table_of_before_delta_lake_counts_as_absent_and_is_replaced(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    storage.write_json(f"{table}/_commit.json", {"fingerprint": "f" * 64, "schema_version": 3, "rows": 0, "parts": []})
+    storage.write_json(f"{table}/{'f' * 16}/part-00000.json", {})
+    assert tables.read_commit(table) is None and tables.finished_parts(table, "f" * 64) == {}
+    with pytest.raises(UserError, match=r"was written by another version of this program.*run the command that makes it again"):
+        tables.require_commit(table)
+    make(table, "new", "xyz")
+    assert names(table) == "xyz" and not storage.exists(f"{table}/_commit.json") and not storage.list_files(f"{table}/{'f' * 16}")
+
+
+def test_a_part_of_an_earlier_program_is_made_again(tmp_path: Path) -> None:
+    """Its rows can be read, as `predict.py` does, but it has no summary in its footer."""
+    table = str(tmp_path / "t")
+    name = tables.write_part(table, "f", 0, [row("old")], SCHEMA).name
+    pq.write_table(pa.Table.from_pylist([row("old")], schema=SCHEMA), f"{table}/{name}")
+    assert tables.part_files(table) == [name] and tables.finished_parts(table, "f") == {}
+    part = tables.write_part(table, "f", 0, [row("new")], SCHEMA)
+    assert names(table, part) == "new"
 
 
 def test_a_row_group_sums_repeats_and_the_bytes_of_binary_columns(tmp_path: Path) -> None:

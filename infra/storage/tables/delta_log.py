@@ -1,0 +1,199 @@
+"""The log of a table: the folder `_delta_log`, in which Delta Lake has a numbered JSON file for each version of the table.
+
+The file of a version says which files were added and removed since the version before. It is written only if it is absent, so of
+two runs that add the same version one succeeds. Versions are added by the library `deltalake`. The latest one is found without it,
+by the functions of `infra.storage`, so processes that only read a table do not load it.
+
+Arguments called `table` are the URI of a table's folder.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from infra import storage
+from infra.errors import UserError
+from infra.storage import s3_client
+from infra.storage.disk import disk_user_error
+from infra.storage.uri import is_s3, local_path, split_s3
+
+if TYPE_CHECKING:
+    from deltalake.transaction import AddAction
+
+LOG = "_delta_log"
+"""Name of the subfolder of a table that makes it a table. Its URI stands for the table among the outputs of a stage."""
+
+_VERSION_FILE = re.compile(r"(\d{20})\.json")
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")  # deltalake 1.6 decodes it, and then does not find the folder
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_FACTS = "deconvnet"  # key of our facts in the commit information of a version
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a version, as Delta Lake's log describes it.
+
+    Attributes:
+        name: path of the file below the table's folder.
+        size: size of the file in bytes.
+        rows: number of rows.
+        ranges: lowest and highest value of columns, by their names.
+    """
+
+    name: str
+    size: int
+    rows: int
+    ranges: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a table.
+
+    Attributes:
+        number: number of the version, from 0.
+        facts: what `add_version` stored with the version; empty if another program changed the table.
+    """
+
+    number: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def latest_version(table: str) -> Version | None:
+    """Return the latest version of a table; None if there is no table.
+
+    Versions that neither add nor remove files are passed over, as those that Delta Lake's own clean-up (vacuum) adds: they have
+    the facts of the version before.
+    """
+    log = storage.join(table, LOG)
+    numbers = [int(found[1]) for name in storage.list_files(log) if (found := _VERSION_FILE.fullmatch(name))]
+    for number in reversed(numbers):
+        lines = storage.read_bytes(storage.join(log, f"{number:020}.json")).splitlines()
+        infos = [line for line in lines if line.startswith(b'{"commitInfo":')]
+        facts = json.loads(infos[0])["commitInfo"].get(_FACTS) if infos else None
+        if facts or len(lines) > len(infos):
+            return Version(numbers[-1], dict(facts or {}))
+    return Version(numbers[-1]) if numbers else None
+
+
+def add_version(table: str, before: Version | None, files: Sequence[File], schema: pa.Schema, facts: Mapping[str, Any]) -> bool:
+    """Add a version to a table, which consists of exactly the given files.
+
+    Args:
+        table: URI of the table's folder.
+        before: the latest version, as `latest_version` found it; None if there is no table yet.
+        files: all files of the new version. They exist.
+        schema: columns of the rows.
+        facts: what `latest_version` shall return with this version, as JSON values. It must differ from the facts of all other
+            versions that could be written at the same time, unless they have the same files.
+
+    Returns:
+        True if the version was added. False if another run added a version since `before`: then nothing was changed.
+
+    Raises:
+        UserError: if the log can't be written, for example because the disk is full.
+    """
+    if _ESCAPE.search(table):
+        raise UserError(
+            f"{table} can't be the folder of a table: Delta Lake takes {_ESCAPE.findall(table)[0]} in it for another letter"
+        )
+    try:
+        _add(table, before, files, schema, facts)
+    except Exception as error:  # deltalake raises DeltaError, OSError and others
+        # On S3, the answer to a successful request may have been lost. Then a retry has found the file, and seemed to fail.
+        after = latest_version(table)
+        if after is None or (before is not None and after.number == before.number):
+            raise _explained(table, error) from error
+        return after.number == (before.number if before else -1) + 1 and after.facts == facts
+    if not is_s3(table):
+        _sync(local_path(table) / LOG / f"{before.number + 1 if before else 0:020}.json")
+    return True
+
+
+def _add(table: str, before: Version | None, files: Sequence[File], schema: pa.Schema, facts: Mapping[str, Any]) -> None:
+    """Add a version to a table, as `add_version` does. Raise any error of `deltalake` if that fails."""
+    from deltalake import DeltaTable, Schema
+    from deltalake.transaction import (
+        CommitProperties,
+        PostCommitHookProperties,
+        RemoveAction,
+        create_table_with_add_actions,
+    )
+
+    if is_s3(table):
+        bucket, key = split_s3(table)
+        uri, options = f"s3://{bucket}/{quote(key)}", s3_client.delta_options(bucket)
+    else:
+        uri, options = local_path(table).resolve().as_uri(), {}
+    now = time.time_ns() // 10**6
+    added = [_add_action(file, now) for file in files]
+    columns = Schema.from_arrow(schema)
+    properties: dict[str, Any] = {
+        # Without retries, a version that another run has added meanwhile makes this one fail, whatever it changed.
+        "commit_properties": CommitProperties({_FACTS: dict(facts)}, max_commit_retries=0),
+        "post_commithook_properties": PostCommitHookProperties(cleanup_expired_logs=False),
+    }
+    if before is None:
+        create_table_with_add_actions(uri, columns, added, storage_options=options, **properties)
+        return
+    found = DeltaTable(uri, version=before.number, storage_options=options)
+    earlier = set(pa.table(found.get_add_actions()).column("path").to_pylist())
+    names = {file.name for file in files}
+    actions: list[AddAction | RemoveAction] = [*added]
+    mode = "overwrite"  # removes all earlier files, and replaces the columns
+    if names & earlier:  # Delta Lake refuses to remove and add a file at once, but adding it again replaces its entry
+        mode = "append"
+        actions += [RemoveAction(name, True, now) for name in sorted(earlier - names)]
+    found.create_write_transaction(actions, mode, columns, **properties)
+
+
+def _add_action(file: File, now: int) -> "AddAction":
+    """Return the entry of a file in the log.
+
+    Args:
+        file: the file.
+        now: the present time in milliseconds since 1970.
+    """
+    from deltalake.transaction import AddAction
+
+    statistics = {
+        "numRecords": file.rows,
+        "minValues": {name: low for name, (low, _) in file.ranges.items()},
+        "maxValues": {name: high for name, (_, high) in file.ranges.items()},
+        "nullCount": dict.fromkeys(file.ranges, 0),
+    }
+    return AddAction(file.name, file.size, {}, now, True, json.dumps(statistics))
+
+
+def _sync(path: Path) -> None:
+    """Wait until a local file and its entry in the folder are physically on the disk. `deltalake` does not wait for this."""
+    for each in (path, path.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _explained(table: str, error: Exception) -> UserError:
+    """Convert an error of `deltalake` to a message for the user.
+
+    Args:
+        table: URI of the table's folder.
+        error: the error. Its text may have several lines with terminal colours, and name the error number of the system.
+    """
+    text = s3_client.without_password(" ".join(_COLOURS.sub("", str(error)).split()))
+    if not is_s3(table) and (found := _SYSTEM_ERROR.search(text)):
+        number = int(found[1])
+        if explained := disk_user_error(OSError(number, os.strerror(number), table), local_path(table) / LOG):
+            return explained
+    return UserError(f"Delta Lake can't add a version to the table {table}: {text[:500]}")

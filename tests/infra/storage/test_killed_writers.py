@@ -1,0 +1,86 @@
+"""A process that writes and commits tables is killed at random moments. The table is the old version or the new one."""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from infra import storage
+from infra.storage import s3_client, tables
+
+SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
+MOMENTS = 30
+
+
+def make(table: str, number: int) -> None:
+    """Make a table of four rows, all of which say `number`."""
+    fingerprint = f"{number:016}"
+    parts = [tables.write_part(table, fingerprint, i, [{"image_id": f"{i} {number}"}], SCHEMA) for i in range(4)]
+    tables.commit(table, fingerprint, parts)
+
+
+def made(table: str) -> int:
+    """The number that all rows of a table say, here and for Delta Lake's own library. No file that it names is missing."""
+    rows = [row["image_id"] for row in tables.iter_rows(table)]
+    options = s3_client.delta_options("bucket") if storage.is_s3(table) else {}
+    delta = DeltaTable(table, storage_options=options)
+    assert sorted(row["image_id"] for row in delta.to_pyarrow_table().to_pylist()) == rows
+    assert set(tables.part_files(table)) >= {part.name for part in tables.require_commit(table).parts}
+    number = int(rows[0].split()[1])
+    assert rows == [f"{i} {number}" for i in range(4)], "the table is a mixture"
+    return number
+
+
+def write(table: str, number: int, seconds: float, finished: Any) -> None:
+    """Make one table after the other until this process kills itself, some seconds after the first one."""
+    killer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    killer.daemon = True
+    make(table, number)
+    finished.value = number
+    killer.start()
+    while True:
+        number += 1
+        make(table, number)
+        finished.value = number
+
+
+def fork_writers(table: str, moments: list[float], numbers: Any, finished: Any) -> None:
+    """Let one writer after the other write and be killed, each in a fork of this process, which has loaded the libraries.
+
+    This process must not have used them, as their threads would not live on in a fork. Nothing waits for the disk, which a killed
+    process does not need.
+    """
+    os.fsync = lambda descriptor: None
+    for seconds in moments:
+        number = numbers.recv()
+        if not (writer := os.fork()):
+            write(table, number, seconds, finished)
+        numbers.send(os.waitpid(writer, 0)[1])
+
+
+@pytest.mark.slow
+def test_a_table_is_the_old_or_the_new_version_whenever_its_writer_is_killed(folder: str) -> None:
+    chance, number, between = random.Random(0), 0, 0
+    moments = [chance.uniform(0, 1.0 if storage.is_s3(folder) else 0.3) for _ in range(MOMENTS)]
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    finished = context.RawValue("i", -1)
+    forks = context.Process(target=fork_writers, args=(folder, moments, theirs, finished), daemon=True)
+    forks.start()
+    for _ in moments:
+        ours.send(number)
+        assert ours.recv() == signal.SIGKILL, "the writer failed"
+        number = made(folder)
+        assert number in (finished.value, finished.value + 1), "a version that was committed is gone"
+        between += number > finished.value or len(tables.part_files(folder)) > 4
+        number += 1
+    forks.join()
+    assert between, "every writer was killed between two tables: nothing was tried"
+    make(folder, number)
+    assert made(folder) == number and len(tables.part_files(folder)) == 4 and len(storage.list_files(f"{folder}/_records")) == 1
