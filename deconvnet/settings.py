@@ -5,7 +5,7 @@ Each class describes one section of the YAML settings files. The description of 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from deconvnet.datasets.palette import VOC_CLASSES
 from infra.settings import Location, Section
@@ -46,6 +46,7 @@ class DataSettings(Section):
     max_rejects: float = Field(0.05, ge=0, le=1, description="share of the images that may be unusable before the run stops")
     max_pixels: PositiveInt = Field(100_000_000, description="images with more pixels are rejected")
     limit: PositiveInt | None = Field(None, description="number of images to use of each split (drawn by seed); empty: all")
+    version: NonNegativeInt | None = Field(None, description="version of the table images to train on; empty: the files are read")
     generated: GeneratedSettings = GeneratedSettings()
 
     @property

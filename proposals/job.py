@@ -1,9 +1,12 @@
 """Make the `proposals` table by running EdgeBox on every image of an `images` table.
 
+Each part of the table is named by the files of the images in the same part of `images`. So parts whose images are the same as in an
+earlier version of the table are not made again, and in the others the rows of unchanged images are copied.
+
 Windows, which cover an image, are not stored. Whoever needs them makes them from the size of the image (`proposals.boxes.make_windows`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +17,22 @@ from infra import storage
 from infra.errors import BadInput
 from infra.runtime.executor import Executor
 from infra.runtime.parts import make_parts
+from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import schemas
-from proposals.changes import SAME_IMAGE, PreviousPart, PreviousTable, previous_parts
 from proposals.edgebox import EdgeBoxOptions, find_boxes
 from proposals.edges.detector import PRETRAINED_FOREST, forest_uri
 from proposals.edges.forest_file import load_forest
 from proposals.image_codec import decode_image
+from proposals.image_notes import pixels_key, read_notes
 
 if TYPE_CHECKING:
     from proposals.settings import ProposalSettings
+
+PROPOSALS_VERSION = 1  # increase it when a change makes the same images give other boxes
+
+Unit = tuple[tables.Part, Mapping[str, list[str]]]
+"""A part of the `images` table, and the ids of the images whose rows are copied, by the name of the earlier part that has them."""
 
 
 def make_proposals(
@@ -33,7 +42,7 @@ def make_proposals(
     fingerprint: str,
     executor: Executor,
     *,
-    previous: PreviousTable | None = None,
+    previous: str | None = None,
 ) -> tables.Commit:
     """Find the proposals of all images and write them to a table.
 
@@ -43,11 +52,10 @@ def make_proposals(
         images_uri: URI of the `images` table.
         out_uri: URI of the `proposals` table to write. It gets one part for each part of the `images` table, in the same order.
         settings: options of EdgeBox and of its edge detector.
-        fingerprint: digest of the code version, settings and inputs of this pipeline stage. Parts that an interrupted run wrote
-            with the same fingerprint are kept.
-        executor: runs the units of work, one per part of the table, locally or on Ray.
-        previous: an earlier table of proposals made with the same settings. Its rows are copied for images that have not changed
-            since. None to compute all.
+        fingerprint: digest of the code version, settings and inputs of this pipeline stage, stored with the table.
+        executor: runs the units of work, one per part of the table that does not exist yet, locally or on Ray.
+        previous: URI of an earlier version of the `images` table. Rows of images that have not changed since are copied from the
+            parts of `proposals` that were made of it. None to compute all rows of new parts.
 
     Returns:
         The commit record of the table, which lists its parts. Its `rejects` name the images that EdgeBox could not use, with the
@@ -61,42 +69,85 @@ def make_proposals(
     if search and (forest := forest_uri(settings.edges, settings.edge_model)):
         load_forest(forest)  # a wrong file gives an error here, before any work starts
     images = tables.require_commit(images_uri)
-    units = list(zip(images.parts, previous_parts(previous, images), strict=True))
+    options = {**settings.edge_box, "edge_model": edge_model_digest(settings)} if search else {}
+    recipe = digest([PROPOSALS_VERSION, tables.SCHEMA_VERSION, settings.kind if not search else "", options])
+    keys = [pixels_key(part) for part in images.parts]
+    before = tables.read_commit(previous) if previous and search else None
+    copies = _rows_to_copy(images.parts, before.parts if before else (), out_uri, recipe)
+    units: list[Unit] = list(zip(images.parts, copies, strict=True))
     make_rows = (
-        partial(_part_rows, images_uri, EdgeBoxOptions(**settings.edge_box)) if search else partial(_empty_rows, images_uri)
+        partial(_part_rows, images_uri, out_uri, EdgeBoxOptions(**settings.edge_box))
+        if search
+        else partial(_empty_rows, images_uri)
     )
-    parts = make_parts(out_uri, fingerprint, schemas.PROPOSALS, units, make_rows, executor, title="proposals")
-    return tables.commit(out_uri, fingerprint, parts)
+    parts = make_parts(out_uri, recipe, schemas.PROPOSALS, units, make_rows, executor, title="proposals", keys=keys)
+    return tables.commit(out_uri, fingerprint, parts, keep_earlier=True)
 
 
-def _part_rows(
-    images_uri: str, options: EdgeBoxOptions, unit: tuple[tables.Part, PreviousPart | None]
-) -> Iterator[Mapping[str, Any] | tables.Reject]:
+def _rows_to_copy(
+    images: Sequence[tables.Part], before: Sequence[tables.Part], out_uri: str, recipe: str
+) -> list[dict[str, list[str]]]:
+    """Find the rows that can be copied from earlier parts of the `proposals` table, for each part of the `images` table.
+
+    Args:
+        images: parts of the `images` table.
+        before: parts of an earlier version of it.
+        out_uri: URI of the `proposals` table's folder.
+        recipe: digest in the names of its parts.
+
+    Returns:
+        For each item of `images`, ids of images by the name of the part of `proposals` that has their rows. It is empty for a part
+        that `before` has too.
+    """
+    common = {part.name for part in images} & {part.name for part in before}
+    wanted = {note.image_id: note.pixels for part in images if part.name not in common for note in read_notes(part)}
+    there = set(tables.part_files(out_uri)) if wanted and before else set()
+    found: dict[str, str] = {}
+    for part in before:
+        name = tables.part_name(recipe, pixels_key(part))
+        if part.name not in common and name in there:
+            found |= {
+                note.image_id: name for note in read_notes(part) if note.usable and wanted.get(note.image_id) == note.pixels
+            }
+    copies: list[dict[str, list[str]]] = []
+    for part in images:
+        copies.append({})
+        for note in read_notes(part) if part.name not in common and found else ():
+            if name := found.get(note.image_id, ""):
+                copies[-1].setdefault(name, []).append(note.image_id)
+    return copies
+
+
+def _part_rows(images_uri: str, out_uri: str, options: EdgeBoxOptions, unit: Unit) -> Iterator[Mapping[str, Any] | tables.Reject]:
     """Make the rows of one part (Parquet file) of the `proposals` table.
 
-    Rows of unchanged images are copied from the previous table. OpenCV is limited to one thread in this process.
+    Rows of unchanged images are copied from earlier parts. OpenCV is limited to one thread in this process.
 
     Args:
         images_uri: URI of the `images` table.
+        out_uri: URI of the `proposals` table's folder.
         options: options of EdgeBox.
-        unit: a part of the `images` table, and the rows of a previous table that may be copied for it (None if there are none).
+        unit: a part of the `images` table, and where rows are that can be copied.
 
     Yields:
         For each image of the part a row as a dict, or a `Reject` with the reason if the image cannot be used.
     """
     cv2.setNumThreads(1)  # every CPU already has a unit of work
-    part, previous = unit
-    copied = previous.rows(SAME_IMAGE) if previous else {}
+    part, copies = unit
+    copied: dict[str, Mapping[str, Any]] = {}
+    for name, image_ids in copies.items():
+        rows = {row["image_id"]: row for row in tables.iter_rows(out_uri, part=tables.Part(name, []))}
+        copied |= {image_id: rows[image_id] for image_id in image_ids if image_id in rows}  # rejected images have no row
     for row in tables.iter_rows(images_uri, ["image_id", "image"], part):
-        yield copied[row["image_id"]][0] if row["image_id"] in copied else proposals_row(row, options)
+        yield copied.get(row["image_id"]) or proposals_row(row, options)
 
 
-def _empty_rows(images_uri: str, unit: tuple[tables.Part, PreviousPart | None]) -> Iterator[Mapping[str, Any]]:
+def _empty_rows(images_uri: str, unit: Unit) -> Iterator[Mapping[str, Any]]:
     """Make the rows of one part (Parquet file) of a `proposals` table without boxes.
 
     Args:
         images_uri: URI of the `images` table.
-        unit: a part of the `images` table, and the rows of a previous table, which are not used.
+        unit: a part of the `images` table; the rest is not used.
 
     Yields:
         For each image of the part a row as a dict.

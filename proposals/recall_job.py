@@ -1,6 +1,6 @@
 """Measure the recall of a `proposals` table: the share of annotated objects that its boxes find."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,6 +23,7 @@ def measure_recall(
     executor: Executor,
     counts: Sequence[int] = COUNTS,
     min_area: float = MIN_AREA,
+    known: Collection[str] = (),
 ) -> Recall:
     """Measure the share of a split's annotated objects that the proposals find.
 
@@ -35,6 +36,7 @@ def measure_recall(
         executor: runs the units of work, one per part of the tables, locally or on Ray.
         counts: the values of k for which the recall of the first k boxes is measured.
         min_area: objects whose box has a smaller area than this are left out, px².
+        known: names of parts of the `proposals` table that are left out.
 
     Returns:
         The recall. It has 0 objects if the split has none.
@@ -43,7 +45,11 @@ def measure_recall(
         FileNotFoundError: if one of the tables is not complete.
     """
     images, proposals = (tables.require_commit(uri).parts for uri in (images_uri, proposals_uri))
-    units = [unit for unit in zip(images, proposals, strict=True) if any(group.splits.get(split) for group in unit[0].row_groups)]
+    units = [
+        (part, boxes)
+        for part, boxes in zip(images, proposals, strict=True)
+        if boxes.name not in known and any(group.splits.get(split) for group in part.row_groups)
+    ]
     work = partial(_part_recall, images_uri, proposals_uri, split, counts, min_area)
     done = executor.map(dict(enumerate(units)), work, title=f"recall of proposals, {split}")
     return sum_recalls((recall for _, recall in done), counts)

@@ -1,7 +1,7 @@
 """Columns of the Parquet tables that this package reads and writes.
 
 Boxes are (x1, y1, x2, y2) in pixels of the image as displayed, that is, after its EXIF orientation has been applied. Their
-coordinates are pixel edges, so x2 and y2 are exclusive. The rows of every table are sorted by image_id.
+coordinates are pixel edges, so x2 and y2 are exclusive. The rows of every part (Parquet file) are sorted by image_id.
 """
 
 import pyarrow as pa
@@ -54,23 +54,15 @@ EXAMPLES = pa.schema(
         _required("image_id", pa.string()),  # the image that the crop was cut from; one image may give many rows
         _required("stage", pa.int8()),  # 1: crops of annotated objects; 2: crops of proposals
         _required("box", _BOX),  # the crop, enlarged by `examples.context` (1.2×); may reach beyond the image
-        _required("class_id", pa.int16()),  # class of the crop's object, or rarest class of a window; classes are balanced by it
+        _required(
+            "class_ids", pa.list_(pa.int16())
+        ),  # class of the crop's object, or the classes in a window, by which it is balanced
         _required("iou", pa.float32()),  # IoU of the object's box with the box before it was enlarged; 1 in stage 1, 0: a window
-        _required("repeats", pa.int16()),  # how often the crop is used per epoch, to balance the classes
         _required("image", pa.binary()),  # JPEG, square
         _required("mask", pa.binary()),  # 8-bit PNG of class ids, 0 background, 255 void; same size as the JPEG
     ]
 )
-"""One row per training crop."""
-
-CHANGES = pa.schema(
-    [
-        _required("image_id", pa.string()),  # as in IMAGES
-        # compared with the previous run: new, changed (another file), relabelled (other masks or another split) or same
-        _required("change", pa.string()),
-    ]
-)
-"""One row per image: how it differs from the previous run. Each part covers the images of one part of the `images` table."""
+"""One row per training crop. How often it is used per epoch is not stored: that depends on the counts of all crops (`mining/job.py`)."""
 
 SEGMENTATIONS = pa.schema(
     [

@@ -9,6 +9,7 @@ import numpy as np
 from infra.storage import tables
 from proposals import schemas
 from proposals.image_codec import encode_jpeg, encode_mask
+from proposals.image_notes import note_of_row
 
 Row = dict[str, Any]
 
@@ -54,5 +55,7 @@ def write_images_and_proposals(
 
 
 def _write(uri: str, pieces: Sequence[Sequence[Row]], schema: Any, rows_per_group: int) -> None:
-    made = [tables.write_part(uri, "i" * 16, i, piece, schema, rows_per_group) for i, piece in enumerate(pieces)]
+    notes = [[note_of_row(row) for row in piece] if schema is schemas.IMAGES else [] for piece in pieces]
+    given = [[*piece, *noted] for piece, noted in zip(pieces, notes, strict=True)]
+    made = [tables.write_part(uri, "i" * 16, i, each, schema, rows_per_group) for i, each in enumerate(given)]
     tables.commit(uri, "i" * 16, made)

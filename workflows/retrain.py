@@ -6,9 +6,9 @@
 
 New and changed images are recognised by their content. Box proposals and training crops are computed for these images
 only. Training starts from the champion, which is the version of the registered model that is in use. Then the new model
-and the champion are evaluated on the same val images. A bootstrap over these images gives the 90 % interval of the rise of
-the mean IoU. The new model becomes the champion if the lower end is above retrain.margin, and the IoU of no class is lower
-by more than retrain.max_class_drop.
+and the champion are evaluated on the val images, and compared on those that were val images when the champion was
+registered. A bootstrap over these images gives the 90 % interval of the rise of the mean IoU. The new model becomes the
+champion if the lower end is above retrain.margin, and the IoU of no class is lower by more than retrain.max_class_drop.
 
 Each retraining has a folder of its own (a generation) in WORKSPACE/generations. If it is interrupted, the same command
 resumes it.

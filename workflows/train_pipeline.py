@@ -3,6 +3,7 @@
   python workflows/train_pipeline.py                                      train on generated images: a few minutes
   python workflows/train_pipeline.py --config FILE --data.root DIR        train on your own images, in VOC's layout
   python workflows/train_pipeline.py --config FILE --dry-run              print the settings and the stages that would run
+  python workflows/train_pipeline.py --config FILE --data.version 3       train on an earlier version of the images
   python workflows/train_pipeline.py --executor local --tracking.enabled false     run without Ray and without MLflow
   ray job submit -- python workflows/train_pipeline.py --config FILE      run on a Ray cluster
 

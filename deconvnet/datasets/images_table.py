@@ -2,12 +2,16 @@
 
 The stage reads a data set in VOC's layout, or generates one first (`deconvnet.datasets.synthetic`). Each row of the table holds
 an image with its class mask and its object mask (columns: `proposals.schemas.IMAGES`).
+
+A first table is sorted by image_id. If the table is made again after the data set has changed, each image stays in the part in which it was.
+Parts with an image whose files have changed or are gone are written anew, new images become further parts at the end, and all other
+files are neither read nor written. So a table that grew has the same rows as one that is made at once, but in another order.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +24,10 @@ from infra import storage
 from infra.errors import UserError
 from infra.runtime.executor import Executor
 from infra.runtime.parts import check_rejects, make_parts
+from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import schemas
+from proposals.image_notes import note_of_reject, note_of_row, read_notes, usable_notes
 
 PREPARE_VERSION = 1  # increase it when a change makes the same input give another table
 _PER_PART = 32  # most images in a part of the table
@@ -46,6 +52,11 @@ class _Item:
     def size(self) -> int:
         """Return the size of the image file in bytes, or 0 if there is no usable file."""
         return self.found.image.size if isinstance(self.found, voc.VocImageFiles) else 0
+
+    @property
+    def stamp(self) -> str:
+        """Return a digest of the names, sizes and times of the image's files, or of the reason why it can't be used."""
+        return digest([self.found.reason] if isinstance(self.found, tables.Reject) else _versions(self.found))[:16]
 
 
 def class_names(settings: DataSettings) -> tuple[str, ...]:
@@ -99,18 +110,29 @@ def data_fingerprint(settings: DataSettings, root: str) -> str:
         recipe: Any = [synthetic.GENERATOR_VERSION, settings.generated.model_dump()]
         return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
     dataset = voc.VocDataset(root)
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for split in filter(None, (settings.train_split, settings.val_split, settings.test_split)):
         images, rejects = dataset.split(split)
-        digest.update(json.dumps([split, [(reject.image_id, reject.reason) for reject in rejects]]).encode())
+        hashed.update(json.dumps([split, [(reject.image_id, reject.reason) for reject in rejects]]).encode())
         for image in images:
-            files = [file for file in (image.image, image.class_mask, image.object_mask) if file]
-            digest.update(json.dumps([(file.name, file.size, file.mtime_ns) for file in files]).encode())
-    return digest.hexdigest()
+            hashed.update(json.dumps(_versions(image)).encode())
+    return hashed.hexdigest()
+
+
+def _versions(image: voc.VocImageFiles) -> list[tuple[str, int, int]]:
+    """Return the names, sizes and times of an image's files. They change when the files do."""
+    files = [file for file in (image.image, image.class_mask, image.object_mask) if file]
+    return [(file.name, file.size, file.mtime_ns) for file in files]
 
 
 def prepare_images(
-    settings: DataSettings, seed: int, out_uri: str, fingerprint: str, root: str, executor: Executor
+    settings: DataSettings,
+    seed: int,
+    out_uri: str,
+    fingerprint: str,
+    root: str,
+    executor: Executor,
+    previous: tables.Commit | None = None,
 ) -> tables.Commit:
     """Read a data set in VOC's layout and write its `images` table.
 
@@ -118,16 +140,16 @@ def prepare_images(
         settings: the `data` section of the settings.
         seed: seed for drawing the split dev (validation during training) from train. If `settings.limit`, a number of images, is
             set, the seed also determines which images are used at all.
-        out_uri: path or s3:// address of the table to write.
-        fingerprint: hash of everything that this stage of the pipeline depends on. Parts of the table that an interrupted run
-            wrote with the same fingerprint are kept.
+        out_uri: path or s3:// address of the table's folder.
+        fingerprint: hash of everything that this stage of the pipeline depends on, stored with the table.
         root: folder of the data set.
-        executor: runs the units of work. Each unit reads up to 32 images and writes one part of the table.
+        executor: runs the units of work. Each unit reads up to 32 images and writes one part that does not exist yet.
+        previous: commit record of an earlier version of the table, whose images stay in their parts. None sorts all by their ids.
 
     Returns:
-        The commit record of the table, which lists its parts (Parquet files). Its `extra` has three entries: `counts` (number of
-        images by split), `classes` (class names by id) and `digest` (SHA-256 of the table's content in hex digits, the same for
-        the same images, masks and splits).
+        The commit record of the table, which lists its parts (Parquet files). Its `extra` has five entries: `counts` (number of
+        images by split), `classes` (class names by id), `background` (the setting), `drawn` (digest of the settings by which dev was drawn) and `digest` (SHA-256 of the table's
+        content in hex digits, the same for the same images, masks and splits in the same order).
 
     Raises:
         UserError: if the folder or the list of a split can't be read, the share of unusable images is larger than
@@ -135,12 +157,18 @@ def prepare_images(
     """
     root = storage.absolute(root)
     classes = class_names(settings)
-    items = _items(settings, seed, root)
-    units = _units(items)
+    drawn = digest([seed, settings.dev_fraction, settings.limit])
+    keeps_splits = previous is not None and previous.extra.get("drawn") == drawn
+    before = {note.image_id: note.split for note in usable_notes(previous)} if previous and keeps_splits else {}
+    items = _items(settings, seed, root, before)
+    units = divide(items, previous.parts if previous else ())
     make_rows = partial(
         _rows, root=root, num_classes=len(classes), max_pixels=settings.max_pixels, background=settings.has_background
     )
-    parts = make_parts(out_uri, fingerprint, schemas.IMAGES, units, make_rows, executor, title="prepare", rows_per_group=16)
+    recipe = digest([PREPARE_VERSION, tables.SCHEMA_VERSION, len(classes), settings.max_pixels, settings.has_background])
+    keys = [digest([[item.image_id, item.split, item.stamp] for item in unit]) for unit in units]
+    known = {part.name for commit in (previous, tables.read_commit(out_uri)) if commit for part in commit.parts}
+    parts = make_parts(out_uri, recipe, schemas.IMAGES, units, make_rows, executor, title="prepare", rows_per_group=16, keys=keys)
     counts: Counter[str] = sum((Counter(group.splits) for part in parts for group in part.row_groups), Counter())
     splits = ("train", "dev", "val", *(["test"] if settings.test_split else []))
     try:
@@ -149,11 +177,13 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        tables.discard(out_uri, fingerprint)  # makes the next run read all files again, as a corrected file may look unchanged
+        # Their files are read again by the next run, as a corrected file may look unchanged.
+        tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in known])
         raise
-    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
-    extra = {"counts": {split: counts[split] for split in splits}, "classes": list(classes), "digest": digest}
-    return tables.commit(out_uri, fingerprint, parts, extra)
+    content = digest([part.digest for part in parts])
+    found = {split: counts[split] for split in splits}
+    extra = {"counts": found, "classes": list(classes), "background": settings.background, "drawn": drawn, "digest": content}
+    return tables.commit(out_uri, fingerprint, parts, extra, keep_earlier=True)
 
 
 def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
@@ -173,7 +203,7 @@ def listed_image_ids(settings: DataSettings, seed: int, root: str) -> set[str]:
     return {item.image_id for item in _items(settings, seed, root)}
 
 
-def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
+def _items(settings: DataSettings, seed: int, root: str, before: Mapping[str, str] = {}) -> list[_Item]:
     """List the images of the splits train, val and test, including those whose files are missing or can't be used.
 
     Some train images are assigned to the split dev (validation during training). If `settings.limit`, a number of images, is set,
@@ -183,9 +213,10 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
         settings: the `data` section of the settings.
         seed: seed for drawing dev and, if `settings.limit` is set, for choosing the images.
         root: folder of the data set.
+        before: splits of images in an earlier table, which they keep, see `splits.assign_splits`.
 
     Returns:
-        The items, sorted by image id, as the rows of the table must be.
+        The items, sorted by image id.
 
     Raises:
         UserError: if the folder or the list of a split can't be read, or a split has no image.
@@ -201,7 +232,7 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
         if not usable and (split != "test" or settings.test_split):
             raise _no_usable_image(split, settings, rejects)
     ids = {split: [each.image_id for each in usable] for split, (usable, _) in listed.items()}
-    splits = assign_splits(ids["train"], ids["val"], settings.dev_fraction, seed, settings.limit, ids["test"])
+    splits = assign_splits(ids["train"], ids["val"], settings.dev_fraction, seed, settings.limit, ids["test"], before)
     items = [_Item(image.image_id, splits[image.image_id], image) for image in [*train, *val, *test] if image.image_id in splits]
     if settings.limit is None:  # with a limit only the images drawn are considered
         for split, (_, rejects) in listed.items():
@@ -209,29 +240,36 @@ def _items(settings: DataSettings, seed: int, root: str) -> list[_Item]:
     return sorted(items, key=lambda item: (item.image_id, item.split))
 
 
-def _units(items: Sequence[_Item]) -> list[list[_Item]]:
-    """Divide the images into units of work of at most 32 consecutive images and about 64 MB each.
+def divide(items: Sequence[_Item], before: Sequence[tables.Part] = ()) -> list[list[_Item]]:
+    """Divide the images into units of work. Each becomes one part (Parquet file) of the table.
 
     Args:
-        items: all images, in the order of the table's rows.
+        items: all images, sorted by image id.
+        before: parts of an earlier version of the table. Images that one of them has stay together.
 
     Returns:
-        The units in order. Each becomes one part (Parquet file) of the table.
+        The units in the order of the parts: what is left of the earlier parts, and then units of at most 32 new images and about
+        64 MB each. In each unit images are sorted by their ids.
     """
-    units: list[list[_Item]] = [[]]
+    part_of = {note.image_id: number for number, part in enumerate(before) for note in read_notes(part)}
+    kept: list[list[_Item]] = [[] for _ in before]
+    new: list[list[_Item]] = [[]]
     size = 0
     for item in items:
-        if units[-1] and (len(units[-1]) == _PER_PART or size + item.size > _PART_BYTES):
-            units.append([])
+        if item.image_id in part_of:
+            kept[part_of[item.image_id]].append(item)
+            continue
+        if new[-1] and (len(new[-1]) == _PER_PART or size + item.size > _PART_BYTES):
+            new.append([])
             size = 0
-        units[-1].append(item)
+        new[-1].append(item)
         size += item.size
-    return units
+    return [unit for unit in (*kept, *new) if unit]
 
 
 def _rows(
     unit: Sequence[_Item], root: str, num_classes: int, max_pixels: int, background: bool
-) -> Iterator[dict[str, Any] | tables.Reject]:
+) -> Iterator[dict[str, Any] | tables.Reject | tables.Note]:
     """Read the images of one unit of work as rows of the `images` table.
 
     Args:
@@ -242,14 +280,20 @@ def _rows(
         background: whether class 0 is the background.
 
     Yields:
-        For each image, in order, a row as a dict, or a Reject with the reason if the image can't be used.
+        For each image, in order, a row as a dict, or a Reject with the reason if the image can't be used; and its note.
     """
     for item in unit:
         found = item.found
-        if isinstance(found, tables.Reject):
-            yield found
+        row = (
+            found
+            if isinstance(found, tables.Reject)
+            else voc.read_row(root, found, item.split, num_classes, max_pixels, background)
+        )
+        yield row
+        if isinstance(row, tables.Reject):
+            yield note_of_reject(item.image_id, item.split, item.stamp)
         else:
-            yield voc.read_row(root, found, item.split, num_classes, max_pixels, background)
+            yield note_of_row(row, item.stamp)
 
 
 def _no_usable_image(split: str, settings: DataSettings, rejects: Sequence[tables.Reject]) -> UserError:

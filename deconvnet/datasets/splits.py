@@ -1,7 +1,10 @@
-"""The assignment of images to the splits train, dev, val and test, which depends only on the image ids and a seed."""
+"""The assignment of images to the splits train, dev, val and test.
+
+It depends only on the image ids, a seed and, if images are added to a table, on the splits there.
+"""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from infra.errors import UserError
 
@@ -27,6 +30,7 @@ def assign_splits(
     seed: int,
     limit: int | None = None,
     test_ids: Collection[str] = (),
+    before: Mapping[str, str] = {},
 ) -> dict[str, str]:
     """Assign each image to a split: train, dev (for validation during training), or val or test (for evaluation at the end).
 
@@ -39,6 +43,8 @@ def assign_splits(
             random. None uses all images.
         test_ids: ids of a second list of images to evaluate on at the end, to which the limit applies, too. None of them may be in
             the other lists.
+        before: splits of images in an earlier table that was made with the same fraction, seed and limit. Images of train and dev
+            stay where they are, and only images that are new to both are drawn for dev.
 
     Returns:
         "train", "dev", "val" or "test" by image id. Ids that are not used because of the limit are missing.
@@ -55,6 +61,11 @@ def assign_splits(
             f"images to train on: {len(train)}, and at least 2 are needed, as one is kept for validation during training: "
             f"add some to the split{more}"
         )
-    dev = set(_draw(train, min(max(1, round(dev_fraction * len(train))), len(train) - 1), seed))
+    count = min(max(1, round(dev_fraction * len(train))), len(train) - 1)
+    kept = [image_id for image_id in train if before.get(image_id) == "dev"]
+    new = [image_id for image_id in train if before.get(image_id) not in ("train", "dev")]
+    dev = {*kept, *_draw(new, max(0, count - len(kept)), seed)}
+    if not 0 < len(dev) < len(train):
+        dev = set(_draw(train, count, seed))
     assigned = {image_id: "dev" if image_id in dev else "train" for image_id in train}
     return assigned | dict.fromkeys(val, "val") | dict.fromkeys(test, "test")

@@ -1,7 +1,7 @@
 """Compare a newly trained model with the champion, the registered model in use, for the report of a retraining.
 
 The new model is called the challenger. Each model is an ensemble of a DeconvNet and an FCN-8s. Both models were evaluated on the
-same images. They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
+same images, and are compared on those by which both may be judged (`evaluation/hold_out.py`). They are compared by the masks that the ensemble predicts with CRF (the result `DECISIVE_RESULT`).
 """
 
 import json
@@ -20,6 +20,7 @@ from deconvnet.evaluation.comparison import (
     read_image_confusions,
 )
 from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.evaluation.hold_out import HoldOut, results_of
 from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.reporting import gallery, panels
 from deconvnet.reporting.run_summary import percent, signed_points
@@ -37,13 +38,19 @@ Change = tuple[str, float | None, float | None]
 
 
 def compare_with_champion(
-    challenger: EvaluationInputs, champion_models: tuple[str, str], report_uri: str, executor: Executor, gpu: bool = False
+    challenger: EvaluationInputs,
+    champion_models: tuple[str, str],
+    hold_out: HoldOut,
+    report_uri: str,
+    executor: Executor,
+    gpu: bool = False,
 ) -> dict[str, bytes]:
     """Compare two evaluated models, and make the contents of the two report files on the comparison. No file is written.
 
     Args:
         challenger: inputs of the challenger's evaluation: its networks, the images and the options.
         champion_models: folders of the champion's DeconvNet and of its FCN-8s.
+        hold_out: the images on which the models are compared, at least one.
         report_uri: folder with the files of the challenger's evaluation. Its subfolder `champion` has the files of the
             champion's evaluation.
         executor: runs the function that draws the figure.
@@ -52,23 +59,24 @@ def compare_with_champion(
     Returns:
         A dict from file name to content. `against_champion.png` shows the images that changed most; it is missing if no image
         changed. `against_champion.json` has `rise` (of the mean IoU), `lower` and `upper` (its 90 % interval), `images` (their
-        number), `mean_iou` (by "champion" and "challenger"), and three lists of `Change` (a name and its two values): `classes`
+        number), `new_images` (number of val images that are not among them), `mean_iou` (by "champion" and "challenger"), and three lists of `Change` (a name and its two values): `classes`
         (largest rise first), `gained` (the images with the largest rises) and `lost` (the images with the largest falls).
 
     Raises:
         UserError: if a file of one of the evaluations is missing or damaged.
-        ValueError: if the two evaluations are of different images or classes.
+        ValueError: if one of the two evaluations lacks one of the images, or they are of different classes.
     """
     folders = {"champion": storage.join(report_uri, "champion"), "challenger": report_uri}
-    confusions = {name: read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS)) for name, uri in folders.items()}
-    rows = {name: storage.read_json(storage.join(uri, "results.json"))["rows"][DECISIVE_RESULT] for name, uri in folders.items()}
-    old, new = confusions["champion"], confusions["challenger"]
+    found = {name: hold_out.of(read_image_confusions(storage.join(uri, IMAGE_CONFUSIONS))) for name, uri in folders.items()}
+    old, new = found["champion"], found["challenger"]
     interval = mean_iou_rise(old, new)
+    rows = {name: results_of(each, challenger.classes)["rows"][DECISIVE_RESULT] for name, each in found.items()}
     images = _by_change([(name, _mean_iou(old[name]), _mean_iou(new[name])) for name in old])
     gained = [change for change in images if _rise(change) > 0][:_IMAGES]
     lost = [change for change in reversed(images) if _rise(change) < 0][:_IMAGES]
     content = {
         **asdict(interval),
+        "new_images": hold_out.new,
         "mean_iou": {name: row["mean_iou"] for name, row in rows.items()},
         "classes": _by_change([(c, rows["champion"]["iou"][c], rows["challenger"]["iou"][c]) for c in challenger.classes]),
         "gained": gained,
@@ -147,9 +155,11 @@ def summary_sentence(comparison: Mapping[str, Any]) -> str:
     """
     before, after = (percent(comparison["mean_iou"][name]) for name in ("champion", "challenger"))
     rise, lower, upper = (signed_points(comparison[name]) for name in ("rise", "lower", "upper"))
+    new = comparison.get("new_images", 0)
+    left_out = f" {new:,} val images that are new since the champion are left out." if new else ""
     return (
         f"Mean IoU {after} % against the champion's {before} %: {rise} points "
-        f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images)."
+        f"(90 % interval {lower} to {upper}, by a paired bootstrap over {comparison['images']:,} images).{left_out}"
     )
 
 

@@ -16,7 +16,7 @@ from infra.storage import tables
 from proposals.boxes import crop, enlarge
 from proposals.image_codec import decode_image, decode_mask
 from proposals.job import iter_proposals
-from proposals.mining.rules import AnnotatedObject, find_objects
+from proposals.mining.rules import AnnotatedObject, find_objects, rarest
 
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor, PredictorOptions
@@ -315,7 +315,7 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16, ba
     Args:
         examples_uri: URI of a table of training crops, such as `examples/stage1` in the workspace.
         classes: class names, ordered by id.
-        count: largest number of crops to draw. They are spread evenly over the table.
+        count: largest number of crops to draw. They are from a quarter as many row groups, which are spread evenly over the table.
         background: whether class 0 is the background.
 
     Returns:
@@ -326,21 +326,20 @@ def draw_examples(examples_uri: str, classes: Sequence[str], count: int = 16, ba
     """
     commit = tables.require_commit(examples_uri)
     groups = [(part, group) for part in commit.parts for group in range(len(part.row_groups))]
-    chosen = _spread(len(groups), count)
+    chosen = _spread(len(groups), -(-count // 4))  # few, as each is read as a whole
     rows: list[dict[str, Any]] = []
     for number, index in enumerate(chosen):
         part, group = groups[index]
         crops = tables.read_row_group(examples_uri, part.name, group).to_pylist()
         share = count * (number + 1) // len(chosen) - count * number // len(chosen)
         rows += [crops[i] for i in _spread(len(crops), share)]
-    shown = [
-        (
-            f"{classes[row['class_id']]}, " + (f"IoU {row['iou']:.2f}" if row["iou"] else "window") + f", ×{row['repeats']}",
-            decode_image(row["image"]),
-            decode_mask(row["mask"]),
-        )
-        for row in rows
-    ]
+    repeats = {int(class_id): number for class_id, number in commit.extra["repeats_by_class"].items()}
+    shown = []
+    for row in rows:
+        class_id = rarest(row["class_ids"], repeats)
+        kind = f"IoU {row['iou']:.2f}" if row["iou"] else "window"
+        text = f"{classes[class_id]}, {kind}, ×{repeats[class_id]}"
+        shown.append((text, decode_image(row["image"]), decode_mask(row["mask"])))
     return panels.example_crops(shown, classes, background)
 
 

@@ -5,6 +5,7 @@ whether the proposals or the network limit the quality of the predictions.
 """
 
 import json
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from deconvnet.reporting.plots import recall_curves
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def report_proposals(
-    images_uri: str, proposals_uri: str, split: str, settings: "ProposalSettings", title: str, executor: Executor
+    images_uri: str,
+    proposals_uri: str,
+    split: str,
+    settings: "ProposalSettings",
+    title: str,
+    executor: Executor,
+    known: Collection[str] = (),
 ) -> tuple[Recall, dict[str, bytes]] | None:
     """Measure how many annotated objects the proposals of a split find, and make the files that report it.
 
@@ -32,6 +39,7 @@ def report_proposals(
         settings: the settings that the proposals were made with.
         title: heading of the Markdown file, after "Proposals: ".
         executor: runs the measurement of several parts (Parquet files) of the tables at once.
+        known: names of parts of the table `proposals` that are left out.
 
     Returns:
         A tuple of two values. The first is the recall: the share of the annotated objects that the first k proposals of each
@@ -39,7 +47,7 @@ def report_proposals(
         proposals.md (table of the recall) and proposals.png (chart). If no object of the split counts, the result is None.
     """
     area = min(MIN_AREA, 2 * settings.min_box_area)
-    recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area)
+    recall = measure_recall(images_uri, proposals_uri, split, executor, counts_up_to(settings.max_boxes), area, known)
     if not recall.num_objects:
         return None
     note = f"{recall.num_objects:,} objects whose box has {area:,.0f} px² or more; the best of each image's first boxes counts."

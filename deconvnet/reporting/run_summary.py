@@ -160,15 +160,15 @@ def read_run_summary(
         raise FileNotFoundError(storage.join(workspace, "report", "results.json"))
     names = stages or STAGE_DESCRIPTIONS
     records = {name: record for name in names if (record := _read_json(workspace, "stages", f"{name}.json"))}
-    images = tables.read_commit(storage.join(workspace, "images"))
+    prepared = records.get("prepare", {})
     crops = records.get("examples", {}).get("summary", {})
     return RunSummary(
         title=title,
         workspace=workspace,
         results=results,
         figures={name: data for name in (*IMAGE_FIGURES, *CHARTS) if (data := _read_bytes(workspace, "report", f"{name}.png"))},
-        splits=_count_splits(images),
-        digest=str(images.extra.get("digest", "")) if images else "",
+        splits=dict(prepared.get("summary", {}).get("counts", {})),
+        digest=str(prepared.get("key", "")),
         crops={name.replace("_", " "): int(count) for name, count in crops.items() if isinstance(count, int)},
         rejects=_read_rejects(storage.join(workspace, "rejects")),
         seconds={name: float(record["seconds"]) for name, record in records.items()},
@@ -233,23 +233,6 @@ def _decision(verdict: Mapping[str, Any]) -> str:
     if not verdict:
         return ""
     return f"Version {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}."
-
-
-def _count_splits(images: tables.Commit | None) -> dict[str, int]:
-    """Count the images of each split.
-
-    Args:
-        images: the commit record of the table `images`, which lists its Parquet files and their numbers of rows; None if there is
-            no table.
-
-    Returns:
-        Number of images by split: train, dev and val first, then other splits in the order in which they occur.
-    """
-    found: Counter[str] = Counter()
-    for part in images.parts if images else ():
-        for group in part.row_groups:
-            found.update(group.splits)
-    return {name: found[name] for name in sorted(found, key=lambda name: (*_SPLITS, name).index(name))}
 
 
 def _read_rejects(table: str) -> Rejects:

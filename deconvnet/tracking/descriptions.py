@@ -168,7 +168,8 @@ def _outcome(name: str, summary: Mapping[str, Any]) -> str:
         case "proposals":
             return f"**{summary['images']:,} images**; `proposals/dev.png` shows how many objects the boxes find."
         case "examples":
-            crops = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in summary.items())
+            made = {table: count for table, count in summary.items() if isinstance(count, int)}
+            crops = ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in made.items())
             return f"**{crops}** crops; `examples/*.png` shows some with their masks."
         case "fcn8s" | "stage1" | "stage2":
             return "Curves by optimiser step: `report/training_curves.png`, and *Model metrics* above."

@@ -100,6 +100,23 @@ def _points(fraction: float) -> str:
     return f"{100 * fraction:.1f} points"
 
 
+def champion_tags(store: str, name: str) -> dict[str, str]:
+    """Read the tags of the version of a registered model that is the champion (in use). {} if there is none.
+
+    Args:
+        store: URI of the MLflow store.
+        name: name of the registered model.
+
+    Raises:
+        UserError: if the registry does not answer.
+    """
+    version = aliases(store, name).get(CHAMPION)
+    if version is None:
+        return {}
+    with registry_client(store, name) as client:
+        return dict(client.get_model_version(name, str(version)).tags)
+
+
 def set_champion(model: OwnModel, version: int, lock: Lock) -> int | None:
     """Make a version of a registered model the champion (the version in use), unless the model already has a champion.
 

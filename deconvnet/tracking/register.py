@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ DISTRIBUTIONS = ("mlflow", "numba", "numpy", _OPENCV, "pillow", "pyarrow", "safe
 """Third-party packages that the copied code needs, named as in PyPI."""
 FINGERPRINT_TAG = "fingerprint"
 """Tag of a version with the fingerprint of the stage that registered it."""
+VAL_IMAGES = "val_images.json"
+"""Name of the file in an ensemble's folder that lists the val images by which it was judged."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Ensemble:
             detector (a forest), it is copied into the model.
         segment: options of the prediction: values of the fields of `inference.predictor.PredictorOptions` by name.
         max_pixels: largest image that the model accepts, in pixels.
+        val_images: digests of the val images and their masks by image_id. A later model is compared with this one on these images.
     """
 
     deconvnet_uri: str
@@ -55,6 +58,7 @@ class Ensemble:
     proposals: Mapping[str, Any]
     segment: Mapping[str, Any]
     max_pixels: int = 100_000_000
+    val_images: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(
@@ -178,7 +182,7 @@ def requirements() -> list[str]:
 
 
 def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
-    """Write an ensemble to a folder: both networks, the edge detector (a forest) if one is used, and options.json.
+    """Write an ensemble to a folder: both networks, the edge detector (a forest) if one is used, options.json and val_images.json.
 
     Args:
         folder: folder to write to.
@@ -200,6 +204,20 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
         "max_pixels": ensemble.max_pixels,
     }
     storage.write_json(str(folder / "options.json"), options)
+    storage.write_json(str(folder / VAL_IMAGES), dict(ensemble.val_images))
+
+
+def read_val_images(deconvnet_uri: str) -> dict[str, str] | None:
+    """Read the digests of the val images by which a registered ensemble was judged, by image_id.
+
+    Args:
+        deconvnet_uri: folder of its DeconvNet, in a copy of the ensemble's folder.
+
+    Returns:
+        The digests. None if the ensemble has no list of them, as one that an earlier version of this program registered.
+    """
+    file = storage.join(deconvnet_uri.rstrip("/").rpartition("/")[0], VAL_IMAGES)
+    return (dict(storage.read_json(file)) or None) if storage.exists(file) else None
 
 
 def _copy_code(folder: Path) -> None:

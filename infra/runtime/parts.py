@@ -1,8 +1,8 @@
 """Make a table in parts. Each part is a Parquet file and one unit of work for an `Executor`, which runs units in parallel.
 
 The division into parts is fixed before the job starts, so the content of a part does not depend on the number of workers.
-Parts that an earlier, killed run has finished are not made again. The process that starts the job holds only summaries of the
-parts in memory, no rows.
+Parts that exist already are not made again: those that an earlier, killed run has finished, and where parts have keys, those of
+earlier versions of the table. The process that starts the job holds only summaries of the parts in memory, no rows.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from infra.errors import UserError
 from infra.runtime.executor import Executor
 from infra.storage import tables
 
-MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject]]
+MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject | tables.Note]]
 """A function that makes the rows of a part from its unit of work. The rows are sorted by image_id. It must be picklable.
 
-Among the rows it returns a `Reject`, with the reason, for each input that can't be used.
+Among the rows it returns a `Reject`, with the reason, for each input that can't be used, and any `Note`s.
 """
 
 
@@ -33,16 +33,17 @@ def make_parts(
     *,
     title: str,
     rows_per_group: int = 64,
+    keys: Sequence[tables.Key] | None = None,
 ) -> list[tables.Part]:
     """Write the parts (Parquet files) of a table, one for each unit of work, and wait until all are written.
 
-    Parts with the same fingerprint that an earlier run has finished are kept. The parts become a table only when the caller
-    passes them to `tables.commit`.
+    Parts with the same fingerprint and key that exist already are kept, and not opened if the latest version of the table names
+    them. The parts become a table only when the caller passes them to `tables.commit`.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of everything that the table is made from: code version, settings and inputs. The subfolder with the
-            parts is named after it.
+        fingerprint: digest of everything that the parts are made from, but for what their keys stand for: code version, settings
+            and, if there are no keys, inputs. The subfolder with the parts is named after it.
         schema: columns of the rows.
         units: the units of work, as picklable objects of any kind. Each one gives the part at the same position.
         make_rows: picklable function that makes the rows of a unit, sorted by image_id. For each input that can't be used it
@@ -50,39 +51,53 @@ def make_parts(
         executor: the executor that runs the units.
         title: name of the work, shown with the progress.
         rows_per_group: number of rows in a Parquet row group, the smallest piece that can be read.
+        keys: for each unit, a digest of the inputs from which its part is made. They differ. None to name parts by their
+            positions.
 
     Returns:
         Summaries of the parts, in the order of `units`.
 
     Raises:
         UserError: if `make_rows` raises UserError, or workers die.
+        ValueError: if two keys are equal.
         Interrupted: if the run was asked to stop. The parts that are finished are kept.
     """
+    names: Sequence[tables.Key] = range(len(units)) if keys is None else keys
+    if len(set(names)) < len(names):
+        raise ValueError("two parts have the same key, so they would be the same file")
+    latest = tables.read_commit(table) if keys else None
+    made = tables.finished_parts(table, fingerprint, names, {part.name: part for part in latest.parts} if latest else {})
+    todo = {index: (names[index], unit) for index, unit in enumerate(units) if names[index] not in made}
     work = partial(_write_part, table, fingerprint, schema, rows_per_group, make_rows)
-    made = tables.finished_parts(table, fingerprint)
-    todo = {index: unit for index, unit in enumerate(units) if index not in made}
-    made |= dict(executor.map(todo, work, title=title))
-    return [made[index] for index in range(len(units))]
+    made |= {names[index]: part for index, part in executor.map(todo, work, title=title)}
+    return [made[name] for name in names]
 
 
 def _write_part(
-    table: str, fingerprint: str, schema: pa.Schema, rows_per_group: int, make_rows: MakeRows, index: int, unit: Any
+    table: str,
+    fingerprint: str,
+    schema: pa.Schema,
+    rows_per_group: int,
+    make_rows: MakeRows,
+    _: int,
+    task: tuple[tables.Key, Any],
 ) -> tables.Part:
     """Make the rows of one unit of work and write them as a part (Parquet file) of the table, unless it already exists.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of everything that the table is made from: code version, settings and inputs.
+        fingerprint: digest of everything that the parts are made from, but for what their keys stand for.
         schema: columns of the rows.
         rows_per_group: number of rows in a Parquet row group.
         make_rows: function that makes the rows of a unit, sorted by image_id.
-        index: position of the part in the table, from 0.
-        unit: the unit of work, an argument of `make_rows`.
+        _: position of the part in the table; not used.
+        task: the key of the part, and the unit of work, an argument of `make_rows`.
 
     Returns:
         The summary of the part.
     """
-    return tables.write_part(table, fingerprint, index, make_rows(unit), schema, rows_per_group)
+    key, unit = task
+    return tables.write_part(table, fingerprint, key, make_rows(unit), schema, rows_per_group)
 
 
 def check_rejects(parts: Iterable[tables.Part], inputs: int, limit: float, setting: str = "data.max_rejects") -> None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from infra import storage
@@ -46,7 +46,8 @@ class Record:
         key: content key, a text that identifies the content of the outputs. It equals the fingerprint unless the function `run`
             of the stage returned another key.
         seconds: time that the run took, in seconds.
-        summary: JSON values by name that the function `run` of the stage returned, without "key".
+        summary: JSON values by name that the function `run` of the stage returned, without "key" and "tables".
+        tables: numbers and fingerprints of the versions of the tables that the stage made or chose, by the names of the tables.
     """
 
     fingerprint: str
@@ -55,6 +56,7 @@ class Record:
     key: str
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, tuple[int, str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,12 @@ class Stage:
         version: version of the stage's code. It must be increased when the code makes other outputs from the same inputs.
         settings: the settings that influence the outputs, as JSON values.
         inputs: names of the stages whose outputs this stage reads.
-        outputs: URIs of what exists after the stage has run. A table is given by the URI of its log (`tables.LOG` in its folder);
-            its fingerprint must be the stage's. A JSON file may have a key "fingerprint", as those of models do. Its value must
-            then be the stage's fingerprint.
+        outputs: URIs of files that exist after the stage has run. A JSON file may have a key "fingerprint", as those of models do.
+            Its value must then be the stage's fingerprint.
         run: function that makes the outputs. It is called with the stage's fingerprint and returns a summary, which is a dict of
-            JSON values. Its optional value "key" is a text that identifies the content of the outputs.
+            JSON values. Its optional value "key" is a text that identifies the content of the outputs. If the stage has tables,
+            its value "tables" is a dict from their names to the numbers of their versions.
+        tables: URIs of the folders of the tables that the stage makes or chooses, by their names.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Stage:
     inputs: Sequence[str]
     outputs: Sequence[str]
     run: Callable[[str], dict[str, Any]]
+    tables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def recipe(self) -> str:
@@ -130,7 +134,8 @@ def read_record(workspace: str, stage: str) -> Record | None:
         The record, or None if there is none that can be read.
     """
     try:
-        return Record(**storage.read_json(record_uri(workspace, stage)))
+        found = Record(**storage.read_json(record_uri(workspace, stage)))
+        return replace(found, tables={name: (number, made) for name, (number, made) in found.tables.items()})  # JSON has lists
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -176,14 +181,12 @@ def outdated(workspace: str, names: Iterable[str]) -> list[str]:
 def _has_fingerprint(uri: str, fingerprint: str) -> bool:
     """Return whether an output of a stage exists and was not made with another fingerprint.
 
-    Tables have a fingerprint, and JSON files can have one as the value of their key "fingerprint". Other files need only exist.
+    JSON files can have a fingerprint as the value of their key "fingerprint". Other files need only exist.
 
     Args:
         uri: URI of the output.
         fingerprint: the fingerprint with which the output should have been made.
     """
-    if uri.endswith(f"/{tables.LOG}"):
-        return tables.fingerprint_of(uri.removesuffix(f"/{tables.LOG}")) == fingerprint
     if not uri.endswith(".json"):
         return storage.exists(uri)
     try:
@@ -273,15 +276,21 @@ class Stages:
     def _complete_record(self, stage: Stage, fingerprint: str) -> Record | None:
         """Return the record of a stage if the stage is complete, else None.
 
-        It is complete if its record has the current fingerprint, all its output files exist, and none has another fingerprint.
+        It is complete if its record has the current fingerprint, all its output files exist, none has another fingerprint, and
+        the versions of its tables exist.
 
         Args:
             stage: the stage.
             fingerprint: its current fingerprint, a digest of its recipe (name, code version, settings) and its inputs.
         """
         record = read_record(self.workspace, stage.name)
-        complete = record and record.fingerprint == fingerprint and all(_has_fingerprint(u, fingerprint) for u in stage.outputs)
-        return record if complete else None
+        if record is None or record.fingerprint != fingerprint or record.tables.keys() != stage.tables.keys():
+            return None
+        there = all(
+            made is not None and made == tables.fingerprint_of(tables.at_version(stage.tables[name], version))
+            for name, (version, made) in record.tables.items()
+        )
+        return record if there and all(_has_fingerprint(uri, fingerprint) for uri in stage.outputs) else None
 
     def _check_inputs(self, stage: Stage, records: Mapping[str, Record]) -> None:
         """Check that no other run has changed the outputs that a stage reads since this run made or found them.
@@ -331,7 +340,11 @@ class Stages:
             self._check_inputs(stage, records)  # changed inputs may be the reason
             raise
         self._check_inputs(stage, records)
-        key = str(summary.pop("key", fingerprint))
-        record = Record(fingerprint, stage.recipe, list(stage.inputs), key, round(time.monotonic() - started, 1), summary)
+        key, made = str(summary.pop("key", fingerprint)), summary.pop("tables", {})
+        versions = {
+            name: (number, tables.fingerprint_of(tables.at_version(stage.tables[name], number))) for name, number in made.items()
+        }
+        seconds = round(time.monotonic() - started, 1)
+        record = Record(fingerprint, stage.recipe, list(stage.inputs), key, seconds, summary, versions)
         storage.write_json(record_uri(self.workspace, stage.name), asdict(record))
         return record

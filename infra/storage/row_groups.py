@@ -20,15 +20,16 @@ class RowGroup:
 
     Attributes:
         rows: number of rows.
-        repeats: sum of the column `repeats` (how often training uses a row); the number of rows if there is no such column.
         nbytes: number of bytes in the binary columns (encoded images and masks).
         splits: number of rows for each value of the column `split`; empty if there is no such column.
+        classes: number of rows for each value of the column `class_ids`, a list, which is written as text with commas ("1,15");
+            empty if there is no such column.
     """
 
     rows: int
-    repeats: int
     nbytes: int
     splits: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
 
 
 def divide_rows(rows: Iterable[Mapping[str, Any]], most: int) -> Iterator[list[Mapping[str, Any]]]:
@@ -53,5 +54,5 @@ def _nbytes(row: Mapping[str, Any]) -> int:
 def summarize(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RowGroup:
     """Return the summary of a row group of a Parquet file, whose rows are given as dicts with the columns of `schema`."""
     splits = Counter(row["split"] for row in rows) if "split" in schema.names else {}
-    repeats = sum(int(row.get("repeats", 1)) for row in rows)
-    return RowGroup(len(rows), repeats, sum(map(_nbytes, rows)), dict(splits))
+    classes = Counter(",".join(map(str, row["class_ids"])) for row in rows) if "class_ids" in schema.names else {}
+    return RowGroup(len(rows), sum(map(_nbytes, rows)), dict(splits), dict(classes))

@@ -1,13 +1,13 @@
-"""Make the `examples` tables: training crops, which are cut in two passes over the images.
+"""Make the `examples` tables: training crops of the images.
 
-The first pass counts the crops of each class, using the masks alone. These counts determine how often the crops of each class are
-repeated, to balance the classes. The second pass cuts the crops. Both passes choose the boxes to cut by the same function, so the
-counts are exact.
+Each part of a table is named by the images, masks and proposals of the same part of `images`, and has a note that counts its crops by
+class. So parts whose inputs are the same as in an earlier version of the table are neither made nor read again. How often the crops of a class are
+repeated in an epoch, to balance the classes, depends on the counts of all parts. It is in the table's commit record, not in the rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -16,12 +16,14 @@ import numpy as np
 from infra.errors import BadInput, UserError
 from infra.runtime.executor import Executor
 from infra.runtime.parts import make_parts
+from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import schemas
 from proposals.boxes import make_windows
-from proposals.changes import SAME_LABELS, PreviousPart, PreviousTable, previous_parts
 from proposals.image_codec import decode_image, decode_mask, encode_jpeg, encode_mask
+from proposals.image_notes import labels_key
 from proposals.job import iter_proposals
+from proposals.mining import EXAMPLES_VERSION
 from proposals.mining.rules import (
     ExampleWindow,
     choose_stage1,
@@ -47,12 +49,15 @@ class Unit:
     Attributes:
         images: a part of the `images` table.
         proposals: the part of the `proposals` table with the same images; None in stage 1.
-        previous: the rows that may be copied from a previous `examples` table; None if there are none.
     """
 
     images: tables.Part
     proposals: tables.Part | None
-    previous: PreviousPart | None
+
+    @property
+    def key(self) -> str:
+        """Return a digest of these inputs."""
+        return digest([labels_key(self.images), self.proposals.digest if self.proposals else ""])
 
 
 def mine_examples(
@@ -67,7 +72,6 @@ def mine_examples(
     seed: int = 0,
     fingerprint: str,
     executor: Executor,
-    previous: PreviousTable | None = None,
     windows: tuple[Sequence[float], float] = ((), 0.0),
     background: bool = True,
 ) -> tables.Commit:
@@ -82,11 +86,10 @@ def mine_examples(
         input_size: side of the network's input in pixels.
         split: the split whose images are used. Only crops of "train" are repeated to balance the classes.
         seed: seed of the random choice in images with more than `settings.max_per_image` crops.
-        fingerprint: digest of code version, settings and inputs. Parts that an interrupted run wrote with the same one are kept.
-        executor: runs the units of work, one per part of the table, locally or on Ray.
-        previous: an earlier table made with the same options. Its rows are copied for images that have not changed since.
+        fingerprint: digest of code version, settings and inputs, stored with the table.
+        executor: runs the units of work, one per part of the table that does not exist yet, locally or on Ray.
         windows: sizes and overlap of the windows that are cut in stage 2 besides the proposals, see `boxes.make_windows`; no
-            sizes for no windows. With windows nothing is copied from `previous`, as a window's class depends on all others.
+            sizes for no windows.
         background: whether class 0 is the background.
 
     Returns:
@@ -98,17 +101,17 @@ def mine_examples(
         UserError: if no crop at all can be cut for "train". A table for "dev" may be empty.
         ValueError: if stage 2 has no proposals, or they were not made from these images.
     """
-    units = _units(stage, images_uri, proposals_uri, None if windows[0] and stage == 2 else previous)
-    miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed, windows, background)
-    counts = _count(miner, units, executor)
+    units = _units(stage, images_uri, proposals_uri)
+    size = example_size(input_size)
+    miner = _Miner(stage, images_uri, proposals_uri, settings, split, seed, windows, background, size)
+    title = f"examples, stage {stage}, {split}"
+    keys = [unit.key for unit in units]
+    parts = make_parts(out_uri, miner.recipe, schemas.EXAMPLES, units, miner.rows, executor, title=title, keys=keys)
+    counts = _count(parts)
     if not counts and split == "train":
         raise UserError(_no_examples_message(stage, settings))
     balanced = settings.balance and split == "train"
     repeats = repeats_by_class(counts, settings.max_repeats if balanced else 1)
-    size = example_size(input_size)
-    rows = partial(miner.rows, repeats=repeats, size=size)
-    title = f"examples, stage {stage}, {split}"
-    parts = make_parts(out_uri, fingerprint, schemas.EXAMPLES, units, rows, executor, title=title)
     extra = {
         "stage": stage,
         "split": split,
@@ -117,12 +120,12 @@ def mine_examples(
         "repeats_by_class": {str(c): n for c, n in repeats.items()},
         "seen_by_class": {str(c): n * repeats[c] for c, n in counts.items()},
     }
-    return tables.commit(out_uri, fingerprint, parts, extra)
+    return tables.commit(out_uri, fingerprint, parts, extra, keep_earlier=True)
 
 
 @dataclass(frozen=True)
 class _Miner:
-    """A worker that first counts the training crops of a unit of work, and later cuts them.
+    """A worker that cuts the training crops of a unit of work.
 
     A unit of work is one part of the `images` table, with its proposals.
 
@@ -135,6 +138,7 @@ class _Miner:
         seed: seed of the random choice in images with more than `settings.max_per_image` crops.
         windows: sizes and overlap of the windows that stage 2 adds.
         background: whether class 0 is the background.
+        size: side of the crops in pixels.
     """
 
     stage: Stage
@@ -145,51 +149,30 @@ class _Miner:
     seed: int
     windows: tuple[Sequence[float], float]
     background: bool
+    size: int
 
-    def count(self, _: int, unit: Unit) -> np.ndarray:
-        """Count the training crops of each class in one unit of work.
+    @property
+    def recipe(self) -> str:
+        """Return a digest of the code version and of all options on which the crops of a part depend."""
+        rules = self.settings.model_dump(exclude={"balance", "max_repeats"})
+        options = [self.stage, self.split, self.seed, *self.windows, self.background, self.size]
+        return digest([EXAMPLES_VERSION, tables.SCHEMA_VERSION, rules, options])
 
-        The result includes the crops that `rows` would copy from a previous table. Images with damaged masks have no crops.
-
-        Args:
-            _: index of the unit; not used.
-            unit: the part of the `images` table to count, and its proposals.
-
-        Returns:
-            int64 array (256,), the number of crops by class id. A window counts once for each class in it.
-        """
-        counts = np.zeros(256, np.int64)
-        copied = unit.previous.rows(SAME_LABELS, ["image_id", "class_id"]) if unit.previous else {}
-        for row, boxes in self._annotated(unit, with_images=False):
-            if row["image_id"] in copied:
-                np.add.at(counts, [each["class_id"] for each in copied[row["image_id"]]], 1)
-                continue
-            try:
-                windows = self._choose(row, *_decode_masks(row), boxes)
-            except BadInput:
-                continue
-            np.add.at(counts, [class_id for w in windows for class_id in w.classes], 1)
-        return counts
-
-    def rows(self, unit: Unit, repeats: Mapping[int, int], size: int) -> Iterator[Mapping[str, Any] | tables.Reject]:
+    def rows(self, unit: Unit) -> Iterator[Mapping[str, Any] | tables.Reject | tables.Note]:
         """Cut the training crops of one part (Parquet file) of the `examples` table.
 
-        Crops of unchanged images are copied from the previous table. OpenCV is limited to one thread in this process.
+        OpenCV is limited to one thread in this process.
 
         Args:
-            unit: the part of the `images` table, its proposals, and the rows of a previous table that may be copied.
-            repeats: how often a crop is repeated in an epoch, by class id.
-            size: side of the crops in pixels.
+            unit: the part of the `images` table, and its proposals.
 
         Yields:
-            For each crop a row as a dict, and for each image that cannot be used a `Reject` with the reason.
+            For each crop a row as a dict, for each image that cannot be used a `Reject` with the reason, and at last a note with
+            the number of crops by class id, such as "3:12 15:40". A window counts once for each class in it.
         """
         cv2.setNumThreads(1)  # every CPU already has a unit of work
-        copied = unit.previous.rows(SAME_LABELS) if unit.previous else {}
-        for row, boxes in self._annotated(unit, with_images=True):
-            if row["image_id"] in copied:
-                yield from ({**each, "repeats": repeats[each["class_id"]]} for each in copied[row["image_id"]])
-                continue
+        counts: Counter[int] = Counter()
+        for row, boxes in self._annotated(unit):
             try:
                 class_mask, object_mask = _decode_masks(row)
                 windows = self._choose(row, class_mask, object_mask, boxes)
@@ -202,30 +185,31 @@ class _Miner:
                 yield tables.Reject(row["image_id"], "", f"examples stage {self.stage}", str(error))
                 continue
             for window in windows:
-                crop, mask = cut_example(image, class_mask, object_mask, window, self.stage, size, self.background)
-                class_id = window.rarest(repeats)
+                crop, mask = cut_example(image, class_mask, object_mask, window, self.stage, self.size, self.background)
+                counts.update(window.classes)
                 yield {
                     "image_id": row["image_id"],
                     "stage": self.stage,
                     "box": list(window.box),
-                    "class_id": class_id,
+                    "class_ids": list(window.classes),
                     "iou": window.iou,
-                    "repeats": repeats[class_id],
                     "image": encode_jpeg(crop, self.settings.jpeg_quality),
                     "mask": encode_mask(mask),
                 }
+        yield tables.Note(" ".join(f"{class_id}:{count}" for class_id, count in sorted(counts.items())))
 
-    def _annotated(self, unit: Unit, with_images: bool) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    def _annotated(self, unit: Unit) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         """Iterate over the images of the split that have a class mask and an object mask.
 
         Args:
-            unit: the part of the `images` table, and its proposals.
-            with_images: whether to read the image files too, not only the masks.
+            unit: the part of the `images` table, and its proposals. It is not read if it has no image of the split.
 
         Yields:
             A row of the `images` table, and the image's proposals: an array (N, 4) of x1, y1, x2, y2, which is empty in stage 1.
         """
-        columns = ["image_id", "split", "class_mask", "object_mask", *(["image"] if with_images else [])]
+        if not any(group.splits.get(self.split) for group in unit.images.row_groups):
+            return
+        columns = ["image_id", "split", "class_mask", "object_mask", "image"]
         proposals: dict[str, np.ndarray] = {}
         if unit.proposals is not None and self.proposals_uri is not None:
             proposals = {image_id: boxes for image_id, boxes, _ in iter_proposals(self.proposals_uri, unit.proposals)}
@@ -257,14 +241,13 @@ class _Miner:
         return windows + choose_stage2(objects, boxes, min_iou=s.min_iou, context=s.context, window=s.window, **drawn)
 
 
-def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: PreviousTable | None) -> list[Unit]:
+def _units(stage: Stage, images_uri: str, proposals_uri: str | None) -> list[Unit]:
     """Divide the job into units of work, one for each part (Parquet file) of the `images` table.
 
     Args:
         stage: the training stage, 1 or 2.
         images_uri: URI of the `images` table.
         proposals_uri: URI of the `proposals` table; only stage 2 needs it.
-        previous: an earlier `examples` table whose rows may be copied; None if there is none.
 
     Returns:
         The units, in the order of the parts.
@@ -281,25 +264,23 @@ def _units(stage: Stage, images_uri: str, proposals_uri: str | None, previous: P
         proposals = tables.require_commit(proposals_uri).parts
         if len(proposals) != len(images.parts):
             raise ValueError(f"the proposals at {proposals_uri} were not made from the images at {images_uri}")
-    return [Unit(*each) for each in zip(images.parts, proposals, previous_parts(previous, images), strict=True)]
+    return [Unit(*each) for each in zip(images.parts, proposals, strict=True)]
 
 
-def _count(miner: _Miner, units: list[Unit], executor: Executor) -> dict[int, int]:
-    """Count the training crops of each class in all units of work.
+def _count(parts: Iterable[tables.Part]) -> dict[int, int]:
+    """Add up the crops of each class, which the notes of the parts count.
 
     Args:
-        miner: worker that counts the crops of one unit.
-        units: the units of work.
-        executor: runs the units, locally or on Ray. The call blocks until all are counted.
+        parts: all parts of the table.
 
     Returns:
         The number of crops by class id; classes without crops are left out.
     """
-    title = f"counting examples, stage {miner.stage}, {miner.split}"
-    total = np.zeros(256, np.int64)
-    for _, counts in executor.map(dict(enumerate(units)), miner.count, title=title):
-        total += counts
-    return {int(c): int(total[c]) for c in np.flatnonzero(total)}
+    total: Counter[int] = Counter()
+    for part in parts:
+        for class_id, count in (text.split(":") for text in part.notes.split()):
+            total[int(class_id)] += int(count)
+    return dict(sorted(total.items()))
 
 
 def _no_examples_message(stage: Stage, settings: "ExampleSettings") -> str:

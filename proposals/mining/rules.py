@@ -15,7 +15,7 @@ class masks.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -60,13 +60,15 @@ class ExampleWindow:
     object_id: int
     iou: float
 
-    def rarest(self, repeats: Mapping[int, int]) -> int:
-        """Return the class of the crop that is repeated most, which is the rarest; the lowest id if several are.
 
-        Args:
-            repeats: repeats by class id, see `repeats_by_class`.
-        """
-        return max(self.classes, key=lambda class_id: (repeats[class_id], -class_id))
+def rarest(class_ids: Collection[int], repeats: Mapping[int, int]) -> int:
+    """Return the class of a crop that is repeated most, which is the rarest; the lowest id if several are.
+
+    Args:
+        class_ids: ids of the crop's classes, at least one.
+        repeats: repeats by class id, see `repeats_by_class`. The crop is repeated as often as its rarest class.
+    """
+    return max(class_ids, key=lambda class_id: (repeats[class_id], -class_id))
 
 
 def example_size(input_size: int) -> int:

@@ -1,8 +1,9 @@
-"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading". Minutes each; run nothing else meanwhile.
+"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night". Minutes each; run nothing else meanwhile.
 
 speed    images per second of the stage `proposals` on Ray with 1 and 2 workers, against a multiprocessing.Pool of the same function
 memory   peak resident memory of the driver and of the workers for 200 images, and for ten times as many
 reading  bytes that 1, 2, 4 and 8 training workers read in an epoch, and the memory of one, for a table and one ten times as large
+night    bytes and seconds of prepare, proposals and crops when 1 % of 2,000 images are new, of those of the first run (half an hour)
 """
 
 import multiprocessing
@@ -13,9 +14,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +30,12 @@ MEMORY_IMAGES = 200
 ROUNDS = 2
 READING_CROPS = (6_000, 60_000)
 FED_STEPS = 240
+NIGHT_IMAGES = 2_000
+DATA_STAGES = ("prepare", "proposals", "examples")
 
 
 def make_dataset(folder: Path, images: int, times: int = 1) -> Path:
-    """Make a data set in VOC's layout from the VOC sample.
+    """Make a data set in VOC's layout from the VOC sample. Copies of an image are far apart, or Parquet would store them once.
 
     Args:
         folder: where to make it; files are symbolic links.
@@ -49,9 +53,9 @@ def make_dataset(folder: Path, images: int, times: int = 1) -> Path:
         (folder / kind).mkdir(parents=True)
         for image_id in chosen:
             for n in range(times):
-                (folder / kind / f"{image_id}_{n}.{suffix}").symlink_to(sample / kind / f"{image_id}.{suffix}")
+                (folder / kind / f"{n}_{image_id}.{suffix}").symlink_to(sample / kind / f"{image_id}.{suffix}")
     for number, image_id in enumerate(chosen):
-        lists["val" if number % 5 == 0 else "train"] += [f"{image_id}_{n}" for n in range(times)]
+        lists["val" if number % 5 == 0 else "train"] += [f"{n}_{image_id}" for n in range(times)]
     (folder / "ImageSets/Segmentation").mkdir(parents=True)
     for split, names in lists.items():
         (folder / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
@@ -194,11 +198,11 @@ def write_crops(uri: str, count: int) -> str:
     def rows(numbers: range) -> Iterator[dict[str, object]]:
         for n in numbers:
             image, mask = stored[n % len(stored)]
-            fixed = {"stage": 2, "box": [0.0, 0.0, 9.0, 9.0], "class_id": 1, "iou": 1.0, "repeats": 4 if n % 3 == 2 else 1}
+            fixed = {"stage": 2, "box": [0.0, 0.0, 9.0, 9.0], "class_ids": [2 if n % 3 == 2 else 1], "iou": 1.0}
             yield {"image_id": f"{n:08}", **fixed, "image": image, "mask": mask}
 
     parts = [tables.write_part(uri, "b" * 16, i, rows(n), schemas.EXAMPLES) for i, n in enumerate(tables.chunks(count, 290))]
-    tables.commit(uri, "b" * 16, parts)
+    tables.commit(uri, "b" * 16, parts, {"repeats_by_class": {"1": 1, "2": 4}})
     return uri
 
 
@@ -209,12 +213,12 @@ def read_epochs(table: str, workers: int) -> str:
 
     plan = BatchPlan.of(open_examples(table, 224), 64, workers, 0)
     size = sum(f.stat().st_size for f in Path(table).rglob("*.parquet"))
-    before, each, counted = _bytes_read(), [], 0
+    before, each, counted = _bytes()[0], [], 0
     for rank in range(workers):
         reader = plan.reader(rank)
         for _ in reader.steps(0, plan.steps_per_epoch):
             pass
-        each.append(_bytes_read() - before - sum(each))
+        each.append(_bytes()[0] - before - sum(each))
         counted += reader.bytes_read
     share = f"; by a worker {min(each) / size:.3f} to {max(each) / size:.3f}" if workers > 1 else ""
     return f"{sum(each) / size:.3f} (encoded images and masks {counted / plan.examples.groups.nbytes.sum():.3f}){share}"
@@ -236,9 +240,102 @@ def feed(table: str, steps: int) -> str:
     return f"{size / 1e6:,.0f} MB of images and masks; memory beyond the imports at most {peak / 1e6:.0f} MB over {steps} steps of 64"
 
 
-def _bytes_read() -> int:
-    """The bytes that this process has read from files, from the page cache or from the disk."""
-    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+def night(folder: Path, images: int = NIGHT_IMAGES) -> list[tuple[str, str]]:
+    """What the data stages read, write and take when 1 % of the images are new.
+
+    Everything runs in this process, of which the system counts the bytes (`rchar` and `wchar` of /proc/self/io). What Matplotlib reads of
+    its fonts for three figures, about 40 MB, is left out.
+
+    Args:
+        folder: an empty folder to work in.
+        images: number of images of the first run; those of the sample occur several times under different ids.
+
+    Returns:
+        Pairs of what was measured and the measurement.
+    """
+    times = 10
+    make_dataset(folder / "few", 20)
+    _data_stages(folder / "few", folder / "warm")  # so that imports do not count
+    make_dataset(folder / "data", images // times, times)
+    measured = {"first run": _data_stages(folder / "data", folder / "w")}
+    # Further copies of the first images, in the folder and the lists of a larger data set.
+    make_dataset(folder / "more", images // times, times + 1)
+    new = {f"{path.stem}" for path in sorted((folder / "more/JPEGImages").glob(f"{times}_*.jpg"))[: images // 100]}
+    for kind in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        for image_id in new:
+            path = next((folder / "more" / kind).glob(f"{image_id}.*"))
+            (folder / "data" / kind / path.name).symlink_to(path.resolve())
+    for split in ("train", "val"):
+        file = f"ImageSets/Segmentation/{split}.txt"
+        more = [image_id for image_id in (folder / "more" / file).read_text().split() if image_id in new]
+        (folder / "data" / file).write_text((folder / "data" / file).read_text() + "".join(f"{each}\n" for each in more))
+    measured[f"{len(new)} new images"] = _data_stages(folder / "data", folder / "w")
+    full = measured.pop("first run")
+    texts = [("first run", full, full), *((name, each, full) for name, each in measured.items())]
+    return [
+        (f"{images:,} images, {name}: {stage}", _against(found[stage], whole[stage]))
+        for name, found, whole in texts
+        for stage in (*DATA_STAGES, "all")
+    ]
+
+
+def _data_stages(data: Path, workspace: Path) -> dict[str, tuple[int, int, float]]:
+    """Run prepare, proposals and examples, and return bytes read, bytes written and seconds of each stage, and of all."""
+    from pytest import MonkeyPatch
+
+    from deconvnet.reporting import panels, proposal_report
+    from workflows.pipelines.training import Pipeline
+    from workflows.settings import load
+
+    fonts = 0
+
+    def without_fonts(draw: Callable[..., bytes]) -> Callable[..., bytes]:
+        def drawn(*given: object) -> bytes:
+            nonlocal fonts
+            before = _bytes()[0]
+            png = draw(*given)
+            fonts += _bytes()[0] - before
+            return png
+
+        return drawn
+
+    options = ["--data.root", str(data), "--workspace", str(workspace), "--model.vgg16", "", "--executor", "local"]
+    options += ["--cluster.num_cpus", "1", "--tracking.enabled", "false", "--compute.gpu", "false"]
+    pipeline = Pipeline(load(str(ROOT / "workflows/configs/voc_sample.yaml"), *options))
+
+    def now() -> tuple[int, int, float]:
+        read, written = _bytes()
+        return read - fonts, written, time.perf_counter()
+
+    counted = [now()]
+
+    def count(stage: object) -> bool:
+        counted.append(now())
+        return len(counted) <= len(DATA_STAGES)
+
+    with MonkeyPatch.context() as patch:
+        for module, name in ((panels, "example_crops"), (proposal_report, "recall_curves")):
+            patch.setattr(module, name, without_fonts(getattr(module, name)))
+        pipeline.run("scale", count)
+    found = {
+        stage: tuple(b - a for a, b in zip(*each, strict=True))
+        for stage, each in zip(DATA_STAGES, pairwise(counted), strict=True)
+    }
+    return found | {"all": tuple(b - a for a, b in zip(counted[0], counted[-1], strict=True))}
+
+
+def _against(found: tuple[int, int, float], whole: tuple[int, int, float]) -> str:
+    """Write bytes and seconds, and their shares of those of the first run."""
+    read, written, seconds = found
+    bytes_share, seconds_share = sum(found[:2]) / sum(whole[:2]), seconds / whole[2]
+    amounts = f"{read / 1e6:,.1f} MB read, {written / 1e6:,.1f} MB written, {seconds:,.1f} s"
+    return f"{amounts}; of the first run's bytes {bytes_share:.1%}, seconds {seconds_share:.1%}"
+
+
+def _bytes() -> tuple[int, int]:
+    """The bytes that this process has read from files, and those that it has written."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["rchar"]), int(counters["wchar"])
 
 
 def _in_process(code: str, *arguments: object) -> str:
@@ -283,11 +380,12 @@ def watch_memory(pid: int) -> Iterator[dict[str, float]]:
 
 def main() -> int:
     """Run the measurements named on the command line, or all, each in a temporary folder."""
-    wanted = sys.argv[1:] or ["speed", "memory", "reading"]
+    measures = {"speed": speed, "memory": memory, "reading": reading, "night": night}
+    wanted = sys.argv[1:] or list(measures)
     for name in wanted:
         folder = Path(tempfile.mkdtemp(prefix=f"scale-{name}-"))
         try:
-            for what, measured in {"speed": speed, "memory": memory, "reading": reading}[name](folder):
+            for what, measured in measures[name](folder):
                 print(f"| {what} | {measured} |", flush=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -214,15 +214,14 @@ def _examples(uri: str, size: int, count: int = 1024) -> str:
                 "image_id": f"{number:06}",
                 "stage": 1,
                 "box": [x, y, x + side, y + side],
-                "class_id": 1,
+                "class_ids": [1],
                 "iou": 1.0,
-                "repeats": 1,
                 "image": encode_jpeg(cut, 95),
                 "mask": encode_mask(mask),
             }
 
     part = tables.write_part(uri, "benchmark", 0, rows(), schemas.EXAMPLES)
-    tables.commit(uri, "benchmark", [part])
+    tables.commit(uri, "benchmark", [part], {"repeats_by_class": {"1": 1}})
     return uri
 
 

@@ -40,9 +40,8 @@ def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tup
                 "image_id": f"{i:06d}",
                 "stage": 1,
                 "box": [0.0, 0.0, 10.0, 10.0],
-                "class_id": 1,
+                "class_ids": [i % len(repeats)],
                 "iou": 1.0,
-                "repeats": repeats[i % len(repeats)],
                 "image": encode_jpeg(image),
                 "mask": encode_mask(mask),
             }
@@ -51,7 +50,7 @@ def examples_table(folder: str, rows: int, rows_per_group: int = 8, repeats: tup
         tables.write_part(folder, "f" * 16, i, made(n), schemas.EXAMPLES, rows_per_group)
         for i, n in enumerate(tables.chunks(rows, -(-rows // 2)))
     ]
-    tables.commit(folder, "f" * 16, parts)
+    tables.commit(folder, "f" * 16, parts, {"repeats_by_class": {str(i): each for i, each in enumerate(repeats)}})
     return folder
 
 

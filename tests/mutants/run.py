@@ -41,7 +41,7 @@ PACKAGES = {
         "tests/proposals/test_boxes.py tests/proposals/test_windows.py tests/proposals/test_soft_nms.py",
     ),
     "mining": ("proposals/mining/rules.py", "tests/proposals/mining/test_rules.py"),
-    "changes": ("proposals/changes.py", "tests/proposals/test_changes.py"),
+    "image_notes": ("proposals/image_notes.py", "tests/proposals/test_image_notes.py"),
     "training data": (
         "deconvnet/training/data/sampler.py deconvnet/training/data/batching.py deconvnet/training/data/row_reader.py "
         "deconvnet/training/data/transforms.py deconvnet/training/data/dataloader.py",
@@ -61,7 +61,7 @@ PACKAGES = {
     "stages": ("infra/runtime/stages.py", "tests/infra/runtime/test_stages.py"),
     "tables": (
         "infra/storage/tables/parts.py infra/storage/tables/versions.py",
-        "tests/infra/storage/test_tables.py tests/proposals/test_changes.py",
+        "tests/infra/storage/test_tables.py tests/infra/storage/test_versions.py",
     ),
 }
 """The files of each package that are changed, and the tests that should notice it."""

@@ -1,14 +1,30 @@
 """Generations of retraining: how they are read, and which are kept."""
 
 import shutil
+from dataclasses import asdict
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
+from infra.runtime.stages import Record, record_uri
+from infra.storage import tables
 from workflows.pipelines import generations
-from workflows.pipelines.generations import Generation, finish, folder, kept, new_name, prune, read_all, write
+from workflows.pipelines.generations import (
+    Generation,
+    finish,
+    folder,
+    kept,
+    new_name,
+    prune,
+    prune_tables,
+    read_all,
+    write,
+)
+from workflows.pipelines.workspace import Workspace
 
 
 @pytest.fixture
@@ -18,7 +34,7 @@ def workspace(tmp_path) -> str:
     for n in range(1, 6):
         generation = Generation(f"2026110{n}-000000", None, n - 1 or None)
         write(base, generation)
-        for part in ("models/stage2/model.json", "train/run/checkpoint", "images/_delta_log/00000000000000000000.json"):
+        for part in ("models/stage2/model.json", "train/run/checkpoint"):
             storage.write_bytes(storage.join(folder(base, generation.name), part), b"x")
         finish(base, generation, {"version": n})
     write(base, Generation("20261106-000000", None, 5))
@@ -87,3 +103,74 @@ def test_the_fingerprint_of_unchanged_files_is_remembered(workspace) -> None:
     assert generations.unchanged_fingerprint(workspace) is None
     generations.mark_unchanged(workspace, "f")
     assert generations.unchanged_fingerprint(workspace) == "f" and len(read_all(workspace)) == 6
+
+
+@pytest.mark.parametrize(
+    ("folder", "base"),
+    [
+        ("/w/generations/20261101-000000", "/w"),
+        ("s3://b/generations/20261101-000000/", "s3://b"),
+        ("/w/generations/mine", "/w/generations/mine"),
+        ("/w/generations/20261101-000000.bak", "/w/generations/20261101-000000.bak"),
+        ("/w/others/20261101-000000", "/w/others/20261101-000000"),
+        ("/w", "/w"),
+    ],
+)
+def test_a_generation_has_its_tables_in_the_workspace_around_it(folder: str, base: str, monkeypatch) -> None:
+    monkeypatch.setattr("workflows.pipelines.workspace.read_record", lambda *_: None)
+    workspace = Workspace(folder)
+    assert workspace.tables_root == base and workspace.table_folder("images") == storage.join(base, "images")
+    assert workspace.images == storage.join(folder, "images") and workspace.version("images") is None
+    workspace.use_version("images", 3)
+    assert workspace.images == storage.join(base, "images@3") and workspace.versions() == {"images": "images@3"}
+
+
+def use(root: str, stage: str, **versions: int) -> None:
+    """Write the record of a stage that uses versions of tables."""
+    made = Record("f", "r", [], "k", 1.0, {}, {name: (number, "f") for name, number in versions.items()})
+    storage.write_json(record_uri(root, stage), asdict(made))
+
+
+def test_versions_are_kept_that_the_workspace_a_generation_or_the_champion_uses(workspace) -> None:
+    schema = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
+    for table in ("images", "proposals"):
+        for number in range(9):
+            uri = storage.join(workspace, table)
+            rows = [{"image_id": f"{number}"}]
+            part = tables.write_part(uri, "c0de" * 4, f"{number:032}", rows, schema)
+            tables.commit(uri, f"{number:016}", [part], keep_earlier=True)
+    use(workspace, "prepare", images=1)
+    use(workspace, "proposals", proposals=1)
+    for number, generation in enumerate(read_all(workspace)):
+        use(folder(workspace, generation.name), "prepare", images=number)
+        use(folder(workspace, generation.name), "proposals", proposals=2)
+    prune(workspace, 2, 1)  # generations 2, 5 and 6 are left, which have images 1, 4 and 5
+    lost: list[str] = []
+
+    def check() -> None:
+        if lost:
+            raise Interrupted("another run has taken the lock")
+
+    lock = SimpleNamespace(still_held=lambda: lost.append("images") if not lost else None, check=check)
+    files = storage.list_files(workspace)
+    with pytest.raises(Interrupted):
+        prune_tables(workspace, {}, lock)
+    assert storage.list_files(workspace) == files
+    held = SimpleNamespace(still_held=lambda: True, check=lambda: None)
+    prune_tables(workspace, {"tables": "images@3 proposals@0 examples/stage1@7", "other": "x@6"}, held)
+    kept = {name: tables.kept_versions(storage.join(workspace, name)) for name in ("images", "proposals")}
+    assert kept == {"images": [1, 3, 4, 5, 8], "proposals": [0, 1, 2, 8]}
+    for name, numbers in kept.items():
+        uri = storage.join(workspace, name)
+        found = [row["image_id"] for n in numbers for row in tables.iter_rows(tables.at_version(uri, n))]
+        assert found == [f"{n}" for n in numbers] and len(tables.part_files(uri)) == len(numbers)
+
+
+def test_nothing_is_deleted_if_the_champion_is_not_known(workspace, monkeypatch, caplog) -> None:
+    def fail(store: str, name: str) -> dict[str, str]:
+        raise UserError("MLflow is away")
+
+    monkeypatch.setattr(generations, "champion_tags", fail)
+    monkeypatch.setattr(generations, "prune_tables", lambda *_: pytest.fail("pruned"))
+    generations.prune_tables_after_run(workspace, "http://mlflow", "m", None)
+    assert "old versions of the tables were not deleted: MLflow is away" in caplog.text

@@ -32,6 +32,8 @@ from workflows.settings import Settings
 
 ACCESSES = ("exchange", "read_bytes", "read_json", "write_bytes", "write_json", "remove", "exists", "list_files")
 CHAMPION = "champion.json"
+G0, G1 = "20261101-000000", "20261102-000000"
+"""Names of generations, which share the tables of the workspace around them."""
 
 
 class Scheduler:
@@ -117,10 +119,10 @@ class Tiny(BasePipeline):
         self.locks += [lock] if lock else []
 
     def _stages(self) -> list[Stage]:
-        commit, model = storage.join(self.images, tables.LOG), storage.join(self.model("stage2"), "model.json")
+        images, model = {"images": self.table_folder("images")}, storage.join(self.model("stage2"), "model.json")
         results = self.report("results.json")
         return [
-            Stage("prepare", "", 1, {"seed": self.seed}, (), (commit,), self._make_images),
+            Stage("prepare", "", 1, {"seed": self.seed}, (), (), self._make_images, images),
             Stage("stage2", "", 1, {"seed": self.seed}, ("prepare",), (model,), self._make_model),
             Stage("evaluate", "", 1, {}, ("prepare", "stage2"), (results,), self._make_results),
             Stage("register", "", 1, {}, ("evaluate", "stage2"), (), self._register),
@@ -128,11 +130,11 @@ class Tiny(BasePipeline):
 
     def _make_images(self, fingerprint: str) -> dict[str, Any]:
         schema = pa.schema([pa.field("image_id", pa.string()), pa.field("seed", pa.int64())])
-        parts = [
-            tables.write_part(self.images, fingerprint, i, [{"image_id": str(i), "seed": self.seed}], schema) for i in range(2)
-        ]
-        tables.commit(self.images, fingerprint, parts)
-        return {}
+        table = self.table_folder("images")
+        parts = [tables.write_part(table, fingerprint, i, [{"image_id": str(i), "seed": self.seed}], schema) for i in range(2)]
+        made = tables.commit(table, fingerprint, parts, keep_earlier=True)
+        self.use_version("images", made.version)
+        return {"tables": {"images": made.version}}
 
     def _make_model(self, fingerprint: str) -> dict[str, Any]:
         seeds = [row["seed"] for row in tables.iter_rows(self.images)]
@@ -189,6 +191,7 @@ def retrain(workspace: Path, seed: int, name: str) -> None:
         lock.still_held()
         lock.check()
         generations.finish(base, generation, {"version": version, "champion": version})
+        generations.prune_tables(base, {}, lock)
 
 
 def predict(output: Path, version: int) -> None:
@@ -220,11 +223,11 @@ def check_registry(workspace: Path) -> None:
 
 PAIRS: dict[str, Callable[[Path], dict[str, Callable[[], None]]]] = {
     "train, train": lambda folder: {"one": partial(train, folder, 0), "two": partial(train, folder, 5)},
-    "train, retrain": lambda folder: {"one": partial(train, folder, 0), "two": partial(retrain, folder, 5, "g1")},
-    "retrain, retrain": lambda folder: {"one": partial(retrain, folder, 0, "g0"), "two": partial(retrain, folder, 5, "g1")},
+    "train, retrain": lambda folder: {"one": partial(train, folder, 0), "two": partial(retrain, folder, 5, G1)},
+    "retrain, retrain": lambda folder: {"one": partial(retrain, folder, 0, G0), "two": partial(retrain, folder, 5, G1)},
     "train in a generation, retrain": lambda folder: {
-        "one": partial(train, folder / "generations" / "g1", 0),
-        "two": partial(retrain, folder, 5, "g1"),
+        "one": partial(train, folder / "generations" / G1, 0),
+        "two": partial(retrain, folder, 5, G1),
     },
     "predict, predict": lambda folder: {"one": partial(predict, folder, 1), "two": partial(predict, folder, 2)},
     "train, predict": lambda folder: {"one": partial(train, folder, 0), "two": partial(predict, folder / "out", 2)},
@@ -245,7 +248,7 @@ def test_two_commands_never_mix_their_results(scheduled, tmp_path: Path, pair: s
             assert sorted(codes.values()) in ([0, 0], [0, 3]), said
         assert set(codes.values()) <= {0, 2, 3, 75}, said
         check_registry(folder)
-        check_registry(folder / "generations" / "g1")
+        check_registry(folder / "generations" / G1)
         if "predict, predict" in pair and 0 in codes.values():
             made = {storage.read_json(str(path)) for path in [folder / "table.json", *folder.glob("masks/*")]}
             assert len(made) == 1, said
@@ -269,7 +272,7 @@ def test_two_commands_never_mix_their_results(scheduled, tmp_path: Path, pair: s
 def test_a_retraining_waits_for_one_that_has_lost_its_turn_but_still_works_in_the_generation(tmp_path, monkeypatch, leaves):
     """Otherwise both would give up: the one that woke up too late, and the one that found it in the generation."""
     base, stopped = str(tmp_path), []
-    late = hold_workspace(generations.folder(base, "g1"), "retrain.py")
+    late = hold_workspace(generations.folder(base, G1), "retrain.py")
     late.__enter__()
 
     def sleep(seconds: float) -> None:
@@ -279,7 +282,7 @@ def test_a_retraining_waits_for_one_that_has_lost_its_turn_but_still_works_in_th
 
     monkeypatch.setattr("workflows.pipelines.workspace.time.sleep", sleep)
     with hold_workspace(base, "retrain.py") as lock:
-        pipeline = Tiny(generations.folder(base, "g1"), 0, str(tmp_path / "registry"), lock)
+        pipeline = Tiny(generations.folder(base, G1), 0, str(tmp_path / "registry"), lock)
         pipeline._stop_requested = lambda: len(stopped) == 2
         if leaves:
             assert pipeline.run("tiny")["register"].summary == {"version": 1}

@@ -17,12 +17,12 @@ from mlflow import MlflowClient
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.tracking.registry import aliases
-from infra import storage
 from infra.storage import tables
 from tests.workflows.commands import LOCAL, TINY, Done, call, command, run
 from tests.workflows.doubles import training_gives
 from workflows import retrain
 from workflows.pipelines import generations
+from workflows.pipelines.workspace import MADE_BY, Workspace
 
 SCRIPT = "retrain.py"
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
@@ -54,6 +54,10 @@ class Retrainings:
     def generations(self) -> list[generations.Generation]:
         return generations.read_all(str(self.workspace))
 
+    def workspace_of(self, number: int) -> Workspace:
+        """The workspace of a generation, counted from 0."""
+        return Workspace(generations.folder(str(self.workspace), self.generations()[number].name))
+
     def add_images(self) -> None:
         """Add five images to train on, and change the mask of an old one."""
         for folder in FOLDERS:
@@ -66,8 +70,7 @@ class Retrainings:
 
     def trained(self) -> list[str]:
         """Ids of the training images of the first generation."""
-        found = self.generations()[0]
-        images = storage.join(generations.folder(str(self.workspace), found.name), "images")
+        images = self.workspace_of(0).images
         return [r["image_id"] for r in tables.iter_rows(images, ["image_id", "split"]) if r["split"] == "train"]
 
 
@@ -138,6 +141,12 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     version = MlflowClient(copied.store, copied.store).get_model_version("edeconvnet", "2")
     assert version.tags["verdict"] == ("promoted" if champion == 2 else "not promoted") and why in version.tags["verdict.why"]
     assert starts == {"fcn8s": 0.6, "stage1": 0.6, "stage2": quality}
+    assert "compared on 5 val images by which both models may be judged" in done.stdout
+    check_versions(copied)
+    used = copied.workspace_of(-1).versions()
+    assert set(used) == set(MADE_BY) and version.tags["tables"] == " ".join(used.values())
+    tags = MlflowClient(copied.store).get_run(version.run_id).data.tags
+    assert tags["tables.images"] == used["images"] and tags["tables.examples.stage2"] == used["examples/stage2"]
     # Kept are the newest and the one that made the champion.
     kept = copied.generations()
     assert [each.outcome and each.outcome["version"] for each in kept] == ([2] if champion == 2 else [1, 2])
@@ -147,6 +156,38 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     assert outcome["rise"] == pytest.approx(0, abs=1e-9) if quality == 0.6 else (outcome["rise"] > 0) is (quality > 0.6)
     plan = copied("--force", "--dry-run")
     assert f"from edeconvnet version {champion};" in plan.stdout
+
+
+def check_versions(of: Retrainings) -> None:
+    """The tables have the versions of the kept generations alone, each with all its parts, and no other file."""
+    used = generations.used_versions(str(of.workspace))
+    assert set(used) == set(MADE_BY)
+    for name, numbers in used.items():
+        table = str(of.workspace / name)
+        assert tables.kept_versions(table) == sorted(numbers)
+        commits = [tables.require_commit(tables.at_version(table, number)) for number in numbers]
+        assert {part.name for commit in commits for part in commit.parts} == set(tables.part_files(table))
+    for number in range(len(of.generations())):
+        workspace = of.workspace_of(number)
+        assert not {path.name for path in Path(workspace.root).iterdir()} & {"images", "proposals", "examples"}
+        assert tables.require_commit(workspace.images).rows == tables.require_commit(workspace.proposals).rows > 0
+
+
+def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(copied: Retrainings) -> None:
+    """Of five val images one moves to train, and one of train moves to val; then most of them do."""
+    lists = [copied.data / f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val")]
+    train, val = (file.read_text().split() for file in lists)
+    for number, (kept, moved) in enumerate(((4, 1), (2, 3)), 2):
+        lists[0].write_text("\n".join([*train[moved:], *val[kept:]]) + "\n")
+        lists[1].write_text("\n".join([*val[:kept], *train[:moved]]) + "\n")
+        with training_gives(0.4):
+            done = copied()
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = f"compared on {kept} val images by which both models may be judged; {moved} are new to the champion and left out"
+        assert told in done.stdout and f"version {number} is not promoted" in done.stdout
+    assert "only 2 of the 5 val images that the champion was judged on are val images and unchanged now" in done.stdout
+    outcome = copied.generations()[-1].outcome
+    assert outcome and (outcome["images"], outcome["new_images"], outcome["gone_images"]) == (2, 3, 3)
 
 
 @pytest.mark.ray

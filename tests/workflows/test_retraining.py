@@ -5,19 +5,22 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file
+from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from infra import storage
 from infra.errors import UserError
 from infra.runtime.stages import Record, digest, record_uri
 from infra.storage import tables
+from proposals import schemas
+from proposals.image_notes import note_of_reject, note_of_row
+from tests.image_tables import image_row
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
-from workflows.pipelines.retraining import CHAMPION_RESULTS, Retraining
+from workflows.pipelines.retraining import CHAMPION_RESULTS, HOLD_OUT, Retraining
 from workflows.pipelines.workspace import Workspace
 from workflows.settings import Settings
 
@@ -136,14 +139,37 @@ def test_the_verdict_is_made_by_the_margin_and_the_class_drop_of_the_settings(
         storage.write_bytes(
             pipeline.report(*folders, IMAGE_CONFUSIONS), image_confusions_file(dict.fromkeys("123456789", matrix))
         )
+    storage.write_json(pipeline.report(*HOLD_OUT), asdict(HoldOut(list("1234567"), 2, 1)))
     record(pipeline.root, "register", [], [], version=2)
     monkeypatch.setattr(retraining.promotion, "promote", lambda run, model, version, beaten, decision, lock: (version, decision))
     found = pipeline._decide("f")
     assert found["promoted"] is promoted, found["why"]
-    assert found["lower"] == pytest.approx(found["rise"]) and (found["version"], found["rise"]) == (
-        2,
-        pytest.approx(0.26, abs=0.01),
-    )
+    assert found["lower"] == pytest.approx(found["rise"]) and "7 images)" in found["why"]
+    assert (found["version"], found["rise"]) == (2, pytest.approx(0.26, abs=0.01))
+    assert (found["images"], found["new_images"], found["gone_images"]) == (7, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "gone", "said"), [("", 3, "only 0 of the 3 val images"), ("12", 3, "only 2 of the 5"), ("", 0, "0")]
+)
+def test_no_model_is_promoted_if_few_of_the_champion_s_val_images_are_left(
+    settings, champion, monkeypatch, images: str, gone: int, said: str
+) -> None:
+    pipeline = Retraining(settings, Generation("20261101-000000", None, None), object())
+    for folders in (CHAMPION_RESULTS[:1], ()):
+        storage.write_json(pipeline.report(*folders, "results.json"), {"classes": ["a"]})
+    storage.write_json(pipeline.report(*HOLD_OUT), asdict(HoldOut(list(images), 9, gone)))
+    record(pipeline.root, "register", [], [], version=2)
+    monkeypatch.setattr(retraining.promotion, "promote", lambda run, model, version, beaten, decision, lock: (1, decision))
+    found = pipeline._decide("f")
+    assert not found["promoted"] and said in found["why"] and "give it the alias champion by hand" in found["why"]
+    assert (found["images"], found["new_images"], found["gone_images"]) == (len(images), 9, gone) and "rise" not in found
+
+
+def test_retraining_refuses_a_version_of_the_data(settings) -> None:
+    old = settings.model_copy(update={"data": settings.data.model_copy(update={"version": 3})})
+    with pytest.raises(UserError, match=r"data\.version 3: retraining is for the present images, so leave it out"):
+        Retraining(old, Generation("20261101-000000", None, None))
 
 
 def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_wrote_it(settings, tmp_path, monkeypatch) -> None:
@@ -152,7 +178,8 @@ def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_w
     pipeline = SimpleNamespace(settings=settings, data_root="", previous=previous)
     storage.write_json(f"{previous}/images/_commit.json", {"schema_version": 3})
     assert retraining.count_new_and_gone(pipeline) == (3, 0)
-    rows = [{"image_id": "b"}, tables.Reject("broken", "", "prepare", "broken"), {"image_id": "gone"}]
-    part = tables.write_part(f"{previous}/images", "f" * 64, 0, rows, pa.schema([pa.field("image_id", pa.string())]))
+    rows = [image_row(image_id, np.zeros((1, 1, 3), np.uint8), None, None) for image_id in ("b", "gone")]
+    notes = [*map(note_of_row, rows), note_of_reject("broken", "train", "s")]
+    part = tables.write_part(f"{previous}/images", "f" * 64, 0, [*rows, *notes], schemas.IMAGES)
     tables.commit(f"{previous}/images", "f" * 64, [part])
     assert retraining.count_new_and_gone(pipeline) == (1, 1)

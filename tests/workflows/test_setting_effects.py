@@ -19,6 +19,7 @@ from deconvnet.training.channel_pruning_job import PruningJob
 from deconvnet.training.job import TrainingJob
 from infra import storage
 from infra.settings import Section
+from infra.storage import tables
 from proposals import job as proposals_job
 from proposals.mining import job as mining_job
 from workflows.cli import setting_fields
@@ -148,6 +149,10 @@ def write_files(made: Path) -> Path:
         for start in ("trained", "w"):
             meta = {"classes": GENERATED_CLASSES, "architecture": architecture, "fingerprint": start, "sha256": start}
             storage.write_json(f"{made}/{start}/models/{name}/model.json", meta)
+    for workspace in ("w", "wx"):
+        for each in "ab":  # versions 0 and 1 of the table `images`
+            extra = {"classes": list(GENERATED_CLASSES), "background": "first", "digest": each}
+            tables.commit(f"{made}/{workspace}/images", 64 * each, [], extra, keep_earlier=True)
     for split in ("train", "trainx", "val", "valx", "x"):
         (made / "voc" / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
         (made / "voc" / f"ImageSets/Segmentation/{split}.txt").write_text(f"{split}\n")
@@ -279,6 +284,7 @@ def arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 
 REACHED_OTHERWISE = {
+    "data.version": "test_table_versions.py",
     "retrain.margin": "the verdict of retrain.py: test_retraining.py",
     "retrain.max_class_drop": "as above",
     "retrain.keep": "the end of retrain.py: test_retrain.py",

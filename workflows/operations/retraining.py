@@ -73,6 +73,7 @@ def _run(pipeline: Retraining, config: str) -> None:
     generations.finish(base, generation, verdict)
     for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
         logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
+    generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
     logger.info(cli.results_text(storage.read_json(pipeline.report("results.json"))))
     logger.info(f"\nversion {verdict['version']} is {'' if verdict['promoted'] else 'not '}promoted: {verdict['why']}")
     logger.info(f"champion {name} version {verdict['champion']}" if verdict["champion"] else f"{name} has no champion")

@@ -28,14 +28,15 @@ def check_trained(settings: Settings, config: str, *, proposals: bool) -> None:
             command makes it.
     """
     workspace = Workspace(settings.workspace)
-    needed = {name: storage.join(workspace.model(name), "model.json") for name in ("fcn8s", "stage2")}
-    if proposals:
-        needed = {"proposals": storage.join(workspace.proposals, tables.LOG), **needed}
-    if missing := [name for name, uri in needed.items() if not storage.exists(uri)]:
+    models = ("fcn8s", "stage2")
+    missing = [name for name in models if not storage.exists(storage.join(workspace.model(name), "model.json"))]
+    if proposals and tables.fingerprint_of(workspace.proposals) is None:
+        missing = ["proposals", *missing]
+    if missing:
         raise UserError(
             f"{settings.workspace} has no {' and no '.join(missing)} yet: run workflows/train_pipeline.py --config {config} first"
         )
-    if stale := outdated(settings.workspace, needed):
+    if stale := outdated(settings.workspace, (*(["proposals"] if proposals else []), *models)):
         raise UserError(
             f"{settings.workspace}: a run there did not come to its end, so {' and '.join(stale)} may not belong to the present "
             f"images and models: run workflows/train_pipeline.py --config {config} first"

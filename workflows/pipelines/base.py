@@ -10,17 +10,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deconvnet.datasets import images_table
 from deconvnet.tracking import open_tracker
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.store import tracking_uri
-from infra import storage
 from infra.errors import Interrupted
 from infra.runtime import open_executor
-from infra.runtime.stages import Record, Stage, Stages, read_record
-from infra.storage import tables
+from infra.runtime.stages import Record, Stage, Stages
 from infra.storage.lock import Lock
-from workflows.cli import plan_text, rejects_text, settings_text
+from workflows.cli import plan_text, settings_text
 from workflows.pipelines.workspace import Workspace, hold_workspace
 from workflows.settings import as_dict
 
@@ -140,6 +137,13 @@ class BasePipeline(Workspace):
             Locked: if another command holds the lock of the workspace.
             Interrupted: if the run was stopped or lost its lock. The same command resumes it.
         """
+        if self.tables_root != self.root and not self.locks:  # a generation, whose tables are in the workspace around it
+            with hold_workspace(self.tables_root, self.command, self.lock_minutes) as lock:
+                self.locks.append(lock)
+                try:
+                    return self.run(config, keep_going)
+                finally:
+                    self.locks.remove(lock)
         with self.hold(self.command):
             return self._run(config, keep_going)
 
@@ -206,69 +210,6 @@ class BasePipeline(Workspace):
     def _stages(self) -> Sequence[Stage]:
         """List the stages of the pipeline in the order in which they run. Every subclass must override this method."""
         raise NotImplementedError
-
-    def _prepare_stage(self) -> Stage:
-        """Define the stage `prepare`, which makes the table `images` from the data set.
-
-        If the data set's folder is missing, a workspace in which this stage is complete can still be used. A log message says so.
-
-        Returns:
-            The stage with its settings, inputs and outputs.
-
-        Raises:
-            UserError: if the data set's folder is missing and the stage is not complete.
-        """
-        s = self.settings
-        # The folder of the data set is not part of the recipe, but the names, sizes and times of its files are.
-        settings = {key: value for key, value in as_dict(s.data).items() if key not in ("root", "background", "test_split")}
-        settings |= s.data.model_dump(include={"background", "test_split"}, exclude_defaults=True)  # as before there were these
-        settings |= {"seed": s.seed, "folder": self._data_fingerprint(), "schema": tables.SCHEMA_VERSION}
-        outputs = (storage.join(self.images, tables.LOG),)
-        stage = Stage("prepare", "images and masks", images_table.PREPARE_VERSION, settings, (), outputs, self._prepare)
-        if self._data_absent:
-            if not Stages(s.workspace, [stage]).plan()[0].complete:
-                images_table.data_fingerprint(s.data, self.data_root)  # raises UserError, because there is no such folder
-            logger.info(f"data.root {self.data_root} does not exist: the images of {s.workspace} are used as they are")
-        return stage
-
-    @property
-    def _data_absent(self) -> bool:
-        """Return whether the settings name a data folder (`data.root`) that does not exist."""
-        return self.settings.data.root is not None and not storage.exists(self.data_root)
-
-    def _data_fingerprint(self) -> str:
-        """Compute the fingerprint of the data set, a digest of the names, sizes and times of its files.
-
-        If the data set's folder is missing, because the workspace was copied to another machine, return the fingerprint that was
-        stored when the stage `prepare` completed.
-
-        Raises:
-            UserError: if the folder is missing and the stage `prepare` has never completed.
-        """
-        if self._data_absent and (record := read_record(self.settings.workspace, "prepare")):
-            return str(record.summary.get("folder"))
-        return images_table.data_fingerprint(self.settings.data, self.data_root)
-
-    def _prepare(self, fingerprint: str) -> dict[str, Any]:
-        """Make the table `images`, and log the data set and the rejected images.
-
-        Args:
-            fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
-
-        Returns:
-            The summary of the stage, with these keys: `key` (digest of the data), `counts` (number of images by split), `rejects`
-            (number of images that can't be used) and `folder` (digest of the names, sizes and times of the data set's files).
-        """
-        s = self.settings
-        folder = images_table.data_folder(s.data, s.seed, self.data_root)
-        made = images_table.prepare_images(s.data, s.seed, self.images, fingerprint, folder, self.executor)
-        self.write_rejects()
-        key, counts = made.extra["digest"], made.extra["counts"]
-        for run in (self.run_of_pipeline, self.run_of_stage):
-            run.log_dataset(self.dataset_name, key, self.data_root, counts)
-        split_sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-        logger.info(f"  {split_sizes}; {rejects_text(made.rejects)}")
-        return {"key": key, "counts": counts, "rejects": len(made.rejects), "folder": self._data_fingerprint()}
 
     def _run_name(self, config: str) -> str:
         """Return the name of the tracker's run. Subclasses may override this method.

@@ -9,11 +9,12 @@ from typing import Any
 
 from infra import storage
 from infra.errors import UserError
-from infra.runtime.stages import Record, Stage
+from infra.runtime.stages import Record, Stage, read_record
 from infra.storage import tables
 from proposals.edges.bsds import bsds_files
 from workflows.cli import rejects_text
-from workflows.pipelines.base import BasePipeline
+from workflows.pipelines.generations import prune_tables
+from workflows.pipelines.prepare import PreparingPipeline
 from workflows.settings import EdgeSettings, as_dict
 
 FOREST = "edges.yml.gz"
@@ -24,7 +25,7 @@ REPORT = "report"
 logger = logging.getLogger(__name__)
 
 
-class EdgeTraining(BasePipeline):
+class EdgeTraining(PreparingPipeline):
     """The pipeline that trains and evaluates an edge detector, in up to four stages.
 
     The stage `prepare` makes the table `images`. It exists only if the forest learns from the data set's masks. `segments`
@@ -69,24 +70,27 @@ class EdgeTraining(BasePipeline):
         growth = {key: value for key, value in as_dict(s.forest).items() if key not in drawn}
         segments = {**seed, **schema, **bsds["train"], **drawn}
         measured = {**s.proposals.edge_box, **bsds["val"]}
-        commit, figures = storage.join(self.samples, tables.LOG), self.uri(REPORT, "edges.json")
+        samples, figures = {"segments": self.samples}, self.uri(REPORT, "edges.json")
         return [
             *stages,
-            Stage("segments", "segmentations", 1, segments, inputs, (commit,), self._segments),
+            Stage("segments", "segmentations", 1, segments, inputs, (), self._segments, samples),
             Stage("forest", "structured forest", 1, {**growth, **seed}, ("segments",), (self.forest,), self._forest),
             Stage("measure", "evaluation", 1, measured, (*inputs, "forest"), (figures,), self._measure),
         ]
 
     def _end(self, config: str, records: Mapping[str, Record]) -> None:
-        """Log the metrics of the evaluation to the tracker's run of the whole pipeline.
+        """Log the metrics of the evaluation to the tracker's run of the whole pipeline, and delete old versions of the table `images`.
 
-        The stage `measure` has logged the same metrics to its own run before.
+        The stage `measure` has logged the same metrics to its own run before. In a workspace where networks were trained, too, the
+        versions are kept.
 
         Args:
             config: name of the settings file. Not used.
             records: stored records of the complete stages by name. The summary of `measure` has the metrics.
         """
         self.run_of_pipeline.log_metrics(records["measure"].summary)
+        if self.settings.masks and read_record(self.root, "proposals") is None:
+            prune_tables(self.root, {}, self.locks[0])
 
     def _segments(self, fingerprint: str) -> dict[str, Any]:
         """Make the table of images and segmentations that the forest learns from.
@@ -95,7 +99,7 @@ class EdgeTraining(BasePipeline):
             fingerprint: digest of the stage's code version, settings and inputs. It is stored with the table.
 
         Returns:
-            The summary of the stage: the number of `images`, and of `rejects` (inputs that can't be used).
+            The summary of the stage: `tables` (the version), and the number of `images` and of `rejects` (inputs that can't be used).
         """
         from proposals.edges.training.job import collect_samples
 
@@ -110,7 +114,7 @@ class EdgeTraining(BasePipeline):
             executor=self.executor,
         )
         logger.info(f"  {made.rows:,} images to learn from; {rejects_text(made.rejects)}")
-        return {"images": made.rows, "rejects": len(made.rejects)}
+        return {"tables": {"segments": made.version}, "images": made.rows, "rejects": len(made.rejects)}
 
     def _forest(self, fingerprint: str) -> dict[str, Any]:
         """Train the forest, write its file, and log it to the tracker. The trees that an interrupted run finished are used again.

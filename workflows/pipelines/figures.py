@@ -16,15 +16,13 @@ from infra.errors import UserError
 from infra.runtime.stages import outdated
 from infra.storage import tables
 from workflows.pipelines.run_log import RUN_FILE
+from workflows.pipelines.workspace import MADE_BY, Workspace
 
 if TYPE_CHECKING:
     from deconvnet.inference.predictor import Predictor
 
 _MADE_BY = {
-    "images": "prepare",
-    "proposals": "proposals",
-    "examples/stage1": "examples",
-    "examples/stage2": "examples",
+    **MADE_BY,
     "models/fcn8s": "fcn8s",
     "models/stage2": "stage2",
     "report/results.json": "evaluate",
@@ -78,7 +76,7 @@ class WorkspaceFigures:
                     self._need(f"examples/{stage}"), self._classes, background=self._background
                 )
                 for stage in ("stage1", "stage2")
-                if stage == "stage2" or self._has(f"examples/{stage}/{tables.LOG}")
+                if stage == "stage2" or self._has(f"examples/{stage}")
             }
         if name == "recall":
             return {"recall.png": self._recall()}
@@ -251,7 +249,9 @@ class WorkspaceFigures:
         return storage.read_json(self._need(name) if name in _MADE_BY else storage.join(self.workspace, name))
 
     def _has(self, name: str) -> bool:
-        """Return whether a file exists at the path `name` in the workspace."""
+        """Return whether a file exists at the path `name` in the workspace, or the workspace has a table of this name."""
+        if name in MADE_BY:
+            return tables.fingerprint_of(Workspace(self.workspace).table(name)) is not None
         return storage.exists(storage.join(self.workspace, name))
 
     def _need(self, name: str) -> str:
@@ -265,7 +265,7 @@ class WorkspaceFigures:
             UserError: if the file, table or folder does not exist or is not complete, or was made from other images or models
                 than the present ones. The message names the stage that makes it.
         """
-        proof = name if name.endswith(".json") else f"{name}/{'model.json' if name.startswith('models') else tables.LOG}"
+        proof = f"{name}/model.json" if name.startswith("models") else name
         if not self._has(proof):
             raise UserError(
                 f"{self.workspace} has no {name}, which the stage {_MADE_BY[name]} writes: "
@@ -276,4 +276,4 @@ class WorkspaceFigures:
                 f"{self.workspace}: a run there did not come to its end, so {name} may not belong to the present images and "
                 "models: run workflows/train_pipeline.py on this workspace first"
             )
-        return storage.join(self.workspace, name)
+        return Workspace(self.workspace).table(name) if name in MADE_BY else storage.join(self.workspace, name)

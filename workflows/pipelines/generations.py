@@ -1,29 +1,39 @@
 """Keep the workspaces of retraining runs. Each run is called a generation and has a folder below WORKSPACE/generations.
 
+A workspace and its generations share one set of tables. The records of their stages say which versions they use, and a registered model has
+a tag with those that it was made from. The other versions are deleted by `prune_tables`.
+
 The folder of a generation has a file `generation.json`. This file is written first, and records from which model and data the
 generation started. Its field `finished` is set last. A folder without this file is left over from an interrupted deletion.
 
 In this module, an argument called `workspace` is the URI of the workspace that holds all generations.
 """
 
-from collections.abc import Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow.fs as pafs
 
+from deconvnet.tracking.promotion import champion_tags
 from infra import storage
 from infra.errors import UserError
+from infra.runtime.stages import read_record
+from infra.storage import tables
+from infra.storage.lock import Lock
+from workflows.pipelines.workspace import MADE_BY, NAME_FORMAT, TAG, is_generation
 
 FILE = "generation.json"
 """Name of the file in a generation's folder that describes the generation."""
-NAME_FORMAT = "%Y%m%d-%H%M%S"
-"""Format of the names of generations."""
 UNCHANGED = "seen.json"
 """Name of the file in the folder of all generations that holds the digest of data files in which nothing new was found."""
 CHECKPOINTS = ("train", "init")
 """Folders in a generation's workspace that are deleted once it is finished, because its networks are in the folder models/."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,16 +82,8 @@ def new_name(every: Sequence[Generation], now: datetime | None = None) -> str:
         A name such as "20260131-235959".
     """
     time = (datetime.now(UTC) if now is None else now).replace(tzinfo=None, microsecond=0)
-    earlier = [datetime.strptime(each.name, NAME_FORMAT) for each in every if _is_name(each.name)]
+    earlier = [datetime.strptime(each.name, NAME_FORMAT) for each in every if is_generation(each.name)]
     return f"{max([time, *(each + timedelta(seconds=1) for each in earlier)]):{NAME_FORMAT}}"
-
-
-def _is_name(name: str) -> bool:
-    """Return whether a folder's name is that of a generation, such as "20260131-235959". Other folders are the user's own."""
-    try:
-        return f"{datetime.strptime(name, NAME_FORMAT):{NAME_FORMAT}}" == name
-    except ValueError:
-        return False
 
 
 def unchanged_fingerprint(workspace: str) -> str | None:
@@ -166,7 +168,7 @@ def _names(workspace: str) -> list[str]:
     """
     fs, path = storage.filesystem(folder(workspace))
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory and _is_name(info.base_name))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory and is_generation(info.base_name))
 
 
 def kept(generations: list[Generation], champion: int | None, keep: int) -> set[str]:
@@ -221,3 +223,67 @@ def prune(workspace: str, champion: int | None, keep: int) -> list[str]:
             for part in CHECKPOINTS:
                 storage.remove(storage.join(folder(workspace, generation.name), part))
     return gone
+
+
+def used_versions(workspace: str) -> defaultdict[str, set[int]]:
+    """Find the versions that the stages of a workspace and of its generations have made or chosen, by the names of the tables.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+    """
+    found: defaultdict[str, set[int]] = defaultdict(set)
+    every = [folder(workspace, each.name) for each in read_all(workspace)]
+    for root in (workspace, *every):
+        for stage in set(MADE_BY.values()):
+            record = read_record(root, stage)
+            for name, (version, _) in record.tables.items() if record else ():
+                found[name].add(version)
+    return found
+
+
+def prune_tables(workspace: str, champion: Mapping[str, str], lock: Lock) -> None:
+    """Delete what no version of a table names that is used.
+
+    Versions that the workspace, a generation or the champion uses are kept, and the latest ones.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        champion: tags of the registered model version that is the champion (in use). {} if there is none.
+        lock: lock of the workspace, which the caller holds.
+
+    Raises:
+        Interrupted: if another run has taken the lock.
+    """
+    used = used_versions(workspace)
+    for text in champion.get(TAG, "").split():
+        name, _, version = text.rpartition("@")
+        used[name].add(int(version))
+    for name in MADE_BY:
+        table = storage.join(workspace, name)
+        lock.still_held()
+        lock.check()
+        if deleted := tables.prune(table, used[name]):
+            kept = ", ".join(map(str, tables.kept_versions(table)))
+            logger.info(f"  {name}: {deleted:,} files of versions that nothing uses deleted; kept: {kept}")
+
+
+def prune_tables_after_run(workspace: str, store: str, model: str, lock: Lock) -> None:
+    """Delete what no version of a table names that is used, at the end of a run.
+
+    If MLflow does not answer, nothing is deleted, and a warning says so.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        store: URI of the MLflow store. "" if tracking is switched off.
+        model: name of the registered model.
+        lock: lock of the workspace, which the caller holds.
+
+    Raises:
+        Interrupted: if another run has taken the lock.
+    """
+    try:
+        champion = champion_tags(store, model) if store else {}
+    except UserError as error:
+        logger.warning(f"old versions of the tables were not deleted: {error}")
+        return
+    prune_tables(workspace, champion, lock)

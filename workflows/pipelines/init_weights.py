@@ -56,15 +56,20 @@ def vgg16_digest(uri: str) -> str:
 
 
 def fitting_stages(
-    settings: Settings, stage: str, table: str, table_stage: str, executor: Executor, current_run: Callable[[], "Run"]
+    settings: Settings,
+    stage: str,
+    table: Callable[[], str],
+    table_stage: str,
+    executor: Executor,
+    current_run: Callable[[], "Run"],
 ) -> list[Stage]:
     """Make the stage that fits VGG-16's weights to the network before a training stage, if one is needed.
 
     Args:
         settings: settings of the pipeline.
         stage: name of the training stage: "fcn8s", "stage1" or "stage2".
-        table: URI of the table that the network will be trained on. The channels to keep are chosen by VGG-16's responses to its
-            images.
+        table: function that returns the URI of the table that the network will be trained on. It is called when the stage runs. The
+            channels to keep are chosen by VGG-16's responses to the table's images.
         table_stage: name of the stage that makes `table`.
         executor: executor that fits the weights.
         current_run: function that returns the tracker's run of the stage that is running. It is called when the stage runs.
@@ -94,7 +99,7 @@ def fitting_stages(
 
         cpus = settings.compute.cpus_per_worker
         threads = settings.compute.worker_threads
-        r2 = prune_on(executor, PruningJob(architecture.name, settings.model, table, out, settings.seed, threads, cpus))
+        r2 = prune_on(executor, PruningJob(architecture.name, settings.model, table(), out, settings.seed, threads, cpus))
         current_run().log_metrics({f"r2.{name}": value for name, value in r2.items()})
         return {"r2": r2}
 

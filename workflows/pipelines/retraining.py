@@ -5,12 +5,15 @@ called the challenger. Its training starts from the champion's weights. A genera
 """
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from deconvnet.datasets import images_table
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, mean_iou_rise, read_image_confusions
+from deconvnet.evaluation.hold_out import HoldOut, find_hold_out, results_of
 from deconvnet.tracking import promotion, starting_model
+from deconvnet.tracking.register import read_val_images
 from deconvnet.tracking.registry import OwnModel
 from deconvnet.tracking.store import tracking_uri
 from infra import storage
@@ -18,6 +21,7 @@ from infra.errors import UserError
 from infra.runtime.stages import Stage, read_record, up_to_date_record
 from infra.storage import tables
 from infra.storage.lock import Lock
+from proposals.image_notes import read_notes
 from workflows.pipelines import generations
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.training import Pipeline
@@ -26,6 +30,9 @@ from workflows.settings import Settings
 
 CHAMPION_RESULTS = ("champion", "results.json")
 """Path in the report's folder of the file with the evaluation results of the champion (the registered model in use)."""
+
+HOLD_OUT = ("champion", "hold_out.json")
+"""Path in the report's folder of the file with the images on which the two models are compared."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,11 @@ class Retraining(Pipeline):
         """
         if not settings.tracking.enabled:
             raise UserError("retraining compares registered models: it needs tracking.enabled true")
+        if settings.data.version is not None:
+            raise UserError(
+                f"data.version {settings.data.version}: retraining is for the present images, so leave it out "
+                "(train_pipeline.py trains on an earlier version)"
+            )
         self.generation = generation
         self.generation_name = generation.name
         self.base = settings.workspace
@@ -84,15 +96,16 @@ class Retraining(Pipeline):
         inputs, outputs = ("prepare", "proposals", "evaluate"), (self.report(*CHAMPION_RESULTS),)
         return [
             *super()._stages(),
-            Stage("champion", "the champion on the same images", 2, version, inputs, outputs, self._evaluate_champion),
-            Stage("verdict", "champion or challenger", 2, limits, ("evaluate", "register", "champion"), (), self._decide),
+            Stage("champion", "the champion on the same images", 3, version, inputs, outputs, self._evaluate_champion),
+            Stage("verdict", "champion or challenger", 3, limits, ("evaluate", "register", "champion"), (), self._decide),
         ]
 
     def _evaluate_champion(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the champion (the registered model in use) on the val images, and compare the new model with it.
 
         The comparison becomes a part of the report. The champion's results are written to a JSON file. The file contains `{}` if
-        there is no champion. It contains only the champion's class names if they differ from those of the data.
+        there is no champion. It contains only the champion's class names if they differ from those of the data. Another file has the
+        images on which the two models are compared.
 
         Args:
             fingerprint: digest of the stage's code version, settings and inputs. Not used.
@@ -113,9 +126,13 @@ class Retraining(Pipeline):
             classes = storage.read_json(storage.join(deconvnet, "model.json"))["classes"]
             if tuple(classes) == self.settings.data.classes:
                 results = self.evaluate("val", self.report("champion"), (deconvnet, fcn8s))
-                inputs, gpu = self.evaluation_inputs("val"), self.settings.compute.gpu
-                files = compare_with_champion(inputs, (deconvnet, fcn8s), self.report(), self.executor, gpu)
-                self._write_report(files, self.report())
+                hold_out = find_hold_out(self.val_images(), read_val_images(deconvnet))
+                storage.write_json(self.report(*HOLD_OUT), asdict(hold_out))
+                logger.info(f"  compared on {hold_out}")
+                if hold_out.images:
+                    inputs, gpu = self.evaluation_inputs("val"), self.settings.compute.gpu
+                    files = compare_with_champion(inputs, (deconvnet, fcn8s), hold_out, self.report(), self.executor, gpu)
+                    self._write_report(files, self.report())
             else:
                 results = {"classes": classes}
         storage.write_json(self.report(*CHAMPION_RESULTS), results)
@@ -151,10 +168,9 @@ class Retraining(Pipeline):
 
         Returns:
             The summary of the stage: `version` (number of the new model's version), `champion` (number of the version in use
-            now, or None), `promoted` (a bool) and `why` (a sentence). If the two models were compared, also `rise` (of the mean
-            IoU, from -1 to 1) and the ends of its 90 % interval, `lower` and `upper`.
+            now, or None), `promoted` (a bool) and `why` (a sentence). If the two models were compared, also what `_compare` returns.
         """
-        limits, rise = self.settings.retrain, {}
+        rise: dict[str, float] = {}
         champion = storage.read_json(self.report(*CHAMPION_RESULTS))
         challenger = storage.read_json(self.report("results.json"))
         registered = read_record(self.settings.workspace, "register")
@@ -166,15 +182,38 @@ class Retraining(Pipeline):
             reason = "its classes are not the champion's, so they can't be compared: give it the alias champion by hand"
             decision = promotion.Decision(False, reason)
         else:
-            old, new = (read_image_confusions(self.report(*folder, IMAGE_CONFUSIONS)) for folder in (CHAMPION_RESULTS[:1], ()))
-            interval = mean_iou_rise(old, new)
-            decision = promotion.compare(champion, challenger, interval, limits.margin, limits.max_class_drop)
-            rise = {"rise": interval.rise, "lower": interval.lower, "upper": interval.upper}
+            decision, rise = self._compare(HoldOut(**storage.read_json(self.report(*HOLD_OUT))), challenger["classes"])
         run, model = self.run_of_pipeline, self.own_model()
         holder, decision = promotion.promote(run, model, version, self.generation.version, decision, self.locks[0])
         logger.info(f"  version {version} is {'' if decision.promoted else 'not '}promoted: {decision.reason}")
         run.log_metrics({f"verdict.{name}": value for name, value in rise.items()})
         return {"version": version, "champion": holder, "promoted": decision.promoted, "why": decision.reason, **rise}
+
+    def _compare(self, hold_out: HoldOut, classes: Sequence[str]) -> tuple[promotion.Decision, dict[str, float]]:
+        """Compare the new model with the champion on the images by which both may be judged.
+
+        Args:
+            hold_out: these images.
+            classes: class names, ordered by id.
+
+        Returns:
+            The decision, and numbers by name: `images`, `new_images` and `gone_images` (numbers of val images that both may be judged
+            by, that are new, and that have changed or are gone), and, unless there are too few, `rise` (of the mean IoU, from -1 to 1)
+            and the ends of its 90 % interval, `lower` and `upper`.
+        """
+        counts: dict[str, float] = {"images": len(hold_out.images), "new_images": hold_out.new, "gone_images": hold_out.gone}
+        if hold_out.too_few:
+            reason = (
+                f"only {len(hold_out.images):,} of the {len(hold_out.images) + hold_out.gone:,} val images that the champion was "
+                "judged on are val images and unchanged now, too few to compare: give it the alias champion by hand"
+            )
+            return promotion.Decision(False, reason), counts
+        folders, limits = (CHAMPION_RESULTS[:1], ()), self.settings.retrain
+        old, new = (hold_out.of(read_image_confusions(self.report(*folder, IMAGE_CONFUSIONS))) for folder in folders)
+        interval = mean_iou_rise(old, new)
+        before, after = results_of(old, classes), results_of(new, classes)
+        decision = promotion.compare(before, after, interval, limits.margin, limits.max_class_drop)
+        return decision, {**counts, "rise": interval.rise, "lower": interval.lower, "upper": interval.upper}
 
 
 def next_generation(settings: Settings, forced: bool = False, dry_run: bool = False) -> Generation:
@@ -276,11 +315,8 @@ def count_new_and_gone(pipeline: Retraining) -> tuple[int, int]:
     """
     s = pipeline.settings
     now = images_table.listed_image_ids(s.data, s.seed, pipeline.data_root)
-    before: set[str] = set()
-    rejected: set[str] = set()
-    if pipeline.previous:
-        images = storage.join(pipeline.previous, "images")
-        if commit := tables.read_commit(images):  # else an earlier version of this program wrote the table
-            before = {row["image_id"] for row in tables.iter_rows(images, ["image_id"])}
-            rejected = {reject.image_id for reject in commit.rejects}
+    images = tables.read_commit(Workspace(pipeline.previous).images) if pipeline.previous else None
+    notes = [note for part in images.parts for note in read_notes(part)] if images else []
+    before = {note.image_id for note in notes if note.usable}
+    rejected = {note.image_id for note in notes if not note.usable}
     return len(now - before - rejected), len(before - now)

@@ -52,16 +52,17 @@ class TrackedPipeline(DataPipeline):
         return run_name(config, self.root, f"{datetime.now(UTC):%Y-%m-%d}")
 
     def _tags(self, config: str) -> Mapping[str, str]:
-        """Make the tags of the MLflow runs: the settings file, the workspace and, once it is known, the digest of the data.
+        """Make the tags of the MLflow runs: the settings file, the workspace and, once they are known, the data's digest and versions.
 
         Args:
             config: name of the settings file, without its folder and extension.
 
         Returns:
-            The values of the tags by name.
+            The values of the tags by name. Those of versions are like "tables.images": "images@12".
         """
         prepared = read_record(self.root, "prepare")
-        return {**super()._tags(config), **({"data.digest": prepared.key} if prepared else {})}
+        used = {f"tables.{name.replace('/', '.')}": text for name, text in self.versions().items()}
+        return {**super()._tags(config), **({"data.digest": prepared.key} if prepared else {}), **used}
 
     def _run_to_resume(self) -> str | None:
         """Return the id of this workspace's earlier MLflow run from the file pipeline.json, or None if there is no such file."""

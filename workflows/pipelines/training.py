@@ -16,10 +16,13 @@ from infra import storage
 from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.runtime.interrupts import caught_signals
-from infra.runtime.stages import Stage
+from infra.runtime.stages import Record, Stage
+from infra.storage import tables
+from proposals.image_notes import usable_notes
+from workflows.pipelines.generations import prune_tables_after_run
 from workflows.pipelines.init_weights import fitted_weights_uri, fitting_stages, vgg16_digest
 from workflows.pipelines.run_log import TrackedPipeline, report_files, result_metrics
-from workflows.pipelines.workspace import Workspace
+from workflows.pipelines.workspace import TAG, Workspace
 from workflows.settings import as_dict
 
 if TYPE_CHECKING:
@@ -65,33 +68,36 @@ class Pipeline(TrackedPipeline):
     def _stages(self) -> list[Stage]:
         """List the stages in the order in which they run. The stage `register` is left out if the settings say so."""
         stages = [self._prepare_stage(), self._proposals_stage(), self._examples_stage()]
-        stages += self._training_stages("fcn8s", "FCN-8s on whole images", self.images, "prepare")
+        stages += self._training_stages("fcn8s", "FCN-8s on whole images", "prepare")
         if self.settings.has_stage1:
-            stages += self._training_stages("stage1", "DeconvNet, stage 1: objects", self.examples("stage1"), "examples")
-            stages += self._training_stages(
-                "stage2", "DeconvNet, stage 2: proposals", self.examples("stage2"), "examples", "stage1"
-            )
+            stages += self._training_stages("stage1", "DeconvNet, stage 1: objects", "examples")
+            stages += self._training_stages("stage2", "DeconvNet, stage 2: proposals", "examples", "stage1")
         else:
             title = "DeconvNet on windows (no stage 1, as there are no objects)"
-            stages += self._training_stages("stage2", title, self.examples("stage2"), "examples")
+            stages += self._training_stages("stage2", title, "examples")
         stages.append(self._evaluate_stage())
         if self.settings.tracking.enabled and self.settings.tracking.register_model:
             stages.append(self._register_stage())
         return stages
 
-    def _training_stages(self, stage: str, title: str, table: str, *inputs: str) -> list[Stage]:
+    def _training_table(self, stage: str) -> str:
+        """Return the URI of the table on which the training stage `stage` trains a network ("fcn8s", "stage1" or "stage2")."""
+        return self.images if architecture_of_stage(stage).whole_images else self.examples(stage)
+
+    def _training_stages(self, stage: str, title: str, *inputs: str) -> list[Stage]:
         """Make a training stage and, if it starts from VGG-16 weights that are fitted to the network, the stage that fits them.
 
         Args:
             stage: name of the training stage: "fcn8s", "stage1" or "stage2".
             title: short description of the stage that is shown to the user.
-            table: URI of the table on which the network is trained.
-            *inputs: names of the stages on which the training stage depends. The first one makes `table`.
+            *inputs: names of the stages on which the training stage depends. The first one makes the table on which the network is
+                trained.
 
         Returns:
             One or two stages, in the order in which they run.
         """
         s = self.settings
+        table = partial(self._training_table, stage)
         fitting = fitting_stages(s, stage, table, inputs[0], self.executor, lambda: self.run_of_stage)
         model = architecture_of_stage(stage).settings_used(s.model)
         if s.model.vgg16:
@@ -139,7 +145,7 @@ class Pipeline(TrackedPipeline):
             model=s.model.model_copy(update={"vgg16": fitted_weights_uri(s, stage) or s.model.vgg16}),
             settings=getattr(s.train, stage),
             compute=s.compute,
-            examples_uri=self.images if architecture.whole_images else self.examples(stage),
+            examples_uri=self._training_table(stage),
             dev_uri=self.images if architecture.whole_images else self.examples(f"{stage}_dev"),
             classes=s.data.classes,
             checkpoints_uri=self.uri("train"),
@@ -273,6 +279,22 @@ class Pipeline(TrackedPipeline):
         database = (self.store.removeprefix("sqlite:///"),) if self.store.startswith("sqlite:///") else ()
         return Stage("register", "the model registry", 1, settings, ("evaluate", "stage2", "fcn8s"), database, self._register)
 
+    def val_images(self) -> dict[str, str]:
+        """Return digests of the val images and their masks by image_id, by which models are judged."""
+        notes = usable_notes(tables.require_commit(self.images))
+        return {note.image_id: f"{note.pixels} {note.labels}" for note in notes if note.split == "val"}
+
+    def _end(self, config: str, records: Mapping[str, Record]) -> None:
+        """Log the results, and delete what no version of a table names that is used. A retraining does that later.
+
+        Args:
+            config: name of the settings file, without its folder and extension.
+            records: stored records of the complete stages, by the name of the stage.
+        """
+        super()._end(config, records)
+        if self.home == self.tables_root == self.root and "evaluate" in records:
+            prune_tables_after_run(self.root, self.store, self.settings.tracking.model_name, self.locks[0])
+
     def own_model(self) -> OwnModel:
         """Return the registered model that the settings name. It knows which of its versions belong to this workspace."""
         return OwnModel(self.store, self.settings.tracking.model_name, self.home, Workspace(self.home).identity())
@@ -297,10 +319,12 @@ class Pipeline(TrackedPipeline):
             proposals={**s.proposals.edge_box, "kind": s.proposals.kind},
             segment=asdict(PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)),
             max_pixels=s.data.max_pixels,
+            val_images=self.val_images(),
         )
         results = storage.read_json(self.report("results.json"))
         model = self.own_model()
         origin = origin_tags(model.workspace, model.workspace_id, s.data.classes, self.generation_name)
+        origin[TAG] = " ".join(self.versions().values())
         version = register(self.run_of_stage, self.store, model.name, ensemble, results, fingerprint, origin)
         logger.info(f"  {model.name} version {version}, alias challenger")
         if foreign := model.foreign_version():

@@ -6,10 +6,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Literal
 
 from infra import storage
-from infra.runtime.stages import digest
+from infra.runtime.stages import digest, read_record
 from infra.storage import tables
 from infra.storage.lock import Lock, hold_lock
 
@@ -26,8 +27,35 @@ EXAMPLE_TABLES: tuple[ExampleTable, ...] = (
     ("stage2_dev", 2, "dev"),
 )
 """The tables of training crops."""
+MADE_BY = {"images": "prepare", "proposals": "proposals", **{f"examples/{name}": "examples" for name, _, _ in EXAMPLE_TABLES}}
+"""The stage that makes each table of which a workspace has versions, by the name of the table."""
+
+NAME_FORMAT = "%Y%m%d-%H%M%S"
+"""Format of the names of generations (retraining runs), which name their folders."""
+TAG = "tables"
+"""Name of the tag of a registered model that says which versions of the tables it was made from."""
 
 logger = logging.getLogger(__name__)
+
+
+def base_of(workspace: str) -> str:
+    """Return the URI of the workspace that holds a generation, given the URI of the generation's workspace.
+
+    A workspace is that of a generation if its path ends like WORKSPACE/generations/20260131-235959. Another one is returned as it is.
+
+    Args:
+        workspace: URI of a workspace.
+    """
+    base, *rest = workspace.rstrip("/").rsplit("/", 2)
+    return base if len(rest) == 2 and rest[0] == "generations" and is_generation(rest[1]) else workspace
+
+
+def is_generation(name: str) -> bool:
+    """Return whether a folder's name is that of a generation, such as "20260131-235959". Other folders are the user's own."""
+    try:
+        return f"{datetime.strptime(name, NAME_FORMAT):{NAME_FORMAT}}" == name
+    except ValueError:
+        return False
 
 
 @contextmanager
@@ -87,11 +115,12 @@ def hold_workspace(
 class Workspace:
     """A workspace: the folder or s3:// prefix that holds the tables, models and report of a pipeline run.
 
+    The workspace of a generation (a retraining run) has no tables of its own: they are versions of the tables of the workspace
+    around it. The records of its stages say which versions it uses.
+
     Attributes:
         root: path or s3:// URI of the workspace.
-        images: URI of the table `images`, which holds the images with their masks and splits.
-        proposals: URI of the table `proposals`, which holds for each image the boxes that may contain objects.
-        changes: URI of the table `changes`, which compares the images with those of an earlier workspace.
+        tables_root: URI of the workspace that holds the tables, which is another one for a generation.
     """
 
     def __init__(self, root: str) -> None:
@@ -101,7 +130,62 @@ class Workspace:
             root: local folder or s3:// prefix.
         """
         self.root = root
-        self.images, self.proposals, self.changes = (self.uri(table) for table in ("images", "proposals", "changes"))
+        self.tables_root = base_of(root)
+        self._versions: dict[str, int] = {}  # those that this process has made or chosen since
+
+    @property
+    def images(self) -> str:
+        """Return the URI of the workspace's version of the table `images`, which holds the images with their masks and splits."""
+        return self.table("images")
+
+    @property
+    def proposals(self) -> str:
+        """Return the URI of the workspace's version of the table `proposals`, which holds boxes that may contain objects."""
+        return self.table("proposals")
+
+    def table_folder(self, name: str) -> str:
+        """Return the URI of the folder of a table with all its versions.
+
+        Args:
+            name: name of the table, one of `MADE_BY`.
+        """
+        return storage.join(self.tables_root, name)
+
+    def version(self, name: str) -> int | None:
+        """Return the number of the workspace's version of a table, or None if its stage has no record.
+
+        Args:
+            name: name of the table, one of `MADE_BY`.
+        """
+        if name in self._versions:
+            return self._versions[name]
+        record = read_record(self.root, MADE_BY[name])
+        return record.tables[name][0] if record and name in record.tables else None
+
+    def table(self, name: str) -> str:
+        """Return the URI of the workspace's version of a table, for reading.
+
+        If its stage has no record, this is the latest version of the table in the workspace's own folder, if there is one.
+
+        Args:
+            name: name of the table, one of `MADE_BY`.
+        """
+        version = self.version(name)
+        return self.uri(name) if version is None else tables.at_version(self.table_folder(name), version)
+
+    def versions(self) -> dict[str, str]:
+        """Return the workspace's versions of the tables by the names of the tables, as texts such as "images@12"."""
+        found = {name: self.version(name) for name in MADE_BY}
+        return {name: tables.at_version(name, version) for name, version in found.items() if version is not None}
+
+    def use_version(self, name: str, version: int) -> None:
+        """Use a version of a table from now on. The record of the stage has yet to be written.
+
+        Args:
+            name: name of the table, one of `MADE_BY`.
+            version: number of the version.
+        """
+        self._versions[name] = version
 
     def identity(self, create: bool = True) -> str:
         """Return the identity of the workspace, a random text in its file workspace.json. It does not change with the location.
@@ -122,13 +206,13 @@ class Workspace:
         return storage.join(self.root, *parts)
 
     def examples(self, table: str) -> str:
-        """Return the URI of a table of training crops.
+        """Return the URI of the workspace's version of a table of training crops.
 
         Args:
             table: name of the table: "stage1", "stage1_dev", "stage2" or "stage2_dev". The number is the training stage of
                 DeconvNet, and `_dev` marks the crops of the dev images.
         """
-        return self.uri("examples", table)
+        return self.table(f"examples/{table}")
 
     def model(self, stage: str) -> str:
         """Return the URI of the model folder that the training stage `stage` writes ("fcn8s", "stage1" or "stage2")."""
@@ -149,8 +233,7 @@ class Workspace:
         A rejected input is an image that can't be used. It has a row with its id, its path, the stage and the reason. An earlier
         table is replaced.
         """
-        names = (self.images, self.proposals, *(self.examples(name) for name, _, _ in EXAMPLE_TABLES))
-        commits = [tables.read_commit(table) for table in names]
+        commits = [tables.read_commit(self.table(name)) for name in MADE_BY]
         found = sorted({(r.image_id, r.path, r.stage, r.reason) for commit in commits if commit for r in commit.rejects})
         rows = [dict(zip(tables.REJECTS.names, row, strict=True)) for row in found]
         fingerprint = digest(rows)

@@ -1,6 +1,7 @@
 """The training or evaluation examples that a table holds (crops, or the images of a split), and how they are read and decoded."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from deconvnet.training.data import transforms
 from infra.errors import BadInput, UserError
 from infra.storage import tables
 from proposals.image_codec import decode_example, decode_image, decode_mask
+from proposals.mining.rules import rarest
 
 
 class NoExamples(UserError):
@@ -54,6 +56,7 @@ class Examples:
         groups: the row groups of the table's Parquet files that hold examples. They are numbered from 0.
         split: split of the `images` table to use, "train" or "dev". None for an `examples` table.
         jitter: range of the random scaling of whole images. They are scaled by a factor between 1 − jitter and 1 + jitter.
+        repeats: how often a crop occurs in an epoch, by class id. A crop of several classes is repeated as its rarest one.
     """
 
     table: str
@@ -61,6 +64,7 @@ class Examples:
     groups: RowGroups
     split: str | None = None
     jitter: float = 0.0
+    repeats: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -87,11 +91,11 @@ class Examples:
         """
         groups = self.groups
         file, index = groups.files[groups.file[number]], int(groups.index[number])
-        names = ["image", "mask", "repeats"] if self.split is None else ["image", "class_mask", "split"]
+        names = ["image", "mask", "class_ids"] if self.split is None else ["image", "class_mask", "split"]
         found = tables.read_row_group(self.table, file, index, names, footer)
         image, mask, last = (found[name] for name in names)
-        weight = last.cast(pa.int64()) if self.split is None else pa.array([int(s == self.split) for s in last.to_pylist()])
-        return pa.table({"image": image, "mask": mask, "weight": weight})
+        weight = [_repeats(each, self.repeats) if self.split is None else int(each == self.split) for each in last.to_pylist()]
+        return pa.table({"image": image, "mask": mask, "weight": pa.array(weight, pa.int64())})
 
     def decode(self, image: bytes, mask: bytes) -> transforms.Pair:
         """Decode the image and the mask of an example.
@@ -153,10 +157,13 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
         NoExamples: if the table, or its split, holds no example.
     """
     commit = tables.require_commit(table)
+    repeats = {int(class_id): int(count) for class_id, count in commit.extra.get("repeats_by_class", {}).items()}
+    weights = {text: _repeats([int(each) for each in text.split(",")], repeats) for text in _class_sets(commit)}
     columns: tuple[list[int], ...] = ([], [], [], [], [])
     for file, part in enumerate(commit.parts):
         for index, group in enumerate(part.row_groups):
-            count = group.repeats if split is None else group.splits.get(split, 0)
+            crops = sum(rows * weights[text] for text, rows in group.classes.items())
+            count = crops if split is None else group.splits.get(split, 0)
             if count:
                 for column, value in zip(columns, (file, index, group.rows, count, group.nbytes), strict=True):
                     column.append(value)
@@ -164,4 +171,14 @@ def open_examples(table: str, size: int, split: str | None = None, jitter: float
         raise NoExamples(f"{table} holds no example{f' of the split {split}' if split else ''}: there is nothing to train on")
     kinds = (np.int32, np.int32, np.int64, np.int64, np.int64)
     arrays = (np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
-    return Examples(table, size, RowGroups(tuple(part.name for part in commit.parts), *arrays), split, jitter)
+    return Examples(table, size, RowGroups(tuple(part.name for part in commit.parts), *arrays), split, jitter, repeats)
+
+
+def _class_sets(commit: tables.Commit) -> set[str]:
+    """Return the different sets of classes of a table's crops, as the summaries of the row groups name them ("1,15")."""
+    return {text for part in commit.parts for group in part.row_groups for text in group.classes}
+
+
+def _repeats(class_ids: Sequence[int], repeats: Mapping[int, int]) -> int:
+    """Return how often a crop occurs in an epoch, given the ids of its classes and the repeats by class id."""
+    return repeats[rarest(class_ids, repeats)]

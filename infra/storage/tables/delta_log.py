@@ -74,10 +74,24 @@ def latest_version(table: str) -> Version | None:
     Versions that neither add nor remove files are passed over, as those that Delta Lake's own clean-up (vacuum) adds: they have
     the facts of the version before.
     """
-    log = storage.join(table, LOG)
-    numbers = [int(found[1]) for name in storage.list_files(log) if (found := _VERSION_FILE.fullmatch(name))]
+    return _version_at(table, version_numbers(table))
+
+
+def read_version(table: str, number: int) -> Version | None:
+    """Return a version of a table by its number, as `latest_version` does. None if there is no such version."""
+    numbers = version_numbers(table)
+    return _version_at(table, [n for n in numbers if n <= number]) if number in numbers else None
+
+
+def version_numbers(table: str) -> list[int]:
+    """Return the numbers of all versions in the log of a table, in ascending order."""
+    return [int(found[1]) for name in storage.list_files(storage.join(table, LOG)) if (found := _VERSION_FILE.fullmatch(name))]
+
+
+def _version_at(table: str, numbers: Sequence[int]) -> Version | None:
+    """Return the last of some versions, with its own facts or those of the last one before it that added or removed files."""
     for number in reversed(numbers):
-        lines = storage.read_bytes(storage.join(log, f"{number:020}.json")).splitlines()
+        lines = storage.read_bytes(storage.join(table, LOG, f"{number:020}.json")).splitlines()
         infos = [line for line in lines if line.startswith(b'{"commitInfo":')]
         facts = json.loads(infos[0])["commitInfo"].get(_FACTS) if infos else None
         if facts or len(lines) > len(infos):
@@ -135,7 +149,6 @@ def _add(table: str, before: Version | None, files: Sequence[File], schema: pa.S
     else:
         uri, options = local_path(table).resolve().as_uri(), {}
     now = time.time_ns() // 10**6
-    added = [_add_action(file, now) for file in files]
     columns = Schema.from_arrow(schema)
     properties: dict[str, Any] = {
         # Without retries, a version that another run has added meanwhile makes this one fail, whatever it changed.
@@ -143,14 +156,15 @@ def _add(table: str, before: Version | None, files: Sequence[File], schema: pa.S
         "post_commithook_properties": PostCommitHookProperties(cleanup_expired_logs=False),
     }
     if before is None:
+        added = [_add_action(file, now) for file in files]
         create_table_with_add_actions(uri, columns, added, storage_options=options, **properties)
         return
     found = DeltaTable(uri, version=before.number, storage_options=options)
     earlier = set(pa.table(found.get_add_actions()).column("path").to_pylist())
     names = {file.name for file in files}
-    actions: list[AddAction | RemoveAction] = [*added]
+    actions: list[AddAction | RemoveAction] = [_add_action(file, now) for file in files if file.name not in earlier]
     mode = "overwrite"  # removes all earlier files, and replaces the columns
-    if names & earlier:  # Delta Lake refuses to remove and add a file at once, but adding it again replaces its entry
+    if names & earlier:
         mode = "append"
         actions += [RemoveAction(name, True, now) for name in sorted(earlier - names)]
     found.create_write_transaction(actions, mode, columns, **properties)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +19,8 @@ from pydantic import TypeAdapter
 from infra import storage
 from infra.storage.row_groups import RowGroup, divide_rows, summarize
 
-_PART_FILE = re.compile(r"(?:.*/)?part-(\d{5,})\.parquet")
+_KEY_LENGTH = 32  # hexadecimal digits of a key in the name of a part; numbers are shorter
+_PART_FILE = re.compile(rf"(?:.*/)?part-(\d{{5,}}|[0-9a-f]{{{_KEY_LENGTH}}})\.parquet")
 _SUMMARY = "deconvnet.part"  # key in a part's footer, under which its summary is stored as JSON
 _READERS = 16  # number of footers read at once; each read mostly waits for S3
 
@@ -32,6 +33,9 @@ REJECTS = pa.schema(
     ]
 )
 """One row per input that could not be used."""
+
+Key = int | str
+"""What tells the parts of a table apart: their positions, or digests (in hexadecimal) of what they are made from."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A line of text that a job stores in the summary of a part, for jobs that need to know it without reading the rows."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Part:
     """A summary of one part of a table. A part is a Parquet file.
 
@@ -63,6 +74,7 @@ class Part:
         first: lowest image_id of its rows; "" if there are no rows.
         last: highest image_id of its rows; "" if there are no rows.
         size: size of the file in bytes.
+        notes: the texts of its notes, one a line. They are one text because a large table has many, which few jobs read.
     """
 
     name: str
@@ -72,6 +84,7 @@ class Part:
     first: str = ""
     last: str = ""
     size: int = 0
+    notes: str = ""
 
     @property
     def rows(self) -> int:
@@ -82,33 +95,48 @@ class Part:
 _PART = TypeAdapter(Part)  # converts JSON to this class, and back
 
 
-def part_name(fingerprint: str, index: int) -> str:
-    """Return the path of a part below its table's folder. These paths sort in the order of the parts.
+def part_name(fingerprint: str, key: Key) -> str:
+    """Return the path of a part below its table's folder. Paths with positions sort in the order of the parts.
 
     Args:
-        fingerprint: digest of what the table is made from.
-        index: position of the part in the table, from 0.
+        fingerprint: digest of what all parts with the same one have in common. Their subfolder is named after it.
+        key: position of the part in the table, from 0, or a digest of what this part alone is made from.
     """
-    return f"{fingerprint[:16]}/part-{index:05d}.parquet"
+    return f"{fingerprint[:16]}/part-{f'{key:05d}' if isinstance(key, int) else key[:_KEY_LENGTH]}.parquet"
 
 
 def part_files(table: str) -> list[str]:
     """List the names of all complete parts in a table's folder (`Part.name`), whether or not they belong to the table."""
-    return [name for name in storage.list_files(table) if _PART_FILE.fullmatch(name)]
+    return [name for name in storage.list_files(table) if is_part(name)]
 
 
-def finished_parts(table: str, fingerprint: str) -> dict[int, Part]:
-    """Return the summaries of all complete parts of a table, by their position in it. The table itself need not be complete.
+def is_part(name: str) -> bool:
+    """Return whether a file has the name of a part."""
+    return _PART_FILE.fullmatch(name) is not None
+
+
+def finished_parts(
+    table: str, fingerprint: str, wanted: Collection[Key] | None = None, known: Mapping[str, Part] = {}
+) -> dict[Key, Part]:
+    """Return the summaries of the complete parts that were written with a fingerprint, whether or not they are in the table.
 
     Args:
-        table: URI of the table's folder. It is listed once, which is faster than looking for each part.
-        fingerprint: digest of what the table is made from. Parts with another fingerprint are ignored.
+        table: URI of the table's folder. Its subfolder with these parts is listed once, which is faster than looking for each.
+        fingerprint: digest with which the parts were written. Other parts are ignored.
+        wanted: keys of the parts to find. None for all.
+        known: summaries of parts by name. Of the others, the files are opened.
+
+    Returns:
+        The summaries by key.
     """
-    names = storage.list_files(storage.join(table, fingerprint[:16]))
-    indices = [int(found[1]) for name in names if (found := _PART_FILE.fullmatch(name))]
+    there = {f"{fingerprint[:16]}/{name}" for name in storage.list_files(storage.join(table, fingerprint[:16])) if is_part(name)}
+    if wanted is None:
+        texts = [found[1] for name in there if (found := _PART_FILE.fullmatch(name))]
+        wanted = [text if len(text) == _KEY_LENGTH else int(text) for text in texts]
+    names = {key: name for key in wanted if (name := part_name(fingerprint, key)) in there}
     with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(lambda index: _read_part(table, part_name(fingerprint, index)), indices)
-        return {index: part for index, part in zip(indices, read, strict=True) if part}
+        read = pool.map(lambda name: known.get(name) or _read_part(table, name), names.values())
+        return {key: part for key, part in zip(names, read, strict=True) if part}
 
 
 def _read_part(table: str, name: str) -> Part | None:
@@ -125,8 +153,8 @@ def _read_part(table: str, name: str) -> Part | None:
 def write_part(
     table: str,
     fingerprint: str,
-    index: int,
-    rows: Iterable[Mapping[str, Any] | Reject],
+    key: Key,
+    rows: Iterable[Mapping[str, Any] | Reject | Note],
     schema: pa.Schema,
     rows_per_group: int = 64,
 ) -> Part:
@@ -136,28 +164,31 @@ def write_part(
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of what the table is made from.
-        index: position of the part in the table, from 0.
-        rows: rows as dicts, sorted by image_id, and `Reject`s for inputs that can't be used.
+        fingerprint: first part of the name, see `part_name`.
+        key: second part of the name.
+        rows: rows as dicts, sorted by image_id, `Reject`s for inputs that can't be used, and `Note`s.
         schema: columns of the rows.
         rows_per_group: largest number of rows in a Parquet row group, which is what a reader loads at once. If their images and
             masks are large, it has fewer (`row_groups.GROUP_BYTES`).
 
     Returns:
-        The summary of the part, which contains the rejects.
+        The summary of the part, which contains the rejects and the notes.
     """
-    name = part_name(fingerprint, index)
+    name = part_name(fingerprint, key)
     if found := _read_part(table, name):
         return found
     rejects: list[Reject] = []
+    notes: list[str] = []
     groups: list[RowGroup] = []
     first = last = ""
 
     def accepted() -> Iterator[Mapping[str, Any]]:
-        """Yield the elements of `rows` that are rows, and append the `Reject`s among them to the list `rejects`."""
+        """Yield the elements of `rows` that are rows, and append the others to the lists `rejects` and `notes`."""
         for row in rows:
             if isinstance(row, Reject):
                 rejects.append(row)
+            elif isinstance(row, Note):
+                notes.append(row.text)
             else:
                 yield row
 
@@ -172,21 +203,22 @@ def write_part(
             groups.append(summarize(chunk, schema))
             ids = [row["image_id"] for row in chunk]
             first, last = min(first or ids[0], *ids), max(last, *ids)
-        part = Part(name, groups, rejects, hashlib.sha256(sink.getbuffer()).hexdigest(), first, last)
+        content_digest = hashlib.sha256(sink.getbuffer()).hexdigest()
+        part = Part(name, groups, rejects, content_digest, first, last, notes="\n".join(notes))
         writer.add_key_value_metadata({_SUMMARY: _PART.dump_json(part)})
     content = sink.getvalue()
     storage.write_bytes(storage.join(table, name), content)
     return replace(part, size=len(content))
 
 
-def discard(table: str, fingerprint: str) -> None:
-    """Delete all parts of a table that were written with a fingerprint. Do not call this for the parts of a complete table.
+def discard(table: str, parts: Iterable[Part]) -> None:
+    """Delete parts that were written, but shall not become part of a table. A version of the table must not name them.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of what the table was made from, with which the parts were written.
+        parts: the parts.
     """
-    storage.remove(storage.join(table, fingerprint[:16]))
+    storage.remove_files(table, [part.name for part in parts])
 
 
 def chunks(count: int, size: int) -> list[range]:

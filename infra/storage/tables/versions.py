@@ -4,12 +4,14 @@ The entry of a version in the log has three facts in its commit information, as 
 fingerprint, the version of its columns and files, and the name of the commit record, a JSON file with the summaries of its parts.
 Delta Lake itself has no place for these summaries: of a file it stores the size, the number of rows and their range.
 
-Arguments called `table` are the URI of a table's folder.
+Arguments called `table` are the URI of a table's folder, or of one version of the table: FOLDER@NUMBER (`at_version`). The folder
+alone stands for the latest version. Names of tables never end like this.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,16 +21,20 @@ from pydantic import TypeAdapter
 from infra import storage
 from infra.errors import UserError
 from infra.storage.tables import delta_log
-from infra.storage.tables.delta_log import LOG, File
-from infra.storage.tables.parts import Part, Reject
+from infra.storage.tables.delta_log import LOG, File, Version
+from infra.storage.tables.parts import Part, Reject, is_part
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the tables' columns and files, increased when they change. Tables of other versions count as absent."""
+
+_RECORDS = "_records"  # subfolder of the commit records; a leading underscore keeps Delta Lake's own clean-up (vacuum) from it
+_RECORD = re.compile(rf"{_RECORDS}/(\d+)-([0-9a-f]{{16}})\.json")
+_AT_VERSION = re.compile(r"(.+)@(\d+)")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The commit record of a table's present version, which lists the parts that make up the table.
+    """The commit record of a version of a table, which lists the parts that make up the table.
 
     Attributes:
         fingerprint: digest of what the table was made from: code version, settings and inputs.
@@ -36,6 +42,7 @@ class Commit:
         rows: number of rows of the table.
         parts: summaries of the parts, in the order of their rows.
         extra: further facts about the table from the job that made it, as JSON values.
+        version: number of the version in Delta Lake's log.
     """
 
     fingerprint: str
@@ -43,6 +50,7 @@ class Commit:
     rows: int
     parts: list[Part]
     extra: dict[str, Any] = field(default_factory=dict)
+    version: int = 0
 
     @property
     def rejects(self) -> list[Reject]:
@@ -53,16 +61,41 @@ class Commit:
 _COMMIT = TypeAdapter(Commit)  # converts JSON to this class, and back
 
 
+def at_version(table: str, version: int) -> str:
+    """Return the URI of a version of a table, by the URI of the table's folder and the number of the version."""
+    return f"{table}@{version}"
+
+
+def folder_of(table: str) -> str:
+    """Return the URI of a table's folder."""
+    return _folder_and_version(table)[0]
+
+
+def _folder_and_version(table: str) -> tuple[str, int | None]:
+    """Return the URI of a table's folder, and the number of the version; None for the latest."""
+    found = _AT_VERSION.fullmatch(table)
+    return (found[1], int(found[2])) if found else (table, None)
+
+
+def _find_version(table: str) -> Version | None:
+    """Return the entry of a version in the log; None if there is none, or its columns or files have another version."""
+    folder, number = _folder_and_version(table)
+    found = delta_log.latest_version(folder) if number is None else delta_log.read_version(folder, number)
+    return found if found and found.facts.get("schema_version") == SCHEMA_VERSION else None
+
+
 def read_commit(table: str) -> Commit | None:
     """Return the commit record of a table; None if there is no table or its columns or files have another version."""
+    folder = folder_of(table)
     while True:
-        version = delta_log.latest_version(table)
-        if version is None or version.facts.get("schema_version") != SCHEMA_VERSION:
+        version = _find_version(table)
+        if version is None:
             return None
         try:
-            return _COMMIT.validate_json(storage.read_bytes(storage.join(table, version.facts["record"])))
+            found = _COMMIT.validate_json(storage.read_bytes(storage.join(folder, version.facts["record"])))
+            return replace(found, version=version.number)
         except FileNotFoundError:
-            if delta_log.latest_version(table) == version:
+            if _find_version(table) == version:
                 return None
             # else another run has just replaced the table, and deleted the files of the version that was found
 
@@ -76,7 +109,8 @@ def require_commit(table: str) -> Commit:
     """
     if found := read_commit(table):
         return found
-    if delta_log.latest_version(table) or storage.exists(storage.join(table, "_commit.json")):
+    folder, number = _folder_and_version(table)
+    if number is None and (delta_log.latest_version(folder) or storage.exists(storage.join(folder, "_commit.json"))):
         raise UserError(
             f"the table {table} was written by another version of this program, or changed by another program: "
             "run the command that makes it again (workflows/train_pipeline.py for the tables of a workspace)"
@@ -85,9 +119,17 @@ def require_commit(table: str) -> Commit:
 
 
 def fingerprint_of(table: str) -> str | None:
-    """Return the fingerprint of a table, without reading its commit record; None if there is no table."""
-    version = delta_log.latest_version(table)
-    return version.facts.get("fingerprint") if version and version.facts.get("schema_version") == SCHEMA_VERSION else None
+    """Return the fingerprint of a table, without reading its commit record; None if there is no table, or its record was deleted."""
+    version = _find_version(table)
+    there = version and storage.exists(storage.join(folder_of(table), version.facts["record"]))
+    return version.facts.get("fingerprint") if version and there else None
+
+
+def kept_versions(table: str) -> list[int]:
+    """Return the numbers of a table's versions whose files were not deleted by `prune`, in ascending order."""
+    there = storage.list_files(storage.join(table, _RECORDS))
+    numbers = {int(found[1]) for name in there if (found := _RECORD.fullmatch(f"{_RECORDS}/{name}"))}
+    return sorted(numbers & set(delta_log.version_numbers(table)))
 
 
 def commit(
@@ -96,18 +138,20 @@ def commit(
     parts: Sequence[Part],
     extra: Mapping[str, Any] | None = None,
     check: Callable[[], None] | None = None,
+    keep_earlier: bool = False,
 ) -> Commit:
-    """Make a complete table of parts by adding a version to its log. The files of the version before are deleted.
+    """Make a complete table of parts by adding a version to its log.
 
-    Nothing is written if the present version has the same content.
+    Nothing is added if the latest version has the same content.
 
     Args:
         table: URI of the table's folder.
-        fingerprint: digest of what the table was made from, with which the parts were written.
-        parts: summaries of all parts, in any order.
+        fingerprint: digest of what the table was made from.
+        parts: summaries of all parts, in the order of the rows.
         extra: further facts about the table to store in the commit record, as JSON values.
         check: function that raises an error if this run may no longer write, because another one has taken its lock. It is called
             immediately before the table is changed.
+        keep_earlier: True to keep the files of earlier versions, until `prune` deletes them. Otherwise they are deleted.
 
     Returns:
         The commit record.
@@ -116,25 +160,25 @@ def commit(
         UserError: if another run changed the table or deleted the parts at the same time, or the storage can't be used. The table
             is then unchanged.
     """
-    ordered = sorted(parts, key=lambda p: p.name)
-    made = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in ordered), ordered, dict(extra or {}))
-    content = _COMMIT.dump_json(made)
-    # A leading underscore keeps Delta Lake's own clean-up (vacuum) from the file.
-    record = f"_records/{fingerprint[:16]}-{hashlib.sha256(content).hexdigest()[:16]}.json"
-    facts = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "record": record}
-    keep = {record, *(p.name for p in ordered)}
-    files = [_file(p) for p in ordered]
+    made = Commit(fingerprint, SCHEMA_VERSION, sum(p.rows for p in parts), list(parts), dict(extra or {}))
+    content = _COMMIT.dump_json(made, exclude={"version"})
+    content_digest = hashlib.sha256(content).hexdigest()[:16]
     while True:
         if check:
             check()
-        there = _write_record(table, record, content, keep)
-        schema = _schema(table, ordered)
+        there = storage.list_files(table)
+        _check_parts(table, parts, there)
+        schema = _schema(table, parts)
         before = delta_log.latest_version(table)
+        same = before is not None and _is_record_of(before, fingerprint, content_digest)
+        number = 0 if before is None else before.number + (not same)
+        record = before.facts["record"] if before and same else f"{_RECORDS}/{number}-{content_digest}.json"
+        if record not in there:
+            storage.write_bytes(storage.join(table, record), content)
+        facts = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "record": record}
         if check:
             check()
-        if before and before.facts == facts:
-            break
-        if delta_log.add_version(table, before, files, schema, facts):
+        if same or delta_log.add_version(table, before, [_file(p) for p in parts], schema, facts):
             break
         if check is None:
             raise UserError(
@@ -143,31 +187,53 @@ def commit(
             )
     if check:
         check()
-    # Only files that were there before: those written since are of a run that began after this one.
-    storage.remove_files(table, [name for name in there if name not in keep and not name.startswith(f"{LOG}/")])
-    return made
+    if not keep_earlier:
+        # Only files that were there before: those written since are of a run that began after this one.
+        keep = {record, *(p.name for p in parts)}
+        storage.remove_files(table, [name for name in there if name not in keep and not name.startswith(f"{LOG}/")])
+    return replace(made, version=number)
 
 
-def _write_record(table: str, record: str, content: bytes, keep: set[str]) -> list[str]:
-    """Write a commit record unless it is there, and return the names of all files that were in the table's folder before.
-
-    Args:
-        table: URI of the table's folder.
-        record: path of the record below it.
-        content: content of the record, on which its name depends.
-        keep: names of the record and of the parts that it lists.
-
-    Raises:
-        UserError: if a part is missing.
-    """
-    there = storage.list_files(table)
-    if missing := keep - {record, *there}:
+def _check_parts(table: str, parts: Sequence[Part], there: Collection[str]) -> None:
+    """Raise UserError if a part is not among the names of the files that are in the table's folder."""
+    if missing := {p.name for p in parts}.difference(there):
         raise UserError(
             f"another run deleted {min(missing)} of the table {table}: let one run at a time write there, and run this one again"
         )
-    if record not in there:
-        storage.write_bytes(storage.join(table, record), content)
-    return there
+
+
+def _is_record_of(version: Version, fingerprint: str, content_digest: str) -> bool:
+    """Return whether a version was made with a fingerprint, and its commit record has a content with this digest."""
+    found = _RECORD.fullmatch(version.facts.get("record", ""))
+    return found is not None and found[2] == content_digest and version.facts["fingerprint"] == fingerprint
+
+
+def prune(table: str, keep: Collection[int]) -> int:
+    """Delete the parts and commit records that neither the latest version of a table nor one of some others names.
+
+    Nothing else may write to the table meanwhile: parts that are not in a version yet are deleted, too. A process that is killed
+    while it prunes has deleted a part of these files, and none that a kept version names.
+
+    Args:
+        table: URI of the table's folder.
+        keep: numbers of the versions to keep besides the latest one. Numbers of versions that are gone have no effect.
+
+    Returns:
+        The number of deleted files. It is 0 if there is no table, or another program has changed it.
+    """
+    latest = read_commit(table)
+    if latest is None:
+        return 0
+    named: set[str] = set()
+    for number in {latest.version, *keep}:
+        version, found = _find_version(at_version(table, number)), read_commit(at_version(table, number))
+        if version and found:
+            named |= {version.facts["record"], *(part.name for part in found.parts)}
+    there = storage.list_files(table)
+    records = [name for name in there if _RECORD.fullmatch(name) and name not in named]
+    parts = [name for name in there if is_part(name) and name not in named]
+    storage.remove_files(table, [*records, *parts])  # records first, so that a version with a record has all its parts
+    return len(records) + len(parts)
 
 
 def _file(part: Part) -> File:
@@ -187,42 +253,22 @@ def iter_rows(table: str, columns: Sequence[str] | None = None, part: Part | Non
     """Iterate over the rows of a table or of one part. Only one row group is in memory at a time.
 
     Args:
-        table: URI of the table's folder.
+        table: URI of the table's folder, or of a version of the table.
         columns: the columns to read; None for all.
         part: the part to read; None for all parts of the table.
 
     Yields:
-        The rows as dicts, sorted by image_id.
+        The rows as dicts, in the order of the parts, and sorted by image_id in each part.
 
     Raises:
         FileNotFoundError: if `part` is None and there is no complete table.
     """
     parts = [part] if part else require_commit(table).parts
     for each in parts:
-        fs, path = storage.filesystem(storage.join(table, each.name))
+        fs, path = storage.filesystem(storage.join(folder_of(table), each.name))
         with pq.ParquetFile(path, filesystem=fs) as file:
             for group in range(file.num_row_groups):
                 yield from file.read_row_group(group, columns=columns).to_pylist()
-
-
-def rows_between(
-    table: str, parts: Iterable[Part], first: str, last: str, columns: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Iterate over the rows whose image_id is from `first` to `last`. Parts without such rows are not opened.
-
-    Args:
-        table: URI of the table's folder.
-        parts: summaries of the parts to search, in order.
-        first: the lowest image_id to include.
-        last: the highest image_id to include.
-        columns: the columns to read, which must include image_id; None for all.
-
-    Yields:
-        The rows as dicts, sorted by image_id.
-    """
-    for part in parts:
-        if part.rows and part.first <= last and part.last >= first:
-            yield from (row for row in iter_rows(table, columns, part) if first <= row["image_id"] <= last)
 
 
 def read_row_group(
@@ -237,7 +283,7 @@ def read_row_group(
         columns: the columns to read; None for all.
         footer: the part's footer, if `read_footer` has read it; None to read it, which takes 64 kB and a request.
     """
-    fs, path = storage.filesystem(storage.join(table, part_file))
+    fs, path = storage.filesystem(storage.join(folder_of(table), part_file))
     with pq.ParquetFile(path, filesystem=fs, metadata=footer) as file:
         return file.read_row_group(group, columns=columns)
 
@@ -249,5 +295,5 @@ def read_footer(table: str, part_file: str) -> pq.FileMetaData:
         table: URI of the table's folder.
         part_file: name of the part (`Part.name`).
     """
-    fs, path = storage.filesystem(storage.join(table, part_file))
+    fs, path = storage.filesystem(storage.join(folder_of(table), part_file))
     return pq.read_metadata(path, filesystem=fs)

@@ -67,7 +67,7 @@ def collect_samples(
     rows = partial(_rows, images_uri, seed, num_images / total if total else 0.0)
     parts = make_parts(out_uri, fingerprint, SEGMENTATIONS, units, rows, executor, title="segments", rows_per_group=8)
     if not any(part.rows for part in parts):
-        tables.discard(out_uri, fingerprint)
+        tables.discard(out_uri, parts)
         raise UserError(
             "there is no image with masks to learn edges from: name a data set in data.root, or BSDS500's folder in bsds"
         )

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from deconvnet.datasets import images_table
+from deconvnet.datasets import images_table, voc
 from deconvnet.datasets.images_table import class_names, data_fingerprint, data_folder, prepare_images
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.settings import DataSettings, GeneratedSettings
@@ -13,14 +13,28 @@ from infra.errors import UserError
 from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from proposals.image_codec import decode_image, decode_mask
+from proposals.image_notes import count_changes
 
 
 def settings_for(layout, **changes) -> DataSettings:
     return DataSettings(root=str(layout.root), classes=("background", "thing", "other"), **{"max_rejects": 0.9, **changes})
 
 
-def run(settings, out, seed=0, fingerprint="f" * 64):
-    return prepare_images(settings, seed, str(out), fingerprint, settings.root, LocalExecutor(1))
+def run(settings, out, seed=0, fingerprint="f" * 64, previous=None):
+    return prepare_images(settings, seed, str(out), fingerprint, settings.root, LocalExecutor(1), previous)
+
+
+@pytest.fixture
+def read_files(monkeypatch) -> list[str]:
+    """The ids of the images that are read, in order."""
+    found, real = [], voc.read_row
+    monkeypatch.setattr(voc, "read_row", lambda root, files, *more: found.append(files.image_id) or real(root, files, *more))
+    return found
+
+
+def ids_of_parts(out, made) -> list[str]:
+    """The ids of the images of each part, as one text."""
+    return ["".join(row["image_id"] for row in tables.iter_rows(str(out), part=part)) for part in made.parts]
 
 
 def test_the_table_has_the_images_of_the_data_set(executor, tmp_path):
@@ -92,6 +106,109 @@ def test_parts_are_bounded_in_count_and_bytes(layout, tmp_path, monkeypatch):
     assert [p.rows for p in run(settings_for(layout), tmp_path / "1").parts] == [4, 2]
     monkeypatch.setattr(images_table, "_PART_BYTES", 1)
     assert [p.rows for p in run(settings_for(layout), tmp_path / "2").parts] == [1] * 6
+
+
+def test_a_table_that_grows_reads_and_writes_only_what_is_new_or_changed(layout, tmp_path, monkeypatch, read_files):
+    monkeypatch.setattr(images_table, "_PER_PART", 2)
+    out = tmp_path / "images"
+    first = run(settings_for(layout), out)
+    assert ids_of_parts(out, first) == ["ab", "cd", "vw"] and read_files == list("abcdvw")
+    assert run(settings_for(layout), out, previous=first) == first and len(read_files) == 6
+    for image_id in ("aa", "e", "z"):
+        layout.annotated_image(image_id)
+    layout.split("train", ["a", "b", "aa", "d", "e"])
+    layout.split("val", ["v", "w", "z"])
+    read_files.clear()
+    grown = run(settings_for(layout), out, previous=first)
+    assert ids_of_parts(out, grown) == ["ab", "d", "vw", "aae", "z"] and sorted(read_files) == ["aa", "d", "e", "z"]
+    assert [part in first.parts for part in grown.parts] == [True, False, True, False, False]
+    assert count_changes(grown, first) == {"new": 3, "changed": 0, "relabelled": 0, "same": 5, "gone": 1}
+    layout.image("b", np.zeros((40, 60, 3), np.uint8))
+    layout.mask("w", np.ones((40, 60), np.uint8))
+    os.utime(layout.root / "JPEGImages/aa.jpg", ns=(1, 1))
+    layout.split("val", ["v", "w"])
+    layout.split("train", ["a", "b", "aa", "d", "e", "z"])
+    read_files.clear()
+    changed = run(settings_for(layout), out, previous=grown)
+    assert ids_of_parts(out, changed) == ["ab", "d", "vw", "aae", "z"] and sorted(read_files) == [
+        "a",
+        "aa",
+        "b",
+        "e",
+        "v",
+        "w",
+        "z",
+    ]
+    assert count_changes(changed, grown) == {"new": 0, "changed": 1, "relabelled": 2, "same": 5, "gone": 0}
+    assert changed.parts[3].digest == grown.parts[3].digest, "touched files have the same content"
+    fresh = run(settings_for(layout), tmp_path / "fresh")
+    assert sorted(map(repr, tables.iter_rows(str(out)))) == sorted(
+        map(
+            repr,
+            (
+                {**row, "split": split}
+                for row in tables.iter_rows(str(tmp_path / "fresh"))
+                for split in [splits(out)[row["image_id"]]]
+            ),
+        )
+    )
+    assert count_changes(fresh, None)["new"] == fresh.rows == 8
+
+
+def splits(out) -> dict[str, str]:
+    """The split of each image."""
+    return {row["image_id"]: row["split"] for row in tables.iter_rows(str(out))}
+
+
+def test_an_image_that_is_added_moves_no_other_between_train_and_dev_unless_the_draw_changes(layout, tmp_path):
+    for number in range(40):
+        layout.annotated_image(f"x{number}")
+    layout.split("train", [f"x{number}" for number in range(20)])
+    out, settings = tmp_path / "images", settings_for(layout, dev_fraction=0.2)
+    first = run(settings, out)
+    before = splits(out)
+    layout.split("train", [f"x{number}" for number in range(40)])
+    grown = run(settings, out, previous=first)
+    assert before.items() <= splits(out).items() and grown.extra["counts"]["dev"] == 8
+    for other, seed in ((settings, 1), (settings_for(layout, dev_fraction=0.3), 0)):
+        run(other, out, seed=seed, previous=grown)
+        run(other, tmp_path / f"fresh {seed}", seed=seed)
+        assert splits(out) == splits(tmp_path / f"fresh {seed}")
+
+
+def test_a_reject_is_tried_again_when_its_files_change_or_the_run_was_refused(layout, tmp_path, read_files):
+    layout.image("b", b"")
+    out = tmp_path / "images"
+    first = run(settings_for(layout), out)
+    read_files.clear()
+    assert run(settings_for(layout), out, previous=first).rejects == first.rejects and not read_files
+    layout.image("a", b"broken now, too")
+    layout.image("b")
+    assert [r.image_id for r in run(settings_for(layout), out, previous=first).rejects] == ["a"]
+    layout.image("a")
+    whole = run(settings_for(layout), out, previous=first)
+    layout.split("train", ["a", "b", "c", "d", "not there"])
+    more = run(settings_for(layout), out, previous=first)
+    assert not whole.rejects and [r.image_id for r in more.rejects] == ["not there"]
+    layout.image("v", b"")
+    refused = tmp_path / "refused"
+    for _ in range(2):
+        read_files.clear()
+        with pytest.raises(UserError, match="can't be used"):
+            run(settings_for(layout, max_rejects=0.05), refused)
+        assert read_files == list("abcdvw")
+
+
+def test_other_settings_make_other_parts_and_the_same_settings_find_the_earlier_ones(layout, tmp_path, read_files):
+    out = tmp_path / "images"
+    first = run(settings_for(layout), out)
+    larger = settings_for(layout, max_pixels=50_000_000)
+    read_files.clear()
+    other = run(larger, out, previous=first)
+    assert len(read_files) == 6 and {part.name for part in other.parts}.isdisjoint(part.name for part in first.parts)
+    assert other.extra == first.extra, "with the same rows"
+    read_files.clear()
+    assert run(settings_for(layout), out, previous=other).parts == first.parts and not read_files
 
 
 def test_the_fingerprint_changes_with_the_files_that_are_used_and_no_others(layout):

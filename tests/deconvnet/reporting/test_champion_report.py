@@ -10,6 +10,7 @@ import torch
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
 from deconvnet.evaluation.evaluator import EvaluationInputs
+from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import PredictorOptions
 from deconvnet.models.checkpoint import save_model
@@ -69,9 +70,11 @@ def champion_of(inputs: EvaluationInputs) -> tuple[str, str]:
     return deconvnet, fcn8s
 
 
-def compared(folder: Path, inputs: EvaluationInputs) -> tuple[dict[str, bytes], dict[str, Any]]:
+def compared(folder: Path, inputs: EvaluationInputs, *images: str) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Compare two models on these images, or on all that have a row; two others are new."""
     with LocalExecutor(1) as executor:
-        files = compare_with_champion(inputs, champion_of(inputs), str(folder), executor)
+        hold_out = HoldOut(list(images or IMAGES), 2, 0)
+        files = compare_with_champion(inputs, champion_of(inputs), hold_out, str(folder), executor)
     return files, json.loads(files["against_champion.json"])
 
 
@@ -103,9 +106,20 @@ def test_the_images_and_classes_that_gained_and_lost_most_are_found_and_shown(tm
 def test_models_with_equal_masks_have_no_figure(tmp_path: Path, inputs: EvaluationInputs) -> None:
     for folder in (tmp_path, tmp_path / "champion"):
         evaluated(folder, {name: matrix(60) for name in IMAGES} | {"void": np.zeros((4, 4), np.int32)})
-    files, found = compared(tmp_path, inputs)
-    assert list(files) == ["against_champion.json"]
+    files, found = compared(tmp_path, inputs, *IMAGES, "void")
+    assert list(files) == ["against_champion.json"] and found["images"] == 9
     assert (found["rise"], found["lower"], found["upper"], found["gained"], found["lost"]) == (0, 0, 0, [], [])
+
+
+def test_only_images_by_which_both_may_be_judged_count(tmp_path: Path, inputs: EvaluationInputs) -> None:
+    """The new model is better on the first two images, and worse on the others, which are new."""
+    evaluated(tmp_path, {name: matrix(80 if name in "ab" else 30) for name in IMAGES})
+    evaluated(tmp_path / "champion", {name: matrix(60) for name in IMAGES})
+    _, found = compared(tmp_path, inputs, "a", "b")
+    assert found["rise"] > 0.1 and (found["images"], found["new_images"]) == (2, 2)
+    assert found["rise"] == pytest.approx(found["mean_iou"]["challenger"] - found["mean_iou"]["champion"])
+    assert {name for name, _, _ in found["gained"]} == {"a", "b"} and found["lost"] == []
+    assert all(after >= before for _, before, after in found["classes"] if before is not None)
 
 
 def test_evaluations_of_other_images_or_without_confusion_matrices_are_not_compared(
@@ -133,6 +147,8 @@ def test_the_texts_name_the_interval_and_the_changes() -> None:
         "Mean IoU 51.2 % against the champion's 50.0 %: +1.2 points (90 % interval -0.4 to +2.9, by a paired bootstrap over "
     )
     assert summary_sentence(comparison) == sentence + "1,060 images)."
+    left_out = " 1,200 val images that are new since the champion are left out."
+    assert summary_sentence(comparison | {"new_images": 1200}) == sentence + "1,060 images)." + left_out
     assert class_changes(comparison) == [
         ("cat", "50.0", "75.0", "+25.0"),
         ("dog", "50.0", "25.0", "-25.0"),

@@ -149,15 +149,15 @@ def test_examples_are_drawn_from_the_whole_table(tmp_path: Path) -> None:
             "image_id": f"{n}",
             "stage": 1,
             "box": [0.0, 0.0, 9.0, 9.0],
-            "class_id": 1,
+            "class_ids": [1],
             "iou": 1.0,
-            "repeats": 2,
             "image": encode_jpeg(np.zeros((36, 36, 3), np.uint8)),
             "mask": encode_mask(np.ones((36, 36), np.uint8)),
         }
         for n in range(5)
     ]
-    tables.commit(table, "f", [tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=2)])
+    part = tables.write_part(table, "f", 0, rows, schemas.EXAMPLES, rows_per_group=2)
+    tables.commit(table, "f", [part], {"repeats_by_class": {"1": 2}})
     drawn = Image.open(io.BytesIO(gallery.draw_examples(table, ["background", "thing"], count=4)))
     assert drawn.width == 1200 and drawn.height > 100
 

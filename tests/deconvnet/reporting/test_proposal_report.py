@@ -15,7 +15,8 @@ def arguments(monkeypatch) -> dict:
     """The arguments that the job was called with; of two objects it finds one at IoU 0.7."""
     arguments: dict = {}
 
-    def job(images, proposals, split, executor, counts, min_area):
+    def job(images, proposals, split, executor, counts, min_area, known):
+        assert not known
         arguments.update(split=split, counts=counts, min_area=min_area, executor=executor)
         overlaps = np.repeat([[0.75], [0.25]], len(counts), axis=1).astype(np.float32)
         return Recall.from_overlaps(overlaps[: 0 if split == "none" else 2], counts)

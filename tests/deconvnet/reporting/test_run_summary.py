@@ -8,8 +8,6 @@ import pytest
 from deconvnet.reporting.run_summary import duration, percent, read_run_summary, result_rows
 from infra import storage
 from infra.storage import tables
-from proposals import schemas
-from proposals.image_codec import encode_jpeg
 from tests.deconvnet.example_run import example_results, grey_png
 
 
@@ -19,33 +17,26 @@ def workspace(folder: Path) -> Path:
     return folder
 
 
-def test_a_complete_workspace_is_read(tmp_path, rng) -> None:
+def test_a_complete_workspace_is_read(tmp_path) -> None:
     folder = workspace(tmp_path)
     (folder / "report" / "wins.png").write_bytes(grey_png())
     (folder / "report" / "other.png").write_bytes(grey_png())
     storage.write_json(str(folder / "report" / "proposals.json"), {"objects": 3})
-    image = encode_jpeg(rng.integers(0, 255, (8, 8, 3), "uint8"))
-    rows = [
-        {"image_id": f"{i}", "split": split, "width": 8, "height": 8, "image": image, "class_mask": image, "object_mask": None}
-        for i, split in enumerate(["val", "train", "dev", "train"])
-    ]
-    part = tables.write_part(str(folder / "images"), "f", 0, rows, schemas.IMAGES)
-    tables.commit(str(folder / "images"), "f", [part], {"digest": "abc"})
     rejects = [
         {"image_id": f"{i}", "path": f"{i}.jpg", "stage": "prepare", "reason": "empty" if i < 5 else "text"} for i in range(6)
     ]
     tables.commit(str(folder / "rejects"), "f", [tables.write_part(str(folder / "rejects"), "f", 0, rejects, tables.REJECTS)])
     record = {"fingerprint": "f", "recipe": "r", "inputs": [], "key": "k", "seconds": 2.5, "summary": {}}
-    storage.write_json(str(folder / "stages" / "prepare.json"), record)
-    storage.write_json(
-        str(folder / "stages" / "stage2.json"), record | {"summary": {"steps": 3, "step_seconds": {"optimiser": 0.5}}}
-    )
+    counts = {"train": 2, "dev": 1, "val": 1}
+    times = {"steps": 3, "step_seconds": {"optimiser": 0.5}}
+    for name, more in (("stage2", {"summary": times}), ("prepare", {"key": "abc", "summary": {"counts": counts}})):
+        storage.write_json(str(folder / "stages" / f"{name}.json"), record | more)
     storage.write_json(str(folder / "stages" / "examples.json"), record | {"summary": {"stage1": 7, "stage1_dev": 2}})
     storage.write_json(str(folder / "report" / "against_champion.json"), {"rise": 0.1})
     verdict = {"version": 4, "champion": 3, "promoted": False, "why": "it is worse"}
     storage.write_json(str(folder / "stages" / "verdict.json"), record | {"summary": verdict})
     found = read_run_summary(str(folder), title="t", settings={"a": 1}, code="c")
-    assert found.splits == {"train": 2, "dev": 1, "val": 1} and list(found.splits) == ["train", "dev", "val"]
+    assert found.splits == counts and list(found.splits) == ["train", "dev", "val"]
     assert found.digest == "abc" and found.crops == {"stage1": 7, "stage1 dev": 2} and found.proposals == {"objects": 3}
     assert list(found.figures) == ["wins"] and found.figures["wins"] == grey_png()
     assert found.seconds == dict.fromkeys(("prepare", "examples", "stage2", "verdict"), 2.5)

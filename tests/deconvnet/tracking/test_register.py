@@ -17,7 +17,8 @@ from PIL import Image
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.tracking import register as register_module
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.register import register, requirements
+from deconvnet.tracking.register import read_val_images, register, requirements
+from infra import storage
 from infra.errors import UserError
 from proposals import edge_boxes
 from proposals.image_codec import decode_image, encode_jpeg
@@ -98,6 +99,13 @@ def registered(tracker, folder) -> tuple[str, int]:
     return register_ensemble(tracker, folder)
 
 
+@pytest.mark.parametrize(("content", "found"), [({"a": "1 2"}, {"a": "1 2"}), ({}, None), (None, None)])
+def test_a_model_says_which_val_images_it_was_judged_by_unless_an_earlier_program_registered_it(tmp_path, content, found) -> None:
+    if content is not None:
+        storage.write_json(str(tmp_path / "val_images.json"), content)
+    assert read_val_images(str(tmp_path / "deconvnet")) == found
+
+
 def test_a_version_has_its_results_and_alias(tracker, registered):
     run_id, number = registered
     version = tracker.client.get_model_version_by_alias("shapes", "challenger")
@@ -122,6 +130,7 @@ def test_a_model_contains_no_pickle_and_all_it_needs(tracker, registered, folder
         "code/proposals/edgebox.py",
     } <= files
     assert {f"artifacts/ensemble/{n}/model.{e}" for n in ("deconvnet", "fcn8s") for e in ("safetensors", "json")} <= files
+    assert "artifacts/ensemble/val_images.json" in files
     assert not [f for f in files if f.startswith("code/") and not f.endswith(".py")]
     assert "torch==2.13.*" in (inside / "requirements.txt").read_text()
     assert "ray" not in (inside / "requirements.txt").read_text()

@@ -1,6 +1,5 @@
 """What a training is given, what it reports, and what it does not take for granted."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

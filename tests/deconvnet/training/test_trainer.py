@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +237,7 @@ def test_frozen_blocks_are_neither_trained_nor_remeasured(crops):
         if name.endswith("running_mean"):
             value.fill_(0.5)  # not what a batch norm that is measured anew begins with
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    examples = Examples(crops.table, 32, crops.groups)
+    examples = replace(crops, size=32)
     trained = Trainer(model, stage(max_steps=2, bn_batches=2, freeze=("conv1", "conv2")), loader(examples), seed=0)
     trained.fit()
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}

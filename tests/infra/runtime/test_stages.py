@@ -161,23 +161,34 @@ def pipeline(workspace: Path, seed: int, meanwhile: dict[str, Callable[[], None]
     )
 
 
-def test_a_stage_is_complete_only_if_its_table_has_its_fingerprint(tmp_path: Path) -> None:
+def test_a_stage_is_complete_only_if_the_version_of_its_table_is_there(tmp_path: Path) -> None:
     table = str(tmp_path / "images")
     schema = pa.schema([pa.field("image_id", pa.string())])
 
-    def make(fingerprint: str) -> dict:
-        tables.commit(table, fingerprint, [tables.write_part(table, fingerprint, 0, [{"image_id": fingerprint}], schema)])
-        return {}
+    def make(fingerprint: str, keep_earlier: bool = False) -> dict:
+        part = tables.write_part(table, fingerprint, 0, [{"image_id": fingerprint}], schema)
+        return {"tables": {"images": tables.commit(table, fingerprint, [part], keep_earlier=keep_earlier).version}}
 
-    stages = Stages(str(tmp_path), [Stage("prepare", "", 1, {}, (), (storage.join(table, tables.LOG),), make)])
+    def remake() -> None:
+        storage.remove(table)
+        make("o" * 64)
+
+    stages = Stages(str(tmp_path), [Stage("prepare", "", 1, {}, (), (), make, {"images": table})])
     assert not stages.plan()[0].complete
-    for spoil in (lambda: make("o" * 64), lambda: storage.remove(storage.join(table, tables.LOG)), lambda: storage.remove(table)):
-        go(stages)
-        assert stages.plan()[0].complete
+    removals = (lambda: storage.remove(storage.join(table, tables.LOG)), lambda: storage.remove(table), remake)
+    for spoil in (lambda: make("o" * 64), *removals):
+        record = go(stages)["prepare"]
+        assert stages.plan()[0].complete and record == read_record(str(tmp_path), "prepare")
+        assert record.tables["images"][1] == record.fingerprint and record.summary == {}
         spoil()
         assert not stages.plan()[0].complete
-    storage.write_json(storage.join(table, "_commit.json"), {"fingerprint": stages.plan()[0].fingerprint})
-    assert not stages.plan()[0].complete, "a table of before Delta Lake counts as absent"
+    go(stages)
+    make("n" * 64, keep_earlier=True)
+    assert stages.plan()[0].complete, "a later version does not matter"
+    found = go(stages)["prepare"].tables["images"][0]
+    assert next(tables.iter_rows(tables.at_version(table, found)))["image_id"] == stages.plan()[0].fingerprint
+    other = Stages(str(tmp_path), [Stage("prepare", "", 1, {}, (), (), make, {"images": table, "more": table})])
+    assert not other.plan()[0].complete, "the stage makes another table by now"
 
 
 def go(stages: Stages) -> dict[str, Record]:

@@ -50,14 +50,16 @@ def test_rows_are_read_in_order_and_rejects_are_kept_apart(tmp_path: Path) -> No
     reject = tables.Reject("b", "b.jpg", "proposals", "broken")
     parts = [
         tables.write_part(table, "f", 1, [row("c"), row("d")], SCHEMA, rows_per_group=1),
-        tables.write_part(table, "f", 0, [row("a"), reject], SCHEMA),
+        tables.write_part(table, "f", 0, [row("a"), reject, tables.Note("n")], SCHEMA),
     ]
     tables.commit(table, "f", parts, {"note": 1})
     made = tables.require_commit(table)
-    assert [r["image_id"] for r in tables.iter_rows(table)] == ["a", "c", "d"]
-    assert next(tables.iter_rows(table)) == row("a")
-    assert made.rows == 3 and made.rejects == [reject] and made.extra == {"note": 1}
-    assert [[(g.rows, g.repeats) for g in p.row_groups] for p in made.parts] == [[(1, 1)], [(1, 1), (1, 1)]]
+    assert [r["image_id"] for r in tables.iter_rows(table)] == ["c", "d", "a"], "in the order of the parts as they were given"
+    assert next(tables.iter_rows(table)) == row("c")
+    assert (
+        made.rows == 3 and made.rejects == [reject] and made.extra == {"note": 1} and [p.notes for p in made.parts] == ["", "n"]
+    )
+    assert [[g.rows for g in p.row_groups] for p in made.parts] == [[1, 1], [1]]
 
 
 @pytest.mark.parametrize(
@@ -170,8 +172,7 @@ def test_the_lowest_and_the_highest_id_are_known_though_rows_are_not_sorted(tmp_
 
 def test_discarded_parts_are_made_again(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
-    tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], SCHEMA)
-    tables.discard(table, "f")
+    tables.discard(table, [tables.write_part(table, "f", 0, [tables.Reject("a", "a.jpg", "prepare", "no permission")], SCHEMA)])
     assert tables.write_part(table, "f", 0, [row("a")], SCHEMA).rows == 1
 
 
@@ -210,11 +211,11 @@ def test_a_part_of_an_earlier_program_is_made_again(tmp_path: Path) -> None:
     assert names(table, part) == "new"
 
 
-def test_a_row_group_sums_repeats_and_the_bytes_of_binary_columns(tmp_path: Path) -> None:
-    schema = pa.schema([("image_id", pa.string()), ("repeats", pa.int16()), ("image", pa.binary()), ("mask", pa.binary())])
-    rows = [{"image_id": "a", "repeats": n, "image": b"i", "mask": b"m"} for n in (1, 3, 2)]
-    part = tables.write_part(str(tmp_path / "t"), "f", 0, rows, schema, rows_per_group=2)
-    assert part.row_groups == [tables.RowGroup(2, 4, 4), tables.RowGroup(1, 2, 2)]
+def test_a_row_group_counts_classes_and_the_bytes_of_binary_columns(tmp_path: Path) -> None:
+    columns = {"image_id": pa.string(), "class_ids": pa.list_(pa.int16()), "image": pa.binary(), "mask": pa.binary()}
+    rows = [{"image_id": "a", "class_ids": ids, "image": b"i", "mask": b"m"} for ids in ([3], [1, 15], [3], [3])]
+    part = tables.write_part(str(tmp_path / "t"), "f", 0, rows, pa.schema(columns), rows_per_group=3)
+    assert part.row_groups == [tables.RowGroup(3, 6, classes={"3": 2, "1,15": 1}), tables.RowGroup(1, 2, classes={"3": 1})]
 
 
 def test_chunks_cover_the_range_once() -> None:

@@ -4,22 +4,34 @@ import cv2
 import numpy as np
 import pytest
 
-from infra import storage
+from deconvnet.training.data.examples import open_examples
 from infra.errors import UserError
+from infra.runtime.stages import digest
 from infra.storage import tables
 from proposals import edge_boxes, schemas
-from proposals.changes import PreviousTable, find_changes
+from proposals import job as proposals_job
 from proposals.edgebox import EdgeBoxOptions
 from proposals.image_codec import decode_image, decode_mask, encode_mask
+from proposals.image_notes import note_of_row
 from proposals.job import iter_proposals, make_proposals, proposals_row
+from proposals.mining import job as mining_job
 from proposals.mining.job import mine_examples
+from proposals.mining.rules import rarest
 from proposals.settings import ExampleSettings, ProposalSettings
+from tests.image_tables import write_images
 
 SEARCH = ProposalSettings(max_boxes=300, min_box_area=100)
 
 
 def content(uri: str) -> list:
     return list(tables.iter_rows(uri))
+
+
+def crops(uri: str) -> list:
+    """The rows of a table of crops, each with its rarest class and how often it is repeated."""
+    repeats = {int(c): n for c, n in tables.require_commit(uri).extra["repeats_by_class"].items()}
+    rarest_class = [(row, rarest(row["class_ids"], repeats)) for row in content(uri)]
+    return [{**row, "class_id": class_id, "repeats": repeats[class_id]} for row, class_id in rarest_class]
 
 
 @pytest.mark.ray
@@ -57,7 +69,7 @@ def test_proposals_are_those_of_edge_boxes(executor, images, rows, tmp_path):
 def test_stage_1_examples(executor, images, rows, tmp_path):
     out = str(tmp_path / "stage1")
     commit = mine_examples(1, images(rows, 3), None, out, ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
-    made = content(out)
+    made = crops(out)
     train = [r["image_id"] for r in rows if r["split"] == "train" and r["image_id"].isdigit()]
     assert [m["image_id"] for m in made] == [i for i in train for _ in (1, 2)]
     assert [(m["image_id"], m["box"]) for m in made] == sorted((m["image_id"], m["box"]) for m in made)
@@ -75,13 +87,13 @@ def test_stage_2_examples_and_their_balance(executor, images, rows, tmp_path):
     images_uri, found, out = images(rows, 3), str(tmp_path / "p"), str(tmp_path / "stage2")
     make_proposals(images_uri, found, SEARCH, "p" * 16, executor)
     commit = mine_examples(2, images_uri, found, out, ExampleSettings(), 64, fingerprint="e" * 16, executor=executor)
-    made = content(out)
+    made = crops(out)
     counts = {c: sum(m["class_id"] == c for m in made) for c in (1, 2)}
     assert commit.extra["examples_by_class"] == {str(c): n for c, n in counts.items()}
     repeats = {c: min(int(max(counts.values()) / n + 0.5), 10) for c, n in counts.items()}
     assert all(m["repeats"] == repeats[m["class_id"]] for m in made)
     assert commit.extra["seen_by_class"] == {str(c): counts[c] * repeats[c] for c in counts}
-    assert sum(g.repeats for p in commit.parts for g in p.row_groups) == sum(m["repeats"] for m in made)
+    assert open_examples(out, 64).total == sum(m["repeats"] for m in made)
     assert all(0.5 <= m["iou"] <= 1 and m["stage"] == 2 for m in made)
     assert any({1, 2} <= {*np.unique(decode_mask(m["mask"]))} for m in made), "no crop shows both classes"
 
@@ -110,7 +122,7 @@ def test_every_setting_changes_the_examples(executor, images, rows, tmp_path, st
     for name, value in [("", None), *ANOTHER.items()]:
         settings, out = ExampleSettings(**({name: value} if name else {})), str(tmp_path / f"out{name}")
         mine_examples(stage, images_uri, found, out, settings, 64, fingerprint="e" * 16, executor=executor)
-        made[name] = content(out)
+        made[name] = crops(out)
     same = {name for name in ANOTHER if made[name] == made[""]}
     assert same == ({"min_iou", "max_per_image"} if stage == 1 else set())
 
@@ -129,7 +141,7 @@ def test_dev_examples_are_not_repeated(executor, images, rows, make_row, tmp_pat
         ("dev", "dev", ExampleSettings()),
     ]:
         mine_examples(1, uri, None, str(tmp_path / name), settings, 64, split=split, fingerprint="d" * 16, executor=executor)
-        seen[name] = [(m["class_id"], m["repeats"]) for m in content(str(tmp_path / name))]
+        seen[name] = [(m["class_id"], m["repeats"]) for m in crops(str(tmp_path / name))]
     assert seen["train"] == [(1, 1), (1, 1), (1, 1), (2, 3)]
     assert seen["dev"] == seen["unbalanced"] == [(1, 1), (1, 1), (1, 1), (2, 1)]
 
@@ -189,55 +201,67 @@ def test_crops_of_real_images_have_the_classes_of_voc(executor, images, voc_rows
     assert max(max(np.unique(decode_mask(m["mask"]))[:-1], default=0) for m in content(str(tmp_path / "2"))) <= 20
 
 
-def test_rows_of_unchanged_images_are_copied_and_the_others_made(executor, images, rows, tmp_path):
-    """Copied rows are recognised by marks in the previous tables. Without marks, the result is the same as if all were new."""
-    settings = ExampleSettings(max_per_image=9)
-    before = [r for r in rows if r["image_id"] != "002"]
-    other = next(r for r in rows if r["image_id"] == "005")
-    before[before.index(next(r for r in before if r["image_id"] == "003"))] = {**other, "image_id": "003", "split": "dev"}
-    relabelled = next(r for r in before if r["image_id"] == "001")
-    before[before.index(relabelled)] = {**relabelled, "class_mask": other["class_mask"], "object_mask": other["object_mask"]}
-    uris = {name: str(tmp_path / name) for name in ("old", "oldstage2", "marked", "markedstage2", "changes", "new", "newstage2")}
-    old, now = images(before, 3), images(rows, 4)
+def test_only_new_and_changed_images_are_searched_and_only_their_parts_are_made_again(executor, rows, tmp_path, monkeypatch):
+    """Of four parts, the first has a changed image, the second a relabelled one, the third loses one, and one part is new."""
+    pieces = [rows[0:3], rows[3:6], rows[6:8]]
+    found, out, images_uri = (str(tmp_path / name) for name in ("proposals", "stage2", "images"))
+    settings, searched, cut = ExampleSettings(max_per_image=9), [], []
 
-    def make(images_uri: str, prefix: str, previous: str | None = None) -> None:
-        def of(table: str) -> PreviousTable | None:
-            if previous is None:
-                return None
-            uri = uris[previous + table]
-            return PreviousTable(uri, uris["changes"], tables.require_commit(uri).fingerprint)
+    def make(pieces: list, previous: int | None = None) -> dict[str, tables.Commit]:
+        parts = [
+            tables.write_part(images_uri, "i" * 16, digest(repr(piece)), [*piece, *map(note_of_row, piece)], schemas.IMAGES)
+            for piece in pieces
+        ]
+        images = tables.commit(images_uri, "i" * 16, parts, keep_earlier=True)
+        now = tables.at_version(images_uri, images.version)
+        before = None if previous is None else tables.at_version(images_uri, previous)
+        boxes = make_proposals(now, found, SEARCH, "p" * 16, executor, previous=before)
+        of = tables.at_version(found, boxes.version)
+        mined = mine_examples(2, now, of, out, settings, 64, fingerprint="e" * 16, executor=executor)
+        return {"images": images, "proposals": boxes, "examples": mined}
 
-        make_proposals(images_uri, uris[prefix], SEARCH, "p" * 16, executor, previous=of(""))
-        out = uris[f"{prefix}stage2"]
-        mine_examples(
-            2, images_uri, uris[prefix], out, settings, 64, fingerprint="e" * 16, executor=executor, previous=of("stage2")
-        )
+    real, real_cut = proposals_job.find_boxes, mining_job.cut_example
+    first = make(pieces)
+    monkeypatch.setattr(proposals_job, "find_boxes", lambda image, options: searched.append(image) or real(image, options))
+    monkeypatch.setattr(mining_job, "cut_example", lambda *given: cut.append(given[0]) or real_cut(*given))
+    assert make(pieces) == first and not searched and not cut, "nothing is new"
+    other = rows[12]
+    changed = {**other, "image_id": "001", "split": "train"}
+    relabelled = {**rows[4], "class_mask": other["class_mask"], "object_mask": other["object_mask"]}
+    now = [[rows[0], changed, rows[2]], [rows[3], relabelled, rows[5]], rows[7:8], rows[8:10]]
+    made = make(now, first["images"].version)
+    assert len(searched) == 3, "the changed image and those of the new part; the others' rows are copied"
+    known = {name: {part.name for part in commit.parts} for name, commit in first.items()}
+    same = {name: [part.name in known[name] for part in commit.parts] for name, commit in made.items()}
+    assert same == {name: [False, name == "proposals", False, False] for name in made}, "boxes do not depend on the masks"
+    for name, uri in (("proposals", found), ("examples", out)):
+        again = str(tmp_path / f"again {name}")
+        now_uri, of = (tables.at_version(u, made[n].version) for u, n in ((images_uri, "images"), (found, "proposals")))
+        if name == "proposals":
+            make_proposals(now_uri, again, SEARCH, "p" * 16, executor)
+        else:
+            mine_examples(2, now_uri, of, again, settings, 64, fingerprint="e" * 16, executor=executor)
+            assert crops(again) == crops(uri)
+        assert content(again) == content(uri), name
+    images_uri_1 = tables.at_version(images_uri, first["images"].version)
+    searched.clear()
+    make_proposals(images_uri_1, found, SEARCH, "p" * 16, executor)
+    assert not searched and [row["image_id"] for row in content(found)] == [row["image_id"] for row in rows[:8]], "an old version"
 
-    make(old, "old")
-    find_changes(now, old, uris["changes"], "c" * 16, executor)
-    # Marked copies of the previous tables: one box per image, and 7 as the stage.
-    for table, schema, mark in (
-        ("", schemas.PROPOSALS, {"boxes": [[1.0, 2.0, 30.0, 40.0]], "scores": [0.75]}),
-        ("stage2", schemas.EXAMPLES, {"stage": 7}),
-    ):
-        marked = [{**r, **mark} for r in tables.iter_rows(uris[f"old{table}"])]
-        part = tables.write_part(uris[f"marked{table}"], "m" * 16, 0, marked, schema)
-        tables.commit(uris[f"marked{table}"], "m" * 16, [part])
-    make(now, "new", "marked")
-    fresh = {r["image_id"] for r in tables.iter_rows(uris["new"]) if r["scores"] != [0.75]}
-    assert fresh == {"002", "003"}, "only new and changed images get new proposals"
-    recut = {r["image_id"] for r in tables.iter_rows(uris["newstage2"]) if r["stage"] == 2}
-    assert "001" not in {r["image_id"] for r in tables.iter_rows(uris["newstage2"]) if r["stage"] == 7}
-    assert {"000", "004"}.isdisjoint(recut)
-    # With the unmarked previous tables, the result equals tables made without any, repeats included.
-    for name in ("new", "newstage2"):
-        storage.remove(uris[name])
-    make(now, "new", "old")
-    again = {name: str(tmp_path / f"again{name}") for name in ("", "stage2")}
-    make_proposals(now, again[""], SEARCH, "p" * 16, executor)
-    mine_examples(2, now, again[""], again["stage2"], settings, 64, fingerprint="e" * 16, executor=executor)
-    assert content(uris["new"]) == content(again[""])
-    assert content(uris["newstage2"]) == content(again["stage2"])
+
+def test_repeats_follow_the_counts_of_all_parts_though_parts_are_not_made_again(executor, images, rows, make_row, tmp_path):
+    """A later version has more objects of class 2, so those of class 1 become the rarer ones."""
+    image = np.zeros((40, 80, 3), np.uint8)
+    objects = np.repeat(np.array([[0, 1, 2, 0]], np.uint8), 40, axis=0).repeat(20, axis=1)
+    of_class = [np.where(objects > 0, class_id, 0).astype(np.uint8) for class_id in (1, 2)]
+    out, seen = str(tmp_path / "out"), {}
+    both = [make_row("000", image, objects, objects)]
+    for name, more in (("fair", []), ("many", [make_row(f"00{i}", image, of_class[1], objects) for i in (1, 2)])):
+        write_images(uri := str(tmp_path / name), [*both, *more], 1 + len(more))
+        commit = mine_examples(1, uri, None, out, ExampleSettings(), 64, fingerprint="d" * 16, executor=executor)
+        seen[name] = commit.parts[0], commit.extra["repeats_by_class"], open_examples(out, 64).total
+    assert seen["fair"][0] == seen["many"][0], "the part is the same file"
+    assert [found[1:] for found in seen.values()] == [({"1": 1, "2": 1}, 2), ({"1": 5, "2": 1}, 10)]
 
 
 def test_windows_are_cut_in_stage_2_beside_the_proposals_and_balanced_by_their_rarest_class(executor, images, rows, tmp_path):
@@ -248,7 +272,7 @@ def test_windows_are_cut_in_stage_2_beside_the_proposals_and_balanced_by_their_r
         out = str(tmp_path / name)
         options = {"fingerprint": "e" * 16, "executor": executor, "windows": (sizes, 0.5)}
         extra[name] = mine_examples(2, images_uri, found, out, ExampleSettings(), 64, **options).extra
-        made[name] = content(out)
+        made[name] = crops(out)
     windows = [row for row in made["both"] if row["iou"] == 0]
     key = [(row["image_id"], row["box"], row["image"], row["mask"]) for row in made["boxes"]]
     assert [(row["image_id"], row["box"], row["image"], row["mask"]) for row in made["both"] if row["iou"] > 0] == key
@@ -261,7 +285,7 @@ def test_windows_are_cut_in_stage_2_beside_the_proposals_and_balanced_by_their_r
             extra["both"]["repeats_by_class"][str(c)] for c in shown if (decode_mask(row["mask"]) == c).mean() > 0.05
         )
     stage1 = mine_examples(1, images_uri, None, str(tmp_path / "s1"), ExampleSettings(), 64, **options)
-    assert not [row for row in content(str(tmp_path / "s1")) if row["iou"] != 1] and stage1.rows
+    assert not [row for row in crops(str(tmp_path / "s1")) if row["iou"] != 1] and stage1.rows
 
 
 def test_with_windows_alone_no_box_is_searched(executor, images, rows, tmp_path):

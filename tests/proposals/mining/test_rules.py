@@ -15,6 +15,7 @@ from proposals.mining.rules import (
     cut_example,
     example_size,
     find_objects,
+    rarest,
     repeats_by_class,
 )
 
@@ -233,7 +234,7 @@ def test_windows_are_balanced_by_the_classes_in_them_and_not_enlarged():
         ((20, 0, 40, 20), (0, 1)),
     ]
     assert {w.classes for w in found if w.box[1] == 10} == {(1,)} and {w.object_id for w in found} == {0}
-    assert found[0].rarest({0: 1, 1: 1, 2: 9}) == 2 and found[0].rarest({0: 1, 1: 1, 2: 1}) == 0
+    assert rarest(found[0].classes, {0: 1, 1: 1, 2: 9}) == 2 and rarest(found[0].classes, {0: 1, 1: 1, 2: 1}) == 0
 
 
 def test_a_class_of_under_one_per_cent_is_not_shown_unless_it_is_all_there_is():

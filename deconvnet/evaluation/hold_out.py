@@ -1,0 +1,76 @@
+"""The images on which a new model and the champion (the model in use) are compared: those by which both may be judged.
+
+The val images change from one retraining to the next. An image that is new among them may have been trained on by the champion, and one
+that has left may be trained on by the new model. So the comparison is made on the images that were val images, with the same content, when
+the champion was registered and are so now. A registered model has a list of its val images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deconvnet.evaluation.comparison import DECISIVE_RESULT
+from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """The val images on which two models are compared.
+
+    Attributes:
+        images: ids of the images, in order.
+        new: number of present val images that the champion was not judged on.
+        gone: number of val images of the champion that have changed since, or are no val images any more.
+    """
+
+    images: list[str]
+    new: int
+    gone: int
+
+    @property
+    def too_few(self) -> bool:
+        """Return whether fewer than half of the champion's val images are left, so that the comparison says little."""
+        return not self.images or len(self.images) < self.gone
+
+    def of(self, confusions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the confusion matrices of these images, from those of a model's val images by image_id."""
+        return {image_id: confusions[image_id] for image_id in self.images if image_id in confusions}
+
+    def __str__(self) -> str:
+        """Describe the images, and those that are left out, in a phrase."""
+        texts = [f"{len(self.images):,} val images by which both models may be judged"]
+        texts += [f"{self.new:,} are new to the champion and left out"] if self.new else []
+        texts += [f"{self.gone:,} of the champion's are changed or gone"] if self.gone else []
+        return "; ".join(texts)
+
+
+def find_hold_out(present: Mapping[str, str], champion: Mapping[str, str] | None) -> HoldOut:
+    """Find the val images by which the champion and a new model may be judged.
+
+    Args:
+        present: digests of the present val images and their masks, by image_id.
+        champion: the same of the val images when the champion was registered. None if it has no such list, because an earlier program
+            registered it: then all present images count.
+    """
+    common = sorted(image_id for image_id, content in present.items() if champion is None or champion.get(image_id) == content)
+    return HoldOut(common, len(present) - len(common), len(champion) - len(common) if champion is not None else 0)
+
+
+def results_of(confusions: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, Any]:
+    """Compute a model's results on some images.
+
+    Args:
+        confusions: confusion matrices of the images by image_id, integers (C, C), at least one. A row is a true class, a column a
+            predicted class.
+        classes: class names, ordered by id.
+
+    Returns:
+        A dict like the content of results.json, with the number of `images`, the `classes`, and as the only one of the `rows` that of the
+        result by which models are compared, with `mean_iou` and `iou`.
+    """
+    total = ConfusionMatrix(len(classes), np.sum(list(confusions.values()), axis=0, dtype=np.int64))
+    iou = {name: none_if_nan(value) for name, value in zip(classes, total.iou.tolist(), strict=True)}
+    row = {"mean_iou": none_if_nan(total.mean_iou), "iou": iou}
+    return {"images": len(confusions), "classes": list(classes), "rows": {DECISIVE_RESULT: row}}
