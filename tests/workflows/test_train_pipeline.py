@@ -232,7 +232,7 @@ def test_sigterm_in_the_middle_of_a_stage_is_an_interruption(tmp_path: Path) -> 
     arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--data.generated.train", "3000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     driver = subprocess.Popen(command(*arguments), cwd="/", **pipes)
-    while driver.poll() is None and not any((tmp_path / "w" / "images").rglob("part-*.json")):
+    while driver.poll() is None and not any((tmp_path / "w" / "images").rglob("part-*.parquet")):
         time.sleep(0.1)
     driver.send_signal(signal.SIGTERM)
     _, said = driver.communicate()
