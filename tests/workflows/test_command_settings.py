@@ -292,7 +292,7 @@ def test_a_setting_of_train_edges_repeats_exactly_the_stages_of_the_table(folder
 def edge_calls(settings: EdgeSettings) -> str:
     """What each stage of train_edges.py gives to the function that does its work, and the run itself to others, as text."""
     calls, record = recording()
-    made = SimpleNamespace(rows=1, rejects=(), files={}, metrics={})
+    made = SimpleNamespace(rows=1, rejects=(), files={}, metrics={}, version=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images_table, "data_folder", record("data", settings.workspace))
         patch.setattr(images_table, "data_fingerprint", lambda *_: "data")

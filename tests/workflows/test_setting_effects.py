@@ -151,7 +151,7 @@ def write_files(made: Path) -> Path:
             storage.write_json(f"{made}/{start}/models/{name}/model.json", meta)
     for workspace in ("w", "wx"):
         for each in "ab":  # versions 0 and 1 of the table `images`
-            extra = {"classes": list(GENERATED_CLASSES), "background": "first", "digest": each}
+            extra = {"classes": list(GENERATED_CLASSES), "background": "first", "digest": each, "counts": {}}
             tables.commit(f"{made}/{workspace}/images", 64 * each, [], extra, keep_earlier=True)
     for split in ("train", "trainx", "val", "valx", "x"):
         (made / "voc" / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
