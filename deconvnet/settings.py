@@ -164,6 +164,8 @@ class ComputeSettings(Section):
         return self.cpus_per_worker if self.threads is None else self.threads
 
 
+EncoderBlock = Literal["conv1", "conv2", "conv3", "conv4", "conv5"]
+"""A block of VGG-16's convolutions, named as the submodule that has them in both networks."""
 _Batch = Annotated[PositiveInt, Field(description="examples in a global batch, over all workers")]
 _LearningRate = Annotated[PositiveFloat, Field(description="initial learning rate")]
 _BiasLrFactor = Annotated[
@@ -191,9 +193,7 @@ class StageSettings(Section):
         None, description="most examples that a worker computes at once; empty: its whole share of the batch"
     )
     lr: _LearningRate = 0.01
-    freeze: tuple[Literal["conv1", "conv2", "conv3", "conv4", "conv5"], ...] = Field(
-        (), description="blocks of VGG-16's convolutions that keep their initial weights, which saves time"
-    )
+    freeze: tuple[EncoderBlock, ...] = Field((), description="blocks of VGG-16 that keep their initial weights, which saves time")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: NonNegativeFloat = Field(0.0005, description="weight decay of SGD; parameters of batch norm have none")
     bias_lr_factor: _BiasLrFactor = 1.0

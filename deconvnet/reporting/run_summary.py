@@ -60,7 +60,10 @@ IMAGE_FIGURES = {
 
 CHARTS = {
     "iou_by_class": ("IoU by class", "Intersection over union of every class, for the five results."),
-    "iou_by_proposals": ("IoU by number of proposals", "DeconvNet's mean IoU when it uses more of each image's proposals."),
+    "iou_by_proposals": (
+        "IoU by number of proposals",
+        "DeconvNet's mean IoU when it uses more of each image's proposals. Mirrored images (segment.flip) are not used here.",
+    ),
     "iou_by_size": ("IoU by object size", "IoU of objects by the share of the image that they cover."),
     "confusion": ("Confusion", "How EDeconvNet+CRF divides each true class's pixels among the classes."),
     "proposals": ("Recall of the proposals", "Share of the objects that the first boxes find, and how tightly."),

@@ -5,19 +5,17 @@ The learning-rate schedules come from Noh et al. (ICCV 2015, §6.1) and from Caf
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from deconvnet.models.fused.available import use_fused
-
-if TYPE_CHECKING:
-    from deconvnet.settings import StageSettings
+from deconvnet.settings import EncoderBlock, StageSettings
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 """Base classes of batch norms of any kind, plain or synchronised."""
-ENCODER = ("conv1", "conv2", "conv3", "conv4", "conv5")
+ENCODER: tuple[str, ...] = get_args(EncoderBlock)
 """Names of the submodules of both networks that have VGG-16's convolutions."""
 
 
@@ -58,7 +56,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-def make_sgd(model: nn.Module, settings: "StageSettings") -> torch.optim.SGD:
+def make_sgd(model: nn.Module, settings: StageSettings) -> torch.optim.SGD:
     """Make the SGD optimiser of a training stage.
 
     Args:
@@ -125,7 +123,7 @@ class Schedule:
         epochs_waited: number of epochs since the last rise or the last reduction of the rate, whichever was later.
     """
 
-    settings: "StageSettings"
+    settings: StageSettings
     total_steps: int
     scale: float = 1.0
     best: float | None = None
