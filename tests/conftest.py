@@ -12,6 +12,7 @@ import pytest
 from infra.runtime.local_executor import LocalExecutor
 from infra.runtime.ray_executor import RayExecutor
 from infra.settings import ClusterSettings
+from tests.ray_head import Head
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +72,15 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_head() -> Iterator[Head]:
+    """A head node with two CPUs, to which jobs are submitted."""
+    from infra.deploy.local.cluster import ray_cluster
+
+    with ray_cluster((), head_cpus=2) as cluster:
+        yield Head(cluster)
 
 
 @pytest.fixture(scope="session")

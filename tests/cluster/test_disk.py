@@ -11,9 +11,9 @@ import pytest
 
 from infra.storage import tables
 from tests.cluster.conftest import Driver, start
-from tests.workflows.commands import TINY, command
+from tests.workflows.commands import LOCAL, TINY, command
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -46,10 +46,16 @@ def run(workspace: Path, *arguments: str) -> Driver:
 
 
 @pytest.mark.parametrize(
-    ("when", "table"), [("proposals", "images"), pytest.param("stage1", "proposals", marks=pytest.mark.cluster)]
+    ("when", "table", "where"),
+    [
+        ("proposals", "images", LOCAL),
+        pytest.param("stage1", "proposals", [], marks=(pytest.mark.cluster, pytest.mark.ray)),
+    ],
 )
-def test_a_full_disk_gives_a_message_and_committed_tables_stay_complete(disk: Path, when: str, table: str) -> None:
-    driver = run(disk / "w")
+def test_a_full_disk_gives_a_message_and_committed_tables_stay_complete(
+    disk: Path, when: str, table: str, where: list[str]
+) -> None:
+    driver = run(disk / "w", *where)
     driver.until(rf"\] {when}:")
     before = list(tables.iter_rows(str(disk / "w" / table)))
     ballast = fill(disk)
@@ -59,6 +65,6 @@ def test_a_full_disk_gives_a_message_and_committed_tables_stay_complete(disk: Pa
     left = [p for p in (disk / "w").rglob(".*") if p.is_file() and p.name != ".validate_storage_marker"]  # Ray's own
     assert not left, "incomplete files were left"
     ballast.unlink()
-    again = run(disk / "w", *(["--dry-run"] if when == "proposals" else []))  # a whole run takes long
+    again = run(disk / "w", *where, *(["--dry-run"] if when == "proposals" else []))  # a whole run takes long
     assert again.end() == 0, again.output
     assert re.search(r"prepare .*complete|prepare: complete, not run again", again.output)

@@ -154,11 +154,8 @@ def test_copies_of_vgg16_are_the_same_file(prepared: tuple[Path, Path], tmp_path
 
 @pytest.mark.ray
 def test_both_executors_make_the_same_tables_and_continue_each_others_workspace(
-    prepared: tuple[Path, Path], tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    prepared: tuple[Path, Path], tmp_path: Path, on_session_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from contextlib import nullcontext
-
-    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
     monkeypatch.setattr("deconvnet.training.ray_trainer.check_resources", lambda *_: None)
     workspaces = {name: tmp_path / name for name in ("ray", "local")}
     for name, workspace in workspaces.items():

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -135,9 +134,8 @@ def serve(workspace: Path, number: int, files: dict[str, bytes]) -> dict[str, np
 
 @pytest.mark.ray
 def test_a_folder_gets_masks_rows_and_rejects_and_a_second_run_does_nothing(
-    run: Run, workspace, image_folder, tmp_path, ray_session, monkeypatch
+    run: Run, workspace, image_folder, tmp_path, on_session_ray
 ) -> None:
-    monkeypatch.setattr("infra.runtime.cluster.connected", lambda settings: nullcontext())  # the session has its own Ray
     out = tmp_path / "out"
     said = run()
     assert "8 images: 8 to predict by edeconvnet version 1, 0 up to date" in said
@@ -280,16 +278,16 @@ def parts_of(output: Path) -> list[str]:
     return tables.part_files(str(table))
 
 
-@pytest.mark.ray
-def test_input_and_output_on_s3(workspace, image_folder, tmp_path, monkeypatch) -> None:
+@pytest.mark.usefixtures("here")
+def test_input_and_output_on_s3(workspace, image_folder, tmp_path) -> None:
     with s3_server(tmp_path / "weed") as server:
         bucket, client = server.create_bucket("images"), server.client()
         for path in image_folder.rglob("*"):
             if path.is_file():
                 client.upload_file(str(path), "images", f"holiday/{path.relative_to(image_folder)}")
         wanted = arguments(workspace, f"{bucket}/holiday", f"{bucket}/out", "--overlays", "true")
-        said, code = talk(start(*wanted, **server.environment))
-        assert code == 0, said
+        done = call(predict.main, *wanted, **server.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
         keys = {o["Key"] for o in client.list_objects_v2(Bucket="images", Prefix="out/")["Contents"]}
         stems = {name.rsplit(".", 1)[0] for name in GOOD}
         assert {f"out/masks/{s}.png" for s in stems} | {f"out/overlays/{s}.jpg" for s in stems} <= keys
@@ -299,11 +297,6 @@ def test_input_and_output_on_s3(workspace, image_folder, tmp_path, monkeypatch) 
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
         again = call(predict.main, *wanted, **server.environment)
         assert again.returncode == 0 and "nothing to do" in again.stdout
-
-
-def talk(process: subprocess.Popen[str]) -> tuple[str, int]:
-    said, _ = process.communicate()
-    return said, process.returncode
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.tracking.registry import aliases
 from infra.storage import tables
-from tests.workflows.commands import LOCAL, TINY, Done, call, command, run
+from tests.workflows.commands import LOCAL, TINY, Done, call, command
 from tests.workflows.doubles import training_gives
 from workflows import retrain
 from workflows.pipelines import generations
@@ -190,9 +190,8 @@ def test_val_images_that_are_new_or_have_moved_are_left_out_of_the_comparison(co
     assert outcome and (outcome["images"], outcome["new_images"], outcome["gone_images"]) == (2, 3, 3)
 
 
-@pytest.mark.ray
 def test_a_killed_run_is_resumed_and_its_challenger_measured_beside_the_champion(copied: Retrainings) -> None:
-    """A run is killed; the next, on Ray, resumes its generation. A run beside another is refused. Nothing rises by 90 points."""
+    """A run is killed; the next resumes its generation. A run beside another is refused. Nothing rises by 90 points."""
     retrainings = copied
     retrainings.add_images()
     plan = retrainings("--dry-run")
@@ -214,7 +213,7 @@ def test_a_killed_run_is_resumed_and_its_challenger_measured_beside_the_champion
     begun = retrainings.generations()[-1]
     assert not begun.finished and begun.version == 1
 
-    done = run(*retrainings.arguments(*rules), script=SCRIPT)  # the lock of a dead process of this machine is not waited for
+    done = retrainings(*rules)  # the lock of a dead process of this machine is not waited for
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("prepare", "proposals", "examples"):
         assert f"{stage}: complete, not run again" in done.stdout

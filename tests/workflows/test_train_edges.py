@@ -11,7 +11,7 @@ import scipy.io
 
 from proposals.edges.forest_file import forest_file_error
 from proposals.image_codec import encode_jpeg
-from tests.workflows.commands import LOCAL, Done, call, run
+from tests.workflows.commands import LOCAL, Done, call
 from workflows import train_edges
 
 TINY = shlex.split(
@@ -45,9 +45,8 @@ def test_a_run_leaves_a_forest_and_its_report(workspace):
 
 
 @pytest.mark.ray
-def test_two_workers_on_ray_make_the_same_file_as_one_process(workspace, tmp_path):
-    done = run("--workspace", str(tmp_path / "two"), "--cluster.num_cpus", "2", *TINY, script="train_edges.py")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_two_workers_on_ray_make_the_same_file_as_one_process(workspace, tmp_path, on_session_ray):
+    train_edges.main(["--workspace", str(tmp_path / "two"), *TINY])
     assert (tmp_path / "two/edges.yml.gz").read_bytes() == (workspace[0] / "edges.yml.gz").read_bytes()
 
 

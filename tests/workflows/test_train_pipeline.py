@@ -1,4 +1,4 @@
-"""train_pipeline.py and evaluate.py as commands: a whole run, again, with changes, killed, and with user errors."""
+"""train_pipeline.py and evaluate.py as commands: a whole run as a Ray job, again, with changes, killed, and with user errors."""
 
 import json
 import shlex
@@ -12,22 +12,23 @@ import pytest
 from deconvnet.tracking.mlflow_runs import code_tags
 from deconvnet.version import code_version
 from infra.storage import tables
+from tests.ray_head import Head
 from tests.workflows.commands import LOCAL, TINY, Done, call, command, run
 from workflows import evaluate, train_pipeline
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """A workspace that a tiny pipeline has run in to the end, and what it printed."""
+def workspace(ray_head: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A workspace that a tiny pipeline, submitted as a job, has run in to the end, and what it printed."""
     folder = tmp_path_factory.mktemp("pipeline") / "w"
-    done = run("--workspace", str(folder), *TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done
+    said = ray_head.submit("workflows/train_pipeline.py", "--workspace", str(folder), *TINY)
+    assert "succeeded" in said
+    return folder, said
 
 
 @pytest.mark.ray
 def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
-    folder, done = workspace
+    folder, said = workspace
     results = json.loads((folder / "report" / "results.json").read_text())
     assert list(results["rows"]) == ["fcn8s", "deconvnet", "deconvnet_crf", "edeconvnet", "edeconvnet_crf"]
     assert results["images"] == 5 and set(results["rows"]["fcn8s"]["iou"]) == set(results["classes"])
@@ -46,10 +47,10 @@ def test_a_run_leaves_the_five_results_and_the_tables(workspace) -> None:
     found = json.loads((folder / "report" / "proposals.json").read_text())
     assert found["objects"] >= 5 and 0 < found["recall_50_iou70"] <= found["recall_50_iou50"] <= found["recall_60_iou50"] <= 1
     assert (folder / "report" / "proposals.md").read_text().startswith("# Proposals: generated val")
-    said = [line for line in done.stdout.splitlines() if "50 boxes find" in line]
-    assert [line.split()[-1] for line in said] == ["(dev)", "(val)"]
-    assert f"{found['recall_50_iou50']:.0%} of {found['objects']} objects" in said[1]
-    assert "EDeconvNet+CRF" in done.stdout and "edeconvnet version 1, alias challenger" in done.stdout
+    found_lines = [line for line in said.splitlines() if "50 boxes find" in line]
+    assert [line.split()[-1] for line in found_lines] == ["(dev)", "(val)"]
+    assert f"{found['recall_50_iou50']:.0%} of {found['objects']} objects" in found_lines[1]
+    assert "EDeconvNet+CRF" in said and "edeconvnet version 1, alias challenger" in said
 
 
 @pytest.mark.ray
@@ -225,6 +226,13 @@ def test_evaluate_refuses_other_classes_than_the_models(workspace) -> None:
     other = ["--data.root", str(folder / "data"), "--data.classes", "background,a,b", *LOCAL]
     done = call(evaluate.main, "--workspace", str(folder), *TINY, *other)
     assert done.returncode == 2 and "not those that the models" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.ray
+def test_a_relative_workspace_is_refused_if_the_jobs_folder_is_temporary(ray_head: Head) -> None:
+    uploaded = ["job", "submit", "--working-dir", ".", "--"]
+    said = ray_head.ray(*uploaded, "python", "workflows/train_pipeline.py", "--workspace", "runs/x", check=False)
+    assert "absolute path" in said and "Traceback" not in said
 
 
 @pytest.mark.ray

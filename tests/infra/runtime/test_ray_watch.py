@@ -75,22 +75,24 @@ def test_a_head_that_does_not_answer_several_times_in_a_row_ends_the_process(end
     assert ends[0] == f"its head at 1.2.3.4:6379 has not answered for {15 * checks} s"
 
 
-@pytest.mark.parametrize("end_first", [False, True])
-def test_a_planned_shutdown_ends_nothing(ends, tmp_path, end_first):
+def watching() -> list[threading.Thread]:
+    """The threads that watch Ray."""
+    return [thread for thread in threading.enumerate() if "watch Ray" in thread.name]
+
+
+def test_a_planned_shutdown_ends_nothing(ends, tmp_path):
     store = Store(tmp_path / "store")
-    before = threading.active_count()
     with watched(store.path, "1.2.3.4:6379", lambda address: None, 15):
-        assert threading.active_count() == before + 2
+        assert len(watching()) == 2
     store.end()
-    for thread in threading.enumerate():
-        if "watch Ray" in thread.name:
-            thread.join(10)
-    assert threading.active_count() == before and not ends
+    for thread in watching():
+        thread.join(10)
+    assert not watching() and not ends
 
 
 def test_a_store_that_is_not_on_this_machine_is_not_watched(ends, tmp_path):
     with watched(str(tmp_path / "none"), None, unanswered, 15):
-        assert not any("watch Ray" in thread.name for thread in threading.enumerate())
+        assert not watching()
     assert not ends
 
 
