@@ -8,6 +8,13 @@ from contextlib import contextmanager
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from glibc's malloc.h
 _MMAP_MAX_DEFAULT, _THRESHOLD_DEFAULT = 65536, 32 * 2**20
 
+ONE_ARENA = {"MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1")}
+"""Environment variables for a process whose main work is done in another thread than the main one, as in Ray Train's workers.
+
+glibc keeps the memory of such threads in further arenas, whose freed memory it returns whatever `freed_memory_is_kept` asks for.
+With these variables, there is one arena for all threads. A value that the user has set stays.
+"""
+
 
 @contextmanager
 def freed_memory_is_kept() -> Iterator[None]:
@@ -15,7 +22,8 @@ def freed_memory_is_kept() -> Iterator[None]:
 
     By default glibc returns every freed block above 32 MB to the operating system. A training step frees and allocates the same
     large blocks again and again, and the operating system must clear each page anew: up to a third of a step's time. The memory
-    is returned at the end. With another C library nothing changes.
+    is returned at the end. With another C library nothing changes. In other threads than the main one, this only works in processes
+    that were started with the environment variables `ONE_ARENA`.
     """
     if "glibc" not in _library():
         yield

@@ -28,6 +28,7 @@ from deconvnet.training.ray_worker import train_worker
 from deconvnet.training.trainer import Diverged
 from infra import storage
 from infra.errors import Interrupted, UserError, find_user_error
+from infra.memory import ONE_ARENA
 from infra.runtime.cluster import actor_slots, can_autoscale, check_nodes, live_nodes
 from infra.runtime.interrupts import caught_signals
 from infra.runtime.ray_compat import ElasticTrainer
@@ -185,6 +186,7 @@ def _ray_trainer(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=[ReportForwarder(queue), *callbacks],
+            worker_runtime_env={"env_vars": ONE_ARENA},
         ),
         datasets={"train": plan},
         dataset_config=ray_data_config(max(1, compute.cpus_per_worker - 1)),

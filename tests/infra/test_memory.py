@@ -1,5 +1,6 @@
 """Freed memory is kept inside the block, and returned after it. Each test measures a process of its own."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -28,12 +29,10 @@ start = resident()
 """
 
 
-def measured(code: str) -> list[int]:
+def measured(code: str, **variables: str) -> list[int]:
     """Run code in a new process after the definitions above, and return the numbers that it prints."""
-    program = MEASURE + textwrap.dedent(code)
-    return [
-        int(n) for n in subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.split()
-    ]
+    command, env = [sys.executable, "-c", MEASURE + textwrap.dedent(code)], os.environ | variables
+    return [int(n) for n in subprocess.run(command, capture_output=True, check=True, text=True, env=env).stdout.split()]
 
 
 @pytest.mark.skipif("glibc" not in memory._library(), reason="glibc's allocator")
@@ -59,6 +58,26 @@ def test_memory_is_returned_after_an_error():
         print(growth())
     """)
     assert inside > 48 and after < 16 and later < 16
+
+
+@pytest.mark.skipif("glibc" not in memory._library(), reason="glibc's allocator")
+def test_another_thread_keeps_freed_blocks_in_a_process_with_one_arena():
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+
+        def grow():
+            blocks = [libc.malloc(8 << 20) for _ in range(32)]
+            for block in blocks:
+                libc.free(ctypes.memset(block, 1, 8 << 20))
+            return (resident() - start) >> 20
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int).result()  # the thread, with its arena, is there before
+            with freed_memory_is_kept():
+                print(pool.submit(grow).result())
+    """
+    (kept,), (returned,) = measured(code, **memory.ONE_ARENA), measured(code, MALLOC_ARENA_MAX="8")
+    assert kept > 200 and returned < 100
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

@@ -274,6 +274,7 @@ def test_elastic_training_continues_when_a_worker_is_killed(driver):
     run.until(r"step 8/")
     before, feeding = run.workers(), run.below("MapBatches")
     assert len(before) == 2
+    assert all(worker.environ()["MALLOC_ARENA_MAX"] == "1" for worker in before)  # they keep freed memory: infra/memory.py
     before[1].kill()
     run.until(r"workers failed")
     killed = len(run.lines)
