@@ -15,6 +15,11 @@ class Head:
 
     cluster: Cluster
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a command that joins this Ray."""
+        return self.cluster.environment | {"RAY_ADDRESS": self.cluster.address}
+
     def ray(self, *arguments: str, cwd: Path = _ROOT, check: bool = True) -> str:
         """Run a `ray` command and return what it prints."""
         done = subprocess.run(

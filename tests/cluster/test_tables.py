@@ -4,8 +4,10 @@ from functools import partial
 
 import pytest
 
+from infra.runtime.local_executor import LocalExecutor
 from infra.storage import tables
 from tests.cluster.conftest import ClusterFixture, until
+from tests.cluster.tables_driver import make
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 DRIVER = "tests/cluster/tables_driver.py"
@@ -13,11 +15,9 @@ DRIVER = "tests/cluster/tables_driver.py"
 
 @pytest.fixture(scope="module")
 def undisturbed(started: ClusterFixture) -> str:
-    """URI of images and proposals made without a fault."""
-    started.replace_dead_nodes()
+    """URI of images and proposals made by one process."""
     folder = started.new_uri("undisturbed")
-    driver = started.start(DRIVER, "inputs", folder, folder)
-    assert driver.end() == 0, driver.output
+    make("inputs", folder, folder, LocalExecutor(1))
     return folder
 
 
@@ -26,8 +26,7 @@ def test_a_table_is_complete_and_equal_though_a_node_dies_while_it_is_made(
     cluster: ClusterFixture, undisturbed: str, what: str
 ) -> None:
     if what == "mining":
-        made_before = cluster.start(DRIVER, what, undisturbed, undisturbed)
-        assert made_before.end() == 0, made_before.output
+        make(what, undisturbed, undisturbed, LocalExecutor(1))
     folder = cluster.new_uri(what)
     out = f"{folder}/{what}"
     driver = cluster.start(DRIVER, what, undisturbed, folder)
