@@ -1,9 +1,10 @@
-"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night". Minutes each; run nothing else meanwhile.
+"""How the data stages and the dataloader scale: `make bench-scale`, ARGS="speed memory reading night commit". Minutes each; run nothing else meanwhile.
 
 speed    images per second of the stage `proposals` on Ray with 1 and 2 workers, against a multiprocessing.Pool of the same function
 memory   peak resident memory of the driver and of the workers for 200 images, and for ten times as many
 reading  bytes that 1, 2, 4 and 8 training workers read in an epoch, and the memory of one, for a table and one ten times as large
 night    bytes and seconds of prepare, proposals and crops when 1 % of 2,000 images are new, of those of the first run (half an hour)
+commit   seconds and memory that it takes to make a table of a million tiny images (a quarter of an hour)
 """
 
 import multiprocessing
@@ -279,6 +280,15 @@ def night(folder: Path, images: int = NIGHT_IMAGES) -> list[tuple[str, str]]:
     ]
 
 
+def commit(folder: Path) -> list[tuple[str, str]]:
+    """How a table of a million images becomes a version, see `tests.benchmarks.commit`; `folder` is an empty folder to work in."""
+    from tests.benchmarks.commit import IMAGES, make_tiny_dataset
+
+    data = make_tiny_dataset(folder / "data", IMAGES)
+    code = "import sys; from tests.benchmarks.commit import prepare; print(prepare(*sys.argv[1:]))"
+    return [(f"{IMAGES:,} images", _in_process(code, data, folder / "w/images"))]
+
+
 def _data_stages(data: Path, workspace: Path) -> dict[str, tuple[int, int, float]]:
     """Run prepare, proposals and examples, and return bytes read, bytes written and seconds of each stage, and of all."""
     from pytest import MonkeyPatch
@@ -380,7 +390,7 @@ def watch_memory(pid: int) -> Iterator[dict[str, float]]:
 
 def main() -> int:
     """Run the measurements named on the command line, or all, each in a temporary folder."""
-    measures = {"speed": speed, "memory": memory, "reading": reading, "night": night}
+    measures = {"speed": speed, "memory": memory, "reading": reading, "night": night, "commit": commit}
     wanted = sys.argv[1:] or list(measures)
     for name in wanted:
         folder = Path(tempfile.mkdtemp(prefix=f"scale-{name}-"))
