@@ -3,6 +3,7 @@
   python workflows/retrain.py --config FILE --workspace DIR      retrain; the settings are those of train_pipeline.py
   python workflows/retrain.py --config FILE --dry-run            print what would be done, and change nothing
   python workflows/retrain.py --config FILE --force              train even if nothing has changed
+  python workflows/retrain.py --config FILE --exit-zero-if-locked       on a schedule: it is no error if a run is still at work
 
 New and changed images are recognised by their content. Box proposals and training crops are computed for these images
 only. Training starts from the champion, which is the version of the registered model that is in use. Then the new model
@@ -14,13 +15,27 @@ Each retraining has a folder of its own (a generation) in WORKSPACE/generations.
 resumes it.
 
 Exit codes: 0 done, or nothing is new; 2 an error in the settings or the data; 3 another command is working in this
-workspace; 75 interrupted, with a checkpoint: the same command resumes.
+workspace (0 with --exit-zero-if-locked); 75 interrupted, with a checkpoint: the same command resumes.
 """
 
 from pathlib import Path
 
+from infra.storage.lock import Locked
 from workflows import cli
-from workflows.settings import parser
+from workflows.settings import Settings, parser
+
+
+def command_line() -> cli.SettingsParser[Settings]:
+    """Return the parser of the command line."""
+    command = parser(__doc__ or "")
+    command.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    command.add_argument("--force", action="store_true", help="train even if nothing is new")
+    command.add_argument(
+        "--exit-zero-if-locked",
+        action="store_true",
+        help="if another command is working in this workspace, leave it to the next run: exit with code 0 in place of 3",
+    )
+    return command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,19 +46,21 @@ def main(argv: list[str] | None = None) -> None:
 
     Raises:
         UserError: if the settings or the data have an error.
-        Locked: if another command holds the lock of the workspace.
+        Locked: if another command holds the lock of the workspace, unless --exit-zero-if-locked is given.
         Interrupted: if the run was stopped. The same command resumes it.
     """
-    command = parser(__doc__ or "")
-    command.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
-    command.add_argument("--force", action="store_true", help="train even if nothing is new")
-    settings, options = command.parse_settings(argv)
+    settings, options = command_line().parse_settings(argv)
     from workflows.operations.retraining import log_plan, retrain
 
     if options.dry_run:
         log_plan(settings, options.force)
-    else:
+        return
+    try:
         retrain(settings, Path(options.config).stem, options.force)
+    except Locked as busy:
+        if not options.exit_zero_if_locked:
+            raise
+        print(f"left to the next run: {busy}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_f
 from deconvnet.evaluation.hold_out import HoldOut
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from infra import storage
-from infra.errors import UserError
+from infra.errors import Interrupted, UserError
 from infra.runtime.stages import Record, digest, record_uri
 from infra.storage import tables
+from infra.storage.lock import hold_lock
 from proposals import schemas
 from proposals.image_notes import note_of_reject, note_of_row
 from tests.image_tables import image_row
+from workflows import cli, retrain
+from workflows.operations import retraining as operation
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import CHAMPION_RESULTS, HOLD_OUT, Retraining
@@ -183,3 +186,23 @@ def test_images_are_compared_with_the_previous_table_unless_an_earlier_version_w
     part = tables.write_part(f"{previous}/images", "f" * 64, 0, [*rows, *notes], schemas.IMAGES)
     tables.commit(f"{previous}/images", "f" * 64, [part])
     assert retraining.count_new_and_gone(pipeline) == (1, 1)
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 3), (["--exit-zero-if-locked"], 0)])
+def test_a_workspace_at_work_is_no_error_on_a_schedule(
+    options: list[str], code: int, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hold_lock(str(tmp_path / "workspace.lock"), "train_pipeline.py"):
+        assert cli.run(lambda: retrain.main(["--workspace", str(tmp_path), *options])) == code
+    out, err = capsys.readouterr()
+    assert ("left to the next run: " in out) is (code == 0) and "train_pipeline.py" in out + err
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace.lock"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("no such folder"), 2), (Interrupted("stopped"), 75)])
+def test_other_errors_keep_their_exit_codes_on_a_schedule(error: Exception, code: int, tmp_path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(operation, "retrain", fail)
+    assert cli.run(lambda: retrain.main(["--workspace", str(tmp_path), "--exit-zero-if-locked"])) == code
