@@ -31,7 +31,7 @@ def test_a_subcommand_is_its_script(script: str, capsys: pytest.CaptureFixture[s
         main([script.replace("_", "-"), "--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0 and text.startswith(f"usage: deconvnet {script.replace('_', '-')} ")
-    assert "Exit codes:" in text and ("--config FILE" in text or script in ("figures", "download"))
+    assert "Exit codes:" in text and ("--config FILE" in text or script in ("figures", "download", "promote"))
 
 
 def test_user_errors_have_exit_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from deconvnet import __version__
 from workflows.cli.exit_codes import USER_ERROR, run
 
-COMMANDS = ("train_pipeline", "evaluate", "figures", "predict", "serve", "retrain", "import_data", "train_edges", "download")
+COMMANDS = (
+    "train_pipeline",
+    "evaluate",
+    "figures",
+    "predict",
+    "serve",
+    "retrain",
+    "promote",
+    "import_data",
+    "train_edges",
+    "download",
+)
 """Names of the scripts, in the order of `deconvnet --help`. A subcommand has the name of its script with "-" in place of "_"."""
 
 

@@ -15,7 +15,16 @@ from deconvnet.evaluation.comparison import RiseInterval, mean_iou_rise
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.tracking import promotion
 from deconvnet.tracking.mlflow_runs import MlflowTracker
-from deconvnet.tracking.promotion import Decision, compare, promote, set_champion
+from deconvnet.tracking.promotion import (
+    Decision,
+    Move,
+    compare,
+    move_champion,
+    promote,
+    recorded_moves,
+    set_champion,
+    version_before,
+)
 from deconvnet.tracking.registry import CHAMPION, OwnModel, aliases
 from infra.errors import Interrupted, UserError
 from infra.storage.lock import Lock, LockRecord, hold_lock
@@ -323,3 +332,76 @@ def test_an_alias_that_is_moved_in_the_same_moment_is_left_alone_and_the_decisio
     monkeypatch.setattr(promotion, "aliases", moved)
     assert shop.promote(2, 1, Decision(True, "it is better")) == three
     assert shop.client.get_model_version("net", "2").tags["verdict"] == "not promoted"
+
+
+# Moves of the alias that a user makes, and their record.
+
+
+def move(before: int | None, after: int, back: bool = False) -> Move:
+    return Move("2026-11-26T17:55:00.000000Z", "anne", before, after, "", back)
+
+
+@pytest.mark.parametrize(
+    ("moves", "champion", "before"),
+    [
+        ([], 1, None),
+        ([move(None, 1)], 1, None),
+        ([move(1, 2), move(2, 3)], 3, 2),
+        ([move(1, 2), move(2, 3), move(3, 2, back=True)], 2, 1),  # undone, and once more
+        ([move(1, 2), move(2, 3), move(3, 2, back=True), move(2, 1, back=True)], 1, None),
+        ([move(1, 2), move(2, 1, back=True), move(1, 3)], 3, 1),
+        ([move(1, 2), move(2, 1)], 1, 2),  # named by --to, so it is no undoing
+        ([move(1, 2), move(2, 3)], 9, None),  # moved in MLflow's pages
+        ([move(1, 2), move(2, 3), move(9, 10), move(10, 9, back=True)], 9, None),
+    ],
+)
+def test_the_version_before_is_that_of_the_latest_move_that_is_not_undone(moves, champion, before) -> None:
+    assert version_before(moves, champion) == before
+
+
+def test_a_user_moves_the_champion_and_takes_it_back_twice_and_every_move_is_recorded(shop) -> None:
+    three = shop.add_version(workspace_id="ours")
+    shop.promote(1, None, Decision(True, "there was no champion"))
+    shop.promote(2, 1, Decision(True, "it is better"))
+    shop.client.set_registered_model_alias("net", "challenger", str(three))
+    there = move_champion(shop.model.store, "net", "challenger", "ünder test")
+    assert (there.replaced, there.version, there.why, there.back) == (2, 3, "ünder test", False) and there.who
+    assert move_champion(shop.model.store, "net", None, "bicycles are missed").version == 2
+    assert move_champion(shop.model.store, "net", None, "").version == 1
+    assert aliases(shop.tracker.uri, "net") == {"champion": 1, "challenger": 3}
+    found = [(m.replaced, m.version, m.why, m.back) for m in recorded_moves(shop.client, "net")]
+    assert found == [
+        (None, 1, "there was no champion", False),
+        (1, 2, "it is better", False),
+        (2, 3, "ünder test", False),
+        (3, 2, "bicycles are missed", True),
+        (2, 1, "", True),
+    ]
+    rows = [line for line in shop.client.get_registered_model("net").description.splitlines() if line.startswith("| 1 |")]
+    assert rows[0].endswith("| champion |")
+    with pytest.raises(UserError, match="not recorded which version of net was the champion before"):
+        move_champion(shop.model.store, "net", None, "")
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [("2", "net version 2 is the champion already"), ("9", "to models:/net/9 is not in"), ("newest", "to models:/net@newest is")],
+)
+def test_a_champion_that_can_not_be_made_is_a_user_error_and_nothing_is_recorded(shop, to, message) -> None:
+    shop.client.set_registered_model_alias("net", CHAMPION, "2")
+    with pytest.raises(UserError, match=message):
+        move_champion(shop.model.store, "net", to, "")
+    assert aliases(shop.tracker.uri, "net") == {"champion": 2} and recorded_moves(shop.client, "net") == []
+
+
+def test_a_move_that_another_process_overrides_at_once_is_reported_and_not_recorded(shop, monkeypatch) -> None:
+    real = MlflowClient.set_registered_model_alias
+
+    def overridden(self, name, alias, version):
+        real(self, name, alias, version)
+        real(self, name, alias, "1")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", overridden)
+    with pytest.raises(UserError, match="another process made version 1 of net the champion"):
+        move_champion(shop.model.store, "net", "2", "")
+    assert recorded_moves(shop.client, "net") == []

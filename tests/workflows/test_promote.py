@@ -1,0 +1,49 @@
+"""promote.py: moving the champion by the command, taking it back, and the record of the moves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from infra.errors import UserError
+from workflows import promote
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose MLflow has the model "net" with two versions, the first of which is the champion."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = MlflowClient(*[make_store(tmp_path / "w")] * 2)
+    client.create_registered_model("net")
+    for _ in range(2):
+        client.create_model_version("net", "file:///model")
+    client.set_registered_model_alias("net", "champion", "1")
+    return tmp_path / "w"
+
+
+def test_the_champion_is_moved_taken_back_and_listed(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*options: str) -> str:
+        promote.main([*options, "--model", "net", "--workspace", str(workspace)])
+        return capsys.readouterr().out.strip()
+
+    assert run("--moves") == "no move of net's champion is recorded"
+    assert run("--to", "2", "--why", "Anne's test") == "champion net version 2: version 1 before"
+    assert run("--back") == "champion net version 1: version 2 before"
+    first, second = run("--moves").splitlines()
+    assert (
+        "version 1 → version 2  " in first
+        and first.endswith("  Anne's test")
+        and "version 2 → version 1 (taken back)  " in second
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--to", "2", "--back"], ["--to"]])
+def test_one_of_to_and_back_is_needed(options: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        promote.main(options)
+
+
+def test_a_model_without_versions_is_a_user_error(workspace: Path) -> None:
+    with pytest.raises(UserError, match=r"registry at .* can't be used for other"):
+        promote.main(["--to", "2", "--model", "other", "--workspace", str(workspace)])
