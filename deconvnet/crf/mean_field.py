@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deconvnet.crf import permutohedral, simd
 from deconvnet.crf.permutohedral import Floats, Ints, Lattice
+from infra.stopwatch import part
 from proposals.masks import check_image
 
 MIN_PROBABILITY = 1e-5
@@ -47,6 +48,7 @@ class _Kernel:
     weights: Floats
 
 
+@part("crf")
 def dense_crf(
     image: NDArray[np.uint8],
     probabilities: Floats,

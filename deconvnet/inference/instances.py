@@ -19,6 +19,7 @@ from torch import Tensor
 from deconvnet.inference.score_maps import Aggregation, Slices, merge_score_map, visible_part
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.network import Network
+from infra.stopwatch import part
 from proposals.boxes import WindowShape, as_boxes, crop, enlarge, mirrored_boxes, window_pixels
 from proposals.masks import check_image
 
@@ -55,6 +56,7 @@ def choose_boxes(
     return np.asarray(boxes, np.float32).reshape(-1, 4)[sides >= min_side][:n]
 
 
+@part("deconvnet")
 def segment_instances(
     model: DeconvNet,
     image: NDArray[np.uint8],
@@ -185,6 +187,7 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floa
         yield from model(model.prepare(images)).float().contiguous()
 
 
+@part("fcn8s")
 def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = False) -> Floats:
     """Compute the class scores of a whole image with a fully convolutional network.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from infra import storage
 from infra.errors import BadInput, UserError
+from infra.stopwatch import part
 from proposals import edge_boxes
 from proposals.image_codec import decode_image
 
@@ -90,9 +91,11 @@ class SavedEnsemble:
         Raises:
             BadInput: if the image cannot be decoded, has too many pixels, or cannot be segmented; the message gives the reason.
         """
-        image = decode_image(data, self.max_pixels)
+        with part("decode"):
+            image = decode_image(data, self.max_pixels)
         try:
-            boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
+            with part("proposals"):
+                boxes = edge_boxes(image, **self._edge_boxes)[0] if self._search else np.zeros((0, 4), np.float32)
             return Prediction(image, *self._predictor.mask_and_confidence(image, boxes))
         except cv2.error as error:
             raise BadInput(f"can't be segmented: {' '.join(str(error).split())}") from error
