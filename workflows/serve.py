@@ -3,16 +3,22 @@
   python workflows/serve.py --workspace RUN            serve the champion in the MLflow store of RUN
   … --model models:/NAME@ALIAS                         serve another model (or models:/NAME/VERSION)
   … --port 8080 --replicas 4 --cpus_per_replica 2      choose the port, and the number and size of the processes
+  … --canary 0.1                                       let the challenger answer a tenth of the requests
+  … --shadow                                           let the challenger predict too, and log only how its masks differ
 
-The champion is the version of the registered model that is in use. To call the server:
+The champion is the version of the registered model that is in use. If the alias moves to another version (retrain.py,
+promote.py), the server loads that version, changes to it without refusing a request, and drops the earlier one. The challenger
+is a version that is tried out. To call the server:
 
   curl --data-binary @photo.jpg http://127.0.0.1:8000 -o mask.png                  get a paletted PNG of class ids
   curl --data-binary @photo.jpg 'http://127.0.0.1:8000?overlay=1' -o overlay.jpg   get the image with its mask drawn over it
 
-Open the address in a browser to try the model on a page. The headers of a reply name the classes found (X-Classes) and the
-time spent (Server-Timing). If an image can't be used, the reply is an error message in JSON. The address /healthz is for
-health checks.
+Open the address in a browser to try the model on a page. The headers of a reply name the version that has answered (X-Model),
+the classes found (X-Classes) and the time spent on each part (Server-Timing). If an image can't be used, the reply is an
+error message in JSON. /healthz is for health checks, /version says which version answers and what its answers were like,
+/metrics is for Prometheus.
 
+Slow and huge uploads are refused (408, 413), and so are requests when too many wait (429, with the header Retry-After).
 The server has no login. By default it can be reached from this machine only; --host 0.0.0.0 opens it to other machines.
 
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 2 an error in the settings, or there is no such model.
@@ -32,12 +38,15 @@ def main(argv: list[str] | None = None) -> None:
         UserError: if the settings have an error, or the model can't be served.
     """
     settings, _ = cli.SettingsParser(__doc__ or "", ServeSettings, CONFIGS / "serve.yaml").parse_settings(argv)
+    from deconvnet.serving.ray_serve import check_installed
+
+    check_installed()
     from deconvnet.serving import server
-    from deconvnet.serving.ray_serve import ServedModel, check_installed
+    from deconvnet.serving.limits import Limits
+    from deconvnet.serving.replica import ServedModel
     from deconvnet.tracking import registry
     from deconvnet.tracking.store import model_store
 
-    check_installed()
     server.check_port_free(settings.host, settings.port)
     store = model_store(settings.workspace, settings.tracking.uri)
     model = ServedModel(
@@ -47,11 +56,17 @@ def main(argv: list[str] | None = None) -> None:
         settings.cpus_per_replica,
         settings.gpus_per_replica,
         settings.max_pixels,
-        settings.max_megabytes * 2**20,
-        settings.max_waiting,
     )
+    limits = Limits(
+        settings.max_megabytes * 2**20,
+        settings.max_total_megabytes * 2**20,
+        settings.max_waiting,
+        settings.read_timeout,
+        settings.request_timeout,
+    )
+    following = server.Following(settings.model, settings.challenger, settings.canary, settings.shadow, settings.poll_seconds)
     try:
-        server.serve(model, settings.host, settings.port, settings.cluster)
+        server.serve(model, following, limits, settings.host, settings.port, settings.cluster)
     except KeyboardInterrupt:
         print("stopped")
 

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.models.architectures import ARCHITECTURES
+from deconvnet.serving.settings import ServerSettings
 from deconvnet.settings import (
     ComputeSettings,
     DataSettings,
@@ -175,23 +176,9 @@ class PredictSettings(CommandSettings):
     cluster: ClusterSettings = ClusterSettings()
 
 
-class ServeSettings(CommandSettings):
+class ServeSettings(ServerSettings, CommandSettings):
     """Settings of serve.py."""
 
-    model: str = Field("models:/edeconvnet@champion", description=f"registered model: {MODEL_FORMS}")
-    workspace: Location | None = Field(None, description="workspace of a pipeline, whose own MLflow store (SQLite) has the model")
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="address to listen at; 0.0.0.0: reachable from other machines, without login"
-    )
-    port: int = Field(8000, ge=1, le=65535, description="port to listen at")
-    replicas: PositiveInt = Field(1, description="processes that predict, each with the model")
-    cpus_per_replica: PositiveInt = Field(1, description="CPUs and torch threads of each process")
-    gpus_per_replica: float = Field(0.0, ge=0, le=1, description="share of a GPU that each process takes; 0: predict on CPUs")
-    max_pixels: PositiveInt | None = Field(
-        None, description="larger images are refused; empty: the limit the model was registered with"
-    )
-    max_megabytes: PositiveInt = Field(32, description="larger request bodies are refused, MiB")
-    max_waiting: PositiveInt = Field(64, description="requests that wait for a free replica; more are refused (503)")
     tracking: StoreSettings = StoreSettings()
     cluster: ClusterSettings = ClusterSettings()
 

@@ -6,7 +6,7 @@ web framework. `ray_serve.py` calls them for the requests that Ray Serve receive
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import numpy as np
 from deconvnet.datasets.overlay import overlay
 from deconvnet.datasets.palette import class_palette
 from infra.errors import BadInput
+from infra.stopwatch import measured_parts, part
 from proposals.image_codec import encode_jpeg, encode_mask
 
 if TYPE_CHECKING:
@@ -47,45 +48,83 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def prediction_reply(ensemble: "SavedEnsemble", data: bytes, received: float, *, with_overlay: bool = False) -> Reply:
+@dataclass(frozen=True)
+class Answer:
+    """A reply to a prediction request, with what the server counts of it.
+
+    Attributes:
+        reply: the HTTP reply. Only the header Server-Timing is missing.
+        seconds: seconds spent on each part of the prediction, by name: `decode`, `proposals`, `fcn8s`, `deconvnet`, `crf`,
+            `encode`, and `other`. {} if the image can't be used.
+        confidence: mean over all pixels of the predicted class's probability, 0 to 1. None if the image can't be used.
+        shares: share of the pixels of each class in the mask, by name. {} if the image can't be used.
+        mask: the mask as a paletted PNG, if it was asked for.
+    """
+
+    reply: Reply
+    seconds: dict[str, float] = field(default_factory=dict)
+    confidence: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    mask: bytes | None = None
+
+
+def predict(ensemble: "SavedEnsemble", data: bytes, *, with_overlay: bool = False, keep_mask: bool = False) -> Answer:
     """Predict the mask of an image and make an HTTP reply of it.
 
     Args:
         ensemble: the loaded model, which predicts the mask.
         data: an encoded image (JPEG, PNG, …).
-        received: time at which the request arrived, from `time.perf_counter()`. It serves to report the waiting time.
         with_overlay: True to reply with a JPEG of the image with the mask drawn over it, False to reply with the mask.
+        keep_mask: True if the caller needs the mask also if the reply is an overlay.
 
     Returns:
-        If the image can be used, a reply with status 200. Its body is the mask as a paletted PNG of class ids, or the JPEG. It
-        has these headers:
+        If the image can be used, an answer whose reply has status 200. Its body is the mask as a paletted PNG of class ids, or
+        the JPEG. It has these headers:
 
         * X-Size: width x height of the mask in pixels, with the image's EXIF orientation applied.
         * X-Classes: the predicted classes in the order of their ids, percent-encoded and separated by commas.
         * X-Confidence: mean over all pixels of the predicted class's probability, 0 to 1.
-        * Server-Timing: milliseconds spent waiting (`wait`), predicting (`label`) and encoding the reply (`picture`).
 
-        If the image can't be used, a reply with status 400 and the reason.
+        If the image can't be used, an answer whose reply has status 400 and the reason.
     """
     started = time.perf_counter()
-    try:
-        prediction = ensemble.predict(data)
-    except BadInput as error:
-        return error_reply(400, f"the image can't be used: {error}")
-    predicted = time.perf_counter()
-    if with_overlay:
-        media_type = "image/jpeg"
-        body = encode_jpeg(overlay(prediction.image, prediction.mask, ensemble.classes, ensemble.background), _JPEG_QUALITY)
-    else:
-        media_type, body = "image/png", encode_mask(prediction.mask, class_palette(ensemble.background))
-    seconds = {"wait": started - received, "label": predicted - started, "picture": time.perf_counter() - predicted}
+    with measured_parts() as seconds:
+        try:
+            prediction = ensemble.predict(data)
+        except BadInput as error:
+            return Answer(error_reply(400, f"the image can't be used: {error}"))
+        with part("encode"):
+            mask = encode_mask(prediction.mask, class_palette(ensemble.background)) if keep_mask or not with_overlay else None
+            if with_overlay:
+                media_type = "image/jpeg"
+                drawn = overlay(prediction.image, prediction.mask, ensemble.classes, ensemble.background)
+                body = encode_jpeg(drawn, _JPEG_QUALITY)
+            else:
+                media_type, body = "image/png", mask or b""
+    seconds["other"] = time.perf_counter() - started - sum(seconds.values())
+    pixels = np.bincount(prediction.mask.ravel(), minlength=len(ensemble.classes))
+    found = np.flatnonzero(pixels)
     headers = {
         "X-Size": f"{prediction.mask.shape[1]}x{prediction.mask.shape[0]}",
-        "X-Classes": ",".join(quote(ensemble.classes[i], safe=" /") for i in np.unique(prediction.mask)),
+        "X-Classes": ",".join(quote(ensemble.classes[i], safe=" /") for i in found),
         "X-Confidence": f"{prediction.confidence:.3f}",
-        "Server-Timing": ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in seconds.items()),
     }
-    return Reply(200, media_type, body, headers)
+    shares = {ensemble.classes[i]: float(pixels[i] / prediction.mask.size) for i in found}
+    return Answer(Reply(200, media_type, body, headers), seconds, prediction.confidence, shares, mask if keep_mask else None)
+
+
+def timing_header(seconds: Mapping[str, float], total: float) -> str:
+    """Make the value of the header Server-Timing, which browsers show in their developer tools.
+
+    Args:
+        seconds: seconds spent on each part of the prediction, by name.
+        total: seconds from the arrival of the request to the end of the prediction.
+
+    Returns:
+        The milliseconds of waiting (`wait`), which is what the parts leave of the total, and of each part.
+    """
+    parts = {"wait": max(0.0, total - sum(seconds.values())), **seconds}
+    return ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in parts.items())
 
 
 def error_reply(status: int, message: str) -> Reply:
@@ -95,23 +134,26 @@ def error_reply(status: int, message: str) -> Reply:
         status: HTTP status code, 400 or above.
         message: description of the error for the user.
     """
-    return _json_reply(status, {"error": message})
+    return json_reply(status, {"error": message})
 
 
-def health_reply(model: str, classes: Sequence[str]) -> Reply:
-    """Make the reply to a health check, with status 200.
+def health_reply(model: str, classes: Sequence[str], healthy: bool = True) -> Reply:
+    """Make the reply to a health check.
 
     Args:
         model: name and version of the model.
         classes: class names in the order of their ids.
+        healthy: whether the processes that predict are running.
 
     Returns:
-        A reply whose body is a JSON object with the keys `status` (always "ok"), `model` and `classes`.
+        A reply with status 200, or 503 if the server is not healthy. Its body is a JSON object with the keys `status` ("ok" or
+        "unavailable"), `model` and `classes`.
     """
-    return _json_reply(200, {"status": "ok", "model": model, "classes": list(classes)})
+    status, text = (200, "ok") if healthy else (503, "unavailable")
+    return json_reply(status, {"status": text, "model": model, "classes": list(classes)})
 
 
-def _json_reply(status: int, value: object) -> Reply:
+def json_reply(status: int, value: object) -> Reply:
     """Make a reply whose body is a value as JSON, in UTF-8.
 
     Args:

@@ -2,11 +2,21 @@
 
 import logging
 import os
-import socket
+import threading
 import time
-from collections.abc import Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
-from deconvnet.serving.ray_serve import WARMUP_SIZE, ServedModel, is_serving, measure_latency, serving
+from deconvnet.serving.follow import Follower, challenger_uri, find_wanted
+from deconvnet.serving.gate import Gate
+from deconvnet.serving.limits import Limits
+from deconvnet.serving.listener import listen_at, listening
+from deconvnet.serving.ray_serve import running_replicas, serving
+from deconvnet.serving.replica import WARMUP_SIZE, ServedModel, warmup_image
 from infra.errors import UserError
 from infra.runtime.cluster import actor_slots, can_autoscale, connected
 from infra.settings import ClusterSettings
@@ -15,15 +25,42 @@ logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 5.0
 """Seconds between two checks whether Ray Serve is still running."""
+_REQUEST_SECONDS = 600.0
 
 
-def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) -> None:
-    """Serve a model with Ray Serve, and block until the user stops it.
+@dataclass(frozen=True)
+class Following:
+    """How a server follows the aliases of a registered model, and what it does with a challenger.
+
+    Attributes:
+        model: URI of the registered model that answers. If it has an alias, the server changes to the version that the alias names.
+        challenger: URI of the registered model that is tried out, or None for the alias `challenger` of the same model.
+        canary: share of the requests that the challenger answers, 0 to 1.
+        shadow: whether the challenger predicts the champion's images, too, so that the masks can be compared.
+        poll_seconds: seconds between two questions to the registry.
+    """
+
+    model: str
+    challenger: str | None = None
+    canary: float = 0.0
+    shadow: bool = False
+    poll_seconds: float = 10.0
+
+    @property
+    def challenger_uri(self) -> str | None:
+        """Return the URI of the challenger. None if none is to be tried out."""
+        return challenger_uri(self.model, self.challenger) if self.canary or self.shadow else None
+
+
+def serve(model: ServedModel, following: Following, limits: Limits, host: str, port: int, cluster: ClusterSettings) -> None:
+    """Serve a model with Ray Serve, follow its alias, and block until the user stops it.
 
     The function logs the address of the server and how long the prediction of one image takes.
 
     Args:
-        model: the model to serve, with the number and size of its replicas (processes that hold the model).
+        model: the model to serve, with the number and size of its replicas (processes that predict).
+        following: which registered model to follow.
+        limits: what the clients may take.
         host: address to listen at.
         port: port to listen at.
         cluster: settings that name the Ray cluster to join. If they name none, Ray is started on this machine.
@@ -37,47 +74,65 @@ def serve(model: ServedModel, host: str, port: int, cluster: ClusterSettings) ->
         check_room(model, cluster, nodes)
         logger.info(f"starting {model.replicas} × {model.title} …")
         joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-        with serving(model, host, port, nodes, shared_ray=joined):
-            url = f"http://{url_host(host)}:{port}"
-            height, width = WARMUP_SIZE
-            if seconds := measure_latency(url):
-                logger.info(f"one image of {width}×{height} px takes {seconds:.2f} s ({model.cpus} CPU threads)\n")
-            logger.info(f"serving at {url}: open it, or  curl --data-binary @photo.jpg {url} -o mask.png")
-            logger.info("Ctrl-C stops it")
-            try:
-                while is_serving():
-                    time.sleep(_CHECK_SECONDS)
-            except KeyboardInterrupt:
-                logger.info("\nstopping")
-                raise
+        with serving(model, nodes, shared_ray=joined) as replicas:
+            gate = Gate(
+                replicas,
+                replicas.loaded[model.version],
+                limits,
+                replicas=model.replicas,
+                canary=following.canary,
+                shadow=following.shadow,
+            )
+            find = partial(find_wanted, following.model, following.challenger_uri, model.tracking_uri)
+            follower = Follower(gate, replicas, find, following.poll_seconds)
+            with listening(gate, host, port), _in_thread(follower):
+                _log_address(model, host, port)
+                try:
+                    while (running := running_replicas()) is not None:
+                        gate.healthy = running > 0
+                        time.sleep(_CHECK_SECONDS)
+                except KeyboardInterrupt:
+                    logger.info("\nstopping")
+                    raise
             raise UserError(
-                f"Ray Serve gave {model.title} up: its logs are in Ray's session folder (/tmp/ray/session_latest/logs)"
+                f"Ray Serve gave {gate.model.version.title} up: its logs are in Ray's session folder "
+                "(/tmp/ray/session_latest/logs)"
             )
 
 
-def check_port_free(host: str, port: int) -> None:
-    """Check that this process can listen at an address and port.
+@contextmanager
+def _in_thread(follower: Follower) -> Iterator[None]:
+    """Follow the aliases in a thread as long as a `with` block runs. The thread ends after the step that it is taking."""
+    stop = threading.Event()
+    threading.Thread(target=follower.run, args=(stop,), name="follower", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
 
-    Ray Serve itself would not complain: it would share the port with another server.
+
+def _log_address(model: ServedModel, host: str, port: int) -> None:
+    """Log how long a prediction takes, and how to call the server.
 
     Args:
-        host: host name or IP address of this machine.
-        port: port to listen at.
+        model: the model that is served.
+        host: address at which the server listens.
+        port: port at which it listens.
 
     Raises:
-        UserError: if the address is not one of this machine, or the port is already in use.
+        UserError: if the server can't predict a test image.
     """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"host {host} is not an address of this machine: {error.strerror}") from None
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections of a server that just stopped
-        try:
-            probe.bind(address)
-            probe.listen()
-        except OSError as error:
-            raise UserError(f"can't listen at {host}:{port}: {error.strerror}: name another --port or --host") from None
+    url = f"http://{url_host(host)}:{port}"
+    height, width = WARMUP_SIZE
+    if seconds := measure_latency(url):
+        logger.info(f"one image of {width}×{height} px takes {seconds:.2f} s ({model.cpus} CPU threads)\n")
+    logger.info(f"serving at {url}: open it, or  curl --data-binary @photo.jpg {url} -o mask.png")
+    logger.info("Ctrl-C stops it")
+
+
+def check_port_free(host: str, port: int) -> None:
+    """Check that this process can listen at an address and port, before anything is started. Raise UserError if it can't."""
+    listen_at(host, port).close()
 
 
 def check_room(model: ServedModel, cluster: ClusterSettings, nodes: Mapping[str, str]) -> None:
@@ -113,3 +168,30 @@ def url_host(host: str) -> str:
     """
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
+
+
+def measure_latency(url: str) -> float | None:
+    """Measure how long a server takes to predict one synthetic image of 500 x 375 pixels.
+
+    Args:
+        url: address of the server.
+
+    Returns:
+        Seconds from sending the request to receiving the whole reply. None if the server refuses the image, for example because
+        it accepts only smaller ones, or is busy.
+
+    Raises:
+        UserError: if the server fails, so that it could predict no image.
+        OSError: if the server does not answer.
+    """
+    request = urllib.request.Request(url, warmup_image(), {"Content-Type": "image/jpeg"})
+    started = time.perf_counter()
+    try:
+        with urllib.request.urlopen(request, timeout=_REQUEST_SECONDS) as reply:
+            reply.read()
+    except urllib.error.HTTPError as error:
+        if error.code < 500 or error.code == 503:
+            return None
+        text = error.read().decode(errors="replace").strip()
+        raise UserError(f"the model can't predict a test image (HTTP status {error.code}): {text[:500]}") from None
+    return time.perf_counter() - started

@@ -43,6 +43,11 @@ class Version:
     id: str
     source: str
 
+    @property
+    def title(self) -> str:
+        """Return the name and number, for messages."""
+        return f"{self.name} version {self.number}"
+
 
 @contextmanager
 def registry_client(tracking_uri: str, name: str) -> Iterator["MlflowClient"]:

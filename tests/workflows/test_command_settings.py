@@ -134,6 +134,8 @@ NEEDS = {
 """Settings that are allowed, or have an effect, only beside others. None stands for a setting that is left out."""
 ANOTHER = {
     "model": "models:/other@champion",
+    "challenger": "models:/other@challenger",
+    "canary": 0.25,
     "classes": "cat,dog",
     "compute.gpu": False,
     "encoding": "cp1252",
@@ -204,6 +206,7 @@ CALLED_THERE = {
     "cpus_per_replica": "cpus",
     "gpus_per_replica": "gpus",
     "max_megabytes": "max_bytes",
+    "max_total_megabytes": "max_total_bytes",
 }
 """Names of the arguments and fields that change with a setting, where it isn't its own name."""
 

@@ -1,5 +1,6 @@
 """Both servers by their commands, as the README has them: Ray Serve behind serve.py, and `mlflow models serve`; and user errors."""
 
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,8 @@ from PIL import Image
 
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.serving import server
-from deconvnet.serving.ray_serve import ServedModel, serving
+from deconvnet.serving.ray_serve import serving
+from deconvnet.serving.replica import ServedModel
 from deconvnet.tracking import registry
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from infra.deploy.local.process import free_port
@@ -202,12 +204,10 @@ def test_more_replicas_than_there_is_room_for_are_refused(ray_session: None) -> 
 def test_a_model_whose_files_are_missing_is_a_user_error_and_nothing_stays_served(ray_session: None, tmp_path: Path) -> None:
     ray_serve = pytest.importorskip("ray.serve", reason="the extra `serve` is not installed", exc_type=ImportError)
     gone = registry.Version("shapes", "7", "id", str(tmp_path / "gone"))
-    port = free_port()
     said = r"shapes version 7 can't be served: models:/shapes/7 can't be fetched"
-    with pytest.raises(UserError, match=said), serving(ServedModel(gone, f"sqlite:///{tmp_path}/m.db"), "127.0.0.1", port):
+    with pytest.raises(UserError, match=said), serving(ServedModel(gone, f"sqlite:///{tmp_path}/m.db")):
         pytest.fail("it started")
-    assert not ray_serve.status().applications and not ray_serve.status().proxies
-    server.check_port_free("127.0.0.1", port)
+    assert not ray_serve.status().applications
 
 
 @pytest.fixture
@@ -241,6 +241,24 @@ def test_a_model_that_does_not_exist_is_a_user_error(
         serve.main([*port, "--workspace", str(tmp_path)])
     with pytest.raises(UserError, match=r"model models:/edeconvnet@champion is not in .*, which has shapes"):
         serve.main([*port, "--workspace", str(workspace)])
+
+
+def test_the_memory_for_all_bodies_must_hold_the_largest_one() -> None:
+    with pytest.raises(UserError, match="max_total_megabytes 8 is less than max_megabytes 9"):
+        serve.main(["--max_megabytes", "9", "--max_total_megabytes", "8"])
+
+
+@pytest.mark.parametrize("status", [400, 413, 429, 500, 502, 503, 504])
+def test_a_server_that_fails_on_the_test_image_is_refused_and_one_that_declines_it_is_not(status, monkeypatch) -> None:
+    def answer(*_, **__):
+        raise urllib.error.HTTPError("http://x", status, "", {}, io.BytesIO(b"RuntimeError: out of memory"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    if status in (500, 502, 504):
+        with pytest.raises(UserError, match=rf"can't predict a test image \(HTTP status {status}\): RuntimeError: out of memory"):
+            server.measure_latency("http://x")
+    else:
+        assert server.measure_latency("http://x") is None
 
 
 def test_the_printed_address_can_be_opened() -> None:

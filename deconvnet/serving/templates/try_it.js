@@ -14,7 +14,8 @@ async function predict(file) {
       statusLine.textContent = (await reply.json()).error;
       return;
     }
-    const milliseconds = Math.round(+reply.headers.get("Server-Timing").match(/label;dur=([0-9.]+)/)[1]);
+    const parts = [...reply.headers.get("Server-Timing").matchAll(/(\w+);dur=([0-9.]+)/g)].filter(([, name]) => name !== "wait");
+    const milliseconds = Math.round(parts.reduce((sum, [, , duration]) => sum + +duration, 0));
     const classes = reply.headers.get("X-Classes").split(",").map(decodeURIComponent).join(", ");
     result.src = URL.createObjectURL(await reply.blob());
     statusLine.textContent = `${classes}: ${milliseconds} ms`;

@@ -1,8 +1,8 @@
 """The page to try the model on, in a real browser, with a model that always finds the same class."""
 
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -44,7 +44,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
         overlay = "overlay=1" in self.path
-        self.send(http.prediction_reply(ConstantEnsemble(), data, time.perf_counter(), with_overlay=overlay))  # type: ignore[arg-type]
+        answer = http.predict(ConstantEnsemble(), data, with_overlay=overlay)  # type: ignore[arg-type]
+        timing = {"Server-Timing": http.timing_header(answer.seconds, 1.0)}
+        self.send(replace(answer.reply, headers={**answer.reply.headers, **timing}))
 
     def send(self, reply: Reply) -> None:
         self.send_response(reply.status)

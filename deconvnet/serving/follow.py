@@ -1,0 +1,142 @@
+"""Follow the aliases of a registered model while it is served: load the version that an alias names now, and change to it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from deconvnet.serving.gate import Gate
+from deconvnet.serving.routing import LoadedModel, Wanted, plan
+from deconvnet.tracking import registry
+from deconvnet.tracking.registry import CHALLENGER, Version
+from infra.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_MAX_PAUSE_SECONDS = 600.0
+
+
+class Loader(Protocol):
+    """The processes that predict, as far as they load and drop models. `deconvnet.serving.ray_serve.Replicas` is one."""
+
+    @property
+    def loaded(self) -> dict[Version, LoadedModel]:
+        """Return the versions that all processes hold."""
+
+    def load(self, version: Version) -> LoadedModel:
+        """Load a version into all processes, and wait until it is there. Raise UserError if that fails."""
+
+    def drop(self, versions: Collection[Version]) -> None:
+        """Free the memory of versions in all processes."""
+
+
+def challenger_uri(model: str, challenger: str | None) -> str:
+    """Return the URI of the challenger: `challenger`, or if that is None, the alias `challenger` of the model that `model` names."""
+    name = model.removeprefix("models:/").partition("@")[0].partition("/")[0]
+    return challenger or f"models:/{name}@{CHALLENGER}"
+
+
+def find_wanted(model: str, challenger: str | None, store: str) -> Wanted:
+    """Ask MLflow's registry which versions to serve now.
+
+    Args:
+        model: URI of the registered model that answers.
+        challenger: URI of the one to try out, or None. If there is no such version, none is tried out.
+        store: URI of the MLflow store.
+
+    Raises:
+        UserError: if `model` names no version, or the registry does not answer.
+    """
+    champion = registry.find(model, store, "model")
+    if challenger is None:
+        return Wanted(champion)
+    try:
+        return Wanted(champion, registry.find(challenger, store, "challenger"))
+    except UserError:
+        return Wanted(champion)
+
+
+class Follower:
+    """Changes the versions that a server serves, whenever the registry names others.
+
+    A new version is loaded beside the one that answers. Then all further requests go to it. When the last request to the earlier
+    version has been answered, the change is announced, and the earlier version is dropped. If a version can't be loaded, or the
+    registry does not answer, the present version goes on.
+    """
+
+    def __init__(self, gate: Gate, loader: Loader, find: Callable[[], Wanted], poll_seconds: float) -> None:
+        """Create the follower of a server that is running.
+
+        Args:
+            gate: the application that answers the requests.
+            loader: the processes that predict, which hold the version that answers.
+            find: function that asks the registry which versions to serve.
+            poll_seconds: seconds between two questions.
+        """
+        self._gate, self._loader, self._find, self._poll_seconds = gate, loader, find, poll_seconds
+        self._retired: set[Version] = set()  # versions that others have replaced: a rollback must not try them out again
+        self._broken: dict[Version, tuple[float, float]] = {}  # when to try again, and how long that pause is
+        self._last_warning = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow the aliases until an event is set. All errors are logged, none ends the server."""
+        while not stop.wait(self._poll_seconds):
+            try:
+                while self.step() and not stop.is_set():
+                    pass
+            except UserError as error:
+                self._warn(f"{self._gate.model.version.title} goes on: {error}")
+            except Exception:
+                logger.exception(f"{self._gate.model.version.title} goes on, though the next version could not be served")
+
+    def step(self) -> bool:
+        """Take one step towards the versions that the registry names.
+
+        Returns:
+            True if something was changed, so that another step may follow. False if there is nothing to do.
+
+        Raises:
+            UserError: if the registry does not answer.
+        """
+        gate, routes, loaded = self._gate, self._gate.routes, self._loader.loaded
+        wanted = self._find()
+        if wanted.challenger in self._retired - {wanted.champion}:
+            wanted = Wanted(wanted.champion)
+        now = time.monotonic()
+        step = plan(wanted, routes.champion, loaded, [version for version, (until, _) in self._broken.items() if now < until])
+        champion = routes.champion if step.champion is None else step.champion
+        if (champion, step.challenger) != (routes.champion, routes.challenger):
+            before = routes.champion
+            routes.change(champion, step.challenger)
+            gate.announce(loaded[champion], loaded[step.challenger] if step.challenger else None)
+            if champion != before:
+                self._retired = (self._retired | {before}) - {champion}
+                logger.info(f"serving {champion.title} in place of version {before.number}")
+            if step.challenger:
+                logger.info(f"trying out {step.challenger.title}")
+            return True
+        if step.drop:
+            self._loader.drop(step.drop)
+            return True
+        if step.load:
+            self._load(step.load[0])
+            return True
+        return False
+
+    def _load(self, version: Version) -> None:
+        """Load a version. If that fails, log the reason, and try again after a pause, which is doubled each time."""
+        logger.info(f"loading {version.title} …")
+        try:
+            self._loader.load(version)
+            self._broken.pop(version, None)
+        except UserError as error:
+            pause = min(2 * self._broken.get(version, (0.0, self._poll_seconds))[1], _MAX_PAUSE_SECONDS)
+            self._broken[version] = (time.monotonic() + pause, pause)
+            self._warn(f"{self._gate.model.version.title} goes on: {error}")
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, unless the last one was the same."""
+        if text != self._last_warning:
+            logger.warning(text)
+        self._last_warning = text

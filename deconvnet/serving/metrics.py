@@ -1,0 +1,66 @@
+"""Count requests, their durations and the confidence of their answers, and write them as a page for Prometheus.
+
+Prometheus is a program that reads such a page every few seconds, stores the numbers and draws them.
+"""
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
+
+from deconvnet.serving.http import Reply
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The numbers of one server since its start."""
+
+    def __init__(self) -> None:
+        """Create the metrics, all zero."""
+        self._registry = CollectorRegistry()
+        self._requests = Counter("deconvnet_requests", "Requests by HTTP status code", ["code"], registry=self._registry)
+        self._seconds = Histogram(
+            "deconvnet_prediction_seconds",
+            "Time from the arrival of a request to the end of its prediction",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._confidence = Summary(
+            "deconvnet_confidence",
+            "Mean probability of the predicted class, by version of the model",
+            ["version"],
+            registry=self._registry,
+        )
+        self._waiting = Gauge("deconvnet_requests_waiting", "Requests that wait or are answered now", registry=self._registry)
+        self._bytes = Gauge("deconvnet_upload_bytes", "Request bodies in memory", registry=self._registry)
+
+    def count_request(self, status: int) -> None:
+        """Count a request.
+
+        Args:
+            status: HTTP status code of the reply. 499 if the client has gone before it.
+        """
+        self._requests.labels(str(status)).inc()
+
+    def count_prediction(self, version: str, seconds: float, confidence: float) -> None:
+        """Count a predicted mask.
+
+        Args:
+            version: number of the model's version.
+            seconds: time from the arrival of the request to the end of the prediction.
+            confidence: mean probability of the predicted class, 0 to 1.
+        """
+        self._seconds.observe(seconds)
+        self._confidence.labels(version).observe(confidence)
+
+    def page(self, waiting: int, upload_bytes: int) -> Reply:
+        """Make the page.
+
+        Args:
+            waiting: number of requests that wait or are answered now.
+            upload_bytes: bytes of the request bodies that are in memory.
+
+        Returns:
+            A reply with status 200 in Prometheus' text format.
+        """
+        self._waiting.set(waiting)
+        self._bytes.set(upload_bytes)
+        return Reply(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))

@@ -1,0 +1,115 @@
+"""Calling the server's application as a web server does, without one; and predictors that need no model."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deconvnet.datasets.palette import class_palette
+from deconvnet.serving.http import Answer, Reply, error_reply
+from deconvnet.serving.routing import LoadedModel
+from deconvnet.tracking.registry import Version
+from proposals.image_codec import encode_mask
+
+CLASSES = ("background", "cat")
+PNG = encode_mask(np.eye(4, dtype=np.uint8), class_palette(True))
+FOREVER = None
+"""In the chunks of a body: the client sends nothing more, and stays."""
+GONE = "gone"
+"""In the chunks of a body: the client goes."""
+
+
+def loaded(number: int | str, classes: tuple[str, ...] = CLASSES) -> LoadedModel:
+    return LoadedModel(Version("net", str(number), f"id {number}", "nowhere"), classes, True)
+
+
+@dataclass
+class Predictors:
+    """Predicts the same mask for every image, except for text. While `open` is not set, it goes on predicting."""
+
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: list[str] = field(default_factory=list)
+    cancelled: int = 0
+    different: float | Exception = 0.25
+    error: Exception | None = None
+
+    async def asked(self, times: int) -> None:
+        """Let the other tasks run until there were so many calls."""
+        while len(self.calls) < times:
+            await asyncio.sleep(0)
+
+    async def predict(self, version: Version, data: bytes, with_overlay: bool, keep_mask: bool) -> Answer:
+        self.calls.append(version.number)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error:
+            raise self.error
+        if data == b"text":
+            return Answer(error_reply(400, "the image can't be used: not an image"))
+        reply = Reply(200, "image/png", PNG, {"X-Confidence": "0.750"})
+        return Answer(reply, {"crf": 0.5}, 0.75, {"background": 0.75, "cat": 0.25}, PNG if keep_mask else None)
+
+    async def different_pixels(self, model: LoadedModel, data: bytes, other: LoadedModel, mask: bytes) -> float:
+        self.calls.append(f"{model.version.number} against {other.version.number}")
+        if isinstance(self.different, Exception):
+            raise self.different
+        return self.different
+
+
+@dataclass
+class Received:
+    """What a client has received.
+
+    Attributes:
+        status: status code, 0 if there was no reply.
+        chunks: number of the chunks of its body that were read.
+    """
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    chunks: int = 0
+    complete: bool = False
+
+
+async def call(
+    application: Any,
+    method: str = "POST",
+    path: str = "/",
+    body: Iterable[bytes | str | None] = (b"",),
+    query: str = "",
+    **headers: str,
+) -> Received:
+    """Send a request whose body consists of chunks, and return what comes back. After the body, the client waits."""
+    chunks, received = list(body), Received()
+
+    async def receive() -> dict[str, Any]:
+        if not chunks or chunks[0] is FOREVER:
+            await asyncio.Event().wait()
+        if (chunk := chunks.pop(0)) == GONE:
+            return {"type": "http.disconnect"}
+        received.chunks += 1
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            received.status = message["status"]
+            received.headers = {name.decode(): value.decode("latin-1") for name, value in message["headers"]}
+        else:
+            received.body += message["body"]
+            received.complete = not message.get("more_body", False)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "query_string": query.encode(),
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+    }
+    await application(scope, receive, send)
+    return received

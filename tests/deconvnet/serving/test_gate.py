@@ -1,0 +1,283 @@
+"""The application in front of the predicting processes: paths, limits, canary, shadow, and clients that go."""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from deconvnet.serving import gate as gates
+from deconvnet.serving import limits
+from deconvnet.serving.gate import Gate
+from deconvnet.serving.limits import Limits
+from tests.deconvnet.serving.asgi import CLASSES, FOREVER, GONE, PNG, Predictors, Received, call, loaded
+
+PHOTO = [b"a", b"photo"]
+
+
+def made(predictors: Predictors | None = None, ready: bool = True, limits: Limits | None = None, **options: Any) -> Gate:
+    predictors = predictors or Predictors()
+    if ready:
+        predictors.open.set()
+    return Gate(predictors, loaded(1), limits or Limits(max_bytes=20_000), **options)
+
+
+def ask(gate: Gate, *arguments: Any, **named: Any) -> Received:
+    return asyncio.run(call(gate, *arguments, **named))
+
+
+def error(received: Received) -> str:
+    assert received.complete and received.headers["content-type"] == "application/json"
+    return json.loads(received.body)["error"]
+
+
+def test_a_mask_is_passed_on_with_its_headers_and_the_version_that_made_it() -> None:
+    reply = ask(made(), body=PHOTO)
+    assert (reply.status, reply.body, reply.headers["content-type"]) == (200, PNG, "image/png")
+    assert reply.headers["x-model"] == "net version 1" and reply.headers["x-confidence"] == "0.750"
+    assert reply.headers["server-timing"].startswith("wait;dur=0.0, crf;dur=500.0")
+    assert "connection" not in reply.headers
+
+
+def test_page_health_version_and_metrics_are_answered_while_all_processes_are_busy() -> None:
+    predictors = Predictors()
+    gate = made(predictors, ready=False)
+
+    async def run() -> dict[str, Received]:
+        busy = asyncio.ensure_future(call(gate, body=PHOTO))
+        await predictors.asked(1)
+        found = {path: await call(gate, "GET", path) for path in gates.PATHS}
+        predictors.open.set()
+        assert (await busy).status == 200
+        return found
+
+    found = asyncio.run(run())
+    assert {reply.status for reply in found.values()} == {200}
+    assert json.loads(found["/healthz"].body) == {"status": "ok", "model": "net version 1", "classes": list(CLASSES)}
+    assert b"net version 1" in found["/"].body and found["/"].headers["content-type"].startswith("text/html")
+    assert json.loads(found["/version"].body)["version"] == "1"
+    assert b"deconvnet_requests_waiting 1.0" in found["/metrics"].body
+
+
+def test_health_is_503_where_no_process_predicts() -> None:
+    gate = made()
+    gate.healthy = False
+    reply = ask(gate, "GET", "/healthz")
+    assert reply.status == 503 and json.loads(reply.body)["status"] == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "sentence"),
+    [
+        ({"path": "/other"}, 404, "nothing at /other"),
+        ({"method": "PUT"}, 405, "PUT is not supported"),
+        ({"path": "/healthz"}, 405, "POST is not supported"),
+        ({"query": "overlay=perhaps"}, 400, "overlay=perhaps is neither"),
+        ({"content_type": "multipart/form-data; boundary=x", "body": [b"--x"]}, 415, "the body is a form"),
+        ({"body": [b""]}, 400, "the body is empty"),
+        ({"body": [b"text"]}, 400, "not an image"),
+        ({"body": [b"x" * 10_000] * 3}, 413, "the body is larger than"),
+        ({"content_length": "20001"}, 413, "the body is larger than"),
+    ],
+)
+def test_a_request_that_can_not_be_used_is_refused_with_a_status_and_a_message(
+    request_: dict[str, Any], status: int, sentence: str
+) -> None:
+    reply = ask(made(), **request_)
+    assert reply.status == status and sentence in error(reply) and reply.headers["x-model"] == "net version 1"
+
+
+def test_a_body_that_is_too_large_is_not_kept_and_read_only_a_little_further() -> None:
+    declared = ask(made(), content_length="20001", body=[b"x" * 10_000] * 9)
+    assert declared.status == 413 and declared.chunks == 2 and declared.headers["connection"] == "close"
+    chunked = ask(made(), body=[b"x" * 10_000] * 9)
+    assert chunked.status == 413 and chunked.chunks == 3 + 2
+    within = ask(made(), content_length="20000", body=[b"x" * 10_000] * 2)
+    assert within.status == 200
+
+
+def test_a_client_that_sends_half_a_body_is_refused_and_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "_LINGER_SECONDS", 0.01)
+    gate = made()
+
+    async def run() -> tuple[list[Received], Received]:
+        slow = [asyncio.ensure_future(call(gate, body=[b"x", FOREVER])) for _ in range(50)]
+        await asyncio.sleep(0)
+        honest = await call(gate, body=PHOTO)
+        assert not any(each.done() for each in slow)
+        return await asyncio.gather(*slow), honest
+
+    slow, honest = asyncio.run(run())
+    assert honest.status == 200 and {each.status for each in slow} == {408}
+    assert b'deconvnet_requests_total{code="408"} 50.0' in ask(gate, "GET", "/metrics").body
+
+
+def test_where_too_many_wait_more_are_refused_with_the_time_to_try_again() -> None:
+    predictors = Predictors()
+    gate = made(predictors, ready=False, limits=Limits(max_waiting=2))
+
+    async def run() -> None:
+        waiting = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(2)]
+        await predictors.asked(2)
+        refused = await call(gate, body=PHOTO)
+        assert refused.status == 429 and "2 requests are waiting" in error(refused) and refused.headers["retry-after"] == "1"
+        assert (await call(gate, "GET", "/healthz")).status == 200
+        predictors.open.set()
+        assert {each.status for each in await asyncio.gather(*waiting)} == {200}
+        assert (await call(gate, body=PHOTO)).status == 200
+
+    asyncio.run(run())
+
+
+def test_a_body_that_arrives_when_the_server_has_become_full_is_refused() -> None:
+    predictors = Predictors()
+    gate = made(predictors, ready=False, limits=Limits(max_waiting=1))
+
+    async def run() -> None:
+        late = asyncio.ensure_future(call(gate, body=[b"x", b"y"]))
+        first = asyncio.ensure_future(call(gate, body=[b"x"]))
+        done, _ = await asyncio.wait((late, first), return_when=asyncio.FIRST_COMPLETED)
+        assert [each.result().status for each in done] == [429]
+        predictors.open.set()
+        await asyncio.gather(late, first)
+
+    asyncio.run(run())
+
+
+def test_nobody_predicts_for_a_client_that_has_gone() -> None:
+    predictors = Predictors()
+    gate = made(predictors, ready=False)
+    reply = ask(gate, body=[b"x", GONE])
+    assert reply.status == 0 and not predictors.calls
+    reply = asyncio.run(_gone_after_its_body(gate))
+    assert reply.status == 0 and predictors.calls == ["1"] and predictors.cancelled == 1 and gate.routes.busy == 0
+
+
+async def _gone_after_its_body(gate: Gate) -> Received:
+    """A client that sends a whole body, and goes before the reply."""
+    messages = [{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError("nobody is there")
+
+    await gate({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    await asyncio.sleep(0)
+    return Received()
+
+
+def test_a_prediction_that_takes_too_long_is_given_up() -> None:
+    predictors = Predictors()
+    reply = ask(made(predictors, ready=False, limits=Limits(request_timeout=0.01)), body=PHOTO)
+    assert reply.status == 504 and "within 0.01 s" in error(reply) and predictors.cancelled == 1
+
+
+def test_an_error_of_a_process_is_logged_and_does_not_reach_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    reply = ask(made(Predictors(error=RuntimeError("secret"))), body=PHOTO)
+    assert reply.status == 500 and "secret" not in error(reply) and "net version 1 could not predict" in caplog.text
+
+
+def test_a_reply_that_the_client_does_not_take_is_given_up() -> None:
+    gate = made(limits=Limits(read_timeout=0.01))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x"} if not started else await asyncio.Event().wait()
+
+    started: list[Any] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        started.append(message)
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(gate(scope, receive, send))
+    assert b'deconvnet_requests_total{code="499"} 1.0' in ask(gate, "GET", "/metrics").body
+
+
+def test_metrics_count_codes_durations_and_confidences() -> None:
+    gate = made()
+    for body in ([b"photo"], [b"photo"], [b"text"]):
+        ask(gate, body=body)
+    text = ask(gate, "GET", "/metrics").body.decode()
+    assert 'deconvnet_requests_total{code="200"} 2.0' in text and 'deconvnet_requests_total{code="400"} 1.0' in text
+    assert "deconvnet_prediction_seconds_count 2.0" in text and 'deconvnet_confidence_sum{version="1"} 1.5' in text
+    assert "deconvnet_upload_bytes 0.0" in text
+
+
+# A challenger.
+
+
+def test_a_canary_answers_its_share_and_both_are_counted() -> None:
+    gate = made(predictors := Predictors(), canary=0.25)
+    gate.routes.change(loaded(1).version, loaded(2).version)
+    gate.announce(loaded(1), loaded(2))
+    titles = [ask(gate, body=PHOTO).headers["x-model"][-1] for _ in range(8)]
+    assert "".join(titles) == "11121112" == "".join(predictors.calls)
+    said = json.loads(ask(gate, "GET", "/version").body)
+    assert said["canary"] == {"version": "2", "share": 0.25} and said["shadow"] is None
+    counted = {"mean_confidence": 0.75, "class_shares": {"background": 0.75, "cat": 0.25}}
+    assert said["answers"] == {"1": {"answers": 6, **counted}, "2": {"answers": 2, **counted}}
+
+
+def shadowed(predictors: Predictors, replicas: int = 1) -> Gate:
+    gate = Gate(predictors, loaded(1), Limits(), replicas=replicas, shadow=True)
+    gate.routes.change(loaded(1).version, loaded(2).version)
+    gate.announce(loaded(1), loaded(2))
+    predictors.open.set()
+    return gate
+
+
+async def after_shadows(gate: Gate, bodies: int = 1) -> Received:
+    """Send images one after the other, and return the last reply, when the challenger has predicted too."""
+    for _ in range(bodies):
+        reply = await call(gate, body=PHOTO)
+        while gate._comparisons:
+            await asyncio.sleep(0)
+    return reply
+
+
+@pytest.mark.parametrize("different", [0.25, RuntimeError("out of memory")])
+def test_in_the_shadow_the_challenger_predicts_too_and_only_its_difference_is_logged(
+    different: float | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = shadowed(predictors := Predictors(different=different))
+    with caplog.at_level(logging.INFO):
+        reply = asyncio.run(after_shadows(gate, 2))
+    assert reply.status == 200 and reply.headers["x-model"] == "net version 1"
+    assert predictors.calls == ["1", "2 against 1"] * 2
+    said = json.loads(ask(gate, "GET", "/version").body)["shadow"]
+    if isinstance(different, float):
+        assert said == {"version": "2", "compared": 2, "skipped": 0, "failed": 0, "different_pixels": 0.25}
+        assert "version 2 differs from version 1 in 25.0 % of an image's pixels" in caplog.text
+    else:
+        assert said == {"version": "2", "compared": 0, "skipped": 0, "failed": 2} and "out of memory" in caplog.text
+
+
+def test_the_shadow_does_not_keep_a_process_from_answering(caplog: pytest.LogCaptureFixture) -> None:
+    gate = shadowed(predictors := Predictors())
+
+    async def run() -> None:
+        predictors.open.clear()
+        busy = [asyncio.ensure_future(call(gate, body=PHOTO)) for _ in range(3)]
+        await predictors.asked(3)
+        predictors.open.set()
+        await asyncio.gather(*busy)
+        while gate._comparisons:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    said = json.loads(ask(gate, "GET", "/version").body)["shadow"]
+    assert said["compared"] == 1 and said["skipped"] == 2
+
+
+def test_an_image_that_can_not_be_used_is_not_compared_and_another_challenger_is_counted_anew() -> None:
+    gate = shadowed(predictors := Predictors())
+    asyncio.run(after_shadows(gate))
+    ask(gate, body=[b"text"])
+    assert predictors.calls == ["1", "2 against 1", "1"]
+    gate.announce(loaded(1), loaded(3))
+    assert json.loads(ask(gate, "GET", "/version").body)["shadow"] == {"version": "3", "compared": 0, "skipped": 0, "failed": 0}

@@ -1,0 +1,165 @@
+"""The HTTP server in front: what slow, silent, huge and broken clients can do to it, over real connections."""
+
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from deconvnet.serving import limits
+from deconvnet.serving.gate import Gate
+from deconvnet.serving.limits import Limits
+from deconvnet.serving.listener import listening
+from infra.errors import UserError
+from tests.deconvnet.serving.asgi import PNG, Predictors, loaded
+
+MIB = 2**20
+
+
+@contextmanager
+def server(seconds: float = 30, most_waiting: int = 100, **found: float) -> Iterator[int]:
+    """A server without a model, which answers at once; yields its port."""
+    predictors = Predictors()
+    predictors.open.set()
+    gate = Gate(predictors, loaded(1), Limits(**{"max_bytes": MIB, **found}))  # type: ignore[arg-type]
+    with listening(gate, "127.0.0.1", 0, seconds=seconds, most_waiting=most_waiting, grace_seconds=5) as port:
+        yield port
+
+
+def connect(port: int, data: bytes = b"") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), 30)
+    client.sendall(data)
+    return client
+
+
+def received(client: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    with closing(client):
+        found = b""
+        try:
+            while chunk := client.recv(65536):
+                found += chunk
+        except ConnectionResetError:
+            pass
+        return found
+
+
+def get(port: int, path: str = "/healthz") -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.request("GET", path)
+        return client.getresponse().status
+
+
+def post(port: int, body: bytes | Iterator[bytes], **headers: str) -> tuple[int, bytes]:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+        client.request("POST", "/", body, headers)
+        reply = client.getresponse()
+        return reply.status, reply.read()
+
+
+def test_images_are_answered_with_and_without_a_declared_length_and_on_one_connection() -> None:
+    with server() as port:
+        assert post(port, b"photo") == (200, PNG) == post(port, iter([b"pho", b"to"]))
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as client:
+            for _ in range(3):
+                client.request("POST", "/", b"photo")
+                assert client.getresponse().read() == PNG
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"POST / HTTP/1.1\r\nHost: x\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET / HT"],
+    ids=["silent", "half", "second"],
+)
+def test_a_connection_that_waits_with_its_header_is_closed(sent: bytes) -> None:
+    with server(seconds=0.05) as port:
+        found = received(connect(port, sent))
+        assert found.startswith(b"HTTP/1.1 200" if b"GET" in sent else b"") and get(port) == 200
+
+
+def test_a_header_without_end_is_refused() -> None:
+    with server() as port:
+        client = connect(port, b"GET / HTTP/1.1\r\nx: ")
+        client.sendall(b"x" * 40_000)
+        assert received(client)[:12] in (b"HTTP/1.1 400", b"") and get(port) == 200
+
+
+def test_connections_that_send_nothing_keep_nobody_out() -> None:
+    with server(most_waiting=5) as port:
+        silent = [connect(port) for _ in range(30)]
+        assert get(port) == 200
+        assert received(silent[0]) == b"", "the oldest was closed"
+        for client in silent:
+            client.close()
+
+
+def test_half_a_body_ends_in_408_and_the_rest_of_a_refused_one_does_not_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "_LINGER_SECONDS", 0.05)
+    with server() as port:
+        found = received(connect(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"))
+        assert found.startswith(b"HTTP/1.1 408") and b"connection: close" in found
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_client_that_sends_too_much_before_it_reads_still_gets_the_reply(declared: bool) -> None:
+    body = b"x" * (MIB + MIB // 2)
+    with server() as port:
+        status, text = post(port, body if declared else iter([body[: MIB // 2]] * 3))
+        assert status == 413 and b"larger than 1 MiB" in text
+
+
+def test_a_huge_body_is_cut_off() -> None:
+    sent = 0
+    with server() as port, closing(connect(port, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")) as client:
+        chunk = b"100000\r\n" + bytes(MIB) + b"\r\n"
+        with pytest.raises(OSError):
+            while sent < 100 * MIB:
+                client.sendall(chunk)
+                sent += MIB
+        assert sent < 30 * MIB and get(port) == 200
+
+
+def test_a_client_that_asks_whether_to_send_a_body_that_is_too_large_is_told_not_to() -> None:
+    header = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\nExpect: 100-continue\r\n\r\n"
+    with server() as port, closing(connect(port, header)) as client:
+        assert client.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_does_not_take_its_reply_is_cut_off() -> None:
+    """It asks for many pages on one connection, and reads none."""
+    with server(seconds=0.1) as port:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        with closing(client), pytest.raises(OSError):
+            client.settimeout(30)
+            while True:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        assert get(port) == 200
+
+
+def test_requests_that_have_arrived_are_answered_when_the_server_stops() -> None:
+    predictors, found = Predictors(), []
+    gate = Gate(predictors, loaded(1), Limits())
+    with listening(gate, "127.0.0.1", 0) as port:
+        client = threading.Thread(target=lambda: found.append(post(port, b"photo")))
+        client.start()
+        deadline = time.monotonic() + 30
+        while not predictors.calls and time.monotonic() < deadline:
+            time.sleep(0.001)
+        threading.Timer(0.05, predictors.open.set).start()
+    client.join(30)
+    assert found == [(200, PNG)]
+
+
+def test_a_port_in_use_is_a_user_error() -> None:
+    with (
+        server() as port,
+        pytest.raises(UserError, match=f"can't listen at 127.0.0.1:{port}: "),
+        listening(None, "127.0.0.1", port),
+    ):
+        pytest.fail("it listens")

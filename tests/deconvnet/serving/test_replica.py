@@ -1,0 +1,207 @@
+"""A replica, as Ray Serve runs it: loading versions beside each other, predicting, comparing and dropping; and its caller."""
+
+import asyncio
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deconvnet.inference.saved_ensemble import SavedEnsemble
+from deconvnet.serving import ray_serve
+from deconvnet.serving import replica as replicas
+from deconvnet.serving.ray_serve import Replicas
+from deconvnet.serving.replica import Replica, ServedModel
+from deconvnet.serving.routing import LoadedModel, different_pixels
+from deconvnet.tracking import registry
+from deconvnet.tracking.registry import Version
+from infra.errors import UserError
+from proposals.image_codec import encode_jpeg
+from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, save_networks
+
+PHOTO = encode_jpeg(random_image(0, 60, 80))
+V1, V2 = (Version("shapes", str(i), f"id {i}", "nowhere") for i in (1, 2))
+
+
+@pytest.fixture(scope="module")
+def ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[Version, Path]:
+    """Folders of two versions whose networks have other weights."""
+    folders = {}
+    for seed, version in enumerate((V1, V2), 1):
+        folders[version] = tmp_path_factory.mktemp("ensemble")
+        save_networks(folders[version], CLASSES, seed=10 * seed)
+        options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
+        (folders[version] / "options.json").write_text(json.dumps(options))
+    return folders
+
+
+@pytest.fixture
+def fetched(ensembles: dict[Version, Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The registry gives out these folders, and records the numbers of the versions."""
+    from infra import storage
+
+    log: list[str] = []
+
+    def fetch(version: Version, store: str, target: str) -> None:
+        log.append(version.number)
+        storage.copy_tree(str(ensembles[version]), target)
+
+    monkeypatch.setattr(registry, "fetch", fetch)
+    monkeypatch.setattr(replicas, "warmup_image", lambda: PHOTO)  # a large one takes longer
+    return log
+
+
+def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], ensembles: dict[Version, Path]) -> None:
+    async def run() -> None:
+        replica = Replica(ServedModel(V1, "store"))
+        first = await replica.load(V1)
+        assert first == LoadedModel(V1, CLASSES, True) == await replica.load(V1) and fetched == ["1"]
+        second, same = await asyncio.gather(replica.load(V2), replica.load(V2))
+        assert second == same and fetched == ["1", "2"]
+        masks = {}
+        for version in (V1, V2):
+            answer = await replica.predict(version, PHOTO, False, True)
+            masks[version] = SavedEnsemble(str(ensembles[version])).predict(PHOTO).mask
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(answer.reply.body))), masks[version])
+        expected = different_pixels(masks[V1], CLASSES, masks[V2], CLASSES)
+        assert (
+            0
+            < expected
+            == await replica.different_pixels(second, PHOTO, first, (await replica.predict(V1, PHOTO, False, True)).mask)
+        )
+        folder = Path(replica.folders[V1].name)
+        await replica.drop([V1, V1])
+        assert not folder.exists() and list(replica.ensembles) == [V2]
+        with pytest.raises(RuntimeError, match="shapes version 1 is not loaded"):
+            await replica.different_pixels(first, PHOTO, second, b"")
+        with pytest.raises(RuntimeError, match="not an image"):
+            await replica.different_pixels(second, b"text", second, b"")
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_was_restarted_loads_the_version_that_is_asked_for(fetched: list[str]) -> None:
+    async def run() -> list[int]:
+        replica = Replica(ServedModel(V1, "store", max_pixels=5000))
+        answers = await asyncio.gather(*(replica.predict(V2, PHOTO, True, False) for _ in range(3)))
+        assert fetched == ["2"] and answers[0].reply.media_type == "image/jpeg"
+        large = encode_jpeg(random_image(0, 60, 90))
+        return [answer.reply.status for answer in (*answers, await replica.predict(V2, large, False, False))]
+
+    assert asyncio.run(run()) == [200, 200, 200, 400]
+
+
+class Broadcast:
+    """The response of a handle to a broadcast: results, or an error."""
+
+    def __init__(self, found: list[Any] | Exception) -> None:
+        self.found = found
+
+    def results(self, timeout_s: float) -> list[Any]:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+class Handle:
+    """A handle whose broadcasts have these responses, one after the other."""
+
+    def __init__(self, *responses: list[Any] | Exception) -> None:
+        self.responses, self.calls = list(responses), []
+
+    def broadcast(self, method: str, argument: Any) -> Broadcast:
+        self.calls.append(method)
+        return Broadcast(self.responses.pop(0) if len(self.responses) > 1 else self.responses[0])
+
+
+MODEL = LoadedModel(V1, CLASSES, True)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that goes on by the pauses only."""
+    now = [0.0]
+    clock = SimpleNamespace(sleep=lambda seconds: now.__setitem__(0, now[0] + seconds), monotonic=lambda: now[0])
+    monkeypatch.setattr(ray_serve, "time", clock)
+    return now
+
+
+def errors() -> list[Callable[[], Exception]]:
+    ray_exceptions = pytest.importorskip("ray.serve.exceptions", exc_type=ImportError)
+    return [lambda: ray_exceptions.RayServeException("no replica yet"), lambda: TimeoutError("no answer")]
+
+
+@pytest.mark.parametrize("error", [0, 1])
+def test_loading_waits_until_all_replicas_are_known(no_pauses: list[float], error: int) -> None:
+    handle = Handle(errors()[error](), [MODEL], [MODEL, MODEL])
+    found = Replicas(handle, 2)
+    assert found.load(V1) == MODEL and found.loaded == {V1: MODEL} and len(handle.calls) == 3
+
+
+def test_a_replica_that_stays_away_does_not_keep_the_others_from_serving(no_pauses: list[float]) -> None:
+    assert Replicas(Handle([MODEL]), 2).load(V1) == MODEL and no_pauses[0] > 20
+
+
+def test_a_model_that_can_not_be_loaded_is_reported_at_once_and_replicas_that_fail_after_a_while(no_pauses: list[float]) -> None:
+    outer = errors()[0]()
+    outer.__cause__ = UserError("models:/shapes/1 can't be fetched")
+    found = Replicas(Handle(outer), 1)
+    with pytest.raises(UserError, match="models:/shapes/1 can't be fetched"):
+        found.load(V1)
+    assert no_pauses == [0.0] and not found.loaded
+    with pytest.raises(UserError, match="the replicas fail: no replica yet"):
+        Replicas(Handle(errors()[0]()), 1).load(V1)
+    assert no_pauses[0] > 20
+
+
+def test_dropping_never_fails(no_pauses: list[float]) -> None:
+    found = Replicas(Handle([MODEL], errors()[0]()), 1)
+    found.load(V1)
+    found.drop([V1])
+    assert not found.loaded
+
+
+def test_an_image_is_asked_for_once_more_where_its_replica_dies() -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+    results = [exceptions.RayActorError(), "answer"]
+
+    class Predict:
+        def remote(self, *given: Any) -> Any:
+            async def wait() -> Any:
+                if isinstance(result := results.pop(0), Exception):
+                    raise result
+                return result
+
+            return wait()
+
+    class OneMethod:
+        predict = Predict()
+
+    assert asyncio.run(Replicas(OneMethod(), 1).predict(V1, PHOTO, False, False)) == "answer"
+
+
+def test_a_call_that_is_given_up_is_cancelled_in_the_replica() -> None:
+    class Response:
+        cancelled = False
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+        def __await__(self) -> Any:
+            return asyncio.Event().wait().__await__()
+
+    async def run() -> bool:
+        response = Response()
+        task = asyncio.ensure_future(ray_serve._result(response))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return response.cancelled
+
+    assert asyncio.run(run())
