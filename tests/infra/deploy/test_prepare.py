@@ -1,10 +1,12 @@
-"""prepare.py, which creates the bucket and the MLflow user of a new installation."""
+"""prepare.py, which creates the bucket and the MLflow user of a new installation, and backup.py, which uploads MLflow's dumps."""
 
 import json
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -14,6 +16,7 @@ from infra.deploy.local.servers import S3
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "infra" / "deploy" / "docker"))
+import backup
 import prepare
 
 
@@ -91,3 +94,17 @@ def test_servers_that_are_still_starting_are_waited_for(
     answers.append(OSError("gone"))
     with pytest.raises(SystemExit, match="does not answer: gone"):
         prepare.retry_until_reachable(step)
+
+
+def test_the_newest_backups_are_kept(s3: S3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setattr(backup, "KEPT", 2)
+    name, first = bucket.removeprefix("s3://").partition("/")[0], datetime(2026, 11, 26, 1, tzinfo=UTC)
+    for night in range(3):
+        dump = tmp_path / "mlflow.dump"
+        dump.write_text(f"night {night}")
+        kept = backup.upload(str(dump), name, first + timedelta(days=night))
+    assert kept == ["backups/mlflow-2026-11-27T010000.dump", "backups/mlflow-2026-11-28T010000.dump"]
+    client = boto3.client("s3")
+    assert [item["Key"] for item in client.list_objects_v2(Bucket=name, Prefix="backups/")["Contents"]] == kept
+    assert client.get_object(Bucket=name, Key=kept[-1])["Body"].read() == b"night 2"

@@ -1,0 +1,159 @@
+"""Commands that run as Ray jobs: a schedule gets their exit codes, and before a head is stopped they are asked to stop."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.job_submission import JobStatus
+from ray.runtime_env import RuntimeEnv
+
+from infra.deploy import stop_drivers, submit
+from tests.conftest import ROOT
+
+
+class Client:
+    """A stand-in for Ray's client: a job with one line of log, which ends as given."""
+
+    def __init__(self, status: JobStatus = JobStatus.SUCCEEDED, code: int | None = 0, error: BaseException | None = None) -> None:
+        self.status, self.code, self.error = status, code, error
+        self.submitted: dict[str, str] = {}
+        self.stopped: list[str] = []
+
+    def submit_job(self, entrypoint: str, submission_id: str) -> None:
+        self.submitted[submission_id] = entrypoint
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        assert job in self.submitted
+        yield "epoch 1\n"
+        if self.error:
+            raise self.error
+
+    def get_job_info(self, job: str) -> Any:
+        assert job in self.submitted
+        return SimpleNamespace(status=self.status, driver_exit_code=self.code)
+
+    def stop_job(self, job: str) -> bool:
+        self.stopped.append(job)
+        self.status = JobStatus.STOPPED
+        return True
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0),
+        (JobStatus.FAILED, 1, 1),
+        (JobStatus.FAILED, 2, 2),
+        (JobStatus.FAILED, 75, 75),
+        (JobStatus.FAILED, -9, 137),
+        (JobStatus.FAILED, None, 75),
+        (JobStatus.STOPPED, -15, 75),
+        (JobStatus.STOPPED, None, 75),
+    ],
+)
+def test_the_exit_code_is_that_of_the_command(
+    status: JobStatus, code: int | None, expected: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client: Any = Client(status, code)
+    assert submit.run(client, ["python", "train.py", "--name", "a b"]) == expected
+    assert list(client.submitted.values()) == ["python train.py --name 'a b'"] and not client.stopped
+    assert capsys.readouterr().out == "epoch 1\n"
+
+
+def test_an_interrupted_submission_stops_its_job() -> None:
+    client: Any = Client(JobStatus.RUNNING, None, error=KeyboardInterrupt())
+    assert submit.run(client, ["python", "train.py"]) == 75
+    assert client.stopped == list(client.submitted)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no head"), RuntimeError("closed with code 1006"), TimeoutError("slow")])
+def test_a_cluster_that_can_t_be_reached_or_is_lost_may_be_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "JobSubmissionClient", lambda address: Client(error=error))
+    monkeypatch.setattr(submit.signal, "signal", lambda number, handler: None)
+    assert submit.main(["--address", "http://head:8265", "--", "python", "train.py"]) == 75
+    assert "http://head:8265" in capsys.readouterr().err
+
+
+DRIVER = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1]).write_text("checkpoint")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def started(command: list[str], job: bool) -> "subprocess.Popen[str]":
+    """A process that is ready, as the command of a Ray job or not."""
+    env = {**os.environ, RAY_JOB_CONFIG_JSON_ENV_VAR: "{}"} if job else {**os.environ}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["direct", "under a shell"])
+def test_the_command_of_a_job_is_stopped_and_writes_a_checkpoint(tmp_path: Path, shell: bool) -> None:
+    """Also if Ray's shell is still its parent, which ends with the exit code of the command."""
+    python = [sys.executable, "-S", "-c", DRIVER, str(tmp_path / "checkpoint")]
+    driver = started(["sh", "-c", '"$@"; exit $?', "sh", *python] if shell else python, job=True)
+    found = stop_drivers.drivers([psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)])
+    assert [process.name().startswith("python") for process in found] == [True]
+    assert stop_drivers.stop(found, 10) == []
+    code = driver.wait(10) if shell else found[0].wait()  # psutil has waited for our own child process
+    assert code == 75 and (tmp_path / "checkpoint").read_text() == "checkpoint"
+
+
+def test_other_processes_go_on(tmp_path: Path) -> None:
+    other = started([sys.executable, "-S", "-c", DRIVER, str(tmp_path / "checkpoint")], job=False)
+    try:
+        assert stop_drivers.drivers([psutil.Process(other.pid)]) == []
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_child_processes_of_a_command_are_left_to_it() -> None:
+    shell = 'import subprocess, sys; c = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)'
+    driver = started([sys.executable, "-S", "-c", f"{shell}; print('ready', flush=True); c.wait()"], job=True)
+    family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+    try:
+        assert len(family) == 2 and [process.pid for process in stop_drivers.drivers(family)] == [driver.pid]
+    finally:
+        for process in family:
+            process.kill()
+        driver.wait()
+
+
+def test_a_command_that_does_not_stop_is_reported(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stubborn = SimpleNamespace(pid=7)
+    monkeypatch.setattr(stop_drivers, "drivers", lambda processes: [stubborn])
+    monkeypatch.setattr(stop_drivers, "stop", lambda processes, seconds: processes)
+    assert stop_drivers.main(["--seconds", "3"]) == 0
+    assert "process 7 has not stopped within 3 s" in capsys.readouterr().err
+
+
+def test_ray_names_the_variable_as_stop_drivers_does() -> None:
+    assert stop_drivers.VARIABLE == RAY_JOB_CONFIG_JSON_ENV_VAR
+
+
+def test_ray_accepts_the_runtime_environments_of_the_documentation() -> None:
+    found = re.findall(r"--runtime-env-json '(\{.*\})'", (ROOT / "docs" / "operations.md").read_text("utf-8"))
+    made = [RuntimeEnv(**json.loads(text)) for text in found]
+    assert [sorted(key for key in env if key[0] != "_") for env in made] == [
+        ["env_vars"],
+        ["env_vars", "image_uri"],
+        ["env_vars", "pip"],
+    ]
