@@ -1,29 +1,49 @@
 #!/usr/bin/env bash
-# Creates the secrets that the manifests need, with random values, in the namespace deconvnet. Existing secrets stay unchanged.
+# Creates the secrets that the manifests need, with random values, in the namespaces deconvnet and deconvnet-platform. Existing secrets
+# stay unchanged. MLflow's administrator, its key for sessions and PostgreSQL's password are in deconvnet-platform only.
 # The S3 key is read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. If pods have a role instead (EKS: annotate the service accounts in
-# platform/namespace.yaml), leave both unset; the secret s3 is then empty.
+# jobs/accounts.yaml and platform/mlflow.yaml), leave both unset; the secrets s3 are then empty.
 # Tested: shellcheck; run with a stand-in for kubectl (tests/infra/deploy/test_manifests.py).
 set -euo pipefail
-namespace=deconvnet
+jobs=deconvnet
+platform=deconvnet-platform
 
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 
-create_secret() { # NAME KEY=VALUE…: values are piped, since every user of this machine can read command lines
-    local name=$1
-    shift
+create_secret() { # NAMESPACE NAME KEY=VALUE…: values are piped, since every user of this machine can read command lines
+    local namespace=$1 name=$2
+    shift 2
     if kubectl -n "$namespace" get secret "$name" -o name >/dev/null 2>&1; then
-        echo "secret $name exists; it is left unchanged"
+        echo "secret $name exists in $namespace; it is left unchanged"
     else
         printf '%s\n' "$@" | kubectl -n "$namespace" create secret generic "$name" --from-env-file=/dev/stdin
     fi
 }
 
-create_secret ray-token "auth_token=$(random)"
-create_secret mlflow-server "PGPASSWORD=$(random)" "MLFLOW_AUTH_ADMIN_USERNAME=admin" "MLFLOW_AUTH_ADMIN_PASSWORD=$(random)" \
+create_secret $jobs ray-token "auth_token=$(random)"
+create_secret $jobs redis "REDIS_PASSWORD=$(random)" # for gcs-fault-tolerance/
+create_secret $platform mlflow-server "PGPASSWORD=$(random)" "MLFLOW_AUTH_ADMIN_USERNAME=admin" "MLFLOW_AUTH_ADMIN_PASSWORD=$(random)" \
     "MLFLOW_FLASK_SERVER_SECRET_KEY=$(random)"
-create_secret mlflow-client "MLFLOW_TRACKING_USERNAME=pipeline" "MLFLOW_TRACKING_PASSWORD=$(random)"
+
+# The jobs' user of MLflow has one password in both namespaces: `prepare` gives it to MLflow, and the jobs log in with it.
+client_password() { # that of a namespace which has one already, else a new one
+    local namespace found
+    for namespace in $jobs $platform; do
+        found=$(kubectl -n "$namespace" get secret mlflow-client -o 'jsonpath={.data.MLFLOW_TRACKING_PASSWORD}' 2>/dev/null) || continue
+        base64 -d <<<"$found"
+        return
+    done
+    random
+}
+password=$(client_password)
+for namespace in $jobs $platform; do
+    create_secret "$namespace" mlflow-client MLFLOW_TRACKING_USERNAME=pipeline "MLFLOW_TRACKING_PASSWORD=$password"
+done
+
+key=()
 if [[ -n ${AWS_ACCESS_KEY_ID:-} ]]; then
-    create_secret s3 "AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY=${AWS_SECRET_ACCESS_KEY:?}"
-else
-    create_secret s3
+    key=("AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY=${AWS_SECRET_ACCESS_KEY:?}")
 fi
+for namespace in $jobs $platform; do
+    create_secret "$namespace" s3 "${key[@]}"
+done

@@ -1,11 +1,10 @@
 """The files for Docker, Kubernetes and AWS agree with each other and with the commands they start, and contain no secret."""
 
+import argparse
 import copy
 import importlib
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -32,12 +31,6 @@ MANIFESTS = [doc for p in sorted(KUBERAY.rglob("*.yaml")) for doc in yaml.safe_l
 COMPOSE = yaml.safe_load((INFRA / "docker" / "compose.yaml").read_text())
 AWS = yaml.safe_load((INFRA / "aws" / "cluster.yaml").read_text())
 
-# Fields of KubeRay's CRDs that a 1.6 operator knows, from their generated reference; tlsOptions came with 1.7.
-CLUSTER = {"authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "headGroupSpec", "rayVersion", "workerGroupSpecs"}
-HEAD = {"labels", "rayStartParams", "resources", "template"}
-WORKERS = HEAD | {"groupName", "maxReplicas", "minReplicas"}
-JOB = {"backoffLimit", "entrypoint", "shutdownAfterJobFinishes", "submitterPodTemplate", "ttlSecondsAfterFinished"}
-
 
 def of_kind(kind: str) -> list[dict[str, Any]]:
     """The Kubernetes manifests of a kind."""
@@ -47,7 +40,7 @@ def of_kind(kind: str) -> list[dict[str, Any]]:
 (CLUSTER_SPEC,) = (doc["spec"] for doc in of_kind("RayCluster"))
 (PIPELINE,) = (doc["spec"] for doc in of_kind("RayJob"))
 (RETRAIN,) = (doc["spec"] for doc in of_kind("RayCronJob"))
-(CRON,) = (doc["spec"] for doc in of_kind("CronJob"))
+(CRON,) = (doc["spec"] for doc in of_kind("CronJob") if doc["metadata"]["name"] == "retrain")
 POOLS = {group["groupName"]: group for group in CLUSTER_SPEC["workerGroupSpecs"]}
 
 
@@ -61,7 +54,7 @@ def mappings_in(node: Any) -> Iterator[dict[str, Any]]:
 
 def containers() -> list[dict[str, Any]]:
     """The containers of all pods."""
-    return [c for node in mappings_in(MANIFESTS) for c in node.get("containers", [])]
+    return [c for node in mappings_in(MANIFESTS) for c in (*node.get("initContainers", []), *node.get("containers", []))]
 
 
 def commands() -> list[list[str]]:
@@ -93,13 +86,20 @@ def test_the_images_extra_packages_are_pinned() -> None:
         assert name in PINS
 
 
+def parsed(script: str, options: list[str]) -> tuple[Any, argparse.Namespace]:
+    """The settings and other options of a command's line, by its own parser."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    parser = module.command_line() if hasattr(module, "command_line") else module.parser("")
+    settings, others = parser.parse_settings(options)
+    return settings, others
+
+
 @pytest.mark.parametrize("command", [*commands(), *commands_in_comments()], ids=lambda words: words[1])
 def test_commands_parse_and_fit_the_cluster(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     python, script, *rest = command
     assert python == "python" and (ROOT / script).is_file()
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    settings, _ = module.parser("").parse_settings(rest)
+    settings, _ = parsed(script, rest)
     assert settings.workspace.startswith("s3://deconvnet/")
     for nodes in ("data_nodes", "training_nodes"):
         assert settings.cluster.selector(nodes).items() <= {"pool": settings.cluster.selector(nodes)["pool"]}.items()
@@ -113,20 +113,11 @@ def test_commands_parse_and_fit_the_cluster(command: list[str], monkeypatch: pyt
             assert settings.compute.workers <= gpus * group["maxReplicas"]
 
 
-def test_both_schedules_run_the_same_command() -> None:
-    ray_s, plain = commands()[1:]
-    joined = [f"{a}={b}" for a, b in zip(ray_s[2::2], ray_s[3::2], strict=True)]
-    assert joined == plain[2:] and ray_s[:2] == plain[:2]
-    assert RETRAIN["schedule"] == CRON["schedule"] and CRON["concurrencyPolicy"] == "Forbid"
-
-
-def test_manifests_use_only_fields_that_kuberay_has() -> None:
-    assert set(CLUSTER_SPEC) <= CLUSTER and set(CLUSTER_SPEC["headGroupSpec"]) <= HEAD
-    assert all(set(group) <= WORKERS for group in POOLS.values())
-    assert set(PIPELINE) <= JOB and set(RETRAIN["jobTemplate"]) <= JOB and set(RETRAIN) == {"schedule", "jobTemplate"}
-    assert CLUSTER_SPEC["authOptions"]["mode"] == "token" and CLUSTER_SPEC["autoscalerOptions"]["version"] == "v2"
-    gates = {gate["name"]: gate["enabled"] for gate in yaml.safe_load((KUBERAY / "operator.yaml").read_text())["featureGates"]}
-    assert gates["RayCronJob"]
+def test_both_schedules_run_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (settings, options), (same, others) = (parsed(command[1], command[2:]) for command in commands()[1:])
+    assert settings == same and options.exit_zero_if_locked and others.exit_zero_if_locked
+    assert RETRAIN["schedule"] == CRON["schedule"]
 
 
 def test_nodes_have_the_label_of_their_pool_in_all_files() -> None:
@@ -196,6 +187,33 @@ def test_ray_accepts_the_aws_file() -> None:
     assert substituted and set(substituted[1].split()) == {f"${name}" for name in re.findall(r"\$\{(\w+)\}", text)}
 
 
+class CloudFormation(yaml.SafeLoader):
+    """Reads CloudFormation's files, in which `!Ref X` and the like become texts."""
+
+
+CloudFormation.add_multi_constructor("!", lambda loader, tag, node: f"{tag} {node.value}")
+
+
+def test_the_three_mlflow_servers_agree() -> None:
+    """On Docker Compose, Kubernetes and AWS the schema is upgraded before the server starts, which gets the same variables."""
+    services = COMPOSE["services"]
+    template = yaml.load((INFRA / "aws" / "mlflow.yaml").read_text(), Loader=CloudFormation)
+    aws = {c["Name"]: c for c in template["Resources"]["Task"]["Properties"]["ContainerDefinitions"]}
+    (pod,) = (doc["spec"]["template"]["spec"] for doc in of_kind("Deployment"))
+    (upgrade,), (server,) = pod["initContainers"], pod["containers"]
+    assert services["upgrade"]["command"].split() == upgrade["command"] == aws["upgrade"]["Command"]
+    assert services["mlflow"]["depends_on"]["upgrade"] == {"condition": "service_completed_successfully"}
+    assert aws["mlflow"]["DependsOn"] == [{"ContainerName": "upgrade", "Condition": "SUCCESS"}]
+    assert all("command" not in each and "Command" not in each for each in (server, services["mlflow"], aws["mlflow"]))
+    (config,) = of_kind("ConfigMap")
+    secrets = re.findall(r"create_secret \$platform mlflow-server(.*?)\n\n", (KUBERAY / "secrets.sh").read_text(), re.DOTALL)
+    on_kubernetes = {v["name"] for v in server["env"]} | set(config["data"]) | set(re.findall(r'"(\w+)=', secrets[0]))
+    on_aws = {v["Name"] for v in aws["mlflow"]["Environment"] + aws["mlflow"]["Secrets"]}
+    needed = {name for name in services["mlflow"]["environment"] if not name.startswith("AWS_")}
+    assert len(needed) == 9 and needed <= on_kubernetes and needed <= on_aws
+    assert "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" in stages()["mlflow"]
+
+
 SECRET = re.compile(r"PASSWORD|TOKEN$|SECRET|ACCESS_KEY|auth_token", re.IGNORECASE)
 
 
@@ -217,9 +235,14 @@ def test_no_file_contains_a_secret() -> None:
 
 
 def test_pods_have_no_privileges() -> None:
-    """The rules of the namespace's pod security level (restricted), which otherwise only an API server would check."""
-    found = [(pod, c) for pod in mappings_in(MANIFESTS) if "containers" in pod for c in pod["containers"]]
-    assert len(found) == 10
+    """The rules of the namespaces' pod security level (restricted), which otherwise only an API server would check."""
+    found = [
+        (pod, c)
+        for pod in mappings_in(MANIFESTS)
+        if "containers" in pod
+        for c in (*pod["containers"], *pod.get("initContainers", []))
+    ]
+    assert len(found) == len(containers()) > 10
     for pod, container in found:
         rights = {**pod.get("securityContext", {}), **container["securityContext"]}
         assert rights["runAsNonRoot"] is True and rights["seccompProfile"] == {"type": "RuntimeDefault"}, container["name"]
@@ -238,19 +261,48 @@ def test_pods_have_no_privileges() -> None:
 def test_addresses_and_ports_agree() -> None:
     services = COMPOSE["services"]
     (config,) = of_kind("ConfigMap")
-    assert config["data"]["MLFLOW_TRACKING_URI"] == services["head"]["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert config["data"]["MLFLOW_TRACKING_URI"] == "http://mlflow.deconvnet-platform:5000"
+    assert services["head"]["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert '"--port", "5000"' in DOCKERFILE and "EXPOSE 5000" in DOCKERFILE
     ports = {doc["metadata"]["name"]: doc["spec"]["ports"][0]["port"] for doc in of_kind("Service")}
-    assert ports == {"mlflow": 5000, "postgres": 5432}
-    allowed = {doc["metadata"]["name"]: re.findall(r"port'?: (\d+)", str(doc["spec"])) for doc in of_kind("NetworkPolicy")}
-    assert allowed == {"nobody": [], "ray": ["8265"], "mlflow": ["5000"], "postgres": ["5432"]}
+    assert ports == {"mlflow": 5000, "postgres": 5432, "redis": 6379}
     (mlflow,) = (c for c in containers() if c["name"] == "mlflow")
     hosts = {v["name"]: v.get("value", "") for v in mlflow["env"]}["MLFLOW_SERVER_ALLOWED_HOSTS"]
-    assert "mlflow:5000" in hosts.split(",") and "*" not in hosts
+    assert "mlflow.deconvnet-platform:5000" in hosts.split(",") and "*" not in hosts
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
     (submit,) = CRON["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert f"http://{of_kind('RayCluster')[0]['metadata']['name']}-head-svc:8265" in submit["command"]
+
+
+def stages() -> dict[str, str]:
+    """The stages of the Dockerfile by name."""
+    parts = re.split(r"^FROM (\S+) AS (\w[\w-]*)\n", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return {name: f"FROM {base}\n{text}" for base, name, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
+
+
+def sources(stage: str) -> set[str]:
+    """The files that a stage of the Dockerfile, and the stages that it uses, copy from the repository."""
+    text, every = stages()[stage], stages()
+    used = {name for name in re.findall(r"(?:^FROM |from=)(\S+?)(?:,|\n|$)", text, re.MULTILINE) if name in every}
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()}
+    return copied.union(*(sources(name) for name in used))
+
+
+@pytest.mark.parametrize("stage", ["cpu-libraries", "cuda-libraries"])
+def test_libraries_are_not_installed_again_when_only_code_changes(stage: str) -> None:
+    assert sources(stage) == {"pyproject.toml", "constraints.txt"}
+    assert sources(stage.partition("-")[0]) > {"deconvnet", "infra", "proposals", "workflows"}
+
+
+def test_the_images_have_the_libraries_of_the_project_and_ray_serve(tmp_path: Path) -> None:
+    """The Dockerfile's own program, on this pyproject.toml."""
+    (program,) = re.findall(r'python -c "(import tomllib;.*?)"', stages()["requirements"], re.DOTALL)
+    program = program.replace("\\\n", "").replace("/requirements/", f"{tmp_path}/")
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+    project = PROJECT["project"]
+    assert done.stdout.splitlines() == [*project["dependencies"], *project["optional-dependencies"]["serve"]]
 
 
 def test_the_image_contains_the_project_and_nothing_else() -> None:
@@ -290,47 +342,3 @@ def test_make_env_fills_the_variables_of_compose(tmp_path: Path) -> None:
     assert out.stat().st_mode & 0o777 == 0o600
     subprocess.run(["bash", script, out], check=True, capture_output=True)
     assert dict(line.split("=", 1) for line in out.read_text().splitlines() if line and not line.startswith("#")) == made
-
-
-def test_secrets_are_created_once_and_match_the_pods_references(tmp_path: Path) -> None:
-    """Run with a stand-in for kubectl that keeps secrets in files."""
-    kubectl = tmp_path / "kubectl"
-    kubectl.write_text(
-        '#!/bin/bash\ncase "$3" in\nget) test -e "$0-$5" ;;\ncreate) cat >"$0-$6"; echo "$*" >>"$0.calls" ;;\n*) exit 9 ;;\nesac\n'
-    )
-    kubectl.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "very-secret"}
-    for _ in range(2):
-        subprocess.run(["bash", KUBERAY / "secrets.sh"], check=True, capture_output=True, env=env)
-    assert len((tmp_path / "kubectl.calls").read_text().splitlines()) == 4  # created once, though the script ran twice
-    assert "very-secret" not in (tmp_path / "kubectl.calls").read_text()
-    made = {path.name.removeprefix("kubectl-"): path.read_text() for path in tmp_path.glob("kubectl-*")}
-    keys = {name: re.findall(r"^(\w+)=.+$", text, re.MULTILINE) for name, text in made.items()}
-    assert keys["ray-token"] == ["auth_token"] and keys["s3"] == ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-    whole_secrets = {node["secretRef"]["name"] for node in mappings_in(MANIFESTS) if "secretRef" in node}
-    references = [node["secretKeyRef"] for node in mappings_in(MANIFESTS) if "secretKeyRef" in node]
-    single_keys = {(reference["name"], reference["key"]) for reference in references}
-    assert whole_secrets | {name for name, _ in single_keys} | {CLUSTER_SPEC["authOptions"]["secretName"]} == set(made)
-    assert all(key in keys[name] for name, key in single_keys)
-
-
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-def test_jobs_have_the_specification_of_the_permanent_cluster() -> None:
-    def built(folder: str) -> list[dict[str, Any]]:
-        done = subprocess.run(["kubectl", "kustomize", KUBERAY / folder], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return list(yaml.safe_load_all(done.stdout))
-
-    (cluster,) = built("cluster")
-    (job,) = built("pipeline")
-    (cron,) = built("retrain")
-    assert job["spec"]["rayClusterSpec"] == cluster["spec"] == cron["spec"]["jobTemplate"]["rayClusterSpec"]
-    assert all(doc["metadata"]["namespace"] == "deconvnet" for doc in (cluster, job, cron, *built("retrain-cronjob")))
-    images = {
-        c["image"]
-        for folder in ("platform", "pipeline", "retrain-cronjob")
-        for n in mappings_in(built(folder))
-        for c in n.get("containers", [])
-    }
-    ours = images - {COMPOSE["services"]["postgres"]["image"]}
-    assert len(ours) == 3 and len({image.rpartition("/")[0] for image in ours}) == 1  # all from one registry
