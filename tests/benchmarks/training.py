@@ -5,7 +5,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def feeding() -> list[Row]:
                 reports.append(metrics)
 
             torch.set_num_threads(threads)
-            examples = InMemory(*_fields(open_examples(table, size)))
+            examples = InMemory(**_fields(open_examples(table, size)))
             network = DeconvNet(CLASSES, width, size)
             shard = ThreadedLoader(BatchPlan.of(examples, BATCH, 1, 0), threads=1)
             Trainer(network, settings, shard, seed=0, device=device, bf16=fast_bf16(device)).fit(report=keep)
@@ -174,8 +174,9 @@ def _steady(reports: list[dict[str, float]]) -> float:
     return statistics.median(r["samples_per_s"] for r in reports[2:] if "samples_per_s" in r)
 
 
-def _fields(examples: Examples) -> tuple[Any, ...]:
-    return examples.table, examples.size, examples.groups, examples.split, examples.jitter
+def _fields(examples: Examples) -> dict[str, Any]:
+    """Return the fields of examples by name, as they are."""
+    return {each.name: getattr(examples, each.name) for each in fields(examples)}
 
 
 @dataclass(frozen=True)
