@@ -53,12 +53,10 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Handle bytes of the client, and wait for the rest of a header if they end within one."""
+        """Handle bytes of the client, and stop waiting once they complete a header."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait_no_longer()
-        elif self not in self.waiting and not self.transport.is_closing():
-            self._wait()
 
     def on_response_complete(self) -> None:
         """Wait for the header of another request, unless it is there already or the connection is closed."""

@@ -81,14 +81,16 @@ async def call(
     application: Any,
     method: str = "POST",
     path: str = "/",
-    body: Iterable[bytes | str | None] = (b"",),
+    body: Iterable[Any] = (b"",),
     query: str = "",
     **headers: str,
 ) -> Received:
-    """Send a request whose body consists of chunks, and return what comes back. After the body, the client waits."""
+    """Send a request whose body consists of chunks, and return what comes back. At an event, the client waits for it."""
     chunks, received = list(body), Received()
 
     async def receive() -> dict[str, Any]:
+        if chunks and isinstance(chunks[0], asyncio.Event):
+            await chunks.pop(0).wait()
         if not chunks or chunks[0] is FOREVER:
             await asyncio.Event().wait()
         if (chunk := chunks.pop(0)) == GONE:
