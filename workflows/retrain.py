@@ -20,7 +20,6 @@ workspace (0 with --exit-zero-if-locked); 75 interrupted, with a checkpoint: the
 
 from pathlib import Path
 
-from infra.storage.lock import Locked
 from workflows import cli
 from workflows.settings import Settings, parser
 
@@ -50,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         Interrupted: if the run was stopped. The same command resumes it.
     """
     settings, options = command_line().parse_settings(argv)
+    from infra.storage.lock import Locked
     from workflows.operations.retraining import log_plan, retrain
 
     if options.dry_run:
