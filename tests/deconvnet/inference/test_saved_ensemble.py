@@ -14,7 +14,7 @@ from deconvnet.datasets.palette import class_palette
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.models.checkpoint import save_model
-from deconvnet.serving.http import page_reply, prediction_reply
+from deconvnet.serving.http import page_reply, predict
 from infra.errors import BadInput, UserError
 from proposals import edge_boxes
 from proposals.image_codec import encode_jpeg
@@ -117,10 +117,10 @@ def test_the_mask_and_the_page_have_the_colours_of_data_without_a_background(fol
         (folder / "options.json").write_text(json.dumps(options | {"segment": SEGMENT | {"background": background}}))
         ensemble = SavedEnsemble(str(folder))
         palette = class_palette(background)
-        reply = prediction_reply(ensemble, encode_jpeg(random_image(0, 60, 80)), 0.0, with_overlay=False)
+        reply = predict(ensemble, encode_jpeg(random_image(0, 60, 80))).reply
         image = Image.open(io.BytesIO(reply.body))
         assert image.mode == "P" and image.getpalette()[:9] == palette[:3].ravel().tolist()
         page = page_reply("m", ensemble.classes, ensemble.background).body.decode()
         assert "rgb({} {} {})".format(*palette[0]) in page and ("rgb(0 0 0)" in page) == background
-        replies[background] = prediction_reply(ensemble, encode_jpeg(random_image(0, 60, 80)), 0.0, with_overlay=True).body
+        replies[background] = predict(ensemble, encode_jpeg(random_image(0, 60, 80)), with_overlay=True).reply.body
     assert replies[True] != replies[False]
