@@ -148,8 +148,9 @@ def prepare_images(
 
     Returns:
         The commit record of the table, which lists its parts (Parquet files). Its `extra` has five entries: `counts` (number of
-        images by split), `classes` (class names by id), `background` (the setting), `drawn` (digest of the settings by which dev was drawn) and `digest` (SHA-256 of the table's
-        content in hex digits, the same for the same images, masks and splits in the same order).
+        images by split), `classes` (class names by id), `background` (the setting), `drawn` (digest of the settings by which dev
+        was drawn) and `digest` (SHA-256 of the table's content in hex digits, the same for the same images, masks and splits in
+        the same order).
 
     Raises:
         UserError: if the folder or the list of a split can't be read, the share of unusable images is larger than
@@ -167,7 +168,6 @@ def prepare_images(
     )
     recipe = digest([PREPARE_VERSION, tables.SCHEMA_VERSION, len(classes), settings.max_pixels, settings.has_background])
     keys = [digest([[item.image_id, item.split, item.stamp] for item in unit]) for unit in units]
-    known = {part.name for commit in (previous, tables.read_commit(out_uri)) if commit for part in commit.parts}
     parts = make_parts(out_uri, recipe, schemas.IMAGES, units, make_rows, executor, title="prepare", rows_per_group=16, keys=keys)
     counts: Counter[str] = sum((Counter(group.splits) for part in parts for group in part.row_groups), Counter())
     splits = ("train", "dev", "val", *(["test"] if settings.test_split else []))
@@ -177,7 +177,8 @@ def prepare_images(
             if not counts[split]:
                 raise _no_usable_image(split, settings, [reject for part in parts for reject in part.rejects])
     except UserError:
-        # Their files are read again by the next run, as a corrected file may look unchanged.
+        # Their files are read again by the next run, as a corrected file may look unchanged. Versions of the table keep theirs.
+        known = {part.name for commit in (previous, tables.read_commit(out_uri)) if commit for part in commit.parts}
         tables.discard(out_uri, [part for part in parts if part.rejects and part.name not in known])
         raise
     content = digest([part.digest for part in parts])
