@@ -17,7 +17,7 @@ from deconvnet.models.init_weights.channel_pruning import prune_vgg16
 from deconvnet.models.init_weights.vgg16 import read_vgg16, write_vgg16
 from deconvnet.models.layers import VGG16_CONVOLUTIONS, channels
 from deconvnet.models.preprocessing import prepare
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.examples import open_examples
 from infra.device import fast_bf16
 from infra.errors import UserError
@@ -145,5 +145,5 @@ def _sample_inputs(job: PruningJob, first_channels: int) -> torch.Tensor:
             f"{job.examples_uri} holds too little to prune VGG-16 by: add images (2 at least), or leave model.vgg16 empty"
         )
     batch = min(_BATCH, count)
-    batches = ThreadedLoader(BatchPlan.of(examples, batch, 1, job.seed)).batches(0, count // batch)
+    batches = BatchLoader(BatchPlan.of(examples, batch, 1, job.seed)).batches(0, count // batch)
     return prepare(torch.from_numpy(np.concatenate([images for images, _ in batches])), job.model.convention)

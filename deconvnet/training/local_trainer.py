@@ -1,6 +1,6 @@
 """Running a training stage in this process, without Ray.
 
-The batches, the training loop and the checkpoints are the same as in `ray_trainer`. Threads of this process make the batches.
+The batches, the training loop and the checkpoints are the same as in `ray_trainer`.
 """
 
 import logging
@@ -13,7 +13,7 @@ import cv2
 import torch
 
 from deconvnet.models import checkpoint
-from deconvnet.training.data.dataloader import ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.interfaces import State
 from deconvnet.training.job import TrainingJob, log_step_seconds, progress_line, run_job
@@ -79,7 +79,7 @@ def train_locally(
     with freed_memory_is_kept():
         outcome = run_job(
             job,
-            ThreadedLoader(plan, threads=threads),
+            BatchLoader(plan, threads=threads, own_process=device.type == "cuda"),
             DevSet(dev_examples, threads=threads) if dev_examples else None,
             device,
             state=state,

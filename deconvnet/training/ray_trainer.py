@@ -21,7 +21,6 @@ import ray.train.torch
 from deconvnet.settings import ComputeSettings
 from deconvnet.training.data.dataloader import BatchPlan
 from deconvnet.training.data.examples import Examples
-from deconvnet.training.data.ray_dataloader import ray_data_config
 from deconvnet.training.job import TrainingJob, log_step_seconds, progress_line
 from deconvnet.training.ray_callbacks import ReportForwarder
 from deconvnet.training.ray_worker import train_worker
@@ -128,9 +127,9 @@ def check_resources(compute: ComputeSettings, cluster: ClusterSettings) -> None:
 def _set_ray_train_variables(compute: ComputeSettings) -> None:
     """Set environment variables that configure Ray Train. Variables that the user has set stay as they are.
 
-    The variables set how often Ray Train checks its workers, and looks for nodes that will be taken away. If the number of workers may change, they also set how long Ray
-    Train waits for promised resources. If Ray has a single node, they switch off the watcher for nodes that will be preempted
-    (taken away soon).
+    The variables set how often Ray Train checks its workers, and looks for nodes that will be preempted (taken away soon). If
+    Ray has a single node, they switch that look off. If the number of workers may change, they also set how long Ray Train waits
+    for promised resources.
 
     Args:
         compute: settings of the training processes.
@@ -167,7 +166,7 @@ def _ray_trainer(
     return ElasticTrainer(
         queue,
         train_worker,
-        train_loop_config={"job": job, "dev": dev, "queue": queue},
+        train_loop_config={"job": job, "plan": plan, "dev": dev, "queue": queue},
         # CPU tensors (counts, the stop flag) are always summed by gloo, so that they don't wait for the GPU.
         torch_config=ray.train.torch.TorchConfig(
             backend="cpu:gloo,cuda:nccl" if compute.gpu else "gloo", timeout_s=COLLECTIVE_SECONDS
@@ -188,8 +187,6 @@ def _ray_trainer(
             callbacks=[ReportForwarder(queue), *callbacks],
             worker_runtime_env={"env_vars": ONE_ARENA},
         ),
-        datasets={"train": plan},
-        dataset_config=ray_data_config(max(1, compute.cpus_per_worker - 1)),
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import cv2
 import ray
 import ray.train
 import ray.train.torch
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from deconvnet.models import checkpoint
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples
 from deconvnet.training.distributed import broadcast_state, rank_and_world_size
@@ -38,8 +40,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     This runs in a worker process. Rank 0 saves the checkpoints and the trained network.
 
     Args:
-        config: a dictionary with the keys "job" (the `TrainingJob`), "dev" (the examples to evaluate on, or None) and "queue"
-            (handle of the Ray actor of class `ReportQueue`, which tells whether the driver wants the run to stop).
+        config: a dictionary with the keys "job" (the `TrainingJob`), "plan" (the `BatchPlan`, for any number of workers), "dev"
+            (the examples to evaluate on, or None) and "queue" (handle of the Ray actor of class `ReportQueue`, which tells whether
+            the driver wants the run to stop).
 
     Returns:
         The results by name: "steps", "epochs", "dev_mean_iou", "best_dev_mean_iou" and "step_seconds". If training was stopped or
@@ -49,10 +52,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         UserError: if the weights or the checkpoint to start from don't fit the network, or an example can't be decoded.
     """
     job: TrainingJob = config["job"]
+    plan: BatchPlan = config["plan"]
     dev: Examples | None = config["dev"]
     _quieten_ray()
     rank, world_size = rank_and_world_size()
     torch.set_num_threads(job.compute.worker_threads)
+    cv2.setNumThreads(1)  # the loader already decodes examples in several threads
+    device = ray.train.torch.get_device()
+    loader = BatchLoader(
+        plan.for_workers(world_size), rank, max(1, job.compute.cpus_per_worker - 1), own_process=device.type == "cuda"
+    )
 
     saved = checkpoint.newest_state(job.run_uri) if rank == 0 else None
     preemption = Preemption(preemption_deadline, lambda seconds: config["queue"].put.remote({"leaving": seconds}))
@@ -61,9 +70,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         with freed_memory_is_kept():
             outcome = run_job(
                 job,
-                ray.train.get_dataset_shard("train"),
+                loader,
                 DevSet(dev, rank, world_size) if dev else None,
-                ray.train.torch.get_device(),
+                device,
                 state=broadcast_state(State(*saved) if saved else None),
                 report=checkpoints.report if rank == 0 else lambda metrics, state: ray.train.report(metrics),
                 should_stop=StopFlag(config["queue"]) if rank == 0 else lambda: False,
@@ -216,8 +225,6 @@ class RayCheckpoints:
 
 
 def _quieten_ray() -> None:
-    """Suppress Ray's log messages about each report and each execution of a data set in this worker."""
-    for library in ("", "ray.train", "ray.data"):  # "" is the root logger, for loggers of Ray with other names
+    """Suppress Ray's log messages about each report in this worker."""
+    for library in ("", "ray.train"):  # "" is the root logger, for loggers of Ray with other names
         logging.getLogger(library).setLevel(logging.WARNING)
-    # This logger warns that progress bars are off, which is intended.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -226,56 +226,9 @@ def actor_retries(count: int) -> Iterator[dict[str, Any]]:
     Yields:
         The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
     """
-    with _without_deprecation_warnings():
-        yield {"ray_remote_args_fn": lambda: {"max_task_retries": count}}
-
-
-@contextmanager
-def task_retries(count: int) -> Iterator[dict[str, Any]]:
-    """Provide keyword arguments for `ray.data.Dataset.map_batches` that limit how often a task is retried after its process died.
-
-    As with `actor_retries`, the argument is deprecated without a replacement.
-
-    Args:
-        count: largest number of retries of a task.
-
-    Yields:
-        The keyword arguments, to be used inside the `with` block. Ray's deprecation warnings are suppressed there.
-    """
-    with _without_deprecation_warnings():
-        yield {"max_retries": count}
-
-
-@contextmanager
-def _without_deprecation_warnings() -> Iterator[None]:
-    """Suppress deprecation warnings for the duration of a `with` block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-
-
-class PollThrottle(ExecutionCallback):
-    """A Ray Data callback that makes Ray Data's scheduling thread sleep after each of its steps.
-
-    The thread runs in the process of a training worker. While it holds tasks back, it loops without sleeping
-    (ray/data/_internal/execution/streaming_executor.py, `run`). Without this callback, that halved the speed of training.
-
-    The callback is registered with `DataContext.custom_execution_callback_classes`. That attribute is public API, but the
-    callback's base class is not.
-
-    Attributes:
-        seconds: time to sleep after each step.
-    """
-
-    seconds = 0.1
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Sleep for `seconds`. Ray Data calls this after each step of its scheduling thread.
-
-        Args:
-            executor: Ray Data's executor; unused.
-        """
-        time.sleep(self.seconds)
+        yield {"ray_remote_args_fn": lambda: {"max_task_retries": count}}
 
 
 class OwnNodesOnly(ExecutionCallback):

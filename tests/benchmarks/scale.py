@@ -227,14 +227,14 @@ def read_epochs(table: str, workers: int) -> str:
 
 def feed(table: str, steps: int) -> str:
     """Make batches from some steps before the end of the first epoch on. Returns the memory that it takes beyond the imports."""
-    from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+    from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
     from deconvnet.training.data.examples import open_examples
 
     before = psutil.Process().memory_info().rss
     plan = BatchPlan.of(open_examples(table, 224), 64, 1, 0)
     first = max(0, plan.steps_per_epoch - steps // 2)
     peak = now = 0
-    for _ in ThreadedLoader(plan).batches(first, first + steps):
+    for _ in BatchLoader(plan).batches(first, first + steps):
         now = psutil.Process().memory_info().rss - before
         peak = max(peak, now)
     size = plan.examples.groups.nbytes.sum()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.examples import Examples, open_examples
 from infra.storage import tables
 from proposals import schemas
@@ -119,7 +119,7 @@ def feeding() -> list[Row]:
             torch.set_num_threads(threads)
             examples = InMemory(**_fields(open_examples(table, size)))
             network = DeconvNet(CLASSES, width, size)
-            shard = ThreadedLoader(BatchPlan.of(examples, BATCH, 1, 0), threads=1)
+            shard = BatchLoader(BatchPlan.of(examples, BATCH, 1, 0), threads=1)
             Trainer(network, settings, shard, seed=0, device=device, bf16=fast_bf16(device)).fit(report=keep)
             memory = _steady(reports)
             job = TrainingJob(

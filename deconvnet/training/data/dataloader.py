@@ -1,17 +1,17 @@
 """Training batches for one training process, read from a table.
 
 The examples are read in the random order of the epoch, decoded and augmented. A global batch is the examples of one optimiser
-step. It is divided among the training processes (ranks), and each rank makes only its own share. `ThreadedLoader` makes batches
-with threads of its own process. `ray_dataloader.RayDataLoader` makes the same batches with Ray Data.
+step. It is divided among the training processes (ranks), and each rank makes only its own share, with threads of its own process
+or, where it trains on a GPU, of another one.
 
 A batch is a pair of uint8 arrays: RGB images of shape (n, 3, S, S), and masks of shape (n, S, S) with class ids and 255 for
 void.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from deconvnet.training.data import transforms
 from deconvnet.training.data.batching import even_ranges
 from deconvnet.training.data.examples import Examples
+from deconvnet.training.data.loader_process import made_by_process
 from deconvnet.training.data.row_reader import Row, RowReader
 from deconvnet.training.data.sampler import HELD_BYTES, Order
 from deconvnet.training.interfaces import Batch
@@ -146,7 +147,7 @@ def made_ahead(batches: Iterator[T]) -> Iterator[T]:
 
 
 @dataclass(frozen=True)
-class BatchLoader(ABC):
+class BatchLoader:
     """A source of training batches for one rank (training process).
 
     Every optimiser step uses a global batch, which is divided into one share per rank. The loader makes the share of its rank.
@@ -155,20 +156,22 @@ class BatchLoader(ABC):
         plan: the plan which says what examples each global batch contains, and how they are divided among the ranks.
         rank: rank of the process, from 0.
         threads: number of threads that decode and augment examples in parallel.
+        own_process: whether these threads run in a process of their own. They would slow down a process that trains on a GPU,
+            which starts many small operations from Python.
     """
 
     plan: BatchPlan
     rank: int = 0
     threads: int = 2
+    own_process: bool = False
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of global batches, and so of optimiser steps, in an epoch."""
         return self.plan.steps_per_epoch
 
-    @abstractmethod
     def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Iterate over this rank's shares of consecutive global batches.
+        """Iterate over this rank's shares of consecutive global batches. The next ones are made meanwhile.
 
         Args:
             first_step: number of the first step, counted from 0 over all epochs.
@@ -181,11 +184,9 @@ class BatchLoader(ABC):
         Raises:
             UserError: if an example can't be decoded.
         """
+        make = partial(self._made_here, first_step, stop_step)
+        return made_by_process(make) if self.own_process else made_ahead(make())
 
-
-class ThreadedLoader(BatchLoader):
-    """A source of one rank's training batches, which are made by threads in the rank's own process."""
-
-    def batches(self, first_step: int, stop_step: int) -> Iterator[Batch]:
-        """Yield this rank's shares of consecutive global batches, as described in `BatchLoader.batches`."""
-        return made_ahead(self.plan.batches(self.plan.reader(self.rank), self.threads, first_step, stop_step))
+    def _made_here(self, first_step: int, stop_step: int) -> Iterator[Batch]:
+        """Make the batches in this process, each when it is asked for."""
+        return self.plan.batches(self.plan.reader(self.rank), self.threads, first_step, stop_step)

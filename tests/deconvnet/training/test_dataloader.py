@@ -1,18 +1,19 @@
-"""Batches: the same bits by threads and by Ray Data, for any number of workers, from any step."""
+"""Batches: the same bits by threads and by a process, for any number of workers, from any step."""
 
+import multiprocessing
 from collections import Counter
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from deconvnet.training.data import transforms
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
-from deconvnet.training.data.ray_dataloader import RayDataLoader, ray_data_config
 from infra.errors import UserError
-from proposals.image_codec import decode_example
 from tests.deconvnet.training_tables import SIZE, examples_table, images_table
 
 
@@ -26,6 +27,12 @@ def quarter(crops: Examples) -> int:
     return int(crops.groups.nbytes.sum()) // 4
 
 
+def damaged(plan: BatchPlan) -> BatchPlan:
+    """Return the plan with images that can't be decoded."""
+    examples = plan.examples
+    return replace(plan, examples=DamagedExamples(**{field.name: getattr(examples, field.name) for field in fields(examples)}))
+
+
 def same(a, b) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
 
@@ -37,7 +44,7 @@ def test_an_epoch_shows_each_row_as_often_as_its_repeats_say_in_an_order_of_its_
     def order(seed: int, epoch: int) -> list[bytes]:
         plan = BatchPlan.of(crops, 10, 1, seed, held_bytes=4 * quarter(crops) // share + 4)
         assert (plan.order.window < 9) == (share > 1)
-        batches = list(ThreadedLoader(plan, 0).batches(9 * epoch, 9 * epoch + 9))
+        batches = list(BatchLoader(plan, 0).batches(9 * epoch, 9 * epoch + 9))
         assert [b[0].shape for b in batches] == [(10, 3, SIZE, SIZE)] * 9 and crops.total == 90
         assert batches[0][0].dtype == batches[0][1].dtype == np.uint8
         return [image.tobytes() for images, _ in batches for image in images]
@@ -55,7 +62,7 @@ def test_augmentation_differs_between_examples_epochs_and_seeds_and_repeats_for_
 
     def views(seed: int, epoch: int) -> list[bytes]:
         plan = BatchPlan.of(row, 6, 1, seed)
-        batches = list(ThreadedLoader(plan, 0).batches(2 * epoch, 2 * epoch + 2))
+        batches = list(BatchLoader(plan, 0).batches(2 * epoch, 2 * epoch + 2))
         return [image.tobytes() for images, _ in batches for image in images]
 
     found = [views(*each) for each in ((0, 0), (0, 1), (1, 0))]
@@ -67,10 +74,10 @@ def test_augmentation_differs_between_examples_epochs_and_seeds_and_repeats_for_
 def test_the_shares_of_workers_make_up_the_batches_of_one(crops, workers):
     """Also if training is resumed within an epoch."""
     one = BatchPlan.of(crops, 8, 1, 3, quarter(crops))
-    batches = list(ThreadedLoader(one, 0).batches(0, 22))
+    batches = list(BatchLoader(one, 0).batches(0, 22))
     assert len(batches) == 22
     for first in (0, 5, 13):
-        shares = [list(ThreadedLoader(one.for_workers(workers), rank).batches(first, 22)) for rank in range(workers)]
+        shares = [list(BatchLoader(one.for_workers(workers), rank).batches(first, 22)) for rank in range(workers)]
         assert [len(share[0][0]) for share in shares] == {2: [4, 4], 3: [2, 3, 3], 4: [2, 2, 2, 2]}[workers]
         joined = [tuple(np.concatenate(arrays) for arrays in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
         assert same(batches[first:], joined)
@@ -80,17 +87,17 @@ def test_the_shares_of_workers_make_up_the_batches_of_one(crops, workers):
 @pytest.mark.parametrize("first", [1, 5, 11, 13])
 def test_batches_can_start_at_any_step(crops, first):
     plan = BatchPlan.of(crops, 8, 1, 3, quarter(crops))
-    whole = list(ThreadedLoader(plan, 0).batches(0, 24))
-    assert same(list(ThreadedLoader(plan, 0).batches(first, 24)), whole[first:])
-    assert same(list(ThreadedLoader(plan, 0).batches(first, first + 3)), whole[first : first + 3])
-    assert list(ThreadedLoader(plan, 0).batches(first, first)) == []
+    whole = list(BatchLoader(plan, 0).batches(0, 24))
+    assert same(list(BatchLoader(plan, 0).batches(first, 24)), whole[first:])
+    assert same(list(BatchLoader(plan, 0).batches(first, first + 3)), whole[first : first + 3])
+    assert list(BatchLoader(plan, 0).batches(first, first)) == []
 
 
 def test_fewer_examples_than_a_batch_are_repeated(tmp_path: Path):
     examples = open_examples(examples_table(str(tmp_path / "t"), 6), SIZE)
     plan = BatchPlan.of(examples, 32, 2, 0, 1)
     assert plan.steps_per_epoch == 1
-    assert [len(b[0]) for b in ThreadedLoader(plan, 1).batches(0, 3)] == [16, 16, 16]
+    assert [len(b[0]) for b in BatchLoader(plan, 1).batches(0, 3)] == [16, 16, 16]
 
 
 def test_a_rank_reads_the_row_groups_of_its_share(tmp_path: Path):
@@ -109,7 +116,7 @@ def test_only_the_images_of_one_split_are_used(tmp_path: Path):
     folder = images_table(str(tmp_path / "images"), 20)
     train, dev = open_examples(folder, 64, "train", jitter=0.2), open_examples(folder, 64, "dev")
     assert (train.total, dev.total) == (15, 5)
-    images, masks = next(ThreadedLoader(BatchPlan.of(train, 15, 1, 0)).batches(0, 1))
+    images, masks = next(BatchLoader(BatchPlan.of(train, 15, 1, 0)).batches(0, 1))
     assert images.shape == (15, 3, 64, 64)
     assert (masks == 255).mean() > 0.3  # around the image
     assert sum(len(b[0]) for b in DevSet(dev).batches(2)) == 5
@@ -117,10 +124,12 @@ def test_only_the_images_of_one_split_are_used(tmp_path: Path):
         open_examples(folder, 64, "val")
 
 
-def test_a_damaged_example_is_named(crops, monkeypatch):
-    monkeypatch.setattr(Examples, "decode", lambda self, image, mask: decode_example(image[:50], mask))
-    with pytest.raises(UserError, match="is damaged"):
-        list(ThreadedLoader(BatchPlan.of(crops, 8, 1, 0)).batches(0, 1))
+@dataclass(frozen=True)
+class DamagedExamples(Examples):
+    """Examples whose images end after 50 bytes."""
+
+    def decode(self, image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray]:
+        return super().decode(image[:50], mask)
 
 
 def test_dev_sets_of_ranks_have_each_row_once(crops):
@@ -135,15 +144,29 @@ def test_dev_sets_of_ranks_have_each_row_once(crops):
     assert np.array_equal(one[0][1][1::2], two[1][1])
 
 
-@pytest.mark.ray
-def test_ray_data_makes_the_same_bits_as_threads(crops, ray_session):
+def test_a_process_makes_the_same_bits_as_threads_and_leaves_torch_s_random_numbers_alone(crops):
     plan = BatchPlan.of(crops, 8, 3, 3, quarter(crops))
-    for first, stop in ((0, 24), (13, 24)):
-        assert same(list(RayDataLoader(plan, 1).batches(first, stop)), list(ThreadedLoader(plan, 1).batches(first, stop)))
+    before = torch.get_rng_state()
+    made = list(BatchLoader(plan, 1, own_process=True).batches(13, 24))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(made, list(BatchLoader(plan, 1).batches(13, 24)))
 
 
-def test_restarted_workers_share_the_batches_by_their_present_number(crops):
-    plan = BatchPlan.of(crops, 8, 4, 3)
-    shares = ray_data_config(1).configure({"train": plan}, 3)
-    assert [shard["train"].rank for shard in shares] == [0, 1, 2]
-    assert all(shard["train"].plan.workers == 3 and shard["train"].plan.order is plan.order for shard in shares)
+def test_a_user_s_error_in_the_process_arrives_with_its_message_alone(tmp_path: Path):
+    folder = tmp_path / "t"
+    plan = BatchPlan.of(open_examples(examples_table(str(folder), 8), SIZE), 8, 1, 0)
+    with pytest.raises(UserError) as here:
+        list(BatchLoader(damaged(plan)).batches(0, 1))
+    with pytest.raises(UserError) as there:
+        list(BatchLoader(damaged(plan), own_process=True).batches(0, 1))
+    assert str(there.value) == str(here.value) and "is damaged" in str(here.value)
+
+
+def test_a_process_that_dies_ends_the_batches_with_an_error(crops):
+    batches = BatchLoader(BatchPlan.of(crops, 8, 1, 3), own_process=True).batches(0, 10_000)
+    next(batches)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed|exited)"):
+        for _ in batches:
+            pass

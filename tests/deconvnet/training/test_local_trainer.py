@@ -13,7 +13,7 @@ import torch
 from deconvnet.models import checkpoint
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import open_examples
 from deconvnet.training.interfaces import State
@@ -70,7 +70,7 @@ def test_losses_and_weights_are_those_of_the_loop_fed_directly(folder: Path, cap
     torch.manual_seed(0)
     model = build_network(job(folder).architecture, MODEL, 3)
     direct: list[float] = []
-    trainer = Trainer(model, job(folder).settings, ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
+    trainer = Trainer(model, job(folder).settings, BatchLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
     outcome = trainer.fit(report=lambda metrics, state: direct.append(metrics["loss"]) if "loss" in metrics else None)
     assert [metrics["loss"] for metrics in reports if "loss" in metrics] == direct
     assert (found["steps"], found["dev_mean_iou"]) == (outcome.steps, outcome.dev_mean_iou)

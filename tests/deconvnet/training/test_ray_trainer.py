@@ -21,7 +21,7 @@ from deconvnet.models import checkpoint
 from deconvnet.models.architectures import DECONVNET
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import open_examples
 from deconvnet.training.job import TrainingJob
@@ -109,7 +109,7 @@ def test_two_workers_on_ray_have_the_losses_of_one_process(tmp_path: Path, ray_s
     torch.manual_seed(0)
     model = build_network(DECONVNET, MODEL, 3)
     plain: list[float] = []
-    trainer = Trainer(model, stage(), ThreadedLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
+    trainer = Trainer(model, stage(), BatchLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
     outcome = trainer.fit(report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None)
     assert list(losses(logged.messages)) == list(range(1, 9))
     assert list(losses(logged.messages).values()) == pytest.approx(plain, abs=1e-3)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from deconvnet.models import checkpoint
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.settings import StageSettings
-from deconvnet.training.data.dataloader import BatchPlan, ThreadedLoader
+from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import Examples, open_examples
 from deconvnet.training.data.sampler import ORDER_VERSION
@@ -60,9 +60,9 @@ class Seen:
         return [m["loss"] for m in self.metrics if "loss" in m]
 
 
-def loader(crops: Examples, rank: int = 0, workers: int = 1) -> ThreadedLoader:
+def loader(crops: Examples, rank: int = 0, workers: int = 1) -> BatchLoader:
     """Batches of 8, of which a third of an epoch fits in memory."""
-    return ThreadedLoader(BatchPlan.of(crops, 8, workers, 0, HELD_BYTES), rank, 1)
+    return BatchLoader(BatchPlan.of(crops, 8, workers, 0, HELD_BYTES), rank, 1)
 
 
 def run(
@@ -285,7 +285,7 @@ def _twenty_steps(crops: Examples, rank: int, workers: int, seen: Seen, state: S
     """Train a DeconvNet on one rank for at most 20 steps. Returns its losses, its dev scores, and the last of these or None."""
     settings = stage(batch=16, max_steps=20, epochs=9, lr=0.002, schedule="plateau", bn_batches=2)
     torch.manual_seed(rank)  # DDP must give rank 0's weights to all
-    batches = ThreadedLoader(BatchPlan.of(crops, 16, workers, 0), rank, 1)
+    batches = BatchLoader(BatchPlan.of(crops, 16, workers, 0), rank, 1)
     dev = DevSet(crops, rank, workers, 20)
     trainer = Trainer(DeconvNet(3, 0.1, SIZE), settings, batches, seed=0, dev=dev, **options)
     if state is not None:

@@ -64,13 +64,8 @@ def test_a_map_s_actors_take_the_number_of_retries() -> None:
         warnings.warn("silent here", DeprecationWarning, stacklevel=1)
 
 
-def test_the_data_executor_calls_its_callbacks_after_each_step() -> None:
-    assert parameters(ray_compat.PollThrottle.__base__.on_execution_step) == ["self", "executor"]
-    assert "callback.on_execution_step(self)" in inspect.getsource(StreamingExecutor)
-    assert isinstance(ray.data.DataContext().custom_execution_callback_classes, list)
-
-
 def test_the_data_executor_has_an_autoscaler_before_its_callbacks_are_called() -> None:
+    assert isinstance(ray.data.DataContext().custom_execution_callback_classes, list)
     source = inspect.getsource(StreamingExecutor.execute)
     assert source.index("self._cluster_autoscaler = ") < source.index("callback.before_execution_starts(self)")
     assert "self._data_context = " in inspect.getsource(StreamingExecutor.__init__)
