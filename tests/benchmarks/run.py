@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks import inference, steps, training  # noqa: E402  (needs the path above)
+from tests.benchmarks import feeding, inference, steps, training  # noqa: E402  (needs the path above)
 from tests.benchmarks.common import Row, machine  # noqa: E402
 
 
@@ -33,8 +33,9 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     for benchmark in (
         training.loop,
         steps.steps,
-        training.feeding,
-        training.inputs,
+        feeding.feeding,
+        feeding.launches,
+        feeding.inputs,
         inference.segmentation,
         inference.crf,
         inference.proposals,
