@@ -250,9 +250,8 @@ def test_after_a_killed_worker_and_a_killed_driver_training_resumes_from_the_las
     second = driver(workers=2)
     assert second.end() == 0, second.lines
     steps = losses(second.lines)
-    assert min(steps) in (12, 16, 17)
-    assert max(steps) == 33
     both = losses(first.lines)
+    assert max(both) - 5 - WHILE_WRITTEN < min(steps) < max(steps) == 33
     assert all(steps[s] == pytest.approx(both[s], abs=1e-3) for s in steps.keys() & both.keys())
 
 
