@@ -9,7 +9,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from mlflow import MlflowClient
@@ -17,10 +20,14 @@ from mlflow import MlflowClient
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
 from deconvnet.tracking.registry import aliases
+from infra.errors import Interrupted, UserError
 from infra.storage import tables
+from infra.storage.lock import Locked
+from tests.hook_server import SECRET, hook_server
 from tests.workflows.commands import LOCAL, TINY, Done, call, command
 from tests.workflows.doubles import training_gives
 from workflows import retrain
+from workflows.operations import data_age
 from workflows.pipelines import generations
 from workflows.pipelines.workspace import MADE_BY, Workspace
 
@@ -132,9 +139,14 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
 ) -> None:
     """The champion is right in 60 % of the pixels. The next retraining starts from whichever is champion then."""
     copied.add_images()
-    with training_gives(quality) as starts:
-        done = copied("--retrain.keep", "1")
+    with training_gives(quality) as starts, hook_server() as server:
+        done = copied("--retrain.keep", "1", "--notify.url", server.url)
     assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = server.texts
+    assert told.startswith(f"edeconvnet version 2 of {copied.workspace} is ") and why.split("(")[0] in told
+    assert ("is the champion: " if champion == 2 else "is not promoted, version 1 stays: ") in told
+    for file in copied.workspace.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     assert f"version 2 is {'' if champion == 2 else 'not '}promoted" in done.stdout and why in done.stdout
     assert f"champion edeconvnet version {champion}" in done.stdout
     assert aliases(copied.store, "edeconvnet") == {"champion": champion, "challenger": 2}
@@ -156,6 +168,67 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     assert outcome["rise"] == pytest.approx(0, abs=1e-9) if quality == 0.6 else (outcome["rise"] > 0) is (quality > 0.6)
     plan = copied("--force", "--dry-run")
     assert f"from edeconvnet version {champion};" in plan.stdout
+
+
+def test_failures_are_reported_and_what_is_no_failure_is_not(copied: Retrainings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the user, a bug, and a run that an interruption or another run ends; also one that a signal turned into an error."""
+
+    def ended_by(error: Callable[[], NoReturn]) -> list[str]:
+        monkeypatch.setattr("workflows.operations.retraining.retraining.next_generation", lambda *_: error())
+        with hook_server() as server, suppress(RuntimeError, ImportError):
+            copied("--notify.url", server.url)
+        return server.texts
+
+    def fails(error: BaseException, context: BaseException | None = None) -> Callable[[], NoReturn]:
+        def fail() -> NoReturn:
+            try:
+                if context:
+                    raise context
+            finally:
+                raise error
+
+        return fail
+
+    assert ended_by(fails(UserError("the data are gone"))) == [f"retraining of {copied.workspace} failed: the data are gone"]
+    (bug,) = ended_by(fails(RuntimeError("hush")))
+    assert "a bug (RuntimeError)" in bug and "hush" not in bug
+    for error in (Interrupted("stopped"), Locked("busy"), KeyboardInterrupt()):
+        assert ended_by(fails(error)) == []
+    assert ended_by(fails(ImportError("torch"), KeyboardInterrupt())) == []
+
+
+def test_a_webhook_that_fails_does_not_change_how_a_run_ends(copied: Retrainings) -> None:
+    with hook_server() as server:
+        server.status = 500
+        done = copied("--notify.url", server.url, "--data.root", str(copied.data / "gone"))
+    assert done.returncode == 2 and "there is no data folder" in done.stderr
+    assert "not delivered to the webhook at 127.0.0.1: HTTP status 500" in done.stdout and SECRET not in done.stdout + done.stderr
+    assert len(server.texts) == 1
+
+
+def test_stale_data_are_reported_once_in_a_while(copied: Retrainings) -> None:
+    """Twice within the days that are set, and then after them."""
+    told: list[list[str]] = []
+    for age in (0, 6, 6, 8):
+        file = copied.workspace / "generations" / data_age.FILE
+        found = data_age.DataAge(**json.loads(file.read_text()))
+        moved = {
+            key: value and str(datetime.fromisoformat(value) - timedelta(days=age))
+            for key, value in vars(found).items()
+            if key != "key"
+        }
+        file.write_text(json.dumps({"key": found.key, **moved}))
+        with hook_server() as server:
+            done = copied("--notify.url", server.url, "--notify.stale_days", "7")
+        assert done.returncode == 0 and "Nothing new" in done.stdout
+        told.append(server.texts)
+    assert [len(texts) for texts in told] == [0, 0, 1, 1]
+    assert told[2][0].startswith(f"stale data in {copied.data}: no image or mask is new or changed for 12 days, since ")
+    assert told[3][0].startswith(f"stale data in {copied.data}: no image or mask is new or changed for 20 days, since ")
+    with hook_server() as server:
+        file.write_text(json.dumps(vars(data_age.DataAge("other images", "2020-01-01T00:00:00+00:00"))))
+        copied("--notify.url", server.url)
+    assert server.texts == [], "the data have changed since"
 
 
 def check_versions(of: Retrainings) -> None:

@@ -1,16 +1,23 @@
 """Run one retraining, or log what it would do.
 
 Each retraining is called a generation. It has a workspace (folder) of its own below the workspace that the settings name. A lock
-allows only one retraining of a workspace at a time.
+allows only one retraining of a workspace at a time. Promotions, refusals, failures and stale data are reported to a webhook, if the
+settings or the environment name one.
 """
 
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deconvnet.tracking import promotion, registry
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra import storage
+from infra.errors import Interrupted, find_user_error
+from infra.runtime.stages import read_record
+from infra.storage.lock import Locked
+from infra.webhook import Webhook, open_webhook
 from workflows import cli
+from workflows.operations import data_age
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
 from workflows.pipelines.retraining import Retraining
@@ -34,13 +41,36 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
         Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
-    with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
-        check_store(tracking_uri(settings.workspace, settings.tracking.uri))
-        generation = retraining.next_generation(settings, force)
-        _run(Retraining(settings, generation, lock), config)
+    webhook = open_webhook(settings.notify)
+    try:
+        with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
+            check_store(tracking_uri(settings.workspace, settings.tracking.uri))
+            generation = retraining.next_generation(settings, force)
+            _run(Retraining(settings, generation, lock), config, webhook)
+    except (Locked, Interrupted):
+        raise
+    except Exception as error:
+        if not _signalled(error):
+            webhook.send(f"retraining of {settings.workspace} failed: {_failure_text(error)}")
+        raise
 
 
-def _run(pipeline: Retraining, config: str) -> None:
+def _signalled(error: BaseException | None) -> bool:
+    """Return whether an error was raised because a signal broke something off, such as the import of a module."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
+def _failure_text(error: Exception) -> str:
+    """Describe an error that ends a retraining: what the user must correct, or else the class of the error, as it is a bug."""
+    known = error if isinstance(error, OSError) else find_user_error(error)
+    return str(known) if known else f"a bug ({type(error).__name__}); the log has more"
+
+
+def _run(pipeline: Retraining, config: str, webhook: Webhook) -> None:
     """Run the stages of one retraining, mark it as finished, and delete old generations (earlier retrainings).
 
     If nothing is new, the folder of this retraining is removed, and the result is only logged.
@@ -48,6 +78,7 @@ def _run(pipeline: Retraining, config: str) -> None:
     Args:
         pipeline: pipeline of the retraining.
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
+        webhook: gets a message of the decision, and one if the data are stale.
 
     Raises:
         UserError: if the settings, the data or the cluster do not allow the run.
@@ -56,7 +87,7 @@ def _run(pipeline: Retraining, config: str) -> None:
     generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
     logger.info(f"generation {generation.name}: {_start_text(generation, name)}")
     if not generation.forced and retraining.files_unchanged(pipeline):
-        _nothing_new(pipeline)
+        _nothing_new(pipeline, webhook)
         return
     generations.write(base, generation)
     records = pipeline.run(
@@ -66,11 +97,15 @@ def _run(pipeline: Retraining, config: str) -> None:
     if "verdict" not in records:
         generations.remove(base, generation.name)
         generations.mark_unchanged(base, records["prepare"].fingerprint)
-        _nothing_new(pipeline)
+        _nothing_new(pipeline, webhook)
         return
     pipeline.locks[0].check()
     verdict = records["verdict"].summary
     generations.finish(base, generation, verdict)
+    title = f"{name} version {verdict['version']} of {base}"
+    stays = f", version {verdict['champion']} stays" if verdict["champion"] else ""
+    webhook.send(f"{title} is {'the champion' if verdict['promoted'] else f'not promoted{stays}'}: {verdict['why']}")
+    _report_stale_data(pipeline, records["prepare"].key, webhook)
     for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
         logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
     generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
@@ -81,7 +116,23 @@ def _run(pipeline: Retraining, config: str) -> None:
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
 
 
-def _nothing_new(pipeline: Retraining) -> None:
+def _report_stale_data(pipeline: Retraining, key: str, webhook: Webhook) -> None:
+    """Report to the webhook if no image or mask has changed for long, now and every `notify.stale_days` from then on.
+
+    Args:
+        pipeline: pipeline of the retraining.
+        key: content key of the images and masks.
+        webhook: gets the message.
+    """
+    age, now = data_age.update(pipeline.base, key), datetime.now(UTC)
+    if pipeline.settings.data.root and age.to_report(pipeline.settings.notify.stale_days, now):
+        days = f"for {age.days(now):,.0f} days, since {age.since[:10]} (notify.stale_days)"
+        logger.warning(f"no image or mask is new or changed {days}")
+        webhook.send(f"stale data in {pipeline.settings.data.root}: no image or mask is new or changed {days}")
+        data_age.mark_reported(pipeline.base, age, now)
+
+
+def _nothing_new(pipeline: Retraining, webhook: Webhook) -> None:
     """Log that nothing is new since the previous retraining.
 
     The champion is the version of the model that is in use. If there is no champion, but there is a version with which the
@@ -89,6 +140,7 @@ def _nothing_new(pipeline: Retraining) -> None:
 
     Args:
         pipeline: pipeline of the retraining.
+        webhook: gets a message of the promotion, and one if the data are stale.
 
     Raises:
         UserError: if MLflow's registry does not answer.
@@ -102,10 +154,13 @@ def _nothing_new(pipeline: Retraining) -> None:
     elif pipeline.generation.version is not None:
         version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
+        webhook.send(f"{name} version {version} of {pipeline.base} is the champion: there was none")
     else:
         logger.info(
             f"{name} has no version yet: train_pipeline.py registers the model of {pipeline.base}, --force trains a new one"
         )
+    if pipeline.previous and (record := read_record(pipeline.previous, "prepare")):
+        _report_stale_data(pipeline, record.key, webhook)
 
 
 def log_plan(settings: Settings, force: bool) -> None:
