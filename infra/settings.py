@@ -146,7 +146,7 @@ class ClusterSettings(Section):
 
 
 class NotifySettings(Section):
-    """Messages to a chat program (a webhook), and when data count as stale.
+    """Messages to a chat program (a webhook), when data count as stale, and metrics of the last run.
 
     This is the section `notify` of the settings files. Each field is explained by its description.
     """
@@ -159,6 +159,20 @@ class NotifySettings(Section):
     stale_days: PositiveInt | None = Field(
         30, description="days without a new or changed image after which retrain.py reports stale data; empty: never"
     )
+
+    metrics_to: Location | None = Field(
+        None,
+        description="where retrain.py leaves the results of the run for Prometheus: local file (…/deconvnet.prom, for node_exporter's "
+        "textfile collector), or http(s) URL of a Pushgateway; empty: nowhere",
+    )
+
+    @field_validator("metrics_to")
+    @classmethod
+    def _check_metrics_to(cls, to: str | None) -> str | None:
+        """Return the setting `metrics_to` unchanged. Raise ValueError if nothing would read it. pydantic calls this."""
+        if to is not None and not to.startswith(("http://", "https://")) and ("://" in to or not to.endswith(".prom")):
+            raise ValueError("it must be a local file whose name ends with .prom, or the http(s) URL of a Pushgateway")
+        return to
 
     @field_validator("url")
     @classmethod

@@ -6,6 +6,8 @@ Whoever knows such a URL can post, so it is a secret: messages about it name its
 import logging
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 import requests
@@ -42,12 +44,7 @@ class Webhook:
         """
         if self._url is None:
             return
-        outcome: list[str] = []
-        thread = threading.Thread(target=lambda: outcome.append(self._post(text)), name="webhook", daemon=True)
-        thread.start()
-        thread.join(self._seconds)  # a timeout of `requests` bounds each read, but neither all of them nor the look-up of a name
-        problem = outcome[0] if outcome else f"there was no answer within {self._seconds:g} s"
-        if problem:
+        if problem := problem_within(self._seconds, partial(self._post, text)):
             logger.warning(f"a message was not delivered to the webhook at {urlsplit(self._url).hostname}: {problem}")
 
     def _post(self, text: str) -> str:
@@ -61,6 +58,23 @@ class Webhook:
                 return "" if 200 <= reply.status_code < 300 else f"HTTP status {reply.status_code}"
         except Exception as error:  # its text has the URL
             return type(error).__name__
+
+
+def problem_within(seconds: float, work: Callable[[], str]) -> str:
+    """Do something in a thread, and wait for it no longer than allowed.
+
+    Args:
+        seconds: how long to wait. Timeouts of HTTP libraries bound each read, but neither all of them nor the look-up of a name.
+        work: does it, and returns what went wrong, or "". It must not raise errors.
+
+    Returns:
+        What `work` returned, or that there was no answer.
+    """
+    outcome: list[str] = []
+    thread = threading.Thread(target=lambda: outcome.append(work()), name="delivery", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return outcome[0] if outcome else f"there was no answer within {seconds:g} s"
 
 
 def open_webhook(settings: NotifySettings) -> Webhook:

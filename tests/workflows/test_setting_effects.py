@@ -49,6 +49,7 @@ ANOTHER = {
     "model.fcn_input_size": 544,
     "segment.proposals": 51,
     "notify.url": "https://host/secret",
+    "notify.metrics_to": "http://host:9091",
     "cluster.data_nodes": "pool=cpu",
     "cluster.training_nodes": "pool=gpu",
     "proposals.window_sizes": (1.0, 0.25),
@@ -292,6 +293,7 @@ REACHED_OTHERWISE = {
     "retrain.keep": "the end of retrain.py: test_retrain.py",
     "notify.url": "as above",
     "notify.stale_days": "as above",
+    "notify.metrics_to": "as above",
     "executor": "test_local_executor.py",
 }
 NOT_GIVEN = {

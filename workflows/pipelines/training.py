@@ -157,10 +157,11 @@ class Pipeline(TrackedPipeline):
         )
         with self.run_of_stage.training_metrics() as report:
             if s.executor == "ray":
-                from deconvnet.training.ray_callbacks import ReportCallback
+                from deconvnet.training.ray_callbacks import LiveMetricsCallback, ReportCallback
                 from deconvnet.training.ray_trainer import train_on_ray
 
-                outcome = train_on_ray(job, cluster=s.cluster, callbacks=[ReportCallback(report)], should_stop=self.should_stop)
+                callbacks = [ReportCallback(report), LiveMetricsCallback(stage)]
+                outcome = train_on_ray(job, cluster=s.cluster, callbacks=callbacks, should_stop=self.should_stop)
             else:
                 from deconvnet.training.local_trainer import train_locally
 
