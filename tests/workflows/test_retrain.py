@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
+from deconvnet.evaluation.drift import read_statistics
 from deconvnet.tracking.registry import aliases
 from infra.errors import Interrupted, UserError
 from infra.live_metrics import Metric
@@ -174,6 +175,8 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     check_metrics(samples_of(metrics), promoted=champion == 2, quality=quality)
     version = MlflowClient(copied.store, copied.store).get_model_version("edeconvnet", "2")
     assert version.tags["verdict"] == ("promoted" if champion == 2 else "not promoted") and why in version.tags["verdict.why"]
+    statistics = read_statistics(f"{version.source}/artifacts/ensemble")
+    assert statistics and statistics.images == 5 and statistics == read_statistics(copied.workspace_of(-1).report())
     assert starts == {"fcn8s": 0.6, "stage1": 0.6, "stage2": quality}
     assert "compared on 5 val images by which both models may be judged" in done.stdout
     check_versions(copied)

@@ -180,7 +180,7 @@ class Pipeline(TrackedPipeline):
         settings = {**as_dict(s.segment), **window, **s.proposals.windows, "classes": list(s.data.classes), "split": "val"}
         settings |= {} if s.data.has_background else {"background": s.data.background}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
-        return Stage("evaluate", "the five results", 4, settings, inputs, outputs, self._evaluate)
+        return Stage("evaluate", "the five results", 5, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the networks and the box proposals on the val images, and write the report.
@@ -309,6 +309,7 @@ class Pipeline(TrackedPipeline):
         Returns:
             The summary of the stage: the name of the `model` and the number of the `version`.
         """
+        from deconvnet.evaluation.drift import read_statistics
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register
 
@@ -321,6 +322,7 @@ class Pipeline(TrackedPipeline):
             segment=asdict(PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)),
             max_pixels=s.data.max_pixels,
             val_images=self.val_images(),
+            statistics=read_statistics(self.report()),
         )
         results = storage.read_json(self.report("results.json"))
         model = self.own_model()
