@@ -18,7 +18,7 @@ from infra.settings import NotifySettings, check_webhook_url
 
 URL_VARIABLE = "DECONVNET_NOTIFY_URL"
 """Environment variable with the URL, if the settings have none."""
-_MAX_TEXT = 3000  # characters; Slack cuts longer messages
+_MAX_TEXT = 3000  # characters, which are up to five times as many with escapes; Slack cuts messages of more than 40,000
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # so that no text becomes a mention, such as <!channel>
 
 logger = logging.getLogger(__name__)
