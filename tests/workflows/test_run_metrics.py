@@ -1,18 +1,40 @@
-"""Where the metrics of a retraining go: a file, a real Pushgateway; what can't take them does not cost the run."""
+"""Where the metrics of a retraining go: a file, a real Pushgateway; what can't take them does not cost the run. And those of trainings."""
 
 import re
 import shutil
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
 
+from deconvnet.datasets.palette import GENERATED_CLASSES
 from infra.deploy.local.process import free_ports
 from infra.settings import NotifySettings
 from workflows.operations import run_metrics
 from workflows.operations.run_metrics import CHAMPION_VERSION, OUTCOME, REJECTS, RunMetrics
+from workflows.pipelines.training import Pipeline
+from workflows.settings import Settings
+
+
+def test_a_training_on_ray_exports_its_metrics_by_the_name_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deconvnet.training import ray_trainer
+    from deconvnet.training.ray_callbacks import LiveMetricsCallback
+
+    given: list[Any] = []
+    monkeypatch.setattr(ray_trainer, "train_on_ray", lambda job, callbacks, **_: given.extend(callbacks) or {})
+    monkeypatch.setattr("deconvnet.reporting.plots.draw_training_curves", lambda *_: {})
+    pipeline = Pipeline(Settings(workspace=str(tmp_path), data={"classes": GENERATED_CLASSES}, tracking={"enabled": False}))
+    assert pipeline._train("stage1", "f" * 16) == {}
+    (callback,) = (each for each in given if isinstance(each, LiveMetricsCallback))
+    recorded: list[Any] = []
+    callback._metrics = SimpleNamespace(update=lambda *values, **labels: recorded.append((*values, labels)))  # type: ignore[assignment]
+    callback.after_report(None, [{"loss": 2.0}], None)
+    ((metric, value, labels),) = recorded
+    assert (metric.name, value, labels) == ("deconvnet_train_loss", 2.0, {"stage": "stage1"})
 
 
 def delivered(to: str, outcome: run_metrics.Outcome, version: int | None = None, reasons: str = "") -> None:
