@@ -68,6 +68,7 @@ options only.
 """
 
 _TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "array": "names"}
+_FORMATS = {"password": "secret"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -156,7 +157,8 @@ def type_text(field: FieldInfo) -> str:
     schema = _schema(field)
     if schema.get("items", {}).get("type") == "number":
         return "numbers"
-    return "one of" if _choices(field) else schema.get("format") or _TYPES[schema["type"]]
+    form = schema.get("format", "")
+    return "one of" if _choices(field) else _FORMATS.get(form, form) or _TYPES[schema["type"]]
 
 
 def allowed_text(field: FieldInfo) -> str:

@@ -3,8 +3,19 @@
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from infra.storage.uri import absolute
 
@@ -34,6 +45,18 @@ def absolute_location(location: str) -> str:
 
 Location = Annotated[str, AfterValidator(absolute_location), WithJsonSchema({"type": "string", "format": "path"})]
 """Type of settings that hold the location of a file, folder or model. Relative paths are made absolute."""
+
+
+def check_webhook_url(url: str) -> str:
+    """Return the URL of a webhook unchanged. Raise ValueError, without the URL, if it is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # its text may have a part of the URL
+        usable = False
+    if not usable:
+        raise ValueError("it must begin with https:// (or http://) and a host name")
+    return url
 
 
 class Section(BaseModel):
@@ -120,3 +143,41 @@ class ClusterSettings(Section):
             Label values by label key; {} if jobs may run on any node.
         """
         return dict(re.findall(r"([\w./-]+)\s*=\s*([\w.-]+)", getattr(self, nodes) or ""))
+
+
+class NotifySettings(Section):
+    """Messages to a chat program (a webhook), when data count as stale, and metrics of the last run.
+
+    This is the section `notify` of the settings files. Each field is explained by its description.
+    """
+
+    url: SecretStr | None = Field(
+        None,
+        description='webhook that gets messages of promotions, refusals, failures and stale data, as Slack\'s {"text": …}; a secret, so '
+        "a file should have ${NAME}, and no command line; empty: that in DECONVNET_NOTIFY_URL, else none",
+    )
+    stale_days: PositiveInt | None = Field(
+        30, description="days without a new or changed image after which retrain.py reports stale data; empty: never"
+    )
+
+    metrics_to: Location | None = Field(
+        None,
+        description="where retrain.py leaves the results of the run for Prometheus: local file (…/deconvnet.prom, for node_exporter's "
+        "textfile collector), or http(s) URL of a Pushgateway; empty: nowhere",
+    )
+
+    @field_validator("metrics_to")
+    @classmethod
+    def _check_metrics_to(cls, to: str | None) -> str | None:
+        """Return the setting `metrics_to` unchanged. Raise ValueError if nothing would read it. pydantic calls this."""
+        if to is not None and not to.startswith(("http://", "https://")) and ("://" in to or not to.endswith(".prom")):
+            raise ValueError("it must be a local file whose name ends with .prom, or the http(s) URL of a Pushgateway")
+        return to
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: SecretStr | None) -> SecretStr | None:
+        """Return the setting `url` unchanged. Raise ValueError, without the URL, if it is none. pydantic calls this."""
+        if url is not None:
+            check_webhook_url(url.get_secret_value())
+        return url

@@ -9,7 +9,8 @@
 Only the alias `champion` in MLflow's registry is moved. Running servers (serve.py) notice it within seconds, and change the
 model without refusing a request. Models are not compared; retrain.py does that. Each move is recorded in a tag of the
 registered model with its time, user, versions and reason. --back undoes the latest move that is not undone yet, also
-one by retrain.py; if it is given again, the one before.
+one by retrain.py; if it is given again, the one before. If the environment variable DECONVNET_NOTIFY_URL names a webhook, it
+gets a message.
 
 Exit codes: 0 done; 2 there is no such version, it is the champion already, or there is nothing to undo.
 """
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     from deconvnet.tracking import promotion, registry
     from deconvnet.tracking.store import model_store
+    from infra.settings import NotifySettings
+    from infra.webhook import open_webhook
 
     store = model_store(options.workspace, options.tracking_uri)
     if options.moves:
@@ -42,8 +45,11 @@ def main(argv: list[str] | None = None) -> None:
             moves = promotion.recorded_moves(client, options.model)
         print("\n".join(map(_line, moves)) or f"no move of {options.model}'s champion is recorded")
         return
+    webhook = open_webhook(NotifySettings())
     move = promotion.move_champion(store, options.model, options.to, options.why)
-    print(f"champion {options.model} version {move.version}: {_title(move.replaced)} before")
+    done = f"champion {options.model} version {move.version}: {_title(move.replaced)} before"
+    print(done)
+    webhook.send(f"{done}; {'taken back' if move.back else 'moved'} by {move.who}{f': {move.why}' if move.why else ''}")
 
 
 def _line(move: "Move") -> str:

@@ -21,7 +21,7 @@ from deconvnet.settings import (
     TrainSettings,
 )
 from deconvnet.training.data.batching import check_batching
-from infra.settings import ClusterSettings, Location, Section
+from infra.settings import ClusterSettings, Location, NotifySettings, Section
 from proposals.settings import ExampleSettings, ForestSettings, ProposalSettings
 from workflows import cli
 from workflows.cli import CommandSettings
@@ -84,6 +84,7 @@ class Settings(PipelineSettings):
     train: TrainSettings = TrainSettings()
     segment: SegmentSettings = SegmentSettings()
     retrain: RetrainSettings = RetrainSettings()
+    notify: NotifySettings = NotifySettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 

@@ -18,6 +18,7 @@ import torch
 from deconvnet.datasets.objects import make_object_mask
 from deconvnet.evaluation.breakdowns import Breakdowns
 from deconvnet.evaluation.comparison import DECISIVE_RESULT
+from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.metrics import ConfusionMatrix, none_if_nan
 from deconvnet.inference.predictor import RESULTS, Predictor, PredictorOptions
 from infra.errors import UserError
@@ -73,12 +74,14 @@ class Evaluation:
         breakdowns: IoU by number of proposals and by object size, and confusion matrices; see `Breakdowns.as_dict`.
         confusions: confusion matrix of each image by image_id, int32 (C, C), of the result "edeconvnet_crf" (the ensemble with
             the CRF, by which models are compared). A row is a true class and a column is a predicted class.
+        statistics: what the predictions of this result were like.
     """
 
     results: dict[str, Any]
     mean_iou: dict[str, dict[str, float | None]]
     breakdowns: dict[str, Any]
     confusions: dict[str, np.ndarray]
+    statistics: PredictionStatistics
 
 
 @dataclass(frozen=True)
@@ -166,21 +169,25 @@ def _measure(predictor: Predictor, inputs: EvaluationInputs, unit: _Unit) -> dic
         unit: the batch of images.
 
     Returns:
-        A dict with the arrays of sums that `Breakdowns.arrays` returns, and three lists that have an item for each image:
+        A dict with the arrays of sums that `Breakdowns.arrays` returns, and five lists that have an item for each image:
         `image_ids` has the image's id. `mean_iou` has a list of floats, one for each result in the order of `RESULTS`; they are
-        nan if the whole annotation is void. `confusions` has the confusion matrix, int32 (C, C), of the result "edeconvnet_crf".
+        nan if the whole annotation is void. The others are of the result "edeconvnet_crf": `confusions` has the confusion matrix,
+        int32 (C, C), `confidence` the mean probability of the predicted class, and `shares` the share of each class in the mask.
     """
     boxes = {name: found for name, found, _ in iter_proposals(inputs.proposals_uri, unit.proposals)}
     no_boxes = np.zeros((0, 4), np.float32)  # for images that EdgeBox could not read
     breakdowns = Breakdowns(RESULTS, inputs.counts, len(inputs.classes))
-    image_ids, mean_iou, confusions = [], [], []
+    found: dict[str, list[Any]] = {name: [] for name in ("image_ids", "mean_iou", "confusions", "confidence", "shares")}
     for image_id, image, class_mask, object_mask in _read_images(inputs, unit):
-        masks, by_count = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
-        image_ids.append(image_id)
+        masks, by_count, confidence = predictor.masks_by_box_count(image, boxes.get(image_id, no_boxes), inputs.counts)
+        found["image_ids"].append(image_id)
         single = breakdowns.add(class_mask, object_mask, masks, by_count, inputs.options.background)
-        mean_iou.append([each.mean_iou for each in single])
-        confusions.append(single[RESULTS.index(DECISIVE_RESULT)].matrix.astype(np.int32))
-    return {"image_ids": image_ids, "mean_iou": mean_iou, "confusions": confusions, **breakdowns.arrays()}
+        found["mean_iou"].append([each.mean_iou for each in single])
+        found["confusions"].append(single[RESULTS.index(DECISIVE_RESULT)].matrix.astype(np.int32))
+        found["confidence"].append(confidence[DECISIVE_RESULT])
+        mask = masks[DECISIVE_RESULT]
+        found["shares"].append(np.bincount(mask.ravel(), minlength=len(inputs.classes)) / mask.size)
+    return {**found, **breakdowns.arrays()}
 
 
 def _read_images(inputs: EvaluationInputs, unit: _Unit) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
@@ -225,11 +232,13 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
     total = Breakdowns(RESULTS, inputs.counts, len(classes))
     mean_iou: dict[str, dict[str, float | None]] = {}
     confusions: dict[str, np.ndarray] = {}
+    predicted: dict[str, tuple[float, np.ndarray]] = {}
     for found in measured:
         total.merge(found)
         for image_id, values in zip(found["image_ids"], found["mean_iou"], strict=True):
             mean_iou[image_id] = {name: none_if_nan(value) for name, value in zip(RESULTS, values, strict=True)}
         confusions |= zip(found["image_ids"], found["confusions"], strict=True)
+        predicted |= zip(found["image_ids"], zip(found["confidence"], found["shares"], strict=True), strict=True)
     if not mean_iou:
         raise UserError(
             f"the split {inputs.split!r} of {inputs.images_uri} has no annotated image to evaluate on: "
@@ -242,7 +251,9 @@ def _merge(measured: Iterable[Mapping[str, Any]], inputs: EvaluationInputs, data
         "classes": list(classes),
         "rows": {name: _result_row(matrix, classes) for name, matrix in zip(RESULTS, matrices, strict=True)},
     }
-    return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict(), dict(sorted(confusions.items())))
+    confidence, shares = zip(*(predicted[image_id] for image_id in sorted(predicted)), strict=True)
+    statistics = PredictionStatistics.of(confidence, np.array(shares), classes)
+    return Evaluation(results, dict(sorted(mean_iou.items())), total.as_dict(), dict(sorted(confusions.items())), statistics)
 
 
 def _result_row(matrix: ConfusionMatrix, classes: Sequence[str]) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class Predictor:
 
     def masks_by_box_count(
         self, image: Image, boxes: Floats, counts: Collection[int], results: Collection[str] = RESULTS
-    ) -> tuple[dict[str, Mask], dict[int, Mask]]:
+    ) -> tuple[dict[str, Mask], dict[int, Mask], dict[str, float]]:
         """Predict the class of every pixel, and also the masks that DeconvNet alone predicts from fewer boxes.
 
         Args:
@@ -247,9 +247,8 @@ class Predictor:
             results: names from `RESULTS`. "deconvnet" must be one of them if `counts` is not empty.
 
         Returns:
-            A pair of dicts of masks of class ids, uint8 (H, W). The first has the masks by result name, as `masks` returns them.
-            The second has DeconvNet's masks by number of boxes, in ascending order. If there are fewer boxes than a number says,
-            its mask is the one from all boxes.
+            Three dicts: the masks by result name, as `masks` returns them; DeconvNet's masks by number of boxes, in ascending order
+            (if there are fewer boxes, the mask from all of them); the confidence by result name, see `mask_and_confidence`.
 
         Raises:
             ValueError: if a name is not in `RESULTS`, the image has another dtype or shape, or `boxes` does not hold valid boxes.
@@ -264,7 +263,8 @@ class Predictor:
 
         found = self.probabilities(image, boxes, results, keep)
         masks = {name: _resize(_arg_max(p), size) for name, p in found.items()}
-        return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}
+        confidence = {name: float(p.max(axis=0).mean(dtype=np.float64)) for name, p in found.items()}
+        return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, confidence
 
     def mask_and_confidence(self, image: Image, boxes: Floats) -> tuple[Mask, float]:
         """Predict an image's mask with the ensemble of both networks and the CRF (the result "edeconvnet_crf").
@@ -277,8 +277,8 @@ class Predictor:
             The class ids, uint8 (H, W), and the confidence, 0 to 1. The confidence is the probability of the predicted class,
             averaged over the pixels.
         """
-        found = self.probabilities(image, boxes, ("edeconvnet_crf",))["edeconvnet_crf"]
-        return _resize(_arg_max(found), image.shape[:2]), float(found.max(axis=0).mean(dtype=np.float64))
+        masks, _, confidence = self.masks_by_box_count(image, boxes, (), ("edeconvnet_crf",))
+        return masks["edeconvnet_crf"], confidence["edeconvnet_crf"]
 
     def best_boxes(self, boxes: Floats) -> Floats:
         """Select the boxes that DeconvNet is run on.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from deconvnet.evaluation.comparison import DECISIVE_RESULT, IMAGE_CONFUSIONS, image_confusions_file
+from deconvnet.evaluation.drift import STATISTICS_FILE
 from deconvnet.evaluation.evaluator import Evaluation, EvaluationInputs, evaluate
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting import gallery, plots
@@ -58,7 +59,7 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
 
     Returns:
         The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`,
-        `image_confusions.npz`, `results.md` and `results.json`. The files should be written in this order. Then a report is
+        `image_confusions.npz`, `prediction_statistics.json`, `results.md` and `results.json`. The files should be written in this order. Then a report is
         complete if it has `results.json`.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
@@ -69,6 +70,7 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
         "mean_iou_by_image.json": _json(evaluation.mean_iou),
         "analysis.json": _json({"segmenter": asdict(options), **evaluation.breakdowns}),  # existing reports use this key
         IMAGE_CONFUSIONS: image_confusions_file(evaluation.confusions),
+        STATISTICS_FILE: _json(evaluation.statistics.as_dict()),
         "results.md": results_markdown(evaluation.results).encode(),
         "results.json": _json(evaluation.results),
     }

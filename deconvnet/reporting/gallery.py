@@ -281,7 +281,7 @@ def draw_instances(predictor: "Predictor", sample: Sample, classes: Sequence[str
     chosen = chosen[np.argsort(-sides.prod(axis=1), kind="stable")]
     shown = np.concatenate([predictor.windows(*sample.image.shape[:2]), chosen])
     counts = sorted({k for k in STEPS if k < len(shown)} | {len(shown)})
-    _, steps = predictor.masks_by_box_count(sample.image, chosen, counts, ("deconvnet",))
+    _, steps, _ = predictor.masks_by_box_count(sample.image, chosen, counts, ("deconvnet",))
     return panels.instances(sample.image, sample.truth, shown, steps, classes, sample.image_id, predictor.options.background)
 
 

@@ -115,6 +115,7 @@ class Gate:
         self.healthy = True
         self._predictors, self._limits, self._replicas, self._shadow = predictors, limits, replicas, shadow
         self._uploads, self._metrics = Uploads(limits), Metrics()
+        self._metrics.follow([model])
         self._tallies: dict[str, Tally] = {}
         self._shadow_tally = ShadowTally()
         self._comparisons: set[asyncio.Task[None]] = set()
@@ -130,6 +131,7 @@ class Gate:
         if challenger != self.challenger:
             self._shadow_tally = ShadowTally()
         self.model, self.challenger = model, challenger
+        self._metrics.follow([model, challenger] if challenger else [model])
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request, as an ASGI server calls it.
@@ -245,7 +247,7 @@ class Gate:
             return
         self._seconds += 0.2 * (sum(answer.seconds.values()) - self._seconds)
         self._tallies.setdefault(version.number, Tally()).add(answer.confidence, answer.shares)
-        self._metrics.count_prediction(version.number, seconds, answer.confidence)
+        self._metrics.count_prediction(version.number, seconds, answer.confidence, answer.shares)
 
     def _start_comparison(self, challenger: LoadedModel, data: bytes, champion: LoadedModel, mask: bytes) -> None:
         """Let the challenger predict an image in the background, unless it would keep a process from answering a request.

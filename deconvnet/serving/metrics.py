@@ -1,11 +1,15 @@
-"""Count requests, their durations and the confidence of their answers, and write them as a page for Prometheus.
+"""Count requests, their durations, the confidence of their answers and how these drift, and write them as a page for Prometheus.
 
 Prometheus is a program that reads such a page every few seconds, stores the numbers and draws them.
 """
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 
+from deconvnet.evaluation.drift import Drift
 from deconvnet.serving.http import Reply
+from deconvnet.serving.routing import LoadedModel
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -30,7 +34,23 @@ class Metrics:
             registry=self._registry,
         )
         self._waiting = Gauge("deconvnet_requests_waiting", "Requests that wait or are answered now", registry=self._registry)
+        self._psi = Gauge(
+            "deconvnet_drift_psi",
+            "Population stability index of the newest answers against the predictions on val, by version of the model",
+            ["version", "of"],
+            registry=self._registry,
+        )
+        self._drifts: dict[str, Drift] = {}
         self._bytes = Gauge("deconvnet_upload_bytes", "Request bodies in memory", registry=self._registry)
+
+    def follow(self, models: Iterable[LoadedModel]) -> None:
+        """Measure the drift of these versions from now on, and no longer that of others.
+
+        Args:
+            models: the versions that answer. Those without statistics of their predictions on val have no drift.
+        """
+        known = {model.version.number: model.statistics for model in models if model.statistics}
+        self._drifts = {number: self._drifts.get(number) or Drift(statistics) for number, statistics in known.items()}
 
     def count_request(self, status: int) -> None:
         """Count a request.
@@ -40,16 +60,19 @@ class Metrics:
         """
         self._requests.labels(str(status)).inc()
 
-    def count_prediction(self, version: str, seconds: float, confidence: float) -> None:
+    def count_prediction(self, version: str, seconds: float, confidence: float, shares: Mapping[str, float]) -> None:
         """Count a predicted mask.
 
         Args:
             version: number of the model's version.
             seconds: time from the arrival of the request to the end of the prediction.
             confidence: mean probability of the predicted class, 0 to 1.
+            shares: share of the pixels of each class in the mask, by name.
         """
         self._seconds.observe(seconds)
         self._confidence.labels(version).observe(confidence)
+        if drift := self._drifts.get(version):
+            drift.add(confidence, shares)
 
     def page(self, waiting: int, upload_bytes: int) -> Reply:
         """Make the page.
@@ -63,4 +86,8 @@ class Metrics:
         """
         self._waiting.set(waiting)
         self._bytes.set(upload_bytes)
+        self._psi.clear()
+        for version, drift in self._drifts.items():
+            for what, index in drift.indices().items():
+                self._psi.labels(version, what).set(index)
         return Reply(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))

@@ -9,6 +9,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from deconvnet.evaluation.drift import read_statistics
 from deconvnet.serving import http
 from deconvnet.serving.http import Answer
 from deconvnet.serving.routing import LoadedModel, different_pixels
@@ -94,7 +95,8 @@ class Replica:
                 await loop.run_in_executor(self.worker, _warm_up, ensemble)
                 self.folders[version], self.ensembles[version] = folder, ensemble
         ensemble = self.ensembles[version]
-        return LoadedModel(version, tuple(ensemble.classes), ensemble.background)
+        statistics = read_statistics(self.folders[version].name)
+        return LoadedModel(version, tuple(ensemble.classes), ensemble.background, statistics)
 
     def _fetch(self, version: Version) -> "tuple[TemporaryDirectory[str], SavedEnsemble]":
         """Download a version and load it. Return the folder of its files and the model. Raise UserError if that fails."""

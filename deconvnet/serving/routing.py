@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from deconvnet.evaluation.drift import PredictionStatistics
     from deconvnet.tracking.registry import Version
 
 
@@ -40,11 +41,13 @@ class LoadedModel:
         version: the version of the registered model.
         classes: class names in the order of their ids.
         background: whether class 0 is the background.
+        statistics: what its predictions on the val images were like. None if it was registered without them.
     """
 
     version: "Version"
     classes: tuple[str, ...]
     background: bool
+    statistics: "PredictionStatistics | None" = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
 from deconvnet.tracking.descriptions import result_tags, version_description
 from deconvnet.tracking.interface import Run
 from deconvnet.tracking.registry import CHALLENGER, all_versions, registry_client, update_model_description
@@ -50,6 +51,7 @@ class Ensemble:
         segment: options of the prediction: values of the fields of `inference.predictor.PredictorOptions` by name.
         max_pixels: largest image that the model accepts, in pixels.
         val_images: digests of the val images and their masks by image_id. A later model is compared with this one on these images.
+        statistics: what its predictions on the val images were like, from which a server's answers may drift. None if not known.
     """
 
     deconvnet_uri: str
@@ -59,6 +61,7 @@ class Ensemble:
     segment: Mapping[str, Any]
     max_pixels: int = 100_000_000
     val_images: Mapping[str, str] = field(default_factory=dict)
+    statistics: PredictionStatistics | None = None
 
 
 def register(
@@ -182,7 +185,9 @@ def requirements() -> list[str]:
 
 
 def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
-    """Write an ensemble to a folder: both networks, the edge detector (a forest) if one is used, options.json and val_images.json.
+    """Write an ensemble to a folder: both networks, the edge detector (a forest) if one is used, and JSON files.
+
+    These are options.json, val_images.json and, if there are statistics, prediction_statistics.json.
 
     Args:
         folder: folder to write to.
@@ -205,6 +210,8 @@ def _write_ensemble(folder: Path, ensemble: Ensemble) -> None:
     }
     storage.write_json(str(folder / "options.json"), options)
     storage.write_json(str(folder / VAL_IMAGES), dict(ensemble.val_images))
+    if ensemble.statistics:
+        storage.write_json(str(folder / STATISTICS_FILE), ensemble.statistics.as_dict())
 
 
 def read_val_images(deconvnet_uri: str) -> dict[str, str] | None:

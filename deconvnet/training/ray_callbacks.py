@@ -7,6 +7,20 @@ import ray
 import ray.train
 import ray.train.torch
 
+from deconvnet.training.meter import PHASES
+from infra.live_metrics import LiveMetrics, Metric, RayMetrics
+
+STEP = Metric("deconvnet_train_step", "Optimiser steps so far", ("stage",))
+SPEED = Metric(
+    "deconvnet_train_samples_per_second", "Training examples a second: images of FCN-8s, crops of DeconvNet", ("stage",)
+)
+LOSS = Metric("deconvnet_train_loss", "Mean loss of the latest steps", ("stage",))
+DEV_MEAN_IOU = Metric("deconvnet_train_dev_mean_iou", "Mean IoU on the dev examples, 0 to 1", ("stage",))
+STEP_SECONDS = Metric(
+    "deconvnet_train_step_seconds", "Seconds of a step by what they were spent on (meter.PHASES)", ("stage", "part")
+)
+_REPORTED = {"step": STEP, "samples_per_s": SPEED, "loss": LOSS, "dev_mean_iou": DEV_MEAN_IOU, "final_dev_mean_iou": DEV_MEAN_IOU}
+
 
 class ReportForwarder(ray.train.UserCallback):
     """A Ray Train callback that sends rank 0's metrics, and the reasons why workers failed, to the driver's message queue.
@@ -75,3 +89,26 @@ class ReportCallback(ray.train.UserCallback):
         """
         if metrics and metrics[0]:
             self._report(metrics[0])
+
+
+class LiveMetricsCallback(ray.train.UserCallback):
+    """A Ray Train callback that exports rank 0's metrics for Prometheus, in Ray Train's controller process."""
+
+    def __init__(self, stage: str, metrics: LiveMetrics | None = None) -> None:
+        """Store where the metrics go.
+
+        Args:
+            stage: name of the training stage, such as "stage1".
+            metrics: exports them. None for the metrics of Ray.
+        """
+        self._stage, self._metrics = stage, metrics or RayMetrics()
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Export rank 0's metrics. Ray Train's controller calls this after every report. For the arguments see above."""
+        reported = metrics[0] if metrics and metrics[0] else {}
+        for name, metric in _REPORTED.items():
+            if reported.get(name) is not None:
+                self._metrics.update(metric, float(reported[name]), stage=self._stage)
+        for part in PHASES:
+            if (seconds := reported.get(f"time.{part}_s")) is not None:
+                self._metrics.update(STEP_SECONDS, float(seconds), stage=self._stage, part=part)

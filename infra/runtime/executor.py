@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from infra.errors import Interrupted
+from infra.live_metrics import LiveMetrics
 from infra.runtime.progress import progress
 
 Item = TypeVar("Item")
@@ -46,7 +47,12 @@ class Executor(ABC):
     It is a context manager. Its workers exist only inside the `with` block. If a unit of work raises UserError, the method that
     runs it raises UserError too. If the run was asked to stop, the methods that yield results raise Interrupted after the next
     result.
+
+    Attributes:
+        metrics: metrics of the process that runs the jobs. An executor without Ray exports none.
     """
+
+    metrics = LiveMetrics()
 
     def __init__(self, should_stop: Callable[[], bool]) -> None:
         """Make an executor that does not run anything yet.

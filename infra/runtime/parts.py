@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from infra.errors import UserError
+from infra.live_metrics import Metric, ReasonLabels
 from infra.runtime.executor import Executor
 from infra.storage import tables
 
@@ -21,6 +22,10 @@ MakeRows = Callable[[Any], Iterable[Mapping[str, Any] | tables.Reject | tables.N
 
 Among the rows it returns a `Reject`, with the reason, for each input that can't be used, and any `Note`s.
 """
+
+
+ROWS = Metric("deconvnet_rows_total", "Rows of tables that were made: images, or training crops", ("table",), counter=True)
+REJECTS = Metric("deconvnet_rejects_total", "Inputs that could not be used, by reason", ("table", "reason"), counter=True)
 
 
 def make_parts(
@@ -69,8 +74,19 @@ def make_parts(
     made = tables.finished_parts(table, fingerprint, names, {part.name: part for part in latest.parts} if latest else {})
     todo = {index: (names[index], unit) for index, unit in enumerate(units) if names[index] not in made}
     work = partial(_write_part, table, fingerprint, schema, rows_per_group, make_rows)
-    made |= {names[index]: part for index, part in executor.map(todo, work, title=title)}
+    reasons, name = ReasonLabels(), _name(table)
+    for index, part in executor.map(todo, work, title=title):
+        made[names[index]] = part
+        executor.metrics.update(ROWS, part.rows, table=name)
+        for reason, count in reasons.count(reject.reason for reject in part.rejects).items():
+            executor.metrics.update(REJECTS, count, table=name, reason=reason)
     return [made[name] for name in names]
+
+
+def _name(table: str) -> str:
+    """Return the name of a table by the URI of its folder: its last part, or the last two of a table of training crops."""
+    *_, above, name = f"/{table}".rstrip("/").split("/")
+    return f"examples/{name}" if above == "examples" else name
 
 
 def _write_part(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Self
 
 from infra.errors import UserError, find_user_error
+from infra.live_metrics import RayMetrics
 from infra.runtime import cluster
 from infra.runtime.executor import Actors, Executor, Item, Result, Work
 from infra.settings import ClusterSettings
@@ -28,6 +29,7 @@ class RayExecutor(Executor):
             should_stop: function that is called after each unit of work. If it returns True, the executor raises Interrupted.
         """
         super().__init__(should_stop)
+        self.metrics = RayMetrics()
         self._settings = settings
         self._connection = ExitStack()
 

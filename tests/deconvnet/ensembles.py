@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.models.checkpoint import save_model
 from deconvnet.tracking.mlflow_runs import MlflowTracker
 from deconvnet.tracking.register import Ensemble, register
@@ -68,7 +69,8 @@ def save_networks(
 
 def ensemble_in(folder: Path, **changes) -> Ensemble:
     """The networks in deconvnet/ and fcn8s/ below a folder, with options; keywords replace fields."""
-    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT} | changes
+    statistics = PredictionStatistics(40, dict.fromkeys(CLASSES, 1 / len(CLASSES)), (0.5,), (0.5, 0.5))
+    fields = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "statistics": statistics} | changes
     return Ensemble(str(folder / "deconvnet"), str(folder / "fcn8s"), **fields)
 
 

@@ -21,7 +21,7 @@ TINY = shlex.split(
 )
 LOCAL = ["--executor", "local", "--cluster.num_cpus", "1"]
 """Options that run everything in the process of the command."""
-_ELSEWHERE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+_ELSEWHERE = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DECONVNET_NOTIFY_URL")
 
 Done = subprocess.CompletedProcess[str]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deconvnet.evaluation.comparison import IMAGE_CONFUSIONS, image_confusions_file
+from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
 from deconvnet.evaluation.evaluator import EvaluationInputs
 from deconvnet.evaluation.metrics import ConfusionMatrix
 from deconvnet.inference.predictor import RESULTS
@@ -71,4 +72,10 @@ def _evaluate(inputs: EvaluationInputs, dataset: str, *_: object) -> tuple[dict[
         "classes": list(inputs.classes),
         "rows": dict.fromkeys(RESULTS, row),
     }
-    return results, {IMAGE_CONFUSIONS: image_confusions_file(confusions), "results.json": json.dumps(results).encode()}
+    shares = np.full((len(confusions), count), 1 / count)
+    statistics = PredictionStatistics.of([share] * len(confusions), shares, inputs.classes).as_dict()
+    return results, {
+        IMAGE_CONFUSIONS: image_confusions_file(confusions),
+        STATISTICS_FILE: json.dumps(statistics).encode(),
+        "results.json": json.dumps(results).encode(),
+    }

@@ -7,6 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.errors import UserError
+from infra.webhook import URL_VARIABLE
+from tests.hook_server import hook_server
 from workflows import promote
 
 
@@ -14,6 +16,7 @@ from workflows import promote
 def workspace(tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace whose MLflow has the model "net" with two versions, the first of which is the champion."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
     client = MlflowClient(*[make_store(tmp_path / "w")] * 2)
     client.create_registered_model("net")
     for _ in range(2):
@@ -36,6 +39,16 @@ def test_the_champion_is_moved_taken_back_and_listed(workspace: Path, capsys: py
         and first.endswith("  Anne's test")
         and "version 2 → version 1 (taken back)  " in second
     )
+
+
+def test_a_move_is_reported_to_the_webhook_of_the_environment(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hook_server() as server:
+        monkeypatch.setenv(URL_VARIABLE, server.url)
+        for options in (["--to", "2", "--why", "Anne's test"], ["--back"], ["--moves"]):
+            promote.main([*options, "--model", "net", "--workspace", str(workspace)])
+    moved, back = server.texts
+    assert moved.startswith("champion net version 2: version 1 before; moved by ") and moved.endswith(": Anne's test")
+    assert back.startswith("champion net version 1: version 2 before; taken back by ")
 
 
 @pytest.mark.parametrize("options", [[], ["--to", "2", "--back"], ["--to"]])

@@ -9,23 +9,47 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from mlflow import MlflowClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from deconvnet.datasets.palette import GENERATED_CLASSES
 from deconvnet.datasets.synthetic import write_dataset
+from deconvnet.evaluation.drift import read_statistics
 from deconvnet.tracking.registry import aliases
+from infra.errors import Interrupted, UserError
+from infra.live_metrics import Metric
 from infra.storage import tables
+from infra.storage.lock import Locked
+from tests.hook_server import SECRET, hook_server
 from tests.workflows.commands import LOCAL, TINY, Done, call, command
 from tests.workflows.doubles import training_gives
 from workflows import retrain
+from workflows.operations import data_age, run_metrics
 from workflows.pipelines import generations
 from workflows.pipelines.workspace import MADE_BY, Workspace
 
 SCRIPT = "retrain.py"
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject")
+
+
+def samples_of(file: Path) -> dict[tuple[str, ...], float]:
+    """The values in a file of metrics of the model "edeconvnet", by name and further labels."""
+    families = text_string_to_metric_families(file.read_text())
+    every = [sample for family in families for sample in family.samples]
+    assert {sample.labels["model"] for sample in every} == {"edeconvnet"}
+    return {
+        (
+            sample.name,
+            *(sample.labels[key] for key in ("outcome", "role", "split", "reason", "stage") if key in sample.labels),
+        ): sample.value
+        for sample in every
+    }
 
 
 class Retrainings:
@@ -128,18 +152,31 @@ def test_without_new_data_nothing_is_trained(retrainings: Retrainings) -> None:
     ],
 )
 def test_a_better_challenger_is_promoted_and_any_other_is_refused(
-    copied: Retrainings, quality: float, champion: int, why: str
+    copied: Retrainings, quality: float, champion: int, why: str, tmp_path: Path
 ) -> None:
     """The champion is right in 60 % of the pixels. The next retraining starts from whichever is champion then."""
     copied.add_images()
-    with training_gives(quality) as starts:
-        done = copied("--retrain.keep", "1")
+    (copied.data / "JPEGImages/broken.jpg").write_bytes(b"no image")
+    (copied.data / "SegmentationClass/broken.png").write_bytes(b"no mask")
+    with (copied.data / "ImageSets/Segmentation/train.txt").open("a") as file:
+        file.write("broken\n")
+    metrics = tmp_path / "metrics" / "deconvnet.prom"
+    with training_gives(quality) as starts, hook_server() as server:
+        done = copied("--retrain.keep", "1", "--notify.url", server.url, "--notify.metrics_to", str(metrics))
     assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = server.texts
+    assert told.startswith(f"edeconvnet version 2 of {copied.workspace} is ") and why.split("(")[0] in told
+    assert ("is the champion: " if champion == 2 else "is not promoted, version 1 stays: ") in told
+    for file in copied.workspace.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
     assert f"version 2 is {'' if champion == 2 else 'not '}promoted" in done.stdout and why in done.stdout
     assert f"champion edeconvnet version {champion}" in done.stdout
     assert aliases(copied.store, "edeconvnet") == {"champion": champion, "challenger": 2}
+    check_metrics(samples_of(metrics), promoted=champion == 2, quality=quality)
     version = MlflowClient(copied.store, copied.store).get_model_version("edeconvnet", "2")
     assert version.tags["verdict"] == ("promoted" if champion == 2 else "not promoted") and why in version.tags["verdict.why"]
+    statistics = read_statistics(f"{version.source}/artifacts/ensemble")
+    assert statistics and statistics.images == 5 and statistics == read_statistics(copied.workspace_of(-1).report())
     assert starts == {"fcn8s": 0.6, "stage1": 0.6, "stage2": quality}
     assert "compared on 5 val images by which both models may be judged" in done.stdout
     check_versions(copied)
@@ -156,6 +193,106 @@ def test_a_better_challenger_is_promoted_and_any_other_is_refused(
     assert outcome["rise"] == pytest.approx(0, abs=1e-9) if quality == 0.6 else (outcome["rise"] > 0) is (quality > 0.6)
     plan = copied("--force", "--dry-run")
     assert f"from edeconvnet version {champion};" in plan.stdout
+
+
+def test_failures_are_reported_and_what_is_no_failure_is_not(copied: Retrainings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the user, a bug, and a run that an interruption or another run ends; also one that a signal turned into an error."""
+
+    def ended_by(error: Callable[[], NoReturn]) -> list[str]:
+        monkeypatch.setattr("workflows.operations.retraining.retraining.next_generation", lambda *_: error())
+        with hook_server() as server, suppress(RuntimeError, ImportError):
+            copied("--notify.url", server.url)
+        return server.texts
+
+    def fails(error: BaseException, context: BaseException | None = None) -> Callable[[], NoReturn]:
+        def fail() -> NoReturn:
+            try:
+                if context:
+                    raise context
+            finally:
+                raise error
+
+        return fail
+
+    assert ended_by(fails(UserError("the data are gone"))) == [f"retraining of {copied.workspace} failed: the data are gone"]
+    (bug,) = ended_by(fails(RuntimeError("hush")))
+    assert "a bug (RuntimeError)" in bug and "hush" not in bug
+    for error in (Interrupted("stopped"), Locked("busy"), KeyboardInterrupt()):
+        assert ended_by(fails(error)) == []
+    assert ended_by(fails(ImportError("torch"), KeyboardInterrupt())) == []
+
+
+def test_a_failure_changes_what_a_run_knows_of_itself_and_leaves_the_other_metrics(copied: Retrainings, tmp_path: Path) -> None:
+    file = tmp_path / "deconvnet.prom"
+    assert copied("--notify.metrics_to", str(file)).returncode == 0
+    before = samples_of(file)
+    assert before["deconvnet_retrain_outcome", "unchanged"] == 1 and before["deconvnet_champion_version",] == 1
+    assert copied("--notify.metrics_to", str(file), "--data.root", str(copied.data / "gone")).returncode == 2
+    after = samples_of(file)
+    assert after["deconvnet_retrain_outcome", "failed"] == 1 and after["deconvnet_retrain_outcome", "unchanged"] == 0
+    changed = {name[0] for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    assert changed == {"deconvnet_retrain_outcome", "deconvnet_retrain_last_run_timestamp_seconds"}
+
+
+def test_a_webhook_that_fails_does_not_change_how_a_run_ends(copied: Retrainings) -> None:
+    with hook_server() as server:
+        server.status = 500
+        done = copied("--notify.url", server.url, "--data.root", str(copied.data / "gone"))
+    assert done.returncode == 2 and "there is no data folder" in done.stderr
+    assert "not delivered to the webhook at 127.0.0.1: HTTP status 500" in done.stdout and SECRET not in done.stdout + done.stderr
+    assert len(server.texts) == 1
+
+
+def test_stale_data_are_reported_once_in_a_while(copied: Retrainings) -> None:
+    """Seven days are set. The runs are 0, 6, 12, 14 and 22 days after the last change."""
+    told: list[list[str]] = []
+    for age in (0, 6, 6, 2, 8):
+        file = copied.workspace / "generations" / data_age.FILE
+        found = data_age.DataAge(**json.loads(file.read_text()))
+        moved = {
+            key: value and str(datetime.fromisoformat(value) - timedelta(days=age))
+            for key, value in vars(found).items()
+            if key != "key"
+        }
+        file.write_text(json.dumps({"key": found.key, **moved}))
+        with hook_server() as server:
+            done = copied("--notify.url", server.url, "--notify.stale_days", "7")
+        assert done.returncode == 0 and "Nothing new" in done.stdout
+        told.append(server.texts)
+    assert [len(texts) for texts in told] == [0, 0, 1, 0, 1]
+    assert told[2][0].startswith(f"stale data in {copied.data}: no image or mask is new or changed for 12 days, since ")
+    assert told[4][0].startswith(f"stale data in {copied.data}: no image or mask is new or changed for 22 days, since ")
+    with hook_server() as server:
+        file.write_text(json.dumps(vars(data_age.DataAge("other images", "2020-01-01T00:00:00+00:00"))))
+        copied("--notify.url", server.url)
+    assert server.texts == [], "the data have changed since"
+
+
+def check_metrics(found: dict[tuple[str, ...], float], promoted: bool, quality: float) -> None:
+    """The metrics after the second retraining: 30 images of which one can't be used, and a champion that is right in 60 % of the pixels."""
+    labels = {name[0] for name in found}
+    assert labels == {metric.name for metric in vars(run_metrics).values() if isinstance(metric, Metric)}
+    assert found["deconvnet_retrain_outcome", "promoted"] == promoted and found["deconvnet_retrain_outcome", "refused"] == (
+        not promoted
+    )
+    assert sum(value for name, value in found.items() if name[0] == "deconvnet_retrain_outcome") == 1
+    assert found["deconvnet_champion_version",] == (2 if promoted else 1)
+    assert found["deconvnet_retrain_mean_iou", "champion"] == pytest.approx(iou(0.6), abs=1e-3)
+    assert found["deconvnet_retrain_mean_iou", "challenger"] == pytest.approx(iou(quality), abs=1e-3)
+    assert found["deconvnet_rejects", "not an image", "prepare"] == 1 and found["deconvnet_rejected_images_ratio",] == 1 / 35
+    assert found["deconvnet_rejected_images_limit_ratio",] == 0.05 and found["deconvnet_images", "val"] == 5
+    now = found["deconvnet_retrain_last_run_timestamp_seconds",]
+    assert found["deconvnet_retrain_last_success_timestamp_seconds",] == pytest.approx(now, abs=1)
+    for name in ("champion", "data"):
+        assert 0 <= now - found[f"deconvnet_{name}_since_timestamp_seconds",] < 3600
+
+
+def iou(quality: float) -> float:
+    """IoU of each of the six classes as `training_gives` has it measured: errors are divided evenly among the other classes."""
+    wrong = (1 - quality) / 5
+    right = quality + wrong
+    return right / (right + 10 * wrong)
 
 
 def check_versions(of: Retrainings) -> None:

@@ -48,6 +48,8 @@ ANOTHER = {
     "model.input_size": 256,
     "model.fcn_input_size": 544,
     "segment.proposals": 51,
+    "notify.url": "https://host/secret",
+    "notify.metrics_to": "http://host:9091",
     "cluster.data_nodes": "pool=cpu",
     "cluster.training_nodes": "pool=gpu",
     "proposals.window_sizes": (1.0, 0.25),
@@ -121,6 +123,7 @@ WITHOUT_EFFECT_ON_RESULTS = {
     "*.log_every": "what is written to the log",
     "cluster": "where the work runs",
     "retrain": "settings of retrain.py, which has stages of its own",
+    "notify": "messages of retrain.py",
     "tracking": "what is logged, and where",
 }
 """Settings that repeat no stage, and why. A section stands for its other settings, "*." for a field of every section."""
@@ -288,6 +291,9 @@ REACHED_OTHERWISE = {
     "retrain.margin": "the verdict of retrain.py: test_retraining.py",
     "retrain.max_class_drop": "as above",
     "retrain.keep": "the end of retrain.py: test_retrain.py",
+    "notify.url": "as above",
+    "notify.stale_days": "as above",
+    "notify.metrics_to": "as above",
     "executor": "test_local_executor.py",
 }
 NOT_GIVEN = {

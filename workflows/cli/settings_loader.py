@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource
 from pydantic_settings.exceptions import SettingsError
@@ -157,7 +157,8 @@ class SettingsParser(argparse.ArgumentParser, Generic[Kind]):
             known = [name for action in self._actions for name in action.option_strings]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-            raise UserError(f"unknown: {' '.join(unknown)}; {hint}")
+            shown = re.sub(r"(https?://[^/\s]*)\S*", r"\1/…", " ".join(unknown))  # such a URL may be a secret
+            raise UserError(f"unknown: {shown}; {hint}")
         return options
 
     def error(self, message: str) -> NoReturn:
@@ -301,7 +302,18 @@ def _sentence(fault: Any, kind: type[CommandSettings], config: str) -> str:
     message = _TYPE_MESSAGES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     if not path:
         return message
-    text = str(fault["input"])
+    text = "***" if _may_hold_secret(path, kind) else str(fault["input"])
     text = text if len(text) <= 80 else text[:77] + "…"
     value = repr(text) if isinstance(fault["input"], str) else text
     return f"{path}: {value} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _may_hold_secret(path: str, kind: type[CommandSettings]) -> bool:
+    """Return whether a value that a command's settings refuse may be or contain a secret.
+
+    Args:
+        path: dotted name of the setting or of the section.
+        kind: class of the settings.
+    """
+    secret = [name for name, field in setting_fields(kind) if SecretStr in (field.annotation, *get_args(field.annotation))]
+    return any(f"{name}.".startswith(f"{path}.") for name in secret)

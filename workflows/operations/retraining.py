@@ -1,19 +1,31 @@
 """Run one retraining, or log what it would do.
 
 Each retraining is called a generation. It has a workspace (folder) of its own below the workspace that the settings name. A lock
-allows only one retraining of a workspace at a time.
+allows only one retraining of a workspace at a time. Promotions, refusals, failures and stale data are reported to a webhook, if the
+settings or the environment name one.
 """
 
 import logging
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
+from deconvnet.evaluation.comparison import DECISIVE_RESULT
 from deconvnet.tracking import promotion, registry
 from deconvnet.tracking.store import check_store, tracking_uri
 from infra import storage
+from infra.errors import Interrupted, UserError, find_user_error
+from infra.live_metrics import ReasonLabels
+from infra.runtime.stages import Record, read_record
+from infra.storage import tables
+from infra.storage.lock import Locked
+from infra.webhook import Webhook, open_webhook
 from workflows import cli
+from workflows.operations import data_age, run_metrics
+from workflows.operations.run_metrics import Outcome, RunMetrics
 from workflows.pipelines import generations, retraining
 from workflows.pipelines.generations import Generation
-from workflows.pipelines.retraining import Retraining
+from workflows.pipelines.retraining import CHAMPION_RESULTS, Retraining
 from workflows.pipelines.workspace import hold_workspace
 from workflows.settings import Settings
 
@@ -34,13 +46,43 @@ def retrain(settings: Settings, config: str, force: bool) -> None:
         Locked: if another command holds the lock of the workspace.
         Interrupted: if the run was stopped, or another run took over the lock.
     """
-    with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
-        check_store(tracking_uri(settings.workspace, settings.tracking.uri))
-        generation = retraining.next_generation(settings, force)
-        _run(Retraining(settings, generation, lock), config)
+    webhook, metrics = open_webhook(settings.notify), RunMetrics(settings.tracking.model_name, settings.notify.metrics_to)
+    try:
+        with hold_workspace(settings.workspace, Retraining.command, settings.retrain.lock_minutes) as lock:
+            check_store(tracking_uri(settings.workspace, settings.tracking.uri))
+            generation = retraining.next_generation(settings, force)
+            outcome = _run(Retraining(settings, generation, lock), config, webhook, metrics)
+    except Locked:
+        raise
+    except Interrupted:
+        metrics.deliver("interrupted")
+        raise
+    except Exception as error:
+        if _signalled(error):
+            metrics.deliver("interrupted")
+        else:
+            metrics.deliver("failed")
+            webhook.send(f"retraining of {settings.workspace} failed: {_failure_text(error)}")
+        raise
+    metrics.deliver(outcome)
 
 
-def _run(pipeline: Retraining, config: str) -> None:
+def _signalled(error: BaseException | None) -> bool:
+    """Return whether an error was raised because a signal broke something off, such as the import of a module."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
+def _failure_text(error: Exception) -> str:
+    """Describe an error that ends a retraining: what the user must correct, or else the class of the error, as it is a bug."""
+    known = error if isinstance(error, OSError) else find_user_error(error)
+    return str(known) if known else f"a bug ({type(error).__name__}); the log has more"
+
+
+def _run(pipeline: Retraining, config: str, webhook: Webhook, metrics: RunMetrics) -> Outcome:
     """Run the stages of one retraining, mark it as finished, and delete old generations (earlier retrainings).
 
     If nothing is new, the folder of this retraining is removed, and the result is only logged.
@@ -48,6 +90,11 @@ def _run(pipeline: Retraining, config: str) -> None:
     Args:
         pipeline: pipeline of the retraining.
         config: name of the settings file without its folder and extension, for the name of the run in MLflow.
+        webhook: gets a message of the decision, and one if the data are stale.
+        metrics: gets the results.
+
+    Returns:
+        How the retraining ended.
 
     Raises:
         UserError: if the settings, the data or the cluster do not allow the run.
@@ -56,8 +103,7 @@ def _run(pipeline: Retraining, config: str) -> None:
     generation, base, name = pipeline.generation, pipeline.base, pipeline.settings.tracking.model_name
     logger.info(f"generation {generation.name}: {_start_text(generation, name)}")
     if not generation.forced and retraining.files_unchanged(pipeline):
-        _nothing_new(pipeline)
-        return
+        return _nothing_new(pipeline, webhook, metrics)
     generations.write(base, generation)
     records = pipeline.run(
         f"retrain {config}",
@@ -66,11 +112,15 @@ def _run(pipeline: Retraining, config: str) -> None:
     if "verdict" not in records:
         generations.remove(base, generation.name)
         generations.mark_unchanged(base, records["prepare"].fingerprint)
-        _nothing_new(pipeline)
-        return
+        return _nothing_new(pipeline, webhook, metrics)
     pipeline.locks[0].check()
     verdict = records["verdict"].summary
     generations.finish(base, generation, verdict)
+    title = f"{name} version {verdict['version']} of {base}"
+    stays = f", version {verdict['champion']} stays" if verdict["champion"] else ""
+    webhook.send(f"{title} is {'the champion' if verdict['promoted'] else f'not promoted{stays}'}: {verdict['why']}")
+    _measure_results(pipeline, metrics)
+    _measure_state(pipeline, records["prepare"], webhook, metrics)
     for old in generations.prune(base, verdict["champion"], pipeline.settings.retrain.keep):
         logger.info(f"generation {old} deleted: retrain.keep is {pipeline.settings.retrain.keep}")
     generations.prune_tables_after_run(base, pipeline.store, name, pipeline.locks[0])
@@ -79,9 +129,72 @@ def _run(pipeline: Retraining, config: str) -> None:
     logger.info(f"champion {name} version {verdict['champion']}" if verdict["champion"] else f"{name} has no champion")
     logger.info(f"report   {pipeline.report()}")
     logger.info(f"MLflow   {cli.mlflow_hint(pipeline.store)}")
+    return "promoted" if verdict["promoted"] else "refused"
 
 
-def _nothing_new(pipeline: Retraining) -> None:
+def _measure_results(pipeline: Retraining, metrics: RunMetrics) -> None:
+    """Give the mean IoU of the new model and of the champion before it, and the rejects by reason, to the metrics."""
+    for role, report in (("champion", CHAMPION_RESULTS), ("challenger", ("results.json",))):
+        rows = storage.read_json(pipeline.report(*report)).get("rows")  # not of a first champion, or of one with other classes
+        if rows and (value := rows[DECISIVE_RESULT]["mean_iou"]) is not None:
+            metrics.update(run_metrics.MEAN_IOU, value, role=role)
+    found = Counter((row["stage"], row["reason"]) for row in tables.iter_rows(pipeline.uri("rejects"), ["stage", "reason"]))
+    labels, counts = ReasonLabels(), Counter[tuple[str, str]]()
+    for (stage, reason), count in found.most_common():  # the most frequent reasons get labels of their own
+        counts[stage, labels.label(reason)] += count
+    for (stage, label), count in counts.items():
+        metrics.update(run_metrics.REJECTS, count, stage=stage, reason=label)
+
+
+def _measure_state(pipeline: Retraining, prepared: Record, webhook: Webhook, metrics: RunMetrics) -> None:
+    """Give the champion's age and what is known of the data to the metrics, and report data that are stale.
+
+    Args:
+        pipeline: pipeline of the retraining.
+        prepared: record of the stage `prepare` of the present data.
+        webhook: gets a message if no image or mask has changed for long, now and every `notify.stale_days` from then on.
+        metrics: gets the numbers.
+    """
+    try:
+        _measure_champion(pipeline.store, pipeline.settings.tracking.model_name, metrics)
+    except UserError as error:  # the retraining is complete, and this can wait
+        logger.warning(f"the champion's age is not measured: {error}")
+    counts, rejects = prepared.summary["counts"], prepared.summary["rejects"]
+    for split, count in counts.items():
+        metrics.update(run_metrics.IMAGES, count, split=split)
+    metrics.update(run_metrics.REJECTED_RATIO, rejects / max(1, rejects + sum(counts.values())))
+    metrics.update(run_metrics.REJECTED_LIMIT, pipeline.settings.data.max_rejects)
+    age, now = data_age.update(pipeline.base, prepared.key), datetime.now(UTC)
+    metrics.update(run_metrics.DATA_SINCE, datetime.fromisoformat(age.since).timestamp())
+    if pipeline.settings.data.root and age.to_report(pipeline.settings.notify.stale_days, now):
+        days = f"for {age.days(now):,.0f} days, since {age.since[:10]} (notify.stale_days)"
+        logger.warning(f"no image or mask is new or changed {days}")
+        webhook.send(f"stale data in {pipeline.settings.data.root}: no image or mask is new or changed {days}")
+        data_age.mark_reported(pipeline.base, age, now)
+
+
+def _measure_champion(store: str, name: str, metrics: RunMetrics) -> None:
+    """Give the number of the version in use, and since when it is, to the metrics.
+
+    Args:
+        store: URI of the MLflow store.
+        name: name of the registered model.
+        metrics: gets the numbers, as far as there is a champion, and its last move is recorded.
+
+    Raises:
+        UserError: if the registry does not answer.
+    """
+    champion = registry.aliases(store, name).get(registry.CHAMPION)
+    if champion is None:
+        return
+    metrics.update(run_metrics.CHAMPION_VERSION, champion)
+    with registry.registry_client(store, name) as client:
+        moves = promotion.recorded_moves(client, name)
+    if moves and moves[-1].version == champion:
+        metrics.update(run_metrics.CHAMPION_SINCE, datetime.fromisoformat(moves[-1].when).timestamp())
+
+
+def _nothing_new(pipeline: Retraining, webhook: Webhook, metrics: RunMetrics) -> Outcome:
     """Log that nothing is new since the previous retraining.
 
     The champion is the version of the model that is in use. If there is no champion, but there is a version with which the
@@ -89,6 +202,11 @@ def _nothing_new(pipeline: Retraining) -> None:
 
     Args:
         pipeline: pipeline of the retraining.
+        webhook: gets a message of the promotion, and one if the data are stale.
+        metrics: gets the champion's age, and what is known of the data.
+
+    Returns:
+        How the retraining ended: "unchanged".
 
     Raises:
         UserError: if MLflow's registry does not answer.
@@ -102,10 +220,14 @@ def _nothing_new(pipeline: Retraining) -> None:
     elif pipeline.generation.version is not None:
         version = promotion.set_champion(pipeline.own_model(), pipeline.generation.version, pipeline.locks[0])
         logger.info(f"champion {name} version {version}: there was none")
+        webhook.send(f"{name} version {version} of {pipeline.base} is the champion: there was none")
     else:
         logger.info(
             f"{name} has no version yet: train_pipeline.py registers the model of {pipeline.base}, --force trains a new one"
         )
+    if pipeline.previous and (record := read_record(pipeline.previous, "prepare")):
+        _measure_state(pipeline, record, webhook, metrics)
+    return "unchanged"
 
 
 def log_plan(settings: Settings, force: bool) -> None:

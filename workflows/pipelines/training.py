@@ -157,10 +157,11 @@ class Pipeline(TrackedPipeline):
         )
         with self.run_of_stage.training_metrics() as report:
             if s.executor == "ray":
-                from deconvnet.training.ray_callbacks import ReportCallback
+                from deconvnet.training.ray_callbacks import LiveMetricsCallback, ReportCallback
                 from deconvnet.training.ray_trainer import train_on_ray
 
-                outcome = train_on_ray(job, cluster=s.cluster, callbacks=[ReportCallback(report)], should_stop=self.should_stop)
+                callbacks = [ReportCallback(report), LiveMetricsCallback(stage)]
+                outcome = train_on_ray(job, cluster=s.cluster, callbacks=callbacks, should_stop=self.should_stop)
             else:
                 from deconvnet.training.local_trainer import train_locally
 
@@ -179,7 +180,7 @@ class Pipeline(TrackedPipeline):
         settings = {**as_dict(s.segment), **window, **s.proposals.windows, "classes": list(s.data.classes), "split": "val"}
         settings |= {} if s.data.has_background else {"background": s.data.background}
         inputs, outputs = ("prepare", "proposals", "fcn8s", "stage2"), (self.report("results.json"),)
-        return Stage("evaluate", "the five results", 4, settings, inputs, outputs, self._evaluate)
+        return Stage("evaluate", "the five results", 5, settings, inputs, outputs, self._evaluate)
 
     def _evaluate(self, fingerprint: str) -> dict[str, Any]:
         """Evaluate the networks and the box proposals on the val images, and write the report.
@@ -308,6 +309,7 @@ class Pipeline(TrackedPipeline):
         Returns:
             The summary of the stage: the name of the `model` and the number of the `version`.
         """
+        from deconvnet.evaluation.drift import read_statistics
         from deconvnet.inference.predictor import PredictorOptions
         from deconvnet.tracking.register import Ensemble, register
 
@@ -320,6 +322,7 @@ class Pipeline(TrackedPipeline):
             segment=asdict(PredictorOptions.from_settings(s.segment, s.examples, s.proposals, s.data)),
             max_pixels=s.data.max_pixels,
             val_images=self.val_images(),
+            statistics=read_statistics(self.report()),
         )
         results = storage.read_json(self.report("results.json"))
         model = self.own_model()

@@ -3,6 +3,7 @@
 # stay unchanged. MLflow's administrator, its key for sessions and PostgreSQL's password are in deconvnet-platform only.
 # The S3 key is read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. If pods have a role instead (EKS: annotate the service accounts in
 # jobs/accounts.yaml and platform/mlflow.yaml), leave both unset; the secrets s3 are then empty.
+# The webhook for messages (Slack) is read from DECONVNET_NOTIFY_URL; without it the secret notify is empty.
 # Tested: shellcheck; run with a stand-in for kubectl (tests/infra/deploy/test_manifests.py).
 set -euo pipefail
 jobs=deconvnet
@@ -22,6 +23,7 @@ create_secret() { # NAMESPACE NAME KEY=VALUE…: values are piped, since every u
 
 create_secret $jobs ray-token "auth_token=$(random)"
 create_secret $jobs redis "REDIS_PASSWORD=$(random)" # for gcs-fault-tolerance/
+create_secret $jobs notify ${DECONVNET_NOTIFY_URL:+"DECONVNET_NOTIFY_URL=$DECONVNET_NOTIFY_URL"}
 create_secret $platform mlflow-server "PGPASSWORD=$(random)" "MLFLOW_AUTH_ADMIN_USERNAME=admin" "MLFLOW_AUTH_ADMIN_PASSWORD=$(random)" \
     "MLFLOW_FLASK_SERVER_SECRET_KEY=$(random)"
 

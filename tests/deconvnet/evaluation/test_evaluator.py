@@ -59,11 +59,13 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
     predictor = Predictor.load(*models, options=OPTIONS)
     boxes = {row["image_id"]: row["boxes"] for row in tables.iter_rows(proposals)}
     totals = {name: ConfusionMatrix(4) for name in RESULTS}
+    shares = []
     first_box, ious = ConfusionMatrix(4), []
     expected_ids = [r["image_id"] for r in rows if r["split"] == "val" and r["class_mask"]]
     for row in (r for r in rows if r["image_id"] in expected_ids):
         truth = cv2.imdecode(np.frombuffer(row["class_mask"], np.uint8), cv2.IMREAD_UNCHANGED)
         masks = predictor.masks(decode_image(row["image"]), np.array(boxes.get(row["image_id"], []), np.float32))
+        shares.append(np.bincount(masks[DECISIVE_RESULT].ravel(), minlength=4) / truth.size)
         own = np.array(boxes.get(row["image_id"], []), np.float32)[:1]
         first_box.update(truth, predictor.masks(decode_image(row["image"]), own, ("deconvnet",))["deconvnet"])
         ious.append(object_ious(truth, make_object_mask(truth), {"a": masks["edeconvnet"]})[1][0])
@@ -93,7 +95,12 @@ def test_the_job_measures_what_a_loop_measures(ray_executor, models, image_table
     summed = sum(n * value for n, value in zip(sizes["objects"], sizes["mean_iou"]["edeconvnet"], strict=True) if n)
     assert summed == pytest.approx(np.concatenate(ious).sum())
 
+    assert found.statistics.images == 8 and len(found.statistics.confidence_shares) == 1, "too few images for bins of confidence"
+    assert list(found.statistics.class_shares) == list(CLASSES)
+    np.testing.assert_allclose(list(found.statistics.class_shares.values()), np.mean(shares, axis=0))
+
     local = evaluate(inputs, "made up", LocalExecutor(2))
+    assert local.statistics == found.statistics
     assert local.results == found.results and local.mean_iou == found.mean_iou
     assert local.breakdowns["confusion"] == found.breakdowns["confusion"]
     assert local.breakdowns["proposals"] == found.breakdowns["proposals"]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from deconvnet.evaluation.breakdowns import Breakdowns
+from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.evaluation.evaluator import Evaluation
 from deconvnet.inference.predictor import RESULTS, PredictorOptions
 from deconvnet.reporting.evaluation_report import report_files, results_markdown
@@ -20,14 +21,16 @@ def test_results_json_is_the_last_file_of_a_report() -> None:
     rows = {name: {"mean_iou": 1.0, "pixel_accuracy": 1.0, "iou": iou} for name in RESULTS}
     results = {"dataset": "made up", "images": 1, "classes": classes, "rows": rows}
     means = {name: matrix.mean_iou for name, matrix in zip(RESULTS, single, strict=True)}
-    found = Evaluation(results, {"a": means}, counted.as_dict(), {"a": single[-1].matrix})
+    statistics = PredictionStatistics.of([0.5], np.array([[0.75, 0.25, 0]]), classes)
+    found = Evaluation(results, {"a": means}, counted.as_dict(), {"a": single[-1].matrix}, statistics)
     options = PredictorOptions(proposals=5, crf={"iterations": 3})
     files = report_files(found, {"comparison": b"png"}, options)
     charts = ("iou_by_class.png", "iou_by_proposals.png", "iou_by_size.png", "confusion.png")
-    texts = ("mean_iou_by_image.json", "analysis.json", "results.md", "results.json")
+    texts = ("mean_iou_by_image.json", "analysis.json", "prediction_statistics.json", "results.md", "results.json")
     assert set(files) == {"comparison.png", "image_confusions.npz", *charts, *texts} and list(files)[-1] == "results.json"
     assert all(files[name].startswith(b"\x89PNG") for name in charts) and files["comparison.png"] == b"png"
     assert json.loads(files["results.json"]) == results
+    assert PredictionStatistics(**json.loads(files["prediction_statistics.json"])) == statistics
     kept = json.loads(files["analysis.json"])
     assert PredictorOptions(**kept.pop("segmenter")) == options
     assert kept == found.breakdowns and kept["proposals"]["mean_iou"][0] < kept["proposals"]["mean_iou"][1] == 1.0

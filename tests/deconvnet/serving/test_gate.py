@@ -3,14 +3,20 @@
 import asyncio
 import json
 import logging
+import re
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from deconvnet.evaluation import drift
+from deconvnet.evaluation.drift import PredictionStatistics
 from deconvnet.serving import gate as gates
 from deconvnet.serving import limits
 from deconvnet.serving.gate import Gate
 from deconvnet.serving.limits import Limits
+from deconvnet.serving.routing import LoadedModel
 from tests.deconvnet.serving.asgi import CLASSES, FOREVER, GONE, PNG, Predictors, Received, call, loaded
 
 PHOTO = [b"a", b"photo"]
@@ -209,6 +215,37 @@ def test_metrics_count_codes_durations_and_confidences() -> None:
     assert 'deconvnet_requests_total{code="200"} 2.0' in text and 'deconvnet_requests_total{code="400"} 1.0' in text
     assert "deconvnet_prediction_seconds_count 2.0" in text and 'deconvnet_confidence_sum{version="1"} 1.5' in text
     assert "deconvnet_upload_bytes 0.0" in text
+
+
+def test_metrics_have_the_drift_of_the_versions_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers have the confidence 0.75 and a quarter of "cat". On val both were other; there are no statistics of version 3."""
+    monkeypatch.setattr(drift, "ENOUGH_ANSWERS", 2)
+    statistics = [PredictionStatistics(40, {"background": b, "cat": 1 - b}, [0.6], [0.5, 0.5]) for b in (0.75, 0.5)]
+    first, second = (replace(loaded(number), statistics=each) for number, each in enumerate(statistics, 1))
+    gate = Gate(Predictors(), first, Limits(max_bytes=20_000), canary=0.5)
+    gate._predictors.open.set()  # type: ignore[attr-defined]
+
+    def drifts(*answering: LoadedModel, answers: int) -> dict[str, float]:
+        gate.routes.change(answering[0].version, answering[1].version if answering[1:] else None)
+        gate.announce(answering[0], answering[1] if answering[1:] else None)
+        for _ in range(answers):
+            ask(gate, body=PHOTO)
+        text = ask(gate, "GET", "/metrics").body.decode()
+        found = re.findall(r'^deconvnet_drift_psi\{of="(\w+)",version="(\d)"\} (\S+)$', text, re.MULTILINE)
+        return {f"{what} {version}": float(value) for what, version, value in found}
+
+    confidence = pytest.approx((1 - 0.5) * np.log(1 / 0.5) + (0.0001 - 0.5) * np.log(0.0001 / 0.5))
+    classes = pytest.approx(2 * 0.25 * np.log(0.75 / 0.5) / 2 + (0.25 - 0.5) * np.log(0.25 / 0.5))
+    assert drifts(first, answers=1) == {}, "too few answers"
+    assert drifts(first, answers=1) == {"confidence 1": confidence, "classes 1": 0}
+    assert drifts(first, second, answers=4) == {
+        "confidence 1": confidence,
+        "classes 1": 0,
+        "confidence 2": confidence,
+        "classes 2": classes,
+    }
+    assert drifts(second, answers=0) == {"confidence 2": confidence, "classes 2": classes}, "version 1 answers no longer"
+    assert drifts(loaded(3), answers=4) == {}
 
 
 # A challenger.

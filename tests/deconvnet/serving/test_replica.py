@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deconvnet.evaluation.drift import STATISTICS_FILE, PredictionStatistics
 from deconvnet.inference.saved_ensemble import SavedEnsemble
 from deconvnet.serving import ray_serve
 from deconvnet.serving import replica as replicas
@@ -25,6 +26,7 @@ from proposals.image_codec import encode_jpeg
 from tests.deconvnet.ensembles import CLASSES, EDGES, SEGMENT, random_image, save_networks
 
 PHOTO = encode_jpeg(random_image(0, 60, 80))
+STATISTICS = PredictionStatistics(40, dict.fromkeys(CLASSES, 0.25), [0.5], [0.5, 0.5])
 V1, V2 = (Version("shapes", str(i), f"id {i}", "nowhere") for i in (1, 2))
 
 
@@ -37,6 +39,7 @@ def ensembles(tmp_path_factory: pytest.TempPathFactory) -> dict[Version, Path]:
         save_networks(folders[version], CLASSES, seed=10 * seed)
         options = {"classes": CLASSES, "proposals": EDGES, "segment": SEGMENT, "max_pixels": 10_000}
         (folders[version] / "options.json").write_text(json.dumps(options))
+    (folders[V1] / STATISTICS_FILE).write_text(json.dumps(STATISTICS.as_dict()))
     return folders
 
 
@@ -60,9 +63,9 @@ def test_a_replica_predicts_with_two_versions_and_drops_one(fetched: list[str], 
     async def run() -> None:
         replica = Replica(ServedModel(V1, "store"))
         first = await replica.load(V1)
-        assert first == LoadedModel(V1, CLASSES, True) == await replica.load(V1) and fetched == ["1"]
+        assert first == LoadedModel(V1, CLASSES, True, STATISTICS) == await replica.load(V1) and fetched == ["1"]
         second, same = await asyncio.gather(replica.load(V2), replica.load(V2))
-        assert second == same and fetched == ["1", "2"]
+        assert second == same and fetched == ["1", "2"] and second.statistics is None, "registered by an earlier program"
         masks = {}
         for version in (V1, V2):
             answer = await replica.predict(version, PHOTO, False, True)

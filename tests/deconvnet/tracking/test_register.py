@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deconvnet.evaluation.drift import read_statistics
 from deconvnet.inference.predictor import Predictor, PredictorOptions
 from deconvnet.tracking import register as register_module
 from deconvnet.tracking.mlflow_runs import MlflowTracker
@@ -131,6 +132,8 @@ def test_a_model_contains_no_pickle_and_all_it_needs(tracker, registered, folder
     } <= files
     assert {f"artifacts/ensemble/{n}/model.{e}" for n in ("deconvnet", "fcn8s") for e in ("safetensors", "json")} <= files
     assert "artifacts/ensemble/val_images.json" in files
+    kept = read_statistics(str(inside / "artifacts/ensemble"))
+    assert kept is not None and kept.as_dict() == json.loads(json.dumps(ensemble_in(folder).statistics.as_dict()))
     assert not [f for f in files if f.startswith("code/") and not f.endswith(".py")]
     assert "torch==2.13.*" in (inside / "requirements.txt").read_text()
     assert "ray" not in (inside / "requirements.txt").read_text()

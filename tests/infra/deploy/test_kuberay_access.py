@@ -93,10 +93,11 @@ def made_secrets(folder: Path, **variables: str) -> dict[tuple[str, str], dict[s
 
 def test_secrets_are_created_once(tmp_path: Path) -> None:
     key = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "very-secret"}
-    made = made_secrets(tmp_path, **key)
+    made = made_secrets(tmp_path, **key, DECONVNET_NOTIFY_URL="https://hooks.slack.com/services/hush")
     calls = (tmp_path / "kubectl.calls").read_text()
     assert made_secrets(tmp_path, **key) == made and (tmp_path / "kubectl.calls").read_text() == calls
-    assert len(calls.splitlines()) == len(made) == 7 and "very-secret" not in calls
+    assert len(calls.splitlines()) == len(made) == 8 and "very-secret" not in calls and "hush" not in calls
+    assert made["deconvnet", "notify"] == {"DECONVNET_NOTIFY_URL": "https://hooks.slack.com/services/hush"}
     assert made["deconvnet", "s3"] == made["deconvnet-platform", "s3"] == key
     assert made["deconvnet", "mlflow-client"] == made["deconvnet-platform", "mlflow-client"]
     assert len(made["deconvnet", "mlflow-client"]["MLFLOW_TRACKING_PASSWORD"]) == 48
@@ -107,7 +108,8 @@ def test_a_password_that_one_namespace_has_is_copied_to_the_other(namespace: str
     (tmp_path / f"{namespace}-mlflow-client").write_text("MLFLOW_TRACKING_USERNAME=pipeline\nMLFLOW_TRACKING_PASSWORD=old\n")
     made = made_secrets(tmp_path)
     assert made["deconvnet", "mlflow-client"] == made["deconvnet-platform", "mlflow-client"]
-    assert made["deconvnet", "mlflow-client"]["MLFLOW_TRACKING_PASSWORD"] == "old" and made["deconvnet", "s3"] == {}
+    assert made["deconvnet", "mlflow-client"]["MLFLOW_TRACKING_PASSWORD"] == "old"
+    assert made["deconvnet", "s3"] == made["deconvnet", "notify"] == {}
 
 
 @needs_kubectl

@@ -1,0 +1,127 @@
+"""Where the metrics of a retraining go: a file, a real Pushgateway; what can't take them does not cost the run. And those of trainings."""
+
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+
+from deconvnet.datasets.palette import GENERATED_CLASSES
+from infra.deploy.local.process import free_ports
+from infra.settings import NotifySettings
+from workflows.operations import run_metrics
+from workflows.operations.run_metrics import CHAMPION_VERSION, OUTCOME, REJECTS, RunMetrics
+from workflows.pipelines.training import Pipeline
+from workflows.settings import Settings
+
+
+def test_a_training_on_ray_exports_its_metrics_by_the_name_of_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deconvnet.training import ray_trainer
+    from deconvnet.training.ray_callbacks import LiveMetricsCallback
+
+    given: list[Any] = []
+    monkeypatch.setattr(ray_trainer, "train_on_ray", lambda job, callbacks, **_: given.extend(callbacks) or {})
+    monkeypatch.setattr("deconvnet.reporting.plots.draw_training_curves", lambda *_: {})
+    pipeline = Pipeline(Settings(workspace=str(tmp_path), data={"classes": GENERATED_CLASSES}, tracking={"enabled": False}))
+    assert pipeline._train("stage1", "f" * 16) == {}
+    (callback,) = (each for each in given if isinstance(each, LiveMetricsCallback))
+    recorded: list[Any] = []
+    callback._metrics = SimpleNamespace(update=lambda *values, **labels: recorded.append((*values, labels)))  # type: ignore[assignment]
+    callback.after_report(None, [{"loss": 2.0}], None)
+    ((metric, value, labels),) = recorded
+    assert (metric.name, value, labels) == ("deconvnet_train_loss", 2.0, {"stage": "stage1"})
+
+
+def delivered(to: str, outcome: run_metrics.Outcome, version: int | None = None, reasons: str = "") -> None:
+    metrics = RunMetrics("net", to)
+    if version is not None:
+        metrics.update(CHAMPION_VERSION, version)
+    for reason in reasons:
+        metrics.update(REJECTS, 1, stage="prepare", reason=reason)
+    metrics.deliver(outcome)
+
+
+def values(text: str) -> dict[str, float]:
+    """The values of the metrics whose names begin with "deconvnet", but for times."""
+    lines = re.findall(r"^(deconvnet\S*\{.*\}) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in lines if "timestamp" not in name}
+
+
+def check(first: dict[str, float], second: dict[str, float]) -> None:
+    """A run that promotes version 3, and one that fails and knows only one of two reasons."""
+    assert sorted(first.values()) == [0, 0, 0, 0, 1, 1, 1, 3]
+    assert sorted(second.values()) == [0, 0, 0, 0, 1, 1, 3]
+    (kept,) = (name for name in second if name.startswith(CHAMPION_VERSION.name))
+    assert second[kept] == first[kept] == 3
+    (reason,) = (name for name in second if name.startswith(REJECTS.name))
+    assert 'reason="a"' in reason
+    (outcome,) = (name for name, value in second.items() if name.startswith(OUTCOME.name) and value)
+    assert 'outcome="failed"' in outcome and 'model="net"' in outcome
+
+
+def test_a_file_keeps_what_a_run_does_not_know(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "deconvnet.prom"
+    delivered(str(file), "promoted", 3, "ab")
+    first = values(file.read_text())
+    delivered(str(file), "failed", reasons="a")
+    check(first, values(file.read_text()))
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert oct(file.stat().st_mode)[-3:] == "644", "node_exporter is another user"
+
+
+@pytest.mark.skipif(not shutil.which("prometheus-pushgateway"), reason="needs the Debian package prometheus-pushgateway")
+def test_a_pushgateway_keeps_what_a_run_does_not_know() -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        ["prometheus-pushgateway", f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stderr
+        while "listen" not in (line := server.stderr.readline().lower()):
+            assert line, "it did not start"
+        delivered(url, "promoted", 3, "ab")
+        first = values(requests.get(f"{url}/metrics", timeout=60).text)
+        delivered(url, "failed", reasons="a")
+        check(first, values(requests.get(f"{url}/metrics", timeout=60).text))
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def test_what_can_not_take_them_is_a_warning_without_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "other.prom").write_text("what is this?\n")
+    delivered(str(tmp_path / "other.prom"), "failed")
+    assert "other.prom: ValueError" in caplog.text and (tmp_path / "other.prom").read_text() == "what is this?\n"
+    caplog.clear()
+    delivered(f"http://me:hush@127.0.0.1:{free_ports(1)[0]}", "failed")
+    assert "not delivered to http://127.0.0.1" in caplog.text and "Error" in caplog.text and "hush" not in caplog.text
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(run_metrics, "_SECONDS", 0.2)
+    monkeypatch.setattr(run_metrics.storage, "write_bytes", lambda *_: ended.wait())
+    delivered(str(tmp_path / "deconvnet.prom"), "failed")
+    ended.set()
+    assert "there was no answer within 0.2 s" in caplog.text
+
+
+def test_nothing_is_delivered_where_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_metrics, "problem_within", lambda *_: pytest.fail("delivered"))
+    RunMetrics("net", None).deliver("promoted")
+
+
+@pytest.mark.parametrize("to", ["deconvnet.txt", "s3://bucket/deconvnet.prom"])
+def test_a_place_that_prometheus_does_not_read_is_refused(to: str) -> None:
+    with pytest.raises(ValueError, match=r"\.prom"):
+        NotifySettings(metrics_to=to)
+    assert NotifySettings(metrics_to="/x/deconvnet.prom").metrics_to == "/x/deconvnet.prom"
+    assert NotifySettings(metrics_to="http://host:9091").metrics_to == "http://host:9091"

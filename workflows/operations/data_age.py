@@ -1,0 +1,65 @@
+"""Remember since when a workspace's data have been as they are, to report data that no longer change."""
+
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from infra import storage
+from workflows.pipelines import generations
+
+FILE = "data_age.json"
+"""Name of the file in the folder of all generations that holds a `DataAge`."""
+
+
+@dataclass(frozen=True)
+class DataAge:
+    """Since when the images and masks have been as they are.
+
+    Attributes:
+        key: content key of the stage `prepare`, which identifies them.
+        since: when a retraining first saw them, as "2026-01-31T23:59:59+00:00".
+        reported: when they were last reported as stale, in the same form. None if they were not.
+    """
+
+    key: str
+    since: str
+    reported: str | None = None
+
+    def days(self, now: datetime) -> float:
+        """Return how old the data are at the time `now`, in days."""
+        return (now - datetime.fromisoformat(self.since)) / timedelta(days=1)
+
+    def to_report(self, stale_days: int | None, now: datetime) -> bool:
+        """Decide whether stale data are to be reported now.
+
+        Args:
+            stale_days: age in days from which data are stale, and days from one report to the next. None for no reports.
+            now: the present time.
+        """
+        last = datetime.fromisoformat(self.reported or self.since)
+        return stale_days is not None and now - last >= timedelta(days=stale_days)
+
+
+def update(workspace: str, key: str, now: datetime | None = None) -> DataAge:
+    """Record which data a retraining has seen, and return since when they have been as they are.
+
+    Args:
+        workspace: URI of the workspace that holds all generations.
+        key: content key of the stage `prepare`.
+        now: the time in UTC. None for the present time.
+    """
+    uri = generations.folder(workspace, FILE)
+    if storage.exists(uri) and (found := DataAge(**storage.read_json(uri))).key == key:
+        return found
+    age = DataAge(key, _text(now))
+    storage.write_json(uri, asdict(age))
+    return age
+
+
+def mark_reported(workspace: str, age: DataAge, now: datetime | None = None) -> None:
+    """Record that data were reported as stale. For the arguments see `update`."""
+    storage.write_json(generations.folder(workspace, FILE), asdict(replace(age, reported=_text(now))))
+
+
+def _text(now: datetime | None) -> str:
+    """Write a time, the present one if it is None, with its time zone and without fractions of a second."""
+    return (datetime.now(UTC) if now is None else now).isoformat(timespec="seconds")
