@@ -59,8 +59,8 @@ def report_files(evaluation: Evaluation, figures: Mapping[str, bytes], options: 
 
     Returns:
         The files' contents by file name: the figures, the charts, `mean_iou_by_image.json`, `analysis.json`,
-        `image_confusions.npz`, `prediction_statistics.json`, `results.md` and `results.json`. The files should be written in this order. Then a report is
-        complete if it has `results.json`.
+        `image_confusions.npz`, `prediction_statistics.json`, `results.md` and `results.json`. The files should be written in this
+        order. Then a report is complete if it has `results.json`.
     """
     charts = result_charts(evaluation.results, evaluation.breakdowns)
     if not any(evaluation.breakdowns["sizes"]["objects"]):  # as in scenes without objects
