@@ -8,7 +8,7 @@ CLUSTER ?=
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale clean
+.PHONY: help run cluster azurite test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test          lint, types and tests"
 	@echo "make test-slow     the tests that take minutes"
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"
+	@echo "make azurite       a server that stands in for Azure in the tests, from npm; without it those tests are skipped"
 	@echo "make mutants       the share of small changes of the code that the tests notice  (ARGS='mining --number 100')"
 	@echo "make coverage      which lines the tests run: build/coverage/index.html"
 	@echo "make docs          docs/settings.md, from the types of the settings"
@@ -57,6 +58,11 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Tests find it in this folder. The program for gs:// is among the dev dependencies.
+azurite: build/azurite/node_modules/.bin/azurite-blob
+build/azurite/node_modules/.bin/azurite-blob:
+	@npm install --prefix build/azurite --silent --no-audit --no-fund azurite@3.35
 
 test: lint
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15 -m "not slow and not cluster" $(ARGS)
