@@ -8,7 +8,7 @@ CLUSTER ?=
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster azurite test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale clean
+.PHONY: help run cluster azurite test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale soak clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench         the measurements in tests/benchmarks"
 	@echo "make bench-proposals  how good edges and boxes are, on real photographs"
 	@echo "make bench-scale   how data stages and dataloader scale     (ARGS='reading' for one part)"
+	@echo "make soak          half an hour of mixed traffic for serve.py: does memory grow?  (ARGS='--minutes 10')"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -92,6 +93,9 @@ bench-proposals: $(VENV)/.dev
 
 bench-scale: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/scale.py $(ARGS)
+
+soak: $(VENV)/.dev
+	@$(BIN)/python tests/benchmarks/soak.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
