@@ -1,6 +1,7 @@
 """Servers that stand in for Google Cloud Storage and Azure Blob Storage in tests.
 
-Each is behind a proxy that adds what Delta Lake's library uses and the server lacks; the proxies' docstrings say what. They run in a process of their own (`python tests/cloud_servers.py KIND TARGET PORT`), because pyarrow holds Python's global lock while it waits
+Each is behind a proxy that adds what Delta Lake's library uses and the server lacks; the proxies' docstrings say what. The proxies run
+in a process of their own (`python tests/cloud_servers.py KIND TARGET PORT`), because pyarrow holds Python's global lock while it waits
 for Google's server. A second proxy of the same class, in the test's process, fails on demand.
 """
 

@@ -110,7 +110,7 @@ def _sha256(path: Path, token: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Return the content of a local or in a bucket file.
+    """Return the content of a file, local or in a bucket.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -278,8 +278,8 @@ def check_writable(uri: str, locks: bool = False) -> None:
 
     Args:
         uri: the folder, local or in a bucket; a missing local folder is created.
-        locks: True to check also that the server of a bucket supports conditional writes, which a safe lock file needs. It has no effect
-            for a local folder.
+        locks: True to check also that the server of a bucket supports conditional writes, which a safe lock file needs. It has no
+            effect for a local folder.
 
     Raises:
         UserError: if one of these operations fails. The message says why.
@@ -308,7 +308,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     """Provide a local path to a file for the duration of a `with` statement.
 
     Args:
-        uri: a local path, in a bucket or http(s)://.
+        uri: the file, local, in a bucket or http(s)://.
 
     Yields:
         The local file itself, or a temporary download with the same file name. The download is deleted at the end.

@@ -189,8 +189,8 @@ def _server(bucket: str) -> tuple[SplitResult, str]:
 def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     """Return the URI of a folder for the library deltalake, and the options with which it uses it as this module's clients do.
 
-    The options contain the credentials that boto3 finds, so they must not be stored or logged. Credentials of a machine's role expire, so
-    the options are made anew for each use.
+    The options contain the credentials that boto3 finds, so they must not be stored or logged. Credentials of a machine's role
+    expire, so the options are made anew for each use.
 
     Args:
         bucket: name of the bucket.
