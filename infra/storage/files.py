@@ -31,7 +31,7 @@ from infra.storage.uri import in_bucket, is_http, join, local_path
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the pyarrow filesystem for a URI, and the path within that filesystem.
 
-    Failed requests are retried for about a minute, as by the functions of this module, but those of Azure for about five seconds.
+    Failed requests are retried for about a minute, as by the functions of this module, but those of Azure for about six seconds.
 
     Args:
         uri: a file or folder, local or in a bucket.

@@ -172,7 +172,7 @@ class _AzureFileSystem(pafs.AzureFileSystem):
 
 
 def filesystem(bucket: str) -> pafs.FileSystem:
-    """Return a pyarrow filesystem. It retries failed requests for about five seconds, which pyarrow does not let one change."""
+    """Return a pyarrow filesystem. It retries failed requests for about six seconds, which pyarrow does not let one change."""
     _container(bucket)
     service = _service()
     url = urlsplit(service.url)
