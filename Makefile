@@ -8,7 +8,7 @@ CLUSTER ?=
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale clean
+.PHONY: help run cluster azurite test test-slow test-cluster coverage mutants lint docs site ui bench bench-proposals bench-scale soak clean
 
 help:
 	@echo "make run           the whole pipeline, small, on generated data     (ARGS='--seed 1' passes settings on)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test          lint, types and tests"
 	@echo "make test-slow     the tests that take minutes"
 	@echo "make test-cluster  the tests that break such a cluster, minutes each"
+	@echo "make azurite       a server that stands in for Azure in the tests, from npm; without it those tests are skipped"
 	@echo "make mutants       the share of small changes of the code that the tests notice  (ARGS='mining --number 100')"
 	@echo "make coverage      which lines the tests run: build/coverage/index.html"
 	@echo "make docs          docs/settings.md, from the types of the settings"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench         the measurements in tests/benchmarks"
 	@echo "make bench-proposals  how good edges and boxes are, on real photographs"
 	@echo "make bench-scale   how data stages and dataloader scale     (ARGS='reading' for one part)"
+	@echo "make soak          half an hour of mixed traffic for serve.py: does memory grow?  (ARGS='--minutes 10')"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
@@ -58,6 +60,11 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Tests find it in this folder. The program for gs:// is among the dev dependencies.
+azurite: build/azurite/node_modules/.bin/azurite-blob
+build/azurite/node_modules/.bin/azurite-blob:
+	@npm install --prefix build/azurite --silent --no-audit --no-fund azurite@3.35
+
 test: lint
 	@$(BIN)/python -m pytest $(PARALLEL) --durations=15 -m "not slow and not cluster" $(ARGS)
 
@@ -86,6 +93,9 @@ bench-proposals: $(VENV)/.dev
 
 bench-scale: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/scale.py $(ARGS)
+
+soak: $(VENV)/.dev
+	@$(BIN)/python tests/benchmarks/soak.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

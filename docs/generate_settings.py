@@ -60,7 +60,8 @@ train:
 
 An empty value (`--data.limit ""`) unsets a setting whose default is –. Lists are separated by commas: `--data.classes background,cat,dog`;
 names that contain commas are written as JSON: `'["background", "lamp, lit"]'`. A file may use environment variables, `${NAME}` or
-`${NAME:-default}`. The type *path* is a local path or an `s3://bucket/folder`; relative paths are relative to the working directory.
+`${NAME:-default}`. The type *path* is a local path or one in a bucket
+(`s3://bucket/folder`, `gs://…`, `abfs://…`); relative paths are relative to the working directory.
 Unknown settings and values that are not allowed are refused before anything starts.
 
 The commands also have options of their own (`--dry-run`, `--split`, …): `--help` lists both. `figures.py` and `download.py` have

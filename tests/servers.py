@@ -25,6 +25,9 @@ def s3_server(folder: Path) -> Iterator[S3]:
         yield server
 
 
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""An HTTP answer: status, headers, body."""
+
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message>'
     b"<RequestId>test</RequestId></Error>"
@@ -45,8 +48,8 @@ class FlakyProxy(S3):
         refused: number of requests that were not forwarded.
     """
 
-    def __init__(self, target: str, fail_one_in: int = 0) -> None:
-        super().__init__(f"http://127.0.0.1:{free_ports(1)[0]}", ACCESS_KEY, SECRET_KEY)
+    def __init__(self, target: str, fail_one_in: int = 0, port: int | None = None) -> None:
+        super().__init__(f"http://127.0.0.1:{port or free_ports(1)[0]}", ACCESS_KEY, SECRET_KEY)
         self.target, self.fail_one_in = target, fail_one_in
         self.requests = self.refused = self.lose_answers = self.cut_answers = 0
         self._lock, self._random = threading.Lock(), random.Random(0)
@@ -101,6 +104,30 @@ class FlakyProxy(S3):
             self.cut_answers -= cut
             return cut
 
+    def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Send a request to the real server, and return the answer's status, headers and body."""
+        connection = http.client.HTTPConnection(urlsplit(self.target).netloc, timeout=120)
+        try:
+            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+            hop = ("connection", "expect", "transfer-encoding", "content-length")
+            for name, value in headers.items():
+                if name.lower() not in hop:
+                    connection.putheader(name, value)
+            if body or method in ("PUT", "POST"):
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body or None)
+            reply = connection.getresponse()
+            content = reply.read()
+            length = reply.getheader("Content-Length") if method == "HEAD" else str(len(content))
+            kept = [
+                (n, v) for n, v in reply.getheaders() if n.lower() not in ("connection", "transfer-encoding", "content-length")
+            ]
+            if length is not None and reply.status not in (204, 304):
+                kept.append(("Content-Length", length))
+            return reply.status, kept, content
+        finally:
+            connection.close()
+
 
 class _Listener(ThreadingHTTPServer):
     """The proxy's listening socket, from back() to away()."""
@@ -150,7 +177,7 @@ class _Forward(BaseHTTPRequestHandler):
             return
         body = self._body()
         proxy = self.server.proxy
-        answer = None if proxy.count_and_refuse() else self._forward(body)
+        answer = None if proxy.count_and_refuse() else proxy.forward(self.command, self.path, dict(self.headers.items()), body)
         if answer is None or proxy.loses_answer(self.command):
             answer = 503, [("Content-Type", "application/xml"), ("Content-Length", str(len(SLOW_DOWN)))], SLOW_DOWN
         status, headers, reply = answer
@@ -175,27 +202,3 @@ class _Forward(BaseHTTPRequestHandler):
         while self.rfile.readline().strip():
             pass
         return body
-
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Send the request to the real server; returns the answer's status, headers and body."""
-        connection = http.client.HTTPConnection(urlsplit(self.server.proxy.target).netloc, timeout=120)
-        try:
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            hop = ("connection", "expect", "transfer-encoding", "content-length")
-            for name, value in self.headers.items():
-                if name.lower() not in hop:
-                    connection.putheader(name, value)
-            if body or self.command in ("PUT", "POST"):
-                connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders(body or None)
-            reply = connection.getresponse()
-            content = reply.read()
-            length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-            kept = [
-                (n, v) for n, v in reply.getheaders() if n.lower() not in ("connection", "transfer-encoding", "content-length")
-            ]
-            if length is not None and reply.status not in (204, 304):
-                kept.append(("Content-Length", length))
-            return reply.status, kept, content
-        finally:
-            connection.close()

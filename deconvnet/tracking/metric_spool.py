@@ -244,7 +244,7 @@ def spool_file(uri: str | None) -> Iterator[Path]:
     Yields:
         Absolute path of the local file. It may not exist yet.
     """
-    if uri is not None and not storage.is_s3(uri):
+    if uri is not None and not storage.in_bucket(uri):
         yield storage.local_path(uri).absolute()
         return
     with TemporaryDirectory(prefix="deconvnet-spool-") as folder:

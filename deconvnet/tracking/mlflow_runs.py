@@ -151,7 +151,8 @@ class MlflowRun(Run):
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        kind = "s3" if storage.is_s3(source) else "http" if source.startswith("http") else "local"
+        scheme = source.partition("://")[0]
+        kind = scheme if storage.in_bucket(source) else "http" if source.startswith("http") else "local"
         entity = Dataset(
             name=name[:500],
             digest=digest[:36],

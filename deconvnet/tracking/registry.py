@@ -293,7 +293,7 @@ class OwnModel:
             return bool(version.tags[_WORKSPACE_ID] == self.workspace_id)
         root = storage.absolute(self.workspace)
         database = sqlite_file(self.store)
-        if database and not storage.is_s3(root) and database.is_relative_to(root):
+        if database and not storage.in_bucket(root) and database.is_relative_to(root):
             return True
         tags = client.get_run(version.run_id).data.tags if version.run_id else {}
         registered_by = storage.absolute(tags[_WORKSPACE]) if tags.get(_WORKSPACE) else ""

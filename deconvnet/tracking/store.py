@@ -69,7 +69,7 @@ def tracking_uri(workspace: str, configured: str | None = None) -> str:
         UserError: if the workspace is on S3 and neither is given, because a SQLite file must be on a local disk.
     """
     named = os.environ.get("MLFLOW_TRACKING_URI")
-    own = "" if not workspace or storage.is_s3(workspace) else f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
+    own = "" if not workspace or storage.in_bucket(workspace) else f"{_SQLITE}{storage.absolute(workspace)}/mlflow/mlflow.db"
     if named:
         other = configured or (own if own and Path(own.removeprefix(_SQLITE)).exists() else "")
         if other and _absolute(other) != _absolute(named):

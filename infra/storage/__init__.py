@@ -1,4 +1,4 @@
-"""Files, locks and Parquet tables on a local disk or on S3.
+"""Files, locks and Parquet tables on a local disk or in a bucket of S3, Google Cloud Storage or Azure.
 
 The functions on files can be called by the name of the package: `from infra import storage`, then `storage.read_json(uri)`.
 """
@@ -22,4 +22,4 @@ from infra.storage.files import (
     write_bytes,
     write_json,
 )
-from infra.storage.uri import absolute, is_s3, join, local_path
+from infra.storage.uri import absolute, in_bucket, join, local_path

@@ -1,6 +1,6 @@
 """Write a file only if it is absent or still has the expected content, so that only one of several writers succeeds.
 
-On S3, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a second file beside the target
+In a bucket, the server ensures this by conditional requests. On a local disk, an exclusive `flock` on a second file beside the target
 (the guard file) ensures it.
 """
 
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from infra.storage import s3
 from infra.storage.disk import disk_errors_for_user
 from infra.storage.files import write_bytes
-from infra.storage.uri import is_s3, local_path
+from infra.storage.objects import store_of
+from infra.storage.uri import local_path
 
 _NO_FILE_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 """Errors of `flock` on disks that do not support it, as some network disks don't."""
@@ -28,10 +28,10 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
     """Create or replace a file if its content is exactly `old`. If several processes try at once, only one succeeds.
 
     Args:
-        uri: the file, local or s3://.
+        uri: the file, local or in a bucket.
         old: the expected content; None if there should be no file.
         new: the new content. It must differ from what any other process writes, for example by a random token. If the answer to
-            a successful S3 request is lost, the writer recognises its success by finding exactly this content.
+            a successful request is lost, the writer recognises its success by finding exactly this content.
 
     Returns:
         True if this call changed the file, False if its content was not `old`.
@@ -39,9 +39,9 @@ def exchange(uri: str, old: bytes | None, new: bytes) -> bool:
     Raises:
         UserError: if the storage can't be used, for example for wrong credentials or a full disk.
     """
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, key):
-            return s3.exchange(bucket, key, old, new)
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
+            return store.exchange(bucket, key, old, new)
     path = local_path(uri)
     if old is not None and not path.parent.is_dir():
         return False

@@ -1,10 +1,10 @@
-"""Read, write, list and copy files given by a URI: a local path, file:// or s3://.
+"""Read, write, list and copy files given by a URI: a local path, file://, or in a bucket (s3://, gs:// or abfs://).
 
-A written file appears complete or not at all. Locally it is written under a temporary name and then renamed. On S3 an object
+A written file appears complete or not at all. Locally it is written under a temporary name and then renamed. In a bucket an object
 becomes visible only when its upload is complete.
 
-Functions raise UserError for wrong credentials, a missing bucket, an S3 server that does not answer, and a full disk. If an S3
-server does not answer, requests are retried for a minute (`s3_client.RETRY_SECONDS`).
+Functions raise UserError for wrong credentials, a missing bucket, a server that does not answer, and a full disk. If the server of
+a bucket does not answer, requests are retried for a minute (`objects.store.RETRY_SECONDS`).
 """
 
 import hashlib
@@ -15,66 +15,66 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from io import BytesIO
-from itertools import islice
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
 from infra.errors import UserError
-from infra.storage import s3, s3_client
 from infra.storage.disk import disk_errors_for_user, replacing
-from infra.storage.uri import is_http, is_s3, join, local_path
+from infra.storage.objects import store_of
+from infra.storage.objects.store import checking, copy_through_disk
+from infra.storage.uri import in_bucket, is_http, join, local_path
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the pyarrow filesystem for a URI, and the path within that filesystem.
 
-    S3 filesystems retry failed requests for about a minute, as the functions of this module do.
+    Failed requests are retried for about a minute, as by the functions of this module, but those of Azure for about six seconds.
 
     Args:
-        uri: a file or folder, local or s3://.
+        uri: a file or folder, local or in a bucket.
 
     Raises:
-        UserError: if the URI names no bucket, or the S3 server can't be used.
+        UserError: if the URI names no bucket, or the server can't be used.
     """
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, _):
-            return s3_client.filesystem(bucket), uri.removeprefix("s3://")
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, _):
+            return store.filesystem(bucket), uri.partition("://")[2]
     return pafs.LocalFileSystem(), str(local_path(uri))
 
 
 def exists(uri: str) -> bool:
-    """Return whether there is a file or folder at `uri`. On S3 a folder exists if any key lies below it."""
-    if not is_s3(uri):
+    """Return whether there is a file or folder at `uri`. In a bucket a folder exists if any key lies below it."""
+    store = store_of(uri)
+    if store is None:
         return local_path(uri).exists()
-    with s3.location(uri) as (bucket, key):
-        if key and s3.head(bucket, key) is not None:
+    with store.location(uri) as (bucket, key):
+        if key and store.token(bucket, key) is not None:
             return True
-        below = s3.keys(bucket, f"{key}/" if key else "")
+        below = store.keys(bucket, f"{key}/" if key else "")
         return next(below, None) is not None or not key
 
 
 def version_token(uri: str) -> str:
     """Return a short text that changes when the content of a file changes. The file is not read.
 
-    For local files the text consists of size and modification time, on S3 of size and ETag. For http(s) URIs it is the URI
-    itself, so changes of such files go unnoticed.
+    For local files the text consists of size and modification time, in a bucket of size and what the store identifies the content
+    by. For http(s) URIs it is the URI itself, so changes of such files go unnoticed.
 
     Args:
-        uri: the file, local, s3:// or http(s)://.
+        uri: the file, local, in a bucket or http(s)://.
 
     Raises:
         UserError: if there is no such file.
     """
     if is_http(uri):
         return uri
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, key):
-            if key and (head := s3.head(bucket, key)) is not None:
-                return f"{head['ContentLength']}@{head['ETag']}"
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
+            if key and (token := store.token(bucket, key)) is not None:
+                return token
     elif (path := local_path(uri)).is_file():
         status = path.stat()
         return f"{status.st_size}@{status.st_mtime_ns}"
@@ -85,16 +85,16 @@ def content_digest(uri: str) -> str:
     """Return a text that identifies the content of a file.
 
     For local files this is the SHA-256 in hexadecimal, so copies of a file have the same digest. Other files are not read: the
-    result is their `version_token`, on S3 size and ETag.
+    result is their `version_token`.
 
     Args:
-        uri: the file, local, s3:// or http(s)://.
+        uri: the file, local, in a bucket or http(s)://.
 
     Raises:
         UserError: if there is no such file.
     """
     token = version_token(uri)
-    return token if is_http(uri) or is_s3(uri) else _sha256(local_path(uri), token)
+    return token if is_http(uri) or in_bucket(uri) else _sha256(local_path(uri), token)
 
 
 @lru_cache
@@ -110,15 +110,15 @@ def _sha256(path: Path, token: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Return the content of a local or s3:// file.
+    """Return the content of a file, local or in a bucket.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        UserError: if the S3 server can't be used.
+        UserError: if the server of the bucket can't be used.
     """
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, key):
-            return s3.read(bucket, key)[0]
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
+            return store.read(bucket, key)[0]
     return local_path(uri).read_bytes()
 
 
@@ -126,29 +126,26 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Create or replace a file in one step. Missing parent folders are created.
 
     Args:
-        uri: the file, local or s3://.
+        uri: the file, local or in a bucket.
         data: its content.
 
     Raises:
         UserError: if the file can't be written, for example for wrong credentials or a full disk.
     """
-    if not is_s3(uri):
-        with replacing(local_path(uri)) as file:
-            file.write(data)
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
+            store.write(bucket, key, data)
         return
-    with s3.location(uri) as (bucket, key):
-        if len(data) > s3.PART_BYTES:
-            s3_client.client().upload_fileobj(BytesIO(data), bucket, key, Config=s3.transfer_config())
-        else:
-            s3_client.client().put_object(Bucket=bucket, Key=key, Body=data)
+    with replacing(local_path(uri)) as file:
+        file.write(data)
 
 
 def read_json(uri: str) -> Any:
-    """Read a JSON file, local or s3://, and return its value.
+    """Read a JSON file, local or in a bucket, and return its value.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        UserError: if the S3 server can't be used.
+        UserError: if the server of the bucket can't be used.
         ValueError: if the file does not contain valid JSON.
     """
     return json.loads(read_bytes(uri))
@@ -158,7 +155,7 @@ def write_json(uri: str, value: Any) -> None:
     """Create or replace a JSON file in one step.
 
     Args:
-        uri: the file, local or s3://. Missing parent folders are created.
+        uri: the file, local or in a bucket. Missing parent folders are created.
         value: its value, which must be serialisable by `json.dumps`.
 
     Raises:
@@ -171,16 +168,16 @@ def list_files(uri: str) -> list[str]:
     """List the files at any depth below a folder.
 
     Args:
-        uri: the folder, local or s3://.
+        uri: the folder, local or in a bucket.
 
     Returns:
         Sorted paths relative to the folder; [] if there is no such folder.
     """
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, key):
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
             prefix = f"{key}/" if key else ""
             # Some tools mark folders with an empty object whose key ends in "/".
-            return sorted(found.removeprefix(prefix) for found in s3.keys(bucket, prefix) if not found.endswith("/"))
+            return sorted(found.removeprefix(prefix) for found in store.keys(bucket, prefix) if not found.endswith("/"))
     fs, path = filesystem(uri)
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     root = path.rstrip("/") + "/"
@@ -191,18 +188,16 @@ def remove(uri: str) -> None:
     """Delete a file, or a folder with everything in it. Do nothing if it does not exist.
 
     Args:
-        uri: the file or folder, local or s3://.
+        uri: the file or folder, local or in a bucket.
 
     Raises:
         UserError: if it can't be deleted, for example because a permission is missing.
     """
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, key):
-            below = s3.keys(bucket, f"{key}/" if key else "")
-            while page := list(islice(below, s3.PAGE)):
-                s3.delete(bucket, page)
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
+            store.delete(bucket, store.keys(bucket, f"{key}/" if key else ""))
             if key:
-                s3.delete(bucket, [key])
+                store.delete(bucket, [key])
         return
     path = local_path(uri)
     with disk_errors_for_user(path), suppress(FileNotFoundError):
@@ -213,57 +208,63 @@ def remove(uri: str) -> None:
 
 
 def remove_files(uri: str, names: Sequence[str]) -> None:
-    """Delete files of a folder, on S3 by one request for 1000 of them. Do nothing for files that do not exist.
+    """Delete files of a folder, in a bucket many of them at a time. Do nothing for files that do not exist.
 
     Args:
-        uri: the folder, local or s3://.
+        uri: the folder, local or in a bucket.
         names: paths of the files relative to the folder.
     """
-    if not is_s3(uri):
-        for name in names:
-            remove(join(uri, name))
+    if store := store_of(uri):
+        with store.location(uri) as (bucket, key):
+            store.delete(bucket, [f"{key}/{name}".lstrip("/") for name in names])
         return
-    with s3.location(uri) as (bucket, key):
-        keys = [f"{key}/{name}".lstrip("/") for name in names]
-        for start in range(0, len(keys), s3.PAGE):
-            s3.delete(bucket, keys[start : start + s3.PAGE])
+    for name in names:
+        remove(join(uri, name))
 
 
 def copy_file(source: str, target: str) -> None:
     """Copy one file, without holding all of it in memory.
 
     Args:
-        source: the file to copy, local or s3://.
-        target: the file to create or replace, local or s3://.
+        source: the file to copy, local or in a bucket.
+        target: the file to create or replace, local or in a bucket.
 
     Raises:
         FileNotFoundError: if there is no file at `source`.
     """
-    client, config = s3_client.client, s3.transfer_config
-    if not is_s3(target):
+    store = store_of(target)
+    if store is None:
         with replacing(local_path(target)) as file:
-            if is_s3(source):
-                with s3.location(source) as (bucket, key):
-                    client().download_fileobj(bucket, key, file, Config=config())
-            else:
-                with local_path(source).open("rb") as content:
-                    shutil.copyfileobj(content, file, 2**20)
+            _copy_to(file, source)
         return
-    with s3.location(target) as (bucket, key):
-        if is_s3(source):
-            with s3.location(source) as (source_bucket, source_key):
-                client().copy({"Bucket": source_bucket, "Key": source_key}, bucket, key, Config=config())
+    with store.location(target) as there:
+        if store_of(source) is store:
+            with store.location(source) as here:
+                if store.copy(here, there):
+                    return
+        if in_bucket(source):
+            copy_through_disk(partial(_copy_to, source=source), partial(store.upload, *there))
         else:
             with local_path(source).open("rb") as content:
-                client().upload_fileobj(content, bucket, key, Config=config())
+                store.upload(*there, content)
+
+
+def _copy_to(file: IO[bytes], source: str) -> None:
+    """Write the content of a file, local or in a bucket, to an open file."""
+    if store := store_of(source):
+        with store.location(source) as (bucket, key):
+            store.download(bucket, key, file)
+        return
+    with local_path(source).open("rb") as content:
+        shutil.copyfileobj(content, file, 2**20)
 
 
 def copy_tree(source: str, target: str) -> None:
     """Copy all files below a folder, at any depth, to another folder.
 
     Args:
-        source: the folder to copy, local or s3://. If it does not exist, nothing is copied.
-        target: the folder to copy into, local or s3://; files of the same name are replaced.
+        source: the folder to copy, local or in a bucket. If it does not exist, nothing is copied.
+        target: the folder to copy into, local or in a bucket; files of the same name are replaced.
     """
     for name in list_files(source):
         copy_file(join(source, name), join(target, name))
@@ -273,33 +274,33 @@ def check_writable(uri: str, locks: bool = False) -> None:
     """Check that files can be written, read, listed and deleted below a folder.
 
     Commands call this at the start of a run, so that the run does not fail later. It writes a small file and deletes it again.
-    If an S3 server does not answer, requests are retried for only four seconds.
+    If the server of a bucket does not answer, requests are retried for only four seconds.
 
     Args:
-        uri: the folder, local or s3://; a missing local folder is created.
-        locks: True to check also that an S3 server supports conditional writes, which a safe lock file needs. It has no effect
-            for a local folder.
+        uri: the folder, local or in a bucket; a missing local folder is created.
+        locks: True to check also that the server of a bucket supports conditional writes, which a safe lock file needs. It has no
+            effect for a local folder.
 
     Raises:
         UserError: if one of these operations fails. The message says why.
     """
     name = f".writable-{uuid.uuid4().hex}"
-    if is_s3(uri):
-        with s3.location(uri) as (bucket, folder):
-            client, file = s3_client.client(s3_client.CHECK_SECONDS), {"Bucket": bucket, "Key": f"{folder}/{name}".lstrip("/")}
-            client.put_object(**file, Body=b"writable")
-            client.get_object(**file)["Body"].read()
-            client.list_objects_v2(Bucket=bucket, Prefix=file["Key"], MaxKeys=1)
-            try:
-                if locks:
-                    s3.check_conditional_writes(bucket, file["Key"])
-            finally:
-                client.delete_object(**file)
+    if (store := store_of(uri)) is None:
+        path = local_path(uri) / name
+        with replacing(path) as written:
+            written.write(bytes(4096))
+        path.unlink()
         return
-    path = local_path(uri) / name
-    with replacing(path) as written:
-        written.write(bytes(4096))
-    path.unlink()
+    with store.location(uri) as (bucket, folder), checking():
+        key = f"{folder}/{name}".lstrip("/")
+        store.write(bucket, key, b"writable")
+        store.read(bucket, key)
+        next(store.keys(bucket, key), None)
+        try:
+            if locks:
+                store.check_conditional_writes(bucket, key)
+        finally:
+            store.delete(bucket, [key])
 
 
 @contextmanager
@@ -307,7 +308,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     """Provide a local path to a file for the duration of a `with` statement.
 
     Args:
-        uri: a local path, s3:// or http(s)://.
+        uri: the file, local, in a bucket or http(s)://.
 
     Yields:
         The local file itself, or a temporary download with the same file name. The download is deleted at the end.
@@ -315,7 +316,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     Raises:
         UserError: if there is no such file or it can't be downloaded.
     """
-    if not is_s3(uri) and not is_http(uri):
+    if not in_bucket(uri) and not is_http(uri):
         path = local_path(uri)
         if not path.is_file():
             raise UserError(f"there is no file {path}")
@@ -331,14 +332,14 @@ def _download(uri: str, target: Path) -> None:
     """Download a file.
 
     Args:
-        uri: the file, s3:// or http(s)://.
+        uri: the file, in a bucket or http(s)://.
         target: the local file to create or replace.
 
     Raises:
         UserError: if there is no such file or it can't be downloaded.
     """
     try:
-        if is_s3(uri):
+        if in_bucket(uri):
             copy_file(uri, str(target))
         else:
             with disk_errors_for_user(target), urllib.request.urlopen(uri, timeout=60) as reply, target.open("wb") as file:

@@ -1,13 +1,20 @@
-"""Functions on the URIs of files and folders: local paths, file://, s3://, and http(s)://, which can only be read."""
+"""Functions on the URIs of files and folders: local paths, file://, URIs in buckets, and http(s)://, which can only be read.
+
+A bucket is one of S3 (s3://bucket/folder), of Google Cloud Storage (gs://bucket/folder), or a container of Azure Blob Storage
+(abfs://container/folder). Docstrings call all of these "in a bucket".
+"""
 
 from pathlib import Path
 
 from infra.errors import UserError
 
+BUCKETS = ("s3://", "gs://", "abfs://")
+"""How the URIs of files and folders in buckets begin."""
 
-def is_s3(uri: str) -> bool:
-    """Return whether a URI begins with s3://."""
-    return uri.startswith("s3://")
+
+def in_bucket(uri: str) -> bool:
+    """Return whether a URI begins with s3://, gs:// or abfs://."""
+    return uri.startswith(BUCKETS)
 
 
 def is_http(uri: str) -> bool:
@@ -19,39 +26,24 @@ def local_path(uri: str) -> Path:
     """Convert a local path or a file:// URI to a `Path`, with ~ replaced by the home folder.
 
     Raises:
-        UserError: if the URI is not local, such as s3://.
+        UserError: if the URI is not local, such as one in a bucket.
     """
     if "://" in uri and not uri.startswith("file://"):
-        raise UserError(f"{uri} can't be used here: a local path or an s3:// URI is needed")
+        raise UserError(f"{uri} can't be used here: a local path or a URI that begins with s3://, gs:// or abfs:// is needed")
     return Path(uri.removeprefix("file://")).expanduser()
 
 
 def absolute(uri: str) -> str:
     """Make a URI independent of the current folder, because workers run in other folders.
 
-    A local path or file:// URI becomes an absolute path. From s3:// and http(s):// URIs, only slashes at the end are removed.
+    A local path or file:// URI becomes an absolute path. From URIs in buckets and http(s):// URIs, only slashes at the end are removed.
 
     Raises:
-        UserError: if the URI begins with another scheme, such as gs://.
+        UserError: if the URI begins with another scheme, such as ftp://.
     """
-    return uri.rstrip("/") if is_s3(uri) or is_http(uri) else str(local_path(uri).resolve())
+    return uri.rstrip("/") if in_bucket(uri) or is_http(uri) else str(local_path(uri).resolve())
 
 
 def join(uri: str, *parts: str) -> str:
     """Append parts of a path to a URI: `join("s3://bucket/run", "images", "a.png")` is "s3://bucket/run/images/a.png"."""
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def split_s3(uri: str) -> tuple[str, str]:
-    """Split an s3:// URI into its bucket and key.
-
-    Returns:
-        The name of the bucket, and the key without slashes at its end. The key is "" if the URI names the bucket itself.
-
-    Raises:
-        UserError: if the URI has no bucket.
-    """
-    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
-    if not bucket:
-        raise UserError(f"{uri} names no bucket: s3://bucket/folder is needed")
-    return bucket, key

@@ -207,7 +207,10 @@ def test_a_driver_killed_in_stage_2_resumes_from_its_checkpoint(tmp_path: Path) 
         ),
         (["--train.stag1.lr", "1"], "unknown: --train.stag1.lr 1; did you mean --train.stage1.lr?"),
         (["--init.from", "/no/run"], "init.from /no/run holds no model"),
-        (["--workspace", "gs://bucket/x"], "gs://bucket/x can't be used here"),
+        (
+            ["--workspace", "ftp://host/x"],
+            "ftp://host/x can't be used here: a local path or a URI that begins with s3://, gs:// or abfs://",
+        ),
         (["--config", f"{__file__}/x.yaml"], "Not a directory"),
         (["--data.root", "/no/such/folder", "--data.classes", "background,cat"], "/no/such/folder"),
     ],

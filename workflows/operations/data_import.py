@@ -259,6 +259,6 @@ def _threads(settings: ImportSettings) -> int:
 
 def _local_folder(uri: str) -> Path:
     """Return the path of the folder that the option `--to` names. Raise UserError if its value `uri` is an s3:// URI."""
-    if storage.is_s3(uri):
+    if storage.in_bucket(uri):
         raise UserError(f"--to {uri} is in a bucket: import to a folder on this machine, and copy it there")
     return storage.local_path(uri)

@@ -176,6 +176,6 @@ def _bsds_version(bsds: str | None, split: str) -> list[str]:
     """
     if not bsds:
         return []
-    if storage.is_s3(bsds):
+    if storage.in_bucket(bsds):
         raise UserError(f"bsds {bsds} must be a folder on disk, which all nodes see")
     return [f"{path.stem}@{storage.version_token(str(path))}" for pair in bsds_files(bsds, split) for path in pair]

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pyarrow as pa
 
 from infra import storage
 from infra.errors import UserError
-from infra.storage import s3_client
+from infra.redaction import without_secrets
 from infra.storage.disk import disk_user_error
-from infra.storage.uri import is_s3, local_path, split_s3
+from infra.storage.objects import store_of
+from infra.storage.uri import in_bucket, local_path
 
 if TYPE_CHECKING:
     from deltalake.transaction import AddAction
@@ -123,12 +123,12 @@ def add_version(table: str, before: Version | None, files: Sequence[File], schem
     try:
         _add(table, before, files, schema, facts)
     except Exception as error:  # deltalake raises DeltaError, OSError and others
-        # On S3, the answer to a successful request may have been lost. Then a retry has found the file, and seemed to fail.
+        # In a bucket, the answer to a successful request may have been lost. Then a retry has found the file, and seemed to fail.
         after = latest_version(table)
         if after is None or (before is not None and after.number == before.number):
             raise _explained(table, error) from error
         return after.number == (before.number if before else -1) + 1 and after.facts == facts
-    if not is_s3(table):
+    if not in_bucket(table):
         _sync(local_path(table) / LOG / f"{before.number + 1 if before else 0:020}.json")
     return True
 
@@ -143,11 +143,7 @@ def _add(table: str, before: Version | None, files: Sequence[File], schema: pa.S
         create_table_with_add_actions,
     )
 
-    if is_s3(table):
-        bucket, key = split_s3(table)
-        uri, options = f"s3://{bucket}/{quote(key)}", s3_client.delta_options(bucket)
-    else:
-        uri, options = local_path(table).resolve().as_uri(), {}
+    uri, options = location_for_deltalake(table)
     now = time.time_ns() // 10**6
     columns = Schema.from_arrow(schema)
     properties: dict[str, Any] = {
@@ -168,6 +164,14 @@ def _add(table: str, before: Version | None, files: Sequence[File], schema: pa.S
         mode = "append"
         actions += [RemoveAction(name, True, now) for name in sorted(earlier - names)]
     found.create_write_transaction(actions, mode, columns, **properties)
+
+
+def location_for_deltalake(table: str) -> tuple[str, dict[str, str]]:
+    """Return the URI of a table for the library `deltalake`, and its storage options, which may contain credentials."""
+    if store := store_of(table):
+        with store.location(table) as (bucket, key):
+            return store.delta_location(bucket, key)
+    return local_path(table).resolve().as_uri(), {}
 
 
 def _add_action(file: File, now: int) -> "AddAction":
@@ -205,8 +209,8 @@ def _explained(table: str, error: Exception) -> UserError:
         table: URI of the table's folder.
         error: the error. Its text may have several lines with terminal colours, and name the error number of the system.
     """
-    text = s3_client.without_password(" ".join(_COLOURS.sub("", str(error)).split()))
-    if not is_s3(table) and (found := _SYSTEM_ERROR.search(text)):
+    text = without_secrets(" ".join(_COLOURS.sub("", str(error)).split()))
+    if not in_bucket(table) and (found := _SYSTEM_ERROR.search(text)):
         number = int(found[1])
         if explained := disk_user_error(OSError(number, os.strerror(number), table), local_path(table) / LOG):
             return explained

@@ -65,7 +65,7 @@ def test_a_local_file_is_used_as_it_is_and_none_is_temporary(tmp_path):
 @pytest.fixture
 def on_s3(monkeypatch) -> None:
     """Every folder counts as one on S3, and a growing file is copied there at once."""
-    monkeypatch.setattr(metric_spool.storage, "is_s3", lambda uri: True)
+    monkeypatch.setattr(metric_spool.storage, "in_bucket", lambda uri: True)
     monkeypatch.setattr(metric_spool, "COPY_SECONDS", 0.01)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from infra import storage
 from infra.errors import UserError
-from infra.storage import s3_client, tables
+from infra.storage import tables
+from infra.storage.objects import store
 from tests.servers import SECRET_KEY
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string()), pa.field("repeats", pa.int16())])
@@ -31,7 +32,7 @@ def message_of(act: Callable[[], object]) -> str:
 def message_of_check(uri: str) -> str:
     """The UserError of check_writable: on one line, without keys, and not after the retries of other requests."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
-        patch.setattr(s3_client, "RETRY_SECONDS", 3600.0)  # longer than a test may take
+        patch.setattr(store, "RETRY_SECONDS", 3600.0)  # longer than a test may take
         storage.check_writable(uri)
     message = str(caught.value)
     assert SECRET_KEY not in message and "\n" not in message

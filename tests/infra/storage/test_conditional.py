@@ -1,4 +1,4 @@
-"""Conditional writes on disk and on a real S3 server."""
+"""Conditional writes on disk and on every store."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,8 @@ from infra import storage
 from tests.infra.conftest import use_s3
 
 
-def test_conditional_writes_happen_only_if_the_condition_holds(folder):
+def test_conditional_writes_happen_only_if_the_condition_holds(any_folder):
+    folder = any_folder
     uri = storage.join(folder, "lock")
     assert not storage.exchange(uri, b"0", b"1") and not storage.exists(uri)
     assert storage.exchange(uri, None, b"1") and not storage.exchange(uri, None, b"2") and storage.read_bytes(uri) == b"1"
@@ -19,13 +20,14 @@ def test_conditional_writes_happen_only_if_the_condition_holds(folder):
 
 
 @pytest.mark.parametrize("kind", ["put", "replace"])
-def test_one_of_several_conditional_writers_succeeds(folder, kind):
+def test_one_of_several_conditional_writers_succeeds(any_folder, kind):
+    folder = any_folder
     uri = storage.join(folder, "lock")
     act = {
         "put": lambda mine: storage.exchange(uri, None, mine),
         "replace": lambda mine: storage.exchange(uri, b"old", mine),
     }[kind]
-    for _ in range(2 if storage.is_s3(folder) else 20):
+    for _ in range(2 if storage.in_bucket(folder) else 20):
         storage.remove(uri) if kind == "put" else storage.write_bytes(uri, b"old")
         start = threading.Barrier(6)
 

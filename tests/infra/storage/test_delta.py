@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import polars
 import pyarrow as pa
@@ -16,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 from deconvnet.inference.predictions_table import PREDICTIONS
 from infra import storage
 from infra.errors import Interrupted, UserError
-from infra.storage import s3_client, tables
+from infra.storage import tables
 from infra.storage.tables import delta_log
 from proposals import schemas
 from tests.infra.conftest import use_s3
@@ -48,14 +47,14 @@ def names(table: str) -> str:
 
 def opened(table: str) -> DeltaTable:
     """The table, opened by the library of Delta Lake."""
-    uri = f"s3://{quote(table.removeprefix('s3://'))}" if storage.is_s3(table) else Path(table).as_uri()
-    return DeltaTable(uri, storage_options=options(table))
+    uri, found = delta_log.location_for_deltalake(table)
+    return DeltaTable(uri, storage_options=found)
 
 
 def options(table: str) -> dict[str, str]:
-    """What other programs need to reach the test's S3 server."""
-    found = s3_client.delta_options("bucket") if storage.is_s3(table) else {}
-    return {name: value for name, value in found.items() if name.startswith(("aws", "allow"))}
+    """What other programs need to reach the test's server."""
+    found = delta_log.location_for_deltalake(table)[1]
+    return {name: value for name, value in found.items() if name.startswith(("aws", "google", "azure", "allow"))}
 
 
 def example(kind: pa.DataType, number: int) -> Any:

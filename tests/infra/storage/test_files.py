@@ -1,9 +1,10 @@
-"""Files on disk and on a real S3 server, and full disks."""
+"""Files on disk and on every store, and full disks."""
 
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,10 +12,18 @@ import pytest
 
 from infra import storage
 from infra.errors import UserError
-from infra.storage import s3 as s3_module
 from infra.storage import tables
+from infra.storage.objects import s3, store_of
+from infra.storage.objects import store as store_module
 from infra.storage.tables import delta_log
+from tests.infra.conftest import new_folder
 from tests.infra.storage.helpers import make_table, message_of, message_of_check
+
+
+@pytest.fixture
+def folder(any_folder: str) -> str:
+    """Every store must be able to do what these tests do."""
+    return any_folder
 
 
 def test_a_written_file_is_read_back_and_leaves_no_other_files(folder):
@@ -69,10 +78,13 @@ def test_the_version_token_changes_with_the_file(folder):
             storage.version_token(wrong)
 
 
-@pytest.mark.parametrize("kinds", ["disk disk", "disk s3", "s3 disk", "s3 s3"])
-def test_copy_tree_copies_every_file_and_large_ones_in_parts(kinds, tmp_path, bucket, monkeypatch):
-    monkeypatch.setattr(s3_module, "PART_BYTES", 5 * 2**20)
-    source, target = (f"{bucket}/{i}" if kind == "s3" else str(tmp_path / str(i)) for i, kind in enumerate(kinds.split()))
+@pytest.mark.parametrize(
+    "kinds",
+    ["disk disk", "disk s3", "s3 disk", "s3 s3", "disk gs", "gs gs", "gs abfs", "abfs disk"],
+)
+def test_copy_tree_copies_every_file_and_large_ones_in_parts(kinds, request, monkeypatch):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    source, target = (storage.join(new_folder(request, kind), str(i)) for i, kind in enumerate(kinds.split()))
     content = {"small": b"1", "deep/large": os.urandom(12 * 2**20)}
     for name, data in content.items():
         storage.write_bytes(storage.join(source, name), data)
@@ -84,12 +96,35 @@ def test_copy_tree_copies_every_file_and_large_ones_in_parts(kinds, tmp_path, bu
     assert storage.list_files(target) == sorted(content)
 
 
+class _Breaking(BytesIO):
+    """A file that can't be read to its end."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Fail after nine million bytes."""
+        found = super().read(size)
+        if self.tell() > 9 * 10**6:
+            raise OSError("broken")
+        return found
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs", "abfs"])
+def test_an_upload_that_fails_midway_leaves_the_old_file(kind, request, monkeypatch):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", 1)  # Azure's library takes it for a fault of the network
+    uri = storage.join(new_folder(request, kind), "weights")
+    storage.write_bytes(uri, b"old")
+    store = store_of(uri)
+    with pytest.raises((OSError, UserError)), store.location(uri) as (bucket, key):
+        store.upload(bucket, key, _Breaking(bytes(12 * 10**6)))
+    assert storage.read_bytes(uri) == b"old" and storage.list_files(uri.rpartition("/")[0]) == ["weights"]
+
+
 def test_a_local_copy_exists_within_the_block(folder):
     uri = storage.join(folder, "weights.pt")
     storage.write_bytes(uri, b"w")
     with storage.local_copy(uri) as path:
         assert path.read_bytes() == b"w" and path.name == "weights.pt"
-    assert path.exists() == (not storage.is_s3(uri))
+    assert path.exists() == (not storage.in_bucket(uri))
     with pytest.raises(UserError, match="there is no file"), storage.local_copy(storage.join(folder, "none")):
         pass
 

@@ -12,7 +12,8 @@ import pytest
 from deltalake import DeltaTable
 
 from infra import storage
-from infra.storage import s3_client, tables
+from infra.storage import tables
+from infra.storage.tables import delta_log
 
 SCHEMA = pa.schema([pa.field("image_id", pa.string(), nullable=False)])
 MOMENTS = 30
@@ -28,7 +29,7 @@ def make(table: str, number: int) -> None:
 def made(table: str) -> int:
     """The number that all rows of a table say, here and for Delta Lake's own library. No file that it names is missing."""
     rows = [row["image_id"] for row in tables.iter_rows(table)]
-    options = s3_client.delta_options("bucket") if storage.is_s3(table) else {}
+    options = delta_log.location_for_deltalake(table)[1]
     delta = DeltaTable(table, storage_options=options)
     assert sorted(row["image_id"] for row in delta.to_pyarrow_table().to_pylist()) == rows
     assert set(tables.part_files(table)) >= {part.name for part in tables.require_commit(table).parts}
@@ -61,7 +62,7 @@ def used(number: int) -> set[int]:
 def latest(table: str) -> int:
     """The number of the latest version. It and all versions to be kept are whole, here and for Delta Lake's own library."""
     number = tables.require_commit(table).version
-    options = s3_client.delta_options("bucket") if storage.is_s3(table) else {}
+    options = delta_log.location_for_deltalake(table)[1]
     for each in {number, *used(number)}:
         rows = [f"{i} {written}" for i, written in content(each)]
         assert [row["image_id"] for row in tables.iter_rows(tables.at_version(table, each))] == rows, (number, each)
@@ -106,7 +107,7 @@ def fork_writers(table: str, kind: str, moments: list[float], numbers: Any, fini
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_is_the_old_or_the_new_version_whenever_its_writer_is_killed(folder: str, kind: str) -> None:
     chance, number, between = random.Random(0), 0, 0
-    moments = [chance.uniform(0, 1.0 if storage.is_s3(folder) else 0.3) for _ in range(MOMENTS)]
+    moments = [chance.uniform(0, 1.0 if storage.in_bucket(folder) else 0.3) for _ in range(MOMENTS)]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     finished = context.RawValue("i", -1)

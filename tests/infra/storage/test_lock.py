@@ -15,14 +15,15 @@ import pytest
 
 from infra import storage
 from infra.errors import Interrupted, UserError
-from infra.storage import s3_client
 from infra.storage.lock import Locked, hold_lock
+from infra.storage.objects import store
 from tests.infra.conftest import use_s3
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
 from infra.storage.lock import Locked, hold_lock
+from infra.storage.objects import store
 uri, name, ttl, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -322,7 +323,7 @@ def test_a_lock_that_cannot_be_renewed_is_lost_when_it_expires(uri, monkeypatch)
 
 def test_a_renewal_whose_answer_is_lost_keeps_the_lock(s3, bucket, proxy, monkeypatch):
     use_s3(monkeypatch, proxy)
-    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(store, "RETRY_SECONDS", 0.2)
     uri = f"{bucket}/lock"
     with hold_lock(uri, "one", ttl_seconds=9) as lock:
         first = storage.read_json(uri)["expires"]

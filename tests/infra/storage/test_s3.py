@@ -13,15 +13,15 @@ from infra import storage
 from infra.deploy.local.process import free_ports
 from infra.deploy.local.servers import S3
 from infra.errors import UserError
-from infra.storage import s3 as s3_module
-from infra.storage import s3_client
+from infra.storage.objects import s3 as s3_store
+from infra.storage.objects import s3_client, store
 from tests.infra.conftest import use_s3
 from tests.infra.storage.helpers import make_table, message_of, message_of_check
 from tests.servers import SECRET_KEY, FlakyProxy
 
 
 def test_listing_and_removing_work_beyond_one_page(bucket, monkeypatch):
-    monkeypatch.setattr(s3_module, "PAGE", 20)
+    monkeypatch.setattr(s3_store, "PAGE", 20)
     for i in range(50):
         storage.write_bytes(f"{bucket}/many/{i:02d}", b"")
     assert storage.list_files(bucket) == [f"many/{i:02d}" for i in range(50)]
@@ -109,7 +109,7 @@ def test_retries_do_not_run_out_over_many_failing_requests(proxy, bucket, monkey
 
 def test_retries_end_after_retry_seconds(proxy, bucket, monkeypatch):
     use_s3(monkeypatch, proxy)
-    monkeypatch.setattr(s3_client, "RETRY_SECONDS", 1)
+    monkeypatch.setattr(store, "RETRY_SECONDS", 1)
     proxy.away()
     with pytest.raises(UserError, match=f"does not answer at {proxy.url}"):
         storage.read_bytes(f"{bucket}/x")
@@ -148,7 +148,7 @@ def test_a_missing_bucket_gives_a_message(s3, bucket, monkeypatch):
 
 
 def test_missing_credentials_and_unreachable_servers_give_messages(s3, bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(s3_client, "CHECK_SECONDS", 1)
+    monkeypatch.setattr(store, "CHECK_SECONDS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{SECRET_KEY}@127.0.0.1:{free_ports(1)[0]}")
     assert "does not answer at http://127.0.0.1:" in message_of_check(bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://192.0.2.255:9")  # a reserved address that never answers
@@ -197,7 +197,8 @@ def test_many_threads_can_use_s3(s3: S3, bucket):
 @pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match", "both refused"])
 def test_a_server_without_conditional_writes_is_refused_for_locks(bucket, ignored):
     """As older servers do: they ignore the condition, or know no such request."""
-    client = s3_client.client(s3_client.CHECK_SECONDS)
+    with store.checking():
+        client = s3_client.client()
 
     def change(params: dict, **_: object) -> object:
         if ignored == "both refused" and {"If-None-Match", "If-Match"} & set(params["headers"]):

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.errors import UserError
-from infra.storage.s3_client import endpoint, network_errors, without_password
+from infra.storage.objects.s3_client import endpoint, network_errors, without_password
 
 _NOT_FOUND = ("NoSuchKey", "404", "NotFound")
 _WRONG_CREDENTIALS = (

@@ -1,19 +1,22 @@
-"""Operations on S3 objects that need more than one call of boto3.
+"""The object store S3 (s3://): operations on objects by boto3. `s3_client` has the connections, `s3_errors` the messages.
 
 Except for `location`, the functions raise botocore's errors. Callers run them inside `with location(uri)`, which converts
 botocore's errors to errors that explain the problem to the user.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from io import BytesIO
+from itertools import islice
+from typing import IO, Any
 
 from infra.errors import UserError
-from infra.storage import s3_client
-from infra.storage.s3_client import TRANSIENT_CODES, backoff_seconds, client, endpoint, network_errors
-from infra.storage.s3_errors import is_condition_failed, is_not_found, s3_errors_for_user
-from infra.storage.uri import split_s3
+from infra.storage.objects.s3_client import TRANSIENT_CODES, client, endpoint, network_errors
+from infra.storage.objects.s3_client import delta_location as delta_location  # both are functions of every store
+from infra.storage.objects.s3_client import filesystem as filesystem
+from infra.storage.objects.s3_errors import is_condition_failed, is_not_found, s3_errors_for_user
+from infra.storage.objects.store import backoff_seconds, retry_seconds, split_uri
 
 PART_BYTES = 16 * 2**20
 """Size in bytes of the parts in which larger objects are transferred. boto3 holds up to ten parts in memory."""
@@ -36,7 +39,7 @@ def location(uri: str) -> Iterator[tuple[str, str]]:
         UserError: if the URI has no bucket, or the block raises an S3 error.
         FileNotFoundError: if the block raises an S3 error because an object does not exist.
     """
-    bucket, key = split_s3(uri)
+    bucket, key = split_uri(uri)
     with s3_errors_for_user(uri):
         yield bucket, key
 
@@ -63,7 +66,7 @@ def read(bucket: str, key: str) -> tuple[bytes, str]:
         except network_errors():
             now, attempt = time.monotonic(), attempt + 1
             first_failure = now if first_failure is None else first_failure
-            if now - first_failure > s3_client.RETRY_SECONDS:
+            if now - first_failure > retry_seconds():
                 raise
             time.sleep(backoff_seconds(attempt))
 
@@ -89,17 +92,24 @@ def keys(bucket: str, prefix: str) -> Iterator[str]:
         yield from (found["Key"] for found in page.get("Contents", ()))
 
 
-def delete(bucket: str, keys: list[str]) -> None:
-    """Delete objects. Keys that do not exist are ignored. Transient failures are retried up to five times.
+def delete(bucket: str, keys: Iterable[str]) -> None:
+    """Delete objects, by one request for 1000 of them (PAGE). Keys that do not exist are ignored.
 
     Args:
         bucket: name of the bucket.
-        keys: keys of the objects, at most 1000 (PAGE).
+        keys: keys of the objects.
 
     Raises:
         UserError: if the server does not delete all of them.
-        botocore.exceptions.ClientError: if the server refuses the whole request.
+        botocore.exceptions.ClientError: if the server refuses a whole request.
     """
+    remaining = iter(keys)
+    while page := list(islice(remaining, PAGE)):
+        _delete_page(bucket, page)
+
+
+def _delete_page(bucket: str, keys: list[str]) -> None:
+    """Delete at most 1000 objects (PAGE), as `delete` does. Transient failures are retried up to five times."""
     attempt = 0
     while keys:
         reply = client().delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
@@ -109,6 +119,36 @@ def delete(bucket: str, keys: list[str]) -> None:
         if attempt > 5 or not all(error.get("Code") in TRANSIENT_CODES for error in errors):
             raise UserError(f"S3 at {endpoint()} won't delete s3://{bucket}/{keys[0]} ({errors[0].get('Code')})")
         time.sleep(backoff_seconds(attempt))
+
+
+def write(bucket: str, key: str, data: bytes) -> None:
+    """Create or replace an object in one step."""
+    if len(data) > PART_BYTES:
+        upload(bucket, key, BytesIO(data))
+    else:
+        client().put_object(Bucket=bucket, Key=key, Body=data)
+
+
+def upload(bucket: str, key: str, file: IO[bytes]) -> None:
+    """Create or replace an object in one step from an open file. Large ones are sent in parts."""
+    client().upload_fileobj(file, bucket, key, Config=transfer_config())
+
+
+def download(bucket: str, key: str, file: IO[bytes]) -> None:
+    """Write the content of an object to an open file. Large ones are received in parts."""
+    client().download_fileobj(bucket, key, file, Config=transfer_config())
+
+
+def copy(source: tuple[str, str], target: tuple[str, str]) -> bool:
+    """Let the server copy an object from one (bucket, key) to another. Large ones are copied in parts. Return True."""
+    client().copy({"Bucket": source[0], "Key": source[1]}, *target, Config=transfer_config())
+    return True
+
+
+def token(bucket: str, key: str) -> str | None:
+    """Return the size and ETag of an object as a text; None if it does not exist."""
+    found = head(bucket, key)
+    return f"{found['ContentLength']}@{found['ETag']}" if found else None
 
 
 def head(bucket: str, key: str) -> dict[str, Any] | None:
@@ -190,7 +230,7 @@ def check_conditional_writes(bucket: str, key: str) -> None:
 
     for header, condition in {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{32 * "0"}"'}}.items():
         try:
-            client(s3_client.CHECK_SECONDS).put_object(Bucket=bucket, Key=key, Body=b"", **condition)
+            client().put_object(Bucket=bucket, Key=key, Body=b"", **condition)
         except ClientError as error:
             if is_condition_failed(error):
                 continue

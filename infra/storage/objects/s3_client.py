@@ -5,22 +5,16 @@ the role of the machine.
 """
 
 import os
-import random
 import re
 import time
 from functools import cache, partial
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import pyarrow.fs as pafs
 
 from infra.errors import UserError
-
-RETRY_SECONDS = 60.0
-"""How many seconds after its first failure a request is still retried."""
-
-CHECK_SECONDS = 4.0
-"""How many seconds a request is retried in the check at the start of a run, while the user is waiting."""
+from infra.storage.objects import store
 
 TRANSIENT_CODES = (
     "SlowDown",
@@ -33,32 +27,16 @@ TRANSIENT_CODES = (
 """S3 error codes of transient failures, after which a request is retried."""
 
 _TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
-_MAX_BACKOFF_SECONDS = 5.0
-_ARROW_ATTEMPTS = 11  # pyarrow pauses for 25 ms · 2ⁿ, which is 51 s in total, the nearest to RETRY_SECONDS
+_ARROW_ATTEMPTS = 11  # pyarrow pauses for 25 ms · 2ⁿ, which is 51 s in total, the nearest to store.RETRY_SECONDS
 
 
-def backoff_seconds(attempt: int) -> float:
-    """Return how many seconds to wait before retrying a failed request.
-
-    The time grows exponentially with the number of failures, up to five seconds. It is partly random, so that workers do not all
-    retry at once.
-
-    Args:
-        attempt: number of failures of the request so far, at least 1.
-    """
-    return random.uniform(0.5, 1) * min(0.1 * 2**attempt, _MAX_BACKOFF_SECONDS)
-
-
-def client(retry_seconds: float | None = None) -> Any:
+def client() -> Any:
     """Return the boto3 S3 client of this process, which is created when first needed.
-
-    Args:
-        retry_seconds: how many seconds after its first failure a request is still retried; None for 60 (RETRY_SECONDS).
 
     Raises:
         UserError: if AWS_ENDPOINT_URL is not a URL.
     """
-    return _client(os.getpid(), _aws_variables(), RETRY_SECONDS if retry_seconds is None else retry_seconds)
+    return _client(os.getpid(), _aws_variables(), store.retry_seconds(), store.timeouts())
 
 
 def filesystem(bucket: str) -> pafs.FileSystem:
@@ -82,7 +60,7 @@ def _aws_variables() -> frozenset[tuple[str, str]]:
 
 
 @cache
-def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: float) -> Any:
+def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: float, timeouts: tuple[int, int]) -> Any:
     """Create a boto3 S3 client. Later calls with equal arguments return the same client.
 
     Args:
@@ -90,6 +68,7 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
         variables: the AWS environment variables as (name, value) pairs. They only distinguish clients, because boto3 reads the
             environment itself.
         retry_seconds: how many seconds after its first failure a request is still retried.
+        timeouts: how many seconds a request waits for a connection, and for an answer.
 
     Raises:
         UserError: if AWS_ENDPOINT_URL is not a URL.
@@ -97,12 +76,11 @@ def _client(pid: int, variables: frozenset[tuple[str, str]], retry_seconds: floa
     import boto3
     from botocore.config import Config
 
-    quick = retry_seconds < RETRY_SECONDS
     config = Config(
         # botocore's own retries stop too soon, so _retry_delay replaces them.
         retries={"mode": "standard", "total_max_attempts": 1},
-        connect_timeout=3 if quick else 10,
-        read_timeout=6 if quick else 60,
+        connect_timeout=timeouts[0],
+        read_timeout=timeouts[1],
         max_pool_connections=32,
     )
     try:
@@ -133,7 +111,7 @@ def _retry_delay(
     if not _is_transient(response, caught_exception):
         return None
     first_failure = request_dict["context"].setdefault("first_failure", time.monotonic())
-    return backoff_seconds(attempts) if time.monotonic() - first_failure < seconds else None
+    return store.backoff_seconds(attempts) if time.monotonic() - first_failure < seconds else None
 
 
 def _is_transient(response: Any, error: BaseException | None) -> bool:
@@ -208,27 +186,33 @@ def _server(bucket: str) -> tuple[SplitResult, str]:
     return host, s3.meta.region_name or "us-east-1"
 
 
-def delta_options(bucket: str) -> dict[str, str]:
-    """Return the options with which the library deltalake uses a bucket as this module's other clients do.
+def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
+    """Return the URI of a folder for the library deltalake, and the options with which it uses it as this module's clients do.
 
-    They contain the credentials that boto3 finds, so they must not be stored or logged. Credentials of a machine's role expire, so
-    the options are made anew for each use.
+    The options contain the credentials that boto3 finds, so they must not be stored or logged. Credentials of a machine's role
+    expire, so the options are made anew for each use.
 
     Args:
         bucket: name of the bucket.
+        key: key of the folder.
     """
     import boto3
 
     host, region = _server(bucket)
-    found = {"aws_region": region, "aws_conditional_put": "etag", "max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s"}
-    found |= {"backoff_config.max_backoff": f"{_MAX_BACKOFF_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
+    found = {
+        "aws_region": region,
+        "aws_conditional_put": "etag",
+        "max_retries": "1000",
+        "retry_timeout": f"{store.RETRY_SECONDS:g}s",
+    }
+    found |= {"backoff_config.max_backoff": f"{store.MAX_BACKOFF_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
     if host.netloc:
         found |= {"aws_endpoint_url": host.geturl(), "allow_http": str(host.scheme == "http").lower()}
     if credentials := boto3.session.Session().get_credentials():
-        key = credentials.get_frozen_credentials()
-        named = {"access_key_id": key.access_key, "secret_access_key": key.secret_key, "session_token": key.token}
+        frozen = credentials.get_frozen_credentials()
+        named = {"access_key_id": frozen.access_key, "secret_access_key": frozen.secret_key, "session_token": frozen.token}
         found |= {f"aws_{name}": value for name, value in named.items() if value}
-    return found
+    return f"s3://{bucket}/{quote(key)}", found
 
 
 def endpoint() -> str:
