@@ -44,7 +44,7 @@ class Driver:
         """All that was printed so far."""
         return "\n".join(self.lines)
 
-    def until(self, pattern: str, seconds: float = 120, after: int = 0) -> int:
+    def until(self, pattern: str, seconds: float = 300, after: int = 0) -> int:
         """Wait for a line, after the first `after` ones, that matches a regular expression; returns its index."""
         deadline = time.monotonic() + seconds
         while True:
@@ -113,7 +113,7 @@ def start(command: list[str], environment: Mapping[str, str]) -> Driver:
     return Driver(subprocess.Popen(command, env=dict(environment), cwd=ROOT, **pipes, text=True, start_new_session=True))
 
 
-def until(condition: Callable[[], bool], description: str, seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], description: str, seconds: float = 300) -> None:
     """Wait until `condition()` is true; it fails with `description` after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
