@@ -17,8 +17,8 @@ import pyarrow.fs as pafs
 from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.storage.objects.store import (
+    DELTA_OPTIONS,
     PART_BYTES,
-    RETRY_SECONDS,
     backoff_seconds,
     check_conditions,
     exchange_by_tag,
@@ -194,8 +194,11 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     """Return the URI of a folder for the library `deltalake`, and its options. They contain the key, and must not be logged."""
     _container(bucket)
     service = _service()
-    options = {"max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
-    options |= {"azure_storage_account_name": service.account_name, "azure_storage_account_key": service.credential.account_key}
+    options = {
+        **DELTA_OPTIONS,
+        "azure_storage_account_name": service.account_name,
+        "azure_storage_account_key": service.credential.account_key,
+    }
     options |= {"azure_storage_endpoint": service.url.rstrip("/"), "allow_http": str(service.url.startswith("http:")).lower()}
     return f"abfs://{bucket}/{quote(key)}", options
 

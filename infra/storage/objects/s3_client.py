@@ -199,13 +199,8 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     import boto3
 
     host, region = _server(bucket)
-    found = {
-        "aws_region": region,
-        "aws_conditional_put": "etag",
-        "max_retries": "1000",
-        "retry_timeout": f"{store.RETRY_SECONDS:g}s",
-    }
-    found |= {"backoff_config.max_backoff": f"{store.MAX_BACKOFF_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
+    found = {**store.DELTA_OPTIONS, "aws_region": region, "aws_conditional_put": "etag"}
+    found["backoff_config.max_backoff"] = f"{store.MAX_BACKOFF_SECONDS:g}s"
     if host.netloc:
         found |= {"aws_endpoint_url": host.geturl(), "allow_http": str(host.scheme == "http").lower()}
     if credentials := boto3.session.Session().get_credentials():

@@ -28,6 +28,9 @@ PART_BYTES = 8 * 2**20
 MAX_BACKOFF_SECONDS = 5.0
 """The longest time in seconds between two attempts of a request."""
 
+DELTA_OPTIONS = {"max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
+"""Options with which the library `deltalake` retries and waits as this project's own requests do, for every store."""
+
 _DELETING_THREADS = 8  # fewer than the ten connections that the libraries keep open
 
 _checking: ContextVar[bool] = ContextVar(
