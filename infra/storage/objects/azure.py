@@ -17,10 +17,10 @@ import pyarrow.fs as pafs
 from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.storage.objects.store import (
-    DELTA_OPTIONS,
     PART_BYTES,
     backoff_seconds,
     check_conditions,
+    delta_options,
     exchange_by_tag,
     for_each,
     missing_extra,
@@ -195,7 +195,7 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     _container(bucket)
     service = _service()
     options = {
-        **DELTA_OPTIONS,
+        **delta_options(),
         "azure_storage_account_name": service.account_name,
         "azure_storage_account_key": service.credential.account_key,
     }

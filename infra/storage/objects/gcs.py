@@ -18,11 +18,11 @@ import pyarrow.fs as pafs
 from infra.errors import UserError
 from infra.redaction import without_secrets
 from infra.storage.objects.store import (
-    DELTA_OPTIONS,
     MAX_BACKOFF_SECONDS,
     PART_BYTES,
     RETRY_SECONDS,
     check_conditions,
+    delta_options,
     exchange_by_tag,
     for_each,
     missing_extra,
@@ -141,7 +141,7 @@ def filesystem(bucket: str) -> pafs.FileSystem:
 
 def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     """Return the URI of a folder for the library `deltalake`, and its options. That library finds credentials itself."""
-    options = dict(DELTA_OPTIONS)
+    options = delta_options()
     if host := os.environ.get("STORAGE_EMULATOR_HOST"):
         # The library takes another server, and no credentials, only from the key of a service account.
         account = {"gcs_base_url": host, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}

@@ -199,7 +199,7 @@ def delta_location(bucket: str, key: str) -> tuple[str, dict[str, str]]:
     import boto3
 
     host, region = _server(bucket)
-    found = {**store.DELTA_OPTIONS, "aws_region": region, "aws_conditional_put": "etag"}
+    found = {**store.delta_options(), "aws_region": region, "aws_conditional_put": "etag"}
     found["backoff_config.max_backoff"] = f"{store.MAX_BACKOFF_SECONDS:g}s"
     if host.netloc:
         found |= {"aws_endpoint_url": host.geturl(), "allow_http": str(host.scheme == "http").lower()}

@@ -28,9 +28,6 @@ PART_BYTES = 8 * 2**20
 MAX_BACKOFF_SECONDS = 5.0
 """The longest time in seconds between two attempts of a request."""
 
-DELTA_OPTIONS = {"max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
-"""Options with which the library `deltalake` retries and waits as this project's own requests do, for every store."""
-
 _DELETING_THREADS = 8  # fewer than the ten connections that the libraries keep open
 
 _checking: ContextVar[bool] = ContextVar(
@@ -84,6 +81,11 @@ class ObjectStore(Protocol):
 def retry_seconds() -> float:
     """Return how many seconds after its first failure a request is still retried."""
     return CHECK_SECONDS if _checking.get() else RETRY_SECONDS
+
+
+def delta_options() -> dict[str, str]:
+    """Return the options with which the library `deltalake` retries and waits as this project's own requests do, for every store."""
+    return {"max_retries": "1000", "retry_timeout": f"{RETRY_SECONDS:g}s", "timeout": "60s", "connect_timeout": "10s"}
 
 
 def timeouts() -> tuple[int, int]:
