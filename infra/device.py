@@ -1,4 +1,7 @@
-"""Properties of the devices on which PyTorch computes."""
+"""Properties and modes of the devices on which PyTorch computes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,3 +18,17 @@ def fast_bf16(device: torch.device | str) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+@contextmanager
+def convolutions_of_fixed_sizes() -> Iterator[None]:
+    """Inside the block, choose the fastest algorithm for each size of a convolution on a GPU by trying them all.
+
+    That takes time for each new size, so it pays only where the same sizes come again and again, as in training.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -7,6 +7,7 @@ thread. Python's global interpreter lock is released meanwhile.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
@@ -16,6 +17,9 @@ from deconvnet.crf import permutohedral, simd
 from deconvnet.crf.permutohedral import Floats, Ints, Lattice
 from infra.stopwatch import part
 from proposals.masks import check_image
+
+if TYPE_CHECKING:
+    import torch
 
 MIN_PROBABILITY = 1e-5
 """Smallest probability: lower ones are raised to it before the logarithm is taken, which is then at least -11.5."""
@@ -59,6 +63,7 @@ def dense_crf(
     bilateral_xy_sigma: float = 20.0,
     bilateral_rgb_sigma: float = 3.0,
     bilateral_weight: float = 5.0,
+    device: "torch.device | None" = None,
 ) -> Floats:
     """Refine the class probabilities of an image so that nearby pixels of similar colour tend to get the same class.
 
@@ -77,6 +82,8 @@ def dense_crf(
         bilateral_xy_sigma: standard deviation of the appearance kernel for positions, in pixels.
         bilateral_rgb_sigma: standard deviation of the appearance kernel for colours, in units of the image's 0 to 255.
         bilateral_weight: weight of the appearance kernel; 0 turns it off.
+        device: a GPU to compute on. None, or a CPU: computed on one thread of the CPU. On a GPU, no class is removed between
+            iterations.
 
     Returns:
         float32 array (C, H, W) of probabilities that sum to 1 over the classes.
@@ -99,9 +106,16 @@ def dense_crf(
     y, x = (axis.astype(np.float32).ravel() for axis in np.mgrid[:height, :width])
     position = np.stack([x, y], axis=1)
     colour = image.reshape(-1, 3).astype(np.float32)
-    smoothness = _build_kernel(position / xy_sigma, xy_weight)
-    appearance = _build_kernel(np.hstack([position / bilateral_xy_sigma, colour / bilateral_rgb_sigma]), bilateral_weight)
-    p = np.maximum(probabilities[kept].reshape(len(kept), -1).T, MIN_PROBABILITY)
+    near = (position / xy_sigma).astype(np.float32)
+    alike = np.hstack([position / bilateral_xy_sigma, colour / bilateral_rgb_sigma]).astype(np.float32)
+    p = np.maximum(probabilities[kept].reshape(len(kept), -1).T, MIN_PROBABILITY, dtype=np.float32)
+    if device is not None and device.type != "cpu":
+        from deconvnet.crf.torch_mean_field import mean_field
+
+        refined = mean_field(near, alike, (xy_weight, bilateral_weight), np.log(p), iterations, device)
+        out[kept] = refined.T.reshape(len(kept), height, width)
+        return out
+    smoothness, appearance = _build_kernel(near, xy_weight), _build_kernel(alike, bilateral_weight)
     log_p = permutohedral.pad(np.log(p), fill=-np.inf)
     q, left = _mean_field(log_p, len(kept), (smoothness, appearance), iterations, weight)
     out[kept[left]] = q[:, : len(left)].T.reshape(len(left), height, width)

@@ -52,9 +52,9 @@ def build(features: Floats) -> Lattice:
     Args:
         features: float32 (N, d), the coordinates of the points, divided by the Gaussian's standard deviation on each axis.
     """
-    multipliers = _multipliers(features.shape[1])
-    corners, weights, keys, table = _embed(np.ascontiguousarray(features, np.float32), multipliers)
-    return Lattice(corners, weights, _chains(keys, table, multipliers), len(keys))
+    factors = multipliers(features.shape[1])
+    corners, weights, keys, table = _embed(np.ascontiguousarray(features, np.float32), factors)
+    return Lattice(corners, weights, _chains(keys, table, factors), len(keys))
 
 
 def smooth(lattice: Lattice, values: Floats) -> Floats:
@@ -91,7 +91,7 @@ def empty_rows(count: int, columns: int) -> Floats:
     return raw[start : start + 4 * count * columns].view(np.float32).reshape(count, columns)
 
 
-def _multipliers(dimensions: int) -> Keys:
+def multipliers(dimensions: int) -> Keys:
     """Return the factors of the hash function for lattice corners: `dimensions` odd 64-bit numbers, the same in every call.
 
     The hash key of a corner is the sum of its first d coordinates times these factors, modulo 2⁶⁴. (The last coordinate follows
@@ -140,7 +140,7 @@ def _embed(features: Floats, multipliers: Keys) -> tuple[Ints, Floats, Keys, Key
 
     Args:
         features: float32 (N, d), the coordinates of the points.
-        multipliers: uint64 (d,), the factors of the hash function (see `_multipliers`).
+        multipliers: uint64 (d,), the factors of the hash function (see `multipliers`).
 
     Returns:
         `Lattice.corners`, `Lattice.weights`, the hash keys of the M corners (uint64), and the hash table (see `_first_slot`).
@@ -239,7 +239,7 @@ def _chains(keys: Keys, table: Keys, multipliers: Keys) -> Ints:
     Args:
         keys: uint64 (M,), the hash keys of the corners.
         table: the hash table, which maps a key to the index of its corner (see `_first_slot`).
-        multipliers: uint64 (d,), the factors of the hash function (see `_multipliers`).
+        multipliers: uint64 (d,), the factors of the hash function (see `multipliers`).
     """
     count, d = keys.size, multipliers.size
     total = np.uint64(0)

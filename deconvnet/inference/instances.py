@@ -157,7 +157,7 @@ def _merged_scores(
         merge_score_map(score_map, pixels, canvas, aggregation, buffer)
         if on_box:
             on_box(number, canvas)
-    out = canvas.cpu().numpy()
+    out = _on_cpu(canvas)
     if aggregation == "mean":
         out /= np.maximum(covered, 1)
     if background:
@@ -221,7 +221,14 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = F
         scores = fcn(fcn.prepare(images)).float()
         if scale < 1:
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
-        return scores[0].cpu().numpy()
+        return _on_cpu(scores[0])
+
+
+def _on_cpu(scores: Tensor) -> Floats:
+    """Return scores as an array. From a GPU they are copied to pinned memory, which torch keeps for the next time."""
+    if scores.is_cuda:
+        scores = torch.empty_like(scores, device="cpu", pin_memory=True).copy_(scores)
+    return scores.numpy()
 
 
 def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -207,6 +207,7 @@ class Predictor:
             )
 
         computed: dict[str, Floats] = {}
+        device = next(self.deconvnet.parameters()).device
         if fcn is not None and "fcn8s" in results:
             computed["fcn8s"] = softmax(fcn)
         if deconvnet is not None and set(results) & {"deconvnet", "deconvnet_crf"}:
@@ -215,7 +216,7 @@ class Predictor:
             computed["edeconvnet"] = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
         for name in ("deconvnet", "edeconvnet"):
             if f"{name}_crf" in results:
-                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf)
+                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf, device=device)
         return {name: computed[name] for name in RESULTS if name in results}
 
     def masks(self, image: Image, boxes: Floats, results: Collection[str] = RESULTS) -> dict[str, Mask]:

@@ -27,6 +27,9 @@ LOCAL_CHECKPOINT = "step_"
 CHECKPOINT_SECONDS = 300.0
 """Longest time between two checkpoints, in seconds. The setting `checkpoint_every` may cause further checkpoints."""
 
+CHECKPOINT_SHARE = 0.05
+"""Largest share of the time that is spent on checkpoints. Those that would come too soon are left out."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,12 +72,20 @@ def train_locally(
     if state:
         logger.info(f"  resumed from the checkpoint of step {state.values['step']:,}")
 
+    stopped = False
+
     def report(metrics: dict[str, float], state: State | None) -> None:
         """Log the metrics, pass them to `on_report`, and save a checkpoint if the training state is given."""
         logger.info(f"  {progress_line(metrics, job.total_steps(plan))}")
         on_report(metrics)
-        if state is not None:
+        if state is not None and (stopping() or checkpoints.pays()):
             checkpoints.save(state)
+
+    def stopping() -> bool:
+        """Ask whether training should stop, and remember a yes, because the state is reported then for the last time."""
+        nonlocal stopped
+        stopped = stopped or should_stop()
+        return stopped
 
     with freed_memory_is_kept():
         outcome = run_job(
@@ -84,7 +95,7 @@ def train_locally(
             device,
             state=state,
             report=report,
-            should_stop=should_stop,
+            should_stop=stopping,
             should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
         )
     checkpoints.remove()
@@ -103,6 +114,7 @@ class LocalCheckpoints:
         """
         self._uri = uri
         self._saved_at = time.monotonic()
+        self._saving_seconds = 0.0
 
     def newest(self) -> State | None:
         """Load the newest complete checkpoint, no matter whether Ray Train or this class saved it.
@@ -117,16 +129,22 @@ class LocalCheckpoints:
         """Return the number of seconds since the last call of `save`, or since this object was made."""
         return time.monotonic() - self._saved_at
 
+    def pays(self) -> bool:
+        """Return whether enough time has passed since the last checkpoint, by how long that one took (`CHECKPOINT_SHARE`)."""
+        return self.seconds_since_save() * CHECKPOINT_SHARE >= self._saving_seconds
+
     def save(self, state: State) -> None:
         """Save a checkpoint in a new subfolder, then delete the older checkpoints that this class saved.
 
         Args:
             state: the training state.
         """
+        started = time.monotonic()
         name = f"{LOCAL_CHECKPOINT}{state.values['step']:09}"
         checkpoint.save_state(storage.join(self._uri, name), state.tensors, state.values)
         self.remove(keep=name)
         self._saved_at = time.monotonic()
+        self._saving_seconds = self._saved_at - started
 
     def remove(self, keep: str | None = None) -> None:
         """Delete the checkpoints of the run that this class saved (in this or an earlier process), except one.

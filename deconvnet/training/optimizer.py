@@ -67,8 +67,10 @@ def make_sgd(model: nn.Module, settings: StageSettings) -> torch.optim.SGD:
         The optimiser, with separate parameter groups for weights, biases and batch norm (see `parameter_groups`).
     """
     groups = parameter_groups(model, settings.weight_decay, settings.bias_lr_factor, settings.encoder_lr_factor)
+    if all(p.is_cuda for p in model.parameters()):
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
     if all(use_fused(p.device) and p.dtype == torch.float32 for p in model.parameters()):
-        from deconvnet.models.fused.sgd import FusedSGD  # needs numba
+        from deconvnet.models.fused.cpu.sgd import FusedSGD  # needs numba
 
         return FusedSGD(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)

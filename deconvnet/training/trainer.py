@@ -261,7 +261,8 @@ class Trainer:
         self.model.load_state_dict(weights)
         for name, parameter in named_parameters(self.optimiser):
             if (momentum := state.tensors.get(f"momentum.{name}")) is not None:
-                self.optimiser.state[parameter]["momentum_buffer"] = momentum.detach().to(parameter.device, copy=True)
+                # in the memory layout of the parameter, which torch's SGD on GPUs takes for granted
+                self.optimiser.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum.detach())
         self.schedule.load_state_dict(state.values["schedule"])
         self.step = int(state.values["step"])
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from unittest import mock
@@ -18,23 +18,29 @@ from deconvnet.models.network import Network
 from deconvnet.settings import StageSettings
 from deconvnet.training import optimizer, trainer
 from deconvnet.training.trainer import Trainer
-from infra.device import fast_bf16
+from infra.device import convolutions_of_fixed_sizes, fast_bf16
 from infra.memory import freed_memory_is_kept
 from tests.benchmarks.common import Row
 
 CLASSES = 21
-NETWORKS: dict[str, tuple[Callable[[], Network], int, int]] = {
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Networks = dict[str, tuple[Callable[[], Network], int, int]]
+"""A function that makes the network, the number of examples in a batch, and their side in pixels."""
+ON_CPUS: Networks = {
     "DeconvNet of half width, 64 crops of 64 px": (lambda: DeconvNet(CLASSES, 0.5, 64), 64, 64),
     "DeconvNet at full size, 8 crops of 224 px": (lambda: DeconvNet(CLASSES, 1.0, 224), 8, 224),
     "FCN-8s of half width, 8 images of 192 px": (lambda: FCN8s(CLASSES, 0.5, batch_norm=True, input_size=192), 8, 192),
 }
-"""A function that makes the network, the number of examples in a batch, and their side in pixels."""
+ON_GPUS: Networks = {
+    "DeconvNet at full size, 64 crops of 224 px": (lambda: DeconvNet(CLASSES, 1.0, 224), 64, 224),
+    "FCN-8s at full size, 20 images of 512 px": (lambda: FCN8s(CLASSES, 1.0, batch_norm=True, input_size=512), 20, 512),
+}
 
 
 def steps(rounds: int = 5, each: int = 3) -> list[Row]:
-    """Time steps of both kinds in turns, in one process on the CPU; the first step of each turn is not counted."""
+    """Time steps of both kinds in turns, in one process; the first step of each turn is not counted."""
     rows: list[Row] = []
-    for name, (make, batch, size) in NETWORKS.items():
+    for name, (make, batch, size) in (ON_GPUS if DEVICE == "cuda" else ON_CPUS).items():
         pair = [_Steps(make, batch, size, plain) for plain in (False, True)]
         taken: list[list[float]] = [[], []]
         for _ in range(rounds):
@@ -88,16 +94,20 @@ class _Steps:
                         layer.__class__ = theirs
         settings = StageSettings(batch=batch, max_steps=1, bn_batches=0, schedule="constant", log_every=10**6)
         with _plain() if plain else nullcontext():
-            self.trainer = Trainer(network, settings, _Same(), seed=0, bf16=fast_bf16("cpu"))
+            self.trainer = Trainer(network, settings, _Same(), seed=0, device=DEVICE, bf16=fast_bf16(DEVICE))
         network.train()
 
     def run(self, count: int) -> list[float]:
         """Do one step, then `count` steps, and return the seconds of each of the latter."""
-        memory: AbstractContextManager[None] = nullcontext() if self.plain else freed_memory_is_kept()
+        modes: list[AbstractContextManager[None]] = [freed_memory_is_kept(), convolutions_of_fixed_sizes()]
         taken = []
-        with memory, _plain() if self.plain else nullcontext():
+        with ExitStack() as stack:
+            for mode in [_plain()] if self.plain else modes:
+                stack.enter_context(mode)
             for _ in range(count + 1):
                 started = perf_counter()
                 self.trainer.train_step(self.images, self.masks, self.masks.numel(), count_correct=False)
+                if DEVICE == "cuda":
+                    torch.cuda.synchronize()
                 taken.append(perf_counter() - started)
         return taken[1:]

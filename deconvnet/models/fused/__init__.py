@@ -1,1 +1,1 @@
-"""Faster computation of training steps on CPUs, with the same results as torch's layers up to rounding."""
+"""Faster computation of training steps, with the same results as torch's layers up to rounding."""

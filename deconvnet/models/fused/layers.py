@@ -1,4 +1,4 @@
-"""Layers that compute training steps faster on CPUs, and the conversion of networks to them.
+"""Layers that compute training steps faster, and the conversion of networks to them.
 
 In evaluation mode they are torch's layers. They have no attributes of their own, so a layer is converted by changing its class.
 """
@@ -10,9 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from deconvnet.models.fused.convolution import convolve, supports
-from deconvnet.models.fused.norm_relu import norm_relu
-from deconvnet.models.fused.pooling import DTYPES, max_pool, max_unpool
+from deconvnet.models.fused.operations import (
+    convolve,
+    max_pool,
+    max_unpool,
+    norm_relu,
+    supports,
+    supports_dtype,
+    supports_norm,
+)
 from deconvnet.models.layers import Unpool
 
 
@@ -34,11 +40,13 @@ class FusedUnit(nn.Sequential):
             if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and not conv.weight.requires_grad:
                 return _frozen_unit(conv, norm, input)
             return cast(Tensor, super().forward(input))
-        norm, relu = (self.get_submodule(name) for name in ("norm", "relu"))
-        if supports(conv) and input.dtype in DTYPES:
+        norm = self.get_submodule("norm")
+        if not supports_norm(norm):
+            return cast(Tensor, super().forward(input))
+        if supports(conv) and supports_dtype(input):
             return norm_relu(convolve(conv, input), cast(nn.BatchNorm2d, norm), cast(Tensor | None, conv.bias))
         x = conv(input)
-        return norm_relu(x, cast(nn.BatchNorm2d, norm)) if x.dtype in DTYPES else cast(Tensor, relu(norm(x)))
+        return norm_relu(x, cast(nn.BatchNorm2d, norm)) if supports_dtype(x) else cast(Tensor, self.get_submodule("relu")(norm(x)))
 
 
 def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor:
@@ -71,7 +79,7 @@ class FusedMaxPool2d(nn.MaxPool2d):
             The maxima, of shape (N, C, H/2, W/2). If `return_indices` is set, also the positions, of the same shape.
         """
         height, width = input.shape[-2:]
-        if not self.training or input.dtype not in DTYPES or height % 2 or width % 2:
+        if not self.training or not supports_dtype(input) or height % 2 or width % 2:
             return cast(Tensor | tuple[Tensor, Tensor], super().forward(input))
         maxima, positions = max_pool(input)
         return (maxima, positions) if self.return_indices else maxima
@@ -94,7 +102,7 @@ class FusedUnpool(Unpool):
 
 
 def use_fused_layers(network: nn.Module) -> None:
-    """Make a network's training steps faster on CPUs. Its results are the same up to rounding.
+    """Make a network's training steps faster. Its results are the same up to rounding.
 
     Args:
         network: the network, changed in place. Its parameters and buffers stay the same objects.

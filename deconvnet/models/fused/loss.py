@@ -1,9 +1,11 @@
 """The loss of training: the sum of the cross-entropies of all pixels that are not void."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deconvnet.models.fused.available import use_fused
+from deconvnet.models.fused.operations import cross_entropy
 
 
 def summed_cross_entropy(scores: Tensor, truth: Tensor, void: int, factor: float) -> Tensor:
@@ -18,9 +20,6 @@ def summed_cross_entropy(scores: Tensor, truth: Tensor, void: int, factor: float
     Returns:
         float32 tensor of shape ().
     """
-    if use_fused(scores.device):
-        from deconvnet.models.fused.cross_entropy import DTYPES, cross_entropy
-
-        if scores.dtype in DTYPES:
-            return cross_entropy(scores, truth, void, factor)
+    if use_fused(scores.device) and scores.dtype in (torch.bfloat16, torch.float32):
+        return cross_entropy(scores, truth, void, factor)
     return F.cross_entropy(scores.float(), truth, ignore_index=void, reduction="sum") * factor

@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -11,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deconvnet.models.fused import parallel
-from deconvnet.models.fused.convolution import convolve, supports
-from deconvnet.models.fused.cross_entropy import cross_entropy
-from deconvnet.models.fused.norm_kernels import norm_kernels
-from deconvnet.models.fused.norm_relu import norm_relu
-from deconvnet.models.fused.pooling import max_pool, max_unpool
-from deconvnet.models.fused.sgd import FusedSGD
+from deconvnet.models.fused.cpu import parallel
+from deconvnet.models.fused.cpu.convolution import convolve
+from deconvnet.models.fused.cpu.cross_entropy import cross_entropy
+from deconvnet.models.fused.cpu.norm_kernels import norm_kernels
+from deconvnet.models.fused.cpu.norm_relu import norm_relu
+from deconvnet.models.fused.cpu.pooling import max_pool, max_unpool
+from deconvnet.models.fused.cpu.sgd import FusedSGD
+from deconvnet.models.fused.operations import supports
 from deconvnet.models.layers import Deconv3x3
 
 SHAPES = [(4, 24, 5, 7), (3, 8, 1, 1), (2, 520, 3, 3), (16, 32, 32, 32), (1, 300, 2, 2)]
@@ -321,9 +321,9 @@ def test_compiling_fails_where_numba_can_write_nowhere(monkeypatch):
     from deconvnet.models.fused import available
 
     available._can_compile.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "deconvnet.models.fused.sgd", None)
+    monkeypatch.setitem(__import__("sys").modules, "deconvnet.models.fused.cpu.sgd", None)
     try:
         assert not available.use_fused(torch.device("cpu"))
-        assert not available.use_fused(SimpleNamespace(type="cuda"))
+        assert not available.use_fused(torch.device("meta"))
     finally:
         available._can_compile.cache_clear()

@@ -8,7 +8,7 @@ import torch
 from numba import carray, types
 from torch import Tensor
 
-from deconvnet.models.fused.parallel import compiled, pointer, run, take_chunk
+from deconvnet.models.fused.cpu.parallel import compiled, pointer, run, take_chunk
 
 CHUNK = 2**17
 """Most numbers in a chunk. Each chunk belongs to one parameter."""

@@ -6,8 +6,8 @@ import torch
 from numba import types
 from torch import Tensor
 
-from deconvnet.models.fused.parallel import run
-from deconvnet.models.fused.pool_kernels import PoolKernels, pool_kernels
+from deconvnet.models.fused.cpu.parallel import run
+from deconvnet.models.fused.cpu.pool_kernels import PoolKernels, pool_kernels
 
 DTYPES = {
     torch.bfloat16: (types.uint16, types.uint16),

@@ -11,7 +11,7 @@ from numba import carray, float32, int32, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from deconvnet.models.fused.parallel import compiled, load, pointer, run, store, take_chunk
+from deconvnet.models.fused.cpu.parallel import compiled, load, pointer, run, store, take_chunk
 
 DTYPES = {torch.bfloat16: types.uint16, torch.float32: types.float32}
 """For each dtype of scores, its numba type."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from numba import carray, types
 
-from deconvnet.models.fused.parallel import compiled, load, pointer, store, take_chunk
+from deconvnet.models.fused.cpu.parallel import compiled, load, pointer, store, take_chunk
 
 
 class PoolKernels(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deconvnet.models.fused.norm_kernels import DTYPES, NormKernels, norm_kernels
-from deconvnet.models.fused.parallel import run
+from deconvnet.models.fused.cpu.norm_kernels import DTYPES, NormKernels, norm_kernels
+from deconvnet.models.fused.cpu.parallel import run
 from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, track, world_size
 
 WIDTH = 256

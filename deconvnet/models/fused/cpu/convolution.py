@@ -16,20 +16,6 @@ FEW_PIXELS, FEWER_PIXELS = 1024, 512
 """Up to how many pixels, over all examples, the gradient of the weights is a matrix product, and the other results too."""
 
 
-def supports(layer: nn.Module) -> bool:
-    """Return whether `convolve` can compute a layer: a convolution with stride 1, or a `Deconv3x3`.
-
-    Args:
-        layer: any layer.
-    """
-    if type(layer) is Deconv3x3:
-        return True
-    if type(layer) is not nn.Conv2d:
-        return False
-    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
-    return plain and isinstance(layer.padding, tuple) and layer.padding_mode == "zeros"
-
-
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """Compute a layer without its bias, in bfloat16 within autocast.
 

@@ -1,0 +1,1 @@
+"""Operations of training steps on CPUs, compiled by numba."""

@@ -1,0 +1,1 @@
+"""Operations of training steps on GPUs, compiled by Triton, which CUDA builds of torch bring along."""
