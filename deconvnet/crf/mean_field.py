@@ -31,6 +31,9 @@ Keeping them would change the result in a few of ten thousand pixels (docs/exper
 """
 
 
+KernelSettings = tuple[float, float | None, float]
+"""Standard deviations of a kernel for positions and colours (None: it does not depend on colours), and its weight."""
+
 _TOLERANCE = 0.01  # by how much a pixel's probabilities may miss the sum 1, and by how much one may be below 0
 
 
@@ -95,9 +98,30 @@ def dense_crf(
     _check(image, probabilities, iterations, (xy_sigma, bilateral_xy_sigma, bilateral_rgb_sigma), (xy_weight, bilateral_weight))
     if probabilities.dtype == np.float16:
         probabilities = probabilities.astype(np.float32)
+    kernels = (xy_sigma, None, xy_weight), (bilateral_xy_sigma, bilateral_rgb_sigma, bilateral_weight)
+    if device is not None and device.type != "cpu":
+        from deconvnet.crf.torch_mean_field import refine
+
+        return refine(image, probabilities, kernels, iterations, device)
+    return _refine(image, probabilities, kernels, iterations)
+
+
+def _refine(
+    image: NDArray[np.uint8], probabilities: Floats, kernels: tuple[KernelSettings, KernelSettings], iterations: int
+) -> Floats:
+    """Do what `dense_crf` does, on the CPU.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        probabilities: float array (C, H, W) of values from 0 to 1 that sum to 1 over the C classes.
+        kernels: settings of the smoothness and of the appearance kernel.
+        iterations: number of iterations.
+
+    Returns:
+        float32 array (C, H, W) of probabilities that sum to 1 over the classes.
+    """
     classes, height, width = probabilities.shape
     out = np.zeros((classes, height, width), np.float32)
-    weight = xy_weight + bilateral_weight
     kept = _initial_classes(probabilities)
     if not out.size or len(kept) == 1:
         out[kept] = 1
@@ -106,18 +130,13 @@ def dense_crf(
     y, x = (axis.astype(np.float32).ravel() for axis in np.mgrid[:height, :width])
     position = np.stack([x, y], axis=1)
     colour = image.reshape(-1, 3).astype(np.float32)
-    near = (position / xy_sigma).astype(np.float32)
-    alike = np.hstack([position / bilateral_xy_sigma, colour / bilateral_rgb_sigma]).astype(np.float32)
-    p = np.maximum(probabilities[kept].reshape(len(kept), -1).T, MIN_PROBABILITY, dtype=np.float32)
-    if device is not None and device.type != "cpu":
-        from deconvnet.crf.torch_mean_field import mean_field
-
-        refined = mean_field(near, alike, (xy_weight, bilateral_weight), np.log(p), iterations, device)
-        out[kept] = refined.T.reshape(len(kept), height, width)
-        return out
-    smoothness, appearance = _build_kernel(near, xy_weight), _build_kernel(alike, bilateral_weight)
+    near, alike = (
+        _build_kernel(position / xy if rgb is None else np.hstack([position / xy, colour / rgb]), weight)
+        for xy, rgb, weight in kernels
+    )
+    p = np.maximum(probabilities[kept].reshape(len(kept), -1).T, MIN_PROBABILITY)
     log_p = permutohedral.pad(np.log(p), fill=-np.inf)
-    q, left = _mean_field(log_p, len(kept), (smoothness, appearance), iterations, weight)
+    q, left = _mean_field(log_p, len(kept), (near, alike), iterations, sum(weight for *_, weight in kernels))
     out[kept[left]] = q[:, : len(left)].T.reshape(len(left), height, width)
     return out
 

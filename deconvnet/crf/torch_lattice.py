@@ -2,12 +2,13 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from deconvnet.crf.permutohedral import multipliers
+
+warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are implicitly disabled)")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Filter:
     """A Gaussian filter on a lattice, with weights of its own."""
 
     def __init__(self, lattice: TorchLattice, weights: Tensor) -> None:
-        """Prepare the sums over the points of each corner, sorted by corner.
+        """Prepare the two sparse matrices. Their products with values may differ in the last bits from call to call on a GPU.
 
         Args:
             lattice: the lattice.
@@ -118,11 +119,8 @@ class Filter:
         sizes = (lattice.size + 1, points)
         ends = torch.cat([counts.new_zeros(1), counts.cumsum(0), counts.new_full((1,), len(flat))])
         self.neighbours = lattice.neighbours
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            make = partial(torch.sparse_csr_tensor, check_invariants=False)
-            self.splat = make(ends, order // corners, weights.flatten()[order], sizes)
-            self.slice = make(starts, flat, weights.flatten(), sizes[::-1])
+        self.splat = torch.sparse_csr_tensor(ends, order // corners, weights.flatten()[order], sizes)
+        self.slice = torch.sparse_csr_tensor(starts, flat, weights.flatten(), sizes[::-1])
 
     def __call__(self, values: Tensor) -> Tensor:
         """Filter values.

@@ -1,50 +1,92 @@
 """Mean-field inference in a fully connected CRF in torch, for GPUs. `mean_field` explains the method, and does it on CPUs."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deconvnet.crf.mean_field import MIN_PEAK, MIN_PROBABILITY, KernelSettings
 from deconvnet.crf.torch_lattice import Filter, build
 
 
-def mean_field(
-    positions: NDArray[np.float32],
-    features: NDArray[np.float32],
-    weights: tuple[float, float],
-    log_p: NDArray[np.float32],
+def refine(
+    image: NDArray[np.uint8],
+    probabilities: NDArray[np.floating],
+    kernels: Sequence[KernelSettings],
     iterations: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Run the mean-field iterations, which compute the refined class probabilities Q.
+    """Do what `mean_field.dense_crf` does, on a GPU.
 
-    Q begins as p. Each iteration replaces Q by p · exp(K₁ Q + K₂ Q), where K₁ and K₂ are the kernels, and normalises it in each
-    pixel. No class is removed between iterations, because deciding on it would have to wait for the GPU.
+    No class is removed between iterations, because deciding on it would have to wait for the GPU.
 
     Args:
-        positions: float32 (N, 2), the pixels' positions divided by the smoothness kernel's standard deviation.
-        features: float32 (N, 5), the pixels' positions and colours divided by the appearance kernel's standard deviations.
-        weights: weights of both kernels.
-        log_p: float32 (N, classes), logarithms of the input probabilities p of N pixels.
+        image: uint8 array (H, W, 3), RGB.
+        probabilities: float array (C, H, W) of values from 0 to 1 that sum to 1 over the C classes.
+        kernels: settings of the kernels.
         iterations: number of iterations.
         device: the device to compute on.
 
     Returns:
+        float32 array (C, H, W) of probabilities that sum to 1 over the classes.
+    """
+    p = torch.from_numpy(probabilities).to(device, torch.float32).flatten(1)
+    out = torch.zeros_like(p)
+    if p.numel():
+        wins = torch.bincount(p.argmax(0), minlength=len(p)) > 0
+        kept = (wins | (p.amax(1) > MIN_PEAK)).nonzero()[:, 0]
+        unary = p[kept].T.clamp(min=MIN_PROBABILITY).log().contiguous()
+        filters = [_normalised(_features(image, xy, rgb, device), weight) for xy, rgb, weight in kernels if weight]
+        out[kept] = _mean_field(unary, filters, iterations).T
+    return cast(NDArray[np.float32], out.view(probabilities.shape).cpu().numpy())
+
+
+def _mean_field(unary: Tensor, kernels: Sequence[Filter], iterations: int) -> Tensor:
+    """Run the mean-field iterations, which compute the refined class probabilities Q.
+
+    Q begins as p. Each iteration replaces Q by p · exp(K₁ Q + K₂ Q), where K₁ and K₂ are the kernels, and normalises it in each
+    pixel.
+
+    Args:
+        unary: float32 (N, classes), logarithms of the input probabilities p of N pixels.
+        kernels: the kernels.
+        iterations: number of iterations.
+
+    Returns:
         Q as float32 (N, classes).
     """
-    kernels = [
-        _normalised(torch.from_numpy(each).to(device), weight)
-        for each, weight in zip((positions, features), weights, strict=True)
-        if weight
-    ]
-    unary = torch.from_numpy(log_p).to(device)
     q = unary.softmax(1)
     for _ in range(iterations):
-        message = unary
+        scores = unary
         for kernel in kernels:
-            message = message + kernel(q)
-        q = message.softmax(1)
-    return q.cpu().numpy()
+            scores = scores + kernel(q)
+        q = scores.softmax(1)
+    return q
+
+
+def _features(image: NDArray[np.uint8], xy_sigma: float, rgb_sigma: float | None, device: torch.device) -> Tensor:
+    """Return the features of a kernel's pixels.
+
+    Args:
+        image: uint8 array (H, W, 3), RGB.
+        xy_sigma: standard deviation for positions, in pixels.
+        rgb_sigma: standard deviation for colours, in units of the image's 0 to 255. None: only positions count.
+        device: the device to put them on.
+
+    Returns:
+        float32 (N, 2) or (N, 5), positions and colours divided by their standard deviations.
+    """
+    height, width = image.shape[:2]
+    x = torch.arange(width, device=device).expand(height, width)
+    y = torch.arange(height, device=device)[:, None].expand(height, width)
+    position = torch.stack([x, y], -1).reshape(-1, 2) / xy_sigma
+    if rgb_sigma is None:
+        return position
+    colour = torch.from_numpy(np.ascontiguousarray(image)).to(device).reshape(-1, 3)
+    return torch.cat([position, colour / rgb_sigma], 1)
 
 
 def _normalised(features: Tensor, weight: float) -> Filter:

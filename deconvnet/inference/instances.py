@@ -148,7 +148,7 @@ def _merged_scores(
     """
     height, width = image.shape[:2]
     shown = [(box, pixels) for box in crops if visible_part(pixels := window_pixels(box), height, width)]
-    canvas = torch.zeros(model.num_classes, height, width, device=_device(model))
+    canvas = torch.zeros(model.num_classes, height, width, device=device_of(model))
     covered = np.zeros((height, width), np.uint16)  # number of crops, of which there are fewer than 65,536 at any pixel
     buffer = np.empty(max(((x2 - x1) * (y2 - y1) for _, (x1, y1, x2, y2) in shown), default=0), np.float32)
     score_maps = _score_maps(model, image, [box for box, _ in shown], batch)
@@ -183,7 +183,7 @@ def _score_maps(model: DeconvNet, image: NDArray[np.uint8], boxes: Sequence[Floa
         chunk = boxes[start : start + batch]
         for into, box in zip(crops, chunk, strict=False):
             into[:] = crop(image, box, side)
-        images = torch.from_numpy(crops[: len(chunk)]).to(_device(model)).permute(0, 3, 1, 2)
+        images = torch.from_numpy(crops[: len(chunk)]).to(device_of(model)).permute(0, 3, 1, 2)
         yield from model(model.prepare(images)).float().contiguous()
 
 
@@ -217,7 +217,7 @@ def whole_image_scores(fcn: Network, image: NDArray[np.uint8], *, flip: bool = F
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cast(NDArray[np.uint8], cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     with _evaluating(fcn):
-        images = torch.from_numpy(np.ascontiguousarray(image)).to(_device(fcn)).permute(2, 0, 1)[None]
+        images = torch.from_numpy(np.ascontiguousarray(image)).to(device_of(fcn)).permute(2, 0, 1)[None]
         scores = fcn(fcn.prepare(images)).float()
         if scale < 1:
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
@@ -236,7 +236,7 @@ def _mirrored(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, ::-1])
 
 
-def _device(model: torch.nn.Module) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
     """Return the device that holds the model's parameters."""
     return next(model.parameters()).device
 

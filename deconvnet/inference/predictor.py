@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deconvnet.crf import dense_crf
 from deconvnet.inference.ensemble import Ensemble, combine, softmax
-from deconvnet.inference.instances import OnBox, choose_boxes, segment_instances, whole_image_scores
+from deconvnet.inference.instances import OnBox, choose_boxes, device_of, segment_instances, whole_image_scores
 from deconvnet.inference.score_maps import Aggregation
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.deconvnet import DeconvNet
@@ -207,7 +207,6 @@ class Predictor:
             )
 
         computed: dict[str, Floats] = {}
-        device = next(self.deconvnet.parameters()).device
         if fcn is not None and "fcn8s" in results:
             computed["fcn8s"] = softmax(fcn)
         if deconvnet is not None and set(results) & {"deconvnet", "deconvnet_crf"}:
@@ -216,7 +215,7 @@ class Predictor:
             computed["edeconvnet"] = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
         for name in ("deconvnet", "edeconvnet"):
             if f"{name}_crf" in results:
-                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf, device=device)
+                computed[f"{name}_crf"] = dense_crf(image, computed[name], **o.crf, device=device_of(self.deconvnet))
         return {name: computed[name] for name in RESULTS if name in results}
 
     def masks(self, image: Image, boxes: Floats, results: Collection[str] = RESULTS) -> dict[str, Mask]:

@@ -67,25 +67,17 @@ def train_locally(
     plan = job.batch_plan(workers=1)
     job.log_plan(plan)
     dev_examples = job.dev_examples()
-    checkpoints = LocalCheckpoints(job.run_uri)
+    stop, checkpoints = StopFlag(should_stop), LocalCheckpoints(job.run_uri)
     state = checkpoints.newest()
     if state:
         logger.info(f"  resumed from the checkpoint of step {state.values['step']:,}")
-
-    stopped = False
 
     def report(metrics: dict[str, float], state: State | None) -> None:
         """Log the metrics, pass them to `on_report`, and save a checkpoint if the training state is given."""
         logger.info(f"  {progress_line(metrics, job.total_steps(plan))}")
         on_report(metrics)
-        if state is not None and (stopping() or checkpoints.pays()):
+        if state is not None and (stop.seen or checkpoints.pays()):
             checkpoints.save(state)
-
-    def stopping() -> bool:
-        """Ask whether training should stop, and remember a yes, because the state is reported then for the last time."""
-        nonlocal stopped
-        stopped = stopped or should_stop()
-        return stopped
 
     with freed_memory_is_kept():
         outcome = run_job(
@@ -95,12 +87,34 @@ def train_locally(
             device,
             state=state,
             report=report,
-            should_stop=stopping,
+            should_stop=stop,
             should_save=lambda: checkpoints.seconds_since_save() >= CHECKPOINT_SECONDS,
         )
     checkpoints.remove()
     log_step_seconds(outcome.step_seconds)
     return asdict(outcome)
+
+
+class StopFlag:
+    """Asks whether the training should stop, and remembers a yes, after which the state is reported for the last time.
+
+    Attributes:
+        seen: whether the answer has been yes.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        """Remember the function that is asked.
+
+        Args:
+            should_stop: returns True if the training should stop.
+        """
+        self._should_stop = should_stop
+        self.seen = False
+
+    def __call__(self) -> bool:
+        """Return whether the training should stop."""
+        self.seen = self._should_stop() or self.seen
+        return self.seen
 
 
 class LocalCheckpoints:

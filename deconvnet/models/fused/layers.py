@@ -46,7 +46,9 @@ class FusedUnit(nn.Sequential):
         if supports(conv) and supports_dtype(input):
             return norm_relu(convolve(conv, input), cast(nn.BatchNorm2d, norm), cast(Tensor | None, conv.bias))
         x = conv(input)
-        return norm_relu(x, cast(nn.BatchNorm2d, norm)) if supports_dtype(x) else cast(Tensor, self.get_submodule("relu")(norm(x)))
+        return (
+            norm_relu(x, cast(nn.BatchNorm2d, norm)) if supports_dtype(x) else cast(Tensor, self.get_submodule("relu")(norm(x)))
+        )
 
 
 def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ OTHER = {
 @pytest.fixture
 def torch_crf(monkeypatch):
     """`dense_crf` as it runs with a GPU, except that torch's tensors are on the CPU."""
-    real = torch_mean_field.mean_field
-    monkeypatch.setattr(torch_mean_field, "mean_field", lambda *arguments: real(*arguments[:-1], torch.device("cpu")))
+    real = torch_mean_field.refine
+    monkeypatch.setattr(torch_mean_field, "refine", lambda *arguments: real(*arguments[:-1], torch.device("cpu")))
     return lambda *arguments, **options: dense_crf(*arguments, **options, device=torch.device("cuda"))
 
 

@@ -13,6 +13,7 @@ import torch
 from deconvnet.models import checkpoint
 from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
+from deconvnet.training import local_trainer
 from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
 from deconvnet.training.data.dev_set import DevSet
 from deconvnet.training.data.examples import open_examples
@@ -99,6 +100,36 @@ def test_a_stopped_and_resumed_run_has_the_weights_of_an_undisturbed_one(folder:
     whole, stopped = weights(folder, "whole"), weights(folder, "stopped")
     assert all(torch.equal(whole[name], value) for name, value in stopped.items())
     assert not list((folder / "runs" / "stopped").iterdir())
+
+
+def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(local_trainer.time, "monotonic", lambda: now[0])
+
+    def save_state(*_: object) -> None:
+        now[0] += 2
+
+    monkeypatch.setattr(local_trainer.checkpoint, "save_state", save_state)
+    checkpoints = LocalCheckpoints(str(tmp_path))
+    assert checkpoints.pays()
+    checkpoints.save(State({}, {"step": 1}))
+    now[0] += 39
+    assert not checkpoints.pays()
+    now[0] += 1
+    assert checkpoints.pays()
+
+
+def test_the_last_checkpoint_is_saved_even_if_it_does_not_pay(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(LocalCheckpoints, "pays", lambda self: False)
+    steps: list[float] = []
+    with pytest.raises(Interrupted):
+        train_locally(
+            job(folder, "late"),
+            device="cpu",
+            on_report=lambda metrics: steps.append(metrics["step"]),
+            should_stop=lambda: len(steps) >= 3,
+        )
+    assert [path.name for path in (folder / "runs" / "late").iterdir()] == ["step_000000003"]
 
 
 def test_the_newest_complete_checkpoint_is_found_whoever_wrote_it(tmp_path: Path):

@@ -57,9 +57,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 @triton.jit
-def _kernel(
-    scores, targets, gradient, sums, pixels, classes, ignored, factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _kernel(scores, targets, gradient, sums, pixels, classes, ignored, factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Compute a sum for each block of pixels, and the gradient."""
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)

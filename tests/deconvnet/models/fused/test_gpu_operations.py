@@ -46,9 +46,9 @@ def close(found, expected, tolerance) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_batch_norm_with_relu(shape, dtype, memory_format):
-    x = (noise(shape) * 2 + 3).to(dtype).contiguous(memory_format=memory_format)
+def test_batch_norm_with_relu(shape, dtype):
+    x = (noise(shape) * 2 + 3).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if shape[0] % 4 else x
     gradient = noise(shape, dtype)
     ours = batch_norm(shape[1])
     theirs, exact = copy.deepcopy(ours).double(), copy.deepcopy(ours).double()
@@ -109,7 +109,7 @@ def test_nan_and_infinity_are_not_hidden(dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (3, 24, 10, 2), (2, 160, 32, 32)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (3, 24, 10, 2), (2, 160, 8, 12)], ids=str)
 def test_pooling_and_unpooling(shape, dtype):
     x = torch.relu(noise(shape, dtype)).contiguous(memory_format=torch.channels_last)  # with equal values, which are 0
     x[0, 0, 0, 1] = float("nan")
