@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from deconvnet.models.layers import Deconv3x3
 
 
+def _on_gpu(x: Tensor) -> bool:
+    """Return whether a tensor is on a GPU."""
+    return x.is_cuda
+
+
 def supports_dtype(x: Tensor) -> bool:
     """Return whether the operations can compute activations of the dtype of a tensor."""
-    return x.dtype in (torch.bfloat16, torch.float32) or (x.dtype == torch.float64 and not x.is_cuda)
+    return x.dtype in (torch.bfloat16, torch.float32) or (x.dtype == torch.float64 and not _on_gpu(x))
 
 
 def supports(layer: nn.Module) -> bool:
@@ -38,7 +43,7 @@ def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         Tensor of shape (N, C', H', W'), on CPUs in memory format channels_last.
     """
-    if not x.is_cuda:
+    if not _on_gpu(x):
         from deconvnet.models.fused.cpu.convolution import convolve as on_cpu
 
         return on_cpu(layer, x)
@@ -64,7 +69,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
     Raises:
         ValueError: if there are fewer than 2 values per channel.
     """
-    if x.is_cuda:
+    if _on_gpu(x):
         from deconvnet.models.fused.gpu.norm_relu import norm_relu as compute
     else:
         from deconvnet.models.fused.cpu.norm_relu import norm_relu as compute
@@ -92,7 +97,7 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
         The maxima, of shape (N, C, H/2, W/2), and their positions: uint8 tensor of the same shape with values from 0 to 3, for
         `max_unpool`. Both are in memory format channels_last.
     """
-    if x.is_cuda:
+    if _on_gpu(x):
         from deconvnet.models.fused.gpu.pooling import max_pool as compute
     else:
         from deconvnet.models.fused.cpu.pooling import max_pool as compute
@@ -109,7 +114,7 @@ def max_unpool(x: Tensor, positions: Tensor) -> Tensor:
     Returns:
         Tensor of shape (N, C, 2H, 2W) in memory format channels_last.
     """
-    if x.is_cuda:
+    if _on_gpu(x):
         from deconvnet.models.fused.gpu.pooling import max_unpool as compute
     else:
         from deconvnet.models.fused.cpu.pooling import max_unpool as compute
@@ -132,7 +137,7 @@ def cross_entropy(scores: Tensor, targets: Tensor, ignored: int, factor: float) 
         ValueError: if shape or dtype of the class ids is wrong.
         IndexError: on CPUs, if there is another class id. On GPUs the result is NaN then.
     """
-    if scores.is_cuda:
+    if _on_gpu(scores):
         from deconvnet.models.fused.gpu.cross_entropy import cross_entropy as compute
     else:
         from deconvnet.models.fused.cpu.cross_entropy import cross_entropy as compute
