@@ -34,7 +34,7 @@ _PER_PART = 32  # most images in a part of the table
 _PART_BYTES = 64_000_000  # about the most bytes of image files in a part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Item:
     """An image id that is listed in a split, with the files of the image, or with the reason why the image can't be used.
 

@@ -31,7 +31,7 @@ MIN_SIDE = 16  # px; VGG's five poolings would leave less than one cell of a sma
 STAGE = "prepare"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VocFile:
     """A file of the data set.
 
@@ -46,7 +46,7 @@ class VocFile:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VocImageFiles:
     """The files of one image.
 

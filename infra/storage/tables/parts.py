@@ -38,7 +38,7 @@ Key = int | str
 """What tells the parts of a table apart: their positions, or digests (in hexadecimal) of what they are made from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reject:
     """An input that could not be used, such as a broken image, and the reason.
 
@@ -55,14 +55,14 @@ class Reject:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Note:
     """A line of text that a job stores in the summary of a part, for jobs that need to know it without reading the rows."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """A summary of one part of a table. A part is a Parquet file.
 
