@@ -213,7 +213,7 @@ class StageSettings(Section):
     grad_clip: PositiveFloat | None = Field(
         None, description="gradients whose norm, over all parameters, is larger are scaled to this; empty: they are not"
     )
-    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints; each epoch also ends with one")
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints; each epoch ends with one, too")
     log_every: PositiveInt = Field(20, description="steps between two logged losses")
     bn_batches: _BnBatches = 500
     scale_jitter: float = Field(

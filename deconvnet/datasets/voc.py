@@ -12,7 +12,7 @@ Files outside the folder are never opened.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -26,6 +26,7 @@ from proposals.masks import VOID_ID
 
 IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR = "JPEGImages", "SegmentationClass", "SegmentationObject"
 # Suffixes in lower case of the files in each folder. If an image has several files, the first of these suffixes is taken.
+FOLDERS = (IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR)
 _SUFFIXES = {IMAGES_DIR: (".jpg", ".jpeg", ".png"), CLASS_MASKS_DIR: (".png",), OBJECT_MASKS_DIR: (".png",)}
 MIN_SIDE = 16  # px; VGG's five poolings would leave less than one cell of a smaller image, and its crops are not worth enlarging
 STAGE = "prepare"
@@ -50,17 +51,43 @@ class VocFile:
 class VocImageFiles:
     """The files of one image.
 
+    What is known of them is kept as text, which takes a third of the memory of three objects. A data set may have a million images.
+
     Attributes:
         image_id: id of the image, which is the name of its files without suffix.
-        image: file of the image.
-        class_mask: file of its class mask.
-        object_mask: file of its object mask; None if there is none.
+        text: a line for each of the folders in `FOLDERS`: suffix, size and time of the file in it, separated by spaces. The line is
+            empty, or missing, if there is no such file.
     """
 
     image_id: str
-    image: VocFile
-    class_mask: VocFile
-    object_mask: VocFile | None
+    text: str
+
+    @property
+    def image(self) -> VocFile:
+        """Return the file of the image."""
+        return cast(VocFile, self._file(0))
+
+    @property
+    def class_mask(self) -> VocFile:
+        """Return the file of the image's class mask."""
+        return cast(VocFile, self._file(1))
+
+    @property
+    def object_mask(self) -> VocFile | None:
+        """Return the file of the image's object mask; None if there is none."""
+        return self._file(2)
+
+    def _file(self, number: int) -> VocFile | None:
+        """Return the file in a folder.
+
+        Args:
+            number: position of the folder in `FOLDERS`.
+        """
+        lines = self.text.split("\n")
+        if number >= len(lines) or not lines[number]:
+            return None
+        suffix, size, mtime_ns = lines[number].rsplit(" ", 2)
+        return VocFile(f"{FOLDERS[number]}/{self.image_id}{suffix}", int(size), int(mtime_ns))
 
 
 def split_path(root: str, split: str) -> str:
@@ -136,15 +163,17 @@ class VocDataset:
         self.root = storage.absolute(root)
         if not storage.exists(self.root):
             raise UserError(f"there is no data folder {self.root}: name one in VOC's layout in data.root, or leave that empty")
-        self._images = list_files(self.root, IMAGES_DIR)
-        self._class_masks = list_files(self.root, CLASS_MASKS_DIR)
-        self._object_masks = list_files(self.root, OBJECT_MASKS_DIR)
-        for folder, files in ((IMAGES_DIR, self._images), (CLASS_MASKS_DIR, self._class_masks)):
-            if not files:
+        self._texts: dict[str, str] = {}  # by image id, as in VocImageFiles
+        for number, folder in enumerate(FOLDERS):
+            files = list_files(self.root, folder)
+            if not files and folder != OBJECT_MASKS_DIR:
                 suffixes = " or ".join(_SUFFIXES[folder])
                 raise UserError(
                     f"{storage.join(self.root, folder)} is missing or empty ({suffixes} files): data.root must have VOC's layout"
                 )
+            for image_id, line in files.items():
+                before = self._texts.get(image_id, "")
+                self._texts[image_id] = before + "\n" * (number - before.count("\n")) + line
 
     def find(self, image_id: str) -> VocImageFiles | Reject:
         """Find the files of an image.
@@ -155,14 +184,14 @@ class VocDataset:
         Returns:
             The files, or a Reject with the reason if the image or its class mask is missing.
         """
-        image, mask = self._images.get(image_id), self._class_masks.get(image_id)
-        if image is None:
+        image, mask, *_ = [*self._texts.get(image_id, "").split("\n"), ""]
+        if not image:
             reason = f"no file of this id in {IMAGES_DIR} ({', '.join(_SUFFIXES[IMAGES_DIR])})"
             return Reject(image_id, storage.join(self.root, IMAGES_DIR, f"{image_id}.jpg"), STAGE, reason)
-        if mask is None:
+        if not mask:
             path = storage.join(self.root, CLASS_MASKS_DIR, f"{image_id}.png")
             return Reject(image_id, path, STAGE, f"no mask in {CLASS_MASKS_DIR}")
-        return VocImageFiles(image_id, image, mask, self._object_masks.get(image_id))
+        return VocImageFiles(image_id, self._texts[image_id])
 
     def split(self, name: str, taken: Mapping[str, str] | None = None) -> tuple[list[VocImageFiles], list[Reject]]:
         """Find the files of all images of a split.
@@ -199,26 +228,25 @@ class VocDataset:
         return images, rejects
 
 
-def list_files(root: str, folder: str) -> dict[str, VocFile]:
+def list_files(root: str, folder: str) -> dict[str, str]:
     """List the images or the masks that lie directly in a folder of the data set.
 
     Args:
         root: path or s3:// address of the data set.
-        folder: name of the folder: "JPEGImages", "SegmentationClass" or "SegmentationObject".
+        folder: name of the folder, one of `FOLDERS`.
 
     Returns:
-        A dict from image id to file. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg to .png. If the
-        suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such folder.
+        For each image id a line as in `VocImageFiles.text`. If an image id has several files, .jpg is preferred to .jpeg, and .jpeg
+        to .png. If the suffixes differ only in case, the first file by name is taken. The dict is empty if there is no such folder.
     """
     fs, path = storage.filesystem(storage.join(root, folder))
-    found: dict[str, tuple[int, VocFile]] = {}
-    for info in sorted(fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)), key=lambda info: info.base_name):
-        name = PurePosixPath(info.base_name)
-        if info.type == pafs.FileType.File and name.suffix.lower() in _SUFFIXES[folder]:
-            rank = _SUFFIXES[folder].index(name.suffix.lower())
-            if name.stem not in found or rank < found[name.stem][0]:
-                found[name.stem] = rank, VocFile(f"{folder}/{name}", info.size, info.mtime_ns or 0)
-    return {image_id: file for image_id, (_, file) in found.items()}
+    found: list[tuple[int, str, str]] = []
+    for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        suffix = PurePosixPath(info.base_name).suffix
+        if info.type == pafs.FileType.File and suffix.lower() in _SUFFIXES[folder]:
+            line = f"{suffix} {info.size} {info.mtime_ns or 0}"
+            found.append((_SUFFIXES[folder].index(suffix.lower()), info.base_name, line))
+    return {PurePosixPath(name).stem: line for _, name, line in sorted(found, reverse=True)}  # the last of a stem stays
 
 
 def read_row(

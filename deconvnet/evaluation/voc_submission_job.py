@@ -107,7 +107,8 @@ def list_split(root: str, split: str, max_pixels: int) -> list[ListedImage]:
     Raises:
         UserError: if an image is missing or unusable, because the server wants a mask of every image.
     """
-    files = {image_id: storage.join(root, file.name) for image_id, file in voc.list_files(root, voc.IMAGES_DIR).items()}
+    lines = voc.list_files(root, voc.IMAGES_DIR)
+    files = {image_id: storage.join(root, voc.VocImageFiles(image_id, line).image.name) for image_id, line in lines.items()}
     ids = sorted(set(voc.read_split(root, split)))
     for image_id in ids:
         if image_id not in files or voc.invalid_id_reason(image_id):

@@ -27,8 +27,9 @@ LOCAL_CHECKPOINT = "step_"
 CHECKPOINT_SECONDS = 300.0
 """Longest time between two checkpoints, in seconds. The setting `checkpoint_every` may cause further checkpoints."""
 
-CHECKPOINT_SHARE = 0.05
-"""Largest share of the time that is spent on checkpoints. Those that would come too soon are left out."""
+CHECKPOINT_SHARE, CHEAP_SECONDS = 0.05, 1.0
+"""Largest share of the time that is spent on checkpoints, unless one takes no more than so many seconds. Those that would come too
+soon are left out."""
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class LocalCheckpoints:
 
     def pays(self) -> bool:
         """Return whether enough time has passed since the last checkpoint, by how long that one took (`CHECKPOINT_SHARE`)."""
-        return self.seconds_since_save() * CHECKPOINT_SHARE >= self._saving_seconds
+        return self._saving_seconds <= max(CHEAP_SECONDS, CHECKPOINT_SHARE * self.seconds_since_save())
 
     def save(self, state: State) -> None:
         """Save a checkpoint in a new subfolder, then delete the older checkpoints that this class saved.

@@ -103,11 +103,11 @@ def test_a_stopped_and_resumed_run_has_the_weights_of_an_undisturbed_one(folder:
 
 
 def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    now = [100.0]
+    now, taken = [100.0], [2.0]
     monkeypatch.setattr(local_trainer.time, "monotonic", lambda: now[0])
 
     def save_state(*_: object) -> None:
-        now[0] += 2
+        now[0] += taken[0]
 
     monkeypatch.setattr(local_trainer.checkpoint, "save_state", save_state)
     checkpoints = LocalCheckpoints(str(tmp_path))
@@ -116,6 +116,9 @@ def test_checkpoints_take_a_twentieth_of_the_time_at_most(tmp_path: Path, monkey
     now[0] += 39
     assert not checkpoints.pays()
     now[0] += 1
+    assert checkpoints.pays()
+    taken[0] = 0.5
+    checkpoints.save(State({}, {"step": 2}))
     assert checkpoints.pays()
 
 

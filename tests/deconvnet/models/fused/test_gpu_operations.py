@@ -1,15 +1,12 @@
 """Operations for GPUs give what torch's give, with their gradients: on a GPU, or else in Triton's interpreter."""
 
 import copy
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set when Triton is imported first
 pytest.importorskip("triton", reason="Triton is not installed (the extra dev has it)")
 
 from deconvnet.models.fused import operations
