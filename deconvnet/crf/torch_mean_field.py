@@ -33,7 +33,7 @@ def refine(
     Returns:
         float32 array (C, H, W) of probabilities that sum to 1 over the classes.
     """
-    p = torch.from_numpy(probabilities).to(device, torch.float32).flatten(1)
+    p = torch.from_numpy(np.ascontiguousarray(probabilities)).to(device, torch.float32).flatten(1)
     out = torch.zeros_like(p)
     if p.numel():
         wins = torch.bincount(p.argmax(0), minlength=len(p)) > 0

@@ -16,7 +16,7 @@ def use_fused(device: torch.device) -> bool:
         device: the device that the network is trained on.
     """
     if device.type == "cuda":
-        return _has_triton()
+        return _triton_works()
     return device.type == "cpu" and _can_compile()
 
 
@@ -32,11 +32,12 @@ def _can_compile() -> bool:
 
 
 @cache
-def _has_triton() -> bool:
-    """Return whether Triton can be imported. If not, that is logged once."""
+def _triton_works() -> bool:
+    """Compile a kernel by Triton, run it, and return whether that succeeded. If not, the reason is logged once."""
     try:
-        importlib.import_module("triton")
-    except ImportError as error:
-        logger.warning(f"  training takes longer than it could, because Triton is missing: {error}")
+        pooling = importlib.import_module("deconvnet.models.fused.gpu.pooling")
+        pooling.max_pool(torch.zeros(1, 8, 2, 2, device="cuda"))
+    except Exception as error:  # no Triton, no C compiler for it, no folder for its cache, a GPU that is too old
+        logger.warning(f"  training takes longer than it could, because Triton can't compile: {error}")
         return False
     return True

@@ -36,7 +36,10 @@ def random_case(rng, height, width, classes):
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 1), (40, 53)])
 def test_probabilities_are_those_of_the_crf_on_cpus(torch_crf, rng, size, options):
     image, p = random_case(rng, *size, 5)
-    np.testing.assert_allclose(torch_crf(image, p, **options), dense_crf(image, p, **options), atol=1e-4)
+    expected = dense_crf(image, p, **options)
+    np.testing.assert_allclose(torch_crf(image, p, **options), expected, atol=1e-4)
+    mirrored = np.flip(torch_crf(np.flip(image, 1), np.flip(p, 2), **options), 2)  # arrays with negative strides
+    assert (mirrored.argmax(0) == expected.argmax(0)).mean() >= 0.95
 
 
 def test_labels_are_those_of_the_crf_on_cpus_where_it_removes_classes(torch_crf, rng):

@@ -9,7 +9,8 @@ from torch import nn
 
 pytest.importorskip("triton", reason="Triton is not installed (the extra dev has it)")
 
-from deconvnet.models.fused import operations
+from deconvnet.models.fused import available, operations
+from deconvnet.models.fused.gpu import pooling
 from deconvnet.models.fused.gpu.cross_entropy import cross_entropy
 from deconvnet.models.fused.gpu.norm_relu import norm_relu
 from deconvnet.models.fused.gpu.pooling import max_pool, max_unpool
@@ -200,3 +201,19 @@ def test_a_network_learns_what_it_learns_with_torchs_layers(monkeypatch):
             close(fused.get_parameter(name).grad, parameter.grad, 1e-4)
     for name, buffer in plain.named_buffers():
         close(fused.get_buffer(name), buffer, 1e-5)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_torchs_layers_are_used_where_triton_can_not_compile(monkeypatch, caplog, works):
+    def max_pool(x):
+        if not works:
+            raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(pooling, "max_pool", max_pool)
+    monkeypatch.setattr(available.torch, "zeros", lambda *shape, device: None)
+    available._triton_works.cache_clear()
+    try:
+        assert available.use_fused(torch.device("cuda")) == works
+        assert ("Triton can't compile: Failed to find C compiler" in caplog.text) == (not works)
+    finally:
+        available._triton_works.cache_clear()
