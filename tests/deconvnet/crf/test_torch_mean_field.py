@@ -38,8 +38,12 @@ def test_probabilities_are_those_of_the_crf_on_cpus(torch_crf, rng, size, option
     image, p = random_case(rng, *size, 5)
     expected = dense_crf(image, p, **options)
     np.testing.assert_allclose(torch_crf(image, p, **options), expected, atol=1e-4)
-    mirrored = np.flip(torch_crf(np.flip(image, 1), np.flip(p, 2), **options), 2)  # arrays with negative strides
-    assert (mirrored.argmax(0) == expected.argmax(0)).mean() >= 0.95
+
+
+def test_arrays_may_have_negative_strides(torch_crf, rng):
+    image, p = random_case(rng, 12, 14, 3)
+    turned = [np.flip(np.ascontiguousarray(np.flip(each, axis)), axis) for each, axis in ((image, 1), (p, 2))]
+    np.testing.assert_array_equal(torch_crf(*turned), torch_crf(image, p))
 
 
 def test_labels_are_those_of_the_crf_on_cpus_where_it_removes_classes(torch_crf, rng):
