@@ -25,8 +25,8 @@ from proposals.image_codec import decode_mask, encode_mask, image_size
 from proposals.masks import VOID_ID
 
 IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR = "JPEGImages", "SegmentationClass", "SegmentationObject"
-# Suffixes in lower case of the files in each folder. If an image has several files, the first of these suffixes is taken.
 FOLDERS = (IMAGES_DIR, CLASS_MASKS_DIR, OBJECT_MASKS_DIR)
+# Suffixes in lower case of the files in each folder. If an image has several files, the first of these suffixes is taken.
 _SUFFIXES = {IMAGES_DIR: (".jpg", ".jpeg", ".png"), CLASS_MASKS_DIR: (".png",), OBJECT_MASKS_DIR: (".png",)}
 MIN_SIDE = 16  # px; VGG's five poolings would leave less than one cell of a smaller image, and its crops are not worth enlarging
 STAGE = "prepare"

@@ -62,6 +62,29 @@ def crf() -> list[Row]:
     return rows
 
 
+def gpu_crf() -> list[Row]:
+    """`dense_crf` on a GPU, with random probabilities in which every class wins somewhere, and with few classes."""
+    import torch
+
+    from deconvnet.crf import dense_crf
+
+    if not torch.cuda.is_available():
+        return [("dense_crf on a GPU", "there is no GPU that torch can use here")]
+    rows: list[Row] = []
+    image = sample_images(1)[0]
+    many = _random_probabilities(image, 0)
+    few = np.concatenate([many[:3], np.zeros_like(many[3:])]) / many[:3].sum(0)
+    for classes, probabilities in ((CLASSES, many), (3, few)):
+        on_gpu = partial(dense_crf, image, probabilities, device=torch.device("cuda"))
+        (seconds,) = median_seconds([on_gpu], times=20)  # the result is on the CPU, so the GPU has finished
+        equal = (on_gpu().argmax(0) == dense_crf(image, probabilities).argmax(0)).mean()
+        title = (
+            f"dense_crf on {torch.cuda.get_device_name()}, {image.shape[1]}×{image.shape[0]}, {classes} classes, 10 iterations"
+        )
+        rows.append((title, f"{1000 * seconds:.1f} ms; {100 * equal:.3f} % of pixels have the CPU's class"))
+    return rows
+
+
 def proposals() -> list[Row]:
     """EdgeBox on ten images, and its edges, against the same with OpenCV's detector: medians over the images, one core."""
     import cv2

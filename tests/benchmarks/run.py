@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
         feeding.inputs,
         inference.segmentation,
         inference.crf,
+        inference.gpu_crf,
         inference.proposals,
         pipeline,
     )

@@ -40,15 +40,13 @@ class FusedUnit(nn.Sequential):
             if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and not conv.weight.requires_grad:
                 return _frozen_unit(conv, norm, input)
             return cast(Tensor, super().forward(input))
-        norm = self.get_submodule("norm")
-        if not supports_norm(norm):
-            return cast(Tensor, super().forward(input))
-        if supports(conv) and supports_dtype(input):
+        norm, relu = (self.get_submodule(name) for name in ("norm", "relu"))
+        if supports(conv) and supports_norm(norm) and supports_dtype(input):
             return norm_relu(convolve(conv, input), cast(nn.BatchNorm2d, norm), cast(Tensor | None, conv.bias))
         x = conv(input)
-        return (
-            norm_relu(x, cast(nn.BatchNorm2d, norm)) if supports_dtype(x) else cast(Tensor, self.get_submodule("relu")(norm(x)))
-        )
+        if supports_norm(norm) and supports_dtype(x):
+            return norm_relu(x, cast(nn.BatchNorm2d, norm))
+        return cast(Tensor, relu(norm(x)))
 
 
 def _frozen_unit(conv: nn.Conv2d, norm: nn.BatchNorm2d, input: Tensor) -> Tensor:

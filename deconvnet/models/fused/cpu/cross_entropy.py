@@ -11,6 +11,7 @@ from numba import carray, float32, int32, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from deconvnet.models.fused.checks import check_class_ids
 from deconvnet.models.fused.cpu.parallel import compiled, load, pointer, run, store, take_chunk
 
 DTYPES = {torch.bfloat16: types.uint16, torch.float32: types.float32}
@@ -35,9 +36,7 @@ def cross_entropy(scores: Tensor, targets: Tensor, ignored: int, factor: float) 
         ValueError: if shape or dtype of the class ids is wrong.
         IndexError: if there is another class id.
     """
-    shape = (len(scores), *scores.shape[2:])
-    if targets.dtype != torch.int64 or targets.shape != shape:
-        raise ValueError(f"class ids must be int64 of shape {shape}, got {targets.dtype} of shape {tuple(targets.shape)}")
+    check_class_ids(targets, scores)
     return cast(Tensor, _CrossEntropy.apply(scores, targets, ignored, factor))
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deconvnet.models.fused.checks import check_count
 from deconvnet.models.fused.cpu.norm_kernels import DTYPES, NormKernels, norm_kernels
 from deconvnet.models.fused.cpu.parallel import run
 from deconvnet.models.sync_batchnorm import SyncBatchNorm2d, track, world_size
@@ -37,8 +38,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
     sync = isinstance(norm, SyncBatchNorm2d) and world_size() > 1
     layout = _Layout(x)
     mean, var, count = layout.moments(x.detach(), sync)
-    if count < 2:
-        raise ValueError(f"batch norm needs more than 1 value a channel, got {count}")
+    check_count(count)
     shifted = mean if bias is None else mean + bias.detach().numpy()
     track(norm, torch.from_numpy(shifted), torch.from_numpy(var * (count / (count - 1))))
     inverse = (var + norm.eps) ** -0.5

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deconvnet.models.fused.checks import check_class_ids
 from deconvnet.models.fused.gpu.blocks import ELEMENTS, channels_last, power_of_2
 
 
@@ -25,9 +26,7 @@ def cross_entropy(scores: Tensor, targets: Tensor, ignored: int, factor: float) 
     Raises:
         ValueError: if shape or dtype of the class ids is wrong.
     """
-    shape = (len(scores), *scores.shape[2:])
-    if targets.dtype != torch.int64 or targets.shape != shape:
-        raise ValueError(f"class ids must be int64 of shape {shape}, got {targets.dtype} of shape {tuple(targets.shape)}")
+    check_class_ids(targets, scores)
     return cast(Tensor, _CrossEntropy.apply(channels_last(scores), targets.contiguous(), ignored, factor))
 
 

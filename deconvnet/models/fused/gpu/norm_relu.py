@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from deconvnet.models.fused.checks import check_count
 from deconvnet.models.fused.gpu.blocks import PROGRAMS, block_sizes, channels_last
 
 SUMMED_COLUMNS, SUMMED_ROWS = 16, 64
@@ -30,8 +31,7 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm2d, bias: Tensor | None = None) -> Te
         ValueError: if there are fewer than 2 values per channel.
     """
     count = x.numel() // x.shape[1]
-    if count < 2:
-        raise ValueError(f"batch norm needs more than 1 value a channel, got {count}")
+    check_count(count)
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     return cast(Tensor, _NormRelu.apply(channels_last(x), norm.weight, norm.bias, bias, norm))
