@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,6 +35,17 @@ class TorchLattice:
     def gain(self) -> float:
         """Return the factor by which the results of a `Filter` are too large, compared with a normalised Gaussian filter."""
         return 1 + 2.0 ** -(self.corners.shape[1] - 1)
+
+    @cached_property
+    def by_corner(self) -> tuple[Tensor, Tensor]:
+        """Return the order, int64 (N·(d+1),), that sorts the flattened `corners`, and where each corner's run ends, int64 (M + 2,).
+
+        The first end is 0. The last one belongs to the corner M, which no point has.
+        """
+        flat = self.corners.flatten()
+        counts = torch.bincount(flat, minlength=self.size)
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0), counts.new_full((1,), len(flat))])
+        return flat.argsort(stable=True), ends
 
 
 def build(features: Tensor) -> TorchLattice:
@@ -112,12 +124,8 @@ class Filter:
             weights: float32 (N, d+1), the weights of each point's corners, for splatting and slicing.
         """
         points, corners = lattice.corners.shape
-        flat = lattice.corners.flatten()
-        order = flat.argsort(stable=True)
+        flat, (order, ends), sizes = lattice.corners.flatten(), lattice.by_corner, (lattice.size + 1, points)
         starts = torch.arange(0, points * corners + 1, corners, device=flat.device)
-        counts = torch.bincount(flat, minlength=lattice.size)
-        sizes = (lattice.size + 1, points)
-        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0), counts.new_full((1,), len(flat))])
         self.neighbours = lattice.neighbours
         self.splat = torch.sparse_csr_tensor(ends, order // corners, weights.flatten()[order], sizes)
         self.slice = torch.sparse_csr_tensor(starts, flat, weights.flatten(), sizes[::-1])
