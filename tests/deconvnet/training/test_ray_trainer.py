@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,10 @@ import torch
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from deconvnet.models import checkpoint
-from deconvnet.models.architectures import DECONVNET
-from deconvnet.models.factory import build_network
 from deconvnet.settings import ComputeSettings, ModelSettings, StageSettings
-from deconvnet.training.data.dataloader import BatchLoader, BatchPlan
-from deconvnet.training.data.dev_set import DevSet
-from deconvnet.training.data.examples import open_examples
 from deconvnet.training.job import TrainingJob
 from deconvnet.training.local_trainer import train_locally
 from deconvnet.training.ray_trainer import check_resources, train_on_ray
-from deconvnet.training.trainer import Trainer
 from infra.errors import Interrupted, UserError
 from infra.settings import ClusterSettings
 from tests.conftest import ROOT
@@ -100,28 +95,6 @@ def test_more_resources_than_ray_has_are_refused(tmp_path: Path, ray_session, lo
 
 
 @pytest.mark.ray
-def test_two_workers_on_ray_have_the_losses_of_one_process(tmp_path: Path, ray_session, logged):
-    """The workers reserve every CPU; the saved model is the same, too."""
-    table = examples_table(f"{tmp_path}/examples", 60)
-    found = train_on_ray(job(tmp_path, compute=ComputeSettings(workers=2, bf16=False)))
-
-    examples = open_examples(table, SIZE)
-    torch.manual_seed(0)
-    model = build_network(DECONVNET, MODEL, 3)
-    plain: list[float] = []
-    trainer = Trainer(model, stage(), BatchLoader(BatchPlan.of(examples, 16, 1, 0)), seed=0, dev=DevSet(examples))
-    outcome = trainer.fit(report=lambda metrics, state: plain.append(metrics["loss"]) if "loss" in metrics else None)
-    assert list(losses(logged.messages)) == list(range(1, 9))
-    assert list(losses(logged.messages).values()) == pytest.approx(plain, abs=1e-3)
-    assert (found["steps"], outcome.steps) == (8, 8)
-    kept, meta = checkpoint.load_model(f"{tmp_path}/model")
-    assert meta["classes"] == list(CLASSES)
-    assert meta["extra"]["stage"] == "stage1"
-    for name, value in model.state_dict().items():
-        assert torch.allclose(kept.state_dict()[name].float(), value.float(), rtol=0.01, atol=0.02), name
-
-
-@pytest.mark.ray
 @pytest.mark.slow
 def test_fcn8s_trains_on_images_and_a_diverging_loss_ends_the_run_at_once(tmp_path: Path, ray_session):
     table = images_table(f"{tmp_path}/images", 12)
@@ -134,28 +107,39 @@ def test_fcn8s_trains_on_images_and_a_diverging_loss_ends_the_run_at_once(tmp_pa
 
 
 @pytest.mark.ray
-def test_a_run_is_resumed_by_the_other_trainer(tmp_path: Path, ray_session, logged):
-    """Begun locally and resumed on Ray, and the other way round, with the losses of an undisturbed run."""
+def test_two_workers_on_ray_resume_a_local_run_and_are_resumed_by_one_with_the_losses_of_an_undisturbed_run(
+    tmp_path: Path, ray_session, logged
+):
+    """The workers reserve every CPU; the saved model is the same, too."""
     examples_table(f"{tmp_path}/examples", 60)
+    settings = stage(max_steps=30, checkpoint_every=2)  # so many that no part ends before it is asked to stop
     compute = ComputeSettings(threads=1, bf16=False)
+    this = job(tmp_path, compute=compute, settings=settings)
+    whole_job = job(tmp_path, compute=compute, settings=settings, run_name="whole", out_uri=f"{tmp_path}/whole")
 
-    def stopped_after(step: int) -> Callable[[], bool]:
-        return lambda: max(losses(logged.messages), default=0) >= step
+    def losses_until(end: int, train: Callable[..., Any], job: TrainingJob) -> dict[int, float]:
+        """Train until the step `end` was logged, or the run is over, and return the logged losses."""
+        logged.clear()
+        if end == settings.max_steps:
+            assert train(job)["steps"] == end
+        else:
+            with pytest.raises(Interrupted, match="the same command resumes it"):
+                train(job, should_stop=lambda: max(losses(logged.messages), default=0) >= end)
+        return losses(logged.messages)
 
-    settings = stage(max_steps=30, checkpoint_every=2)  # so many that none ends before it is asked to stop
-    train_locally(job(tmp_path, compute=compute, run_name="whole", settings=settings), device="cpu")
-    whole = losses(logged.messages)
-    for begin, resume in ((train_locally, train_on_ray), (train_on_ray, train_locally)):
-        this = job(tmp_path, compute=compute, run_name=begin.__name__, settings=settings)
-        logged.clear()
-        with pytest.raises(Interrupted, match="the same command resumes it"):
-            begin(this, should_stop=stopped_after(3))
-        begun = losses(logged.messages)
-        logged.clear()
-        assert resume(this)["steps"] == 30
-        resumed = losses(logged.messages)
-        assert 3 <= max(begun) < 30 and min(resumed) == max(begun) + 1
-        assert begun | resumed == pytest.approx(whole, abs=1e-3)
+    whole = losses_until(30, train_locally, whole_job)
+    assert list(whole) == list(range(1, 31))
+    locally = losses_until(3, train_locally, this)
+    on_ray = losses_until(6, train_on_ray, replace(this, compute=ComputeSettings(workers=2, bf16=False)))
+    again = losses_until(30, train_locally, this)
+    assert 3 <= max(locally) < min(on_ray) == max(locally) + 1
+    assert 6 <= max(on_ray) < min(again) == max(on_ray) + 1
+    assert locally | on_ray | again == pytest.approx(whole, abs=1e-3)
+    (kept, meta), (undisturbed, _) = (checkpoint.load_model(f"{tmp_path}/{name}") for name in ("model", "whole"))
+    assert meta["classes"] == list(CLASSES)
+    assert meta["extra"]["stage"] == "stage1"
+    for name, value in undisturbed.state_dict().items():  # rounding grows in 30 steps, most of all in the variances of few pixels
+        assert torch.allclose(kept.state_dict()[name].float(), value.float(), rtol=0.1, atol=0.05), name
 
 
 class Driver:
