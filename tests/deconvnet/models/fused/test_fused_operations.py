@@ -1,62 +1,48 @@
-"""Fused operations give what torch's give, with their gradients."""
+"""The operations that exist for CPUs and for GPUs give what torch's give, with their gradients."""
 
 import copy
-from pathlib import Path
 
-import numba
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deconvnet.models.fused.cpu import parallel
-from deconvnet.models.fused.cpu.convolution import convolve
-from deconvnet.models.fused.cpu.cross_entropy import cross_entropy
-from deconvnet.models.fused.cpu.norm_kernels import norm_kernels
-from deconvnet.models.fused.cpu.norm_relu import norm_relu
-from deconvnet.models.fused.cpu.pooling import max_pool, max_unpool
-from deconvnet.models.fused.cpu.sgd import FusedSGD
-from deconvnet.models.fused.operations import supports
-from deconvnet.models.layers import Deconv3x3
+from tests.deconvnet.models.fused.kernels import TOLERANCE, Kernels, close, cpu_kernels, gpu_kernels
 
-SHAPES = [(4, 24, 5, 7), (3, 8, 1, 1), (2, 520, 3, 3), (16, 32, 32, 32), (1, 300, 2, 2)]
-TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-5}
+CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
+MORE_THAN_A_PROGRAM_ADDS = (1, 8, 256, 160)
+"""A shape with more blocks than a program of Triton adds up at once."""
+SHAPES = [
+    (4, 24, 5, 7),
+    (3, 8, 2, 2),
+    (2, 520, 3, 3),
+    (16, 1000, 1, 1),
+    (1, 300, 2, 2),
+    (2, 32, 64, 32),
+    MORE_THAN_A_PROGRAM_ADDS,
+]
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
+@pytest.fixture(params=[cpu_kernels, gpu_kernels], ids=["cpu", "gpu"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
     torch.manual_seed(0)
-
-
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels)
-    nn.init.uniform_(norm.weight, -0.5, 2)
-    nn.init.normal_(norm.bias)
-    return norm
-
-
-def close(found, expected, tolerance):
-    """Compare relatively to the largest value."""
-    scale = float(expected.detach().float().abs().max()) + 1e-9
-    torch.testing.assert_close(found.float() / scale, expected.float() / scale, rtol=0, atol=tolerance)
+    return request.param()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
-def test_batch_norm_with_relu(shape, dtype, memory_format):
-    x = (torch.randn(shape) * 2 + 3).to(dtype).to(memory_format=memory_format)
-    gradient = torch.randn(shape).to(dtype)
-    ours = batch_norm(shape[1])
-    theirs = copy.deepcopy(ours)
-    before_relu = copy.deepcopy(ours)(x).detach().float()
-    gradient[before_relu.abs() < 1e-2] = 0  # because rounding decides there on which side of 0 a value is
-    a, b = (x.clone().requires_grad_() for _ in range(2))
-    y, expected = norm_relu(a, ours), torch.relu(theirs(b))
+def test_batch_norm_with_relu(kernels: Kernels, shape, dtype):
+    memory_format = CHANNELS_LAST if shape[0] % 4 else CONTIGUOUS
+    x = (kernels.noise(shape) * 2 + 3).to(dtype).contiguous(memory_format=memory_format)
+    gradient = kernels.noise(shape, dtype)
+    ours = kernels.batch_norm(shape[1])
+    theirs, exact = copy.deepcopy(ours).double(), copy.deepcopy(ours).double()
+    gradient[exact(x.double()).detach().abs() < 1e-2] = 0  # because rounding decides there on which side of 0 a value is
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = kernels.norm_relu(a, ours), torch.relu(theirs(b))
     y.backward(gradient)
-    expected.backward(gradient)
-    assert y.dtype == dtype
+    expected.backward(gradient.double())
+    assert y.dtype == dtype and y.is_contiguous(memory_format=CHANNELS_LAST)
     close(y, expected, TOLERANCE[dtype])
     close(a.grad, b.grad, TOLERANCE[dtype])
     for name, parameter in ours.named_parameters():
@@ -65,85 +51,18 @@ def test_batch_norm_with_relu(shape, dtype, memory_format):
         close(buffer, theirs.get_buffer(name), 1e-5)
 
 
-def test_batch_norm_of_values_with_a_large_mean():
-    x = torch.randn(8, 16, 9, 9) + 1000
-    ours, theirs = batch_norm(16), nn.BatchNorm2d(16).double()
-    theirs.load_state_dict(ours.state_dict())
-    close(norm_relu(x, ours), torch.relu(theirs(x.double())), 1e-4)
+def test_batch_norm_of_values_with_a_large_mean(kernels: Kernels):
+    x = kernels.noise((8, 16, 9, 9)) + 1000
+    ours = kernels.batch_norm(16)
+    theirs = copy.deepcopy(ours).double()
+    close(kernels.norm_relu(x, ours), torch.relu(theirs(x.double())), 1e-4)
 
 
-def test_gradients_of_batch_norm_with_relu():
-    def compute(x, weight, bias):
-        norm = nn.BatchNorm2d(8).double()
-        del norm.weight, norm.bias
-        norm.weight, norm.bias = weight, bias
-        return norm_relu(x, norm)
-
-    x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 8, 2, 4), (8,), (8,)))
-    assert torch.autograd.gradcheck(compute, (x, weight, bias))
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_nan_and_infinity_are_not_hidden(dtype):
-    for bad in (float("nan"), float("inf")):
-        x = torch.randn(2, 8, 4, 4).to(dtype)
-        x[0, 3, 1, 1] = bad
-        assert norm_relu(x, batch_norm(8))[:, 3].isnan().all()
-        scores = torch.full((1, 5, 2, 2), bad, dtype=dtype)
-        assert not cross_entropy(scores, torch.zeros(1, 2, 2, dtype=torch.int64), 255, 1.0).isfinite()
-
-
-CONVOLUTIONS = {
-    "few pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (2, 8, 6, 5)),
-    "a kernel larger than the map": (lambda: nn.Conv2d(8, 16, 7, padding=3), (2, 8, 3, 5)),
-    "no padding": (lambda: nn.Conv2d(8, 16, 3), (2, 8, 6, 5)),
-    "more pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (2, 8, 18, 19)),
-    "many pixels": (lambda: nn.Conv2d(8, 16, 3, padding=1), (4, 8, 18, 19)),
-    "deconvolution, few pixels": (lambda: Deconv3x3(8, 16), (2, 8, 6, 5)),
-    "deconvolution, many pixels": (lambda: Deconv3x3(8, 16), (4, 8, 18, 19)),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_convolutions(case, dtype):
-    make, shape = CONVOLUTIONS[case]
-    layer = make().to(memory_format=torch.channels_last)
-    layer = layer.double() if dtype == torch.float64 else layer
-    x = torch.randn(shape).to(dtype)
-    a, b = (x.clone().requires_grad_() for _ in range(2))
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found, expected = convolve(layer, a), layer(b) - layer.bias.view(-1, 1, 1)
-    gradient = torch.randn(found.shape).to(dtype)
-    assert supports(layer) and found.dtype == dtype
-    tolerance = TOLERANCE.get(dtype, 1e-12)
-    close(found, expected, tolerance)
-    results = [torch.autograd.grad(y.to(dtype), [inputs, layer.weight], gradient) for y, inputs in ((found, a), (expected, b))]
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.dtype == theirs.dtype
-        close(ours, theirs, tolerance)
-    assert results[0][1].stride() == layer.weight.stride()
-
-
-@pytest.mark.parametrize("make", [CONVOLUTIONS[case][0] for case in ("few pixels", "deconvolution, few pixels")])
-def test_gradients_of_convolutions(make):
-    layer = make().double()
-    assert torch.autograd.gradcheck(
-        lambda x: convolve(layer, x), torch.randn(1, 8, 3, 2, dtype=torch.float64, requires_grad=True)
-    )
-
-
-def test_other_convolutions_are_left_to_torch():
-    others = [nn.Conv2d(8, 8, 3, stride=2), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 3, groups=2)]
-    others += [nn.Conv2d(8, 8, 3, padding="same"), nn.ConvTranspose2d(8, 8, 3), nn.Linear(8, 8)]
-    assert not any(supports(layer) for layer in others)
-
-
-def test_the_bias_before_batch_norm_only_moves_the_running_mean():
-    x, bias = torch.randn(4, 8, 5, 5), nn.Parameter(torch.randn(8))
-    ours = batch_norm(8)
+def test_the_bias_before_batch_norm_only_moves_the_running_mean(kernels: Kernels):
+    x, bias = kernels.noise((4, 8, 5, 5)), nn.Parameter(kernels.noise(8))
+    ours = kernels.batch_norm(8)
     theirs = copy.deepcopy(ours)
-    y = norm_relu(x, ours, bias)
+    y = kernels.norm_relu(x, ours, bias)
     close(y, torch.relu(theirs(x + bias.view(-1, 1, 1))), 1e-5)
     y.sum().backward()
     assert not bias.grad.any()
@@ -151,179 +70,81 @@ def test_the_bias_before_batch_norm_only_moves_the_running_mean():
     close(ours.running_var, theirs.running_var, 1e-5)
 
 
-def test_one_value_a_channel_is_refused():
+def test_batch_norm_without_running_statistics_keeps_none(kernels: Kernels):
+    norm = nn.BatchNorm2d(8, track_running_stats=False).to(kernels.device)
+    x = kernels.noise((4, 8, 6, 6))
+    close(kernels.norm_relu(x, norm), torch.relu(norm(x)), 1e-5)
+    assert norm.running_mean is None and torch.equal(norm.weight, torch.ones_like(norm.weight))
+
+
+def test_one_value_a_channel_is_refused(kernels: Kernels):
     with pytest.raises(ValueError, match="more than 1 value"):
-        norm_relu(torch.randn(1, 8, 1, 1), batch_norm(8))
+        kernels.norm_relu(kernels.noise((1, 8, 1, 1)), kernels.batch_norm(8))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (3, 24, 10, 2), (16, 32, 32, 32)], ids=str)
-def test_pooling_and_unpooling(shape, dtype):
-    x = torch.relu(torch.randn(shape)).to(dtype).to(memory_format=torch.channels_last)  # with equal values, which are 0
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_not_hidden(kernels: Kernels, dtype, bad):
+    x = kernels.noise((2, 8, 4, 4), dtype)
+    x[0, 3, 1, 1] = bad
+    assert kernels.norm_relu(x, kernels.batch_norm(8))[:, 3].isnan().all()
+    scores = torch.full((1, 5, 2, 2), bad, dtype=dtype, device=kernels.device)
+    truth = torch.zeros(1, 2, 2, dtype=torch.int64, device=kernels.device)
+    assert not kernels.cross_entropy(scores, truth, 255, 1.0).isfinite()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 4, 6), (3, 24, 10, 2), (2, 160, 8, 12)], ids=str)
+def test_pooling_and_unpooling(kernels: Kernels, shape, dtype):
+    x = torch.relu(kernels.noise(shape, dtype)).contiguous(memory_format=CHANNELS_LAST)  # with equal values, which are 0
     x[0, 0, 0, 1] = float("nan")
-    gradient = torch.randn(shape).to(dtype)
+    gradient = kernels.noise(shape, dtype)
     a, b = (x.clone().requires_grad_() for _ in range(2))
-    small, positions = max_pool(a)
+    small, positions = kernels.max_pool(a)
     expected_small, switches = F.max_pool2d(b, 2, 2, return_indices=True)
-    large, expected = max_unpool(small * 2, positions), F.max_unpool2d(expected_small * 2, switches, 2, 2)
+    large = kernels.max_unpool(small * 2, positions)
+    expected = F.max_unpool2d(expected_small * 2, switches, 2, 2)
     large.backward(gradient)
     expected.backward(gradient)
     for found, wanted in ((small, expected_small), (large, expected), (a.grad, b.grad)):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
-def test_unpooling_by_some_of_the_channels_of_pooling():
+def test_unpooling_by_some_of_the_channels_of_pooling(kernels: Kernels):
     """As in a decoder that is narrower than the encoder. The positions then have gaps in memory, or no memory format."""
-    maxima, positions = max_pool(torch.randn(2, 8, 6, 4))
+    maxima, positions = kernels.max_pool(kernels.noise((2, 8, 6, 4)))
     for some in (slice(None, None, 2), [0, 2, 5], [1, 1, 7, 3, 0, 2, 4, 4, 6, 5]):
-        x = maxima[:, some].clone(memory_format=torch.contiguous_format).requires_grad_()
-        found, expected = max_unpool(x, positions[:, some]), max_unpool(maxima, positions)[:, some]
+        x = maxima[:, some].clone(memory_format=CONTIGUOUS).requires_grad_()
+        found, expected = kernels.max_unpool(x, positions[:, some]), kernels.max_unpool(maxima, positions)[:, some]
         assert torch.equal(found, expected)
         found.backward(found.detach())
         assert torch.equal(x.grad, x.detach())
 
 
-def test_a_kernel_refuses_tensors_with_gaps():
-    with pytest.raises(ValueError, match=r"shape \(2, 4, 6, 4\) and strides \(192, 2, 32, 8\)"):
-        parallel.run(None, 1, torch.zeros(2, 8, 6, 4).contiguous(memory_format=torch.channels_last)[:, ::2])
-
-
-def test_gradients_of_pooling_and_unpooling():
-    x = torch.randn(2, 8, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: max_unpool(*max_pool(x)), (x,))
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (3, 21, 40, 40), (1, 2, 1, 1)], ids=str)
-def test_cross_entropy(shape, dtype):
-    scores = (torch.randn(shape) * 20).to(dtype)
-    truth = torch.randint(0, shape[1], (shape[0], *shape[2:]))
-    truth[-1, 1:] = 255
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (3, 21, 40, 40), (1, 2, 1, 1), (1, 150, 9, 7)], ids=str)
+@pytest.mark.parametrize("ignored", [255, 1])
+def test_cross_entropy(kernels: Kernels, shape, dtype, ignored):
+    scores = kernels.noise(shape, dtype) * 20
+    truth = torch.randint(0, shape[1], (shape[0], *shape[2:])).to(kernels.device)
+    truth[-1, 1:] = ignored
     a, b = (scores.clone().requires_grad_() for _ in range(2))
-    found = cross_entropy(a, truth, 255, 0.25)
-    expected = F.cross_entropy(b.float(), truth, ignore_index=255, reduction="sum") * 0.25
+    found = kernels.cross_entropy(a, truth, ignored, 0.25)
+    expected = F.cross_entropy(b.float(), truth, ignore_index=ignored, reduction="sum") * 0.25
     (found * 3).backward()
     (expected * 3).backward()
     close(found, expected, 1e-5)
     close(a.grad, b.grad, TOLERANCE[dtype])
 
 
-def test_pixels_that_are_all_void_have_no_loss():
-    scores = torch.randn(1, 3, 2, 2, requires_grad=True)
-    loss = cross_entropy(scores, torch.full((1, 2, 2), 255), 255, 1.0)
+def test_pixels_that_are_all_void_have_no_loss(kernels: Kernels):
+    scores = kernels.noise((1, 3, 2, 2)).requires_grad_()
+    loss = kernels.cross_entropy(scores, torch.full((1, 2, 2), 255, device=kernels.device), 255, 1.0)
     loss.backward()
     assert loss == 0 and not scores.grad.any()
 
 
-@pytest.mark.parametrize("wrong", [3, -1, 2**40])
-def test_class_ids_without_a_score_are_refused(wrong):
-    truth = torch.zeros(1, 2, 2, dtype=torch.int64)
-    truth[0, 1, 1] = wrong
-    with pytest.raises(IndexError, match="neither below 3 nor 255"):
-        cross_entropy(torch.randn(1, 3, 2, 2), truth, 255, 1.0)
-
-
 @pytest.mark.parametrize("truth", [torch.zeros(1, 3, 2, dtype=torch.int64), torch.zeros(1, 2, 2, dtype=torch.uint8)])
-def test_class_ids_of_another_shape_or_dtype_are_refused(truth):
+def test_class_ids_of_another_shape_or_dtype_are_refused(kernels: Kernels, truth):
     with pytest.raises(ValueError, match="class ids must be int64 of shape"):
-        cross_entropy(torch.randn(1, 3, 2, 2), truth, 255, 1.0)
-
-
-def parameters() -> list[nn.Parameter]:
-    torch.manual_seed(1)
-    weights = [
-        torch.randn(9, 5, 3, 3).to(memory_format=torch.channels_last),
-        torch.randn(7),
-        torch.randn(300, 700),
-        torch.randn(3),
-    ]
-    return [nn.Parameter(w) for w in weights]
-
-
-def test_sgd():
-    found, expected = parameters(), parameters()
-    optimisers = [
-        kind([{"params": p[:2], "weight_decay": 0.1, "lr": 0.5}, {"params": p[2:]}], lr=0.2, momentum=0.9)
-        for kind, p in ((FusedSGD, found), (torch.optim.SGD, expected))
-    ]
-    for _ in range(3):
-        for a, b in zip(found[:3], expected[:3], strict=True):  # the last has no gradient
-            a.grad = torch.randn(a.shape)
-            b.grad = a.grad.clone()
-        for optimiser in optimisers:
-            optimiser.step()
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b)
-        for name, value in optimisers[1].state[b].items():
-            torch.testing.assert_close(optimisers[0].state[a][name], value)
-
-
-def test_sgd_continues_with_momenta_of_another_memory_layout():
-    found, expected = parameters()[:1], parameters()[:1]
-    optimisers = [FusedSGD(found, lr=0.2, momentum=0.9), torch.optim.SGD(expected, lr=0.2, momentum=0.9)]
-    momentum, gradient = torch.randn(9, 5, 3, 3), torch.randn(9, 5, 3, 3)
-    for optimiser, (parameter,) in zip(optimisers, (found, expected), strict=True):
-        optimiser.state[parameter]["momentum_buffer"] = momentum.clone()
-        parameter.grad = gradient.clone()
-        optimiser.step()
-    torch.testing.assert_close(found, expected)
-
-
-def test_sgd_takes_no_closure():
-    with pytest.raises(ValueError, match="closure"):
-        FusedSGD(parameters(), lr=0.1).step(lambda: 0.0)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_nothing(threads, monkeypatch):
-    x = torch.randn(16, 32, 32, 32)
-    expected = norm_relu(x, batch_norm(32))
-    monkeypatch.setattr(parallel.torch, "get_num_threads", lambda: threads)
-    torch.manual_seed(0)
-    torch.randn(16, 32, 32, 32)
-    torch.testing.assert_close(norm_relu(x, batch_norm(32)), expected, rtol=0, atol=0)
-
-
-def test_without_openmp_one_thread_does_the_work(monkeypatch):
-    monkeypatch.setattr(parallel, "_gomp_parallel", lambda: None)
-    x = torch.randn(4, 8, 64, 64)
-    close(norm_relu(x, nn.BatchNorm2d(8)), torch.relu(nn.BatchNorm2d(8)(x)), 1e-5)
-
-
-def test_torchs_openmp_library_is_found():
-    torch.ones(10**6).sum()
-    assert parallel._gomp_parallel() is not None or "libgomp" not in Path("/proc/self/maps").read_text()
-
-
-def test_each_chunk_is_taken_once():
-    kernels = norm_kernels(parallel.types.float32, parallel.types.float32)
-    x, vector = np.ones(1000 * 8, np.float32), np.zeros(8, np.float32)
-    out = np.zeros((1000, 2, 8), np.float32)
-    parallel.run(kernels.moments, 1000, x.size, 8, 1, x, vector, out)
-    assert (out == 1).all()
-
-
-def test_each_version_of_a_kernel_has_a_file_of_its_own_in_numbas_cache(tmp_path, monkeypatch):
-    def make(dtype):
-        @parallel.compiled(dtype)
-        def kernel(block):
-            numba.carray(parallel.pointer(block[2], dtype), 1)[0] = 1
-
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    make(numba.float32)
-    make(numba.float64)
-    monkeypatch.setattr(parallel, "_VERSION", "another")
-    make(numba.float32)
-    assert len(list(tmp_path.rglob("*.nbi"))) == 3
-
-
-def test_compiling_fails_where_numba_can_write_nowhere(monkeypatch):
-    from deconvnet.models.fused import available
-
-    available._can_compile.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "deconvnet.models.fused.cpu.sgd", None)
-    try:
-        assert not available.use_fused(torch.device("cpu"))
-        assert not available.use_fused(torch.device("meta"))
-    finally:
-        available._can_compile.cache_clear()
+        kernels.cross_entropy(kernels.noise((1, 3, 2, 2)), truth.to(kernels.device), 255, 1.0)
