@@ -27,7 +27,7 @@ def make(what: str, folder: str, out: str, executor: Executor) -> None:
         executor: runs the work.
     """
     if what == "inputs":
-        data = DataSettings(classes=GENERATED_CLASSES, generated=GeneratedSettings(train=180, val=12, height=200, width=260))
+        data = DataSettings(classes=GENERATED_CLASSES, generated=GeneratedSettings(train=180, val=12, height=140, width=180))
         prepare_images(data, 0, f"{out}/images", FINGERPRINT, data_folder(data, 0, f"{folder}/data"), executor)
     if what in ("inputs", "proposals"):
         make_proposals(f"{folder}/images", f"{out}/proposals", PROPOSALS, FINGERPRINT, executor)

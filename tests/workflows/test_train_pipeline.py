@@ -240,7 +240,7 @@ def test_a_relative_workspace_is_refused_if_the_jobs_folder_is_temporary(ray_hea
 
 @pytest.mark.ray
 def test_sigterm_in_the_middle_of_a_stage_is_an_interruption(ray_head: Head, tmp_path: Path) -> None:
-    arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--data.generated.train", "3000"]
+    arguments = ["--workspace", str(tmp_path / "w"), *TINY, "--data.generated.train", "1000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     driver = subprocess.Popen(command(*arguments), cwd="/", env=ray_head.environment, **pipes)
     while driver.poll() is None and not any((tmp_path / "w" / "images").rglob("part-*.parquet")):
