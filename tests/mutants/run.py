@@ -38,7 +38,8 @@ PACKAGES = {
     ),
     "boxes": (
         "proposals/boxes.py proposals/soft_nms.py",
-        "tests/proposals/test_boxes.py tests/proposals/test_windows.py tests/proposals/test_soft_nms.py",
+        "tests/proposals/test_boxes.py tests/proposals/test_windows.py tests/proposals/test_soft_nms.py "
+        "tests/deconvnet/models/test_preprocessing.py",
     ),
     "mining": ("proposals/mining/rules.py", "tests/proposals/mining/test_rules.py"),
     "image_notes": ("proposals/image_notes.py", "tests/proposals/test_image_notes.py"),

@@ -63,6 +63,19 @@ def test_another_value_of_a_single_column_is_found_and_gives_parts_other_keys(wr
         assert (pixels_key(old.parts[0]) != pixels_key(new.parts[0])) == (column == "image")
 
 
+@pytest.mark.parametrize("column", ["image", "class_mask", "object_mask"])
+def test_other_bytes_of_the_same_number_are_found(write, column: str) -> None:
+    one, other = write("a", [row("a")], 1), write("b", [row("a") | {column: b"x"}], 1)
+    assert count_changes(one, other)["same"] == 0
+
+
+@pytest.mark.parametrize("masks", [((b"ab", b"c"), (b"a", b"bc")), ((b"a+b", b"c"), (b"a", b"b+c"))])
+def test_bytes_that_move_from_one_mask_to_the_other_are_found(write, masks) -> None:
+    rows = [row("a") | {"class_mask": classes, "object_mask": objects} for classes, objects in masks]
+    made = [write(name, [each], 1) for name, each in zip("ab", rows, strict=True)]
+    assert count_changes(*made)["relabelled"] == 1
+
+
 @pytest.mark.parametrize("image_id", ["a", "a b", "ä-1.2", " - "])
 def test_any_id_is_read_back_and_a_reject_has_no_row(tmp_path, image_id: str) -> None:
     rows = [row(image_id), note_of_row(row(image_id), "stamp"), note_of_reject(f"{image_id}?", "val", "other")]

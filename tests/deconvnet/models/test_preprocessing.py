@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deconvnet.models.preprocessing import prepare
+from proposals.boxes import MEAN_RGB
 
 ORANGE = torch.tensor([255, 128, 0], dtype=torch.uint8).view(1, 3, 1, 1)  # RGB
 
@@ -15,6 +16,13 @@ def test_caffe_is_bgr_minus_mean():
 def test_torchvision_is_rgb_normalised():
     expected = [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (0 - 0.406) / 0.225]
     assert prepare(ORANGE, "torchvision").flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("convention", "rounding"), [("caffe", 0.5), ("torchvision", 1 / 255 / 0.224)])
+def test_the_colour_outside_an_image_becomes_0(convention, rounding):
+    """Up to rounding and the difference of the two means, so that there is nothing to see outside."""
+    outside = torch.tensor(MEAN_RGB, dtype=torch.uint8).view(1, 3, 1, 1)
+    assert prepare(outside, convention).abs().max() <= rounding
 
 
 @pytest.mark.parametrize("convention", ["caffe", "torchvision"])

@@ -39,6 +39,15 @@ def test_objects_have_tight_boxes_and_the_class_of_most_of_their_pixels(masks):
     ]
 
 
+def test_what_is_void_in_the_object_mask_is_no_object_whatever_its_class(masks):
+    classes, objects = masks
+    objects[objects == 1] = 255
+    assert [o.object_id for o in find_objects(classes, objects)] == [2]
+    wide = objects.astype(np.uint16)
+    wide[wide == 255] = 65535
+    assert [o.object_id for o in find_objects(classes, wide)] == [2]
+
+
 def test_void_pixels_do_not_decide_the_class(masks):
     classes, objects = masks
     classes[30:40, 20:40] = 255
@@ -162,6 +171,15 @@ def test_stage_2_selects_proposals_by_iou_before_enlarging(masks):
     assert len(choose_stage2(find_objects(*masks), proposals, min_iou=0.51)) == 1
 
 
+def test_of_proposals_with_the_same_window_the_one_that_fits_better_comes_first(masks):
+    """A square window depends on the longer side alone."""
+    proposals = np.array([[20.0, 31, 40, 39], [20, 30, 40, 40], [20, 29, 40, 41]])
+    for order in ([0, 1, 2], [2, 1, 0]):
+        chosen = choose_stage2(find_objects(*masks), proposals[order])
+        assert len({c.box for c in chosen}) == 1
+        assert [round(c.iou, 3) for c in chosen] == [1.0, 0.833, 0.8]
+
+
 def test_max_per_image_keeps_the_best_of_each_object_and_draws_the_rest_by_seed(masks):
     rng = np.random.default_rng(0)
     proposals = np.array([20, 30, 40, 40]) + rng.uniform(-1, 1, (30, 4))
@@ -204,6 +222,7 @@ def test_repeats_never_exceed_the_limit_or_the_largest_class(counts, limit):
         (np.array([[9, 0, 1, 9]]), {}, "x1 ≤ x2"),
         (np.array([[0, 0, 9, 9, 0.5]] * 4), {}, r"shape \(4, 5\)"),
         (np.array([[0, 0, 9, 9]]), {"min_iou": 50}, "min_iou is 50, and must be above 0 and at most 1"),
+        (np.array([[0, 0, 9, 9]]), {"min_iou": 1.01}, "min_iou is 1.01"),
         (np.array([[0, 0, 9, 9]]), {"min_iou": 0}, "min_iou is 0"),
     ],
 )
