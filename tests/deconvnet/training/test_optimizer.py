@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from deconvnet import DeconvNet, FCN8s
+from deconvnet.models.fused.cpu.sgd import FusedSGD
 from deconvnet.settings import StageSettings
 from deconvnet.training.optimizer import Schedule, make_sgd, parameter_groups, set_rate
 from tests.deconvnet.training_tables import Small
@@ -32,6 +33,7 @@ def test_biases_are_treated_as_in_the_paper_or_the_released_solver():
 def test_the_encoders_parameters_of_every_kind_have_a_factor_of_their_own(network: nn.Module):
     plain, groups = (by_name(network, bias_lr_factor=2.0, encoder_lr_factor=factor) for factor in (1.0, 0.25))
     assert set(plain) == set(groups) == {n for n, _ in network.named_parameters()}
+    assert {group["lr_factor"] for group in parameter_groups(network, 0.1)} == {1.0}
     for name in groups:
         expected = 0.25 if re.match(r"conv[1-5]\.", name) else 1.0
         assert groups[name]["lr_factor"] == expected * plain[name]["lr_factor"], name
@@ -52,6 +54,12 @@ def test_the_rate_of_a_group_is_multiplied_by_its_factor():
     assert {g["lr"] for g in optimiser.param_groups} == {0.5, 1.0}
     assert isinstance(optimiser, torch.optim.SGD)
     assert optimiser.defaults["momentum"] == 0.9
+
+
+def test_parameters_of_another_dtype_get_torchs_sgd():
+    """The fused one computes in float32 alone."""
+    assert type(make_sgd(Small().double(), StageSettings())) is torch.optim.SGD
+    assert type(make_sgd(Small(), StageSettings())) is FusedSGD
 
 
 def plateau(**changes) -> Schedule:
