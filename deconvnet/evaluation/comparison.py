@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri, stdtrit  # quantiles of the normal distribution and of Student's t
 
 from deconvnet.evaluation.metrics import iou_of_counts
 from infra import storage
@@ -22,7 +23,6 @@ DECISIVE_RESULT = "edeconvnet_crf"
 IMAGE_CONFUSIONS = "image_confusions.npz"
 """Name of the report's file with the confusion matrix of each image, computed from the masks of `DECISIVE_RESULT`."""
 _TAIL = 0.05  # share of the draws that lie below the interval; the same share lies above it
-_Z = 1.6449  # 95 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def mean_iou_rise(
     drawn = np.array([np.bincount(random.integers(n, size=n), minlength=n) @ both for _ in range(draws)])
     before, after = _mean_iou(drawn.reshape(draws, 2, 3, -1)).T
     low, high = np.nanquantile(after - before, (_TAIL, 1 - _TAIL))
-    widening = _student_point(n - 1) / _Z * math.sqrt(n / (n - 1))
+    widening = stdtrit(n - 1, 1 - _TAIL) / ndtri(1 - _TAIL) * math.sqrt(n / (n - 1))
     ends = (rise + widening * (end - rise) for end in (low, high))
     lower, upper = (float(np.clip(end, -1, 1)) for end in ends)
     return RiseInterval(rise, lower, upper, n)
@@ -115,21 +115,6 @@ def _mean_iou(counts: np.ndarray) -> np.ndarray:
     present = ~np.isnan(iou)
     total, number = np.where(present, iou, 0).sum(-1), present.sum(-1)
     return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
-
-
-def _student_point(freedom: int) -> float:
-    """Return the 95 % quantile of Student's t distribution.
-
-    For 1 to 3 degrees of freedom, it is taken from a table. For more, it is approximated by formula 26.7.5 of Abramowitz and
-    Stegun's handbook, with an error below 1 %.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-    """
-    if freedom < 4:
-        return (6.314, 2.920, 2.353)[freedom - 1]
-    z = _Z
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def image_confusions_file(confusions: Mapping[str, np.ndarray]) -> bytes:

@@ -91,6 +91,8 @@ def _replacements(node: ast.AST) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, ast.Call) and len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
         if len(node.args) == 2 and ast.unparse(node.func) in _COMMUTATIVE:
             return
+        if ast.unparse(node.args[0]) == ast.unparse(node.args[1]):
+            return
         made.append(ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords))
     elif isinstance(node, ast.AugAssign | ast.Expr) or (isinstance(node, ast.If) and not node.orelse):
         yield f"removed: {ast.unparse(node).splitlines()[0]}", ast.Pass()

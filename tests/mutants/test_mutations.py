@@ -14,7 +14,7 @@ def f(a: int, b: int = 2) -> int:
     a += 1
     simd.prefetch(a, b)
     a = max(a, 512)
-    return g(a, b) * -a
+    return g(a, b) * -h(a, a)
 '''
 
 
@@ -41,8 +41,8 @@ def test_each_mutation_changes_one_place_and_can_be_taken_back() -> None:
             (8, "1", "a += 0"),
             (10, "512", "a = max(a, 1024)"),
             (10, "512", "a = max(a, 256)"),
-            (11, "g(a, b) * -a", "return g(a, b) / -a"),
-            (11, "g(a, b)", "return g(b, a) * -a"),
-            (11, "-a", "return g(a, b) * a"),
+            (11, "g(a, b) * -h(a, a)", "return g(a, b) / -h(a, a)"),
+            (11, "g(a, b)", "return g(b, a) * -h(a, a)"),
+            (11, "-h(a, a)", "return g(a, b) * h(a, a)"),
         ]
     )
