@@ -62,7 +62,7 @@ PACKAGES = {
     "stages": ("infra/runtime/stages.py", "tests/infra/runtime/test_stages.py"),
     "tables": (
         "infra/storage/tables/parts.py infra/storage/tables/versions.py",
-        "tests/infra/storage/test_tables.py tests/infra/storage/test_versions.py",
+        "tests/infra/storage/test_tables.py tests/infra/storage/test_versions.py tests/infra/storage/test_delta.py",
     ),
 }
 """The files of each package that are changed, and the tests that should notice it."""

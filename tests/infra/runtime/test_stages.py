@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -37,6 +38,43 @@ def test_a_second_run_does_nothing(tmp_path: Path) -> None:
     log: list[str] = []
     assert run(tmp_path, log) == ["a", "b"]
     assert run(tmp_path, log) == []
+
+
+def two_stages(workspace: Path, ran: list[str], a: int = 1) -> Stages:
+    """A stage, of which only the record is kept, and one that needs it."""
+    first = Stage("a", "A", 1, {"x": a}, (), (), lambda fingerprint: ran.append("a") or {})
+    return Stages(str(workspace), [first, Stage("b", "B", 1, {}, ("a",), (), lambda fingerprint: ran.append("b") or {})])
+
+
+def test_a_stage_that_is_complete_is_skipped_with_its_record_and_the_plan_says_so(tmp_path: Path) -> None:
+    stages = two_stages(tmp_path, [])
+    records = go(stages)
+    assert [(status.complete, status.record) for status in stages.plan()] == [(True, records["a"]), (True, records["b"])]
+    skipped: list[tuple[Stage, Record]] = []
+    stages.run(lambda stage, fingerprint, work: work(), lambda stage, record: skipped.append((stage, record)))
+    assert skipped == [(stage, records[stage.name]) for stage in stages.stages]
+
+
+def test_a_record_has_the_seconds_that_its_stage_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("infra.runtime.stages.time", clock)
+
+    def work(fingerprint: str) -> dict:
+        clock.now += 2.34
+        return {}
+
+    assert go(Stages(str(tmp_path), [Stage("a", "A", 1, {}, (), (), work)]))["a"].seconds == 2.3
+
+
+def test_a_stage_is_not_begun_if_another_run_has_changed_its_inputs(tmp_path: Path) -> None:
+    ran: list[str] = []
+    with pytest.raises(UserError, match="outputs of a were changed by another run while b needed them"):
+        two_stages(tmp_path, ran).run(
+            lambda stage, fingerprint, work: work(),
+            lambda stage, record: None,
+            lambda stage: bool(go(two_stages(tmp_path, [], a=2))),
+        )
+    assert ran == ["a"]
 
 
 def test_a_changed_setting_reruns_the_stage_and_what_follows(tmp_path: Path) -> None:

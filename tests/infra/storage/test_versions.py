@@ -43,6 +43,12 @@ def test_versions_share_parts_and_each_has_its_rows_in_the_order_of_its_parts(fo
         assert sorted(row["image_id"] for row in found.to_pyarrow_table().to_pylist()) == sorted(rows)
 
 
+def test_a_table_without_parts_has_no_rows_and_the_column_of_all_tables(folder: str) -> None:
+    assert add(folder, "").rows == 0 and names(folder) == ""
+    (column,) = opened(folder).schema().fields
+    assert (column.name, column.type.type, column.nullable) == ("image_id", "string", False)
+
+
 @pytest.mark.parametrize("missing", ["t@3", "t@12", "none@0"])
 def test_a_version_that_is_not_there_is_refused(tmp_path, missing: str) -> None:
     add(f"{tmp_path}/t", "ab")
