@@ -43,6 +43,7 @@ PURE = (
     "deconvnet.inference.score_maps",
     "deconvnet.inference.ensemble",
     "deconvnet.inference.uncertainty",
+    "deconvnet.inference.pixels",
     "deconvnet.inference.fingerprint",
     "deconvnet.ranking.selection",
     "proposals.boxes",

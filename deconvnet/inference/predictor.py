@@ -23,9 +23,10 @@ from torch import Tensor
 from deconvnet.crf import dense_crf
 from deconvnet.inference.ensemble import Ensemble, combine, softmax
 from deconvnet.inference.instances import OnBox, choose_boxes, device_of, segment_instances, whole_image_scores
+from deconvnet.inference.pixels import measure, scan_pixels
 from deconvnet.inference.scaling import resize_nearest, scale_down
 from deconvnet.inference.score_maps import Aggregation
-from deconvnet.inference.uncertainty import Uncertainty, chosen_probability, entropy, measure, most_probable
+from deconvnet.inference.uncertainty import Uncertainty
 from deconvnet.models.checkpoint import load_model
 from deconvnet.models.deconvnet import DeconvNet
 from deconvnet.models.fcn8s import FCN8s
@@ -295,9 +296,9 @@ class Predictor:
                 after[number] = resize_nearest(canvas.max(dim=0).indices.byte().cpu().numpy(), size)
 
         found = self.probabilities(image, boxes, results, keep)
-        best = {name: most_probable(p) for name, p in found.items()}
-        masks = {name: resize_nearest(ids, size) for name, (ids, _) in best.items()}
-        confidence = {name: float(each.mean(dtype=np.float64)) for name, (_, each) in best.items()}
+        # Ties go to the lowest class id, so the background wins.
+        masks = {name: resize_nearest(p.argmax(axis=0).astype(np.uint8), size) for name, p in found.items()}
+        confidence = {name: float(p.max(axis=0).mean(dtype=np.float64)) for name, p in found.items()}
         return masks, {k: after.get(k, masks["deconvnet"]) for k in sorted(counts)}, confidence
 
     def predict(self, image: Image, boxes: Floats) -> Segmentation:
@@ -316,12 +317,9 @@ class Predictor:
         assert fcn is not None and deconvnet is not None
         ensemble = combine(deconvnet, fcn, o.ensemble, o.fcn_weight)
         refined = dense_crf(image, ensemble, **o.crf, device=device_of(self.deconvnet))
-        mask, confidence = most_probable(refined)
-        disagrees = most_probable(deconvnet)[0] != most_probable(fcn)[0]
-        before_crf = chosen_probability(ensemble, mask)
-        uncertainty = measure(mask, confidence, before_crf, entropy(ensemble), disagrees)
-        confidence_map = np.rint(before_crf * 255).astype(np.uint8)
-        return Segmentation(resize_nearest(mask, size), resize_nearest(confidence_map, size), uncertainty)
+        pixels = scan_pixels(refined, ensemble, deconvnet, fcn)
+        confidence_map = np.rint(pixels.before_crf * 255).astype(np.uint8)
+        return Segmentation(resize_nearest(pixels.mask, size), resize_nearest(confidence_map, size), measure(pixels))
 
     def best_boxes(self, boxes: Floats) -> Floats:
         """Select the boxes that DeconvNet is run on.
