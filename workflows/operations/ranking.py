@@ -217,4 +217,5 @@ def _contact_sheet(rows: Sequence[Mapping[str, Any]], output: str) -> bytes | No
     if not cells:
         return None
     classes = [names.get(i, f"id {i}") for i in range(max(names) + 1)]
-    return draw_contact_sheet(cells, classes, f"{len(drawn):,} of {len(rows):,} images to label, the least sure first")
+    title = f"{len(rows):,} images to label, the least sure first" + (f": {len(drawn)} of them" if len(drawn) < len(rows) else "")
+    return draw_contact_sheet(cells, classes, title)

@@ -21,6 +21,7 @@ _WIDTH, _ROW_HEIGHT = 12.0, 2.7  # inches
 _CELL_WIDTH, _CELL_HEIGHT = 288, 225  # largest size of an image on the sheet, px
 _CAPTION_CHARACTERS, _LEGEND_CHARACTERS = 34, 18
 _WARNING_COLOUR = "#d94801"
+_SMOOTHING = 9  # px of a cell within which the borders of outlined regions are smoothed
 _OUTLINE = ((255, 255, 255), 3), ((230, 0, 230), 1)  # colours and widths of the lines round doubtful regions
 
 
@@ -167,14 +168,15 @@ def _paint_cell(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> 
 
 
 def _outline(painted: np.ndarray, regions: np.ndarray) -> None:
-    """Outline regions in an image of a cell, in place. Regions of a pixel or two may vanish where the cell is smaller than they are.
+    """Outline regions in an image of a cell, in place. Specks and holes of a few pixels are left out, as they would hide the image.
 
     Args:
         painted: uint8 array (h, w, 3), RGB.
         regions: bool array (H, W), True inside the regions, of any size.
     """
     height, width = painted.shape[:2]
-    inside = cv2.resize(regions.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) >= 128
+    scaled = cv2.resize(regions.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
+    inside = cv2.blur(scaled, (_SMOOTHING, _SMOOTHING)) >= 128
     outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     for colour, thickness in _OUTLINE:
         cv2.drawContours(painted, outlines, -1, colour, thickness)
