@@ -494,12 +494,14 @@ def test_confidence_maps_are_written_on_request_and_every_row_says_how_sure_it_i
     assert len({row["disagreement"] for row in found.values()}) > 1 and len({row["fingerprint"] for row in found.values()}) == 5
     maps = written(out / "confidence")
     assert "nothing to do" in run("--confidence", "maps", "--dry-run")
-    assert "3 to predict by edeconvnet version 1, 5 up to date" in run("--dry-run"), "maps may stay; 3 are no images"
     (out / "confidence/a.png").unlink()
     (image_folder / "same.jpg").unlink()
-    assert "4 to predict by edeconvnet version 1, 3 up to date" in run("--confidence", "maps"), "a.jpg, same.png, and two rejects"
-    after = written(out / "confidence")
-    assert set(after) == set(maps) and {name for name in maps if maps[name] == after[name]} == set(maps) - {"a.png", "same.png"}
+    assert "3 to predict by edeconvnet version 1, 4 up to date" in run(), "same.png, and 2 that are no images"
+    kept = {"nested/deep/turned.png", "nested/grey.png", "thin.png"}
+    assert written(out / "confidence") == {name: maps[name] for name in kept}, "maps that were made before stay"
+    assert {row["confidence_map"] for row in rows(out).values()} == {None, *(f"confidence/{name}" for name in kept)}
+    plan = run("--confidence", "maps", "--dry-run")
+    assert "4 to predict by edeconvnet version 1, 3 up to date" in plan, "a.jpg, same.png, and 2 that are no images"
 
 
 @pytest.mark.usefixtures("here")
