@@ -184,9 +184,8 @@ class _PartWriter:
             storage.join(self.output, task.mask_path), encode_mask(mask, class_palette(self.background), self.state.comment)
         )
         if task.has_map:
-            data = encode_mask(
-                prediction.confidence_map, comment=self.state.comment, level=1
-            )  # higher levels are slow, and save little
+            # Higher levels of compression are slow, and save little.
+            data = encode_mask(prediction.confidence_map, comment=self.state.comment, level=1)
             self.guard.write(storage.join(self.output, task.map_path), data)
         if task.draw_overlay:
             self._draw_overlay(task, prediction.image, mask)

@@ -19,12 +19,8 @@ Mask = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
 
 # log2(m) for 1 ≤ m ≤ 2 as a polynomial through seven Chebyshev nodes, from the constant on; the error is below 5·10⁻⁶.
-_L0, _L1, _L2, _L3, _L4, _L5, _L6 = (
-    np.polynomial.Chebyshev.interpolate(np.log2, 6, [1, 2])
-    .convert(kind=np.polynomial.Polynomial)
-    .coef.astype(np.float32)
-    .tolist()
-)
+_LOG2 = np.polynomial.Chebyshev.interpolate(np.log2, 6, [1, 2]).convert(kind=np.polynomial.Polynomial)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6 = _LOG2.coef.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,8 @@ PREDICTIONS = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("classes", pa.list_(pa.string()), nullable=False),  # predicted classes by id, background included
         pa.field("shares", pa.list_(pa.float32()), nullable=False),  # share of the pixels that has each of `classes`
-        pa.field(
-            "confidence", pa.float32(), nullable=False
-        ),  # probability of the predicted class after the CRF, averaged over the pixels
-        # Further measures, see `uncertainty.Measures`: of the image, and of the pixels of each of `classes`.
+        # How sure the prediction is, see `uncertainty.Measures`: of the image, and of the pixels of each of `classes`.
+        pa.field("confidence", pa.float32(), nullable=False),
         pa.field("confidence_before_crf", pa.float32(), nullable=False),
         pa.field("entropy", pa.float32(), nullable=False),
         pa.field("disagreement", pa.float32(), nullable=False),

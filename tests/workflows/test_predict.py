@@ -578,6 +578,12 @@ def test_images_to_label_are_listed_with_a_contact_sheet(run: Run, image_folder,
     assert "6 images" in said and "0 near-duplicates" in said and "there are no more images, though 50 were to be chosen" in said
     assert re.search(r"[1-9] images are above the quota of their class, as no others were left", said)
 
+    said = run("--rank", "2", "--rank_labelled", str(image_folder))
+    assert "(0 images: " in said and "6 near-duplicates were passed over (compared with 7 labelled images, too)" in said
+    assert (out / "ranking/images.txt").read_text() == "" and pd.read_csv(out / "ranking/images.csv").empty
+    assert not (out / "ranking/images.png").exists(), "it would show images that were chosen before"
+
+    run("--rank", "2")
     with pytest.raises(UserError, match="nowhere does not exist"):
         run("--rank", "2", "--rank_labelled", str(tmp_path / "nowhere"))
     first, read = (out / "ranking/images.txt").read_text().splitlines()[0], storage.read_bytes

@@ -30,12 +30,8 @@ logger = logging.getLogger(__name__)
 _IMAGES_FOLDER = "JPEGImages"  # of VOC's layout
 _MOST_DRAWN = 60  # largest number of images on the contact sheet
 _FACTS = pa.schema([("place", pa.int32()), ("score", pa.float32()), ("class", pa.string())])
-_COPIED = pa.schema(
-    [
-        PREDICTIONS.field(name)
-        for name in ("image_id", "path", "confidence", "confidence_before_crf", *MEASURES, "mask", "confidence_map")
-    ]
-)
+_NAMES = ("image_id", "path", "confidence", "confidence_before_crf", *MEASURES, "mask", "confidence_map")
+_COPIED = pa.schema([PREDICTIONS.field(name) for name in _NAMES])
 """Columns of the tables of chosen images: their own, and those of the table `predictions`."""
 
 
@@ -111,6 +107,9 @@ def write_ranking(
         files["images.png"] = sheet
     for name, data in files.items():
         guard.write(storage.join(output, RANKING, name), data)
+    if not sheet:
+        guard.check()
+        storage.remove(storage.join(output, RANKING, "images.png"))  # of an earlier choice
     return ranking
 
 
